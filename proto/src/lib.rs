@@ -1,0 +1,39 @@
+//! Every message and service of Heddle, generated from the .proto files beside this crate, and the list of
+//! reasons that a failure can have. The two planes meet only here and in xDS. No behaviour comes in here.
+
+mod reason;
+
+pub use reason::{Reason, ERROR_DOMAIN};
+
+/// Every .proto of this crate with its imports and comments: a serialized
+/// `google.protobuf.FileDescriptorSet`, for reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/heddle.bin"));
+
+macro_rules! generated {
+    ($($name:ident: $package:literal),* $(,)?) => {
+        $(
+            #[allow(
+                clippy::all,
+                clippy::pedantic,
+                clippy::unwrap_used,
+                unused_qualifications,
+                rustdoc::all
+            )]
+            pub mod $name {
+                pub mod v1 {
+                    tonic::include_proto!($package);
+                }
+            }
+        )*
+    };
+}
+
+generated! {
+    registry: "heddle.registry.v1",
+    control: "heddle.control.v1",
+    status: "heddle.status.v1",
+    xds: "heddle.xds.v1",
+    link: "heddle.link.v1",
+    store: "heddle.store.v1",
+    echo: "heddle.echo.v1",
+}
