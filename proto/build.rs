@@ -17,7 +17,10 @@ const FILES: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=heddle");
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    compiler
+        .include_source_info(true)
+        .include_imports(true)
+        .open_files(FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // As protox encodes it: a pass through generated descriptor types would drop extensions.
     let bytes = compiler.encode_file_descriptor_set();

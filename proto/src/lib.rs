@@ -3,7 +3,7 @@
 
 mod reason;
 
-pub use reason::{Reason, ERROR_DOMAIN};
+pub use reason::{ERROR_DOMAIN, Reason};
 
 /// Every .proto of this crate with its imports and comments: a serialized
 /// `google.protobuf.FileDescriptorSet`, for reflection.

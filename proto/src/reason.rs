@@ -108,4 +108,24 @@ mod tests {
         }
         assert_eq!(Reason::from_code("no_route"), None);
     }
+
+    #[test]
+    fn the_documentation_has_a_row_for_every_reason_and_no_other() {
+        let docs = include_str!("../../docs/errors.md");
+        let rows: Vec<&str> = docs
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(code, _)| code)
+            .collect();
+        let codes: Vec<&str> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        assert_eq!(rows, codes);
+        for &reason in Reason::ALL {
+            let status = format!("| `{}` | {} ", reason.code(), reason.grpc_status());
+            let injected = reason == Reason::FaultInjected;
+            assert!(
+                injected || docs.contains(&status),
+                "docs/errors.md: {status}"
+            );
+        }
+    }
 }
