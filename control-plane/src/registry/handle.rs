@@ -1,0 +1,217 @@
+//! The registry's handle: keeps the view at the store's newest revision and tells subscribers what changed. In
+//! come the store's changes; out go reads of the view and batches, which coalesce and are never lost. It writes
+//! nothing: that is for who holds a node's lease (`lease`) and for the sweeper (`sweep`).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::{Batch, Node, RegistryError, RegistryOptions, View, schema};
+use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
+
+/// Pause before the store is read again after its watch broke.
+const RELOAD_PAUSE: Duration = Duration::from_millis(200);
+
+/// The registry of this replica. Clones share it.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    options: RegistryOptions,
+    view: RwLock<View>,
+    revision: watch::Sender<Revision>,
+    subscribers: Mutex<Vec<Weak<Mailbox>>>,
+    node_watches: Mutex<HashMap<String, watch::Sender<Option<Node>>>>,
+}
+
+impl Registry {
+    /// Reads the whole store, then follows it. The view is loaded when this returns: a replica that answered
+    /// before would take every client's endpoints away.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        options: RegistryOptions,
+    ) -> Result<Self, RegistryError> {
+        let (view, changes) = load(&*store).await?;
+        let registry = Self(Arc::new(Inner {
+            store,
+            options,
+            revision: watch::Sender::new(view.revision()),
+            view: RwLock::new(view),
+            subscribers: Mutex::default(),
+            node_watches: Mutex::default(),
+        }));
+        let stop = registry.options().stop.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(registry.clone().follow(changes)));
+        Ok(registry)
+    }
+
+    /// Reads the view. Short and without waiting: the view stands still meanwhile.
+    pub fn read<R>(&self, f: impl FnOnce(&View) -> R) -> R {
+        f(&self.0.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What changes from now on. Subscribe first, then read: nothing falls between.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut subscribers = lock(&self.0.subscribers);
+        subscribers.retain(|mailbox| mailbox.strong_count() > 0);
+        subscribers.push(Arc::downgrade(&mailbox));
+        Subscription(mailbox)
+    }
+
+    /// Descriptors by their hex SHA-256, as the service gave them. None if unknown, or while the store cannot be
+    /// read (the log says which).
+    pub async fn schema(&self, sha256: &str) -> Option<Bytes> {
+        schema::load(self.store(), sha256).await
+    }
+
+    /// Waits until the view shows a revision.
+    pub async fn reached(&self, revision: Revision) {
+        // The sender lives in `self`: the wait cannot fail.
+        let _ = self
+            .0
+            .revision
+            .subscribe()
+            .wait_for(|now| *now >= revision)
+            .await;
+    }
+
+    /// One node as it is, and each change of it.
+    #[must_use]
+    pub fn watch_node(&self, node: &str) -> watch::Receiver<Option<Node>> {
+        let mut watches = lock(&self.0.node_watches);
+        watches.retain(|_, sender| sender.receiver_count() > 0);
+        let now = self.read(|view| view.node(node).cloned());
+        let sender = watches
+            .entry(node.to_owned())
+            .or_insert_with(|| watch::Sender::new(None));
+        sender.send_replace(now);
+        sender.subscribe()
+    }
+
+    #[must_use]
+    pub fn options(&self) -> &RegistryOptions {
+        &self.0.options
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        &*self.0.store
+    }
+
+    async fn follow(self, mut changes: Watch) {
+        loop {
+            match changes.next().await {
+                Some(Ok(changes)) => self.fold(&changes),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the registry reads its store again");
+                    changes = self.reload().await;
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn fold(&self, changes: &Changes) {
+        let mut batch = Batch::default();
+        self.0
+            .view
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(changes, &mut batch);
+        self.publish(&batch);
+    }
+
+    async fn reload(&self) -> Watch {
+        loop {
+            tokio::time::sleep(RELOAD_PAUSE).await;
+            match load(self.store()).await {
+                Ok((view, changes)) => {
+                    let batch = {
+                        let mut held = self.0.view.write().unwrap_or_else(PoisonError::into_inner);
+                        let batch = view.changes_since(&held);
+                        *held = view;
+                        batch
+                    };
+                    self.publish(&batch);
+                    return changes;
+                }
+                Err(error) => tracing::warn!(%error, "the store cannot be read; trying again"),
+            }
+        }
+    }
+
+    fn publish(&self, batch: &Batch) {
+        {
+            let mut watches = lock(&self.0.node_watches);
+            for name in &batch.nodes {
+                if let Some(sender) = watches.get(&**name) {
+                    sender.send_replace(self.read(|view| view.node(name).cloned()));
+                }
+            }
+            watches.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        for mailbox in lock(&self.0.subscribers).iter().filter_map(Weak::upgrade) {
+            mailbox.put(batch.clone());
+        }
+        self.0.revision.send_replace(self.read(View::revision));
+    }
+}
+
+/// Batches since the last look, merged into one: its size is bounded by the number of names in the mesh, and a
+/// slow reader loses nothing.
+pub struct Subscription(Arc<Mailbox>);
+
+impl Subscription {
+    /// Waits for a change. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Batch {
+        loop {
+            if let Some(batch) = lock(&self.0.batch).take() {
+                return batch;
+            }
+            self.0.arrived.notified().await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Mailbox {
+    batch: Mutex<Option<Batch>>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    /// Empty batches count too: they carry the revision.
+    fn put(&self, batch: Batch) {
+        match &mut *lock(&self.batch) {
+            Some(waiting) => waiting.merge(batch),
+            empty => *empty = Some(batch),
+        }
+        self.arrived.notify_one();
+    }
+}
+
+async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
+    let nodes = store.range(keys::NODES, None).await?;
+    let at = nodes.revision;
+    let alive = store.range(keys::ALIVE, Some(at)).await?;
+    let instances = store.range(keys::INSTANCES, Some(at)).await?;
+    let schemas = store.range_keys(keys::SCHEMAS, Some(at)).await?;
+    let items = [&nodes, &alive, &instances, &schemas]
+        .into_iter()
+        .flat_map(|range| &range.items);
+    let view = View::load(at, items);
+    let changes = store.watch("", at.next()).await?;
+    Ok((view, changes))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,110 @@
+//! One registered process and the names of it and of its service. In comes a record of the store, out goes a plain
+//! value in which nothing is "unspecified". No rules for what may be registered: those are the session's.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+
+use heddle_proto::{
+    control::v1::ProtoService,
+    registry::v1::{self as pb, Health, Protocol},
+    store::v1::InstanceRecord,
+};
+
+/// A service's full name; written "users.default".
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    pub service: String,
+    pub namespace: String,
+}
+
+impl ServiceName {
+    /// "users" (in the namespace `default`) or "users.shop"; none if a part is empty or there are more.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (service, namespace) = name.split_once('.').unwrap_or((name, "default"));
+        if service.is_empty() || namespace.is_empty() || namespace.contains('.') {
+            return None;
+        }
+        Some(Self {
+            service: service.to_owned(),
+            namespace: namespace.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.service, self.namespace)
+    }
+}
+
+/// Names one instance in the whole mesh; written "<node>/<service>.<namespace>/<id>".
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceKey {
+    pub node: Arc<str>,
+    pub service: ServiceName,
+    pub id: Arc<str>,
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.node, self.service, self.id)
+    }
+}
+
+/// One registered process. Protocol, weight and health are never "unspecified" here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instance {
+    pub node: Arc<str>,
+    pub service: ServiceName,
+    pub id: Arc<str>,
+    pub address: SocketAddr,
+    pub version: Arc<str>,
+    pub weight: u32,
+    pub health: Health,
+    pub health_reason: String,
+    pub protocol: Protocol,
+    pub protos: Vec<ProtoService>,
+    pub schema_sha256: Option<Arc<str>>,
+    pub labels: BTreeMap<String, String>,
+    /// As it was registered, for the registry API.
+    pub health_check: Option<pb::HealthCheck>,
+}
+
+impl Instance {
+    #[must_use]
+    pub fn key(&self) -> InstanceKey {
+        InstanceKey {
+            node: Arc::clone(&self.node),
+            service: self.service.clone(),
+            id: Arc::clone(&self.id),
+        }
+    }
+
+    pub(super) fn parse(key: &InstanceKey, record: InstanceRecord) -> Option<Self> {
+        let local = record.local?;
+        let health = match local.health() {
+            Health::Unspecified => Health::Unknown,
+            health => health,
+        };
+        let instance = local.instance?;
+        let protocol = match instance.protocol() {
+            Protocol::Unspecified => Protocol::Grpc,
+            protocol => protocol,
+        };
+        Some(Self {
+            node: Arc::clone(&key.node),
+            service: key.service.clone(),
+            id: Arc::clone(&key.id),
+            address: instance.address.parse().ok()?,
+            version: instance.version.into(),
+            weight: instance.weight.max(1),
+            health,
+            health_reason: local.health_reason,
+            protocol,
+            protos: local.protos,
+            schema_sha256: (!local.schema_sha256.is_empty()).then(|| local.schema_sha256.into()),
+            labels: instance.labels.into_iter().collect(),
+            health_check: instance.health,
+        })
+    }
+}

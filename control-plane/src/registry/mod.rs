@@ -1,0 +1,56 @@
+//! The registry: the store's content as the mesh sees it, and the rules by which it changes. Sessions write here
+//! through the lease of their node; snapshots, status and the registry API read the view and hear what changed.
+//! No gRPC and no xDS comes in here, and no engine of the store.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::store::StoreError;
+
+mod instance;
+mod node;
+mod view;
+mod handle;
+mod expiry;
+mod schema;
+
+pub use expiry::ExpiryOptions;
+pub use handle::{Registry, Subscription};
+pub use instance::{Instance, InstanceKey, ServiceName};
+pub use node::Node;
+pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
+pub use view::{Batch, View};
+
+/// How the registry keeps its nodes.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// Name of this replica, written beside the lease of every node whose session it holds.
+    pub replica: String,
+    /// A node that is silent for so long has gone. Default 10 s.
+    pub lease_ttl: Duration,
+    /// How often a node shall renew its lease. Default 3 s.
+    pub renew_interval: Duration,
+    pub expiry: ExpiryOptions,
+    /// Ends the registry's tasks and all sessions.
+    pub stop: CancellationToken,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            replica: "control".to_owned(),
+            lease_ttl: Duration::from_secs(10),
+            renew_interval: Duration::from_secs(3),
+            expiry: ExpiryOptions::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
+/// Why the registry could not be opened.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RegistryError {
+    #[error("the registry cannot read its store: {0}")]
+    Store(#[from] StoreError),
+}

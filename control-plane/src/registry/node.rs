@@ -1,0 +1,62 @@
+//! One node as the mesh knows it. In comes its record and whether it holds its lease, out goes a plain value. No
+//! sessions and no time here.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use heddle_proto::store::v1::{AliveRecord, NodeRecord};
+
+/// One node. It stays known, with its epoch, after its lease has gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: Arc<str>,
+    pub epoch: u64,
+    pub process_id: String,
+    /// Where other nodes reach its inbound.
+    pub advertise: SocketAddr,
+    pub region: String,
+    pub zone: String,
+    /// It reaches the control plane over loopback.
+    pub loopback: bool,
+    /// Holds its lease.
+    pub alive: bool,
+    /// Its lease lapsed together with many others: its instances stay in use, as UNKNOWN.
+    pub suspect: bool,
+    pub version: String,
+    /// Which replica holds its session; empty when it is not alive.
+    pub replica: String,
+}
+
+impl Node {
+    pub(super) fn parse(name: &str, record: NodeRecord) -> Option<Self> {
+        Some(Self {
+            name: name.into(),
+            epoch: record.epoch,
+            process_id: record.process_id,
+            advertise: record.advertise.parse().ok()?,
+            region: record.region,
+            zone: record.zone,
+            loopback: record.loopback,
+            alive: false,
+            suspect: record.suspect,
+            version: record.version,
+            replica: String::new(),
+        })
+    }
+
+    pub(super) fn with_lease(mut self, alive: Option<&AliveRecord>) -> Self {
+        self.alive = alive.is_some();
+        self.replica = alive.map(|alive| alive.replica.clone()).unwrap_or_default();
+        self
+    }
+
+    /// What of a node stands in its endpoints: a change of anything else is no news for clients.
+    pub(super) fn seen_by_clients(&self) -> (SocketAddr, &str, &str, bool, bool) {
+        (
+            self.advertise,
+            &self.region,
+            &self.zone,
+            self.loopback,
+            self.suspect,
+        )
+    }
+}

@@ -1,0 +1,349 @@
+//! What the mesh looks like: nodes, instances, services and who claims which proto service, folded from the
+//! store's events. In come records at revisions; out go sorted, read-only answers and the names of what changed.
+//! A pure fold: no clock, no I/O, nothing random; replaying the same events from any revision gives the same view.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use heddle_proto::{
+    registry::v1::Health,
+    store::v1::{AliveRecord, InstanceRecord, NodeRecord},
+};
+use prost::Message as _;
+
+use super::{Instance, InstanceKey, Node, ServiceName};
+use crate::store::{Changes, KeyValue, Revision, keys};
+
+/// What one or several revisions changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The view's revision after them.
+    pub revision: Revision,
+    /// Services whose content changed: an instance, or what matters to clients of the node of one.
+    pub services: BTreeSet<ServiceName>,
+    /// Nodes that changed, lease included.
+    pub nodes: BTreeSet<Arc<str>>,
+}
+
+impl Batch {
+    /// Adds a later batch.
+    pub fn merge(&mut self, later: Self) {
+        self.revision = self.revision.max(later.revision);
+        self.services.extend(later.services);
+        self.nodes.extend(later.nodes);
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.nodes.is_empty()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Service {
+    instances: BTreeMap<(Arc<str>, Arc<str>), Arc<Instance>>,
+    /// Proto service → how many instances claim it.
+    protos: BTreeMap<String, usize>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct NodeEntry {
+    record: Option<Node>,
+    alive: Option<AliveRecord>,
+    /// Service → how many instances of it the node has.
+    services: BTreeMap<ServiceName, usize>,
+}
+
+/// The fold. Answers are sorted and free of clocks, so that they are equal on every replica.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    revision: Revision,
+    services: BTreeMap<ServiceName, Service>,
+    nodes: BTreeMap<Arc<str>, NodeEntry>,
+    claims: BTreeMap<String, BTreeSet<ServiceName>>,
+    schemas: BTreeSet<Arc<str>>,
+    instances: usize,
+}
+
+static NO_CLAIMS: BTreeSet<ServiceName> = BTreeSet::new();
+
+impl View {
+    /// The store's revision that this view shows.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Services with at least one instance, sorted.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.keys()
+    }
+
+    /// Instances of one service, sorted by node and id.
+    pub fn instances(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Instance>> {
+        self.services
+            .get(service)
+            .into_iter()
+            .flat_map(|service| service.instances.values())
+    }
+
+    /// Instances of all services.
+    #[must_use]
+    pub fn instance_count(&self) -> usize {
+        self.instances
+    }
+
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).and_then(|entry| entry.record.as_ref())
+    }
+
+    /// All nodes ever seen, sorted.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes
+            .values()
+            .filter_map(|entry| entry.record.as_ref())
+    }
+
+    /// How many instances a node has.
+    #[must_use]
+    pub fn instances_on(&self, node: &str) -> usize {
+        self.nodes
+            .get(node)
+            .map_or(0, |entry| entry.services.values().sum())
+    }
+
+    /// Services that a node has instances of, sorted.
+    pub fn services_on(&self, node: &str) -> impl Iterator<Item = &ServiceName> {
+        self.nodes
+            .get(node)
+            .into_iter()
+            .flat_map(|entry| entry.services.keys())
+    }
+
+    /// Instances of one node, sorted by service and id.
+    pub fn instances_of(&self, node: &str) -> impl Iterator<Item = &Arc<Instance>> {
+        self.services_on(node).flat_map(move |service| {
+            self.instances(service)
+                .filter(move |instance| &*instance.node == node)
+        })
+    }
+
+    /// The mesh services that implement a proto service: more than one is ambiguous.
+    #[must_use]
+    pub fn proto_claims(&self, proto: &str) -> &BTreeSet<ServiceName> {
+        self.claims.get(proto).unwrap_or(&NO_CLAIMS)
+    }
+
+    /// An instance's health as clients see it: those of a suspect node are UNKNOWN.
+    #[must_use]
+    pub fn health(&self, instance: &Instance) -> Health {
+        match self.node(&instance.node) {
+            Some(node) if node.suspect && instance.health == Health::Healthy => Health::Unknown,
+            _ => instance.health,
+        }
+    }
+
+    /// The store holds these descriptors.
+    #[must_use]
+    pub fn has_schema(&self, sha256: &str) -> bool {
+        self.schemas.contains(sha256)
+    }
+
+    /// Builds a view from all keys as they stood at a revision.
+    #[must_use]
+    pub fn load<'a>(revision: Revision, items: impl IntoIterator<Item = &'a KeyValue>) -> Self {
+        let mut view = Self {
+            revision,
+            ..Self::default()
+        };
+        let mut batch = Batch::default();
+        for item in items {
+            view.set(&item.key, Some(item), &mut batch);
+        }
+        view
+    }
+
+    /// Folds one revision's events in and adds what they changed. Events that it has seen already change nothing.
+    pub fn apply(&mut self, changes: &Changes, batch: &mut Batch) {
+        if changes.revision <= self.revision {
+            return;
+        }
+        for event in changes.events.iter() {
+            self.set(&event.key, event.now.as_ref(), batch);
+        }
+        self.revision = changes.revision;
+        batch.revision = changes.revision;
+    }
+
+    /// What differs between an older view and this one, for a reader that held the older.
+    #[must_use]
+    pub fn changes_since(&self, older: &Self) -> Batch {
+        let mut batch = Batch {
+            revision: self.revision,
+            ..Batch::default()
+        };
+        for name in self.nodes.keys().chain(older.nodes.keys()) {
+            let (new, old) = (self.nodes.get(name), older.nodes.get(name));
+            if new != old {
+                batch.nodes.insert(Arc::clone(name));
+                for entry in [new, old].into_iter().flatten() {
+                    batch.services.extend(entry.services.keys().cloned());
+                }
+            }
+        }
+        for name in self.services.keys().chain(older.services.keys()) {
+            if self.services.get(name) != older.services.get(name) {
+                batch.services.insert(name.clone());
+            }
+        }
+        batch
+    }
+
+    fn set(&mut self, key: &str, value: Option<&KeyValue>, batch: &mut Batch) {
+        match keys::parse(key) {
+            Some(keys::Key::Instance(name)) => self.set_instance(&name, value, batch),
+            Some(keys::Key::Node(name)) => self.set_node(name, value, batch),
+            Some(keys::Key::Alive(name)) => self.set_alive(name, value, batch),
+            Some(keys::Key::Schema(sha256)) => {
+                if value.is_some() {
+                    self.schemas.insert(sha256.into());
+                } else {
+                    self.schemas.remove(sha256);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn set_instance(&mut self, key: &InstanceKey, value: Option<&KeyValue>, batch: &mut Batch) {
+        let new = value.and_then(|value| {
+            let record = InstanceRecord::decode(value.value.clone()).ok();
+            let instance = record.and_then(|record| Instance::parse(key, record));
+            if instance.is_none() {
+                tracing::error!(key = %value.key, "a record of the store cannot be read; left out");
+            }
+            instance.map(Arc::new)
+        });
+        let old = self.take_instance(key);
+        if new == old {
+            // Written again unchanged (a reconnect): no client has to hear of it.
+            if let Some(old) = old {
+                self.put_instance(key, old);
+            }
+            return;
+        }
+        if let Some(new) = new {
+            self.put_instance(key, new);
+        }
+        batch.services.insert(key.service.clone());
+        batch.nodes.insert(Arc::clone(&key.node));
+    }
+
+    fn take_instance(&mut self, key: &InstanceKey) -> Option<Arc<Instance>> {
+        let service = self.services.get_mut(&key.service)?;
+        let place = (Arc::clone(&key.node), Arc::clone(&key.id));
+        let instance = service.instances.remove(&place)?;
+        for proto in &instance.protos {
+            if release(&mut service.protos, &proto.name)
+                && let Some(claims) = self.claims.get_mut(&proto.name)
+            {
+                claims.remove(&key.service);
+                if claims.is_empty() {
+                    self.claims.remove(&proto.name);
+                }
+            }
+        }
+        if service.instances.is_empty() {
+            self.services.remove(&key.service);
+        }
+        if let Some(entry) = self.nodes.get_mut(&key.node) {
+            release(&mut entry.services, &key.service);
+            self.forget_empty(&key.node);
+        }
+        self.instances = self.instances.saturating_sub(1);
+        Some(instance)
+    }
+
+    fn put_instance(&mut self, key: &InstanceKey, instance: Arc<Instance>) {
+        let service = self.services.entry(key.service.clone()).or_default();
+        for proto in &instance.protos {
+            *service.protos.entry(proto.name.clone()).or_default() += 1;
+            self.claims
+                .entry(proto.name.clone())
+                .or_default()
+                .insert(key.service.clone());
+        }
+        let node = self.nodes.entry(Arc::clone(&key.node)).or_default();
+        *node.services.entry(key.service.clone()).or_default() += 1;
+        service
+            .instances
+            .insert((Arc::clone(&key.node), Arc::clone(&key.id)), instance);
+        self.instances += 1;
+    }
+
+    fn set_node(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {
+        let new = value.and_then(|value| {
+            let record = NodeRecord::decode(value.value.clone()).ok();
+            let node = record.and_then(|record| Node::parse(name, record));
+            if node.is_none() {
+                tracing::error!(key = %value.key, "a record of the store cannot be read; left out");
+            }
+            node
+        });
+        let entry = self.nodes.entry(name.into()).or_default();
+        let new = new.map(|node| node.with_lease(entry.alive.as_ref()));
+        if entry.record == new {
+            return;
+        }
+        if entry.record.as_ref().map(Node::seen_by_clients)
+            != new.as_ref().map(Node::seen_by_clients)
+        {
+            batch.services.extend(entry.services.keys().cloned());
+        }
+        entry.record = new;
+        batch.nodes.insert(name.into());
+        self.forget_empty(name);
+    }
+
+    fn set_alive(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {
+        let new = value.map(|value| AliveRecord::decode(value.value.clone()).unwrap_or_default());
+        let entry = self.nodes.entry(name.into()).or_default();
+        if entry.alive != new {
+            batch.nodes.insert(name.into());
+            entry.record = entry
+                .record
+                .take()
+                .map(|node| node.with_lease(new.as_ref()));
+            entry.alive = new;
+        }
+        self.forget_empty(name);
+    }
+
+    fn forget_empty(&mut self, node: &str) {
+        if self
+            .nodes
+            .get(node)
+            .is_some_and(|entry| *entry == NodeEntry::default())
+        {
+            self.nodes.remove(node);
+        }
+    }
+}
+
+/// Counts one down; true when none is left.
+fn release<K: Ord, Q: Ord + ?Sized>(counts: &mut BTreeMap<K, usize>, key: &Q) -> bool
+where
+    K: std::borrow::Borrow<Q>,
+{
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => {
+            *count -= 1;
+            false
+        }
+        Some(_) => counts.remove(key).is_some(),
+        None => false,
+    }
+}

@@ -1,0 +1,19 @@
+//! Where nodes and people meet the registry by gRPC: the node sessions and the registry API of the control plane.
+//! In come messages of one node or questions of anybody, out go acknowledgements, durable at the time, and
+//! answers from the view. Nothing is decided here that another replica must know: that is in the store.
+
+use std::{pin::Pin, time::Duration};
+
+use crate::{registry::InstanceKey, store::Revision};
+
+/// Tells when connected xDS clients have acknowledged that an instance has gone.
+pub trait Removals: Send + Sync + 'static {
+    /// Waits until every connected client has acknowledged a state without this instance, at `revision` or later.
+    /// Returns the node ids of those that had not when `max_wait` ended: none means all have.
+    fn acknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        max_wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>>;
+}

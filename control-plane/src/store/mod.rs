@@ -1,0 +1,319 @@
+//! The one place of truth: a small, ordered, versioned map that survives crashes, behind one trait. In come
+//! transactions, leases and reads from `registry/`; out go results, each with its revision, and the stream of
+//! what changed. Nothing here knows what a node or an instance is, and no engine is named outside `app`.
+//!
+//! # The laws
+//! Every engine keeps them; `conformance` holds them as tests. They are etcd v3's, as far as we use it.
+//!
+//! 1. **Revisions.** The store has one revision. A transaction that changes something raises it by one and all
+//!    of its changes carry that number; one that changes nothing does not. It never goes back, not across a
+//!    restart either. An empty store is at revision 1.
+//! 2. **Reads are linearizable.** They see every transaction that was answered before they began, and none
+//!    that is not durable.
+//! 3. **Transactions are atomic.** All comparisons hold and `then` is done, or one does not and `otherwise`
+//!    is. A key may be changed once in a transaction. What was answered is durable.
+//! 4. **Versions of a key.** `create_revision` is that of the write that made the key, `mod_revision` that of
+//!    the last write; a key that is absent has 0 in both, so that absence is a comparison too.
+//! 5. **Range** reads all keys with a prefix, in byte order, at one revision: the present one, or an earlier
+//!    one that is not compacted yet.
+//! 6. **Leases.** A lease lives for its TTL after it was granted or last kept alive, by a monotonic clock; a
+//!    put attaches the key to a lease (or to none), in place of the one it had. When the lease ends, by itself or
+//!    revoked, its keys are deleted in one revision. When an engine restarts, its leases have a full TTL again:
+//!    they may live longer than asked, never shorter.
+//! 7. **Watch** gives every change of the keys with a prefix from a revision on, in order, none twice, none
+//!    missed, all changes of one revision together. Where the history no longer reaches so far back it says
+//!    [`StoreError::Compacted`]: the watcher reads the present and watches on from there.
+//! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`], a value at most [`Store::max_value_bytes`], a
+//!    transaction at most [`MAX_TXN_OPS`] operations; more is refused and changes nothing.
+
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+
+pub mod keys;
+
+/// Longest key in bytes: three DNS labels, a node and a prefix fit with room to spare.
+pub const MAX_KEY_BYTES: usize = 1024;
+/// Most operations of one transaction: etcd's own default bound is 128.
+pub const MAX_TXN_OPS: usize = 128;
+
+/// A point in the store's history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// The revision after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Names a lease; given by the engine, never 0, not used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// One key as it stood at a revision. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Arc<str>,
+    /// Empty where only keys were asked for.
+    pub value: Bytes,
+    pub create_revision: Revision,
+    pub mod_revision: Revision,
+    pub lease: Option<LeaseId>,
+}
+
+/// What a range read found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The revision at which it was read.
+    pub revision: Revision,
+    /// In byte order of the keys.
+    pub items: Vec<KeyValue>,
+}
+
+/// A condition of a transaction. An absent key has revision 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    ModRevision(Arc<str>, Revision),
+    CreateRevision(Arc<str>, Revision),
+}
+
+impl Compare {
+    /// The key does not exist.
+    #[must_use]
+    pub fn absent(key: &str) -> Self {
+        Self::CreateRevision(key.into(), Revision(0))
+    }
+
+    /// The key was last written at this revision (0: it does not exist).
+    #[must_use]
+    pub fn unchanged(key: &str, at: Revision) -> Self {
+        Self::ModRevision(key.into(), at)
+    }
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    Put {
+        key: Arc<str>,
+        value: Bytes,
+        lease: Option<LeaseId>,
+    },
+    /// Deleting an absent key is no change.
+    Delete { key: Arc<str> },
+}
+
+impl Op {
+    #[must_use]
+    pub fn put(key: &str, value: impl Into<Bytes>) -> Self {
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }
+    }
+
+    #[must_use]
+    pub fn put_leased(key: &str, value: impl Into<Bytes>, lease: LeaseId) -> Self {
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: Some(lease),
+        }
+    }
+
+    #[must_use]
+    pub fn delete(key: &str) -> Self {
+        Self::Delete { key: key.into() }
+    }
+
+    #[must_use]
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// If all comparisons hold `then`, else `otherwise`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn {
+    pub compare: Vec<Compare>,
+    pub then: Vec<Op>,
+    pub otherwise: Vec<Op>,
+}
+
+/// How a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TxnResult {
+    /// All comparisons held.
+    pub succeeded: bool,
+    /// The store's revision after it; its changes carry this number.
+    pub revision: Revision,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub key: Arc<str>,
+    /// As it stands now; none if it was deleted.
+    pub now: Option<KeyValue>,
+    /// As it stood before.
+    pub before: Option<KeyValue>,
+}
+
+/// All changes of one revision that a watcher asked for; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    pub revision: Revision,
+    pub events: Arc<[Event]>,
+}
+
+/// A watch under way: `next` waits for the next revision that changed a watched key. After an error it ends.
+pub struct Watch(Pin<Box<dyn Stream<Item = Result<Changes, StoreError>> + Send>>);
+
+impl Watch {
+    pub fn new(changes: impl Stream<Item = Result<Changes, StoreError>> + Send + 'static) -> Self {
+        Self(Box::pin(changes))
+    }
+
+    /// None: the store was closed. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Changes, StoreError>> {
+        self.0.next().await
+    }
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    #[error(
+        "the store {path} is in use by another process: stop the other heddle-control, or give this one \
+         its own file with --store embedded:PATH"
+    )]
+    InUse { path: String },
+    #[error(
+        "{path} is not a store of heddle-control ({cause}): give another path with --store embedded:PATH, \
+         or move the file away to start with an empty store"
+    )]
+    Foreign { path: String, cause: String },
+    #[error(
+        "the store {path} is damaged ({cause}): restore it from a backup, or move it away to start with an \
+         empty store (nodes register their instances again)"
+    )]
+    Corrupt { path: String, cause: String },
+    #[error("cannot open the store {path}: {cause}")]
+    Open { path: String, cause: String },
+    #[error("the store cannot write ({cause}); nothing was changed, try again")]
+    Unavailable { cause: String },
+    #[error(
+        "revision {asked} is compacted: the history begins at {first}; read the present state again"
+    )]
+    Compacted { asked: Revision, first: Revision },
+    #[error("revision {asked} is not reached yet: the store is at {now}")]
+    Future { asked: Revision, now: Revision },
+    #[error("lease {0} does not exist: it expired or was revoked")]
+    LeaseNotFound(LeaseId),
+    #[error("the value of {key} has {bytes} bytes; at most {max} are allowed")]
+    ValueTooLarge {
+        key: Arc<str>,
+        bytes: usize,
+        max: usize,
+    },
+    #[error("a key of {bytes} bytes; it must have 1 to {MAX_KEY_BYTES}")]
+    KeyInvalid { bytes: usize },
+    #[error("a transaction of {ops} operations; at most {MAX_TXN_OPS} are allowed")]
+    TooManyOps { ops: usize },
+    #[error("the transaction changes {0} twice")]
+    DuplicateKey(Arc<str>),
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// What every method of a store returns.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Figures of an engine since it was opened, for `/metrics` and for tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounters {
+    /// Transactions, grants and revocations that were asked for.
+    pub requests: u64,
+    /// Keys put or deleted.
+    pub changes: u64,
+    /// Durable commits: each holds what many requests changed.
+    pub commits: u64,
+    /// Times that the engine waited for the disk.
+    pub fsyncs: u64,
+    /// Leases that ran out.
+    pub leases_expired: u64,
+    /// Leases that live now.
+    pub leases: u64,
+    /// Keys that exist now.
+    pub keys: u64,
+}
+
+/// A store; the laws are in the sign of this room. One trait object serves the whole process.
+pub trait Store: Send + Sync + 'static {
+    /// For people: "embedded".
+    fn engine(&self) -> &'static str;
+
+    /// Longest value that is taken.
+    fn max_value_bytes(&self) -> usize;
+
+    /// One key at the present revision.
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>>;
+
+    /// Keys with this prefix at a revision, or at the present one; the empty prefix means all.
+    fn range<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range>;
+
+    /// As `range`, with empty values.
+    fn range_keys<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range>;
+
+    fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult>;
+
+    fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId>;
+
+    /// The lease lives for another TTL from now.
+    fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()>;
+
+    /// Ends a lease and deletes its keys.
+    fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()>;
+
+    /// Changes of the keys with this prefix, from `from` on, itself included.
+    fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch>;
+
+    fn counters(&self) -> StoreCounters;
+
+    /// Puts one key, whatever it was.
+    fn put<'a>(&'a self, key: &'a str, value: Bytes) -> StoreFuture<'a, Revision> {
+        let txn = Txn {
+            then: vec![Op::put(key, value)],
+            ..Txn::default()
+        };
+        Box::pin(async move { Ok(self.txn(txn).await?.revision) })
+    }
+
+    /// Deletes one key, if it is there.
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Revision> {
+        let txn = Txn {
+            then: vec![Op::delete(key)],
+            ..Txn::default()
+        };
+        Box::pin(async move { Ok(self.txn(txn).await?.revision) })
+    }
+}
