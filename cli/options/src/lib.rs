@@ -1,1 +1,17 @@
-//! (room being built)
+//! What every process of Heddle shares at its edges: options from flags, environment and file; logging; the ready
+//! line; signals; the one-line failure. In come words that a person wrote, out go typed options or one line per
+//! fault. No option of any one program may come in here: each program defines its own with clap.
+
+mod layers;
+mod file;
+mod nearest;
+mod logging;
+mod process;
+
+pub use layers::{Parsed, parse, try_parse};
+pub use logging::init_logging;
+pub use nearest::nearest;
+pub use process::{fail, one_line, ready, terminated};
+
+#[cfg(test)]
+mod tests;

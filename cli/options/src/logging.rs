@@ -1,0 +1,40 @@
+//! Logs go to stderr by tracing, filtered by `--log`; stdout is kept for the ready line and for answers.
+
+use std::{
+    io::{self, IsTerminal as _},
+    sync::OnceLock,
+};
+
+use tracing_subscriber::EnvFilter;
+
+/// What `--log` (or its environment or file) said when the options were read.
+pub(crate) static CHOSEN: OnceLock<String> = OnceLock::new();
+
+/// Starts logging to stderr with the filter of `--log`, else of `HEDDLE_LOG`, else `default` ("info",
+/// "warn,heddle_proxy=debug"). A second call changes nothing.
+pub fn init_logging(default: &str) {
+    let wanted = CHOSEN
+        .get()
+        .cloned()
+        .or_else(|| std::env::var("HEDDLE_LOG").ok());
+    let filter = wanted
+        .filter(|text| !text.is_empty())
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .try_init();
+}
+
+/// The text itself if it is a filter.
+pub(crate) fn check_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|why| {
+            format!(
+                "{why}; say a level (error, warn, info, debug, trace) or target=level, by commas"
+            )
+        })
+}

@@ -1,0 +1,59 @@
+//! A process as its parent sees it: the ready line, the signals that end it, the one line with which it fails.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The one line on stdout that says what is ready and where. A closed stdout is no failure: somebody may have
+/// piped the process into something that has gone.
+pub fn ready(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Returns at SIGTERM or SIGINT. From the first call on, neither ends the process by itself.
+pub async fn terminated() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        // The signals keep their default then: they end the process without a drain.
+        tracing::warn!(
+            "cannot listen for SIGTERM and SIGINT: this process will stop without draining"
+        );
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Prints "error: …" on stderr, in one line, and gives the exit code of a failed start (2).
+pub fn fail(message: impl Display) -> ExitCode {
+    let _ = writeln!(
+        io::stderr().lock(),
+        "error: {}",
+        one_line(&message.to_string())
+    );
+    ExitCode::from(2)
+}
+
+/// The text with its lines joined by "; ", without indentation or empty lines.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut joined = String::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match joined.chars().last() {
+            None => {}
+            Some(':' | ',') => joined.push(' '),
+            Some(_) => joined.push_str("; "),
+        }
+        joined.push_str(line);
+    }
+    joined
+}
