@@ -4,12 +4,20 @@
 //! the states of streams may not come in: a block of a dead stream is decoded like any other, or
 //! the tables part ways.
 
-pub mod decode;
-pub mod encode;
+mod integer;
+mod huffman;
 pub(crate) mod hash;
+mod statics;
+mod table;
+mod decode;
+mod index;
+mod encode;
 
 pub use decode::{Decoder, HpackError, Limits, Outcome};
 pub use encode::Encoder;
 
 #[cfg(doc)]
 use crate::Fields;
+
+#[cfg(test)]
+mod tests;

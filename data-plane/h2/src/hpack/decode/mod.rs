@@ -1,0 +1,259 @@
+//! Header block → fields: the receiving half. A whole block and the limits come in; fields are
+//! appended to the caller's list, strings decoded straight into its arena. A block that goes over
+//! the limits is still decoded to its end, for the table's sake; one that is malformed may not go
+//! on in any form, nor may what comes after it on the connection.
+
+use std::fmt;
+
+use super::hash::{field_hash, name_hash};
+use super::table::{Table, lookup};
+use super::{huffman, integer};
+use crate::Fields;
+use crate::fields::{FIELD_OVERHEAD, Span};
+
+/// How large a decoded list may become (DESIGN §10).
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Names, values and 32 for each field (RFC 9113 §6.5.2). Four times this ends the decoding.
+    pub list_bytes: usize,
+    /// Fields, cookie crumbs and pseudo-headers included.
+    pub fields: usize,
+}
+
+/// A list of more than this many times the limit is not worth the connection.
+const HARD_STOP: usize = 4;
+
+/// What became of a block that was decoded to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every field is in the list.
+    Complete,
+    /// The list went over its limits: it holds, in order, the fields that fitted; the table is
+    /// right, and the connection can go on.
+    TooLarge,
+}
+
+/// Why a block ends the connection: COMPRESSION_ERROR, but for [`HpackError::ListTooLarge`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HpackError {
+    /// The block ends inside a field.
+    Truncated,
+    /// An integer takes more than five continuation octets or is over 2^32-1 (RFC 7541 §5.1).
+    IntegerOverflow,
+    /// Index 0, or one past both tables (§2.3.3, §6.1).
+    BadIndex,
+    /// EOS inside a string, padding over 7 bits or not of ones (§5.2).
+    BadHuffman,
+    /// A dynamic table size update after the first field of a block (§4.2).
+    LateSizeUpdate,
+    /// A dynamic table size update above our SETTINGS_HEADER_TABLE_SIZE (§6.3).
+    SizeUpdateTooLarge,
+    /// The list passed four times its limit: decoding stopped and the table is lost
+    /// (ENHANCE_YOUR_CALM).
+    ListTooLarge,
+}
+
+impl fmt::Display for HpackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Truncated => "header block ends inside a field",
+            Self::IntegerOverflow => "header block holds an integer over 2^32-1",
+            Self::BadIndex => "header block names a table entry that does not exist",
+            Self::BadHuffman => "header block holds a malformed Huffman string",
+            Self::LateSizeUpdate => "header block changes the table size after its first field",
+            Self::SizeUpdateTooLarge => "header block sets a table size above our setting",
+            Self::ListTooLarge => "header list is more than four times over its limit",
+        })
+    }
+}
+
+impl std::error::Error for HpackError {}
+
+/// The receiving side of one connection's HPACK. After an error it is of no more use: its table
+/// may differ from the peer's.
+#[derive(Debug)]
+pub struct Decoder {
+    table: Table,
+    /// Our SETTINGS_HEADER_TABLE_SIZE: the bound of the peer's size updates.
+    table_max: usize,
+}
+
+impl Decoder {
+    /// A decoder whose peer may use a table of up to `table_max` bytes: our
+    /// SETTINGS_HEADER_TABLE_SIZE, 4096 if we send none.
+    pub fn new(table_max: usize) -> Self {
+        Self {
+            table: Table::new(table_max),
+            table_max,
+        }
+    }
+
+    /// Appends the fields of one whole block to `out`.
+    pub fn decode(
+        &mut self,
+        block: &[u8],
+        limits: Limits,
+        out: &mut Fields,
+    ) -> Result<Outcome, HpackError> {
+        let mut rest = block;
+        self.take_size_updates(&mut rest)?;
+        let mut list = List {
+            out,
+            limits,
+            kept: 0,
+            kept_bytes: 0,
+            seen_bytes: 0,
+        };
+        let mut outcome = Outcome::Complete;
+        while let Some((&first, tail)) = rest.split_first() {
+            rest = tail;
+            let kept = match first {
+                0x80.. => self.indexed(first, &mut rest, &mut list)?,
+                0x40..=0x7f => self.literal(first, 6, Literal::Indexed, &mut rest, &mut list)?,
+                0x20..=0x3f => return Err(HpackError::LateSizeUpdate),
+                0x10..=0x1f => self.literal(first, 4, Literal::Never, &mut rest, &mut list)?,
+                0x00..=0x0f => self.literal(first, 4, Literal::Plain, &mut rest, &mut list)?,
+            };
+            if !kept {
+                outcome = Outcome::TooLarge;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// RFC 7541 §4.2, §6.3: only before the first field, and never above what we allow.
+    fn take_size_updates(&mut self, rest: &mut &[u8]) -> Result<(), HpackError> {
+        while let Some((&first @ 0x20..=0x3f, tail)) = rest.split_first() {
+            *rest = tail;
+            let size = integer::decode(first, 5, rest)?;
+            if size > self.table_max {
+                return Err(HpackError::SizeUpdateTooLarge);
+            }
+            self.table.set_max_size(size);
+        }
+        Ok(())
+    }
+
+    /// §6.1
+    fn indexed(
+        &self,
+        first: u8,
+        rest: &mut &[u8],
+        list: &mut List<'_>,
+    ) -> Result<bool, HpackError> {
+        let index = integer::decode(first, 7, rest)?;
+        let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
+        let fits = list.admit(found.field.name.len(), found.field.value.len())?;
+        if fits {
+            list.out.push_hashed(found);
+        }
+        Ok(fits)
+    }
+
+    /// §6.2
+    fn literal(
+        &mut self,
+        first: u8,
+        prefix: u32,
+        kind: Literal,
+        rest: &mut &[u8],
+        list: &mut List<'_>,
+    ) -> Result<bool, HpackError> {
+        let mark = list.out.arena().len();
+        let index = integer::decode(first, prefix, rest)?;
+        let (name, mut hash_of_name) = if index == 0 {
+            (read_string(rest, list.out.arena())?, 0)
+        } else {
+            let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
+            list.out.arena().extend_from_slice(found.field.name);
+            (
+                Span {
+                    start: mark,
+                    len: found.field.name.len(),
+                },
+                found.name_hash,
+            )
+        };
+        let value = read_string(rest, list.out.arena())?;
+        let mut hash = 0;
+        if let Literal::Indexed = kind {
+            // The name was copied first: adding may evict the entry that it came from (§4.4).
+            let (name, value) = (list.out.span(name), list.out.span(value));
+            if hash_of_name == 0 {
+                hash_of_name = name_hash(name);
+            }
+            hash = field_hash(hash_of_name, value);
+            self.table.add(name, value, hash_of_name, hash);
+        }
+        let fits = list.admit(name.len, value.len)?;
+        if fits {
+            let sensitive = matches!(kind, Literal::Never);
+            list.out.commit(name, value, hash_of_name, hash, sensitive);
+        } else {
+            list.out.rewind(mark);
+        }
+        Ok(fits)
+    }
+}
+
+/// What is to become of a literal field.
+#[derive(Clone, Copy)]
+enum Literal {
+    /// Put into the table (§6.2.1).
+    Indexed,
+    /// Not put into ours; the next hop may (§6.2.2).
+    Plain,
+    /// Nor into any other (§6.2.3).
+    Never,
+}
+
+/// The list under way, with what it may still take.
+struct List<'o> {
+    out: &'o mut Fields,
+    limits: Limits,
+    kept: usize,
+    kept_bytes: usize,
+    /// Of all fields, those that did not fit too.
+    seen_bytes: usize,
+}
+
+impl List<'_> {
+    /// Counts a field; whether it may be kept.
+    fn admit(&mut self, name: usize, value: usize) -> Result<bool, HpackError> {
+        let size = name + value + FIELD_OVERHEAD;
+        self.seen_bytes += size;
+        if self.seen_bytes > self.limits.list_bytes.saturating_mul(HARD_STOP) {
+            return Err(HpackError::ListTooLarge);
+        }
+        let fits =
+            self.kept < self.limits.fields && self.kept_bytes + size <= self.limits.list_bytes;
+        if fits {
+            self.kept += 1;
+            self.kept_bytes += size;
+        }
+        Ok(fits)
+    }
+}
+
+/// A string literal (§5.2), decoded to the end of `arena`. Its length is checked before a byte of
+/// it is touched.
+fn read_string(rest: &mut &[u8], arena: &mut Vec<u8>) -> Result<Span, HpackError> {
+    let (&first, tail) = rest.split_first().ok_or(HpackError::Truncated)?;
+    *rest = tail;
+    let len = integer::decode(first, 7, rest)?;
+    let (string, tail) = rest.split_at_checked(len).ok_or(HpackError::Truncated)?;
+    *rest = tail;
+    let start = arena.len();
+    if first & 0x80 == 0 {
+        arena.extend_from_slice(string);
+    } else {
+        huffman::decode(string, arena)?;
+    }
+    Ok(Span {
+        start,
+        len: arena.len() - start,
+    })
+}
+
+#[cfg(test)]
+mod tests;
