@@ -1,0 +1,103 @@
+//! What the machine tells the shell: events of [`crate::Connection::recv`], and progress of queued
+//! DATA. Small values; bytes are slices of the input and header lists lie in the caller's
+//! [`crate::Fields`]. Nothing that needs memory of its own may come in.
+
+use std::fmt;
+
+use crate::error::{ErrorCode, Initiator};
+
+/// A stream's number on its connection (RFC 9113 §5.1.1), never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub(crate) u32);
+
+impl StreamId {
+    /// The number on the wire.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {}", self.0)
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The shell's own handle of a stream, given back in every event; 0 until set.
+pub type Token = u64;
+
+/// What a header list is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Opens a stream (we are the server).
+    Request,
+    /// The final response (we are the client).
+    Response,
+    /// A 1xx response; a final one is still to come.
+    Informational,
+    /// Ends the peer's half, after DATA or straight after the response.
+    Trailers,
+}
+
+/// What came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'i> {
+    /// A valid header list; it is in the `fields` given to `recv`.
+    Headers {
+        stream: StreamId,
+        token: Token,
+        kind: Kind,
+        end_stream: bool,
+    },
+    /// A header list over `header_list_bytes` or `header_fields`; `fields` holds what fitted, not
+    /// checked for validity. The shell answers (431, RESOURCE_EXHAUSTED) or resets.
+    TooLarge {
+        stream: StreamId,
+        token: Token,
+        kind: Kind,
+        end_stream: bool,
+    },
+    /// A piece of the body, without padding. Empty only with `end_stream`. Call
+    /// [`crate::Connection::release`] when it has been passed on.
+    Data {
+        stream: StreamId,
+        token: Token,
+        data: &'i [u8],
+        end_stream: bool,
+    },
+    /// The stream is over: RST_STREAM of the peer, our own for an error of the peer's on that
+    /// stream (it is in the output), or a GOAWAY below it.
+    Reset {
+        stream: StreamId,
+        token: Token,
+        code: ErrorCode,
+        /// The peer proves that it has not acted on the stream: REFUSED_STREAM, or above the last
+        /// id of its GOAWAY. Safe to send again (RFC 9113 §8.7).
+        unprocessed: bool,
+        by: Initiator,
+    },
+    /// The peer takes no new streams. Those above its last id follow as `Reset`.
+    GoAway {
+        code: ErrorCode,
+        /// As much of the debug data as came in the same read as the frame's head.
+        debug: &'i [u8],
+    },
+    /// The answer to [`crate::Connection::ping`].
+    PingAck([u8; 8]),
+    /// The peer's settings came or changed: there may be more or fewer slots for streams.
+    Settings,
+}
+
+/// Queued DATA of a stream went into the output: the bytes may be released where they came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    pub stream: StreamId,
+    pub token: Token,
+    pub bytes: usize,
+}
