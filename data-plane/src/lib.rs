@@ -1,1 +1,14 @@
-//! (room being built)
+//! heddle-proxy: one proxy per node that puts every call on the right thread. This file is the map: the rooms
+//! of the data path stand in the order in which a request meets them, then the control side that feeds them.
+//! The two sides share immutable tables and bounded channels; no lock and no async runtime come onto the path,
+//! and nothing of the control plane's code comes in here: the two meet only in `heddle-proto` and in xDS.
+
+// ---- the way of a request: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ ->
+// ---- exchange/ -> observe/, and failure says what went wrong
+pub mod worker;
+pub mod listener;
+pub mod route;
+pub mod balance;
+pub mod observe;
+
+// ---- the control side

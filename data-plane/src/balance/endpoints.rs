@@ -1,0 +1,130 @@
+//! What can be picked: the endpoints of one service as the control side knows them, immutable and shared by
+//! all workers. Live load is not here, it belongs to each worker and hangs on [`Endpoint::uid`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What health checks and the control plane say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// Takes calls.
+    Healthy,
+    /// Not known yet, or suspect because many nodes vanished at once: stays in use.
+    Unknown,
+    /// Takes no calls.
+    Unhealthy,
+    /// Takes no new calls; calls in flight on it finish.
+    Draining,
+}
+
+impl Health {
+    /// Whether new calls may go there.
+    #[must_use]
+    pub fn usable(self) -> bool {
+        matches!(self, Self::Healthy | Self::Unknown)
+    }
+}
+
+/// Where a call to an endpoint is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// An instance on this node: its own address.
+    Local(SocketAddr),
+    /// An instance on another node: the address of that node's inbound listener.
+    Node(SocketAddr),
+}
+
+impl Target {
+    /// The address to dial.
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Self::Local(address) | Self::Node(address) => address,
+        }
+    }
+}
+
+/// One instance as a balancer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The same number for the same (service, node, id, target) in every table; load and connections hang on it.
+    pub uid: u64,
+    /// The instance's id, unique per node and service.
+    pub id: Arc<str>,
+    /// The node it runs on.
+    pub node: Arc<str>,
+    /// The version it registered.
+    pub version: Arc<str>,
+    /// Where calls go.
+    pub target: Target,
+    /// Its share of the calls relative to the others; 0 is taken as 1.
+    pub weight: u32,
+    /// Whether it takes calls.
+    pub health: Health,
+    /// Empty unless its node names one.
+    pub region: Arc<str>,
+    /// Empty unless its node names one.
+    pub zone: Arc<str>,
+}
+
+/// All endpoints of one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// In any order; unique by uid.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// The endpoints that new calls may go to, nearest locality first: computed once per table, so that a pick
+/// neither filters nor allocates.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    groups: Vec<Group>,
+}
+
+/// The usable endpoints of one locality distance.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// The endpoints with the sum of the weights up to and including each.
+    pub members: Vec<(Arc<Endpoint>, u64)>,
+}
+
+impl Group {
+    /// The sum of all weights.
+    #[must_use]
+    pub fn total_weight(&self) -> u64 {
+        self.members.last().map_or(0, |(_, sum)| *sum)
+    }
+}
+
+impl Candidates {
+    /// The usable endpoints of `set` in three groups as seen from a locality: same zone, same region, the rest.
+    #[must_use]
+    pub fn new(set: &EndpointSet, region: &str, zone: &str) -> Self {
+        let mut groups = vec![Group::default(), Group::default(), Group::default()];
+        for endpoint in set.endpoints.iter().filter(|e| e.health.usable()) {
+            let distance = match (*endpoint.region == *region, *endpoint.zone == *zone) {
+                (true, true) => 0,
+                (true, false) => 1,
+                (false, _) => 2,
+            };
+            if let Some(group) = groups.get_mut(distance) {
+                let sum = group.total_weight() + u64::from(endpoint.weight.max(1));
+                group.members.push((Arc::clone(endpoint), sum));
+            }
+        }
+        groups.retain(|group| !group.members.is_empty());
+        Self { groups }
+    }
+
+    /// Nearest first; none is empty.
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Whether no endpoint takes new calls.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+}

@@ -1,0 +1,111 @@
+//! Peak EWMA of an endpoint's latency: rises at once with a slow answer, falls slowly with fast ones. Times
+//! come in as `Duration` and `Instant`, a cost goes out; nothing else is known here. Source: Finagle's
+//! `PeakEwma`, with a floor, since differences below a millisecond are noise between processes.
+
+use std::time::{Duration, Instant};
+
+/// How fast old answers are forgotten (Finagle's default).
+pub const DECAY: Duration = Duration::from_secs(10);
+/// Latencies below this count as equal, so that load alone decides between fast endpoints.
+pub const FLOOR: Duration = Duration::from_millis(1);
+/// What an endpoint that has calls and has not answered yet is taken for.
+const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// The estimate for one endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeakEwma {
+    /// Seconds; 0 with no `stamp` yet.
+    value: f64,
+    stamp: Option<Instant>,
+}
+
+impl PeakEwma {
+    /// Takes one answer's latency in.
+    pub fn observe(&mut self, latency: Duration, now: Instant) {
+        let sample = latency.as_secs_f64();
+        self.value = match self.stamp {
+            Some(_) if sample > self.value => sample,
+            Some(stamp) => {
+                let keep = decay(now.saturating_duration_since(stamp));
+                self.value * keep + sample * (1.0 - keep)
+            }
+            None => sample,
+        };
+        self.stamp = Some(now);
+    }
+
+    /// The cost of one more call on an endpoint that has `pending` of them. Without any answer yet: free while
+    /// idle (one call finds out), dear once it has calls.
+    #[must_use]
+    pub fn cost(&self, pending: u32, now: Instant) -> f64 {
+        let latency = match self.stamp {
+            None if pending == 0 => FLOOR.as_secs_f64(),
+            None => UNKNOWN.as_secs_f64(),
+            Some(stamp) => {
+                let aged = self.value * decay(now.saturating_duration_since(stamp));
+                aged.max(FLOOR.as_secs_f64())
+            }
+        };
+        latency * (f64::from(pending) + 1.0)
+    }
+}
+
+fn decay(elapsed: Duration) -> f64 {
+    (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_is_forgotten_slowly() {
+        let start = Instant::now();
+        let mut ewma = PeakEwma::default();
+        ewma.observe(ms(10), start);
+        ewma.observe(ms(500), start + ms(1));
+        assert!(ewma.cost(0, start + ms(1)) > 0.49);
+        ewma.observe(ms(10), start + ms(2));
+        assert!(
+            ewma.cost(0, start + ms(2)) > 0.45,
+            "one fast answer changes little"
+        );
+        let later = start + DECAY * 3;
+        assert!(
+            ewma.cost(0, later) < 0.05,
+            "after three time constants it is nearly gone"
+        );
+    }
+
+    #[test]
+    fn load_multiplies_the_cost() {
+        let now = Instant::now();
+        let mut ewma = PeakEwma::default();
+        ewma.observe(ms(20), now);
+        let idle = ewma.cost(0, now);
+        assert!((ewma.cost(3, now) - idle * 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn differences_below_the_floor_are_none() {
+        let now = Instant::now();
+        let (mut a, mut b) = (PeakEwma::default(), PeakEwma::default());
+        a.observe(Duration::from_micros(90), now);
+        b.observe(Duration::from_micros(700), now);
+        assert!((a.cost(0, now) - b.cost(0, now)).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn an_unmeasured_endpoint_gets_one_call_to_find_out() {
+        let now = Instant::now();
+        let mut slow = PeakEwma::default();
+        slow.observe(ms(50), now);
+        let fresh = PeakEwma::default();
+        assert!(fresh.cost(0, now) < slow.cost(0, now));
+        assert!(fresh.cost(1, now) > slow.cost(1, now));
+    }
+}

@@ -1,0 +1,199 @@
+//! One worker's series by service, method, status and reason. Outcomes come in on the worker's thread; the
+//! control runtime reads the same atomics. The only lock is taken when a series is made, never per call.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use heddle_proto::Reason;
+use rustc_hash::FxHashMap;
+
+use super::counters::{Counters, bump};
+use super::outcome::Outcome;
+use crate::worker::Role;
+
+/// Upper bounds of the latency buckets in microseconds; the last bucket has none.
+pub const BUCKETS_US: [u64; 16] = [
+    250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 125_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 10_000_000, 60_000_000,
+];
+/// gRPC statuses 0 to 16.
+pub const STATUSES: usize = 17;
+/// Methods counted by name per service; what comes after is `other`. The wire does not bound method names and
+/// an unknown method is forwarded, so a name is taken up only once a call to it was implemented.
+pub const MAX_METHODS: usize = 256;
+/// Services counted by name per worker; what comes after is `other`.
+const MAX_SERVICES: usize = 20_000;
+/// gRPC's UNIMPLEMENTED.
+const UNIMPLEMENTED: u8 = 12;
+
+/// The calls of one (role, service, method) on one worker.
+#[derive(Debug)]
+pub struct Series {
+    /// The listener.
+    pub role: Role,
+    /// Full name.
+    pub service: Arc<str>,
+    /// `package.Service/Method` or `other`.
+    pub method: Arc<str>,
+    /// By gRPC status.
+    pub status: [AtomicU64; STATUSES],
+    /// By reason, in the order of `Reason::ALL`.
+    pub reasons: [AtomicU64; Reason::ALL.len()],
+    /// Not cumulative.
+    pub buckets: [AtomicU64; BUCKETS_US.len() + 1],
+    /// Sum of all durations in microseconds.
+    pub sum_us: AtomicU64,
+    /// Attempts sent upstream.
+    pub attempts: AtomicU64,
+}
+
+impl Series {
+    fn new(role: Role, service: &str, method: &str) -> Self {
+        Self {
+            role,
+            service: service.into(),
+            method: method.into(),
+            status: [const { AtomicU64::new(0) }; STATUSES],
+            reasons: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+            buckets: [const { AtomicU64::new(0) }; BUCKETS_US.len() + 1],
+            sum_us: AtomicU64::new(0),
+            attempts: AtomicU64::new(0),
+        }
+    }
+
+    fn record(&self, outcome: &Outcome<'_>) {
+        let status = usize::from(outcome.status).min(STATUSES - 1);
+        if let Some(count) = self.status.get(status) {
+            bump(count, 1);
+        }
+        if let Some(reason) = outcome.reason {
+            let index = Reason::ALL.iter().position(|r| *r == reason);
+            if let Some(count) = index.and_then(|i| self.reasons.get(i)) {
+                bump(count, 1);
+            }
+        }
+        let us = micros(outcome.duration);
+        let bucket = BUCKETS_US.partition_point(|bound| *bound < us);
+        if let Some(count) = self.buckets.get(bucket) {
+            bump(count, 1);
+        }
+        bump(&self.sum_us, us);
+        bump(&self.attempts, u64::from(outcome.attempts));
+    }
+}
+
+/// What the control runtime can see of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerMetrics {
+    series: Mutex<Vec<Arc<Series>>>,
+    /// Plain counters.
+    pub counters: Counters,
+    /// Calls that have not ended.
+    pub calls: AtomicUsize,
+    /// Open connections from callers and proxies.
+    pub downstream: AtomicUsize,
+    /// Open connections to instances and proxies.
+    pub upstream: AtomicUsize,
+    /// Calls waiting for a connection.
+    pub pending: AtomicUsize,
+    /// Bytes taken in and not passed on.
+    pub held_bytes: AtomicUsize,
+}
+
+impl WorkerMetrics {
+    /// Every series so far.
+    #[must_use]
+    pub fn series(&self) -> Vec<Arc<Series>> {
+        self.series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn register(&self, series: &Arc<Series>) {
+        self.series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(series));
+    }
+
+    /// Sets a gauge.
+    pub fn set(gauge: &AtomicUsize, value: usize) {
+        gauge.store(value, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+struct ServiceSeries {
+    methods: FxHashMap<Box<str>, Arc<Series>>,
+    other: Option<Arc<Series>>,
+}
+
+/// The worker's own index into its series.
+#[derive(Debug)]
+pub struct Recorder {
+    shared: Arc<WorkerMetrics>,
+    services: [FxHashMap<Box<str>, ServiceSeries>; 2],
+}
+
+impl Recorder {
+    /// Records into `shared`.
+    #[must_use]
+    pub fn new(shared: Arc<WorkerMetrics>) -> Self {
+        Self {
+            shared,
+            services: [FxHashMap::default(), FxHashMap::default()],
+        }
+    }
+
+    /// Counts one finished call.
+    pub fn record(&mut self, outcome: &Outcome<'_>) {
+        let Some(services) = self.services.get_mut(outcome.role as usize) else {
+            return;
+        };
+        let known = services.contains_key(outcome.service);
+        let name = match known || services.len() < MAX_SERVICES {
+            true => outcome.service,
+            false => "other",
+        };
+        if !services.contains_key(name) {
+            services.insert(name.into(), ServiceSeries::default());
+        }
+        let Some(service) = services.get_mut(name) else {
+            return;
+        };
+        if let Some(series) = service.methods.get(outcome.method) {
+            series.record(outcome);
+            return;
+        }
+        let named = outcome.status != UNIMPLEMENTED
+            && outcome.reason.is_none()
+            && service.methods.len() < MAX_METHODS
+            && is_method(outcome.method);
+        let series = match (&service.other, named) {
+            (Some(other), false) => Arc::clone(other),
+            _ => {
+                let method = if named { outcome.method } else { "other" };
+                let series = Arc::new(Series::new(outcome.role, name, method));
+                self.shared.register(&series);
+                match named {
+                    true => drop(service.methods.insert(method.into(), Arc::clone(&series))),
+                    false => service.other = Some(Arc::clone(&series)),
+                }
+                series
+            }
+        };
+        series.record(outcome);
+    }
+}
+
+/// `package.Service/Method` in the letters that protobuf allows: nothing else becomes a label.
+fn is_method(path: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'/');
+    path.len() <= 200 && path.bytes().filter(|b| *b == b'/').count() == 1 && path.bytes().all(word)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

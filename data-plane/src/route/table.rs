@@ -1,0 +1,283 @@
+//! The routing table: built by the control side off the path, immutable, swapped whole into each worker at
+//! the start of a turn. Services come in, lookups by name and by proto service go out. No sockets, no load.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::balance::endpoints::{Candidates, EndpointSet};
+
+/// What a service speaks to its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// gRPC over HTTP/2, plain.
+    #[default]
+    Grpc,
+    /// Plain HTTP.
+    Http,
+    /// Refused until it has a listener of its own.
+    Tcp,
+}
+
+/// A proto service that a mesh service implements.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProtoService {
+    /// `package.Service`
+    pub name: String,
+    /// Methods that the schema calls idempotent or free of side effects.
+    pub idempotent_methods: Vec<String>,
+}
+
+/// One mesh service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// `users.default`: the key everywhere.
+    pub name: Arc<str>,
+    /// `users`
+    pub service: Arc<str>,
+    /// `default`
+    pub namespace: Arc<str>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// What it implements.
+    pub protos: Vec<ProtoService>,
+    /// Its instances.
+    pub endpoints: Arc<EndpointSet>,
+    /// The usable ones by distance; computed by [`Builder::build`].
+    pub candidates: Candidates,
+}
+
+impl Service {
+    /// A service with this name and nothing else yet.
+    #[must_use]
+    pub fn new(service: &str, namespace: &str) -> Self {
+        Self {
+            name: format!("{service}.{namespace}").into(),
+            service: service.into(),
+            namespace: namespace.into(),
+            protocol: Protocol::Grpc,
+            protos: Vec::new(),
+            endpoints: Arc::default(),
+            candidates: Candidates::default(),
+        }
+    }
+
+    /// Whether the schema says that this method may be called twice for one call.
+    #[must_use]
+    pub fn is_idempotent(&self, proto_service: &str, method: &str) -> bool {
+        self.protos
+            .iter()
+            .filter(|proto| proto.name == proto_service)
+            .any(|proto| proto.idempotent_methods.iter().any(|name| name == method))
+    }
+}
+
+/// Who implements a proto service, as one caller sees it.
+#[derive(Clone, Copy, Debug)]
+pub enum Claim<'t> {
+    /// Nobody.
+    None,
+    /// One mesh service.
+    One(&'t Arc<Service>),
+    /// Several: not routed by path.
+    Many(&'t [Arc<Service>]),
+}
+
+/// All that a call's way depends on, at one moment.
+#[derive(Debug)]
+pub struct RouteTable {
+    node: Arc<str>,
+    own_names: Vec<String>,
+    ready: bool,
+    by_name: BTreeMap<Arc<str>, Arc<Service>>,
+    /// Sorted by namespace, then name.
+    by_proto: FxHashMap<String, Vec<Arc<Service>>>,
+}
+
+impl RouteTable {
+    /// Starts a table for this node; `own_names` are further names of the proxy itself.
+    #[must_use]
+    pub fn builder(node: &str, own_names: &[String]) -> Builder {
+        Builder {
+            node: node.into(),
+            own_names: own_names.to_vec(),
+            ready: true,
+            region: String::new(),
+            zone: String::new(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    /// The table before there is any state: calls wait for another one, then fail with NOT_READY.
+    #[must_use]
+    pub fn empty(node: &str) -> Self {
+        let mut builder = Self::builder(node, &[]);
+        builder.ready(false);
+        builder.build()
+    }
+
+    /// Whether there is state to route by.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// The name of this proxy's node.
+    #[must_use]
+    pub fn node(&self) -> &Arc<str> {
+        &self.node
+    }
+
+    /// Whether an authority's host (lower case) is one of the proxy's own names.
+    #[must_use]
+    pub fn is_own_name(&self, host: &str) -> bool {
+        self.own_names.iter().any(|name| name == host)
+    }
+
+    /// Every service, sorted by name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.by_name.values()
+    }
+
+    /// The service with this full name.
+    #[must_use]
+    pub fn service(&self, full_name: &str) -> Option<&Arc<Service>> {
+        self.by_name.get(full_name)
+    }
+
+    /// Who implements a proto service: first in the caller's namespace, then among all others.
+    #[must_use]
+    pub fn claim(&self, proto_service: &str, namespace: &str) -> Claim<'_> {
+        let Some(all) = self.by_proto.get(proto_service) else {
+            return Claim::None;
+        };
+        let start = all.partition_point(|s| *s.namespace < *namespace);
+        let own = all.get(start..).unwrap_or_default();
+        let len = own
+            .iter()
+            .take_while(|s| *s.namespace == *namespace)
+            .count();
+        match (own.get(..len).unwrap_or_default(), all.as_slice()) {
+            ([one], _) | ([], [one]) => Claim::One(one),
+            ([], all) => Claim::Many(all),
+            (own, _) => Claim::Many(own),
+        }
+    }
+
+    /// Every proto service that somebody implements.
+    pub fn proto_services(&self) -> impl Iterator<Item = &str> {
+        self.by_proto.keys().map(String::as_str)
+    }
+}
+
+/// Gathers services and then makes the table.
+#[derive(Debug)]
+pub struct Builder {
+    node: Arc<str>,
+    own_names: Vec<String>,
+    ready: bool,
+    region: String,
+    zone: String,
+    services: BTreeMap<Arc<str>, Service>,
+}
+
+impl Builder {
+    /// Adds a service, or replaces the one of the same name.
+    pub fn service(&mut self, service: Service) {
+        self.services.insert(Arc::clone(&service.name), service);
+    }
+
+    /// Whether the table is fit to answer calls; true unless said otherwise.
+    pub fn ready(&mut self, ready: bool) {
+        self.ready = ready;
+    }
+
+    /// Where this node is, for choosing the nearest endpoints.
+    pub fn locality(&mut self, region: &str, zone: &str) {
+        region.clone_into(&mut self.region);
+        zone.clone_into(&mut self.zone);
+    }
+
+    /// Computes who claims which proto service and which endpoints are usable from here.
+    #[must_use]
+    pub fn build(self) -> RouteTable {
+        let mut by_name = BTreeMap::new();
+        let mut by_proto: FxHashMap<String, Vec<Arc<Service>>> = FxHashMap::default();
+        for (name, mut service) in self.services {
+            service.candidates = Candidates::new(&service.endpoints, &self.region, &self.zone);
+            let service = Arc::new(service);
+            for proto in &service.protos {
+                let claims = by_proto.entry(proto.name.clone()).or_default();
+                if !claims.iter().any(|other| Arc::ptr_eq(other, &service)) {
+                    claims.push(Arc::clone(&service));
+                }
+            }
+            by_name.insert(name, service);
+        }
+        for claims in by_proto.values_mut() {
+            claims.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        }
+        let mut own_names: Vec<String> = self
+            .own_names
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .collect();
+        own_names.push(self.node.to_ascii_lowercase());
+        RouteTable {
+            node: self.node,
+            own_names,
+            ready: self.ready,
+            by_name,
+            by_proto,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(services: &[(&str, &str, &[&str])]) -> RouteTable {
+        let mut builder = RouteTable::builder("a", &[]);
+        for (service, namespace, protos) in services {
+            let mut service = Service::new(service, namespace);
+            service.protos = protos
+                .iter()
+                .map(|name| ProtoService {
+                    name: (*name).to_owned(),
+                    ..Default::default()
+                })
+                .collect();
+            builder.service(service);
+        }
+        builder.build()
+    }
+
+    fn names(claim: Claim<'_>) -> Vec<String> {
+        match claim {
+            Claim::None => vec![],
+            Claim::One(one) => vec![one.name.to_string()],
+            Claim::Many(many) => many.iter().map(|s| s.name.to_string()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_callers_namespace_comes_first() {
+        let table = table(&[
+            ("echo", "default", &["e.E"]),
+            ("echo", "shop", &["e.E", "f.F"]),
+            ("fish", "zoo", &["f.F"]),
+            ("goat", "zoo", &["f.F"]),
+        ]);
+        assert_eq!(names(table.claim("e.E", "default")), ["echo.default"]);
+        assert_eq!(names(table.claim("e.E", "shop")), ["echo.shop"]);
+        assert_eq!(
+            names(table.claim("e.E", "zoo")),
+            ["echo.default", "echo.shop"]
+        );
+        assert_eq!(names(table.claim("f.F", "zoo")), ["fish.zoo", "goat.zoo"]);
+        assert_eq!(names(table.claim("f.F", "shop")), ["echo.shop"]);
+        assert_eq!(names(table.claim("x.X", "shop")), [""; 0]);
+    }
+}

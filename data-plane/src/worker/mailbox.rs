@@ -1,0 +1,71 @@
+//! How others reach a worker: commands through a bounded queue and a waker, the routing table through an atomic
+//! pointer, metrics through atomics. What stands here is all that threads share; the worker itself shares
+//! nothing else.
+
+use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use super::{ConnectionInfo, Report, Role, WorkerOptions};
+use crate::observe::metrics::WorkerMetrics;
+use crate::route::RouteTable;
+
+/// Commands that may wait for a worker: each is handled within a turn, so a full queue means a stuck worker.
+pub(crate) const MAILBOX: usize = 4096;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Accept from this socket.
+    ListenTcp(Role, TcpListener),
+    /// Accept from this socket.
+    ListenUnix(Role, UnixListener),
+    /// A connection that another worker accepted and passes on.
+    AcceptedTcp(Role, std::net::TcpStream),
+    /// The same from a Unix socket.
+    AcceptedUnix(Role, UnixStream),
+    /// There is a new table in the shared place.
+    Table,
+    /// Stop accepting, say goodbye, finish calls.
+    Drain,
+    /// List the connections.
+    Connections(SyncSender<Vec<ConnectionInfo>>),
+    /// End the thread.
+    Stop,
+}
+
+/// What one worker shows to the others and to the control side.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) mailbox: SyncSender<Command>,
+    pub(crate) waker: mio::Waker,
+    /// Downstream connections: what balances accepted sockets.
+    pub(crate) load: AtomicUsize,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+}
+
+/// What all threads of the data path share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: WorkerOptions,
+    pub(crate) table: ArcSwap<RouteTable>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    pub(crate) internal: mpsc::Sender<UnixStream>,
+    pub(crate) draining: AtomicBool,
+    /// How many workers have no call left after `drain`.
+    pub(crate) drained: watch::Sender<usize>,
+}
+
+/// Where a worker's thread begins.
+pub(crate) struct Seat {
+    pub(crate) index: usize,
+    pub(crate) poll: mio::Poll,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) shared: Arc<Shared>,
+}

@@ -1,0 +1,73 @@
+//! The threads that carry calls: N workers, each one event loop on epoll with listeners, connections and timers
+//! of its own. Tables and commands come in by mailbox, metrics and reports go out; the rooms from listener/ to
+//! observe/ are driven from here. No async runtime and no lock comes onto the path.
+
+mod mailbox;
+pub mod options;
+mod workers;
+
+pub use options::WorkerOptions;
+pub use workers::Workers;
+
+/// Which of the two listeners a call came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// From services of this node.
+    Outbound,
+    /// From other proxies.
+    Inbound,
+}
+
+impl Role {
+    /// As in labels and `/config`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// What a worker tells the control side at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A local instance's address refused a connection.
+    EndpointRefused {
+        /// The endpoint's uid.
+        uid: u64,
+    },
+    /// A connection to a local instance broke.
+    EndpointLost {
+        /// The endpoint's uid.
+        uid: u64,
+    },
+}
+
+/// One connection as `/config` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Which worker has it.
+    pub worker: usize,
+    /// `outbound`, `inbound` for accepted ones, `upstream` for opened ones.
+    pub kind: &'static str,
+    /// The peer's address, or the path of a Unix socket.
+    pub peer: String,
+    /// Streams that have not ended.
+    pub streams: usize,
+}
+
+/// Runs one worker until it is told to stop.
+fn run(mut seat: mailbox::Seat) {
+    let mut events = mio::Events::with_capacity(16);
+    loop {
+        if seat.poll.poll(&mut events, None).is_err() {
+            continue;
+        }
+        while let Ok(command) = seat.commands.try_recv() {
+            if matches!(command, mailbox::Command::Stop) {
+                return;
+            }
+        }
+    }
+}

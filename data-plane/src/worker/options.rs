@@ -1,0 +1,69 @@
+//! What the workers are told at their start: plain values, resolved and checked by the proxy's options.
+
+use std::time::Duration;
+
+/// The settings of the data path. `Default` has the defaults of DESIGN §6 and §10.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Threads; at least 1.
+    pub workers: usize,
+    /// This node's name.
+    pub node: String,
+    /// Random, new with each process start.
+    pub incarnation: String,
+    /// How long calls may go on after `drain`.
+    pub drain_timeout: Duration,
+    /// Authorities that mean the proxy itself, beside IP literals, `localhost` and the node's name.
+    pub own_names: Vec<String>,
+    /// How long a connection to an instance or a node may take.
+    pub connect_timeout: Duration,
+    /// How long a new connection may take to show its preface and settings.
+    pub handshake_timeout: Duration,
+    /// How long calls wait for the first table.
+    pub ready_timeout: Duration,
+    /// An upstream connection without calls is closed after this.
+    pub upstream_idle: Duration,
+    /// An upstream connection with calls that has been silent for this long is asked for a sign of life.
+    pub keepalive_interval: Duration,
+    /// And given up if it gives none for this long.
+    pub keepalive_timeout: Duration,
+    /// Connections per endpoint and worker.
+    pub connections_per_endpoint: usize,
+    /// Downstream connections per worker; over it the oldest idle one goes.
+    pub max_connections: usize,
+    /// Calls of one service that may wait for a connection, per worker.
+    pub pending_calls: usize,
+    /// Bytes of a request kept for another attempt.
+    pub replay_bytes: usize,
+    /// Bytes taken in and not passed on, per worker; over it new calls are refused.
+    pub held_bytes: usize,
+    /// A call whose receiver takes nothing for this long is cut, once half of `held_bytes` is in use.
+    pub stall_timeout: Duration,
+    /// Attempts per call, the first included.
+    pub max_attempts: u32,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            node: String::new(),
+            incarnation: String::new(),
+            drain_timeout: Duration::from_secs(60),
+            own_names: Vec::new(),
+            connect_timeout: Duration::from_secs(1),
+            handshake_timeout: Duration::from_secs(10),
+            ready_timeout: Duration::from_secs(5),
+            upstream_idle: Duration::from_secs(300),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(5),
+            connections_per_endpoint: 4,
+            max_connections: 10_000,
+            pending_calls: 1024,
+            replay_bytes: 64 * 1024,
+            held_bytes: 64 * 1024 * 1024,
+            stall_timeout: Duration::from_secs(30),
+            max_attempts: 8,
+        }
+    }
+}

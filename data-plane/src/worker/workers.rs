@@ -1,0 +1,186 @@
+//! The control side's handle on all workers: start, listen, publish a table, drain, read metrics. Called from
+//! the control runtime only; nothing here runs on a worker's thread.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use super::mailbox::{Command, MAILBOX, Peer, Seat, Shared};
+use super::{ConnectionInfo, Report, Role, WorkerOptions};
+use crate::listener::bind::{bind_tcp, bind_unix};
+use crate::listener::{ListenAddr, ListenError};
+use crate::observe::MetricsSnapshot;
+use crate::observe::metrics::WorkerMetrics;
+use crate::route::RouteTable;
+
+/// The token of each worker's waker.
+pub(crate) const WAKER: mio::Token = mio::Token(usize::MAX);
+/// How long a list of connections may take before a worker is left out of it.
+const LIST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// All workers of a proxy. Dropping it ends their threads and every connection.
+#[derive(Debug)]
+pub struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts the threads. `reports` tells the agent of local instances that refused or vanished; `internal`
+    /// takes the far end of each worker's own connection for health and reflection calls.
+    pub fn start(
+        options: WorkerOptions,
+        reports: mpsc::Sender<Report>,
+        internal: mpsc::Sender<UnixStream>,
+    ) -> io::Result<Self> {
+        let mut peers = Vec::new();
+        let mut seats = Vec::new();
+        for _ in 0..options.workers.max(1) {
+            let poll = mio::Poll::new()?;
+            let (mailbox, commands) = sync_channel(MAILBOX);
+            peers.push(Peer {
+                mailbox,
+                waker: mio::Waker::new(poll.registry(), WAKER)?,
+                load: AtomicUsize::new(0),
+                metrics: Arc::new(WorkerMetrics::default()),
+            });
+            seats.push((poll, commands));
+        }
+        let table = ArcSwap::from_pointee(RouteTable::empty(&options.node));
+        let shared = Arc::new(Shared {
+            options,
+            table,
+            peers,
+            reports,
+            internal,
+            draining: AtomicBool::new(false),
+            drained: watch::Sender::new(0),
+        });
+        let mut workers = Self {
+            shared,
+            threads: Vec::new(),
+        };
+        for (index, (poll, commands)) in seats.into_iter().enumerate() {
+            let shared = Arc::clone(&workers.shared);
+            let seat = Seat {
+                index,
+                poll,
+                commands,
+                shared,
+            };
+            let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+            workers
+                .threads
+                .push(thread.spawn(move || super::run(seat))?);
+        }
+        Ok(workers)
+    }
+
+    /// Opens a listener on every worker and says where it is.
+    pub fn listen(&self, role: Role, address: &ListenAddr) -> Result<ListenAddr, ListenError> {
+        let stopped = || ListenError::Stopped {
+            address: address.clone(),
+        };
+        match address {
+            ListenAddr::Tcp(tcp) => {
+                let (bound, sockets) = bind_tcp(*tcp, self.shared.peers.len())?;
+                for (peer, socket) in self.shared.peers.iter().zip(sockets) {
+                    peer.send(Command::ListenTcp(role, socket))
+                        .ok_or_else(stopped)?;
+                }
+                Ok(ListenAddr::Tcp(bound))
+            }
+            ListenAddr::Unix(path) => {
+                let socket = bind_unix(path)?;
+                let peer = self.shared.peers.first().ok_or_else(stopped)?;
+                peer.send(Command::ListenUnix(role, socket))
+                    .ok_or_else(stopped)?;
+                Ok(address.clone())
+            }
+        }
+    }
+
+    /// Gives every worker a new table; each takes it up at the start of its next turn.
+    pub fn publish(&self, table: Arc<RouteTable>) {
+        self.shared.table.store(table);
+        self.tell(|| Command::Table);
+    }
+
+    /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most for the drain timeout.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        self.tell(|| Command::Drain);
+    }
+
+    /// Returns when `drain` was called and no call is left.
+    pub async fn drained(&self) {
+        let mut drained = self.shared.drained.subscribe();
+        let all = self.shared.peers.len();
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = drained.wait_for(|count| *count >= all).await;
+    }
+
+    /// What all workers have counted so far.
+    #[must_use]
+    pub fn metrics(&self) -> MetricsSnapshot {
+        MetricsSnapshot::sum(self.shared.peers.iter().map(|peer| &*peer.metrics))
+    }
+
+    /// Every open connection. Waits for the workers' next turn, at most half a second.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        let (reply, lists) = sync_channel(self.shared.peers.len());
+        self.tell(|| Command::Connections(reply.clone()));
+        drop(reply);
+        let mut all = Vec::new();
+        while let Ok(list) = lists.recv_timeout(LIST_TIMEOUT) {
+            all.extend(list);
+        }
+        all.sort_by(|a, b| (a.worker, a.kind, &a.peer).cmp(&(b.worker, b.kind, &b.peer)));
+        all
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for peer in &self.shared.peers {
+            let _ = peer.send(command());
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.tell(|| Command::Stop);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Peer {
+    /// Hands a command over and wakes the worker; nothing if its thread has ended. Blocks while the queue is
+    /// full: for the control side only.
+    fn send(&self, command: Command) -> Option<()> {
+        self.mailbox.send(command).ok()?;
+        self.waker.wake().ok()
+    }
+
+    /// The same without waiting: gives the command back if the queue is full.
+    pub(crate) fn try_send(&self, command: Command) -> Result<(), Command> {
+        use std::sync::mpsc::TrySendError::{Disconnected, Full};
+        self.mailbox
+            .try_send(command)
+            .map_err(|error| match error {
+                Full(command) | Disconnected(command) => command,
+            })?;
+        // A worker that cannot be woken sees the command with its next event.
+        let _ = self.waker.wake();
+        Ok(())
+    }
+}
