@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::hpack::hash::{field_hash, name_hash};
+use crate::hpack::Marks;
 
 /// A header list: every name and value in one arena, so that a list that is cleared and filled
 /// again allocates nothing.
@@ -26,43 +26,36 @@ pub struct Field<'a> {
     pub sensitive: bool,
 }
 
-/// Where a field lies in the arena. The hashes are those of [`crate::hpack::hash`], 0 when not
-/// known yet: a decoder's table hands them on, so that an encoder need not hash the bytes again.
+/// Where a field lies in the arena: its name, and its value right behind.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    name_start: usize,
+    start: usize,
     name_len: usize,
-    value_start: usize,
     value_len: usize,
-    name_hash: u32,
-    hash: u32,
+    marks: Marks,
     sensitive: bool,
 }
 
-/// What an encoder sees of a field: the field with its hashes.
+/// A field as the HPACK tables hold it: one run of bytes and what is known of it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hashed<'a> {
-    pub(crate) field: Field<'a>,
-    pub(crate) name_hash: u32,
-    /// Hash of name and value; 0 when not known.
-    pub(crate) hash: u32,
+pub(crate) struct Marked<'a> {
+    /// The name and the value.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) name_len: usize,
+    pub(crate) marks: Marks,
+    pub(crate) sensitive: bool,
 }
 
-impl Hashed<'_> {
-    /// The hash of name and value, computed now if the list does not know it.
-    pub(crate) fn full_hash(&self) -> u32 {
-        match self.hash {
-            0 => field_hash(self.name_hash, self.field.value),
-            known => known,
-        }
+impl<'a> Marked<'a> {
+    #[inline]
+    pub(crate) fn name(&self) -> &'a [u8] {
+        self.bytes.get(..self.name_len).unwrap_or_default()
     }
-}
 
-/// The part of the arena that one string takes, while its field is being put together.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub(crate) start: usize,
-    pub(crate) len: usize,
+    #[inline]
+    pub(crate) fn value(&self) -> &'a [u8] {
+        self.bytes.get(self.name_len..).unwrap_or_default()
+    }
 }
 
 impl Fields {
@@ -99,7 +92,9 @@ impl Fields {
 
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
-        self.entries.iter().map(|entry| self.field(entry))
+        self.entries
+            .iter()
+            .map(|entry| field_in(&self.arena, entry))
     }
 
     /// The first value of that name.
@@ -112,10 +107,12 @@ impl Fields {
         &'a self,
         name: &'n [u8],
     ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let of_name = move |field: &Field<'a>| field.name == name;
         self.entries
             .iter()
-            .filter(move |entry| self.slice(entry.name_start, entry.name_len) == name)
-            .map(|entry| self.slice(entry.value_start, entry.value_len))
+            .map(|entry| field_in(&self.arena, entry))
+            .filter(of_name)
+            .map(|f| f.value)
     }
 
     /// Takes out every field of that name and says how many there were.
@@ -136,14 +133,14 @@ impl Fields {
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         let (arena, mut found) = (&mut self.arena, false);
         self.entries.retain_mut(|entry| {
-            if slice_of(arena, entry.name_start, entry.name_len) != name {
+            if field_in(arena, entry).name != name {
                 return true;
             }
             if found {
                 return false;
             }
             found = true;
-            overwrite(arena, entry, value);
+            overwrite(arena, entry, name, value);
             true
         });
         if !found {
@@ -196,62 +193,48 @@ impl Fields {
         }
     }
 
-    /// The fields with what is known of their hashes, for an encoder.
-    pub(crate) fn iter_hashed(&self) -> impl Iterator<Item = Hashed<'_>> {
-        self.entries.iter().map(|entry| {
-            let field = self.field(entry);
-            let name_hash = match entry.name_hash {
-                0 => name_hash(field.name),
-                known => known,
-            };
-            Hashed {
-                field,
-                name_hash,
-                hash: entry.hash,
-            }
+    /// The fields with what is known of them, for an encoder.
+    #[inline]
+    pub(crate) fn iter_marked(&self) -> impl Iterator<Item = Marked<'_>> {
+        self.entries.iter().map(|entry| Marked {
+            bytes: bytes_in(&self.arena, entry),
+            name_len: entry.name_len,
+            marks: entry.marks,
+            sensitive: entry.sensitive,
         })
     }
 
-    /// Appends a field whose hashes are known (0: unknown).
-    pub(crate) fn push_hashed(&mut self, hashed: Hashed<'_>) {
-        let Hashed {
-            field,
-            name_hash,
-            hash,
-        } = hashed;
-        self.append(field.name, field.value, field.sensitive);
-        if let Some(entry) = self.entries.last_mut() {
-            (entry.name_hash, entry.hash) = (name_hash, hash);
-        }
+    /// Appends a field of a table with what is known of it.
+    #[inline]
+    pub(crate) fn push_marked(&mut self, field: &Marked<'_>) {
+        let start = self.arena.len();
+        self.arena.extend_from_slice(field.bytes);
+        let value_len = field.bytes.len() - field.name_len;
+        self.commit(start, field.name_len, value_len, field.marks, false);
     }
 
-    /// The arena itself: a decoder writes strings straight to its end and then says with
+    /// The arena itself: a decoder writes a name and then its value to the end, and says with
     /// [`Fields::commit`] that they are a field, or takes them back with [`Fields::rewind`].
+    #[inline]
     pub(crate) fn arena(&mut self) -> &mut Vec<u8> {
         &mut self.arena
     }
 
-    /// The bytes of a span of the arena.
-    pub(crate) fn span(&self, span: Span) -> &[u8] {
-        self.slice(span.start, span.len)
-    }
-
-    /// Makes a field of two spans that were written to the arena.
+    /// Makes a field of what was written to the arena from `start` on.
+    #[inline]
     pub(crate) fn commit(
         &mut self,
-        name: Span,
-        value: Span,
-        name_hash: u32,
-        hash: u32,
+        start: usize,
+        name_len: usize,
+        value_len: usize,
+        marks: Marks,
         sensitive: bool,
     ) {
         self.entries.push(Entry {
-            name_start: name.start,
-            name_len: name.len,
-            value_start: value.start,
-            value_len: value.len,
-            name_hash,
-            hash,
+            start,
+            name_len,
+            value_len,
+            marks,
             sensitive,
         });
     }
@@ -262,56 +245,50 @@ impl Fields {
     }
 
     fn append(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
-        let name_start = self.arena.len();
+        let start = self.arena.len();
+        self.arena.reserve(name.len() + value.len());
         self.arena.extend_from_slice(name);
-        let value_start = self.arena.len();
         self.arena.extend_from_slice(value);
-        let name = Span {
-            start: name_start,
-            len: name.len(),
-        };
-        let value = Span {
-            start: value_start,
-            len: value.len(),
-        };
-        self.commit(name, value, 0, 0, sensitive);
-    }
-
-    fn field(&self, entry: &Entry) -> Field<'_> {
-        field_in(&self.arena, entry)
-    }
-
-    fn slice(&self, start: usize, len: usize) -> &[u8] {
-        slice_of(&self.arena, start, len)
+        self.commit(start, name.len(), value.len(), Marks::default(), sensitive);
     }
 }
 
 /// What RFC 7541 §4.1 and RFC 9113 §6.5.2 add to the size of each field.
 pub(crate) const FIELD_OVERHEAD: usize = 32;
 
+#[inline]
+fn bytes_in<'a>(arena: &'a [u8], entry: &Entry) -> &'a [u8] {
+    let end = entry.start + entry.name_len + entry.value_len;
+    arena.get(entry.start..end).unwrap_or_default()
+}
+
+#[inline]
 fn field_in<'a>(arena: &'a [u8], entry: &Entry) -> Field<'a> {
+    let bytes = bytes_in(arena, entry);
+    let (name, value) = bytes.split_at_checked(entry.name_len).unwrap_or_default();
     Field {
-        name: slice_of(arena, entry.name_start, entry.name_len),
-        value: slice_of(arena, entry.value_start, entry.value_len),
+        name,
+        value,
         sensitive: entry.sensitive,
     }
 }
 
-fn slice_of(arena: &[u8], start: usize, len: usize) -> &[u8] {
-    arena.get(start..start + len).unwrap_or_default()
-}
-
-/// Puts a new value in the old one's place if it fits there, else at the end of the arena.
-fn overwrite(arena: &mut Vec<u8>, entry: &mut Entry, value: &[u8]) {
+/// Puts a new value in the old one's place if it fits there, else the whole field at the end of
+/// the arena.
+fn overwrite(arena: &mut Vec<u8>, entry: &mut Entry, name: &[u8], value: &[u8]) {
+    let old = entry.start + entry.name_len;
     let fits = value.len() <= entry.value_len;
-    match arena.get_mut(entry.value_start..entry.value_start + value.len()) {
+    match arena.get_mut(old..old + value.len()) {
         Some(place) if fits => place.copy_from_slice(value),
         _ => {
-            entry.value_start = arena.len();
+            entry.start = arena.len();
+            arena.extend_from_slice(name);
             arena.extend_from_slice(value);
         }
     }
-    (entry.value_len, entry.hash, entry.sensitive) = (value.len(), 0, false);
+    entry.value_len = value.len();
+    entry.marks = entry.marks.of_name();
+    entry.sensitive = false;
 }
 
 impl PartialEq for Fields {

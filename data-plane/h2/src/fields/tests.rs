@@ -68,13 +68,33 @@ fn set_replaces_the_first_in_place_and_drops_the_rest() {
 
 #[test]
 fn set_takes_the_sensitive_mark_and_the_known_hash_away() {
-    let mut fields = sample();
-    let secret = fields.iter_hashed().nth(2).expect("three fields");
-    assert!(secret.field.sensitive);
+    let mut fields = Fields::new();
+    let marks = Marks {
+        hash: 7,
+        static_index: 2,
+        name_hash: 5,
+        name_id: 3,
+    };
+    fields.push_marked(&Marked {
+        bytes: b"nv",
+        name_len: 1,
+        marks,
+        sensitive: false,
+    });
+    fields.push_sensitive(b"b", b"secret");
+    fields.set(b"n", b"w");
     fields.set(b"b", b"public");
-    let public = fields.iter_hashed().nth(2).expect("three fields");
-    assert!(!public.field.sensitive);
-    assert_eq!(public.full_hash(), field_hash(name_hash(b"b"), b"public"));
+    let marked: Vec<_> = fields.iter_marked().collect();
+    assert_eq!(
+        marked[0].marks,
+        Marks {
+            hash: 0,
+            static_index: 0,
+            name_hash: 5,
+            name_id: 3
+        }
+    );
+    assert!(!marked[1].sensitive);
 }
 
 #[test]

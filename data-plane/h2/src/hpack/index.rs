@@ -3,7 +3,7 @@
 //! here grows with traffic, and no chosen hash can make a look-up take more than four steps.
 
 use super::table::Table;
-use crate::fields::Hashed;
+use crate::fields::Marked;
 
 const SETS: usize = 64;
 const WAYS: usize = 4;
@@ -30,11 +30,12 @@ impl Index {
     }
 
     /// The age of the entry with that hash which `is_it` confirms.
+    #[inline]
     pub(crate) fn find<'t>(
         &self,
         table: &'t Table,
         hash: u32,
-        is_it: impl Fn(&Hashed<'t>) -> bool,
+        is_it: impl Fn(&Marked<'t>) -> bool,
     ) -> Option<usize> {
         let (set, tag) = place_of(hash);
         self.places[set]

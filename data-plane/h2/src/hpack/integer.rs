@@ -8,12 +8,19 @@ use super::HpackError;
 const MAX_CONTINUATION: u32 = 5;
 
 /// Reads an integer whose first octet, already taken off, is `first` with `prefix` low bits.
+#[inline]
 pub(crate) fn decode(first: u8, prefix: u32, rest: &mut &[u8]) -> Result<usize, HpackError> {
     let mask = 0xff_u8 >> (8 - prefix);
     let head = first & mask;
     if head < mask {
-        return Ok(usize::from(head));
+        Ok(usize::from(head))
+    } else {
+        decode_long(mask, rest)
     }
+}
+
+#[cold]
+fn decode_long(mask: u8, rest: &mut &[u8]) -> Result<usize, HpackError> {
     let mut value = u64::from(mask);
     for octet in 0..MAX_CONTINUATION {
         let (&byte, tail) = rest.split_first().ok_or(HpackError::Truncated)?;
@@ -28,20 +35,23 @@ pub(crate) fn decode(first: u8, prefix: u32, rest: &mut &[u8]) -> Result<usize, 
 }
 
 /// Appends `value` with `prefix` bits in the first octet, whose high bits are `flags`.
+#[inline]
 pub(crate) fn encode(value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>) {
     let mask = 0xff_u8 >> (8 - prefix);
     match u8::try_from(value) {
         Ok(small) if small < mask => out.push(flags | small),
-        _ => {
-            out.push(flags | mask);
-            let mut left = value - usize::from(mask);
-            while left >= 0x80 {
-                out.push(seven_bits(left) | 0x80);
-                left >>= 7;
-            }
-            out.push(seven_bits(left));
-        }
+        _ => encode_long(value - usize::from(mask), flags | mask, out),
     }
+}
+
+#[cold]
+fn encode_long(mut left: usize, first: u8, out: &mut Vec<u8>) {
+    out.push(first);
+    while left >= 0x80 {
+        out.push(seven_bits(left) | 0x80);
+        left >>= 7;
+    }
+    out.push(seven_bits(left));
 }
 
 #[allow(clippy::cast_possible_truncation)] // masked

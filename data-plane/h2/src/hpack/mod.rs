@@ -6,8 +6,9 @@
 
 mod integer;
 mod huffman;
-pub(crate) mod hash;
+mod hash;
 mod statics;
+mod marks;
 mod table;
 mod decode;
 mod index;
@@ -15,6 +16,7 @@ mod encode;
 
 pub use decode::{Decoder, HpackError, Limits, Outcome};
 pub use encode::Encoder;
+pub(crate) use marks::Marks;
 
 #[cfg(doc)]
 use crate::Fields;

@@ -2,7 +2,9 @@
 //! well-known names. Only constants: the compiler builds everything, and a look-up by name is one
 //! probe by the hash that the field carries anyway.
 
+use super::Marks;
 use super::hash::{field_hash, name_hash};
+use crate::fields::Marked;
 
 /// Entries 1 to 61 of the static table, in order.
 #[rustfmt::skip]
@@ -26,8 +28,20 @@ pub(crate) const STATIC: [(&[u8], &[u8]); 61] = [
     (b"vary", b""), (b"via", b""), (b"www-authenticate", b""),
 ];
 
-/// The hashes of name and of name with value, for each of [`STATIC`].
-pub(crate) static STATIC_HASHES: [(u32, u32); STATIC.len()] = static_hashes();
+/// The field at an index from 1 to 61.
+#[inline]
+pub(crate) fn static_field(index: usize) -> Option<Marked<'static>> {
+    let entry = ENTRIES.get(index.wrapping_sub(1))?;
+    let (start, len) = (usize::from(entry.start), usize::from(entry.len));
+    let bytes = BYTES.get(start..start + len)?;
+    let name_len = usize::from(entry.name_len);
+    Some(Marked {
+        bytes,
+        name_len,
+        marks: entry.marks,
+        sensitive: false,
+    })
+}
 
 /// Whether a value is worth a place in a table that many callers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,46 +116,124 @@ const CLASSES: [(&[u8], Class); 45] = [
     (b"x-endpoint-load-metrics-bin", Class::Varies),
 ];
 
-/// What is known of the name with this hash.
-pub(crate) fn known(name_hash: u32, name: &[u8]) -> Option<&'static Known> {
+/// What is known of the name with this id.
+#[inline]
+pub(crate) fn known(name_id: u8) -> Option<&'static Known> {
+    KNOWN.names.get(usize::from(name_id).wrapping_sub(FIRST_ID))
+}
+
+/// The id of a name: [`NO_ID`] if nothing is known of it.
+pub(crate) fn name_id_of(name_hash: u32, name: &[u8]) -> u8 {
     let mut at = slot(name_hash);
     loop {
-        let found = KNOWN.names.get(usize::from(KNOWN.slots[at]))?;
-        if found.name == name {
-            return Some(found);
+        let name_id = KNOWN.slots[at];
+        match known(name_id) {
+            Some(found) if found.name != name => at = (at + 1) % SLOTS,
+            _ => return name_id,
         }
-        at = (at + 1) % SLOTS;
     }
 }
 
+/// 0 stands for a name that was not looked up, this for one that was in vain.
+const NO_ID: u8 = 1;
+const FIRST_ID: usize = 2;
+
 const SLOTS: usize = 512;
 const MAX_KNOWN: usize = STATIC.len() + CLASSES.len();
-const FREE: u8 = u8::MAX;
 
 /// An open hash table that is at most a fifth full, so that a probe ends at once.
 struct KnownNames {
+    /// Ids, [`NO_ID`] where there is none.
     slots: [u8; SLOTS],
     names: [Known; MAX_KNOWN],
 }
 
-static KNOWN: KnownNames = known_names();
+static KNOWN: KnownNames = KNOWN_NAMES;
+const KNOWN_NAMES: KnownNames = known_names();
+
+/// Where the bytes of a static field lie in [`BYTES`].
+#[derive(Clone, Copy)]
+struct StaticEntry {
+    start: u16,
+    len: u8,
+    name_len: u8,
+    marks: Marks,
+}
+
+/// Names and values of the static table one after the other.
+static BYTES: [u8; BYTES_LEN] = static_bytes();
+static ENTRIES: [StaticEntry; STATIC.len()] = static_entries();
+
+const BYTES_LEN: usize = {
+    let (mut len, mut at) = (0, 0);
+    while at < STATIC.len() {
+        len += STATIC[at].0.len() + STATIC[at].1.len();
+        at += 1;
+    }
+    len
+};
 
 const fn slot(name_hash: u32) -> usize {
     name_hash as usize % SLOTS
 }
 
-const fn static_hashes() -> [(u32, u32); STATIC.len()] {
-    let mut hashes = [(0, 0); STATIC.len()];
-    let mut at = 0;
+const fn static_bytes() -> [u8; BYTES_LEN] {
+    let mut bytes = [0; BYTES_LEN];
+    let (mut end, mut at) = (0, 0);
     while at < STATIC.len() {
-        let name = name_hash(STATIC[at].0);
-        hashes[at] = (name, field_hash(name, STATIC[at].1));
+        let (name, value) = STATIC[at];
+        let mut from = 0;
+        while from < name.len() + value.len() {
+            bytes[end] = if from < name.len() {
+                name[from]
+            } else {
+                value[from - name.len()]
+            };
+            (end, from) = (end + 1, from + 1);
+        }
         at += 1;
     }
-    hashes
+    bytes
 }
 
-#[allow(clippy::cast_possible_truncation)] // MAX_KNOWN is below 255
+#[allow(clippy::cast_possible_truncation)] // 61 short strings
+const fn static_entries() -> [StaticEntry; STATIC.len()] {
+    let marks = Marks {
+        hash: 0,
+        name_hash: 0,
+        name_id: 0,
+        static_index: 0,
+    };
+    let mut entries = [StaticEntry {
+        start: 0,
+        len: 0,
+        name_len: 0,
+        marks,
+    }; STATIC.len()];
+    let (mut start, mut at) = (0, 0);
+    while at < STATIC.len() {
+        let (name, value) = STATIC[at];
+        let name_hash = name_hash(name);
+        let len = (name.len() + value.len()) as u8;
+        let marks = Marks {
+            hash: field_hash(name_hash, value),
+            name_hash,
+            name_id: KNOWN_NAMES.slots[place(&KNOWN_NAMES, name)],
+            static_index: at as u8 + 1,
+        };
+        entries[at] = StaticEntry {
+            start,
+            len,
+            name_len: name.len() as u8,
+            marks,
+        };
+        start += len as u16;
+        at += 1;
+    }
+    entries
+}
+
+#[allow(clippy::cast_possible_truncation)] // MAX_KNOWN is below 250
 const fn known_names() -> KnownNames {
     let nothing = Known {
         name: b"",
@@ -150,7 +242,7 @@ const fn known_names() -> KnownNames {
         entries: 0,
     };
     let mut made = KnownNames {
-        slots: [FREE; SLOTS],
+        slots: [NO_ID; SLOTS],
         names: [nothing; MAX_KNOWN],
     };
     let (mut used, mut at) = (0, 0);
@@ -166,35 +258,37 @@ const fn known_names() -> KnownNames {
             first: at + 1,
             entries,
         };
-        made.slots[free_slot(&made, name)] = used as u8;
+        made.slots[place(&made, name)] = (used + FIRST_ID) as u8;
         (used, at) = (used + 1, at + entries);
     }
     at = 0;
     while at < CLASSES.len() {
         let (name, class) = CLASSES[at];
-        let place = free_slot(&made, name);
-        let known = made.slots[place];
-        if known == FREE {
+        let place = place(&made, name);
+        let name_id = made.slots[place];
+        if name_id == NO_ID {
             made.names[used] = Known {
                 name,
                 class,
                 first: 0,
                 entries: 0,
             };
-            made.slots[place] = used as u8;
+            made.slots[place] = (used + FIRST_ID) as u8;
             used += 1;
         } else {
-            made.names[known as usize].class = class;
+            made.names[name_id as usize - FIRST_ID].class = class;
         }
         at += 1;
     }
     made
 }
 
-/// Where the name stands, or where it may be put.
-const fn free_slot(made: &KnownNames, name: &[u8]) -> usize {
+/// The slot where the name stands, or where it may be put.
+const fn place(made: &KnownNames, name: &[u8]) -> usize {
     let mut at = slot(name_hash(name));
-    while made.slots[at] != FREE && !same(made.names[made.slots[at] as usize].name, name) {
+    while made.slots[at] != NO_ID
+        && !same(made.names[made.slots[at] as usize - FIRST_ID].name, name)
+    {
         at = (at + 1) % SLOTS;
     }
     at
@@ -219,7 +313,7 @@ mod tests {
     use super::*;
 
     fn find(name: &[u8]) -> Option<&'static Known> {
-        known(name_hash(name), name)
+        known(name_id_of(name_hash(name), name))
     }
 
     #[test]
@@ -236,6 +330,21 @@ mod tests {
             find(b"www-authenticate").map(|k| (k.first, k.entries)),
             Some((61, 1))
         );
+    }
+
+    #[test]
+    fn static_fields_are_whole_and_marked() {
+        for (at, (name, value)) in STATIC.iter().enumerate() {
+            let field = static_field(at + 1).expect("in the static table");
+            assert_eq!((field.name(), field.value()), (*name, *value));
+            let marks = Marks {
+                static_index: field.marks.static_index,
+                ..Marks::default()
+            };
+            assert_eq!(field.marks, marks.with_name(name).with_value(value));
+            assert_eq!(usize::from(field.marks.static_index), at + 1);
+        }
+        assert!(static_field(0).is_none() && static_field(62).is_none());
     }
 
     #[test]
@@ -267,6 +376,6 @@ mod tests {
             assert!(find(name).is_none());
         }
         // whatever the hash says, the bytes decide
-        assert!(known(name_hash(b"date"), b"gate").is_none());
+        assert_eq!(name_id_of(name_hash(b"date"), b"gate"), NO_ID);
     }
 }

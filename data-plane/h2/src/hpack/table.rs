@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 
-use super::statics::{STATIC, STATIC_HASHES};
-use crate::fields::{FIELD_OVERHEAD, Field, Hashed};
+use super::Marks;
+use super::statics::{STATIC, static_field};
+use crate::fields::{FIELD_OVERHEAD, Marked};
 
 /// The entries that a connection has added, youngest first.
 #[derive(Debug)]
@@ -27,8 +28,7 @@ struct Entry {
     start: usize,
     name_len: usize,
     value_len: usize,
-    name_hash: u32,
-    hash: u32,
+    marks: Marks,
 }
 
 impl Entry {
@@ -76,9 +76,10 @@ impl Table {
         self.evict(max_size);
     }
 
-    /// Adds a field (§4.4). One that is larger than the table empties it and is not added.
-    pub(crate) fn add(&mut self, name: &[u8], value: &[u8], name_hash: u32, hash: u32) {
-        let size = name.len() + value.len() + FIELD_OVERHEAD;
+    /// Adds a field (§4.4), whose bytes are its name and then its value. One that is larger than
+    /// the table empties it and is not added.
+    pub(crate) fn add(&mut self, bytes: &[u8], name_len: usize, marks: Marks) {
+        let size = bytes.len() + FIELD_OVERHEAD;
         let Some(room_for) = self.max_size.checked_sub(size) else {
             self.evict(0);
             return;
@@ -86,35 +87,30 @@ impl Table {
         self.evict(room_for);
         self.move_together();
         let start = self.arena.len();
-        self.arena.extend_from_slice(name);
-        self.arena.extend_from_slice(value);
-        let (name_len, value_len) = (name.len(), value.len());
+        self.arena.extend_from_slice(bytes);
+        let value_len = bytes.len() - name_len;
         self.entries.push_back(Entry {
             start,
             name_len,
             value_len,
-            name_hash,
-            hash,
+            marks,
         });
         self.size += size;
         self.added = self.added.wrapping_add(1);
     }
 
     /// The entry that is `age` additions old; 0 is the youngest.
-    pub(crate) fn get(&self, age: usize) -> Option<Hashed<'_>> {
+    #[inline]
+    pub(crate) fn get(&self, age: usize) -> Option<Marked<'_>> {
         let at = self.entries.len().checked_sub(age + 1)?;
         let entry = self.entries.get(at)?;
         let bytes = self.arena.get(entry.start..entry.end())?;
-        let (name, value) = bytes.split_at_checked(entry.name_len)?;
-        let field = Field {
-            name,
-            value,
+        let (name_len, marks) = (entry.name_len, entry.marks);
+        Some(Marked {
+            bytes,
+            name_len,
+            marks,
             sensitive: false,
-        };
-        Some(Hashed {
-            field,
-            name_hash: entry.name_hash,
-            hash: entry.hash,
         })
     }
 
@@ -158,22 +154,11 @@ impl Table {
 }
 
 /// The field at an index of both tables (§2.3.3): the static one first, then the youngest.
-pub(crate) fn lookup(table: &Table, index: usize) -> Option<Hashed<'_>> {
-    let at = index.checked_sub(1)?;
-    match (STATIC.get(at), STATIC_HASHES.get(at)) {
-        (Some(&(name, value)), Some(&(name_hash, hash))) => {
-            let field = Field {
-                name,
-                value,
-                sensitive: false,
-            };
-            Some(Hashed {
-                field,
-                name_hash,
-                hash,
-            })
-        }
-        _ => table.get(at.checked_sub(STATIC.len())?),
+#[inline]
+pub(crate) fn lookup(table: &Table, index: usize) -> Option<Marked<'_>> {
+    match index.checked_sub(STATIC.len() + 1) {
+        Some(age) => table.get(age),
+        None => static_field(index),
     }
 }
 
@@ -185,17 +170,15 @@ pub(crate) fn dynamic_index(age: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hpack::hash::{field_hash, name_hash};
     use proptest::prelude::*;
 
     fn add(table: &mut Table, name: &[u8], value: &[u8]) {
-        let hash = name_hash(name);
-        table.add(name, value, hash, field_hash(hash, value));
+        table.add(&[name, value].concat(), name.len(), Marks::default());
     }
 
     fn names(table: &Table) -> Vec<Vec<u8>> {
         (0..table.len())
-            .map(|age| table.get(age).expect("lives").field.name.to_vec())
+            .map(|age| table.get(age).expect("lives").name().to_vec())
             .collect()
     }
 
@@ -228,7 +211,7 @@ mod tests {
         let mut table = Table::new(4096);
         add(&mut table, b"old", b"1");
         add(&mut table, b"new", b"2");
-        let name = |index| lookup(&table, index).map(|hashed| hashed.field.name);
+        let name = |index| lookup(&table, index).map(|field| field.name());
         assert_eq!(name(0), None);
         assert_eq!(name(1), Some(&b":authority"[..]));
         assert_eq!(name(61), Some(&b"www-authenticate"[..]));
@@ -277,8 +260,8 @@ mod tests {
                 }).count();
                 model.truncate(fits);
                 let seen: Vec<_> = (0..table.len()).map(|age| {
-                    let field = table.get(age).expect("lives").field;
-                    (field.name.to_vec(), field.value.to_vec())
+                    let field = table.get(age).expect("lives");
+                    (field.name().to_vec(), field.value().to_vec())
                 }).collect();
                 prop_assert_eq!(&seen, &model);
             }

@@ -5,11 +5,10 @@
 
 use std::fmt;
 
-use super::hash::{field_hash, name_hash};
 use super::table::{Table, lookup};
-use super::{huffman, integer};
+use super::{Marks, huffman, integer};
 use crate::Fields;
-use crate::fields::{FIELD_OVERHEAD, Span};
+use crate::fields::FIELD_OVERHEAD;
 
 /// How large a decoded list may become (DESIGN §10).
 #[derive(Clone, Copy, Debug)]
@@ -97,9 +96,11 @@ impl Decoder {
     ) -> Result<Outcome, HpackError> {
         let mut rest = block;
         self.take_size_updates(&mut rest)?;
+        let hard_stop = limits.list_bytes.saturating_mul(HARD_STOP);
         let mut list = List {
             out,
             limits,
+            hard_stop,
             kept: 0,
             kept_bytes: 0,
             seen_bytes: 0,
@@ -143,9 +144,9 @@ impl Decoder {
     ) -> Result<bool, HpackError> {
         let index = integer::decode(first, 7, rest)?;
         let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
-        let fits = list.admit(found.field.name.len(), found.field.value.len())?;
+        let fits = list.admit(found.bytes.len())?;
         if fits {
-            list.out.push_hashed(found);
+            list.out.push_marked(&found);
         }
         Ok(fits)
     }
@@ -159,38 +160,34 @@ impl Decoder {
         rest: &mut &[u8],
         list: &mut List<'_>,
     ) -> Result<bool, HpackError> {
-        let mark = list.out.arena().len();
+        let arena = list.out.arena();
+        let start = arena.len();
         let index = integer::decode(first, prefix, rest)?;
-        let (name, mut hash_of_name) = if index == 0 {
-            (read_string(rest, list.out.arena())?, 0)
+        let mut marks = Marks::default();
+        if index == 0 {
+            read_string(rest, arena)?;
         } else {
             let found = lookup(&self.table, index).ok_or(HpackError::BadIndex)?;
-            list.out.arena().extend_from_slice(found.field.name);
-            (
-                Span {
-                    start: mark,
-                    len: found.field.name.len(),
-                },
-                found.name_hash,
-            )
-        };
-        let value = read_string(rest, list.out.arena())?;
-        let mut hash = 0;
+            arena.extend_from_slice(found.name());
+            marks = found.marks.of_name();
+        }
+        let name_len = arena.len() - start;
+        read_string(rest, arena)?;
+        let bytes = arena.get(start..).unwrap_or_default();
         if let Literal::Indexed = kind {
             // The name was copied first: adding may evict the entry that it came from (§4.4).
-            let (name, value) = (list.out.span(name), list.out.span(value));
-            if hash_of_name == 0 {
-                hash_of_name = name_hash(name);
-            }
-            hash = field_hash(hash_of_name, value);
-            self.table.add(name, value, hash_of_name, hash);
+            let (name, value) = bytes.split_at_checked(name_len).unwrap_or_default();
+            marks = marks.with_name(name).with_value(value);
+            self.table.add(bytes, name_len, marks);
         }
-        let fits = list.admit(name.len, value.len)?;
+        let len = bytes.len();
+        let fits = list.admit(len)?;
         if fits {
             let sensitive = matches!(kind, Literal::Never);
-            list.out.commit(name, value, hash_of_name, hash, sensitive);
+            list.out
+                .commit(start, name_len, len - name_len, marks, sensitive);
         } else {
-            list.out.rewind(mark);
+            list.out.rewind(start);
         }
         Ok(fits)
     }
@@ -211,6 +208,7 @@ enum Literal {
 struct List<'o> {
     out: &'o mut Fields,
     limits: Limits,
+    hard_stop: usize,
     kept: usize,
     kept_bytes: usize,
     /// Of all fields, those that did not fit too.
@@ -218,18 +216,19 @@ struct List<'o> {
 }
 
 impl List<'_> {
-    /// Counts a field; whether it may be kept.
-    fn admit(&mut self, name: usize, value: usize) -> Result<bool, HpackError> {
-        let size = name + value + FIELD_OVERHEAD;
+    /// Counts a field of so many bytes; whether it may be kept.
+    #[inline]
+    fn admit(&mut self, bytes: usize) -> Result<bool, HpackError> {
+        let size = bytes + FIELD_OVERHEAD;
         self.seen_bytes += size;
-        if self.seen_bytes > self.limits.list_bytes.saturating_mul(HARD_STOP) {
+        if self.seen_bytes > self.hard_stop {
             return Err(HpackError::ListTooLarge);
         }
-        let fits =
-            self.kept < self.limits.fields && self.kept_bytes + size <= self.limits.list_bytes;
+        let kept_bytes = self.kept_bytes + size;
+        let fits = self.kept < self.limits.fields && kept_bytes <= self.limits.list_bytes;
         if fits {
             self.kept += 1;
-            self.kept_bytes += size;
+            self.kept_bytes = kept_bytes;
         }
         Ok(fits)
     }
@@ -237,22 +236,18 @@ impl List<'_> {
 
 /// A string literal (§5.2), decoded to the end of `arena`. Its length is checked before a byte of
 /// it is touched.
-fn read_string(rest: &mut &[u8], arena: &mut Vec<u8>) -> Result<Span, HpackError> {
+fn read_string(rest: &mut &[u8], arena: &mut Vec<u8>) -> Result<(), HpackError> {
     let (&first, tail) = rest.split_first().ok_or(HpackError::Truncated)?;
     *rest = tail;
     let len = integer::decode(first, 7, rest)?;
     let (string, tail) = rest.split_at_checked(len).ok_or(HpackError::Truncated)?;
     *rest = tail;
-    let start = arena.len();
     if first & 0x80 == 0 {
         arena.extend_from_slice(string);
+        Ok(())
     } else {
-        huffman::decode(string, arena)?;
+        huffman::decode(string, arena)
     }
-    Ok(Span {
-        start,
-        len: arena.len() - start,
-    })
 }
 
 #[cfg(test)]

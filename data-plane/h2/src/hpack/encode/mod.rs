@@ -9,9 +9,9 @@
 use super::index::{Index, Learning};
 use super::statics::{Class, Known, STATIC, known};
 use super::table::{Table, dynamic_index};
-use super::{huffman, integer};
+use super::{Marks, huffman, integer};
 use crate::Fields;
-use crate::fields::{FIELD_OVERHEAD, Hashed};
+use crate::fields::{FIELD_OVERHEAD, Marked};
 
 /// The largest table we keep, whatever the peer offers: memory of ours, and the protocol's default.
 const OWN_TABLE_MAX: u32 = 4096;
@@ -100,8 +100,8 @@ impl Encoder {
         if let Some(smallest) = self.pending.take() {
             self.put_size_updates(smallest, out);
         }
-        for hashed in fields.iter_hashed() {
-            self.put(&hashed, out);
+        for field in fields.iter_marked() {
+            self.put(&field, out);
         }
     }
 
@@ -118,25 +118,32 @@ impl Encoder {
         put_integer(SIZE_UPDATE, size as usize, out);
     }
 
-    fn put(&mut self, hashed: &Hashed<'_>, out: &mut Vec<u8>) {
-        let field = &hashed.field;
-        let known = known(hashed.name_hash, field.name);
-        match class_of(known, hashed) {
-            Class::Credential | Class::Cookie => {
-                self.put_literal(LITERAL_NEVER, known, hashed, out);
-            }
-            Class::Varies => self.put_literal(LITERAL, known, hashed, out),
-            Class::Learn => match known.and_then(|known| static_index(known, field.value)) {
+    #[inline]
+    fn put(&mut self, field: &Marked<'_>, out: &mut Vec<u8>) {
+        let marks = field.marks.with_name(field.name());
+        let known = known(marks.name_id);
+        match class_of(known, field) {
+            Class::Learn => match static_index(known, field) {
                 Some(index) => put_integer(INDEXED, index, out),
-                None => self.put_learned(known, hashed, out),
+                None => self.put_learned(known, field, marks, out),
             },
+            // Their names are never in our table, so that nothing is looked for there.
+            Class::Varies => put_literal(LITERAL, known.map_or(0, |k| k.first), field, out),
+            Class::Credential | Class::Cookie => {
+                put_literal(LITERAL_NEVER, known.map_or(0, |k| k.first), field, out);
+            }
         }
     }
 
     /// A field that may stand in the table, or come to stand there.
-    fn put_learned(&mut self, known: Option<&Known>, hashed: &Hashed<'_>, out: &mut Vec<u8>) {
-        let field = &hashed.field;
-        let hash = hashed.full_hash();
+    fn put_learned(
+        &mut self,
+        known: Option<&Known>,
+        field: &Marked<'_>,
+        marks: Marks,
+        out: &mut Vec<u8>,
+    ) {
+        let marks = marks.with_value(field.value());
         let new_memory = || {
             Box::new(Memory {
                 index: Index::new(),
@@ -144,81 +151,81 @@ impl Encoder {
             })
         };
         let memory = self.memory.get_or_insert_with(new_memory);
-        let found = memory.index.find(&self.table, hash, |entry| {
-            entry.hash == hash && entry.field.value == field.value && entry.field.name == field.name
+        let found = memory.index.find(&self.table, marks.hash, |entry| {
+            entry.name_len == field.name_len && entry.bytes == field.bytes
         });
         if let Some(age) = found {
-            memory.learning.found(hashed.name_hash);
+            memory.learning.found(marks.name_hash);
             put_integer(INDEXED, dynamic_index(age), out);
             return;
         }
-        // One field may not push out half of the others.
-        let size = field.name.len() + field.value.len() + FIELD_OVERHEAD;
-        let fits = size <= self.table.max_size() / 2;
-        if !fits || !memory.learning.is_worth_adding(hashed.name_hash, hash) {
-            self.put_literal(LITERAL, known, hashed, out);
-            return;
-        }
-        self.put_literal(LITERAL_ADDED, known, hashed, out);
-        self.table
-            .add(field.name, field.value, hashed.name_hash, hash);
-        if let Some(memory) = &mut self.memory {
-            memory.index.remember(&self.table, hash);
-            memory.index.remember(&self.table, hashed.name_hash);
-        }
-    }
-
-    fn put_literal(
-        &self,
-        form: Form,
-        known: Option<&Known>,
-        hashed: &Hashed<'_>,
-        out: &mut Vec<u8>,
-    ) {
-        let put_string = if form.flags == LITERAL_ADDED.flags {
-            put_shorter
-        } else {
-            put_plain
-        };
         let name_index = match known {
             Some(known) if known.first > 0 => known.first,
-            _ => self.dynamic_name(hashed).unwrap_or(0),
+            _ => dynamic_name(&self.table, &memory.index, field, marks),
         };
-        put_integer(form, name_index, out);
-        if name_index == 0 {
-            put_string(hashed.field.name, out);
+        // One field may not push out half of the others.
+        let fits = field.bytes.len() + FIELD_OVERHEAD <= self.table.max_size() / 2;
+        if fits && memory.learning.is_worth_adding(marks.name_hash, marks.hash) {
+            put_literal(LITERAL_ADDED, name_index, field, out);
+            self.table.add(field.bytes, field.name_len, marks);
+            memory.index.remember(&self.table, marks.hash);
+            memory.index.remember(&self.table, marks.name_hash);
+        } else {
+            put_literal(LITERAL, name_index, field, out);
         }
-        put_string(hashed.field.value, out);
-    }
-
-    /// The index of an entry of the table that has this name.
-    fn dynamic_name(&self, hashed: &Hashed<'_>) -> Option<usize> {
-        let memory = self.memory.as_ref()?;
-        let age = memory.index.find(&self.table, hashed.name_hash, |entry| {
-            entry.field.name == hashed.field.name
-        });
-        age.map(dynamic_index)
     }
 }
 
+/// The index of an entry of the table that has this name, 0 if there is none.
+fn dynamic_name(table: &Table, index: &Index, field: &Marked<'_>, marks: Marks) -> usize {
+    let found = index.find(table, marks.name_hash, |entry| entry.name() == field.name());
+    found.map_or(0, dynamic_index)
+}
+
 /// `Cookie` is left for cookies that may not be indexed.
-fn class_of(known: Option<&Known>, hashed: &Hashed<'_>) -> Class {
+#[inline]
+fn class_of(known: Option<&Known>, field: &Marked<'_>) -> Class {
     let class = known.map_or(Class::Learn, |known| known.class);
     match class {
-        _ if hashed.field.sensitive => Class::Credential,
-        Class::Cookie if hashed.field.value.len() >= GUESSABLE_COOKIE => Class::Learn,
+        _ if field.sensitive => Class::Credential,
+        Class::Cookie if field.bytes.len() - field.name_len >= GUESSABLE_COOKIE => Class::Learn,
         class => class,
     }
 }
 
-/// The static entry with this value, of those that the name has.
-fn static_index(known: &Known, value: &[u8]) -> Option<usize> {
-    let first = known.first.checked_sub(1)?;
-    let entries = STATIC.get(first..first + known.entries)?;
+/// The static entry with this name and value.
+#[inline]
+fn static_index(known: Option<&Known>, field: &Marked<'_>) -> Option<usize> {
+    if field.marks.static_index > 0 {
+        return Some(usize::from(field.marks.static_index));
+    }
+    let known = known.filter(|known| known.first > 0)?;
+    // A field that is known by its hash came from a dynamic table: somebody took the trouble, and
+    // the static one does not have it.
+    if field.marks.hash > 0 {
+        return None;
+    }
+    let value = field.value();
+    let entries = STATIC.get(known.first - 1..known.first - 1 + known.entries)?;
     let at = entries.iter().position(|entry| entry.1 == value)?;
     Some(known.first + at)
 }
 
+/// A literal whose name is at an index, or stands here if that is 0.
+fn put_literal(form: Form, name_index: usize, field: &Marked<'_>, out: &mut Vec<u8>) {
+    let put_string = if form.flags == LITERAL_ADDED.flags {
+        put_shorter
+    } else {
+        put_plain
+    };
+    put_integer(form, name_index, out);
+    if name_index == 0 {
+        put_string(field.name(), out);
+    }
+    put_string(field.value(), out);
+}
+
+#[inline]
 fn put_integer(form: Form, value: usize, out: &mut Vec<u8>) {
     integer::encode(value, form.prefix, form.flags, out);
 }

@@ -29,7 +29,7 @@ fn request(call: usize) -> Fields {
 fn table_names(encoder: &Encoder) -> Vec<String> {
     let entries = (0..encoder.table.len()).filter_map(|age| encoder.table.get(age));
     entries
-        .map(|e| String::from_utf8_lossy(e.field.name).into_owned())
+        .map(|e| String::from_utf8_lossy(e.name()).into_owned())
         .collect()
 }
 

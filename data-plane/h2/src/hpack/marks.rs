@@ -1,0 +1,51 @@
+//! What the HPACK tables know of a field without reading its bytes. A decoder keeps marks with
+//! each table entry and hands them on in [`crate::Fields`], so that the encoder of another
+//! connection finds its own entry by a hash that is already there. Marks may be missing (zero) but
+//! never wrong: what changes a field's bytes takes its marks away.
+
+use super::hash::{field_hash, name_hash};
+use super::statics::name_id_of;
+
+/// The marks of one field; zero in each place stands for "not known".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    /// Hash of name and value.
+    pub(crate) hash: u32,
+    pub(crate) name_hash: u32,
+    /// Which well-known name it is, as [`super::statics::known`] understands it.
+    pub(crate) name_id: u8,
+    /// The entry of the static table that has this name and this value.
+    pub(crate) static_index: u8,
+}
+
+impl Marks {
+    /// What stays when the value changes.
+    pub(crate) fn of_name(self) -> Self {
+        Self {
+            hash: 0,
+            static_index: 0,
+            ..self
+        }
+    }
+
+    /// With the marks of the name, found now if they are not known.
+    #[inline]
+    pub(crate) fn with_name(mut self, name: &[u8]) -> Self {
+        if self.name_id == 0 {
+            if self.name_hash == 0 {
+                self.name_hash = name_hash(name);
+            }
+            self.name_id = name_id_of(self.name_hash, name);
+        }
+        self
+    }
+
+    /// With the hash of the field, computed now if it is not known. The name's must be.
+    #[inline]
+    pub(crate) fn with_value(mut self, value: &[u8]) -> Self {
+        if self.hash == 0 {
+            self.hash = field_hash(self.name_hash, value);
+        }
+        self
+    }
+}
