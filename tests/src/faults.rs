@@ -1,0 +1,87 @@
+//! What can be done to a running mesh: signals to a process, and a TCP forwarder between two parties that can be cut,
+//! frozen and healed. Only children of the test are touched, by their id.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Sends a signal by name to one process.
+pub fn signal(pid: u32, signal: &str) {
+    // The shell's own `kill`: always there, and no unsafe call in the harness.
+    let status = Command::new("sh")
+        .args(["-c", &format!("kill -{signal} {pid}")])
+        .status()
+        .expect("sh runs");
+    assert!(status.success(), "kill -{signal} {pid} failed");
+}
+
+/// Passes TCP connections on to `target` until it is cut; then refuses new ones and breaks those that are open.
+pub struct Forwarder {
+    pub addr: SocketAddr,
+    target: SocketAddr,
+    open: Arc<watch::Sender<bool>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Forwarder {
+    /// Listens on a free loopback port.
+    pub async fn to(target: SocketAddr) -> Self {
+        let mut forwarder = Self {
+            addr: crate::place::free_addr(),
+            target,
+            open: Arc::new(watch::Sender::new(false)),
+            task: None,
+        };
+        forwarder.heal().await;
+        forwarder
+    }
+
+    /// Breaks every connection and refuses new ones.
+    pub async fn cut(&mut self) {
+        self.open.send_replace(false);
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
+    /// Passes connections on again, at the same address.
+    pub async fn heal(&mut self) {
+        if self.task.is_some() {
+            return;
+        }
+        let listener = TcpListener::bind(self.addr).await.expect("a free port");
+        self.open.send_replace(true);
+        let target = self.target;
+        let open = Arc::clone(&self.open);
+        self.task = Some(tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cut = open.subscribe();
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(target).await else {
+                        return;
+                    };
+                    let _ = near.set_nodelay(true);
+                    let _ = far.set_nodelay(true);
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cut.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        }));
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! A mesh for one test: the real control plane, a real proxy per node and instances, each a process of its own on free
+//! loopback ports with its state in a temporary folder. Whatever is started here is stopped here.
+//!
+//! ```no_run
+//! # async fn test() {
+//! let mut mesh = heddle_tests::mesh::Mesh::builder().nodes(2).start().await;
+//! mesh.echo("b", "e1").await;
+//! heddle_tests::echo::reach(&mesh.channel("a"), &["e1"]).await;
+//! # }
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use heddle_proto::registry::v1::registry_client::RegistryClient;
+use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+use crate::echo::channel;
+use crate::place::{folder, free_addr};
+use crate::process::{Process, Ready, Start};
+use crate::tools::binary;
+
+/// Names of nodes in their order.
+pub const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// What to start.
+#[derive(Default)]
+pub struct Builder {
+    nodes: usize,
+    control_args: Vec<String>,
+    proxy_args: Vec<String>,
+    files: Vec<(String, String, String)>,
+}
+
+impl Builder {
+    /// How many nodes, named `a`, `b`, …
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// A further argument for the control plane.
+    pub fn control_arg(mut self, arg: &str) -> Self {
+        self.control_args.push(arg.to_owned());
+        self
+    }
+
+    /// A further argument for every proxy.
+    pub fn proxy_arg(mut self, arg: &str) -> Self {
+        self.proxy_args.push(arg.to_owned());
+        self
+    }
+
+    /// A file of a node's `--services-dir`.
+    pub fn services_file(mut self, node: &str, name: &str, text: &str) -> Self {
+        self.files
+            .push((node.to_owned(), name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Starts all of it and returns when every part has said that it is ready.
+    pub async fn start(self) -> Mesh {
+        let mut mesh = Mesh {
+            instances: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            control: None,
+            grpc: free_addr(),
+            http: free_addr(),
+            control_args: self.control_args,
+            proxy_args: self.proxy_args,
+            folder: folder(),
+        };
+        for name in &NODES[..self.nodes] {
+            let node = Node::new(&mesh, name);
+            std::fs::create_dir_all(&node.services_dir).expect("a services dir");
+            mesh.nodes.insert((*name).to_owned(), node);
+        }
+        for (node, file, text) in &self.files {
+            mesh.write_services_file(node, file, text);
+        }
+        mesh.start_control().await;
+        let mut starting = Vec::new();
+        for name in &NODES[..self.nodes] {
+            starting.push((*name, mesh.spawn_proxy(name)));
+        }
+        for (name, mut process) in starting {
+            process.ready().await;
+            mesh.node_mut(name).proxy = Some(process);
+        }
+        mesh
+    }
+}
+
+/// One node: its addresses, which stay the same over restarts, and its proxy while it runs.
+pub struct Node {
+    pub name: String,
+    pub outbound: SocketAddr,
+    pub inbound: SocketAddr,
+    pub agent: SocketAddr,
+    pub admin: SocketAddr,
+    pub state_dir: PathBuf,
+    pub services_dir: PathBuf,
+    proxy: Option<Process>,
+}
+
+impl Node {
+    fn new(mesh: &Mesh, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            outbound: free_addr(),
+            inbound: free_addr(),
+            agent: free_addr(),
+            admin: free_addr(),
+            state_dir: mesh.path(&format!("state-{name}")),
+            services_dir: mesh.path(&format!("services-{name}")),
+            proxy: None,
+        }
+    }
+
+    /// The proxy's process id; panics while there is none.
+    pub fn pid(&self) -> u32 {
+        self.proxy().pid()
+    }
+
+    pub fn proxy(&self) -> &Process {
+        self.proxy.as_ref().expect("the proxy runs")
+    }
+}
+
+/// A running mesh. Dropping it kills what still runs: instances first, then proxies, then the control plane.
+pub struct Mesh {
+    instances: BTreeMap<(String, String), Process>,
+    nodes: BTreeMap<String, Node>,
+    control: Option<Process>,
+    /// The control plane's gRPC address.
+    pub grpc: SocketAddr,
+    /// The control plane's HTTP address.
+    pub http: SocketAddr,
+    control_args: Vec<String>,
+    proxy_args: Vec<String>,
+    folder: TempDir,
+}
+
+impl Mesh {
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 1,
+            ..Builder::default()
+        }
+    }
+
+    /// A path in the mesh's own folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    // ---- control plane ----
+
+    /// The command that starts this mesh's control plane.
+    pub fn control_start(&self) -> Start {
+        Start::new("heddle-control", &binary("heddle-control"))
+            .args(["--listen", &self.grpc.to_string()])
+            .args(["--http", &self.http.to_string()])
+            .arg("--store")
+            .arg(format!("embedded:{}", self.path("store").display()))
+            .args(&self.control_args)
+    }
+
+    /// Starts it, at the same addresses and on the same store as before.
+    pub async fn start_control(&mut self) -> Ready {
+        let mut process = self.control_start().spawn();
+        let ready = process.ready().await;
+        self.control = Some(process);
+        ready
+    }
+
+    /// Stops it with SIGTERM.
+    pub async fn stop_control(&mut self) {
+        let mut process = self.control.take().expect("the control plane runs");
+        let status = process.stop().await;
+        assert!(
+            status.success(),
+            "heddle-control: {status}\n{}",
+            process.output()
+        );
+    }
+
+    /// Kills it with SIGKILL.
+    pub async fn kill_control(&mut self) {
+        self.control
+            .take()
+            .expect("the control plane runs")
+            .kill()
+            .await;
+    }
+
+    pub fn control(&self) -> &Process {
+        self.control.as_ref().expect("the control plane runs")
+    }
+
+    pub fn status(&self) -> MeshStatusClient<Channel> {
+        MeshStatusClient::new(channel(self.grpc))
+    }
+
+    // ---- nodes ----
+
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.get(name).expect("a node of this mesh")
+    }
+
+    fn node_mut(&mut self, name: &str) -> &mut Node {
+        self.nodes.get_mut(name).expect("a node of this mesh")
+    }
+
+    /// A channel to a node's outbound; calls are routed by path.
+    pub fn channel(&self, node: &str) -> Channel {
+        channel(self.node(node).outbound)
+    }
+
+    pub fn agent(&self, node: &str) -> RegistryClient<Channel> {
+        RegistryClient::new(channel(self.node(node).agent))
+    }
+
+    /// The command that starts a node's proxy.
+    pub fn proxy_start(&self, name: &str) -> Start {
+        let node = self.node(name);
+        Start::new(&format!("heddle-proxy {name}"), &binary("heddle-proxy"))
+            .args(["--node", name])
+            .args(["--control", &format!("http://{}", self.grpc)])
+            .args(["--outbound", &node.outbound.to_string()])
+            .args(["--inbound", &node.inbound.to_string()])
+            .args(["--agent", &node.agent.to_string()])
+            .args(["--admin", &node.admin.to_string()])
+            .args(["--dns", "127.0.0.1:0"])
+            .arg("--state-dir")
+            .arg(&node.state_dir)
+            .arg("--services-dir")
+            .arg(&node.services_dir)
+            .args(&self.proxy_args)
+    }
+
+    fn spawn_proxy(&self, name: &str) -> Process {
+        self.proxy_start(name).spawn()
+    }
+
+    /// Starts a node's proxy again, at the same addresses and with the same state dir.
+    pub async fn start_proxy(&mut self, name: &str) {
+        let mut process = self.spawn_proxy(name);
+        process.ready().await;
+        self.node_mut(name).proxy = Some(process);
+    }
+
+    /// Stops a node's proxy with SIGTERM.
+    pub async fn stop_proxy(&mut self, name: &str) {
+        let mut process = self.node_mut(name).proxy.take().expect("the proxy runs");
+        let status = process.stop().await;
+        assert!(
+            status.success(),
+            "heddle-proxy {name}: {status}\n{}",
+            process.output()
+        );
+    }
+
+    /// Kills a node's proxy with SIGKILL.
+    pub async fn kill_proxy(&mut self, name: &str) {
+        self.node_mut(name)
+            .proxy
+            .take()
+            .expect("the proxy runs")
+            .kill()
+            .await;
+    }
+
+    /// Writes a file into a node's services dir, whole or not at all.
+    pub fn write_services_file(&self, node: &str, name: &str, text: &str) {
+        let folder = &self.node(node).services_dir;
+        let draft = folder.join(format!(".{name}.draft"));
+        std::fs::write(&draft, text).expect("the services dir can be written");
+        std::fs::rename(&draft, folder.join(name)).expect("the services dir can be written");
+    }
+
+    // ---- instances ----
+
+    /// The command that starts an echo instance on a node.
+    pub fn echo_start(&self, node: &str, id: &str) -> Start {
+        Start::new(
+            &format!("heddle-echo {id} on {node}"),
+            &binary("heddle-echo"),
+        )
+        .args(["--listen", "127.0.0.1:0"])
+        .args(["--instance", id])
+        .args(["--agent", &format!("http://{}", self.node(node).agent)])
+        .env("HEDDLE_NODE", node)
+    }
+
+    /// Starts an instance of `heddle-echo.default` on a node; returns its address when it says that it is ready.
+    pub async fn echo(&mut self, node: &str, id: &str) -> SocketAddr {
+        let start = self.echo_start(node, id);
+        self.instance(node, id, start).await
+    }
+
+    /// Starts an instance with a command of the test's own.
+    pub async fn instance(&mut self, node: &str, id: &str, start: Start) -> SocketAddr {
+        let mut process = start.spawn();
+        let ready = process.ready().await;
+        self.instances
+            .insert((node.to_owned(), id.to_owned()), process);
+        ready.get("listen").parse().expect("an address")
+    }
+
+    pub fn instance_mut(&mut self, node: &str, id: &str) -> &mut Process {
+        self.instances
+            .get_mut(&(node.to_owned(), id.to_owned()))
+            .expect("an instance of this mesh")
+    }
+
+    /// Stops an instance with SIGTERM; it must exit with 0.
+    pub async fn stop_instance(&mut self, node: &str, id: &str) {
+        let key = (node.to_owned(), id.to_owned());
+        let mut process = self
+            .instances
+            .remove(&key)
+            .expect("an instance of this mesh");
+        let status = process.stop().await;
+        assert!(
+            status.success(),
+            "{id} on {node}: {status}\n{}",
+            process.output()
+        );
+    }
+
+    /// Kills an instance with SIGKILL.
+    pub async fn kill_instance(&mut self, node: &str, id: &str) {
+        let key = (node.to_owned(), id.to_owned());
+        self.instances
+            .remove(&key)
+            .expect("an instance of this mesh")
+            .kill()
+            .await;
+    }
+}

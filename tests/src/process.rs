@@ -1,0 +1,307 @@
+//! Children that always die: killed by their id when dropped, whatever happened to the test. Their output is kept and
+//! printed when the test fails; their ready line (`<name> ready: key value, key value`) is awaited and taken apart.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::until::{PATIENCE, seen, within};
+
+/// One child with everything it has said so far.
+pub struct Process {
+    name: String,
+    child: Child,
+    said: Arc<Mutex<Said>>,
+    status: Option<ExitStatus>,
+}
+
+#[derive(Default)]
+struct Said {
+    stdout: Vec<String>,
+    stderr: Vec<String>,
+    /// Both, in the order of arrival.
+    all: Vec<String>,
+    open: usize,
+}
+
+/// A ready line taken apart: the words before `ready:`, then key and value.
+#[derive(Clone, Debug, Default)]
+pub struct Ready(pub BTreeMap<String, String>);
+
+impl Ready {
+    /// Reads `<binary> ready: key value, key value`.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (_, pairs) = line.split_once(" ready: ")?;
+        Some(Self(
+            pairs
+                .split(", ")
+                .filter_map(|pair| pair.split_once(' '))
+                .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+                .collect(),
+        ))
+    }
+
+    /// The value of one key; several addresses of one listener stand joined with `+`, of which this gives the first.
+    pub fn get(&self, key: &str) -> &str {
+        let value = self
+            .0
+            .get(key)
+            .unwrap_or_else(|| panic!("the ready line has no `{key}`: {:?}", self.0));
+        value.split('+').next().unwrap_or(value)
+    }
+}
+
+/// What to start, and with what around it.
+pub struct Start {
+    name: String,
+    command: Command,
+}
+
+impl Start {
+    /// `name` is for messages only.
+    pub fn new(name: &str, program: &Path) -> Self {
+        let mut command = Command::new(program);
+        for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("HEDDLE_")) {
+            command.env_remove(key);
+        }
+        if let Ok(level) = std::env::var("TEST_LOG") {
+            command.env("HEDDLE_LOG", level);
+        }
+        Self {
+            name: name.to_owned(),
+            command,
+        }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(key, value);
+        self
+    }
+
+    pub fn folder(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
+    /// Starts it and begins to keep its output.
+    pub fn spawn(mut self) -> Process {
+        let child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = child.unwrap_or_else(|error| {
+            let program = Path::new(self.command.get_program()).display();
+            panic!("cannot start {program}: {error}; `./test` builds what is missing")
+        });
+        let said = Arc::new(Mutex::new(Said {
+            open: 2,
+            ..Said::default()
+        }));
+        keep(&said, child.stdout.take().expect("piped"), true);
+        keep(&said, child.stderr.take().expect("piped"), false);
+        Process {
+            name: self.name,
+            child,
+            said,
+            status: None,
+        }
+    }
+}
+
+fn keep(said: &Arc<Mutex<Said>>, stream: impl Read + Send + 'static, stdout: bool) {
+    let said = Arc::clone(said);
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            let mut said = said.lock().unwrap();
+            said.all.push(text.clone());
+            if stdout {
+                said.stdout.push(text);
+            } else {
+                said.stderr.push(text);
+            }
+        }
+        said.lock().unwrap().open -= 1;
+    });
+}
+
+impl Process {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its ready line; panics with all its output when it exits or stays silent.
+    pub async fn ready(&mut self) -> Ready {
+        let what = format!("{} prints its ready line", self.name);
+        within(PATIENCE, &what, async || {
+            if let Some(ready) = self.stdout().iter().find_map(|line| Ready::parse(line)) {
+                return Ok(ready);
+            }
+            if let Some(status) = self.exited() {
+                panic!(
+                    "{} exited with {status} instead of becoming ready:\n{}",
+                    self.name,
+                    self.output()
+                );
+            }
+            Err(self.output())
+        })
+        .await
+    }
+
+    /// Its exit status, if it has exited and all its output has been read.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("the child can be asked");
+        }
+        self.status
+    }
+
+    /// Waits until it has exited.
+    pub async fn exit_within(&mut self, patience: Duration) -> ExitStatus {
+        let what = format!("{} exits", self.name);
+        let status = within(patience, &what, async || {
+            self.exited()
+                .ok_or_else(|| format!("it runs; its output:\n{}", self.output()))
+        })
+        .await;
+        // Its grandchildren may hold the pipes a little longer; what it said itself is there soon.
+        for _ in 0..40 {
+            if self.said.lock().unwrap().open == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        status
+    }
+
+    /// Waits until a line of standard output satisfies `find`.
+    pub async fn line<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        within(PATIENCE, what, async || {
+            self.stdout()
+                .iter()
+                .find_map(|line| find(line))
+                .ok_or_else(|| self.output())
+        })
+        .await
+    }
+
+    /// Waits until its output, either stream, has this text.
+    pub async fn says(&mut self, text: &str) {
+        let what = format!("{} says {text:?}", self.name);
+        within(PATIENCE, &what, async || {
+            let output = self.output();
+            seen(output.contains(text), output)
+        })
+        .await;
+    }
+
+    pub fn stdout(&self) -> Vec<String> {
+        self.said.lock().unwrap().stdout.clone()
+    }
+
+    pub fn stderr(&self) -> Vec<String> {
+        self.said.lock().unwrap().stderr.clone()
+    }
+
+    /// Both streams, in the order of arrival.
+    pub fn output(&self) -> String {
+        self.said.lock().unwrap().all.join("\n")
+    }
+
+    /// Writes one line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("standard input is open");
+        writeln!(stdin, "{line}").expect("the child reads its standard input");
+        stdin.flush().expect("the child reads its standard input");
+    }
+
+    /// Sends a signal by name (`TERM`, `INT`, `STOP`, `CONT`, `KILL`).
+    pub fn signal(&self, signal: &str) {
+        if self.status.is_none() {
+            crate::faults::signal(self.pid(), signal);
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.exit_within(PATIENCE).await
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&mut self) {
+        self.signal("KILL");
+        self.exit_within(PATIENCE).await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.exited().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            let said = self
+                .said
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let last = said.all.len().saturating_sub(60);
+            eprintln!("---- {} ({}), its last lines:", self.name, self.child.id());
+            for line in &said.all[last..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// Runs a program to its end.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Both streams, for messages.
+    pub fn all(&self) -> String {
+        format!("exit {:?}\n{}{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// Runs it and waits for its end, at most [`PATIENCE`].
+pub async fn run(start: Start) -> Ran {
+    run_within(PATIENCE, start).await
+}
+
+/// Runs it and waits for its end.
+pub async fn run_within(patience: Duration, start: Start) -> Ran {
+    let mut process = start.spawn();
+    drop(process.child.stdin.take());
+    let status = process.exit_within(patience).await;
+    Ran {
+        code: status.code(),
+        stdout: process.stdout().join("\n"),
+        stderr: process.stderr().join("\n"),
+    }
+}

@@ -1,0 +1,70 @@
+//! Where the programs are that tests run: Heddle's own binaries, built by the same cargo run, and the pinned peers that
+//! `./test` puts under `target/`. A missing one is a failure that says how to get it; nothing is ever skipped.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the repository")
+}
+
+/// One of Heddle's own binaries, beside the test that runs.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    // target/<profile>/deps/<test>-<hash>
+    let profile = test.ancestors().nth(2).expect("target/<profile>");
+    let path = profile.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `./test`, or `cargo build --workspace --all-targets` before `cargo test`",
+        path.display()
+    );
+    path
+}
+
+fn target() -> PathBuf {
+    root().join("target")
+}
+
+fn peer(path: PathBuf) -> PathBuf {
+    assert!(
+        path.exists(),
+        "the peer {} is missing: run `./test`, which sets the pinned peers up (tests/peers/setup)",
+        path.display()
+    );
+    path
+}
+
+/// A Go peer: `grpcurl`, `h2spec`, `interop-server`, `interop-client`.
+pub fn go_peer(name: &str) -> PathBuf {
+    peer(target().join("peers").join(name))
+}
+
+/// The Python of the pinned environment.
+pub fn python() -> PathBuf {
+    peer(target().join("venv/bin/python"))
+}
+
+/// A script beside the pins, for [`python`].
+pub fn script(name: &str) -> PathBuf {
+    peer(root().join("tests/peers").join(name))
+}
+
+/// Stock Envoy, as the pinned environment ships it.
+pub fn envoy() -> PathBuf {
+    let lib = target().join("venv/lib");
+    let found = std::fs::read_dir(&lib)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("site-packages/envoy/_bin/envoy"))
+        .find(|path| path.exists());
+    peer(found.unwrap_or_else(|| lib.join("python3/site-packages/envoy/_bin/envoy")))
+}
+
+/// The messages of gRPC's interop test service, as a FileDescriptorSet.
+pub fn interop_protoset() -> PathBuf {
+    peer(target().join("peers/interop.protoset"))
+}
