@@ -1,0 +1,142 @@
+//! Serving, and stopping so that no call is lost: leave the registry, go on accepting until the clients know, then
+//! GOAWAY, finish the calls, return. In come a tonic router and bound sockets; what the service does is not known.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{
+    Server,
+    server::{Router, TcpIncoming},
+};
+
+use crate::{
+    listen::Listener,
+    register::{Departure, Registration},
+};
+
+/// After GOAWAY the calls in flight get so long (DESIGN §6); what is left then is cut.
+pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// hyperium/h2 issue 939: small DATA frames are charged to a budget that grows with the connection window, and a
+/// shared connection that exceeds it is closed. 16 MiB and more is out of its reach.
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// All of a node's calls to this instance share a connection or two.
+const CONCURRENT_STREAMS: u32 = 10_000;
+/// Twice what the mesh lets through, so that the proxy's limit and its clear answer come first.
+const HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// Callers cancel; many of them share one connection, which must not be taken for an attack.
+const PENDING_RESETS: usize = 10_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("there is nothing to listen on")]
+    NoListener,
+    #[error("the server stopped: {0}")]
+    Stopped(String),
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
+}
+
+/// How serving ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finish {
+    pub departure: Departure,
+    /// Every call in flight was finished; otherwise [`FINISH_WITHIN`] cut the rest.
+    pub complete: bool,
+}
+
+/// A server with the limits that suit a service behind a node's proxy: many calls share few connections.
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_concurrent_streams(CONCURRENT_STREAMS)
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(PENDING_RESETS))
+}
+
+/// Serves `router` on every listener until `stop`; then leaves the mesh and drains. An instance that is not
+/// registered anywhere (None) drains at once.
+///
+/// # Errors
+/// If there is no listener, or the server ends by itself.
+pub async fn serve_until_drained(
+    router: Router,
+    listeners: Vec<Listener>,
+    registration: Option<&Registration>,
+    stop: impl Future<Output = ()>,
+) -> Result<Finish, ServeError> {
+    let goaway = CancellationToken::new();
+    let mut servers = JoinSet::new();
+    let mut files = Vec::new();
+    for listener in listeners {
+        let router = router.clone();
+        let signal = goaway.clone().cancelled_owned();
+        match listener {
+            Listener::Tcp { socket, .. } => {
+                let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));
+                servers.spawn(async move {
+                    router.serve_with_incoming_shutdown(incoming, signal).await
+                });
+            }
+            Listener::Unix { socket, file } => {
+                let incoming = UnixListenerStream::new(socket);
+                files.push(file);
+                servers.spawn(async move {
+                    router.serve_with_incoming_shutdown(incoming, signal).await
+                });
+            }
+        }
+    }
+    if servers.is_empty() {
+        return Err(ServeError::NoListener);
+    }
+
+    let stopping = async {
+        stop.await;
+        match registration {
+            Some(registration) => registration.leave().await,
+            None => Departure::default(),
+        }
+    };
+    let departure = tokio::select! {
+        departure = stopping => departure,
+        ended = servers.join_next() => return Err(ServeError::Stopped(describe(ended))),
+    };
+    if registration.is_some() && !departure.acknowledged {
+        tracing::warn!(unacknowledged = ?departure.unacknowledged, "leaving before every client knows");
+    }
+
+    goaway.cancel();
+    let deadline = Instant::now() + FINISH_WITHIN;
+    let complete = timeout_at(deadline, async {
+        while servers.join_next().await.is_some() {}
+    })
+    .await
+    .is_ok();
+    if !complete {
+        tracing::warn!("calls were still in flight {FINISH_WITHIN:?} after GOAWAY and are cut");
+    }
+    Ok(Finish {
+        departure,
+        complete,
+    })
+}
+
+type Ended = Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>;
+
+fn describe(ended: Option<Ended>) -> String {
+    match ended {
+        Some(Ok(Err(why))) => why.to_string(),
+        Some(Err(why)) => why.to_string(),
+        Some(Ok(Ok(()))) | None => "it accepts no more connections".to_owned(),
+    }
+}

@@ -1,0 +1,385 @@
+//! The life of one registration: register, beat, register again when the stream breaks, leave. In comes what the
+//! instance is, out go its node's name and, at the end, who has acknowledged that it left. An agent that is not
+//! there, or refuses, is asked again for ever: nothing depends on start order. No socket of the service is touched.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use heddle_proto::registry::v1::{
+    DeregisterRequest, Health, Instance, KeepAliveRequest, RegisterRequest, RegisterResponse,
+    registry_client::RegistryClient,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::backoff::{Backoff, OnceInAWhile};
+
+/// How long leaving may take in all (DESIGN §6).
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// What the agent is told to wait for acknowledgements: less than we wait for its answer.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
+/// One Register call; the agent answers from memory.
+const REGISTER_WITHIN: Duration = Duration::from_secs(5);
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// A registration that is under way when the instance leaves gets so long to be answered, so that it can be undone.
+const UNDO_WITHIN: Duration = Duration::from_secs(1);
+const DEFAULT_BEAT: Duration = Duration::from_secs(5);
+const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// An agent that cannot be asked at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SdkError {
+    #[error(
+        "agent \"{address}\" is not an address: {why}; give http://HOST:PORT or unix:/path (HEDDLE_AGENT)"
+    )]
+    AgentAddress { address: String, why: String },
+}
+
+/// The address of this node's agent: `HEDDLE_AGENT`, else the default.
+#[must_use]
+pub fn agent_address() -> String {
+    from_environment("HEDDLE_AGENT", "http://127.0.0.1:15002")
+}
+
+/// The address that calls to other services go to: `HEDDLE_OUTBOUND`, else the default.
+#[must_use]
+pub fn outbound_address() -> String {
+    from_environment("HEDDLE_OUTBOUND", "http://127.0.0.1:15001")
+}
+
+fn from_environment(name: &str, default: &str) -> String {
+    std::env::var(name)
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| default.to_owned())
+}
+
+/// What is registered, and where.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    pub instance: Instance,
+    /// A serialized `google.protobuf.FileDescriptorSet`; empty lets the agent ask by reflection.
+    pub file_descriptor_set: Bytes,
+    /// `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
+    pub agent: String,
+}
+
+/// How a registration ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Departure {
+    /// The agent knew the instance and has taken it out.
+    pub deregistered: bool,
+    /// Every connected client has acknowledged it: no new call can come.
+    pub acknowledged: bool,
+    /// Clients that had not, or why the agent could not be asked.
+    pub unacknowledged: Vec<String>,
+}
+
+/// A registration kept alive in the background. Dropping every handle does not end it; [`Registration::leave`] does.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    leaving: CancellationToken,
+    node: watch::Receiver<Arc<str>>,
+    departed: watch::Receiver<Option<Departure>>,
+}
+
+impl Registration {
+    /// Starts to register, and goes on for as long as the runtime lives.
+    ///
+    /// # Errors
+    /// If the agent's address cannot be one. An agent that does not answer is no error.
+    pub fn start(membership: Membership) -> Result<Self, SdkError> {
+        let client = RegistryClient::new(endpoint(&membership.agent)?.connect_lazy());
+        let leaving = CancellationToken::new();
+        let (node_sender, node) = watch::channel(Arc::from(""));
+        let (departed_sender, departed) = watch::channel(None);
+        let member = Member {
+            client,
+            agent: membership.agent,
+            request: RegisterRequest {
+                instance: Some(membership.instance),
+                file_descriptor_set: membership.file_descriptor_set,
+            },
+            leaving: leaving.clone(),
+            node: node_sender,
+            said: OnceInAWhile::default(),
+        };
+        tokio::spawn(async move {
+            let departure = member.live().await;
+            departed_sender.send_replace(Some(departure));
+        });
+        Ok(Self {
+            leaving,
+            node,
+            departed,
+        })
+    }
+
+    /// The name of the node that this instance belongs to; empty until it is registered.
+    #[must_use]
+    pub fn node(&self) -> Arc<str> {
+        self.node.borrow().clone()
+    }
+
+    /// Returns the node's name once the instance is registered.
+    pub async fn registered(&self) -> Arc<str> {
+        let mut node = self.node.clone();
+        match node.wait_for(|name| !name.is_empty()).await {
+            Ok(name) => name.clone(),
+            Err(_) => Arc::from(""),
+        }
+    }
+
+    /// Takes the instance out and returns when every connected client has acknowledged it, or after
+    /// [`LEAVE_WITHIN`]. The instance must go on serving meanwhile. Later calls give the same answer.
+    pub async fn leave(&self) -> Departure {
+        self.leaving.cancel();
+        let mut departed = self.departed.clone();
+        match departed.wait_for(Option::is_some).await {
+            Ok(departure) => departure.clone().unwrap_or_default(),
+            Err(_) => Departure::default(),
+        }
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, SdkError> {
+    let whole = if address.contains("://") || address.starts_with("unix:") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
+    let refuse = |why: String| SdkError::AgentAddress {
+        address: address.to_owned(),
+        why,
+    };
+    let endpoint = Endpoint::from_shared(whole).map_err(|why| refuse(why.to_string()))?;
+    if !address.starts_with("unix:") && endpoint.uri().authority().is_none() {
+        return Err(refuse("it names no host".to_owned()));
+    }
+    Ok(endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true))
+}
+
+/// The background task's own state.
+struct Member {
+    client: RegistryClient<Channel>,
+    agent: String,
+    request: RegisterRequest,
+    leaving: CancellationToken,
+    node: watch::Sender<Arc<str>>,
+    said: OnceInAWhile,
+}
+
+impl Member {
+    async fn live(mut self) -> Departure {
+        let mut backoff = Backoff::new();
+        loop {
+            let mut register = std::pin::pin!(register(self.client.clone(), self.request.clone()));
+            let answer = tokio::select! {
+                answer = &mut register => answer,
+                () = self.leaving.cancelled() => {
+                    return match timeout(UNDO_WITHIN, register).await {
+                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration).await,
+                        _ => Departure::default(),
+                    };
+                }
+            };
+            match answer {
+                Ok(response) => {
+                    if let Some(departure) = self.stay(response, &mut backoff).await {
+                        return departure;
+                    }
+                }
+                Err(status) => self.say(&refusal(&status)),
+            }
+            let pause = backoff.next(&mut rand::rng());
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.leaving.cancelled() => return Departure::default(),
+            }
+        }
+    }
+
+    /// Beats until the stream breaks (None) or the instance leaves.
+    async fn stay(
+        &mut self,
+        response: RegisterResponse,
+        backoff: &mut Backoff,
+    ) -> Option<Departure> {
+        let RegisterResponse {
+            node,
+            registration,
+            beat_interval,
+            ttl,
+        } = response;
+        tracing::info!(node, agent = self.agent, "registered");
+        self.node.send_replace(Arc::from(node));
+        self.said.forget();
+        let rhythm = Rhythm::new(beat_interval, ttl);
+        let mut alive = std::pin::pin!(keep_alive(
+            self.client.clone(),
+            registration.clone(),
+            rhythm,
+            backoff
+        ));
+        let broken = tokio::select! {
+            why = &mut alive => why,
+            () = self.leaving.cancelled() => {
+                // The beats go on meanwhile: a broken stream would take the instance out before the clients know.
+                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration));
+                return Some(tokio::select! {
+                    departure = &mut leave => departure,
+                    _ = &mut alive => leave.await,
+                });
+            }
+        };
+        self.say(&broken);
+        None
+    }
+
+    fn say(&mut self, why: &str) {
+        if self.said.due(why, Instant::now()) {
+            tracing::warn!("agent {}: {why}; trying again until it works", self.agent);
+        }
+    }
+}
+
+async fn register(
+    mut client: RegistryClient<Channel>,
+    request: RegisterRequest,
+) -> Result<RegisterResponse, Status> {
+    match timeout(REGISTER_WITHIN, client.register(request)).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("no answer to Register")),
+    }
+}
+
+fn refusal(status: &Status) -> String {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => {
+            format!("does not answer ({})", cause(status))
+        }
+        code => format!("refuses this registration: {code:?}: {}", status.message()),
+    }
+}
+
+/// The innermost cause: tonic's own text ("transport error") says nothing that helps.
+fn cause(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(inner) = source {
+        text = inner.to_string();
+        source = inner.source();
+    }
+    text
+}
+
+/// How often to beat, and how long a missing answer means that the agent has gone.
+#[derive(Clone, Copy, Debug)]
+struct Rhythm {
+    beat: Duration,
+    ttl: Duration,
+}
+
+impl Rhythm {
+    fn new(beat: Option<prost_types::Duration>, ttl: Option<prost_types::Duration>) -> Self {
+        let read = |value: Option<prost_types::Duration>, default: Duration| {
+            value
+                .and_then(|d| Duration::try_from(d).ok())
+                .filter(|d| !d.is_zero())
+                .unwrap_or(default)
+        };
+        let beat =
+            read(beat, DEFAULT_BEAT).clamp(Duration::from_millis(50), Duration::from_secs(60));
+        Self {
+            beat,
+            ttl: read(ttl, DEFAULT_TTL).max(beat * 2),
+        }
+    }
+}
+
+/// Beats until the stream ends; says why it did.
+async fn keep_alive(
+    mut client: RegistryClient<Channel>,
+    registration: String,
+    rhythm: Rhythm,
+    backoff: &mut Backoff,
+) -> String {
+    // One beat may wait: an agent that does not read gets no pile of them.
+    let (beats, outgoing) = mpsc::channel(1);
+    let first = KeepAliveRequest { registration };
+    if beats.try_send(first).is_err() {
+        return "lost its stream".to_owned();
+    }
+    let opened = timeout(rhythm.ttl, client.keep_alive(ReceiverStream::new(outgoing))).await;
+    let mut answers = match opened {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return broken(&status),
+        Err(_) => return "does not answer beats".to_owned(),
+    };
+    let now = tokio::time::Instant::now();
+    let mut ticks = interval_at(now + rhythm.beat, rhythm.beat);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = now;
+    let mut health = Health::Unspecified;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let _ = beats.try_send(KeepAliveRequest::default());
+            }
+            answer = answers.message() => match answer {
+                Ok(Some(answer)) => {
+                    heard = tokio::time::Instant::now();
+                    backoff.reset();
+                    if answer.health() != health {
+                        health = answer.health();
+                        tracing::info!(health = health.as_str_name(), "as the agent sees this instance");
+                    }
+                }
+                Ok(None) => return "ended the keep-alive stream".to_owned(),
+                Err(status) => return broken(&status),
+            },
+            () = sleep_until(heard + rhythm.ttl) => return "does not answer beats".to_owned(),
+        }
+    }
+}
+
+fn broken(status: &Status) -> String {
+    format!("broke the keep-alive stream ({})", cause(status))
+}
+
+async fn deregister(mut client: RegistryClient<Channel>, registration: String) -> Departure {
+    let request = DeregisterRequest {
+        registration,
+        wait_acknowledged: true,
+        max_wait: prost_types::Duration::try_from(ACKNOWLEDGE_WITHIN).ok(),
+    };
+    match timeout(LEAVE_WITHIN, client.deregister(request)).await {
+        Ok(Ok(response)) => {
+            let response = response.into_inner();
+            Departure {
+                deregistered: true,
+                acknowledged: response.acknowledged,
+                unacknowledged: response.unacknowledged,
+            }
+        }
+        Ok(Err(status)) => Departure {
+            unacknowledged: vec![format!("agent: {}", cause(&status))],
+            ..Departure::default()
+        },
+        Err(_) => Departure {
+            unacknowledged: vec!["agent: no answer to Deregister".to_owned()],
+            ..Departure::default()
+        },
+    }
+}

@@ -1,0 +1,420 @@
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use heddle_proto::registry::v1::{
+    registry_server::{Registry, RegistryServer},
+    *,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
+
+use crate::{
+    Departure, ListenError, Listener, Membership, Registration,
+    backoff::{Backoff, OnceInAWhile},
+    serve_until_drained, server,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A real gRPC server that behaves as an agent is told to behave.
+#[derive(Clone, Default)]
+struct FakeAgent(Arc<FakeState>);
+
+#[derive(Default)]
+struct FakeState {
+    registrations: Mutex<Vec<RegisterRequest>>,
+    beats: watch::Sender<usize>,
+    refusals: Mutex<usize>,
+    streams: Mutex<Vec<mpsc::Sender<Result<KeepAliveResponse, Status>>>>,
+    deregistered: Mutex<Vec<DeregisterRequest>>,
+    hold_deregister: Mutex<Option<Arc<Notify>>>,
+}
+
+impl FakeAgent {
+    async fn serve(&self, listener: TcpListener) {
+        let server = RegistryServer::new(self.clone());
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(server)
+                .serve_with_incoming(TcpIncoming::from(listener)),
+        );
+    }
+
+    fn registered(&self) -> usize {
+        self.0.registrations.lock().unwrap().len()
+    }
+
+    async fn beats(&self, at_least: usize) {
+        let mut beats = self.0.beats.subscribe();
+        timeout(PATIENCE, beats.wait_for(|count| *count >= at_least))
+            .await
+            .expect("beats")
+            .unwrap();
+    }
+
+    fn break_streams(&self) {
+        self.0.streams.lock().unwrap().clear();
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Registry for FakeAgent {
+    type KeepAliveStream = Answers<KeepAliveResponse>;
+    type WatchInstancesStream = Answers<WatchInstancesResponse>;
+
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        {
+            let mut refusals = self.0.refusals.lock().unwrap();
+            if *refusals > 0 {
+                *refusals -= 1;
+                return Err(Status::unavailable("not yet"));
+            }
+        }
+        let mut all = self.0.registrations.lock().unwrap();
+        all.push(request.into_inner());
+        Ok(Response::new(RegisterResponse {
+            node: "node-a".into(),
+            registration: format!("r{}", all.len()),
+            beat_interval: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 50_000_000,
+            }),
+            ttl: Some(prost_types::Duration {
+                seconds: 5,
+                nanos: 0,
+            }),
+        }))
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<KeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let mut beats = request.into_inner();
+        let expected = format!("r{}", self.registered());
+        let (sender, receiver) = mpsc::channel(4);
+        self.0.streams.lock().unwrap().push(sender.clone());
+        let sender = sender.downgrade();
+        let state = self.0.clone();
+        tokio::spawn(async move {
+            let mut first = true;
+            while let Some(Ok(beat)) = beats.next().await {
+                if std::mem::take(&mut first) {
+                    assert_eq!(beat.registration, expected);
+                }
+                let Some(sender) = sender.upgrade() else {
+                    break;
+                };
+                state.beats.send_modify(|count| *count += 1);
+                let _ = sender
+                    .send(Ok(KeepAliveResponse {
+                        health: Health::Healthy.into(),
+                    }))
+                    .await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
+        self.0
+            .deregistered
+            .lock()
+            .unwrap()
+            .push(request.into_inner());
+        let hold = self.0.hold_deregister.lock().unwrap().clone();
+        if let Some(hold) = hold {
+            hold.notified().await;
+        }
+        Ok(Response::new(DeregisterResponse {
+            acknowledged: true,
+            unacknowledged: vec![],
+        }))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn list_instances(
+        &self,
+        _: Request<ListInstancesRequest>,
+    ) -> Result<Response<ListInstancesResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn watch_instances(
+        &self,
+        _: Request<WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+}
+
+fn membership(agent: String) -> Membership {
+    Membership {
+        instance: Instance {
+            service: "echo".into(),
+            id: "e1".into(),
+            ..Instance::default()
+        },
+        file_descriptor_set: Bytes::from_static(b"schema"),
+        agent,
+    }
+}
+
+async fn agent() -> (FakeAgent, Registration) {
+    let agent = FakeAgent::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    agent.serve(listener).await;
+    let registration = Registration::start(membership(format!("http://{address}"))).unwrap();
+    (agent, registration)
+}
+
+#[tokio::test]
+async fn an_instance_registers_learns_its_node_and_beats() {
+    let (agent, registration) = agent().await;
+    assert_eq!(
+        &*timeout(PATIENCE, registration.registered()).await.unwrap(),
+        "node-a"
+    );
+    agent.beats(3).await;
+    assert_eq!(agent.registered(), 1);
+    let sent = agent.0.registrations.lock().unwrap()[0].clone();
+    assert_eq!(sent.instance.unwrap().id, "e1");
+    assert_eq!(&sent.file_descriptor_set[..], b"schema");
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
+    let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = reserved.local_addr().unwrap();
+    drop(reserved);
+    let registration = Registration::start(membership(address.to_string())).unwrap();
+    assert_eq!(&*registration.node(), "");
+    let agent = FakeAgent::default();
+    *agent.0.refusals.lock().unwrap() = 2;
+    agent.serve(TcpListener::bind(address).await.unwrap()).await;
+    assert_eq!(
+        &*timeout(PATIENCE, registration.registered()).await.unwrap(),
+        "node-a"
+    );
+    assert_eq!(*agent.0.refusals.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_broken_stream_registers_again() {
+    let (agent, _registration) = agent().await;
+    agent.beats(1).await;
+    agent.break_streams();
+    timeout(PATIENCE, async {
+        while agent.registered() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("registers again");
+}
+
+#[tokio::test]
+async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
+    let (agent, registration) = agent().await;
+    agent.beats(1).await;
+    let hold = Arc::new(Notify::new());
+    *agent.0.hold_deregister.lock().unwrap() = Some(hold.clone());
+    let leaving = tokio::spawn({
+        let registration = registration.clone();
+        async move { registration.leave().await }
+    });
+    let before = *agent.0.beats.borrow();
+    agent.beats(before + 3).await;
+    assert!(!leaving.is_finished());
+    hold.notify_one();
+    let departure = timeout(PATIENCE, leaving).await.unwrap().unwrap();
+    assert_eq!(
+        departure,
+        Departure {
+            deregistered: true,
+            acknowledged: true,
+            unacknowledged: vec![]
+        }
+    );
+    assert_eq!(
+        registration.leave().await,
+        departure,
+        "asked twice, the same answer"
+    );
+    let asked = agent.0.deregistered.lock().unwrap().clone();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].registration, "r1");
+    assert!(asked[0].wait_acknowledged);
+    assert!(asked[0].max_wait.is_some_and(|wait| wait.seconds < 5));
+}
+
+#[tokio::test]
+async fn leaving_with_no_agent_does_not_wait() {
+    let registration = Registration::start(membership("127.0.0.1:1".into())).unwrap();
+    let departure = timeout(PATIENCE, registration.leave()).await.unwrap();
+    assert_eq!(departure, Departure::default());
+}
+
+#[tokio::test]
+async fn an_agent_address_that_is_none_is_refused_at_once() {
+    for address in ["", "http://", "http:// x", "::::"] {
+        let error = Registration::start(membership(address.into()))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("HEDDLE_AGENT"), "{address}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let first = Listener::bind("127.0.0.1:0").await.unwrap();
+    let error = Listener::bind(&first.to_string()).await.unwrap_err();
+    assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+    let port = first.advertised().unwrap().port().to_string();
+    assert!(error.to_string().contains(&port), "{error}");
+    assert!(matches!(
+        Listener::bind("localhost").await,
+        Err(ListenError::Address(_))
+    ));
+    let any = Listener::bind("0.0.0.0:0").await.unwrap();
+    assert!(any.advertised().unwrap().ip().is_loopback());
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_taken_over_only_from_the_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let address = format!("unix:{}", path.display());
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let live = Listener::bind(&address).await.unwrap();
+    assert!(matches!(
+        Listener::bind(&address).await,
+        Err(ListenError::SocketInUse(_))
+    ));
+    drop(live);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() {
+    let (agent, registration) = agent().await;
+    agent.beats(1).await;
+    let acknowledge = Arc::new(Notify::new());
+    *agent.0.hold_deregister.lock().unwrap() = Some(acknowledge.clone());
+    // The service under test happens to be a second registry: its Deregister is a call that takes as long as we like.
+    let service = FakeAgent::default();
+    let answer = Arc::new(Notify::new());
+    *service.0.hold_deregister.lock().unwrap() = Some(answer.clone());
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{listener}");
+    let stop = Arc::new(Notify::new());
+    let serving = tokio::spawn({
+        let (router, stop) = (
+            server().add_service(RegistryServer::new(service.clone())),
+            stop.clone(),
+        );
+        async move {
+            let stop = async move { stop.notified().await };
+            serve_until_drained(router, vec![listener], Some(&registration), stop).await
+        }
+    });
+
+    let mut early = registry_client::RegistryClient::connect(url.clone())
+        .await
+        .unwrap();
+    let slow = tokio::spawn(async move { early.deregister(DeregisterRequest::default()).await });
+    timeout(PATIENCE, async {
+        while service.0.deregistered.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    stop.notify_one();
+    timeout(PATIENCE, async {
+        while agent.0.deregistered.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+
+    let mut late = registry_client::RegistryClient::connect(url.clone())
+        .await
+        .expect("still accepts");
+    late.register(RegisterRequest::default())
+        .await
+        .expect("still answers");
+    acknowledge.notify_one();
+    timeout(PATIENCE, async {
+        while registry_client::RegistryClient::connect(url.clone())
+            .await
+            .is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("stops accepting once acknowledged");
+    assert!(!serving.is_finished(), "a call is still in flight");
+    answer.notify_one();
+    timeout(PATIENCE, slow)
+        .await
+        .unwrap()
+        .unwrap()
+        .expect("the call in flight is finished");
+    let finish = timeout(PATIENCE, serving).await.unwrap().unwrap().unwrap();
+    assert!(
+        finish.complete && finish.departure.acknowledged,
+        "{finish:?}"
+    );
+}
+
+#[test]
+fn waits_grow_to_two_seconds_and_never_fall_under_a_tenth() {
+    let mut rng = rand::rng();
+    let mut backoff = Backoff::new();
+    for _ in 0..1_000 {
+        let wait = backoff.next(&mut rng);
+        assert!(
+            (Duration::from_millis(100)..=Duration::from_secs(2)).contains(&wait),
+            "{wait:?}"
+        );
+    }
+    backoff.reset();
+    assert!(backoff.next(&mut rng) <= Duration::from_millis(200));
+}
+
+#[test]
+fn the_same_trouble_is_told_once_in_a_while() {
+    let start = Instant::now();
+    let mut said = OnceInAWhile::default();
+    assert!(said.due("gone", start));
+    assert!(!said.due("gone", start + Duration::from_secs(29)));
+    assert!(said.due("refused", start + Duration::from_secs(29)));
+    assert!(said.due("refused", start + Duration::from_secs(60)));
+}
