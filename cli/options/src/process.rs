@@ -15,21 +15,25 @@ pub fn ready(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Returns at SIGTERM or SIGINT. From the first call on, neither ends the process by itself.
-pub async fn terminated() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
+/// Ends at SIGTERM or SIGINT. From this call on (not from the first poll) neither ends the process by itself, so that
+/// one sent right after the ready line is not missed. To be called inside a tokio runtime.
+pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
+    let signals = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
-    ) else {
-        // The signals keep their default then: they end the process without a drain.
-        tracing::warn!(
-            "cannot listen for SIGTERM and SIGINT: this process will stop without draining"
-        );
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    );
+    async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            // The signals keep their default then: they end the process without a drain.
+            tracing::warn!(
+                "cannot listen for SIGTERM and SIGINT: this process will stop without draining"
+            );
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }
 

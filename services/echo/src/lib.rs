@@ -51,7 +51,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(why) => return heddle_options::fail(EchoError::Runtime(why)),
     };
-    match runtime.block_on(serve(options, heddle_options::terminated())) {
+    match runtime.block_on(async { serve(options, heddle_options::terminated()).await }) {
         Ok(_) => ExitCode::SUCCESS,
         Err(why) => heddle_options::fail(why),
     }

@@ -2,7 +2,8 @@
 
 /// A small gRPC service for trying, testing and measuring the mesh
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle-echo", version)]
+// --version names the service's version here, so this program has no such flag of its own.
+#[command(name = "heddle-echo", disable_version_flag = true)]
 pub struct Options {
     /// Where to listen: IP:PORT (port 0: a free one) or unix:/path; may be given several times
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]

@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_proto::echo::v1::{EchoRequest, EchoResponse, echo_client::EchoClient};
@@ -12,7 +12,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::{Identity, MAX_MESSAGE_BYTES, PROTO_SERVICE, router};
+use crate::{Identity, MAX_MESSAGE_BYTES, Options, PROTO_SERVICE, router};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -326,5 +326,32 @@ async fn a_stop_finishes_the_calls_in_flight() {
             .unwrap()
             .unwrap()
             .complete
+    );
+}
+
+#[test]
+fn the_options_of_the_design_are_read() {
+    let line = "heddle-echo --listen 127.0.0.1:7 --listen unix:/x --service s --namespace n --version v2 \
+                --instance i --agent none";
+    let args = line.split_whitespace().map(Into::into);
+    let options = heddle_options::try_parse::<Options>("HEDDLE_ECHO", args, &BTreeMap::new())
+        .unwrap()
+        .options;
+    assert_eq!(options.listen, ["127.0.0.1:7", "unix:/x"]);
+    assert_eq!((&*options.service, &*options.namespace), ("s", "n"));
+    assert_eq!(
+        (&*options.version, &*options.instance, &*options.agent),
+        ("v2", "i", "none")
+    );
+    let none = ["heddle-echo".into()];
+    let default = heddle_options::try_parse::<Options>("HEDDLE_ECHO", none, &BTreeMap::new())
+        .unwrap()
+        .options;
+    assert_eq!(default.service, "heddle-echo");
+    assert_eq!(default.agent, "http://127.0.0.1:15002");
+    assert!(
+        default.instance.starts_with("echo-") && default.instance.len() == 13,
+        "{}",
+        default.instance
     );
 }

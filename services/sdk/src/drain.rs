@@ -111,7 +111,7 @@ pub async fn serve_until_drained(
         departure = stopping => departure,
         ended = servers.join_next() => return Err(ServeError::Stopped(describe(ended))),
     };
-    if registration.is_some() && !departure.acknowledged {
+    if !departure.unacknowledged.is_empty() {
         tracing::warn!(unacknowledged = ?departure.unacknowledged, "leaving before every client knows");
     }
 
