@@ -1,10 +1,20 @@
-//! When nodes that lost their lease leave.
+//! When nodes that lost their lease leave, and whether they are dead or only cut off from us together. In come
+//! nodes that hold or lost their lease, and the time; out go verdicts with their cause. Pure: `now` is given and
+//! monotonic; nothing is written here, and a verdict comes again until the view shows that it was carried out.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How lapsed nodes leave.
 #[derive(Clone, Debug)]
 pub struct ExpiryOptions {
+    /// This many nodes at least, and this share of the mesh, that lapse within one TTL are taken for cut off: it is
+    /// likelier that the control plane is. Default 3 nodes and 30 %.
+    pub mass_nodes: usize,
+    pub mass_percent: usize,
     /// How long a suspect node's instances stay in use at most. Default 10 min.
     pub suspect_for: Duration,
 }
@@ -12,7 +22,152 @@ pub struct ExpiryOptions {
 impl Default for ExpiryOptions {
     fn default() -> Self {
         Self {
+            mass_nodes: 3,
+            mass_percent: 30,
             suspect_for: Duration::from_secs(600),
         }
     }
 }
+
+/// A verdict not carried out after so long is given again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What shall become of a node that lost its lease, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Remove { node: Arc<str>, cause: String },
+    Suspect { node: Arc<str>, cause: String },
+}
+
+#[derive(Debug)]
+struct Lapsed {
+    suspect: bool,
+    /// When the next verdict is due.
+    due: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Expiry {
+    options: ExpiryOptions,
+    ttl: Duration,
+    /// How long a lapsed node waits for others to lapse: they renew at different times within one interval.
+    settle: Duration,
+    alive: BTreeSet<Arc<str>>,
+    lapsed: BTreeMap<Arc<str>, Lapsed>,
+    /// Who lapsed when, within the last TTL.
+    recent: VecDeque<(Instant, Arc<str>)>,
+}
+
+impl Expiry {
+    pub(crate) fn new(options: ExpiryOptions, ttl: Duration, renew_interval: Duration) -> Self {
+        Self {
+            options,
+            ttl,
+            settle: renew_interval.min(ttl),
+            alive: BTreeSet::new(),
+            lapsed: BTreeMap::new(),
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// The node holds its lease.
+    pub(crate) fn on_alive(&mut self, node: &Arc<str>) {
+        self.alive.insert(Arc::clone(node));
+        self.lapsed.remove(node);
+        self.recent.retain(|(_, name)| name != node);
+    }
+
+    /// The node has no lease, but still instances.
+    pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: bool, now: Instant) {
+        let was_alive = self.alive.remove(node);
+        match self.lapsed.get_mut(node) {
+            Some(lapsed) if lapsed.suspect == suspect => {}
+            // Carried out: it stays suspect for its time.
+            Some(lapsed) => {
+                lapsed.suspect = suspect;
+                lapsed.due = now + self.options.suspect_for;
+            }
+            None => {
+                if was_alive || !suspect {
+                    self.recent.push_back((now, Arc::clone(node)));
+                }
+                let wait = match suspect {
+                    true => self.options.suspect_for,
+                    false if self.mass_is_possible() => self.settle,
+                    false => Duration::ZERO,
+                };
+                self.lapsed.insert(
+                    Arc::clone(node),
+                    Lapsed {
+                        suspect,
+                        due: now + wait,
+                    },
+                );
+            }
+        }
+    }
+
+    /// The node has neither lease nor instances.
+    pub(crate) fn on_gone(&mut self, node: &Arc<str>) {
+        self.alive.remove(node);
+        self.lapsed.remove(node);
+    }
+
+    /// When `verdicts` has something to say, if nothing else happens.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.lapsed.values().map(|lapsed| lapsed.due).min()
+    }
+
+    pub(crate) fn verdicts(&mut self, now: Instant) -> Vec<Verdict> {
+        while self
+            .recent
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > self.ttl)
+        {
+            self.recent.pop_front();
+        }
+        let (gone, mesh) = (self.recent.len(), self.mesh());
+        let mass =
+            gone >= self.options.mass_nodes && gone * 100 >= mesh * self.options.mass_percent;
+        let ttl = self.ttl;
+        let suspect_for = self.options.suspect_for;
+        let due = self
+            .lapsed
+            .iter_mut()
+            .filter(|(_, lapsed)| lapsed.due <= now);
+        due.map(|(node, lapsed)| {
+            lapsed.due = now + RETRY;
+            let node = Arc::clone(node);
+            match (lapsed.suspect, mass) {
+                (true, _) => Verdict::Remove {
+                    node,
+                    cause: format!("it was suspect for {suspect_for:?} and did not come back"),
+                },
+                (false, true) => Verdict::Suspect {
+                    node,
+                    cause: format!(
+                        "its lease lapsed with those of {gone} of {mesh} nodes within {ttl:?}: likelier \
+                         the control plane was cut off"
+                    ),
+                },
+                (false, false) => Verdict::Remove {
+                    node,
+                    cause: format!("its lease lapsed: no beat for {ttl:?}"),
+                },
+            }
+        })
+        .collect()
+    }
+
+    /// Nodes with instances before the recent lapses.
+    fn mesh(&self) -> usize {
+        self.alive.len() + self.recent.len()
+    }
+
+    fn mass_is_possible(&self) -> bool {
+        self.mesh() >= self.options.mass_nodes
+    }
+}
+
+#[cfg(test)]
+mod tests;

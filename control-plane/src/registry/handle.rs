@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use super::{Batch, Node, RegistryError, RegistryOptions, View, schema};
+use super::{Batch, Node, RegistryError, RegistryOptions, View, schema, sweep};
 use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
 
 /// Pause before the store is read again after its watch broke.
@@ -47,7 +47,11 @@ impl Registry {
             node_watches: Mutex::default(),
         }));
         let stop = registry.options().stop.clone();
-        tokio::spawn(stop.run_until_cancelled_owned(registry.clone().follow(changes)));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(registry.clone().follow(changes)),
+        );
+        tokio::spawn(stop.run_until_cancelled_owned(sweep::run(registry.clone())));
         Ok(registry)
     }
 

@@ -12,12 +12,16 @@ mod instance;
 mod node;
 mod view;
 mod handle;
+mod epoch;
+mod lease;
 mod expiry;
+mod sweep;
 mod schema;
 
 pub use expiry::ExpiryOptions;
 pub use handle::{Registry, Subscription};
 pub use instance::{Instance, InstanceKey, ServiceName};
+pub use lease::{LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::Node;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 pub use view::{Batch, View};

@@ -4,6 +4,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use heddle_proto::store::v1::{AliveRecord, NodeRecord};
+use prost::Message as _;
+
+use crate::store::{KeyValue, Revision};
 
 /// One node. It stays known, with its epoch, after its lease has gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Node {
     pub version: String,
     /// Which replica holds its session; empty when it is not alive.
     pub replica: String,
+    /// The revision at which its present session took its lease; 0 when it is not alive.
+    pub session: Revision,
 }
 
 impl Node {
@@ -40,12 +45,14 @@ impl Node {
             suspect: record.suspect,
             version: record.version,
             replica: String::new(),
+            session: Revision(0),
         })
     }
 
-    pub(super) fn with_lease(mut self, alive: Option<&AliveRecord>) -> Self {
+    pub(super) fn with_lease(mut self, alive: Option<&Alive>) -> Self {
         self.alive = alive.is_some();
         self.replica = alive.map(|alive| alive.replica.clone()).unwrap_or_default();
+        self.session = alive.map_or(Revision(0), |alive| alive.session);
         self
     }
 
@@ -58,5 +65,23 @@ impl Node {
             self.loopback,
             self.suspect,
         )
+    }
+}
+
+/// What the key on a node's lease says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Alive {
+    replica: String,
+    session: Revision,
+}
+
+impl Alive {
+    pub(super) fn parse(value: &KeyValue) -> Self {
+        // The key alone says that the node lives: a record that cannot be read must not take it away.
+        let record = AliveRecord::decode(value.value.clone()).unwrap_or_default();
+        Self {
+            replica: record.replica,
+            session: value.mod_revision,
+        }
     }
 }

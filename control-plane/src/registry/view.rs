@@ -9,11 +9,11 @@ use std::{
 
 use heddle_proto::{
     registry::v1::Health,
-    store::v1::{AliveRecord, InstanceRecord, NodeRecord},
+    store::v1::{InstanceRecord, NodeRecord},
 };
 use prost::Message as _;
 
-use super::{Instance, InstanceKey, Node, ServiceName};
+use super::{Instance, InstanceKey, Node, ServiceName, node::Alive};
 use crate::store::{Changes, KeyValue, Revision, keys};
 
 /// What one or several revisions changed.
@@ -51,7 +51,7 @@ struct Service {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct NodeEntry {
     record: Option<Node>,
-    alive: Option<AliveRecord>,
+    alive: Option<Alive>,
     /// Service → how many instances of it the node has.
     services: BTreeMap<ServiceName, usize>,
 }
@@ -309,7 +309,7 @@ impl View {
     }
 
     fn set_alive(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {
-        let new = value.map(|value| AliveRecord::decode(value.value.clone()).unwrap_or_default());
+        let new = value.map(Alive::parse);
         let entry = self.nodes.entry(name.into()).or_default();
         if entry.alive != new {
             batch.nodes.insert(name.into());
@@ -347,3 +347,6 @@ where
         None => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

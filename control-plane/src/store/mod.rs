@@ -32,6 +32,14 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 pub mod keys;
+mod embedded;
+mod history;
+mod leases;
+mod machine;
+#[cfg(test)]
+pub(crate) mod conformance;
+
+pub use embedded::{Embedded, EmbeddedOptions};
 
 /// Longest key in bytes: three DNS labels, a node and a prefix fit with room to spare.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -219,7 +227,9 @@ pub enum StoreError {
     Corrupt { path: String, cause: String },
     #[error("cannot open the store {path}: {cause}")]
     Open { path: String, cause: String },
-    #[error("the store cannot write ({cause}); nothing was changed, try again")]
+    #[error(
+        "the store cannot write ({cause}): make room or mend the disk; the change is tried again by who made it"
+    )]
     Unavailable { cause: String },
     #[error(
         "revision {asked} is compacted: the history begins at {first}; read the present state again"

@@ -1,0 +1,146 @@
+use super::*;
+
+const TTL: Duration = Duration::from_secs(10);
+const RENEW: Duration = Duration::from_secs(3);
+
+struct Mesh {
+    expiry: Expiry,
+    start: Instant,
+}
+
+impl Mesh {
+    fn new(nodes: usize) -> Self {
+        let mut expiry = Expiry::new(ExpiryOptions::default(), TTL, RENEW);
+        for node in 0..nodes {
+            expiry.on_alive(&name(node));
+        }
+        Self {
+            expiry,
+            start: Instant::now(),
+        }
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.start + Duration::from_secs(seconds)
+    }
+
+    fn lapse(&mut self, node: usize, seconds: u64) {
+        let at = self.at(seconds);
+        self.expiry.on_lapsed(&name(node), false, at);
+    }
+
+    /// The verdicts at a time, as "remove 3" or "suspect 3"; each is carried out.
+    fn verdicts(&mut self, seconds: u64) -> Vec<String> {
+        let at = self.at(seconds);
+        let verdicts = self.expiry.verdicts(at);
+        verdicts
+            .into_iter()
+            .map(|verdict| match verdict {
+                Verdict::Remove { node, .. } => {
+                    self.expiry.on_gone(&node);
+                    format!("remove {node}")
+                }
+                Verdict::Suspect { node, .. } => {
+                    self.expiry.on_lapsed(&node, true, at);
+                    format!("suspect {node}")
+                }
+            })
+            .collect()
+    }
+}
+
+fn name(node: usize) -> Arc<str> {
+    node.to_string().into()
+}
+
+#[test]
+fn a_single_node_is_removed_after_others_had_time_to_lapse_too() {
+    let mut mesh = Mesh::new(10);
+    mesh.lapse(4, 0);
+    assert_eq!(mesh.verdicts(2), [""; 0]);
+    assert_eq!(mesh.expiry.next(), Some(mesh.at(3)));
+    assert_eq!(mesh.verdicts(3), ["remove 4"]);
+    assert_eq!(mesh.expiry.next(), None);
+}
+
+#[test]
+fn a_mesh_too_small_for_a_mass_lapse_does_not_wait() {
+    let mut mesh = Mesh::new(2);
+    mesh.lapse(0, 0);
+    assert_eq!(mesh.verdicts(0), ["remove 0"]);
+}
+
+#[test]
+fn many_that_lapse_together_become_suspect() {
+    let mut mesh = Mesh::new(10);
+    for (node, at) in [(0, 0), (1, 1), (2, 2)] {
+        mesh.lapse(node, at);
+    }
+    assert_eq!(mesh.verdicts(3), ["suspect 0"]);
+    assert_eq!(mesh.verdicts(5), ["suspect 1", "suspect 2"]);
+    mesh.lapse(3, 6);
+    assert_eq!(
+        mesh.verdicts(9),
+        ["suspect 3"],
+        "it belongs to the same cut"
+    );
+    mesh.expiry.on_alive(&name(1));
+    assert_eq!(mesh.verdicts(602), [""; 0]);
+    assert_eq!(
+        mesh.verdicts(603),
+        ["remove 0"],
+        "10 min after it became suspect"
+    );
+    assert_eq!(mesh.verdicts(605), ["remove 2"]);
+    assert_eq!(mesh.verdicts(609), ["remove 3"]);
+}
+
+#[test]
+fn few_or_a_small_share_or_one_after_the_other_are_removed() {
+    let mut few = Mesh::new(3);
+    few.lapse(0, 0);
+    few.lapse(1, 0);
+    assert_eq!(few.verdicts(3), ["remove 0", "remove 1"]);
+    let mut small_share = Mesh::new(11);
+    for node in 0..3 {
+        small_share.lapse(node, 0);
+    }
+    assert_eq!(small_share.verdicts(3).len(), 3);
+    let mut slow = Mesh::new(4);
+    for node in 0..3 {
+        slow.lapse(node, node as u64 * 20);
+        assert_eq!(
+            slow.verdicts(node as u64 * 20 + 3),
+            [format!("remove {node}")]
+        );
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_before_the_verdict_stays() {
+    let mut mesh = Mesh::new(5);
+    mesh.lapse(1, 0);
+    mesh.expiry.on_alive(&name(1));
+    assert_eq!(mesh.expiry.next(), None);
+    assert_eq!(mesh.verdicts(3), [""; 0]);
+}
+
+#[test]
+fn a_verdict_that_was_not_carried_out_comes_again() {
+    let mut mesh = Mesh::new(1);
+    mesh.lapse(0, 0);
+    let now = mesh.at(0);
+    assert_eq!(mesh.expiry.verdicts(now).len(), 1);
+    assert_eq!(mesh.expiry.verdicts(now).len(), 0);
+    assert_eq!(mesh.expiry.next(), Some(now + RETRY));
+    assert_eq!(mesh.verdicts(2), ["remove 0"]);
+}
+
+#[test]
+fn suspects_found_at_start_have_their_time_again() {
+    let mut mesh = Mesh::new(0);
+    let at = mesh.at(0);
+    mesh.expiry.on_lapsed(&name(0), true, at);
+    assert_eq!(mesh.verdicts(599), [""; 0]);
+    assert_eq!(mesh.verdicts(600), ["remove 0"]);
+}

@@ -1,0 +1,256 @@
+//! The store's file: what lies in it, how it is opened, how a batch of changes becomes durable. In come batches
+//! from the writer, out goes at start what was last committed. Only here does anything know redb's tables; errors
+//! of opening say what is wrong with which path and what to do.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
+    TableDefinition, backends::FileBackend,
+};
+
+use super::backend::Counted;
+use crate::store::{Changes, KeyValue, LeaseId, Revision, StoreError, machine::Saved};
+
+/// Key → (create revision, modification revision, lease or 0, value).
+const KEYS: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefinition::new("keys");
+/// Lease → TTL in milliseconds. How long each has still to live is not kept: it has a full TTL after a restart.
+const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("heddle-control");
+const FORMAT: u64 = 1;
+/// All values are in memory anyway: redb's own cache holds the inner pages of its tree.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// What one commit makes durable, in order.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    pub(super) changes: Vec<Changes>,
+    pub(super) granted: Vec<(LeaseId, Duration)>,
+    pub(super) ended: Vec<LeaseId>,
+    pub(super) last_lease: u64,
+}
+
+impl Commit {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.granted.is_empty() && self.ended.is_empty()
+    }
+}
+
+pub(super) struct File {
+    database: Database,
+    fsyncs: Arc<AtomicU64>,
+}
+
+impl File {
+    /// Opens or creates the file and reads everything in it.
+    pub(super) fn open(path: &Path) -> Result<(Self, Saved), StoreError> {
+        // A damaged file must end in a sentence, also where redb itself panics over it.
+        catch_unwind(AssertUnwindSafe(|| Self::try_open(path))).unwrap_or_else(|_| {
+            Err(StoreError::Corrupt {
+                path: name(path),
+                cause: "reading it failed".to_owned(),
+            })
+        })
+    }
+
+    fn try_open(path: &Path) -> Result<(Self, Saved), StoreError> {
+        let open_error = |error: &dyn std::fmt::Display| StoreError::Open {
+            path: name(path),
+            cause: error.to_string(),
+        };
+        if path.is_dir() {
+            return Err(open_error(&"it is a directory; name a file in it"));
+        }
+        if !path.try_exists().map_err(|error| open_error(&error))? {
+            create(path)?;
+        }
+        let fsyncs = Arc::new(AtomicU64::new(0));
+        let database = database(path, Arc::clone(&fsyncs))?;
+        let file = Self { database, fsyncs };
+        let saved = file.load().map_err(|error| match error {
+            redb::Error::TableDoesNotExist(_) | redb::Error::TableTypeMismatch { .. } => {
+                StoreError::Foreign {
+                    path: name(path),
+                    cause: "a database of another program".to_owned(),
+                }
+            }
+            error => StoreError::Corrupt {
+                path: name(path),
+                cause: error.to_string(),
+            },
+        })?;
+        match saved {
+            (FORMAT, saved) => Ok((file, saved)),
+            (format, _) => Err(StoreError::Foreign {
+                path: name(path),
+                cause: format!("its format is {format}, this version reads {FORMAT}"),
+            }),
+        }
+    }
+
+    fn load(&self) -> Result<(u64, Saved), redb::Error> {
+        let read = self.database.begin_read()?;
+        let meta = read.open_table(META)?;
+        let number = |key: &str| -> Result<u64, redb::Error> {
+            Ok(meta.get(key)?.map_or(0, |found| found.value()))
+        };
+        let mut saved = Saved {
+            revision: Revision(number("revision")?),
+            last_lease: number("last_lease")?,
+            ..Saved::default()
+        };
+        let format = number("format")?;
+        for entry in read.open_table(KEYS)?.iter()? {
+            let (key, found) = entry?;
+            let (create, modified, lease, value) = found.value();
+            saved.items.push(KeyValue {
+                key: key.value().into(),
+                value: Bytes::copy_from_slice(value),
+                create_revision: Revision(create),
+                mod_revision: Revision(modified),
+                lease: (lease != 0).then_some(LeaseId(lease)),
+            });
+        }
+        for entry in read.open_table(LEASES)?.iter()? {
+            let (lease, ttl) = entry?;
+            saved
+                .leases
+                .push((LeaseId(lease.value()), Duration::from_millis(ttl.value())));
+        }
+        Ok((format, saved))
+    }
+
+    /// Times that the disk was waited for since the file was opened.
+    pub(super) fn fsyncs(&self) -> u64 {
+        self.fsyncs.load(Ordering::Relaxed)
+    }
+
+    /// Makes a batch durable: all of it or nothing.
+    pub(super) fn commit(&self, commit: &Commit) -> Result<(), String> {
+        catch_unwind(AssertUnwindSafe(|| self.try_commit(commit)))
+            .map_err(|_| "the file cannot be written".to_owned())?
+            .map_err(|error| error.to_string())
+    }
+
+    fn try_commit(&self, commit: &Commit) -> Result<(), redb::Error> {
+        let write = self.database.begin_write()?;
+        {
+            let mut keys = write.open_table(KEYS)?;
+            for event in commit
+                .changes
+                .iter()
+                .flat_map(|changes| changes.events.iter())
+            {
+                match &event.now {
+                    Some(now) => {
+                        let lease = now.lease.map_or(0, |lease| lease.0);
+                        let (create, modified) = (now.create_revision.0, now.mod_revision.0);
+                        keys.insert(&*event.key, (create, modified, lease, &*now.value))?;
+                    }
+                    None => {
+                        keys.remove(&*event.key)?;
+                    }
+                }
+            }
+            let mut leases = write.open_table(LEASES)?;
+            for (lease, ttl) in &commit.granted {
+                leases.insert(lease.0, u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
+            }
+            for lease in &commit.ended {
+                leases.remove(lease.0)?;
+            }
+            let mut meta = write.open_table(META)?;
+            if let Some(last) = commit.changes.last() {
+                meta.insert("revision", last.revision.0)?;
+            }
+            meta.insert("last_lease", commit.last_lease)?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+}
+
+fn database(path: &Path, fsyncs: Arc<AtomicU64>) -> Result<Database, StoreError> {
+    let open = || -> Result<Database, DatabaseError> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        let backend = Counted {
+            inner: FileBackend::new(file)?,
+            fsyncs,
+        };
+        Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(backend)
+    };
+    open().map_err(|error| {
+        let (path, cause) = (name(path), error.to_string());
+        match error {
+            DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+                StoreError::InUse { path }
+            }
+            DatabaseError::Storage(StorageError::Io(io)) if io.kind() == ErrorKind::InvalidData => {
+                StoreError::Foreign { path, cause }
+            }
+            DatabaseError::Storage(StorageError::Io(io))
+                if io.kind() != ErrorKind::UnexpectedEof =>
+            {
+                StoreError::Open { path, cause }
+            }
+            DatabaseError::UpgradeRequired(_) => StoreError::Foreign { path, cause },
+            _ => StoreError::Corrupt { path, cause },
+        }
+    })
+}
+
+/// Makes a new, empty store beside the path and links it there when it is whole: a crash meanwhile leaves nothing
+/// that could be taken for a damaged store, and of two processes one wins.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
+    let draft = Path::new(&draft);
+    let made = make_empty(path, draft);
+    // Whatever happened: the draft has no further use.
+    let _ = fs::remove_file(draft);
+    made.map_err(|cause| StoreError::Open {
+        path: name(path),
+        cause,
+    })
+}
+
+fn make_empty(path: &Path, draft: &Path) -> Result<(), String> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|error| error.to_string())?;
+    let write_tables = || -> Result<(), redb::Error> {
+        let database = Builder::new().create(draft)?;
+        let write = database.begin_write()?;
+        write.open_table(KEYS)?;
+        write.open_table(LEASES)?;
+        write.open_table(META)?.insert("format", FORMAT)?;
+        write.commit()?;
+        Ok(())
+    };
+    write_tables().map_err(|error| error.to_string())?;
+    match fs::hard_link(draft, path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.to_string()),
+        _ => {}
+    }
+    let folder = fs::File::open(parent).map_err(|error| error.to_string())?;
+    folder.sync_all().map_err(|error| error.to_string())
+}
+
+fn name(path: &Path) -> String {
+    path.display().to_string()
+}
