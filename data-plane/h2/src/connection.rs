@@ -1,10 +1,35 @@
-//! One connection, either side: the verbs that the shell uses.
+//! One HTTP/2 connection, either side: its whole state, and the verbs that concern the connection
+//! rather than a stream. Bytes of the peer come in by [`Connection::recv`] (`recv.rs`), commands of
+//! the shell by the verbs of `send.rs`; events, output and a deadline go out. Sockets, clocks and
+//! the meaning of messages may not come in.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use crate::{
-    Config, ConnectionError, Drained, ErrorCode, Event, Fields, Gone, OpenError, StreamId, Token,
-};
+use crate::abuse::{Abuse, Bucket};
+use crate::error::{ConnectionError, ErrorCode};
+use crate::event::Drained;
+use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
+use crate::frame::{MAX_31, PREFACE};
+use crate::hpack::{Decoder, Encoder};
+use crate::output::Output;
+use crate::recv::{Block, Reading, Sweep};
+use crate::settings::{Config, DEFAULT_WINDOW, Peer};
+use crate::stream::{Pending, Stream};
+use crate::streams::{End, Streams};
+
+/// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
+const HEADER_TABLE_BYTES: usize = 4096;
+/// How long a client may take to see the first GOAWAY of a drain, if it answers no PING.
+const DRAIN_NOTICE: Duration = Duration::from_secs(1);
+/// Debug data of a GOAWAY is cut to this.
+const DEBUG_BYTES: usize = 256;
+/// Buffers of queued DATA that are kept for the next stream.
+const POOLED: usize = 8;
+
+/// PINGs of the machine's own; those of the shell are told apart by being different.
+pub(crate) const PROBE_PING: [u8; 8] = *b"hdlprobe";
+pub(crate) const DRAIN_PING: [u8; 8] = *b"hdldrain";
 
 /// What a connection has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,123 +55,335 @@ pub struct Counters {
 /// One HTTP/2 connection.
 #[derive(Debug)]
 pub struct Connection {
-    config: Config,
-    output: Vec<u8>,
-    counters: Counters,
+    pub(crate) config: Config,
+    pub(crate) is_server: bool,
+    /// The latest time that the shell gave.
+    pub(crate) now: Instant,
+    pub(crate) failed: Option<ConnectionError>,
+
+    pub(crate) reading: Reading,
+    /// The beginning of a frame whose rest has not come.
+    pub(crate) partial: Vec<u8>,
+    pub(crate) block: Block,
+    /// Since when a frame or header block has been under way.
+    pub(crate) incomplete_since: Option<Instant>,
+    pub(crate) sweep: Option<Sweep>,
+
+    pub(crate) decoder: Decoder,
+    pub(crate) encoder: Encoder,
+    pub(crate) peer: Peer,
+    /// Our SETTINGS went out then and have not been acknowledged.
+    pub(crate) settings_sent: Option<Instant>,
+    /// What a new stream's receive window is taken to be. Until the peer has acknowledged a window
+    /// smaller than the default, it may use the default.
+    pub(crate) initial_recv: u32,
+
+    pub(crate) streams: Streams,
+    /// The id of the next stream that we open (client).
+    pub(crate) next_id: u32,
+    /// The highest id that the peer has used (server).
+    pub(crate) last_id: u32,
+    pub(crate) send_window: SendWindow,
+    pub(crate) recv_window: RecvWindow,
+    pub(crate) targets: Targets,
+    pub(crate) probe: Probe,
+
+    pub(crate) output: Output,
+    pub(crate) pending_bytes: usize,
+    pub(crate) pool: Vec<Box<Pending>>,
+    pub(crate) reports: VecDeque<Drained>,
+    /// How many reports were taken: the number of the first one in the queue.
+    pub(crate) reports_taken: u64,
+
+    pub(crate) goaway_sent: Option<u32>,
+    pub(crate) goaway_received: Option<u32>,
+    /// The second GOAWAY of a drain is due then, or at the answer to its PING.
+    pub(crate) drain_until: Option<Instant>,
+    pub(crate) shell_ping: Option<[u8; 8]>,
+    pub(crate) abuse: Abuse,
+    pub(crate) counters: Counters,
 }
 
 impl Connection {
-    /// The client's side; preface and SETTINGS are in the output at once.
-    pub fn client(config: Config, _now: Instant) -> Self {
+    /// The client's side. Preface and SETTINGS are in the output at once.
+    pub fn client(config: Config, now: Instant) -> Self {
+        Self::new(config, false, now)
+    }
+
+    /// The server's side. SETTINGS are in the output at once.
+    pub fn server(config: Config, now: Instant) -> Self {
+        Self::new(config, true, now)
+    }
+
+    fn new(config: Config, is_server: bool, now: Instant) -> Self {
+        let config = config.within_bounds();
+        let mut output = Output::default();
+        if !is_server {
+            output.preface(PREFACE);
+        }
+        output.settings(&config.settings(is_server));
+        if config.connection_window > DEFAULT_WINDOW {
+            output.window_update(0, config.connection_window - DEFAULT_WINDOW);
+        }
         Self {
-            config,
-            output: Vec::new(),
+            is_server,
+            now,
+            failed: None,
+            reading: match is_server {
+                true => Reading::Preface(PREFACE),
+                false => Reading::Frame,
+            },
+            partial: Vec::new(),
+            block: Block::default(),
+            incomplete_since: None,
+            sweep: None,
+            decoder: Decoder::new(HEADER_TABLE_BYTES),
+            encoder: Encoder::new(),
+            peer: Peer::new(),
+            settings_sent: Some(now),
+            initial_recv: config.stream_window.max(DEFAULT_WINDOW),
+            streams: Streams::new(),
+            next_id: 1,
+            last_id: 0,
+            send_window: SendWindow::new(DEFAULT_WINDOW),
+            recv_window: RecvWindow::new(config.connection_window),
+            targets: Targets {
+                stream: config.stream_window,
+                max_stream: config.max_stream_window,
+                connection: config.connection_window,
+                max_connection: config.max_connection_window,
+            },
+            probe: Probe::default(),
+            output,
+            pending_bytes: 0,
+            pool: Vec::new(),
+            reports: VecDeque::new(),
+            reports_taken: 0,
+            goaway_sent: None,
+            goaway_received: None,
+            drain_until: None,
+            shell_ping: None,
+            abuse: Abuse {
+                resets: Bucket::new(config.resets, now),
+                provoked: Bucket::new(config.provoked_resets, now),
+                control: Bucket::new(config.control_frames, now),
+            },
             counters: Counters::default(),
+            config,
         }
     }
-    /// The server's side; SETTINGS are in the output at once.
-    pub fn server(config: Config, _now: Instant) -> Self {
-        Self {
-            config,
-            output: Vec::new(),
-            counters: Counters::default(),
-        }
-    }
-    /// Takes bytes of the peer; call until `None`.
-    pub fn recv<'i>(
-        &mut self,
-        input: &mut &'i [u8],
-        _fields: &mut Fields,
-        _now: Instant,
-    ) -> Result<Option<Event<'i>>, ConnectionError> {
-        *input = &[];
-        Ok(None)
-    }
-    /// Opens a stream (client).
-    pub fn open(
-        &mut self,
-        _fields: &Fields,
-        _token: Token,
-        _end_stream: bool,
-    ) -> Result<StreamId, OpenError> {
-        Err(OpenError::Draining)
-    }
-    /// Sends response, 1xx or trailers.
-    pub fn headers(
-        &mut self,
-        _stream: StreamId,
-        _fields: &Fields,
-        _end_stream: bool,
-    ) -> Result<(), Gone> {
-        Err(Gone)
-    }
-    /// Sends DATA; says how many bytes went into the output now.
-    pub fn data(
-        &mut self,
-        _stream: StreamId,
-        _data: &[u8],
-        _end_stream: bool,
-    ) -> Result<usize, Gone> {
-        Err(Gone)
-    }
-    /// Received DATA has been passed on.
-    pub fn release(&mut self, _stream: StreamId, _bytes: usize) {}
-    /// Ends a stream with RST_STREAM.
-    pub fn reset(&mut self, _stream: StreamId, _code: ErrorCode) {}
-    /// Names a stream.
-    pub fn set_token(&mut self, _stream: StreamId, _token: Token) {}
-    /// Progress of queued DATA.
-    pub fn poll_drained(&mut self) -> Option<Drained> {
-        None
-    }
-    /// What is to be written.
+
+    /// What is to be written to the peer.
+    #[inline]
     pub fn output(&self) -> &[u8] {
-        &self.output
+        self.output.pending()
     }
-    /// So much of it was written.
-    pub fn advance(&mut self, _written: usize) {}
-    /// Sends a PING; false if one is under way.
-    pub fn ping(&mut self, _payload: [u8; 8]) -> bool {
-        false
+
+    /// So many bytes of the output were written. Queued DATA moves into the room; ask
+    /// [`Connection::poll_drained`] then.
+    pub fn advance(&mut self, written: usize) {
+        self.output.advance(written);
+        if self.streams.first_ready().is_some() {
+            self.pump();
+        }
+        if self.streams.live() == 0 && self.output.len() == 0 {
+            self.shrink();
+        }
     }
-    /// Graceful drain.
-    pub fn drain(&mut self, _now: Instant) {}
-    /// GOAWAY now.
-    pub fn close(&mut self, _code: ErrorCode, _debug: &[u8]) {}
-    /// When to call [`Connection::on_deadline`].
+
+    /// An idle connection gives back what it does not need to stay idle.
+    fn shrink(&mut self) {
+        const KEPT_BYTES: usize = 512;
+        self.output.shrink();
+        self.streams.shrink();
+        if self.pool.capacity() > 0 {
+            self.pool = Vec::new();
+        }
+        if self.reports.is_empty() && self.reports.capacity() > 8 {
+            self.reports = VecDeque::new();
+        }
+        if self.partial.is_empty() && self.partial.capacity() > KEPT_BYTES {
+            self.partial = Vec::new();
+        }
+        self.block.shrink();
+    }
+
+    /// Sends a PING, whose answer comes as [`crate::Event::PingAck`]. False: one is under way.
+    pub fn ping(&mut self, payload: [u8; 8]) -> bool {
+        let own = payload == PROBE_PING || payload == DRAIN_PING;
+        if self.shell_ping.is_some() || self.failed.is_some() || own {
+            return false;
+        }
+        self.shell_ping = Some(payload);
+        self.output.ping(payload);
+        true
+    }
+
+    /// Begins a graceful end (§6.8). A server says so with GOAWAY 2^31-1 and a PING, still takes
+    /// what the client sends until it knows, and then says which streams it took; a client just
+    /// opens no more. Live streams finish.
+    pub fn drain(&mut self, now: Instant) {
+        self.now = now;
+        if self.goaway_sent.is_some() || self.failed.is_some() {
+            return;
+        }
+        if self.is_server {
+            self.send_goaway(MAX_31, ErrorCode::NO_ERROR, &[]);
+            self.output.ping(DRAIN_PING);
+            self.drain_until = Some(now + DRAIN_NOTICE);
+        } else {
+            self.send_goaway(0, ErrorCode::NO_ERROR, &[]);
+        }
+    }
+
+    /// The client knows of the drain: the streams up to now are the last.
+    pub(crate) fn finish_drain(&mut self) {
+        if self.drain_until.take().is_some() {
+            self.send_goaway(self.last_id, ErrorCode::NO_ERROR, &[]);
+        }
+    }
+
+    /// Sends GOAWAY now. With NO_ERROR live streams may still finish; with any other code the
+    /// connection is over, and the shell flushes the output and closes.
+    pub fn close(&mut self, code: ErrorCode, debug: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.drain_until = None;
+        self.send_goaway(
+            self.last_id,
+            code,
+            debug.get(..DEBUG_BYTES).unwrap_or(debug),
+        );
+        if code != ErrorCode::NO_ERROR {
+            self.failed = Some(ConnectionError::new(code, "closed by this side"));
+            self.drop_all();
+        }
+    }
+
+    /// The peer broke the connection: tell it, and forget all streams.
+    pub(crate) fn fail(&mut self, error: ConnectionError) {
+        self.drain_until = None;
+        self.send_goaway(self.last_id, error.code, error.reason.as_bytes());
+        self.failed = Some(error);
+        self.drop_all();
+    }
+
+    fn send_goaway(&mut self, last: u32, code: ErrorCode, debug: &[u8]) {
+        // The last id may fall, never rise (§6.8).
+        let last = self.goaway_sent.map_or(last, |sent| sent.min(last));
+        self.goaway_sent = Some(last);
+        self.output.goaway(last, code, debug);
+    }
+
+    fn drop_all(&mut self) {
+        self.streams.clear();
+        self.pool.clear();
+        self.reports.clear();
+        self.pending_bytes = 0;
+        self.sweep = None;
+        self.partial = Vec::new();
+        self.block = Block::default();
+    }
+
+    /// When to call [`Connection::on_deadline`], if nothing comes before.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        if self.failed.is_some() {
+            return None;
+        }
+        let ack = self.settings_sent;
+        let ack = ack.map(|at| at + self.config.settings_ack_timeout);
+        let block = self.incomplete_since;
+        let block = block.map(|at| at + self.config.header_block_timeout);
+        [ack, block, self.drain_until].into_iter().flatten().min()
     }
-    /// Time has come.
-    pub fn on_deadline(&mut self, _now: Instant) -> Result<(), ConnectionError> {
+
+    /// Time has passed. May be called at any time.
+    pub fn on_deadline(&mut self, now: Instant) -> Result<(), ConnectionError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.now = now;
+        let past = |since: Option<Instant>, limit| since.is_some_and(|at| now >= at + limit);
+        if past(self.settings_sent, self.config.settings_ack_timeout) {
+            let error = ConnectionError::new(
+                ErrorCode::SETTINGS_TIMEOUT,
+                "SETTINGS were not acknowledged in time",
+            );
+            self.fail(error);
+            return Err(error);
+        }
+        if past(self.incomplete_since, self.config.header_block_timeout) {
+            let error = ConnectionError::calm("a frame or header block did not end in time");
+            self.fail(error);
+            return Err(error);
+        }
+        if self.drain_until.is_some_and(|at| now >= at) {
+            self.finish_drain();
+        }
         Ok(())
     }
-    /// Streams that may still be opened.
+
+    /// How many streams may be opened now (client): what the peer's MAX_CONCURRENT_STREAMS leaves.
+    /// Before its SETTINGS came, it is taken to be 100.
     pub fn open_slots(&self) -> usize {
-        0
+        if self.is_draining() {
+            return 0;
+        }
+        let max = usize::try_from(self.peer.max_concurrent_streams).unwrap_or(usize::MAX);
+        max.saturating_sub(self.streams.live())
     }
-    /// Streams that are alive.
+
+    /// Streams of which either half has not ended, or not all was written.
     pub fn live_streams(&self) -> usize {
-        0
+        self.streams.live()
     }
-    /// A GOAWAY was sent or received.
+
+    /// A GOAWAY was sent or received, or the connection is over.
     pub fn is_draining(&self) -> bool {
-        false
+        self.goaway_sent.is_some() || self.goaway_received.is_some() || self.failed.is_some()
     }
-    /// DATA waiting in all streams, and output.
+
+    /// Bytes that wait here: DATA of all streams, and output.
     pub fn queued_bytes(&self) -> usize {
-        self.output.len()
+        self.pending_bytes + self.output.len()
     }
-    /// The peer offers extended CONNECT.
+
+    /// Whether the peer offers extended CONNECT (RFC 8441).
     pub fn peer_connect_protocol(&self) -> bool {
-        false
+        self.peer.connect_protocol
     }
-    /// Turns the growth of windows on or off.
+
+    /// The peer's MAX_HEADER_LIST_SIZE, if it gave one: it may reject larger lists.
+    pub fn peer_header_list_bytes(&self) -> Option<u32> {
+        self.peer.header_list_bytes
+    }
+
+    /// Stops or resumes the growth of windows; what has grown stays.
     pub fn set_grow_windows(&mut self, grow: bool) {
         self.config.grow_windows = grow;
     }
+
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Takes a stream out and its queue with it.
+    pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Stream> {
+        let mut stream = self.streams.remove(id, how)?;
+        if let Some(pending) = stream.pending.take() {
+            self.pending_bytes = self.pending_bytes.saturating_sub(pending.len());
+            self.give_back(pending);
+        }
+        Some(stream)
+    }
+
+    /// A queue that is not needed any more serves the next stream.
+    pub(crate) fn give_back(&mut self, mut pending: Box<Pending>) {
+        if self.pool.len() < POOLED {
+            pending.recycle();
+            self.pool.push(pending);
+        }
     }
 }

@@ -1,12 +1,57 @@
-//! HTTP/2 for the mesh's data path as one sans-IO machine (RFC 9113, RFC 7541).
+//! HTTP/2 for the mesh's data path as one sans-IO machine (RFC 9113, RFC 7541): bytes of a peer and
+//! commands of the shell come in, events and bytes to write go out. The same [`Connection`] serves
+//! as client and as server. No sockets, no clock (`now` is an argument), no runtime, no dependency
+//! but std, so that it can be fuzzed, replayed and tested in virtual time; and no meaning of gRPC,
+//! services or routes.
+//!
+//! # Verbs
+//!
+//! * in: [`Connection::recv`] takes bytes and gives one [`Event`] after another; header lists lie in
+//!   the caller's [`Fields`], DATA are slices of the input.
+//! * out: [`Connection::open`], [`Connection::headers`], [`Connection::data`],
+//!   [`Connection::release`], [`Connection::reset`]; then write [`Connection::output`] and say how
+//!   far with [`Connection::advance`]. [`Connection::poll_drained`] tells which queued DATA went out.
+//! * time: [`Connection::deadline`], [`Connection::on_deadline`].
+//! * end: [`Connection::drain`], [`Connection::close`]; a [`ConnectionError`] has its GOAWAY in the
+//!   output already.
+//!
+//! # Limits
+//!
+//! | What a peer can drive | Bound ([`Config`]) | Then | RFC 9113 |
+//! |---|---|---|---|
+//! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`]; at 4 × ENHANCE_YOUR_CALM | §6.5.2, §10.5.1 |
+//! | encoded header block | 4 × `header_list_bytes`, 24 CONTINUATION frames, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
+//! | HPACK tables | 4 KiB each way | | RFC 7541 §4 |
+//! | streams at once | `max_concurrent_streams` 1000 | REFUSED_STREAM | §5.1.2 |
+//! | DATA not passed on | `stream_window` 64 KiB, growing to `max_stream_window` 4 MiB | FLOW_CONTROL_ERROR | §5.2 |
+//! | DATA on the wire | `connection_window` 1 MiB, growing to `max_connection_window` 16 MiB | FLOW_CONTROL_ERROR | §5.2 |
+//! | DATA waiting to be sent | what the shell takes from the other side | | |
+//! | unwritten output | `output_high_water` 256 KiB of DATA, then it queues | | |
+//! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |
+//! | RST_STREAM received | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
+//! | RST_STREAM provoked | `provoked_resets` 200 + 33/s | ENHANCE_YOUR_CALM | §10.5 |
+//! | PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown, empty DATA | `control_frames` 2000 + 100/s + 4 per useful frame | ENHANCE_YOUR_CALM | §10.5 |
+//! | parameters in one SETTINGS | 32 | ENHANCE_YOUR_CALM | §6.5 |
+//! | acknowledgement of SETTINGS | `settings_ack_timeout` 10 s | SETTINGS_TIMEOUT | §6.5.3 |
+//! | ended streams remembered | 256 | | §5.1 |
 
 mod connection;
+mod recv;
+mod message;
+mod send;
+mod output;
 mod event;
 mod error;
-mod settings;
+mod frame;
+mod headers;
 mod fields;
 #[doc(hidden)]
 pub mod hpack;
+mod stream;
+mod streams;
+mod flow;
+mod settings;
+mod abuse;
 
 pub use connection::{Connection, Counters};
 pub use error::{ConnectionError, ErrorCode, Gone, Initiator, OpenError};

@@ -4,6 +4,26 @@
 
 use std::time::Duration;
 
+use crate::error::ConnectionError;
+use crate::frame::{DEFAULT_MAX_FRAME_SIZE, LARGEST_MAX_FRAME_SIZE, MAX_31};
+
+/// The window of streams and connection until SETTINGS or WINDOW_UPDATE say otherwise (§6.9.2).
+pub(crate) const DEFAULT_WINDOW: u32 = 65_535;
+/// Streams that a client opens before it has seen the server's SETTINGS (the least that §6.5.2
+/// recommends a server to allow).
+const SLOTS_BEFORE_SETTINGS: u32 = 100;
+
+/// Identifiers (§6.5.2, RFC 8441 §3).
+mod id {
+    pub(super) const HEADER_TABLE_SIZE: u16 = 1;
+    pub(super) const ENABLE_PUSH: u16 = 2;
+    pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub(super) const MAX_FRAME_SIZE: u16 = 5;
+    pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
+    pub(super) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+}
+
 /// What the shell chooses for one connection. The defaults are those of the mesh.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -82,5 +102,123 @@ impl Default for Config {
                 per_second: 100,
             },
         }
+    }
+}
+
+impl Config {
+    /// Values that the RFC does not allow are brought to the nearest that it does.
+    pub(crate) fn within_bounds(mut self) -> Self {
+        self.max_frame_size = self
+            .max_frame_size
+            .clamp(DEFAULT_MAX_FRAME_SIZE, LARGEST_MAX_FRAME_SIZE);
+        // A window of 0 could never be used: it is credited for what was used of it.
+        self.stream_window = self.stream_window.clamp(1, MAX_31);
+        self.max_stream_window = self.max_stream_window.clamp(self.stream_window, MAX_31);
+        // The connection's window cannot be lowered, only raised by WINDOW_UPDATE (§6.9.2).
+        self.connection_window = self.connection_window.clamp(DEFAULT_WINDOW, MAX_31);
+        self.max_connection_window = self
+            .max_connection_window
+            .clamp(self.connection_window, MAX_31);
+        self
+    }
+
+    /// What our SETTINGS frame says.
+    pub(crate) fn settings(&self, server: bool) -> Vec<(u16, u32)> {
+        let list = u32::try_from(self.header_list_bytes).unwrap_or(u32::MAX);
+        let mut values = vec![
+            (id::INITIAL_WINDOW_SIZE, self.stream_window),
+            (id::MAX_HEADER_LIST_SIZE, list),
+        ];
+        if self.max_frame_size != DEFAULT_MAX_FRAME_SIZE {
+            values.push((id::MAX_FRAME_SIZE, self.max_frame_size));
+        }
+        if server {
+            values.push((id::MAX_CONCURRENT_STREAMS, self.max_concurrent_streams));
+            if self.enable_connect_protocol {
+                values.push((id::ENABLE_CONNECT_PROTOCOL, 1));
+            }
+        } else {
+            values.push((id::ENABLE_PUSH, 0));
+        }
+        values
+    }
+}
+
+/// What the peer asked for, at first the values that hold without being said.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Its first SETTINGS frame has come.
+    pub(crate) known: bool,
+    pub(crate) header_table_size: u32,
+    pub(crate) max_concurrent_streams: u32,
+    pub(crate) initial_window: u32,
+    pub(crate) max_frame_size: u32,
+    pub(crate) header_list_bytes: Option<u32>,
+    pub(crate) connect_protocol: bool,
+}
+
+impl Peer {
+    pub(crate) fn new() -> Self {
+        Self {
+            known: false,
+            header_table_size: 4096,
+            max_concurrent_streams: SLOTS_BEFORE_SETTINGS,
+            initial_window: DEFAULT_WINDOW,
+            max_frame_size: DEFAULT_MAX_FRAME_SIZE,
+            header_list_bytes: None,
+            connect_protocol: false,
+        }
+    }
+
+    /// The first SETTINGS frame ends what was only assumed.
+    pub(crate) fn first(&mut self) {
+        if !std::mem::replace(&mut self.known, true) {
+            self.max_concurrent_streams = u32::MAX;
+        }
+    }
+
+    /// One parameter. Unknown ones are ignored (§6.5.2).
+    pub(crate) fn set(
+        &mut self,
+        id: u16,
+        value: u32,
+        from_server: bool,
+    ) -> Result<(), ConnectionError> {
+        match id {
+            id::HEADER_TABLE_SIZE => self.header_table_size = value,
+            id::ENABLE_PUSH if value > 1 || (from_server && value == 1) => {
+                return Err(ConnectionError::protocol(
+                    "SETTINGS_ENABLE_PUSH is not 0 or 1",
+                ));
+            }
+            id::MAX_CONCURRENT_STREAMS => self.max_concurrent_streams = value,
+            id::INITIAL_WINDOW_SIZE => {
+                if value > MAX_31 {
+                    return Err(ConnectionError::flow_control(
+                        "SETTINGS_INITIAL_WINDOW_SIZE is over 2^31-1",
+                    ));
+                }
+                self.initial_window = value;
+            }
+            id::MAX_FRAME_SIZE => {
+                if !(DEFAULT_MAX_FRAME_SIZE..=LARGEST_MAX_FRAME_SIZE).contains(&value) {
+                    return Err(ConnectionError::protocol(
+                        "SETTINGS_MAX_FRAME_SIZE is outside 2^14 to 2^24-1",
+                    ));
+                }
+                self.max_frame_size = value;
+            }
+            id::MAX_HEADER_LIST_SIZE => self.header_list_bytes = Some(value),
+            id::ENABLE_CONNECT_PROTOCOL => {
+                if value > 1 || (self.connect_protocol && value == 0) {
+                    return Err(ConnectionError::protocol(
+                        "SETTINGS_ENABLE_CONNECT_PROTOCOL is not 0 or 1, or was taken back",
+                    ));
+                }
+                self.connect_protocol = value == 1;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,204 @@
+//! Whole header blocks → requests, responses, trailers (RFC 9113 §8.1), in the state that their
+//! stream is in. Every block is decoded, wanted or not, or the HPACK tables part ways; then the
+//! stream's fate is decided. Frames may not come in: `recv.rs` has put the block together.
+
+use crate::Fields;
+use crate::connection::Connection;
+use crate::error::{ConnectionError, ErrorCode};
+use crate::event::{Event, Kind, StreamId};
+use crate::frame::{Head, flag};
+use crate::headers;
+use crate::hpack::{HpackError, Limits, Outcome};
+use crate::stream::{Half, Stream};
+use crate::streams::End;
+
+type Answer<'i> = Result<Option<Event<'i>>, ConnectionError>;
+
+/// A block as it was decoded.
+#[derive(Clone, Copy)]
+struct Decoded<'f> {
+    fields: &'f Fields,
+    end_stream: bool,
+    too_large: bool,
+}
+
+impl Connection {
+    /// A header block is there in full; `head` is that of its HEADERS frame.
+    #[inline]
+    pub(crate) fn on_block<'i>(
+        &mut self,
+        head: Head,
+        block: &[u8],
+        fields: &mut Fields,
+    ) -> Answer<'i> {
+        fields.clear();
+        let limits = Limits {
+            list_bytes: self.config.header_list_bytes,
+            fields: self.config.header_fields,
+        };
+        let outcome = self.decoder.decode(block, limits, fields);
+        let outcome = outcome.map_err(|error| match error {
+            HpackError::ListTooLarge => {
+                ConnectionError::calm("header list is more than four times over its limit")
+            }
+            _ => ConnectionError::new(
+                ErrorCode::COMPRESSION_ERROR,
+                "header block cannot be decoded",
+            ),
+        })?;
+        let decoded = Decoded {
+            fields,
+            end_stream: head.has(flag::END_STREAM),
+            too_large: outcome == Outcome::TooLarge,
+        };
+        if decoded.too_large {
+            self.counters.too_large += 1;
+        }
+        self.abuse.control.earn();
+        match self.streams.get(head.stream).map(|stream| stream.recv) {
+            None if self.is_server => self.on_new(head.stream, decoded),
+            None => self.on_unwanted(head.stream),
+            Some(Half::Headers) => self.on_response(head.stream, decoded),
+            Some(Half::Body) => self.on_trailers(head.stream, decoded),
+            Some(Half::Closing | Half::Ended) => {
+                self.stream_error(head.stream, ErrorCode::STREAM_CLOSED)
+            }
+        }
+    }
+
+    /// A block on no live stream of the server: a new request, if its id says so.
+    fn on_new<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
+        if id.is_multiple_of(2) {
+            return Err(ConnectionError::protocol("a client's stream id is even"));
+        }
+        if id <= self.last_id {
+            return match self.streams.ended(id) {
+                Some(End::ResetByUs) => Ok(None),
+                Some(End::Known) => Err(ConnectionError::new(
+                    ErrorCode::STREAM_CLOSED,
+                    "HEADERS on a closed stream",
+                )),
+                None => Err(ConnectionError::protocol("stream id is not above the last")),
+            };
+        }
+        // The id is used up, whatever becomes of the stream (§5.1.1).
+        self.last_id = id;
+        if self.goaway_sent.is_some_and(|last| id > last) {
+            return Ok(None);
+        }
+        if self.streams.live() >= self.config.max_concurrent_streams as usize {
+            return self.refuse(id);
+        }
+        let mut stream = Stream::new(id, 0, self.peer.initial_window, self.initial_recv);
+        stream.recv = Half::Body;
+        if !decoded.too_large {
+            match headers::request(decoded.fields, self.config.enable_connect_protocol) {
+                Ok(request) => stream.expect = request.content_length,
+                Err(_) => return self.stream_error(id, ErrorCode::PROTOCOL_ERROR),
+            }
+        }
+        if decoded.end_stream {
+            stream.recv = Half::Ended;
+            if !stream.expects(0, true) {
+                return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+            }
+        }
+        self.streams.insert(stream);
+        self.counters.streams += 1;
+        Ok(Some(announce(id, 0, Kind::Request, decoded)))
+    }
+
+    /// Over MAX_CONCURRENT_STREAMS (§5.1.2). Many are a flood like resets.
+    fn refuse<'i>(&mut self, id: u32) -> Answer<'i> {
+        self.counters.refused += 1;
+        if !self.abuse.resets.take(1, self.now) {
+            return Err(ConnectionError::calm("too many streams over the limit"));
+        }
+        self.answer_reset(id, ErrorCode::REFUSED_STREAM)?;
+        self.streams.remember(id, End::ResetByUs);
+        Ok(None)
+    }
+
+    /// A block on no live stream of the client: late, or an error.
+    fn on_unwanted<'i>(&mut self, id: u32) -> Answer<'i> {
+        self.not_idle(id)?;
+        // The connection is shared by many calls: a stray block ends none of them.
+        if self.streams.ended(id) != Some(End::ResetByUs) {
+            self.charge(1)?;
+        }
+        Ok(None)
+    }
+
+    /// The client waits for a response: this is one, or a 1xx before it.
+    fn on_response<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
+        let (status, length) = if decoded.too_large {
+            (decoded.fields.status(), None)
+        } else {
+            match headers::response(decoded.fields) {
+                Ok(response) => (Some(response.status), response.content_length),
+                Err(_) => (None, None),
+            }
+        };
+        let Some(status) = status else {
+            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+        };
+        let Some(stream) = self.streams.get(id) else {
+            return Ok(None);
+        };
+        let token = stream.token;
+        if status < 200 {
+            // A 1xx does not end a stream (§8.1), and 101 has no meaning here (§8.6).
+            if decoded.end_stream || status == 101 {
+                return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+            }
+            self.charge(1)?;
+            return Ok(Some(announce(id, token, Kind::Informational, decoded)));
+        }
+        stream.recv = Half::Body;
+        if !stream.head && status != 204 && status != 304 {
+            stream.expect = length;
+        }
+        if decoded.end_stream && !stream.expects(0, true) {
+            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+        }
+        if decoded.end_stream {
+            stream.recv = Half::Ended;
+            self.retire_if_over(id);
+        }
+        Ok(Some(announce(id, token, Kind::Response, decoded)))
+    }
+
+    /// A second list on a stream: trailers, which must end it (§8.1).
+    fn on_trailers<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
+        let valid = decoded.too_large || headers::trailers(decoded.fields).is_ok();
+        let Some(stream) = self.streams.get(id) else {
+            return Ok(None);
+        };
+        if !decoded.end_stream || !valid || !stream.expects(0, true) {
+            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+        }
+        stream.recv = Half::Ended;
+        let token = stream.token;
+        self.retire_if_over(id);
+        Ok(Some(announce(id, token, Kind::Trailers, decoded)))
+    }
+}
+
+fn announce<'i>(id: u32, token: u64, kind: Kind, decoded: Decoded<'_>) -> Event<'i> {
+    let (stream, end_stream) = (StreamId(id), decoded.end_stream);
+    if decoded.too_large {
+        Event::TooLarge {
+            stream,
+            token,
+            kind,
+            end_stream,
+        }
+    } else {
+        Event::Headers {
+            stream,
+            token,
+            kind,
+            end_stream,
+        }
+    }
+}

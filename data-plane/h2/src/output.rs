@@ -1,0 +1,219 @@
+//! The one contiguous buffer of bytes to be written, and how frames are put into it. Frames come
+//! in whole and in order; a slice goes out and is told how far it was written. Who may write next
+//! may not come in: that is `send.rs`.
+
+use crate::error::ErrorCode;
+use crate::frame::{HEAD_BYTES, Head, flag, kind};
+
+/// An idle connection keeps no more memory than this for its next output.
+const IDLE_BYTES: usize = 1024;
+/// Written bytes in front of the buffer are moved out when there are so many, and more than half.
+const COMPACT_BYTES: usize = 64 * 1024;
+
+/// Bytes on their way out.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    bytes: Vec<u8>,
+    start: usize,
+    control: Unread,
+}
+
+/// How many answers that the peer drew from us may still lie unread in the output. Two generations
+/// of frames: the older one is known to be written when the output has moved past its end. Never
+/// less than the true number.
+#[derive(Debug, Default)]
+struct Unread {
+    older: usize,
+    newer: usize,
+    older_end: usize,
+}
+
+impl Output {
+    #[inline]
+    pub(crate) fn pending(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len().saturating_sub(self.start)
+    }
+
+    /// So many bytes were written.
+    pub(crate) fn advance(&mut self, written: usize) {
+        self.start = self.bytes.len().min(self.start.saturating_add(written));
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+            self.control = Unread::default();
+            return;
+        }
+        if self.start >= self.control.older_end {
+            self.control.older = std::mem::take(&mut self.control.newer);
+            self.control.older_end = self.bytes.len();
+        }
+        if self.start >= COMPACT_BYTES && self.start * 2 >= self.bytes.len() {
+            self.bytes.drain(..self.start);
+            self.control.older_end = self.control.older_end.saturating_sub(self.start);
+            self.start = 0;
+        }
+    }
+
+    /// Gives memory back; for a connection without streams.
+    pub(crate) fn shrink(&mut self) {
+        if self.bytes.is_empty() && self.bytes.capacity() > IDLE_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Answers to the peer that may still lie here unread.
+    pub(crate) fn unread_control(&self) -> usize {
+        self.control.older + self.control.newer
+    }
+
+    #[inline]
+    fn frame(&mut self, head: Head, payload: &[u8]) {
+        self.bytes.reserve(HEAD_BYTES + payload.len());
+        self.bytes.extend_from_slice(&head.to_bytes());
+        self.bytes.extend_from_slice(payload);
+    }
+
+    fn small(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap_or(0);
+        let head = Head {
+            len,
+            kind,
+            flags,
+            stream,
+        };
+        self.frame(head, payload);
+    }
+
+    fn count_control(&mut self) {
+        self.control.newer += 1;
+        if self.control.older == 0 {
+            self.control.older = std::mem::take(&mut self.control.newer);
+            self.control.older_end = self.bytes.len();
+        }
+    }
+
+    pub(crate) fn preface(&mut self, preface: &[u8]) {
+        self.bytes.extend_from_slice(preface);
+    }
+
+    /// One DATA frame; `data` is no longer than the peer's SETTINGS_MAX_FRAME_SIZE.
+    #[inline]
+    pub(crate) fn data(&mut self, stream: u32, data: &[u8], end_stream: bool) {
+        let head = Head {
+            len: u32::try_from(data.len()).unwrap_or(0),
+            kind: kind::DATA,
+            flags: if end_stream { flag::END_STREAM } else { 0 },
+            stream,
+        };
+        self.frame(head, data);
+    }
+
+    /// HEADERS, and CONTINUATION if the block is longer than a frame of the peer may be. The block
+    /// is appended by `encode`.
+    #[inline]
+    pub(crate) fn headers(
+        &mut self,
+        stream: u32,
+        end_stream: bool,
+        max_frame_size: u32,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; HEAD_BYTES]);
+        encode(&mut self.bytes);
+        let block = at + HEAD_BYTES;
+        let max = usize::try_from(max_frame_size).unwrap_or(usize::MAX);
+        let len = self.bytes.len().saturating_sub(block);
+        let es = if end_stream { flag::END_STREAM } else { 0 };
+        if len <= max {
+            let head = Head {
+                len: u32::try_from(len).unwrap_or(0),
+                kind: kind::HEADERS,
+                flags: es | flag::END_HEADERS,
+                stream,
+            };
+            self.patch(at, head);
+            return;
+        }
+        let rest = self.bytes.split_off(block + max);
+        let head = Head {
+            len: max_frame_size,
+            kind: kind::HEADERS,
+            flags: es,
+            stream,
+        };
+        self.patch(at, head);
+        let mut pieces = rest.chunks(max).peekable();
+        while let Some(piece) = pieces.next() {
+            let last = pieces.peek().is_none();
+            let flags = if last { flag::END_HEADERS } else { 0 };
+            self.small(kind::CONTINUATION, flags, stream, piece);
+        }
+    }
+
+    #[inline]
+    fn patch(&mut self, at: usize, head: Head) {
+        if let Some(place) = self.bytes.get_mut(at..at + HEAD_BYTES) {
+            place.copy_from_slice(&head.to_bytes());
+        }
+    }
+
+    pub(crate) fn reset(&mut self, stream: u32, code: ErrorCode) {
+        self.small(kind::RST_STREAM, 0, stream, &code.0.to_be_bytes());
+    }
+
+    /// A RST_STREAM that the peer drew from us.
+    pub(crate) fn provoked_reset(&mut self, stream: u32, code: ErrorCode) {
+        self.reset(stream, code);
+        self.count_control();
+    }
+
+    pub(crate) fn settings(&mut self, values: &[(u16, u32)]) {
+        let head = Head {
+            len: u32::try_from(values.len() * 6).unwrap_or(0),
+            kind: kind::SETTINGS,
+            flags: 0,
+            stream: 0,
+        };
+        self.frame(head, &[]);
+        for (id, value) in values {
+            self.bytes.extend_from_slice(&id.to_be_bytes());
+            self.bytes.extend_from_slice(&value.to_be_bytes());
+        }
+    }
+
+    pub(crate) fn settings_ack(&mut self) {
+        self.small(kind::SETTINGS, flag::ACK, 0, &[]);
+        self.count_control();
+    }
+
+    pub(crate) fn ping(&mut self, payload: [u8; 8]) {
+        self.small(kind::PING, 0, 0, &payload);
+    }
+
+    pub(crate) fn ping_ack(&mut self, payload: &[u8]) {
+        self.small(kind::PING, flag::ACK, 0, payload);
+        self.count_control();
+    }
+
+    pub(crate) fn window_update(&mut self, stream: u32, increment: u32) {
+        self.small(kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes());
+    }
+
+    pub(crate) fn goaway(&mut self, last: u32, code: ErrorCode, debug: &[u8]) {
+        let head = Head {
+            len: u32::try_from(8 + debug.len()).unwrap_or(8),
+            kind: kind::GOAWAY,
+            flags: 0,
+            stream: 0,
+        };
+        self.frame(head, &last.to_be_bytes());
+        self.bytes.extend_from_slice(&code.0.to_be_bytes());
+        self.bytes.extend_from_slice(debug);
+    }
+}

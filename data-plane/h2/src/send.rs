@@ -1,0 +1,385 @@
+//! Commands of the shell → frames (RFC 9113 §6, §8.1): who may write next, under both windows and
+//! the room in the output, each stream in its turn. Header lists and DATA come in as the shell has
+//! them; what cannot go now is queued in its stream and reported when it went. Bytes of the peer
+//! may not come in.
+
+use crate::Fields;
+use crate::connection::Connection;
+use crate::error::{ErrorCode, Gone, OpenError};
+use crate::event::{Drained, StreamId, Token};
+use crate::frame::MAX_31;
+use crate::stream::{Half, Stream, Then};
+use crate::streams::{End, Slot};
+
+/// The largest DATA frame that we send, even if the peer takes larger ones: so much one stream may
+/// write before it is the next one's turn.
+const TURN_BYTES: usize = 64 * 1024;
+
+impl Connection {
+    /// Opens a stream with a request (client).
+    pub fn open(
+        &mut self,
+        fields: &Fields,
+        token: Token,
+        end_stream: bool,
+    ) -> Result<StreamId, OpenError> {
+        if self.is_draining() || self.is_server {
+            return Err(OpenError::Draining);
+        }
+        let id = self.next_id;
+        if id > MAX_31 {
+            return Err(OpenError::IdsExhausted);
+        }
+        if self.open_slots() == 0 {
+            return Err(OpenError::Full);
+        }
+        self.next_id += 2;
+        self.counters.streams += 1;
+        let mut stream = Stream::new(id, token, self.peer.initial_window, self.initial_recv);
+        stream.head = fields.method() == Some(b"HEAD");
+        stream.send = match end_stream {
+            true => Half::Ended,
+            false => Half::Body,
+        };
+        self.streams.insert(stream);
+        self.write_headers(id, fields, end_stream);
+        Ok(StreamId(id))
+    }
+
+    /// Sends a response, a 1xx response, or trailers: the first list that is not 1xx is the
+    /// response (server), a later one trailers, which end our half whatever `end_stream` says and
+    /// queue behind queued DATA. While the peer leaves much of the output unread, 1xx are dropped.
+    pub fn headers(
+        &mut self,
+        stream: StreamId,
+        fields: &Fields,
+        end_stream: bool,
+    ) -> Result<(), Gone> {
+        let high_water = self.output.len() >= self.config.output_high_water;
+        let stream = self.streams.get(stream.0).ok_or(Gone)?;
+        let id = stream.id;
+        match stream.send {
+            Half::Headers => {
+                let informational = fields.status().is_some_and(|status| status < 200);
+                if informational {
+                    if !high_water {
+                        self.write_headers(id, fields, false);
+                    }
+                    return Ok(());
+                }
+                stream.send = match end_stream {
+                    true => Half::Ended,
+                    false => Half::Body,
+                };
+                self.write_headers(id, fields, end_stream);
+            }
+            Half::Body => match stream.pending.as_mut() {
+                Some(pending) if fields.is_empty() => {
+                    pending.then = Then::End;
+                    stream.send = Half::Closing;
+                }
+                Some(pending) => {
+                    pending.trailers.clone_from(fields);
+                    pending.then = Then::Trailers;
+                    stream.send = Half::Closing;
+                }
+                None => {
+                    stream.send = Half::Ended;
+                    self.write_trailers(id, fields);
+                }
+            },
+            Half::Closing | Half::Ended => return Err(Gone),
+        }
+        self.retire_if_over(id);
+        Ok(())
+    }
+
+    /// Sends DATA. All of it is taken; says how many bytes went into the output now. The rest waits
+    /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the shell: it
+    /// releases on the other side only what went out here, so no more than a window can wait.
+    pub fn data(&mut self, stream: StreamId, data: &[u8], end_stream: bool) -> Result<usize, Gone> {
+        let slot = self.streams.slot(stream.0).ok_or(Gone)?;
+        let stream = self.streams.at(slot).ok_or(Gone)?;
+        if stream.send != Half::Body {
+            return Err(Gone);
+        }
+        if end_stream {
+            stream.send = Half::Closing;
+        }
+        let then = match end_stream {
+            true => Then::End,
+            false => Then::Nothing,
+        };
+        if let Some(pending) = stream.pending.as_mut() {
+            pending.push(data);
+            pending.then = then;
+            self.pending_bytes += data.len();
+            return Ok(0);
+        }
+        let sent = self.write_data(slot, data, end_stream);
+        match data.get(sent..) {
+            Some(rest @ [_, ..]) => self.queue(slot, rest, then),
+            _ if end_stream => self.end_send(slot),
+            _ => {}
+        }
+        Ok(sent)
+    }
+
+    /// Received DATA has been passed on: the peer may send as much again on this stream. Streams
+    /// that are gone are ignored: the connection's window was credited when the DATA came.
+    #[inline]
+    pub fn release(&mut self, stream: StreamId, bytes: usize) {
+        let Some(stream) = self.streams.get(stream.0) else {
+            return;
+        };
+        let Some(increment) = stream.recv_window.release(bytes, self.targets.stream) else {
+            return;
+        };
+        if stream.recv >= Half::Ended {
+            return;
+        }
+        let id = stream.id;
+        self.output.window_update(id, increment);
+        if self.config.grow_windows && self.probe.start(id, &self.targets, self.now) {
+            self.output.ping(crate::connection::PROBE_PING);
+        }
+    }
+
+    /// Ends a stream with RST_STREAM, which overtakes its queued DATA, except NO_ERROR ("the rest
+    /// of your request is not needed", §8.1), which waits behind it. A stream that is over already
+    /// is left alone.
+    pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
+        let Some(stream) = self.streams.get(stream.0) else {
+            return;
+        };
+        let id = stream.id;
+        if code == ErrorCode::NO_ERROR && stream.pending.is_some() {
+            stream.reset = Some(code);
+            if stream.send == Half::Body {
+                stream.send = Half::Closing;
+            }
+            return;
+        }
+        self.write_reset(id, code);
+    }
+
+    /// Gives a stream the shell's handle, which comes back in every event.
+    pub fn set_token(&mut self, stream: StreamId, token: Token) {
+        if let Some(stream) = self.streams.get(stream.0) {
+            stream.token = token;
+        }
+    }
+
+    /// Which queued DATA went into the output. Call after `recv` and after `advance`, until `None`.
+    #[inline]
+    pub fn poll_drained(&mut self) -> Option<Drained> {
+        let report = self.reports.pop_front()?;
+        self.reports_taken += 1;
+        Some(report)
+    }
+
+    /// Moves queued DATA into the output while there is room and the connection's window is open;
+    /// each stream in the ring sends one frame, then it is the next one's turn.
+    pub(crate) fn pump(&mut self) {
+        while let Some(slot) = self.streams.first_ready() {
+            if self.send_window.available() == 0
+                || self.output.len() >= self.config.output_high_water
+            {
+                return;
+            }
+            self.pump_one(slot);
+        }
+    }
+
+    /// One frame of queued DATA, and what follows when it was the last.
+    fn pump_one(&mut self, slot: Slot) {
+        let max = self.largest_data_frame();
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        let window = stream.send_window.available();
+        let Some(pending) = stream.pending.as_mut().filter(|_| window > 0) else {
+            // Blocked on its own window: a WINDOW_UPDATE or SETTINGS brings it back.
+            self.streams.unready(slot);
+            return;
+        };
+        let len = pending.len();
+        let n = len.min(max).min(window).min(self.send_window.available());
+        let last = n == len;
+        let end_stream = last && pending.then == Then::End;
+        self.output.data(stream.id, pending.front(n), end_stream);
+        pending.consume(n);
+        stream.send_window.take(n);
+        self.send_window.take(n);
+        self.pending_bytes = self.pending_bytes.saturating_sub(n);
+        self.abuse.control.earn();
+        self.report(slot, n);
+        if last {
+            self.finish_queue(slot);
+        } else {
+            self.streams.rotate();
+        }
+    }
+
+    /// The queue is empty: what follows the last byte goes out, and the queue is given back.
+    fn finish_queue(&mut self, slot: Slot) {
+        self.streams.unready(slot);
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        let (id, reset) = (stream.id, stream.reset.take());
+        let Some(pending) = stream.pending.take() else {
+            return;
+        };
+        if pending.then != Then::Nothing {
+            stream.send = Half::Ended;
+        }
+        if pending.then == Then::Trailers {
+            self.write_trailers(id, &pending.trailers);
+        }
+        self.give_back(pending);
+        if let Some(code) = reset {
+            let over = self.streams.at(slot).is_some_and(|stream| stream.is_over());
+            if !over {
+                self.write_reset(id, code);
+                return;
+            }
+        }
+        self.retire_if_over(id);
+    }
+
+    /// Writes as much as windows and output take now.
+    #[inline]
+    fn write_data(&mut self, slot: Slot, data: &[u8], end_stream: bool) -> usize {
+        let max = self.largest_data_frame();
+        let high_water = self.config.output_high_water;
+        let connection = self.send_window.available();
+        let Some(stream) = self.streams.at(slot) else {
+            return 0;
+        };
+        if data.is_empty() {
+            if end_stream {
+                self.output.data(stream.id, &[], true);
+            }
+            return 0;
+        }
+        let room = stream.send_window.available().min(connection);
+        let mut sent = 0;
+        while sent < data.len() && sent < room && self.output.len() < high_water {
+            let n = (data.len() - sent).min(max).min(room - sent);
+            let last = sent + n == data.len();
+            let frame = data.get(sent..sent + n).unwrap_or_default();
+            self.output.data(stream.id, frame, last && end_stream);
+            sent += n;
+        }
+        stream.send_window.take(sent);
+        self.send_window.take(sent);
+        self.abuse.control.earn();
+        sent
+    }
+
+    /// What cannot be written now waits in its stream.
+    fn queue(&mut self, slot: Slot, rest: &[u8], then: Then) {
+        let mut pending = self.pool.pop().unwrap_or_default();
+        pending.push(rest);
+        pending.then = then;
+        self.pending_bytes += rest.len();
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        stream.pending = Some(pending);
+        if stream.send_window.available() > 0 {
+            self.streams.make_ready(slot);
+        }
+    }
+
+    /// END_STREAM went out with DATA.
+    fn end_send(&mut self, slot: Slot) {
+        if let Some(stream) = self.streams.at(slot) {
+            stream.send = Half::Ended;
+            let id = stream.id;
+            self.retire_if_over(id);
+        }
+    }
+
+    /// The stream's queue may go on: its window grew.
+    pub(crate) fn unblock(&mut self, slot: Slot) {
+        let waits =
+            |stream: &mut Stream| stream.pending.is_some() && stream.send_window.available() > 0;
+        if self.streams.at(slot).is_some_and(waits) {
+            self.streams.make_ready(slot);
+            self.pump();
+        }
+    }
+
+    /// Every window grew.
+    pub(crate) fn unblock_all(&mut self) {
+        for slot in 0..self.streams.slots() {
+            let Some(stream) = self.streams.at(slot) else {
+                continue;
+            };
+            if stream.pending.is_some() && stream.send_window.available() > 0 {
+                self.streams.make_ready(slot);
+            }
+        }
+        self.pump();
+    }
+
+    /// A stream that is over is forgotten.
+    #[inline]
+    pub(crate) fn retire_if_over(&mut self, id: u32) {
+        if self.streams.get(id).is_some_and(|stream| stream.is_over()) {
+            self.drop_stream(id, End::Known);
+        }
+    }
+
+    /// Adds to what the shell is told of sent DATA; a stream has one report in the queue at most.
+    fn report(&mut self, slot: Slot, bytes: usize) {
+        let number = self.reports_taken + self.reports.len() as u64;
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        let at = stream.report.checked_sub(self.reports_taken);
+        let at = at.and_then(|at| usize::try_from(at).ok());
+        match at.and_then(|at| self.reports.get_mut(at)) {
+            Some(report) => report.bytes += bytes,
+            None => {
+                stream.report = number;
+                self.reports.push_back(Drained {
+                    stream: stream.id(),
+                    token: stream.token,
+                    bytes,
+                });
+            }
+        }
+    }
+
+    fn largest_data_frame(&self) -> usize {
+        usize::try_from(self.peer.max_frame_size).map_or(TURN_BYTES, |max| max.min(TURN_BYTES))
+    }
+
+    fn write_headers(&mut self, id: u32, fields: &Fields, end_stream: bool) {
+        let encoder = &mut self.encoder;
+        self.output
+            .headers(id, end_stream, self.peer.max_frame_size, |out| {
+                encoder.encode(fields, out);
+            });
+        self.abuse.control.earn();
+    }
+
+    /// Trailers end the stream. An empty list would be a block of nothing, which some peers do not
+    /// take: an empty DATA frame says the same.
+    fn write_trailers(&mut self, id: u32, fields: &Fields) {
+        if fields.is_empty() {
+            self.output.data(id, &[], true);
+        } else {
+            self.write_headers(id, fields, true);
+        }
+    }
+
+    fn write_reset(&mut self, id: u32, code: ErrorCode) {
+        self.output.reset(id, code);
+        self.counters.resets_sent += 1;
+        self.drop_stream(id, End::ResetByUs);
+    }
+}

@@ -1,0 +1,145 @@
+//! One stream: its state (RFC 9113 §5.1), windows, and what waits to be sent. The two halves end
+//! each on its own, so the state is the pair of them: open (neither ended), half-closed local (send
+//! ended), half-closed remote (recv ended); idle and closed streams are not kept at all, and
+//! reserved ones cannot be, as pushes are refused. Frames and other streams may not come in.
+
+use crate::Fields;
+use crate::error::ErrorCode;
+use crate::event::{StreamId, Token};
+use crate::flow::{RecvWindow, SendWindow};
+
+/// How far one direction of a message has come. Moves only downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Half {
+    /// No (final) header list yet.
+    Headers,
+    /// Header list done; DATA or trailers may follow.
+    Body,
+    /// Only ours: the shell has ended it, queued DATA must go first.
+    Closing,
+    /// END_STREAM has passed.
+    Ended,
+}
+
+/// What waits for windows or room in the output. Exists only while there is DATA to send.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    data: Vec<u8>,
+    start: usize,
+    /// What follows the last byte.
+    pub(crate) then: Then,
+    /// Trailers, for `Then::Trailers`. Not encoded yet: blocks are encoded in the order of sending.
+    pub(crate) trailers: Fields,
+}
+
+/// What follows queued DATA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Then {
+    #[default]
+    Nothing,
+    /// END_STREAM on the last DATA frame.
+    End,
+    Trailers,
+}
+
+impl Pending {
+    pub(crate) fn len(&self) -> usize {
+        self.data.len().saturating_sub(self.start)
+    }
+
+    pub(crate) fn push(&mut self, data: &[u8]) {
+        // What was sent is moved out when it is the larger part, so that the copy is paid for.
+        if self.start > 0 && self.start * 2 >= self.data.len() {
+            self.data.drain(..self.start);
+            self.start = 0;
+        }
+        self.data.extend_from_slice(data);
+    }
+
+    pub(crate) fn front(&self, len: usize) -> &[u8] {
+        let rest = self.data.get(self.start..).unwrap_or_default();
+        rest.get(..len).unwrap_or(rest)
+    }
+
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.start = self.data.len().min(self.start + len);
+    }
+
+    /// Ready for another stream; large buffers are given back.
+    pub(crate) fn recycle(&mut self) {
+        const KEPT_BYTES: usize = 64 * 1024;
+        self.data.clear();
+        self.data.shrink_to(KEPT_BYTES);
+        self.start = 0;
+        self.then = Then::Nothing;
+        self.trailers.clear();
+    }
+}
+
+/// A live stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: u32,
+    pub(crate) recv: Half,
+    pub(crate) send: Half,
+    /// A response to this request has no body, whatever its content-length says (HEAD).
+    pub(crate) head: bool,
+    /// In the ring of those that may write next.
+    pub(crate) ready: bool,
+    pub(crate) prev: u32,
+    pub(crate) next: u32,
+    pub(crate) token: Token,
+    pub(crate) send_window: SendWindow,
+    pub(crate) recv_window: RecvWindow,
+    /// What content-length still promises.
+    pub(crate) expect: Option<u64>,
+    pub(crate) pending: Option<Box<Pending>>,
+    /// A RST_STREAM that waits behind queued DATA (NO_ERROR only, RFC 9113 §8.1).
+    pub(crate) reset: Option<ErrorCode>,
+    /// Where its last report of sent DATA stands in the queue of those.
+    pub(crate) report: u64,
+}
+
+impl Stream {
+    pub(crate) fn new(id: u32, token: Token, send_window: u32, recv_window: u32) -> Self {
+        Self {
+            id,
+            recv: Half::Headers,
+            send: Half::Headers,
+            head: false,
+            ready: false,
+            prev: 0,
+            next: 0,
+            token,
+            send_window: SendWindow::new(send_window),
+            recv_window: RecvWindow::new(recv_window),
+            expect: None,
+            pending: None,
+            reset: None,
+            report: u64::MAX,
+        }
+    }
+
+    pub(crate) fn id(&self) -> StreamId {
+        StreamId(self.id)
+    }
+
+    /// Both halves have ended.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.recv == Half::Ended && self.send == Half::Ended
+    }
+
+    /// DATA came in: whether content-length allows it (§8.1.1).
+    #[inline]
+    pub(crate) fn expects(&mut self, bytes: usize, end_stream: bool) -> bool {
+        let Some(left) = self.expect else {
+            return true;
+        };
+        let Some(left) = left.checked_sub(bytes as u64) else {
+            return false;
+        };
+        self.expect = Some(left);
+        !(end_stream && left > 0)
+    }
+}

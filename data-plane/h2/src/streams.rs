@@ -1,0 +1,328 @@
+//! The live streams of a connection in a slab, a map from id to place, the ring of those that may
+//! write next, and the ids that ended lately. Ids and places in and out, each step O(1). What a
+//! stream may do may not come in.
+
+use std::collections::VecDeque;
+
+use crate::stream::Stream;
+
+/// A place in the slab; only good until the stream there is removed.
+pub(crate) type Slot = u32;
+
+const NONE: u32 = u32::MAX;
+/// An idle connection keeps no larger slab or map than this.
+const IDLE_SLOTS: usize = 8;
+/// Ids of ended streams that are remembered: late frames on them are no fault.
+const REMEMBERED: usize = 256;
+
+/// Live streams.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    slots: Vec<Stream>,
+    free: u32,
+    live: usize,
+    index: Index,
+    ready: Option<u32>,
+    ended: Ended,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: NONE,
+            live: 0,
+            index: Index::default(),
+            ready: None,
+            ended: Ended::default(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self, id: u32) -> Option<Slot> {
+        self.index.find(id)
+    }
+
+    #[inline]
+    pub(crate) fn get(&mut self, id: u32) -> Option<&mut Stream> {
+        let slot = self.index.find(id)?;
+        self.at(slot)
+    }
+
+    #[inline]
+    pub(crate) fn at(&mut self, slot: Slot) -> Option<&mut Stream> {
+        self.slots.get_mut(slot as usize)
+    }
+
+    /// Every live stream, for what touches all of them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
+        self.slots.iter_mut().filter(|stream| stream.id != 0)
+    }
+
+    /// How many places the slab has; some may be vacant.
+    pub(crate) fn slots(&self) -> Slot {
+        u32::try_from(self.slots.len()).unwrap_or(NONE)
+    }
+
+    /// The first live stream at `from` or after it in the slab, and where to go on.
+    pub(crate) fn scan(&self, from: usize, above: u32) -> Option<(u32, usize)> {
+        let slots = self.slots.get(from..)?;
+        let at = slots.iter().position(|stream| stream.id > above)?;
+        Some((slots.get(at)?.id, from + at + 1))
+    }
+
+    pub(crate) fn insert(&mut self, stream: Stream) {
+        let id = stream.id;
+        let slot = match self.slots.get_mut(self.free as usize) {
+            Some(place) => {
+                let slot = self.free;
+                self.free = place.next;
+                *place = stream;
+                slot
+            }
+            None => {
+                let slot = u32::try_from(self.slots.len()).unwrap_or(NONE);
+                self.slots.push(stream);
+                slot
+            }
+        };
+        self.live += 1;
+        self.index.insert(id, slot);
+    }
+
+    /// Takes a stream out and remembers its id.
+    pub(crate) fn remove(&mut self, id: u32, how: End) -> Option<Stream> {
+        let slot = self.index.find(id)?;
+        self.unready(slot);
+        self.index.remove(id);
+        self.ended.push(id, how);
+        let place = self.slots.get_mut(slot as usize)?;
+        let mut vacant = Stream::new(0, 0, 0, 0);
+        vacant.next = self.free;
+        self.free = slot;
+        self.live -= 1;
+        Some(std::mem::replace(place, vacant))
+    }
+
+    /// A stream that we ended without its ever being kept.
+    pub(crate) fn remember(&mut self, id: u32, how: End) {
+        self.ended.push(id, how);
+    }
+
+    /// How a stream ended that is not there any more, if that was lately.
+    pub(crate) fn ended(&self, id: u32) -> Option<End> {
+        self.ended.find(id)
+    }
+
+    /// Drops every stream.
+    pub(crate) fn clear(&mut self) {
+        *self = Self {
+            ended: std::mem::take(&mut self.ended),
+            ..Self::new()
+        };
+    }
+
+    /// Gives memory back; for a connection without streams.
+    pub(crate) fn shrink(&mut self) {
+        if self.live == 0 && self.slots.capacity() > IDLE_SLOTS {
+            self.clear();
+        }
+    }
+
+    /// Puts a stream at the end of the ring, if it is not in it.
+    pub(crate) fn make_ready(&mut self, slot: Slot) {
+        let Some(stream) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        if stream.ready {
+            return;
+        }
+        stream.ready = true;
+        let Some(first) = self.ready else {
+            (stream.prev, stream.next) = (slot, slot);
+            self.ready = Some(slot);
+            return;
+        };
+        let last = self.slots.get(first as usize).map_or(slot, |s| s.prev);
+        if let Some(stream) = self.slots.get_mut(slot as usize) {
+            (stream.prev, stream.next) = (last, first);
+        }
+        if let Some(stream) = self.slots.get_mut(last as usize) {
+            stream.next = slot;
+        }
+        if let Some(stream) = self.slots.get_mut(first as usize) {
+            stream.prev = slot;
+        }
+    }
+
+    /// Takes a stream out of the ring.
+    pub(crate) fn unready(&mut self, slot: Slot) {
+        let Some(stream) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        if !std::mem::take(&mut stream.ready) {
+            return;
+        }
+        let (prev, next) = (stream.prev, stream.next);
+        if next == slot {
+            self.ready = None;
+            return;
+        }
+        if self.ready == Some(slot) {
+            self.ready = Some(next);
+        }
+        if let Some(stream) = self.slots.get_mut(prev as usize) {
+            stream.next = next;
+        }
+        if let Some(stream) = self.slots.get_mut(next as usize) {
+            stream.prev = prev;
+        }
+    }
+
+    /// The one that may write next.
+    #[inline]
+    pub(crate) fn first_ready(&self) -> Option<Slot> {
+        self.ready
+    }
+
+    /// It has written: the next one's turn.
+    pub(crate) fn rotate(&mut self) {
+        if let Some(first) = self.ready {
+            self.ready = self.slots.get(first as usize).map(|stream| stream.next);
+        }
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both halves ended, or the peer reset it: the peer knows, and should send no more.
+    Known,
+    /// We reset it: the peer may have sent more before it knew.
+    ResetByUs,
+}
+
+/// The last ids that ended. The top bit says that we reset it.
+#[derive(Debug, Default)]
+struct Ended {
+    ids: VecDeque<u32>,
+}
+
+const BY_US: u32 = 1 << 31;
+
+impl Ended {
+    fn push(&mut self, id: u32, how: End) {
+        if self.ids.len() >= REMEMBERED {
+            self.ids.pop_front();
+        }
+        self.ids.push_back(match how {
+            End::Known => id,
+            End::ResetByUs => id | BY_US,
+        });
+    }
+
+    fn find(&self, id: u32) -> Option<End> {
+        let mut latest_first = self.ids.iter().rev();
+        let found = latest_first.find(|&&ended| ended & !BY_US == id)?;
+        Some(match found & BY_US {
+            0 => End::Known,
+            _ => End::ResetByUs,
+        })
+    }
+}
+
+/// Id → slot by open addressing with linear probing; an empty place holds id 0. At most half full.
+/// Ids of live streams lie close together, so most are found at their own place.
+#[derive(Debug, Default)]
+struct Index {
+    places: Vec<(u32, Slot)>,
+    used: usize,
+}
+
+impl Index {
+    #[inline]
+    fn home(&self, id: u32) -> usize {
+        // Odd ids only: the lowest bit says nothing. The multiplication keeps a peer from choosing
+        // ids that all fall on one place by taking every n-th.
+        let mixed = (id >> 1).wrapping_mul(0x9e37_79b1);
+        (mixed.rotate_left(16) as usize) & self.places.len().wrapping_sub(1)
+    }
+
+    #[inline]
+    fn find(&self, id: u32) -> Option<Slot> {
+        if self.places.is_empty() {
+            return None;
+        }
+        let mut at = self.home(id);
+        loop {
+            match *self.places.get(at)? {
+                (0, _) => return None,
+                (found, slot) if found == id => return Some(slot),
+                _ => at = (at + 1) & (self.places.len() - 1),
+            }
+        }
+    }
+
+    fn insert(&mut self, id: u32, slot: Slot) {
+        if (self.used + 1) * 2 > self.places.len() {
+            let larger = (self.places.len() * 2).max(2 * IDLE_SLOTS);
+            let old = std::mem::replace(&mut self.places, vec![(0, 0); larger]);
+            for (id, slot) in old.into_iter().filter(|(id, _)| *id != 0) {
+                self.put(id, slot);
+            }
+        }
+        self.put(id, slot);
+        self.used += 1;
+    }
+
+    fn put(&mut self, id: u32, slot: Slot) {
+        let mut at = self.home(id);
+        let mask = self.places.len().wrapping_sub(1);
+        while let Some(place) = self.places.get_mut(at) {
+            if place.0 == 0 {
+                *place = (id, slot);
+                return;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// Takes an id out and closes the gap, so that nothing behind it gets lost.
+    fn remove(&mut self, id: u32) {
+        let mask = self.places.len().wrapping_sub(1);
+        let mut at = self.home(id);
+        while self.places.get(at).is_some_and(|place| place.0 != id) {
+            if self.places.get(at).is_none_or(|place| place.0 == 0) {
+                return;
+            }
+            at = (at + 1) & mask;
+        }
+        let mut gap = at;
+        loop {
+            at = (at + 1) & mask;
+            let Some(&place) = self.places.get(at) else {
+                return;
+            };
+            if place.0 == 0 {
+                break;
+            }
+            let home = self.home(place.0);
+            // It may move back only if its own place does not lie between the gap and it.
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(gap) & mask) {
+                if let Some(target) = self.places.get_mut(gap) {
+                    *target = place;
+                }
+                gap = at;
+            }
+        }
+        if let Some(target) = self.places.get_mut(gap) {
+            *target = (0, 0);
+            self.used -= 1;
+        }
+    }
+}
