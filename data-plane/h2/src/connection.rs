@@ -90,6 +90,7 @@ pub struct Connection {
 
     pub(crate) output: Output,
     pub(crate) pending_bytes: usize,
+    #[allow(clippy::vec_box)] // the boxes themselves move between here and their streams
     pub(crate) pool: Vec<Box<Pending>>,
     pub(crate) reports: VecDeque<Drained>,
     /// How many reports were taken: the number of the first one in the queue.

@@ -87,10 +87,8 @@ impl Head {
             kind::RST_STREAM => self.on_stream().and_then(|()| self.exactly(4)),
             kind::PING => self.on_connection().and_then(|()| self.exactly(8)),
             kind::SETTINGS => self.on_connection().and_then(|()| self.settings_length()),
-            kind::GOAWAY => self.on_connection().and_then(|()| match self.len {
-                0..8 => Err(WRONG_LENGTH),
-                _ => Ok(()),
-            }),
+            kind::GOAWAY if self.len < 8 => Err(WRONG_LENGTH),
+            kind::GOAWAY => self.on_connection(),
             _ => Ok(()),
         }
     }

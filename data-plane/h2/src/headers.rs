@@ -177,10 +177,8 @@ impl<'a> Regular<'a> {
                     return Err(Malformed("content-length stands twice"));
                 }
             }
-            b"host" => {
-                if self.host.replace(value).is_some() {
-                    return Err(Malformed("host stands twice"));
-                }
+            b"host" if self.host.replace(value).is_some() => {
+                return Err(Malformed("host stands twice"));
             }
             _ => {}
         }

@@ -58,3 +58,6 @@ pub use error::{ConnectionError, ErrorCode, Gone, Initiator, OpenError};
 pub use event::{Drained, Event, Kind, StreamId, Token};
 pub use fields::{Field, Fields};
 pub use settings::{Config, Rate};
+
+#[cfg(test)]
+mod tests;
