@@ -209,7 +209,8 @@ impl Connection {
         self.block.shrink();
     }
 
-    /// Sends a PING, whose answer comes as [`crate::Event::PingAck`]. False: one is under way.
+    /// Sends a PING, whose answer comes as [`crate::Event::PingAck`]. False: one is under way (or
+    /// the payload is one that the machine uses itself, `hdlprobe` and `hdldrain`).
     pub fn ping(&mut self, payload: [u8; 8]) -> bool {
         let own = payload == PROBE_PING || payload == DRAIN_PING;
         if self.shell_ping.is_some() || self.failed.is_some() || own {

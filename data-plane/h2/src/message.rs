@@ -54,7 +54,6 @@ impl Connection {
         if decoded.too_large {
             self.counters.too_large += 1;
         }
-        self.abuse.control.earn();
         match self.streams.get(head.stream).map(|stream| stream.recv) {
             None if self.is_server => self.on_new(head.stream, decoded),
             None => self.on_unwanted(head.stream),
@@ -105,6 +104,7 @@ impl Connection {
         }
         self.streams.insert(stream);
         self.counters.streams += 1;
+        self.abuse.control.earn();
         Ok(Some(announce(id, 0, Kind::Request, decoded)))
     }
 
@@ -154,6 +154,7 @@ impl Connection {
             self.charge(1)?;
             return Ok(Some(announce(id, token, Kind::Informational, decoded)));
         }
+        self.abuse.control.earn();
         stream.recv = Half::Body;
         if !stream.head && status != 204 && status != 304 {
             stream.expect = length;
@@ -177,6 +178,7 @@ impl Connection {
         if !decoded.end_stream || !valid || !stream.expects(0, true) {
             return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
         }
+        self.abuse.control.earn();
         stream.recv = Half::Ended;
         let token = stream.token;
         self.retire_if_over(id);

@@ -11,7 +11,7 @@ use crate::connection::{Connection, DRAIN_PING, PROBE_PING};
 use crate::error::{ConnectionError, ErrorCode, Initiator};
 use crate::event::{Event, StreamId};
 use crate::frame::{self, HEAD_BYTES, Head, flag, kind};
-use crate::settings::Peer;
+use crate::settings::HEADER_TABLE_SIZE;
 use crate::stream::Half;
 use crate::streams::End;
 
@@ -492,19 +492,24 @@ impl Connection {
         for (id, value) in frame::settings(payload) {
             peer.set(id, value, !self.is_server)?;
         }
-        let old = std::mem::replace(&mut self.peer, peer);
-        self.apply_settings(&old)?;
+        // Each value counts for the encoder: it must tell of the smallest (RFC 7541 §4.2).
+        for (_, size) in frame::settings(payload).filter(|(id, _)| *id == HEADER_TABLE_SIZE) {
+            self.encoder.set_peer_table_size(size);
+        }
+        let by = i64::from(peer.initial_window) - i64::from(self.peer.initial_window);
+        self.peer = peer;
+        self.shift_windows(by)?;
+        // Before any frame that the new settings make possible.
         self.output.settings_ack();
         self.bound_control()?;
+        if by > 0 && self.pending_bytes > 0 {
+            self.unblock_all();
+        }
         Ok(Some(Event::Settings))
     }
 
-    fn apply_settings(&mut self, old: &Peer) -> Result<(), ConnectionError> {
-        if self.peer.header_table_size != old.header_table_size {
-            self.encoder
-                .set_peer_table_size(self.peer.header_table_size);
-        }
-        let by = i64::from(self.peer.initial_window) - i64::from(old.initial_window);
+    /// A new SETTINGS_INITIAL_WINDOW_SIZE moves the windows of all streams (§6.9.2).
+    fn shift_windows(&mut self, by: i64) -> Result<(), ConnectionError> {
         if by == 0 {
             return Ok(());
         }
@@ -514,9 +519,6 @@ impl Connection {
                     "SETTINGS_INITIAL_WINDOW_SIZE brings a stream's window over 2^31-1",
                 ));
             }
-        }
-        if by > 0 && self.pending_bytes > 0 {
-            self.unblock_all();
         }
         Ok(())
     }
@@ -646,13 +648,16 @@ impl Connection {
         Err(ConnectionError::protocol("frame on an idle stream"))
     }
 
-    /// DATA on a stream that is closed (§5.1).
+    /// DATA on a stream that is closed (§5.1). Late DATA of streams that we reset is no fault, and
+    /// of those that ended long ago nobody knows who ended them.
     fn on_closed<'i>(&mut self, id: u32) -> Answer<'i> {
         let after_goaway = self.is_server && self.goaway_sent.is_some_and(|last| id > last);
-        if after_goaway || self.streams.ended(id) == Some(End::ResetByUs) {
-            return Ok(None);
+        match self.streams.ended(id) {
+            _ if after_goaway => Ok(None),
+            Some(End::ResetByUs) => Ok(None),
+            Some(End::Known) => self.stream_error(id, ErrorCode::STREAM_CLOSED),
+            None => self.charge(cost::ORDINARY).map(|()| None),
         }
-        self.stream_error(id, ErrorCode::STREAM_CLOSED)
     }
 
     /// An error of the peer's on one stream (§5.4.2): RST_STREAM, and the event if the stream had

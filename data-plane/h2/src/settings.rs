@@ -13,9 +13,11 @@ pub(crate) const DEFAULT_WINDOW: u32 = 65_535;
 /// recommends a server to allow).
 const SLOTS_BEFORE_SETTINGS: u32 = 100;
 
-/// Identifiers (§6.5.2, RFC 8441 §3).
+/// The one parameter of which every value counts, not just the last.
+pub(crate) const HEADER_TABLE_SIZE: u16 = 1;
+
+/// The other identifiers (§6.5.2, RFC 8441 §3).
 mod id {
-    pub(super) const HEADER_TABLE_SIZE: u16 = 1;
     pub(super) const ENABLE_PUSH: u16 = 2;
     pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
     pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
@@ -149,7 +151,6 @@ impl Config {
 pub(crate) struct Peer {
     /// Its first SETTINGS frame has come.
     pub(crate) known: bool,
-    pub(crate) header_table_size: u32,
     pub(crate) max_concurrent_streams: u32,
     pub(crate) initial_window: u32,
     pub(crate) max_frame_size: u32,
@@ -161,7 +162,6 @@ impl Peer {
     pub(crate) fn new() -> Self {
         Self {
             known: false,
-            header_table_size: 4096,
             max_concurrent_streams: SLOTS_BEFORE_SETTINGS,
             initial_window: DEFAULT_WINDOW,
             max_frame_size: DEFAULT_MAX_FRAME_SIZE,
@@ -185,7 +185,6 @@ impl Peer {
         from_server: bool,
     ) -> Result<(), ConnectionError> {
         match id {
-            id::HEADER_TABLE_SIZE => self.header_table_size = value,
             id::ENABLE_PUSH if value > 1 || (from_server && value == 1) => {
                 return Err(ConnectionError::protocol(
                     "SETTINGS_ENABLE_PUSH is not 0 or 1",
