@@ -3,3 +3,5 @@
 pub mod session;
 pub mod store;
 pub mod registry;
+pub mod snapshot;
+pub mod xds;

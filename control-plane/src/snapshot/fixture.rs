@@ -1,0 +1,160 @@
+//! A small mesh for tests: records as the store holds them, folded by the real view, built by the real builder.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use heddle_proto::{
+    control::v1::{LocalInstance, ProtoService},
+    registry::v1::{Health, Instance},
+    store::v1::{InstanceRecord, NodeRecord},
+};
+use prost::Message as _;
+
+use super::{Builder, Encodes, ServiceContent, Snapshot};
+use crate::{
+    registry::{InstanceKey, ServiceName, View},
+    store::{KeyValue, Revision, keys},
+};
+
+pub(crate) struct Mesh {
+    nodes: BTreeMap<String, NodeRecord>,
+    instances: BTreeMap<InstanceKey, LocalInstance>,
+    changed: BTreeSet<ServiceName>,
+    pub(crate) builder: Builder,
+    pub(crate) encodes: Arc<Encodes>,
+    pub(crate) revision: u64,
+}
+
+impl Mesh {
+    /// Three nodes: `a` and `b` reach the control plane over loopback, `far` does not.
+    pub(crate) fn new() -> Self {
+        let encodes = Arc::new(Encodes::default());
+        let mut mesh = Self {
+            nodes: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            builder: Builder::new(Arc::clone(&encodes)),
+            encodes,
+            revision: 1,
+        };
+        for (name, advertise, loopback) in [
+            ("a", "127.0.0.1:15108", true),
+            ("b", "127.0.0.1:15208", true),
+            ("far", "10.0.0.9:15008", false),
+        ] {
+            let record = NodeRecord {
+                name: name.to_owned(),
+                epoch: 1,
+                advertise: advertise.to_owned(),
+                loopback,
+                ..NodeRecord::default()
+            };
+            mesh.nodes.insert(name.to_owned(), record);
+        }
+        mesh
+    }
+
+    pub(crate) fn node(&mut self, name: &str) -> &mut NodeRecord {
+        for key in self.instances.keys().filter(|key| &*key.node == name) {
+            self.changed.insert(key.service.clone());
+        }
+        self.nodes.get_mut(name).unwrap()
+    }
+
+    /// Adds or changes "node/service/id".
+    pub(crate) fn put(&mut self, path: &str, address: &str) -> &mut LocalInstance {
+        let key = key(path);
+        self.changed.insert(key.service.clone());
+        let local = self
+            .instances
+            .entry(key.clone())
+            .or_insert_with(|| LocalInstance {
+                instance: Some(Instance {
+                    service: key.service.service.clone(),
+                    namespace: key.service.namespace.clone(),
+                    id: key.id.to_string(),
+                    ..Instance::default()
+                }),
+                health: Health::Healthy as i32,
+                ..LocalInstance::default()
+            });
+        local.instance.as_mut().unwrap().address = address.to_owned();
+        local
+    }
+
+    pub(crate) fn remove(&mut self, path: &str) {
+        let key = key(path);
+        self.instances.remove(&key);
+        self.changed.insert(key.service);
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let entry = |key: String, value: Vec<u8>| KeyValue {
+            key: key.into(),
+            value: value.into(),
+            create_revision: Revision(1),
+            mod_revision: Revision(1),
+            lease: None,
+        };
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(name, record)| entry(keys::node(name), record.encode_to_vec()));
+        let instances = self.instances.iter().map(|(key, local)| {
+            let record = InstanceRecord {
+                node: key.node.to_string(),
+                epoch: 1,
+                local: Some(local.clone()),
+            };
+            entry(keys::instance(key), record.encode_to_vec())
+        });
+        let items: Vec<_> = nodes.chain(instances).collect();
+        View::load(Revision(self.revision), &items)
+    }
+
+    /// The next snapshot, of what was changed since the last.
+    pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
+        self.revision += 1;
+        let view = self.view();
+        let changed: Vec<_> = std::mem::take(&mut self.changed)
+            .into_iter()
+            .map(|name| {
+                let full: Arc<str> = name.to_string().into();
+                let content = ServiceContent::of(&view, &name)
+                    .or_else(|| self.builder.content(&full).map(ServiceContent::emptied));
+                (full, content)
+            })
+            .collect();
+        self.builder.apply(self.revision, changed);
+        assert_eq!(super::check(self.builder.snapshot()), []);
+        Arc::new(self.builder.snapshot().clone())
+    }
+
+    /// The next snapshot, without a service.
+    pub(crate) fn forget(&mut self, full_name: &str) -> Arc<Snapshot> {
+        self.revision += 1;
+        self.builder
+            .apply(self.revision, [(full_name.into(), None)]);
+        assert_eq!(super::check(self.builder.snapshot()), []);
+        Arc::new(self.builder.snapshot().clone())
+    }
+}
+
+pub(crate) fn proto(name: &str, idempotent: &[&str]) -> ProtoService {
+    ProtoService {
+        name: name.to_owned(),
+        idempotent_methods: idempotent.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn key(path: &str) -> InstanceKey {
+    let mut parts = path.split('/');
+    let mut next = || parts.next().unwrap();
+    InstanceKey {
+        node: next().into(),
+        service: ServiceName::parse(next()).unwrap(),
+        id: next().into(),
+    }
+}

@@ -1,0 +1,31 @@
+//! The registry's view as xDS resources: encoded once, versioned by content, shared by every stream. In come the
+//! services that changed, out go immutable snapshots with the names of what changed in each. No streams, no
+//! subscriptions and no client come in here; only `publish` knows the registry's handle and the time.
+
+mod kind;
+mod resource;
+mod order;
+mod content;
+mod assignment;
+mod build;
+mod outbound;
+mod tables;
+mod check;
+mod publish;
+
+pub use assignment::{Assignment, Endpoint};
+pub use build::Builder;
+pub use check::{Dangling, check};
+pub use content::{Audience, ServiceContent, hidden_from_direct_clients};
+pub use kind::{Kind, PerKind};
+pub use order::{FLOW, ROUTES, TARGETS, made_before};
+pub use outbound::{OUTBOUND, listener as outbound_listener};
+pub use publish::{LINGER, Publisher};
+pub(crate) use resource::version_of;
+pub use resource::{Encodes, Resource};
+pub use tables::{Changed, Snapshot, Table};
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! What makes a stock Envoy an outbound proxy: the socket listener `heddle/outbound`, at the address that its node
+//! metadata asks for, and the routes behind it. They say what `outbound` of our own proxy does: an authority names a
+//! service or nothing; only an IP literal or `localhost` means the proto service in the path.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                listener::v3::{Filter, FilterChain, Listener, filter},
+                route::v3::{
+                    HeaderMatcher, Route, RouteConfiguration, VirtualHost, header_matcher,
+                },
+            },
+            r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher},
+        },
+        google::protobuf::Duration,
+    },
+    util::pack_any,
+};
+use prost::Message as _;
+
+use super::{
+    Encodes, Kind, Resource, ServiceContent,
+    assignment::socket_address,
+    build::{connection_manager, prefix, route_to},
+};
+
+/// The name of the listener and of its routes: no service can be called so.
+pub const OUTBOUND: &str = "heddle/outbound";
+
+/// Authorities that mean "route by the proto service".
+const BY_PATH: &str = r"^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$";
+
+/// The socket listener for one Envoy.
+#[must_use]
+pub fn listener(address: SocketAddr, encodes: &Encodes) -> Arc<Resource> {
+    let mut manager = connection_manager(OUTBOUND);
+    manager.stat_prefix = "heddle_outbound".to_owned();
+    // Idle streams are legal: a watch may be silent for hours.
+    manager.stream_idle_timeout = Some(Duration::default());
+    let message = Listener {
+        name: OUTBOUND.to_owned(),
+        address: Some(socket_address(address)),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "envoy.filters.network.http_connection_manager".to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(pack_any(manager))),
+            }],
+            ..FilterChain::default()
+        }],
+        ..Listener::default()
+    };
+    let refs = vec![(Kind::Route, OUTBOUND.into())];
+    Resource::from_value(
+        Kind::Listener,
+        OUTBOUND.into(),
+        message.encode_to_vec(),
+        refs,
+        encodes,
+    )
+}
+
+/// One virtual host per service, and one for what is routed by its path.
+pub(super) fn routes<'a>(
+    services: impl Iterator<Item = &'a ServiceContent>,
+    encodes: &Encodes,
+) -> Arc<Resource> {
+    let mut claims: BTreeMap<&str, BTreeSet<&Arc<str>>> = BTreeMap::new();
+    let mut refs = Vec::new();
+    let mut virtual_hosts = Vec::new();
+    for service in services {
+        for proto in &service.protos {
+            claims
+                .entry(&proto.name)
+                .or_default()
+                .insert(&service.full_name);
+        }
+        refs.push((Kind::Cluster, Arc::clone(&service.full_name)));
+        virtual_hosts.push(virtual_host(service));
+    }
+    virtual_hosts.push(VirtualHost {
+        name: "by proto service".to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: claims
+            .into_iter()
+            .filter_map(|(proto, claimed_by)| by_path(proto, &claimed_by))
+            .collect(),
+        ..VirtualHost::default()
+    });
+    let message = RouteConfiguration {
+        name: OUTBOUND.to_owned(),
+        virtual_hosts,
+        ignore_port_in_host_matching: true,
+        ..RouteConfiguration::default()
+    };
+    Resource::from_value(
+        Kind::Route,
+        OUTBOUND.into(),
+        message.encode_to_vec(),
+        refs,
+        encodes,
+    )
+}
+
+fn virtual_host(service: &ServiceContent) -> VirtualHost {
+    let full_name = &service.full_name;
+    let mut domains = vec![full_name.to_string(), format!("{full_name}.mesh")];
+    if service.name.namespace == "default" {
+        domains.push(service.name.service.clone());
+    }
+    VirtualHost {
+        name: full_name.to_string(),
+        domains,
+        routes: vec![route_to(prefix("/"), full_name)],
+        ..VirtualHost::default()
+    }
+}
+
+/// None for a proto service that several services claim: it is not routed by path.
+fn by_path(proto: &str, claimed_by: &BTreeSet<&Arc<str>>) -> Option<Route> {
+    let (Some(service), 1) = (claimed_by.first(), claimed_by.len()) else {
+        return None;
+    };
+    let mut matched = prefix(&format!("/{proto}/"));
+    matched.headers = vec![HeaderMatcher {
+        name: ":authority".to_owned(),
+        header_match_specifier: Some(header_matcher::HeaderMatchSpecifier::StringMatch(
+            StringMatcher {
+                match_pattern: Some(string_matcher::MatchPattern::SafeRegex(RegexMatcher {
+                    regex: BY_PATH.to_owned(),
+                    ..RegexMatcher::default()
+                })),
+                ..StringMatcher::default()
+            },
+        )),
+        ..HeaderMatcher::default()
+    }];
+    Some(route_to(matched, service))
+}

@@ -1,0 +1,469 @@
+use std::{collections::BTreeSet, sync::Arc};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{Cluster, cluster},
+            core::v3::{HealthStatus, address, socket_address},
+            endpoint::v3::{ClusterLoadAssignment, lb_endpoint},
+            listener::v3::Listener,
+            route::v3::{RouteConfiguration, route, route_action, route_match},
+        },
+        extensions::filters::network::http_connection_manager::v3::{
+            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+        },
+        service::discovery::v3::Resource as WrappedResource,
+    },
+    google::protobuf::{Any, value},
+};
+use heddle_proto::{registry::v1::Protocol, xds::v1::ServiceIndex};
+use prost::Message;
+
+use super::{
+    fixture::{Mesh, proto},
+    *,
+};
+
+fn decode<M: Message + Default>(resource: &Resource) -> M {
+    let any = Any::decode(resource.any()).unwrap();
+    assert_eq!(any.type_url, resource.kind.url());
+    let wrapped = WrappedResource::decode(resource.wrapped()).unwrap();
+    assert_eq!(wrapped.name, *resource.name);
+    assert_eq!(wrapped.version, *resource.version);
+    assert_eq!(wrapped.resource.unwrap(), any);
+    M::decode(any.value.as_slice()).unwrap()
+}
+
+fn get<M: Message + Default>(snapshot: &Snapshot, kind: Kind, audience: Audience, name: &str) -> M {
+    decode(snapshot.get(kind, audience, name).unwrap())
+}
+
+/// "address=STATUS" of each endpoint.
+fn endpoints(snapshot: &Snapshot, audience: Audience, name: &str) -> Vec<String> {
+    let assignment: ClusterLoadAssignment = get(snapshot, Kind::Endpoint, audience, name);
+    let mut found = Vec::new();
+    for endpoint in assignment
+        .endpoints
+        .iter()
+        .flat_map(|locality| &locality.lb_endpoints)
+    {
+        let Some(lb_endpoint::HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
+            panic!("{endpoint:?}");
+        };
+        let Some(address::Address::SocketAddress(socket)) = host
+            .address
+            .as_ref()
+            .and_then(|address| address.address.as_ref())
+        else {
+            panic!("{host:?}");
+        };
+        let Some(socket_address::PortSpecifier::PortValue(port)) = socket.port_specifier else {
+            panic!("{socket:?}");
+        };
+        let status = HealthStatus::try_from(endpoint.health_status).unwrap();
+        found.push(format!(
+            "{}:{port}={}",
+            socket.address,
+            status.as_str_name()
+        ));
+    }
+    found
+}
+
+#[test]
+fn one_changed_endpoint_encodes_one_assignment() {
+    let mut mesh = Mesh::new();
+    for service in 0..20 {
+        for instance in 0..5 {
+            mesh.put(
+                &format!("a/s{service}/i{instance}"),
+                &format!("10.0.{service}.{instance}:80"),
+            );
+        }
+    }
+    let first = mesh.snapshot();
+    let touch = |snapshot: &Snapshot| {
+        for _stream in 0..3 {
+            for resource in snapshot.table(Kind::Endpoint, Audience::Proxy).values() {
+                assert!(resource.size() > 0);
+            }
+        }
+    };
+    touch(&first);
+    let before = Kind::ALL.map(|kind| mesh.encodes.of(kind));
+    assert_eq!(mesh.encodes.of(Kind::Endpoint), 20);
+    mesh.put("a/s7/i3", "10.9.9.9:80");
+    let second = mesh.snapshot();
+    touch(&second);
+    let after = Kind::ALL.map(|kind| mesh.encodes.of(kind));
+    let made: Vec<_> = before
+        .iter()
+        .zip(after)
+        .map(|(before, after)| after - before)
+        .collect();
+    assert_eq!(made, [0, 1, 0, 0, 0, 0]);
+    let step: Vec<_> = second.steps_since(first.generation).unwrap().collect();
+    assert_eq!(step.len(), 1);
+    assert_eq!(
+        *step[0].of(Kind::Endpoint),
+        BTreeSet::from(["s7.default".into()])
+    );
+}
+
+#[test]
+fn versions_depend_on_content_only() {
+    let mut grown = Mesh::new();
+    grown.put("b/users/2", "10.0.0.2:80").protos =
+        vec![proto("u.Users", &["Get"]), proto("u.Admin", &[])];
+    grown.snapshot();
+    grown.put("a/users/9", "10.0.0.9:80");
+    grown.snapshot();
+    grown.put("a/orders.shop/1", "10.0.0.3:80");
+    grown.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &["Get", "Put"])];
+    grown.remove("a/users/9");
+    let grown = grown.snapshot();
+
+    let mut fresh = Mesh::new();
+    fresh.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &["Put", "Get"])];
+    fresh.put("b/users/2", "10.0.0.2:80").protos =
+        vec![proto("u.Admin", &[]), proto("u.Users", &["Get"])];
+    fresh.put("a/orders.shop/1", "10.0.0.3:80");
+    let fresh = fresh.snapshot();
+
+    for kind in Kind::ALL {
+        for audience in Audience::ALL {
+            let versions = |snapshot: &Snapshot| {
+                snapshot
+                    .table(kind, audience)
+                    .values()
+                    .map(|each| (each.name.to_string(), each.version.to_string()))
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(
+                versions(&grown),
+                versions(&fresh),
+                "{kind:?} for {audience:?}"
+            );
+        }
+    }
+    let index: ServiceIndex = get(&fresh, Kind::ServiceIndex, Audience::Proxy, "users.default");
+    assert_eq!(
+        index.protos,
+        [proto("u.Admin", &[]), proto("u.Users", &["Get"])]
+    );
+}
+
+#[test]
+fn every_audience_gets_what_it_can_reach() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "127.0.0.1:1001");
+    mesh.put("b/users/2", "127.0.0.1:1002").health = 2;
+    mesh.put("far/users/3", "127.0.0.1:1003");
+    mesh.put("far/users/4", "10.0.0.9:1004").health = 3;
+    mesh.put("a/users/5", "10.0.0.9:1004"); // twice the same address: a proxy tells them apart by id
+    let snapshot = mesh.snapshot();
+    let name = "users.default";
+    assert_eq!(
+        endpoints(&snapshot, Audience::Proxy, name),
+        [
+            "127.0.0.1:1001=HEALTHY",
+            "10.0.0.9:1004=HEALTHY",
+            "127.0.0.1:1002=UNHEALTHY",
+            "127.0.0.1:1003=HEALTHY",
+            "10.0.0.9:1004=DRAINING",
+        ]
+    );
+    assert_eq!(
+        endpoints(&snapshot, Audience::DirectLocal, name),
+        [
+            "127.0.0.1:1001=HEALTHY",
+            "10.0.0.9:1004=HEALTHY",
+            "127.0.0.1:1002=UNHEALTHY"
+        ]
+    );
+    assert_eq!(
+        endpoints(&snapshot, Audience::DirectRemote, name),
+        ["10.0.0.9:1004=HEALTHY"]
+    );
+
+    let hidden = hidden_from_direct_clients(&mesh.view(), &"users".parse_name());
+    let hidden: Vec<_> = hidden
+        .iter()
+        .map(|((node, id), why)| format!("{node}/{id}: {why}"))
+        .collect();
+    assert_eq!(
+        hidden,
+        [
+            "far/3: 127.0.0.1:1003 is a loopback address, and node far reaches the control plane from elsewhere",
+            "far/4: 10.0.0.9:1004 is also the address of a/5: clients take an address once",
+        ]
+    );
+}
+
+trait ParseName {
+    fn parse_name(&self) -> crate::registry::ServiceName;
+}
+impl ParseName for str {
+    fn parse_name(&self) -> crate::registry::ServiceName {
+        crate::registry::ServiceName::parse(self).unwrap()
+    }
+}
+
+#[test]
+fn instances_of_a_suspect_node_are_unknown() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80");
+    mesh.node("a").suspect = true;
+    let snapshot = mesh.snapshot();
+    assert_eq!(
+        endpoints(&snapshot, Audience::DirectRemote, "users.default"),
+        ["10.0.0.1:80=UNKNOWN"]
+    );
+}
+
+#[test]
+fn localities_are_what_stock_clients_accept() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80")
+        .instance
+        .as_mut()
+        .unwrap()
+        .weight = 3;
+    mesh.put("a/users/2", "10.0.0.2:80");
+    mesh.put("b/users/3", "10.0.0.3:80");
+    mesh.node("b").zone = "z2".to_owned();
+    let snapshot = mesh.snapshot();
+    for audience in Audience::ALL {
+        let assignment: ClusterLoadAssignment =
+            get(&snapshot, Kind::Endpoint, audience, "users.default");
+        assert_eq!(assignment.cluster_name, "users.default");
+        let localities: Vec<_> = assignment
+            .endpoints
+            .iter()
+            .map(|each| {
+                let weight = each.load_balancing_weight.unwrap().value;
+                (
+                    each.locality.as_ref().unwrap().zone.as_str(),
+                    weight,
+                    each.priority,
+                )
+            })
+            .collect();
+        assert_eq!(localities, [("", 4, 0), ("z2", 1, 0)]);
+    }
+    let assignment: ClusterLoadAssignment =
+        get(&snapshot, Kind::Endpoint, Audience::Proxy, "users.default");
+    let endpoint = &assignment.endpoints[1].lb_endpoints[0];
+    let fields = &endpoint.metadata.as_ref().unwrap().filter_metadata["heddle"].fields;
+    let text = |key: &str| match &fields[key].kind {
+        Some(value::Kind::StringValue(text)) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(text("instance"), "3");
+    assert_eq!(text("node"), "b");
+    assert_eq!(text("inbound"), "127.0.0.1:15208");
+    assert_eq!(text("zone"), "z2");
+    let direct: ClusterLoadAssignment = get(
+        &snapshot,
+        Kind::Endpoint,
+        Audience::DirectLocal,
+        "users.default",
+    );
+    assert_eq!(direct.endpoints[0].lb_endpoints[0].metadata, None);
+}
+
+#[test]
+fn clusters_listeners_and_routes_lead_to_each_other() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80");
+    mesh.put("a/web.shop/1", "10.0.0.2:80")
+        .instance
+        .as_mut()
+        .unwrap()
+        .protocol = Protocol::Http as i32;
+    let snapshot = mesh.snapshot();
+    let names: Vec<_> = snapshot
+        .table(Kind::Listener, Audience::Proxy)
+        .keys()
+        .map(|name| &**name)
+        .collect();
+    assert_eq!(names, ["users", "users.default", "web.shop"]);
+    for name in names {
+        let listener: Listener = get(&snapshot, Kind::Listener, Audience::DirectLocal, name);
+        let manager = listener.api_listener.unwrap().api_listener.unwrap();
+        let manager = HttpConnectionManager::decode(manager.value.as_slice()).unwrap();
+        assert!(!manager.stat_prefix.is_empty());
+        assert_eq!(
+            manager.http_filters.last().unwrap().name,
+            "envoy.filters.http.router"
+        );
+        let Some(RouteSpecifier::Rds(rds)) = manager.route_specifier else {
+            panic!()
+        };
+        let routes: RouteConfiguration = get(
+            &snapshot,
+            Kind::Route,
+            Audience::DirectLocal,
+            &rds.route_config_name,
+        );
+        assert_eq!(routes.virtual_hosts[0].domains, ["*"]);
+        let Some(route::Action::Route(action)) = &routes.virtual_hosts[0].routes[0].action else {
+            panic!()
+        };
+        assert_eq!(
+            action.timeout.unwrap().seconds,
+            0,
+            "Envoy's default of 15 s cuts streams"
+        );
+        let Some(route_action::ClusterSpecifier::Cluster(to)) = &action.cluster_specifier else {
+            panic!()
+        };
+        let cluster: Cluster = get(&snapshot, Kind::Cluster, Audience::DirectLocal, to);
+        assert_eq!(
+            cluster.cluster_discovery_type,
+            Some(cluster::ClusterDiscoveryType::Type(
+                cluster::DiscoveryType::Eds as i32
+            ))
+        );
+        assert_eq!(cluster.lb_policy, cluster::LbPolicy::RoundRobin as i32);
+        assert!(
+            snapshot
+                .get(Kind::Endpoint, Audience::DirectLocal, to)
+                .is_some()
+        );
+    }
+}
+
+#[test]
+fn envoys_routes_say_what_outbound_does() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.Both", &[])];
+    mesh.put("a/orders.shop/1", "10.0.0.2:80").protos = vec![proto("x.Both", &[])];
+    let snapshot = mesh.snapshot();
+    let paths = |snapshot: &Snapshot| {
+        let routes: RouteConfiguration =
+            get(snapshot, Kind::Route, Audience::DirectLocal, OUTBOUND);
+        let mut domains = BTreeSet::new();
+        for host in &routes.virtual_hosts {
+            for domain in &host.domains {
+                assert!(
+                    domains.insert(domain.clone()),
+                    "Envoy takes a domain once: {domain}"
+                );
+            }
+        }
+        let last = routes.virtual_hosts.last().unwrap();
+        let paths: Vec<_> = last
+            .routes
+            .iter()
+            .map(|route| {
+                let matched = route.r#match.as_ref().unwrap();
+                assert_eq!(matched.headers[0].name, ":authority");
+                match &matched.path_specifier {
+                    Some(route_match::PathSpecifier::Prefix(prefix)) => prefix.clone(),
+                    other => panic!("{other:?}"),
+                }
+            })
+            .collect();
+        (domains.into_iter().collect::<Vec<_>>(), paths)
+    };
+    let (domains, by_path) = paths(&snapshot);
+    assert_eq!(
+        domains,
+        [
+            "*",
+            "orders.shop",
+            "orders.shop.mesh",
+            "users",
+            "users.default",
+            "users.default.mesh"
+        ]
+    );
+    assert_eq!(
+        by_path,
+        ["/u.Users/"],
+        "a proto service of two services is not routed by path"
+    );
+    mesh.put("a/orders.shop/1", "10.0.0.2:80").protos.clear();
+    assert_eq!(paths(&mesh.snapshot()).1, ["/u.Users/", "/x.Both/"]);
+}
+
+#[test]
+fn a_service_without_instances_keeps_its_place() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80");
+    let first = mesh.snapshot();
+    mesh.remove("a/users/1");
+    let second = mesh.snapshot();
+    assert_eq!(
+        endpoints(&second, Audience::DirectLocal, "users.default"),
+        [""; 0]
+    );
+    let step: Vec<_> = second.steps_since(first.generation).unwrap().collect();
+    let changed: Vec<_> = Kind::ALL
+        .iter()
+        .map(|&kind| step[0].of(kind).len())
+        .collect();
+    assert_eq!(changed, [0, 1, 0, 0, 0, 0], "only its endpoints");
+    let third = mesh.forget("users.default");
+    for kind in Kind::ALL {
+        for audience in Audience::ALL {
+            let left: Vec<_> = third
+                .table(kind, audience)
+                .keys()
+                .map(|name| &**name)
+                .collect();
+            assert_eq!(
+                left,
+                if kind == Kind::Route {
+                    vec![OUTBOUND]
+                } else {
+                    vec![]
+                }
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dangling_reference_is_found() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80");
+    mesh.put("a/orders/1", "10.0.0.2:80");
+    let mut snapshot = (*mesh.snapshot()).clone();
+    let name: Arc<str> = "users.default".into();
+    assert!(snapshot.set(Kind::Cluster, Audience::Proxy, &name, None));
+    let mut changed = Changed::default();
+    changed.insert(Kind::Cluster, name);
+    snapshot.step(99, changed);
+    let faults: Vec<_> = check(&snapshot).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        faults,
+        [
+            "route heddle/outbound points at cluster users.default, which does not exist",
+            "route users.default points at cluster users.default, which does not exist",
+            "service_index users.default points at cluster users.default, which does not exist",
+        ]
+    );
+}
+
+#[test]
+fn a_stream_that_fell_too_far_behind_is_told_so() {
+    let mut mesh = Mesh::new();
+    let first = mesh.snapshot();
+    for round in 0..64 {
+        mesh.put("a/users/1", &format!("10.0.0.{round}:80"));
+        mesh.snapshot();
+    }
+    let last = mesh.builder.snapshot().clone();
+    assert_eq!(
+        last.steps_since(first.generation).map(Iterator::count),
+        Some(64)
+    );
+    assert_eq!(
+        last.steps_since(last.generation).map(Iterator::count),
+        Some(0)
+    );
+    mesh.put("a/users/1", "10.0.1.1:80");
+    assert!(mesh.snapshot().steps_since(first.generation).is_none());
+}

@@ -1,0 +1,257 @@
+//! Every connected client: what it holds, acknowledged and rejected. In come streams that begin and end; out go the
+//! lists for status, and the answer when all of them know that an instance has gone. No stream waits for anything
+//! here.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{Metrics, NodeInfo, Session, metrics::count};
+use crate::{registry::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
+
+/// Most streams at a time; each holds a few names per resource.
+const MAX_CLIENTS: usize = 10_000;
+
+/// The connected clients. Clones share them.
+#[derive(Clone, Default)]
+pub struct Clients(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    connected: Mutex<BTreeMap<u64, Arc<Client>>>,
+    last_id: AtomicU64,
+    /// Raised whenever a client acknowledged endpoints or went away.
+    progress: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+/// One stream.
+#[derive(Debug)]
+pub struct Client {
+    pub node: NodeInfo,
+    /// Where its stream comes from.
+    pub address: String,
+    pub variant: &'static str,
+    session: Mutex<Session>,
+}
+
+impl Client {
+    /// Short and without waiting.
+    pub(super) fn session(&self) -> MutexGuard<'_, Session> {
+        lock(&self.session)
+    }
+}
+
+/// There are as many streams as there may be.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("this replica serves {MAX_CLIENTS} xDS streams and takes no more")]
+pub struct TooManyClients;
+
+impl Clients {
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.0.connected).len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn join(
+        &self,
+        node: NodeInfo,
+        address: String,
+        variant: &'static str,
+        session: Session,
+    ) -> Result<Membership, TooManyClients> {
+        let mut connected = lock(&self.0.connected);
+        if connected.len() >= MAX_CLIENTS {
+            count(&self.0.metrics.refused);
+            return Err(TooManyClients);
+        }
+        let id = self.0.last_id.fetch_add(1, Ordering::Relaxed);
+        let client = Arc::new(Client {
+            node,
+            address,
+            variant,
+            session: Mutex::new(session),
+        });
+        connected.insert(id, Arc::clone(&client));
+        Ok(Membership {
+            id,
+            client,
+            clients: self.clone(),
+        })
+    }
+
+    /// A client may have acknowledged more than before.
+    pub(super) fn progressed(&self) {
+        self.0.progress.send_modify(|count| *count += 1);
+    }
+
+    fn connected(&self) -> Vec<Arc<Client>> {
+        lock(&self.0.connected).values().cloned().collect()
+    }
+
+    /// Every client, sorted by node id; streams of one node in the order in which they came.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<ClientStatus> {
+        let mut statuses: Vec<_> = self
+            .connected()
+            .iter()
+            .map(|client| ClientStatus::of(client))
+            .collect();
+        statuses.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        statuses
+    }
+
+    /// Node ids of the clients that use a service and have not acknowledged its state at a revision.
+    fn behind(&self, service: &str, revision: u64) -> Vec<String> {
+        let connected = self.connected();
+        // A proxy's node id is its own: where it has two streams, the older one is dead and not yet noticed.
+        let newest: HashMap<&str, &Arc<Client>> = connected
+            .iter()
+            .filter(|client| client.node.role == "proxy")
+            .map(|client| (client.node.id.as_str(), client))
+            .collect();
+        let mut behind: Vec<String> = connected
+            .iter()
+            .filter(|client| {
+                newest
+                    .get(client.node.id.as_str())
+                    .is_none_or(|newest| Arc::ptr_eq(newest, client))
+            })
+            .filter(|client| {
+                let session = client.session();
+                session
+                    .subscription(Kind::Endpoint)
+                    .acknowledged_at(service, revision)
+                    == Some(false)
+            })
+            .map(|client| client.node.id.clone())
+            .collect();
+        behind.sort_unstable();
+        behind.dedup();
+        behind
+    }
+}
+
+impl Removals for Clients {
+    fn acknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        max_wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
+        let clients = self.clone();
+        let service = instance.service.to_string();
+        Box::pin(async move {
+            let mut progress = clients.0.progress.subscribe();
+            let waited = tokio::time::timeout(max_wait, async {
+                // Marked as seen first, then looked: no progress falls between.
+                while !clients.behind(&service, revision.0).is_empty() {
+                    if progress.changed().await.is_err() {
+                        return;
+                    }
+                }
+            });
+            match waited.await {
+                Ok(()) => Vec::new(),
+                Err(_) => clients.behind(&service, revision.0),
+            }
+        })
+    }
+}
+
+/// A stream's place among the clients, until it is dropped.
+pub(super) struct Membership {
+    id: u64,
+    pub(super) client: Arc<Client>,
+    clients: Clients,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        lock(&self.clients.0.connected).remove(&self.id);
+        self.clients.progressed();
+    }
+}
+
+/// One client as status shows it.
+#[derive(Clone, Debug)]
+pub struct ClientStatus {
+    pub node_id: String,
+    pub role: String,
+    pub address: String,
+    pub variant: &'static str,
+    pub kinds: Vec<KindStatus>,
+}
+
+/// One of its types.
+#[derive(Clone, Debug)]
+pub struct KindStatus {
+    pub kind: Kind,
+    pub acknowledged_version: String,
+    pub sent_version: String,
+    pub in_flight: bool,
+    pub subscribed: usize,
+    pub wildcard: bool,
+    pub held: usize,
+    pub rejected_version: String,
+    pub rejected_reason: String,
+}
+
+impl ClientStatus {
+    fn of(client: &Client) -> Self {
+        let session = client.session();
+        let kinds = Kind::ALL
+            .into_iter()
+            .filter_map(|kind| {
+                let status = session.subscription(kind).status()?;
+                let version = |mark: Option<&super::subscription::Mark>| {
+                    mark.map(|mark| mark.version.clone()).unwrap_or_default()
+                };
+                let rejected = status.rejected.cloned();
+                let (rejected_version, rejected_reason) = rejected
+                    .map(|rejected| (rejected.version, rejected.reason))
+                    .unwrap_or_default();
+                Some(KindStatus {
+                    kind,
+                    acknowledged_version: version(status.acknowledged),
+                    sent_version: version(status.sent),
+                    in_flight: status.in_flight,
+                    subscribed: status.subscribed,
+                    wildcard: status.wildcard,
+                    held: status.held,
+                    rejected_version,
+                    rejected_reason,
+                })
+            })
+            .collect();
+        Self {
+            node_id: client.node.id.clone(),
+            role: client.node.role.clone(),
+            address: client.address.clone(),
+            variant: client.variant,
+            kinds,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

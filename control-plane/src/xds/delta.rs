@@ -1,0 +1,147 @@
+//! Delta: requests add and take away names, responses carry what changed and what went. Pure. Source: the xDS protocol
+//! document, "Incremental xDS", and the comments of `DeltaDiscoveryRequest`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use envoy_types::pb::envoy::{
+    config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
+};
+
+use super::{
+    Heard, Lens, MAX_RESPONSE_BYTES, Subscription, Variant, Violation,
+    subscription::Mark,
+    wire::{ControlPlane, DeltaDiscoveryResponse},
+};
+use crate::snapshot::{Kind, Snapshot};
+
+/// The variant behind `DeltaAggregatedResources`.
+#[derive(Debug)]
+pub struct Delta;
+
+impl Variant for Delta {
+    const WORD: &'static str = "delta";
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn type_url(request: &DeltaDiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    /// No place for it in this variant: it stands in the node's metadata.
+    fn revision(_: &DeltaDiscoveryRequest) -> u64 {
+        0
+    }
+
+    fn on_request(
+        subscription: &mut Subscription,
+        request: &DeltaDiscoveryRequest,
+        lens: &Lens,
+    ) -> Result<Heard, Violation> {
+        subscription.check_names(&request.resource_names_subscribe, subscription.names.len())?;
+        subscription.check_names(request.initial_resource_versions.keys(), 0)?;
+        let heard = settle(subscription, request);
+        let first = !subscription.asked;
+        subscription.asked = true;
+        if first {
+            begin(subscription, request);
+        }
+        for name in &request.resource_names_subscribe {
+            if name != "*" {
+                // On the first request the client has just said what it holds: only what differs is news.
+                let forced = !(first && subscription.holds(name));
+                subscription.want(name.as_str().into(), forced);
+            } else if !first && subscription.kind != Kind::Schema {
+                subscription.want_all();
+                subscription.must_answer = true;
+            }
+        }
+        for name in &request.resource_names_unsubscribe {
+            if name == "*" {
+                subscription.unwant_all();
+                continue;
+            }
+            subscription.unwant(name, lens);
+            if subscription.wildcard && lens.in_wildcard(subscription.kind, name) {
+                // Still covered by the wildcard, which the client has to be told.
+                let name: Arc<str> = name.as_str().into();
+                subscription.touch(&name);
+                subscription.forced.insert(name);
+            }
+        }
+        Ok(heard)
+    }
+
+    fn compose(
+        subscription: &mut Subscription,
+        snapshot: &Snapshot,
+        lens: &Lens,
+        hold_removals: bool,
+    ) -> Option<DeltaDiscoveryResponse> {
+        if !subscription.asked || subscription.in_flight() {
+            return None;
+        }
+        let news = subscription.take_news(snapshot, lens, hold_removals, MAX_RESPONSE_BYTES);
+        if news.resources.is_empty() && news.removed.is_empty() && !subscription.must_answer {
+            return None;
+        }
+        let mut names: BTreeSet<_> = news
+            .resources
+            .iter()
+            .map(|each| Arc::clone(&each.name))
+            .collect();
+        names.extend(news.removed.iter().cloned());
+        let version = snapshot.revision.to_string();
+        let mark = Mark {
+            version: version.clone(),
+            revision: snapshot.revision,
+        };
+        let nonce = subscription.launch(mark, names);
+        Some(DeltaDiscoveryResponse {
+            system_version_info: version,
+            resources: news.resources.iter().map(|each| each.wrapped()).collect(),
+            type_url: subscription.kind.url().to_owned(),
+            nonce,
+            removed_resources: news.removed.iter().map(ToString::to_string).collect(),
+            control_plane: Some(ControlPlane::ours()),
+        })
+    }
+}
+
+fn settle(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -> Heard {
+    if request.response_nonce.is_empty() {
+        return Heard::Subscribed;
+    }
+    if !subscription.awaits(&request.response_nonce) {
+        return Heard::Stale;
+    }
+    match &request.error_detail {
+        Some(error) => {
+            subscription.settle(Some(&error.message));
+            Heard::Rejected
+        }
+        None => {
+            subscription.settle(None);
+            Heard::Acknowledged
+        }
+    }
+}
+
+/// The first request of a type on a stream: naming nothing means everything, and what the client brings from an
+/// earlier stream is not sent again.
+fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
+    let names = &request.resource_names_subscribe;
+    for (name, version) in &request.initial_resource_versions {
+        subscription.brings(name.as_str().into(), version);
+    }
+    if subscription.kind == Kind::Schema {
+        return;
+    }
+    subscription.touch_all();
+    subscription.wildcard = names.is_empty() || names.iter().any(|name| name == "*");
+    // Even if it is empty: the client learns that it is up to date.
+    subscription.must_answer = true;
+}

@@ -1,0 +1,47 @@
+//! What the streams count.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Heard;
+use crate::snapshot::{Kind, PerKind};
+
+/// Counters since the process began.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub responses: PerKind<AtomicU64>,
+    pub response_bytes: PerKind<AtomicU64>,
+    pub acknowledged: PerKind<AtomicU64>,
+    pub rejected: PerKind<AtomicU64>,
+    /// Requests about a response that had been overtaken.
+    pub stale: AtomicU64,
+    /// Requests for types that are not served.
+    pub unknown_types: AtomicU64,
+    /// Streams ended because the client broke a bound or sent what cannot be understood.
+    pub violations: AtomicU64,
+    /// Streams refused because there were too many.
+    pub refused: AtomicU64,
+    /// Streams ended because the client had seen a newer revision.
+    pub behind: AtomicU64,
+}
+
+impl Metrics {
+    pub(super) fn heard(&self, kind: Kind, heard: Heard) {
+        match heard {
+            Heard::Subscribed => {}
+            Heard::Acknowledged => count(self.acknowledged.get(kind)),
+            Heard::Rejected => count(self.rejected.get(kind)),
+            Heard::Stale => count(&self.stale),
+        }
+    }
+
+    pub(super) fn sent(&self, kind: Kind, bytes: usize) {
+        count(self.responses.get(kind));
+        self.response_bytes
+            .get(kind)
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,27 @@
+//! The aggregated discovery service: each connected client, in either variant of the protocol, is told what it asked
+//! for and does not have yet. In come snapshots and requests, out go responses whose resources were encoded once for
+//! all. `subscription`, `sotw`, `delta` and `session` are pure; `stream` and `service` are the shells around them.
+
+mod lens;
+mod node;
+mod subscription;
+mod sotw;
+mod delta;
+mod session;
+mod wire;
+mod clients;
+mod metrics;
+mod stream;
+mod service;
+
+pub use clients::{Client, ClientStatus, Clients, KindStatus, TooManyClients};
+pub use lens::Lens;
+pub use metrics::Metrics;
+pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
+pub use service::{Ads, service};
+pub use session::{Heard, Session, Variant};
+pub use subscription::{MAX_NAME_BYTES, MAX_NAMES, MAX_RESPONSE_BYTES, Subscription, Violation};
+pub use {delta::Delta, sotw::Sotw};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Who a client is, by the node of its first request. In comes the message and whether the client reaches us over
+//! loopback, out goes a plain value or what is wrong with it, with the field's name.
+
+use std::net::SocketAddr;
+
+use envoy_types::pb::{
+    envoy::config::core::v3::{Node, node::UserAgentVersionType},
+    google::protobuf::value,
+};
+
+use crate::snapshot::Audience;
+
+/// Node metadata with which an Envoy asks for the socket listener `heddle/outbound`; its value is "IP:port".
+pub const OUTBOUND_KEY: &str = "heddle.outbound";
+/// Node metadata that tells our own proxies apart; its value is "proxy".
+const ROLE_KEY: &str = "role";
+/// Node metadata with which a client that comes back by delta names the newest revision that it saw, as decimal
+/// text (requests of that variant have no place for it).
+const REVISION_KEY: &str = "revision";
+
+/// Longest node id that is kept; longer ones are cut.
+const MAX_ID_BYTES: usize = 256;
+
+/// A client as its first request describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    pub id: String,
+    /// "proxy" for ours, else the client's user agent.
+    pub role: String,
+    pub audience: Audience,
+    pub outbound: Option<SocketAddr>,
+    /// The newest revision that it saw, 0 if it does not say.
+    pub revision: u64,
+}
+
+/// What is wrong with a node.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NodeError {
+    #[error("the first request of a stream must carry the node")]
+    Missing,
+    #[error("node.id is empty: set an id in the client's bootstrap")]
+    NoId,
+    #[error(
+        "node.metadata[\"{OUTBOUND_KEY}\"] is \"{0}\"; it must be \"IP:port\", for example \"127.0.0.1:15001\""
+    )]
+    Outbound(String),
+    #[error("node.metadata[\"{REVISION_KEY}\"] is \"{0}\"; it must be a decimal number")]
+    Revision(String),
+}
+
+impl NodeInfo {
+    pub fn parse(node: Option<&Node>, local: bool) -> Result<Self, NodeError> {
+        let node = node.ok_or(NodeError::Missing)?;
+        if node.id.is_empty() {
+            return Err(NodeError::NoId);
+        }
+        let proxy = metadata(node, ROLE_KEY) == Some("proxy");
+        let outbound = match metadata(node, OUTBOUND_KEY) {
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| NodeError::Outbound(cut(text, 64).to_owned()))?,
+            ),
+            None => None,
+        };
+        let revision = match metadata(node, REVISION_KEY) {
+            Some(text) => text
+                .parse()
+                .map_err(|_| NodeError::Revision(cut(text, 64).to_owned()))?,
+            None => 0,
+        };
+        Ok(Self {
+            id: cut(&node.id, MAX_ID_BYTES).to_owned(),
+            role: if proxy {
+                "proxy".to_owned()
+            } else {
+                user_agent(node)
+            },
+            audience: match (proxy, local) {
+                (true, _) => Audience::Proxy,
+                (false, true) => Audience::DirectLocal,
+                (false, false) => Audience::DirectRemote,
+            },
+            outbound,
+            revision,
+        })
+    }
+}
+
+fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        value::Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn user_agent(node: &Node) -> String {
+    let version = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => {
+            build.version.as_ref().map_or_else(String::new, |version| {
+                format!(
+                    "{}.{}.{}",
+                    version.major_number, version.minor_number, version.patch
+                )
+            })
+        }
+        None => String::new(),
+    };
+    cut(
+        format!("{} {version}", node.user_agent_name).trim(),
+        MAX_ID_BYTES,
+    )
+    .to_owned()
+}
+
+/// At most `max` bytes of a text, at a character's end.
+pub(super) fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len()))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}

@@ -1,0 +1,180 @@
+//! One client: all its subscriptions against the snapshots, in make-before-break order. In come requests and
+//! snapshots, out goes the next response that may be sent, if any. Pure; which variant of the protocol the client
+//! speaks is a parameter.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3::Node;
+
+use heddle_proto::xds::v1::Schema;
+use prost::Message as _;
+
+use super::{Lens, Subscription, Violation, node::cut};
+use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
+
+/// A variant of the protocol.
+pub trait Variant: Send + 'static {
+    /// For status and metrics.
+    const WORD: &'static str;
+    type Request: Send + Sync + 'static;
+    type Response: prost::Message + 'static;
+
+    fn node(request: &Self::Request) -> Option<&Node>;
+    fn type_url(request: &Self::Request) -> &str;
+    /// The revision that the client says it saw; 0 if it does not say.
+    fn revision(request: &Self::Request) -> u64;
+    fn on_request(
+        subscription: &mut Subscription,
+        request: &Self::Request,
+        lens: &Lens,
+    ) -> Result<Heard, Violation>;
+    /// What is to be sent of one type now; none while a response of it is under way.
+    fn compose(
+        subscription: &mut Subscription,
+        snapshot: &Snapshot,
+        lens: &Lens,
+        hold_removals: bool,
+    ) -> Option<Self::Response>;
+}
+
+/// What a request said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Subscribed,
+    Acknowledged,
+    Rejected,
+    /// About a response that a newer one has overtaken.
+    Stale,
+}
+
+/// One connected client.
+#[derive(Debug)]
+pub struct Session {
+    lens: Lens,
+    subscriptions: PerKind<Subscription>,
+    generation: u64,
+}
+
+impl Session {
+    /// A client that connects at this snapshot.
+    #[must_use]
+    pub fn new(lens: Lens, snapshot: &Snapshot) -> Self {
+        Self {
+            lens,
+            subscriptions: PerKind::new(Subscription::new),
+            generation: snapshot.generation,
+        }
+    }
+
+    #[must_use]
+    pub fn subscription(&self, kind: Kind) -> &Subscription {
+        self.subscriptions.get(kind)
+    }
+
+    pub fn on_request<V: Variant>(
+        &mut self,
+        kind: Kind,
+        request: &V::Request,
+    ) -> Result<Heard, Violation> {
+        V::on_request(self.subscriptions.get_mut(kind), request, &self.lens)
+    }
+
+    /// A newer snapshot is there: notes what of it concerns the client.
+    pub fn observe(&mut self, snapshot: &Snapshot) {
+        if let Some(steps) = snapshot.steps_since(self.generation) {
+            for step in steps {
+                for kind in Kind::ALL {
+                    self.subscriptions.get_mut(kind).observe(step, &self.lens);
+                }
+            }
+        } else {
+            for kind in Kind::ALL {
+                let subscription = self.subscriptions.get_mut(kind);
+                if subscription.asked && kind != Kind::Schema {
+                    subscription.touch_all();
+                }
+            }
+        }
+        self.generation = snapshot.generation;
+    }
+
+    /// The next response, if one may go out now. Call until there is none.
+    pub fn next<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
+        // A second look: what the first finds settled may release a removal that it held back.
+        self.look::<V>(snapshot)
+            .or_else(|| self.look::<V>(snapshot))
+    }
+
+    fn look<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
+        for kind in FLOW {
+            let blocked = made_before(kind)
+                .iter()
+                .any(|&first| self.subscriptions.get(first).unsent(snapshot, &self.lens));
+            if blocked || !self.subscriptions.get(kind).asked {
+                continue;
+            }
+            let hold_removals = TARGETS.contains(&kind)
+                && !ROUTES
+                    .iter()
+                    .all(|&route| self.subscriptions.get(route).settled());
+            let subscription = self.subscriptions.get_mut(kind);
+            if let Some(response) = V::compose(subscription, snapshot, &self.lens, hold_removals) {
+                return Some((kind, response));
+            }
+        }
+        None
+    }
+
+    /// A schema that the client waits for and that is not fetched yet.
+    #[must_use]
+    pub fn wanted_schema(&self) -> Option<Arc<str>> {
+        let schemas = self.subscriptions.get(Kind::Schema);
+        if !schemas.asked || schemas.in_flight() {
+            return None;
+        }
+        schemas.pending_names().next().cloned()
+    }
+
+    /// A schema was fetched, or is not there (yet). Gives the response that tells the client, if one is needed. The
+    /// descriptors travel as the service gave them; they are not kept here.
+    pub fn schema_fetched<V: Variant>(
+        &mut self,
+        snapshot: &Snapshot,
+        name: &Arc<str>,
+        descriptors: Option<Bytes>,
+    ) -> Option<V::Response> {
+        let resource = descriptors.map(|descriptors| schema(name, descriptors));
+        self.lens.schema = Some((Arc::clone(name), resource));
+        let subscription = self.subscriptions.get_mut(Kind::Schema);
+        let response = V::compose(subscription, snapshot, &self.lens, false);
+        self.lens.schema = None;
+        subscription.let_go(name);
+        response
+    }
+
+    /// The client asked for schemas that are not there.
+    #[must_use]
+    pub fn misses_schemas(&self) -> bool {
+        self.subscriptions.get(Kind::Schema).misses()
+    }
+
+    /// Looks again for schemas that were not there.
+    pub fn retry_schemas(&mut self) {
+        self.subscriptions.get_mut(Kind::Schema).touch_absent();
+    }
+}
+
+/// Its name is its content's hash, so the version never changes.
+fn schema(name: &Arc<str>, descriptors: Bytes) -> Arc<Resource> {
+    let message = Schema {
+        file_descriptor_set: descriptors,
+    };
+    let version = cut(name, 16).into();
+    Resource::with_version(
+        Kind::Schema,
+        Arc::clone(name),
+        version,
+        message.encode_to_vec().into(),
+    )
+}

@@ -1,0 +1,192 @@
+//! State of the world: each request names everything that the client wants, each response of listeners and clusters
+//! everything that there is. Pure. Source: the xDS protocol document, "Basic Protocol Overview", "How the client
+//! specifies what resources to return", "ACK/NACK and resource type instance version".
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
+use sha2::Digest as _;
+
+use super::{
+    Heard, Lens, MAX_RESPONSE_BYTES, Subscription, Variant, Violation,
+    subscription::Mark,
+    wire::{ControlPlane, DiscoveryResponse},
+};
+use crate::snapshot::{Kind, Resource, Snapshot, version_of};
+
+/// The variant behind `StreamAggregatedResources`.
+#[derive(Debug)]
+pub struct Sotw;
+
+impl Variant for Sotw {
+    const WORD: &'static str = "sotw";
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn node(request: &DiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn type_url(request: &DiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    /// Versions are `<revision>/<hash>`; those of another control plane say nothing.
+    fn revision(request: &DiscoveryRequest) -> u64 {
+        request
+            .version_info
+            .split_once('/')
+            .and_then(|(revision, _)| revision.parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn on_request(
+        subscription: &mut Subscription,
+        request: &DiscoveryRequest,
+        lens: &Lens,
+    ) -> Result<Heard, Violation> {
+        subscription.check_names(&request.resource_names, 0)?;
+        let first = !subscription.asked;
+        let nonce = request.response_nonce.as_str();
+        if !first && !nonce.is_empty() && !subscription.is_last(nonce) {
+            return Ok(Heard::Stale);
+        }
+        let answers = subscription.awaits(nonce);
+        let heard = match (&request.error_detail, answers) {
+            (Some(error), true) => {
+                subscription.settle(Some(&error.message));
+                Heard::Rejected
+            }
+            (None, true) => {
+                subscription.settle(None);
+                Heard::Acknowledged
+            }
+            (_, false) => Heard::Subscribed,
+        };
+        let changed = subscribe(subscription, &request.resource_names, lens, first);
+        if first {
+            subscription.must_answer = subscription.kind != Kind::Schema;
+        } else if !changed && !answers && request.error_detail.is_none() {
+            // The same names, asked for once more: the client may have dropped what it had.
+            ask_again(subscription);
+        }
+        Ok(heard)
+    }
+
+    fn compose(
+        subscription: &mut Subscription,
+        snapshot: &Snapshot,
+        lens: &Lens,
+        hold_removals: bool,
+    ) -> Option<DiscoveryResponse> {
+        if !subscription.asked || subscription.in_flight() {
+            return None;
+        }
+        let kind = subscription.kind;
+        let limit = if kind.whole_state() {
+            usize::MAX
+        } else {
+            MAX_RESPONSE_BYTES
+        };
+        let news = subscription.take_news(snapshot, lens, hold_removals, limit);
+        let mut names: BTreeSet<_> = news
+            .resources
+            .iter()
+            .map(|each| Arc::clone(&each.name))
+            .collect();
+        let resources = if kind.whole_state() {
+            if news.resources.is_empty() && news.removed.is_empty() && !subscription.must_answer {
+                return None;
+            }
+            names.extend(news.removed);
+            subscription.whole()
+        } else {
+            // That something does not exist cannot be said in this variant: clients wait for it.
+            if news.resources.is_empty() && !subscription.must_answer {
+                return None;
+            }
+            news.resources
+        };
+        let version = format!("{}/{}", snapshot.revision, hash(&resources));
+        let mark = Mark {
+            version: version.clone(),
+            revision: snapshot.revision,
+        };
+        let nonce = subscription.launch(mark, names);
+        Some(DiscoveryResponse {
+            version_info: version,
+            resources: resources.iter().map(|each| each.any()).collect(),
+            type_url: kind.url().to_owned(),
+            nonce,
+            control_plane: Some(ControlPlane::ours()),
+        })
+    }
+}
+
+/// Takes the names over; true if that changed what is wanted. An empty list means everything until the client has
+/// named something once, and nothing after that.
+fn subscribe(subscription: &mut Subscription, names: &[String], lens: &Lens, first: bool) -> bool {
+    let star = names.iter().any(|name| name == "*");
+    let nameable = subscription.kind != Kind::Schema;
+    let legacy = names.is_empty() && !subscription.named;
+    subscription.named |= !names.is_empty();
+    let wildcard = nameable && (star || legacy);
+    let wanted: BTreeSet<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| *name != "*")
+        .collect();
+    let gone: Vec<Arc<str>> = subscription
+        .names
+        .iter()
+        .filter(|name| !wanted.contains(&***name))
+        .cloned()
+        .collect();
+    let new: Vec<&str> = wanted
+        .into_iter()
+        .filter(|name| !subscription.names.contains(*name))
+        .collect();
+    let changed = first || wildcard != subscription.wildcard || !gone.is_empty() || !new.is_empty();
+    subscription.asked = true;
+    // In this order: what is named stays when the wildcard ends.
+    for name in &new {
+        subscription.want((*name).into(), true);
+    }
+    if wildcard && !subscription.wildcard {
+        subscription.want_all();
+        subscription.must_answer |= nameable;
+    } else if !wildcard && subscription.wildcard {
+        subscription.unwant_all();
+    }
+    for name in &gone {
+        subscription.unwant(name, lens);
+    }
+    if !new.is_empty() && subscription.kind.whole_state() {
+        // That a listener or cluster does not exist is told by an answer without it.
+        subscription.must_answer = true;
+    }
+    changed
+}
+
+fn ask_again(subscription: &mut Subscription) {
+    let names: Vec<_> = subscription.names.iter().cloned().collect();
+    for name in names {
+        subscription.want(name, true);
+    }
+    if subscription.wildcard {
+        subscription.touch_all();
+    }
+    subscription.must_answer = subscription.kind != Kind::Schema;
+}
+
+/// Of what the response says, by name and version.
+fn hash(resources: &[Arc<Resource>]) -> Arc<str> {
+    version_of(|hash| {
+        for resource in resources {
+            hash.update(resource.name.as_bytes());
+            hash.update([0]);
+            hash.update(resource.version.as_bytes());
+            hash.update([0]);
+        }
+    })
+}

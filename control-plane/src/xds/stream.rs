@@ -1,0 +1,284 @@
+//! One stream from its first request to its end. In come the client's requests, snapshots and fetched schemas; out go
+//! the responses that the session allows. At most one response per type is under way, so a client that does not
+//! read holds up nobody and costs a bounded number of bytes.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tonic::{Status, Streaming};
+
+use super::{Ads, Heard, Lens, NodeInfo, Session, Variant, clients::Membership, metrics::count};
+use crate::snapshot::{Kind, Snapshot, outbound_listener};
+
+/// Responses that wait for the transport: one per type can be under way.
+pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
+/// A stream must say who it is within this time.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+/// So long a client that saw a newer revision waits for this replica to come there.
+const BEHIND: Duration = Duration::from_secs(2);
+/// How often a schema that was asked for before it was uploaded is looked for again.
+const SCHEMA_RETRY: Duration = Duration::from_secs(1);
+
+/// Where a stream comes from.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: String,
+    /// It reaches us over loopback or a Unix socket.
+    pub(super) local: bool,
+}
+
+/// Runs a stream; what ends it is told to the client.
+pub(super) async fn run<V: Variant>(
+    ads: Ads,
+    peer: Peer,
+    mut requests: Streaming<V::Request>,
+    responses: mpsc::Sender<Result<V::Response, Status>>,
+) {
+    let ended = tokio::select! {
+        ended = serve::<V>(&ads, peer, &mut requests, &responses) => ended,
+        () = ads.stop().cancelled() => Err(Status::unavailable("the control plane is stopping")),
+        () = responses.closed() => Ok(()),
+    };
+    if let Err(status) = ended {
+        // Full: the client does not read; its connection tells it.
+        let _ = responses.try_send(Err(status));
+    }
+}
+
+async fn serve<V: Variant>(
+    ads: &Ads,
+    peer: Peer,
+    requests: &mut Streaming<V::Request>,
+    responses: &mpsc::Sender<Result<V::Response, Status>>,
+) -> Result<(), Status> {
+    let Ok(first) = tokio::time::timeout(FIRST_REQUEST, requests.message()).await else {
+        return Err(Status::deadline_exceeded("no request came within 30 s"));
+    };
+    let Some(first) = first? else {
+        return Ok(());
+    };
+    let mut stream = Stream::<V>::begin(ads, peer, &first, responses)?;
+    stream.catch_up(stream.member.client.node.revision).await?;
+    stream.hear(&first).await?;
+    drop(first);
+    let mut fetch = None;
+    loop {
+        stream.send_all()?;
+        if fetch.is_none() {
+            fetch = stream.fetch_schema().map(Box::pin);
+        }
+        let misses = stream.member.client.session().misses_schemas();
+        tokio::select! {
+            request = requests.message() => match request? {
+                Some(request) => stream.hear(&request).await?,
+                None => return Ok(()),
+            },
+            changed = stream.snapshots.changed() => {
+                if changed.is_err() {
+                    return Err(Status::unavailable("the control plane is stopping"));
+                }
+                stream.observe();
+            }
+            (name, descriptors) = wait_for(&mut fetch) => {
+                fetch = None;
+                stream.send_schema(&name, descriptors)?;
+            }
+            () = tokio::time::sleep(SCHEMA_RETRY), if misses => {
+                stream.member.client.session().retry_schemas();
+            }
+        }
+    }
+}
+
+async fn wait_for<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Stream<'a, V: Variant> {
+    ads: &'a Ads,
+    responses: &'a mpsc::Sender<Result<V::Response, Status>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshot: Arc<Snapshot>,
+    member: Membership,
+    /// A type that is not served was asked for: said once.
+    warned: bool,
+}
+
+impl<'a, V: Variant> Stream<'a, V> {
+    fn begin(
+        ads: &'a Ads,
+        peer: Peer,
+        first: &V::Request,
+        responses: &'a mpsc::Sender<Result<V::Response, Status>>,
+    ) -> Result<Self, Status> {
+        let node = NodeInfo::parse(V::node(first), peer.local).map_err(|error| {
+            count(&ads.clients().metrics().violations);
+            tracing::warn!(peer = %peer.address, %error, "an xDS stream is refused");
+            Status::invalid_argument(error.to_string())
+        })?;
+        let mut snapshots = ads.publisher().subscribe();
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let mut lens = Lens::new(node.audience);
+        lens.outbound = node
+            .outbound
+            .map(|address| outbound_listener(address, ads.publisher().encodes()));
+        let session = Session::new(lens, &snapshot);
+        let member = ads
+            .clients()
+            .join(node, peer.address, V::WORD, session)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        Ok(Self {
+            ads,
+            responses,
+            snapshots,
+            snapshot,
+            member,
+            warned: false,
+        })
+    }
+
+    /// The revision that a client sees never goes back: if it saw a newer one, waits for it.
+    async fn catch_up(&mut self, seen: u64) -> Result<(), Status> {
+        if seen <= self.snapshot.revision {
+            return Ok(());
+        }
+        let reached = self
+            .snapshots
+            .wait_for(|snapshot| snapshot.revision >= seen);
+        let reached = tokio::time::timeout(BEHIND, reached).await.map(drop);
+        self.observe();
+        if reached.is_ok() {
+            return Ok(());
+        }
+        count(&self.ads.clients().metrics().behind);
+        let text = format!(
+            "this replica is at revision {} and the client has seen {seen}: try another replica, or again later",
+            self.snapshot.revision
+        );
+        tracing::warn!(
+            node = %self.member.client.node.id,
+            "{text} (if the store was replaced by an older or an empty one, restart the client)"
+        );
+        Err(Status::unavailable(text))
+    }
+
+    async fn hear(&mut self, request: &V::Request) -> Result<(), Status> {
+        let Some(kind) = Kind::from_url(V::type_url(request)) else {
+            count(&self.ads.clients().metrics().unknown_types);
+            if !self.warned {
+                self.warned = true;
+                let node = &self.member.client.node.id;
+                let url = super::node::cut(V::type_url(request), 256);
+                tracing::info!(%node, url, "a client asks for a type that is not served; left unanswered");
+            }
+            return Ok(());
+        };
+        self.catch_up(V::revision(request)).await?;
+        let client = &self.member.client;
+        let heard = client
+            .session()
+            .on_request::<V>(kind, request)
+            .map_err(|violation| {
+                count(&self.ads.clients().metrics().violations);
+                tracing::warn!(node = %client.node.id, %violation, "an xDS stream is ended");
+                Status::resource_exhausted(violation.to_string())
+            })?;
+        self.ads.clients().metrics().heard(kind, heard);
+        match heard {
+            Heard::Rejected => {
+                let session = client.session();
+                let status = session.subscription(kind).status();
+                if let Some(rejected) = status.and_then(|status| status.rejected) {
+                    tracing::warn!(
+                        node = %client.node.id,
+                        kind = kind.word(),
+                        version = rejected.version,
+                        reason = rejected.reason,
+                        "a client rejects what it was sent"
+                    );
+                }
+            }
+            Heard::Acknowledged if kind == Kind::Endpoint => self.ads.clients().progressed(),
+            Heard::Subscribed | Heard::Acknowledged | Heard::Stale => {}
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self) {
+        self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        self.member.client.session().observe(&self.snapshot);
+    }
+
+    fn send_all(&self) -> Result<(), Status> {
+        let before = self.examined();
+        loop {
+            let next = self.member.client.session().next::<V>(&self.snapshot);
+            let Some((kind, response)) = next else {
+                break;
+            };
+            self.send(kind, response)?;
+        }
+        if self.examined() != before {
+            // A state that changed nothing for this client counts as acknowledged.
+            self.ads.clients().progressed();
+        }
+        Ok(())
+    }
+
+    fn examined(&self) -> u64 {
+        self.member
+            .client
+            .session()
+            .subscription(Kind::Endpoint)
+            .examined()
+    }
+
+    fn send(&self, kind: Kind, response: V::Response) -> Result<(), Status> {
+        self.ads
+            .clients()
+            .metrics()
+            .sent(kind, response.encoded_len());
+        self.responses
+            .try_send(Ok(response))
+            .map_err(|_| Status::resource_exhausted("the client does not read its responses"))
+    }
+
+    fn fetch_schema(
+        &self,
+    ) -> Option<impl Future<Output = (Arc<str>, Option<Bytes>)> + Send + use<V>> {
+        let name = self.member.client.session().wanted_schema()?;
+        let registry = self.ads.registry().clone();
+        Some(async move {
+            let descriptors = if is_sha256(&name) {
+                registry.schema(&name).await
+            } else {
+                None
+            };
+            (name, descriptors)
+        })
+    }
+
+    fn send_schema(&self, name: &Arc<str>, descriptors: Option<Bytes>) -> Result<(), Status> {
+        let response =
+            self.member
+                .client
+                .session()
+                .schema_fetched::<V>(&self.snapshot, name, descriptors);
+        match response {
+            Some(response) => self.send(Kind::Schema, response),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_sha256(name: &str) -> bool {
+    name.len() == 64
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
