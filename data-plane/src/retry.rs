@@ -16,7 +16,11 @@ pub struct Retry {
 impl Retry {
     #[must_use]
     pub const fn new(first: Duration, last: Duration) -> Self {
-        Self { first, last, next: first }
+        Self {
+            first,
+            last,
+            next: first,
+        }
     }
 
     /// The next wait.

@@ -43,15 +43,33 @@ impl StateDir {
     /// # Errors
     /// It cannot be used.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
-        fs::create_dir_all(path).map_err(|source| StateDirError::Create { path: path.to_owned(), source })?;
-        let write = |source| StateDirError::Write { path: path.to_owned(), source };
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock")).map_err(write)?;
+        fs::create_dir_all(path).map_err(|source| StateDirError::Create {
+            path: path.to_owned(),
+            source,
+        })?;
+        let write = |source| StateDirError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(write)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateDirError::InUse { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateDirError::InUse {
+                    path: path.to_owned(),
+                });
+            }
             Err(TryLockError::Error(source)) => return Err(write(source)),
         }
-        let dir = Self { path: path.into(), _lock: Arc::new(lock) };
+        let dir = Self {
+            path: path.into(),
+            _lock: Arc::new(lock),
+        };
         dir.write("probe", b"").map_err(write)?;
         fs::remove_file(path.join("probe")).map_err(write)?;
         Ok(dir)
@@ -90,11 +108,17 @@ impl StateDir {
 
     /// Renames a file that cannot be used, so that a person can look at it and the next write does not cover it.
     pub fn set_aside(&self, name: &str, why: &str) {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
         let path = self.path.join(name);
         let aside = self.path.join(format!("{name}.bad-{seconds}"));
         match fs::rename(&path, &aside) {
-            Ok(()) => warn!("{}: {why}; set aside as {} and going on without it", path.display(), aside.display()),
+            Ok(()) => warn!(
+                "{}: {why}; set aside as {} and going on without it",
+                path.display(),
+                aside.display()
+            ),
             Err(error) => warn!("{}: {why}; going on without it ({error})", path.display()),
         }
     }
@@ -118,10 +142,14 @@ fn read_checked(path: &Path) -> Result<Bytes, ReadError> {
         return Err(ReadError::Foreign);
     }
     let content = Bytes::from(content);
-    let length: [u8; 8] = content.get(8..16).and_then(|b| b.try_into().ok()).ok_or(ReadError::Torn)?;
+    let length: [u8; 8] = content
+        .get(8..16)
+        .and_then(|b| b.try_into().ok())
+        .ok_or(ReadError::Torn)?;
     let sum = content.get(16..HEADER).ok_or(ReadError::Torn)?;
     let value = content.slice(HEADER..);
-    if value.len() as u64 != u64::from_le_bytes(length) || Sha256::digest(&value).as_slice() != sum {
+    if value.len() as u64 != u64::from_le_bytes(length) || Sha256::digest(&value).as_slice() != sum
+    {
         return Err(ReadError::Torn);
     }
     Ok(value)
@@ -146,7 +174,11 @@ mod tests {
         for (name, content) in [
             ("cut", whole[..whole.len() - 1].to_vec()),
             ("long", [&whole[..], b"!"].concat()),
-            ("flipped", { let mut w = whole.clone(); *w.last_mut().unwrap() ^= 1; w }),
+            ("flipped", {
+                let mut w = whole.clone();
+                *w.last_mut().unwrap() ^= 1;
+                w
+            }),
             ("short", whole[..20].to_vec()),
             ("foreign", b"not ours".to_vec()),
             ("empty", Vec::new()),
@@ -155,7 +187,13 @@ mod tests {
             assert_eq!(dir.read(name), None, "{name}");
             assert!(!path.join(name).exists(), "{name} was left in place");
             let aside = fs::read_dir(&path).unwrap().filter_map(Result::ok);
-            let kept = aside.filter(|e| e.file_name().to_string_lossy().starts_with(&format!("{name}.bad-"))).count();
+            let kept = aside
+                .filter(|e| {
+                    e.file_name()
+                        .to_string_lossy()
+                        .starts_with(&format!("{name}.bad-"))
+                })
+                .count();
             assert_eq!(kept, 1, "{name} was not kept for a person to look at");
         }
         assert_eq!(dir.read("x").unwrap(), "two");
@@ -165,7 +203,10 @@ mod tests {
     fn one_proxy_per_dir() {
         let temp = tempfile::tempdir().unwrap();
         let first = StateDir::open(temp.path()).unwrap();
-        assert!(matches!(StateDir::open(temp.path()), Err(StateDirError::InUse { .. })));
+        assert!(matches!(
+            StateDir::open(temp.path()),
+            Err(StateDirError::InUse { .. })
+        ));
         drop(first);
         assert!(StateDir::open(temp.path()).is_ok());
     }
@@ -176,7 +217,10 @@ mod tests {
         let file = temp.path().join("file");
         fs::write(&file, "").unwrap();
         let error = StateDir::open(&file.join("below")).unwrap_err().to_string();
-        assert!(error.contains("--state-dir") && error.contains("file/below"), "{error}");
+        assert!(
+            error.contains("--state-dir") && error.contains("file/below"),
+            "{error}"
+        );
         assert!(!error.contains('\n'));
     }
 }

@@ -6,9 +6,10 @@ use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use heddle_proto::registry::v1::{
-    DeregisterRequest, DeregisterResponse, Health, InstanceStatus, KeepAliveRequest, KeepAliveResponse,
-    ListInstancesRequest, ListInstancesResponse, ListServicesRequest, ListServicesResponse, RegisterRequest,
-    RegisterResponse, Service, WatchInstancesRequest, WatchInstancesResponse, registry_server::Registry,
+    DeregisterRequest, DeregisterResponse, Health, InstanceStatus, KeepAliveRequest,
+    KeepAliveResponse, ListInstancesRequest, ListInstancesResponse, ListServicesRequest,
+    ListServicesResponse, RegisterRequest, RegisterResponse, Service, WatchInstancesRequest,
+    WatchInstancesResponse, registry_server::Registry,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,13 +45,19 @@ impl AgentApi {
         applied: watch::Receiver<u64>,
         is_own: fn(IpAddr) -> bool,
     ) -> Self {
-        Self { agent, session, applied, is_own }
+        Self {
+            agent,
+            session,
+            applied,
+            is_own,
+        }
     }
 
     /// Until this node's own workers have the change; they never take long.
     async fn until_applied(&self, version: u64) {
         let mut applied = self.applied.clone();
-        let _ = tokio::time::timeout(Duration::from_secs(1), applied.wait_for(|v| *v >= version)).await;
+        let _ =
+            tokio::time::timeout(Duration::from_secs(1), applied.wait_for(|v| *v >= version)).await;
     }
 }
 
@@ -58,7 +65,10 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Registry for AgentApi {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
         let request = request.into_inner();
         let Some(instance) = request.instance else {
             return Err(bad_request(&[Violation {
@@ -66,12 +76,22 @@ impl Registry for AgentApi {
                 description: "is missing: say service, id and address".into(),
             }]));
         };
-        let checked = check(instance, &request.file_descriptor_set, Origin::Registration, &self.is_own)
-            .map_err(|violations| bad_request(&violations))?;
-        let registration = self.agent.register(checked).map_err(|refused| match refused {
-            Refused::Full => Status::resource_exhausted(refused.to_string()),
-            Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => Status::already_exists(refused.to_string()),
-        })?;
+        let checked = check(
+            instance,
+            &request.file_descriptor_set,
+            Origin::Registration,
+            &self.is_own,
+        )
+        .map_err(|violations| bad_request(&violations))?;
+        let registration = self
+            .agent
+            .register(checked)
+            .map_err(|refused| match refused {
+                Refused::Full => Status::resource_exhausted(refused.to_string()),
+                Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => {
+                    Status::already_exists(refused.to_string())
+                }
+            })?;
         Ok(Response::new(RegisterResponse {
             node: self.agent.node().to_owned(),
             registration: registration.to_string(),
@@ -87,15 +107,25 @@ impl Registry for AgentApi {
         request: Request<Streaming<KeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
         let (answers, stream) = mpsc::channel(4);
-        tokio::spawn(keep_alive(self.agent.clone(), request.into_inner(), answers));
+        tokio::spawn(keep_alive(
+            self.agent.clone(),
+            request.into_inner(),
+            answers,
+        ));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn deregister(&self, request: Request<DeregisterRequest>) -> Result<Response<DeregisterResponse>, Status> {
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
         let request = request.into_inner();
         let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
         let max_wait = given.map_or(MAX_WAIT, |d| d.min(MAX_WAIT));
-        let (key, version) = self.agent.deregister(&request.registration).ok_or_else(unknown)?;
+        let (key, version) = self
+            .agent
+            .deregister(&request.registration)
+            .ok_or_else(unknown)?;
         self.until_applied(version).await;
         if !request.wait_acknowledged {
             return Ok(Response::new(DeregisterResponse::default()));
@@ -118,14 +148,19 @@ impl Registry for AgentApi {
             let at = match services.iter().position(|s| s.name == name) {
                 Some(at) => at,
                 None => {
-                    services.push(Service { name, ..Service::default() });
+                    services.push(Service {
+                        name,
+                        ..Service::default()
+                    });
                     services.len() - 1
                 }
             };
             if let Some(service) = services.get_mut(at) {
                 service.instances += 1;
                 service.healthy_instances += u32::from(view.health == Health::Healthy);
-                service.protos.extend(view.protos.iter().map(|p| p.name.clone()));
+                service
+                    .protos
+                    .extend(view.protos.iter().map(|p| p.name.clone()));
                 service.protos.sort();
                 service.protos.dedup();
             }
@@ -140,9 +175,15 @@ impl Registry for AgentApi {
     ) -> Result<Response<ListInstancesResponse>, Status> {
         let wanted = request.into_inner().service;
         let (_, views) = self.agent.views();
-        let mut found: Vec<_> = views.iter().filter(|(key, _)| is_of(key, &wanted)).collect();
+        let mut found: Vec<_> = views
+            .iter()
+            .filter(|(key, _)| is_of(key, &wanted))
+            .collect();
         found.sort_by_key(|(key, _)| (key.full_service(), key.id.clone()));
-        let instances = found.into_iter().map(|(_, view)| status(self.agent.node(), view)).collect();
+        let instances = found
+            .into_iter()
+            .map(|(_, view)| status(self.agent.node(), view))
+            .collect();
         Ok(Response::new(ListInstancesResponse { instances }))
     }
 
@@ -153,7 +194,11 @@ impl Registry for AgentApi {
         request: Request<WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let (answers, stream) = mpsc::channel(4);
-        tokio::spawn(watch_instances(self.agent.clone(), request.into_inner().service, answers));
+        tokio::spawn(watch_instances(
+            self.agent.clone(),
+            request.into_inner().service,
+            answers,
+        ));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -166,13 +211,19 @@ async fn keep_alive(
 ) {
     // A stream that never says whom it is for holds nothing alive.
     let first = tokio::time::timeout(agent.inner.ttl, beats.message()).await;
-    let Ok(Ok(Some(KeepAliveRequest { registration }))) = first else { return };
+    let Ok(Ok(Some(KeepAliveRequest { registration }))) = first else {
+        return;
+    };
     let Some(stream) = agent.stream_opened(&registration) else {
         let _ = answers.send(Err(unknown())).await;
         return;
     };
     while let Some(health) = agent.beat(&registration) {
-        let sent = answers.send(Ok(KeepAliveResponse { health: health.into() })).await;
+        let sent = answers
+            .send(Ok(KeepAliveResponse {
+                health: health.into(),
+            }))
+            .await;
         if sent.is_err() {
             break;
         }
@@ -183,7 +234,9 @@ async fn keep_alive(
         // No beat within the TTL is as good as a broken stream.
         let Ok(next) = next else { break };
         match next {
-            Ok(Some(beat)) if !beat.registration.is_empty() && beat.registration != registration => {
+            Ok(Some(beat))
+                if !beat.registration.is_empty() && beat.registration != registration =>
+            {
                 let other = "one stream keeps one registration alive: open another for another";
                 let _ = answers.send(Err(Status::invalid_argument(other))).await;
                 break;
@@ -213,13 +266,23 @@ async fn watch_instances(
         now.retain(|key, _| is_of(key, &wanted));
         let changed: Vec<_> = now
             .iter()
-            .filter(|(key, view)| sent.get(*key).is_none_or(|old| !Arc::ptr_eq(old, view) && old != *view))
+            .filter(|(key, view)| {
+                sent.get(*key)
+                    .is_none_or(|old| !Arc::ptr_eq(old, view) && old != *view)
+            })
             .map(|(_, view)| status(agent.node(), view))
             .collect();
-        let removed: Vec<_> =
-            sent.keys().filter(|key| !now.contains_key(*key)).map(|key| format!("{}/{key}", agent.node())).collect();
+        let removed: Vec<_> = sent
+            .keys()
+            .filter(|key| !now.contains_key(*key))
+            .map(|key| format!("{}/{key}", agent.node()))
+            .collect();
         if initial || !changed.is_empty() || !removed.is_empty() {
-            let step = WatchInstancesResponse { changed, removed, initial_done: initial };
+            let step = WatchInstancesResponse {
+                changed,
+                removed,
+                initial_done: initial,
+            };
             if answers.send(Ok(step)).await.is_err() {
                 return;
             }

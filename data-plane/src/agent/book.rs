@@ -11,12 +11,12 @@ use std::{
 };
 
 use heddle_proto::control::v1::{LocalInstance, ProtoService};
-use heddle_proto::registry::v1::{Health, Instance, health_check::Kind};
+use heddle_proto::registry::v1::{Health, Instance, Protocol, health_check::Kind};
 
 use super::{
     key::InstanceKey,
     schema::{self, Schema},
-    validate::{Checked, CheckPlan},
+    validate::{CheckPlan, Checked},
 };
 
 /// The most instances one node takes.
@@ -43,7 +43,11 @@ impl View {
             instance: Some(self.instance.clone()),
             health: self.health.into(),
             health_reason: self.reason.clone(),
-            schema_sha256: self.schema.as_ref().map(|s| s.sha256.clone()).unwrap_or_default(),
+            schema_sha256: self
+                .schema
+                .as_ref()
+                .map(|s| s.sha256.clone())
+                .unwrap_or_default(),
             protos: self.protos.clone(),
         }
     }
@@ -110,7 +114,13 @@ pub const UNCHECKED: &str = "its first health check has not succeeded yet";
 impl Book {
     #[must_use]
     pub fn new(ttl: Duration) -> Self {
-        Self { entries: BTreeMap::new(), by_registration: BTreeMap::new(), version: 0, ttl, streams: 0 }
+        Self {
+            entries: BTreeMap::new(),
+            by_registration: BTreeMap::new(),
+            version: 0,
+            ttl,
+            streams: 0,
+        }
     }
 
     /// Rises with every change that others can see.
@@ -121,7 +131,10 @@ impl Book {
 
     #[must_use]
     pub fn views(&self) -> Views {
-        self.entries.iter().map(|(key, entry)| (key.clone(), Arc::clone(&entry.view))).collect()
+        self.entries
+            .iter()
+            .map(|(key, entry)| (key.clone(), Arc::clone(&entry.view)))
+            .collect()
     }
 
     #[must_use]
@@ -133,17 +146,33 @@ impl Book {
     #[must_use]
     pub fn registered(&self) -> Vec<Arc<View>> {
         let own = |entry: &&Entry| !matches!(entry.source, Source::File(_));
-        self.entries.values().filter(own).map(|entry| Arc::clone(&entry.view)).collect()
+        self.entries
+            .values()
+            .filter(own)
+            .map(|entry| Arc::clone(&entry.view))
+            .collect()
     }
 
     /// Adds an instance, or replaces an earlier registration of the same one.
     ///
     /// # Errors
     /// A file holds it, or the node is full.
-    pub fn register(&mut self, checked: Checked, registration: &Arc<str>, now: Instant) -> Result<Joined, Refused> {
+    pub fn register(
+        &mut self,
+        checked: Checked,
+        registration: &Arc<str>,
+        now: Instant,
+    ) -> Result<Joined, Refused> {
         let key = InstanceKey::of(&checked.instance);
-        if let Some(Entry { source: Source::File(file), .. }) = self.entries.get(&key) {
-            return Err(Refused::HeldByFile { key, file: file.clone() });
+        if let Some(Entry {
+            source: Source::File(file),
+            ..
+        }) = self.entries.get(&key)
+        {
+            return Err(Refused::HeldByFile {
+                key,
+                file: file.clone(),
+            });
         }
         if !self.entries.contains_key(&key) && self.entries.len() >= MAX_INSTANCES {
             return Err(Refused::Full);
@@ -161,18 +190,23 @@ impl Book {
         beat_by: Option<Instant>,
     ) -> Joined {
         let previous = self.remove_entry(&key);
-        let passive = matches!(checked.check.kind, Kind::KeepAlive | Kind::None | Kind::Unspecified);
+        let passive = matches!(
+            checked.check.kind,
+            Kind::KeepAlive | Kind::None | Kind::Unspecified
+        );
         // The same process after a restart of the agent or of its stream goes on as it was: no flap.
-        let same = previous
-            .map(|p| p.view)
-            .filter(|v| v.address == checked.address && v.instance.version == checked.instance.version);
+        let same = previous.map(|p| p.view).filter(|v| {
+            v.address == checked.address && v.instance.version == checked.instance.version
+        });
         let (health, reason) = match &same {
             _ if passive => (Health::Healthy, String::new()),
             Some(view) => (view.health, view.reason.clone()),
             None => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
         let (schema, protos) = match (checked.schema, same) {
-            (None, Some(view)) if checked.instance.protos.is_empty() => (view.schema.clone(), view.protos.clone()),
+            (None, Some(view)) if checked.instance.protos.is_empty() => {
+                (view.schema.clone(), view.protos.clone())
+            }
             (schema, _) => (schema, checked.protos),
         };
         let wants_schema = schema.is_none() && checked.instance.protos.is_empty();
@@ -193,16 +227,31 @@ impl Book {
             schema,
             registration: Arc::clone(registration),
         });
-        self.by_registration.insert(Arc::clone(registration), key.clone());
-        self.entries.insert(key, Entry { view, source, beat_by, stream: None });
+        self.by_registration
+            .insert(Arc::clone(registration), key.clone());
+        self.entries.insert(
+            key,
+            Entry {
+                view,
+                source,
+                beat_by,
+                stream: None,
+            },
+        );
         self.version += 1;
         joined
     }
 
     /// Equal descriptors are held once.
     fn shared(&self, schema: Schema) -> Schema {
-        let held = self.entries.values().filter_map(|entry| entry.view.schema.as_ref());
-        held.into_iter().find(|held| held.sha256 == schema.sha256).cloned().unwrap_or(schema)
+        let held = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.view.schema.as_ref());
+        held.into_iter()
+            .find(|held| held.sha256 == schema.sha256)
+            .cloned()
+            .unwrap_or(schema)
     }
 
     /// A keep-alive stream begins; it now stands for the registration. `None`: unknown, register again.
@@ -247,7 +296,12 @@ impl Book {
     /// Takes out whose beat is overdue.
     pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Source)> {
         let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
-        let keys: Vec<_> = self.entries.iter().filter(|(_, e)| due(e)).map(|(k, _)| k.clone()).collect();
+        let keys: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| due(e))
+            .map(|(k, _)| k.clone())
+            .collect();
         let mut out = Vec::new();
         for key in keys {
             if let Some(entry) = self.remove_entry(&key) {
@@ -261,7 +315,10 @@ impl Book {
     /// When the next beat is due.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.entries.values().filter_map(|entry| entry.beat_by).min()
+        self.entries
+            .values()
+            .filter_map(|entry| entry.beat_by)
+            .min()
     }
 
     /// Puts back what the last process of this node had: served, and out after the TTL unless it comes back.
@@ -270,9 +327,14 @@ impl Book {
         if self.entries.contains_key(&key) || self.entries.len() >= MAX_INSTANCES {
             return;
         }
-        self.by_registration.insert(Arc::clone(&view.registration), key.clone());
-        let entry =
-            Entry { view: Arc::new(view), source: Source::Restored, beat_by: now.checked_add(self.ttl), stream: None };
+        self.by_registration
+            .insert(Arc::clone(&view.registration), key.clone());
+        let entry = Entry {
+            view: Arc::new(view),
+            source: Source::Restored,
+            beat_by: now.checked_add(self.ttl),
+            stream: None,
+        };
         self.entries.insert(key, entry);
         self.version += 1;
     }
@@ -281,24 +343,44 @@ impl Book {
     ///
     /// # Errors
     /// One of them is held by another file or a registration, or the node is full: nothing is changed.
-    pub fn set_file(&mut self, file: &Path, wanted: Vec<(Checked, Arc<str>)>) -> Result<Vec<Joined>, Refused> {
-        let keys: BTreeSet<_> = wanted.iter().map(|(checked, _)| InstanceKey::of(&checked.instance)).collect();
+    pub fn set_file(
+        &mut self,
+        file: &Path,
+        wanted: Vec<(Checked, Arc<str>)>,
+    ) -> Result<Vec<Joined>, Refused> {
+        let keys: BTreeSet<_> = wanted
+            .iter()
+            .map(|(checked, _)| InstanceKey::of(&checked.instance))
+            .collect();
         for key in &keys {
             match self.entries.get(key).map(|entry| &entry.source) {
                 Some(Source::File(other)) if other != file => {
-                    return Err(Refused::HeldByFile { key: key.clone(), file: other.clone() });
+                    return Err(Refused::HeldByFile {
+                        key: key.clone(),
+                        file: other.clone(),
+                    });
                 }
-                Some(Source::Registered) => return Err(Refused::HeldByRegistration { key: key.clone() }),
+                Some(Source::Registered) => {
+                    return Err(Refused::HeldByRegistration { key: key.clone() });
+                }
                 _ => {}
             }
         }
         let of_file = |entry: &Entry| matches!(&entry.source, Source::File(f) if f == file);
-        let others = self.entries.values().filter(|entry| !of_file(entry)).count();
+        let others = self
+            .entries
+            .values()
+            .filter(|entry| !of_file(entry))
+            .count();
         if others + keys.len() > MAX_INSTANCES {
             return Err(Refused::Full);
         }
-        let gone: Vec<_> =
-            self.entries.iter().filter(|(k, e)| of_file(e) && !keys.contains(*k)).map(|(k, _)| k.clone()).collect();
+        let gone: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(k, e)| of_file(e) && !keys.contains(*k))
+            .map(|(k, _)| k.clone())
+            .collect();
         for key in gone {
             self.remove_entry(&key);
             self.version += 1;
@@ -306,16 +388,31 @@ impl Book {
         let mut joined = Vec::new();
         for (checked, registration) in wanted {
             let key = InstanceKey::of(&checked.instance);
-            let unchanged = self.entries.get(&key).is_some_and(|e| of_file(e) && e.view.instance == checked.instance);
+            let unchanged = self
+                .entries
+                .get(&key)
+                .is_some_and(|e| of_file(e) && e.view.instance == checked.instance);
             if !unchanged {
-                joined.push(self.insert(key, checked, Source::File(file.to_owned()), &registration, None));
+                joined.push(self.insert(
+                    key,
+                    checked,
+                    Source::File(file.to_owned()),
+                    &registration,
+                    None,
+                ));
             }
         }
         Ok(joined)
     }
 
     /// What a check found. Ignored when the registration has been replaced.
-    pub fn set_health(&mut self, key: &InstanceKey, registration: &str, health: Health, reason: &str) -> bool {
+    pub fn set_health(
+        &mut self,
+        key: &InstanceKey,
+        registration: &str,
+        health: Health,
+        reason: &str,
+    ) -> bool {
         self.change(key, registration, |view| {
             view.health = health;
             reason.clone_into(&mut view.reason);
@@ -334,7 +431,11 @@ impl Book {
 
     /// True if something visible changed.
     fn change(&mut self, key: &InstanceKey, registration: &str, f: impl FnOnce(&mut View)) -> bool {
-        let Some(entry) = self.entries.get_mut(key).filter(|e| &*e.view.registration == registration) else {
+        let Some(entry) = self
+            .entries
+            .get_mut(key)
+            .filter(|e| &*e.view.registration == registration)
+        else {
             return false;
         };
         let mut view = View::clone(&entry.view);
@@ -361,7 +462,22 @@ impl Book {
     /// Whether instances of this file are in.
     #[must_use]
     pub fn has_file(&self, file: &Path) -> bool {
-        self.entries.values().any(|entry| matches!(&entry.source, Source::File(f) if f == file))
+        self.entries
+            .values()
+            .any(|entry| matches!(&entry.source, Source::File(f) if f == file))
+    }
+
+    /// Whether every instance has had its first check, and those that take calls have told what they serve.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.entries.values().all(|entry| {
+            let view = &entry.view;
+            let grpc = view.instance.protocol == i32::from(Protocol::Grpc);
+            match view.health {
+                Health::Healthy => !grpc || !view.protos.is_empty(),
+                _ => view.reason != UNCHECKED,
+            }
+        })
     }
 
     /// Whether this registration still stands.

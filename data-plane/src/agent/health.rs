@@ -2,10 +2,7 @@
 //! A plan and sightings come in, changes of health go to the agent. Who is asked next, and whether calls go there, is
 //! not decided here.
 
-use std::{
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{
@@ -15,7 +12,9 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::{Channel, Endpoint};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{Agent, Sighting, book::Joined, validate::CheckPlan};
 use crate::retry::{Retry, jittered};
@@ -56,7 +55,11 @@ impl Judge {
             return None;
         }
         self.streak += 1;
-        let needed = if success { self.healthy_threshold } else { self.unhealthy_threshold };
+        let needed = if success {
+            self.healthy_threshold
+        } else {
+            self.unhealthy_threshold
+        };
         if self.streak < needed {
             return None;
         }
@@ -88,7 +91,12 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
     loop {
         let answer = probe.ask(joined.address, &joined.plan).await;
         if let Some(healthy) = judge.take(answer.is_ok()) {
-            tell(&agent, &joined, healthy, answer.err().as_deref().unwrap_or_default());
+            tell(
+                &agent,
+                &joined,
+                healthy,
+                answer.err().as_deref().unwrap_or_default(),
+            );
         }
         let interval = jittered(joined.plan.interval, AROUND);
         match timeout(interval, sightings.recv()).await {
@@ -137,7 +145,11 @@ async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiv
 }
 
 fn tell(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {
-    let health = if healthy { Health::Healthy } else { Health::Unhealthy };
+    let health = if healthy {
+        Health::Healthy
+    } else {
+        Health::Unhealthy
+    };
     agent.set_health(&joined.key, &joined.registration, health, reason);
 }
 
@@ -153,7 +165,11 @@ impl Probe {
         let grpc = (joined.plan.kind == Kind::Grpc)
             .then(|| Endpoint::from_shared(format!("http://{}", joined.address)).ok())
             .flatten()
-            .map(|e| e.connect_timeout(joined.plan.timeout).timeout(joined.plan.timeout).connect_lazy());
+            .map(|e| {
+                e.connect_timeout(joined.plan.timeout)
+                    .timeout(joined.plan.timeout)
+                    .connect_lazy()
+            });
         Self { grpc }
     }
 
@@ -168,7 +184,11 @@ impl Probe {
         };
         match timeout(plan.timeout, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("its {} check had no answer within {:?}", kind_name(plan.kind), plan.timeout)),
+            Err(_) => Err(format!(
+                "its {} check had no answer within {:?}",
+                kind_name(plan.kind),
+                plan.timeout
+            )),
         }
     }
 }
@@ -190,14 +210,23 @@ async fn connect(address: SocketAddr, within: Duration) -> Result<(), String> {
 }
 
 async fn ask_grpc(channel: Channel, service: &str) -> Result<(), String> {
-    let request = HealthCheckRequest { service: service.to_owned() };
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
     match HealthClient::new(channel).check(request).await {
         Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
-        Ok(answer) => Err(format!("its health service answers {}", answer.get_ref().status().as_str_name())),
+        Ok(answer) => Err(format!(
+            "its health service answers {}",
+            answer.get_ref().status().as_str_name()
+        )),
         Err(status) if status.code() == tonic::Code::Unimplemented => {
             Err("it has no grpc.health.v1.Health: use health kind tcp or none".into())
         }
-        Err(status) => Err(format!("its health check failed: {:?}: {}", status.code(), status.message())),
+        Err(status) => Err(format!(
+            "its health check failed: {:?}: {}",
+            status.code(),
+            status.message()
+        )),
     }
 }
 
@@ -205,7 +234,9 @@ async fn ask_grpc(channel: Channel, service: &str) -> Result<(), String> {
 async fn ask_http(address: SocketAddr, path: &str) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("no HTTP answer from {address}: {error}");
     let mut stream = TcpStream::connect(address).await.map_err(failed)?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: heddle-proxy\r\nconnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: heddle-proxy\r\nconnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut line = Vec::with_capacity(128);
     let mut buffer = [0u8; 128];
@@ -227,7 +258,9 @@ async fn ask_http(address: SocketAddr, path: &str) -> Result<(), String> {
 fn status_of(line: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(line.split(|b| *b == b'\r' || *b == b'\n').next()?).ok()?;
     let mut words = text.split(' ');
-    words.next().filter(|version| version.starts_with("HTTP/1."))?;
+    words
+        .next()
+        .filter(|version| version.starts_with("HTTP/1."))?;
     words.next()?.parse().ok()
 }
 
@@ -251,17 +284,32 @@ mod tests {
         };
         let mut judge = Judge::new(&plan);
         // Not up yet: each failure is told for its reason; the first success suffices.
-        let first = [(false, Some(false)), (false, Some(false)), (true, Some(true)), (true, None)];
+        let first = [
+            (false, Some(false)),
+            (false, Some(false)),
+            (true, Some(true)),
+            (true, None),
+        ];
         // One failure is no verdict, two are; then three successes are needed.
         let later = [
-            (false, None), (true, None), (false, None), (false, Some(false)), (true, None), (false, None),
-            (true, None), (true, None), (true, Some(true)),
+            (false, None),
+            (true, None),
+            (false, None),
+            (false, Some(false)),
+            (true, None),
+            (false, None),
+            (true, None),
+            (true, None),
+            (true, Some(true)),
         ];
         for (index, (success, expect)) in first.into_iter().chain(later).enumerate() {
             assert_eq!(judge.take(success), expect, "answer {index}");
         }
         judge.refused();
-        assert_eq!([judge.take(true), judge.take(true), judge.take(true)], [None, None, Some(true)]);
+        assert_eq!(
+            [judge.take(true), judge.take(true), judge.take(true)],
+            [None, None, Some(true)]
+        );
     }
 
     #[test]

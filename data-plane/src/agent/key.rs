@@ -50,5 +50,9 @@ impl fmt::Display for InstanceKey {
 /// `users` and `users.shop` as a full service name.
 #[must_use]
 pub fn full_name(word: &str) -> String {
-    if word.contains('.') { word.to_owned() } else { format!("{word}.default") }
+    if word.contains('.') {
+        word.to_owned()
+    } else {
+        format!("{word}.default")
+    }
 }

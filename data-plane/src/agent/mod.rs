@@ -118,7 +118,11 @@ impl Agent {
     pub fn schema(&self, sha256: &str) -> Option<Schema> {
         let book = self.book();
         let views = book.views();
-        views.values().filter_map(|v| v.schema.as_ref()).find(|s| s.sha256 == sha256).cloned()
+        views
+            .values()
+            .filter_map(|v| v.schema.as_ref())
+            .find(|s| s.sha256 == sha256)
+            .cloned()
     }
 
     /// Instances that registered themselves, for the state dir.
@@ -144,7 +148,10 @@ impl Agent {
     /// # Errors
     /// One of them is somebody else's.
     pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<(), Refused> {
-        let named = wanted.into_iter().map(|c| (c, uuid::Uuid::new_v4().to_string().into())).collect();
+        let named = wanted
+            .into_iter()
+            .map(|c| (c, uuid::Uuid::new_v4().to_string().into()))
+            .collect();
         let joined = self.edit(|book| book.set_file(file, named))?;
         for one in joined {
             info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
@@ -176,7 +183,10 @@ impl Agent {
 
     /// Takes an instance out; the number of the change that did it.
     pub fn deregister(&self, registration: &str) -> Option<(InstanceKey, u64)> {
-        let out = self.edit(|book| book.deregister(registration).map(|key| (key, book.version())));
+        let out = self.edit(|book| {
+            book.deregister(registration)
+                .map(|key| (key, book.version()))
+        });
         if let Some((key, _)) = &out {
             info!(instance = %key, "deregistered");
         }
@@ -210,6 +220,18 @@ impl Agent {
         self.edit(|book| book.set_schema(key, registration, schema));
     }
 
+    /// Returns when every instance has been looked at once: checked, and asked for its descriptors where nobody told
+    /// them. The caller bounds the wait.
+    pub async fn settled(&self) {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.book().settled() || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// What a worker saw. An address that refuses is out before anything else is asked.
     pub fn sighted(&self, key: &InstanceKey, sighting: Sighting) {
         let Some(view) = self.view(key) else { return };
@@ -229,11 +251,15 @@ impl Agent {
         let longest = self.inner.ttl / 4;
         loop {
             let next = self.book().next_expiry();
-            let wait = next.map_or(longest, |at| at.saturating_duration_since(Instant::now()).min(longest));
+            let wait = next.map_or(longest, |at| {
+                at.saturating_duration_since(Instant::now()).min(longest)
+            });
             tokio::time::sleep(wait.max(Duration::from_millis(5))).await;
             for (key, source) in self.edit(|book| book.expire(Instant::now())) {
                 match source {
-                    Source::Restored => warn!(instance = %key, "out: it has not come back since this proxy started"),
+                    Source::Restored => {
+                        warn!(instance = %key, "out: it has not come back since this proxy started")
+                    }
                     _ => warn!(instance = %key, "out: no beat within {:?}", self.inner.ttl),
                 }
             }
@@ -250,8 +276,18 @@ impl Agent {
             let learn = reflect::learn(self.clone(), joined.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(learn));
         }
-        tokio::spawn(stop.clone().run_until_cancelled_owned(health::watch(self.clone(), joined, seen)));
-        lock(&self.inner.tasks).insert(Arc::clone(&registration), Tasks { sightings, _stop: stop.drop_guard() });
+        tokio::spawn(stop.clone().run_until_cancelled_owned(health::watch(
+            self.clone(),
+            joined,
+            seen,
+        )));
+        lock(&self.inner.tasks).insert(
+            Arc::clone(&registration),
+            Tasks {
+                sightings,
+                _stop: stop.drop_guard(),
+            },
+        );
         // It may have been replaced meanwhile.
         if !self.book().stands(&registration) {
             lock(&self.inner.tasks).remove(&registration);

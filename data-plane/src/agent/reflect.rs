@@ -47,7 +47,9 @@ const VERSIONS: [&str; 2] = [
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReflectError {
-    #[error("it has no gRPC server reflection: name its `protos`, or send `file_descriptor_set` with Register")]
+    #[error(
+        "it has no gRPC server reflection: name its `protos`, or send `file_descriptor_set` with Register"
+    )]
     NoReflection,
     #[error("it does not answer: {0}")]
     Unreachable(String),
@@ -66,7 +68,9 @@ pub async fn learn(agent: Agent, joined: Joined) {
     loop {
         let answer = match tokio::time::timeout(ATTEMPT, ask(&joined.address.to_string())).await {
             Ok(answer) => answer,
-            Err(_) => Err(ReflectError::Unreachable(format!("nothing within {ATTEMPT:?}"))),
+            Err(_) => Err(ReflectError::Unreachable(format!(
+                "nothing within {ATTEMPT:?}"
+            ))),
         };
         match answer {
             Ok(schema) => {
@@ -110,12 +114,18 @@ async fn ask_version(channel: Channel, path: &'static str) -> Result<Schema, Ref
     let names = session.list().await?;
     let mut files = Files::default();
     for name in names.iter().filter(|name| !is_infrastructure(name)) {
-        for file in session.files(MessageRequest::FileContainingSymbol(name.clone())).await? {
+        for file in session
+            .files(MessageRequest::FileContainingSymbol(name.clone()))
+            .await?
+        {
             files.add(file)?;
         }
     }
     while let Some(missing) = files.missing.pop_first() {
-        for file in session.files(MessageRequest::FileByFilename(missing)).await? {
+        for file in session
+            .files(MessageRequest::FileByFilename(missing))
+            .await?
+        {
             files.add(file)?;
         }
     }
@@ -133,7 +143,8 @@ struct Files {
 
 impl Files {
     fn add(&mut self, bytes: Bytes) -> Result<(), ReflectError> {
-        let file = FileDescriptorProto::decode(bytes.clone()).map_err(|e| ReflectError::Protocol(e.to_string()))?;
+        let file = FileDescriptorProto::decode(bytes.clone())
+            .map_err(|e| ReflectError::Protocol(e.to_string()))?;
         let name = file.name().to_owned();
         self.missing.remove(&name);
         if name.is_empty() || self.raw.contains_key(&name) {
@@ -165,21 +176,39 @@ impl Session {
         let (requests, stream) = mpsc::channel(1);
         // Some servers send no headers before they have seen a question.
         let first = request(MessageRequest::ListServices("*".into()));
-        requests.try_send(first).map_err(|e| ReflectError::Protocol(e.to_string()))?;
+        requests
+            .try_send(first)
+            .map_err(|e| ReflectError::Protocol(e.to_string()))?;
         let mut client = Grpc::new(channel).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
-        client.ready().await.map_err(|e| ReflectError::Unreachable(in_full(&e)))?;
-        let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> = ProstCodec::default();
+        client
+            .ready()
+            .await
+            .map_err(|e| ReflectError::Unreachable(in_full(&e)))?;
+        let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> =
+            ProstCodec::default();
         let streaming = tonic::Request::new(ReceiverStream::new(stream));
-        let responses = client.streaming(streaming, PathAndQuery::from_static(path), codec).await.map_err(from_status)?;
-        Ok(Self { requests, responses: responses.into_inner() })
+        let responses = client
+            .streaming(streaming, PathAndQuery::from_static(path), codec)
+            .await
+            .map_err(from_status)?;
+        Ok(Self {
+            requests,
+            responses: responses.into_inner(),
+        })
     }
 
     /// The answer to the question that `open` sent.
     async fn list(&mut self) -> Result<Vec<String>, ReflectError> {
         match self.answer().await? {
-            MessageResponse::ListServicesResponse(list) => Ok(list.service.into_iter().map(|s| s.name).collect()),
-            MessageResponse::ErrorResponse(error) => Err(ReflectError::Protocol(error.error_message)),
-            _ => Err(ReflectError::Protocol("another answer than asked for".into())),
+            MessageResponse::ListServicesResponse(list) => {
+                Ok(list.service.into_iter().map(|s| s.name).collect())
+            }
+            MessageResponse::ErrorResponse(error) => {
+                Err(ReflectError::Protocol(error.error_message))
+            }
+            _ => Err(ReflectError::Protocol(
+                "another answer than asked for".into(),
+            )),
         }
     }
 
@@ -188,11 +217,15 @@ impl Session {
         let sent = self.requests.send(request(question)).await;
         sent.map_err(|_| ReflectError::Protocol("the stream ended early".into()))?;
         match self.answer().await? {
-            MessageResponse::FileDescriptorResponse(files) => {
-                Ok(files.file_descriptor_proto.into_iter().map(Bytes::from).collect())
-            }
+            MessageResponse::FileDescriptorResponse(files) => Ok(files
+                .file_descriptor_proto
+                .into_iter()
+                .map(Bytes::from)
+                .collect()),
             MessageResponse::ErrorResponse(_) => Ok(Vec::new()),
-            _ => Err(ReflectError::Protocol("another answer than asked for".into())),
+            _ => Err(ReflectError::Protocol(
+                "another answer than asked for".into(),
+            )),
         }
     }
 
@@ -205,7 +238,10 @@ impl Session {
 }
 
 fn request(question: MessageRequest) -> ServerReflectionRequest {
-    ServerReflectionRequest { host: String::new(), message_request: Some(question) }
+    ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(question),
+    }
 }
 
 fn from_status(status: tonic::Status) -> ReflectError {

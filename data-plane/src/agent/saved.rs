@@ -44,11 +44,16 @@ struct SavedInstance {
 /// What the last process of this node had. Their addresses were checked when they registered.
 #[must_use]
 pub fn load(dir: &StateDir, node: &str) -> Vec<(View, CheckPlan)> {
-    let Some(bytes) = dir.read(FILE) else { return Vec::new() };
+    let Some(bytes) = dir.read(FILE) else {
+        return Vec::new();
+    };
     let saved = match Saved::decode(bytes) {
         Ok(saved) if saved.node == node => saved,
         Ok(saved) => {
-            dir.set_aside(FILE, &format!("it is of the node \"{}\", this is \"{node}\"", saved.node));
+            dir.set_aside(
+                FILE,
+                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+            );
             return Vec::new();
         }
         Err(error) => {
@@ -56,18 +61,34 @@ pub fn load(dir: &StateDir, node: &str) -> Vec<(View, CheckPlan)> {
             return Vec::new();
         }
     };
-    let schemas: Vec<_> = saved.schemas.into_iter().filter_map(|bytes| Schema::parse(bytes).ok()).collect();
-    let restored: Vec<_> =
-        saved.instances.into_iter().filter_map(|one| restore(one, &schemas)).collect();
+    let schemas: Vec<_> = saved
+        .schemas
+        .into_iter()
+        .filter_map(|bytes| Schema::parse(bytes).ok())
+        .collect();
+    let restored: Vec<_> = saved
+        .instances
+        .into_iter()
+        .filter_map(|one| restore(one, &schemas))
+        .collect();
     if !restored.is_empty() {
-        info!("{} instances of the last run are served until they come back or the TTL ends", restored.len());
+        info!(
+            "{} instances of the last run are served until they come back or the TTL ends",
+            restored.len()
+        );
     }
     restored
 }
 
 fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)> {
     let local = saved.local?;
-    let checked = check(local.instance?, &Bytes::new(), Origin::Registration, &|_| true).ok()?;
+    let checked = check(
+        local.instance?,
+        &Bytes::new(),
+        Origin::Registration,
+        &|_| true,
+    )
+    .ok()?;
     let health = Health::try_from(local.health).unwrap_or(Health::Unhealthy);
     let view = View {
         instance: checked.instance,
@@ -75,7 +96,10 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
         health,
         reason: local.health_reason,
         protos: local.protos,
-        schema: schemas.iter().find(|s| s.sha256 == local.schema_sha256).cloned(),
+        schema: schemas
+            .iter()
+            .find(|s| s.sha256 == local.schema_sha256)
+            .cloned(),
         registration: saved.registration.into(),
     };
     Some((view, checked.check))
@@ -89,13 +113,16 @@ pub async fn keep(dir: StateDir, agent: Agent) {
     loop {
         changes.borrow_and_update();
         let now = agent.registered();
-        let same = now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
+        let same =
+            now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
             match write(&dir, agent.node(), &now).await {
                 Ok(()) => complained = false,
                 Err(error) if !complained => {
                     complained = true;
-                    warn!("the state dir cannot be written ({error}): after a restart instances are known once they register again");
+                    warn!(
+                        "the state dir cannot be written ({error}): after a restart instances are known once they register again"
+                    );
                 }
                 Err(_) => {}
             }
@@ -108,11 +135,20 @@ pub async fn keep(dir: StateDir, agent: Agent) {
     }
 }
 
+/// Writes what is registered now.
+pub async fn save(dir: &StateDir, agent: &Agent) {
+    if let Err(error) = write(dir, agent.node(), &agent.registered()).await {
+        warn!("the state dir cannot be written: {error}");
+    }
+}
+
 async fn write(dir: &StateDir, node: &str, views: &[Arc<View>]) -> Result<(), String> {
     let value = encode(node, views);
     let dir = dir.clone();
     let written = tokio::task::spawn_blocking(move || dir.write(FILE, &value)).await;
-    written.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    written
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
 }
 
 fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {
@@ -127,7 +163,15 @@ fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {
     }
     let instances = views
         .iter()
-        .map(|v| SavedInstance { local: Some(v.to_local()), registration: v.registration.to_string() })
+        .map(|v| SavedInstance {
+            local: Some(v.to_local()),
+            registration: v.registration.to_string(),
+        })
         .collect();
-    Saved { node: node.to_owned(), instances, schemas }.encode_to_vec()
+    Saved {
+        node: node.to_owned(),
+        instances,
+        schemas,
+    }
+    .encode_to_vec()
 }

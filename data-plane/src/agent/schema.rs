@@ -25,9 +25,13 @@ pub struct Schema {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchemaError {
-    #[error("takes {0} bytes, over the bound of 4 MiB: leave out source info and what is not needed")]
+    #[error(
+        "takes {0} bytes, over the bound of 4 MiB: leave out source info and what is not needed"
+    )]
     TooLarge(usize),
-    #[error("is no serialized google.protobuf.FileDescriptorSet ({0}): send the output of protoc --descriptor_set_out --include_imports")]
+    #[error(
+        "is no serialized google.protobuf.FileDescriptorSet ({0}): send the output of protoc --descriptor_set_out --include_imports"
+    )]
     Malformed(String),
 }
 
@@ -44,7 +48,10 @@ impl Schema {
         if files.is_empty() {
             return Err(SchemaError::Malformed("it has no file".into()));
         }
-        Ok(Self { sha256: sha256_hex(&bytes), bytes })
+        Ok(Self {
+            sha256: sha256_hex(&bytes),
+            bytes,
+        })
     }
 
     /// A set of raw files, dependencies first, in an order that depends on their names only: equal files give an
@@ -55,7 +62,8 @@ impl Schema {
     pub fn from_files(raw: &BTreeMap<String, Bytes>) -> Result<Self, SchemaError> {
         let mut parsed = BTreeMap::new();
         for (name, bytes) in raw {
-            let file = FileDescriptorProto::decode(bytes.clone()).map_err(|e| SchemaError::Malformed(e.to_string()))?;
+            let file = FileDescriptorProto::decode(bytes.clone())
+                .map_err(|e| SchemaError::Malformed(e.to_string()))?;
             parsed.insert(name.as_str(), file);
         }
         let mut order = Vec::new();
@@ -89,7 +97,10 @@ fn visit(
         if !seen.insert(name.clone()) {
             continue;
         }
-        let dependencies = parsed.get(name.as_str()).map(|f| f.dependency.clone()).unwrap_or_default();
+        let dependencies = parsed
+            .get(name.as_str())
+            .map(|f| f.dependency.clone())
+            .unwrap_or_default();
         stack.push((name, true));
         stack.extend(dependencies.into_iter().rev().map(|d| (d, false)));
     }
@@ -131,16 +142,29 @@ pub fn files(set: &Bytes) -> Result<Vec<RawFile>, SchemaError> {
 #[must_use]
 pub fn protos_of(schema: Option<&Schema>, named: &[String]) -> Vec<ProtoService> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for file in schema.and_then(|s| files(&s.bytes).ok()).unwrap_or_default() {
+    for file in schema
+        .and_then(|s| files(&s.bytes).ok())
+        .unwrap_or_default()
+    {
         for service in &file.parsed.service {
             let package = file.parsed.package();
-            let name = if package.is_empty() { service.name().to_owned() } else { format!("{package}.{}", service.name()) };
+            let name = if package.is_empty() {
+                service.name().to_owned()
+            } else {
+                format!("{package}.{}", service.name())
+            };
             let mut idempotent: Vec<String> = service
                 .method
                 .iter()
                 .filter(|method| {
-                    let level = method.options.as_ref().map(prost_types::MethodOptions::idempotency_level);
-                    matches!(level, Some(IdempotencyLevel::NoSideEffects | IdempotencyLevel::Idempotent))
+                    let level = method
+                        .options
+                        .as_ref()
+                        .map(prost_types::MethodOptions::idempotency_level);
+                    matches!(
+                        level,
+                        Some(IdempotencyLevel::NoSideEffects | IdempotencyLevel::Idempotent)
+                    )
                 })
                 .map(|method| method.name().to_owned())
                 .collect();
@@ -149,7 +173,11 @@ pub fn protos_of(schema: Option<&Schema>, named: &[String]) -> Vec<ProtoService>
         }
     }
     let served: BTreeSet<String> = if named.is_empty() {
-        found.keys().filter(|name| !is_infrastructure(name)).cloned().collect()
+        found
+            .keys()
+            .filter(|name| !is_infrastructure(name))
+            .cloned()
+            .collect()
     } else {
         named.iter().cloned().collect()
     };
@@ -157,7 +185,10 @@ pub fn protos_of(schema: Option<&Schema>, named: &[String]) -> Vec<ProtoService>
         .into_iter()
         .map(|name| {
             let idempotent_methods = found.remove(&name).unwrap_or_default();
-            ProtoService { name, idempotent_methods }
+            ProtoService {
+                name,
+                idempotent_methods,
+            }
         })
         .collect()
 }
@@ -172,9 +203,11 @@ pub fn is_infrastructure(proto: &str) -> bool {
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut out, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::with_capacity(64), |mut out, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{byte:02x}");
+            out
+        })
 }

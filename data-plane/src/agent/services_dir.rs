@@ -48,7 +48,13 @@ struct Known {
 impl ServicesDir {
     #[must_use]
     pub fn new(dir: &Path, agent: Agent, is_own: fn(IpAddr) -> bool) -> Self {
-        Self { dir: dir.to_owned(), agent, is_own, files: BTreeMap::new(), complaint: None }
+        Self {
+            dir: dir.to_owned(),
+            agent,
+            is_own,
+            files: BTreeMap::new(),
+            complaint: None,
+        }
     }
 
     /// Looks for ever.
@@ -68,7 +74,10 @@ impl ServicesDir {
             }
             Err(why) => {
                 // A folder that cannot be read is no reason to drop what it said.
-                let told = format!("{}: {why}; its instances stay as they are", self.dir.display());
+                let told = format!(
+                    "{}: {why}; its instances stay as they are",
+                    self.dir.display()
+                );
                 if self.complaint.as_ref() != Some(&told) {
                     error!("--services-dir {told}");
                     self.complaint = Some(told);
@@ -76,7 +85,12 @@ impl ServicesDir {
                 return;
             }
         };
-        let gone: Vec<_> = self.files.keys().filter(|path| !listed.contains_key(*path)).cloned().collect();
+        let gone: Vec<_> = self
+            .files
+            .keys()
+            .filter(|path| !listed.contains_key(*path))
+            .cloned()
+            .collect();
         for path in gone {
             info!(file = %path.display(), "gone: its instances are out");
             self.files.remove(&path);
@@ -101,21 +115,30 @@ impl ServicesDir {
             Err(why) => (String::new(), Some(why)),
         };
         if let Some(fault) = &fault {
-            let again = before.as_ref().is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
+            let again = before
+                .as_ref()
+                .is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
             if !again {
                 error!("{}: {fault}; {}", path.display(), self.stays(path));
             }
         }
-        self.files.insert(path.to_owned(), Known { mark, text, fault });
+        self.files
+            .insert(path.to_owned(), Known { mark, text, fault });
     }
 
     fn apply(&self, path: &Path, text: &str) -> Result<(), String> {
         let wanted = services_file::parse(text, &self.is_own)?;
-        self.agent.set_file(path, wanted).map_err(|refused| format!("instances: {refused}"))
+        self.agent
+            .set_file(path, wanted)
+            .map_err(|refused| format!("instances: {refused}"))
     }
 
     fn stays(&self, path: &Path) -> &'static str {
-        if self.agent.has_file(path) { "its last good content stays" } else { "none of its instances is in" }
+        if self.agent.has_file(path) {
+            "its last good content stays"
+        } else {
+            "none of its instances is in"
+        }
     }
 }
 
@@ -123,7 +146,10 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
     let mut out = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(|e| e.to_string())? {
         let path = entry.map_err(|e| e.to_string())?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         // Editors keep their half-written copies under hidden names.
         if !yaml || name.starts_with('.') {
@@ -138,7 +164,9 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
             Ok(None) | Err(_) => {}
         }
         if out.len() > MAX_FILES {
-            return Err(format!("more than {MAX_FILES} files: use one file per service"));
+            return Err(format!(
+                "more than {MAX_FILES} files: use one file per service"
+            ));
         }
     }
     Ok(out)
@@ -147,12 +175,18 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
 fn mark(path: &Path) -> io::Result<Option<Mark>> {
     use std::os::unix::fs::MetadataExt as _;
     let meta = fs::metadata(path)?;
-    Ok(meta.is_file().then(|| Mark { modified: meta.modified().ok(), bytes: meta.len(), inode: meta.ino() }))
+    Ok(meta.is_file().then(|| Mark {
+        modified: meta.modified().ok(),
+        bytes: meta.len(),
+        inode: meta.ino(),
+    }))
 }
 
 fn read_bounded(path: &Path, bytes: u64) -> Result<String, String> {
     if bytes > services_file::MAX_FILE_BYTES {
-        return Err(format!("takes {bytes} bytes, over the bound of 1 MiB: split it into several files"));
+        return Err(format!(
+            "takes {bytes} bytes, over the bound of 1 MiB: split it into several files"
+        ));
     }
     fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
 }

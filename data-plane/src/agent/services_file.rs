@@ -85,12 +85,15 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// # Errors
 /// One line: every fault with its field and remedy.
 pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
-    let file: ServicesFile = serde_saphyr::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+    let file: ServicesFile =
+        serde_saphyr::from_str(text).map_err(|error| one_line(&error.to_string()))?;
     let mut faults = Vec::new();
     let protocol = protocol(file.protocol.as_deref(), &mut faults);
     let health = file.health.as_ref().map(|part| health(part, &mut faults));
     if file.instances.is_empty() {
-        faults.push("instances: is empty: name at least one {id, address}, or remove the file".to_owned());
+        faults.push(
+            "instances: is empty: name at least one {id, address}, or remove the file".to_owned(),
+        );
     }
     let mut out = Vec::new();
     let mut seen = BTreeSet::new();
@@ -110,7 +113,10 @@ pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>
         match check(instance, &Bytes::new(), Origin::File, is_own) {
             Ok(checked) => {
                 if !seen.insert(InstanceKey::of(&checked.instance)) {
-                    faults.push(format!("instances[{index}].id: \"{}\" stands twice: ids are unique in a service", part.id));
+                    faults.push(format!(
+                        "instances[{index}].id: \"{}\" stands twice: ids are unique in a service",
+                        part.id
+                    ));
                 }
                 out.push(checked);
             }
@@ -118,14 +124,22 @@ pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>
                 // Of the service as a whole, or of this instance.
                 let field = v.field.trim_start_matches("instance.");
                 let own = matches!(field, "id" | "address" | "weight");
-                let at = if own { format!("instances[{index}].{field}") } else { field.to_owned() };
+                let at = if own {
+                    format!("instances[{index}].{field}")
+                } else {
+                    field.to_owned()
+                };
                 format!("{at}: {}", v.description)
             })),
         }
     }
     let mut told = BTreeSet::new();
     faults.retain(|fault| told.insert(fault.clone()));
-    if faults.is_empty() { Ok(out) } else { Err(faults.join("; ")) }
+    if faults.is_empty() {
+        Ok(out)
+    } else {
+        Err(faults.join("; "))
+    }
 }
 
 fn protocol(word: Option<&str>, faults: &mut Vec<String>) -> Protocol {
@@ -134,7 +148,9 @@ fn protocol(word: Option<&str>, faults: &mut Vec<String>) -> Protocol {
         Some("http") => Protocol::Http,
         Some("tcp") => Protocol::Tcp,
         Some(other) => {
-            faults.push(format!("protocol: \"{other}\" is unknown: use grpc or http"));
+            faults.push(format!(
+                "protocol: \"{other}\" is unknown: use grpc or http"
+            ));
             Protocol::Grpc
         }
     }
@@ -147,7 +163,9 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
         "tcp" => Kind::Tcp,
         "none" => Kind::None,
         other => {
-            faults.push(format!("health.kind: \"{other}\" is unknown: use grpc, http, tcp or none"));
+            faults.push(format!(
+                "health.kind: \"{other}\" is unknown: use grpc, http, tcp or none"
+            ));
             Kind::None
         }
     };
@@ -155,7 +173,9 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
         let word = word?;
         let parsed = parse_duration(word).and_then(|d| prost_types::Duration::try_from(d).ok());
         if parsed.is_none() {
-            faults.push(format!("health.{field}: \"{word}\" is no duration: write for example 5s or 500ms"));
+            faults.push(format!(
+                "health.{field}: \"{word}\" is no duration: write for example 5s or 500ms"
+            ));
         }
         parsed
     };
@@ -172,5 +192,9 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
 
 /// A parser's message without the picture of the source that some add below it.
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("is no YAML").to_owned()
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("is no YAML")
+        .to_owned()
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use heddle_proto::control::v1::{
-    Beat, Change, ControlMessage, Hello, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload, Welcome, ack,
-    control_message, node_message, node_session_client::NodeSessionClient,
+    Beat, Change, ControlMessage, Hello, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload,
+    Welcome, ack, control_message, node_message, node_session_client::NodeSessionClient,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -95,16 +95,34 @@ impl SessionHandle {
 
     /// Waits, within bounds, until every client has acknowledged that the instance is gone. With no control plane at
     /// hand the answer comes at once.
-    pub async fn removal(&self, key: &InstanceKey, version: u64, max_wait: Duration) -> Acknowledged {
-        let away = |why: &str| Acknowledged { acknowledged: false, unacknowledged: vec![why.to_owned()] };
+    pub async fn removal(
+        &self,
+        key: &InstanceKey,
+        version: u64,
+        max_wait: Duration,
+    ) -> Acknowledged {
+        let away = |why: &str| Acknowledged {
+            acknowledged: false,
+            unacknowledged: vec![why.to_owned()],
+        };
         match &*self.status.borrow() {
             // This node is the whole mesh, and its own table has changed.
-            SessionStatus::Off => return Acknowledged { acknowledged: true, unacknowledged: Vec::new() },
+            SessionStatus::Off => {
+                return Acknowledged {
+                    acknowledged: true,
+                    unacknowledged: Vec::new(),
+                };
+            }
             SessionStatus::Connected(_) => {}
             _ => return away("(the control plane is not connected)"),
         }
         let (answer, answered) = oneshot::channel();
-        let removal = Removal { key: key.clone(), version, until: Instant::now() + max_wait, answer };
+        let removal = Removal {
+            key: key.clone(),
+            version,
+            until: Instant::now() + max_wait,
+            answer,
+        };
         if self.removals.try_send(removal).is_err() {
             return away("(too many removals wait already)");
         }
@@ -152,8 +170,22 @@ impl Session {
             SessionStatus::Connecting("not tried yet".into())
         };
         let status = watch::Sender::new(first);
-        let handle = SessionHandle { removals: ask, status: status.subscribe() };
-        (Self { agent, identity, urls, revision, epoch: 0, removals, status }, handle)
+        let handle = SessionHandle {
+            removals: ask,
+            status: status.subscribe(),
+        };
+        (
+            Self {
+                agent,
+                identity,
+                urls,
+                revision,
+                epoch: 0,
+                removals,
+                status,
+            },
+            handle,
+        )
     }
 
     /// Where other nodes reach this one; known only once inbound is bound.
@@ -169,7 +201,11 @@ impl Session {
         let mut next = any_of(self.urls.len());
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let url = self.urls.get(next % self.urls.len()).cloned().unwrap_or_default();
+            let url = self
+                .urls
+                .get(next % self.urls.len())
+                .cloned()
+                .unwrap_or_default();
             next = next.wrapping_add(1);
             let started = Instant::now();
             let end = match self.connect(&url).await {
@@ -203,7 +239,9 @@ impl Session {
     fn tell_broken(&self, url: &str, why: String) {
         let known = matches!(&*self.status.borrow(), SessionStatus::Connecting(old) if *old == why);
         if !known {
-            warn!("the control plane at {url} is not reachable: {why}; serving on and trying again every 0.25 to 3 s");
+            warn!(
+                "the control plane at {url} is not reachable: {why}; serving on and trying again every 0.25 to 3 s"
+            );
             self.status.send_replace(SessionStatus::Connecting(why));
         }
     }
@@ -211,7 +249,10 @@ impl Session {
     fn refuse_removals(&mut self) {
         while let Ok(removal) = self.removals.try_recv() {
             let unacknowledged = vec!["(the control plane is not connected)".to_owned()];
-            let _ = removal.answer.send(Acknowledged { acknowledged: false, unacknowledged });
+            let _ = removal.answer.send(Acknowledged {
+                acknowledged: false,
+                unacknowledged,
+            });
         }
     }
 
@@ -222,15 +263,31 @@ impl Session {
             let (version, views) = self.agent.views();
             let hello = self.hello(&views);
             // Room for it was made a line above.
-            let _ = requests.try_send(NodeMessage { message: Some(node_message::Message::Hello(hello)) });
+            let _ = requests.try_send(NodeMessage {
+                message: Some(node_message::Message::Hello(hello)),
+            });
             let mut client = NodeSessionClient::new(channel);
-            let opened = client.open(ReceiverStream::new(stream)).await.map_err(|s| self.end_of(&s))?;
+            let opened = client
+                .open(ReceiverStream::new(stream))
+                .await
+                .map_err(|s| self.end_of(&s))?;
             let mut responses = opened.into_inner();
             let first = responses.message().await.map_err(|s| self.end_of(&s))?;
-            let Some(ControlMessage { message: Some(control_message::Message::Welcome(welcome)) }) = first else {
-                return Err(End::Broken("it answered something else than Welcome".into()));
+            let Some(ControlMessage {
+                message: Some(control_message::Message::Welcome(welcome)),
+            }) = first
+            else {
+                return Err(End::Broken(
+                    "it answered something else than Welcome".into(),
+                ));
             };
-            Ok(Open { requests, responses, welcome, version, views })
+            Ok(Open {
+                requests,
+                responses,
+                welcome,
+                version,
+                views,
+            })
         };
         match timeout(OPENING, opening).await {
             Ok(opened) => opened,
@@ -261,11 +318,18 @@ impl Session {
     }
 
     async fn serve(&mut self, open: Open) -> End {
-        let Open { requests, responses, welcome, version, views } = open;
+        let Open {
+            requests,
+            responses,
+            welcome,
+            version,
+            views,
+        } = open;
         self.epoch = welcome.epoch;
         self.revision.fetch_max(welcome.revision, Ordering::Relaxed);
         info!(replica = %welcome.replica, epoch = welcome.epoch, instances = views.len(), "session with the control plane");
-        self.status.send_replace(SessionStatus::Connected(welcome.replica.clone()));
+        self.status
+            .send_replace(SessionStatus::Connected(welcome.replica.clone()));
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
         let beat = span(welcome.renew_interval, Duration::from_secs(3));
         let mut stream = Stream {
@@ -291,7 +355,11 @@ impl Session {
         }
     }
 
-    async fn drive(&mut self, stream: &mut Stream, beat: Duration) -> Result<std::convert::Infallible, End> {
+    async fn drive(
+        &mut self,
+        stream: &mut Stream,
+        beat: Duration,
+    ) -> Result<std::convert::Infallible, End> {
         let mut changes = self.agent.changes();
         let mut beats = tokio::time::interval(beat);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -365,12 +433,18 @@ impl Stream {
             } else {
                 self.sequence += 1;
                 self.in_flight = Some((self.sequence, version));
-                let change = Change { sequence: self.sequence, ..change };
+                let change = Change {
+                    sequence: self.sequence,
+                    ..change
+                };
                 self.send(node_message::Message::Change(change)).await?;
             }
         }
         let acknowledged = self.acknowledged;
-        let (ready, waiting) = self.waiting.drain(..).partition(|r| r.version <= acknowledged);
+        let (ready, waiting) = self
+            .waiting
+            .drain(..)
+            .partition(|r| r.version <= acknowledged);
         self.waiting = waiting;
         for removal in ready {
             self.ask(removal).await?;
@@ -400,7 +474,8 @@ impl Stream {
         match message.message {
             Some(control_message::Message::Ack(ack)) => {
                 revision.fetch_max(ack.revision, Ordering::Relaxed);
-                if let (Some(ack::Of::Change(sequence)), Some((wanted, version))) = (ack.of, self.in_flight)
+                if let (Some(ack::Of::Change(sequence)), Some((wanted, version))) =
+                    (ack.of, self.in_flight)
                     && sequence >= wanted
                 {
                     self.in_flight = None;
@@ -408,9 +483,16 @@ impl Stream {
                 }
                 ack.missing_schemas
             }
-            Some(control_message::Message::RemovalAnswer(RemovalAnswer { id, acknowledged, unacknowledged })) => {
+            Some(control_message::Message::RemovalAnswer(RemovalAnswer {
+                id,
+                acknowledged,
+                unacknowledged,
+            })) => {
                 if let Some(answer) = self.asked.remove(&id) {
-                    let _ = answer.send(Acknowledged { acknowledged, unacknowledged });
+                    let _ = answer.send(Acknowledged {
+                        acknowledged,
+                        unacknowledged,
+                    });
                 }
                 Vec::new()
             }
@@ -423,21 +505,39 @@ impl Stream {
             return Err(format!("it has been silent for {:?}", self.ttl));
         }
         self.beats += 1;
-        self.send(node_message::Message::Beat(Beat { sequence: self.beats })).await
+        self.send(node_message::Message::Beat(Beat {
+            sequence: self.beats,
+        }))
+        .await
     }
 
     async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {
         for sha256 in missing {
             // Gone meanwhile: nobody needs it any more.
-            let Some(schema) = agent.schema(sha256).filter(|s| s.bytes.len() <= MAX_SCHEMA_BYTES) else { continue };
-            let upload = SchemaUpload { sha256: schema.sha256, file_descriptor_set: schema.bytes };
+            let Some(schema) = agent
+                .schema(sha256)
+                .filter(|s| s.bytes.len() <= MAX_SCHEMA_BYTES)
+            else {
+                continue;
+            };
+            let upload = SchemaUpload {
+                sha256: schema.sha256,
+                file_descriptor_set: schema.bytes,
+            };
             self.send(node_message::Message::Schema(upload)).await?;
         }
         Ok(())
     }
 
     async fn send(&self, message: node_message::Message) -> Result<(), String> {
-        match timeout(self.ttl, self.requests.send(NodeMessage { message: Some(message) })).await {
+        match timeout(
+            self.ttl,
+            self.requests.send(NodeMessage {
+                message: Some(message),
+            }),
+        )
+        .await
+        {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("it ended the session".into()),
             Err(_) => Err(format!("it has read nothing for {:?}", self.ttl)),
@@ -458,11 +558,17 @@ fn difference(sent: &Views, now: &Views) -> Change {
             .filter(|(old, new)| old.as_ref() != Some(new))
             .map(|(_, new)| new)
             .collect(),
-        removed: sent.keys().filter(|key| !now.contains_key(*key)).map(InstanceKey::to_ref).collect(),
+        removed: sent
+            .keys()
+            .filter(|key| !now.contains_key(*key))
+            .map(InstanceKey::to_ref)
+            .collect(),
     }
 }
 
 fn span(given: Option<prost_types::Duration>, default: Duration) -> Duration {
     let given = given.and_then(|d| Duration::try_from(d).ok());
-    given.filter(|d| (Duration::from_millis(10)..Duration::from_secs(3600)).contains(d)).unwrap_or(default)
+    given
+        .filter(|d| (Duration::from_millis(10)..Duration::from_secs(3600)).contains(d))
+        .unwrap_or(default)
 }

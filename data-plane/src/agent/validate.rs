@@ -57,7 +57,8 @@ const MAX_LABELS: usize = 32;
 const MAX_LABEL_VALUE: usize = 256;
 const MAX_WEIGHT: u32 = 1000;
 const MAX_PATH: usize = 1024;
-const LABEL_RULE: &str = "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
+const LABEL_RULE: &str =
+    "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
 
 /// Checks everything and tells every fault.
 ///
@@ -78,14 +79,23 @@ pub fn check(
     match Protocol::try_from(instance.protocol) {
         Ok(Protocol::Unspecified) => instance.protocol = Protocol::Grpc.into(),
         Ok(Protocol::Grpc | Protocol::Http) => {}
-        Ok(Protocol::Tcp) => faults.add("protocol", "tcp has no listener in this version: use grpc or http".into()),
-        Err(_) => faults.add("protocol", format!("{} is unknown: use grpc or http", instance.protocol)),
+        Ok(Protocol::Tcp) => faults.add(
+            "protocol",
+            "tcp has no listener in this version: use grpc or http".into(),
+        ),
+        Err(_) => faults.add(
+            "protocol",
+            format!("{} is unknown: use grpc or http", instance.protocol),
+        ),
     }
     if instance.weight == 0 {
         instance.weight = 1;
     }
     if instance.weight > MAX_WEIGHT {
-        faults.add("weight", format!("{} is too much: at most {MAX_WEIGHT}", instance.weight));
+        faults.add(
+            "weight",
+            format!("{} is too much: at most {MAX_WEIGHT}", instance.weight),
+        );
     }
     labels(&instance, &mut faults);
     proto_names(&instance, &mut faults);
@@ -96,28 +106,49 @@ pub fn check(
     };
     let protos = schema::protos_of(schema.as_ref(), &instance.protos);
     instance.address = address.to_string();
-    Ok(Checked { instance, address, check, protos, schema })
+    Ok(Checked {
+        instance,
+        address,
+        check,
+        protos,
+        schema,
+    })
 }
 
 struct Faults(Vec<Violation>);
 
 impl Faults {
     fn add(&mut self, field: &str, description: String) {
-        let field = if field == "file_descriptor_set" { field.to_owned() } else { format!("instance.{field}") };
+        let field = if field == "file_descriptor_set" {
+            field.to_owned()
+        } else {
+            format!("instance.{field}")
+        };
         self.0.push(Violation { field, description });
     }
 }
 
 fn names(instance: &Instance, faults: &mut Faults) {
-    for (field, word) in [("service", &instance.service), ("namespace", &instance.namespace), ("id", &instance.id)] {
+    for (field, word) in [
+        ("service", &instance.service),
+        ("namespace", &instance.namespace),
+        ("id", &instance.id),
+    ] {
         if word.is_empty() {
             faults.add(field, format!("is missing: {LABEL_RULE}"));
         } else if !is_label(word) {
-            faults.add(field, format!("\"{}\" is no DNS label: {LABEL_RULE}", shown(word)));
+            faults.add(
+                field,
+                format!("\"{}\" is no DNS label: {LABEL_RULE}", shown(word)),
+            );
         }
     }
-    if instance.version.chars().count() > MAX_TEXT || instance.version.chars().any(char::is_control) {
-        faults.add("version", format!("use at most {MAX_TEXT} printable characters"));
+    if instance.version.chars().count() > MAX_TEXT || instance.version.chars().any(char::is_control)
+    {
+        faults.add(
+            "version",
+            format!("use at most {MAX_TEXT} printable characters"),
+        );
     }
 }
 
@@ -125,10 +156,18 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
     let form = "write \"IP:port\" or \"[IPv6]:port\", an address of this host on which the instance listens";
     let why = match word.parse::<SocketAddr>() {
         _ if word.is_empty() => format!("is missing: {form}"),
-        Err(_) => format!("\"{}\" is no address (names are not resolved): {form}", shown(word)),
-        Ok(addr) if addr.port() == 0 => format!("\"{addr}\" has port 0: give the port on which the instance listens"),
+        Err(_) => format!(
+            "\"{}\" is no address (names are not resolved): {form}",
+            shown(word)
+        ),
+        Ok(addr) if addr.port() == 0 => {
+            format!("\"{addr}\" has port 0: give the port on which the instance listens")
+        }
         Ok(addr) if addr.ip().is_unspecified() => {
-            format!("\"{addr}\" is every address and none: write 127.0.0.1:{} or an address of this host", addr.port())
+            format!(
+                "\"{addr}\" is every address and none: write 127.0.0.1:{} or an address of this host",
+                addr.port()
+            )
         }
         Ok(addr) if !is_own(addr.ip()) => format!(
             "\"{addr}\" is not an address of this host: an instance registers with the agent of its own node"
@@ -141,7 +180,13 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
 
 fn labels(instance: &Instance, faults: &mut Faults) {
     if instance.labels.len() > MAX_LABELS {
-        faults.add("labels", format!("{} are too many: at most {MAX_LABELS}", instance.labels.len()));
+        faults.add(
+            "labels",
+            format!(
+                "{} are too many: at most {MAX_LABELS}",
+                instance.labels.len()
+            ),
+        );
     }
     for (name, value) in &instance.labels {
         if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_LABEL_VALUE {
@@ -155,7 +200,13 @@ fn labels(instance: &Instance, faults: &mut Faults) {
 
 fn proto_names(instance: &Instance, faults: &mut Faults) {
     if instance.protos.len() > MAX_PROTOS {
-        faults.add("protos", format!("{} are too many: at most {MAX_PROTOS}", instance.protos.len()));
+        faults.add(
+            "protos",
+            format!(
+                "{} are too many: at most {MAX_PROTOS}",
+                instance.protos.len()
+            ),
+        );
     }
     for (index, name) in instance.protos.iter().take(MAX_PROTOS).enumerate() {
         if !is_proto_name(name) {
@@ -186,24 +237,55 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
     let kind = match Kind::try_from(given.kind) {
         Ok(Kind::Unspecified) => default_kind,
         Ok(Kind::KeepAlive) if origin == Origin::File => {
-            faults.add("health.kind", "a file sends no keep-alive: use grpc, http, tcp or none".into());
+            faults.add(
+                "health.kind",
+                "a file sends no keep-alive: use grpc, http, tcp or none".into(),
+            );
             default_kind
         }
         Ok(kind) => kind,
         Err(_) => {
-            faults.add("health.kind", format!("{} is unknown: use grpc, http, tcp or none", given.kind));
+            faults.add(
+                "health.kind",
+                format!("{} is unknown: use grpc, http, tcp or none", given.kind),
+            );
             default_kind
         }
     };
-    let interval = span("health.interval", given.interval, Duration::from_secs(5), faults);
-    let timeout = span("health.timeout", given.timeout, Duration::from_secs(1), faults);
-    let path = if given.path.is_empty() { "/".to_owned() } else { given.path };
+    let interval = span(
+        "health.interval",
+        given.interval,
+        Duration::from_secs(5),
+        faults,
+    );
+    let timeout = span(
+        "health.timeout",
+        given.timeout,
+        Duration::from_secs(1),
+        faults,
+    );
+    let path = if given.path.is_empty() {
+        "/".to_owned()
+    } else {
+        given.path
+    };
     let visible = |b: u8| b.is_ascii_graphic();
     if !path.starts_with('/') || path.len() > MAX_PATH || !path.bytes().all(visible) {
-        faults.add("health.path", format!("\"{}\" is no path: it starts with '/' and has no blanks", shown(&path)));
+        faults.add(
+            "health.path",
+            format!(
+                "\"{}\" is no path: it starts with '/' and has no blanks",
+                shown(&path)
+            ),
+        );
     }
-    if !given.grpc_service.is_empty() && (given.grpc_service.len() > MAX_PROTO_NAME || !given.grpc_service.bytes().all(visible)) {
-        faults.add("health.grpc_service", "use the name of a service, or leave it out for the whole server".into());
+    if !given.grpc_service.is_empty()
+        && (given.grpc_service.len() > MAX_PROTO_NAME || !given.grpc_service.bytes().all(visible))
+    {
+        faults.add(
+            "health.grpc_service",
+            "use the name of a service, or leave it out for the whole server".into(),
+        );
     }
     let threshold = |field: &str, given: u32, default: u32, faults: &mut Faults| {
         if given > 100 {
@@ -211,8 +293,18 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
         }
         if given == 0 { default } else { given }
     };
-    let unhealthy_threshold = threshold("health.unhealthy_threshold", given.unhealthy_threshold, 2, faults);
-    let healthy_threshold = threshold("health.healthy_threshold", given.healthy_threshold, 1, faults);
+    let unhealthy_threshold = threshold(
+        "health.unhealthy_threshold",
+        given.unhealthy_threshold,
+        2,
+        faults,
+    );
+    let healthy_threshold = threshold(
+        "health.healthy_threshold",
+        given.healthy_threshold,
+        1,
+        faults,
+    );
     (faults.0.len() == before).then_some(CheckPlan {
         kind,
         interval,
@@ -224,7 +316,12 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
     })
 }
 
-fn span(field: &str, given: Option<prost_types::Duration>, default: Duration, faults: &mut Faults) -> Duration {
+fn span(
+    field: &str,
+    given: Option<prost_types::Duration>,
+    default: Duration,
+    faults: &mut Faults,
+) -> Duration {
     let Some(given) = given else { return default };
     let value = Duration::try_from(given).ok();
     match value.filter(|v| (Duration::from_millis(50)..=Duration::from_secs(3600)).contains(v)) {
@@ -251,5 +348,8 @@ fn given_schema(bytes: &Bytes, faults: &mut Faults) -> Option<Schema> {
 
 /// A word from outside as it may stand in an error: bounded and printable.
 fn shown(word: &str) -> String {
-    word.chars().take(80).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    word.chars()
+        .take(80)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }

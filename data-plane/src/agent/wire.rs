@@ -49,14 +49,24 @@ fn next(rest: &mut Bytes) -> Result<Field, WireError> {
         2 => {
             let tail = rest.get(tag_len..).ok_or(WireError::Truncated)?;
             let (len, len_len) = varint(tail)?;
-            (tag_len + len_len, usize::try_from(len).map_err(|_| WireError::Truncated)?)
+            (
+                tag_len + len_len,
+                usize::try_from(len).map_err(|_| WireError::Truncated)?,
+            )
         }
         _ => return Err(WireError::WireType),
     };
-    let end = value_start.checked_add(len).filter(|end| *end <= rest.len()).ok_or(WireError::Truncated)?;
+    let end = value_start
+        .checked_add(len)
+        .filter(|end| *end <= rest.len())
+        .ok_or(WireError::Truncated)?;
     let whole = rest.split_to(end);
     let bytes = (tag & 7 == 2).then(|| whole.slice(value_start..));
-    Ok(Field { number, whole, bytes })
+    Ok(Field {
+        number,
+        whole,
+        bytes,
+    })
 }
 
 fn varint(bytes: &[u8]) -> Result<(u64, usize), WireError> {

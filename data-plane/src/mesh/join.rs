@@ -67,9 +67,14 @@ pub fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joi
             spec.protocol = index.protocol;
             spec.protos.clone_from(&index.protos);
         }
-        let others = cluster.assignment.endpoints.iter().filter(|r| *r.node != *place.node);
+        let others = cluster
+            .assignment
+            .endpoints
+            .iter()
+            .filter(|r| *r.node != *place.node);
         for remote in others {
-            spec.endpoints.push(Arc::new(remote_endpoint(name, remote, uids)));
+            spec.endpoints
+                .push(Arc::new(remote_endpoint(name, remote, uids)));
         }
         joined.services.insert(name.clone(), spec);
     }
@@ -83,12 +88,22 @@ pub fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joi
             ..ServiceSpec::default()
         });
         merge_protos(&mut spec.protos, view);
-        spec.endpoints.push(Arc::new(own_endpoint(place, key, view, uid)));
+        spec.endpoints
+            .push(Arc::new(own_endpoint(place, key, view, uid)));
         joined.locals.insert(uid, key.clone());
     }
-    joined.schemas =
-        joined.services.iter().map(|(name, spec)| claim(name, spec, own, xds)).collect();
-    uids.end(joined.services.values().map(|spec| spec.endpoints.len()).sum());
+    joined.schemas = joined
+        .services
+        .iter()
+        .map(|(name, spec)| claim(name, spec, own, xds))
+        .collect();
+    uids.end(
+        joined
+            .services
+            .values()
+            .map(|spec| spec.endpoints.len())
+            .sum(),
+    );
     joined
 }
 
@@ -132,7 +147,9 @@ fn merge_protos(protos: &mut Vec<ProtoService>, view: &View) {
         match protos.binary_search_by(|p| p.name.as_str().cmp(&proto.name)) {
             Ok(at) => {
                 if let Some(known) = protos.get_mut(at) {
-                    known.idempotent_methods.extend(proto.idempotent_methods.iter().cloned());
+                    known
+                        .idempotent_methods
+                        .extend(proto.idempotent_methods.iter().cloned());
                     known.idempotent_methods.sort();
                     known.idempotent_methods.dedup();
                 }

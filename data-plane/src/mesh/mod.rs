@@ -155,7 +155,9 @@ impl Weaver {
         for (name, spec) in services {
             let endpoints = match self.made.remove(&name) {
                 Some((old, set)) if old.endpoints == spec.endpoints => set,
-                _ => Arc::new(EndpointSet { endpoints: spec.endpoints.clone() }),
+                _ => Arc::new(EndpointSet {
+                    endpoints: spec.endpoints.clone(),
+                }),
             };
             let mut service = Service::new(&spec.service, &spec.namespace);
             service.protocol = spec.protocol;

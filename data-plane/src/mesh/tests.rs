@@ -43,13 +43,27 @@ fn remote(node: &str, id: &str, inbound: &str) -> Remote {
 
 fn view(clusters: Vec<(&str, Vec<Remote>, &[&str])>) -> Arc<xds::View> {
     let clusters = clusters.into_iter().map(|(name, endpoints, protos)| {
-        let protos =
-            protos.iter().map(|&name| ProtoService { name: name.into(), ..Default::default() });
-        let index = Index { protos: protos.collect(), ..Index::default() };
+        let protos = protos.iter().map(|&name| ProtoService {
+            name: name.into(),
+            ..Default::default()
+        });
+        let index = Index {
+            protos: protos.collect(),
+            ..Index::default()
+        };
         let assignment = Arc::new(Assignment { endpoints });
-        (name.to_owned(), Cluster { assignment, index: Some(Arc::new(index)) })
+        (
+            name.to_owned(),
+            Cluster {
+                assignment,
+                index: Some(Arc::new(index)),
+            },
+        )
     });
-    Arc::new(xds::View { clusters: clusters.collect(), complete: true })
+    Arc::new(xds::View {
+        clusters: clusters.collect(),
+        complete: true,
+    })
 }
 
 struct Loom {
@@ -71,11 +85,16 @@ impl Loom {
             region: String::new(),
             zone: String::new(),
         };
-        let (weaver, mesh) =
-            Weaver::new(place, agent.clone(), xds.subscribe(), ready.subscribe());
+        let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe(), ready.subscribe());
         let (tell, published) = mpsc::unbounded_channel();
         tokio::spawn(weaver.run(move |table| tell.send(table).unwrap()));
-        Self { agent, xds, ready, mesh, published }
+        Self {
+            agent,
+            xds,
+            ready,
+            mesh,
+            published,
+        }
     }
 
     async fn next(&mut self) -> Arc<RouteTable> {
@@ -86,7 +105,9 @@ impl Loom {
 
 fn targets(table: &RouteTable, service: &str) -> Vec<Target> {
     let service = table.service(service);
-    service.map_or(vec![], |s| s.endpoints.endpoints.iter().map(|e| e.target).collect())
+    service.map_or(vec![], |s| {
+        s.endpoints.endpoints.iter().map(|e| e.target).collect()
+    })
 }
 
 #[tokio::test]
@@ -100,7 +121,10 @@ async fn own_instances_are_the_agents_and_all_others_are_xds() {
     assert!(table.proto_services().any(|p| p == "e.Echo"));
 
     // The control plane's word on this node's own instances is late by nature: it does not count.
-    let echo = vec![remote("a", "gone", "10.0.0.1:15008"), remote("b", "e9", "10.0.0.2:15008")];
+    let echo = vec![
+        remote("a", "gone", "10.0.0.1:15008"),
+        remote("b", "e9", "10.0.0.2:15008"),
+    ];
     loom.xds.send_replace(view(vec![
         ("echo.default", echo, &["e.Echo"]),
         ("far.shop", vec![], &["f.Far"]),
@@ -109,7 +133,10 @@ async fn own_instances_are_the_agents_and_all_others_are_xds() {
     let far = Target::Node("10.0.0.2:15008".parse().unwrap());
     assert_eq!(targets(&table, "echo.default"), [far, local]);
     assert_eq!(targets(&table, "far.shop"), []);
-    assert!(table.service("far.shop").is_some(), "a service without instances is known");
+    assert!(
+        table.service("far.shop").is_some(),
+        "a service without instances is known"
+    );
 }
 
 #[tokio::test]
@@ -125,13 +152,25 @@ async fn equal_content_is_no_new_table_and_numbers_stay() {
     // The same process registers again (its stream broke): a new registration, the same endpoint.
     own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
     let (version, _) = loom.agent.views();
-    loom.mesh.wait_for(|m| m.agent_version == version).await.unwrap();
-    assert!(loom.published.try_recv().is_err(), "equal content was published again");
+    loom.mesh
+        .wait_for(|m| m.agent_version == version)
+        .await
+        .unwrap();
+    assert!(
+        loom.published.try_recv().is_err(),
+        "equal content was published again"
+    );
 
     own(&loom.agent, "echo", "e2", "127.0.0.1:21002", &["e.Echo"]);
     let second = loom.next().await;
     let endpoints = &second.service("echo.default").unwrap().endpoints.endpoints;
-    assert_eq!(endpoints.iter().filter(|e| e.uid == uid && &*e.id == "e1").count(), 1);
+    assert_eq!(
+        endpoints
+            .iter()
+            .filter(|e| e.uid == uid && &*e.id == "e1")
+            .count(),
+        1
+    );
     assert_eq!(endpoints.len(), 2);
 }
 

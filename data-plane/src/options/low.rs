@@ -10,7 +10,12 @@ pub struct LowOptions {
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
     /// The control plane's replicas; `none` serves this node's own instances alone
-    #[arg(long, value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:15010")]
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:15010"
+    )]
     pub control: Vec<String>,
     /// Keeps the last good state across restarts; created if missing [default: nothing is kept]
     #[arg(long, value_name = "PATH")]

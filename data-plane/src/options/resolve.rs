@@ -67,7 +67,10 @@ impl LowOptions {
         // These bind nothing yet, but a word that cannot be an address is told today, not with the version that binds it.
         listeners("--dns", &self.dns, &mut faults);
         listeners("--gateway", &self.gateway, &mut faults);
-        let advertise = self.advertise.as_deref().and_then(|word| advertise(word, &mut faults));
+        let advertise = self
+            .advertise
+            .as_deref()
+            .and_then(|word| advertise(word, &mut faults));
         let (region, zone) = locality(self.locality.as_deref(), &mut faults);
         let drain_timeout = parse_duration(&self.drain_timeout).unwrap_or_else(|| {
             faults.push(format!(
@@ -77,7 +80,10 @@ impl LowOptions {
             Duration::ZERO
         });
         let workers = workers(self.workers, &mut faults);
-        for (name, dir) in [("--state-dir", &self.state_dir), ("--services-dir", &self.services_dir)] {
+        for (name, dir) in [
+            ("--state-dir", &self.state_dir),
+            ("--services-dir", &self.services_dir),
+        ] {
             if dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
                 faults.push(format!("{name} is empty: give a path or leave it out"));
             }
@@ -123,7 +129,11 @@ fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {
         if word == "none" || word.is_empty() {
             continue;
         }
-        let url = if word.contains("://") { word.clone() } else { format!("http://{word}") };
+        let url = if word.contains("://") {
+            word.clone()
+        } else {
+            format!("http://{word}")
+        };
         let fault = match http::Uri::from_str(&url) {
             Err(error) => Some(error.to_string()),
             Ok(uri) if uri.scheme_str() == Some("https") => {
@@ -131,12 +141,16 @@ fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {
             }
             Ok(uri) if uri.scheme_str() != Some("http") => Some("only http is known".to_owned()),
             Ok(uri) if uri.host().is_none_or(str::is_empty) => Some("it has no host".to_owned()),
-            Ok(uri) if uri.port_u16().is_none() => Some("it has no port (the control plane's is 15010)".to_owned()),
+            Ok(uri) if uri.port_u16().is_none() => {
+                Some("it has no port (the control plane's is 15010)".to_owned())
+            }
             Ok(_) => None,
         };
         match fault {
             None => urls.push(url),
-            Some(why) => faults.push(format!("--control \"{word}\": {why}; write for example http://127.0.0.1:15010")),
+            Some(why) => faults.push(format!(
+                "--control \"{word}\": {why}; write for example http://127.0.0.1:15010"
+            )),
         }
     }
     urls.dedup();
@@ -169,10 +183,18 @@ fn parse_listen(word: &str) -> Result<Vec<ListenAddr>, &'static str> {
         return Ok(vec![ListenAddr::Unix(PathBuf::from(path))]);
     }
     if let Some(port) = word.strip_prefix("localhost:") {
-        let port: u16 = port.parse().map_err(|_| "the port is a number up to 65535")?;
-        let mut addrs = vec![ListenAddr::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))];
+        let port: u16 = port
+            .parse()
+            .map_err(|_| "the port is a number up to 65535")?;
+        let mut addrs = vec![ListenAddr::Tcp(SocketAddr::from((
+            Ipv4Addr::LOCALHOST,
+            port,
+        )))];
         if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
-            addrs.push(ListenAddr::Tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
+            addrs.push(ListenAddr::Tcp(SocketAddr::from((
+                Ipv6Addr::LOCALHOST,
+                port,
+            ))));
         }
         return Ok(addrs);
     }
@@ -182,13 +204,18 @@ fn parse_listen(word: &str) -> Result<Vec<ListenAddr>, &'static str> {
 
 fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
     if low.inbound.is_empty() {
-        let ip = if low.insecure_inbound { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let ip = if low.insecure_inbound {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
         return vec![ListenAddr::Tcp(SocketAddr::from((ip, INBOUND_PORT)))];
     }
     let mut out = Vec::new();
     for word in &low.inbound {
         let addrs = listeners("--inbound", std::slice::from_ref(word), faults);
-        let beyond = |a: &ListenAddr| matches!(a, ListenAddr::Tcp(addr) if !addr.ip().is_loopback());
+        let beyond =
+            |a: &ListenAddr| matches!(a, ListenAddr::Tcp(addr) if !addr.ip().is_loopback());
         if !low.insecure_inbound && addrs.iter().any(beyond) {
             faults.push(format!(
                 "--inbound \"{word}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
@@ -203,13 +230,17 @@ fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
 fn advertise(word: &str, faults: &mut Vec<String>) -> Option<SocketAddr> {
     let found = word.to_socket_addrs().map(|mut addrs| addrs.next());
     let why = match found {
-        Ok(Some(addr)) if addr.ip().is_unspecified() => "other nodes cannot dial the unspecified address".to_owned(),
+        Ok(Some(addr)) if addr.ip().is_unspecified() => {
+            "other nodes cannot dial the unspecified address".to_owned()
+        }
         Ok(Some(addr)) if addr.port() == 0 => "the port may not be 0".to_owned(),
         Ok(Some(addr)) => return Some(addr),
         Ok(None) => "the name has no address".to_owned(),
         Err(error) => error.to_string(),
     };
-    faults.push(format!("--advertise \"{word}\": {why}; write HOST:PORT where other nodes reach inbound"));
+    faults.push(format!(
+        "--advertise \"{word}\": {why}; write HOST:PORT where other nodes reach inbound"
+    ));
     None
 }
 
@@ -220,9 +251,16 @@ fn locality(word: Option<&str>, faults: &mut Vec<String>) -> (String, String) {
     let mut parts = word.splitn(2, '/');
     let region = parts.next().unwrap_or_default();
     let zone = parts.next().unwrap_or_default();
-    let bad = |part: &str| part.len() > 63 || part.chars().any(|c| c == '/' || c.is_control() || c.is_whitespace());
+    let bad = |part: &str| {
+        part.len() > 63
+            || part
+                .chars()
+                .any(|c| c == '/' || c.is_control() || c.is_whitespace())
+    };
     if region.is_empty() || bad(region) || bad(zone) {
-        faults.push(format!("--locality \"{word}\" is not REGION/ZONE: write for example eu/eu-1 (or eu alone)"));
+        faults.push(format!(
+            "--locality \"{word}\" is not REGION/ZONE: write for example eu/eu-1 (or eu alone)"
+        ));
     }
     (region.to_owned(), zone.to_owned())
 }
@@ -243,7 +281,9 @@ fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
 #[must_use]
 pub fn parse_duration(word: &str) -> Option<Duration> {
     let word = word.trim();
-    let split = word.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(word.len());
+    let split = word
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(word.len());
     let (number, unit) = word.split_at(split);
     let number: f64 = number.parse().ok()?;
     let factor = match unit.trim() {
@@ -276,20 +316,43 @@ fn label_from(host: &str) -> String {
     let first = host.split('.').next().unwrap_or_default();
     let label: String = first
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
         .take(63)
         .collect();
     let label = label.trim_matches('-').to_owned();
-    if label.is_empty() { "node".to_owned() } else { label }
+    if label.is_empty() {
+        "node".to_owned()
+    } else {
+        label
+    }
 }
 
 fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
-    let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |p| p.display().to_string());
+    let path = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map_or_else(String::new, |p| p.display().to_string())
+    };
     vec![
         ("node", low.node.clone().unwrap_or_default()),
-        ("control", low.control.iter().map(|url| without_secret(url)).collect::<Vec<_>>().join(",")),
+        (
+            "control",
+            low.control
+                .iter()
+                .map(|url| without_secret(url))
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
         ("state-dir", path(&low.state_dir)),
-        ("workers", low.workers.map_or_else(String::new, |n| n.to_string())),
+        (
+            "workers",
+            low.workers.map_or_else(String::new, |n| n.to_string()),
+        ),
         ("outbound", low.outbound.join(",")),
         ("inbound", low.inbound.join(",")),
         ("insecure-inbound", low.insecure_inbound.to_string()),
@@ -313,7 +376,9 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
 
 /// A URL with its password, if it has one, as `***`.
 fn without_secret(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     match rest.split_once('@') {
         Some((_, host)) => format!("{scheme}://***@{host}"),
         None => url.to_owned(),

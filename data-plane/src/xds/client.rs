@@ -19,7 +19,10 @@ use envoy_types::pb::{
             aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
         },
     },
-    google::{protobuf::{Struct, Value, value::Kind}, rpc::Status as RpcStatus},
+    google::{
+        protobuf::{Struct, Value, value::Kind},
+        rpc::Status as RpcStatus,
+    },
 };
 use prost::bytes::Bytes;
 use tokio::{
@@ -96,9 +99,24 @@ impl XdsClient {
         let view = watch::Sender::new(Arc::new(resources.view()));
         let status = watch::Sender::new(StreamStatus::default());
         let snapshot = watch::Sender::new(Snapshot::default());
-        let handle =
-            XdsHandle { view: view.subscribe(), status: status.subscribe(), snapshot: snapshot.subscribe() };
-        (Self { asker, urls, resources, revision, wanted, view, status, snapshot }, handle)
+        let handle = XdsHandle {
+            view: view.subscribe(),
+            status: status.subscribe(),
+            snapshot: snapshot.subscribe(),
+        };
+        (
+            Self {
+                asker,
+                urls,
+                resources,
+                revision,
+                wanted,
+                view,
+                status,
+                snapshot,
+            },
+            handle,
+        )
     }
 
     /// Connects, takes responses, and connects again, for ever.
@@ -113,7 +131,11 @@ impl XdsClient {
         let mut next = any_of(self.urls.len());
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let url = self.urls.get(next % self.urls.len()).cloned().unwrap_or_default();
+            let url = self
+                .urls
+                .get(next % self.urls.len())
+                .cloned()
+                .unwrap_or_default();
             next = next.wrapping_add(1);
             let started = Instant::now();
             let why = match self.connect(&url).await {
@@ -151,7 +173,9 @@ impl XdsClient {
             status.connected.is_none() && status.error == why
         };
         if !known {
-            warn!("no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.25 to 3 s");
+            warn!(
+                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.25 to 3 s"
+            );
             self.status.send_modify(|s| {
                 s.connected = None;
                 s.error = why;
@@ -164,10 +188,18 @@ impl XdsClient {
             let channel = dial(url).await?;
             // Three first questions, then one per response and change.
             let (requests, stream) = mpsc::channel(32);
-            let mut stream_out = Stream { requests, responses: None, eds: BTreeSet::new(), wanted: BTreeMap::new() };
+            let mut stream_out = Stream {
+                requests,
+                responses: None,
+                eds: BTreeSet::new(),
+                wanted: BTreeMap::new(),
+            };
             stream_out.first_questions(&self.asker, &self.resources)?;
-            let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-            let opened = client.delta_aggregated_resources(ReceiverStream::new(stream)).await;
+            let mut client = AggregatedDiscoveryServiceClient::new(channel)
+                .max_decoding_message_size(MAX_RESPONSE);
+            let opened = client
+                .delta_aggregated_resources(ReceiverStream::new(stream))
+                .await;
             stream_out.responses = Some(opened.map_err(|s| words(&s))?.into_inner());
             Ok(stream_out)
         };
@@ -179,7 +211,9 @@ impl XdsClient {
 
     /// Until the stream ends; its reason.
     async fn drive(&mut self, stream: &mut Stream) -> String {
-        let Some(mut responses) = stream.responses.take() else { return "it was not opened".into() };
+        let Some(mut responses) = stream.responses.take() else {
+            return "it was not opened".into();
+        };
         loop {
             tokio::select! {
                 response = responses.message() => match response {
@@ -200,7 +234,11 @@ impl XdsClient {
         }
     }
 
-    async fn take(&mut self, stream: &mut Stream, response: &DeltaDiscoveryResponse) -> Result<(), String> {
+    async fn take(
+        &mut self,
+        stream: &mut Stream,
+        response: &DeltaDiscoveryResponse,
+    ) -> Result<(), String> {
         let applied = if response.type_url == SCHEMA {
             stream.take_schemas(response)
         } else {
@@ -217,22 +255,36 @@ impl XdsClient {
         if applied.changed {
             self.view.send_replace(Arc::new(self.resources.view()));
             let revision = self.revision.load(Ordering::Relaxed);
-            self.snapshot.send_replace(Snapshot { resources: self.resources.clone(), revision });
+            self.snapshot.send_replace(Snapshot {
+                resources: self.resources.clone(),
+                revision,
+            });
         }
         Ok(())
     }
 
     fn note(&self, response: &DeltaDiscoveryResponse, applied: &Applied) {
         // "<revision>" or "<revision>/<hash>".
-        let revision = response.system_version_info.split('/').next().and_then(|r| r.parse::<u64>().ok());
+        let revision = response
+            .system_version_info
+            .split('/')
+            .next()
+            .and_then(|r| r.parse::<u64>().ok());
         if let Some(revision) = revision {
             self.revision.fetch_max(revision, Ordering::Relaxed);
         }
         let type_url = response.type_url.clone();
-        debug!(type_url, changed = applied.changed, resources = response.resources.len(), "xDS response");
+        debug!(
+            type_url,
+            changed = applied.changed,
+            resources = response.resources.len(),
+            "xDS response"
+        );
         self.status.send_modify(|status| {
             status.error.clear();
-            status.versions.insert(type_url.clone(), response.system_version_info.clone());
+            status
+                .versions
+                .insert(type_url.clone(), response.system_version_info.clone());
             if applied.faults.is_empty() {
                 status.accepted += 1;
                 status.rejections.remove(&type_url);
@@ -280,7 +332,11 @@ impl Stream {
     }
 
     /// ACK, or NACK with the reason of each rejected resource.
-    async fn answer(&self, response: &DeltaDiscoveryResponse, faults: &[String]) -> Result<(), String> {
+    async fn answer(
+        &self,
+        response: &DeltaDiscoveryResponse,
+        faults: &[String],
+    ) -> Result<(), String> {
         let error_detail = (!faults.is_empty()).then(|| RpcStatus {
             code: Code::InvalidArgument.into(),
             // A mesh full of faults would not fit: the first ones say enough.
@@ -312,7 +368,8 @@ impl Stream {
 
     async fn want(&mut self, wanted: Wanted) -> Result<(), String> {
         let Wanted { sha256, answer } = wanted;
-        self.wanted.retain(|_, waiting| waiting.iter().any(|w| !w.is_closed()));
+        self.wanted
+            .retain(|_, waiting| waiting.iter().any(|w| !w.is_closed()));
         if self.wanted.len() >= MAX_WANTED {
             let _ = answer.send(None);
             return Ok(());
@@ -322,13 +379,18 @@ impl Stream {
         if waiting.len() > 1 {
             return Ok(());
         }
-        self.send(question(SCHEMA, vec![sha256], HashMap::new())).await
+        self.send(question(SCHEMA, vec![sha256], HashMap::new()))
+            .await
     }
 
     fn take_schemas(&mut self, response: &DeltaDiscoveryResponse) -> Applied {
         let mut applied = Applied::default();
         for resource in &response.resources {
-            let bytes = resource.resource.as_ref().map(|any| Bytes::copy_from_slice(&any.value)).unwrap_or_default();
+            let bytes = resource
+                .resource
+                .as_ref()
+                .map(|any| Bytes::copy_from_slice(&any.value))
+                .unwrap_or_default();
             let found = translate::descriptors(&resource.name, &bytes);
             if let Err(fault) = &found {
                 applied.faults.push(format!("{}: {fault}", resource.name));
@@ -350,7 +412,9 @@ impl Stream {
     /// Content by hash never changes: once it has come the subscription has no use.
     async fn release_schemas(&self, response: &DeltaDiscoveryResponse) -> Result<(), String> {
         let names = response.resources.iter().map(|r| r.name.clone());
-        let gone = names.chain(response.removed_resources.iter().cloned()).collect();
+        let gone = names
+            .chain(response.removed_resources.iter().cloned())
+            .collect();
         let mut request = question(SCHEMA, Vec::new(), HashMap::new());
         request.resource_names_unsubscribe = gone;
         self.send(request).await
@@ -365,7 +429,11 @@ impl Stream {
     }
 }
 
-fn question(type_url: &str, subscribe: Vec<String>, held: HashMap<String, String>) -> DeltaDiscoveryRequest {
+fn question(
+    type_url: &str,
+    subscribe: Vec<String>,
+    held: HashMap<String, String>,
+) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),
         resource_names_subscribe: subscribe,
@@ -375,14 +443,27 @@ fn question(type_url: &str, subscribe: Vec<String>, held: HashMap<String, String
 }
 
 fn node(asker: &Asker) -> Node {
-    let word = |w: &str| Value { kind: Some(Kind::StringValue(w.to_owned())) };
-    let fields = [("role".to_owned(), word("proxy")), ("node".to_owned(), word(&asker.node))].into_iter().collect();
+    let word = |w: &str| Value {
+        kind: Some(Kind::StringValue(w.to_owned())),
+    };
+    let fields = [
+        ("role".to_owned(), word("proxy")),
+        ("node".to_owned(), word(&asker.node)),
+    ]
+    .into_iter()
+    .collect();
     Node {
         id: asker.node.clone(),
         metadata: Some(Struct { fields }),
-        locality: Some(Locality { region: asker.region.clone(), zone: asker.zone.clone(), sub_zone: String::new() }),
+        locality: Some(Locality {
+            region: asker.region.clone(),
+            zone: asker.zone.clone(),
+            sub_zone: String::new(),
+        }),
         user_agent_name: "heddle-proxy".to_owned(),
-        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned())),
+        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        )),
         ..Node::default()
     }
 }

@@ -43,7 +43,10 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     let saved = match LastGood::decode(bytes) {
         Ok(saved) if saved.node == node => saved,
         Ok(saved) => {
-            dir.set_aside(FILE, &format!("it is of the node \"{}\", this is \"{node}\"", saved.node));
+            dir.set_aside(
+                FILE,
+                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+            );
             return None;
         }
         Err(error) => {
@@ -54,11 +57,18 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     let mut resources = Resources::default();
     for one in saved.resources {
         if let Err(fault) = resources.restore(&one.type_url, &one.name, &one.version, one.raw) {
-            warn!("the state dir's {} {}: {fault}; left out until the control plane sends it", one.type_url, one.name);
+            warn!(
+                "the state dir's {} {}: {fault}; left out until the control plane sends it",
+                one.type_url, one.name
+            );
         }
     }
     resources.set_restored();
-    info!(services = resources.clusters.len(), revision = saved.revision, "last good state of the mesh taken from the state dir");
+    info!(
+        services = resources.clusters.len(),
+        revision = saved.revision,
+        "last good state of the mesh taken from the state dir"
+    );
     Some((resources, saved.revision))
 }
 
@@ -83,7 +93,9 @@ pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snaps
             Ok(()) => complained = false,
             Err(error) if !complained => {
                 complained = true;
-                warn!("the state dir cannot be written ({error}): a restart begins with older state");
+                warn!(
+                    "the state dir cannot be written ({error}): a restart begins with older state"
+                );
             }
             Err(_) => {}
         }
@@ -97,8 +109,11 @@ pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snaps
 pub async fn write(dir: &StateDir, node: &str, snapshot: Snapshot) -> Result<(), String> {
     let dir = dir.clone();
     let node = node.to_owned();
-    let written = tokio::task::spawn_blocking(move || dir.write(FILE, &encode(node, &snapshot))).await;
-    written.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    let written =
+        tokio::task::spawn_blocking(move || dir.write(FILE, &encode(node, &snapshot))).await;
+    written
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
 }
 
 fn encode(node: String, snapshot: &Snapshot) -> Vec<u8> {
@@ -109,9 +124,23 @@ fn encode(node: String, snapshot: &Snapshot) -> Vec<u8> {
         raw: raw.clone(),
     };
     let held = &snapshot.resources;
-    let clusters = held.clusters.iter().map(|(n, h)| one(CLUSTER, n, &h.version, &h.raw));
-    let assignments = held.assignments.iter().map(|(n, h)| one(ASSIGNMENT, n, &h.version, &h.raw));
-    let indexes = held.indexes.iter().map(|(n, h)| one(INDEX, n, &h.version, &h.raw));
+    let clusters = held
+        .clusters
+        .iter()
+        .map(|(n, h)| one(CLUSTER, n, &h.version, &h.raw));
+    let assignments = held
+        .assignments
+        .iter()
+        .map(|(n, h)| one(ASSIGNMENT, n, &h.version, &h.raw));
+    let indexes = held
+        .indexes
+        .iter()
+        .map(|(n, h)| one(INDEX, n, &h.version, &h.raw));
     let resources = clusters.chain(assignments).chain(indexes).collect();
-    LastGood { node, resources, revision: snapshot.revision }.encode_to_vec()
+    LastGood {
+        node,
+        resources,
+        revision: snapshot.revision,
+    }
+    .encode_to_vec()
 }

@@ -49,9 +49,15 @@ impl Resources {
         let mut applied = Applied::default();
         match response.type_url.as_str() {
             CLUSTER => {
-                take(&mut self.clusters, response, translate::cluster, &mut applied);
+                take(
+                    &mut self.clusters,
+                    response,
+                    translate::cluster,
+                    &mut applied,
+                );
                 let clusters = &self.clusters;
-                self.assignments.retain(|name, _| clusters.contains_key(name));
+                self.assignments
+                    .retain(|name, _| clusters.contains_key(name));
                 self.without.retain(|name| clusters.contains_key(name));
                 applied.changed |= self.answered.insert(CLUSTER);
             }
@@ -64,7 +70,10 @@ impl Resources {
                         applied.changed |= self.without.insert(name.clone());
                     }
                 }
-                let kept = DeltaDiscoveryResponse { removed_resources: Vec::new(), ..response.clone() };
+                let kept = DeltaDiscoveryResponse {
+                    removed_resources: Vec::new(),
+                    ..response.clone()
+                };
                 take(&mut self.assignments, &kept, arc, &mut applied);
                 for resource in &response.resources {
                     self.without.remove(&resource.name);
@@ -81,20 +90,47 @@ impl Resources {
     }
 
     /// Puts back what the state dir has; what cannot be read is left out and comes again.
-    pub fn restore(&mut self, type_url: &str, name: &str, version: &str, raw: Bytes) -> Result<(), Fault> {
+    pub fn restore(
+        &mut self,
+        type_url: &str,
+        name: &str,
+        version: &str,
+        raw: Bytes,
+    ) -> Result<(), Fault> {
         let version = version.to_owned();
         match type_url {
             CLUSTER => {
                 let value = translate::cluster(name, &raw)?;
-                self.clusters.insert(name.to_owned(), Held { version, raw, value });
+                self.clusters.insert(
+                    name.to_owned(),
+                    Held {
+                        version,
+                        raw,
+                        value,
+                    },
+                );
             }
             ASSIGNMENT => {
                 let value = Arc::new(translate::assignment(name, &raw)?);
-                self.assignments.insert(name.to_owned(), Held { version, raw, value });
+                self.assignments.insert(
+                    name.to_owned(),
+                    Held {
+                        version,
+                        raw,
+                        value,
+                    },
+                );
             }
             INDEX => {
                 let value = Arc::new(translate::index(name, &raw)?);
-                self.indexes.insert(name.to_owned(), Held { version, raw, value });
+                self.indexes.insert(
+                    name.to_owned(),
+                    Held {
+                        version,
+                        raw,
+                        value,
+                    },
+                );
             }
             _ => {}
         }
@@ -110,7 +146,9 @@ impl Resources {
     #[must_use]
     pub fn versions(&self, type_url: &str) -> HashMap<String, String> {
         fn of<T>(held: &BTreeMap<String, Held<T>>) -> HashMap<String, String> {
-            held.iter().map(|(name, held)| (name.clone(), held.version.clone())).collect()
+            held.iter()
+                .map(|(name, held)| (name.clone(), held.version.clone()))
+                .collect()
         }
         match type_url {
             CLUSTER => of(&self.clusters),
@@ -124,7 +162,8 @@ impl Resources {
     #[must_use]
     pub fn complete(&self) -> bool {
         let wildcards = self.answered.contains(CLUSTER) && self.answered.contains(INDEX);
-        let endpoints = |name: &String| self.assignments.contains_key(name) || self.without.contains(name);
+        let endpoints =
+            |name: &String| self.assignments.contains_key(name) || self.without.contains(name);
         self.restored || (wildcards && self.clusters.keys().all(endpoints))
     }
 
@@ -141,7 +180,10 @@ impl Resources {
             let index = self.indexes.get(name).map(|held| Arc::clone(&held.value));
             Some((name.clone(), Cluster { assignment, index }))
         });
-        View { clusters: clusters.collect(), complete: self.complete() }
+        View {
+            clusters: clusters.collect(),
+            complete: self.complete(),
+        }
     }
 }
 
@@ -158,14 +200,23 @@ fn take<T>(
             continue;
         };
         if any.type_url != response.type_url {
-            applied.faults.push(format!("{name}: resource: is a {}", any.type_url));
+            applied
+                .faults
+                .push(format!("{name}: resource: is a {}", any.type_url));
             continue;
         }
         let raw = Bytes::copy_from_slice(&any.value);
         match translate(name, &raw) {
             Ok(value) => {
                 applied.changed |= held.get(name).is_none_or(|old| old.raw != raw);
-                held.insert(name.clone(), Held { version: resource.version.clone(), raw, value });
+                held.insert(
+                    name.clone(),
+                    Held {
+                        version: resource.version.clone(),
+                        raw,
+                        value,
+                    },
+                );
             }
             Err(fault) => applied.faults.push(format!("{name}: {fault}")),
         }

@@ -42,7 +42,13 @@ impl Schemas {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Wanted>) {
         let (ask, wanted) = mpsc::channel(MAX_WAITING);
-        (Self { ask, cache: Arc::default() }, wanted)
+        (
+            Self {
+                ask,
+                cache: Arc::default(),
+            },
+            wanted,
+        )
     }
 
     /// The descriptors; `None` if nobody has them now.
@@ -51,7 +57,12 @@ impl Schemas {
             return Some(bytes.clone());
         }
         let (answer, answered) = oneshot::channel();
-        self.ask.try_send(Wanted { sha256: sha256.to_owned(), answer }).ok()?;
+        self.ask
+            .try_send(Wanted {
+                sha256: sha256.to_owned(),
+                answer,
+            })
+            .ok()?;
         let bytes = tokio::time::timeout(WAIT, answered).await.ok()?.ok()??;
         self.put(sha256, bytes.clone());
         Some(bytes)

@@ -5,7 +5,10 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use envoy_types::pb::{
     envoy::config::{
-        cluster::v3::{Cluster, cluster::{ClusterDiscoveryType, DiscoveryType}},
+        cluster::v3::{
+            Cluster,
+            cluster::{ClusterDiscoveryType, DiscoveryType},
+        },
         core::v3::{HealthStatus, Metadata},
         endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints},
     },
@@ -31,7 +34,10 @@ pub struct Fault {
 }
 
 fn fault(field: impl Into<String>, why: impl Into<String>) -> Fault {
-    Fault { field: field.into(), why: why.into() }
+    Fault {
+        field: field.into(),
+        why: why.into(),
+    }
 }
 
 /// An instance somewhere in the mesh.
@@ -74,8 +80,13 @@ const MAX_ENDPOINTS: usize = 100_000;
 /// It is no full name.
 pub fn split_name(name: &str) -> Result<(&str, &str), Fault> {
     match name.split_once('.') {
-        Some((service, namespace)) if is_label(service) && is_label(namespace) => Ok((service, namespace)),
-        _ => Err(fault("name", format!("\"{name}\" is not <service>.<namespace>, both DNS labels"))),
+        Some((service, namespace)) if is_label(service) && is_label(namespace) => {
+            Ok((service, namespace))
+        }
+        _ => Err(fault(
+            "name",
+            format!("\"{name}\" is not <service>.<namespace>, both DNS labels"),
+        )),
     }
 }
 
@@ -87,11 +98,17 @@ pub fn cluster(name: &str, bytes: &Bytes) -> Result<(), Fault> {
     split_name(name)?;
     let cluster = Cluster::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
     if cluster.name != name {
-        return Err(fault("name", format!("\"{}\" is not the resource's name", cluster.name)));
+        return Err(fault(
+            "name",
+            format!("\"{}\" is not the resource's name", cluster.name),
+        ));
     }
     match cluster.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) if kind == i32::from(DiscoveryType::Eds) => Ok(()),
-        other => Err(fault("type", format!("{other:?} is not taken here: only EDS is"))),
+        other => Err(fault(
+            "type",
+            format!("{other:?} is not taken here: only EDS is"),
+        )),
     }
 }
 
@@ -101,43 +118,63 @@ pub fn cluster(name: &str, bytes: &Bytes) -> Result<(), Fault> {
 /// Not fit for this proxy.
 pub fn assignment(name: &str, bytes: &Bytes) -> Result<Assignment, Fault> {
     split_name(name)?;
-    let cla = ClusterLoadAssignment::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
+    let cla = ClusterLoadAssignment::decode(bytes.clone())
+        .map_err(|e| fault("resource", e.to_string()))?;
     if cla.cluster_name != name {
-        return Err(fault("cluster_name", format!("\"{}\" is not the resource's name", cla.cluster_name)));
+        return Err(fault(
+            "cluster_name",
+            format!("\"{}\" is not the resource's name", cla.cluster_name),
+        ));
     }
     let mut out = Assignment::default();
     let mut seen = HashSet::new();
     for (group, locality) in cla.endpoints.iter().enumerate() {
         for (index, endpoint) in locality.lb_endpoints.iter().enumerate() {
             let at = format!("endpoints[{group}].lb_endpoints[{index}]");
-            let remote = remote(locality, endpoint).map_err(|f| fault(format!("{at}.{}", f.field), f.why))?;
+            let remote = remote(locality, endpoint)
+                .map_err(|f| fault(format!("{at}.{}", f.field), f.why))?;
             if !seen.insert((Arc::clone(&remote.node), Arc::clone(&remote.id))) {
-                return Err(fault(at, format!("the instance {}/{} stands twice", remote.node, remote.id)));
+                return Err(fault(
+                    at,
+                    format!("the instance {}/{} stands twice", remote.node, remote.id),
+                ));
             }
             out.endpoints.push(remote);
         }
     }
     if out.endpoints.len() > MAX_ENDPOINTS {
-        return Err(fault("endpoints", format!("{} are more than {MAX_ENDPOINTS}", out.endpoints.len())));
+        return Err(fault(
+            "endpoints",
+            format!("{} are more than {MAX_ENDPOINTS}", out.endpoints.len()),
+        ));
     }
     // One order whatever the sender's: equal content is then equal.
-    out.endpoints.sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
+    out.endpoints
+        .sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
     Ok(out)
 }
 
 fn remote(locality: &LocalityLbEndpoints, endpoint: &LbEndpoint) -> Result<Remote, Fault> {
     let metadata = endpoint.metadata.as_ref();
     let needed = |key: &str| {
-        word(metadata, key).filter(|w| !w.is_empty()).ok_or_else(|| fault(format!("metadata.heddle.{key}"), "is missing"))
+        word(metadata, key)
+            .filter(|w| !w.is_empty())
+            .ok_or_else(|| fault(format!("metadata.heddle.{key}"), "is missing"))
     };
     let inbound = needed("inbound")?;
-    let inbound = inbound
-        .parse()
-        .map_err(|_| fault("metadata.heddle.inbound", format!("\"{inbound}\" is not IP:port")))?;
+    let inbound = inbound.parse().map_err(|_| {
+        fault(
+            "metadata.heddle.inbound",
+            format!("\"{inbound}\" is not IP:port"),
+        )
+    })?;
     let place = locality.locality.as_ref();
-    let or_place = |key: &str, of: fn(&envoy_types::pb::envoy::config::core::v3::Locality) -> &str| {
-        word(metadata, key).unwrap_or_else(|| place.map(of).unwrap_or_default()).into()
-    };
+    let or_place =
+        |key: &str, of: fn(&envoy_types::pb::envoy::config::core::v3::Locality) -> &str| {
+            word(metadata, key)
+                .unwrap_or_else(|| place.map(of).unwrap_or_default())
+                .into()
+        };
     Ok(Remote {
         id: needed("instance")?.into(),
         node: needed("node")?.into(),
@@ -157,7 +194,14 @@ fn remote(locality: &LocalityLbEndpoints, endpoint: &LbEndpoint) -> Result<Remot
 }
 
 fn word<'m>(metadata: Option<&'m Metadata>, key: &str) -> Option<&'m str> {
-    match metadata?.filter_metadata.get("heddle")?.fields.get(key)?.kind.as_ref()? {
+    match metadata?
+        .filter_metadata
+        .get("heddle")?
+        .fields
+        .get(key)?
+        .kind
+        .as_ref()?
+    {
         Kind::StringValue(value) => Some(value),
         _ => None,
     }
@@ -169,16 +213,24 @@ fn address(endpoint: &LbEndpoint) -> Result<SocketAddr, Fault> {
         endpoint::v3::lb_endpoint::HostIdentifier,
     };
     let missing = || fault("endpoint.address", "is no socket address with a port");
-    let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else { return Err(missing()) };
-    let Some(Address::SocketAddress(socket)) = endpoint.address.as_ref().and_then(|a| a.address.as_ref()) else {
+    let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else {
         return Err(missing());
     };
-    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { return Err(missing()) };
+    let Some(Address::SocketAddress(socket)) =
+        endpoint.address.as_ref().and_then(|a| a.address.as_ref())
+    else {
+        return Err(missing());
+    };
+    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else {
+        return Err(missing());
+    };
     let port = u16::try_from(port).map_err(|_| missing())?;
-    let ip = socket
-        .address
-        .parse()
-        .map_err(|_| fault("endpoint.address", format!("\"{}\" is no IP address", socket.address)))?;
+    let ip = socket.address.parse().map_err(|_| {
+        fault(
+            "endpoint.address",
+            format!("\"{}\" is no IP address", socket.address),
+        )
+    })?;
     Ok(SocketAddr::new(ip, port))
 }
 
@@ -188,13 +240,20 @@ fn address(endpoint: &LbEndpoint) -> Result<SocketAddr, Fault> {
 /// Not fit for this proxy.
 pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
     split_name(name)?;
-    let index = ServiceIndex::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
+    let index =
+        ServiceIndex::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
     if index.service != name {
-        return Err(fault("service", format!("\"{}\" is not the resource's name", index.service)));
+        return Err(fault(
+            "service",
+            format!("\"{}\" is not the resource's name", index.service),
+        ));
     }
     let hash = &index.schema_sha256;
     if !hash.is_empty() && (hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(fault("schema_sha256", format!("\"{hash}\" is no hex SHA-256")));
+        return Err(fault(
+            "schema_sha256",
+            format!("\"{hash}\" is no hex SHA-256"),
+        ));
     }
     Ok(Index {
         protocol: protocol(index.protocol),
@@ -216,7 +275,10 @@ pub fn protocol(protocol: i32) -> Protocol {
 /// As the registry has it, as the table wants it.
 #[must_use]
 pub fn proto_service(proto: heddle_proto::control::v1::ProtoService) -> ProtoService {
-    ProtoService { name: proto.name, idempotent_methods: proto.idempotent_methods }
+    ProtoService {
+        name: proto.name,
+        idempotent_methods: proto.idempotent_methods,
+    }
 }
 
 /// Descriptors, which must be what their name says.
@@ -227,7 +289,10 @@ pub fn descriptors(name: &str, bytes: &Bytes) -> Result<Bytes, Fault> {
     let schema = Schema::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
     let set = schema.file_descriptor_set;
     if set.len() > MAX_SCHEMA_BYTES {
-        return Err(fault("file_descriptor_set", format!("takes {} bytes, over the bound of 4 MiB", set.len())));
+        return Err(fault(
+            "file_descriptor_set",
+            format!("takes {} bytes, over the bound of 4 MiB", set.len()),
+        ));
     }
     if schema::sha256_hex(&set) != name {
         return Err(fault("file_descriptor_set", "is not what its hash says"));
