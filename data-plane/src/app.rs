@@ -63,11 +63,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let options = match low.resolve() {
         Ok(options) => options,
         Err(OptionsError(faults)) => {
-            return faults
-                .into_iter()
-                .map(heddle_options::fail)
-                .last()
-                .unwrap_or(ExitCode::from(2));
+            for fault in faults {
+                heddle_options::fail(fault);
+            }
+            return ExitCode::from(2);
         }
     };
     // Beats, health and xDS are small work: one thread beside this one.

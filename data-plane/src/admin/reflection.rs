@@ -115,7 +115,7 @@ impl Reflection {
             OWN_SERVICES.iter().map(|&name| name.to_owned()).collect();
         match &self.origin {
             Origin::Own { services, .. } => {
-                names.extend(services.iter().map(|&name| name.to_owned()))
+                names.extend(services.iter().map(|&name| name.to_owned()));
             }
             Origin::Mesh { mesh, .. } => {
                 names.extend(mesh.borrow().table.proto_services().map(str::to_owned));

@@ -258,7 +258,7 @@ impl Agent {
             for (key, source) in self.edit(|book| book.expire(Instant::now())) {
                 match source {
                     Source::Restored => {
-                        warn!(instance = %key, "out: it has not come back since this proxy started")
+                        warn!(instance = %key, "out: it has not come back since this proxy started");
                     }
                     _ => warn!(instance = %key, "out: no beat within {:?}", self.inner.ttl),
                 }

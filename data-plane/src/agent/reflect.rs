@@ -190,7 +190,7 @@ impl Session {
         let responses = client
             .streaming(streaming, PathAndQuery::from_static(path), codec)
             .await
-            .map_err(from_status)?;
+            .map_err(|s| from_status(&s))?;
         Ok(Self {
             requests,
             responses: responses.into_inner(),
@@ -230,7 +230,7 @@ impl Session {
     }
 
     async fn answer(&mut self) -> Result<MessageResponse, ReflectError> {
-        let message = self.responses.message().await.map_err(from_status)?;
+        let message = self.responses.message().await.map_err(|s| from_status(&s))?;
         message
             .and_then(|m| m.message_response)
             .ok_or_else(|| ReflectError::Protocol("the stream ended early".into()))
@@ -244,7 +244,7 @@ fn request(question: MessageRequest) -> ServerReflectionRequest {
     }
 }
 
-fn from_status(status: tonic::Status) -> ReflectError {
+fn from_status(status: &tonic::Status) -> ReflectError {
     match status.code() {
         tonic::Code::Unimplemented => ReflectError::NoReflection,
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => ReflectError::TooLarge,

@@ -43,14 +43,14 @@ pub struct SchemaClaim {
 
 /// All that a table is made of.
 #[derive(Debug, Default)]
-pub struct Joined {
+pub(super) struct Joined {
     pub services: BTreeMap<String, ServiceSpec>,
     pub locals: HashMap<u64, InstanceKey>,
     pub schemas: Vec<SchemaClaim>,
 }
 
 /// See the room sign.
-pub fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joined {
+pub(super) fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joined {
     let mut joined = Joined::default();
     uids.begin();
     for (name, cluster) in &xds.clusters {

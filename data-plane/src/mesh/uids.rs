@@ -9,7 +9,7 @@ use crate::balance::endpoints::Target;
 const SPARE: usize = 4096;
 
 #[derive(Debug, Default)]
-pub struct Uids {
+pub(super) struct Uids {
     known: HashMap<(String, String, String, Target), (u64, u64)>,
     next: u64,
     round: u64,
@@ -17,12 +17,12 @@ pub struct Uids {
 
 impl Uids {
     /// A new table begins.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.round += 1;
     }
 
     /// The number of one endpoint.
-    pub fn get(&mut self, service: &str, node: &str, id: &str, target: Target) -> u64 {
+    pub(super) fn get(&mut self, service: &str, node: &str, id: &str, target: Target) -> u64 {
         let key = (service.to_owned(), node.to_owned(), id.to_owned(), target);
         let round = self.round;
         let next = &mut self.next;
@@ -35,7 +35,7 @@ impl Uids {
     }
 
     /// The table is made of `present` endpoints.
-    pub fn end(&mut self, present: usize) {
+    pub(super) fn end(&mut self, present: usize) {
         if self.known.len() > present * 2 + SPARE {
             let round = self.round;
             self.known.retain(|_, (_, last)| *last == round);

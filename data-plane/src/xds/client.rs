@@ -395,7 +395,7 @@ impl Stream {
             if let Err(fault) = &found {
                 applied.faults.push(format!("{}: {fault}", resource.name));
             }
-            self.tell_wanted(&resource.name, found.ok());
+            self.tell_wanted(&resource.name, found.ok().as_ref());
         }
         for name in &response.removed_resources {
             self.tell_wanted(name, None);
@@ -403,9 +403,9 @@ impl Stream {
         applied
     }
 
-    fn tell_wanted(&mut self, sha256: &str, bytes: Option<Bytes>) {
+    fn tell_wanted(&mut self, sha256: &str, bytes: Option<&Bytes>) {
         for answer in self.wanted.remove(sha256).unwrap_or_default() {
-            let _ = answer.send(bytes.clone());
+            let _ = answer.send(bytes.cloned());
         }
     }
 

@@ -100,7 +100,8 @@ impl Resources {
         let version = version.to_owned();
         match type_url {
             CLUSTER => {
-                let value = translate::cluster(name, &raw)?;
+                translate::cluster(name, &raw)?;
+                let value = ();
                 self.clusters.insert(
                     name.to_owned(),
                     Held {
