@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use super::{Batch, Node, RegistryError, RegistryOptions, View, schema, sweep};
+use super::{Batch, Node, RegistryError, RegistryOptions, SchemaError, View, schema, sweep};
 use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
 
 /// Pause before the store is read again after its watch broke.
@@ -74,6 +74,15 @@ impl Registry {
     /// read (the log says which).
     pub async fn schema(&self, sha256: &str) -> Option<Bytes> {
         schema::load(self.store(), sha256).await
+    }
+
+    /// Keeps descriptors of a service under their hash; they are checked first.
+    pub async fn keep_schema(
+        &self,
+        sha256: &str,
+        file_descriptor_set: Bytes,
+    ) -> Result<(), SchemaError> {
+        schema::keep(self.store(), sha256, file_descriptor_set).await
     }
 
     /// Waits until the view shows a revision.

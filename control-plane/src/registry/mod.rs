@@ -17,6 +17,8 @@ mod lease;
 mod expiry;
 mod sweep;
 mod schema;
+#[cfg(test)]
+pub(crate) mod fixture;
 
 pub use expiry::ExpiryOptions;
 pub use handle::{Registry, Subscription};

@@ -27,7 +27,7 @@ pub enum SchemaError {
 }
 
 /// Checks descriptors and keeps them, byte for byte. Keeping them again changes nothing that a reader sees.
-pub(crate) async fn keep(
+pub(super) async fn keep(
     store: &dyn Store,
     sha256: &str,
     file_descriptor_set: Bytes,

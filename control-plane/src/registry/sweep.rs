@@ -21,8 +21,9 @@ pub(super) async fn run(registry: Registry) {
         options.renew_interval,
     );
     let mut changes = registry.subscribe();
-    let known = registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
-    observe(&registry, &mut expiry, known);
+    let known: Vec<_> =
+        registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
+    observe(&registry, &mut expiry, &known);
     loop {
         let due = async {
             match expiry.next() {
@@ -31,7 +32,10 @@ pub(super) async fn run(registry: Registry) {
             }
         };
         tokio::select! {
-            batch = changes.next() => observe(&registry, &mut expiry, batch.nodes.into_iter().collect()),
+            batch = changes.next() => {
+                let nodes: Vec<_> = batch.nodes.into_iter().collect();
+                observe(&registry, &mut expiry, &nodes);
+            }
             () = due => {}
         }
         for verdict in expiry.verdicts(now()) {
@@ -44,10 +48,10 @@ fn now() -> std::time::Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn observe(registry: &Registry, expiry: &mut Expiry, nodes: Vec<Arc<str>>) {
+fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
     let now = now();
     registry.read(|view: &View| {
-        for name in &nodes {
+        for name in nodes {
             match view.node(name) {
                 Some(node) if node.alive && view.instances_on(name) > 0 => expiry.on_alive(name),
                 Some(node) if view.instances_on(name) > 0 => {

@@ -6,6 +6,16 @@ use std::{pin::Pin, time::Duration};
 
 use crate::{registry::InstanceKey, store::Revision};
 
+mod node;
+mod registry_api;
+mod refusal;
+mod validate;
+#[cfg(test)]
+mod fixture;
+
+pub use node::{MAX_MESSAGE_BYTES, service};
+pub use registry_api::registry_service;
+
 /// Tells when connected xDS clients have acknowledged that an instance has gone.
 pub trait Removals: Send + Sync + 'static {
     /// Waits until every connected client has acknowledged a state without this instance, at `revision` or later.

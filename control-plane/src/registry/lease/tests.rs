@@ -1,1 +1,296 @@
+use std::{collections::BTreeSet, time::Duration};
 
+use super::*;
+use crate::registry::View;
+use crate::registry::fixture::{Fixture, identity, instance, names, service, within};
+
+#[tokio::test]
+async fn a_full_set_replaces_and_a_resumed_session_is_no_change_for_anybody() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let mut lease = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let set = vec![
+        instance("a", "users/u1"),
+        instance("a", "users/u2"),
+        instance("a", "shop/s1"),
+    ];
+    let revision = lease.replace_all(set.clone()).await.unwrap();
+    registry.reached(revision).await;
+    assert_eq!(
+        registry.read(names),
+        [
+            "a/shop.default/s1",
+            "a/users.default/u1",
+            "a/users.default/u2"
+        ]
+    );
+
+    let mut changes = registry.subscribe();
+    let mut again = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    assert_eq!(again.epoch(), lease.epoch());
+    let resumed = again.replace_all(set.clone()).await.unwrap();
+    assert_eq!(resumed, again.session(), "nothing is written but the lease");
+    registry.reached(resumed).await;
+    let batch = within(changes.next()).await;
+    assert_eq!(batch.services, BTreeSet::new(), "no flap");
+    assert!(registry.read(|view| view.node("a").unwrap().alive));
+
+    let restarted = NodeLease::claim(registry, &identity("a", "p2"))
+        .await
+        .unwrap();
+    assert_eq!(restarted.epoch(), lease.epoch() + 1);
+    let mut restarted = restarted;
+    let revision = restarted.replace_all(set[1..].to_vec()).await.unwrap();
+    registry.reached(revision).await;
+    let batch = within(changes.next()).await;
+    assert_eq!(
+        batch.services,
+        BTreeSet::from([service("users")]),
+        "only what differs"
+    );
+    assert_eq!(
+        registry.read(names),
+        ["a/shop.default/s1", "a/users.default/u2"]
+    );
+}
+
+#[tokio::test]
+async fn who_lost_the_node_cannot_write_and_is_told_why() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let mut old = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    old.replace_all(vec![instance("a", "users/u1")])
+        .await
+        .unwrap();
+    let mut new = NodeLease::claim(registry, &identity("a", "p2"))
+        .await
+        .unwrap();
+    let superseded = LeaseError::Superseded {
+        node: "a".into(),
+        process_id: "p2".into(),
+        epoch: 2,
+    };
+    let (key, local) = instance("a", "users/u2");
+    let write = vec![NodeWrite::Put(key, Box::new(local))];
+    assert_eq!(old.change(write.clone()).await.unwrap_err(), superseded);
+    assert_eq!(old.beat().await.unwrap_err(), superseded);
+    assert_eq!(old.replace_all(vec![]).await.unwrap_err(), superseded);
+    let back = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        back, superseded,
+        "it does not take the node back while the other lives"
+    );
+    assert!(back.to_string().contains("--node"), "{back}");
+
+    let mut same = NodeLease::claim(registry, &identity("a", "p2"))
+        .await
+        .unwrap();
+    let replaced = LeaseError::Replaced { node: "a".into() };
+    assert_eq!(new.change(write.clone()).await.unwrap_err(), replaced);
+    assert_eq!(new.beat().await.unwrap_err(), replaced);
+    same.change(write.clone()).await.unwrap();
+    same.beat().await.unwrap();
+
+    let revision = same.leave().await.unwrap();
+    registry.reached(revision).await;
+    assert_eq!(registry.read(names), [""; 0]);
+    let lapsed = LeaseError::Lapsed { node: "a".into() };
+    assert_eq!(same.change(write).await.unwrap_err(), lapsed);
+    let returned = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    assert_eq!(returned.epoch(), 3, "its successor has gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_processes_with_one_name_one_holds_it_and_nothing_leaks() {
+    let fixture = Fixture::new().await;
+    let claims: Vec<_> = (0..6)
+        .map(|n| {
+            let registry = fixture.registry.clone();
+            tokio::spawn(async move {
+                let process = format!("p{n}");
+                let (key, local) = instance("a", &format!("users/u{n}"));
+                match NodeLease::claim(&registry, &identity("a", &process)).await {
+                    Ok(mut lease) => lease.replace_all(vec![(key, local)]).await.map(|_| process),
+                    Err(error) => Err(error),
+                }
+            })
+        })
+        .collect();
+    for claim in claims {
+        let _ = claim.await.unwrap();
+    }
+    let store = fixture.registry.store();
+    let newest = store.range("", None).await.unwrap().revision;
+    fixture.registry.reached(newest).await;
+    let holder = fixture
+        .registry
+        .read(|view| view.node("a").unwrap().clone());
+    assert!(holder.alive && holder.epoch <= 6);
+    let instances = fixture.registry.read(names);
+    assert!(
+        instances.len() <= 1,
+        "no mixture of two processes: {instances:?}"
+    );
+    assert_eq!(store.counters().leases, 1, "the unused ones are revoked");
+}
+
+#[tokio::test]
+async fn more_instances_than_a_transaction_holds() {
+    let fixture = Fixture::new().await;
+    let mut lease = NodeLease::claim(&fixture.registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let set: Vec<_> = (0..500)
+        .map(|n| instance("a", &format!("users/u{n}")))
+        .collect();
+    let revision = lease.replace_all(set).await.unwrap();
+    fixture.registry.reached(revision).await;
+    assert_eq!(fixture.registry.read(View::instance_count), 500);
+    let removals = (0..400).map(|n| NodeWrite::Remove(instance("a", &format!("users/u{n}")).0));
+    let revision = lease.change(removals.collect()).await.unwrap();
+    fixture.registry.reached(revision).await;
+    assert_eq!(fixture.registry.read(View::instance_count), 100);
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_is_removed_and_one_that_beats_stays() {
+    let fixture = Fixture::with_ttl(Duration::from_millis(400)).await;
+    let registry = &fixture.registry;
+    let mut silent = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    silent
+        .replace_all(vec![instance("a", "users/u1")])
+        .await
+        .unwrap();
+    let mut beating = NodeLease::claim(registry, &identity("b", "p1"))
+        .await
+        .unwrap();
+    let revision = beating
+        .replace_all(vec![instance("b", "users/u1")])
+        .await
+        .unwrap();
+    registry.reached(revision).await;
+    let beats = async {
+        loop {
+            beating.beat().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = fixture.until(|view| names(view) == ["b/users.default/u1"]) => {}
+        () = beats => {}
+    }
+    let lapsed = silent.beat().await.unwrap_err();
+    assert_eq!(lapsed, LeaseError::Lapsed { node: "a".into() });
+    registry.read(|view| {
+        assert!(!view.node("a").unwrap().alive);
+        assert!(!view.node("a").unwrap().suspect);
+    });
+}
+
+#[tokio::test]
+async fn nodes_that_fall_silent_together_are_suspect_and_clear_when_they_return() {
+    let fixture = Fixture::with_ttl(Duration::from_millis(400)).await;
+    let registry = &fixture.registry;
+    for node in ["a", "b", "c"] {
+        let mut lease = NodeLease::claim(registry, &identity(node, "p1"))
+            .await
+            .unwrap();
+        lease
+            .replace_all(vec![instance(node, "users/u1")])
+            .await
+            .unwrap();
+    }
+    fixture
+        .until(|view| view.nodes().filter(|node| node.suspect).count() == 3)
+        .await;
+    assert_eq!(registry.read(names).len(), 3, "they stay in use");
+    let mut back = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let revision = back
+        .replace_all(vec![instance("a", "users/u1")])
+        .await
+        .unwrap();
+    registry.reached(revision).await;
+    assert!(registry.read(|view| !view.node("a").unwrap().suspect));
+}
+
+#[tokio::test]
+async fn a_restart_of_the_control_plane_takes_nobody_out() {
+    let ttl = Duration::from_millis(500);
+    let fixture = Fixture::with_ttl(ttl).await;
+    let mut lease = NodeLease::claim(&fixture.registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let set = vec![instance("a", "users/u1")];
+    lease.replace_all(set.clone()).await.unwrap();
+    let epoch = lease.epoch();
+    drop(lease);
+    let folder = fixture.close().await;
+    std::thread::sleep(ttl * 2); // longer than the lease: time itself is what is tested
+
+    let fixture = Fixture::open(folder, ttl).await;
+    assert_eq!(
+        fixture.registry.read(names),
+        ["a/users.default/u1"],
+        "loaded when it opens"
+    );
+    let mut changes = fixture.registry.subscribe();
+    let who = NodeIdentity {
+        epoch,
+        ..identity("a", "p1")
+    };
+    let mut lease = NodeLease::claim(&fixture.registry, &who).await.unwrap();
+    assert_eq!(lease.epoch(), epoch);
+    let revision = lease.replace_all(set).await.unwrap();
+    fixture.registry.reached(revision).await;
+    assert_eq!(
+        within(changes.next()).await.services,
+        BTreeSet::new(),
+        "no flap"
+    );
+    // And who does not come back within its TTL is removed.
+    drop(lease);
+    fixture.until(|view| names(view).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_lost_the_watch_catches_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = crate::store::EmbeddedOptions {
+        max_history: Some(4),
+        ..crate::store::EmbeddedOptions::new(folder.path().join("control.redb"))
+    };
+    let store = std::sync::Arc::new(crate::store::Embedded::open(&options).unwrap());
+    let registry = Registry::open(store, crate::registry::RegistryOptions::default())
+        .await
+        .unwrap();
+    let mut changes = registry.subscribe();
+    let mut lease = NodeLease::claim(&registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    // One thread: the registry's task runs only when this one waits, so many revisions pass at once.
+    let set = (0..128 * 12)
+        .map(|n| instance("a", &format!("users/u{n}")))
+        .collect();
+    let revision = lease.replace_all(set).await.unwrap();
+    within(registry.reached(revision)).await;
+    assert_eq!(registry.read(View::instance_count), 128 * 12);
+    let mut services = BTreeSet::new();
+    while !services.contains(&service("users")) {
+        services.extend(within(changes.next()).await.services);
+    }
+}

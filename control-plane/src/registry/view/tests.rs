@@ -1,1 +1,360 @@
+use std::collections::HashMap;
 
+use heddle_proto::{
+    control::v1::{LocalInstance, ProtoService},
+    registry::v1 as pb,
+    store::v1::AliveRecord,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::Event;
+
+/// One random step of a small mesh: few names, so that they meet.
+#[derive(Clone, Debug)]
+enum Step {
+    Instance {
+        node: u8,
+        service: u8,
+        id: u8,
+        variant: Option<u8>,
+    },
+    Node {
+        node: u8,
+        variant: Option<u8>,
+    },
+    Alive {
+        node: u8,
+        alive: bool,
+    },
+    Schema {
+        hash: u8,
+        there: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let instance = (
+        0..3_u8,
+        0..3_u8,
+        0..2_u8,
+        proptest::option::weighted(0.7, 0..4_u8),
+    )
+        .prop_map(|(node, service, id, variant)| Step::Instance {
+            node,
+            service,
+            id,
+            variant,
+        });
+    let node = (0..3_u8, proptest::option::weighted(0.8, 0..4_u8))
+        .prop_map(|(node, variant)| Step::Node { node, variant });
+    let alive = (0..3_u8, any::<bool>()).prop_map(|(node, alive)| Step::Alive { node, alive });
+    let schema = (0..3_u8, any::<bool>()).prop_map(|(hash, there)| Step::Schema { hash, there });
+    proptest::collection::vec(
+        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema],
+        1..60,
+    )
+}
+
+impl Step {
+    fn key_and_value(&self) -> (String, Option<Vec<u8>>) {
+        match *self {
+            Self::Instance {
+                node,
+                service,
+                id,
+                variant,
+            } => {
+                let key = InstanceKey {
+                    node: format!("n{node}").into(),
+                    service: ServiceName {
+                        service: format!("s{service}"),
+                        namespace: "x".into(),
+                    },
+                    id: format!("i{id}").into(),
+                };
+                (
+                    keys::instance(&key),
+                    variant.map(|variant| instance_record(&key, variant)),
+                )
+            }
+            Self::Node { node, variant } => {
+                let name = format!("n{node}");
+                let record = variant.map(|variant| NodeRecord {
+                    name: name.clone(),
+                    epoch: 1 + u64::from(variant),
+                    advertise: format!("10.0.0.{node}:15008"),
+                    suspect: variant == 3,
+                    ..NodeRecord::default()
+                });
+                (
+                    keys::node(&name),
+                    record.map(|record| record.encode_to_vec()),
+                )
+            }
+            Self::Alive { node, alive } => {
+                let record = AliveRecord {
+                    replica: "r".into(),
+                    ..AliveRecord::default()
+                };
+                (
+                    keys::alive(&format!("n{node}")),
+                    alive.then(|| record.encode_to_vec()),
+                )
+            }
+            Self::Schema { hash, there } => (
+                keys::schema(&hash.to_string()),
+                there.then(|| b"x".to_vec()),
+            ),
+        }
+    }
+}
+
+fn instance_record(key: &InstanceKey, variant: u8) -> Vec<u8> {
+    let protos = (0..variant % 3).map(|n| ProtoService {
+        name: format!("p{n}.Api"),
+        idempotent_methods: vec![],
+    });
+    InstanceRecord {
+        node: key.node.to_string(),
+        epoch: 1,
+        local: Some(LocalInstance {
+            instance: Some(pb::Instance {
+                service: key.service.service.clone(),
+                namespace: key.service.namespace.clone(),
+                id: key.id.to_string(),
+                address: format!("127.0.0.1:{}", 1000 + u16::from(variant)),
+                ..pb::Instance::default()
+            }),
+            health: 1,
+            protos: protos.collect(),
+            ..LocalInstance::default()
+        }),
+    }
+    .encode_to_vec()
+}
+
+/// Every state of the store and the changes between: revision n+1 follows from step n.
+fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
+    let mut state: BTreeMap<Arc<str>, KeyValue> = BTreeMap::new();
+    let mut states = vec![vec![]];
+    let mut changes = Vec::new();
+    for (n, step) in steps.iter().enumerate() {
+        let revision = Revision(n as u64 + 2);
+        let (key, value) = step.key_and_value();
+        let key: Arc<str> = key.into();
+        let now = value.map(|value| KeyValue {
+            key: Arc::clone(&key),
+            value: value.into(),
+            create_revision: revision,
+            mod_revision: revision,
+            lease: None,
+        });
+        let before = match &now {
+            Some(now) => state.insert(Arc::clone(&key), now.clone()),
+            None => state.remove(&key),
+        };
+        changes.push(Changes {
+            revision,
+            events: [Event { key, now, before }].into(),
+        });
+        states.push(state.values().cloned().collect());
+    }
+    (states, changes)
+}
+
+/// A view's outside, by its answers only.
+fn shown(view: &View) -> HashMap<String, String> {
+    let mut shown = HashMap::new();
+    for service in view.services() {
+        for instance in view.instances(service) {
+            let health = view.health(instance);
+            shown.insert(
+                instance.key().to_string(),
+                format!("{instance:?} {health:?}"),
+            );
+        }
+    }
+    for node in view.nodes() {
+        let on = view.instances_on(&node.name);
+        assert_eq!(on, view.instances_of(&node.name).count());
+        shown.insert(node.name.to_string(), format!("{node:?} {on}"));
+    }
+    for n in 0..3 {
+        let proto = format!("p{n}.Api");
+        let claims = format!("{:?}", view.proto_claims(&proto));
+        shown.insert(proto, claims);
+        shown.insert(
+            format!("schema {n}"),
+            view.has_schema(&n.to_string()).to_string(),
+        );
+    }
+    shown.insert("count".into(), view.instance_count().to_string());
+    shown
+}
+
+fn services_in(view: &View) -> HashMap<ServiceName, String> {
+    let describe = |service: &ServiceName| {
+        let instances = view.instances(service).map(|instance| {
+            let node = view.node(&instance.node).map(|node| {
+                let (address, region, zone, loopback, suspect) = node.seen_by_clients();
+                format!("{address} {region} {zone} {loopback} {suspect}")
+            });
+            format!("{instance:?} {node:?}")
+        });
+        instances.collect::<Vec<_>>().join("\n")
+    };
+    view.services()
+        .map(|service| (service.clone(), describe(service)))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn replay_from_any_revision_gives_the_same_view(steps in steps()) {
+        let (states, changes) = history(&steps);
+        let newest = Revision(steps.len() as u64 + 1);
+        let whole = View::load(newest, states.last().unwrap());
+        for start in 0..states.len() {
+            let mut view = View::load(Revision(start as u64 + 1), &states[start]);
+            let mut batch = Batch::default();
+            // From before the start, too: what was seen already changes nothing.
+            for changes in &changes[start.saturating_sub(2)..] {
+                view.apply(changes, &mut batch);
+            }
+            prop_assert_eq!(&view, &whole);
+            prop_assert_eq!(shown(&view), shown(&whole));
+        }
+    }
+
+    #[test]
+    fn a_batch_names_exactly_the_services_whose_content_changed(steps in steps()) {
+        let (states, changes) = history(&steps);
+        let mut view = View::load(Revision(1), &states[0]);
+        for changes in &changes {
+            let before = view.clone();
+            let mut batch = Batch::default();
+            view.apply(changes, &mut batch);
+            let (old, new) = (services_in(&before), services_in(&view));
+            let differ = |name: &&ServiceName| old.get(*name) != new.get(*name);
+            let changed: BTreeSet<_> = old.keys().chain(new.keys()).filter(differ).cloned().collect();
+            prop_assert_eq!(&batch.services, &changed);
+            prop_assert_eq!(batch.revision, changes.revision);
+            // Read anew instead of followed: nothing that changed may be missed.
+            let anew = view.changes_since(&before);
+            prop_assert!(anew.services.is_superset(&changed));
+            prop_assert!(anew.nodes.is_superset(&batch.nodes));
+        }
+    }
+}
+
+fn changes(revision: u64, step: &Step) -> Changes {
+    let (key, value) = step.key_and_value();
+    let key: Arc<str> = key.into();
+    let now = value.map(|value| KeyValue {
+        key: Arc::clone(&key),
+        value: value.into(),
+        create_revision: Revision(revision),
+        mod_revision: Revision(revision),
+        lease: None,
+    });
+    Changes {
+        revision: Revision(revision),
+        events: [Event {
+            key,
+            now,
+            before: None,
+        }]
+        .into(),
+    }
+}
+
+#[test]
+fn instances_of_a_suspect_node_are_unknown_and_a_lost_lease_alone_changes_no_service() {
+    let mut view = View::default();
+    let mut fold = |revision, step| {
+        let mut batch = Batch::default();
+        view.apply(&changes(revision, &step), &mut batch);
+        (view.clone(), batch)
+    };
+    fold(
+        1,
+        Step::Node {
+            node: 0,
+            variant: Some(0),
+        },
+    );
+    fold(
+        2,
+        Step::Alive {
+            node: 0,
+            alive: true,
+        },
+    );
+    let (view, _) = fold(
+        3,
+        Step::Instance {
+            node: 0,
+            service: 0,
+            id: 0,
+            variant: Some(1),
+        },
+    );
+    let service = view.services().next().unwrap().clone();
+    let health = |view: &View| view.health(view.instances(&service).next().unwrap());
+    assert_eq!(health(&view), Health::Healthy);
+    assert_eq!(view.node("n0").unwrap().session, Revision(2));
+
+    let (view, batch) = fold(
+        4,
+        Step::Alive {
+            node: 0,
+            alive: false,
+        },
+    );
+    assert!(!view.node("n0").unwrap().alive && batch.services.is_empty());
+    assert_eq!(batch.nodes.len(), 1);
+    let (view, batch) = fold(
+        5,
+        Step::Node {
+            node: 0,
+            variant: Some(3),
+        },
+    );
+    assert_eq!(health(&view), Health::Unknown);
+    assert!(batch.services.contains(&service));
+    let (_, batch) = fold(
+        6,
+        Step::Instance {
+            node: 0,
+            service: 0,
+            id: 0,
+            variant: Some(1),
+        },
+    );
+    assert!(batch.services.is_empty(), "written again unchanged");
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_left_out() {
+    let key = "instance/a/users.default/u1";
+    let item = KeyValue {
+        key: key.into(),
+        value: "\u{1}garbage".into(),
+        create_revision: Revision(2),
+        mod_revision: Revision(2),
+        lease: None,
+    };
+    let view = View::load(Revision(2), [&item]);
+    assert_eq!((view.services().count(), view.nodes().count()), (0, 0));
+}
+
+#[test]
+fn names_are_parsed() {
+    let name = |text| ServiceName::parse(text).map(|name| name.to_string());
+    assert_eq!(name("users"), Some("users.default".into()));
+    assert_eq!(name("users.shop"), Some("users.shop".into()));
+    for bad in ["", ".shop", "users.", "users.shop.mesh"] {
+        assert_eq!(name(bad), None, "{bad}");
+    }
+}

@@ -229,7 +229,7 @@ impl NodeLease {
     }
 
     /// The node goes for good: its instances leave at once.
-    pub async fn leave(mut self) -> Result<Revision, LeaseError> {
+    pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
         self.replace_all(Vec::new()).await?;
         match self.registry.store().revoke(self.lease).await {
             Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),

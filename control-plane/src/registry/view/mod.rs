@@ -13,7 +13,7 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
-use super::{Instance, InstanceKey, Node, ServiceName, node::Alive};
+use crate::registry::{Instance, InstanceKey, Node, ServiceName, node::Alive};
 use crate::store::{Changes, KeyValue, Revision, keys};
 
 /// What one or several revisions changed.
@@ -197,6 +197,10 @@ impl View {
         for name in self.services.keys().chain(older.services.keys()) {
             if self.services.get(name) != older.services.get(name) {
                 batch.services.insert(name.clone());
+                let instances = self.instances(name).chain(older.instances(name));
+                batch
+                    .nodes
+                    .extend(instances.map(|instance| Arc::clone(&instance.node)));
             }
         }
         batch
@@ -296,6 +300,7 @@ impl View {
         let entry = self.nodes.entry(name.into()).or_default();
         let new = new.map(|node| node.with_lease(entry.alive.as_ref()));
         if entry.record == new {
+            self.forget_empty(name);
             return;
         }
         if entry.record.as_ref().map(Node::seen_by_clients)
@@ -334,10 +339,7 @@ impl View {
 }
 
 /// Counts one down; true when none is left.
-fn release<K: Ord, Q: Ord + ?Sized>(counts: &mut BTreeMap<K, usize>, key: &Q) -> bool
-where
-    K: std::borrow::Borrow<Q>,
-{
+fn release<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
     match counts.get_mut(key) {
         Some(count) if *count > 1 => {
             *count -= 1;

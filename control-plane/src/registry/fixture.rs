@@ -1,0 +1,145 @@
+//! A registry on a store of its own for tests, and short ways to name nodes and instances. In comes nothing, out go
+//! the real things with short times. No rule of the registry may be repeated here.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_proto::{
+    control::v1::{LocalInstance, ProtoService},
+    registry::v1::{Health, Instance},
+};
+
+use super::{InstanceKey, NodeIdentity, Registry, RegistryOptions, ServiceName, View};
+use crate::store::{Embedded, EmbeddedOptions, Store};
+
+pub(crate) struct Fixture {
+    pub(crate) registry: Registry,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// Leases that no test waits for.
+    pub(crate) async fn new() -> Self {
+        Self::with_ttl(Duration::from_secs(600)).await
+    }
+
+    pub(crate) async fn with_ttl(ttl: Duration) -> Self {
+        Self::open(tempfile::tempdir().unwrap(), ttl).await
+    }
+
+    pub(crate) async fn open(folder: tempfile::TempDir, lease_ttl: Duration) -> Self {
+        let options = EmbeddedOptions::new(folder.path().join("control.redb"));
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&options).unwrap());
+        let options = RegistryOptions {
+            lease_ttl,
+            renew_interval: lease_ttl / 3,
+            ..RegistryOptions::default()
+        };
+        Self {
+            registry: Registry::open(store, options).await.unwrap(),
+            folder,
+        }
+    }
+
+    /// Ends the registry's tasks and waits until the store's file is free.
+    pub(crate) async fn close(self) -> tempfile::TempDir {
+        self.registry.options().stop.cancel();
+        drop(self.registry);
+        let options = EmbeddedOptions::new(self.folder.path().join("control.redb"));
+        within(async {
+            while let Err(crate::store::StoreError::InUse { .. }) =
+                Embedded::open(&options).map(drop)
+            {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        self.folder
+    }
+
+    /// Waits until the view is as wanted; shows it when it does not come to that.
+    pub(crate) async fn until(&self, wanted: impl Fn(&View) -> bool) {
+        let mut changes = self.registry.subscribe();
+        let wait = async {
+            while !self.registry.read(&wanted) {
+                changes.next().await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(30), wait).await;
+        assert!(
+            in_time.is_ok(),
+            "the view stays at {:#?}",
+            self.registry.read(View::clone)
+        );
+    }
+}
+
+/// A generous bound for what an event ends.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("30 s have passed")
+}
+
+pub(crate) fn identity(node: &str, process: &str) -> NodeIdentity {
+    NodeIdentity {
+        name: node.to_owned(),
+        process_id: process.to_owned(),
+        epoch: 0,
+        advertise: "127.0.0.1:15008".parse().unwrap(),
+        region: String::new(),
+        zone: String::new(),
+        version: "0.1.0".to_owned(),
+        loopback: true,
+    }
+}
+
+pub(crate) fn service(name: &str) -> ServiceName {
+    ServiceName::parse(name).unwrap()
+}
+
+/// "users/u1" on a node.
+pub(crate) fn instance(node: &str, name: &str) -> (InstanceKey, LocalInstance) {
+    let (users, id) = name.split_once('/').unwrap();
+    let service = service(users);
+    let local = LocalInstance {
+        instance: Some(Instance {
+            service: service.service.clone(),
+            namespace: service.namespace.clone(),
+            id: id.to_owned(),
+            version: "v1".to_owned(),
+            address: "127.0.0.1:21001".to_owned(),
+            weight: 1,
+            protocol: 1,
+            labels: (0..5).map(|n| (n.to_string(), n.to_string())).collect(),
+            ..Instance::default()
+        }),
+        health: Health::Healthy.into(),
+        protos: vec![ProtoService {
+            name: format!("{}.v1.Api", service.service),
+            idempotent_methods: vec!["Get".to_owned()],
+        }],
+        ..LocalInstance::default()
+    };
+    (
+        InstanceKey {
+            node: node.into(),
+            service,
+            id: id.into(),
+        },
+        local,
+    )
+}
+
+/// What a view shows: "a/users.default/u1", sorted.
+pub(crate) fn names(view: &View) -> Vec<String> {
+    let services: Vec<_> = view.services().cloned().collect();
+    let mut names: Vec<_> = services
+        .iter()
+        .flat_map(|service| {
+            view.instances(service)
+                .map(|instance| instance.key().to_string())
+        })
+        .collect();
+    names.sort();
+    names
+}

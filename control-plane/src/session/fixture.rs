@@ -1,0 +1,122 @@
+//! A real server on a free port of loopback, and a node that speaks to it, for tests of sessions and of the registry
+//! API. In comes a registry, out go clients. No behaviour of the server may be repeated here.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use heddle_proto::control::v1::{
+    ControlMessage, Hello, LocalInstance, NodeMessage, Welcome, control_message, node_message,
+    node_session_client::NodeSessionClient,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Status, Streaming, transport::Server};
+
+use super::{Removals, registry_service, service};
+use crate::{
+    registry::{InstanceKey, Registry, fixture::within},
+    store::Revision,
+};
+
+/// Answers every query at once, and keeps what was asked.
+#[derive(Default)]
+pub(super) struct Asked(pub(super) Mutex<Vec<(String, Revision, Duration)>>);
+
+impl Removals for Asked {
+    fn acknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        max_wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
+        self.0
+            .lock()
+            .unwrap()
+            .push((instance.to_string(), revision, max_wait));
+        Box::pin(async { vec!["slow-client".to_owned()] })
+    }
+}
+
+pub(super) async fn serve(registry: &Registry, removals: &Arc<Asked>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let removals: Arc<dyn Removals> = Arc::<Asked>::clone(removals);
+    let server = Server::builder()
+        .add_service(service(registry.clone(), removals))
+        .add_service(registry_service(registry.clone()));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
+pub(super) fn hello(node: &str, process: &str, instances: Vec<LocalInstance>) -> Hello {
+    Hello {
+        node: node.into(),
+        process_id: process.into(),
+        advertise: "127.0.0.1:15008".into(),
+        instances,
+        version: "0.1.0".into(),
+        ..Hello::default()
+    }
+}
+
+/// A node as the server sees it.
+pub(super) struct Peer {
+    out: mpsc::Sender<NodeMessage>,
+    inbound: Streaming<ControlMessage>,
+}
+
+impl Peer {
+    pub(super) async fn connect(server: SocketAddr) -> Self {
+        let mut client = NodeSessionClient::connect(format!("http://{server}"))
+            .await
+            .unwrap();
+        let (out, messages) = mpsc::channel(100);
+        let inbound = client
+            .open(ReceiverStream::new(messages))
+            .await
+            .unwrap()
+            .into_inner();
+        Self { out, inbound }
+    }
+
+    pub(super) async fn open(server: SocketAddr, hello: Hello) -> (Self, Welcome) {
+        let mut peer = Self::connect(server).await;
+        peer.send(node_message::Message::Hello(hello)).await;
+        match peer.next().await.unwrap() {
+            control_message::Message::Welcome(welcome) => (peer, welcome),
+            other => panic!("no Welcome but {other:?}"),
+        }
+    }
+
+    pub(super) async fn send(&self, message: node_message::Message) {
+        self.out
+            .send(NodeMessage {
+                message: Some(message),
+            })
+            .await
+            .unwrap();
+    }
+
+    pub(super) async fn next(&mut self) -> Result<control_message::Message, Status> {
+        let message = within(self.inbound.message()).await?;
+        Ok(message
+            .expect("the stream ended")
+            .message
+            .expect("an empty message"))
+    }
+
+    /// The status that ends the stream.
+    pub(super) async fn end(&mut self) -> Status {
+        loop {
+            match within(self.inbound.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok("ended"),
+                Err(status) => return status,
+            }
+        }
+    }
+}

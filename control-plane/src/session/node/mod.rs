@@ -1,0 +1,457 @@
+//! The server of `NodeSession`: one stream, one node, one lease. In come the messages of one agent; each is checked,
+//! made durable under the node's lease, then answered; what waits together is written together. The session holds
+//! nothing that another replica would need: whoever breaks it loses no state, and a newer session ends it.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::Fuse};
+use heddle_proto::control::v1::{
+    Ack, Change, ControlMessage, Hello, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload,
+    Welcome, ack, control_message, node_message,
+    node_session_server::{NodeSession, NodeSessionServer},
+};
+use prost::Message as _;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Removals, refusal, validate};
+use crate::registry::{LeaseError, MAX_SCHEMA_BYTES, Node, NodeLease, NodeWrite, Registry};
+
+/// Longest message of a node: a Hello with thousands of instances, or a SchemaUpload.
+pub const MAX_MESSAGE_BYTES: usize = 4 * MAX_SCHEMA_BYTES;
+/// A stream that does not say Hello in time is closed.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of one node that are written together, at most, and their bytes.
+const MAX_TOGETHER: usize = 256;
+const MAX_TOGETHER_BYTES: usize = 4 << 20;
+/// Answers that wait for a node to read them; then the session waits too, and the lease lapses.
+const ANSWERS: usize = 64;
+/// How long the last word waits for room.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// Removal queries under way at once, per node.
+const MAX_QUERIES: usize = 256;
+/// Default and upper bound of a removal query's wait.
+const MAX_REMOVAL_WAIT: Duration = Duration::from_secs(5);
+
+/// The gRPC service for the control plane's server.
+#[must_use]
+pub fn service(registry: Registry, removals: Arc<dyn Removals>) -> NodeSessionServer<Sessions> {
+    NodeSessionServer::new(Sessions { registry, removals })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Opens sessions.
+pub struct Sessions {
+    registry: Registry,
+    removals: Arc<dyn Removals>,
+}
+
+type Answer = Result<ControlMessage, Status>;
+
+#[tonic::async_trait]
+impl NodeSession for Sessions {
+    type OpenStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let peer = request.remote_addr();
+        let loopback = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        let (answers, out) = mpsc::channel(ANSWERS);
+        let opening = Opening {
+            registry: self.registry.clone(),
+            removals: Arc::clone(&self.removals),
+            loopback,
+            inbound: request.into_inner().fuse(),
+            answers: answers.clone(),
+        };
+        let stop = self.registry.options().stop.clone();
+        tokio::spawn(async move {
+            let end = opening.run(stop).await;
+            if let Err(End::Refused(status)) = end {
+                // The node may have gone, or may not read: its lease runs out all the same.
+                let _ = tokio::time::timeout(LAST_WORD, answers.send(Err(*status))).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+}
+
+/// Why a session ends.
+enum End {
+    /// The node closed the stream, or the connection broke.
+    Closed,
+    /// The node is told why.
+    Refused(Box<Status>),
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl From<LeaseError> for End {
+    fn from(error: LeaseError) -> Self {
+        refusal::lost_lease(&error).into()
+    }
+}
+
+/// A stream that has not said who it is.
+struct Opening {
+    registry: Registry,
+    removals: Arc<dyn Removals>,
+    loopback: bool,
+    inbound: Fuse<Streaming<NodeMessage>>,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Opening {
+    async fn run(mut self, stop: CancellationToken) -> Result<(), End> {
+        let hello = tokio::select! {
+            hello = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.next()) => hello,
+            () = stop.cancelled() => return Err(stopping().into()),
+        };
+        let hello = match hello {
+            Err(_) => {
+                return Err(Status::deadline_exceeded("no Hello came within 10 s").into());
+            }
+            Ok(None | Some(Err(_))) => return Err(End::Closed),
+            Ok(Some(Ok(message))) => match message.message {
+                Some(node_message::Message::Hello(hello)) => hello,
+                _ => return Err(refusal::invalid("hello", "must be the first message").into()),
+            },
+        };
+        let (mut session, inbound) = self.welcome(hello).await?;
+        let end = session.run(inbound, stop).await;
+        session.report(&end);
+        end
+    }
+
+    async fn welcome(self, hello: Hello) -> Result<(Session, Fuse<Streaming<NodeMessage>>), End> {
+        let seen = hello.revision;
+        let (identity, instances) =
+            validate::hello(hello, self.loopback).inspect_err(|status| {
+                tracing::warn!(%status, "a node's Hello is refused");
+            })?;
+        let mut lease = NodeLease::claim(&self.registry, &identity).await.inspect_err(|error| {
+            tracing::warn!(event = "session-refused", node = identity.name, process = identity.process_id,
+                %error, "a node session is refused");
+        })?;
+        let schemas = instances
+            .iter()
+            .map(|(_, local)| local.schema_sha256.as_str());
+        let missing = missing(&self.registry, schemas);
+        let count = instances.len();
+        let revision = lease.replace_all(instances).await?;
+        tracing::info!(
+            event = "session-opened", node = identity.name, epoch = lease.epoch(), instances = count,
+            %revision, advertise = %identity.advertise, "a node session is open"
+        );
+        if seen > revision.0 {
+            tracing::warn!(
+                node = identity.name, seen, %revision,
+                "the node has seen a newer store than this one: was it lost or set back?"
+            );
+        }
+        let options = self.registry.options();
+        let welcome = Welcome {
+            epoch: lease.epoch(),
+            lease_ttl: duration(options.lease_ttl),
+            renew_interval: duration(options.renew_interval),
+            revision: revision.0,
+            missing_schemas: missing.clone(),
+            replica: options.replica.clone(),
+        };
+        let session = Session {
+            node: identity.name.as_str().into(),
+            registry: self.registry,
+            removals: self.removals,
+            lease,
+            answers: self.answers,
+            sequence: 0,
+            wanted: missing.into_iter().collect(),
+            queries: JoinSet::new(),
+        };
+        session
+            .answer(control_message::Message::Welcome(welcome))
+            .await?;
+        Ok((session, self.inbound))
+    }
+}
+
+struct Session {
+    node: Arc<str>,
+    registry: Registry,
+    removals: Arc<dyn Removals>,
+    lease: NodeLease,
+    answers: mpsc::Sender<Answer>,
+    /// Of the last Change.
+    sequence: u64,
+    /// Descriptors that this node was asked for; others are not taken.
+    wanted: std::collections::HashSet<String>,
+    queries: JoinSet<()>,
+}
+
+/// Changes that are written together.
+#[derive(Default)]
+struct Together {
+    sequences: Vec<u64>,
+    writes: Vec<NodeWrite>,
+}
+
+impl Session {
+    async fn run(
+        &mut self,
+        mut inbound: Fuse<Streaming<NodeMessage>>,
+        stop: CancellationToken,
+    ) -> Result<(), End> {
+        self.registry.reached(self.lease.session()).await;
+        let mut holder = self.registry.watch_node(&self.node);
+        loop {
+            let now = holder.borrow_and_update().clone();
+            if let Some(error) = self.lost(now.as_ref()) {
+                return Err(error.into());
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(stopping().into()),
+                changed = holder.changed() => if changed.is_err() { return Err(End::Closed) },
+                Some(done) = self.queries.join_next(), if !self.queries.is_empty() => {
+                    if done.is_err() {
+                        tracing::error!(node = %self.node, "a removal query failed");
+                    }
+                }
+                messages = ready(&mut inbound) => {
+                    if messages.is_empty() {
+                        return Err(End::Closed);
+                    }
+                    self.on_messages(messages).await?;
+                }
+            }
+        }
+    }
+
+    /// Why this session holds the node no longer, if so.
+    fn lost(&self, now: Option<&Node>) -> Option<LeaseError> {
+        let node = self.node.to_string();
+        match now {
+            Some(now) if now.session == self.lease.session() => None,
+            Some(now) if now.epoch != self.lease.epoch() => {
+                let (process_id, epoch) = (now.process_id.clone(), now.epoch);
+                Some(LeaseError::Superseded {
+                    node,
+                    process_id,
+                    epoch,
+                })
+            }
+            Some(now) if now.alive => Some(LeaseError::Replaced { node }),
+            _ => Some(LeaseError::Lapsed { node }),
+        }
+    }
+
+    async fn on_messages(&mut self, messages: Vec<Result<NodeMessage, Status>>) -> Result<(), End> {
+        let mut together = Together::default();
+        for message in messages {
+            let message = match message {
+                Ok(message) => message.message,
+                Err(_) => {
+                    self.write(&mut together).await?;
+                    return Err(End::Closed);
+                }
+            };
+            if let Some(node_message::Message::Change(change)) = message {
+                self.on_change(change, &mut together)?;
+                continue;
+            }
+            self.write(&mut together).await?;
+            match message {
+                Some(node_message::Message::Beat(beat)) => self.on_beat(beat.sequence).await?,
+                Some(node_message::Message::Schema(schema)) => self.on_schema(schema).await?,
+                Some(node_message::Message::RemovalQuery(query)) => self.on_query(query)?,
+                Some(node_message::Message::Leave(_)) => return self.on_leave().await,
+                Some(node_message::Message::Hello(_)) => {
+                    return Err(refusal::invalid("hello", "must come once per stream").into());
+                }
+                // Of a newer version: its sender lives without an answer.
+                Some(node_message::Message::Change(_)) | None => {}
+            }
+        }
+        self.write(&mut together).await
+    }
+
+    fn on_change(&mut self, change: Change, together: &mut Together) -> Result<(), End> {
+        let expected = self.sequence + 1;
+        if change.sequence != expected {
+            let found = change.sequence;
+            let text =
+                format!("{found} came where {expected} was due: changes are numbered from 1");
+            return Err(refusal::invalid("change.sequence", text).into());
+        }
+        together
+            .writes
+            .extend(validate::change(&self.node, change)?);
+        together.sequences.push(expected);
+        self.sequence = expected;
+        Ok(())
+    }
+
+    async fn write(&mut self, together: &mut Together) -> Result<(), End> {
+        let Together { sequences, writes } = std::mem::take(together);
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let schemas = writes.iter().filter_map(|write| match write {
+            NodeWrite::Put(_, local) => Some(local.schema_sha256.as_str()),
+            NodeWrite::Remove(_) => None,
+        });
+        let mut missing = missing(&self.registry, schemas);
+        let revision = self.lease.change(writes).await?;
+        self.wanted.extend(missing.iter().cloned());
+        for sequence in sequences {
+            let missing_schemas = std::mem::take(&mut missing);
+            let of = Some(ack::Of::Change(sequence));
+            let ack = Ack {
+                of,
+                revision: revision.0,
+                missing_schemas,
+            };
+            self.answer(control_message::Message::Ack(ack)).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_beat(&self, sequence: u64) -> Result<(), End> {
+        self.lease.beat().await?;
+        let revision = self.registry.read(|view| view.revision().0);
+        let of = Some(ack::Of::Beat(sequence));
+        let ack = Ack {
+            of,
+            revision,
+            missing_schemas: Vec::new(),
+        };
+        self.answer(control_message::Message::Ack(ack)).await
+    }
+
+    /// Bad descriptors are no reason to end the session: the next one would bring them again.
+    async fn on_schema(&mut self, upload: SchemaUpload) -> Result<(), End> {
+        let SchemaUpload {
+            sha256,
+            file_descriptor_set,
+        } = upload;
+        if !self.wanted.remove(&sha256) {
+            tracing::debug!(node = %self.node, sha256, "descriptors that nobody asked for; left out");
+            return Ok(());
+        }
+        match self
+            .registry
+            .keep_schema(&sha256, file_descriptor_set)
+            .await
+        {
+            Ok(()) => tracing::info!(node = %self.node, sha256, "descriptors are kept"),
+            Err(crate::registry::SchemaError::Store(error)) => {
+                return Err(LeaseError::Store(error).into());
+            }
+            Err(error) => tracing::warn!(node = %self.node, %error, "descriptors are refused"),
+        }
+        Ok(())
+    }
+
+    fn on_query(&mut self, query: RemovalQuery) -> Result<(), End> {
+        if self.queries.len() >= MAX_QUERIES {
+            let text = format!("{MAX_QUERIES} removal queries of this node are under way");
+            return Err(Status::resource_exhausted(text).into());
+        }
+        let instance = validate::removed_instance(&self.node, query.instance)?;
+        let wait = query
+            .max_wait
+            .and_then(|wait| Duration::try_from(wait).ok());
+        let wait = wait.unwrap_or(MAX_REMOVAL_WAIT).min(MAX_REMOVAL_WAIT);
+        let (registry, removals) = (self.registry.clone(), Arc::clone(&self.removals));
+        let (answers, revision) = (self.answers.clone(), self.lease.last());
+        self.queries.spawn(async move {
+            registry.reached(revision).await;
+            let unacknowledged = removals.acknowledged(instance, revision, wait).await;
+            let acknowledged = unacknowledged.is_empty();
+            let answer = RemovalAnswer {
+                id: query.id,
+                acknowledged,
+                unacknowledged,
+            };
+            let message = Some(control_message::Message::RemovalAnswer(answer));
+            // A node that has gone does not wait for it.
+            let _ = answers.send(Ok(ControlMessage { message })).await;
+        });
+        Ok(())
+    }
+
+    async fn on_leave(&mut self) -> Result<(), End> {
+        let revision = self.lease.leave().await?;
+        tracing::info!(event = "node-left", node = %self.node, %revision, "a node leaves");
+        Err(End::Closed)
+    }
+
+    async fn answer(&self, message: control_message::Message) -> Result<(), End> {
+        let message = ControlMessage {
+            message: Some(message),
+        };
+        self.answers
+            .send(Ok(message))
+            .await
+            .map_err(|_| End::Closed)
+    }
+
+    fn report(&self, end: &Result<(), End>) {
+        let (node, epoch) = (&self.node, self.lease.epoch());
+        match end {
+            Err(End::Refused(status)) => {
+                let cause = status.message();
+                tracing::warn!(event = "session-ended", %node, epoch, cause, "a node session ends");
+            }
+            _ => {
+                tracing::info!(event = "session-closed", %node, epoch, "a node closed its session");
+            }
+        }
+    }
+}
+
+/// The next message and those that are there already; empty when the stream has ended.
+async fn ready(inbound: &mut Fuse<Streaming<NodeMessage>>) -> Vec<Result<NodeMessage, Status>> {
+    let mut messages = Vec::new();
+    let Some(first) = inbound.next().await else {
+        return messages;
+    };
+    let mut bytes = first.as_ref().map_or(0, NodeMessage::encoded_len);
+    messages.push(first);
+    while messages.len() < MAX_TOGETHER && bytes < MAX_TOGETHER_BYTES {
+        let Some(Some(next)) = inbound.next().now_or_never() else {
+            break;
+        };
+        bytes += next.as_ref().map_or(0, NodeMessage::encoded_len);
+        messages.push(next);
+    }
+    messages
+}
+
+/// The hashes among these that the store does not hold, each once.
+fn missing<'a>(registry: &Registry, hashes: impl Iterator<Item = &'a str>) -> Vec<String> {
+    registry.read(|view| {
+        let missing = hashes.filter(|hash| !hash.is_empty() && !view.has_schema(hash));
+        let missing: std::collections::BTreeSet<&str> = missing.collect();
+        missing.into_iter().map(str::to_owned).collect()
+    })
+}
+
+fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this replica of the control plane stops; connect again")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,376 @@
+use heddle_proto::control::v1::{Beat, InstanceRef, Leave};
+use prost_types::FileDescriptorSet;
+use sha2::{Digest as _, Sha256};
+use tonic_types::StatusExt as _;
+
+use super::{
+    super::fixture::{Asked, Peer, hello, serve},
+    *,
+};
+use crate::{
+    registry::fixture::{Fixture, instance, names, within},
+    store::Revision,
+};
+
+use control_message::Message as Down;
+use node_message::Message as Up;
+
+struct Mesh {
+    fixture: Fixture,
+    server: std::net::SocketAddr,
+    asked: Arc<Asked>,
+}
+
+impl Mesh {
+    async fn new() -> Self {
+        Self::over(Fixture::new().await).await
+    }
+
+    async fn over(fixture: Fixture) -> Self {
+        let asked = Arc::new(Asked::default());
+        let server = serve(&fixture.registry, &asked).await;
+        Self {
+            fixture,
+            server,
+            asked,
+        }
+    }
+
+    async fn names_at(&self, revision: u64) -> Vec<String> {
+        within(self.fixture.registry.reached(Revision(revision))).await;
+        self.fixture.registry.read(names)
+    }
+}
+
+fn upsert(sequence: u64, name: &str) -> Up {
+    Up::Change(Change {
+        sequence,
+        upserted: vec![instance("a", name).1],
+        removed: vec![],
+    })
+}
+
+fn remove(sequence: u64, service: &str, id: &str) -> Up {
+    Up::Change(Change {
+        sequence,
+        upserted: vec![],
+        removed: vec![reference(service, id)],
+    })
+}
+
+fn reference(service: &str, id: &str) -> InstanceRef {
+    InstanceRef {
+        service: service.into(),
+        id: id.into(),
+        namespace: String::new(),
+    }
+}
+
+async fn ack(peer: &mut Peer) -> Ack {
+    match peer.next().await.unwrap() {
+        Down::Ack(ack) => ack,
+        other => panic!("no Ack but {other:?}"),
+    }
+}
+
+fn reason(status: &Status) -> String {
+    status
+        .get_details_error_info()
+        .map(|info| info.reason)
+        .unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_session_from_hello_to_leave() {
+    let mesh = Mesh::new().await;
+    let set = vec![instance("a", "users/u1").1, instance("a", "shop/s1").1];
+    let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
+    assert_eq!((welcome.epoch, welcome.replica.as_str()), (1, "control"));
+    assert_eq!(welcome.lease_ttl.unwrap().seconds, 600);
+    assert_eq!(welcome.renew_interval.unwrap().seconds, 200);
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/shop.default/s1", "a/users.default/u1"]
+    );
+    assert!(
+        mesh.fixture
+            .registry
+            .read(|view| view.node("a").unwrap().loopback)
+    );
+
+    peer.send(upsert(1, "users/u2")).await;
+    let first = ack(&mut peer).await;
+    assert_eq!(first.of, Some(ack::Of::Change(1)));
+    peer.send(remove(2, "users", "u1")).await;
+    let second = ack(&mut peer).await;
+    assert!(second.revision > first.revision);
+    assert_eq!(
+        mesh.names_at(second.revision).await,
+        ["a/shop.default/s1", "a/users.default/u2"]
+    );
+    peer.send(Up::Beat(Beat { sequence: 7 })).await;
+    assert_eq!(ack(&mut peer).await.of, Some(ack::Of::Beat(7)));
+
+    peer.send(Up::Leave(Leave {})).await;
+    assert_eq!(peer.end().await.code(), tonic::Code::Ok);
+    mesh.fixture
+        .until(|view| names(view).is_empty() && !view.node("a").unwrap().alive)
+        .await;
+}
+
+#[tokio::test]
+async fn changes_that_wait_together_are_each_acknowledged_and_the_last_counts() {
+    let mesh = Mesh::new().await;
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    for sequence in (1..100).step_by(2) {
+        peer.send(upsert(sequence, &format!("users/u{sequence}")))
+            .await;
+        peer.send(remove(sequence + 1, "users", &format!("u{sequence}")))
+            .await;
+    }
+    peer.send(upsert(101, "users/last")).await;
+    let mut revision = 0;
+    for sequence in 1..=101 {
+        let ack = ack(&mut peer).await;
+        assert_eq!(ack.of, Some(ack::Of::Change(sequence)));
+        assert!(ack.revision >= revision);
+        revision = ack.revision;
+    }
+    assert_eq!(mesh.names_at(revision).await, ["a/users.default/last"]);
+}
+
+#[tokio::test]
+async fn a_newer_process_takes_over_and_the_older_is_told_by_whom() {
+    let mesh = Mesh::new().await;
+    let (mut old, _) = Peer::open(
+        mesh.server,
+        hello("a", "p1", vec![instance("a", "users/u1").1]),
+    )
+    .await;
+    let (mut new, welcome) = Peer::open(
+        mesh.server,
+        hello("a", "p2", vec![instance("a", "users/u2").1]),
+    )
+    .await;
+    assert_eq!(welcome.epoch, 2);
+    let status = old.end().await;
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (tonic::Code::Aborted, "SUPERSEDED".into())
+    );
+    let details = status.get_details_error_info().unwrap();
+    assert_eq!(
+        (
+            details.domain.as_str(),
+            details.metadata["process_id"].as_str()
+        ),
+        ("heddle", "p2")
+    );
+    assert_eq!(details.metadata["epoch"], "2");
+
+    let mut back = Peer::connect(mesh.server).await;
+    let known = Hello {
+        epoch: 1,
+        ..hello("a", "p1", vec![])
+    };
+    back.send(Up::Hello(known)).await;
+    assert_eq!(reason(&back.end().await), "SUPERSEDED");
+    new.send(Up::Beat(Beat { sequence: 1 })).await;
+    assert_eq!(ack(&mut new).await.of, Some(ack::Of::Beat(1)));
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/users.default/u2"]
+    );
+}
+
+#[tokio::test]
+async fn the_same_process_resumes_without_a_flap() {
+    let mesh = Mesh::new().await;
+    let set = vec![instance("a", "users/u1").1];
+    let (mut first, welcome) = Peer::open(mesh.server, hello("a", "p1", set.clone())).await;
+    mesh.names_at(welcome.revision).await;
+    let mut changes = mesh.fixture.registry.subscribe();
+    let known = Hello {
+        epoch: welcome.epoch,
+        ..hello("a", "p1", set)
+    };
+    let (_second, again) = Peer::open(mesh.server, known).await;
+    assert_eq!(again.epoch, welcome.epoch);
+    mesh.names_at(again.revision).await;
+    let batch = within(changes.next()).await;
+    assert!(batch.services.is_empty(), "{batch:?}");
+    // The first stream, half dead as it may be, does not linger.
+    assert_eq!(reason(&first.end().await), "SESSION_REPLACED");
+}
+
+#[tokio::test]
+async fn a_broken_stream_leaves_the_instances_for_the_lease() {
+    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_millis(300)).await).await;
+    let set = vec![instance("a", "users/u1").1];
+    let (peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
+    drop(peer);
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/users.default/u1"]
+    );
+    mesh.fixture.until(|view| names(view).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_beat_is_told_that_its_lease_lapsed() {
+    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_millis(300)).await).await;
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    let status = peer.end().await;
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (tonic::Code::Unavailable, "LEASE_LAPSED".into())
+    );
+}
+
+#[tokio::test]
+async fn bad_messages_end_the_session_and_change_nothing() {
+    let mesh = Mesh::new().await;
+    let mut bad_hello = hello("a", "p1", vec![instance("a", "users/u1").1]);
+    bad_hello.instances[0].instance.as_mut().unwrap().address = "nowhere".into();
+    let unfit = hello("Not_A_Label", "p1", vec![]);
+    for (first, field) in [
+        (Up::Hello(bad_hello), "hello.instances[0].instance.address"),
+        (Up::Hello(unfit), "hello.node"),
+        (Up::Beat(Beat { sequence: 1 }), "hello"),
+    ] {
+        let mut peer = Peer::connect(mesh.server).await;
+        peer.send(first).await;
+        let status = peer.end().await;
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert_eq!(
+            status.get_details_bad_request().unwrap().field_violations[0].field,
+            field
+        );
+    }
+    let store = mesh.fixture.registry.store();
+    assert_eq!(store.range("", None).await.unwrap().items, []);
+
+    let (mut peer, welcome) = Peer::open(
+        mesh.server,
+        hello("a", "p1", vec![instance("a", "users/u1").1]),
+    )
+    .await;
+    peer.send(upsert(2, "users/u2")).await;
+    let status = peer.end().await;
+    assert!(
+        status
+            .message()
+            .starts_with("change.sequence: 2 came where 1 was due"),
+        "{status}"
+    );
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/users.default/u1"]
+    );
+}
+
+#[tokio::test]
+async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
+    let mesh = Mesh::new().await;
+    // An unknown field stands for an extension that no generated type knows.
+    let mut bytes = FileDescriptorSet::default().encode_to_vec();
+    bytes.extend([0xca, 0x3e, 0x02, b'h', b'i']);
+    let sha256: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut local = instance("a", "users/u1").1;
+    local.schema_sha256.clone_from(&sha256);
+    let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", vec![local.clone()])).await;
+    assert_eq!(welcome.missing_schemas, [sha256.as_str()]);
+
+    let upload = |bytes: &[u8]| {
+        let file_descriptor_set = bytes.to_vec().into();
+        Up::Schema(SchemaUpload {
+            sha256: sha256.clone(),
+            file_descriptor_set,
+        })
+    };
+    peer.send(upload(b"something else")).await;
+    let ask_again = Change {
+        sequence: 1,
+        upserted: vec![local.clone()],
+        removed: vec![],
+    };
+    peer.send(Up::Change(ask_again)).await;
+    assert_eq!(
+        ack(&mut peer).await.missing_schemas,
+        [sha256.as_str()],
+        "the wrong one is not kept"
+    );
+    peer.send(upload(&bytes)).await;
+    mesh.fixture.until(|view| view.has_schema(&sha256)).await;
+    assert_eq!(mesh.fixture.registry.schema(&sha256).await.unwrap(), bytes);
+
+    peer.send(Up::Change(Change {
+        sequence: 2,
+        upserted: vec![local],
+        removed: vec![],
+    }))
+    .await;
+    assert_eq!(ack(&mut peer).await.missing_schemas, [""; 0]);
+    // Nobody asked for this one.
+    let other = FileDescriptorSet::default().encode_to_vec();
+    let sha256: String = Sha256::digest(&other)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let unasked = SchemaUpload {
+        sha256: sha256.clone(),
+        file_descriptor_set: other.into(),
+    };
+    peer.send(Up::Schema(unasked)).await;
+    peer.send(Up::Beat(Beat { sequence: 1 })).await;
+    ack(&mut peer).await;
+    assert_eq!(mesh.fixture.registry.schema(&sha256).await, None);
+}
+
+#[tokio::test]
+async fn a_removal_query_is_answered_for_the_revision_that_removed() {
+    let mesh = Mesh::new().await;
+    let (mut peer, _) = Peer::open(
+        mesh.server,
+        hello("a", "p1", vec![instance("a", "users/u1").1]),
+    )
+    .await;
+    peer.send(remove(1, "users", "u1")).await;
+    let removed = ack(&mut peer).await;
+    let wait = prost_types::Duration {
+        seconds: 60,
+        nanos: 0,
+    };
+    let instance = Some(reference("users", "u1"));
+    peer.send(Up::RemovalQuery(RemovalQuery {
+        id: 9,
+        instance,
+        max_wait: Some(wait),
+    }))
+    .await;
+    let Down::RemovalAnswer(answer) = peer.next().await.unwrap() else {
+        panic!("no answer")
+    };
+    assert_eq!((answer.id, answer.acknowledged), (9, false));
+    assert_eq!(answer.unacknowledged, ["slow-client"]);
+    let asked = mesh.asked.0.lock().unwrap().clone();
+    let expected = (
+        "a/users.default/u1".to_owned(),
+        Revision(removed.revision),
+        MAX_REMOVAL_WAIT,
+    );
+    assert_eq!(asked, [expected], "never longer than the bound");
+}
+
+#[tokio::test]
+async fn a_stopping_replica_says_so() {
+    let mesh = Mesh::new().await;
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    mesh.fixture.registry.options().stop.cancel();
+    let status = peer.end().await;
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    assert!(status.message().contains("connect again"), "{status}");
+}

@@ -1,0 +1,333 @@
+//! What a node may say: every field of a Hello or a Change, checked before anything is written. In come messages as
+//! they arrived; out go the registry's own types with defaults filled in, or all faults with their field paths. No
+//! look at the registry here: the same message is always judged the same.
+
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+
+use heddle_proto::{
+    control::v1::{Change, Hello, InstanceRef, LocalInstance},
+    registry::v1::{Health, Instance, Protocol},
+};
+use tonic::Status;
+
+use super::refusal::Faults;
+use crate::registry::{InstanceKey, NodeIdentity, NodeWrite, ServiceName};
+
+/// Most instances of one node.
+pub(super) const MAX_INSTANCES: usize = 10_000;
+const MAX_LABEL: usize = 63;
+const MAX_TEXT: usize = 63;
+const MAX_REASON: usize = 1024;
+const MAX_WEIGHT: u32 = 1000;
+const MAX_LABELS: usize = 32;
+const MAX_LABEL_VALUE: usize = 255;
+const MAX_PROTOS: usize = 256;
+const MAX_PROTO_NAME: usize = 255;
+const MAX_METHODS: usize = 1024;
+
+/// A node's identity and everything it has.
+pub(super) fn hello(
+    hello: Hello,
+    loopback: bool,
+) -> Result<(NodeIdentity, Vec<(InstanceKey, LocalInstance)>), Status> {
+    let mut faults = Faults::default();
+    dns_label(&mut faults, "hello.node", &hello.node);
+    if hello.process_id.is_empty() {
+        faults.add(
+            "hello.process_id",
+            "must name the process: random, new with each start",
+        );
+    }
+    text(&mut faults, "hello.process_id", &hello.process_id, MAX_TEXT);
+    text(&mut faults, "hello.region", &hello.region, MAX_TEXT);
+    text(&mut faults, "hello.zone", &hello.zone, MAX_TEXT);
+    text(&mut faults, "hello.version", &hello.version, MAX_TEXT);
+    let advertise = address(&mut faults, "hello.advertise", &hello.advertise);
+    if hello.instances.len() > MAX_INSTANCES {
+        let found = hello.instances.len();
+        faults.add(
+            "hello.instances",
+            format!("{found} instances; at most {MAX_INSTANCES} per node"),
+        );
+    }
+    let node: Arc<str> = hello.node.as_str().into();
+    let mut seen = HashSet::new();
+    let mut instances = Vec::new();
+    for (n, local) in hello.instances.into_iter().enumerate() {
+        let field = format!("hello.instances[{n}]");
+        let Some((key, local)) = local_instance(&mut faults, &field, &node, local) else {
+            continue;
+        };
+        if !seen.insert(key.clone()) {
+            faults.add(
+                format!("{field}.instance.id"),
+                "the same instance stands twice",
+            );
+        }
+        instances.push((key, local));
+    }
+    faults.check()?;
+    // No fault was found, so there is an address.
+    let advertise = advertise.ok_or_else(|| Status::invalid_argument("hello.advertise"))?;
+    let identity = NodeIdentity {
+        name: hello.node,
+        process_id: hello.process_id,
+        epoch: hello.epoch,
+        advertise,
+        region: hello.region,
+        zone: hello.zone,
+        version: hello.version,
+        loopback,
+    };
+    Ok((identity, instances))
+}
+
+/// What a change writes, in order.
+pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Vec<NodeWrite>, Status> {
+    let mut faults = Faults::default();
+    let count = change.upserted.len() + change.removed.len();
+    if count > MAX_INSTANCES {
+        faults.add(
+            "change",
+            format!("{count} instances; at most {MAX_INSTANCES} at a time"),
+        );
+    }
+    let mut writes = Vec::with_capacity(count.min(MAX_INSTANCES));
+    for (n, name) in change.removed.into_iter().enumerate() {
+        let key = instance_key(&mut faults, &format!("change.removed[{n}]"), node, name);
+        writes.push(NodeWrite::Remove(key));
+    }
+    for (n, local) in change.upserted.into_iter().enumerate() {
+        let field = format!("change.upserted[{n}]");
+        if let Some((key, local)) = local_instance(&mut faults, &field, node, local) {
+            writes.push(NodeWrite::Put(key, Box::new(local)));
+        }
+    }
+    faults.check()?;
+    Ok(writes)
+}
+
+/// The instance that a removal query asks about.
+pub(super) fn removed_instance(
+    node: &Arc<str>,
+    instance: Option<InstanceRef>,
+) -> Result<InstanceKey, Status> {
+    let mut faults = Faults::default();
+    let name = instance.unwrap_or_default();
+    let key = instance_key(&mut faults, "removal_query.instance", node, name);
+    faults.check()?;
+    Ok(key)
+}
+
+fn instance_key(
+    faults: &mut Faults,
+    field: &str,
+    node: &Arc<str>,
+    name: InstanceRef,
+) -> InstanceKey {
+    let namespace = or_default(name.namespace);
+    dns_label(faults, format!("{field}.service"), &name.service);
+    dns_label(faults, format!("{field}.namespace"), &namespace);
+    dns_label(faults, format!("{field}.id"), &name.id);
+    let service = ServiceName {
+        service: name.service,
+        namespace,
+    };
+    InstanceKey {
+        node: Arc::clone(node),
+        service,
+        id: name.id.into(),
+    }
+}
+
+fn local_instance(
+    faults: &mut Faults,
+    field: &str,
+    node: &Arc<str>,
+    mut local: LocalInstance,
+) -> Option<(InstanceKey, LocalInstance)> {
+    if Health::try_from(local.health).is_err() {
+        faults.add(
+            format!("{field}.health"),
+            format!("{} is not a health", local.health),
+        );
+    }
+    text(
+        faults,
+        format!("{field}.health_reason"),
+        &local.health_reason,
+        MAX_REASON,
+    );
+    let hash = &local.schema_sha256;
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_hash = hash.len() == 64 && hash.bytes().all(is_hex);
+    if !hash.is_empty() && !is_hash {
+        faults.add(
+            format!("{field}.schema_sha256"),
+            "must be 64 lower-case hex digits, or empty",
+        );
+    }
+    if local.protos.len() > MAX_PROTOS {
+        faults.add(
+            format!("{field}.protos"),
+            format!("at most {MAX_PROTOS} proto services"),
+        );
+    }
+    for (n, proto) in local.protos.iter().enumerate() {
+        proto_name(faults, format!("{field}.protos[{n}].name"), &proto.name);
+        if proto.idempotent_methods.len() > MAX_METHODS {
+            let field = format!("{field}.protos[{n}].idempotent_methods");
+            faults.add(field, format!("at most {MAX_METHODS} methods"));
+        }
+    }
+    let Some(instance) = &mut local.instance else {
+        faults.add(format!("{field}.instance"), "must be given");
+        return None;
+    };
+    let key = instance_fields(faults, &format!("{field}.instance"), node, instance);
+    Some((key, local))
+}
+
+/// Checks a registration as it stands, and fills in its defaults.
+fn instance_fields(
+    faults: &mut Faults,
+    field: &str,
+    node: &Arc<str>,
+    instance: &mut Instance,
+) -> InstanceKey {
+    let name = InstanceRef {
+        service: instance.service.clone(),
+        namespace: instance.namespace.clone(),
+        id: instance.id.clone(),
+    };
+    let key = instance_key(faults, field, node, name);
+    text(
+        faults,
+        format!("{field}.version"),
+        &instance.version,
+        MAX_TEXT,
+    );
+    if let Some(address) = address(faults, &format!("{field}.address"), &instance.address) {
+        instance.address = address.to_string();
+    }
+    match Protocol::try_from(instance.protocol) {
+        Ok(Protocol::Grpc | Protocol::Http) => {}
+        Ok(Protocol::Unspecified) => instance.set_protocol(Protocol::Grpc),
+        Ok(Protocol::Tcp) => {
+            faults.add(
+                format!("{field}.protocol"),
+                "tcp is not served yet: use grpc or http",
+            );
+        }
+        Err(_) => {
+            faults.add(
+                format!("{field}.protocol"),
+                format!("{} is not a protocol", instance.protocol),
+            );
+        }
+    }
+    if instance.weight > MAX_WEIGHT {
+        faults.add(
+            format!("{field}.weight"),
+            format!("{}; at most {MAX_WEIGHT}", instance.weight),
+        );
+    }
+    if instance.protos.len() > MAX_PROTOS {
+        faults.add(
+            format!("{field}.protos"),
+            format!("at most {MAX_PROTOS} proto services"),
+        );
+    }
+    for (n, proto) in instance.protos.iter().enumerate() {
+        proto_name(faults, format!("{field}.protos[{n}]"), proto);
+    }
+    if instance.labels.len() > MAX_LABELS {
+        faults.add(
+            format!("{field}.labels"),
+            format!("at most {MAX_LABELS} labels"),
+        );
+    }
+    for (name, value) in &instance.labels {
+        let field = format!("{field}.labels[{name:?}]");
+        if name.is_empty() {
+            faults.add(field.as_str(), "a label must have a name");
+        }
+        text(faults, field.as_str(), name, MAX_TEXT);
+        text(faults, field, value, MAX_LABEL_VALUE);
+    }
+    instance.weight = instance.weight.max(1);
+    instance.namespace.clone_from(&key.service.namespace);
+    key
+}
+
+fn or_default(namespace: String) -> String {
+    if namespace.is_empty() {
+        "default".to_owned()
+    } else {
+        namespace
+    }
+}
+
+/// RFC 1035 §2.3.1, with RFC 1123's leading digits.
+fn dns_label(faults: &mut Faults, field: impl Into<String>, label: &str) {
+    let ok = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let edges = label.starts_with('-') || label.ends_with('-');
+    if label.is_empty() || label.len() > MAX_LABEL || edges || !label.bytes().all(ok) {
+        let shown: String = label.chars().take(MAX_LABEL + 1).collect();
+        faults.add(
+            field,
+            format!(
+                "{shown:?} is not a DNS label: 1 to {MAX_LABEL} of a-z, 0-9 and '-', not at an end"
+            ),
+        );
+    }
+}
+
+fn text(faults: &mut Faults, field: impl Into<String>, value: &str, max: usize) {
+    if value.chars().count() > max {
+        faults.add(field, format!("longer than {max} characters"));
+    } else if value.chars().any(char::is_control) {
+        faults.add(field, "has control characters");
+    }
+}
+
+fn address(faults: &mut Faults, field: &str, address: &str) -> Option<SocketAddr> {
+    let Ok(parsed) = address.parse::<SocketAddr>() else {
+        let shown: String = address.chars().take(100).collect();
+        faults.add(
+            field,
+            format!("{shown:?} is not an address: write IP:port or [IPv6]:port"),
+        );
+        return None;
+    };
+    if parsed.port() == 0 {
+        faults.add(field, "port 0 cannot be reached");
+    }
+    if parsed.ip().is_unspecified() || parsed.ip().is_multicast() {
+        faults.add(
+            field,
+            format!("{} is not the address of one host", parsed.ip()),
+        );
+    }
+    Some(parsed)
+}
+
+/// A full name of the protobuf language: identifiers joined by dots.
+fn proto_name(faults: &mut Faults, field: impl Into<String>, name: &str) {
+    let identifier = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    if name.len() > MAX_PROTO_NAME || !name.split('.').all(identifier) {
+        let shown: String = name.chars().take(100).collect();
+        faults.add(
+            field,
+            format!("{shown:?} is not a full proto service name: package.Service"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;
