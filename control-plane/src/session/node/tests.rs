@@ -1,4 +1,4 @@
-use heddle_proto::control::v1::{Beat, InstanceRef, Leave};
+use heddle_proto::control::v1::{Beat, Hello, InstanceRef, Leave};
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 use tonic_types::StatusExt as _;

@@ -6,7 +6,7 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use heddle_proto::{
     control::v1::{Change, Hello, InstanceRef, LocalInstance},
-    registry::v1::{Health, Instance, Protocol},
+    registry::v1::{Instance, Protocol},
 };
 use tonic::Status;
 
@@ -20,10 +20,9 @@ const MAX_TEXT: usize = 63;
 const MAX_REASON: usize = 1024;
 const MAX_WEIGHT: u32 = 1000;
 const MAX_LABELS: usize = 32;
-const MAX_LABEL_VALUE: usize = 255;
+const MAX_LABEL_VALUE: usize = 256;
 const MAX_PROTOS: usize = 256;
-const MAX_PROTO_NAME: usize = 255;
-const MAX_METHODS: usize = 1024;
+const MAX_PROTO_NAME: usize = 256;
 
 /// A node's identity and everything it has.
 pub(super) fn hello(
@@ -140,45 +139,27 @@ fn instance_key(
     }
 }
 
+/// What people wrote is refused where it is bad; what programs derived (a reason, names out of descriptors) is cut to
+/// its bounds: one odd service must not keep its whole node out of the mesh.
 fn local_instance(
     faults: &mut Faults,
     field: &str,
     node: &Arc<str>,
     mut local: LocalInstance,
 ) -> Option<(InstanceKey, LocalInstance)> {
-    if Health::try_from(local.health).is_err() {
-        faults.add(
-            format!("{field}.health"),
-            format!("{} is not a health", local.health),
-        );
+    if local.health_reason.chars().count() > MAX_REASON
+        || local.health_reason.contains(char::is_control)
+    {
+        let printable = local.health_reason.chars().filter(|c| !c.is_control());
+        local.health_reason = printable.take(MAX_REASON).collect();
     }
-    text(
-        faults,
-        format!("{field}.health_reason"),
-        &local.health_reason,
-        MAX_REASON,
-    );
+    local.protos.retain(|proto| is_proto_name(&proto.name));
     let hash = &local.schema_sha256;
     let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let is_hash = hash.len() == 64 && hash.bytes().all(is_hex);
     if !hash.is_empty() && !is_hash {
-        faults.add(
-            format!("{field}.schema_sha256"),
-            "must be 64 lower-case hex digits, or empty",
-        );
-    }
-    if local.protos.len() > MAX_PROTOS {
-        faults.add(
-            format!("{field}.protos"),
-            format!("at most {MAX_PROTOS} proto services"),
-        );
-    }
-    for (n, proto) in local.protos.iter().enumerate() {
-        proto_name(faults, format!("{field}.protos[{n}].name"), &proto.name);
-        if proto.idempotent_methods.len() > MAX_METHODS {
-            let field = format!("{field}.protos[{n}].idempotent_methods");
-            faults.add(field, format!("at most {MAX_METHODS} methods"));
-        }
+        let text = "must be 64 lower-case hex digits, or empty";
+        faults.add(format!("{field}.schema_sha256"), text);
     }
     let Some(instance) = &mut local.instance else {
         faults.add(format!("{field}.instance"), "must be given");
@@ -238,8 +219,14 @@ fn instance_fields(
             format!("at most {MAX_PROTOS} proto services"),
         );
     }
-    for (n, proto) in instance.protos.iter().enumerate() {
-        proto_name(faults, format!("{field}.protos[{n}]"), proto);
+    for (n, proto) in instance
+        .protos
+        .iter()
+        .enumerate()
+        .filter(|(_, it)| !is_proto_name(it))
+    {
+        let text = format!("{proto:?} is not a full proto service name: package.Service");
+        faults.add(format!("{field}.protos[{n}]"), text);
     }
     if instance.labels.len() > MAX_LABELS {
         faults.add(
@@ -248,12 +235,11 @@ fn instance_fields(
         );
     }
     for (name, value) in &instance.labels {
-        let field = format!("{field}.labels[{name:?}]");
-        if name.is_empty() {
-            faults.add(field.as_str(), "a label must have a name");
+        if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_LABEL_VALUE {
+            let text =
+                format!("a name takes 1 to {MAX_TEXT} bytes, a value at most {MAX_LABEL_VALUE}");
+            faults.add(format!("{field}.labels[{name:?}]"), text);
         }
-        text(faults, field.as_str(), name, MAX_TEXT);
-        text(faults, field, value, MAX_LABEL_VALUE);
     }
     instance.weight = instance.weight.max(1);
     instance.namespace.clone_from(&key.service.namespace);
@@ -313,20 +299,14 @@ fn address(faults: &mut Faults, field: &str, address: &str) -> Option<SocketAddr
 }
 
 /// A full name of the protobuf language: identifiers joined by dots.
-fn proto_name(faults: &mut Faults, field: impl Into<String>, name: &str) {
+fn is_proto_name(name: &str) -> bool {
     let identifier = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
             && part
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    if name.len() > MAX_PROTO_NAME || !name.split('.').all(identifier) {
-        let shown: String = name.chars().take(100).collect();
-        faults.add(
-            field,
-            format!("{shown:?} is not a full proto service name: package.Service"),
-        );
-    }
+    name.len() <= MAX_PROTO_NAME && name.split('.').all(identifier)
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ fn each_bad_field_of_an_instance_is_named() {
         field("labels")
     );
     assert_eq!(
-        instance_faults(|it| it.labels = [("k".into(), "\u{7}".into())].into()),
+        instance_faults(|it| it.labels = [("k".into(), "x".repeat(257))].into()),
         field("labels[\"k\"]")
     );
     let local = |spoil: fn(&mut LocalInstance)| faults(|hello| spoil(&mut hello.instances[0]));
@@ -138,14 +138,9 @@ fn each_bad_field_of_an_instance_is_named() {
         local(|it| it.instance = None),
         ["hello.instances[0].instance"]
     );
-    assert_eq!(local(|it| it.health = 9), ["hello.instances[0].health"]);
     assert_eq!(
         local(|it| it.schema_sha256 = "AB".into()),
         ["hello.instances[0].schema_sha256"]
-    );
-    assert_eq!(
-        local(|it| it.protos[0].name = "1x".into()),
-        ["hello.instances[0].protos[0].name"]
     );
     let twice = faults(|hello| hello.instances.push(hello.instances[0].clone()));
     assert_eq!(twice, ["hello.instances[1].instance.id"]);
@@ -205,4 +200,18 @@ fn changes_are_judged_like_the_full_set() {
             .starts_with("removal_query.instance.service"),
         "{status}"
     );
+}
+
+#[test]
+fn what_programs_derived_is_cut_and_keeps_no_node_out() {
+    let mut message = good();
+    let local = &mut message.instances[0];
+    local.health_reason = format!("line\n{}", "x".repeat(5000));
+    local.protos.push(local.protos[0].clone());
+    local.protos[0].name = "1x".into();
+    let (_, instances) = hello(message, false).unwrap();
+    let local = &instances[0].1;
+    assert_eq!(local.health_reason.len(), MAX_REASON);
+    assert!(local.health_reason.starts_with("linex"));
+    assert_eq!(local.protos.len(), 1);
 }

@@ -6,6 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Changes, Compare, KeyValue, Op, Revision, Store, StoreError, Txn, Watch};
 
+mod leases;
+mod watches;
+
 /// A store under test.
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
@@ -25,12 +28,12 @@ pub(crate) async fn all(engine: &Engine) {
     one_of_many_rivals_wins(engine).await;
     ranges_are_sorted_and_of_one_revision(store).await;
     bounds_are_kept(store).await;
-    watches_give_every_change_once(engine).await;
-    watches_group_by_revision_and_prefix(store).await;
-    revoked_leases_take_their_keys(store).await;
-    a_put_moves_a_key_to_another_lease(store).await;
-    leases_run_out(engine).await;
-    compaction_is_said(engine).await;
+    watches::give_every_change_once(engine).await;
+    watches::group_by_revision_and_prefix(store).await;
+    leases::revoked_leases_take_their_keys(store).await;
+    leases::a_put_moves_a_key_to_another_lease(store).await;
+    leases::leases_run_out(engine).await;
+    watches::compaction_is_said(engine).await;
 }
 
 async fn put(store: &dyn Store, key: &str, value: &str) -> Revision {
@@ -302,195 +305,4 @@ async fn bounds_are_kept(store: &dyn Store) {
         .unwrap();
     assert_eq!(get(store, "bounds/large").await.unwrap().value.len(), max);
     store.delete("bounds/large").await.unwrap();
-}
-
-async fn watches_give_every_change_once(engine: &Engine) {
-    let store = &*engine.store;
-    let first = put(store, "watch/a", "0").await;
-    let mut late = store.watch("watch/", first).await.unwrap();
-    let mut early = store.watch("watch/", first.next()).await.unwrap();
-    let writers: Vec<_> = (0..4)
-        .map(|writer| {
-            let store = Arc::clone(&engine.store);
-            tokio::spawn(async move {
-                for n in 0..10 {
-                    put(&*store, &format!("watch/{writer}"), &n.to_string()).await;
-                }
-            })
-        })
-        .collect();
-    assert_eq!(summary(&next(&mut late).await), ["watch/a=0"]);
-    for watch in [&mut late, &mut early] {
-        let mut seen = std::collections::BTreeMap::new();
-        let mut last = first;
-        for _ in 0..40 {
-            let changes = next(watch).await;
-            assert!(changes.revision > last, "in order");
-            last = changes.revision;
-            let [event] = &*changes.events else {
-                panic!("one change each: {changes:?}")
-            };
-            let value = event.now.as_ref().unwrap().value.clone();
-            let expected = seen.entry(event.key.clone()).or_insert(0);
-            assert_eq!(value, expected.to_string(), "none lost, none twice");
-            *expected += 1;
-        }
-        assert_eq!(seen.len(), 4);
-    }
-    for writer in writers {
-        writer.await.unwrap();
-    }
-}
-
-async fn watches_group_by_revision_and_prefix(store: &dyn Store) {
-    put(store, "group/b", "old").await;
-    let from = store.range("", None).await.unwrap().revision.next();
-    let mut watch = store.watch("group/", from).await.unwrap();
-    put(store, "groups", "not watched").await;
-    let then = vec![
-        Op::put("group/a", "1"),
-        Op::put("other", "x"),
-        Op::delete("group/b"),
-    ];
-    let at = store
-        .txn(Txn {
-            then,
-            ..Txn::default()
-        })
-        .await
-        .unwrap()
-        .revision;
-    let changes = next(&mut watch).await;
-    assert_eq!(changes.revision, at);
-    assert_eq!(summary(&changes), ["group/a=1", "group/b gone"]);
-    assert_eq!(changes.events[1].before.as_ref().unwrap().value, "old");
-    assert_eq!(changes.events[0].before, None);
-}
-
-async fn revoked_leases_take_their_keys(store: &dyn Store) {
-    let lease = store.grant(Duration::from_secs(600)).await.unwrap();
-    let then = vec![
-        Op::put_leased("revoke/a", "", lease),
-        Op::put_leased("revoke/b", "", lease),
-    ];
-    let at = store
-        .txn(Txn {
-            then,
-            ..Txn::default()
-        })
-        .await
-        .unwrap()
-        .revision;
-    assert_eq!(get(store, "revoke/a").await.unwrap().lease, Some(lease));
-    put(store, "revoke/c", "").await;
-    store.keep_alive(lease).await.unwrap();
-    let mut watch = store.watch("revoke/", at.next().next()).await.unwrap();
-    store.revoke(lease).await.unwrap();
-    assert_eq!(
-        summary(&next(&mut watch).await),
-        ["revoke/a gone", "revoke/b gone"]
-    );
-    assert_eq!(keys(store, "revoke/", None).await, ["revoke/c"]);
-    let gone = StoreError::LeaseNotFound(lease);
-    assert_eq!(store.keep_alive(lease).await.unwrap_err(), gone);
-    assert_eq!(store.revoke(lease).await.unwrap_err(), gone);
-    let then = vec![
-        Op::put("revoke/d", ""),
-        Op::put_leased("revoke/a", "", lease),
-    ];
-    assert_eq!(
-        store
-            .txn(Txn {
-                then,
-                ..Txn::default()
-            })
-            .await
-            .unwrap_err(),
-        gone
-    );
-    assert_eq!(get(store, "revoke/d").await, None, "refused as a whole");
-    let other = store.grant(Duration::from_secs(600)).await.unwrap();
-    assert_ne!(other, lease, "an id is not used twice");
-    store.revoke(other).await.unwrap();
-}
-
-async fn a_put_moves_a_key_to_another_lease(store: &dyn Store) {
-    let ttl = Duration::from_secs(600);
-    let (first, second) = (
-        store.grant(ttl).await.unwrap(),
-        store.grant(ttl).await.unwrap(),
-    );
-    let leased = |key, lease| Txn {
-        then: vec![Op::put_leased(key, "", lease)],
-        ..Txn::default()
-    };
-    for key in ["move/to-second", "move/to-none", "move/stays"] {
-        store.txn(leased(key, first)).await.unwrap();
-    }
-    store.txn(leased("move/to-second", second)).await.unwrap();
-    put(store, "move/to-none", "").await;
-    store.revoke(first).await.unwrap();
-    assert_eq!(
-        keys(store, "move/", None).await,
-        ["move/to-none", "move/to-second"]
-    );
-    store.revoke(second).await.unwrap();
-    assert_eq!(keys(store, "move/", None).await, ["move/to-none"]);
-}
-
-async fn leases_run_out(engine: &Engine) {
-    let store = &*engine.store;
-    let short = store.grant(engine.shortest_ttl).await.unwrap();
-    let long = store.grant(Duration::from_secs(600)).await.unwrap();
-    let then = vec![
-        Op::put_leased("expiry/short", "", short),
-        Op::put_leased("expiry/long", "", long),
-        Op::put("expiry/none", ""),
-    ];
-    let at = store
-        .txn(Txn {
-            then,
-            ..Txn::default()
-        })
-        .await
-        .unwrap()
-        .revision;
-    let mut watch = store.watch("expiry/", at.next()).await.unwrap();
-    assert_eq!(summary(&next(&mut watch).await), ["expiry/short gone"]);
-    assert_eq!(
-        store.keep_alive(short).await.unwrap_err(),
-        StoreError::LeaseNotFound(short)
-    );
-    store.keep_alive(long).await.unwrap();
-    store.revoke(long).await.unwrap();
-}
-
-async fn compaction_is_said(engine: &Engine) {
-    let store = &*engine.store;
-    let old = put(store, "compact/0", "").await;
-    let mut idle = store.watch("compact/0", old.next()).await.unwrap();
-    let mut held = store.watch("compact/", old).await.unwrap();
-    for n in 0..=engine.history {
-        put(store, &format!("compact/{n}"), "").await;
-    }
-    let error = store.range("compact/", Some(old)).await.unwrap_err();
-    assert!(
-        matches!(error, StoreError::Compacted { asked, .. } if asked == old),
-        "{error}"
-    );
-    let error = store.watch("compact/", old).await.err().unwrap();
-    assert!(
-        matches!(error, StoreError::Compacted { asked, .. } if asked == old),
-        "{error}"
-    );
-    // A watch that was there all the time either kept up or is told, it never skips.
-    for watch in [&mut idle, &mut held] {
-        match watch.next().await.unwrap() {
-            Ok(changes) => assert!(changes.revision <= old.next()),
-            Err(error) => {
-                assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
-                assert!(watch.next().await.is_none(), "after an error it ends");
-            }
-        }
-    }
 }

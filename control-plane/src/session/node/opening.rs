@@ -1,0 +1,159 @@
+//! How a node session opens: the gRPC service, the Hello and the claim of the node. In come streams, out go sessions
+//! that hold their node's lease, or refusals that say why. Nothing is written before the Hello is found good.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt as _, stream::Fuse};
+use heddle_proto::control::v1::{
+    Hello, NodeMessage, Welcome, control_message, node_message,
+    node_session_server::{NodeSession, NodeSessionServer},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Answer, End, Session, missing, stopping};
+use crate::{
+    registry::{MAX_SCHEMA_BYTES, NodeLease, Registry},
+    session::{Removals, refusal, validate},
+};
+
+/// Longest message of a node: a Hello with thousands of instances, or a SchemaUpload.
+pub const MAX_MESSAGE_BYTES: usize = 4 * MAX_SCHEMA_BYTES;
+/// A stream that does not say Hello in time is closed.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers that wait for a node to read them; then the session waits too, and the lease lapses.
+const ANSWERS: usize = 64;
+/// How long the last word waits for room.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// The gRPC service for the control plane's server.
+#[must_use]
+pub fn service(registry: Registry, removals: Arc<dyn Removals>) -> NodeSessionServer<Sessions> {
+    NodeSessionServer::new(Sessions { registry, removals })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Opens sessions.
+pub struct Sessions {
+    registry: Registry,
+    removals: Arc<dyn Removals>,
+}
+
+#[tonic::async_trait]
+impl NodeSession for Sessions {
+    type OpenStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let peer = request.remote_addr();
+        let loopback = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        let (answers, out) = mpsc::channel(ANSWERS);
+        let opening = Opening {
+            registry: self.registry.clone(),
+            removals: Arc::clone(&self.removals),
+            loopback,
+            inbound: request.into_inner().fuse(),
+            answers: answers.clone(),
+        };
+        let stop = self.registry.options().stop.clone();
+        tokio::spawn(async move {
+            let end = opening.run(stop).await;
+            if let Err(End::Refused(status)) = end {
+                // The node may have gone, or may not read: its lease runs out all the same.
+                let _ = tokio::time::timeout(LAST_WORD, answers.send(Err(*status))).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+}
+
+/// A stream that has not said who it is.
+struct Opening {
+    registry: Registry,
+    removals: Arc<dyn Removals>,
+    loopback: bool,
+    inbound: Fuse<Streaming<NodeMessage>>,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Opening {
+    async fn run(mut self, stop: CancellationToken) -> Result<(), End> {
+        let hello = tokio::select! {
+            hello = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.next()) => hello,
+            () = stop.cancelled() => return Err(stopping().into()),
+        };
+        let hello = match hello {
+            Err(_) => {
+                return Err(Status::deadline_exceeded("no Hello came within 10 s").into());
+            }
+            Ok(None | Some(Err(_))) => return Err(End::Closed),
+            Ok(Some(Ok(message))) => match message.message {
+                Some(node_message::Message::Hello(hello)) => hello,
+                _ => return Err(refusal::invalid("hello", "must be the first message").into()),
+            },
+        };
+        let (mut session, inbound) = self.welcome(hello).await?;
+        let end = session.run(inbound, stop).await;
+        session.report(&end);
+        end
+    }
+
+    async fn welcome(self, hello: Hello) -> Result<(Session, Fuse<Streaming<NodeMessage>>), End> {
+        let seen = hello.revision;
+        let (identity, instances) =
+            validate::hello(hello, self.loopback).inspect_err(|status| {
+                tracing::warn!(%status, "a node's Hello is refused");
+            })?;
+        let mut lease = NodeLease::claim(&self.registry, &identity).await.inspect_err(|error| {
+            tracing::warn!(event = "session-refused", node = identity.name, process = identity.process_id,
+                %error, "a node session is refused");
+        })?;
+        let schemas = instances
+            .iter()
+            .map(|(_, local)| local.schema_sha256.as_str());
+        let missing = missing(&self.registry, schemas);
+        let count = instances.len();
+        let revision = lease.replace_all(instances).await?;
+        tracing::info!(
+            event = "session-opened", node = identity.name, epoch = lease.epoch(), instances = count,
+            %revision, advertise = %identity.advertise, "a node session is open"
+        );
+        if seen > revision.0 {
+            tracing::warn!(
+                node = identity.name, seen, %revision,
+                "the node has seen a newer store than this one: was it lost or set back?"
+            );
+        }
+        let options = self.registry.options();
+        let welcome = Welcome {
+            epoch: lease.epoch(),
+            lease_ttl: duration(options.lease_ttl),
+            renew_interval: duration(options.renew_interval),
+            revision: revision.0,
+            missing_schemas: missing.clone(),
+            replica: options.replica.clone(),
+        };
+        let session = Session {
+            node: identity.name.as_str().into(),
+            registry: self.registry,
+            removals: self.removals,
+            lease,
+            answers: self.answers,
+            sequence: 0,
+            wanted: missing.into_iter().collect(),
+            queries: JoinSet::new(),
+        };
+        session
+            .answer(control_message::Message::Welcome(welcome))
+            .await?;
+        Ok((session, self.inbound))
+    }
+}
+
+fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}
