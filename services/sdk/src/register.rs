@@ -3,7 +3,10 @@
 //! there, or refuses, is asked again for ever: nothing depends on start order. No socket of the service is touched.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -90,6 +93,8 @@ pub struct Departure {
 #[derive(Clone, Debug)]
 pub struct Registration {
     leaving: CancellationToken,
+    /// Whether leaving waits for the clients' acknowledgement.
+    patient: Arc<AtomicBool>,
     node: watch::Receiver<Arc<str>>,
     departed: watch::Receiver<Option<Departure>>,
 }
@@ -102,6 +107,7 @@ impl Registration {
     pub fn start(membership: Membership) -> Result<Self, SdkError> {
         let client = RegistryClient::new(endpoint(&membership.agent)?.connect_lazy());
         let leaving = CancellationToken::new();
+        let patient = Arc::new(AtomicBool::new(true));
         let (node_sender, node) = watch::channel(Arc::from(""));
         let (departed_sender, departed) = watch::channel(None);
         let member = Member {
@@ -112,6 +118,7 @@ impl Registration {
                 file_descriptor_set: membership.file_descriptor_set,
             },
             leaving: leaving.clone(),
+            patient: patient.clone(),
             node: node_sender,
             said: OnceInAWhile::default(),
         };
@@ -121,6 +128,7 @@ impl Registration {
         });
         Ok(Self {
             leaving,
+            patient,
             node,
             departed,
         })
@@ -144,6 +152,16 @@ impl Registration {
     /// Takes the instance out and returns when every connected client has acknowledged it, or after
     /// [`LEAVE_WITHIN`]. The instance must go on serving meanwhile. Later calls give the same answer.
     pub async fn leave(&self) -> Departure {
+        self.depart(true).await
+    }
+
+    /// Takes the instance out without waiting for any client: for one that has already gone.
+    pub async fn vanish(&self) -> Departure {
+        self.depart(false).await
+    }
+
+    async fn depart(&self, patient: bool) -> Departure {
+        self.patient.store(patient, Ordering::Relaxed);
         self.leaving.cancel();
         let mut departed = self.departed.clone();
         match departed.wait_for(Option::is_some).await {
@@ -176,6 +194,7 @@ struct Member {
     agent: String,
     request: RegisterRequest,
     leaving: CancellationToken,
+    patient: Arc<AtomicBool>,
     node: watch::Sender<Arc<str>>,
     said: OnceInAWhile,
 }
@@ -189,7 +208,7 @@ impl Member {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
                     return match timeout(UNDO_WITHIN, register).await {
-                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration).await,
+                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.patient.clone()).await,
                         _ => Departure::default(),
                     };
                 }
@@ -236,7 +255,7 @@ impl Member {
             why = &mut alive => why,
             () = self.leaving.cancelled() => {
                 // The beats go on meanwhile: a broken stream would take the instance out before the clients know.
-                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration));
+                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.patient.clone()));
                 return Some(tokio::select! {
                     departure = &mut leave => departure,
                     _ = &mut alive => leave.await,
@@ -358,10 +377,14 @@ fn broken(status: &Status) -> String {
     format!("broke the keep-alive stream ({})", cause(status))
 }
 
-async fn deregister(mut client: RegistryClient<Channel>, registration: String) -> Departure {
+async fn deregister(
+    mut client: RegistryClient<Channel>,
+    registration: String,
+    patient: Arc<AtomicBool>,
+) -> Departure {
     let request = DeregisterRequest {
         registration,
-        wait_acknowledged: true,
+        wait_acknowledged: patient.load(Ordering::Relaxed),
         max_wait: prost_types::Duration::try_from(ACKNOWLEDGE_WITHIN).ok(),
     };
     match timeout(LEAVE_WITHIN, client.deregister(request)).await {

@@ -273,6 +273,19 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
 }
 
 #[tokio::test]
+async fn vanishing_does_not_ask_for_acknowledgements() {
+    let (agent, registration) = agent().await;
+    agent.beats(1).await;
+    assert!(
+        timeout(PATIENCE, registration.vanish())
+            .await
+            .unwrap()
+            .deregistered
+    );
+    assert!(!agent.0.deregistered.lock().unwrap()[0].wait_acknowledged);
+}
+
+#[tokio::test]
 async fn leaving_with_no_agent_does_not_wait() {
     let registration = Registration::start(membership("127.0.0.1:1".into())).unwrap();
     let departure = timeout(PATIENCE, registration.leave()).await.unwrap();

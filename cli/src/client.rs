@@ -1,0 +1,170 @@
+//! One connection to the control plane, and failures that say where, what and what to do. In come URLs and questions,
+//! out go answers; what they look like on a terminal is not known here.
+
+use std::{error::Error as _, time::Duration};
+
+use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A mesh of thousands of instances answers with more than tonic's 4 MiB.
+const ANSWER_BYTES: usize = 256 * 1024 * 1024;
+
+/// Where the control plane is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ControlOptions {
+    /// The control plane; several replicas, separated by commas, are tried in turn
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "HEDDLE_CONTROL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:15010"
+    )]
+    pub(crate) control: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("--control {url}: {why}; give http://HOST:PORT")]
+    Address { url: String, why: String },
+    #[error(
+        "no control plane answers at {url} ({why}); start one (heddle demo, heddle control), or say where it is with \
+         --control URL"
+    )]
+    Unreachable { url: String, why: String },
+    #[error("the control plane at {url} did not answer within {} s", ANSWER_WITHIN.as_secs())]
+    Slow { url: String },
+    #[error(
+        "{url} does not know this question ({text}): it is no control plane of Heddle, or one of another version"
+    )]
+    Stranger { url: String, text: String },
+    #[error("the control plane at {url} answers {code:?}: {text}")]
+    Refused {
+        url: String,
+        code: Code,
+        text: String,
+    },
+    #[error("no control plane is named; say where it is with --control URL")]
+    Nowhere,
+}
+
+/// A control plane that has accepted a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    url: String,
+    pub(crate) mesh: MeshStatusClient<Channel>,
+}
+
+impl Control {
+    /// Connects to the first of the replicas that answers.
+    pub(crate) async fn connect(options: &ControlOptions) -> Result<Self, ClientError> {
+        let mut failure = ClientError::Nowhere;
+        for url in options
+            .control
+            .iter()
+            .map(|url| url.trim())
+            .filter(|url| !url.is_empty())
+        {
+            match Self::connect_to(url).await {
+                Ok(control) => return Ok(control),
+                Err(why) => failure = why,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect_to(url: &str) -> Result<Self, ClientError> {
+        let whole = if url.contains("://") {
+            url.to_owned()
+        } else {
+            format!("http://{url}")
+        };
+        let endpoint = Endpoint::from_shared(whole.clone())
+            .map_err(|why| ClientError::Address {
+                url: url.to_owned(),
+                why: why.to_string(),
+            })?
+            .connect_timeout(CONNECT_WITHIN);
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|why| ClientError::Unreachable {
+                url: whole.clone(),
+                why: innermost(&why),
+            })?;
+        let mesh = MeshStatusClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+        Ok(Self { url: whole, mesh })
+    }
+
+    /// The answer to one question, in time.
+    pub(crate) async fn answer<T>(
+        &self,
+        question: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        let url = self.url.clone();
+        match tokio::time::timeout(ANSWER_WITHIN, question).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(match (status.code(), status.source()) {
+                (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
+                    url,
+                    why: innermost(why),
+                },
+                (Code::Unimplemented, _) => ClientError::Stranger {
+                    url,
+                    text: status.message().to_owned(),
+                },
+                (code, _) => ClientError::Refused {
+                    url,
+                    code,
+                    text: status.message().to_owned(),
+                },
+            }),
+            Err(_) => Err(ClientError::Slow { url }),
+        }
+    }
+}
+
+/// The cause at the bottom: those above it only say that something failed.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Control, ControlOptions};
+
+    #[tokio::test]
+    async fn a_missing_control_plane_is_one_line_with_where_and_what_to_do() {
+        // Bound and never listening: nothing else can take the port meanwhile.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        let error = Control::connect(&ControlOptions {
+            control: vec![url.clone()],
+        })
+        .await
+        .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&url) && text.contains("refused") && text.contains("--control"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'));
+        for (control, part) in [("http://", "give http://HOST:PORT"), ("", "--control URL")] {
+            let options = ControlOptions {
+                control: vec![control.into()],
+            };
+            let text = Control::connect(&options).await.unwrap_err().to_string();
+            assert!(text.contains(part), "{control}: {text}");
+        }
+    }
+}

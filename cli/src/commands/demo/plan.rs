@@ -1,0 +1,204 @@
+//! Which processes the demo consists of, and where each listens. In come the options, out go command lines and the
+//! addresses to check before anything starts. Nothing is started and no file is made here.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Start a whole mesh here: a control plane, three nodes, echo on each, and calls that keep flowing
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "heddle demo", version)]
+pub(crate) struct Options {
+    /// Keep the mesh's data in this folder [default: a temporary one, removed at the end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Calls per second through each node; 0 makes none
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) rate: u32,
+    /// Echo instances on each node
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub(crate) instances: u32,
+    /// Free ports for the first node and the control plane too, not the default ones
+    #[arg(long)]
+    pub(crate) free_ports: bool,
+    /// Show every line that the parts say
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+pub(crate) const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
+
+/// The addresses of the first node and the control plane: what it is, its flag, its default port.
+const CONTROL: [(&str, u16); 2] = [("listen", 15010), ("http", 15014)];
+const FIRST_NODE: [(&str, u16); 4] = [
+    ("outbound", 15001),
+    ("inbound", 15008),
+    ("agent", 15002),
+    ("admin", 15000),
+];
+
+/// One process: this program again, with other words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) name: String,
+    /// The words after the program's name.
+    pub(crate) words: Vec<String>,
+    /// Flag, and the key of the ready line that says what it became. A part that is started again keeps its addresses.
+    pub(crate) addresses: Vec<(&'static str, &'static str, String)>,
+    /// From SIGTERM to SIGKILL.
+    pub(crate) grace: Duration,
+}
+
+impl Part {
+    /// The command line of a first start, or of a later one with the addresses of the first.
+    pub(crate) fn line(&self, ready: Option<&Ready>) -> Vec<String> {
+        let mut line = self.words.clone();
+        for (flag, key, address) in &self.addresses {
+            let settled = ready
+                .and_then(|ready| ready.address(key))
+                .map(|address| address.to_string());
+            line.push((*flag).to_owned());
+            line.push(settled.unwrap_or_else(|| address.clone()));
+        }
+        line
+    }
+}
+
+/// A ready line taken apart: `<binary> ready: key value, key value`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ready(BTreeMap<String, String>);
+
+impl Ready {
+    pub(crate) fn read(line: &str) -> Option<Self> {
+        let (_, pairs) = line.split_once(" ready: ")?;
+        let pairs = pairs
+            .split(", ")
+            .filter_map(|pair| pair.trim().split_once(' '));
+        Some(Self(
+            pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        ))
+    }
+
+    /// The first TCP address of a listener.
+    pub(crate) fn address(&self, key: &str) -> Option<SocketAddr> {
+        self.0
+            .get(key)?
+            .split('+')
+            .find_map(|address| address.trim().parse().ok())
+    }
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+pub(crate) fn control(options: &Options, data: &Path) -> Part {
+    let port = |default| address(if options.free_ports { 0 } else { default });
+    Part {
+        name: "control plane".into(),
+        words: vec![
+            "control".into(),
+            "--store".into(),
+            format!("embedded:{}", data.join("store").display()),
+        ],
+        addresses: CONTROL
+            .iter()
+            .map(|&(word, default)| match word {
+                "listen" => ("--listen", "grpc", port(default)),
+                _ => ("--http", "http", port(default)),
+            })
+            .collect(),
+        grace: Duration::from_secs(2),
+    }
+}
+
+pub(crate) fn node(
+    index: usize,
+    name: &str,
+    options: &Options,
+    data: &Path,
+    control: SocketAddr,
+) -> Part {
+    let own_ports = index > 0 || options.free_ports;
+    let port = |default| address(if own_ports { 0 } else { default });
+    let state = data.join(name);
+    let words = [
+        "proxy".into(),
+        "--node".into(),
+        name.into(),
+        "--control".into(),
+        format!("http://{control}"),
+        "--state-dir".into(),
+        state.display().to_string(),
+        "--workers".into(),
+        "1".into(),
+        // Streams that somebody forgot in another terminal must not hold the end up.
+        "--drain-timeout".into(),
+        "2s".into(),
+    ];
+    Part {
+        name: name.to_owned(),
+        words: words.into(),
+        addresses: FIRST_NODE
+            .iter()
+            .map(|&(word, default)| match word {
+                "outbound" => ("--outbound", "outbound", port(default)),
+                "inbound" => ("--inbound", "inbound", port(default)),
+                "agent" => ("--agent", "agent", port(default)),
+                _ => ("--admin", "admin", port(default)),
+            })
+            .collect(),
+        grace: Duration::from_secs(4),
+    }
+}
+
+pub(crate) fn echo(node: &str, number: u32, agent: SocketAddr) -> Part {
+    let instance = format!("echo-{}-{number}", node.trim_start_matches("node-"));
+    let words = [
+        "echo".into(),
+        "--instance".into(),
+        instance.clone(),
+        "--agent".into(),
+        format!("http://{agent}"),
+    ];
+    Part {
+        name: instance,
+        words: words.into(),
+        addresses: vec![("--listen", "listen", address(0))],
+        grace: Duration::from_secs(7),
+    }
+}
+
+/// Refuses to start where one of the default ports is taken: all of them at once, in one line.
+pub(crate) fn check_ports(options: &Options) -> Result<(), String> {
+    if options.free_ports {
+        return Ok(());
+    }
+    let all = CONTROL
+        .iter()
+        .map(|of| ("control plane", of))
+        .chain(FIRST_NODE.iter().map(|of| (NODES[0], of)));
+    let taken: Vec<String> = all
+        .filter(|&(_, &(_, port))| in_use(port))
+        .map(|(whose, (word, port))| format!("{port} ({word} of the {whose})"))
+        .collect();
+    match taken.as_slice() {
+        [] => Ok(()),
+        [one] => Err(format!("port {one} is in use: {REMEDY}")),
+        several => Err(format!("ports {} are in use: {REMEDY}", several.join(", "))),
+    }
+}
+
+const REMEDY: &str =
+    "stop what listens there (another demo?), or take other ports with --free-ports";
+
+fn in_use(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .is_err_and(|why| why.kind() == io::ErrorKind::AddrInUse)
+}

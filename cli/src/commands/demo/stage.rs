@@ -1,0 +1,365 @@
+//! The order of things: check, start the control plane, then the nodes, then the instances, see a call succeed through
+//! each node, tell what to try, keep calls flowing, and at the end stop all in the opposite order. Holds the children
+//! and the folder; whatever way it ends, both are gone afterwards.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    plan::{self, NODES, Options, Part, Ready},
+    supervise::{Event, House, Readiness, Supervised},
+    tell::{self, Addresses, NodeAddresses, Teller},
+    traffic::{Traffic, first_answer},
+};
+
+/// A part that is not ready by then never will be, however slow the machine.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const FIRST_CALL_WITHIN: Duration = Duration::from_secs(60);
+const EVENTS: usize = 256;
+
+/// Runs the demo until `stop`, or until a part cannot be kept running.
+pub(super) async fn play(options: &Options, stop: impl Future<Output = ()>) -> Result<(), String> {
+    plan::check_ports(options)?;
+    let folder = Folder::make(options)?;
+    let program =
+        std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
+    let (events, heard) = mpsc::channel(EVENTS);
+    let hurry = CancellationToken::new();
+    let house = House {
+        program,
+        events,
+        leftover: folder.temporary(),
+        hurry,
+    };
+    let mut stage = Stage {
+        house,
+        heard,
+        verbose: options.verbose,
+        groups: Groups::default(),
+        teller: Teller::new(),
+    };
+    let data = folder.path();
+    let mut stop = std::pin::pin!(stop);
+    let end = tokio::select! {
+        biased;
+        () = &mut stop => Ok(()),
+        end = stage.run(options, &data) => end,
+    };
+    stage.clear(heddle_options::terminated()).await;
+    folder.remove();
+    end
+}
+
+/// Where the data lies: given and kept, or temporary and removed.
+enum Folder {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Folder {
+    fn make(options: &Options) -> Result<Self, String> {
+        let Some(path) = &options.data else {
+            let made = tempfile::Builder::new().prefix("heddle-demo-").tempdir();
+            return made.map(Self::Temporary).map_err(|why| {
+                format!("cannot make a temporary folder: {why}; give one with --data DIR")
+            });
+        };
+        std::fs::create_dir_all(path)
+            .and_then(|()| path.canonicalize())
+            .map(Self::Kept)
+            .map_err(|why| format!("--data {}: {why}", path.display()))
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Kept(path) => path.clone(),
+            Self::Temporary(folder) => folder.path().to_owned(),
+        }
+    }
+
+    fn temporary(&self) -> Option<PathBuf> {
+        match self {
+            Self::Kept(_) => None,
+            Self::Temporary(folder) => Some(folder.path().to_owned()),
+        }
+    }
+
+    fn remove(self) {
+        if let Self::Temporary(folder) = self {
+            let path = folder.path().to_owned();
+            if let Err(why) = folder.close() {
+                tracing::warn!("cannot remove {}: {why}", path.display());
+            }
+        }
+    }
+}
+
+/// The processes, by the order in which they are stopped.
+#[derive(Default)]
+struct Groups {
+    instances: Vec<Supervised>,
+    nodes: Vec<Supervised>,
+    control: Vec<Supervised>,
+}
+
+struct Stage {
+    house: House,
+    heard: mpsc::Receiver<Event>,
+    verbose: bool,
+    groups: Groups,
+    teller: Teller,
+}
+
+impl Stage {
+    async fn run(&mut self, options: &Options, data: &Path) -> Result<(), String> {
+        let control = self.start_control(options, data).await?;
+        let mut addresses = Addresses {
+            control: told(&control, "control plane", "grpc")?,
+            http: told(&control, "control plane", "http")?,
+            nodes: Vec::new(),
+        };
+        addresses.nodes = self.start_nodes(options, data, addresses.control).await?;
+        self.start_instances(options, &addresses.nodes).await?;
+        self.first_calls(&addresses.nodes).await?;
+        self.teller
+            .say(&tell::guide(&addresses, options.instances, &own_name()));
+        heddle_options::ready(&tell::ready(&addresses));
+        self.keep_calling(options, &addresses.nodes).await
+    }
+
+    async fn start_control(&mut self, options: &Options, data: &Path) -> Result<Ready, String> {
+        self.teller.step("starting the control plane");
+        let control = Supervised::start(plan::control(options, data), self.house.clone());
+        let readiness = control.readiness();
+        self.groups.control.push(control);
+        self.await_ready(readiness).await
+    }
+
+    async fn start_nodes(
+        &mut self,
+        options: &Options,
+        data: &Path,
+        control: SocketAddr,
+    ) -> Result<Vec<NodeAddresses>, String> {
+        let text = format!(
+            "control plane ready at {control}; starting the proxies of {} nodes",
+            NODES.len()
+        );
+        self.teller.step(&text);
+        // The folder is the control plane's to remove, should the demo be killed.
+        let house = House {
+            leftover: None,
+            ..self.house.clone()
+        };
+        for (index, name) in NODES.iter().enumerate() {
+            let part = plan::node(index, name, options, data, control);
+            self.groups
+                .nodes
+                .push(Supervised::start(part, house.clone()));
+        }
+        let waits: Vec<Readiness> = self
+            .groups
+            .nodes
+            .iter()
+            .map(Supervised::readiness)
+            .collect();
+        let mut nodes = Vec::new();
+        for (readiness, name) in waits.into_iter().zip(NODES) {
+            let ready = self.await_ready(readiness).await?;
+            let addresses = node_addresses(name, &ready)?;
+            self.teller
+                .step(&format!("{name} ready, outbound {}", addresses.outbound));
+            nodes.push(addresses);
+        }
+        Ok(nodes)
+    }
+
+    async fn start_instances(
+        &mut self,
+        options: &Options,
+        nodes: &[NodeAddresses],
+    ) -> Result<(), String> {
+        let house = House {
+            leftover: None,
+            ..self.house.clone()
+        };
+        let parts: Vec<Part> = nodes
+            .iter()
+            .flat_map(|node| {
+                (1..=options.instances).map(|number| plan::echo(&node.name, number, node.agent))
+            })
+            .collect();
+        self.teller
+            .step(&format!("starting {} echo instances", parts.len()));
+        for part in parts {
+            self.groups
+                .instances
+                .push(Supervised::start(part, house.clone()));
+        }
+        let waits: Vec<Readiness> = self
+            .groups
+            .instances
+            .iter()
+            .map(Supervised::readiness)
+            .collect();
+        for readiness in waits {
+            self.await_ready(readiness).await?;
+        }
+        Ok(())
+    }
+
+    async fn first_calls(&mut self, nodes: &[NodeAddresses]) -> Result<(), String> {
+        for NodeAddresses { name, outbound, .. } in nodes {
+            match self
+                .meanwhile(first_answer(*outbound, FIRST_CALL_WITHIN))
+                .await?
+            {
+                Ok(instance) => self.teller.step(&format!(
+                    "first call through {name}: answered by {instance}"
+                )),
+                Err(why) => return Err(format!("no call through {name} succeeds: {why}")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep_calling(
+        &mut self,
+        options: &Options,
+        nodes: &[NodeAddresses],
+    ) -> Result<(), String> {
+        let targets: Vec<(String, SocketAddr)> = nodes
+            .iter()
+            .map(|node| (node.name.clone(), node.outbound))
+            .collect();
+        let mut traffic = Traffic::start(&targets, options.rate)?;
+        let mut ticks = interval(self.teller.pause());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                event = self.heard.recv() => self.react(event)?,
+                Some(failure) = traffic.failures.recv() => self.teller.failure(&failure),
+                _ = ticks.tick(), if options.rate > 0 => self.teller.tally(&traffic.counts()),
+            }
+        }
+    }
+
+    async fn await_ready(&mut self, readiness: Readiness) -> Result<Ready, String> {
+        match self
+            .meanwhile(timeout(READY_WITHIN, readiness.ready()))
+            .await?
+        {
+            Ok(ready) => ready,
+            Err(_) => Err(format!(
+                "a part was not ready within {} s; see --verbose",
+                READY_WITHIN.as_secs()
+            )),
+        }
+    }
+
+    /// Hears the events while something is awaited; a part that gave up ends the wait.
+    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, String> {
+        let mut what = std::pin::pin!(what);
+        loop {
+            tokio::select! {
+                done = &mut what => return Ok(done),
+                event = self.heard.recv() => self.react(event)?,
+            }
+        }
+    }
+
+    fn react(&mut self, event: Option<Event>) -> Result<(), String> {
+        match event {
+            Some(Event::Said { part, line }) if self.verbose => {
+                self.teller.say(&format!("{part}: {line}"));
+            }
+            Some(Event::Said { .. }) | None => {}
+            Some(Event::Died {
+                part,
+                how,
+                last_lines,
+                again_in,
+            }) => {
+                self.teller.say(&format!(
+                    "{part} ended ({how}); starting it again in {again_in:?}"
+                ));
+                for line in last_lines {
+                    self.teller.say(&format!("  {part}: {line}"));
+                }
+            }
+            Some(Event::Back { part }) => self.teller.say(&format!("{part} is back")),
+            Some(Event::Killed { part }) => {
+                self.teller
+                    .say(&format!("{part} did not end in time and was killed"));
+            }
+            Some(Event::GaveUp { why }) => return Err(why),
+        }
+        Ok(())
+    }
+
+    /// Instances first, so that they leave a working mesh; a second signal ends the waiting. The graces of the three
+    /// groups add up to 13 s: all is over within the 15 s that are promised.
+    async fn clear(mut self, hurry: impl Future<Output = ()>) {
+        self.teller
+            .say("stopping: instances, then proxies, then the control plane");
+        let Groups {
+            instances,
+            nodes,
+            control,
+        } = std::mem::take(&mut self.groups);
+        let all = async {
+            for group in [instances, nodes, control] {
+                for part in &group {
+                    part.stop();
+                }
+                for part in group {
+                    part.stopped().await;
+                }
+            }
+        };
+        let mut all = std::pin::pin!(all);
+        let mut hurry = std::pin::pin!(hurry);
+        loop {
+            tokio::select! {
+                () = &mut all => return,
+                () = &mut hurry, if !self.house.hurry.is_cancelled() => self.house.hurry.cancel(),
+                event = self.heard.recv() => {
+                    let _ = self.react(event);
+                }
+            }
+        }
+    }
+}
+
+fn told(ready: &Ready, part: &str, key: &str) -> Result<SocketAddr, String> {
+    ready
+        .address(key)
+        .ok_or_else(|| format!("the ready line of the {part} has no address for {key}"))
+}
+
+fn node_addresses(name: &str, ready: &Ready) -> Result<NodeAddresses, String> {
+    Ok(NodeAddresses {
+        name: name.to_owned(),
+        outbound: told(ready, name, "outbound")?,
+        agent: told(ready, name, "agent")?,
+        admin: told(ready, name, "admin")?,
+    })
+}
+
+/// How this program was called, for lines to copy.
+fn own_name() -> String {
+    std::env::args_os().next().map_or_else(
+        || "heddle".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}

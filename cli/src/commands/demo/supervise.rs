@@ -1,0 +1,280 @@
+//! Keeps one part running: says when it is ready, shows its last lines when it dies, starts it again with the same
+//! addresses, and gives up when it dies before it was ever ready or again and again. In comes a part, out go events.
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    part::Process,
+    plan::{Part, Ready},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So many deaths within [`DEATHS_WITHIN`] mean that starting it again does not help.
+const DEATHS: usize = 5;
+const DEATHS_WITHIN: Duration = Duration::from_secs(60);
+/// What a dead process had still in its pipes.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
+
+/// What happened to a part.
+#[derive(Debug)]
+pub(super) enum Event {
+    Said {
+        part: String,
+        line: String,
+    },
+    Died {
+        part: String,
+        how: String,
+        last_lines: Vec<String>,
+        again_in: Duration,
+    },
+    Back {
+        part: String,
+    },
+    GaveUp {
+        why: String,
+    },
+    Killed {
+        part: String,
+    },
+}
+
+/// How a part stands.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    Starting,
+    Ready(Ready),
+    GaveUp(String),
+}
+
+/// What every part shares.
+#[derive(Clone, Debug)]
+pub(super) struct House {
+    pub(super) program: PathBuf,
+    pub(super) events: mpsc::Sender<Event>,
+    /// The temporary folder, which an orphaned control plane removes.
+    pub(super) leftover: Option<PathBuf>,
+    /// Ends every grace.
+    pub(super) hurry: CancellationToken,
+}
+
+pub(super) struct Supervised {
+    readiness: Readiness,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Supervised {
+    pub(super) fn start(part: Part, house: House) -> Self {
+        let (sender, state) = watch::channel(State::Starting);
+        let stop = CancellationToken::new();
+        let keeper = Keeper {
+            part,
+            house,
+            state: sender,
+            stop: stop.clone(),
+            deaths: VecDeque::new(),
+        };
+        let task = tokio::spawn(keeper.keep());
+        Self {
+            readiness: Readiness { state },
+            stop,
+            task,
+        }
+    }
+
+    pub(super) fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Asks it to end; [`Supervised::stopped`] waits for it.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(super) async fn stopped(self) {
+        let _ = self.task.await;
+    }
+}
+
+/// Tells when a part is ready; the part itself stays where it is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Readiness {
+    state: watch::Receiver<State>,
+}
+
+impl Readiness {
+    /// The part's addresses once it is ready, or why it never will be.
+    pub(super) async fn ready(mut self) -> Result<Ready, String> {
+        match self
+            .state
+            .wait_for(|state| !matches!(state, State::Starting))
+            .await
+            .as_deref()
+        {
+            Ok(State::Ready(ready)) => Ok(ready.clone()),
+            Ok(State::GaveUp(why)) => Err(why.clone()),
+            Ok(State::Starting) | Err(_) => {
+                Err("a part was stopped before it was ready".to_owned())
+            }
+        }
+    }
+}
+
+enum End {
+    Stop,
+    Died(io::Result<ExitStatus>),
+}
+
+struct Keeper {
+    part: Part,
+    house: House,
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+    deaths: VecDeque<Instant>,
+}
+
+impl Keeper {
+    async fn keep(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut process = match self.spawn() {
+                Ok(process) => process,
+                Err(why) => {
+                    return self
+                        .give_up(format!("cannot start the {}: {why}", self.part.name))
+                        .await;
+                }
+            };
+            let end = self.attend(&mut process).await;
+            let status = match end {
+                End::Stop => return self.end(process).await,
+                End::Died(status) => status,
+            };
+            let _ = timeout(LAST_WORDS_WITHIN, async {
+                while process.line().await.is_some() {}
+            })
+            .await;
+            let how = match status {
+                Ok(status) => status.to_string(),
+                Err(why) => why.to_string(),
+            };
+            let last_lines = process.last_lines();
+            if let Some(why) = self.hopeless(&how, &last_lines) {
+                return self.give_up(why).await;
+            }
+            let part = self.part.name.clone();
+            self.say(Event::Died {
+                part,
+                how,
+                last_lines,
+                again_in: pause,
+            })
+            .await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn spawn(&self) -> io::Result<Process> {
+        let settled = match &*self.state.borrow() {
+            State::Ready(ready) => Some(ready.clone()),
+            State::Starting | State::GaveUp(_) => None,
+        };
+        let line = self.part.line(settled.as_ref());
+        Process::start(&self.house.program, &line, self.house.leftover.as_deref())
+    }
+
+    /// Until the process ends or is to be stopped.
+    async fn attend(&mut self, process: &mut Process) -> End {
+        loop {
+            let line = tokio::select! {
+                line = process.line() => line,
+                () = self.stop.cancelled() => return End::Stop,
+            };
+            let Some(line) = line else {
+                return tokio::select! {
+                    status = process.ended() => End::Died(status),
+                    () = self.stop.cancelled() => End::Stop,
+                };
+            };
+            if let Some(ready) = Ready::read(&line) {
+                let first = matches!(*self.state.borrow(), State::Starting);
+                self.state.send_replace(State::Ready(ready));
+                if !first {
+                    self.say(Event::Back {
+                        part: self.part.name.clone(),
+                    })
+                    .await;
+                }
+            }
+            self.say(Event::Said {
+                part: self.part.name.clone(),
+                line,
+            })
+            .await;
+        }
+    }
+
+    async fn end(&self, process: Process) {
+        if !process
+            .stop(self.part.grace, self.house.hurry.cancelled())
+            .await
+        {
+            self.say(Event::Killed {
+                part: self.part.name.clone(),
+            })
+            .await;
+        }
+    }
+
+    /// Why it makes no sense to start the part again, if it does not.
+    fn hopeless(&mut self, how: &str, last_lines: &[String]) -> Option<String> {
+        let name = &self.part.name;
+        let said = match last_lines {
+            [] => "it said nothing".to_owned(),
+            lines => format!("it said: {}", lines.join(" | ")),
+        };
+        if matches!(*self.state.borrow(), State::Starting) {
+            return Some(format!(
+                "the {name} ended ({how}) before it was ready; {said}"
+            ));
+        }
+        let now = Instant::now();
+        self.deaths.push_back(now);
+        self.deaths
+            .retain(|&at| now.duration_since(at) < DEATHS_WITHIN);
+        (self.deaths.len() >= DEATHS).then(|| {
+            format!(
+                "the {name} ended {DEATHS} times within {} s, last by {how}; {said}",
+                DEATHS_WITHIN.as_secs()
+            )
+        })
+    }
+
+    async fn give_up(&self, why: String) {
+        self.state.send_replace(State::GaveUp(why.clone()));
+        self.say(Event::GaveUp { why }).await;
+    }
+
+    async fn say(&self, event: Event) {
+        let _ = self.house.events.send(event).await;
+    }
+}

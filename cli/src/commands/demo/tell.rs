@@ -1,0 +1,212 @@
+//! The words of the demo: progress, what to try, the tally. In come addresses and counts, out goes text; on a terminal
+//! the tally is one line that changes, elsewhere a plain line now and then.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use heddle_options::one_line;
+
+use super::traffic::Counts;
+
+/// How often the tally is told.
+const ON_TERMINAL: Duration = Duration::from_secs(1);
+const ELSEWHERE: Duration = Duration::from_secs(10);
+/// Failures told one by one in a second; the tally has the others.
+const FAILURES_TOLD: u32 = 3;
+
+/// Where a node can be reached.
+#[derive(Clone, Debug)]
+pub(super) struct NodeAddresses {
+    pub(super) name: String,
+    pub(super) outbound: SocketAddr,
+    pub(super) agent: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
+/// Where everything can be reached.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses {
+    pub(super) control: SocketAddr,
+    pub(super) http: SocketAddr,
+    pub(super) nodes: Vec<NodeAddresses>,
+}
+
+pub(super) struct Teller {
+    terminal: bool,
+    /// The changing line stands there and must be cleared before another.
+    open: bool,
+    began: Instant,
+    told_since: Instant,
+    told: u32,
+}
+
+impl Teller {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            terminal: io::stdout().is_terminal(),
+            open: false,
+            began: now,
+            told_since: now,
+            told: 0,
+        }
+    }
+
+    pub(super) fn pause(&self) -> Duration {
+        if self.terminal {
+            ON_TERMINAL
+        } else {
+            ELSEWHERE
+        }
+    }
+
+    pub(super) fn say(&mut self, text: &str) {
+        let mut out = io::stdout().lock();
+        let clear = if std::mem::take(&mut self.open) {
+            "\r\x1b[2K"
+        } else {
+            ""
+        };
+        let _ = writeln!(out, "{clear}{text}").and_then(|()| out.flush());
+    }
+
+    /// A step of the start, with the time since the beginning.
+    pub(super) fn step(&mut self, text: &str) {
+        let line = format!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f32());
+        self.say(&line);
+    }
+
+    pub(super) fn tally(&mut self, counts: &Counts) {
+        let line = tally(counts);
+        if !self.terminal {
+            return self.say(&line);
+        }
+        let mut out = io::stdout().lock();
+        let _ = write!(out, "\r\x1b[2K{line}").and_then(|()| out.flush());
+        self.open = true;
+    }
+
+    pub(super) fn failure(&mut self, text: &str) {
+        if self.told_since.elapsed() >= Duration::from_secs(1) {
+            self.told_since = Instant::now();
+            self.told = 0;
+        }
+        self.told += 1;
+        if self.told <= FAILURES_TOLD {
+            self.say(&one_line(text));
+        }
+    }
+}
+
+pub(super) fn tally(counts: &Counts) -> String {
+    let sum = |of: &std::collections::BTreeMap<String, u64>| of.values().sum::<u64>();
+    let nodes: Vec<String> = counts
+        .answered
+        .iter()
+        .map(|(node, answered)| format!("{node} {answered}"))
+        .collect();
+    let mut line = format!(
+        "calls: {} answered by {} instances ({}), {} failed",
+        sum(&counts.answered),
+        counts.instances.len(),
+        nodes.join(", "),
+        sum(&counts.failed)
+    );
+    if !counts.reasons.is_empty() {
+        let reasons: Vec<String> = counts
+            .reasons
+            .iter()
+            .map(|(reason, count)| format!("{reason} {count}"))
+            .collect();
+        line.push_str(&format!(" ({})", reasons.join(", ")));
+    }
+    if counts.missed > 0 {
+        line.push_str(&format!(
+            ", {} not begun (too many in flight)",
+            counts.missed
+        ));
+    }
+    line
+}
+
+/// What stands where, and what to try. `heddle` is how this program was called.
+pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> String {
+    let Addresses {
+        control,
+        http,
+        nodes,
+    } = addresses;
+    let mut text = format!(
+        "\nThe mesh is up: {} nodes, heddle-echo with {instances} instances on each, calls are flowing.\n\n  \
+         control plane  grpc {control}, http {http}\n",
+        nodes.len()
+    );
+    for NodeAddresses {
+        name,
+        outbound,
+        agent,
+        admin,
+    } in nodes
+    {
+        text.push_str(&format!(
+            "  {name:13}  outbound {outbound}, agent {agent}, admin {admin}\n"
+        ));
+    }
+    text.push_str("\nIn another terminal, through any node, with no proto file:\n\n");
+    for NodeAddresses { outbound, .. } in nodes {
+        text.push_str(&format!("  grpcurl -plaintext {outbound} list\n"));
+        text.push_str(&format!(
+            "  grpcurl -plaintext -d '{{\"payload\":\"aGVsbG8=\"}}' {outbound} heddle.echo.v1.Echo/Unary\n"
+        ));
+    }
+    text.push_str(&format!(
+        "\nThe mesh itself:\n\n  grpcurl -plaintext {control} heddle.status.v1.MeshStatus/GetMesh\n"
+    ));
+    let at = match control.port() {
+        15010 => String::new(),
+        _ => format!(" --control http://{control}"),
+    };
+    for command in ["status", "services", "services heddle-echo", "proxies"] {
+        text.push_str(&format!("  {heddle} {command}{at}\n"));
+    }
+    if let Some(NodeAddresses {
+        outbound, agent, ..
+    }) = nodes.first()
+    {
+        text.push_str(&format!(
+            "\nA program of yours as a service of the mesh (it listens on $PORT):\n\n  \
+             {heddle} run --service hello{} -- COMMAND\n",
+            match agent.port() {
+                15002 => String::new(),
+                _ => format!(" --agent http://{agent} --outbound http://{outbound}"),
+            }
+        ));
+    }
+    text.push_str("\nCtrl-C stops everything and leaves nothing behind.\n");
+    text
+}
+
+/// One line for programs, as every part has one.
+pub(super) fn ready(addresses: &Addresses) -> String {
+    let Addresses {
+        control,
+        http,
+        nodes,
+    } = addresses;
+    let mut line = format!("heddle-demo ready: grpc {control}, http {http}");
+    for NodeAddresses {
+        name,
+        outbound,
+        agent,
+        admin,
+    } in nodes
+    {
+        line.push_str(&format!(
+            ", {name}-outbound {outbound}, {name}-agent {agent}, {name}-admin {admin}"
+        ));
+    }
+    line
+}

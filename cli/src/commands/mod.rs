@@ -1,0 +1,189 @@
+//! The commands, one file (or folder) each. In come the words after `heddle`, out goes an exit code. A part of the mesh
+//! is started by its own library's `run`, with the same options as its single binary.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::Command;
+use serde::Serialize;
+
+use crate::{
+    client::{ClientError, Control, ControlOptions},
+    output::{Format, Tabular, render},
+};
+
+mod demo;
+mod run;
+mod status;
+mod services;
+mod proxies;
+
+struct Entry {
+    name: &'static str,
+    about: &'static str,
+    run: fn(Vec<OsString>) -> ExitCode,
+}
+
+const COMMANDS: &[Entry] = &[
+    Entry {
+        name: "demo",
+        about: "Start a whole mesh here: control plane, three nodes, echo on each, calls flowing",
+        run: demo::run,
+    },
+    Entry {
+        name: "run",
+        about: "Run any program as an instance of a service",
+        run: run::run,
+    },
+    Entry {
+        name: "status",
+        about: "Show the mesh at a glance",
+        run: status::run,
+    },
+    Entry {
+        name: "services",
+        about: "List the services, or show one",
+        run: services::run,
+    },
+    Entry {
+        name: "proxies",
+        about: "List proxies and xDS clients with what each has acknowledged or rejected",
+        run: proxies::run,
+    },
+    Entry {
+        name: "proxy",
+        about: "Run the proxy of a node (heddle-proxy)",
+        run: heddle_proxy::run,
+    },
+    Entry {
+        name: "echo",
+        about: "Run the echo service (heddle-echo)",
+        run: heddle_echo::run,
+    },
+];
+
+/// Runs the command named by `args[1]`; the command sees `heddle NAME` as its own name.
+pub(crate) fn dispatch(mut args: Vec<OsString>) -> ExitCode {
+    // `heddle help NAME` is `heddle NAME --help`.
+    if args.len() == 3 && args.get(1).is_some_and(|word| word == "help") {
+        args.remove(1);
+        args.push("--help".into());
+    }
+    let entry = COMMANDS
+        .iter()
+        .find(|entry| args.get(1).is_some_and(|word| word == entry.name));
+    if let Some(entry) = entry {
+        let rest = args.into_iter().skip(2);
+        let own = OsString::from(format!("heddle {}", entry.name));
+        return (entry.run)(std::iter::once(own).chain(rest).collect());
+    }
+    match overview().try_get_matches_from(args) {
+        Err(shown) if !shown.use_stderr() => shown.exit(),
+        Err(fault)
+            if fault.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            fault.exit()
+        }
+        Err(fault) => {
+            let text = fault.to_string();
+            let told = text.split("\nUsage:").next().unwrap_or_default();
+            heddle_options::fail(format!(
+                "{}; see heddle --help",
+                told.trim_start_matches("error: ").trim_end()
+            ))
+        }
+        Ok(_) => heddle_options::fail("no such command; see heddle --help"),
+    }
+}
+
+fn overview() -> Command {
+    let subcommands = COMMANDS
+        .iter()
+        .map(|entry| Command::new(entry.name).about(entry.about));
+    Command::new("heddle")
+        .about("A gRPC service mesh: one proxy per node puts every call on the right thread")
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help("Each command has a --help of its own.")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(subcommands)
+}
+
+/// What every looking command takes.
+#[derive(Clone, Debug, clap::Args)]
+struct ViewOptions {
+    #[command(flatten)]
+    control: ControlOptions,
+    /// How to print
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "table"
+    )]
+    output: Format,
+}
+
+/// Connects, asks, prints.
+fn show<A: Serialize + Tabular>(
+    options: &ViewOptions,
+    ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
+) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(why) => return heddle_options::fail(format!("cannot start the runtime: {why}")),
+    };
+    let answer = runtime.block_on(async {
+        let control = Control::connect(&options.control).await?;
+        ask(&control).await
+    });
+    match answer
+        .map_err(|why| why.to_string())
+        .and_then(|answer| render(options.output, &answer))
+    {
+        Ok(text) => {
+            // A reader that has gone (`| head`) is no failure.
+            let _ = io::stdout().lock().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(why) => heddle_options::fail(why),
+    }
+}
+
+/// `HEALTH_HEALTHY` as people read it.
+fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix)
+        .unwrap_or(name)
+        .to_lowercase()
+        .replace('_', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{COMMANDS, overview, word};
+
+    #[test]
+    fn every_command_stands_in_the_overview() {
+        let help = overview().render_long_help().to_string();
+        for entry in COMMANDS {
+            assert!(
+                help.contains(entry.name) && help.contains(entry.about),
+                "{}",
+                entry.name
+            );
+        }
+        overview().debug_assert();
+    }
+
+    #[test]
+    fn enum_names_are_read_by_people() {
+        assert_eq!(word("HEALTH_UNHEALTHY", "HEALTH_"), "unhealthy");
+    }
+}

@@ -1,0 +1,165 @@
+//! From the first start to the drain: start, wait until it listens, register, watch; start again with back-off when it
+//! fails; at a signal leave the mesh first, then stop it. One program runs at a time, and it is registered only while
+//! it listens.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
+    pin::{Pin, pin},
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use heddle_proto::registry::v1::Instance;
+use heddle_sdk::{Membership, Registration};
+use tokio::time::sleep;
+
+use super::{
+    options::{Plan, Restart},
+    program::{Program, code, listening},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A program that ran so long is taken as well again.
+const WELL_AFTER: Duration = Duration::from_secs(30);
+
+/// How one run came to its end.
+enum End {
+    Itself(ExitStatus),
+    Asked(u8),
+}
+
+/// Runs the program until it ends for good or `stop`; gives the exit code to pass on.
+pub(super) async fn live(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
+    let mut stop = pin!(stop);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let end = once(plan, stop.as_mut()).await?;
+        let status = match end {
+            End::Asked(code) => return Ok(code),
+            End::Itself(status) => status,
+        };
+        let again = match plan.restart {
+            Restart::Always => true,
+            Restart::OnFailure => !status.success(),
+            Restart::Never => false,
+        };
+        if !again {
+            return Ok(code(status));
+        }
+        if began.elapsed() >= WELL_AFTER {
+            pause = FIRST_PAUSE;
+        }
+        tracing::warn!("the program ended ({status}); starting it again in {pause:?}");
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.as_mut() => return Ok(code(status)),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Result<End, String> {
+    let mut program = Program::start(plan).await?;
+    let address = program.address;
+    tokio::select! {
+        () = listening(address) => {}
+        () = stop.as_mut() => return drain(plan, &mut program, None).await.map(End::Asked),
+        ended = program.ended() => return itself(&program, ended),
+    }
+    let registration = register(plan, address)?;
+    let mut told = pin!(tell_when_registered(plan, address, &registration));
+    let mut said = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.as_mut() => {
+                return drain(plan, &mut program, Some(&registration)).await.map(End::Asked);
+            }
+            ended = program.ended() => {
+                registration.vanish().await;
+                return itself(&program, ended);
+            }
+            () = &mut told, if !said => said = true,
+        }
+    }
+}
+
+fn itself(program: &Program, ended: io::Result<ExitStatus>) -> Result<End, String> {
+    program.sweep();
+    ended.map(End::Itself).map_err(|why| unwaited(&why))
+}
+
+fn register(plan: &Plan, address: SocketAddr) -> Result<Registration, String> {
+    let instance = Instance {
+        address: address.to_string(),
+        ..plan.instance.clone()
+    };
+    let membership = Membership {
+        instance,
+        file_descriptor_set: Bytes::new(),
+        agent: plan.agent.clone(),
+    };
+    Registration::start(membership).map_err(|why| format!("--agent: {why}"))
+}
+
+/// Prints the ready line once the agent knows the instance.
+async fn tell_when_registered(plan: &Plan, address: SocketAddr, registration: &Registration) {
+    let node = registration.registered().await;
+    let Instance {
+        service,
+        namespace,
+        id,
+        ..
+    } = &plan.instance;
+    heddle_options::ready(&format!(
+        "heddle-run ready: listen {address}, service {service}.{namespace}, instance {id}, node {node}"
+    ));
+}
+
+/// Leaves the mesh, then stops the program. A second signal skips what is being waited for.
+async fn drain(
+    plan: &Plan,
+    program: &mut Program,
+    registration: Option<&Registration>,
+) -> Result<u8, String> {
+    if let Some(registration) = registration {
+        tokio::select! {
+            departure = registration.leave() => {
+                if !departure.unacknowledged.is_empty() {
+                    tracing::warn!(unacknowledged = ?departure.unacknowledged, "stopping before every client knows");
+                }
+            }
+            // It may end by itself meanwhile; then there is nothing to stop.
+            ended = program.ended() => {
+                program.sweep();
+                return passed(ended);
+            }
+            () = heddle_options::terminated() => {}
+        }
+    }
+    let ended = program
+        .stop(plan.stop_timeout, heddle_options::terminated())
+        .await;
+    program.sweep();
+    passed(ended)
+}
+
+/// A program that our SIGTERM ended has done what it was asked to: 0.
+fn passed(ended: io::Result<ExitStatus>) -> Result<u8, String> {
+    const BY_SIGTERM: i32 = 15;
+    let status = ended.map_err(|why| unwaited(&why))?;
+    Ok(if status.signal() == Some(BY_SIGTERM) {
+        0
+    } else {
+        code(status)
+    })
+}
+
+fn unwaited(why: &io::Error) -> String {
+    format!("cannot wait for the program: {why}")
+}

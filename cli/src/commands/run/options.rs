@@ -1,0 +1,173 @@
+//! The options of `heddle run` as typed, and the plan that they make once checked.
+
+use std::{ffi::OsString, time::Duration};
+
+use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+
+/// Run any program as an instance of a service: $PORT says where it must listen
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "heddle run", disable_version_flag = true)]
+pub(crate) struct Options {
+    /// The mesh name to register
+    #[arg(long, value_name = "NAME")]
+    service: String,
+    /// The namespace of the service
+    #[arg(long, value_name = "NS", default_value = "default")]
+    namespace: String,
+    /// The version to register
+    #[arg(long, value_name = "V", default_value = "v1")]
+    version: String,
+    /// The name of this instance, unique on its node [default: the service's name and 8 random characters]
+    #[arg(long, value_name = "ID")]
+    instance: Option<String>,
+    /// What the program speaks
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http"], default_value = "grpc")]
+    protocol: String,
+    /// Its share of calls relative to its peers
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    weight: u32,
+    /// A proto service that it serves, where it has no server reflection; may be given several times
+    #[arg(long, value_name = "PACKAGE.SERVICE")]
+    proto: Vec<String>,
+    /// How the agent checks it: tcp, grpc[:SERVICE], http[:/PATH], keep-alive (as long as it runs) or none
+    #[arg(long, value_name = "CHECK", default_value = "tcp")]
+    health: String,
+    /// The port that it listens on, given to it as $PORT; 0 takes a free one at each start
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    /// When to start it again after it ended: on-failure, always or never
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "on-failure")]
+    restart: Restart,
+    /// How long it may take to end after SIGTERM before it is killed, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_timeout: u32,
+    /// The agent of this node; the program gets it as $HEDDLE_AGENT
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "HEDDLE_AGENT",
+        default_value = "http://127.0.0.1:15002"
+    )]
+    agent: String,
+    /// Where the program sends its calls; it gets this as $HEDDLE_OUTBOUND
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "HEDDLE_OUTBOUND",
+        default_value = "http://127.0.0.1:15001"
+    )]
+    outbound: String,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Restart {
+    OnFailure,
+    Always,
+    Never,
+}
+
+/// What runs, and what is registered for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) program: OsString,
+    pub(crate) args: Vec<OsString>,
+    /// All but the address, which each start chooses.
+    pub(crate) instance: Instance,
+    pub(crate) port: u16,
+    pub(crate) agent: String,
+    pub(crate) outbound: String,
+    pub(crate) restart: Restart,
+    pub(crate) stop_timeout: Duration,
+}
+
+impl Options {
+    /// The plan, or the first fault in one line.
+    pub(crate) fn plan(self) -> Result<Plan, String> {
+        let health = health(&self.health)?;
+        let protocol = if self.protocol == "http" {
+            Protocol::Http
+        } else {
+            Protocol::Grpc
+        };
+        let id = self.instance.unwrap_or_else(|| fresh_id(&self.service));
+        for (flag, name) in [
+            ("--service", &self.service),
+            ("--namespace", &self.namespace),
+            ("--instance", &id),
+        ] {
+            if !is_label(name) {
+                return Err(format!(
+                    "{flag} \"{name}\": use at most 63 characters of a-z, 0-9 and \"-\", the first and last no \"-\""
+                ));
+            }
+        }
+        let mut words = self.command.into_iter();
+        let Some(program) = words.next() else {
+            return Err("no command is given: write it after --".to_owned());
+        };
+        Ok(Plan {
+            program,
+            args: words.collect(),
+            instance: Instance {
+                service: self.service,
+                namespace: self.namespace,
+                id,
+                version: self.version,
+                protocol: protocol.into(),
+                weight: self.weight,
+                protos: self.proto,
+                health: Some(health),
+                ..Instance::default()
+            },
+            port: self.port,
+            agent: self.agent,
+            outbound: self.outbound,
+            restart: self.restart,
+            stop_timeout: Duration::from_secs(self.stop_timeout.into()),
+        })
+    }
+}
+
+/// A DNS label, as the agent wants it: told here before the program is started for nothing.
+fn is_label(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn fresh_id(service: &str) -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let start: String = service.chars().take(54).collect();
+    let (short, _) = random.split_at(8);
+    format!("{}-{short}", start.trim_end_matches('-'))
+}
+
+fn health(word: &str) -> Result<HealthCheck, String> {
+    let (kind, detail) = word.split_once(':').unwrap_or((word, ""));
+    let check = |kind: Kind| HealthCheck {
+        kind: kind.into(),
+        ..HealthCheck::default()
+    };
+    match (kind, detail) {
+        ("tcp", "") => Ok(check(Kind::Tcp)),
+        ("none", "") => Ok(check(Kind::None)),
+        ("keep-alive", "") => Ok(check(Kind::KeepAlive)),
+        ("grpc", service) => Ok(HealthCheck {
+            grpc_service: service.to_owned(),
+            ..check(Kind::Grpc)
+        }),
+        ("http", path) if path.is_empty() || path.starts_with('/') => Ok(HealthCheck {
+            path: path.to_owned(),
+            ..check(Kind::Http)
+        }),
+        _ => Err(format!(
+            "--health \"{word}\" is no check: give tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none"
+        )),
+    }
+}

@@ -1,0 +1,133 @@
+//! One run of the program: in a process group of its own, so that Ctrl-C reaches it only after it has left the mesh
+//! and a signal reaches what it started as well. In come a port and signals, out goes how it ended.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+
+use super::options::Plan;
+
+/// How often a program that does not listen yet is tried.
+const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// After so long a program that still does not listen is told about.
+const HINT_AFTER: Duration = Duration::from_secs(10);
+
+pub(super) struct Program {
+    child: Child,
+    group: Option<Pid>,
+    pub(super) address: SocketAddr,
+}
+
+impl Program {
+    /// Starts the command with $PORT and the node's addresses set.
+    pub(super) async fn start(plan: &Plan) -> Result<Self, String> {
+        let port = match plan.port {
+            0 => free_port()
+                .await
+                .map_err(|why| format!("no free port: {why}"))?,
+            port => port,
+        };
+        let child = Command::new(&plan.program)
+            .args(&plan.args)
+            .env("PORT", port.to_string())
+            .env("HEDDLE_OUTBOUND", &plan.outbound)
+            .env("HEDDLE_AGENT", &plan.agent)
+            .env("HEDDLE_SERVICE", &plan.instance.service)
+            .env("HEDDLE_NAMESPACE", &plan.instance.namespace)
+            .env("HEDDLE_INSTANCE", &plan.instance.id)
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|why| format!("cannot start {}: {why}", plan.program.to_string_lossy()))?;
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok(Self {
+            child,
+            group,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        })
+    }
+
+    pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// SIGTERM, then SIGKILL after `patience` or when `hurry` ends.
+    pub(super) async fn stop(
+        &mut self,
+        patience: Duration,
+        hurry: impl Future<Output = ()>,
+    ) -> io::Result<ExitStatus> {
+        self.signal(Signal::TERM);
+        tokio::select! {
+            ended = self.child.wait() => return ended,
+            () = sleep(patience) => tracing::warn!("the program did not end within {patience:?} of SIGTERM: killed"),
+            () = hurry => {}
+        }
+        self.signal(Signal::KILL);
+        self.child.wait().await
+    }
+
+    /// What the program started and left behind ends with it.
+    pub(super) fn sweep(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            // A group that has gone already is what was wanted.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.child.id().is_some() {
+            self.sweep();
+        }
+    }
+}
+
+/// Returns once something accepts connections on `address`; says so when that takes long.
+pub(super) async fn listening(address: SocketAddr) {
+    let probe = async {
+        while TcpStream::connect(address).await.is_err() {
+            sleep(PROBE_EVERY).await;
+        }
+    };
+    let mut probe = std::pin::pin!(probe);
+    if timeout(HINT_AFTER, &mut probe).await.is_err() {
+        tracing::warn!(
+            "the program does not listen on {address} after {} s: it must listen on the port in $PORT",
+            HINT_AFTER.as_secs()
+        );
+        probe.await;
+    }
+}
+
+/// The exit code that a shell would give: the program's own, or 128 and the signal.
+pub(super) fn code(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+async fn free_port() -> io::Result<u16> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await?
+        .local_addr()
+        .map(|address| address.port())
+}

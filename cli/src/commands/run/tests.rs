@@ -1,0 +1,141 @@
+use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+
+use heddle_proto::registry::v1::{Protocol, health_check::Kind};
+use tokio::time::timeout;
+
+use super::{Options, life::live, options::Plan};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn plan(line: &str, command: &[&str]) -> Result<Plan, String> {
+    let words = line.split_whitespace().map(OsString::from);
+    let args = [OsString::from("heddle run")]
+        .into_iter()
+        .chain(words)
+        .chain(["--agent".into(), "127.0.0.1:1".into(), "--".into()])
+        .chain(command.iter().map(OsString::from));
+    heddle_options::try_parse::<Options>("HEDDLE_RUN", args, &BTreeMap::new())
+        .map_err(|stop| format!("{stop:?}"))?
+        .options
+        .plan()
+}
+
+#[test]
+fn what_is_typed_is_what_is_registered() {
+    let plan = plan(
+        "--service web --namespace shop --version v2 --protocol http --health http:/ok --weight 7",
+        &["python3", "-m", "http.server"],
+    )
+    .unwrap();
+    assert_eq!(
+        (plan.program.to_str(), plan.args.len()),
+        (Some("python3"), 2)
+    );
+    let instance = plan.instance;
+    assert_eq!(
+        (&*instance.service, &*instance.namespace, &*instance.version),
+        ("web", "shop", "v2")
+    );
+    assert_eq!(instance.protocol(), Protocol::Http);
+    assert!(
+        instance.id.starts_with("web-") && instance.id.len() == 12,
+        "{}",
+        instance.id
+    );
+    let health = instance.health.unwrap();
+    assert_eq!((health.kind(), &*health.path), (Kind::Http, "/ok"));
+}
+
+#[test]
+fn mistakes_are_told_before_anything_starts() {
+    for (line, command, part) in [
+        ("--service Users", &["x"][..], "--service \"Users\""),
+        ("--service u --health ping", &["x"], "--health \"ping\""),
+        ("--service u --instance a-", &["x"], "--instance"),
+        ("--service u --protocol tcp", &["x"], "tcp"),
+        ("--service u --weight 0", &["x"], "weight"),
+        ("", &["x"], "--service"),
+        ("--service u", &[], "COMMAND"),
+    ] {
+        let fault = plan(line, command).unwrap_err();
+        assert!(fault.contains(part), "{line}: {fault}");
+    }
+    let long = plan(&format!("--service {}", "a".repeat(63)), &["x"]).unwrap();
+    assert!(long.instance.id.len() <= 63);
+}
+
+#[tokio::test]
+async fn the_exit_code_is_passed_and_the_program_knows_its_port_and_node() {
+    let script =
+        "test -n \"$PORT\" -a \"$HEDDLE_AGENT\" = 127.0.0.1:1 -a -n \"$HEDDLE_OUTBOUND\" && exit 7";
+    let plan = plan("--service u --restart never", &["sh", "-c", script]).unwrap();
+    let never = std::future::pending();
+    assert_eq!(timeout(PATIENCE, live(&plan, never)).await.unwrap(), Ok(7));
+    let killed = self::plan("--service u --restart never", &["sh", "-c", "kill -9 $$"]).unwrap();
+    assert_eq!(
+        timeout(PATIENCE, live(&killed, std::future::pending()))
+            .await
+            .unwrap(),
+        Ok(137)
+    );
+}
+
+#[tokio::test]
+async fn a_failing_program_is_started_again_and_a_finished_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = dir.path().join("count");
+    let script = format!("echo x >> {0}; test $(wc -l < {0}) -ge 2", count.display());
+    let plan = plan("--service u", &["sh", "-c", &script]).unwrap();
+    assert_eq!(
+        timeout(PATIENCE, live(&plan, std::future::pending()))
+            .await
+            .unwrap(),
+        Ok(0)
+    );
+    assert_eq!(std::fs::read_to_string(count).unwrap().lines().count(), 2);
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_one_line() {
+    let plan = plan("--service u", &["/nowhere/program"]).unwrap();
+    let fault = live(&plan, std::future::pending()).await.unwrap_err();
+    assert!(
+        fault.starts_with("cannot start /nowhere/program: "),
+        "{fault}"
+    );
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    for (trap, expect) in [("trap 'exit 3' TERM", 3), ("trap '' TERM", 137), (":", 0)] {
+        let _ = std::fs::remove_file(&started);
+        let script = format!(
+            "{trap}; sleep 1000 & echo $! > {}; wait; sleep 1000",
+            started.display()
+        );
+        let plan = plan("--service u --stop-timeout 1", &["sh", "-c", &script]).unwrap();
+        let pid_file = started.clone();
+        let stop = async move {
+            while std::fs::read_to_string(&pid_file)
+                .is_ok_and(|text| text.ends_with('\n'))
+                .eq(&false)
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert_eq!(
+            timeout(PATIENCE, live(&plan, stop)).await.unwrap(),
+            Ok(expect),
+            "{trap}"
+        );
+        let pid = std::fs::read_to_string(&started).unwrap();
+        let state =
+            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        assert!(
+            state.is_empty() || state.contains(") Z "),
+            "the grandchild lives: {state}"
+        );
+    }
+}

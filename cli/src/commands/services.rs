@@ -1,0 +1,282 @@
+//! `heddle services [NAME]`: what the mesh offers, or one service with its instances.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use heddle_proto::{
+    registry::v1::{Health, Protocol},
+    status::v1::{self as wire, GetServiceRequest, ListServicesRequest},
+};
+use serde::Serialize;
+
+use super::{ViewOptions, show, word};
+use crate::output::{Table, Tabular};
+
+/// List the services of the mesh, or show one with its instances
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "heddle services", version)]
+struct Options {
+    /// One service: users, or users.shop for one of another namespace
+    name: Option<String>,
+    /// Only services of this namespace
+    #[arg(long, value_name = "NS")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    view: ViewOptions,
+}
+
+pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
+    let options: Options = heddle_options::parse("HEDDLE_SERVICES", args);
+    heddle_options::init_logging("warn");
+    let namespace = options.namespace.unwrap_or_default();
+    let Some(name) = options.name else {
+        return show(&options.view, async |control| {
+            let mut mesh = control.mesh.clone();
+            let answer = control
+                .answer(mesh.list_services(ListServicesRequest { namespace }))
+                .await?;
+            Ok(Services::from(answer))
+        });
+    };
+    let name = match namespace.as_str() {
+        "" => name,
+        namespace if name.contains('.') => {
+            return heddle_options::fail(format!(
+                "{name} names its namespace already; leave out --namespace {namespace}"
+            ));
+        }
+        namespace => format!("{name}.{namespace}"),
+    };
+    show(&options.view, async |control| {
+        let mut mesh = control.mesh.clone();
+        control
+            .answer(mesh.get_service(GetServiceRequest { name }))
+            .await
+            .map(Service::from)
+    })
+}
+
+#[derive(Debug, Serialize)]
+struct Services {
+    services: Vec<Service>,
+}
+
+#[derive(Debug, Serialize)]
+struct Service {
+    name: String,
+    protocol: String,
+    protos: Vec<String>,
+    versions: Vec<String>,
+    instances: u32,
+    healthy_instances: u32,
+    schema_sha256: String,
+    ambiguous_protos: Vec<String>,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Serialize)]
+struct Endpoint {
+    node: String,
+    id: String,
+    address: String,
+    version: String,
+    health: String,
+    health_reason: String,
+    weight: u32,
+    hidden_from_direct_clients: String,
+}
+
+impl From<wire::ListServicesResponse> for Services {
+    fn from(answer: wire::ListServicesResponse) -> Self {
+        let mut services: Vec<Service> = answer.services.into_iter().map(Service::from).collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { services }
+    }
+}
+
+impl From<wire::Service> for Service {
+    fn from(service: wire::Service) -> Self {
+        let protocol = service.protocol().as_str_name();
+        let protocol = word(protocol, "PROTOCOL_");
+        let mut endpoints: Vec<Endpoint> =
+            service.endpoints.into_iter().map(Endpoint::from).collect();
+        endpoints.sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
+        Self {
+            name: service.name,
+            protocol: if protocol == "unspecified" {
+                word(Protocol::Grpc.as_str_name(), "PROTOCOL_")
+            } else {
+                protocol
+            },
+            protos: service.protos,
+            versions: service.versions,
+            instances: service.instances,
+            healthy_instances: service.healthy_instances,
+            schema_sha256: service.schema_sha256,
+            ambiguous_protos: service.ambiguous_protos,
+            endpoints,
+        }
+    }
+}
+
+impl From<wire::Instance> for Endpoint {
+    fn from(instance: wire::Instance) -> Self {
+        let health = match instance.health() {
+            Health::Unspecified => "unknown".to_owned(),
+            health => word(health.as_str_name(), "HEALTH_"),
+        };
+        Self {
+            health,
+            node: instance.node,
+            id: instance.id,
+            address: instance.address,
+            version: instance.version,
+            health_reason: instance.health_reason,
+            weight: instance.weight,
+            hidden_from_direct_clients: instance.hidden_from_direct_clients,
+        }
+    }
+}
+
+impl Service {
+    fn healthy(&self) -> String {
+        format!("{}/{}", self.healthy_instances, self.instances)
+    }
+
+    /// The proto services; those that another mesh service claims too are not routed by path.
+    fn offers(&self) -> String {
+        let mark = |proto: &String| {
+            if self.ambiguous_protos.contains(proto) {
+                format!("{proto} (ambiguous)")
+            } else {
+                proto.clone()
+            }
+        };
+        self.protos.iter().map(mark).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Tabular for Services {
+    fn table(&self) -> String {
+        let mut table = Table::new(&[
+            "SERVICE",
+            "PROTOCOL",
+            "HEALTHY",
+            "VERSIONS",
+            "PROTO SERVICES",
+        ]);
+        for service in &self.services {
+            table.row(vec![
+                service.name.clone(),
+                service.protocol.clone(),
+                service.healthy(),
+                service.versions.join(", "),
+                service.offers(),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+impl Tabular for Service {
+    fn table(&self) -> String {
+        let mut table = Table::new(&[
+            "NODE", "INSTANCE", "ADDRESS", "VERSION", "WEIGHT", "HEALTH", "WHY",
+        ]);
+        for endpoint in &self.endpoints {
+            let why = [
+                &endpoint.health_reason,
+                &endpoint.hidden_from_direct_clients,
+            ];
+            let why: Vec<&str> = why
+                .into_iter()
+                .map(String::as_str)
+                .filter(|w| !w.is_empty())
+                .collect();
+            table.row(vec![
+                endpoint.node.clone(),
+                endpoint.id.clone(),
+                endpoint.address.clone(),
+                endpoint.version.clone(),
+                endpoint.weight.to_string(),
+                endpoint.health.clone(),
+                why.join("; "),
+            ]);
+        }
+        let mut about = Table::new(&["SERVICE", "PROTOCOL", "HEALTHY", "SCHEMA", "PROTO SERVICES"]);
+        let schema: String = self.schema_sha256.chars().take(12).collect();
+        about.row(vec![
+            self.name.clone(),
+            self.protocol.clone(),
+            self.healthy(),
+            schema,
+            self.offers(),
+        ]);
+        format!("{about}\n{table}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Service, Services, wire};
+    use crate::output::{Format, render};
+
+    fn service(name: &str) -> wire::Service {
+        let instance = |node: &str, id: &str, health: i32, reason: &str| wire::Instance {
+            id: id.into(),
+            node: node.into(),
+            address: "127.0.0.1:7".into(),
+            version: "v1".into(),
+            health,
+            health_reason: reason.into(),
+            weight: 1,
+            hidden_from_direct_clients: String::new(),
+        };
+        wire::Service {
+            name: name.into(),
+            protocol: 1,
+            protos: vec!["p.A".into(), "p.B".into()],
+            versions: vec!["v1".into()],
+            instances: 2,
+            healthy_instances: 1,
+            endpoints: vec![
+                instance("b", "e", 2, "refuses connections"),
+                instance("a", "e", 1, ""),
+            ],
+            schema_sha256: "0123456789abcdef".into(),
+            ambiguous_protos: vec!["p.B".into()],
+        }
+    }
+
+    #[test]
+    fn services_are_listed_by_name() {
+        let answer = wire::ListServicesResponse {
+            services: vec![service("b.default"), service("a.shop")],
+        };
+        assert_eq!(
+            render(Format::Table, &Services::from(answer)).unwrap(),
+            "SERVICE    PROTOCOL  HEALTHY  VERSIONS  PROTO SERVICES\n\
+             a.shop     grpc      1/2      v1        p.A, p.B (ambiguous)\n\
+             b.default  grpc      1/2      v1        p.A, p.B (ambiguous)\n"
+        );
+    }
+
+    #[test]
+    fn one_service_is_shown_with_its_instances() {
+        let one = Service::from(service("a.shop"));
+        assert_eq!(
+            render(Format::Table, &one).unwrap(),
+            "SERVICE  PROTOCOL  HEALTHY  SCHEMA        PROTO SERVICES\n\
+             a.shop   grpc      1/2      0123456789ab  p.A, p.B (ambiguous)\n\
+             \n\
+             NODE  INSTANCE  ADDRESS      VERSION  WEIGHT  HEALTH     WHY\n\
+             a     e         127.0.0.1:7  v1       1       healthy    -\n\
+             b     e         127.0.0.1:7  v1       1       unhealthy  refuses connections\n"
+        );
+        let json: serde_json::Value =
+            serde_json::from_str(&render(Format::Json, &one).unwrap()).unwrap();
+        let yaml: serde_json::Value =
+            serde_saphyr::from_str(&render(Format::Yaml, &one).unwrap()).unwrap();
+        assert_eq!(json, yaml);
+        assert_eq!(json["endpoints"][1]["health"], "unhealthy");
+    }
+}
