@@ -8,3 +8,6 @@ pub mod http;
 pub mod metrics;
 pub mod reflection;
 pub mod serve;
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,9 @@ pub mod resources;
 pub mod schemas;
 pub mod translate;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tonic::transport::{Channel, Endpoint};
