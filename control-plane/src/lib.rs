@@ -1,7 +1,36 @@
-//! The control plane of Heddle as a library; the rooms stand in the order of an endpoint update.
+//! The control plane of Heddle as a library; the rooms stand in the order of an endpoint update. A node's session
+//! writes into the store, the registry folds the store's events into a view, the view becomes snapshots, snapshots
+//! go out on xDS streams; beside that way stand the read-only answers for people and tools.
+
+use std::{ffi::OsString, process::ExitCode};
 
 pub mod session;
 pub mod store;
 pub mod registry;
 pub mod snapshot;
 pub mod xds;
+// ---- beside the way ----
+pub mod status;
+mod http;
+// ---- the process ----
+pub mod options;
+pub mod listen;
+pub mod app;
+
+/// The program: `args[0]` is its name. Returns when it has stopped.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let options: options::Options = heddle_options::parse("HEDDLE_CONTROL", args);
+    heddle_options::init_logging("info");
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return heddle_options::fail(format!("cannot start the runtime: {error}")),
+    };
+    let ended = runtime.block_on(async { app::serve(options, heddle_options::terminated()).await });
+    // Waits for the store: what was acknowledged is on disk before the process ends.
+    drop(runtime);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => heddle_options::fail(error),
+    }
+}

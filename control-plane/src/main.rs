@@ -1,1 +1,7 @@
-fn main() {}
+//! The control plane as a program of its own; `heddle control` is the same.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    heddle_control::run(std::env::args_os().collect())
+}

@@ -1,0 +1,214 @@
+//! The process: store, view, snapshots, then listeners; and the way back at the end. In come options and the wish to
+//! stop, out goes the ready line. No listener opens before the view is loaded: an empty answer would take every
+//! client's endpoints away.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_proto::{
+    control::v1::node_session_server::NodeSessionServer,
+    registry::v1::registry_server::RegistryServer,
+    status::v1::mesh_status_server::MeshStatusServer,
+};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    server::NamedService,
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    http,
+    listen::{self, ListenError, Socket},
+    options::Options,
+    registry::{Registry, RegistryError, RegistryOptions},
+    session,
+    snapshot::{LINGER, Publisher},
+    status,
+    store::{Embedded, EmbeddedOptions, Store, StoreError},
+    xds::{self, Ads, Clients},
+};
+
+/// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
+/// that died without a word would else count as connected.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Windows: a node's descriptors (4 MiB) go through without a wait, and small frames of many streams on one connection
+/// stay far from the bounds of the HTTP/2 library.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Calls at a time on one connection.
+const STREAMS_PER_CONNECTION: u32 = 1000;
+/// So long connections have to end after their streams did.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Why the process could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("the descriptors built into this program cannot be read: {0}")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+    #[error(
+        "--renew-interval must be at most half of --lease-ttl: one lost beat would end a node's lease"
+    )]
+    RenewInterval,
+}
+
+/// Runs the control plane until `stop`.
+///
+/// # Errors
+/// If it cannot start; each says what to do.
+pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+    if options.renew_interval * 2 > options.lease_ttl {
+        return Err(AppError::RenewInterval);
+    }
+    let token = CancellationToken::new();
+    let replica = options.replica.clone().unwrap_or_else(host_name);
+    let path = options.store.0.clone();
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&EmbeddedOptions::new(&path))?);
+    let registry_options = RegistryOptions {
+        replica,
+        lease_ttl: options.lease_ttl,
+        renew_interval: options.renew_interval,
+        stop: token.clone(),
+        ..RegistryOptions::default()
+    };
+    let registry = Registry::open(store, registry_options).await?;
+    let plane = Plane {
+        publisher: Publisher::start(registry.clone(), LINGER, token.clone()),
+        clients: Clients::default(),
+        registry,
+        stop: token.clone(),
+    };
+    let (health, routes) = plane.routes()?;
+    let grpc = listen::bind("--listen", &options.listen).await?;
+    let web = listen::bind("--http", &options.http).await?;
+    let ready = format!(
+        "heddle-control ready: grpc {}, http {}, store embedded:{}",
+        listen::joined(&grpc),
+        listen::joined(&web),
+        path.display()
+    );
+    let mut servers = JoinSet::new();
+    for socket in grpc {
+        servers.spawn(serve_grpc(socket, routes.clone(), token.clone()));
+    }
+    for socket in web {
+        servers.spawn(http::serve(socket, plane.clone(), token.clone()));
+    }
+    heddle_options::ready(&ready);
+    stop.await;
+    tracing::info!("stopping");
+    for name in SERVED {
+        health
+            .set_service_status(*name, ServingStatus::NotServing)
+            .await;
+    }
+    token.cancel();
+    let ended = async { while servers.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP, ended).await.is_err() {
+        tracing::warn!("some connections were still open after {STOP:?}; closed");
+    }
+    Ok(())
+}
+
+/// What every part of the process shares.
+#[derive(Clone)]
+pub(crate) struct Plane {
+    pub(crate) registry: Registry,
+    pub(crate) publisher: Publisher,
+    pub(crate) clients: Clients,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Services by the names that health answers to; the empty one is the whole process.
+const SERVED: &[&str] = &[
+    "",
+    NodeSessionServer::<()>::NAME,
+    RegistryServer::<()>::NAME,
+    MeshStatusServer::<()>::NAME,
+    Ads::NAME,
+];
+
+impl Plane {
+    fn routes(&self) -> Result<(HealthReporter, Routes), AppError> {
+        let (health, health_server) = tonic_health::server::health_reporter();
+        let removals = Arc::new(self.clients.clone());
+        let ads = xds::service(
+            self.registry.clone(),
+            self.publisher.clone(),
+            self.clients.clone(),
+            self.stop.clone(),
+        );
+        let mesh = status::service(self.registry.clone(), self.clients.clone());
+        let mut routes = Routes::builder();
+        routes
+            .add_service(session::service(self.registry.clone(), removals))
+            .add_service(session::registry_service(self.registry.clone()))
+            .add_service(ads)
+            .add_service(mesh)
+            .add_service(health_server)
+            .add_service(describe().build_v1()?)
+            .add_service(describe().build_v1alpha()?);
+        let reporter = health.clone();
+        tokio::spawn(async move {
+            for name in SERVED {
+                reporter
+                    .set_service_status(*name, ServingStatus::Serving)
+                    .await;
+            }
+        });
+        Ok((health, routes.routes()))
+    }
+}
+
+/// What reflection lists: what is served here and can be described.
+fn describe() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(heddle_proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(NodeSessionServer::<()>::NAME)
+        .with_service_name(RegistryServer::<()>::NAME)
+        .with_service_name(MeshStatusServer::<()>::NAME)
+        .with_service_name("grpc.health.v1.Health")
+        .with_service_name("grpc.reflection.v1.ServerReflection")
+        .with_service_name("grpc.reflection.v1alpha.ServerReflection")
+}
+
+async fn serve_grpc(socket: Socket, routes: Routes, stop: CancellationToken) {
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_routes(routes);
+    let stopped = stop.cancelled();
+    let ended = match socket {
+        Socket::Tcp(listener, _) => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            server.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+        Socket::Unix(listener, _file) => {
+            let incoming = UnixListenerStream::new(listener);
+            server.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::error!(%error, "the gRPC server ended");
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "control".to_owned())
+}

@@ -1,0 +1,296 @@
+//! Plain HTTP for machines that watch: `/metrics` (Prometheus), `/healthz`, `/readyz`. In come GETs, out go a few lines
+//! of text. Nothing can be changed here, and nothing in it waits for the store.
+
+use std::{convert::Infallible, fmt::Write as _, sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{app::Plane, listen::Socket, snapshot::Kind};
+
+/// A client has so long to send its request.
+const HEADERS: Duration = Duration::from_secs(10);
+/// Connections at a time; further ones wait in the kernel.
+const CONNECTIONS: usize = 256;
+/// Pause when the system has no descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) async fn serve(socket: Socket, plane: Plane, stop: CancellationToken) {
+    let tracker = TaskTracker::new();
+    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&socket, &slots) => accepted,
+        };
+        let Ok((io, slot)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (plane, stop) = (plane.clone(), stop.clone());
+        tracker.spawn(async move {
+            let service = service_fn(move |request| {
+                let response = answer(&plane, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            server
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS);
+            let connection = server.serve_connection(TokioIo::new(io), service);
+            tokio::pin!(connection);
+            tokio::select! {
+                // A client that breaks off is its own affair.
+                _ = connection.as_mut() => {}
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            drop(slot);
+        });
+    }
+    tracker.close();
+    tracker.wait().await;
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+async fn accept(
+    socket: &Socket,
+    slots: &std::sync::Arc<tokio::sync::Semaphore>,
+) -> std::io::Result<(Box<dyn Io>, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = std::sync::Arc::clone(slots)
+        .acquire_owned()
+        .await
+        .map_err(std::io::Error::other)?;
+    let io: Box<dyn Io> = match socket {
+        Socket::Tcp(listener, _) => Box::new(listener.accept().await?.0),
+        Socket::Unix(listener, _) => Box::new(listener.accept().await?.0),
+    };
+    Ok((io, slot))
+}
+
+fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&(Method::GET | Method::HEAD), "/metrics") => (StatusCode::OK, metrics(plane)),
+        (&(Method::GET | Method::HEAD), "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
+        (&(Method::GET | Method::HEAD), "/readyz") => readiness(plane),
+        (&(Method::GET | Method::HEAD), _) => (
+            StatusCode::NOT_FOUND,
+            "here are /metrics, /healthz and /readyz\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is answered here\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// The listeners open with the view loaded: what is left to say is whether it is about to stop.
+fn readiness(plane: &Plane) -> (StatusCode, String) {
+    if plane.stop.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    let revision = plane.registry.read(crate::registry::View::revision);
+    (StatusCode::OK, format!("ready at revision {revision}\n"))
+}
+
+fn metrics(plane: &Plane) -> String {
+    let mut text = Text::default();
+    let (revision, services, instances, nodes, alive) = plane.registry.read(|view| {
+        let alive = view.nodes().filter(|node| node.alive).count();
+        (
+            view.revision().0,
+            view.services().count(),
+            view.instance_count(),
+            view.nodes().count(),
+            alive,
+        )
+    });
+    let snapshot = plane.publisher.subscribe().borrow().clone();
+    text.one(
+        "gauge",
+        "heddle_registry_revision",
+        "Revision of the store that the view shows",
+        revision,
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_services",
+        "Services with an instance",
+        services as u64,
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_instances",
+        "Instances",
+        instances as u64,
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_nodes",
+        "Nodes ever seen",
+        nodes as u64,
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_nodes_alive",
+        "Nodes that hold their lease",
+        alive as u64,
+    );
+    text.one(
+        "gauge",
+        "heddle_snapshot_revision",
+        "Revision of the published snapshot",
+        snapshot.revision,
+    );
+    text.one(
+        "counter",
+        "heddle_snapshots_total",
+        "Snapshots made",
+        snapshot.generation,
+    );
+    text.one(
+        "counter",
+        "heddle_snapshots_refused_total",
+        "Snapshots with a reference that does not resolve: a fault of Heddle",
+        plane.publisher.refused(),
+    );
+    store(plane, &mut text);
+    streams(plane, &mut text);
+    text.0
+}
+
+fn store(plane: &Plane, text: &mut Text) {
+    let store = plane.registry.store().counters();
+    text.one(
+        "counter",
+        "heddle_store_requests_total",
+        "Transactions and leases asked for",
+        store.requests,
+    );
+    text.one(
+        "counter",
+        "heddle_store_changes_total",
+        "Keys put or deleted",
+        store.changes,
+    );
+    text.one(
+        "counter",
+        "heddle_store_commits_total",
+        "Durable commits",
+        store.commits,
+    );
+    text.one(
+        "counter",
+        "heddle_store_fsyncs_total",
+        "Waits for the disk",
+        store.fsyncs,
+    );
+    text.one(
+        "counter",
+        "heddle_store_leases_expired_total",
+        "Leases that ran out",
+        store.leases_expired,
+    );
+    text.one(
+        "gauge",
+        "heddle_store_leases",
+        "Leases that live",
+        store.leases,
+    );
+    text.one("gauge", "heddle_store_keys", "Keys", store.keys);
+}
+
+fn streams(plane: &Plane, text: &mut Text) {
+    let counters = plane.clients.metrics();
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    text.one(
+        "gauge",
+        "heddle_xds_clients",
+        "Connected xDS clients",
+        plane.clients.len() as u64,
+    );
+    let encodes = plane.publisher.encodes();
+    text.per_kind("heddle_xds_encodes_total", "Resources encoded", |kind| {
+        encodes.of(kind)
+    });
+    text.per_kind("heddle_xds_responses_total", "Responses sent", |kind| {
+        read(counters.responses.get(kind))
+    });
+    text.per_kind(
+        "heddle_xds_response_bytes_total",
+        "Bytes of responses sent",
+        |kind| read(counters.response_bytes.get(kind)),
+    );
+    text.per_kind(
+        "heddle_xds_acknowledged_total",
+        "Responses acknowledged",
+        |kind| read(counters.acknowledged.get(kind)),
+    );
+    text.per_kind("heddle_xds_rejected_total", "Responses rejected", |kind| {
+        read(counters.rejected.get(kind))
+    });
+    for (name, help, counter) in [
+        (
+            "heddle_xds_stale_total",
+            "Requests about an overtaken response",
+            &counters.stale,
+        ),
+        (
+            "heddle_xds_unknown_types_total",
+            "Requests for types that are not served",
+            &counters.unknown_types,
+        ),
+        (
+            "heddle_xds_violations_total",
+            "Streams ended for what the client sent",
+            &counters.violations,
+        ),
+        (
+            "heddle_xds_refused_total",
+            "Streams refused because there were too many",
+            &counters.refused,
+        ),
+        (
+            "heddle_xds_behind_total",
+            "Streams ended because the client had seen more",
+            &counters.behind,
+        ),
+    ] {
+        text.one("counter", name, help, read(counter));
+    }
+}
+
+#[derive(Default)]
+struct Text(String);
+
+// Writing to a String cannot fail.
+impl Text {
+    fn one(&mut self, kind: &str, name: &str, help: &str, value: u64) {
+        let _ = write!(
+            self.0,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+        );
+    }
+
+    fn per_kind(&mut self, name: &str, help: &str, value: impl Fn(Kind) -> u64) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} counter\n");
+        for kind in Kind::ALL {
+            let _ = writeln!(self.0, "{name}{{type=\"{}\"}} {}", kind.word(), value(kind));
+        }
+    }
+}

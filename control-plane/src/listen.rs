@@ -1,0 +1,138 @@
+//! Sockets, bound before anything is promised. In come the addresses of one listener option, out go bound sockets and
+//! the addresses that they really have, or one sentence that names the option and the remedy.
+
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::options::ListenAddr;
+
+/// One bound socket.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpListener, SocketAddr),
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file of a Unix socket; removed with it.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(_, address) => address.fmt(f),
+            Self::Unix(_, file) => write!(f, "unix:{}", file.0.display()),
+        }
+    }
+}
+
+/// Why a listener has no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error(
+        "{option} {address}: the port is in use; stop the process that has it, or choose another one with \
+         {option} IP:PORT"
+    )]
+    InUse {
+        option: &'static str,
+        address: String,
+    },
+    #[error(
+        "{option} {address}: another process answers on this socket; stop it, or choose another path"
+    )]
+    SocketInUse {
+        option: &'static str,
+        address: String,
+    },
+    #[error("{option} {address}: cannot listen there: {cause}")]
+    Other {
+        option: &'static str,
+        address: String,
+        cause: io::Error,
+    },
+}
+
+/// Binds every address of one option.
+pub async fn bind(
+    option: &'static str,
+    addresses: &[ListenAddr],
+) -> Result<Vec<Socket>, ListenError> {
+    let mut sockets = Vec::new();
+    for address in addresses {
+        match address {
+            ListenAddr::Tcp(address) => sockets.push(tcp(option, *address).await?),
+            ListenAddr::Localhost(port) => {
+                let first = tcp(option, (Ipv4Addr::LOCALHOST, *port).into()).await?;
+                // The same port on both, also when it was chosen by the system. A host without IPv6 has one only.
+                let port = match &first {
+                    Socket::Tcp(_, address) => address.port(),
+                    Socket::Unix(..) => *port,
+                };
+                sockets.push(first);
+                match tcp(option, (Ipv6Addr::LOCALHOST, port).into()).await {
+                    Ok(second) => sockets.push(second),
+                    Err(ListenError::Other { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            ListenAddr::Unix(path) => sockets.push(unix(option, path)?),
+        }
+    }
+    Ok(sockets)
+}
+
+/// As the ready line says it: the real addresses, joined with "+".
+pub fn joined(sockets: &[Socket]) -> String {
+    sockets
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("+")
+}
+
+async fn tcp(option: &'static str, address: SocketAddr) -> Result<Socket, ListenError> {
+    let failed = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse {
+            option,
+            address: address.to_string(),
+        },
+        _ => ListenError::Other {
+            option,
+            address: address.to_string(),
+            cause,
+        },
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok(Socket::Tcp(listener, bound))
+}
+
+fn unix(option: &'static str, path: &Path) -> Result<Socket, ListenError> {
+    let address = format!("unix:{}", path.display());
+    match UnixStream::connect(path) {
+        Ok(_) => return Err(ListenError::SocketInUse { option, address }),
+        // Left behind by a process that was killed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            let _ = std::fs::remove_file(path);
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|cause| ListenError::Other {
+        option,
+        address,
+        cause,
+    })?;
+    Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
+}

@@ -1,0 +1,203 @@
+//! The options of heddle-control, as a person writes them, and what they mean. In come words, out go typed values or
+//! what is wrong with a word. Routes and policies are no options: they belong to the registry's store.
+
+use std::{
+    env, fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+/// Control plane of Heddle: registry, xDS (ADS) and status of the mesh
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "heddle-control", version)]
+pub struct Options {
+    /// Where to serve gRPC (registry, node sessions, xDS, status, health, reflection): IP:PORT (port 0: a free one),
+    /// localhost:PORT (127.0.0.1 and [::1]) or unix:/path; may be given several times
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
+    pub listen: Vec<ListenAddr>,
+
+    /// Where to serve HTTP (/metrics, /healthz, /readyz); as --listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub http: Vec<ListenAddr>,
+
+    /// Where the mesh is kept: embedded:PATH, a durable file that is created if it is not there; `embedded` alone means
+    /// $XDG_STATE_HOME/heddle/control.redb, else ~/.local/state/heddle/control.redb, else ./heddle-data/control.redb.
+    /// (etcd:URL,… comes with the replicated control plane)
+    #[arg(long, value_name = "STORE", default_value = "embedded")]
+    pub store: StoreOption,
+
+    /// Name of this replica, shown in status [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub replica: Option<String>,
+
+    /// A node that is silent for so long has gone
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    pub lease_ttl: Duration,
+
+    /// How often a node renews its lease
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
+    pub renew_interval: Duration,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    Tcp(SocketAddr),
+    /// 127.0.0.1 and, where the host has it, [::1], with the same port.
+    Localhost(u16),
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err("a path must follow unix:".to_owned());
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        if let Some(port) = text.strip_prefix("localhost:") {
+            let port = port
+                .parse()
+                .map_err(|_| format!("{port} is no port (0 to 65535)"))?;
+            return Ok(Self::Localhost(port));
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            "must be IP:PORT (for example 127.0.0.1:15010), localhost:PORT or unix:/path".to_owned()
+        })
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreOption(pub PathBuf);
+
+impl FromStr for StoreOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (engine, rest) = text.split_once(':').unwrap_or((text, ""));
+        match (engine, rest) {
+            ("embedded", "") => Ok(Self(default_store(
+                env::var_os("XDG_STATE_HOME"),
+                env::var_os("HOME"),
+            ))),
+            ("embedded", path) => Ok(Self(path.into())),
+            ("etcd", _) => Err(
+                "the etcd store comes with the replicated control plane; until then use \
+                                embedded:PATH with one heddle-control"
+                    .to_owned(),
+            ),
+            _ => Err(
+                "must be embedded:PATH, for example embedded:/var/lib/heddle/control.redb"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+fn default_store(state: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> PathBuf {
+    let absolute = |text: Option<std::ffi::OsString>| {
+        text.map(PathBuf::from).filter(|path| path.is_absolute())
+    };
+    match (absolute(state), absolute(home)) {
+        (Some(state), _) => state.join("heddle/control.redb"),
+        (None, Some(home)) => home.join(".local/state/heddle/control.redb"),
+        (None, None) => Path::new("heddle-data/control.redb").to_owned(),
+    }
+}
+
+/// "500ms", "10s", "5m"; at least 100 ms, at most a day.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    let number: Option<u64> = digits.parse().ok();
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let time = match (number, unit) {
+        (Some(number), "ms") => Some(Duration::from_millis(number)),
+        (Some(number), "s") => Some(Duration::from_secs(number)),
+        (Some(number), "m") => Some(Duration::from_secs(number.saturating_mul(60))),
+        _ => None,
+    };
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(86_400);
+    time.filter(|time| bounds.contains(time))
+        .ok_or_else(|| "must be a time such as 500ms, 10s or 5m, from 100ms to a day".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses_are_read() {
+        let read = |text: &str| text.parse::<ListenAddr>();
+        assert_eq!(
+            read("[::1]:0"),
+            Ok(ListenAddr::Tcp("[::1]:0".parse().unwrap()))
+        );
+        assert_eq!(read("localhost:80"), Ok(ListenAddr::Localhost(80)));
+        assert_eq!(
+            read("unix:/run/h.sock"),
+            Ok(ListenAddr::Unix("/run/h.sock".into()))
+        );
+        for wrong in ["127.0.0.1", "unix:", "localhost:x", "host:80", ""] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(read("localhost:80").unwrap().to_string(), "localhost:80");
+    }
+
+    #[test]
+    fn stores_are_read() {
+        let read = |text: &str| text.parse::<StoreOption>();
+        assert_eq!(read("embedded:/x/y"), Ok(StoreOption("/x/y".into())));
+        assert!(
+            read("etcd:http://h1:2379,h2:2379")
+                .unwrap_err()
+                .contains("comes with")
+        );
+        assert!(read("/x/y").unwrap_err().contains("embedded:PATH"));
+        let of = |state: Option<&str>, home: Option<&str>| {
+            default_store(state.map(Into::into), home.map(Into::into))
+                .display()
+                .to_string()
+        };
+        assert_eq!(of(Some("/s"), Some("/h")), "/s/heddle/control.redb");
+        assert_eq!(
+            of(Some("relative"), Some("/h")),
+            "/h/.local/state/heddle/control.redb"
+        );
+        assert_eq!(of(None, None), "heddle-data/control.redb");
+    }
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(parse_time("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_time("2m"), Ok(Duration::from_secs(120)));
+        for wrong in [
+            "",
+            "10",
+            "s",
+            "1ms",
+            "-1s",
+            "10 s",
+            "99999999999999999999s",
+            "2d",
+            "30000m",
+        ] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
+}

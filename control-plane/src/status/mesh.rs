@@ -1,0 +1,217 @@
+//! `heddle.status.v1.MeshStatus`, from the view and from the connected clients.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use heddle_proto::{
+    registry::v1::Health,
+    status::v1::{
+        GetMeshRequest, GetServiceRequest, Instance, ListProxiesRequest, ListProxiesResponse,
+        ListServicesRequest, ListServicesResponse, Mesh, Node, Proxy, Service, TypeStatus,
+        mesh_status_server::{MeshStatus, MeshStatusServer},
+    },
+};
+use tonic::{Request, Response};
+
+use crate::{
+    registry::{self, Registry, ServiceName, View},
+    snapshot::{ServiceContent, hidden_from_direct_clients},
+    xds::{ClientStatus, Clients},
+};
+
+/// So many names are suggested for one that does not exist.
+const SUGGESTIONS: usize = 3;
+/// Longest name that is looked up; a full name has at most 127 bytes.
+const MAX_NAME_BYTES: usize = 256;
+
+/// Answers status questions.
+pub struct Status {
+    registry: Registry,
+    clients: Clients,
+}
+
+/// The service for a server.
+#[must_use]
+pub fn service(registry: Registry, clients: Clients) -> MeshStatusServer<Status> {
+    MeshStatusServer::new(Status { registry, clients })
+}
+
+#[tonic::async_trait]
+impl MeshStatus for Status {
+    async fn get_mesh(&self, _: Request<GetMeshRequest>) -> Result<Response<Mesh>, tonic::Status> {
+        let clients = self.clients.len();
+        let mut mesh = self.registry.read(mesh);
+        mesh.clients = count(clients);
+        mesh.store = self.registry.store().engine().to_owned();
+        mesh.replica.clone_from(&self.registry.options().replica);
+        Ok(Response::new(mesh))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, tonic::Status> {
+        let namespace = request.into_inner().namespace;
+        let services = self.registry.read(|view| {
+            view.services()
+                .filter(|name| namespace.is_empty() || name.namespace == namespace)
+                .filter_map(|name| service_of(view, name))
+                .collect()
+        });
+        Ok(Response::new(ListServicesResponse { services }))
+    }
+
+    async fn get_service(
+        &self,
+        request: Request<GetServiceRequest>,
+    ) -> Result<Response<Service>, tonic::Status> {
+        let asked = request.into_inner().name;
+        if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
+            return Err(tonic::Status::invalid_argument(
+                "name: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
+            ));
+        }
+        let found = self.registry.read(|view| match ServiceName::parse(&asked) {
+            Some(name) => service_of(view, &name).ok_or_else(|| not_found(view, &asked)),
+            None => Err(not_found(view, &asked)),
+        });
+        Ok(Response::new(found?))
+    }
+
+    async fn list_proxies(
+        &self,
+        _: Request<ListProxiesRequest>,
+    ) -> Result<Response<ListProxiesResponse>, tonic::Status> {
+        let proxies = self.clients.statuses().into_iter().map(proxy).collect();
+        Ok(Response::new(ListProxiesResponse { proxies }))
+    }
+}
+
+fn mesh(view: &View) -> Mesh {
+    let healthy = view
+        .services()
+        .flat_map(|name| view.instances(name))
+        .filter(|instance| view.health(instance) == Health::Healthy)
+        .count();
+    Mesh {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: view.revision().0,
+        nodes: view.nodes().map(|each| node(view, each)).collect(),
+        services: count(view.services().count()),
+        instances: count(view.instance_count()),
+        healthy_instances: count(healthy),
+        ..Mesh::default()
+    }
+}
+
+fn node(view: &View, node: &registry::Node) -> Node {
+    Node {
+        name: node.name.to_string(),
+        epoch: node.epoch,
+        advertise: node.advertise.to_string(),
+        region: node.region.clone(),
+        zone: node.zone.clone(),
+        alive: node.alive,
+        instances: count(view.instances_on(&node.name)),
+        version: node.version.clone(),
+    }
+}
+
+fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
+    let content = ServiceContent::of(view, name)?;
+    let mut hidden = hidden_from_direct_clients(view, name);
+    let endpoints: Vec<Instance> = view
+        .instances(name)
+        .map(|instance| Instance {
+            id: instance.id.to_string(),
+            node: instance.node.to_string(),
+            address: instance.address.to_string(),
+            version: instance.version.to_string(),
+            health: view.health(instance) as i32,
+            health_reason: instance.health_reason.clone(),
+            weight: instance.weight,
+            hidden_from_direct_clients: hidden
+                .remove(&(Arc::clone(&instance.node), Arc::clone(&instance.id)))
+                .unwrap_or_default(),
+        })
+        .collect();
+    let versions: BTreeSet<_> = endpoints
+        .iter()
+        .map(|each| &each.version)
+        .filter(|version| !version.is_empty())
+        .collect();
+    let healthy = endpoints
+        .iter()
+        .filter(|each| each.health() == Health::Healthy)
+        .count();
+    let protos: Vec<String> = content.protos.into_iter().map(|proto| proto.name).collect();
+    Some(Service {
+        name: content.full_name.to_string(),
+        protocol: content.protocol as i32,
+        versions: versions.into_iter().cloned().collect(),
+        instances: count(endpoints.len()),
+        healthy_instances: count(healthy),
+        schema_sha256: content
+            .schema_sha256
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned(),
+        ambiguous_protos: protos
+            .iter()
+            .filter(|proto| view.proto_claims(proto).len() > 1)
+            .cloned()
+            .collect(),
+        protos,
+        endpoints,
+    })
+}
+
+/// With the nearest names, and with what there is if the mesh is small.
+fn not_found(view: &View, asked: &str) -> tonic::Status {
+    let known: Vec<String> = view.services().map(ToString::to_string).collect();
+    // Compared as it was asked: "usrs" lies nearer to "users" than to "users.default".
+    let word = if asked.contains('.') {
+        asked.to_owned()
+    } else {
+        format!("{asked}.default")
+    };
+    let near = heddle_options::nearest(&word, known.iter().map(String::as_str), SUGGESTIONS);
+    let hint = if !near.is_empty() {
+        format!("did you mean {}?", near.join(", "))
+    } else if known.is_empty() {
+        "no service is registered".to_owned()
+    } else {
+        format!(
+            "{} services are registered: ListServices names them",
+            known.len()
+        )
+    };
+    tonic::Status::not_found(format!("no service {asked}: {hint}"))
+}
+
+fn proxy(client: ClientStatus) -> Proxy {
+    Proxy {
+        node_id: client.node_id,
+        role: client.role,
+        address: client.address,
+        variant: client.variant.to_owned(),
+        types: client
+            .kinds
+            .into_iter()
+            .map(|kind| TypeStatus {
+                type_url: kind.kind.url().to_owned(),
+                acknowledged_version: kind.acknowledged_version,
+                sent_version: kind.sent_version,
+                in_flight: kind.in_flight,
+                subscribed: count(kind.subscribed),
+                wildcard: kind.wildcard,
+                resources: count(kind.held),
+                rejected_version: kind.rejected_version,
+                rejected_reason: kind.rejected_reason,
+            })
+            .collect(),
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
