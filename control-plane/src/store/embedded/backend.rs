@@ -15,12 +15,12 @@ use redb::{BackendError, StorageBackend};
 type Edge = Bound<u64>;
 
 #[derive(Debug)]
-pub(super) struct Counted<B> {
-    pub(super) inner: B,
+pub(super) struct Counted {
+    pub(super) inner: Box<dyn StorageBackend>,
     pub(super) fsyncs: Arc<AtomicU64>,
 }
 
-impl<B: StorageBackend> StorageBackend for Counted<B> {
+impl StorageBackend for Counted {
     fn len(&self) -> std::io::Result<u64> {
         self.inner.len()
     }

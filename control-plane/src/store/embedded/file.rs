@@ -16,11 +16,11 @@ use std::{
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
-    TableDefinition, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend,
+    StorageError, TableDefinition, backends::FileBackend,
 };
 
-use super::backend::Counted;
+use super::{EmbeddedOptions, backend::Counted};
 use crate::store::{Changes, KeyValue, LeaseId, Revision, StoreError, machine::Saved};
 
 /// Key → (create revision, modification revision, lease or 0, value).
@@ -54,47 +54,60 @@ pub(super) struct File {
 
 impl File {
     /// Opens or creates the file and reads everything in it.
-    pub(super) fn open(path: &Path) -> Result<(Self, Saved), StoreError> {
+    pub(super) fn open(options: &EmbeddedOptions) -> Result<(Self, Saved), StoreError> {
         // A damaged file must end in a sentence, also where redb itself panics over it.
-        catch_unwind(AssertUnwindSafe(|| Self::try_open(path))).unwrap_or_else(|_| {
+        catch_unwind(AssertUnwindSafe(|| Self::try_open(options))).unwrap_or_else(|_| {
+            let cause = "reading it failed".to_owned();
             Err(StoreError::Corrupt {
-                path: name(path),
-                cause: "reading it failed".to_owned(),
+                path: name(&options.path),
+                cause,
             })
         })
     }
 
-    fn try_open(path: &Path) -> Result<(Self, Saved), StoreError> {
-        let open_error = |error: &dyn std::fmt::Display| StoreError::Open {
-            path: name(path),
-            cause: error.to_string(),
-        };
-        if path.is_dir() {
-            return Err(open_error(&"it is a directory; name a file in it"));
-        }
-        if !path.try_exists().map_err(|error| open_error(&error))? {
-            create(path)?;
-        }
+    fn try_open(options: &EmbeddedOptions) -> Result<(Self, Saved), StoreError> {
+        let path = &options.path;
         let fsyncs = Arc::new(AtomicU64::new(0));
-        let database = database(path, Arc::clone(&fsyncs))?;
-        let file = Self { database, fsyncs };
-        let saved = file.load().map_err(|error| match error {
-            redb::Error::TableDoesNotExist(_) | redb::Error::TableTypeMismatch { .. } => {
-                StoreError::Foreign {
-                    path: name(path),
-                    cause: "a database of another program".to_owned(),
-                }
+        let inner = match &options.disk {
+            Some(disk) => disk(),
+            None => {
+                prepare(path)?;
+                on_path(path)
             }
-            error => StoreError::Corrupt {
+        };
+        let database = inner
+            .and_then(|inner| {
+                let backend = Counted {
+                    inner,
+                    fsyncs: Arc::clone(&fsyncs),
+                };
+                Builder::new()
+                    .set_cache_size(CACHE_BYTES)
+                    .create_with_backend(backend)
+            })
+            .map_err(|error| open_error(path, error))?;
+        let file = Self { database, fsyncs };
+        let foreign = |cause: String| StoreError::Foreign {
+            path: name(path),
+            cause,
+        };
+        let read = || {
+            if file.database.begin_read()?.list_tables()?.next().is_none() {
+                write_tables(&file.database)?;
+            }
+            file.load()
+        };
+        match read() {
+            Ok((FORMAT, saved)) => Ok((file, saved)),
+            Ok((format, _)) => Err(foreign(format!(
+                "its format is {format}, this version reads {FORMAT}"
+            ))),
+            Err(redb::Error::TableDoesNotExist(_) | redb::Error::TableTypeMismatch { .. }) => {
+                Err(foreign("a database of another program".to_owned()))
+            }
+            Err(error) => Err(StoreError::Corrupt {
                 path: name(path),
                 cause: error.to_string(),
-            },
-        })?;
-        match saved {
-            (FORMAT, saved) => Ok((file, saved)),
-            (format, _) => Err(StoreError::Foreign {
-                path: name(path),
-                cause: format!("its format is {format}, this version reads {FORMAT}"),
             }),
         }
     }
@@ -181,74 +194,71 @@ impl File {
     }
 }
 
-fn database(path: &Path, fsyncs: Arc<AtomicU64>) -> Result<Database, StoreError> {
-    let open = || -> Result<Database, DatabaseError> {
-        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        let backend = Counted {
-            inner: FileBackend::new(file)?,
-            fsyncs,
-        };
-        Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
-    };
-    open().map_err(|error| {
-        let (path, cause) = (name(path), error.to_string());
-        match error {
-            DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-                StoreError::InUse { path }
-            }
-            DatabaseError::Storage(StorageError::Io(io)) if io.kind() == ErrorKind::InvalidData => {
-                StoreError::Foreign { path, cause }
-            }
-            DatabaseError::Storage(StorageError::Io(io))
-                if io.kind() != ErrorKind::UnexpectedEof =>
-            {
-                StoreError::Open { path, cause }
-            }
-            DatabaseError::UpgradeRequired(_) => StoreError::Foreign { path, cause },
-            _ => StoreError::Corrupt { path, cause },
+fn on_path(path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    Ok(Box::new(FileBackend::new(file)?))
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> StoreError {
+    let (path, cause) = (name(path), error.to_string());
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+            StoreError::InUse { path }
         }
-    })
+        DatabaseError::Storage(StorageError::Io(io)) => match io.kind() {
+            ErrorKind::InvalidData => StoreError::Foreign { path, cause },
+            ErrorKind::UnexpectedEof => StoreError::Corrupt { path, cause },
+            _ => StoreError::Open { path, cause },
+        },
+        DatabaseError::UpgradeRequired(_) => StoreError::Foreign { path, cause },
+        _ => StoreError::Corrupt { path, cause },
+    }
+}
+
+/// Makes sure that there is a file.
+fn prepare(path: &Path) -> Result<(), StoreError> {
+    let failed = |cause: String| StoreError::Open {
+        path: name(path),
+        cause,
+    };
+    if path.is_dir() {
+        return Err(failed("it is a directory; name a file in it".to_owned()));
+    }
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => create(path).map_err(|error| failed(error.to_string())),
+        Err(error) => Err(failed(error.to_string())),
+    }
 }
 
 /// Makes a new, empty store beside the path and links it there when it is whole: a crash meanwhile leaves nothing
 /// that could be taken for a damaged store, and of two processes one wins.
-fn create(path: &Path) -> Result<(), StoreError> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
-    let draft = Path::new(&draft);
-    let made = make_empty(path, draft);
-    // Whatever happened: the draft has no further use.
-    let _ = fs::remove_file(draft);
-    made.map_err(|cause| StoreError::Open {
-        path: name(path),
-        cause,
-    })
-}
-
-fn make_empty(path: &Path, draft: &Path) -> Result<(), String> {
+fn create(path: &Path) -> Result<(), redb::Error> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|error| error.to_string())?;
-    let write_tables = || -> Result<(), redb::Error> {
-        let database = Builder::new().create(draft)?;
-        let write = database.begin_write()?;
-        write.open_table(KEYS)?;
-        write.open_table(LEASES)?;
-        write.open_table(META)?.insert("format", FORMAT)?;
-        write.commit()?;
-        Ok(())
-    };
-    write_tables().map_err(|error| error.to_string())?;
-    match fs::hard_link(draft, path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.to_string()),
-        _ => {}
-    }
-    let folder = fs::File::open(parent).map_err(|error| error.to_string())?;
-    folder.sync_all().map_err(|error| error.to_string())
+    fs::create_dir_all(parent)?;
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
+    let draft = Path::new(&draft);
+    let write = || -> Result<(), redb::Error> { write_tables(&Builder::new().create(draft)?) };
+    let made = write().and_then(|()| match fs::hard_link(draft, path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(fs::File::open(parent)?.sync_all()?),
+    });
+    // Whatever happened: the draft has no further use.
+    let _ = fs::remove_file(draft);
+    made
+}
+
+fn write_tables(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(KEYS)?;
+    write.open_table(LEASES)?;
+    write.open_table(META)?.insert("format", FORMAT)?;
+    write.commit()?;
+    Ok(())
 }
 
 fn name(path: &Path) -> String {

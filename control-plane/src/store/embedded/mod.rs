@@ -32,12 +32,18 @@ const QUEUE: usize = 8192;
 const WATCH_CHUNK: usize = 256;
 
 /// Where the store lies and how much it remembers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EmbeddedOptions {
     pub path: PathBuf,
     /// Most revisions that watches and reads can go back; tests make it small.
     pub max_history: Option<usize>,
+    /// Another storage in place of the file: tests give one that fails and forgets.
+    pub(crate) disk: Option<Disk>,
 }
+
+/// Opens the storage under the store.
+pub(crate) type Disk =
+    Arc<dyn Fn() -> Result<Box<dyn redb::StorageBackend>, redb::DatabaseError> + Send + Sync>;
 
 impl EmbeddedOptions {
     #[must_use]
@@ -45,6 +51,7 @@ impl EmbeddedOptions {
         Self {
             path: path.as_ref().to_owned(),
             max_history: None,
+            disk: None,
         }
     }
 }
@@ -73,7 +80,7 @@ impl Shared {
 impl Embedded {
     /// Opens the file, or creates it and the folders above it. Blocks: for process start.
     pub fn open(options: &EmbeddedOptions) -> Result<Self, StoreError> {
-        let (file, saved) = File::open(&options.path)?;
+        let (file, saved) = File::open(options)?;
         let mut machine = Machine::new(saved, MAX_VALUE_BYTES, Instant::now());
         if let Some(max) = options.max_history {
             machine.set_max_history(max);
@@ -84,7 +91,7 @@ impl Embedded {
             published,
         });
         let (queue, jobs) = writer::queue();
-        let writer = Writer::new(Arc::clone(&shared), options.path.clone(), file, jobs);
+        let writer = Writer::new(Arc::clone(&shared), options.clone(), file, jobs);
         let thread = std::thread::Builder::new().name("heddle-store".to_owned());
         let writer = thread
             .spawn(move || writer.run())

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
-    Shared,
+    EmbeddedOptions, Shared,
     file::{Commit, File},
 };
 use crate::store::{LeaseId, StoreError, Txn, TxnResult};
@@ -68,7 +68,7 @@ impl Answer {
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    path: std::path::PathBuf,
+    options: EmbeddedOptions,
     file: Result<File, StoreError>,
     reopened: Instant,
     jobs: mpsc::Receiver<Request>,
@@ -83,13 +83,13 @@ enum Wake {
 impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
-        path: std::path::PathBuf,
+        options: EmbeddedOptions,
         file: File,
         jobs: mpsc::Receiver<Request>,
     ) -> Self {
         Self {
             shared,
-            path,
+            options,
             file: Ok(file),
             reopened: Instant::now(),
             jobs,
@@ -194,7 +194,7 @@ impl Writer {
         let result = file.commit(&commit);
         let fsyncs = file.fsyncs();
         if let Err(cause) = result {
-            tracing::error!(path = %self.path.display(), cause, "the store could not write");
+            tracing::error!(path = %self.options.path.display(), cause, "the store could not write");
             let error = StoreError::Unavailable { cause };
             self.file = Err(error.clone());
             self.reopen();
@@ -217,7 +217,7 @@ impl Writer {
             return;
         }
         self.reopened = Instant::now();
-        match File::open(&self.path) {
+        match File::open(&self.options) {
             Ok((file, saved)) => {
                 let published = {
                     let mut machine = self.shared.lock();
@@ -226,7 +226,7 @@ impl Writer {
                 };
                 self.file = Ok(file);
                 self.shared.published.send_replace(published);
-                tracing::warn!(path = %self.path.display(), "the store is open again");
+                tracing::warn!(path = %self.options.path.display(), "the store is open again");
             }
             Err(error) => {
                 tracing::error!(%error, "the store cannot be opened again");

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use super::{Embedded, EmbeddedOptions};
 use crate::store::{Op, Revision, Store, StoreError, Txn, conformance};
 
+mod faults;
+
 fn options(folder: &tempfile::TempDir) -> EmbeddedOptions {
     EmbeddedOptions::new(folder.path().join("data/control.redb"))
 }
