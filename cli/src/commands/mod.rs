@@ -54,6 +54,11 @@ const COMMANDS: &[Entry] = &[
         run: proxies::run,
     },
     Entry {
+        name: "control",
+        about: "Run the control plane (heddle-control)",
+        run: heddle_control::run,
+    },
+    Entry {
         name: "proxy",
         about: "Run the proxy of a node (heddle-proxy)",
         run: heddle_proxy::run,
