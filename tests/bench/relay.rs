@@ -1,0 +1,123 @@
+//! A relay of bytes, the floor under every proxy: for each connection one to a backend, what one side says is said to
+//! the other. One thread, one epoll, no look at the bytes.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+
+const LISTENER: Token = Token(usize::MAX);
+
+/// One side of a pair; its partner is the one with the lowest bit of its number turned.
+struct Side {
+    socket: TcpStream,
+    /// What the socket has not taken yet.
+    waiting: Vec<u8>,
+    open: bool,
+}
+
+/// Relays to the backends in turn until it is killed; prints where once it listens.
+pub(crate) fn serve(to: &[SocketAddr]) -> anyhow::Result<()> {
+    let mut poll = Poll::new()?;
+    let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    poll.registry()
+        .register(&mut listener, LISTENER, Interest::READABLE)?;
+    println!("bench-relay ready: listen {}", listener.local_addr()?);
+    let mut sides: Vec<Option<Side>> = Vec::new();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut events = Events::with_capacity(256);
+    loop {
+        poll.poll(&mut events, None)?;
+        for event in &events {
+            if event.token() == LISTENER {
+                accept(&listener, &poll, to, &mut sides)?;
+                continue;
+            }
+            let at = event.token().0;
+            let alive =
+                carry(&mut sides, at, &mut buffer) && carry(&mut sides, at ^ 1, &mut buffer);
+            if !alive {
+                (sides[at], sides[at ^ 1]) = (None, None);
+            }
+        }
+    }
+}
+
+fn accept(
+    listener: &TcpListener,
+    poll: &Poll,
+    to: &[SocketAddr],
+    sides: &mut Vec<Option<Side>>,
+) -> anyhow::Result<()> {
+    while let Ok((near, _)) = listener.accept() {
+        let far = TcpStream::connect(to[sides.len() / 2 % to.len()])?;
+        for mut socket in [near, far] {
+            let _ = socket.set_nodelay(true);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            poll.registry()
+                .register(&mut socket, Token(sides.len()), both)?;
+            sides.push(Some(Side {
+                socket,
+                waiting: Vec::new(),
+                open: true,
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Carries what `at` has said to its partner; false when the pair is of no more use.
+fn carry(sides: &mut [Option<Side>], at: usize, buffer: &mut [u8]) -> bool {
+    let (low, high) = sides.split_at_mut(at | 1);
+    let (Some(Some(first)), Some(Some(second))) = (low.last_mut(), high.first_mut()) else {
+        return true;
+    };
+    let (from, to) = if at & 1 == 0 {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    loop {
+        if !to.waiting.is_empty() {
+            match to.socket.write(&to.waiting) {
+                Ok(written) => drop(to.waiting.drain(..written)),
+                // The kernel says "not connected" until the connection to the backend stands.
+                Err(error) if is_later(error.kind()) => return true,
+                Err(_) => return false,
+            }
+            if !to.waiting.is_empty() {
+                return true;
+            }
+        }
+        if !from.open {
+            return false;
+        }
+        match from.socket.read(buffer) {
+            Ok(0) => {
+                from.open = false;
+                return false;
+            }
+            Ok(read) => {
+                let written = match to.socket.write(&buffer[..read]) {
+                    Ok(written) => written,
+                    Err(error) if is_later(error.kind()) => 0,
+                    Err(_) => return false,
+                };
+                to.waiting.extend_from_slice(&buffer[written..read]);
+                if written == read && read < buffer.len() {
+                    return true;
+                }
+            }
+            Err(error) if is_later(error.kind()) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn is_later(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::WouldBlock | ErrorKind::NotConnected | ErrorKind::Interrupted
+    )
+}

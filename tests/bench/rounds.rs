@@ -1,0 +1,146 @@
+//! The rounds: every peer once in every shape, one right after the other, so that a ratio is of two measurements that
+//! lie within a second; and the processor time of a peer, from the kernel's own book.
+
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::load::Load;
+use crate::options::{Compare, Peer, Shape};
+use crate::peers::{self, LOAD_CORE, Running};
+
+/// Before each measurement, so that connections, tables and caches are what they are under steady load.
+const WARM_UP: Duration = Duration::from_millis(60);
+
+/// One measurement of one peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measure {
+    pub(crate) calls_per_second: f64,
+    /// Processor time of the peer for each call, in µs; 0 for `direct`.
+    pub(crate) cpu: f64,
+    /// Part of its core that the peer used.
+    pub(crate) share: f64,
+    /// In µs.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+/// All measurements of one shape: per round and peer.
+pub(crate) struct Measured {
+    pub(crate) shape: Shape,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) rounds: Vec<Vec<Measure>>,
+}
+
+const PINNED: &str = "BENCH_PINNED";
+
+/// Puts this process, which makes the load, on its core by starting again through taskset.
+pub(crate) fn pin_self() -> anyhow::Result<()> {
+    if std::env::var_os(PINNED).is_some() {
+        return Ok(());
+    }
+    let cores = std::thread::available_parallelism()?;
+    if cores.get() < 2 {
+        bail!("the benchmark needs two cores: proxies on one, load and backends on the other");
+    }
+    let mut again = std::process::Command::new("taskset");
+    again
+        .args(["-c", LOAD_CORE])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1));
+    Err(again.env(PINNED, "1").exec()).context("cannot start taskset (package util-linux)")
+}
+
+pub(crate) fn run(options: &Compare) -> anyhow::Result<Vec<Measured>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (_backends, addresses) = runtime.block_on(peers::backends())?;
+    let mut running = Vec::new();
+    for peer in &options.peers {
+        running.push(runtime.block_on(peers::start(*peer, &addresses))?);
+    }
+    let mut measured: Vec<Measured> = options
+        .shapes
+        .iter()
+        .map(|shape| Measured {
+            shape: *shape,
+            peers: options.peers.clone(),
+            rounds: Vec::new(),
+        })
+        .collect();
+    for round in 0..options.rounds {
+        eprintln!("round {} of {}", round + 1, options.rounds);
+        for shape in &mut measured {
+            let mut row = Vec::new();
+            for at in 0..running.len() {
+                // Whoever goes first differs from round to round.
+                row.push((at + round) % running.len());
+            }
+            let mut measures = vec![None; running.len()];
+            for at in row {
+                let peer = &running[at];
+                let measure = measure(peer, shape.shape, options.window);
+                measures[at] =
+                    Some(measure.with_context(|| format!("{} at {}", peer.peer, shape.shape))?);
+            }
+            shape.rounds.push(measures.into_iter().flatten().collect());
+        }
+    }
+    Ok(measured)
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "counts of calls and nanoseconds are far below 2^52"
+)]
+fn measure(running: &Running, shape: Shape, window: Duration) -> anyhow::Result<Measure> {
+    let mut load = Load::start(running.address, shape)?;
+    load.run_for(WARM_UP)?;
+    let pid = running
+        .process
+        .as_ref()
+        .map(heddle_tests::process::Process::pid);
+    let before = pid.map(cpu_time).transpose()?.unwrap_or_default();
+    let sample = load.run_for(window)?;
+    let used = pid.map(cpu_time).transpose()?.unwrap_or_default() - before;
+    load.finish()?;
+    let calls = sample.latencies.len();
+    let at = |part: usize| {
+        sample
+            .latencies
+            .get(calls * part / 100)
+            .map_or(f64::NAN, |time| micros(*time))
+    };
+    Ok(Measure {
+        calls_per_second: calls as f64 / sample.elapsed.as_secs_f64(),
+        cpu: micros(used) / calls as f64,
+        share: used.as_secs_f64() / sample.elapsed.as_secs_f64(),
+        p50: at(50),
+        p99: at(99),
+    })
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// What all threads of a process have spent on a processor.
+fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    let tasks = format!("/proc/{pid}/task");
+    for task in std::fs::read_dir(&tasks)
+        .with_context(|| format!("cannot read {tasks}; has the peer died?"))?
+    {
+        // A thread may end between the two reads.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        let spent = text.split_whitespace().next().unwrap_or_default();
+        nanoseconds += spent
+            .parse::<u64>()
+            .with_context(|| format!("schedstat of {pid} reads {text:?}"))?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
