@@ -11,4 +11,17 @@ pub mod route;
 pub mod balance;
 pub mod observe;
 
-// ---- the control side
+// ---- the control side: what the user wants, in which order all starts and stops
+pub mod options;
+pub mod app;
+// ---- what it knows: the node's own instances, the mesh as the control plane tells it, both joined to a table
+pub mod agent;
+pub mod xds;
+pub mod mesh;
+pub mod state_dir;
+pub mod retry;
+// ---- what it shows
+pub mod readiness;
+pub mod admin;
+
+pub use app::run;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary heddle-proxy: everything is in the library, so that `heddle proxy` is the same.
+
+fn main() -> std::process::ExitCode {
+    heddle_proxy::run(std::env::args_os().collect())
+}

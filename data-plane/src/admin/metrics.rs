@@ -1,0 +1,90 @@
+//! `/metrics` in the Prometheus text format: the workers' counters, then the control side's own. Numbers come in, text
+//! goes out; label values are bounded by what the proxy knows, never by what callers send.
+
+use std::fmt::Write as _;
+
+use super::http::Sources;
+use crate::agent::session::SessionStatus;
+
+/// The whole page.
+#[must_use]
+pub fn page(sources: &Sources) -> String {
+    let mut out = sources.workers.metrics().prometheus();
+    if !out.is_empty() && !out.ends_with('\n') {
+        out.push('\n');
+    }
+    let (_, views) = sources.agent.views();
+    let healthy = views
+        .values()
+        .filter(|v| v.health == heddle_proto::registry::v1::Health::Healthy)
+        .count();
+    let mesh = sources.mesh.borrow().clone();
+    let stream = sources.xds.status.borrow().clone();
+    let session = sources.session.borrow().clone();
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
+    };
+    gauge(
+        "heddle_ready",
+        "1 while this proxy takes calls.",
+        u64::from(sources.readiness.borrow().is_ready()),
+    );
+    gauge(
+        "heddle_agent_instances",
+        "Instances of this node.",
+        views.len() as u64,
+    );
+    gauge(
+        "heddle_agent_healthy_instances",
+        "Instances of this node that take calls.",
+        healthy as u64,
+    );
+    gauge(
+        "heddle_mesh_services",
+        "Services in the routing table.",
+        mesh.table.services().count() as u64,
+    );
+    gauge(
+        "heddle_xds_connected",
+        "1 while the xDS stream is open.",
+        u64::from(stream.connected.is_some()),
+    );
+    let connected = matches!(session, SessionStatus::Connected(_));
+    gauge(
+        "heddle_session_connected",
+        "1 while the node session is open.",
+        u64::from(connected),
+    );
+    let superseded = matches!(session, SessionStatus::Superseded(_));
+    gauge(
+        "heddle_session_superseded",
+        "1 while another process runs as this node.",
+        u64::from(superseded),
+    );
+    let mut counter = |name: &str, help: &str, value: u64| {
+        let _ = writeln!(
+            out,
+            "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}"
+        );
+    };
+    counter(
+        "heddle_mesh_table_swaps_total",
+        "Routing tables made.",
+        mesh.swaps,
+    );
+    counter(
+        "heddle_xds_accepted_total",
+        "xDS responses acknowledged.",
+        stream.accepted,
+    );
+    counter(
+        "heddle_xds_rejected_total",
+        "xDS responses rejected.",
+        stream.rejected,
+    );
+    out
+}

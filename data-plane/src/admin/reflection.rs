@@ -1,0 +1,354 @@
+//! gRPC server reflection, v1 and v1alpha, over descriptors that are gathered when somebody asks: the whole mesh on
+//! outbound, the proxy's own on the admin port. Questions come in, raw files go out. Calls are neither routed nor
+//! refused by anything here.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use prost::bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_reflection::pb::{v1, v1alpha};
+use v1::{
+    ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
+    ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    server_reflection_server as server_v1,
+};
+use v1alpha::server_reflection_server as server_v1alpha;
+
+use super::catalog::{Catalog, Source};
+use crate::{
+    agent::Agent,
+    mesh::{Mesh, SchemaClaim},
+    xds::schemas::Schemas,
+};
+
+/// Descriptors of the whole mesh in memory at most.
+const MAX_TOTAL: usize = 128 * 1024 * 1024;
+/// One answer stays below the 4 MiB that clients take by default; what is left out is asked for by name.
+const MAX_ANSWER: usize = 1024 * 1024;
+/// Fetched from the control plane at once.
+const FETCHES: usize = 16;
+
+/// What the proxy answers itself, whatever the mesh has.
+const OWN_SERVICES: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// Where descriptors come from.
+#[derive(Clone)]
+enum Origin {
+    /// The process's own services and nothing else: names beside health and reflection, and their descriptors.
+    Own {
+        services: &'static [&'static str],
+        set: &'static [u8],
+    },
+    Mesh {
+        mesh: watch::Receiver<Mesh>,
+        agent: Agent,
+        schemas: Schemas,
+    },
+}
+
+/// See the room sign. Clones are one.
+#[derive(Clone)]
+pub struct Reflection {
+    origin: Origin,
+    cache: Arc<Mutex<Option<Cached>>>,
+}
+
+struct Cached {
+    /// What it was made of: service, content and rank.
+    made_of: Vec<(String, usize, Bytes)>,
+    catalog: Arc<Catalog>,
+}
+
+impl Reflection {
+    /// Of the admin port: health and reflection alone.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self {
+            origin: Origin::Own {
+                services: &[],
+                set: &[],
+            },
+            cache: Arc::default(),
+        }
+    }
+
+    /// Of the agent.
+    #[must_use]
+    pub fn agent() -> Self {
+        let origin = Origin::Own {
+            services: &["heddle.registry.v1.Registry"],
+            set: heddle_proto::DESCRIPTOR_SET,
+        };
+        Self {
+            origin,
+            cache: Arc::default(),
+        }
+    }
+
+    /// Of every service of the mesh.
+    #[must_use]
+    pub fn mesh(mesh: watch::Receiver<Mesh>, agent: Agent, schemas: Schemas) -> Self {
+        Self {
+            origin: Origin::Mesh {
+                mesh,
+                agent,
+                schemas,
+            },
+            cache: Arc::default(),
+        }
+    }
+
+    fn services(&self) -> Vec<String> {
+        let mut names: BTreeSet<String> =
+            OWN_SERVICES.iter().map(|&name| name.to_owned()).collect();
+        match &self.origin {
+            Origin::Own { services, .. } => {
+                names.extend(services.iter().map(|&name| name.to_owned()));
+            }
+            Origin::Mesh { mesh, .. } => {
+                names.extend(mesh.borrow().table.proto_services().map(str::to_owned));
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    async fn catalog(&self) -> Arc<Catalog> {
+        let mut sources = own_sources();
+        if let Origin::Own { services, set } = &self.origin {
+            sources.push(Source {
+                set: Bytes::from_static(set),
+                protos: services.iter().map(|&name| name.to_owned()).collect(),
+                ready: 0,
+                name: "own".to_owned(),
+            });
+        }
+        if let Origin::Mesh {
+            mesh,
+            agent,
+            schemas,
+        } = &self.origin
+        {
+            let claims = Arc::clone(&mesh.borrow().schemas);
+            let wanted: Vec<_> = claims
+                .iter()
+                .map(|claim| fetch(agent.clone(), schemas.clone(), claim.clone()))
+                .collect();
+            let mut fetched = stream::iter(wanted).buffered(FETCHES);
+            let mut total = 0;
+            let mut seen = HashSet::new();
+            while let Some(source) = fetched.next().await {
+                let Some(source) = source else { continue };
+                if seen.insert(source.set.clone()) {
+                    total += source.set.len();
+                }
+                if total > MAX_TOTAL {
+                    tracing::warn!(
+                        "the mesh's descriptors take more than 128 MiB: reflection shows a part of them"
+                    );
+                    break;
+                }
+                sources.push(source);
+            }
+        }
+        self.cached(sources)
+    }
+
+    /// Building costs a parse of everything: done once per content.
+    fn cached(&self, sources: Vec<Source>) -> Arc<Catalog> {
+        let made_of: Vec<_> = sources
+            .iter()
+            .map(|s| (s.name.clone(), s.ready, s.set.clone()))
+            .collect();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = cache.as_ref().filter(|cached| cached.made_of == made_of) {
+            return Arc::clone(&cached.catalog);
+        }
+        let catalog = Arc::new(Catalog::build(sources));
+        *cache = Some(Cached {
+            made_of,
+            catalog: Arc::clone(&catalog),
+        });
+        catalog
+    }
+
+    fn open(&self, mut questions: Questions) -> Answers<ServerReflectionResponse> {
+        let (answers, stream) = mpsc::channel(4);
+        let this = self.clone();
+        tokio::spawn(async move {
+            // One catalogue per stream: names that one answer gave are good in the next question.
+            let mut catalog = None;
+            while let Some(Ok(question)) = questions.next().await {
+                let answer = this.answer(question, &mut catalog).await;
+                if answers.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Box::pin(ReceiverStream::new(stream))
+    }
+
+    async fn answer(
+        &self,
+        question: ServerReflectionRequest,
+        catalog: &mut Option<Arc<Catalog>>,
+    ) -> Result<ServerReflectionResponse, Status> {
+        let Some(asked) = question.message_request.clone() else {
+            return Err(Status::invalid_argument(
+                "the request asks for nothing: set one of its fields",
+            ));
+        };
+        let answer = if matches!(asked, MessageRequest::ListServices(_)) {
+            let service = self
+                .services()
+                .into_iter()
+                .map(|name| ServiceResponse { name })
+                .collect();
+            MessageResponse::ListServicesResponse(ListServiceResponse { service })
+        } else {
+            let known = match catalog {
+                Some(known) => Arc::clone(known),
+                None => {
+                    let made = self.catalog().await;
+                    *catalog = Some(Arc::clone(&made));
+                    made
+                }
+            };
+            look_up(&known, asked)
+        };
+        Ok(ServerReflectionResponse {
+            valid_host: question.host.clone(),
+            original_request: Some(question),
+            message_response: Some(answer),
+        })
+    }
+}
+
+fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
+    let (file, what) = match asked {
+        MessageRequest::FileByFilename(name) => (
+            catalog.file(&name).map(|_| name.clone()),
+            format!("file \"{name}\""),
+        ),
+        MessageRequest::FileContainingSymbol(symbol) => (
+            catalog.file_of_symbol(&symbol).map(str::to_owned),
+            format!("symbol \"{symbol}\": no service of the mesh has descriptors with it"),
+        ),
+        MessageRequest::FileContainingExtension(e) => (
+            catalog
+                .file_of_extension(&e.containing_type, e.extension_number)
+                .map(str::to_owned),
+            format!(
+                "extension {} of \"{}\"",
+                e.extension_number, e.containing_type
+            ),
+        ),
+        MessageRequest::AllExtensionNumbersOfType(name) => {
+            return match catalog.extension_numbers(&name) {
+                Some(extension_number) => {
+                    MessageResponse::AllExtensionNumbersResponse(ExtensionNumberResponse {
+                        base_type_name: name,
+                        extension_number,
+                    })
+                }
+                None => not_found(&format!("message \"{name}\"")),
+            };
+        }
+        MessageRequest::ListServices(_) => (None, "services".into()),
+    };
+    let Some(file) = file else {
+        return not_found(&what);
+    };
+    let files = catalog.closure(&file, MAX_ANSWER);
+    let file_descriptor_proto = files.into_iter().map(|(_, bytes)| bytes.to_vec()).collect();
+    MessageResponse::FileDescriptorResponse(FileDescriptorResponse {
+        file_descriptor_proto,
+    })
+}
+
+fn not_found(what: &str) -> MessageResponse {
+    MessageResponse::ErrorResponse(ErrorResponse {
+        error_code: Code::NotFound.into(),
+        error_message: format!("not found: {what}"),
+    })
+}
+
+/// What the proxy answers itself comes before anybody's copy of it.
+fn own_sources() -> Vec<Source> {
+    let own = |name: &str, set: &'static [u8]| Source {
+        set: Bytes::from_static(set),
+        protos: OWN_SERVICES.iter().map(|&s| s.to_owned()).collect(),
+        ready: usize::MAX,
+        name: name.to_owned(),
+    };
+    vec![
+        own("health", tonic_health::pb::FILE_DESCRIPTOR_SET),
+        own("reflection", v1::FILE_DESCRIPTOR_SET),
+        own("reflection-alpha", v1alpha::FILE_DESCRIPTOR_SET),
+    ]
+}
+
+/// The first that anybody has: this node's own without asking, then the control plane's.
+async fn fetch(agent: Agent, schemas: Schemas, claim: SchemaClaim) -> Option<Source> {
+    for hash in &claim.hashes {
+        let found = match agent.schema(hash) {
+            Some(schema) => Some(schema.bytes),
+            None => schemas.get(hash).await,
+        };
+        if let Some(set) = found {
+            return Some(Source {
+                set,
+                protos: claim.protos,
+                ready: claim.ready,
+                name: claim.service,
+            });
+        }
+    }
+    None
+}
+
+type Questions = Pin<Box<dyn Stream<Item = Result<ServerReflectionRequest, Status>> + Send>>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl server_v1::ServerReflection for Reflection {
+    type ServerReflectionInfoStream = Answers<ServerReflectionResponse>;
+
+    async fn server_reflection_info(
+        &self,
+        request: Request<Streaming<ServerReflectionRequest>>,
+    ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
+        Ok(Response::new(self.open(Box::pin(request.into_inner()))))
+    }
+}
+
+#[tonic::async_trait]
+impl server_v1alpha::ServerReflection for Reflection {
+    type ServerReflectionInfoStream = Answers<v1alpha::ServerReflectionResponse>;
+
+    async fn server_reflection_info(
+        &self,
+        request: Request<Streaming<v1alpha::ServerReflectionRequest>>,
+    ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
+        let questions = request.into_inner().map(|q| same(&q?));
+        let answers = self.open(Box::pin(questions)).map(|a| same(&a?));
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// The two versions are equal on the wire.
+fn same<A: prost::Message, B: prost::Message + Default>(message: &A) -> Result<B, Status> {
+    B::decode(message.encode_to_vec().as_slice())
+        .map_err(|error| Status::internal(error.to_string()))
+}

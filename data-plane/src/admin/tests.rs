@@ -1,0 +1,497 @@
+//! Reflection and health as grpcurl and health checkers see them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use heddle_proto::registry::v1::Instance;
+use prost::{Message as _, bytes::Bytes};
+use prost_types::{
+    DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+    MethodDescriptorProto, ServiceDescriptorProto,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Code, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::{
+    v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    },
+    v1alpha,
+};
+
+use super::{
+    catalog::{Catalog, Source},
+    health::ProxyHealth,
+    reflection::Reflection,
+    serve,
+};
+use crate::{
+    agent::{
+        Agent, reflect,
+        schema::files,
+        validate::{Origin, check},
+    },
+    mesh::{Place, Weaver},
+    readiness::{self, Readiness},
+    xds::{self, schemas::Schemas},
+};
+
+/// A file with one message, one service and, on the message, an option that only an extension of somebody's knows.
+fn file(
+    name: &str,
+    package: &str,
+    message: &str,
+    service: &str,
+    imports: &[&str],
+) -> FileDescriptorProto {
+    let method = MethodDescriptorProto {
+        name: Some("Call".into()),
+        input_type: Some(format!(".{package}.{message}")),
+        output_type: Some(format!(".{package}.{message}")),
+        ..Default::default()
+    };
+    let services = if service.is_empty() {
+        vec![]
+    } else {
+        vec![ServiceDescriptorProto {
+            name: Some(service.into()),
+            method: vec![method],
+            ..Default::default()
+        }]
+    };
+    FileDescriptorProto {
+        name: Some(name.into()),
+        package: Some(package.into()),
+        dependency: imports.iter().map(|&i| i.to_owned()).collect(),
+        message_type: vec![DescriptorProto {
+            name: Some(message.into()),
+            ..Default::default()
+        }],
+        service: services,
+        ..Default::default()
+    }
+}
+
+/// An option that generated types do not know: field 50000 of the file's options.
+const UNKNOWN_OPTION: &[u8] = &[0x42, 0x05, 0x82, 0xb5, 0x18, 0x01, b'x'];
+
+fn set(files: &[FileDescriptorProto]) -> Bytes {
+    let mut out = Vec::new();
+    for file in files {
+        let mut raw = file.encode_to_vec();
+        raw.extend_from_slice(UNKNOWN_OPTION);
+        crate::agent::wire::put_bytes(&mut out, 1, &raw);
+    }
+    Bytes::from(out)
+}
+
+fn source(name: &str, ready: usize, protos: &[&str], set: Bytes) -> Source {
+    Source {
+        set,
+        protos: protos.iter().map(|&p| p.to_owned()).collect(),
+        ready,
+        name: name.into(),
+    }
+}
+
+/// What a client makes of the answer: every file whole, every import there, under the name by which it is imported.
+fn resolve(catalog: &Catalog, symbol: &str) -> HashMap<String, FileDescriptorProto> {
+    let start = catalog
+        .file_of_symbol(symbol)
+        .unwrap_or_else(|| panic!("{symbol} is not known"));
+    let mut out = HashMap::new();
+    for (name, bytes) in catalog.closure(start, usize::MAX) {
+        assert!(bytes.ends_with(UNKNOWN_OPTION), "{name} lost an extension");
+        let parsed = FileDescriptorProto::decode(bytes).unwrap();
+        assert_eq!(parsed.name(), name);
+        out.insert(name, parsed);
+    }
+    for file in out.values() {
+        for import in &file.dependency {
+            assert!(
+                out.contains_key(import),
+                "{} imports {import}, which is not there",
+                file.name()
+            );
+        }
+    }
+    out
+}
+
+#[test]
+fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
+    let users = set(&[
+        file("common.proto", "common", "Old", "", &[]),
+        file("users.proto", "users", "User", "Users", &["common.proto"]),
+    ]);
+    let orders = set(&[
+        file("common.proto", "common", "New", "", &[]),
+        file(
+            "orders.proto",
+            "orders",
+            "Order",
+            "Orders",
+            &["common.proto"],
+        ),
+    ]);
+    let catalog = Catalog::build(vec![
+        source("users.default", 1, &["users.Users"], users.clone()),
+        source("orders.default", 3, &["orders.Orders"], orders),
+    ]);
+    // Most ready instances: its files keep their names.
+    let of_orders = resolve(&catalog, "orders.Orders");
+    assert_eq!(of_orders["common.proto"].message_type[0].name(), "New");
+    // The other's are renamed, and what imports them says so; names of its own stay.
+    let of_users = resolve(&catalog, "users.Users.Call");
+    let renamed = of_users
+        .keys()
+        .find(|n| n.ends_with("/common.proto"))
+        .expect("a renamed file");
+    let prefix = renamed.strip_suffix("/common.proto").unwrap();
+    assert!(
+        prefix.len() == 8 && prefix.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{renamed}"
+    );
+    assert_eq!(of_users[renamed].message_type[0].name(), "Old");
+    assert_eq!(of_users["users.proto"].dependency, [renamed.clone()]);
+    assert_eq!(of_users["users.proto"].service[0].method[0].name(), "Call");
+
+    // The same bytes twice are one.
+    let twins = Catalog::build(vec![
+        source("a.x", 1, &[], users.clone()),
+        source("b.x", 1, &[], users.clone()),
+    ]);
+    for raw in files(&users).unwrap() {
+        assert_eq!(
+            twins.file(raw.parsed.name()).unwrap().bytes,
+            raw.bytes,
+            "byte for byte"
+        );
+    }
+}
+
+#[test]
+fn what_a_file_imports_is_part_of_what_it_is() {
+    // The same text importing another common.proto means another thing.
+    let api = || file("api.proto", "api", "Req", "Api", &["common.proto"]);
+    let one = set(&[file("common.proto", "common", "Old", "", &[]), api()]);
+    let two = set(&[file("common.proto", "common", "New", "", &[]), api()]);
+    let catalog = Catalog::build(vec![
+        source("one.x", 2, &["api.Api"], one),
+        source("two.x", 1, &["api.Api"], two),
+    ]);
+    let shown = resolve(&catalog, "api.Api");
+    assert_eq!(
+        shown["common.proto"].message_type[0].name(),
+        "Old",
+        "the schema of most ready instances"
+    );
+}
+
+#[test]
+fn who_implements_a_proto_service_explains_it() {
+    // A caller with many instances carries an old copy of a service that another implements.
+    let old = set(&[file("users.proto", "users", "Old", "Users", &[])]);
+    let new = set(&[file("users.proto", "users", "New", "Users", &[])]);
+    let catalog = Catalog::build(vec![
+        source("web.default", 50, &["web.Web"], old),
+        source("users.default", 1, &["users.Users"], new),
+    ]);
+    let shown = resolve(&catalog, "users.Users");
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown.values().next().unwrap().message_type[0].name(), "New");
+}
+
+#[test]
+fn extensions_are_found_by_number() {
+    let mut one = file("x.proto", "x", "Options", "", &[]);
+    one.extension.push(FieldDescriptorProto {
+        name: Some("color".into()),
+        extendee: Some(".x.Options".into()),
+        number: Some(50001),
+        ..Default::default()
+    });
+    let catalog = Catalog::build(vec![source("x.x", 1, &[], set(&[one]))]);
+    assert_eq!(catalog.extension_numbers("x.Options"), Some(vec![50001]));
+    assert_eq!(
+        catalog.file_of_extension("x.Options", 50001),
+        Some("x.proto")
+    );
+    assert_eq!(catalog.file_of_symbol("x.color"), Some("x.proto"));
+    assert_eq!(catalog.extension_numbers("x.Nobody"), None);
+    assert_eq!(catalog.file_of_symbol("y.Nobody"), None);
+}
+
+/// Everything that the internal server has, on a free port.
+struct Mesh {
+    agent: Agent,
+    readiness: watch::Sender<Readiness>,
+    channel: Channel,
+    /// Kept: the weaver ends with them.
+    _kept: (watch::Sender<Arc<xds::View>>, watch::Sender<bool>),
+}
+
+async fn mesh() -> Mesh {
+    let agent = Agent::new("a");
+    let (kept_xds, xds) = watch::channel(Arc::new(xds::View::default()));
+    let (kept_ready, ready) = watch::channel(true);
+    let place = Place {
+        node: "a".into(),
+        own_names: vec![],
+        region: String::new(),
+        zone: String::new(),
+    };
+    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds, ready);
+    tokio::spawn(weaver.run(|_| {}));
+    let (readiness, state) = readiness::channel();
+    let (schemas, _) = Schemas::new();
+    let routes = serve::common(
+        ProxyHealth::mesh(state, mesh.clone()),
+        Reflection::mesh(mesh, agent.clone(), schemas),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_routes(routes);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let channel = Channel::from_shared(format!("http://{addr}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    Mesh {
+        agent,
+        readiness,
+        channel,
+        _kept: (kept_xds, kept_ready),
+    }
+}
+
+fn register(agent: &Agent, service: &str, set: &Bytes) -> Arc<str> {
+    let instance = Instance {
+        service: service.into(),
+        id: "i1".into(),
+        address: "127.0.0.1:9".into(),
+        ..Instance::default()
+    };
+    agent
+        .register(check(instance, set, Origin::Registration, &|_| true).unwrap())
+        .unwrap()
+}
+
+async fn ask(channel: &Channel, question: MessageRequest) -> MessageResponse {
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let request = ServerReflectionRequest {
+        host: "h".into(),
+        message_request: Some(question),
+    };
+    let mut answers = client
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap()
+        .into_inner();
+    answers
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .message_response
+        .unwrap()
+}
+
+async fn listed(channel: &Channel) -> Vec<String> {
+    match ask(channel, MessageRequest::ListServices(String::new())).await {
+        MessageResponse::ListServicesResponse(list) => {
+            list.service.into_iter().map(|s| s.name).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Awaits the table that has a change of the agent.
+async fn until_listed(channel: &Channel, name: &str) -> Vec<String> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let names = listed(channel).await;
+        if names.iter().any(|n| n == name) {
+            return names;
+        }
+        assert!(
+            tokio::time::Instant::now() < end,
+            "{name} is not listed: {names:?}"
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_whole_mesh_is_listed_and_described() {
+    let mesh = mesh().await;
+    let echo = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
+    let users = set(&[file("users.proto", "users", "User", "Users", &[])]);
+    register(&mesh.agent, "echo", &echo);
+    register(&mesh.agent, "users", &users);
+    let names = until_listed(&mesh.channel, "users.Users").await;
+    for name in [
+        "heddle.echo.v1.Echo",
+        "users.Users",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+    ] {
+        assert!(
+            names.iter().any(|n| n == name),
+            "{name} is not in {names:?}"
+        );
+        let answer = ask(
+            &mesh.channel,
+            MessageRequest::FileContainingSymbol(name.into()),
+        )
+        .await;
+        assert!(
+            matches!(answer, MessageResponse::FileDescriptorResponse(_)),
+            "{name}: {answer:?}"
+        );
+    }
+    assert!(names.is_sorted());
+    let answer = ask(
+        &mesh.channel,
+        MessageRequest::FileContainingSymbol("no.Such".into()),
+    )
+    .await;
+    assert!(
+        matches!(answer, MessageResponse::ErrorResponse(e) if e.error_code == i32::from(Code::NotFound))
+    );
+    let answer = ask(
+        &mesh.channel,
+        MessageRequest::FileByFilename("users.proto".into()),
+    )
+    .await;
+    let MessageResponse::FileDescriptorResponse(found) = answer else {
+        panic!("{answer:?}")
+    };
+    let given = FileDescriptorSet::decode(users.clone()).unwrap();
+    assert_eq!(
+        FileDescriptorProto::decode(found.file_descriptor_proto[0].as_slice()).unwrap(),
+        given.file[0]
+    );
+    assert!(found.file_descriptor_proto[0].ends_with(UNKNOWN_OPTION));
+
+    // The older version of the protocol says the same.
+    let mut client =
+        v1alpha::server_reflection_client::ServerReflectionClient::new(mesh.channel.clone());
+    let question = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+        "users.Users".into(),
+    );
+    let request = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(question),
+    };
+    let mut answers = client
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .message_response
+        .unwrap();
+    let expect = v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(
+        v1alpha::FileDescriptorResponse {
+            file_descriptor_proto: found.file_descriptor_proto,
+        },
+    );
+    assert_eq!(answer, expect);
+}
+
+#[tokio::test]
+async fn our_own_reflection_client_reads_our_own_server() {
+    let mesh = mesh().await;
+    register(
+        &mesh.agent,
+        "echo",
+        &Bytes::from_static(heddle_proto::DESCRIPTOR_SET),
+    );
+    until_listed(&mesh.channel, "heddle.echo.v1.Echo").await;
+    let (questions, stream) = mpsc::channel(1);
+    drop(questions);
+    // A client that says nothing is no trouble.
+    let mut client = ServerReflectionClient::new(mesh.channel.clone());
+    let empty: ReceiverStream<ServerReflectionRequest> = ReceiverStream::new(stream);
+    assert!(
+        client
+            .server_reflection_info(empty)
+            .await
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let names = listed(&mesh.channel).await;
+    assert!(!names.is_empty());
+    assert!(matches!(
+        reflect::ask("127.0.0.1:1").await,
+        Err(reflect::ReflectError::Unreachable(_))
+    ));
+}
+
+#[tokio::test]
+async fn health_by_mesh_name_by_proto_service_and_of_the_proxy() {
+    let mesh = mesh().await;
+    let registration = register(
+        &mesh.agent,
+        "users",
+        &set(&[file("users.proto", "users", "User", "Users", &[])]),
+    );
+    until_listed(&mesh.channel, "users.Users").await;
+    let client = HealthClient::new(mesh.channel.clone());
+    let check = |name: &str| {
+        let (mut client, service) = (client.clone(), name.to_owned());
+        async move {
+            client
+                .check(HealthCheckRequest { service })
+                .await
+                .map(|a| a.into_inner().status())
+        }
+    };
+    assert_eq!(check("").await.unwrap(), ServingStatus::NotServing);
+    mesh.readiness.send_replace(Readiness::Ready);
+    for name in [
+        "",
+        "users",
+        "users.default",
+        "users.default.mesh",
+        "users.Users",
+    ] {
+        assert_eq!(
+            check(name).await.unwrap(),
+            ServingStatus::Serving,
+            "\"{name}\""
+        );
+    }
+    assert_eq!(check("user").await.unwrap_err().code(), Code::NotFound);
+
+    let mut watcher = client.clone();
+    let request = HealthCheckRequest {
+        service: "users.Users".into(),
+    };
+    let mut steps = watcher.watch(request).await.unwrap().into_inner();
+    assert_eq!(
+        steps.message().await.unwrap().unwrap().status(),
+        ServingStatus::Serving
+    );
+    mesh.agent.deregister(&registration).unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(10), steps.message())
+        .await
+        .expect("a change");
+    assert_eq!(
+        next.unwrap().unwrap().status(),
+        ServingStatus::ServiceUnknown
+    );
+}

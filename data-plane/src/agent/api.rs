@@ -1,0 +1,324 @@
+//! `heddle.registry.v1.Registry` as the agent of a node answers it. Calls of this host's services come in; checked
+//! instances go to the agent, and every fault goes back with field and remedy. Other nodes' instances are not known
+//! here.
+
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use heddle_proto::registry::v1::{
+    DeregisterRequest, DeregisterResponse, Health, InstanceStatus, KeepAliveRequest,
+    KeepAliveResponse, ListInstancesRequest, ListInstancesResponse, ListServicesRequest,
+    ListServicesResponse, RegisterRequest, RegisterResponse, Service, WatchInstancesRequest,
+    WatchInstancesResponse, registry_server::Registry,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{
+    Agent,
+    book::{Refused, View, Views},
+    key::{InstanceKey, full_name},
+    session::SessionHandle,
+    validate::{Origin, Violation, check},
+};
+
+/// The longest wait of `Deregister` for the clients' acknowledgements.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// See the room sign.
+#[derive(Clone)]
+pub struct AgentApi {
+    agent: Agent,
+    session: SessionHandle,
+    /// Number of the newest change that the routing table has.
+    applied: watch::Receiver<u64>,
+    is_own: fn(IpAddr) -> bool,
+}
+
+impl AgentApi {
+    #[must_use]
+    pub fn new(
+        agent: Agent,
+        session: SessionHandle,
+        applied: watch::Receiver<u64>,
+        is_own: fn(IpAddr) -> bool,
+    ) -> Self {
+        Self {
+            agent,
+            session,
+            applied,
+            is_own,
+        }
+    }
+
+    /// Until this node's own workers have the change; they never take long.
+    async fn until_applied(&self, version: u64) {
+        let mut applied = self.applied.clone();
+        let _ =
+            tokio::time::timeout(Duration::from_secs(1), applied.wait_for(|v| *v >= version)).await;
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Registry for AgentApi {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        let request = request.into_inner();
+        let Some(instance) = request.instance else {
+            return Err(bad_request(&[Violation {
+                field: "instance".into(),
+                description: "is missing: say service, id and address".into(),
+            }]));
+        };
+        let checked = check(
+            instance,
+            &request.file_descriptor_set,
+            Origin::Registration,
+            &self.is_own,
+        )
+        .map_err(|violations| bad_request(&violations))?;
+        let registration = self
+            .agent
+            .register(checked)
+            .map_err(|refused| match refused {
+                Refused::Full => Status::resource_exhausted(refused.to_string()),
+                Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => {
+                    Status::already_exists(refused.to_string())
+                }
+            })?;
+        Ok(Response::new(RegisterResponse {
+            node: self.agent.node().to_owned(),
+            registration: registration.to_string(),
+            beat_interval: prost_types::Duration::try_from(self.agent.inner.beat).ok(),
+            ttl: prost_types::Duration::try_from(self.agent.inner.ttl).ok(),
+        }))
+    }
+
+    type KeepAliveStream = Answers<KeepAliveResponse>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<KeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let (answers, stream) = mpsc::channel(4);
+        tokio::spawn(keep_alive(
+            self.agent.clone(),
+            request.into_inner(),
+            answers,
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
+        let request = request.into_inner();
+        let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
+        let max_wait = given.map_or(MAX_WAIT, |d| d.min(MAX_WAIT));
+        let (key, version) = self
+            .agent
+            .deregister(&request.registration)
+            .ok_or_else(unknown)?;
+        self.until_applied(version).await;
+        if !request.wait_acknowledged {
+            return Ok(Response::new(DeregisterResponse::default()));
+        }
+        let answer = self.session.removal(&key, version, max_wait).await;
+        Ok(Response::new(DeregisterResponse {
+            acknowledged: answer.acknowledged,
+            unacknowledged: answer.unacknowledged,
+        }))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        let (_, views) = self.agent.views();
+        let mut services: Vec<Service> = Vec::new();
+        for (key, view) in &views {
+            let name = key.full_service();
+            let at = match services.iter().position(|s| s.name == name) {
+                Some(at) => at,
+                None => {
+                    services.push(Service {
+                        name,
+                        ..Service::default()
+                    });
+                    services.len() - 1
+                }
+            };
+            if let Some(service) = services.get_mut(at) {
+                service.instances += 1;
+                service.healthy_instances += u32::from(view.health == Health::Healthy);
+                service
+                    .protos
+                    .extend(view.protos.iter().map(|p| p.name.clone()));
+                service.protos.sort();
+                service.protos.dedup();
+            }
+        }
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(ListServicesResponse { services }))
+    }
+
+    async fn list_instances(
+        &self,
+        request: Request<ListInstancesRequest>,
+    ) -> Result<Response<ListInstancesResponse>, Status> {
+        let wanted = request.into_inner().service;
+        let (_, views) = self.agent.views();
+        let mut found: Vec<_> = views
+            .iter()
+            .filter(|(key, _)| is_of(key, &wanted))
+            .collect();
+        found.sort_by_key(|(key, _)| (key.full_service(), key.id.clone()));
+        let instances = found
+            .into_iter()
+            .map(|(_, view)| status(self.agent.node(), view))
+            .collect();
+        Ok(Response::new(ListInstancesResponse { instances }))
+    }
+
+    type WatchInstancesStream = Answers<WatchInstancesResponse>;
+
+    async fn watch_instances(
+        &self,
+        request: Request<WatchInstancesRequest>,
+    ) -> Result<Response<Self::WatchInstancesStream>, Status> {
+        let (answers, stream) = mpsc::channel(4);
+        tokio::spawn(watch_instances(
+            self.agent.clone(),
+            request.into_inner().service,
+            answers,
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// One keep-alive stream, from its first beat to its break.
+async fn keep_alive(
+    agent: Agent,
+    mut beats: Streaming<KeepAliveRequest>,
+    answers: mpsc::Sender<Result<KeepAliveResponse, Status>>,
+) {
+    // A stream that never says whom it is for holds nothing alive.
+    let first = tokio::time::timeout(agent.inner.ttl, beats.message()).await;
+    let Ok(Ok(Some(KeepAliveRequest { registration }))) = first else {
+        return;
+    };
+    let Some(stream) = agent.stream_opened(&registration) else {
+        let _ = answers.send(Err(unknown())).await;
+        return;
+    };
+    while let Some(health) = agent.beat(&registration) {
+        let sent = answers
+            .send(Ok(KeepAliveResponse {
+                health: health.into(),
+            }))
+            .await;
+        if sent.is_err() {
+            break;
+        }
+        let next = tokio::select! {
+            next = tokio::time::timeout(agent.inner.ttl, beats.message()) => next,
+            () = answers.closed() => break,
+        };
+        // No beat within the TTL is as good as a broken stream.
+        let Ok(next) = next else { break };
+        match next {
+            Ok(Some(beat))
+                if !beat.registration.is_empty() && beat.registration != registration =>
+            {
+                let other = "one stream keeps one registration alive: open another for another";
+                let _ = answers.send(Err(Status::invalid_argument(other))).await;
+                break;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    if agent.beat(&registration).is_none() {
+        let _ = answers.try_send(Err(unknown()));
+    }
+    agent.stream_closed(&registration, stream);
+}
+
+/// The present state, then every change, as differences of views: a slow reader gets fewer, larger steps.
+async fn watch_instances(
+    agent: Agent,
+    wanted: String,
+    answers: mpsc::Sender<Result<WatchInstancesResponse, Status>>,
+) {
+    let mut changes = agent.changes();
+    let mut sent = Views::new();
+    let mut initial = true;
+    loop {
+        changes.borrow_and_update();
+        let (_, mut now) = agent.views();
+        now.retain(|key, _| is_of(key, &wanted));
+        let changed: Vec<_> = now
+            .iter()
+            .filter(|(key, view)| {
+                sent.get(*key)
+                    .is_none_or(|old| !Arc::ptr_eq(old, view) && old != *view)
+            })
+            .map(|(_, view)| status(agent.node(), view))
+            .collect();
+        let removed: Vec<_> = sent
+            .keys()
+            .filter(|key| !now.contains_key(*key))
+            .map(|key| format!("{}/{key}", agent.node()))
+            .collect();
+        if initial || !changed.is_empty() || !removed.is_empty() {
+            let step = WatchInstancesResponse {
+                changed,
+                removed,
+                initial_done: initial,
+            };
+            if answers.send(Ok(step)).await.is_err() {
+                return;
+            }
+        }
+        initial = false;
+        sent = now;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = answers.closed() => return,
+        }
+    }
+}
+
+fn is_of(key: &InstanceKey, wanted: &str) -> bool {
+    wanted.is_empty() || key.full_service() == full_name(wanted)
+}
+
+fn status(node: &str, view: &View) -> InstanceStatus {
+    InstanceStatus {
+        instance: Some(view.instance.clone()),
+        node: node.to_owned(),
+        health: view.health.into(),
+        health_reason: view.reason.clone(),
+    }
+}
+
+fn unknown() -> Status {
+    Status::not_found("this registration is not known (any more): call Register again")
+}
+
+fn bad_request(violations: &[Violation]) -> Status {
+    let mut details = ErrorDetails::new();
+    let mut words = Vec::new();
+    for violation in violations {
+        details.add_bad_request_violation(&violation.field, &violation.description);
+        words.push(format!("{}: {}", violation.field, violation.description));
+    }
+    Status::with_error_details(tonic::Code::InvalidArgument, words.join("; "), details)
+}

@@ -1,0 +1,488 @@
+//! The instances of this node: who is here, since when, how it is. Registrations, beats, files, check results and the
+//! passing of time go in (`now` is given); immutable views come out, and a number that rises with each change. No
+//! sockets, no tasks, no clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use heddle_proto::control::v1::{LocalInstance, ProtoService};
+use heddle_proto::registry::v1::{Health, Instance, Protocol, health_check::Kind};
+
+use super::{
+    key::InstanceKey,
+    schema::{self, Schema},
+    validate::{CheckPlan, Checked},
+};
+
+/// The most instances one node takes.
+pub const MAX_INSTANCES: usize = 10_000;
+
+/// One instance as everybody else sees it. Replaced whole when something changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    pub instance: Instance,
+    pub address: SocketAddr,
+    pub health: Health,
+    pub reason: String,
+    pub protos: Vec<ProtoService>,
+    pub schema: Option<Schema>,
+    /// Names this registration in the API.
+    pub registration: Arc<str>,
+}
+
+impl View {
+    /// As the node session tells it.
+    #[must_use]
+    pub fn to_local(&self) -> LocalInstance {
+        LocalInstance {
+            instance: Some(self.instance.clone()),
+            health: self.health.into(),
+            health_reason: self.reason.clone(),
+            schema_sha256: self
+                .schema
+                .as_ref()
+                .map(|s| s.sha256.clone())
+                .unwrap_or_default(),
+            protos: self.protos.clone(),
+        }
+    }
+}
+
+/// The instances at one moment.
+pub type Views = BTreeMap<InstanceKey, Arc<View>>;
+
+/// Where an instance comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It registered and keeps itself alive.
+    Registered,
+    /// A file of `--services-dir` names it.
+    File(PathBuf),
+    /// It was here when the last process stopped, and has not come back yet.
+    Restored,
+}
+
+#[derive(Debug)]
+struct Entry {
+    view: Arc<View>,
+    source: Source,
+    /// Out at this time unless a beat comes; `None` for those of files.
+    beat_by: Option<Instant>,
+    /// The keep-alive stream that stands for it, the newest one.
+    stream: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("{key} is named by the file {}: remove it there, or register under another id", file.display())]
+    HeldByFile { key: InstanceKey, file: PathBuf },
+    #[error("{key} has registered itself: choose another id, or take it out of the file")]
+    HeldByRegistration { key: InstanceKey },
+    #[error("this node has {MAX_INSTANCES} instances, the most that one node takes")]
+    Full,
+}
+
+/// What the checks, schemas and sessions of a new registration need to know.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    pub key: InstanceKey,
+    pub registration: Arc<str>,
+    pub address: SocketAddr,
+    pub plan: CheckPlan,
+    /// Its descriptors are unknown and may be asked for.
+    pub wants_schema: bool,
+}
+
+/// See the room sign.
+#[derive(Debug)]
+pub struct Book {
+    entries: BTreeMap<InstanceKey, Entry>,
+    by_registration: BTreeMap<Arc<str>, InstanceKey>,
+    version: u64,
+    ttl: Duration,
+    streams: u64,
+}
+
+/// The reason of an instance whose first check has not succeeded yet.
+pub const UNCHECKED: &str = "its first health check has not succeeded yet";
+
+impl Book {
+    #[must_use]
+    pub fn new(ttl: Duration) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            by_registration: BTreeMap::new(),
+            version: 0,
+            ttl,
+            streams: 0,
+        }
+    }
+
+    /// Rises with every change that others can see.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    #[must_use]
+    pub fn views(&self) -> Views {
+        self.entries
+            .iter()
+            .map(|(key, entry)| (key.clone(), Arc::clone(&entry.view)))
+            .collect()
+    }
+
+    #[must_use]
+    pub fn view(&self, key: &InstanceKey) -> Option<&Arc<View>> {
+        self.entries.get(key).map(|entry| &entry.view)
+    }
+
+    /// Those that registered themselves: what the state dir keeps.
+    #[must_use]
+    pub fn registered(&self) -> Vec<Arc<View>> {
+        let own = |entry: &&Entry| !matches!(entry.source, Source::File(_));
+        self.entries
+            .values()
+            .filter(own)
+            .map(|entry| Arc::clone(&entry.view))
+            .collect()
+    }
+
+    /// Adds an instance, or replaces an earlier registration of the same one.
+    ///
+    /// # Errors
+    /// A file holds it, or the node is full.
+    pub fn register(
+        &mut self,
+        checked: Checked,
+        registration: &Arc<str>,
+        now: Instant,
+    ) -> Result<Joined, Refused> {
+        let key = InstanceKey::of(&checked.instance);
+        if let Some(Entry {
+            source: Source::File(file),
+            ..
+        }) = self.entries.get(&key)
+        {
+            return Err(Refused::HeldByFile {
+                key,
+                file: file.clone(),
+            });
+        }
+        if !self.entries.contains_key(&key) && self.entries.len() >= MAX_INSTANCES {
+            return Err(Refused::Full);
+        }
+        let beat_by = now.checked_add(self.ttl);
+        Ok(self.insert(key, checked, Source::Registered, registration, beat_by))
+    }
+
+    fn insert(
+        &mut self,
+        key: InstanceKey,
+        checked: Checked,
+        source: Source,
+        registration: &Arc<str>,
+        beat_by: Option<Instant>,
+    ) -> Joined {
+        let previous = self.remove_entry(&key);
+        let passive = matches!(
+            checked.check.kind,
+            Kind::KeepAlive | Kind::None | Kind::Unspecified
+        );
+        // The same process after a restart of the agent or of its stream goes on as it was: no flap.
+        let same = previous.map(|p| p.view).filter(|v| {
+            v.address == checked.address && v.instance.version == checked.instance.version
+        });
+        let (health, reason) = match &same {
+            _ if passive => (Health::Healthy, String::new()),
+            Some(view) => (view.health, view.reason.clone()),
+            None => (Health::Unhealthy, UNCHECKED.to_owned()),
+        };
+        let (schema, protos) = match (checked.schema, same) {
+            (None, Some(view)) if checked.instance.protos.is_empty() => {
+                (view.schema.clone(), view.protos.clone())
+            }
+            (schema, _) => (schema, checked.protos),
+        };
+        let wants_schema = schema.is_none() && checked.instance.protos.is_empty();
+        let schema = schema.map(|schema| self.shared(schema));
+        let joined = Joined {
+            key: key.clone(),
+            registration: Arc::clone(registration),
+            address: checked.address,
+            plan: checked.check,
+            wants_schema,
+        };
+        let view = Arc::new(View {
+            instance: checked.instance,
+            address: checked.address,
+            health,
+            reason,
+            protos,
+            schema,
+            registration: Arc::clone(registration),
+        });
+        self.by_registration
+            .insert(Arc::clone(registration), key.clone());
+        self.entries.insert(
+            key,
+            Entry {
+                view,
+                source,
+                beat_by,
+                stream: None,
+            },
+        );
+        self.version += 1;
+        joined
+    }
+
+    /// Equal descriptors are held once.
+    fn shared(&self, schema: Schema) -> Schema {
+        let held = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.view.schema.as_ref());
+        held.into_iter()
+            .find(|held| held.sha256 == schema.sha256)
+            .cloned()
+            .unwrap_or(schema)
+    }
+
+    /// A keep-alive stream begins; it now stands for the registration. `None`: unknown, register again.
+    pub fn stream_opened(&mut self, registration: &str, now: Instant) -> Option<u64> {
+        let ttl = self.ttl;
+        self.streams += 1;
+        let stream = self.streams;
+        let entry = self.entry_of(registration)?;
+        entry.stream = Some(stream);
+        entry.beat_by = now.checked_add(ttl);
+        if entry.source == Source::Restored {
+            entry.source = Source::Registered;
+        }
+        Some(stream)
+    }
+
+    /// A beat. `None`: the registration is gone.
+    pub fn beat(&mut self, registration: &str, now: Instant) -> Option<Health> {
+        let ttl = self.ttl;
+        let entry = self.entry_of(registration)?;
+        entry.beat_by = now.checked_add(ttl);
+        Some(entry.view.health)
+    }
+
+    /// A keep-alive stream broke: its instance is out at once, unless a newer stream stands for it.
+    pub fn stream_closed(&mut self, registration: &str, stream: u64) -> Option<InstanceKey> {
+        let entry = self.entry_of(registration)?;
+        if entry.stream != Some(stream) {
+            return None;
+        }
+        self.deregister(registration)
+    }
+
+    /// Takes an instance out.
+    pub fn deregister(&mut self, registration: &str) -> Option<InstanceKey> {
+        let key = self.by_registration.get(registration)?.clone();
+        self.remove_entry(&key)?;
+        self.version += 1;
+        Some(key)
+    }
+
+    /// Takes out whose beat is overdue.
+    pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Source)> {
+        let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
+        let keys: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| due(e))
+            .map(|(k, _)| k.clone())
+            .collect();
+        let mut out = Vec::new();
+        for key in keys {
+            if let Some(entry) = self.remove_entry(&key) {
+                out.push((key, entry.source));
+                self.version += 1;
+            }
+        }
+        out
+    }
+
+    /// When the next beat is due.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter_map(|entry| entry.beat_by)
+            .min()
+    }
+
+    /// Puts back what the last process of this node had: served, and out after the TTL unless it comes back.
+    pub fn restore(&mut self, view: View, now: Instant) {
+        let key = InstanceKey::of(&view.instance);
+        if self.entries.contains_key(&key) || self.entries.len() >= MAX_INSTANCES {
+            return;
+        }
+        self.by_registration
+            .insert(Arc::clone(&view.registration), key.clone());
+        let entry = Entry {
+            view: Arc::new(view),
+            source: Source::Restored,
+            beat_by: now.checked_add(self.ttl),
+            stream: None,
+        };
+        self.entries.insert(key, entry);
+        self.version += 1;
+    }
+
+    /// The file now names exactly these. Unchanged ones are left as they are.
+    ///
+    /// # Errors
+    /// One of them is held by another file or a registration, or the node is full: nothing is changed.
+    pub fn set_file(
+        &mut self,
+        file: &Path,
+        wanted: Vec<(Checked, Arc<str>)>,
+    ) -> Result<Vec<Joined>, Refused> {
+        let keys: BTreeSet<_> = wanted
+            .iter()
+            .map(|(checked, _)| InstanceKey::of(&checked.instance))
+            .collect();
+        for key in &keys {
+            match self.entries.get(key).map(|entry| &entry.source) {
+                Some(Source::File(other)) if other != file => {
+                    return Err(Refused::HeldByFile {
+                        key: key.clone(),
+                        file: other.clone(),
+                    });
+                }
+                Some(Source::Registered) => {
+                    return Err(Refused::HeldByRegistration { key: key.clone() });
+                }
+                _ => {}
+            }
+        }
+        let of_file = |entry: &Entry| matches!(&entry.source, Source::File(f) if f == file);
+        let others = self
+            .entries
+            .values()
+            .filter(|entry| !of_file(entry))
+            .count();
+        if others + keys.len() > MAX_INSTANCES {
+            return Err(Refused::Full);
+        }
+        let gone: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(k, e)| of_file(e) && !keys.contains(*k))
+            .map(|(k, _)| k.clone())
+            .collect();
+        for key in gone {
+            self.remove_entry(&key);
+            self.version += 1;
+        }
+        let mut joined = Vec::new();
+        for (checked, registration) in wanted {
+            let key = InstanceKey::of(&checked.instance);
+            let unchanged = self
+                .entries
+                .get(&key)
+                .is_some_and(|e| of_file(e) && e.view.instance == checked.instance);
+            if !unchanged {
+                joined.push(self.insert(
+                    key,
+                    checked,
+                    Source::File(file.to_owned()),
+                    &registration,
+                    None,
+                ));
+            }
+        }
+        Ok(joined)
+    }
+
+    /// What a check found. Ignored when the registration has been replaced.
+    pub fn set_health(
+        &mut self,
+        key: &InstanceKey,
+        registration: &str,
+        health: Health,
+        reason: &str,
+    ) -> bool {
+        self.change(key, registration, |view| {
+            view.health = health;
+            reason.clone_into(&mut view.reason);
+        })
+    }
+
+    /// What the instance told of its descriptors.
+    pub fn set_schema(&mut self, key: &InstanceKey, registration: &str, schema: Schema) -> bool {
+        let schema = self.shared(schema);
+        let protos = schema::protos_of(Some(&schema), &[]);
+        self.change(key, registration, |view| {
+            view.schema = Some(schema);
+            view.protos = protos;
+        })
+    }
+
+    /// True if something visible changed.
+    fn change(&mut self, key: &InstanceKey, registration: &str, f: impl FnOnce(&mut View)) -> bool {
+        let Some(entry) = self
+            .entries
+            .get_mut(key)
+            .filter(|e| &*e.view.registration == registration)
+        else {
+            return false;
+        };
+        let mut view = View::clone(&entry.view);
+        f(&mut view);
+        if view == *entry.view {
+            return false;
+        }
+        entry.view = Arc::new(view);
+        self.version += 1;
+        true
+    }
+
+    fn entry_of(&mut self, registration: &str) -> Option<&mut Entry> {
+        let key = self.by_registration.get(registration)?;
+        self.entries.get_mut(key)
+    }
+
+    fn remove_entry(&mut self, key: &InstanceKey) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        self.by_registration.remove(&entry.view.registration);
+        Some(entry)
+    }
+
+    /// Whether instances of this file are in.
+    #[must_use]
+    pub fn has_file(&self, file: &Path) -> bool {
+        self.entries
+            .values()
+            .any(|entry| matches!(&entry.source, Source::File(f) if f == file))
+    }
+
+    /// Whether every instance has had its first check, and those that take calls have told what they serve.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.entries.values().all(|entry| {
+            let view = &entry.view;
+            let grpc = view.instance.protocol == i32::from(Protocol::Grpc);
+            match view.health {
+                Health::Healthy => !grpc || !view.protos.is_empty(),
+                _ => view.reason != UNCHECKED,
+            }
+        })
+    }
+
+    /// Whether this registration still stands.
+    #[must_use]
+    pub fn stands(&self, registration: &str) -> bool {
+        self.by_registration.contains_key(registration)
+    }
+}

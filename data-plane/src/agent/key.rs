@@ -1,0 +1,58 @@
+//! The names of this room: an instance of this node, and a mesh service in full.
+
+use std::fmt;
+
+use heddle_proto::control::v1::InstanceRef;
+use heddle_proto::registry::v1::Instance;
+
+/// One instance of this node: unique per service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceKey {
+    pub namespace: String,
+    pub service: String,
+    pub id: String,
+}
+
+impl InstanceKey {
+    /// The key of a checked instance (its namespace is never empty).
+    #[must_use]
+    pub fn of(instance: &Instance) -> Self {
+        Self {
+            namespace: instance.namespace.clone(),
+            service: instance.service.clone(),
+            id: instance.id.clone(),
+        }
+    }
+
+    /// `<service>.<namespace>`.
+    #[must_use]
+    pub fn full_service(&self) -> String {
+        format!("{}.{}", self.service, self.namespace)
+    }
+
+    /// As the node session names it.
+    #[must_use]
+    pub fn to_ref(&self) -> InstanceRef {
+        InstanceRef {
+            service: self.service.clone(),
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+        }
+    }
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}/{}", self.service, self.namespace, self.id)
+    }
+}
+
+/// `users` and `users.shop` as a full service name.
+#[must_use]
+pub fn full_name(word: &str) -> String {
+    if word.contains('.') {
+        word.to_owned()
+    } else {
+        format!("{word}.default")
+    }
+}

@@ -1,0 +1,328 @@
+//! The agent: the instances of this node, from their registration (or file) to the control plane and the routing
+//! table. Registrations, files, check results and the workers' reports come in; views of the instances, and a number
+//! that rises with each change, go out. What other nodes run does not come in here: that is xDS's.
+
+pub mod api;
+pub mod book;
+pub mod health;
+pub mod key;
+pub mod reflect;
+pub mod saved;
+pub mod schema;
+pub mod services_dir;
+pub mod services_file;
+pub mod session;
+pub mod validate;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use heddle_proto::registry::v1::Health;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+use book::{Book, Joined, Refused, Source, View, Views};
+use key::InstanceKey;
+use schema::Schema;
+use validate::Checked;
+
+/// Default time within which a beat must come (DESIGN §5).
+pub const TTL: Duration = Duration::from_secs(15);
+/// How often an instance beats (DESIGN §5).
+pub const BEAT: Duration = Duration::from_secs(5);
+
+/// What a worker saw of an instance's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// It refused a connection: out at once.
+    Refused,
+    /// Its connection broke: look at once.
+    Lost,
+}
+
+/// The agent's shared state. Clones are one.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: String,
+    ttl: Duration,
+    beat: Duration,
+    book: Mutex<Book>,
+    /// The tasks of each standing registration: they end when it does.
+    tasks: Mutex<HashMap<Arc<str>, Tasks>>,
+    version: watch::Sender<u64>,
+}
+
+struct Tasks {
+    sightings: mpsc::Sender<Sighting>,
+    _stop: DropGuard,
+}
+
+impl Agent {
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self::with_ttl(node, TTL, BEAT)
+    }
+
+    #[must_use]
+    pub fn with_ttl(node: &str, ttl: Duration, beat: Duration) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                node: node.to_owned(),
+                ttl,
+                beat,
+                book: Mutex::new(Book::new(ttl)),
+                tasks: Mutex::new(HashMap::new()),
+                version: watch::Sender::new(0),
+            }),
+        }
+    }
+
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.inner.node
+    }
+
+    /// The number of the newest change; wakes on each.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.version.subscribe()
+    }
+
+    /// The instances now, and the number of the change they are of.
+    #[must_use]
+    pub fn views(&self) -> (u64, Views) {
+        let book = self.book();
+        (book.version(), book.views())
+    }
+
+    #[must_use]
+    pub fn view(&self, key: &InstanceKey) -> Option<Arc<View>> {
+        self.book().view(key).cloned()
+    }
+
+    /// Descriptors of an own instance, by hash.
+    #[must_use]
+    pub fn schema(&self, sha256: &str) -> Option<Schema> {
+        let book = self.book();
+        let views = book.views();
+        views
+            .values()
+            .filter_map(|v| v.schema.as_ref())
+            .find(|s| s.sha256 == sha256)
+            .cloned()
+    }
+
+    /// Instances that registered themselves, for the state dir.
+    #[must_use]
+    pub fn registered(&self) -> Vec<Arc<View>> {
+        self.book().registered()
+    }
+
+    /// Adds or replaces an instance; its checks begin at once.
+    ///
+    /// # Errors
+    /// A file holds it, or the node is full.
+    pub fn register(&self, checked: Checked) -> Result<Arc<str>, Refused> {
+        let registration: Arc<str> = uuid::Uuid::new_v4().to_string().into();
+        let joined = self.edit(|book| book.register(checked, &registration, Instant::now()))?;
+        info!(instance = %joined.key, address = %joined.address, "registered");
+        self.start(joined);
+        Ok(registration)
+    }
+
+    /// The file now names exactly these.
+    ///
+    /// # Errors
+    /// One of them is somebody else's.
+    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<(), Refused> {
+        let named = wanted
+            .into_iter()
+            .map(|c| (c, uuid::Uuid::new_v4().to_string().into()))
+            .collect();
+        let joined = self.edit(|book| book.set_file(file, named))?;
+        for one in joined {
+            info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
+            self.start(one);
+        }
+        Ok(())
+    }
+
+    /// Whether instances of this file are in.
+    #[must_use]
+    pub fn has_file(&self, file: &Path) -> bool {
+        self.book().has_file(file)
+    }
+
+    /// Puts back what the last process had.
+    pub fn restore(&self, views: Vec<(View, validate::CheckPlan)>) {
+        for (view, plan) in views {
+            let joined = Joined {
+                key: InstanceKey::of(&view.instance),
+                registration: Arc::clone(&view.registration),
+                address: view.address,
+                plan,
+                wants_schema: view.schema.is_none() && view.instance.protos.is_empty(),
+            };
+            self.edit(|book| book.restore(view, Instant::now()));
+            self.start(joined);
+        }
+    }
+
+    /// Takes an instance out; the number of the change that did it.
+    pub fn deregister(&self, registration: &str) -> Option<(InstanceKey, u64)> {
+        let out = self.edit(|book| {
+            book.deregister(registration)
+                .map(|key| (key, book.version()))
+        });
+        if let Some((key, _)) = &out {
+            info!(instance = %key, "deregistered");
+        }
+        out
+    }
+
+    fn stream_opened(&self, registration: &str) -> Option<u64> {
+        self.edit(|book| book.stream_opened(registration, Instant::now()))
+    }
+
+    fn beat(&self, registration: &str) -> Option<Health> {
+        self.book().beat(registration, Instant::now())
+    }
+
+    fn stream_closed(&self, registration: &str, stream: u64) {
+        if let Some(key) = self.edit(|book| book.stream_closed(registration, stream)) {
+            warn!(instance = %key, "out: its keep-alive stream broke");
+        }
+    }
+
+    fn set_health(&self, key: &InstanceKey, registration: &str, health: Health, reason: &str) {
+        if self.edit(|book| book.set_health(key, registration, health, reason)) {
+            match health {
+                Health::Healthy => info!(instance = %key, "healthy"),
+                _ => warn!(instance = %key, reason, "not healthy"),
+            }
+        }
+    }
+
+    fn set_schema(&self, key: &InstanceKey, registration: &str, schema: Schema) {
+        self.edit(|book| book.set_schema(key, registration, schema));
+    }
+
+    /// Returns when every instance has been looked at once: checked, and asked for its descriptors where nobody told
+    /// them. The caller bounds the wait.
+    pub async fn settled(&self) {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.book().settled() || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What a worker saw. An address that refuses is out before anything else is asked.
+    pub fn sighted(&self, key: &InstanceKey, sighting: Sighting) {
+        let Some(view) = self.view(key) else { return };
+        if sighting == Sighting::Refused {
+            let reason = format!("{} refused a connection", view.address);
+            self.set_health(key, &view.registration, Health::Unhealthy, &reason);
+        }
+        if let Some(tasks) = lock(&self.inner.tasks).get(&view.registration) {
+            // Full: a look is due anyway.
+            let _ = tasks.sightings.try_send(sighting);
+        }
+    }
+
+    /// Takes out whose beat is overdue, for ever. One task of the process runs it.
+    pub async fn sweep(self) {
+        // A look every quarter of the TTL at most: whoever beats in time moves its own deadline on.
+        let longest = self.inner.ttl / 4;
+        loop {
+            let next = self.book().next_expiry();
+            let wait = next.map_or(longest, |at| {
+                at.saturating_duration_since(Instant::now()).min(longest)
+            });
+            tokio::time::sleep(wait.max(Duration::from_millis(5))).await;
+            for (key, source) in self.edit(|book| book.expire(Instant::now())) {
+                match source {
+                    Source::Restored => {
+                        warn!(instance = %key, "out: it has not come back since this proxy started");
+                    }
+                    _ => warn!(instance = %key, "out: no beat within {:?}", self.inner.ttl),
+                }
+            }
+        }
+    }
+
+    /// Runs the checks of a registration until it ends.
+    fn start(&self, joined: Joined) {
+        // Two sightings under way are as good as a thousand.
+        let (sightings, seen) = mpsc::channel(2);
+        let stop = CancellationToken::new();
+        let registration = Arc::clone(&joined.registration);
+        if joined.wants_schema {
+            let learn = reflect::learn(self.clone(), joined.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(learn));
+        }
+        tokio::spawn(stop.clone().run_until_cancelled_owned(health::watch(
+            self.clone(),
+            joined,
+            seen,
+        )));
+        lock(&self.inner.tasks).insert(
+            Arc::clone(&registration),
+            Tasks {
+                sightings,
+                _stop: stop.drop_guard(),
+            },
+        );
+        // It may have been replaced meanwhile.
+        if !self.book().stands(&registration) {
+            lock(&self.inner.tasks).remove(&registration);
+        }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.inner.book)
+    }
+
+    /// Changes the book; tells everyone, and ends the tasks of registrations that are gone, if it changed.
+    fn edit<R>(&self, f: impl FnOnce(&mut Book) -> R) -> R {
+        let (out, version, changed) = {
+            let mut book = self.book();
+            let before = book.version();
+            let out = f(&mut book);
+            (out, book.version(), book.version() != before)
+        };
+        if changed {
+            {
+                let mut tasks = lock(&self.inner.tasks);
+                let book = self.book();
+                tasks.retain(|registration, _| book.stands(registration));
+            }
+            self.inner.version.send_if_modified(|v| {
+                let newer = version > *v;
+                *v = version.max(*v);
+                newer
+            });
+        }
+        out
+    }
+}
+
+/// A lock whose holder never panics between steps; a poisoned one still holds whole values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,177 @@
+//! The registered instances in the state dir: so that a proxy that starts begins with those it had. Views go in and
+//! come back with their checks planned anew. Instances of files are not kept: their files are still there.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use heddle_proto::control::v1::LocalInstance;
+use heddle_proto::registry::v1::Health;
+use prost::Message;
+use tracing::{info, warn};
+
+use super::{
+    Agent,
+    book::View,
+    schema::Schema,
+    validate::{CheckPlan, Origin, check},
+};
+use crate::state_dir::StateDir;
+
+const FILE: &str = "instances";
+/// Descriptors kept beside them; over this they are asked for again after a restart.
+const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
+/// Changes within this time are one write.
+const SETTLE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, PartialEq, Message)]
+struct Saved {
+    #[prost(string, tag = "1")]
+    node: String,
+    #[prost(message, repeated, tag = "2")]
+    instances: Vec<SavedInstance>,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    schemas: Vec<Bytes>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SavedInstance {
+    #[prost(message, optional, tag = "1")]
+    local: Option<LocalInstance>,
+    #[prost(string, tag = "2")]
+    registration: String,
+}
+
+/// What the last process of this node had. Their addresses were checked when they registered.
+#[must_use]
+pub fn load(dir: &StateDir, node: &str) -> Vec<(View, CheckPlan)> {
+    let Some(bytes) = dir.read(FILE) else {
+        return Vec::new();
+    };
+    let saved = match Saved::decode(bytes) {
+        Ok(saved) if saved.node == node => saved,
+        Ok(saved) => {
+            dir.set_aside(
+                FILE,
+                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+            );
+            return Vec::new();
+        }
+        Err(error) => {
+            dir.set_aside(FILE, &error.to_string());
+            return Vec::new();
+        }
+    };
+    let schemas: Vec<_> = saved
+        .schemas
+        .into_iter()
+        .filter_map(|bytes| Schema::parse(bytes).ok())
+        .collect();
+    let restored: Vec<_> = saved
+        .instances
+        .into_iter()
+        .filter_map(|one| restore(one, &schemas))
+        .collect();
+    if !restored.is_empty() {
+        info!(
+            "{} instances of the last run are served until they come back or the TTL ends",
+            restored.len()
+        );
+    }
+    restored
+}
+
+fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)> {
+    let local = saved.local?;
+    let checked = check(
+        local.instance?,
+        &Bytes::new(),
+        Origin::Registration,
+        &|_| true,
+    )
+    .ok()?;
+    let health = Health::try_from(local.health).unwrap_or(Health::Unhealthy);
+    let view = View {
+        instance: checked.instance,
+        address: checked.address,
+        health,
+        reason: local.health_reason,
+        protos: local.protos,
+        schema: schemas
+            .iter()
+            .find(|s| s.sha256 == local.schema_sha256)
+            .cloned(),
+        registration: saved.registration.into(),
+    };
+    Some((view, checked.check))
+}
+
+/// Writes after every change, for ever.
+pub async fn keep(dir: StateDir, agent: Agent) {
+    let mut changes = agent.changes();
+    let mut written: Vec<Arc<View>> = Vec::new();
+    let mut complained = false;
+    loop {
+        changes.borrow_and_update();
+        let now = agent.registered();
+        let same =
+            now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
+        if !same {
+            match write(&dir, agent.node(), &now).await {
+                Ok(()) => complained = false,
+                Err(error) if !complained => {
+                    complained = true;
+                    warn!(
+                        "the state dir cannot be written ({error}): after a restart instances are known once they register again"
+                    );
+                }
+                Err(_) => {}
+            }
+            written = now;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Writes what is registered now.
+pub async fn save(dir: &StateDir, agent: &Agent) {
+    if let Err(error) = write(dir, agent.node(), &agent.registered()).await {
+        warn!("the state dir cannot be written: {error}");
+    }
+}
+
+async fn write(dir: &StateDir, node: &str, views: &[Arc<View>]) -> Result<(), String> {
+    let value = encode(node, views);
+    let dir = dir.clone();
+    let written = tokio::task::spawn_blocking(move || dir.write(FILE, &value)).await;
+    written
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
+}
+
+fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {
+    let mut seen = BTreeSet::new();
+    let mut total = 0;
+    let mut schemas = Vec::new();
+    for schema in views.iter().filter_map(|v| v.schema.as_ref()) {
+        if seen.insert(schema.sha256.as_str()) && total + schema.bytes.len() <= MAX_SCHEMA_TOTAL {
+            total += schema.bytes.len();
+            schemas.push(schema.bytes.clone());
+        }
+    }
+    let instances = views
+        .iter()
+        .map(|v| SavedInstance {
+            local: Some(v.to_local()),
+            registration: v.registration.to_string(),
+        })
+        .collect();
+    Saved {
+        node: node.to_owned(),
+        instances,
+        schemas,
+    }
+    .encode_to_vec()
+}

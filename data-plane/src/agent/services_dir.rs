@@ -1,0 +1,192 @@
+//! The folder of `--services-dir`: looked at twice a second, each file's last good content given to the agent. A file
+//! with a mistake keeps what it last said and costs one line in the log; a file that goes takes its instances along.
+//! What a file may say is `services_file`'s.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use tracing::{error, info};
+
+use super::{Agent, services_file};
+
+/// Between two looks. Polling sees every kind of file system and every way to replace a file.
+const LOOK: Duration = Duration::from_millis(500);
+/// The most files of one folder.
+const MAX_FILES: usize = 1000;
+
+/// What tells that a file is another than last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    modified: Option<SystemTime>,
+    bytes: u64,
+    inode: u64,
+}
+
+/// See the room sign.
+pub struct ServicesDir {
+    dir: PathBuf,
+    agent: Agent,
+    is_own: fn(IpAddr) -> bool,
+    files: BTreeMap<PathBuf, Known>,
+    /// The last complaint about the folder itself, so that it is made once.
+    complaint: Option<String>,
+}
+
+struct Known {
+    /// Of the content that was looked at, good or bad.
+    mark: Mark,
+    text: String,
+    /// The last complaint, so that it is made once; `Some` is tried again, as its cause may lie elsewhere.
+    fault: Option<String>,
+}
+
+impl ServicesDir {
+    #[must_use]
+    pub fn new(dir: &Path, agent: Agent, is_own: fn(IpAddr) -> bool) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            agent,
+            is_own,
+            files: BTreeMap::new(),
+            complaint: None,
+        }
+    }
+
+    /// Looks for ever.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.look();
+        }
+    }
+
+    /// One look at everything. Small files on a local disk: not worth a thread.
+    pub fn look(&mut self) {
+        let listed = match list(&self.dir) {
+            Ok(listed) => {
+                self.complaint = None;
+                listed
+            }
+            Err(why) => {
+                // A folder that cannot be read is no reason to drop what it said.
+                let told = format!(
+                    "{}: {why}; its instances stay as they are",
+                    self.dir.display()
+                );
+                if self.complaint.as_ref() != Some(&told) {
+                    error!("--services-dir {told}");
+                    self.complaint = Some(told);
+                }
+                return;
+            }
+        };
+        let gone: Vec<_> = self
+            .files
+            .keys()
+            .filter(|path| !listed.contains_key(*path))
+            .cloned()
+            .collect();
+        for path in gone {
+            info!(file = %path.display(), "gone: its instances are out");
+            self.files.remove(&path);
+            // No instances never clash.
+            let _ = self.agent.set_file(&path, Vec::new());
+        }
+        for (path, mark) in listed {
+            let seen = self.files.get(&path);
+            if seen.is_none_or(|known| known.mark != mark || known.fault.is_some()) {
+                self.read(&path, mark);
+            }
+        }
+    }
+
+    fn read(&mut self, path: &Path, mark: Mark) {
+        let before = self.files.remove(path);
+        let (text, fault) = match read_bounded(path, mark.bytes) {
+            Ok(text) => {
+                let fault = self.apply(path, &text).err();
+                (text, fault)
+            }
+            Err(why) => (String::new(), Some(why)),
+        };
+        if let Some(fault) = &fault {
+            let again = before
+                .as_ref()
+                .is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
+            if !again {
+                error!("{}: {fault}; {}", path.display(), self.stays(path));
+            }
+        }
+        self.files
+            .insert(path.to_owned(), Known { mark, text, fault });
+    }
+
+    fn apply(&self, path: &Path, text: &str) -> Result<(), String> {
+        let wanted = services_file::parse(text, &self.is_own)?;
+        self.agent
+            .set_file(path, wanted)
+            .map_err(|refused| format!("instances: {refused}"))
+    }
+
+    fn stays(&self, path: &Path) -> &'static str {
+        if self.agent.has_file(path) {
+            "its last good content stays"
+        } else {
+            "none of its instances is in"
+        }
+    }
+}
+
+fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
+    let mut out = BTreeMap::new();
+    for entry in fs::read_dir(dir).map_err(|e| e.to_string())? {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        // Editors keep their half-written copies under hidden names.
+        if !yaml || name.starts_with('.') {
+            continue;
+        }
+        match mark(&path) {
+            Ok(Some(mark)) => {
+                out.insert(path, mark);
+            }
+            // Gone between the two calls.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(None) | Err(_) => {}
+        }
+        if out.len() > MAX_FILES {
+            return Err(format!(
+                "more than {MAX_FILES} files: use one file per service"
+            ));
+        }
+    }
+    Ok(out)
+}
+
+fn mark(path: &Path) -> io::Result<Option<Mark>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = fs::metadata(path)?;
+    Ok(meta.is_file().then(|| Mark {
+        modified: meta.modified().ok(),
+        bytes: meta.len(),
+        inode: meta.ino(),
+    }))
+}
+
+fn read_bounded(path: &Path, bytes: u64) -> Result<String, String> {
+    if bytes > services_file::MAX_FILE_BYTES {
+        return Err(format!(
+            "takes {bytes} bytes, over the bound of 1 MiB: split it into several files"
+        ));
+    }
+    fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
+}

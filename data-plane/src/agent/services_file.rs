@@ -1,0 +1,200 @@
+//! One file of `--services-dir`: its text goes in, checked instances or one sentence with field and remedy come out.
+//! Pure but for the question whether an address is this host's own, which the caller answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bytes::Bytes;
+use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+use serde::Deserialize;
+
+use super::{
+    key::InstanceKey,
+    validate::{Checked, Origin, check},
+};
+use crate::options::parse_duration;
+
+/// DESIGN §6. Unknown fields are mistakes: `weigth: 3` must not be silently one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServicesFile {
+    service: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    protocol: Option<String>,
+    #[serde(default)]
+    protos: Vec<String>,
+    /// What the gateway gives it; taken and kept for the version that has one.
+    #[serde(default)]
+    #[allow(dead_code)]
+    http: Option<HttpPart>,
+    #[serde(default)]
+    health: Option<HealthPart>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    instances: Vec<InstancePart>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)]
+struct HttpPart {
+    #[serde(default)]
+    hosts: Vec<String>,
+    #[serde(default)]
+    paths: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthPart {
+    kind: String,
+    #[serde(default)]
+    interval: Option<String>,
+    #[serde(default)]
+    timeout: Option<String>,
+    #[serde(default)]
+    unhealthy_threshold: u32,
+    #[serde(default)]
+    healthy_threshold: u32,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    grpc_service: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InstancePart {
+    id: String,
+    address: String,
+    #[serde(default)]
+    weight: u32,
+}
+
+/// The most that one file may take.
+pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Reads one file's text.
+///
+/// # Errors
+/// One line: every fault with its field and remedy.
+pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
+    let file: ServicesFile =
+        serde_saphyr::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+    let mut faults = Vec::new();
+    let protocol = protocol(file.protocol.as_deref(), &mut faults);
+    let health = file.health.as_ref().map(|part| health(part, &mut faults));
+    if file.instances.is_empty() {
+        faults.push(
+            "instances: is empty: name at least one {id, address}, or remove the file".to_owned(),
+        );
+    }
+    let mut out = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (index, part) in file.instances.iter().enumerate() {
+        let instance = Instance {
+            service: file.service.clone(),
+            namespace: file.namespace.clone(),
+            id: part.id.clone(),
+            version: file.version.clone(),
+            address: part.address.clone(),
+            protocol: protocol.into(),
+            weight: part.weight,
+            protos: file.protos.clone(),
+            health: health.clone(),
+            labels: file.labels.clone().into_iter().collect(),
+        };
+        match check(instance, &Bytes::new(), Origin::File, is_own) {
+            Ok(checked) => {
+                if !seen.insert(InstanceKey::of(&checked.instance)) {
+                    faults.push(format!(
+                        "instances[{index}].id: \"{}\" stands twice: ids are unique in a service",
+                        part.id
+                    ));
+                }
+                out.push(checked);
+            }
+            Err(violations) => faults.extend(violations.into_iter().map(|v| {
+                // Of the service as a whole, or of this instance.
+                let field = v.field.trim_start_matches("instance.");
+                let own = matches!(field, "id" | "address" | "weight");
+                let at = if own {
+                    format!("instances[{index}].{field}")
+                } else {
+                    field.to_owned()
+                };
+                format!("{at}: {}", v.description)
+            })),
+        }
+    }
+    let mut told = BTreeSet::new();
+    faults.retain(|fault| told.insert(fault.clone()));
+    if faults.is_empty() {
+        Ok(out)
+    } else {
+        Err(faults.join("; "))
+    }
+}
+
+fn protocol(word: Option<&str>, faults: &mut Vec<String>) -> Protocol {
+    match word {
+        None | Some("grpc") => Protocol::Grpc,
+        Some("http") => Protocol::Http,
+        Some("tcp") => Protocol::Tcp,
+        Some(other) => {
+            faults.push(format!(
+                "protocol: \"{other}\" is unknown: use grpc or http"
+            ));
+            Protocol::Grpc
+        }
+    }
+}
+
+fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
+    let kind = match part.kind.as_str() {
+        "grpc" => Kind::Grpc,
+        "http" => Kind::Http,
+        "tcp" => Kind::Tcp,
+        "none" => Kind::None,
+        other => {
+            faults.push(format!(
+                "health.kind: \"{other}\" is unknown: use grpc, http, tcp or none"
+            ));
+            Kind::None
+        }
+    };
+    let mut span = |field: &str, word: Option<&String>| {
+        let word = word?;
+        let parsed = parse_duration(word).and_then(|d| prost_types::Duration::try_from(d).ok());
+        if parsed.is_none() {
+            faults.push(format!(
+                "health.{field}: \"{word}\" is no duration: write for example 5s or 500ms"
+            ));
+        }
+        parsed
+    };
+    HealthCheck {
+        kind: kind.into(),
+        interval: span("interval", part.interval.as_ref()),
+        timeout: span("timeout", part.timeout.as_ref()),
+        unhealthy_threshold: part.unhealthy_threshold,
+        healthy_threshold: part.healthy_threshold,
+        path: part.path.clone(),
+        grpc_service: part.grpc_service.clone(),
+    }
+}
+
+/// A parser's message without the picture of the source that some add below it.
+fn one_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("is no YAML")
+        .to_owned()
+}

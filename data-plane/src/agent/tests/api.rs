@@ -1,0 +1,228 @@
+use std::{net::SocketAddr, time::Duration};
+
+use heddle_proto::registry::v1::{
+    DeregisterRequest, Health, Instance, KeepAliveRequest, ListInstancesRequest,
+    ListServicesRequest, RegisterRequest, WatchInstancesRequest, registry_client::RegistryClient,
+    registry_server::RegistryServer,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Code, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use super::{instance, listener, soon, until};
+use crate::agent::{
+    Agent,
+    api::AgentApi,
+    session::{Identity, Session},
+};
+
+fn identity() -> Identity {
+    Identity {
+        node: "a".into(),
+        process_id: "p1".into(),
+        advertise: "127.0.0.1:15008".into(),
+        region: String::new(),
+        zone: String::new(),
+    }
+}
+
+/// An agent with its API on a free port, and no control plane.
+async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
+    let agent = Agent::with_ttl("a", ttl, ttl / 3);
+    let (_, handle) = Session::new(agent.clone(), identity(), vec![], std::sync::Arc::default());
+    let (_, applied) = watch::channel(u64::MAX);
+    let service = AgentApi::new(agent.clone(), handle, applied, |ip| ip.is_loopback());
+    let (listener, addr): (_, SocketAddr) = listener().await;
+    let server = tonic::transport::Server::builder().add_service(RegistryServer::new(service));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let client = RegistryClient::connect(format!("http://{addr}"))
+        .await
+        .unwrap();
+    tokio::spawn(agent.clone().sweep());
+    (agent, client)
+}
+
+fn request(id: &str) -> RegisterRequest {
+    RegisterRequest {
+        instance: Some(instance("echo", id, "127.0.0.1:7001")),
+        ..RegisterRequest::default()
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn an_instance_lives_as_long_as_its_stream() {
+    let (agent, mut client) = api(LONG).await;
+    let registered = client.register(request("e1")).await.unwrap().into_inner();
+    assert_eq!(registered.node, "a");
+    assert_eq!(registered.ttl.unwrap().seconds, 60);
+    let (beats, stream) = mpsc::channel(4);
+    beats
+        .send(KeepAliveRequest {
+            registration: registered.registration.clone(),
+        })
+        .await
+        .unwrap();
+    let mut answers = client
+        .keep_alive(ReceiverStream::new(stream))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        answers.message().await.unwrap().unwrap().health(),
+        Health::Healthy
+    );
+    // Later beats need not name it.
+    beats.send(KeepAliveRequest::default()).await.unwrap();
+    assert_eq!(
+        answers.message().await.unwrap().unwrap().health(),
+        Health::Healthy
+    );
+    drop(beats);
+    drop(answers);
+    until(&agent, "out when its stream breaks", |views| {
+        views.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_beats_it_is_out_after_the_ttl() {
+    let (agent, mut client) = api(Duration::from_millis(60)).await;
+    let registered = client.register(request("e1")).await.unwrap().into_inner();
+    until(&agent, "out after the TTL", crate::agent::book::Views::is_empty).await;
+    // What it says then tells it what to do.
+    let beat = tokio_stream::once(KeepAliveRequest {
+        registration: registered.registration.clone(),
+    });
+    let mut answers = client.keep_alive(beat).await.unwrap().into_inner();
+    let status = soon("an answer", answers.message()).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    assert!(
+        status.message().contains("Register"),
+        "{}",
+        status.message()
+    );
+    let gone = DeregisterRequest {
+        registration: registered.registration,
+        ..DeregisterRequest::default()
+    };
+    assert_eq!(
+        client.deregister(gone).await.unwrap_err().code(),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn a_bad_registration_names_the_field_and_changes_nothing() {
+    let (agent, mut client) = api(LONG).await;
+    let bad = Instance {
+        service: "Bad_Name".into(),
+        address: "10.255.255.1:1".into(),
+        ..instance("", "e1", "")
+    };
+    let bad = RegisterRequest {
+        instance: Some(bad),
+        ..RegisterRequest::default()
+    };
+    let status = client.register(bad).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let details = status.get_details_bad_request().unwrap();
+    let fields: Vec<_> = details
+        .field_violations
+        .iter()
+        .map(|v| v.field.as_str())
+        .collect();
+    assert_eq!(fields, ["instance.service", "instance.address"]);
+    let status = client
+        .register(RegisterRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        status.get_details_bad_request().unwrap().field_violations[0].field,
+        "instance"
+    );
+    assert!(agent.views().1.is_empty());
+}
+
+#[tokio::test]
+async fn deregister_takes_out_at_once_and_answers_with_no_control_plane() {
+    let (agent, mut client) = api(LONG).await;
+    let registered = client.register(request("e1")).await.unwrap().into_inner();
+    let ask = DeregisterRequest {
+        registration: registered.registration,
+        wait_acknowledged: true,
+        max_wait: None,
+    };
+    let answer = soon("an answer", client.deregister(ask))
+        .await
+        .unwrap()
+        .into_inner();
+    // No control plane is configured: this node is the whole mesh.
+    assert!(answer.acknowledged);
+    assert!(agent.views().1.is_empty());
+}
+
+#[tokio::test]
+async fn lists_and_watches_show_what_is_here() {
+    let (_, mut client) = api(LONG).await;
+    client.register(request("e2")).await.unwrap();
+    client.register(request("e1")).await.unwrap();
+    let mut shop = request("u1");
+    if let Some(instance) = &mut shop.instance {
+        instance.service = "users".into();
+        instance.namespace = "shop".into();
+    }
+    let users = client.register(shop).await.unwrap().into_inner();
+
+    let services = client
+        .list_services(ListServicesRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .services;
+    let seen: Vec<_> = services
+        .iter()
+        .map(|s| (s.name.as_str(), s.instances, s.healthy_instances))
+        .collect();
+    assert_eq!(seen, [("echo.default", 2, 2), ("users.shop", 1, 1)]);
+    let of = |service: &str| ListInstancesRequest {
+        service: service.into(),
+    };
+    for (service, expect) in [
+        ("", vec!["e1", "e2", "u1"]),
+        ("echo", vec!["e1", "e2"]),
+        ("users.shop", vec!["u1"]),
+        ("users", vec![]),
+    ] {
+        let instances = client
+            .list_instances(of(service))
+            .await
+            .unwrap()
+            .into_inner()
+            .instances;
+        let ids: Vec<_> = instances
+            .iter()
+            .map(|i| i.instance.as_ref().unwrap().id.as_str())
+            .collect();
+        assert_eq!(ids, expect, "{service}");
+    }
+
+    let watch = WatchInstancesRequest {
+        service: "users.shop".into(),
+    };
+    let mut steps = client.watch_instances(watch).await.unwrap().into_inner();
+    let first = steps.message().await.unwrap().unwrap();
+    assert!(first.initial_done);
+    assert_eq!(first.changed.len(), 1);
+    let gone = DeregisterRequest {
+        registration: users.registration,
+        ..DeregisterRequest::default()
+    };
+    client.deregister(gone).await.unwrap();
+    let second = soon("the change", steps.message()).await.unwrap().unwrap();
+    assert_eq!(second.removed, ["a/users.shop/u1"]);
+    assert!(!second.initial_done);
+}

@@ -1,0 +1,169 @@
+use std::{fs, net::IpAddr};
+
+use crate::agent::{Agent, services_dir::ServicesDir, services_file::parse};
+
+const GOOD: &str = r#"
+service: bench-echo
+namespace: default
+version: v1
+protocol: grpc
+protos: [echo.Echo]
+#http: {hosts: [], paths: [/]}
+health: {kind: none}
+instances:
+  - {id: e1, address: "127.0.0.1:21001"}
+  - {id: e2, address: "127.0.0.1:21002", weight: 2}
+"#;
+
+fn own(ip: IpAddr) -> bool {
+    ip.is_loopback()
+}
+
+#[test]
+fn the_contracts_own_example_is_read() {
+    let found = parse(GOOD, &own).unwrap();
+    let seen: Vec<_> = found
+        .iter()
+        .map(|c| (c.instance.id.as_str(), c.address.port(), c.instance.weight))
+        .collect();
+    assert_eq!(seen, [("e1", 21001, 1), ("e2", 21002, 2)]);
+    assert!(
+        found
+            .iter()
+            .all(|c| c.protos[0].name == "echo.Echo" && c.instance.service == "bench-echo")
+    );
+}
+
+#[test]
+fn each_mistake_is_one_line_with_field_and_remedy() {
+    for (from, to, field, remedy) in [
+        (
+            "service: bench-echo",
+            "service: Bench_Echo",
+            "service:",
+            "a-z",
+        ),
+        ("weight: 2", "weigth: 2", "weigth", "unknown field"),
+        ("version: v1", "verison: v1", "verison", "unknown field"),
+        (
+            "protocol: grpc",
+            "protocol: tcp",
+            "protocol:",
+            "use grpc or http",
+        ),
+        (
+            "protocol: grpc",
+            "protocol: gprc",
+            "protocol:",
+            "use grpc or http",
+        ),
+        (
+            "kind: none",
+            "kind: ping",
+            "health.kind:",
+            "grpc, http, tcp or none",
+        ),
+        (
+            "kind: none",
+            "kind: tcp, interval: soon",
+            "health.interval:",
+            "5s",
+        ),
+        (
+            "127.0.0.1:21002",
+            "192.0.2.1:21002",
+            "instances[1].address:",
+            "own node",
+        ),
+        (
+            "127.0.0.1:21001",
+            "21001",
+            "instances[0].address:",
+            "IP:port",
+        ),
+        ("id: e2", "id: e1", "instances[1].id:", "unique"),
+        ("weight: 2", "weight: 2000", "instances[1].weight:", "1000"),
+        ("service: bench-echo", "", "service", "missing field"),
+    ] {
+        let fault = parse(&GOOD.replace(from, to), &own).expect_err(to);
+        assert!(
+            fault.contains(field) && fault.contains(remedy),
+            "{to}: \"{fault}\""
+        );
+        assert!(!fault.contains('\n'), "{to}: {fault}");
+    }
+    for text in ["", "{", "- a\n- b", "service: [1]"] {
+        let fault = parse(text, &own).expect_err(text);
+        assert!(
+            !fault.is_empty() && !fault.contains('\n'),
+            "{text}: {fault}"
+        );
+    }
+}
+
+fn ids(agent: &Agent) -> Vec<String> {
+    agent
+        .views()
+        .1
+        .keys()
+        .map(|k| format!("{}/{}", k.service, k.id))
+        .collect()
+}
+
+#[tokio::test]
+async fn files_come_change_break_and_go() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("echo.yaml");
+    let agent = Agent::new("a");
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), own);
+    dir.look();
+    assert!(ids(&agent).is_empty());
+
+    fs::write(&file, GOOD).unwrap();
+    fs::write(temp.path().join("notes.txt"), "service: x").unwrap();
+    fs::write(temp.path().join(".echo.yaml.swp"), "half").unwrap();
+    dir.look();
+    assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
+    let version = agent.views().0;
+    dir.look();
+    assert_eq!(agent.views().0, version, "nothing changed");
+
+    // A mistake: the last good content stays, and other files are not disturbed.
+    fs::write(&file, GOOD.replace("weight: 2", "weigth: 2")).unwrap();
+    fs::write(
+        temp.path().join("other.yml"),
+        GOOD.replace("bench-echo", "other"),
+    )
+    .unwrap();
+    dir.look();
+    assert_eq!(
+        ids(&agent),
+        ["bench-echo/e1", "bench-echo/e2", "other/e1", "other/e2"]
+    );
+
+    // A clash is told and tried again: once the other file lets go the instance is in.
+    fs::write(&file, GOOD.replace("bench-echo", "other")).unwrap();
+    dir.look();
+    assert_eq!(ids(&agent).len(), 4);
+    fs::remove_file(temp.path().join("other.yml")).unwrap();
+    dir.look();
+    assert_eq!(ids(&agent), ["other/e1", "other/e2"]);
+
+    fs::remove_file(&file).unwrap();
+    dir.look();
+    assert!(ids(&agent).is_empty());
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_read_takes_nothing_away() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("s");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("echo.yaml"), GOOD).unwrap();
+    let agent = Agent::new("a");
+    let mut dir = ServicesDir::new(&path, agent.clone(), own);
+    dir.look();
+    fs::rename(&path, temp.path().join("moved")).unwrap();
+    dir.look();
+    assert_eq!(ids(&agent).len(), 2);
+}

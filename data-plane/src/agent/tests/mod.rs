@@ -1,0 +1,68 @@
+//! The agent's behaviour as its callers see it: in process, over real sockets on free ports.
+
+mod api;
+mod book;
+mod files;
+mod learn;
+mod session;
+mod validate;
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use heddle_proto::registry::v1::Instance;
+use prost::bytes::Bytes;
+use tokio::sync::watch;
+
+use super::validate::{Checked, Origin, check};
+
+/// An instance that may join.
+pub(super) fn instance(service: &str, id: &str, address: &str) -> Instance {
+    Instance {
+        service: service.into(),
+        id: id.into(),
+        address: address.into(),
+        protos: vec!["test.Test".into()],
+        ..Instance::default()
+    }
+}
+
+pub(super) fn checked(instance: Instance) -> Checked {
+    check(instance, &Bytes::new(), Origin::Registration, &|_| true).unwrap()
+}
+
+/// Ten seconds are for ever on a test machine.
+pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(Duration::from_secs(10), future).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within 10 s"))
+}
+
+/// Waits for a state of the agent.
+pub(super) async fn until(
+    agent: &super::Agent,
+    what: &str,
+    f: impl Fn(&super::book::Views) -> bool,
+) {
+    let mut changes: watch::Receiver<u64> = agent.changes();
+    soon(what, async {
+        loop {
+            changes.borrow_and_update();
+            if f(&agent.views().1) {
+                return;
+            }
+            changes.changed().await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A bound listener and its address, for a server of this process.
+pub(super) async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// An address on which nobody listens now.
+pub(super) async fn free_address() -> SocketAddr {
+    listener().await.1
+}

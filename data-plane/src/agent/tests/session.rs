@@ -1,0 +1,340 @@
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use heddle_proto::control::v1::{
+    Ack, ControlMessage, Hello, NodeMessage, RemovalAnswer, Welcome, ack, control_message,
+    node_message,
+    node_session_server::{NodeSession, NodeSessionServer},
+};
+use prost::bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{checked, instance, listener, soon};
+use crate::agent::{
+    Agent,
+    session::{Identity, Session, SessionHandle, SessionStatus},
+    validate::{Origin, check},
+};
+
+type Answers = Pin<Box<dyn Stream<Item = Result<ControlMessage, Status>> + Send>>;
+
+/// One session as the control plane's side of it.
+struct Visit {
+    messages: Streaming<NodeMessage>,
+    answers: mpsc::Sender<Result<ControlMessage, Status>>,
+}
+
+/// A control plane whose every word the test says.
+struct Control {
+    visits: mpsc::Sender<Visit>,
+}
+
+#[tonic::async_trait]
+impl NodeSession for Control {
+    type OpenStream = Answers;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Answers>, Status> {
+        let (answers, stream) = mpsc::channel(16);
+        let visit = Visit {
+            messages: request.into_inner(),
+            answers,
+        };
+        self.visits
+            .send(visit)
+            .await
+            .map_err(|_| Status::unavailable("test over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+async fn control() -> (SocketAddr, mpsc::Receiver<Visit>) {
+    let (visits, received) = mpsc::channel(4);
+    let (listener, addr) = listener().await;
+    let server =
+        tonic::transport::Server::builder().add_service(NodeSessionServer::new(Control { visits }));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    (addr, received)
+}
+
+impl Visit {
+    async fn next(&mut self) -> node_message::Message {
+        loop {
+            let message = soon("a message", self.messages.message())
+                .await
+                .unwrap()
+                .unwrap()
+                .message
+                .unwrap();
+            if !matches!(message, node_message::Message::Beat(_)) {
+                return message;
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Hello {
+        match self.next().await {
+            node_message::Message::Hello(hello) => hello,
+            other => panic!("{other:?} instead of Hello"),
+        }
+    }
+
+    async fn say(&self, message: control_message::Message) {
+        self.answers
+            .send(Ok(ControlMessage {
+                message: Some(message),
+            }))
+            .await
+            .unwrap();
+    }
+
+    async fn welcome(&self, epoch: u64, missing: &[String]) {
+        self.say(control_message::Message::Welcome(Welcome {
+            epoch,
+            lease_ttl: Some(prost_types::Duration {
+                seconds: 10,
+                nanos: 0,
+            }),
+            renew_interval: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 50_000_000,
+            }),
+            revision: 7,
+            missing_schemas: missing.to_vec(),
+            replica: "test".into(),
+        }))
+        .await;
+    }
+
+    async fn acknowledge(&self, sequence: u64) {
+        let ack = Ack {
+            of: Some(ack::Of::Change(sequence)),
+            revision: 8,
+            missing_schemas: vec![],
+        };
+        self.say(control_message::Message::Ack(ack)).await;
+    }
+}
+
+fn start(agent: &Agent, urls: Vec<String>) -> SessionHandle {
+    let identity = Identity {
+        node: "a".into(),
+        process_id: "p1".into(),
+        advertise: "127.0.0.1:15008".into(),
+        region: "eu".into(),
+        zone: "eu-1".into(),
+    };
+    let (session, handle) =
+        Session::new(agent.clone(), identity, urls, Arc::new(AtomicU64::new(3)));
+    tokio::spawn(session.run());
+    handle
+}
+
+fn ids(hello: &Hello) -> Vec<&str> {
+    hello
+        .instances
+        .iter()
+        .map(|i| i.instance.as_ref().unwrap().id.as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn the_full_set_goes_with_hello_then_every_change() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    agent
+        .register(checked(instance("echo", "e1", "127.0.0.1:1")))
+        .unwrap();
+    let handle = start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let hello = visit.hello().await;
+    assert_eq!(
+        (hello.node.as_str(), hello.process_id.as_str(), hello.epoch),
+        ("a", "p1", 0)
+    );
+    assert_eq!(
+        (
+            hello.advertise.as_str(),
+            hello.region.as_str(),
+            hello.revision
+        ),
+        ("127.0.0.1:15008", "eu", 3)
+    );
+    assert_eq!(ids(&hello), ["e1"]);
+    visit.welcome(41, &[]).await;
+
+    let second = agent
+        .register(checked(instance("echo", "e2", "127.0.0.1:2")))
+        .unwrap();
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(
+        (change.sequence, change.upserted.len(), change.removed.len()),
+        (1, 1, 0)
+    );
+    // Not acknowledged yet: what happens meanwhile is one later Change.
+    agent.deregister(&second).unwrap();
+    agent
+        .register(checked(instance("echo", "e3", "127.0.0.1:3")))
+        .unwrap();
+    visit.acknowledge(1).await;
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(change.sequence, 2);
+    assert_eq!(change.upserted[0].instance.as_ref().unwrap().id, "e3");
+    assert_eq!(change.removed[0].id, "e2");
+
+    // It breaks: the same process comes back with its epoch and everything it has.
+    drop(visit);
+    let mut visit = soon("a second session", visits.recv()).await.unwrap();
+    let hello = visit.hello().await;
+    assert_eq!((hello.epoch, hello.revision), (41, 8));
+    assert_eq!(ids(&hello), ["e1", "e3"]);
+    visit.welcome(41, &[]).await;
+    let mut status = handle.status();
+    soon(
+        "connected",
+        status.wait_for(|s| *s == SessionStatus::Connected("test".into())),
+    )
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_removal_is_asked_after_only_once_it_is_durable() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    let registration = agent
+        .register(checked(instance("echo", "e1", "127.0.0.1:1")))
+        .unwrap();
+    let handle = start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    visit.hello().await;
+    visit.welcome(1, &[]).await;
+    let mut status = handle.status();
+    soon(
+        "connected",
+        status.wait_for(|s| matches!(s, SessionStatus::Connected(_))),
+    )
+    .await
+    .unwrap();
+
+    let (key, version) = agent.deregister(&registration).unwrap();
+    let asked = tokio::spawn({
+        let (handle, key) = (handle.clone(), key.clone());
+        async move { handle.removal(&key, version, Duration::from_secs(5)).await }
+    });
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(change.removed.len(), 1);
+    visit.acknowledge(1).await;
+    let node_message::Message::RemovalQuery(query) = visit.next().await else {
+        panic!("no query")
+    };
+    assert_eq!(query.instance.unwrap().id, "e1");
+    let answer = RemovalAnswer {
+        id: query.id,
+        acknowledged: false,
+        unacknowledged: vec!["slow".into()],
+    };
+    visit
+        .say(control_message::Message::RemovalAnswer(answer))
+        .await;
+    let answer = soon("the answer", asked).await.unwrap();
+    assert_eq!(
+        (answer.acknowledged, answer.unacknowledged),
+        (false, vec!["slow".to_owned()])
+    );
+
+    // The control plane goes: the answer comes at once, and says so.
+    drop(visit);
+    drop(visits);
+    soon(
+        "broken",
+        status.wait_for(|s| matches!(s, SessionStatus::Connecting(_))),
+    )
+    .await
+    .unwrap();
+    let answer = soon(
+        "an answer",
+        handle.removal(&key, version, Duration::from_secs(5)),
+    )
+    .await;
+    assert!(!answer.acknowledged && answer.unacknowledged[0].contains("not connected"));
+}
+
+#[tokio::test]
+async fn descriptors_are_sent_when_they_are_missed() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
+    let one = check(
+        instance("echo", "e1", "127.0.0.1:1"),
+        &set,
+        Origin::Registration,
+        &|_| true,
+    )
+    .unwrap();
+    agent.register(one).unwrap();
+    start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let sha256 = visit.hello().await.instances[0].schema_sha256.clone();
+    visit.welcome(1, &["0".repeat(64), sha256.clone()]).await;
+    let node_message::Message::Schema(upload) = visit.next().await else {
+        panic!("no upload")
+    };
+    assert_eq!(upload.sha256, sha256);
+    assert_eq!(upload.file_descriptor_set, set);
+}
+
+#[tokio::test]
+async fn a_superseded_process_says_so_and_serves_on() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    agent
+        .register(checked(instance("echo", "e1", "127.0.0.1:1")))
+        .unwrap();
+    let handle = start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    visit.hello().await;
+    visit.welcome(1, &[]).await;
+    let mut details = ErrorDetails::new();
+    details.set_error_info("SUPERSEDED", "heddle", std::collections::HashMap::new());
+    let status = Status::with_error_details(Code::Aborted, "process p2 has taken node a", details);
+    visit.answers.send(Err(status)).await.unwrap();
+    let mut status = handle.status();
+    soon(
+        "superseded",
+        status.wait_for(|s| matches!(s, SessionStatus::Superseded(by) if by.contains("p2"))),
+    )
+    .await
+    .unwrap();
+    assert_eq!(agent.views().1.len(), 1);
+}
+
+#[tokio::test]
+async fn another_replica_is_tried_when_one_is_down() {
+    let (addr, mut visits) = control().await;
+    let dead = super::free_address().await;
+    let agent = Agent::new("a");
+    start(
+        &agent,
+        vec![format!("http://{dead}"), format!("http://{addr}")],
+    );
+    soon("a session with the living one", visits.recv())
+        .await
+        .unwrap();
+}

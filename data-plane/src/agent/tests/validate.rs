@@ -1,0 +1,325 @@
+use std::collections::HashMap;
+
+use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+use prost::bytes::Bytes;
+
+use super::instance;
+use crate::agent::{
+    schema::{Schema, files, protos_of},
+    validate::{Origin, check},
+};
+
+fn faults(instance: Instance, set: &[u8], origin: Origin) -> Vec<(String, String)> {
+    let own = |ip: std::net::IpAddr| ip.is_loopback();
+    match check(instance, &Bytes::copy_from_slice(set), origin, &own) {
+        Ok(_) => vec![],
+        Err(found) => found
+            .into_iter()
+            .map(|v| (v.field, v.description))
+            .collect(),
+    }
+}
+
+#[test]
+fn every_fault_names_its_field_and_the_remedy() {
+    let good = || instance("users", "u1", "127.0.0.1:7001");
+    let duration = |millis: i32| {
+        Some(prost_types::Duration {
+            seconds: 0,
+            nanos: millis * 1_000_000,
+        })
+    };
+    let health = |h: HealthCheck| Some(HealthCheck { ..h });
+    let cases: Vec<(Instance, &str, &str)> = vec![
+        (
+            Instance {
+                service: String::new(),
+                ..good()
+            },
+            "instance.service",
+            "missing",
+        ),
+        (
+            Instance {
+                service: "Users".into(),
+                ..good()
+            },
+            "instance.service",
+            "DNS label",
+        ),
+        (
+            Instance {
+                service: "a".repeat(64),
+                ..good()
+            },
+            "instance.service",
+            "63",
+        ),
+        (
+            Instance {
+                namespace: "a.b".into(),
+                ..good()
+            },
+            "instance.namespace",
+            "DNS label",
+        ),
+        (
+            Instance {
+                id: "-x".into(),
+                ..good()
+            },
+            "instance.id",
+            "DNS label",
+        ),
+        (
+            Instance {
+                version: "v".repeat(64),
+                ..good()
+            },
+            "instance.version",
+            "63",
+        ),
+        (
+            Instance {
+                address: String::new(),
+                ..good()
+            },
+            "instance.address",
+            "IP:port",
+        ),
+        (
+            Instance {
+                address: "localhost:1".into(),
+                ..good()
+            },
+            "instance.address",
+            "names are not resolved",
+        ),
+        (
+            Instance {
+                address: "127.0.0.1:0".into(),
+                ..good()
+            },
+            "instance.address",
+            "port 0",
+        ),
+        (
+            Instance {
+                address: "0.0.0.0:80".into(),
+                ..good()
+            },
+            "instance.address",
+            "127.0.0.1:80",
+        ),
+        (
+            Instance {
+                address: "192.0.2.7:80".into(),
+                ..good()
+            },
+            "instance.address",
+            "own node",
+        ),
+        (
+            Instance {
+                protocol: Protocol::Tcp.into(),
+                ..good()
+            },
+            "instance.protocol",
+            "grpc or http",
+        ),
+        (
+            Instance {
+                protocol: 9,
+                ..good()
+            },
+            "instance.protocol",
+            "unknown",
+        ),
+        (
+            Instance {
+                weight: 1001,
+                ..good()
+            },
+            "instance.weight",
+            "1000",
+        ),
+        (
+            Instance {
+                protos: vec!["a.B".into(), "not a name".into()],
+                ..good()
+            },
+            "instance.protos[1]",
+            "package.Service",
+        ),
+        (
+            Instance {
+                labels: (0..33).map(|i| (format!("k{i}"), String::new())).collect(),
+                ..good()
+            },
+            "instance.labels",
+            "32",
+        ),
+        (
+            Instance {
+                labels: HashMap::from([(String::new(), "v".into())]),
+                ..good()
+            },
+            "instance.labels[\"\"]",
+            "1 to 63",
+        ),
+        (
+            Instance {
+                health: health(HealthCheck {
+                    kind: 99,
+                    ..Default::default()
+                }),
+                ..good()
+            },
+            "instance.health.kind",
+            "grpc, http, tcp or none",
+        ),
+        (
+            Instance {
+                health: health(HealthCheck {
+                    interval: duration(1),
+                    ..Default::default()
+                }),
+                ..good()
+            },
+            "instance.health.interval",
+            "50 ms",
+        ),
+        (
+            Instance {
+                health: health(HealthCheck {
+                    unhealthy_threshold: 101,
+                    ..Default::default()
+                }),
+                ..good()
+            },
+            "instance.health.unhealthy_threshold",
+            "100",
+        ),
+        (
+            Instance {
+                health: health(HealthCheck {
+                    path: "/a\r\nHost: x".into(),
+                    ..Default::default()
+                }),
+                ..good()
+            },
+            "instance.health.path",
+            "blanks",
+        ),
+    ];
+    for (instance, field, words) in cases {
+        let found = faults(instance, &[], Origin::Registration);
+        assert_eq!(found.len(), 1, "{field}: {found:?}");
+        assert_eq!(found[0].0, field, "{found:?}");
+        assert!(
+            found[0].1.contains(words),
+            "{field}: \"{}\" does not say {words}",
+            found[0].1
+        );
+    }
+    assert_eq!(faults(good(), &[], Origin::Registration), []);
+    let several = Instance {
+        service: "X".into(),
+        address: "nope".into(),
+        ..good()
+    };
+    assert_eq!(
+        faults(several, &[], Origin::Registration).len(),
+        2,
+        "all faults come at once"
+    );
+}
+
+#[test]
+fn a_file_cannot_keep_alive() {
+    let check = HealthCheck {
+        kind: Kind::KeepAlive.into(),
+        ..HealthCheck::default()
+    };
+    let from_file = Instance {
+        health: Some(check),
+        ..instance("a", "b", "127.0.0.1:1")
+    };
+    assert_eq!(
+        faults(from_file, &[], Origin::File)[0].0,
+        "instance.health.kind"
+    );
+}
+
+#[test]
+fn descriptors_are_checked_and_kept_byte_for_byte() {
+    let one = || instance("echo", "e1", "127.0.0.1:1");
+    assert_eq!(
+        faults(one(), b"\x0a\xff", Origin::Registration)[0].0,
+        "file_descriptor_set"
+    );
+    assert_eq!(
+        faults(one(), b"\x10\x01", Origin::Registration)[0].0,
+        "file_descriptor_set"
+    );
+    let large = vec![0; 4 * 1024 * 1024 + 1];
+    assert!(
+        faults(one(), &large, Origin::Registration)[0]
+            .1
+            .contains("4 MiB")
+    );
+
+    let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
+    let unnamed = Instance {
+        protos: vec![],
+        ..one()
+    };
+    let checked = check(unnamed, &set, Origin::Registration, &|_| true).unwrap();
+    assert_eq!(checked.schema.unwrap().bytes, set);
+    let echo = checked
+        .protos
+        .iter()
+        .find(|p| p.name == "heddle.echo.v1.Echo")
+        .expect("found in the descriptors");
+    assert_eq!(echo.idempotent_methods, ["Unary"]);
+}
+
+#[test]
+fn named_proto_services_are_the_ones_served() {
+    let schema = Schema::parse(Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
+    let named = ["heddle.echo.v1.Echo".to_owned(), "other.Service".to_owned()];
+    let protos = protos_of(Some(&schema), &named);
+    let names: Vec<_> = protos
+        .iter()
+        .map(|p| (p.name.as_str(), p.idempotent_methods.len()))
+        .collect();
+    assert_eq!(names, [("heddle.echo.v1.Echo", 1), ("other.Service", 0)]);
+}
+
+#[test]
+fn equal_files_have_an_equal_hash_in_whatever_order_they_came() {
+    let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
+    let raw: std::collections::BTreeMap<String, Bytes> = files(&set)
+        .unwrap()
+        .into_iter()
+        .map(|f| (f.parsed.name().to_owned(), f.bytes))
+        .collect();
+    let made = Schema::from_files(&raw).unwrap();
+    let order: Vec<_> = files(&made.bytes)
+        .unwrap()
+        .iter()
+        .map(|f| f.parsed.name().to_owned())
+        .collect();
+    assert_eq!(order.len(), raw.len());
+    for file in files(&made.bytes).unwrap() {
+        assert_eq!(raw[file.parsed.name()], file.bytes, "kept byte for byte");
+        let at = order.iter().position(|n| n == file.parsed.name()).unwrap();
+        for import in &file.parsed.dependency {
+            assert!(
+                order.iter().position(|n| n == import).unwrap() < at,
+                "{import} stands after its user"
+            );
+        }
+    }
+    assert_eq!(Schema::from_files(&raw).unwrap().sha256, made.sha256);
+}

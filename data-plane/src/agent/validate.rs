@@ -1,0 +1,355 @@
+//! What an instance may look like, whether it comes by the API or from a file. An [`Instance`] as given goes in, a
+//! [`Checked`] one with its defaults filled in comes out, or every violation with field and remedy. No I/O but the
+//! question whether an address is this host's own, which the caller answers.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use heddle_proto::control::v1::ProtoService;
+use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+
+use super::schema::{self, Schema};
+use crate::options::is_label;
+
+/// A fault of one field: `instance.address`, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub field: String,
+    pub description: String,
+}
+
+/// How an instance's health is learned, with all defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckPlan {
+    pub kind: Kind,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
+    pub path: String,
+    pub grpc_service: String,
+}
+
+/// An instance that may join.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    pub instance: Instance,
+    pub address: SocketAddr,
+    pub check: CheckPlan,
+    pub protos: Vec<ProtoService>,
+    pub schema: Option<Schema>,
+}
+
+/// Where the instance comes from: a file sends no keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Registration,
+    File,
+}
+
+const MAX_TEXT: usize = 63;
+const MAX_PROTOS: usize = 256;
+const MAX_PROTO_NAME: usize = 256;
+const MAX_LABELS: usize = 32;
+const MAX_LABEL_VALUE: usize = 256;
+const MAX_WEIGHT: u32 = 1000;
+const MAX_PATH: usize = 1024;
+const LABEL_RULE: &str =
+    "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
+
+/// Checks everything and tells every fault.
+///
+/// # Errors
+/// The violations, at least one.
+pub fn check(
+    mut instance: Instance,
+    file_descriptor_set: &Bytes,
+    origin: Origin,
+    is_own: &dyn Fn(IpAddr) -> bool,
+) -> Result<Checked, Vec<Violation>> {
+    let mut faults = Faults(Vec::new());
+    if instance.namespace.is_empty() {
+        "default".clone_into(&mut instance.namespace);
+    }
+    names(&instance, &mut faults);
+    let address = address(&instance.address, is_own, &mut faults);
+    match Protocol::try_from(instance.protocol) {
+        Ok(Protocol::Unspecified) => instance.protocol = Protocol::Grpc.into(),
+        Ok(Protocol::Grpc | Protocol::Http) => {}
+        Ok(Protocol::Tcp) => faults.add(
+            "protocol",
+            "tcp has no listener in this version: use grpc or http".into(),
+        ),
+        Err(_) => faults.add(
+            "protocol",
+            format!("{} is unknown: use grpc or http", instance.protocol),
+        ),
+    }
+    if instance.weight == 0 {
+        instance.weight = 1;
+    }
+    if instance.weight > MAX_WEIGHT {
+        faults.add(
+            "weight",
+            format!("{} is too much: at most {MAX_WEIGHT}", instance.weight),
+        );
+    }
+    labels(&instance, &mut faults);
+    proto_names(&instance, &mut faults);
+    let check = plan(instance.health.as_ref(), origin, &mut faults);
+    let schema = given_schema(file_descriptor_set, &mut faults);
+    let (Some(address), Some(check), true) = (address, check, faults.0.is_empty()) else {
+        return Err(faults.0);
+    };
+    let protos = schema::protos_of(schema.as_ref(), &instance.protos);
+    instance.address = address.to_string();
+    Ok(Checked {
+        instance,
+        address,
+        check,
+        protos,
+        schema,
+    })
+}
+
+struct Faults(Vec<Violation>);
+
+impl Faults {
+    fn add(&mut self, field: &str, description: String) {
+        let field = if field == "file_descriptor_set" {
+            field.to_owned()
+        } else {
+            format!("instance.{field}")
+        };
+        self.0.push(Violation { field, description });
+    }
+}
+
+fn names(instance: &Instance, faults: &mut Faults) {
+    for (field, word) in [
+        ("service", &instance.service),
+        ("namespace", &instance.namespace),
+        ("id", &instance.id),
+    ] {
+        if word.is_empty() {
+            faults.add(field, format!("is missing: {LABEL_RULE}"));
+        } else if !is_label(word) {
+            faults.add(
+                field,
+                format!("\"{}\" is no DNS label: {LABEL_RULE}", shown(word)),
+            );
+        }
+    }
+    if instance.version.chars().count() > MAX_TEXT || instance.version.chars().any(char::is_control)
+    {
+        faults.add(
+            "version",
+            format!("use at most {MAX_TEXT} printable characters"),
+        );
+    }
+}
+
+fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> Option<SocketAddr> {
+    let form = "write \"IP:port\" or \"[IPv6]:port\", an address of this host on which the instance listens";
+    let why = match word.parse::<SocketAddr>() {
+        _ if word.is_empty() => format!("is missing: {form}"),
+        Err(_) => format!(
+            "\"{}\" is no address (names are not resolved): {form}",
+            shown(word)
+        ),
+        Ok(addr) if addr.port() == 0 => {
+            format!("\"{addr}\" has port 0: give the port on which the instance listens")
+        }
+        Ok(addr) if addr.ip().is_unspecified() => {
+            format!(
+                "\"{addr}\" is every address and none: write 127.0.0.1:{} or an address of this host",
+                addr.port()
+            )
+        }
+        Ok(addr) if !is_own(addr.ip()) => format!(
+            "\"{addr}\" is not an address of this host: an instance registers with the agent of its own node"
+        ),
+        Ok(addr) => return Some(addr),
+    };
+    faults.add("address", why);
+    None
+}
+
+fn labels(instance: &Instance, faults: &mut Faults) {
+    if instance.labels.len() > MAX_LABELS {
+        faults.add(
+            "labels",
+            format!(
+                "{} are too many: at most {MAX_LABELS}",
+                instance.labels.len()
+            ),
+        );
+    }
+    for (name, value) in &instance.labels {
+        if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_LABEL_VALUE {
+            faults.add(
+                &format!("labels[\"{}\"]", shown(name)),
+                format!("a name takes 1 to {MAX_TEXT} bytes and a value at most {MAX_LABEL_VALUE}"),
+            );
+        }
+    }
+}
+
+fn proto_names(instance: &Instance, faults: &mut Faults) {
+    if instance.protos.len() > MAX_PROTOS {
+        faults.add(
+            "protos",
+            format!(
+                "{} are too many: at most {MAX_PROTOS}",
+                instance.protos.len()
+            ),
+        );
+    }
+    for (index, name) in instance.protos.iter().take(MAX_PROTOS).enumerate() {
+        if !is_proto_name(name) {
+            faults.add(
+                &format!("protos[{index}]"),
+                format!("\"{}\" is no full name of a proto service: write for example \"package.Service\"", shown(name)),
+            );
+        }
+    }
+}
+
+/// A dotted protobuf name.
+fn is_proto_name(name: &str) -> bool {
+    let ident = |part: &str| {
+        part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && part.bytes().next().is_some_and(|b| !b.is_ascii_digit())
+    };
+    name.len() <= MAX_PROTO_NAME && name.split('.').all(ident)
+}
+
+fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Option<CheckPlan> {
+    let given = given.cloned().unwrap_or_default();
+    let default_kind = match origin {
+        Origin::Registration => Kind::KeepAlive,
+        Origin::File => Kind::None,
+    };
+    let before = faults.0.len();
+    let kind = match Kind::try_from(given.kind) {
+        Ok(Kind::Unspecified) => default_kind,
+        Ok(Kind::KeepAlive) if origin == Origin::File => {
+            faults.add(
+                "health.kind",
+                "a file sends no keep-alive: use grpc, http, tcp or none".into(),
+            );
+            default_kind
+        }
+        Ok(kind) => kind,
+        Err(_) => {
+            faults.add(
+                "health.kind",
+                format!("{} is unknown: use grpc, http, tcp or none", given.kind),
+            );
+            default_kind
+        }
+    };
+    let interval = span(
+        "health.interval",
+        given.interval,
+        Duration::from_secs(5),
+        faults,
+    );
+    let timeout = span(
+        "health.timeout",
+        given.timeout,
+        Duration::from_secs(1),
+        faults,
+    );
+    let path = if given.path.is_empty() {
+        "/".to_owned()
+    } else {
+        given.path
+    };
+    let visible = |b: u8| b.is_ascii_graphic();
+    if !path.starts_with('/') || path.len() > MAX_PATH || !path.bytes().all(visible) {
+        faults.add(
+            "health.path",
+            format!(
+                "\"{}\" is no path: it starts with '/' and has no blanks",
+                shown(&path)
+            ),
+        );
+    }
+    if !given.grpc_service.is_empty()
+        && (given.grpc_service.len() > MAX_PROTO_NAME || !given.grpc_service.bytes().all(visible))
+    {
+        faults.add(
+            "health.grpc_service",
+            "use the name of a service, or leave it out for the whole server".into(),
+        );
+    }
+    let threshold = |field: &str, given: u32, default: u32, faults: &mut Faults| {
+        if given > 100 {
+            faults.add(field, format!("{given} is too much: at most 100"));
+        }
+        if given == 0 { default } else { given }
+    };
+    let unhealthy_threshold = threshold(
+        "health.unhealthy_threshold",
+        given.unhealthy_threshold,
+        2,
+        faults,
+    );
+    let healthy_threshold = threshold(
+        "health.healthy_threshold",
+        given.healthy_threshold,
+        1,
+        faults,
+    );
+    (faults.0.len() == before).then_some(CheckPlan {
+        kind,
+        interval,
+        timeout,
+        unhealthy_threshold,
+        healthy_threshold,
+        path,
+        grpc_service: given.grpc_service,
+    })
+}
+
+fn span(
+    field: &str,
+    given: Option<prost_types::Duration>,
+    default: Duration,
+    faults: &mut Faults,
+) -> Duration {
+    let Some(given) = given else { return default };
+    let value = Duration::try_from(given).ok();
+    match value.filter(|v| (Duration::from_millis(50)..=Duration::from_secs(3600)).contains(v)) {
+        Some(value) => value,
+        None => {
+            faults.add(field, "is out of range: 50 ms to 1 h".into());
+            default
+        }
+    }
+}
+
+fn given_schema(bytes: &Bytes, faults: &mut Faults) -> Option<Schema> {
+    if bytes.is_empty() {
+        return None;
+    }
+    match Schema::parse(bytes.clone()) {
+        Ok(schema) => Some(schema),
+        Err(error) => {
+            faults.add("file_descriptor_set", error.to_string());
+            None
+        }
+    }
+}
+
+/// A word from outside as it may stand in an error: bounded and printable.
+fn shown(word: &str) -> String {
+    word.chars()
+        .take(80)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}

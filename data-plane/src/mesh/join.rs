@@ -1,0 +1,188 @@
+//! Own instances and the control plane's view, joined: a service is there if either names it, its own-node endpoints
+//! are the agent's alone (the control plane's word on them is late by nature), all others are xDS's. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use heddle_proto::registry::v1::Health as OwnHealth;
+
+use super::{Place, uids::Uids};
+use crate::{
+    agent::{
+        book::{View, Views},
+        key::InstanceKey,
+    },
+    balance::endpoints::{Endpoint, Health, Target},
+    route::{ProtoService, Protocol},
+    xds::{self, translate},
+};
+
+/// One service before it goes into a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceSpec {
+    pub service: String,
+    pub namespace: String,
+    pub protocol: Protocol,
+    pub protos: Vec<ProtoService>,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// Which descriptors a service has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaClaim {
+    pub service: String,
+    /// Hashes, the best first: what the control plane says most ready instances have, then this node's own.
+    pub hashes: Vec<String>,
+    /// Proto services that it implements.
+    pub protos: Vec<String>,
+    /// Instances that take calls.
+    pub ready: usize,
+}
+
+/// All that a table is made of.
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    pub services: BTreeMap<String, ServiceSpec>,
+    pub locals: HashMap<u64, InstanceKey>,
+    pub schemas: Vec<SchemaClaim>,
+}
+
+/// See the room sign.
+pub(super) fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joined {
+    let mut joined = Joined::default();
+    uids.begin();
+    for (name, cluster) in &xds.clusters {
+        // Translation has checked the name.
+        let Ok((service, namespace)) = translate::split_name(name) else {
+            continue;
+        };
+        let mut spec = ServiceSpec {
+            service: service.into(),
+            namespace: namespace.into(),
+            ..ServiceSpec::default()
+        };
+        if let Some(index) = &cluster.index {
+            spec.protocol = index.protocol;
+            spec.protos.clone_from(&index.protos);
+        }
+        let others = cluster
+            .assignment
+            .endpoints
+            .iter()
+            .filter(|r| *r.node != *place.node);
+        for remote in others {
+            spec.endpoints
+                .push(Arc::new(remote_endpoint(name, remote, uids)));
+        }
+        joined.services.insert(name.clone(), spec);
+    }
+    for (key, view) in own {
+        let name = key.full_service();
+        let uid = uids.get(&name, &place.node, &key.id, Target::Local(view.address));
+        let spec = joined.services.entry(name).or_insert_with(|| ServiceSpec {
+            service: key.service.clone(),
+            namespace: key.namespace.clone(),
+            protocol: translate::protocol(view.instance.protocol),
+            ..ServiceSpec::default()
+        });
+        merge_protos(&mut spec.protos, view);
+        spec.endpoints
+            .push(Arc::new(own_endpoint(place, key, view, uid)));
+        joined.locals.insert(uid, key.clone());
+    }
+    joined.schemas = joined
+        .services
+        .iter()
+        .map(|(name, spec)| claim(name, spec, own, xds))
+        .collect();
+    uids.end(
+        joined
+            .services
+            .values()
+            .map(|spec| spec.endpoints.len())
+            .sum(),
+    );
+    joined
+}
+
+fn remote_endpoint(service: &str, remote: &xds::Remote, uids: &mut Uids) -> Endpoint {
+    let target = Target::Node(remote.inbound);
+    Endpoint {
+        uid: uids.get(service, &remote.node, &remote.id, target),
+        id: Arc::clone(&remote.id),
+        node: Arc::clone(&remote.node),
+        version: Arc::clone(&remote.version),
+        target,
+        weight: remote.weight,
+        health: remote.health,
+        region: Arc::clone(&remote.region),
+        zone: Arc::clone(&remote.zone),
+    }
+}
+
+fn own_endpoint(place: &Place, key: &InstanceKey, view: &View, uid: u64) -> Endpoint {
+    Endpoint {
+        uid,
+        id: key.id.as_str().into(),
+        node: place.node.as_str().into(),
+        version: view.instance.version.as_str().into(),
+        target: Target::Local(view.address),
+        weight: view.instance.weight.max(1),
+        health: match view.health {
+            OwnHealth::Healthy => Health::Healthy,
+            OwnHealth::Draining => Health::Draining,
+            OwnHealth::Unknown => Health::Unknown,
+            OwnHealth::Unhealthy | OwnHealth::Unspecified => Health::Unhealthy,
+        },
+        region: place.region.as_str().into(),
+        zone: place.zone.as_str().into(),
+    }
+}
+
+/// The union, sorted by name: the instances of one service share one contract.
+fn merge_protos(protos: &mut Vec<ProtoService>, view: &View) {
+    for proto in &view.protos {
+        match protos.binary_search_by(|p| p.name.as_str().cmp(&proto.name)) {
+            Ok(at) => {
+                if let Some(known) = protos.get_mut(at) {
+                    known
+                        .idempotent_methods
+                        .extend(proto.idempotent_methods.iter().cloned());
+                    known.idempotent_methods.sort();
+                    known.idempotent_methods.dedup();
+                }
+            }
+            Err(at) => protos.insert(at, translate::proto_service(proto.clone())),
+        }
+    }
+}
+
+fn claim(name: &str, spec: &ServiceSpec, own: &Views, xds: &xds::View) -> SchemaClaim {
+    let mut hashes = Vec::new();
+    let index = xds.clusters.get(name).and_then(|c| c.index.as_ref());
+    if let Some(hash) = index.map(|i| &i.schema_sha256).filter(|h| !h.is_empty()) {
+        hashes.push(hash.clone());
+    }
+    let mut of_own: BTreeMap<&str, usize> = BTreeMap::new();
+    for (key, view) in own {
+        if let Some(schema) = view.schema.as_ref().filter(|_| key.full_service() == name) {
+            let healthy = usize::from(view.health == OwnHealth::Healthy);
+            *of_own.entry(&schema.sha256).or_default() += healthy;
+        }
+    }
+    let mut of_own: Vec<_> = of_own.into_iter().collect();
+    of_own.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    for (hash, _) in of_own {
+        if !hashes.iter().any(|known| known == hash) {
+            hashes.push(hash.to_owned());
+        }
+    }
+    SchemaClaim {
+        service: name.to_owned(),
+        hashes,
+        protos: spec.protos.iter().map(|p| p.name.clone()).collect(),
+        ready: spec.endpoints.iter().filter(|e| e.health.usable()).count(),
+    }
+}

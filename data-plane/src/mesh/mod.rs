@@ -1,0 +1,172 @@
+//! The mesh as this proxy routes by it: its own instances (from the agent, so that they work with no control plane)
+//! joined with everybody else's (from xDS) into one routing table, swapped whole and only when its content changed.
+//! No sockets come in here; what a call does with the table is the data path's.
+
+mod join;
+mod uids;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::{
+    agent::{Agent, key::InstanceKey},
+    balance::endpoints::EndpointSet,
+    route::{RouteTable, Service},
+    xds,
+};
+
+pub use join::{SchemaClaim, ServiceSpec};
+
+/// The table with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    pub table: Arc<RouteTable>,
+    /// Number of the agent's change that is in it.
+    pub agent_version: u64,
+    /// Own instances by the uid of their endpoint: what the workers' reports mean.
+    pub locals: Arc<HashMap<u64, InstanceKey>>,
+    /// Which descriptors each service has, by full name.
+    pub schemas: Arc<Vec<SchemaClaim>>,
+    /// Tables made since start.
+    pub swaps: u64,
+}
+
+/// Who and where this proxy is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub node: String,
+    pub own_names: Vec<String>,
+    pub region: String,
+    pub zone: String,
+}
+
+/// Changes within this time are one table: long enough for the parts of one change, too short to be noticed.
+const SETTLE: Duration = Duration::from_millis(3);
+
+/// The builder's task.
+pub struct Weaver {
+    place: Place,
+    agent: Agent,
+    xds: watch::Receiver<Arc<xds::View>>,
+    ready: watch::Receiver<bool>,
+    uids: uids::Uids,
+    /// The services of the last table: equal ones are not made again.
+    made: BTreeMap<String, (ServiceSpec, Arc<EndpointSet>)>,
+    was_ready: bool,
+    mesh: watch::Sender<Mesh>,
+}
+
+impl Weaver {
+    /// `ready`: calls may be routed by the table (until then they wait).
+    #[must_use]
+    pub fn new(
+        place: Place,
+        agent: Agent,
+        xds: watch::Receiver<Arc<xds::View>>,
+        ready: watch::Receiver<bool>,
+    ) -> (Self, watch::Receiver<Mesh>) {
+        let first = Mesh {
+            table: Arc::new(RouteTable::empty(&place.node)),
+            agent_version: 0,
+            locals: Arc::default(),
+            schemas: Arc::default(),
+            swaps: 0,
+        };
+        let mesh = watch::Sender::new(first);
+        let receiver = mesh.subscribe();
+        let weaver = Self {
+            place,
+            agent,
+            xds,
+            ready,
+            uids: uids::Uids::default(),
+            made: BTreeMap::new(),
+            was_ready: false,
+            mesh,
+        };
+        (weaver, receiver)
+    }
+
+    /// Makes a table after every change, for ever; each is given to `publish` before anyone else learns of it.
+    pub async fn run(mut self, publish: impl Fn(Arc<RouteTable>)) {
+        let mut changes = self.agent.changes();
+        let mut ready = self.ready.clone();
+        loop {
+            changes.borrow_and_update();
+            self.xds.borrow_and_update();
+            ready.borrow_and_update();
+            self.weave(&publish);
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                changed = self.xds.changed() => if changed.is_err() { return },
+                changed = ready.changed() => if changed.is_err() { return },
+            }
+            tokio::time::sleep(SETTLE).await;
+        }
+    }
+
+    fn weave(&mut self, publish: &impl Fn(Arc<RouteTable>)) {
+        let (agent_version, views) = self.agent.views();
+        let xds = Arc::clone(&self.xds.borrow());
+        let ready = *self.ready.borrow();
+        let joined = join::join(&self.place, &views, &xds, &mut self.uids);
+        let swaps = self.mesh.borrow().swaps;
+        let same = swaps > 0
+            && ready == self.was_ready
+            && joined.services.len() == self.made.len()
+            && joined
+                .services
+                .iter()
+                .all(|(name, spec)| self.made.get(name).is_some_and(|(old, _)| old == spec));
+        if same {
+            self.mesh.send_modify(|mesh| {
+                mesh.agent_version = agent_version;
+                mesh.schemas = Arc::new(joined.schemas);
+            });
+            return;
+        }
+        let table = Arc::new(self.table(joined.services, ready));
+        self.was_ready = ready;
+        debug!(services = self.made.len(), ready, "routing table swapped");
+        publish(Arc::clone(&table));
+        self.mesh.send_replace(Mesh {
+            table,
+            agent_version,
+            locals: Arc::new(joined.locals),
+            schemas: Arc::new(joined.schemas),
+            swaps: swaps + 1,
+        });
+    }
+
+    fn table(&mut self, services: BTreeMap<String, ServiceSpec>, ready: bool) -> RouteTable {
+        let mut builder = RouteTable::builder(&self.place.node, &self.place.own_names);
+        builder.ready(ready);
+        builder.locality(&self.place.region, &self.place.zone);
+        let mut made = BTreeMap::new();
+        for (name, spec) in services {
+            let endpoints = match self.made.remove(&name) {
+                Some((old, set)) if old.endpoints == spec.endpoints => set,
+                _ => Arc::new(EndpointSet {
+                    endpoints: spec.endpoints.clone(),
+                }),
+            };
+            let mut service = Service::new(&spec.service, &spec.namespace);
+            service.protocol = spec.protocol;
+            service.protos.clone_from(&spec.protos);
+            service.endpoints = Arc::clone(&endpoints);
+            builder.service(service);
+            made.insert(name, (spec, endpoints));
+        }
+        self.made = made;
+        builder.build()
+    }
+}

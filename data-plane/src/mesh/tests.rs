@@ -1,0 +1,183 @@
+use std::{sync::Arc, time::Duration};
+
+use heddle_proto::registry::v1::Instance;
+use prost::bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use super::{Place, Weaver};
+use crate::{
+    agent::{
+        Agent,
+        validate::{Origin, check},
+    },
+    balance::endpoints::{Health, Target},
+    route::{ProtoService, RouteTable},
+    xds::{self, Assignment, Cluster, Index, Remote},
+};
+
+fn own(agent: &Agent, service: &str, id: &str, address: &str, protos: &[&str]) -> Arc<str> {
+    let instance = Instance {
+        service: service.into(),
+        id: id.into(),
+        address: address.into(),
+        protos: protos.iter().map(|&p| p.to_owned()).collect(),
+        ..Instance::default()
+    };
+    let checked = check(instance, &Bytes::new(), Origin::Registration, &|_| true);
+    agent.register(checked.unwrap()).unwrap()
+}
+
+fn remote(node: &str, id: &str, inbound: &str) -> Remote {
+    Remote {
+        id: id.into(),
+        node: node.into(),
+        version: "v1".into(),
+        address: "10.0.0.9:1".parse().unwrap(),
+        inbound: inbound.parse().unwrap(),
+        region: "".into(),
+        zone: "".into(),
+        weight: 1,
+        health: Health::Healthy,
+    }
+}
+
+fn view(clusters: Vec<(&str, Vec<Remote>, &[&str])>) -> Arc<xds::View> {
+    let clusters = clusters.into_iter().map(|(name, endpoints, protos)| {
+        let protos = protos.iter().map(|&name| ProtoService {
+            name: name.into(),
+            ..Default::default()
+        });
+        let index = Index {
+            protos: protos.collect(),
+            ..Index::default()
+        };
+        let assignment = Arc::new(Assignment { endpoints });
+        (
+            name.to_owned(),
+            Cluster {
+                assignment,
+                index: Some(Arc::new(index)),
+            },
+        )
+    });
+    Arc::new(xds::View {
+        clusters: clusters.collect(),
+        complete: true,
+    })
+}
+
+struct Loom {
+    agent: Agent,
+    xds: watch::Sender<Arc<xds::View>>,
+    ready: watch::Sender<bool>,
+    mesh: watch::Receiver<super::Mesh>,
+    published: mpsc::UnboundedReceiver<Arc<RouteTable>>,
+}
+
+impl Loom {
+    fn new() -> Self {
+        let agent = Agent::new("a");
+        let xds = watch::Sender::new(Arc::new(xds::View::default()));
+        let ready = watch::Sender::new(true);
+        let place = Place {
+            node: "a".into(),
+            own_names: vec![],
+            region: String::new(),
+            zone: String::new(),
+        };
+        let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe(), ready.subscribe());
+        let (tell, published) = mpsc::unbounded_channel();
+        tokio::spawn(weaver.run(move |table| tell.send(table).unwrap()));
+        Self {
+            agent,
+            xds,
+            ready,
+            mesh,
+            published,
+        }
+    }
+
+    async fn next(&mut self) -> Arc<RouteTable> {
+        let next = tokio::time::timeout(Duration::from_secs(5), self.published.recv());
+        next.await.expect("a table in time").unwrap()
+    }
+}
+
+fn targets(table: &RouteTable, service: &str) -> Vec<Target> {
+    let service = table.service(service);
+    service.map_or(vec![], |s| {
+        s.endpoints.endpoints.iter().map(|e| e.target).collect()
+    })
+}
+
+#[tokio::test]
+async fn own_instances_are_the_agents_and_all_others_are_xds() {
+    let mut loom = Loom::new();
+    loom.next().await;
+    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let table = loom.next().await;
+    let local = Target::Local("127.0.0.1:21001".parse().unwrap());
+    assert_eq!(targets(&table, "echo.default"), [local]);
+    assert!(table.proto_services().any(|p| p == "e.Echo"));
+
+    // The control plane's word on this node's own instances is late by nature: it does not count.
+    let echo = vec![
+        remote("a", "gone", "10.0.0.1:15008"),
+        remote("b", "e9", "10.0.0.2:15008"),
+    ];
+    loom.xds.send_replace(view(vec![
+        ("echo.default", echo, &["e.Echo"]),
+        ("far.shop", vec![], &["f.Far"]),
+    ]));
+    let table = loom.next().await;
+    let far = Target::Node("10.0.0.2:15008".parse().unwrap());
+    assert_eq!(targets(&table, "echo.default"), [far, local]);
+    assert_eq!(targets(&table, "far.shop"), []);
+    assert!(
+        table.service("far.shop").is_some(),
+        "a service without instances is known"
+    );
+}
+
+#[tokio::test]
+async fn equal_content_is_no_new_table_and_numbers_stay() {
+    let mut loom = Loom::new();
+    loom.next().await;
+    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let first = loom.next().await;
+    let uid = first.service("echo.default").unwrap().endpoints.endpoints[0].uid;
+    let locals = Arc::clone(&loom.mesh.wait_for(|m| m.swaps == 2).await.unwrap().locals);
+    assert_eq!(locals.get(&uid).unwrap().id, "e1");
+
+    // The same process registers again (its stream broke): a new registration, the same endpoint.
+    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let (version, _) = loom.agent.views();
+    loom.mesh
+        .wait_for(|m| m.agent_version == version)
+        .await
+        .unwrap();
+    assert!(
+        loom.published.try_recv().is_err(),
+        "equal content was published again"
+    );
+
+    own(&loom.agent, "echo", "e2", "127.0.0.1:21002", &["e.Echo"]);
+    let second = loom.next().await;
+    let endpoints = &second.service("echo.default").unwrap().endpoints.endpoints;
+    assert_eq!(
+        endpoints
+            .iter()
+            .filter(|e| e.uid == uid && &*e.id == "e1")
+            .count(),
+        1
+    );
+    assert_eq!(endpoints.len(), 2);
+}
+
+#[tokio::test]
+async fn readiness_is_part_of_the_table() {
+    let mut loom = Loom::new();
+    assert!(loom.next().await.is_ready());
+    loom.ready.send_replace(false);
+    assert!(!loom.next().await.is_ready());
+}

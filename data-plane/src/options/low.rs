@@ -1,0 +1,82 @@
+//! The options as typed. Nothing is resolved or checked here beyond what a word may look like.
+
+use std::path::PathBuf;
+
+/// Heddle's data plane: one proxy per node. Local services call its outbound listener, other nodes its inbound.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "heddle-proxy", version)]
+pub struct LowOptions {
+    /// Name of this node, a DNS label, unique in the mesh [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// The control plane's replicas; `none` serves this node's own instances alone
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:15010"
+    )]
+    pub control: Vec<String>,
+    /// Keeps the last good state across restarts; created if missing [default: nothing is kept]
+    #[arg(long, value_name = "PATH")]
+    pub state_dir: Option<PathBuf>,
+    /// Threads of the data path [default: the CPU quota, at most 4]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u16>,
+    /// Where local services send their calls: IP:PORT, localhost:PORT or unix:/PATH; repeats; port 0 is any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
+    pub outbound: Vec<String>,
+    /// Where the proxies of other nodes send calls [default: 0.0.0.0:15008; without --insecure-inbound
+    /// 127.0.0.1:15008, as there is no mTLS yet]
+    #[arg(long, value_name = "ADDR")]
+    pub inbound: Vec<String>,
+    /// Lets inbound listen beyond loopback without mTLS: whoever reaches it can call every instance of this node
+    #[arg(long)]
+    pub insecure_inbound: bool,
+    /// Where the services of this host register (gRPC)
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15002")]
+    pub agent: Vec<String>,
+    /// Admin over HTTP and gRPC: /metrics /healthz /readyz /config, health, reflection
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    pub admin: Vec<String>,
+    /// Where other nodes reach this node's inbound [default: the inbound listener's address]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Where this node stands
+    #[arg(long, value_name = "REGION/ZONE")]
+    pub locality: Option<String>,
+    /// A further name by which callers mean this proxy, so that the proto service decides; repeats
+    #[arg(long, value_name = "NAME")]
+    pub own_name: Vec<String>,
+    /// How long calls may go on after SIGTERM before they are cut
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub drain_timeout: String,
+    /// Folder of YAML files of instances that do not register themselves; watched
+    #[arg(long, value_name = "DIR")]
+    pub services_dir: Option<PathBuf>,
+
+    /// Answers `*.mesh` by DNS. Not in this version: accepted, binds nothing
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15053")]
+    pub dns: Vec<String>,
+    /// The edge of the mesh for HTTP, gRPC-Web and WebSocket. Not in this version: accepted, binds nothing
+    #[arg(long, value_name = "ADDR")]
+    pub gateway: Vec<String>,
+    /// What the gateway shows outside. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "WHAT")]
+    pub gateway_expose: Vec<String>,
+    /// Origins whose pages may call the gateway. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "ORIGIN")]
+    pub gateway_origin: Vec<String>,
+    /// Proxies in front of the gateway whose X-Forwarded-* count. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "CIDR")]
+    pub gateway_trusted_proxy: Vec<String>,
+    /// Interactive API documentation at the gateway. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], default_value = "off")]
+    pub gateway_docs: String,
+    /// How much of a failure outsiders see. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "short|full", value_parser = ["short", "full"], default_value = "short")]
+    pub gateway_errors: String,
+    /// Which gateway of the mesh this is. Not in this version: accepted, has no effect
+    #[arg(long, value_name = "NAME")]
+    pub gateway_name: Option<String>,
+}

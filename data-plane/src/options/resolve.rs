@@ -1,0 +1,386 @@
+//! From words to [`Options`]. Every fault is collected and told with the option's name, the word that was typed
+//! and the remedy; nothing is bound or created here.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use crate::listener::ListenAddr;
+
+use super::{LowOptions, Options};
+
+/// All faults of a command line, one line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OptionsError(pub Vec<String>);
+
+impl fmt::Display for OptionsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for OptionsError {}
+
+/// Port of inbound where none is given.
+const INBOUND_PORT: u16 = 15008;
+
+impl LowOptions {
+    /// Checks and resolves everything.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn resolve(self) -> Result<Options, OptionsError> {
+        let given = given(&self);
+        let mut faults = Vec::new();
+        let host = host_name();
+        let node = match &self.node {
+            Some(node) if is_label(node) => node.clone(),
+            Some(node) => {
+                faults.push(format!(
+                    "--node \"{node}\" is no DNS label: use a-z, 0-9 and '-', at most 63 characters, \
+                     first and last a letter or digit"
+                ));
+                String::new()
+            }
+            None => label_from(&host),
+        };
+        let mut own_names: Vec<String> = vec![node.clone(), host.to_ascii_lowercase()];
+        for name in &self.own_name {
+            let name_ok = !name.is_empty() && name.split('.').all(is_label);
+            if name_ok {
+                own_names.push(name.clone());
+            } else {
+                faults.push(format!("--own-name \"{name}\" is no host name: use labels of a-z, 0-9 and '-' joined by dots"));
+            }
+        }
+        own_names.sort();
+        own_names.dedup();
+        let control = control(&self.control, &mut faults);
+        let outbound = listeners("--outbound", &self.outbound, &mut faults);
+        let inbound = inbound(&self, &mut faults);
+        let agent = listeners("--agent", &self.agent, &mut faults);
+        let admin = listeners("--admin", &self.admin, &mut faults);
+        // These bind nothing yet, but a word that cannot be an address is told today, not with the version that binds it.
+        listeners("--dns", &self.dns, &mut faults);
+        listeners("--gateway", &self.gateway, &mut faults);
+        let advertise = self
+            .advertise
+            .as_deref()
+            .and_then(|word| advertise(word, &mut faults));
+        let (region, zone) = locality(self.locality.as_deref(), &mut faults);
+        let drain_timeout = parse_duration(&self.drain_timeout).unwrap_or_else(|| {
+            faults.push(format!(
+                "--drain-timeout \"{}\" is no duration: write for example 60s, 500ms or 2m",
+                self.drain_timeout
+            ));
+            Duration::ZERO
+        });
+        let workers = workers(self.workers, &mut faults);
+        for (name, dir) in [
+            ("--state-dir", &self.state_dir),
+            ("--services-dir", &self.services_dir),
+        ] {
+            if dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+                faults.push(format!("{name} is empty: give a path or leave it out"));
+            }
+        }
+        if !faults.is_empty() {
+            return Err(OptionsError(faults));
+        }
+        Ok(Options {
+            node,
+            own_names,
+            control,
+            state_dir: self.state_dir,
+            workers,
+            outbound,
+            inbound,
+            agent,
+            admin,
+            advertise,
+            region,
+            zone,
+            drain_timeout,
+            services_dir: self.services_dir,
+            insecure_inbound: self.insecure_inbound,
+            given,
+        })
+    }
+}
+
+/// Whether `word` is a DNS label in lower case (RFC 1123).
+#[must_use]
+pub fn is_label(word: &str) -> bool {
+    let bytes = word.as_bytes();
+    let inside = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(inside)
+        && bytes.first() != Some(&b'-')
+        && bytes.last() != Some(&b'-')
+}
+
+fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {
+    let mut urls = Vec::new();
+    for word in words {
+        if word == "none" || word.is_empty() {
+            continue;
+        }
+        let url = if word.contains("://") {
+            word.clone()
+        } else {
+            format!("http://{word}")
+        };
+        let fault = match http::Uri::from_str(&url) {
+            Err(error) => Some(error.to_string()),
+            Ok(uri) if uri.scheme_str() == Some("https") => {
+                Some("https comes with identity in a later version: use http".to_owned())
+            }
+            Ok(uri) if uri.scheme_str() != Some("http") => Some("only http is known".to_owned()),
+            Ok(uri) if uri.host().is_none_or(str::is_empty) => Some("it has no host".to_owned()),
+            Ok(uri) if uri.port_u16().is_none() => {
+                Some("it has no port (the control plane's is 15010)".to_owned())
+            }
+            Ok(_) => None,
+        };
+        match fault {
+            None => urls.push(url),
+            Some(why) => faults.push(format!(
+                "--control \"{word}\": {why}; write for example http://127.0.0.1:15010"
+            )),
+        }
+    }
+    urls.dedup();
+    urls
+}
+
+fn listeners(name: &str, words: &[String], faults: &mut Vec<String>) -> Vec<ListenAddr> {
+    let mut out = Vec::new();
+    for word in words {
+        match parse_listen(word) {
+            Ok(addrs) => out.extend(addrs),
+            Err(why) => faults.push(format!(
+                "{name} \"{word}\": {why}; write IP:PORT, localhost:PORT or unix:/PATH"
+            )),
+        }
+    }
+    out
+}
+
+/// One word of a listener option. `localhost` is both loopback addresses, where the host has both.
+fn parse_listen(word: &str) -> Result<Vec<ListenAddr>, &'static str> {
+    if let Some(path) = word.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err("the path of a Unix socket must be absolute");
+        }
+        // sun_path takes 108 bytes with its end.
+        if path.len() > 107 {
+            return Err("the path of a Unix socket takes at most 107 bytes");
+        }
+        return Ok(vec![ListenAddr::Unix(PathBuf::from(path))]);
+    }
+    if let Some(port) = word.strip_prefix("localhost:") {
+        let port: u16 = port
+            .parse()
+            .map_err(|_| "the port is a number up to 65535")?;
+        let mut addrs = vec![ListenAddr::Tcp(SocketAddr::from((
+            Ipv4Addr::LOCALHOST,
+            port,
+        )))];
+        if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+            addrs.push(ListenAddr::Tcp(SocketAddr::from((
+                Ipv6Addr::LOCALHOST,
+                port,
+            ))));
+        }
+        return Ok(addrs);
+    }
+    let addr = word.parse().map_err(|_| "this is no address")?;
+    Ok(vec![ListenAddr::Tcp(addr)])
+}
+
+fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
+    if low.inbound.is_empty() {
+        let ip = if low.insecure_inbound {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        return vec![ListenAddr::Tcp(SocketAddr::from((ip, INBOUND_PORT)))];
+    }
+    let mut out = Vec::new();
+    for word in &low.inbound {
+        let addrs = listeners("--inbound", std::slice::from_ref(word), faults);
+        let beyond =
+            |a: &ListenAddr| matches!(a, ListenAddr::Tcp(addr) if !addr.ip().is_loopback());
+        if !low.insecure_inbound && addrs.iter().any(beyond) {
+            faults.push(format!(
+                "--inbound \"{word}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
+                 if whoever reaches it may call every instance of this node, or use 127.0.0.1:15008"
+            ));
+        }
+        out.extend(addrs);
+    }
+    out
+}
+
+fn advertise(word: &str, faults: &mut Vec<String>) -> Option<SocketAddr> {
+    let found = word.to_socket_addrs().map(|mut addrs| addrs.next());
+    let why = match found {
+        Ok(Some(addr)) if addr.ip().is_unspecified() => {
+            "other nodes cannot dial the unspecified address".to_owned()
+        }
+        Ok(Some(addr)) if addr.port() == 0 => "the port may not be 0".to_owned(),
+        Ok(Some(addr)) => return Some(addr),
+        Ok(None) => "the name has no address".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    faults.push(format!(
+        "--advertise \"{word}\": {why}; write HOST:PORT where other nodes reach inbound"
+    ));
+    None
+}
+
+fn locality(word: Option<&str>, faults: &mut Vec<String>) -> (String, String) {
+    let Some(word) = word.filter(|word| !word.is_empty()) else {
+        return (String::new(), String::new());
+    };
+    let mut parts = word.splitn(2, '/');
+    let region = parts.next().unwrap_or_default();
+    let zone = parts.next().unwrap_or_default();
+    let bad = |part: &str| {
+        part.len() > 63
+            || part
+                .chars()
+                .any(|c| c == '/' || c.is_control() || c.is_whitespace())
+    };
+    if region.is_empty() || bad(region) || bad(zone) {
+        faults.push(format!(
+            "--locality \"{word}\" is not REGION/ZONE: write for example eu/eu-1 (or eu alone)"
+        ));
+    }
+    (region.to_owned(), zone.to_owned())
+}
+
+fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
+    match given {
+        Some(n) if (1..=64).contains(&n) => usize::from(n),
+        Some(n) => {
+            faults.push(format!("--workers {n} is out of range: use 1 to 64"));
+            1
+        }
+        // The standard library reads the CPU quota of the control group.
+        None => std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+    }
+}
+
+/// `500ms`, `60s`, `2m`, `1h`, or a bare number of seconds; fractions are allowed.
+#[must_use]
+pub fn parse_duration(word: &str) -> Option<Duration> {
+    let word = word.trim();
+    let split = word
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(word.len());
+    let (number, unit) = word.split_at(split);
+    let number: f64 = number.parse().ok()?;
+    let factor = match unit.trim() {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number * factor).ok()
+}
+
+/// Whether packets to `ip` end on this host: only an own address can be bound.
+#[must_use]
+pub fn is_own_address(ip: IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_multicast() && UdpSocket::bind((ip, 0)).is_ok()
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// A DNS label made from a host name: its first part, lower case, other characters as `-`.
+fn label_from(host: &str) -> String {
+    let first = host.split('.').next().unwrap_or_default();
+    let label: String = first
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .take(63)
+        .collect();
+    let label = label.trim_matches('-').to_owned();
+    if label.is_empty() {
+        "node".to_owned()
+    } else {
+        label
+    }
+}
+
+fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
+    let path = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map_or_else(String::new, |p| p.display().to_string())
+    };
+    vec![
+        ("node", low.node.clone().unwrap_or_default()),
+        (
+            "control",
+            low.control
+                .iter()
+                .map(|url| without_secret(url))
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
+        ("state-dir", path(&low.state_dir)),
+        (
+            "workers",
+            low.workers.map_or_else(String::new, |n| n.to_string()),
+        ),
+        ("outbound", low.outbound.join(",")),
+        ("inbound", low.inbound.join(",")),
+        ("insecure-inbound", low.insecure_inbound.to_string()),
+        ("agent", low.agent.join(",")),
+        ("admin", low.admin.join(",")),
+        ("advertise", low.advertise.clone().unwrap_or_default()),
+        ("locality", low.locality.clone().unwrap_or_default()),
+        ("own-name", low.own_name.join(",")),
+        ("drain-timeout", low.drain_timeout.clone()),
+        ("services-dir", path(&low.services_dir)),
+        ("dns", low.dns.join(",")),
+        ("gateway", low.gateway.join(",")),
+        ("gateway-expose", low.gateway_expose.join(",")),
+        ("gateway-origin", low.gateway_origin.join(",")),
+        ("gateway-trusted-proxy", low.gateway_trusted_proxy.join(",")),
+        ("gateway-docs", low.gateway_docs.clone()),
+        ("gateway-errors", low.gateway_errors.clone()),
+        ("gateway-name", low.gateway_name.clone().unwrap_or_default()),
+    ]
+}
+
+/// A URL with its password, if it has one, as `***`.
+fn without_secret(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    match rest.split_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}"),
+        None => url.to_owned(),
+    }
+}

@@ -1,0 +1,173 @@
+use std::time::Duration;
+
+use clap::Parser as _;
+
+use super::{LowOptions, Options, OptionsError, resolve::parse_duration};
+use crate::listener::ListenAddr;
+
+fn resolve(words: &[&str]) -> Result<Options, OptionsError> {
+    LowOptions::try_parse_from([&["heddle-proxy"], words].concat())
+        .expect("clap takes it")
+        .resolve()
+}
+
+#[test]
+fn defaults_are_the_contract() {
+    let options = resolve(&[]).unwrap();
+    let tcp = |s: &str| ListenAddr::Tcp(s.parse().unwrap());
+    assert_eq!(options.outbound, [tcp("127.0.0.1:15001")]);
+    assert_eq!(options.inbound, [tcp("127.0.0.1:15008")]);
+    assert_eq!(options.agent, [tcp("127.0.0.1:15002")]);
+    assert_eq!(options.admin, [tcp("127.0.0.1:15000")]);
+    assert_eq!(options.control, ["http://127.0.0.1:15010"]);
+    assert_eq!(options.drain_timeout, Duration::from_secs(60));
+    assert!((1..=4).contains(&options.workers));
+    assert!(super::resolve::is_label(&options.node), "{}", options.node);
+    assert!(options.own_names.contains(&options.node));
+}
+
+#[test]
+fn every_word_of_the_contract_is_taken() {
+    let options = resolve(&[
+        "--node",
+        "a",
+        "--control",
+        "h1:15010,http://h2:15010",
+        "--state-dir",
+        "/tmp/x",
+        "--workers",
+        "2",
+        "--outbound",
+        "127.0.0.1:0",
+        "--outbound",
+        "unix:/tmp/o.sock",
+        "--inbound",
+        "0.0.0.0:0",
+        "--insecure-inbound",
+        "--agent",
+        "localhost:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--dns",
+        "127.0.0.1:0",
+        "--gateway",
+        "127.0.0.1:8080",
+        "--gateway-expose",
+        "all",
+        "--gateway-origin",
+        "https://x",
+        "--gateway-trusted-proxy",
+        "10.0.0.0/8",
+        "--gateway-docs",
+        "on",
+        "--gateway-errors",
+        "full",
+        "--gateway-name",
+        "edge",
+        "--locality",
+        "eu/eu-1",
+        "--advertise",
+        "127.0.0.1:15008",
+        "--own-name",
+        "proxy.local",
+        "--drain-timeout",
+        "1500ms",
+        "--services-dir",
+        "/tmp/s",
+    ])
+    .unwrap();
+    assert_eq!(options.control, ["http://h1:15010", "http://h2:15010"]);
+    assert_eq!(options.outbound.len(), 2);
+    assert_eq!(
+        (options.region.as_str(), options.zone.as_str()),
+        ("eu", "eu-1")
+    );
+    assert_eq!(options.drain_timeout, Duration::from_millis(1500));
+    assert!(options.own_names.contains(&"proxy.local".to_owned()));
+}
+
+#[test]
+fn all_faults_come_at_once_with_the_word_that_was_typed() {
+    let OptionsError(faults) = resolve(&[
+        "--node",
+        "Bad_Name",
+        "--control",
+        "ftp://x:1",
+        "--outbound",
+        "nowhere",
+        "--workers",
+        "0",
+        "--drain-timeout",
+        "soon",
+        "--locality",
+        "/z",
+        "--inbound",
+        "0.0.0.0:9999",
+        "--dns",
+        "x",
+    ])
+    .unwrap_err();
+    for (flag, word) in [
+        ("--node", "Bad_Name"),
+        ("--control", "ftp://x:1"),
+        ("--outbound", "nowhere"),
+        ("--workers", "0"),
+        ("--drain-timeout", "soon"),
+        ("--locality", "/z"),
+        ("--inbound", "--insecure-inbound"),
+        ("--dns", "x"),
+    ] {
+        assert!(
+            faults
+                .iter()
+                .any(|f| f.starts_with(flag) && f.contains(word)),
+            "no fault for {flag} {word} in {faults:?}"
+        );
+    }
+    assert_eq!(faults.len(), 8, "{faults:?}");
+}
+
+#[test]
+fn inbound_beyond_loopback_needs_its_flag() {
+    assert!(resolve(&["--inbound", "0.0.0.0:15009"]).is_err());
+    assert!(resolve(&["--inbound", "[::1]:15009"]).is_ok());
+    let options = resolve(&["--insecure-inbound"]).unwrap();
+    assert_eq!(
+        options.inbound,
+        [ListenAddr::Tcp("0.0.0.0:15008".parse().unwrap())]
+    );
+}
+
+#[test]
+fn no_control_plane_can_be_asked_for() {
+    assert!(resolve(&["--control", "none"]).unwrap().control.is_empty());
+}
+
+#[test]
+fn secrets_are_not_dumped() {
+    let options = resolve(&["--control", "http://me:secret@h:15010"]).unwrap();
+    let dump = format!("{:?}", options.given);
+    assert!(!dump.contains("secret"), "{dump}");
+    assert!(dump.contains("***@h:15010"), "{dump}");
+}
+
+#[test]
+fn durations() {
+    for (word, expect) in [
+        ("60s", Some(60_000)),
+        ("500ms", Some(500)),
+        ("2m", Some(120_000)),
+        ("1.5s", Some(1500)),
+        ("3", Some(3000)),
+        ("", None),
+        ("s", None),
+        ("1x", None),
+        ("-1s", None),
+    ] {
+        assert_eq!(
+            parse_duration(word).map(|d| d.as_millis()),
+            expect,
+            "{word}"
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! The last good state on disk: the resources held, so that a proxy that starts without a control plane serves at once
+//! what it served before. Resources go in and come back whole; how a file is written safely is `state_dir`'s.
+
+use std::time::Duration;
+
+use prost::{Message, bytes::Bytes};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{ASSIGNMENT, CLUSTER, INDEX, resources::Resources};
+use crate::state_dir::StateDir;
+
+const FILE: &str = "xds";
+/// Changes within this time are one write: a mesh that starts changes often.
+const SETTLE: Duration = Duration::from_millis(200);
+
+#[derive(Clone, PartialEq, Message)]
+struct LastGood {
+    #[prost(string, tag = "1")]
+    node: String,
+    #[prost(message, repeated, tag = "2")]
+    resources: Vec<OneResource>,
+    #[prost(uint64, tag = "3")]
+    revision: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OneResource {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    version: String,
+    #[prost(bytes = "bytes", tag = "4")]
+    raw: Bytes,
+}
+
+/// What the last run of this node held, and the newest revision it had seen.
+#[must_use]
+pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
+    let bytes = dir.read(FILE)?;
+    let saved = match LastGood::decode(bytes) {
+        Ok(saved) if saved.node == node => saved,
+        Ok(saved) => {
+            dir.set_aside(
+                FILE,
+                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+            );
+            return None;
+        }
+        Err(error) => {
+            dir.set_aside(FILE, &error.to_string());
+            return None;
+        }
+    };
+    let mut resources = Resources::default();
+    for one in saved.resources {
+        if let Err(fault) = resources.restore(&one.type_url, &one.name, &one.version, one.raw) {
+            warn!(
+                "the state dir's {} {}: {fault}; left out until the control plane sends it",
+                one.type_url, one.name
+            );
+        }
+    }
+    resources.set_restored();
+    info!(
+        services = resources.clusters.len(),
+        revision = saved.revision,
+        "last good state of the mesh taken from the state dir"
+    );
+    Some((resources, saved.revision))
+}
+
+/// What is to be kept.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub resources: Resources,
+    pub revision: u64,
+}
+
+/// Writes each newer snapshot, for ever. Nothing is written before the first full answer: half a mesh is no
+/// good state.
+pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
+    let mut complained = false;
+    while newest.changed().await.is_ok() {
+        tokio::time::sleep(SETTLE).await;
+        let snapshot = newest.borrow_and_update().clone();
+        if !snapshot.resources.complete() {
+            continue;
+        }
+        match write(&dir, &node, snapshot).await {
+            Ok(()) => complained = false,
+            Err(error) if !complained => {
+                complained = true;
+                warn!(
+                    "the state dir cannot be written ({error}): a restart begins with older state"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Writes a snapshot now.
+///
+/// # Errors
+/// The file system's words.
+pub async fn write(dir: &StateDir, node: &str, snapshot: Snapshot) -> Result<(), String> {
+    let dir = dir.clone();
+    let node = node.to_owned();
+    let written =
+        tokio::task::spawn_blocking(move || dir.write(FILE, &encode(node, &snapshot))).await;
+    written
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
+}
+
+fn encode(node: String, snapshot: &Snapshot) -> Vec<u8> {
+    let one = |type_url: &str, name: &String, version: &String, raw: &Bytes| OneResource {
+        type_url: type_url.to_owned(),
+        name: name.clone(),
+        version: version.clone(),
+        raw: raw.clone(),
+    };
+    let held = &snapshot.resources;
+    let clusters = held
+        .clusters
+        .iter()
+        .map(|(n, h)| one(CLUSTER, n, &h.version, &h.raw));
+    let assignments = held
+        .assignments
+        .iter()
+        .map(|(n, h)| one(ASSIGNMENT, n, &h.version, &h.raw));
+    let indexes = held
+        .indexes
+        .iter()
+        .map(|(n, h)| one(INDEX, n, &h.version, &h.raw));
+    let resources = clusters.chain(assignments).chain(indexes).collect();
+    LastGood {
+        node,
+        resources,
+        revision: snapshot.revision,
+    }
+    .encode_to_vec()
+}
