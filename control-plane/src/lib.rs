@@ -22,7 +22,10 @@ pub mod app;
 pub fn run(args: Vec<OsString>) -> ExitCode {
     let options: options::Options = heddle_options::parse("HEDDLE_CONTROL", args);
     heddle_options::init_logging("info");
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return heddle_options::fail(format!("cannot start the runtime: {error}")),
     };

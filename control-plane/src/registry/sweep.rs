@@ -150,3 +150,31 @@ async fn mark(registry: &Registry, node: &str, suspect: bool) -> Result<bool, St
         .await?
         .succeeded)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{
+        NodeLease,
+        fixture::{Fixture, identity, instance, names},
+    };
+
+    #[tokio::test]
+    async fn a_verdict_that_comes_too_late_does_not_touch_a_node_that_is_back() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let mut lease = NodeLease::claim(registry, &identity("a", "p1"))
+            .await
+            .unwrap();
+        let revision = lease
+            .replace_all(vec![instance("a", "users/u1")])
+            .await
+            .unwrap();
+        remove(registry, "a", "too late").await.unwrap();
+        suspect(registry, "a", "too late").await.unwrap();
+        let now = registry.store().range("", None).await.unwrap().revision;
+        assert_eq!(now, revision, "nothing was written");
+        registry.reached(now).await;
+        assert_eq!(registry.read(names), ["a/users.default/u1"]);
+    }
+}

@@ -212,6 +212,8 @@ async fn a_full_disk_refuses_writes_shows_none_of_them_and_goes_on_when_there_is
             before,
             "nothing of it is seen"
         );
+        let read = store.get("a").await.unwrap();
+        assert_eq!(read.as_ref(), before.items.first(), "nor by its key");
     }
     store.keep_alive(lease).await.unwrap();
     handle.0.lock().unwrap().full = false;
