@@ -54,6 +54,10 @@ const MAX_RESPONSE: usize = 256 * 1024 * 1024;
 /// Questions for descriptors under way at once.
 const MAX_WANTED: usize = 1024;
 
+/// Replicas that all say for so long that they are behind what this proxy has seen are right: their store was set
+/// back or replaced.
+const LONGEST_BEHIND: Duration = Duration::from_secs(10);
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub struct Asker {
@@ -130,6 +134,7 @@ impl XdsClient {
         }
         let mut next = any_of(self.urls.len());
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+        let mut behind = None;
         loop {
             let url = self
                 .urls
@@ -146,11 +151,27 @@ impl XdsClient {
                 }
                 Err(why) => why,
             };
+            self.note_behind(&why, &mut behind);
             self.tell_broken(&url, why);
             if started.elapsed() > OPENING {
                 retry.reset();
             }
             self.pause(retry.wait()).await;
+        }
+    }
+
+    /// What a client has seen never goes back, unless the store itself did.
+    fn note_behind(&self, why: &str, since: &mut Option<Instant>) {
+        if !why.contains("is at revision") {
+            *since = None;
+            return;
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() >= LONGEST_BEHIND {
+            warn!(
+                "the control plane's store was set back or replaced: taking its state from now on"
+            );
+            self.revision.store(0, Ordering::Relaxed);
+            *since = None;
         }
     }
 
@@ -194,7 +215,8 @@ impl XdsClient {
                 eds: BTreeSet::new(),
                 wanted: BTreeMap::new(),
             };
-            stream_out.first_questions(&self.asker, &self.resources)?;
+            let seen = self.revision.load(Ordering::Relaxed);
+            stream_out.first_questions(&self.asker, seen, &self.resources)?;
             let mut client = AggregatedDiscoveryServiceClient::new(channel)
                 .max_decoding_message_size(MAX_RESPONSE);
             let opened = client
@@ -311,7 +333,12 @@ struct Stream {
 impl Stream {
     /// Clusters, proto services, and the endpoints of the clusters held already. The node stands on the first
     /// request only; what is held is named, so that the answer is the difference.
-    fn first_questions(&mut self, asker: &Asker, resources: &Resources) -> Result<(), String> {
+    fn first_questions(
+        &mut self,
+        asker: &Asker,
+        seen: u64,
+        resources: &Resources,
+    ) -> Result<(), String> {
         let everything = vec!["*".to_owned()];
         let held: Vec<String> = resources.clusters.keys().cloned().collect();
         self.eds = held.iter().cloned().collect();
@@ -323,7 +350,7 @@ impl Stream {
             questions.push(question(ASSIGNMENT, held, resources.versions(ASSIGNMENT)));
         }
         if let Some(first) = questions.first_mut() {
-            first.node = Some(node(asker));
+            first.node = Some(node(asker, seen));
         }
         for one in questions {
             self.requests.try_send(one).map_err(|e| e.to_string())?;
@@ -442,13 +469,15 @@ fn question(
     }
 }
 
-fn node(asker: &Asker) -> Node {
+/// `seen` is the newest revision this proxy knows of: a replica that is behind it waits or refuses.
+fn node(asker: &Asker, seen: u64) -> Node {
     let word = |w: &str| Value {
         kind: Some(Kind::StringValue(w.to_owned())),
     };
     let fields = [
         ("role".to_owned(), word("proxy")),
         ("node".to_owned(), word(&asker.node)),
+        ("revision".to_owned(), word(&seen.to_string())),
     ]
     .into_iter()
     .collect();
