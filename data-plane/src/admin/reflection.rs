@@ -284,16 +284,20 @@ fn not_found(what: &str) -> MessageResponse {
     })
 }
 
-/// What the proxy answers itself comes before anybody's copy of it.
+/// What the proxy answers itself. Symbols of these services are explained by it; where file names clash the mesh's
+/// keep theirs.
 fn own_sources() -> Vec<Source> {
     let own = |name: &str, set: &'static [u8]| Source {
         set: Bytes::from_static(set),
         protos: OWN_SERVICES.iter().map(|&s| s.to_owned()).collect(),
-        ready: usize::MAX,
-        name: name.to_owned(),
+        ready: 0,
+        // Sorts after every mesh service.
+        name: format!("~{name}"),
     };
     vec![
         own("health", tonic_health::pb::FILE_DESCRIPTOR_SET),
+        // What the details of errors are, so that grpcurl shows them in words.
+        own("error-details", tonic_types::pb::FILE_DESCRIPTOR_SET),
         own("reflection", v1::FILE_DESCRIPTOR_SET),
         own("reflection-alpha", v1alpha::FILE_DESCRIPTOR_SET),
     ]

@@ -156,7 +156,10 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
         "{renamed}"
     );
     assert_eq!(of_users[renamed].message_type[0].name(), "Old");
-    assert_eq!(of_users["users.proto"].dependency, [renamed.clone()]);
+    assert_eq!(
+        of_users["users.proto"].dependency,
+        std::slice::from_ref(renamed)
+    );
     assert_eq!(of_users["users.proto"].service[0].method[0].name(), "Call");
 
     // The same bytes twice are one.

@@ -209,7 +209,8 @@ impl Book {
             }
             (schema, _) => (schema, checked.protos),
         };
-        let wants_schema = schema.is_none() && checked.instance.protos.is_empty();
+        let grpc = checked.instance.protocol == i32::from(Protocol::Grpc);
+        let wants_schema = grpc && schema.is_none() && checked.instance.protos.is_empty();
         let schema = schema.map(|schema| self.shared(schema));
         let joined = Joined {
             key: key.clone(),

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_proto::registry::v1::Health;
+use heddle_proto::registry::v1::{Health, Protocol};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
@@ -174,7 +174,9 @@ impl Agent {
                 registration: Arc::clone(&view.registration),
                 address: view.address,
                 plan,
-                wants_schema: view.schema.is_none() && view.instance.protos.is_empty(),
+                wants_schema: view.instance.protocol == i32::from(Protocol::Grpc)
+                    && view.schema.is_none()
+                    && view.instance.protos.is_empty(),
             };
             self.edit(|book| book.restore(view, Instant::now()));
             self.start(joined);

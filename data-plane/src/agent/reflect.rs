@@ -230,7 +230,11 @@ impl Session {
     }
 
     async fn answer(&mut self) -> Result<MessageResponse, ReflectError> {
-        let message = self.responses.message().await.map_err(|s| from_status(&s))?;
+        let message = self
+            .responses
+            .message()
+            .await
+            .map_err(|s| from_status(&s))?;
         message
             .and_then(|m| m.message_response)
             .ok_or_else(|| ReflectError::Protocol("the stream ended early".into()))
@@ -249,6 +253,21 @@ fn from_status(status: &tonic::Status) -> ReflectError {
         tonic::Code::Unimplemented => ReflectError::NoReflection,
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => ReflectError::TooLarge,
         code => ReflectError::Unreachable(format!("{code:?}: {}", status.message())),
+    }
+}
+
+/// A status as a sentence: the other side's words, or why the connection broke.
+pub fn status_words(status: &tonic::Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut last = None;
+    while let Some(error) = cause {
+        last = Some(error.to_string());
+        cause = error.source();
+    }
+    match last {
+        Some(last) => format!("the connection broke ({last})"),
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => format!("{:?}: {}", status.code(), status.message()),
     }
 }
 

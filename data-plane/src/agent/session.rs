@@ -24,7 +24,9 @@ use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, book::Views, key::InstanceKey, reflect::in_full, schema::MAX_SCHEMA_BYTES};
+use super::{
+    Agent, book::Views, key::InstanceKey, reflect::status_words, schema::MAX_SCHEMA_BYTES,
+};
 use crate::{
     retry::{Retry, any_of, jittered},
     xds::dial,
@@ -314,7 +316,7 @@ impl Session {
         if status.code() == Code::Aborted && info.is_some_and(|i| i.reason == "SUPERSEDED") {
             return End::Superseded(status.message().to_owned());
         }
-        End::Broken(format!("{:?}: {}", status.code(), in_full(status)))
+        End::Broken(status_words(status))
     }
 
     async fn serve(&mut self, open: Open) -> End {
@@ -381,7 +383,8 @@ impl Session {
                     }
                 }
                 removal = self.removals.recv() => {
-                    if let Some(removal) = removal {
+                    // Over the bound it is dropped, and with it answered.
+                    if let Some(removal) = removal && stream.waiting.len() < MAX_REMOVALS {
                         stream.waiting.push(removal);
                     }
                 }

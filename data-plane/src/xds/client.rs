@@ -30,7 +30,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -41,7 +41,7 @@ use super::{
     translate,
 };
 use crate::{
-    agent::reflect::in_full,
+    agent::reflect::status_words,
     retry::{Retry, any_of},
 };
 
@@ -222,7 +222,7 @@ impl XdsClient {
             let opened = client
                 .delta_aggregated_resources(ReceiverStream::new(stream))
                 .await;
-            stream_out.responses = Some(opened.map_err(|s| words(&s))?.into_inner());
+            stream_out.responses = Some(opened.map_err(|s| status_words(&s))?.into_inner());
             Ok(stream_out)
         };
         match timeout(OPENING, opening).await {
@@ -245,7 +245,7 @@ impl XdsClient {
                         }
                     }
                     Ok(None) => return "it ended the stream".into(),
-                    Err(status) => return words(&status),
+                    Err(status) => return status_words(&status),
                 },
                 Some(wanted) = self.wanted.recv() => {
                     if let Err(why) = stream.want(wanted).await {
@@ -495,8 +495,4 @@ fn node(asker: &Asker, seen: u64) -> Node {
         )),
         ..Node::default()
     }
-}
-
-fn words(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), in_full(status))
 }

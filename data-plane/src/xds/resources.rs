@@ -31,8 +31,8 @@ pub struct Resources {
     answered: BTreeSet<&'static str>,
     /// Clusters of which the control plane said that it has no assignment.
     without: BTreeSet<String>,
-    /// The run that wrote the state dir had all.
-    restored: bool,
+    /// All that was asked for had been answered once, in this run or in the one that wrote the state dir.
+    complete: bool,
 }
 
 /// What a response did.
@@ -85,6 +85,10 @@ impl Resources {
                 applied.changed |= self.answered.insert(INDEX);
             }
             other => applied.faults.push(format!("{other}: was not asked for")),
+        }
+        if !self.complete && self.all_answered() {
+            self.complete = true;
+            applied.changed = true;
         }
         applied
     }
@@ -140,7 +144,7 @@ impl Resources {
 
     /// What was restored is all there was.
     pub fn set_restored(&mut self) {
-        self.restored = true;
+        self.complete = true;
     }
 
     /// What is held of a type, as `initial_resource_versions`.
@@ -159,13 +163,17 @@ impl Resources {
         }
     }
 
-    /// Whether all that was asked for has been answered once.
+    /// Whether all that was asked for has been answered once; stays so.
     #[must_use]
     pub fn complete(&self) -> bool {
+        self.complete
+    }
+
+    fn all_answered(&self) -> bool {
         let wildcards = self.answered.contains(CLUSTER) && self.answered.contains(INDEX);
         let endpoints =
             |name: &String| self.assignments.contains_key(name) || self.without.contains(name);
-        self.restored || (wildcards && self.clusters.keys().all(endpoints))
+        wildcards && self.clusters.keys().all(endpoints)
     }
 
     /// The services whose endpoints have come. A cluster waits for its endpoints, so that a new service is not

@@ -92,7 +92,12 @@ async fn an_instance_lives_as_long_as_its_stream() {
 async fn without_beats_it_is_out_after_the_ttl() {
     let (agent, mut client) = api(Duration::from_millis(60)).await;
     let registered = client.register(request("e1")).await.unwrap().into_inner();
-    until(&agent, "out after the TTL", crate::agent::book::Views::is_empty).await;
+    until(
+        &agent,
+        "out after the TTL",
+        crate::agent::book::Views::is_empty,
+    )
+    .await;
     // What it says then tells it what to do.
     let beat = tokio_stream::once(KeepAliveRequest {
         registration: registered.registration.clone(),
