@@ -42,6 +42,7 @@ pub(crate) fn watch(args: &mut Vec<OsString>) -> Parent {
         leftover,
     };
     let orphaned = parent.orphaned.clone();
+    let folder = parent.leftover.clone();
     thread::spawn(move || {
         let mut ignored = [0; 256];
         let mut stdin = io::stdin().lock();
@@ -49,6 +50,9 @@ pub(crate) fn watch(args: &mut Vec<OsString>) -> Parent {
         orphaned.store(true, Ordering::Relaxed);
         if kill_process(getpid(), Signal::TERM).is_ok() {
             thread::sleep(DRAIN_WITHIN);
+        }
+        if let Some(folder) = folder {
+            let _ = std::fs::remove_dir_all(folder);
         }
         exit(1);
     });

@@ -25,6 +25,8 @@ pub fn init_logging(default: &str) {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // A reader of stderr that has gone must not end a proxy: the complaint about it would be a panic of eprintln.
+        .log_internal_errors(false)
         .try_init();
 }
 
