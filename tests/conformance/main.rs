@@ -1,5 +1,4 @@
-//! Conformance: what a specification or this house demands, checked against the real thing. `directions` holds the
-//! crates to DESIGN §3.
+//! Conformance: what a specification or this house demands, checked against the real thing.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,4 +6,7 @@
     reason = "a test fails loudly"
 )]
 
+/// Who may depend on whom (DESIGN §3).
 mod directions;
+/// Every room has its sign.
+mod signs;

@@ -1,7 +1,11 @@
-//! Tests of this area land as modules, named after the behaviour they show.
+//! Interop: programs that nobody here wrote. `grpc_cases` puts the gRPC project's own server into the mesh and drives it
+//! with the project's own clients; `proxyless` (grpcio, grpc-go) and `envoy` are stock xDS clients of the control plane.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test fails loudly"
 )]
+
+mod proxyless;
+mod envoy;

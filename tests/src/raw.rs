@@ -243,3 +243,46 @@ pub async fn read(response: h2::client::ResponseFuture) -> Answer {
     }
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, Client, Server, body, frame};
+    use http::{HeaderMap, Response};
+
+    #[tokio::test]
+    async fn the_two_ends_show_each_other_what_gets_lost_elsewhere() {
+        let server = Server::start(|mut call: Call| async move {
+            let sent = body(call.request.body_mut()).await.unwrap();
+            match call.request.uri().path() {
+                "/reset" => call.respond.send_reset(h2::Reason::CANCEL),
+                "/only" => {
+                    let response = Response::builder().header("grpc-status", "5").body(());
+                    call.respond.send_response(response.unwrap(), true).unwrap();
+                }
+                _ => {
+                    let mut trailers = HeaderMap::new();
+                    trailers.append("x-a", "1".parse().unwrap());
+                    trailers.append("x-a", "2".parse().unwrap());
+                    call.answer(&[&sent[5..]], trailers);
+                }
+            }
+        })
+        .await;
+        let client = Client::connect(server.addr).await;
+        let none = HeaderMap::new();
+        let answer = client.call("x", "/reset", &none, b"").await;
+        assert_eq!(answer.reset, Some(h2::Reason::CANCEL));
+        let answer = client.call("x", "/only", &none, b"").await;
+        assert!(answer.headers_only && answer.last("grpc-status").as_deref() == Some("5"));
+        let answer = client.call("x", "/all", &none, b"echoed").await;
+        assert_eq!(
+            (answer.body, answer.headers_only),
+            (frame(b"echoed"), false)
+        );
+        let trailers = answer.trailers.unwrap();
+        assert_eq!(
+            trailers.get_all("x-a").iter().collect::<Vec<_>>(),
+            ["1", "2"]
+        );
+    }
+}
