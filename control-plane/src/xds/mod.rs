@@ -5,6 +5,7 @@
 mod lens;
 mod node;
 mod subscription;
+mod news;
 mod sotw;
 mod delta;
 mod session;

@@ -1,0 +1,5 @@
+mod clients;
+mod delta;
+mod sotw;
+mod order;
+mod properties;

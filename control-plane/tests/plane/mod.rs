@@ -1,0 +1,344 @@
+//! A control plane in this process, nodes that register with it, and real ADS clients on its port.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use envoy_types::pb::envoy::{
+    config::core::v3::Node,
+    service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use heddle_control::{
+    registry::{Registry, RegistryOptions},
+    session,
+    snapshot::{Kind, Publisher},
+    status,
+    store::{Embedded, EmbeddedOptions},
+    xds::{self, Clients},
+};
+use heddle_proto::{
+    control::v1::{
+        Change, ControlMessage, Hello, InstanceRef, LocalInstance, NodeMessage, RemovalQuery,
+        SchemaUpload, control_message, node_message, node_session_client::NodeSessionClient,
+    },
+    registry::v1::Instance,
+    status::v1::mesh_status_client::MeshStatusClient,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint, Server},
+};
+
+/// Awaits what must come; long enough for a busy machine.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("nothing came within 20 s")
+}
+
+/// A control plane on a free port.
+pub(crate) struct Plane {
+    pub(crate) address: String,
+    pub(crate) publisher: Publisher,
+    pub(crate) clients: Clients,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Plane {
+    pub(crate) async fn start(store: &Path) -> Self {
+        let stop = CancellationToken::new();
+        let store = Arc::new(Embedded::open(&EmbeddedOptions::new(store)).unwrap());
+        let options = RegistryOptions {
+            stop: stop.clone(),
+            ..RegistryOptions::default()
+        };
+        let registry = Registry::open(store, options).await.unwrap();
+        let publisher =
+            Publisher::start(registry.clone(), Duration::from_millis(300), stop.clone());
+        let clients = Clients::default();
+        let ads = xds::service(
+            registry.clone(),
+            publisher.clone(),
+            clients.clone(),
+            stop.clone(),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let server = Server::builder()
+            .add_service(session::service(
+                registry.clone(),
+                Arc::new(clients.clone()),
+            ))
+            .add_service(status::service(registry, clients.clone()))
+            .add_service(ads)
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(listener),
+                stop.clone().cancelled_owned(),
+            );
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        Self {
+            address,
+            publisher,
+            clients,
+            stop,
+            server,
+        }
+    }
+
+    /// Ends it, and gives the store's file free.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        within(self.server).await.unwrap();
+        drop((self.publisher, self.clients));
+    }
+
+    async fn channel(&self) -> Channel {
+        Endpoint::from_shared(self.address.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn node(&self, name: &str, instances: Vec<LocalInstance>) -> NodeSession {
+        let mut client = NodeSessionClient::new(self.channel().await);
+        let (out, requests) = mpsc::channel(16);
+        let hello = Hello {
+            node: name.to_owned(),
+            process_id: format!("process of {name}"),
+            advertise: "127.0.0.1:15008".to_owned(),
+            instances,
+            ..Hello::default()
+        };
+        out.send(NodeMessage {
+            message: Some(node_message::Message::Hello(hello)),
+        })
+        .await
+        .unwrap();
+        let answers = client
+            .open(ReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut session = NodeSession {
+            out,
+            answers,
+            sequence: 0,
+        };
+        let control_message::Message::Welcome(welcome) = session.next().await else {
+            panic!("no welcome");
+        };
+        // Streams that begin after this are told of the node's instances at once.
+        let mut snapshots = self.publisher.subscribe();
+        within(snapshots.wait_for(|snapshot| snapshot.revision >= welcome.revision))
+            .await
+            .unwrap();
+        session
+    }
+
+    pub(crate) async fn delta(&self, node: Node) -> DeltaStream {
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
+        let (out, requests) = mpsc::channel(16);
+        let answers = client.delta_aggregated_resources(ReceiverStream::new(requests));
+        let answers = answers.await.unwrap().into_inner();
+        DeltaStream {
+            out,
+            answers,
+            node: Some(node),
+        }
+    }
+
+    pub(crate) async fn sotw(&self, node: Node) -> SotwStream {
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
+        let (out, requests) = mpsc::channel(16);
+        let answers = client.stream_aggregated_resources(ReceiverStream::new(requests));
+        let answers = answers.await.unwrap().into_inner();
+        SotwStream {
+            out,
+            answers,
+            node: Some(node),
+        }
+    }
+
+    pub(crate) async fn status(&self) -> MeshStatusClient<Channel> {
+        MeshStatusClient::new(self.channel().await)
+    }
+}
+
+pub(crate) fn echo(id: &str, address: &str) -> LocalInstance {
+    LocalInstance {
+        instance: Some(Instance {
+            service: "echo".to_owned(),
+            namespace: "default".to_owned(),
+            id: id.to_owned(),
+            address: address.to_owned(),
+            ..Instance::default()
+        }),
+        health: 1,
+        ..LocalInstance::default()
+    }
+}
+
+/// A client's node; `metadata` as text.
+pub(crate) fn client(id: &str, metadata: &[(&str, &str)]) -> Node {
+    let fields = metadata.iter().map(|(key, text)| {
+        let kind = value::Kind::StringValue((*text).to_owned());
+        ((*key).to_owned(), Value { kind: Some(kind) })
+    });
+    Node {
+        id: id.to_owned(),
+        user_agent_name: "test".to_owned(),
+        metadata: Some(Struct {
+            fields: fields.collect(),
+        }),
+        ..Node::default()
+    }
+}
+
+pub(crate) fn proxy(id: &str) -> Node {
+    client(id, &[("role", "proxy"), ("node", id)])
+}
+
+pub(crate) struct NodeSession {
+    out: mpsc::Sender<NodeMessage>,
+    answers: Streaming<ControlMessage>,
+    sequence: u64,
+}
+
+impl NodeSession {
+    pub(crate) async fn next(&mut self) -> control_message::Message {
+        within(self.answers.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .message
+            .unwrap()
+    }
+
+    /// Changes instances and gives the revision at which that is durable.
+    pub(crate) async fn change(&mut self, upserted: Vec<LocalInstance>, removed: &[&str]) -> u64 {
+        self.sequence += 1;
+        let removed = removed.iter().map(|id| reference(id)).collect();
+        let change = Change {
+            sequence: self.sequence,
+            upserted,
+            removed,
+        };
+        self.send(node_message::Message::Change(change)).await;
+        match self.next().await {
+            control_message::Message::Ack(ack) => ack.revision,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn send(&self, message: node_message::Message) {
+        self.out
+            .send(NodeMessage {
+                message: Some(message),
+            })
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn ask_removal(&self, id: &str, max_wait: Duration) {
+        let query = RemovalQuery {
+            id: 1,
+            instance: Some(reference(id)),
+            max_wait: Some(max_wait.try_into().unwrap()),
+        };
+        self.send(node_message::Message::RemovalQuery(query)).await;
+    }
+
+    pub(crate) async fn upload(&self, sha256: &str, descriptors: &[u8]) {
+        let upload = SchemaUpload {
+            sha256: sha256.to_owned(),
+            file_descriptor_set: descriptors.to_vec().into(),
+        };
+        self.send(node_message::Message::Schema(upload)).await;
+    }
+}
+
+fn reference(id: &str) -> InstanceRef {
+    InstanceRef {
+        service: "echo".to_owned(),
+        namespace: "default".to_owned(),
+        id: id.to_owned(),
+    }
+}
+
+pub(crate) struct DeltaStream {
+    out: mpsc::Sender<DeltaDiscoveryRequest>,
+    answers: Streaming<DeltaDiscoveryResponse>,
+    node: Option<Node>,
+}
+
+impl DeltaStream {
+    pub(crate) async fn ask(&mut self, kind: Kind, names: &[&str]) {
+        self.send(DeltaDiscoveryRequest {
+            type_url: kind.url().to_owned(),
+            resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await;
+    }
+
+    pub(crate) async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
+        request.node = self.node.take();
+        self.out.send(request).await.unwrap();
+    }
+
+    pub(crate) async fn try_next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        within(self.answers.message()).await
+    }
+
+    pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
+        self.try_next().await.unwrap().expect("the stream goes on")
+    }
+
+    pub(crate) async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
+        self.send(DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await;
+    }
+}
+
+pub(crate) struct SotwStream {
+    out: mpsc::Sender<DiscoveryRequest>,
+    answers: Streaming<DiscoveryResponse>,
+    node: Option<Node>,
+}
+
+impl SotwStream {
+    pub(crate) async fn ask(&mut self, kind: Kind, names: &[&str], version: &str, nonce: &str) {
+        let request = DiscoveryRequest {
+            node: self.node.take(),
+            type_url: kind.url().to_owned(),
+            resource_names: names.iter().map(ToString::to_string).collect(),
+            version_info: version.to_owned(),
+            response_nonce: nonce.to_owned(),
+            ..DiscoveryRequest::default()
+        };
+        self.send(request).await;
+    }
+
+    pub(crate) async fn send(&self, request: DiscoveryRequest) {
+        self.out.send(request).await.unwrap();
+    }
+
+    pub(crate) async fn try_next(&mut self) -> Result<Option<DiscoveryResponse>, Status> {
+        within(self.answers.message()).await
+    }
+
+    pub(crate) async fn next(&mut self) -> DiscoveryResponse {
+        self.try_next().await.unwrap().expect("the stream goes on")
+    }
+}
