@@ -182,7 +182,10 @@ fn parse_listen(word: &str) -> Result<Vec<ListenAddr>, &'static str> {
         }
         return Ok(vec![ListenAddr::Unix(PathBuf::from(path))]);
     }
-    if let Some(port) = word.strip_prefix("localhost:") {
+    if let Some(port) = word
+        .strip_prefix("localhost:")
+        .or_else(|| word.strip_prefix("loopback:"))
+    {
         let port: u16 = port
             .parse()
             .map_err(|_| "the port is a number up to 65535")?;

@@ -2,8 +2,10 @@
 //! acknowledged last, so nothing is lost or sent twice however long the control plane is away; answers about removals
 //! go out. Reconnects for ever over several replicas; what other nodes run comes by xDS, not here.
 
+mod handle;
+mod stream;
+
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,25 +14,27 @@ use std::{
 };
 
 use heddle_proto::control::v1::{
-    Beat, Change, ControlMessage, Hello, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload,
-    Welcome, ack, control_message, node_message, node_session_client::NodeSessionClient,
+    ControlMessage, Hello, NodeMessage, control_message, node_message,
+    node_session_client::NodeSessionClient,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{
-    Agent, book::Views, key::InstanceKey, reflect::status_words, schema::MAX_SCHEMA_BYTES,
-};
+use super::{Agent, book::Views, reflect::status_words};
 use crate::{
     retry::{Retry, any_of, jittered},
     xds::dial,
 };
+
+use handle::Removal;
+pub use handle::{Acknowledged, SessionHandle};
+use stream::{Open, Stream, span};
 
 /// Who this node is.
 #[derive(Clone, Debug)]
@@ -56,29 +60,6 @@ pub enum SessionStatus {
     Superseded(String),
 }
 
-/// What became of a removal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Acknowledged {
-    pub acknowledged: bool,
-    /// Clients that had not acknowledged.
-    pub unacknowledged: Vec<String>,
-}
-
-struct Removal {
-    key: InstanceKey,
-    /// The change of the agent that took it out.
-    version: u64,
-    until: Instant,
-    answer: oneshot::Sender<Acknowledged>,
-}
-
-/// Asks the session. Clones are one.
-#[derive(Clone)]
-pub struct SessionHandle {
-    removals: mpsc::Sender<Removal>,
-    status: watch::Receiver<SessionStatus>,
-}
-
 /// Removals asked for and not yet answered; over this they are answered as not acknowledged.
 const MAX_REMOVALS: usize = 256;
 /// From dialling to Welcome.
@@ -87,55 +68,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(3);
 /// A name taken by another living process is not fought for.
 const SUPERSEDED_RETRY: Duration = Duration::from_secs(15);
-
-impl SessionHandle {
-    /// The status now; wakes on each change.
-    #[must_use]
-    pub fn status(&self) -> watch::Receiver<SessionStatus> {
-        self.status.clone()
-    }
-
-    /// Waits, within bounds, until every client has acknowledged that the instance is gone. With no control plane at
-    /// hand the answer comes at once.
-    pub async fn removal(
-        &self,
-        key: &InstanceKey,
-        version: u64,
-        max_wait: Duration,
-    ) -> Acknowledged {
-        let away = |why: &str| Acknowledged {
-            acknowledged: false,
-            unacknowledged: vec![why.to_owned()],
-        };
-        match &*self.status.borrow() {
-            // This node is the whole mesh, and its own table has changed.
-            SessionStatus::Off => {
-                return Acknowledged {
-                    acknowledged: true,
-                    unacknowledged: Vec::new(),
-                };
-            }
-            SessionStatus::Connected(_) => {}
-            _ => return away("(the control plane is not connected)"),
-        }
-        let (answer, answered) = oneshot::channel();
-        let removal = Removal {
-            key: key.clone(),
-            version,
-            until: Instant::now() + max_wait,
-            answer,
-        };
-        if self.removals.try_send(removal).is_err() {
-            return away("(too many removals wait already)");
-        }
-        // The control plane keeps to max_wait; the margin is for the way.
-        match timeout(max_wait + Duration::from_millis(500), answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => away("(the session broke)"),
-            Err(_) => away("(the control plane did not answer in time)"),
-        }
-    }
-}
 
 /// The session's task.
 pub struct Session {
@@ -334,20 +266,7 @@ impl Session {
             .send_replace(SessionStatus::Connected(welcome.replica.clone()));
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
         let beat = span(welcome.renew_interval, Duration::from_secs(3));
-        let mut stream = Stream {
-            requests,
-            responses,
-            ttl,
-            heard: Instant::now(),
-            sequence: 0,
-            beats: 0,
-            acknowledged: version,
-            sent: views,
-            in_flight: None,
-            waiting: Vec::new(),
-            asked: BTreeMap::new(),
-            asks: 0,
-        };
+        let mut stream = Stream::new(requests, responses, ttl, version, views);
         if let Err(why) = stream.upload(&self.agent, &welcome.missing_schemas).await {
             return End::Broken(why);
         }
@@ -392,186 +311,4 @@ impl Session {
             }
         }
     }
-}
-
-/// An opened session: what was sent with Hello is what the control plane has.
-struct Open {
-    requests: mpsc::Sender<NodeMessage>,
-    responses: Streaming<ControlMessage>,
-    welcome: Welcome,
-    version: u64,
-    views: Views,
-}
-
-/// One connection's state.
-struct Stream {
-    requests: mpsc::Sender<NodeMessage>,
-    responses: Streaming<ControlMessage>,
-    ttl: Duration,
-    /// When the control plane last said anything.
-    heard: Instant,
-    sequence: u64,
-    beats: u64,
-    /// The agent's change up to which all is durable there.
-    acknowledged: u64,
-    /// What it has, or will have once `in_flight` is acknowledged.
-    sent: Views,
-    /// The Change under way: its sequence and the agent's change that it brings up to. One at a time: what
-    /// happens meanwhile goes into the next one.
-    in_flight: Option<(u64, u64)>,
-    waiting: Vec<Removal>,
-    asked: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
-    asks: u64,
-}
-
-impl Stream {
-    /// Sends what is to be sent: the next difference, and the questions whose removals are durable.
-    async fn step(&mut self, agent: &Agent) -> Result<(), String> {
-        if self.in_flight.is_none() {
-            let (version, now) = agent.views();
-            let change = difference(&self.sent, &now);
-            self.sent = now;
-            if change.upserted.is_empty() && change.removed.is_empty() {
-                self.acknowledged = version;
-            } else {
-                self.sequence += 1;
-                self.in_flight = Some((self.sequence, version));
-                let change = Change {
-                    sequence: self.sequence,
-                    ..change
-                };
-                self.send(node_message::Message::Change(change)).await?;
-            }
-        }
-        let acknowledged = self.acknowledged;
-        let (ready, waiting) = self
-            .waiting
-            .drain(..)
-            .partition(|r| r.version <= acknowledged);
-        self.waiting = waiting;
-        for removal in ready {
-            self.ask(removal).await?;
-        }
-        self.asked.retain(|_, answer| !answer.is_closed());
-        Ok(())
-    }
-
-    async fn ask(&mut self, removal: Removal) -> Result<(), String> {
-        if self.asked.len() >= MAX_REMOVALS {
-            return Ok(());
-        }
-        self.asks += 1;
-        let left = removal.until.saturating_duration_since(Instant::now());
-        let query = RemovalQuery {
-            id: self.asks,
-            instance: Some(removal.key.to_ref()),
-            max_wait: prost_types::Duration::try_from(left).ok(),
-        };
-        self.asked.insert(self.asks, removal.answer);
-        self.send(node_message::Message::RemovalQuery(query)).await
-    }
-
-    /// Takes one message; the schemas that it names as missing.
-    fn take(&mut self, message: ControlMessage, revision: &AtomicU64) -> Vec<String> {
-        self.heard = Instant::now();
-        match message.message {
-            Some(control_message::Message::Ack(ack)) => {
-                revision.fetch_max(ack.revision, Ordering::Relaxed);
-                if let (Some(ack::Of::Change(sequence)), Some((wanted, version))) =
-                    (ack.of, self.in_flight)
-                    && sequence >= wanted
-                {
-                    self.in_flight = None;
-                    self.acknowledged = version;
-                }
-                ack.missing_schemas
-            }
-            Some(control_message::Message::RemovalAnswer(RemovalAnswer {
-                id,
-                acknowledged,
-                unacknowledged,
-            })) => {
-                if let Some(answer) = self.asked.remove(&id) {
-                    let _ = answer.send(Acknowledged {
-                        acknowledged,
-                        unacknowledged,
-                    });
-                }
-                Vec::new()
-            }
-            Some(control_message::Message::Welcome(_)) | None => Vec::new(),
-        }
-    }
-
-    async fn beat(&mut self) -> Result<(), String> {
-        if self.heard.elapsed() > self.ttl {
-            return Err(format!("it has been silent for {:?}", self.ttl));
-        }
-        self.beats += 1;
-        self.send(node_message::Message::Beat(Beat {
-            sequence: self.beats,
-        }))
-        .await
-    }
-
-    async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {
-        for sha256 in missing {
-            // Gone meanwhile: nobody needs it any more.
-            let Some(schema) = agent
-                .schema(sha256)
-                .filter(|s| s.bytes.len() <= MAX_SCHEMA_BYTES)
-            else {
-                continue;
-            };
-            let upload = SchemaUpload {
-                sha256: schema.sha256,
-                file_descriptor_set: schema.bytes,
-            };
-            self.send(node_message::Message::Schema(upload)).await?;
-        }
-        Ok(())
-    }
-
-    async fn send(&self, message: node_message::Message) -> Result<(), String> {
-        match timeout(
-            self.ttl,
-            self.requests.send(NodeMessage {
-                message: Some(message),
-            }),
-        )
-        .await
-        {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err("it ended the session".into()),
-            Err(_) => Err(format!("it has read nothing for {:?}", self.ttl)),
-        }
-    }
-}
-
-/// What turns `sent` into `now`.
-fn difference(sent: &Views, now: &Views) -> Change {
-    let other = |key: &InstanceKey, view| sent.get(key).is_none_or(|old| !Arc::ptr_eq(old, view));
-    Change {
-        sequence: 0,
-        upserted: now
-            .iter()
-            .filter(|(key, view)| other(key, view))
-            .map(|(key, view)| (sent.get(key).map(|v| v.to_local()), view.to_local()))
-            // Another registration of the same instance is no change for the mesh.
-            .filter(|(old, new)| old.as_ref() != Some(new))
-            .map(|(_, new)| new)
-            .collect(),
-        removed: sent
-            .keys()
-            .filter(|key| !now.contains_key(*key))
-            .map(InstanceKey::to_ref)
-            .collect(),
-    }
-}
-
-fn span(given: Option<prost_types::Duration>, default: Duration) -> Duration {
-    let given = given.and_then(|d| Duration::try_from(d).ok());
-    given
-        .filter(|d| (Duration::from_millis(10)..Duration::from_secs(3600)).contains(d))
-        .unwrap_or(default)
 }

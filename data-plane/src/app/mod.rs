@@ -1,0 +1,252 @@
+//! The composition: what starts in which order, what is waited for, and how it all stops. Options come in, an exit code
+//! goes out. One `start_*` per room; no room's work is done here.
+
+mod proxy;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    admin::{health::ProxyHealth, reflection::Reflection, serve},
+    agent::{
+        Agent, Sighting, saved,
+        services_dir::ServicesDir,
+        session::{Identity, Session},
+    },
+    listener::ListenError,
+    mesh::{Mesh, Place, Weaver},
+    options::{LowOptions, Options, OptionsError, is_own_address},
+    readiness::{self, Readiness},
+    state_dir::{StateDir, StateDirError},
+    worker::{Report, Role, WorkerOptions, Workers},
+    xds::{
+        client::{Asker, XdsClient, XdsHandle},
+        last_good,
+        resources::Resources,
+        schemas::{Schemas, Wanted},
+    },
+};
+use proxy::Proxy;
+
+/// Reports of workers that may wait; a lost one is made good by the next call that fails or the next check.
+const MAX_REPORTS: usize = 4096;
+
+/// The whole program: `args[0]` is its name.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let low: LowOptions = heddle_options::parse("HEDDLE_PROXY", args);
+    heddle_options::init_logging("info");
+    let options = match low.resolve() {
+        Ok(options) => options,
+        Err(OptionsError(faults)) => {
+            for fault in faults {
+                heddle_options::fail(fault);
+            }
+            return ExitCode::from(2);
+        }
+    };
+    // Beats, health and xDS are small work: one thread beside this one.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    let done = match runtime {
+        Ok(runtime) => {
+            let done = runtime.block_on(serve(options));
+            // What still runs has nothing left to do for anyone.
+            runtime.shutdown_background();
+            done
+        }
+        Err(error) => Err(StartError::Threads(error)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => heddle_options::fail(error),
+    }
+}
+
+/// Why the proxy cannot start: one line, exit code 2.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error("--{listener}: {source}")]
+    Listen {
+        listener: &'static str,
+        source: ListenError,
+    },
+    #[error("no threads for the data path: {0}; give this process more, or fewer --workers")]
+    Threads(#[from] io::Error),
+    #[error(
+        "--inbound has no TCP address that other nodes could dial: give --advertise HOST:PORT, or --control none"
+    )]
+    Advertise,
+}
+
+async fn serve(options: Options) -> Result<(), StartError> {
+    let incarnation = uuid::Uuid::new_v4().to_string();
+    let revision = Arc::new(AtomicU64::new(0));
+    let (readiness, _) = readiness::channel();
+    let state = options
+        .state_dir
+        .as_deref()
+        .map(StateDir::open)
+        .transpose()?;
+    let agent = Agent::new(&options.node);
+    if let Some(state) = &state {
+        agent.restore(saved::load(state, &options.node));
+        tokio::spawn(saved::keep(state.clone(), agent.clone()));
+    }
+    tokio::spawn(agent.clone().sweep());
+
+    let (schemas, wanted) = Schemas::new();
+    let xds = start_xds(&options, state.as_ref(), &revision, wanted);
+    let (workers, reports, internal) = start_workers(&options, &incarnation)?;
+    let (routable, mesh) = start_weaver(&options, &agent, &xds, &workers);
+    tokio::spawn(take_reports(reports, mesh.clone(), agent.clone()));
+
+    let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone());
+    let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
+    tokio::spawn(serve::internal(internal, serve::common(health, reflection)));
+
+    if let Some(dir) = &options.services_dir {
+        let mut dir = ServicesDir::new(dir, agent.clone(), is_own_address);
+        dir.look();
+        tokio::spawn(dir.run());
+    }
+    let identity = Identity {
+        node: options.node.clone(),
+        process_id: incarnation,
+        advertise: String::new(),
+        region: options.region.clone(),
+        zone: options.zone.clone(),
+    };
+    let (mut session, handle) =
+        Session::new(agent.clone(), identity, options.control.clone(), revision);
+    let listeners = watch::Sender::new(BTreeMap::new());
+    let proxy = Proxy {
+        options,
+        state,
+        agent,
+        workers,
+        mesh,
+        xds,
+        routable,
+        readiness,
+        listeners,
+    };
+    proxy.start_admin(&handle)?;
+    proxy.start_agent(&handle)?;
+    let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
+    session.set_advertise(proxy.advertise(&inbound)?);
+    tokio::spawn(session.run());
+
+    proxy.until_routable().await;
+    proxy.listen(Role::Outbound, &proxy.options.outbound)?;
+    proxy.readiness.send_replace(Readiness::Ready);
+    heddle_options::ready(&proxy.ready_line());
+    heddle_options::terminated().await;
+    proxy.stop().await;
+    Ok(())
+}
+
+fn start_xds(
+    options: &Options,
+    state: Option<&StateDir>,
+    revision: &Arc<AtomicU64>,
+    wanted: mpsc::Receiver<Wanted>,
+) -> XdsHandle {
+    let last_good = state.and_then(|state| last_good::load(state, &options.node));
+    let (resources, seen) = last_good.unwrap_or((Resources::default(), 0));
+    revision.store(seen, Ordering::Relaxed);
+    let asker = Asker {
+        node: options.node.clone(),
+        region: options.region.clone(),
+        zone: options.zone.clone(),
+    };
+    let (client, handle) = XdsClient::new(
+        asker,
+        options.control.clone(),
+        resources,
+        Arc::clone(revision),
+        wanted,
+    );
+    if let Some(state) = state {
+        tokio::spawn(last_good::keep(
+            state.clone(),
+            options.node.clone(),
+            handle.snapshot.clone(),
+        ));
+    }
+    tokio::spawn(client.run());
+    handle
+}
+
+type Started = (
+    Arc<Workers>,
+    mpsc::Receiver<Report>,
+    mpsc::Receiver<std::os::unix::net::UnixStream>,
+);
+
+fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartError> {
+    let (reports_in, reports) = mpsc::channel(MAX_REPORTS);
+    // Each worker makes one, and a new one should it break.
+    let (internal_in, internal) = mpsc::channel(options.workers * 4);
+    let worker_options = WorkerOptions {
+        workers: options.workers,
+        node: options.node.clone(),
+        incarnation: incarnation.to_owned(),
+        drain_timeout: options.drain_timeout,
+        own_names: options.own_names.clone(),
+        ..WorkerOptions::default()
+    };
+    let workers = Workers::start(worker_options, reports_in, internal_in)?;
+    Ok((Arc::new(workers), reports, internal))
+}
+
+fn start_weaver(
+    options: &Options,
+    agent: &Agent,
+    xds: &XdsHandle,
+    workers: &Arc<Workers>,
+) -> (watch::Sender<bool>, watch::Receiver<Mesh>) {
+    let place = Place {
+        node: options.node.clone(),
+        own_names: options.own_names.clone(),
+        region: options.region.clone(),
+        zone: options.zone.clone(),
+    };
+    let routable = watch::Sender::new(false);
+    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.view.clone(), routable.subscribe());
+    let publisher = Arc::clone(workers);
+    tokio::spawn(weaver.run(move |table| publisher.publish(table)));
+    (routable, mesh)
+}
+
+/// What the workers saw of this node's instances, told to the agent.
+async fn take_reports(
+    mut reports: mpsc::Receiver<Report>,
+    mesh: watch::Receiver<Mesh>,
+    agent: Agent,
+) {
+    while let Some(report) = reports.recv().await {
+        let (uid, sighting) = match report {
+            Report::EndpointRefused { uid } => (uid, Sighting::Refused),
+            Report::EndpointLost { uid } => (uid, Sighting::Lost),
+        };
+        let key = mesh.borrow().locals.get(&uid).cloned();
+        if let Some(key) = key {
+            agent.sighted(&key, sighting);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The running proxy: its listeners, what it waits for before outbound opens, and how it stops. No call between services
+//! comes here.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use heddle_proto::registry::v1::registry_server::RegistryServer;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use super::StartError;
+use crate::{
+    admin::{
+        health::ProxyHealth,
+        http::{self, Sources},
+        reflection::Reflection,
+        serve,
+    },
+    agent::{Agent, api::AgentApi, saved, schema::MAX_SCHEMA_BYTES, session::SessionHandle},
+    listener::ListenAddr,
+    mesh::Mesh,
+    options::{Options, is_own_address},
+    readiness::Readiness,
+    state_dir::StateDir,
+    worker::{Role, Workers},
+    xds::{client::XdsHandle, last_good},
+};
+
+/// Outbound opens at the latest this long after everything else (DESIGN §6).
+const LONGEST_START: Duration = Duration::from_secs(2);
+/// Of which so much for the first checks and descriptors of the node's own instances.
+const LONGEST_SETTLE: Duration = Duration::from_secs(1);
+/// What runs once everything is up.
+pub(super) struct Proxy {
+    pub(super) options: Options,
+    pub(super) state: Option<StateDir>,
+    pub(super) agent: Agent,
+    pub(super) workers: Arc<Workers>,
+    pub(super) mesh: watch::Receiver<Mesh>,
+    pub(super) xds: XdsHandle,
+    /// Calls may be routed.
+    pub(super) routable: watch::Sender<bool>,
+    pub(super) readiness: watch::Sender<Readiness>,
+    pub(super) listeners: watch::Sender<BTreeMap<&'static str, Vec<String>>>,
+}
+
+impl Proxy {
+    /// Admin answers from the first moment, to say why the rest does not yet.
+    pub(super) fn start_admin(&self, session: &SessionHandle) -> Result<(), StartError> {
+        let sources = Arc::new(Sources {
+            options: self.options.given.clone(),
+            workers: Arc::clone(&self.workers),
+            agent: self.agent.clone(),
+            mesh: self.mesh.clone(),
+            xds: self.xds.clone(),
+            session: session.status(),
+            readiness: self.readiness.subscribe(),
+            listeners: self.listeners.subscribe(),
+        });
+        let grpc = serve::common(
+            ProxyHealth::own(self.readiness.subscribe()),
+            Reflection::admin(),
+        );
+        for addr in &self.options.admin {
+            let bound = self.bind("admin", addr)?;
+            tokio::spawn(http::serve(bound, Arc::clone(&sources), grpc.clone()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_agent(&self, session: &SessionHandle) -> Result<(), StartError> {
+        let applied = self.applied();
+        let api = AgentApi::new(self.agent.clone(), session.clone(), applied, is_own_address);
+        // A registration brings its descriptors along.
+        let registry =
+            RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
+        let health = ProxyHealth::own(self.readiness.subscribe());
+        let routes: Routes = serve::common(health, Reflection::agent()).add_service(registry);
+        for addr in &self.options.agent {
+            let bound = self.bind("agent", addr)?;
+            tokio::spawn(serve::grpc(bound, routes.clone()));
+        }
+        Ok(())
+    }
+
+    /// The agent's change that the workers have, as a number of its own.
+    fn applied(&self) -> watch::Receiver<u64> {
+        let mut mesh = self.mesh.clone();
+        let (tell, applied) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                let version = mesh.borrow_and_update().agent_version;
+                tell.send_replace(version);
+                if mesh.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        applied
+    }
+
+    fn bind(&self, listener: &'static str, addr: &ListenAddr) -> Result<serve::Bound, StartError> {
+        let (at, bound) =
+            serve::bind(addr).map_err(|source| StartError::Listen { listener, source })?;
+        self.note(listener, &at);
+        Ok(bound)
+    }
+
+    pub(super) fn listen(
+        &self,
+        role: Role,
+        addrs: &[ListenAddr],
+    ) -> Result<Vec<ListenAddr>, StartError> {
+        let listener = role.name();
+        let mut bound = Vec::new();
+        for addr in addrs {
+            let at = self
+                .workers
+                .listen(role, addr)
+                .map_err(|source| StartError::Listen { listener, source })?;
+            self.note(listener, &at);
+            bound.push(at);
+        }
+        Ok(bound)
+    }
+
+    fn note(&self, listener: &'static str, at: &ListenAddr) {
+        self.listeners
+            .send_modify(|all| all.entry(listener).or_default().push(at.to_string()));
+    }
+
+    /// Where other nodes reach inbound: as told, else where it is bound.
+    pub(super) fn advertise(&self, inbound: &[ListenAddr]) -> Result<String, StartError> {
+        if let Some(told) = self.options.advertise {
+            return Ok(told.to_string());
+        }
+        let bound = inbound.iter().find_map(|at| match at {
+            ListenAddr::Tcp(addr) => Some(*addr),
+            ListenAddr::Unix(_) => None,
+        });
+        match bound {
+            Some(addr) if addr.ip().is_unspecified() => {
+                Ok(SocketAddr::new(self.outgoing(), addr.port()).to_string())
+            }
+            Some(addr) => Ok(addr.to_string()),
+            None if self.options.control.is_empty() => Ok(String::new()),
+            None => Err(StartError::Advertise),
+        }
+    }
+
+    /// The address by which this host speaks to the control plane: nothing is sent.
+    fn outgoing(&self) -> IpAddr {
+        let control = self
+            .options
+            .control
+            .first()
+            .map(|url| url.trim_start_matches("http://").trim_end_matches('/'));
+        let found = control.and_then(|control| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+            socket.connect(control).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        });
+        let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        if ip.is_loopback() {
+            info!(
+                "inbound is told to other nodes as {ip}: if they are on other hosts, give --advertise HOST:PORT"
+            );
+        }
+        ip
+    }
+
+    /// Until the mesh is known: by the state dir or a first full answer, with this node's own instances, or 2 s.
+    pub(super) async fn until_routable(&self) {
+        self.readiness.send_replace(Readiness::Starting(
+            "no full answer of the control plane yet",
+        ));
+        let end = Instant::now() + LONGEST_START;
+        let settled = timeout(LONGEST_SETTLE, self.agent.settled());
+        let mut view = self.xds.view.clone();
+        let known = timeout_at(end, view.wait_for(|view| view.complete));
+        let (_, known) = tokio::join!(settled, async { matches!(known.await, Ok(Ok(_))) });
+        if !known {
+            warn!(
+                "no full answer of the control plane within {LONGEST_START:?}: outbound opens with this node's own instances"
+            );
+        }
+        let (version, _) = self.agent.views();
+        self.routable.send_replace(true);
+        let mut mesh = self.mesh.clone();
+        // The weaver lives as long as the process.
+        let _ = mesh
+            .wait_for(|mesh| mesh.table.is_ready() && mesh.agent_version >= version)
+            .await;
+    }
+
+    pub(super) fn ready_line(&self) -> String {
+        let listeners = self.listeners.borrow();
+        let mut line = format!("heddle-proxy ready: node {}", self.options.node);
+        for name in ["outbound", "inbound", "agent", "admin"] {
+            if let Some(at) = listeners.get(name) {
+                line.push_str(&format!(", {name} {}", at.join("+")));
+            }
+        }
+        line
+    }
+
+    /// Drains: no call is cut before the drain timeout, and none is waited for after it. Instances stay registered.
+    pub(super) async fn stop(self) {
+        info!(
+            "stopping: calls may go on for {:?}",
+            self.options.drain_timeout
+        );
+        self.readiness.send_replace(Readiness::Draining);
+        self.workers.drain();
+        // The workers cut what is left at their timeout; the margin is for their last words.
+        let longest = self.options.drain_timeout + Duration::from_secs(2);
+        tokio::select! {
+            drained = timeout(longest, self.workers.drained()) => {
+                if drained.is_err() {
+                    warn!("calls were left when the drain timeout ended");
+                }
+            }
+            () = heddle_options::terminated() => warn!("told to stop twice: stopping at once"),
+        }
+        if let Some(state) = &self.state {
+            let snapshot = self.xds.snapshot.borrow().clone();
+            if snapshot.resources.complete()
+                && let Err(error) = last_good::write(state, &self.options.node, snapshot).await
+            {
+                warn!("the state dir cannot be written: {error}");
+            }
+            saved::save(state, &self.agent).await;
+        }
+        info!("stopped");
+    }
+}

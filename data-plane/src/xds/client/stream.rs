@@ -1,0 +1,218 @@
+//! One connection of the delta stream: which questions were asked, and who waits for which descriptors. Responses come
+//! in, requests go out; what is held of the mesh is `resources`'s.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{Locality, Node, node::UserAgentVersionType},
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    },
+    google::{
+        protobuf::{Struct, Value, value::Kind},
+        rpc::Status as RpcStatus,
+    },
+};
+use prost::bytes::Bytes;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::{Code, Streaming};
+
+use super::{Asker, MAX_WANTED, OPENING};
+use crate::xds::{
+    ASSIGNMENT, CLUSTER, INDEX, SCHEMA,
+    resources::{Applied, Resources},
+    schemas::Wanted,
+    translate,
+};
+
+/// One connection's state.
+pub(super) struct Stream {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    pub(super) responses: Option<Streaming<DeltaDiscoveryResponse>>,
+    /// Assignments asked for on this stream.
+    eds: BTreeSet<String>,
+    /// Who waits for which descriptors.
+    wanted: BTreeMap<String, Vec<oneshot::Sender<Option<Bytes>>>>,
+}
+
+impl Stream {
+    pub(super) fn new(requests: mpsc::Sender<DeltaDiscoveryRequest>) -> Self {
+        Self {
+            requests,
+            responses: None,
+            eds: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    /// Clusters, proto services, and the endpoints of the clusters held already. The node stands on the first
+    /// request only; what is held is named, so that the answer is the difference.
+    pub(super) fn first_questions(
+        &mut self,
+        asker: &Asker,
+        seen: u64,
+        resources: &Resources,
+    ) -> Result<(), String> {
+        let everything = vec!["*".to_owned()];
+        let held: Vec<String> = resources.clusters.keys().cloned().collect();
+        self.eds = held.iter().cloned().collect();
+        let mut questions = vec![
+            question(CLUSTER, everything.clone(), resources.versions(CLUSTER)),
+            question(INDEX, everything, resources.versions(INDEX)),
+        ];
+        if !held.is_empty() {
+            questions.push(question(ASSIGNMENT, held, resources.versions(ASSIGNMENT)));
+        }
+        if let Some(first) = questions.first_mut() {
+            first.node = Some(node(asker, seen));
+        }
+        for one in questions {
+            self.requests.try_send(one).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// ACK, or NACK with the reason of each rejected resource.
+    pub(super) async fn answer(
+        &self,
+        response: &DeltaDiscoveryResponse,
+        faults: &[String],
+    ) -> Result<(), String> {
+        let error_detail = (!faults.is_empty()).then(|| RpcStatus {
+            code: Code::InvalidArgument.into(),
+            // A mesh full of faults would not fit: the first ones say enough.
+            message: faults.join("; ").chars().take(4000).collect(),
+            details: Vec::new(),
+        });
+        let request = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail,
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.send(request).await
+    }
+
+    /// Endpoints are asked for by name: of new clusters, and no longer of those that are gone.
+    pub(super) async fn follow_clusters(&mut self, resources: &Resources) -> Result<(), String> {
+        let now: BTreeSet<String> = resources.clusters.keys().cloned().collect();
+        let new: Vec<String> = now.difference(&self.eds).cloned().collect();
+        let gone: Vec<String> = self.eds.difference(&now).cloned().collect();
+        self.eds = now;
+        if new.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        let mut request = question(ASSIGNMENT, new, HashMap::new());
+        request.resource_names_unsubscribe = gone;
+        self.send(request).await
+    }
+
+    pub(super) async fn want(&mut self, wanted: Wanted) -> Result<(), String> {
+        let Wanted { sha256, answer } = wanted;
+        self.wanted
+            .retain(|_, waiting| waiting.iter().any(|w| !w.is_closed()));
+        if self.wanted.len() >= MAX_WANTED {
+            let _ = answer.send(None);
+            return Ok(());
+        }
+        let waiting = self.wanted.entry(sha256.clone()).or_default();
+        waiting.push(answer);
+        if waiting.len() > 1 {
+            return Ok(());
+        }
+        self.send(question(SCHEMA, vec![sha256], HashMap::new()))
+            .await
+    }
+
+    pub(super) fn take_schemas(&mut self, response: &DeltaDiscoveryResponse) -> Applied {
+        let mut applied = Applied::default();
+        for resource in &response.resources {
+            let bytes = resource
+                .resource
+                .as_ref()
+                .map(|any| Bytes::copy_from_slice(&any.value))
+                .unwrap_or_default();
+            let found = translate::descriptors(&resource.name, &bytes);
+            if let Err(fault) = &found {
+                applied.faults.push(format!("{}: {fault}", resource.name));
+            }
+            self.tell_wanted(&resource.name, found.ok().as_ref());
+        }
+        for name in &response.removed_resources {
+            self.tell_wanted(name, None);
+        }
+        applied
+    }
+
+    fn tell_wanted(&mut self, sha256: &str, bytes: Option<&Bytes>) {
+        for answer in self.wanted.remove(sha256).unwrap_or_default() {
+            let _ = answer.send(bytes.cloned());
+        }
+    }
+
+    /// Content by hash never changes: once it has come the subscription has no use.
+    pub(super) async fn release_schemas(
+        &self,
+        response: &DeltaDiscoveryResponse,
+    ) -> Result<(), String> {
+        let names = response.resources.iter().map(|r| r.name.clone());
+        let gone = names
+            .chain(response.removed_resources.iter().cloned())
+            .collect();
+        let mut request = question(SCHEMA, Vec::new(), HashMap::new());
+        request.resource_names_unsubscribe = gone;
+        self.send(request).await
+    }
+
+    async fn send(&self, request: DeltaDiscoveryRequest) -> Result<(), String> {
+        match timeout(OPENING, self.requests.send(request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("it ended the stream".into()),
+            Err(_) => Err(format!("it has read nothing for {OPENING:?}")),
+        }
+    }
+}
+
+fn question(
+    type_url: &str,
+    subscribe: Vec<String>,
+    held: HashMap<String, String>,
+) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names_subscribe: subscribe,
+        initial_resource_versions: held,
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+/// `seen` is the newest revision this proxy knows of: a replica that is behind it waits or refuses.
+fn node(asker: &Asker, seen: u64) -> Node {
+    let word = |w: &str| Value {
+        kind: Some(Kind::StringValue(w.to_owned())),
+    };
+    let fields = [
+        ("role".to_owned(), word("proxy")),
+        ("node".to_owned(), word(&asker.node)),
+        ("revision".to_owned(), word(&seen.to_string())),
+    ]
+    .into_iter()
+    .collect();
+    Node {
+        id: asker.node.clone(),
+        metadata: Some(Struct { fields }),
+        locality: Some(Locality {
+            region: asker.region.clone(),
+            zone: asker.zone.clone(),
+            sub_zone: String::new(),
+        }),
+        user_agent_name: "heddle-proxy".to_owned(),
+        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        )),
+        ..Node::default()
+    }
+}
