@@ -180,13 +180,21 @@ pub(crate) fn check_ports(options: &Options) -> Result<(), String> {
     if options.free_ports {
         return Ok(());
     }
-    let all = CONTROL
+    let control = CONTROL
         .iter()
-        .map(|of| ("control plane", of))
-        .chain(FIRST_NODE.iter().map(|of| (NODES[0], of)));
-    let taken: Vec<String> = all
-        .filter(|&(_, &(_, port))| in_use(port))
-        .map(|(whose, (word, port))| format!("{port} ({word} of the {whose})"))
+        .map(|&(word, port)| (word, "control plane", port));
+    let node = FIRST_NODE
+        .iter()
+        .map(|&(word, port)| (word, NODES[0], port));
+    refuse_taken(control.chain(node))
+}
+
+pub(crate) fn refuse_taken(
+    ports: impl Iterator<Item = (&'static str, &'static str, u16)>,
+) -> Result<(), String> {
+    let taken: Vec<String> = ports
+        .filter(|&(_, _, port)| in_use(port))
+        .map(|(word, whose, port)| format!("{port} ({word} of the {whose})"))
         .collect();
     match taken.as_slice() {
         [] => Ok(()),

@@ -85,7 +85,8 @@ impl Teller {
             return self.say(&line);
         }
         let mut out = io::stdout().lock();
-        let _ = write!(out, "\r\x1b[2K{line}").and_then(|()| out.flush());
+        // Without wrapping: a line longer than the terminal is wide could not be taken back.
+        let _ = write!(out, "\r\x1b[2K\x1b[?7l{line}\x1b[?7h").and_then(|()| out.flush());
         self.open = true;
     }
 

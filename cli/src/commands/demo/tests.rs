@@ -7,7 +7,7 @@ use std::{
 use tonic::Status;
 
 use super::{
-    plan::{Options, Ready, check_ports, control, echo, node},
+    plan::{Options, Ready, check_ports, control, echo, node, refuse_taken},
     tell::{self, Addresses, NodeAddresses},
     traffic::{Counts, reason},
 };
@@ -91,15 +91,21 @@ fn a_ready_line_is_taken_apart() {
 }
 
 #[test]
-fn a_port_in_use_is_one_line_with_the_remedy() {
-    // Whoever has the port, this test or somebody else, it is in use.
-    let _held = TcpListener::bind(at(15014));
-    let fault = check_ports(&options("")).unwrap_err();
-    assert!(
-        fault.contains("15014 (http of the control plane)") && fault.contains("--free-ports"),
-        "{fault}"
+fn ports_in_use_are_one_line_with_the_remedy() {
+    let held = TcpListener::bind(at(0)).unwrap();
+    let port = held.local_addr().unwrap().port();
+    let fault = refuse_taken([("http", "control plane", port)].into_iter()).unwrap_err();
+    assert_eq!(
+        fault,
+        format!(
+            "port {port} (http of the control plane) is in use: stop what listens there (another demo?), or take \
+             other ports with --free-ports"
+        )
     );
-    assert!(!fault.contains('\n'));
+    let fault = refuse_taken([("a", "x", port), ("b", "y", port)].into_iter()).unwrap_err();
+    assert!(fault.starts_with(&format!(
+        "ports {port} (a of the x), {port} (b of the y) are in use"
+    )));
     assert_eq!(check_ports(&options("--free-ports")), Ok(()));
 }
 
