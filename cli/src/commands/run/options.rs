@@ -57,7 +57,7 @@ pub(crate) struct Options {
         default_value = "http://127.0.0.1:15001"
     )]
     outbound: String,
-    /// The program and its arguments
+    /// The program and its arguments; $PORT in an argument becomes the port
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }

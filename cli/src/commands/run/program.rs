@@ -2,6 +2,7 @@
 //! and a signal reaches what it started as well. In come a port and signals, out goes how it ended.
 
 use std::{
+    ffi::{OsStr, OsString},
     io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt as _,
@@ -39,7 +40,7 @@ impl Program {
             port => port,
         };
         let child = Command::new(&plan.program)
-            .args(&plan.args)
+            .args(plan.args.iter().map(|arg| with_port(arg, port)))
             .env("PORT", port.to_string())
             .env("HEDDLE_OUTBOUND", &plan.outbound)
             .env("HEDDLE_AGENT", &plan.agent)
@@ -98,6 +99,26 @@ impl Drop for Program {
             self.sweep();
         }
     }
+}
+
+/// `$PORT` and `${PORT}` in an argument, for programs that take their port only there: no shell need stand between.
+pub(super) fn with_port(arg: &OsStr, port: u16) -> OsString {
+    let Some(text) = arg.to_str().filter(|text| text.contains("PORT")) else {
+        return arg.to_owned();
+    };
+    let braced = text.replace("${PORT}", &port.to_string());
+    let mut parts = braced.split("$PORT");
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // `$PORTS` is another variable.
+        if part.starts_with(|next: char| next.is_ascii_alphanumeric() || next == '_') {
+            whole.push_str("$PORT");
+        } else {
+            whole.push_str(&port.to_string());
+        }
+        whole.push_str(part);
+    }
+    whole.into()
 }
 
 /// Returns once something accepts connections on `address`; says so when that takes long.

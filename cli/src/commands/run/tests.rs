@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 use heddle_proto::registry::v1::{Protocol, health_check::Kind};
 use tokio::time::timeout;
 
-use super::{Options, life::live, options::Plan};
+use super::{Options, life::live, options::Plan, program::with_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,6 +44,19 @@ fn what_is_typed_is_what_is_registered() {
     );
     let health = instance.health.unwrap();
     assert_eq!((health.kind(), &*health.path), (Kind::Http, "/ok"));
+}
+
+#[test]
+fn the_port_is_put_into_arguments() {
+    for (arg, expect) in [
+        ("$PORT", "7"),
+        ("--listen=127.0.0.1:${PORT}", "--listen=127.0.0.1:7"),
+        ("$PORT:$PORT", "7:7"),
+        ("$PORTS ${PORT}S $PORT_X", "$PORTS 7S $PORT_X"),
+        ("PORT", "PORT"),
+    ] {
+        assert_eq!(with_port(arg.as_ref(), 7), expect, "{arg}");
+    }
 }
 
 #[test]
