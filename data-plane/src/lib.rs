@@ -8,8 +8,12 @@
 pub mod worker;
 pub mod listener;
 pub mod route;
+pub mod policy;
 pub mod balance;
+pub mod upstream;
+pub mod exchange;
 pub mod observe;
+pub mod failure;
 
 // ---- the control side: what the user wants, in which order all starts and stops
 pub mod options;

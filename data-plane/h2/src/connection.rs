@@ -346,6 +346,11 @@ impl Connection {
         self.goaway_sent.is_some() || self.goaway_received.is_some() || self.failed.is_some()
     }
 
+    /// Whether a drain has been announced and the streams that are taken have not been told yet.
+    pub fn is_drain_open(&self) -> bool {
+        self.drain_until.is_some()
+    }
+
     /// Bytes that wait here: DATA of all streams, and output.
     pub fn queued_bytes(&self) -> usize {
         self.pending_bytes + self.output.len()

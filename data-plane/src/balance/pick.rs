@@ -1,1 +1,159 @@
-//! (pick, next)
+//! Power of two choices: two endpoints by weight, the cheaper one wins. Groups of candidates, costs and random
+//! numbers come in, one endpoint goes out. Source: Mitzenmacher, "The Power of Two Choices in Randomized Load
+//! Balancing". No clock and no sockets: a cost says how loaded an endpoint is, none that it cannot be used now.
+
+use std::sync::Arc;
+
+use super::endpoints::{Candidates, Endpoint, Group};
+
+/// Chooses an endpoint of the nearest group that has one. `cost` gives what one more call costs there, relative
+/// to the endpoint's weight or not as the caller likes, or `None` if it cannot be used; `below(n)` gives a random
+/// number below n (n > 0).
+pub fn pick(
+    candidates: &Candidates,
+    cost: impl Fn(&Endpoint) -> Option<f64>,
+    mut below: impl FnMut(u64) -> u64,
+) -> Option<&Arc<Endpoint>> {
+    candidates
+        .groups()
+        .iter()
+        .find_map(|group| pick_in(group, &cost, &mut below))
+}
+
+fn pick_in<'c>(
+    group: &'c Group,
+    cost: &impl Fn(&Endpoint) -> Option<f64>,
+    below: &mut impl FnMut(u64) -> u64,
+) -> Option<&'c Arc<Endpoint>> {
+    if let [(only, _)] = group.members.as_slice() {
+        return cost(only).map(|_| only);
+    }
+    let first = sample(group, below)?;
+    let mut second = sample(group, below)?;
+    for _ in 0..DISTINCT_TRIES {
+        if !Arc::ptr_eq(first, second) {
+            break;
+        }
+        second = sample(group, below)?;
+    }
+    match (weighted(first, cost), weighted(second, cost)) {
+        // Equal costs: the first was drawn by weight, so the shares come out by weight.
+        (Some(a), Some(b)) => Some(if b < a { second } else { first }),
+        (Some(_), None) => Some(first),
+        (None, Some(_)) => Some(second),
+        (None, None) => cheapest(group, cost),
+    }
+}
+
+/// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
+const DISTINCT_TRIES: usize = 4;
+
+fn weighted(endpoint: &Endpoint, cost: &impl Fn(&Endpoint) -> Option<f64>) -> Option<f64> {
+    cost(endpoint).map(|cost| cost / f64::from(endpoint.weight.max(1)))
+}
+
+fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'c Arc<Endpoint>> {
+    let total = group.total_weight();
+    let point = if total == 0 {
+        return None;
+    } else {
+        below(total)
+    };
+    let at = group.members.partition_point(|(_, sum)| *sum <= point);
+    group.members.get(at).map(|(endpoint, _)| endpoint)
+}
+
+/// Both draws were unusable: look at all of them.
+fn cheapest<'c>(
+    group: &'c Group,
+    cost: &impl Fn(&Endpoint) -> Option<f64>,
+) -> Option<&'c Arc<Endpoint>> {
+    let usable = group
+        .members
+        .iter()
+        .filter_map(|(e, _)| weighted(e, cost).map(|cost| (cost, e)));
+    usable
+        .min_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, endpoint)| endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::balance::endpoints::{EndpointSet, Health, Target};
+
+    fn endpoint(uid: u64, weight: u32, health: Health, zone: &str) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            uid,
+            id: format!("e{uid}").into(),
+            node: "a".into(),
+            version: "v1".into(),
+            target: Target::Local(([127, 0, 0, 1], 1).into()),
+            weight,
+            health,
+            region: "".into(),
+            zone: zone.into(),
+        })
+    }
+
+    fn shares(set: Vec<Arc<Endpoint>>, cost: impl Fn(&Endpoint) -> Option<f64>) -> Vec<u32> {
+        let mut rng = SmallRng::seed_from_u64(7);
+        let mut counts = vec![0; set.len() + 1];
+        let candidates = Candidates::new(&EndpointSet { endpoints: set }, "", "z");
+        for _ in 0..30_000 {
+            let at = pick(&candidates, &cost, |n| rng.random_range(0..n)).map_or(0, |e| e.uid);
+            counts[usize::try_from(at).unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn equal_endpoints_share_by_weight() {
+        let set = vec![
+            endpoint(1, 1, Health::Healthy, "z"),
+            endpoint(2, 2, Health::Unknown, "z"),
+            endpoint(3, 1, Health::Healthy, "z"),
+        ];
+        // Costs relative to weight would favour the heavy one further: with equal load per weight all are equal.
+        let counts = shares(set, |e| Some(f64::from(e.weight)));
+        assert!((6_500..8_500).contains(&counts[1]), "{counts:?}");
+        assert!((14_000..16_000).contains(&counts[2]), "{counts:?}");
+    }
+
+    #[test]
+    fn the_loaded_one_is_left_alone() {
+        let set = vec![
+            endpoint(1, 1, Health::Healthy, "z"),
+            endpoint(2, 1, Health::Healthy, "z"),
+        ];
+        let counts = shares(set, |e| Some(if e.uid == 1 { 9.0 } else { 1.0 }));
+        assert!(counts[1] < 2_500, "{counts:?}");
+    }
+
+    #[test]
+    fn what_takes_no_calls_gets_none() {
+        let set = vec![
+            endpoint(1, 1, Health::Draining, "z"),
+            endpoint(2, 1, Health::Unhealthy, "z"),
+            endpoint(3, 1, Health::Healthy, "z"),
+            endpoint(4, 100, Health::Healthy, "z"),
+        ];
+        let counts = shares(set, |e| (e.uid != 4).then_some(1.0));
+        assert_eq!(counts, [0, 0, 0, 30_000, 0]);
+    }
+
+    #[test]
+    fn the_next_locality_is_used_only_when_the_nearest_has_none() {
+        let far = endpoint(2, 50, Health::Healthy, "y");
+        let both = vec![endpoint(1, 1, Health::Healthy, "z"), Arc::clone(&far)];
+        assert_eq!(shares(both.clone(), |_| Some(1.0)), [0, 30_000, 0]);
+        assert_eq!(
+            shares(both, |e| (e.uid == 2).then_some(1.0)),
+            [0, 0, 30_000]
+        );
+        assert_eq!(shares(vec![], |_| Some(1.0)), [30_000]);
+    }
+}

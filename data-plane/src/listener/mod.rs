@@ -1,6 +1,10 @@
 //! Where calls come in: listening sockets and the connections accepted from them. Sockets come in, connections
-//! with their HTTP/2 machine go out. No routing and nothing of gRPC may come in here.
+//! with their HTTP/2 machine go out, and their events go to exchange/. No routing may come in here.
 
 pub mod bind;
+pub(crate) mod accept;
+pub(crate) mod http1;
+pub(crate) mod events;
+pub(crate) mod hello;
 
 pub use bind::{ListenAddr, ListenError};

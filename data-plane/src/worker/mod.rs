@@ -2,12 +2,23 @@
 //! of its own. Tables and commands come in by mailbox, metrics and reports go out; the rooms from listener/ to
 //! observe/ are driven from here. No async runtime and no lock comes onto the path.
 
+pub(crate) mod arena;
+pub(crate) mod conn;
+mod closing;
 mod mailbox;
 pub mod options;
+pub(crate) mod state;
+pub(crate) mod timers;
+pub(crate) mod transport;
+mod turn;
 mod workers;
 
 pub use options::WorkerOptions;
 pub use workers::Workers;
+
+pub(crate) use mailbox::Command;
+pub(crate) use state::Worker;
+use turn::run;
 
 /// Which of the two listeners a call came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,19 +66,4 @@ pub struct ConnectionInfo {
     pub peer: String,
     /// Streams that have not ended.
     pub streams: usize,
-}
-
-/// Runs one worker until it is told to stop.
-fn run(mut seat: mailbox::Seat) {
-    let mut events = mio::Events::with_capacity(16);
-    loop {
-        if seat.poll.poll(&mut events, None).is_err() {
-            continue;
-        }
-        while let Ok(command) = seat.commands.try_recv() {
-            if matches!(command, mailbox::Command::Stop) {
-                return;
-            }
-        }
-    }
 }

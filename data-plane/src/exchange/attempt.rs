@@ -1,0 +1,338 @@
+//! One attempt of a call: an endpoint is picked, a connection found or waited for, and the request sent as far as
+//! it has come. A routed call comes in; a stream upstream, a place in a queue or a failure goes out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use heddle_h2::OpenError;
+use heddle_proto::Reason;
+
+use super::deadline::{self, GRPC_TIMEOUT};
+use super::headers::{CALL, FROM, TO};
+use super::state::{Attempt, Call, Phase};
+use crate::balance::pick::pick;
+use crate::balance::{Endpoint, Target};
+use crate::failure::Failure;
+use crate::observe::Counter;
+use crate::upstream::pool::Dial;
+use crate::worker::conn::{CallKey, ConnKey, PoolKey};
+use crate::worker::{Role, Worker};
+
+/// How long a call waits for the next dial of an address that has failed, when there is no other.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+impl Worker {
+    /// The first attempt of a call whose service is known.
+    pub(crate) fn begin_attempts(&mut self, key: CallKey) {
+        let now = self.now;
+        if let Some(call) = self.calls.get_mut(key) {
+            let timer = call.wait_timer.take();
+            let name = call
+                .service
+                .as_ref()
+                .map(|service| Arc::clone(&service.name));
+            self.unset(timer);
+            if let Some(name) = name {
+                self.service_state(&name).budget.deposit(now);
+            }
+        }
+        self.begin_attempt(key);
+    }
+
+    /// Health and reflection: the control side answers, on this worker's own connection to it.
+    pub(crate) fn attempt_internal(&mut self, key: CallKey) {
+        if let Some(pool) = self.pool_for(Dial::Internal) {
+            self.send_or_wait(key, pool);
+        }
+    }
+
+    /// Picks an endpoint and sends the call there, or lets it wait for a connection.
+    pub(crate) fn begin_attempt(&mut self, key: CallKey) {
+        // Drawn from and put back, since picking looks at all of the worker.
+        let mut rng = self.rng.clone();
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let Some(service) = call.service.clone() else {
+            return self.attempt_internal(key);
+        };
+        let picked = match call.role {
+            Role::Outbound => self.pick_outbound(call, |n| rand::Rng::random_range(&mut rng, 0..n)),
+            Role::Inbound => self.pick_inbound(call),
+        };
+        self.rng = rng;
+        let Some(endpoint) = picked else {
+            let failure = self.nobody(key, &service);
+            return self.fail(key, &failure);
+        };
+        let Some(pool) = self.load_for(&endpoint) else {
+            return;
+        };
+        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
+            load.pending += 1;
+        }
+        if let Some(call) = self.calls.get_mut(key) {
+            call.endpoint = Some(endpoint);
+            call.charged = true;
+        }
+        self.send_or_wait(key, pool);
+    }
+
+    /// P2C over all usable endpoints; one that failed in this call or cannot be dialled now only if there is no other.
+    fn pick_outbound(
+        &self,
+        call: &Call,
+        mut below: impl FnMut(u64) -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        let service = call.service.as_ref()?;
+        let fresh = |endpoint: &Endpoint| {
+            let usable = !call.tried.contains(&endpoint.uid) && !self.is_unreachable(endpoint.uid);
+            usable.then(|| self.cost(endpoint.uid))
+        };
+        let any = |endpoint: &Endpoint| Some(self.cost(endpoint.uid));
+        let candidates = &service.candidates;
+        pick(candidates, fresh, &mut below)
+            .or_else(|| pick(candidates, any, &mut below))
+            .cloned()
+    }
+
+    /// The instance that the caller's proxy chose, else another local one of the service.
+    fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
+        let service = call.service.as_ref()?;
+        let local = |e: &&Arc<Endpoint>| {
+            matches!(e.target, Target::Local(_))
+                && e.health.usable()
+                && !call.tried.contains(&e.uid)
+        };
+        let all = &service.endpoints.endpoints;
+        let wanted = call.wanted.as_deref();
+        let chosen = all.iter().filter(local).find(|e| Some(&*e.id) == wanted);
+        let cost = |e: &&Arc<Endpoint>| self.cost(e.uid);
+        let other = || {
+            all.iter()
+                .filter(local)
+                .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        };
+        chosen.or_else(other).cloned()
+    }
+
+    fn cost(&self, uid: u64) -> f64 {
+        match self.loads.get(&uid) {
+            Some(load) => load.ewma.cost(load.pending, self.now),
+            None => crate::balance::ewma::PeakEwma::default().cost(0, self.now),
+        }
+    }
+
+    /// Whether an endpoint's address has failed and has no connection since: the pool tries by itself.
+    fn is_unreachable(&self, uid: u64) -> bool {
+        let pool = self
+            .loads
+            .get(&uid)
+            .and_then(|load| self.pools.arena.get(load.pool));
+        pool.is_some_and(crate::upstream::pool::Pool::is_unreachable)
+    }
+
+    /// Why no endpoint could be picked.
+    fn nobody(&self, key: CallKey, service: &crate::route::Service) -> Failure {
+        let name = &service.name;
+        let inbound = self
+            .calls
+            .get(key)
+            .is_some_and(|call| call.role == Role::Inbound);
+        let failure = match (inbound, service.endpoints.endpoints.len()) {
+            (true, _) => {
+                let node = self.table.node();
+                Failure::new(
+                    Reason::NoEndpoints,
+                    format!("no instance of {name} on node {node} takes calls"),
+                )
+            }
+            (false, 0) => Failure::new(Reason::NoEndpoints, format!("{name} has no instance")),
+            (false, count) => {
+                let text = format!("{name} has {count} instances, and none of them takes calls");
+                Failure::new(Reason::NoHealthyEndpoints, text)
+            }
+        };
+        self.blame(key, failure)
+    }
+
+    fn send_or_wait(&mut self, key: CallKey, pool: PoolKey) {
+        let waits = self.pools.arena.get(pool).is_some_and(|pool| pool.live > 0);
+        match self.room_in(pool).filter(|_| !waits) {
+            Some(conn) => self.send_attempt(key, conn),
+            None if self.is_hopeless(pool) => {
+                let pool = self.pools.arena.get(pool);
+                let why = pool
+                    .and_then(|pool| pool.last_error.clone())
+                    .unwrap_or_default();
+                let target = self
+                    .calls
+                    .get(key)
+                    .map(Call::target_name)
+                    .unwrap_or_default();
+                let to = pool.map(|pool| pool.dial.name()).unwrap_or_default();
+                let text = format!("{target}: no connection to {to} of late: {why}");
+                let failure = self.blame(key, Failure::new(Reason::ConnectFailed, text));
+                self.fail(key, &failure);
+            }
+            None => {
+                let name = self
+                    .calls
+                    .get(key)
+                    .and_then(|c| c.service.as_ref())
+                    .map(|s| Arc::clone(&s.name));
+                if name.is_some_and(|name| self.pending_full(&name)) {
+                    let text = format!(
+                        "{} calls already wait for a connection to {}",
+                        self.options().pending_calls,
+                        self.calls
+                            .get(key)
+                            .map(Call::target_name)
+                            .unwrap_or_default()
+                    );
+                    let failure = self.blame(key, Failure::new(Reason::Overloaded, text));
+                    return self.fail(key, &failure);
+                }
+                self.enqueue(key, pool);
+            }
+        }
+    }
+
+    /// Whether the next dial is so far off that a call is better told now.
+    fn is_hopeless(&self, pool: PoolKey) -> bool {
+        let soon = self.now + PATIENCE;
+        let pool = self
+            .pools
+            .arena
+            .get(pool)
+            .filter(|pool| pool.is_unreachable() && pool.opening == 0);
+        pool.and_then(|pool| pool.retry_at)
+            .is_some_and(|at| at > soon)
+    }
+
+    /// Opens the stream and sends what there is of the request.
+    pub(crate) fn send_attempt(&mut self, key: CallKey, conn_key: ConnKey) {
+        let now = self.now;
+        let link = self.is_link(conn_key);
+        self.edit_request(key, link);
+        let bound = self.replay_bound();
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let Some(conn) = self.conns.get_mut(conn_key) else {
+            return;
+        };
+        let before = call.held();
+        let trailers = call.request_trailers.is_some();
+        let body = call.replay.len() > 0;
+        let end = call.request_ended && !trailers;
+        let stream = match conn.h2.open(&call.request, key.pack(), end && !body) {
+            Ok(stream) => stream,
+            Err(error) => return self.open_refused(key, conn_key, error),
+        };
+        let slot = conn.calls.len();
+        conn.calls.push(key);
+        let mut written = 0;
+        if body {
+            written = conn.h2.data(stream, call.replay.bytes(), end).unwrap_or(0);
+            call.up_queued = call.replay.len() - written;
+        }
+        if let Some(trailers) = &call.request_trailers {
+            let _ = conn.h2.headers(stream, trailers, true);
+        }
+        call.up = Some(Attempt {
+            conn: conn_key,
+            stream,
+            slot,
+            started: now,
+            written,
+            link,
+        });
+        call.attempts += 1;
+        call.progress = now;
+        call.phase = Phase::Attempting;
+        if call.replay.len() > bound {
+            call.replay.give_up();
+            call.phase = Phase::Committed;
+            self.metrics.counters.add(Counter::BoundReplay);
+        }
+        self.held = (self.held + call.held()).saturating_sub(before);
+        self.mark_dirty(conn_key);
+        self.credit_request(key);
+    }
+
+    /// The room was taken meanwhile: the call waits in its pool again.
+    fn open_refused(&mut self, key: CallKey, conn: ConnKey, error: OpenError) {
+        let Some(pool) = self
+            .conns
+            .get(conn)
+            .and_then(|conn| conn.up())
+            .map(|up| up.pool)
+        else {
+            return;
+        };
+        if error != OpenError::Full {
+            self.leave_pool(pool, conn);
+            if let Some(up) = self.conns.get_mut(conn).and_then(|conn| conn.up_mut()) {
+                up.leaving = true;
+            }
+        }
+        self.enqueue(key, pool);
+    }
+
+    fn is_link(&self, conn: ConnKey) -> bool {
+        let pool = self
+            .conns
+            .get(conn)
+            .and_then(|conn| conn.up())
+            .map(|up| up.pool);
+        pool.and_then(|pool| self.pools.arena.get(pool))
+            .is_some_and(|pool| pool.dial.is_link())
+    }
+
+    /// How much of a request may be kept: nothing more once the worker holds half of what it may.
+    pub(crate) fn replay_bound(&self) -> usize {
+        match self.held > self.options().held_bytes / 2 {
+            true => 0,
+            false => self.options().replay_bytes,
+        }
+    }
+
+    /// Puts in what the next hop needs: the rest of the deadline, and on a link who calls whom.
+    fn edit_request(&mut self, key: CallKey, link: bool) {
+        let now = self.now;
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if let Some(deadline) = call.deadline {
+            deadline::render(deadline.saturating_duration_since(now), &mut self.text);
+            call.request.set(GRPC_TIMEOUT, &self.text);
+        }
+        if !link {
+            if call.attempts > 0 {
+                super::headers::strip(&mut call.request);
+            }
+            return;
+        }
+        let (Some(service), Some(endpoint)) = (&call.service, &call.endpoint) else {
+            return;
+        };
+        self.text.clear();
+        for part in [
+            &*service.namespace,
+            "/",
+            &*service.service,
+            "/",
+            &*endpoint.id,
+        ] {
+            self.text.extend_from_slice(part.as_bytes());
+        }
+        call.request.set(TO, &self.text);
+        self.text.clear();
+        self.text.extend_from_slice(b"node/");
+        self.text
+            .extend_from_slice(self.shared.options.node.as_bytes());
+        call.request.set(FROM, &self.text);
+        call.request.set(CALL, call.id.as_str().as_bytes());
+    }
+}

@@ -1,0 +1,319 @@
+//! How a call begins: its headers are read, checked and cleaned, then it is routed and admitted. Request headers
+//! come in; the call goes on to its first attempt, waits for a table, or is answered with a reason.
+
+use heddle_h2::{Fields, StreamId};
+use heddle_proto::Reason;
+
+use super::deadline::{self, GRPC_TIMEOUT};
+use super::headers::{self, CALL, FROM, TO};
+use super::state::{Call, CallId, Downstream, Phase, Sent};
+use crate::failure::{Failure, Fault};
+use crate::observe::Counter;
+use crate::route::Protocol;
+use crate::route::authority::{Decision, explain_ambiguous, explain_no_route, route};
+use crate::worker::conn::{CallKey, ConnKey};
+use crate::worker::state::Timer;
+use crate::worker::{Role, Worker};
+
+/// Namespace of callers that are known by their node only.
+const NAMESPACE: &str = "default";
+
+impl Worker {
+    pub(crate) fn on_request(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        end: bool,
+        fields: &mut Fields,
+    ) {
+        let Some(role) = self
+            .conns
+            .get(conn)
+            .and_then(|conn| conn.down())
+            .map(|down| down.role)
+        else {
+            return;
+        };
+        if role == Role::Inbound && self.begin_hello(conn, stream, end, fields) {
+            return;
+        }
+        let Some(key) = self.new_call(role, conn, stream, end, fields) else {
+            return;
+        };
+        if !self.start_deadline(key) || !self.admit_call(key) {
+            return;
+        }
+        self.route_call(key);
+    }
+
+    pub(crate) fn on_request_too_large(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        end: bool,
+        fields: &mut Fields,
+    ) {
+        let Some(role) = self
+            .conns
+            .get(conn)
+            .and_then(|conn| conn.down())
+            .map(|down| down.role)
+        else {
+            return;
+        };
+        self.count(Counter::BoundHeaders);
+        let Some(key) = self.new_call(role, conn, stream, end, fields) else {
+            return;
+        };
+        self.fail(key, &too_large_headers("request's header list"));
+    }
+
+    /// Makes the call and takes its headers over.
+    fn new_call(
+        &mut self,
+        role: Role,
+        conn: ConnKey,
+        stream: StreamId,
+        end: bool,
+        fields: &mut Fields,
+    ) -> Option<CallKey> {
+        let (mut request, replay) = self.take_spare();
+        std::mem::swap(&mut request, fields);
+        let given = match role {
+            Role::Inbound => request.get(CALL).and_then(CallId::parse),
+            Role::Outbound => None,
+        };
+        let id = given.unwrap_or_else(|| CallId::new(rand::Rng::random(&mut self.rng)));
+        let grpc = headers::is_grpc(request.get(b"content-type"));
+        let now = self.now;
+        let found = self.conns.get_mut(conn)?;
+        let slot = found.calls.len();
+        let key = self.calls.insert_with(|_| Call {
+            role,
+            phase: Phase::Backoff,
+            down: Downstream { conn, stream, slot },
+            up: None,
+            grpc,
+            id,
+            request,
+            replay,
+            request_trailers: None,
+            request_ended: end,
+            received: 0,
+            credited: 0,
+            sent: Sent::Nothing,
+            service: None,
+            endpoint: None,
+            wanted: None,
+            attempts: 0,
+            charged: false,
+            tried: Vec::new(),
+            down_queued: 0,
+            up_queued: 0,
+            started: now,
+            progress: now,
+            deadline: None,
+            deadline_timer: None,
+            wait_timer: None,
+            status: None,
+            http_status: 0,
+            reason: None,
+        })?;
+        found.calls.push(key);
+        found.h2.set_token(stream, key.pack());
+        Some(key)
+    }
+
+    /// Reads `grpc-timeout`; false if it was wrong and the call is answered.
+    fn start_deadline(&mut self, key: CallKey) -> bool {
+        let now = self.now;
+        let Some(call) = self.calls.get_mut(key).filter(|call| call.grpc) else {
+            return true;
+        };
+        let Some(value) = call.request.get(GRPC_TIMEOUT) else {
+            return true;
+        };
+        let Some(timeout) = deadline::parse(value) else {
+            let value = String::from_utf8_lossy(value);
+            let text = format!(
+                "grpc-timeout {value:?} is not one to eight digits and a unit of H, M, S, m, u, n"
+            );
+            self.fail(
+                key,
+                &Failure::new(Reason::ProtocolError, text).by(Fault::Caller),
+            );
+            return false;
+        };
+        // A deadline beyond what the clock can count is none.
+        call.deadline = now.checked_add(timeout);
+        if let Some(at) = call.deadline {
+            call.deadline_timer = Some(self.timers.set(at, Timer::Deadline(key)));
+        }
+        true
+    }
+
+    /// Whether the worker has room for one more call; false if it is answered.
+    fn admit_call(&mut self, key: CallKey) -> bool {
+        if self.held < self.options().held_bytes {
+            return true;
+        }
+        self.count(Counter::BoundMemory);
+        let node = &self.options().node;
+        let mib = self.options().held_bytes >> 20;
+        let text =
+            format!("the proxy on node {node} holds {mib} MiB that receivers have not taken yet");
+        self.fail(
+            key,
+            &self.blame(key, Failure::new(Reason::Overloaded, text)),
+        );
+        false
+    }
+
+    /// Finds the service (outbound) or the instance (inbound) and sends the call on its way.
+    pub(crate) fn route_call(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        match call.role {
+            Role::Outbound => self.route_outbound(key),
+            Role::Inbound => self.route_inbound(key),
+        }
+    }
+
+    fn route_outbound(&mut self, key: CallKey) {
+        let table = self.table();
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        headers::strip(&mut call.request);
+        let (authority, path) = (
+            call.request.authority(),
+            call.request.path().unwrap_or_default(),
+        );
+        let failure = match route(&table, authority, path, NAMESPACE) {
+            Decision::Service(service) => match service.protocol {
+                Protocol::Grpc => {
+                    call.service = Some(std::sync::Arc::clone(service));
+                    return self.begin_attempts(key);
+                }
+                other => {
+                    let text = format!(
+                        "{} speaks {other:?}, and this proxy carries gRPC and HTTP/2 only: call it directly",
+                        service.name
+                    );
+                    Failure::new(Reason::NoRoute, text)
+                }
+            },
+            Decision::Internal => return self.attempt_internal(key),
+            _ if !table.is_ready() => return self.await_table(key),
+            Decision::Ambiguous(services) => {
+                Failure::new(Reason::AmbiguousRoute, explain_ambiguous(services, path))
+            }
+            Decision::NoRoute => Failure::new(
+                Reason::NoRoute,
+                explain_no_route(&table, authority, path, NAMESPACE),
+            ),
+        };
+        self.fail(key, &failure);
+    }
+
+    fn await_table(&mut self, key: CallKey) {
+        let until = self.now + self.options().ready_timeout;
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.phase = Phase::Table;
+        call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        self.tableless.push(key);
+    }
+
+    fn route_inbound(&mut self, key: CallKey) {
+        let table = self.table();
+        let node = table.node();
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let to = call.request.get(TO).map(<[u8]>::to_vec);
+        let from_proxy = call.request.get(FROM).is_some();
+        headers::strip(&mut call.request);
+        let Some((namespace, service, instance)) = to.as_deref().and_then(headers::parse_to) else {
+            let text = format!(
+                "this is the inbound listener of node {node}: it takes calls from other proxies, which say \
+                 heddle-to; call the outbound listener of your own node{}",
+                if from_proxy {
+                    " (heddle-to is missing or wrong)"
+                } else {
+                    ""
+                }
+            );
+            return self.fail(key, &Failure::new(Reason::NoRoute, text).by(Fault::Caller));
+        };
+        let full = format!("{service}.{namespace}");
+        match table.service(&full) {
+            Some(found) => {
+                call.service = Some(std::sync::Arc::clone(found));
+                call.wanted = Some(instance.into());
+                self.begin_attempts(key);
+            }
+            None if !table.is_ready() => {
+                // The caller's proxy has other nodes to choose from: it is told at once.
+                let text = format!("node {node} has no state yet");
+                self.fail(key, &Failure::new(Reason::NotReady, text).unprocessed());
+            }
+            None => {
+                let text = format!("node {node} has no instance of {full}");
+                self.fail(key, &Failure::new(Reason::NoEndpoints, text).unprocessed());
+            }
+        }
+    }
+
+    /// A failure before the application can have seen the call: said to the caller's proxy, which may go elsewhere.
+    pub(crate) fn blame(&self, key: CallKey, failure: Failure) -> Failure {
+        match self.calls.get(key).map(|call| call.role) {
+            Some(Role::Inbound) => failure.unprocessed(),
+            _ => failure,
+        }
+    }
+
+    /// A call that waited for a table, or to be tried again, has waited long enough.
+    pub(crate) fn on_call_wait(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.wait_timer = None;
+        match call.phase {
+            Phase::Table => {
+                let node = &self.options().node;
+                let text = format!(
+                    "the proxy on node {node} has had no state from its control plane so far"
+                );
+                self.fail(key, &Failure::new(Reason::NotReady, text));
+            }
+            Phase::Backoff => self.begin_attempt(key),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn on_call_deadline(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.deadline_timer = None;
+        let waited = match call.phase {
+            Phase::Finishing => return,
+            Phase::Table => "before the proxy had any state".to_owned(),
+            Phase::Pending(_) => {
+                format!("while it waited for a connection to {}", call.target_name())
+            }
+            Phase::Backoff => "while it waited to be tried again".to_owned(),
+            Phase::Attempting | Phase::Committed => format!("at {}", call.target_name()),
+        };
+        let text = format!("the caller's deadline passed {waited}");
+        self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
+    }
+}
+
+pub(crate) fn too_large_headers(what: &str) -> Failure {
+    let text = format!("the {what} is over 32 KiB or 256 fields as decoded: send less metadata");
+    Failure::new(Reason::RequestTooLarge, text).by(Fault::CallerHeaders)
+}

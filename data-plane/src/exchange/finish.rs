@@ -1,0 +1,267 @@
+//! Ends of calls: answers that the proxy makes itself, cancels either way, and the one `Outcome` of each call. What
+//! is known of the call comes in; after this nothing of it is left but its counts.
+
+use heddle_h2::{ErrorCode, Initiator};
+use heddle_proto::Reason;
+
+use super::state::{Call, Phase, Sent};
+use crate::failure::{self, Failure, Place};
+use crate::observe::Outcome;
+use crate::worker::conn::CallKey;
+use crate::worker::{Role, Worker};
+
+/// gRPC's CANCELLED.
+const CANCELLED: u8 = 1;
+
+impl Worker {
+    /// Ends a call with a failure made here: trailers-only, or trailers if headers have gone.
+    pub(crate) fn fail(&mut self, key: CallKey, failure: &Failure) {
+        self.leave_waiting(key);
+        self.cancel_attempt(key);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.sent == Sent::All {
+            return;
+        }
+        tracing::debug!(call = call.id.as_str(), %failure, "a call failed in the proxy");
+        let place = Place {
+            call: call.id.as_str(),
+            node: &self.shared.options.node,
+            service: call.service.as_ref().map(|service| &*service.name),
+            link: call.role == Role::Inbound,
+        };
+        let down = call.down;
+        let Some(conn) = self.conns.get_mut(down.conn) else {
+            return self.complete(key);
+        };
+        let reply = &mut self.reply;
+        let content_type = call
+            .request
+            .get(b"content-type")
+            .unwrap_or(b"application/grpc");
+        // A stream that the caller has reset meanwhile takes nothing, and nobody waits for it.
+        let _ = match (call.grpc, call.sent) {
+            (true, Sent::Nothing) => {
+                failure::trailers_only(failure, place, content_type, reply);
+                conn.h2.headers(down.stream, reply, true)
+            }
+            (true, _) => {
+                failure::trailers(failure, place, reply);
+                conn.h2.headers(down.stream, reply, true)
+            }
+            (false, Sent::Nothing) => {
+                let head = call.request.method() == Some(b"HEAD");
+                failure::http_headers(failure, place, reply);
+                let sent = conn.h2.headers(down.stream, reply, head);
+                let body = failure::http_body(failure);
+                match head {
+                    true => sent,
+                    false => sent
+                        .and_then(|()| conn.h2.data(down.stream, body.as_bytes(), true))
+                        .map(|sent| {
+                            call.down_queued += body.len() - sent;
+                            self.held += body.len() - sent;
+                        }),
+                }
+            }
+            // Plain HTTP has no other way to say that the rest will not come.
+            (false, _) => {
+                conn.h2.reset(down.stream, ErrorCode::INTERNAL_ERROR);
+                Ok(())
+            }
+        };
+        call.sent = Sent::All;
+        call.phase = Phase::Finishing;
+        call.status = Some(failure.reason.grpc_status());
+        call.reason = Some(failure.reason);
+        self.mark_dirty(down.conn);
+        self.finish_if_done(key);
+    }
+
+    /// Completes a call whose response has ended and whose last bytes have left the machine's queue.
+    pub(crate) fn finish_if_done(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        if call.phase == Phase::Finishing && call.down_queued == 0 {
+            self.complete(key);
+        }
+    }
+
+    /// The server cancelled the call: handed on as what it is.
+    pub(crate) fn pass_cancel(&mut self, key: CallKey) {
+        self.detach_upstream(key);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.status = Some(CANCELLED);
+        let down = call.down;
+        self.reset(down.conn, down.stream, ErrorCode::CANCEL);
+        self.remove(key);
+    }
+
+    /// The caller reset its stream, or our machine did for a fault of the caller's.
+    pub(crate) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.sent != Sent::All || call.down_queued > 0 {
+            match by {
+                Initiator::Remote => call.status = Some(CANCELLED),
+                Initiator::Local => {
+                    call.status = Some(Reason::ProtocolError.grpc_status());
+                    call.reason = Some(Reason::ProtocolError);
+                }
+            }
+        }
+        self.abandon(key);
+    }
+
+    /// The caller's connection is gone.
+    pub(crate) fn on_caller_gone(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.sent != Sent::All || call.down_queued > 0 {
+            call.status = Some(CANCELLED);
+        }
+        self.abandon(key);
+    }
+
+    /// Ends a call that takes too long to be told so: both streams are reset.
+    pub(crate) fn cut(&mut self, key: CallKey, why: &str) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        tracing::debug!(call = call.id.as_str(), why, "a call was cut");
+        call.status = Some(Reason::Overloaded.grpc_status());
+        call.reason = Some(Reason::Overloaded);
+        let down = call.down;
+        self.reset(down.conn, down.stream, ErrorCode::CANCEL);
+        self.abandon(key);
+    }
+
+    /// Ends a call about which the caller need not be told.
+    pub(crate) fn abandon(&mut self, key: CallKey) {
+        self.leave_waiting(key);
+        self.cancel_attempt(key);
+        self.remove(key);
+    }
+
+    /// The response has left; what still comes of the request is thrown away.
+    fn complete(&mut self, key: CallKey) {
+        self.cancel_attempt(key);
+        let now = self.now;
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        if !call.request_ended {
+            let down = call.down;
+            if let Some(conn) = self.conns.get_mut(down.conn) {
+                conn.linger_on(down.stream, now);
+            }
+            let rest = call.received.saturating_sub(call.credited);
+            self.release(down.conn, down.stream, rest);
+            self.rearm(down.conn);
+        }
+        self.remove(key);
+    }
+
+    /// Takes a call out of every queue and list it waits in.
+    fn leave_waiting(&mut self, key: CallKey) {
+        self.dequeue(key);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let timer = call.wait_timer.take();
+        if call.phase == Phase::Table {
+            self.tableless.retain(|other| *other != key);
+        }
+        self.unset(timer);
+    }
+
+    /// Cancels the present attempt if its server has not ended it.
+    fn cancel_attempt(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let Some(up) = call.up else {
+            return self.detach_upstream(key);
+        };
+        let over = call.phase == Phase::Finishing && call.request_ended && call.up_queued == 0;
+        if !over {
+            self.cancel_upstream(up.conn, up.stream);
+        }
+        self.detach_upstream(key);
+        self.after_stream(up.conn);
+    }
+
+    /// Unties a call from its attempt: from the connection's list and the endpoint's load.
+    pub(crate) fn detach_upstream(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let queued = std::mem::take(&mut call.up_queued);
+        self.held = self.held.saturating_sub(queued);
+        let up = call.up.take();
+        if std::mem::take(&mut call.charged)
+            && let Some(load) = call
+                .endpoint
+                .as_ref()
+                .and_then(|e| self.loads.get_mut(&e.uid))
+        {
+            load.pending = load.pending.saturating_sub(1);
+        }
+        let Some(up) = up else { return };
+        let Some(conn) = self.conns.get_mut(up.conn) else {
+            return;
+        };
+        if conn.calls.get(up.slot) == Some(&key) {
+            conn.calls.swap_remove(up.slot);
+            let moved = conn.calls.get(up.slot).copied();
+            let moved = moved
+                .and_then(|moved| self.calls.get_mut(moved))
+                .and_then(|call| call.up.as_mut());
+            if let Some(moved) = moved {
+                moved.slot = up.slot;
+            }
+        }
+    }
+
+    /// The end of a call: its one outcome, and nothing left of it.
+    fn remove(&mut self, key: CallKey) {
+        let Some(call) = self.calls.remove(key) else {
+            return;
+        };
+        self.held = self.held.saturating_sub(call.held());
+        self.unset(call.deadline_timer);
+        self.unset(call.wait_timer);
+        self.record(&call);
+        if let Some(conn) = self.conns.get_mut(call.down.conn)
+            && conn.calls.get(call.down.slot) == Some(&key)
+        {
+            conn.calls.swap_remove(call.down.slot);
+            let moved = conn.calls.get(call.down.slot).copied();
+            if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
+                moved.down.slot = call.down.slot;
+            }
+        }
+        self.give_spare(call.request, call.replay);
+    }
+
+    fn record(&mut self, call: &Call) {
+        let path = call.request.path().unwrap_or_default();
+        let path = std::str::from_utf8(path).unwrap_or_default();
+        self.recorder.record(&Outcome {
+            role: call.role,
+            service: call.service_name().unwrap_or("unknown"),
+            method: path.strip_prefix('/').unwrap_or(path),
+            status: call.status.unwrap_or(CANCELLED),
+            reason: call.reason,
+            attempts: call.attempts,
+            duration: self.now.saturating_duration_since(call.started),
+            endpoint: call.endpoint.as_ref().map(|endpoint| endpoint.uid),
+        });
+    }
+}

@@ -1,0 +1,14 @@
+//! One call from its headers to its end: joins a downstream stream to its upstream attempts. Events of both
+//! sides come in, frames for the other side and exactly one `Outcome` go out. What goes where is decided in
+//! route/, policy/ and balance/; sockets are the worker's.
+
+pub(crate) mod begin;
+pub(crate) mod attempt;
+pub(crate) mod forward;
+pub(crate) mod response;
+pub mod deadline;
+pub(crate) mod replay;
+pub(crate) mod retry;
+pub(crate) mod finish;
+pub(crate) mod headers;
+pub(crate) mod state;

@@ -1,0 +1,267 @@
+//! What a server answers: 1xx, headers, trailers, resets. Headers that are passed on commit the call; a failure that
+//! another proxy made, or a reset, may be tried again before. Events come in; frames for the caller go out.
+
+use heddle_h2::{ErrorCode, Fields, Initiator, Kind, StreamId};
+use heddle_proto::Reason;
+
+use super::headers::{self, Marks};
+use super::state::{Phase, Sent};
+use crate::failure::Failure;
+use crate::observe::Counter;
+use crate::observe::outcome::grpc_status_of_http;
+use crate::worker::Worker;
+use crate::worker::conn::{CallKey, ConnKey};
+
+impl Worker {
+    /// Whether this stream is the call's present attempt.
+    fn is_current(&self, key: CallKey, conn: ConnKey, stream: StreamId) -> bool {
+        let up = self.calls.get(key).and_then(|call| call.up);
+        up.is_some_and(|up| up.conn == conn && up.stream == stream)
+    }
+
+    pub(crate) fn on_informational(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        key: CallKey,
+        fields: &mut Fields,
+    ) {
+        if !self.is_current(key, conn, stream) {
+            return;
+        }
+        headers::strip(fields);
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let down = call.down;
+        if let Some(conn) = self.conns.get_mut(down.conn) {
+            let _ = conn.h2.headers(down.stream, fields, false);
+        }
+        self.mark_dirty(down.conn);
+    }
+
+    pub(crate) fn on_response(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        key: CallKey,
+        fields: &mut Fields,
+        end: bool,
+    ) {
+        if !self.is_current(key, conn, stream) {
+            return;
+        }
+        self.measure(key);
+        let marks = self.clean(key, fields);
+        if end && self.retry_marked(key, conn, marks, fields) {
+            return;
+        }
+        let now = self.now;
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.http_status = fields.status().unwrap_or(0);
+        if end {
+            call.status = headers::grpc_status(fields);
+            call.reason = marks.reason;
+        }
+        let before = call.held();
+        call.replay.give_up();
+        call.request_trailers = None;
+        call.phase = Phase::Committed;
+        call.progress = now;
+        self.held = (self.held + call.held()).saturating_sub(before);
+        let down = call.down;
+        call.sent = Sent::Headers;
+        if let Some(conn) = self.conns.get_mut(down.conn) {
+            let _ = conn.h2.headers(down.stream, fields, end);
+        }
+        self.mark_dirty(down.conn);
+        if end {
+            self.response_ended(key);
+        }
+    }
+
+    pub(crate) fn on_trailers(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        key: CallKey,
+        fields: &mut Fields,
+    ) {
+        if !self.is_current(key, conn, stream) {
+            return;
+        }
+        let marks = self.clean(key, fields);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.status = headers::grpc_status(fields);
+        call.reason = marks.reason;
+        let down = call.down;
+        if let Some(conn) = self.conns.get_mut(down.conn) {
+            let _ = conn.h2.headers(down.stream, fields, true);
+        }
+        self.mark_dirty(down.conn);
+        self.response_ended(key);
+    }
+
+    pub(crate) fn on_response_too_large(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        key: CallKey,
+        kind: Kind,
+        fields: &mut Fields,
+    ) {
+        self.count(Counter::BoundHeaders);
+        if !self.is_current(key, conn, stream) {
+            return;
+        }
+        let status = headers::grpc_status(fields).filter(|_| kind == Kind::Trailers);
+        let Some(status) = status else {
+            let target = self
+                .calls
+                .get(key)
+                .map(super::state::Call::target_name)
+                .unwrap_or_default();
+            let text =
+                format!("the answer of {target} has a header list over 32 KiB or 256 fields");
+            return self.fail(key, &Failure::new(Reason::ResponseInvalid, text));
+        };
+        // The status is what a caller cannot do without: it is delivered without what did not fit.
+        let message = fields
+            .get(b"grpc-message")
+            .map(|m| m.get(..MESSAGE).unwrap_or(m).to_vec());
+        fields.clear();
+        fields.push(b"grpc-status", status.to_string().as_bytes());
+        if let Some(message) = message {
+            fields.push(b"grpc-message", &message);
+        }
+        self.on_trailers(conn, stream, key, fields);
+    }
+
+    /// Takes Heddle's own headers out; on a link they are read first.
+    fn clean(&self, key: CallKey, fields: &mut Fields) -> Marks {
+        if self
+            .calls
+            .get(key)
+            .and_then(|call| call.up)
+            .is_some_and(|up| up.link)
+        {
+            return headers::take_marks(fields);
+        }
+        headers::strip(fields);
+        Marks::default()
+    }
+
+    /// The first sign of an answer: what the endpoint's latency is measured by.
+    fn measure(&mut self, key: CallKey) {
+        let now = self.now;
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let (Some(up), Some(endpoint)) = (call.up, &call.endpoint) else {
+            return;
+        };
+        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
+            load.ewma
+                .observe(now.saturating_duration_since(up.started), now);
+        }
+    }
+
+    /// Tries a call again that another proxy says failed there; false if its answer is to be passed on.
+    fn retry_marked(&mut self, key: CallKey, conn: ConnKey, marks: Marks, fields: &Fields) -> bool {
+        let Some(reason) = marks.reason else {
+            return false;
+        };
+        let Some(call) = self.calls.get(key) else {
+            return false;
+        };
+        let open = call
+            .up
+            .filter(|_| !call.request_ended || call.up_queued > 0);
+        let text = fields.get(b"grpc-message").unwrap_or_default();
+        let failure = Failure::new(reason, String::from_utf8_lossy(text));
+        if marks.unprocessed {
+            return self.can_retry_safe(key) && {
+                self.cancel_rest(open);
+                self.retry_safe(key, conn, failure);
+                true
+            };
+        }
+        // Only what broke on the way may be better elsewhere.
+        let broken = matches!(
+            reason,
+            Reason::ConnectionLost | Reason::UpstreamReset | Reason::ConnectFailed
+        );
+        broken && self.can_retry_idempotent(key) && {
+            self.cancel_rest(open);
+            self.attempt_failed(key, conn, &failure);
+            true
+        }
+    }
+
+    /// The server has answered and the request is not all sent: the rest is not needed.
+    fn cancel_rest(&mut self, open: Option<super::state::Attempt>) {
+        if let Some(up) = open {
+            self.cancel_upstream(up.conn, up.stream);
+        }
+    }
+
+    pub(crate) fn on_upstream_reset(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        key: CallKey,
+        code: ErrorCode,
+        unprocessed: bool,
+        by: Initiator,
+    ) {
+        if !self.is_current(key, conn, stream) {
+            return;
+        }
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        if call.phase == Phase::Finishing {
+            return;
+        }
+        let target = call.target_name();
+        if unprocessed {
+            let text = format!("{target} did not take the call ({code})");
+            return self.retry_safe(key, conn, Failure::new(Reason::UpstreamReset, text));
+        }
+        if by == Initiator::Local {
+            let text = format!("the answer of {target} breaks HTTP/2 ({code})");
+            return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
+        }
+        if code == ErrorCode::CANCEL {
+            return self.pass_cancel(key);
+        }
+        let text = format!("{target} reset the call with {code}");
+        self.attempt_failed(key, conn, &Failure::new(Reason::UpstreamReset, text));
+    }
+
+    /// All of the response has come and gone to the caller's machine.
+    pub(crate) fn response_ended(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.sent = Sent::All;
+        call.phase = Phase::Finishing;
+        if call.status.is_none() {
+            // Without grpc-status the HTTP status says how it went; a gRPC answer of 200 without one is UNKNOWN.
+            let missing = call.grpc && call.http_status == 200;
+            call.status = Some(if missing {
+                2
+            } else {
+                grpc_status_of_http(call.http_status)
+            });
+        }
+        self.finish_if_done(key);
+    }
+}
+
+/// Longest message delivered with trailers that were too large.
+const MESSAGE: usize = 4096;

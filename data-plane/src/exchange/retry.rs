@@ -1,0 +1,156 @@
+//! Again elsewhere? An attempt that failed comes in; another attempt or the failure goes out. Only the caller's proxy
+//! tries again, only before the call is committed: whatever its method if the application cannot have seen it, else
+//! only idempotent methods within the service's budget.
+
+use std::time::Duration;
+
+use heddle_proto::Reason;
+
+use super::state::Phase;
+use crate::failure::Failure;
+use crate::observe::Counter;
+use crate::route::authority::split_path;
+use crate::worker::conn::{CallKey, ConnKey};
+use crate::worker::state::Timer;
+use crate::worker::{Role, Worker};
+
+/// The first wait before an endpoint that failed in this call is tried again; doubles.
+const AGAIN: Duration = Duration::from_millis(20);
+
+impl Worker {
+    /// The connection broke while the call was on it.
+    pub(crate) fn on_connection_lost(&mut self, key: CallKey, conn: ConnKey, why: &str) {
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        if call.phase == Phase::Finishing {
+            return self.detach_upstream(key);
+        }
+        let text = format!(
+            "the connection to {} broke while the call was on it: {why}",
+            call.target_name()
+        );
+        self.attempt_failed(key, conn, &Failure::new(Reason::ConnectionLost, text));
+    }
+
+    /// An attempt failed that may have reached the application.
+    pub(crate) fn attempt_failed(&mut self, key: CallKey, conn: ConnKey, failure: &Failure) {
+        self.detach_upstream(key);
+        self.after_stream(conn);
+        if self.can_retry_idempotent(key) {
+            let now = self.now;
+            let name = self
+                .calls
+                .get(key)
+                .and_then(|call| call.service.as_ref())
+                .map(|s| s.name.clone());
+            if name.is_some_and(|name| self.service_state(&name).budget.withdraw(now)) {
+                self.count(Counter::RetriesIdempotent);
+                return self.again(key);
+            }
+            self.count(Counter::BoundRetryBudget);
+            let text = format!(
+                "{}; it was not tried again: the retry budget of the service is used up",
+                failure.message
+            );
+            return self.fail(key, &Failure::new(Reason::RetryBudgetExhausted, text));
+        }
+        self.fail(key, failure);
+    }
+
+    /// An attempt on a connection failed without the application having seen it.
+    pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
+        self.detach_upstream(key);
+        self.after_stream(conn);
+        self.attempt_failed_safe(key, failure);
+    }
+
+    /// The same before there was a connection.
+    pub(crate) fn attempt_failed_safe(&mut self, key: CallKey, failure: Failure) {
+        self.detach_upstream(key);
+        if let Some(call) = self.calls.get_mut(key) {
+            // A dial that failed is an attempt too, or a dead service would be dialled for ever.
+            if failure.reason == Reason::ConnectFailed {
+                call.attempts += 1;
+            }
+        }
+        if !self.can_retry_safe(key) {
+            let failure = self.blame(key, failure);
+            return self.fail(key, &failure);
+        }
+        self.count(Counter::RetriesSafe);
+        self.again(key);
+    }
+
+    pub(crate) fn can_retry_safe(&self, key: CallKey) -> bool {
+        let Some(call) = self.calls.get(key) else {
+            return false;
+        };
+        if !call.can_replay() || call.attempts >= self.options().max_attempts {
+            return false;
+        }
+        match call.role {
+            Role::Outbound => true,
+            Role::Inbound => self.has_another_local(call),
+        }
+    }
+
+    /// Inbound takes another local instance where the named one is gone; it tries none twice.
+    fn has_another_local(&self, call: &super::state::Call) -> bool {
+        let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
+        let local =
+            |e: &crate::balance::Endpoint| matches!(e.target, crate::balance::Target::Local(_));
+        let all = call
+            .service
+            .iter()
+            .flat_map(|service| &service.endpoints.endpoints);
+        all.into_iter().any(|e| {
+            local(e) && e.health.usable() && Some(e.uid) != failed && !call.tried.contains(&e.uid)
+        })
+    }
+
+    pub(crate) fn can_retry_idempotent(&self, key: CallKey) -> bool {
+        let Some(call) = self.calls.get(key) else {
+            return false;
+        };
+        if call.role == Role::Inbound
+            || !call.can_replay()
+            || call.attempts >= self.options().max_attempts
+        {
+            return false;
+        }
+        let Some(service) = &call.service else {
+            return false;
+        };
+        let method = call.request.path().and_then(split_path);
+        method.is_some_and(|(proto_service, method)| service.is_idempotent(proto_service, method))
+    }
+
+    /// Tries the call again: at once on an endpoint that has not failed in this call, else after a moment.
+    fn again(&mut self, key: CallKey) {
+        let random = self.random();
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.phase = Phase::Backoff;
+        let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
+        let repeated = failed.is_some_and(|uid| call.tried.contains(&uid));
+        if let Some(uid) = failed.filter(|_| !repeated) {
+            call.tried.push(uid);
+        }
+        let usable = call
+            .service
+            .iter()
+            .flat_map(|s| s.candidates.groups())
+            .flat_map(|group| &group.members);
+        let fresh = usable
+            .into_iter()
+            .any(|(endpoint, _)| !call.tried.contains(&endpoint.uid));
+        if fresh || call.role == Role::Inbound {
+            return self.begin_attempt(key);
+        }
+        let doubled = AGAIN.saturating_mul(1 << call.attempts.min(6));
+        let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
+        call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
+    }
+}

@@ -1,0 +1,206 @@
+//! The state of one call: its phase, the stream on either side and what is kept to try again. Only state and
+//! small questions about it stand here; what moves it is beside.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use heddle_h2::{Fields, StreamId};
+use heddle_proto::Reason;
+
+use super::replay::Replay;
+use crate::balance::Endpoint;
+use crate::route::Service;
+use crate::worker::Role;
+use crate::worker::conn::{ConnKey, PoolKey};
+use crate::worker::timers::TimerId;
+
+/// How far a call has come. It can be tried again in every phase before `Committed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for a first routing table.
+    Table,
+    /// Waits in a pool for a connection with room.
+    Pending(PoolKey),
+    /// Waits before it is tried again.
+    Backoff,
+    /// Sent; nothing has come back.
+    Attempting,
+    /// Response headers have been passed on, or the request has outgrown the replay buffer.
+    Committed,
+    /// The response has ended; its last bytes wait for the caller's window.
+    Finishing,
+}
+
+/// What the caller has got of the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    Nothing,
+    Headers,
+    All,
+}
+
+/// The caller's stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Downstream {
+    pub(crate) conn: ConnKey,
+    pub(crate) stream: StreamId,
+    /// Its place in the connection's list of calls.
+    pub(crate) slot: usize,
+}
+
+/// The stream of the present attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) conn: ConnKey,
+    pub(crate) stream: StreamId,
+    pub(crate) slot: usize,
+    pub(crate) started: Instant,
+    /// Request bytes that this attempt has written.
+    pub(crate) written: usize,
+    /// The peer is another proxy.
+    pub(crate) link: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) role: Role,
+    pub(crate) phase: Phase,
+    pub(crate) down: Downstream,
+    pub(crate) up: Option<Attempt>,
+    /// The request is gRPC: failures are told in its way.
+    pub(crate) grpc: bool,
+    pub(crate) id: CallId,
+    /// The request's headers as the caller sent them, without `heddle-*`; edited for each attempt.
+    pub(crate) request: Fields,
+    pub(crate) replay: Replay,
+    pub(crate) request_trailers: Option<Box<Fields>>,
+    pub(crate) request_ended: bool,
+    /// Request bytes received, and of these given back to the caller's window.
+    pub(crate) received: usize,
+    pub(crate) credited: usize,
+    pub(crate) sent: Sent,
+    pub(crate) service: Option<Arc<Service>>,
+    /// Of the present or last attempt.
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// Inbound: the instance that the caller's proxy chose.
+    pub(crate) wanted: Option<Box<str>>,
+    pub(crate) attempts: u32,
+    /// Counted in the endpoint's load.
+    pub(crate) charged: bool,
+    /// Endpoints that failed in this call.
+    pub(crate) tried: Vec<u64>,
+    /// Bytes waiting in the machines of either side.
+    pub(crate) down_queued: usize,
+    pub(crate) up_queued: usize,
+    pub(crate) started: Instant,
+    pub(crate) progress: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) deadline_timer: Option<TimerId>,
+    pub(crate) wait_timer: Option<TimerId>,
+    /// Known once the response or a failure has told it.
+    pub(crate) status: Option<u8>,
+    pub(crate) http_status: u16,
+    pub(crate) reason: Option<Reason>,
+}
+
+impl Call {
+    /// Bytes that are taken in and not passed on.
+    pub(crate) fn held(&self) -> usize {
+        self.replay.len() + self.down_queued + self.up_queued
+    }
+
+    /// Whether it may still be tried again.
+    pub(crate) fn can_replay(&self) -> bool {
+        let early = !matches!(self.phase, Phase::Committed | Phase::Finishing);
+        early && self.sent == Sent::Nothing && !self.replay.is_over()
+    }
+
+    pub(crate) fn service_name(&self) -> Option<&str> {
+        self.service.as_ref().map(|service| &*service.name)
+    }
+
+    /// For sentences: `instance e1 of users.default on node b`.
+    pub(crate) fn target_name(&self) -> String {
+        let service = self.service_name().unwrap_or("the proxy's own services");
+        match &self.endpoint {
+            Some(endpoint) => format!(
+                "instance {} of {service} on node {}",
+                endpoint.id, endpoint.node
+            ),
+            None => service.to_owned(),
+        }
+    }
+}
+
+/// A call's id: as the caller's proxy gave it, or new.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallId {
+    bytes: [u8; Self::MAX],
+    len: u8,
+}
+
+impl CallId {
+    const MAX: usize = 40;
+
+    /// Sixteen hexadecimal digits.
+    pub(crate) fn new(random: u64) -> Self {
+        let mut bytes = [b'0'; Self::MAX];
+        for (place, byte) in bytes.chunks_exact_mut(2).zip(random.to_be_bytes()) {
+            if let [high, low] = place {
+                (*high, *low) = (hex(byte >> 4), hex(byte & 15));
+            }
+        }
+        Self { bytes, len: 16 }
+    }
+
+    /// Another proxy's, if it is one that may stand in a header and a log.
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+        let fits = (1..=Self::MAX).contains(&value.len());
+        if !fits
+            || !value
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+        {
+            return None;
+        }
+        let mut bytes = [0; Self::MAX];
+        bytes.get_mut(..value.len())?.copy_from_slice(value);
+        Some(Self {
+            bytes,
+            len: u8::try_from(value.len()).ok()?,
+        })
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+fn hex(digit: u8) -> u8 {
+    if digit < 10 {
+        b'0' + digit
+    } else {
+        b'a' + digit - 10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CallId;
+
+    #[test]
+    fn an_id_is_made_or_taken_over_if_it_is_harmless() {
+        assert_eq!(
+            CallId::new(0x0123_4567_89ab_cdef).as_str(),
+            "0123456789abcdef"
+        );
+        assert_eq!(
+            CallId::parse(b"0123456789abcdef").unwrap().as_str(),
+            "0123456789abcdef"
+        );
+        for bad in [&b""[..], b"a b", b"a\"", &[b'a'; 41]] {
+            assert!(CallId::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! How a failure made by the proxy looks on the wire: the only translation from a reason to status, sentence,
+//! headers and `google.rpc.ErrorInfo` (DESIGN §9). A failure comes in, header lists go out. No decision whether
+//! something is a failure is made here.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use heddle_h2::Fields;
+use heddle_proto::{ERROR_DOMAIN, Reason};
+use prost::Message as _;
+use tonic_types::pb::{ErrorInfo, Status};
+
+/// Longest sentence that is sent; what is over is cut.
+const MESSAGE_BYTES: usize = 1024;
+
+/// Who is to blame, where a reason alone does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// The service, its connection or the mesh.
+    #[default]
+    Service,
+    /// The caller sent something wrong.
+    Caller,
+    /// The caller's header list is over the bound.
+    CallerHeaders,
+}
+
+/// A failure of one call.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The code.
+    pub reason: Reason,
+    /// The sentence: which service, node or address, what happened, what to do.
+    pub message: String,
+    /// Who is to blame.
+    pub fault: Fault,
+    /// The application cannot have seen the call: told to the caller's proxy.
+    pub unprocessed: bool,
+}
+
+impl Failure {
+    /// A failure on the service's side.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            fault: Fault::Service,
+            unprocessed: false,
+        }
+    }
+
+    /// The same with another one to blame.
+    #[must_use]
+    pub fn by(mut self, fault: Fault) -> Self {
+        self.fault = fault;
+        self
+    }
+
+    /// The same, marked as never seen by the application.
+    #[must_use]
+    pub fn unprocessed(mut self) -> Self {
+        self.unprocessed = true;
+        self
+    }
+
+    /// The HTTP status of the same meaning, for requests that are not gRPC.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self.reason {
+            Reason::NoRoute => 404,
+            Reason::AmbiguousRoute | Reason::InvalidRequest => 400,
+            Reason::NoEndpoints
+            | Reason::NoHealthyEndpoints
+            | Reason::ConnectFailed
+            | Reason::ConnectionLost
+            | Reason::UpstreamReset
+            | Reason::RetryBudgetExhausted
+            | Reason::CircuitOpen
+            | Reason::Draining
+            | Reason::Overloaded
+            | Reason::NotReady
+            | Reason::FaultInjected => 503,
+            Reason::DeadlineExceeded => 504,
+            Reason::Denied => 403,
+            Reason::Unauthenticated => 401,
+            Reason::RateLimited => 429,
+            Reason::RequestTooLarge if self.fault == Fault::CallerHeaders => 431,
+            Reason::RequestTooLarge => 413,
+            Reason::ProtocolError if self.fault == Fault::Service => 502,
+            Reason::ProtocolError => 400,
+            Reason::ResponseInvalid => 502,
+        }
+    }
+
+    fn sentence(&self) -> &str {
+        let mut end = self.message.len().min(MESSAGE_BYTES);
+        while !self.message.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.message.get(..end).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+/// Where a failure is told: what the lists need beside the failure itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The call's id.
+    pub call: &'a str,
+    /// This proxy's node.
+    pub node: &'a str,
+    /// Full name of the service, if one was found.
+    pub service: Option<&'a str>,
+    /// The caller is another proxy: it may see `heddle-unprocessed`.
+    pub link: bool,
+}
+
+/// A whole gRPC response in one header list (gRPC's Trailers-Only), with the request's own content type.
+pub fn trailers_only(failure: &Failure, place: Place<'_>, content_type: &[u8], out: &mut Fields) {
+    out.clear();
+    out.push(b":status", b"200");
+    out.push(b"content-type", content_type);
+    push_status(failure, place, out);
+}
+
+/// The trailers of a gRPC response whose headers have gone.
+pub fn trailers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+    out.clear();
+    push_status(failure, place, out);
+}
+
+/// The headers of an HTTP response; the sentence is its body.
+pub fn http_headers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+    out.clear();
+    out.push(b":status", failure.http_status().to_string().as_bytes());
+    out.push(b"content-type", b"text/plain; charset=utf-8");
+    out.push(
+        b"content-length",
+        http_body(failure).len().to_string().as_bytes(),
+    );
+    push_marks(failure, place, out);
+}
+
+/// The body that goes with [`http_headers`].
+#[must_use]
+pub fn http_body(failure: &Failure) -> String {
+    format!("{}: {}\n", failure.reason, failure.sentence())
+}
+
+fn push_status(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+    let status = failure.reason.grpc_status();
+    out.push(b"grpc-status", status.to_string().as_bytes());
+    out.push(
+        b"grpc-message",
+        percent_encode(failure.sentence()).as_bytes(),
+    );
+    out.push(
+        b"grpc-status-details-bin",
+        details(failure, place).as_bytes(),
+    );
+    push_marks(failure, place, out);
+}
+
+fn push_marks(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+    out.push(b"heddle-reason", failure.reason.code().as_bytes());
+    out.push(b"heddle-call", place.call.as_bytes());
+    if failure.unprocessed && place.link {
+        out.push(b"heddle-unprocessed", b"1");
+    }
+}
+
+/// `google.rpc.Status` with one `ErrorInfo`, in base64 without padding.
+fn details(failure: &Failure, place: Place<'_>) -> String {
+    let mut info = ErrorInfo {
+        reason: failure.reason.code().to_owned(),
+        domain: ERROR_DOMAIN.to_owned(),
+        ..ErrorInfo::default()
+    };
+    let mut note = |key: &str, value: &str| info.metadata.insert(key.to_owned(), value.to_owned());
+    note("node", place.node);
+    note("call", place.call);
+    if let Some(service) = place.service {
+        note("service", service);
+    }
+    let status = Status {
+        code: i32::from(failure.reason.grpc_status()),
+        message: failure.sentence().to_owned(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
+            value: info.encode_to_vec(),
+        }],
+    };
+    STANDARD_NO_PAD.encode(status.encode_to_vec())
+}
+
+/// gRPC's Percent-Encoding of `grpc-message`: space to tilde stay, without the percent sign.
+#[must_use]
+pub fn percent_encode(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0..=0x1f | 0x7f.. => drop(write!(out, "%{byte:02X}")),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place<'static> = Place {
+        call: "c0ffee",
+        node: "a",
+        service: Some("users.default"),
+        link: false,
+    };
+
+    fn value(fields: &Fields, name: &str) -> String {
+        String::from_utf8(fields.get(name.as_bytes()).unwrap_or_default().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_grpc_failure_is_trailers_only_with_the_requests_content_type() {
+        let failure = Failure::new(Reason::ConnectionLost, "100 % of ‘users’ lost\n");
+        let mut out = Fields::new();
+        trailers_only(&failure, PLACE, b"application/grpc+json", &mut out);
+        assert_eq!(out.status(), Some(200));
+        assert_eq!(value(&out, "content-type"), "application/grpc+json");
+        assert_eq!(value(&out, "grpc-status"), "14");
+        assert_eq!(
+            value(&out, "grpc-message"),
+            "100 %25 of %E2%80%98users%E2%80%99 lost%0A"
+        );
+        assert_eq!(value(&out, "heddle-reason"), "CONNECTION_LOST");
+        assert_eq!(value(&out, "heddle-call"), "c0ffee");
+        let details = STANDARD_NO_PAD
+            .decode(value(&out, "grpc-status-details-bin"))
+            .unwrap();
+        let status = Status::decode(&*details).unwrap();
+        assert_eq!(
+            (status.code, status.message.as_str()),
+            (14, failure.message.as_str())
+        );
+        let info = ErrorInfo::decode(&*status.details[0].value).unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("CONNECTION_LOST", "heddle")
+        );
+        assert_eq!(info.metadata["service"], "users.default");
+    }
+
+    #[test]
+    fn unprocessed_is_told_to_proxies_only() {
+        let failure = Failure::new(Reason::NoEndpoints, "gone").unprocessed();
+        let mut out = Fields::new();
+        trailers(&failure, PLACE, &mut out);
+        assert_eq!(out.get(b"heddle-unprocessed"), None);
+        trailers(
+            &failure,
+            Place {
+                link: true,
+                ..PLACE
+            },
+            &mut out,
+        );
+        assert_eq!(value(&out, "heddle-unprocessed"), "1");
+    }
+
+    #[test]
+    fn http_gets_the_status_of_the_same_meaning() {
+        for (failure, expect) in [
+            (Failure::new(Reason::NoRoute, ""), 404),
+            (
+                Failure::new(Reason::RequestTooLarge, "").by(Fault::Caller),
+                413,
+            ),
+            (
+                Failure::new(Reason::RequestTooLarge, "").by(Fault::CallerHeaders),
+                431,
+            ),
+            (Failure::new(Reason::RateLimited, ""), 429),
+            (Failure::new(Reason::Unauthenticated, ""), 401),
+            (Failure::new(Reason::Denied, ""), 403),
+            (Failure::new(Reason::DeadlineExceeded, ""), 504),
+            (Failure::new(Reason::Overloaded, ""), 503),
+            (Failure::new(Reason::ProtocolError, ""), 502),
+            (
+                Failure::new(Reason::ProtocolError, "").by(Fault::Caller),
+                400,
+            ),
+        ] {
+            assert_eq!(failure.http_status(), expect, "{failure}");
+        }
+        let mut unavailable = Reason::ALL.iter().filter(|r| r.grpc_status() == 14);
+        assert!(unavailable.all(|r| Failure::new(*r, "").http_status() == 503));
+        let failure = Failure::new(Reason::NoRoute, "no service userz");
+        let mut out = Fields::new();
+        http_headers(&failure, PLACE, &mut out);
+        assert_eq!(http_body(&failure), "NO_ROUTE: no service userz\n");
+        assert_eq!(
+            value(&out, "content-length"),
+            http_body(&failure).len().to_string()
+        );
+        assert_eq!(value(&out, "heddle-reason"), "NO_ROUTE");
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_letters() {
+        let failure = Failure::new(Reason::NoRoute, "ü".repeat(2000));
+        assert_eq!(failure.sentence().len(), MESSAGE_BYTES);
+        assert!(
+            percent_encode(failure.sentence())
+                .bytes()
+                .all(|b| (0x20..0x7f).contains(&b))
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! Takes connections from listening sockets, keeps their number bounded, and passes a socket on to the worker with
+//! the least load where this one has clearly more: gRPC connections live long, and the kernel spreads them blindly.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
+
+use heddle_h2::{Config, Connection};
+use mio::{Interest, Token};
+
+use super::http1::Sniff;
+use crate::observe::Counter;
+use crate::worker::conn::{Conn, ConnKey, Down, Side};
+use crate::worker::transport::Transport;
+use crate::worker::{Command, Role, Worker};
+
+/// Tokens from here on are listeners (the last of all is the waker).
+pub(crate) const LISTENERS: usize = usize::MAX - 0xffff;
+/// Sockets taken from one listener in one turn.
+const PER_TURN: usize = 256;
+
+/// One listening socket of one worker.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    role: Role,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(mio::net::TcpListener),
+    Unix(mio::net::UnixListener),
+}
+
+impl Worker {
+    pub(crate) fn listen_tcp(&mut self, role: Role, socket: TcpListener) {
+        self.listen(role, Socket::Tcp(mio::net::TcpListener::from_std(socket)));
+    }
+
+    pub(crate) fn listen_unix(&mut self, role: Role, socket: UnixListener) {
+        self.listen(role, Socket::Unix(mio::net::UnixListener::from_std(socket)));
+    }
+
+    fn listen(&mut self, role: Role, mut socket: Socket) {
+        let token = Token(LISTENERS + self.listeners.len());
+        let registry = self.poll.registry();
+        let registered = match &mut socket {
+            Socket::Tcp(socket) => registry.register(socket, token, Interest::READABLE),
+            Socket::Unix(socket) => registry.register(socket, token, Interest::READABLE),
+        };
+        if let Err(error) = registered {
+            tracing::error!(%error, "a listener cannot be watched; it accepts nothing");
+        }
+        self.listeners.push(Listener { role, socket });
+        self.accept_from(token);
+    }
+
+    /// Takes what waits and then closes the sockets: a connection in the kernel's queue is not to be reset.
+    pub(crate) fn close_listeners(&mut self) {
+        for index in 0..self.listeners.len() {
+            self.accept_from(Token(LISTENERS + index));
+        }
+        self.listeners.clear();
+    }
+
+    pub(crate) fn accept_from(&mut self, token: Token) {
+        for _ in 0..PER_TURN {
+            let Some(listener) = self.listeners.get(token.0 - LISTENERS) else {
+                return;
+            };
+            let role = listener.role;
+            let accepted = match &listener.socket {
+                Socket::Tcp(socket) => socket.accept().map(|(socket, _)| Transport::Tcp(socket)),
+                Socket::Unix(socket) => socket.accept().map(|(socket, _)| Transport::Unix(socket)),
+            };
+            match accepted {
+                Ok(transport) => self.place(role, transport),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The caller was gone before we came: the next one may be there.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "accepting failed; closing an idle connection to make room");
+                    if !self.close_oldest_idle() {
+                        return;
+                    }
+                }
+            }
+        }
+        // More may wait, and an edge is told only once: look again soon.
+        if let Some(peer) = self.shared.peers.get(self.index) {
+            let _ = peer.waker.wake();
+        }
+        self.relisten(token);
+    }
+
+    /// Makes the kernel tell again of a listener that still has connections waiting.
+    fn relisten(&mut self, token: Token) {
+        let registry = self.poll.registry();
+        let Some(listener) = self.listeners.get_mut(token.0 - LISTENERS) else {
+            return;
+        };
+        let _ = match &mut listener.socket {
+            Socket::Tcp(socket) => registry.reregister(socket, token, Interest::READABLE),
+            Socket::Unix(socket) => registry.reregister(socket, token, Interest::READABLE),
+        };
+    }
+
+    /// Keeps an accepted socket or passes it to the least loaded worker.
+    fn place(&mut self, role: Role, transport: Transport) {
+        let loads = self
+            .shared
+            .peers
+            .iter()
+            .map(|peer| peer.load.load(Ordering::Relaxed));
+        let least = loads
+            .enumerate()
+            .filter(|(i, _)| *i != self.index)
+            .min_by_key(|(_, load)| *load);
+        let Some((other, load)) = least.filter(|(_, load)| clearly_more(self.downstream, *load))
+        else {
+            return self.admit(role, transport);
+        };
+        let command = match transport {
+            Transport::Tcp(socket) => Command::AcceptedTcp(role, socket.into()),
+            Transport::Unix(socket) => Command::AcceptedUnix(role, socket.into()),
+        };
+        let Some(peer) = self.shared.peers.get(other) else {
+            return;
+        };
+        // Seen by the next accept, before the other worker has had its turn.
+        peer.load.store(load + 1, Ordering::Relaxed);
+        match peer.try_send(command) {
+            Ok(()) => self.count(Counter::Rebalanced),
+            Err(Command::AcceptedTcp(role, socket)) => self.take_tcp(role, socket),
+            Err(Command::AcceptedUnix(role, socket)) => self.take_unix(role, socket),
+            Err(_) => {}
+        }
+    }
+
+    pub(crate) fn take_tcp(&mut self, role: Role, socket: std::net::TcpStream) {
+        self.admit(role, Transport::Tcp(mio::net::TcpStream::from_std(socket)));
+    }
+
+    pub(crate) fn take_unix(&mut self, role: Role, socket: std::os::unix::net::UnixStream) {
+        self.admit(
+            role,
+            Transport::Unix(mio::net::UnixStream::from_std(socket)),
+        );
+    }
+
+    /// Makes a connection of a socket.
+    fn admit(&mut self, role: Role, mut transport: Transport) {
+        if self.downstream >= self.options().max_connections {
+            self.count(Counter::BoundConnections);
+            if !self.close_oldest_idle() {
+                return;
+            }
+        }
+        if let Transport::Tcp(socket) = &transport {
+            let _ = socket.set_nodelay(true);
+        }
+        let registry = self.poll.registry();
+        let now = self.now;
+        let mut registered = Ok(());
+        let key = self.conns.insert_with(|key: ConnKey| {
+            registered =
+                transport.register(registry, Token(usize::try_from(key.pack()).unwrap_or(0)));
+            let side = Side::Down(Down {
+                role,
+                sniff: Sniff::Open(0),
+                hello: None,
+                goodbye: false,
+            });
+            Conn::new(
+                transport,
+                Connection::server(Config::default(), now),
+                side,
+                now,
+            )
+        });
+        let Some(key) = key else { return };
+        self.downstream += 1;
+        self.count(match role {
+            Role::Outbound => Counter::AcceptedOutbound,
+            Role::Inbound => Counter::AcceptedInbound,
+        });
+        if let Err(error) = registered {
+            return self.lose(key, &error.to_string());
+        }
+        if self.draining.is_some() {
+            self.say_goodbye(key);
+        }
+        self.mark_dirty(key);
+    }
+
+    /// Makes room by closing the downstream connection that has been idle longest.
+    fn close_oldest_idle(&mut self) -> bool {
+        let idle = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.down().is_some() && c.calls.is_empty());
+        let Some((key, _)) = idle.min_by_key(|(_, conn)| conn.last_read) else {
+            return false;
+        };
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.h2.close(
+                heddle_h2::ErrorCode::NO_ERROR,
+                b"idle, and the proxy has too many connections",
+            );
+            let _ = conn.transport.write(conn.h2.output());
+        }
+        self.lose(key, "idle, and there were too many");
+        true
+    }
+}
+
+/// Whether `mine` connections are so many more than `least` that a new one should go there.
+fn clearly_more(mine: usize, least: usize) -> bool {
+    mine > least + least / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clearly_more;
+
+    #[test]
+    fn a_quarter_more_is_clear() {
+        for (mine, least, expect) in [
+            (0, 0, false),
+            (1, 0, true),
+            (1, 1, false),
+            (4, 3, true),
+            (5, 4, false),
+            (100, 90, false),
+            (126, 100, true),
+        ] {
+            assert_eq!(clearly_more(mine, least), expect, "{mine} {least}");
+        }
+    }
+}

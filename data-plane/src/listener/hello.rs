@@ -1,0 +1,125 @@
+//! The first stream of a link, answered on the worker itself: both sides say their version, node and incarnation.
+//! The request's bytes come in, one response goes out. No calls are routed here.
+
+use heddle_h2::{ErrorCode, Fields, StreamId};
+use heddle_proto::link::v1::{HelloRequest, HelloResponse};
+use prost::Message as _;
+
+use crate::upstream::link::{HELLO_PATH, VERSION, frame, unframe};
+use crate::worker::Worker;
+use crate::worker::conn::{ConnKey, HELLO};
+
+/// Longest Hello that is taken: thousands of grants fit.
+const HELLO_BYTES: usize = 1024 * 1024;
+/// gRPC's FAILED_PRECONDITION, INVALID_ARGUMENT and RESOURCE_EXHAUSTED.
+const NO_COMMON_VERSION: &str = "9";
+const INVALID: &str = "3";
+const TOO_LARGE: &str = "8";
+
+impl Worker {
+    /// Whether a request on inbound is a Hello; if so, it is taken.
+    pub(crate) fn begin_hello(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        end: bool,
+        fields: &Fields,
+    ) -> bool {
+        if fields.path() != Some(HELLO_PATH) {
+            return false;
+        }
+        let Some(found) = self.conns.get_mut(conn) else {
+            return true;
+        };
+        found.h2.set_token(stream, HELLO);
+        let Some(down) = found.down_mut() else {
+            return true;
+        };
+        if let Some((earlier, _)) = down.hello.replace((stream, Vec::new())) {
+            found.h2.reset(earlier, ErrorCode::CANCEL);
+        }
+        if end {
+            self.answer_hello(conn, stream);
+        }
+        true
+    }
+
+    pub(crate) fn on_hello_data(
+        &mut self,
+        conn: ConnKey,
+        stream: StreamId,
+        data: &[u8],
+        end: bool,
+    ) {
+        self.release(conn, stream, data.len());
+        let Some(down) = self.conns.get_mut(conn).and_then(|conn| conn.down_mut()) else {
+            return;
+        };
+        let Some((expected, bytes)) = &mut down.hello else {
+            return;
+        };
+        if *expected != stream {
+            return;
+        }
+        if bytes.len() + data.len() > HELLO_BYTES {
+            down.hello = None;
+            return self.refuse_hello(conn, stream, TOO_LARGE, "the Hello is over 1 MiB");
+        }
+        bytes.extend_from_slice(data);
+        if end {
+            self.answer_hello(conn, stream);
+        }
+    }
+
+    fn answer_hello(&mut self, conn: ConnKey, stream: StreamId) {
+        let down = self.conns.get_mut(conn).and_then(|conn| conn.down_mut());
+        let Some((_, bytes)) = down.and_then(|down| down.hello.take()) else {
+            return;
+        };
+        let Some(hello) = unframe(&bytes).and_then(|message| HelloRequest::decode(message).ok())
+        else {
+            return self.refuse_hello(conn, stream, INVALID, "this is not one HelloRequest");
+        };
+        if !(hello.min_version..=hello.max_version).contains(&VERSION) {
+            let text = format!(
+                "node {} speaks versions {} to {} of the link, and this proxy speaks {VERSION}: upgrade the older one",
+                hello.node, hello.min_version, hello.max_version
+            );
+            return self.refuse_hello(conn, stream, NO_COMMON_VERSION, &text);
+        }
+        let answer = HelloResponse {
+            version: VERSION,
+            node: self.options().node.clone(),
+            incarnation: self.options().incarnation.clone(),
+        };
+        self.reply.clear();
+        self.reply.push(b":status", b"200");
+        self.reply.push(b"content-type", b"application/grpc");
+        if let Some(found) = self.conns.get_mut(conn) {
+            let sent = found.h2.headers(stream, &self.reply, false);
+            let sent = sent.and_then(|()| found.h2.data(stream, &frame(&answer), false));
+            self.reply.clear();
+            self.reply.push(b"grpc-status", b"0");
+            // A link that was reset meanwhile is gone: nobody waits for the answer.
+            let _ = sent.and_then(|_| found.h2.headers(stream, &self.reply, true));
+        }
+        self.mark_dirty(conn);
+    }
+
+    fn refuse_hello(&mut self, conn: ConnKey, stream: StreamId, status: &str, text: &str) {
+        self.reply.clear();
+        self.reply.push(b":status", b"200");
+        self.reply.push(b"content-type", b"application/grpc");
+        self.reply.push(b"grpc-status", status.as_bytes());
+        self.reply.push(
+            b"grpc-message",
+            crate::failure::percent_encode(text).as_bytes(),
+        );
+        let now = self.now;
+        if let Some(found) = self.conns.get_mut(conn) {
+            let _ = found.h2.headers(stream, &self.reply, true);
+            found.linger_on(stream, now);
+        }
+        self.mark_dirty(conn);
+    }
+}

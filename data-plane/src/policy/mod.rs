@@ -1,0 +1,8 @@
+//! Whether a call may go on: bounds and budgets per service and per connection. Counts and `now` come in, yes
+//! or no goes out. Nothing here calls out, and no sockets may come in.
+
+pub mod budget;
+pub mod rate;
+
+pub use budget::RetryBudget;
+pub use rate::Bucket;

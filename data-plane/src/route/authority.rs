@@ -1,1 +1,0 @@
-//! (authority parse, next)

@@ -1,0 +1,202 @@
+//! Authority and path → the service a call is for (DESIGN §7, "Routing on outbound"). The table comes in with
+//! both values as bytes of the wire, a decision goes out; the sentence for a failure is made only when there is
+//! one. A mistyped name never falls back to the path.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::nearest::nearest;
+use super::table::{Claim, RouteTable, Service};
+
+/// Where a call goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'t> {
+    /// To this service.
+    Service(&'t Arc<Service>),
+    /// To the proxy itself: health and reflection, routed by path.
+    Internal,
+    /// Several services implement the proto service.
+    Ambiguous(&'t [Arc<Service>]),
+    /// Nowhere.
+    NoRoute,
+}
+
+/// Names the service for a call of a caller in `namespace`.
+#[must_use]
+pub fn route<'t>(
+    table: &'t RouteTable,
+    authority: Option<&[u8]>,
+    path: &[u8],
+    namespace: &str,
+) -> Decision<'t> {
+    let host = host_of(authority.unwrap_or_default());
+    let mut name = Name::default();
+    if is_literal(host) || name.own(table, host) {
+        return by_path(table, path, namespace);
+    }
+    match name
+        .full(host, namespace)
+        .and_then(|full| table.service(full))
+    {
+        Some(service) => Decision::Service(service),
+        None => Decision::NoRoute,
+    }
+}
+
+fn by_path<'t>(table: &'t RouteTable, path: &[u8], namespace: &str) -> Decision<'t> {
+    if path.starts_with(b"/grpc.health.") || path.starts_with(b"/grpc.reflection.") {
+        return Decision::Internal;
+    }
+    let Some((proto_service, _)) = split_path(path) else {
+        return Decision::NoRoute;
+    };
+    match table.claim(proto_service, namespace) {
+        Claim::One(service) => Decision::Service(service),
+        Claim::Many(services) => Decision::Ambiguous(services),
+        Claim::None => Decision::NoRoute,
+    }
+}
+
+/// `/package.Service/Method` → its two parts.
+#[must_use]
+pub fn split_path(path: &[u8]) -> Option<(&str, &str)> {
+    let path = std::str::from_utf8(path).ok()?.strip_prefix('/')?;
+    path.split_once('/')
+        .filter(|(service, method)| !service.is_empty() && !method.is_empty())
+}
+
+/// The sentence that goes with `NoRoute`.
+#[must_use]
+pub fn explain_no_route(
+    table: &RouteTable,
+    authority: Option<&[u8]>,
+    path: &[u8],
+    namespace: &str,
+) -> String {
+    let host = host_of(authority.unwrap_or_default());
+    let node = table.node();
+    if is_literal(host) || Name::default().own(table, host) {
+        let Some((proto_service, _)) = split_path(path) else {
+            let path = String::from_utf8_lossy(path);
+            return format!(
+                "node {node} cannot route path {path:?}: it is not /package.Service/Method, \
+                and the authority names no service"
+            );
+        };
+        let near = nearest(proto_service, table.proto_services(), 3);
+        let hint = offer(&near, "no proto service is known yet");
+        return format!("node {node} knows no service that implements {proto_service}{hint}");
+    }
+    let host = String::from_utf8_lossy(host);
+    let mut full = Name::default();
+    let full = full.full(host.as_bytes(), namespace).unwrap_or(&host);
+    let mut near = nearest(full, table.services().map(|s| &*s.name), 3);
+    for name in nearest(&host, table.services().map(|s| &*s.service), 3) {
+        if near.len() < 3
+            && !near
+                .iter()
+                .any(|known| known.split('.').next() == Some(name))
+        {
+            near.push(name);
+        }
+    }
+    let hint = offer(&near, "");
+    format!("node {node} knows no service {full}, which the authority {host:?} names{hint}")
+}
+
+fn offer(near: &[&str], otherwise: &str) -> String {
+    match (near.is_empty(), otherwise.is_empty()) {
+        (false, _) => format!("; nearest: {}", near.join(", ")),
+        (true, false) => format!("; {otherwise}"),
+        (true, true) => String::new(),
+    }
+}
+
+/// The sentence that goes with `Ambiguous`.
+#[must_use]
+pub fn explain_ambiguous(services: &[Arc<Service>], path: &[u8]) -> String {
+    let proto_service = split_path(path).map_or("this proto service", |(service, _)| service);
+    let names: Vec<&str> = services.iter().map(|s| &*s.name).collect();
+    let first = names.first().copied().unwrap_or_default();
+    format!(
+        "{proto_service} is implemented by {}: choose one by authority, for example {first} \
+         (grpcurl -authority {first})",
+        names.join(", ")
+    )
+}
+
+/// The host of an authority: without user, port and brackets' port.
+fn host_of(authority: &[u8]) -> &[u8] {
+    let end = match authority.first() {
+        Some(b'[') => authority.iter().position(|b| *b == b']').map(|at| at + 1),
+        _ => authority.iter().rposition(|b| *b == b':'),
+    };
+    end.and_then(|end| authority.get(..end))
+        .unwrap_or(authority)
+}
+
+/// IP literals, `localhost`, and nothing at all.
+fn is_literal(host: &[u8]) -> bool {
+    if host.is_empty() || host.eq_ignore_ascii_case(b"localhost") {
+        return true;
+    }
+    let Ok(text) = std::str::from_utf8(host) else {
+        return false;
+    };
+    match text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => host.first().is_some_and(u8::is_ascii_digit) && text.parse::<Ipv4Addr>().is_ok(),
+    }
+}
+
+/// Room for one full name in lower case without allocating: two DNS labels, a dot and `.mesh`.
+struct Name {
+    letters: [u8; Self::MAX],
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self {
+            letters: [0; Self::MAX],
+        }
+    }
+}
+
+impl Name {
+    const MAX: usize = 255;
+
+    fn lower(&mut self, parts: &[&[u8]]) -> Option<&str> {
+        let mut len = 0;
+        for part in parts {
+            self.letters
+                .get_mut(len..len + part.len())?
+                .copy_from_slice(part);
+            len += part.len();
+        }
+        let letters = self.letters.get_mut(..len)?;
+        letters.make_ascii_lowercase();
+        std::str::from_utf8(letters).ok()
+    }
+
+    fn own(&mut self, table: &RouteTable, host: &[u8]) -> bool {
+        self.lower(&[host])
+            .is_some_and(|host| table.is_own_name(host))
+    }
+
+    /// `users`, `users.shop` and `users.shop.mesh` → `users.shop`.
+    fn full(&mut self, host: &[u8], namespace: &str) -> Option<&str> {
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        let mut labels = host.split(|b| *b == b'.');
+        match (labels.next()?, labels.next(), labels.next(), labels.next()) {
+            (service, None, ..) => self.lower(&[service, b".", namespace.as_bytes()]),
+            (service, Some(namespace), None, _) => self.lower(&[service, b".", namespace]),
+            (service, Some(namespace), Some(mesh), None) if mesh.eq_ignore_ascii_case(b"mesh") => {
+                self.lower(&[service, b".", namespace])
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

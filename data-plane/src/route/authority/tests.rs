@@ -1,0 +1,126 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::route::table::{ProtoService, Service};
+
+fn table() -> RouteTable {
+    let mut builder = RouteTable::builder("Node-A", &["mesh.Example.org".to_owned()]);
+    for (service, namespace, protos) in [
+        ("users", "default", &["flack.Users"][..]),
+        ("users", "shop", &["shop.Users"]),
+        ("usher", "default", &["dup.Dup"]),
+        ("other", "default", &["dup.Dup"]),
+    ] {
+        let mut service = Service::new(service, namespace);
+        service.protos = protos
+            .iter()
+            .map(|name| ProtoService {
+                name: (*name).to_owned(),
+                ..Default::default()
+            })
+            .collect();
+        builder.service(service);
+    }
+    builder.build()
+}
+
+fn check(authority: &str, path: &str, expect: &str) {
+    let table = table();
+    let found = match route(
+        &table,
+        Some(authority.as_bytes()),
+        path.as_bytes(),
+        "default",
+    ) {
+        Decision::Service(service) => service.name.to_string(),
+        Decision::Internal => "internal".to_owned(),
+        Decision::Ambiguous(_) => "ambiguous".to_owned(),
+        Decision::NoRoute => "none".to_owned(),
+    };
+    assert_eq!(found, expect, "{authority} {path}");
+}
+
+#[test]
+fn authorities_name_services() {
+    for (authority, expect) in [
+        ("users", "users.default"),
+        ("USERS", "users.default"),
+        ("users:50051", "users.default"),
+        ("users.default", "users.default"),
+        ("users.shop", "users.shop"),
+        ("users.shop:1", "users.shop"),
+        ("users.shop.mesh", "users.shop"),
+        ("users.shop.mesh.:80", "users.shop"),
+        ("users.shop.meshy", "none"),
+        ("users.shop.mesh.more", "none"),
+        ("userz", "none"),
+        ("shop", "none"),
+        ("1.2.3", "none"),
+        (".", "none"),
+    ] {
+        // The path would lead to users.shop: a name that is not known must not fall back to it.
+        check(authority, "/shop.Users/Get", expect);
+    }
+}
+
+#[test]
+fn literals_and_own_names_route_by_proto_service() {
+    for authority in [
+        "127.0.0.1:15001",
+        "10.1.2.3",
+        "[::1]:15001",
+        "[::1]",
+        "localhost",
+        "LOCALHOST:1",
+        "node-a",
+        "NODE-A:9",
+        "mesh.example.org",
+        "",
+    ] {
+        check(authority, "/flack.Users/Get", "users.default");
+        check(authority, "/shop.Users/Get", "users.shop");
+        check(authority, "/dup.Dup/Get", "ambiguous");
+        check(authority, "/none.None/Get", "none");
+        check(authority, "/flack.Users", "none");
+        check(authority, "/", "none");
+        check(authority, "/grpc.health.v1.Health/Check", "internal");
+        check(
+            authority,
+            "/grpc.reflection.v1alpha.ServerReflection/X",
+            "internal",
+        );
+    }
+    check("users", "/grpc.health.v1.Health/Check", "users.default");
+}
+
+#[test]
+fn sentences_name_what_is_wrong_and_what_to_do() {
+    let table = table();
+    let text = explain_no_route(&table, Some(b"userz:1"), b"/a.B/C", "default");
+    assert!(
+        text.contains("userz.default") && text.contains("users.default"),
+        "{text}"
+    );
+    let text = explain_no_route(&table, Some(b"127.0.0.1"), b"/flack.User/C", "default");
+    assert!(
+        text.contains("flack.User;") && text.contains("nearest: flack.Users"),
+        "{text}"
+    );
+    let Decision::Ambiguous(services) = route(&table, None, b"/dup.Dup/Get", "default") else {
+        panic!("not ambiguous");
+    };
+    let text = explain_ambiguous(services, b"/dup.Dup/Get");
+    assert!(
+        text.contains("other.default, usher.default") && text.contains("-authority"),
+        "{text}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_input_panics(authority in proptest::collection::vec(any::<u8>(), 0..300), path in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let table = table();
+        let _ = route(&table, Some(&authority), &path, "default");
+        let _ = explain_no_route(&table, Some(&authority), &path, "default");
+    }
+}

@@ -1,0 +1,286 @@
+//! What happens on a connection that was opened: events for calls, goodbyes, signs of life and their absence.
+//! Events of the HTTP/2 machine and timers come in; no decision about calls is made here.
+
+use heddle_h2::{ErrorCode, Event, Fields, Kind};
+use heddle_proto::Reason;
+
+use super::pool::Dial;
+use crate::failure::Failure;
+use crate::observe::Counter;
+use crate::worker::arena::Key;
+use crate::worker::conn::{ConnKey, Ending, HELLO, Up, UpState};
+use crate::worker::{Report, Worker};
+
+/// What a keep-alive carries; nobody reads it.
+const PING: [u8; 8] = *b"heddle\0\0";
+
+impl Worker {
+    pub(crate) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
+        match event {
+            Event::Headers {
+                token: HELLO,
+                end_stream,
+                ..
+            } => {
+                if end_stream {
+                    self.on_hello_end(conn, fields);
+                }
+            }
+            Event::Data {
+                stream,
+                token: HELLO,
+                data,
+                end_stream,
+            } => {
+                self.release(conn, stream, data.len());
+                self.on_hello_answer(conn, data);
+                if end_stream {
+                    self.on_hello_end(conn, &Fields::new());
+                }
+            }
+            Event::Reset {
+                token: HELLO, code, ..
+            } => {
+                self.open_failed(conn, &format!("it reset the Hello with {code}"), false);
+            }
+            Event::TooLarge { token: HELLO, .. } => {
+                self.open_failed(conn, "its answer to Hello is too large", false);
+            }
+            Event::Headers {
+                stream,
+                token,
+                kind,
+                end_stream,
+            } => {
+                let call = Key::unpack(token);
+                match kind {
+                    Kind::Informational => self.on_informational(conn, stream, call, fields),
+                    Kind::Trailers => self.on_trailers(conn, stream, call, fields),
+                    Kind::Response | Kind::Request => {
+                        self.on_response(conn, stream, call, fields, end_stream);
+                    }
+                }
+            }
+            Event::TooLarge {
+                stream,
+                token,
+                kind,
+                ..
+            } => {
+                self.on_response_too_large(conn, stream, Key::unpack(token), kind, fields);
+            }
+            Event::Data {
+                stream,
+                token,
+                data,
+                end_stream,
+            } => {
+                self.on_response_data(conn, stream, Key::unpack(token), data, end_stream);
+            }
+            Event::Reset {
+                stream,
+                token,
+                code,
+                unprocessed,
+                by,
+            } => {
+                self.on_upstream_reset(conn, stream, Key::unpack(token), code, unprocessed, by);
+                self.after_stream(conn);
+            }
+            Event::GoAway { code, .. } => self.on_goaway(conn, code),
+            Event::Settings => self.on_settings(conn),
+            Event::PingAck(_) => {
+                if let Some(up) = self.conns.get_mut(conn).and_then(|conn| conn.up_mut()) {
+                    up.ping = None;
+                }
+            }
+        }
+    }
+
+    /// A stream has ended: there may be room for a waiting call, or nothing left to do.
+    pub(crate) fn after_stream(&mut self, key: ConnKey) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let empty = conn.calls.is_empty();
+        let Some(up) = conn.up_mut() else { return };
+        let (pool, leaving) = (up.pool, up.leaving);
+        if empty {
+            up.idle_since = now;
+            up.ping = None;
+        }
+        if empty && leaving {
+            self.retire(key);
+        }
+        self.hunger(pool);
+    }
+
+    fn on_goaway(&mut self, key: ConnKey, code: ErrorCode) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let empty = conn.calls.is_empty();
+        let Some(up) = conn.up_mut() else { return };
+        up.leaving = true;
+        let (pool, ready) = (up.pool, matches!(up.state, UpState::Ready));
+        if !ready {
+            return self.open_failed(
+                key,
+                &format!("it said GOAWAY with {code} before taking a call"),
+                false,
+            );
+        }
+        self.leave_pool(pool, key);
+        if empty {
+            self.retire(key);
+        }
+        self.hunger(pool);
+    }
+
+    /// Closes a connection that has no calls.
+    pub(crate) fn retire(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(up) = conn.up_mut() else { return };
+        up.leaving = true;
+        let (pool, ready) = (up.pool, matches!(up.state, UpState::Ready));
+        if !ready {
+            return;
+        }
+        conn.h2.close(ErrorCode::NO_ERROR, b"");
+        self.leave_pool(pool, key);
+        self.begin_close(key);
+    }
+
+    /// A connection broke: its pool dials again when there is need, and the agent hears of it.
+    pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, up: &Up, broken: bool, why: &str) {
+        self.leave_pool(up.pool, key);
+        if !matches!(up.state, UpState::Ready) {
+            // Never ready: the waiting calls must hear of it. The connection is gone already.
+            return self.connect_failed(up.pool, why, false);
+        }
+        let report = broken && !up.leaving;
+        let Some(pool) = self.pools.arena.get(up.pool) else {
+            return;
+        };
+        if report && matches!(pool.dial, Dial::Local(_)) {
+            for uid in &pool.uids {
+                let _ = self
+                    .shared
+                    .reports
+                    .try_send(Report::EndpointLost { uid: *uid });
+            }
+        }
+        self.hunger(up.pool);
+    }
+
+    /// What is due on an upstream connection.
+    pub(crate) fn on_upstream_timer(&mut self, key: ConnKey) {
+        let now = self.now;
+        let (idle, timeout) = (
+            self.options().upstream_idle,
+            self.options().keepalive_timeout,
+        );
+        self.send_late_cancels(key);
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        if conn.ending != Ending::No {
+            return;
+        }
+        let (calls, last_read) = (conn.calls.len(), conn.last_read);
+        let Some(up) = conn.up_mut() else { return };
+        match up.state {
+            UpState::Connecting(until) if until <= now => {
+                self.count(Counter::BoundHandshake);
+                self.open_failed(key, "it did not answer in time", false);
+            }
+            UpState::Settings(until) | UpState::Hello(until, _) if until <= now => {
+                self.count(Counter::BoundHandshake);
+                self.open_failed(key, "it accepted and then said nothing", false);
+            }
+            UpState::Ready if calls == 0 && up.idle_since + idle <= now => {
+                self.count(Counter::BoundIdle);
+                self.retire(key);
+            }
+            UpState::Ready if calls > 0 => match up.ping {
+                Some(sent) if last_read > sent => up.ping = None,
+                Some(sent) if sent + timeout <= now => {
+                    self.count(Counter::KeepAliveLost);
+                    self.lose(key, "it did not answer a keep-alive");
+                }
+                None if last_read + up.keepalive <= now => {
+                    up.ping = Some(now);
+                    conn.h2.ping(PING);
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// Cancels a stream, at once or when the server's rate allows it.
+    pub(crate) fn cancel_upstream(&mut self, key: ConnKey, stream: heddle_h2::StreamId) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(up) = conn.up_mut() else { return };
+        match up.cancels.take(now) {
+            Ok(()) if up.late_cancels.is_empty() => conn.h2.reset(stream, ErrorCode::CANCEL),
+            taken => {
+                up.late_cancels.push_back(stream);
+                up.cancel_at = Some(now + taken.err().unwrap_or_default());
+                // Until then nothing of it is taken from the window, so that the server stops by itself.
+                conn.h2.set_token(stream, 0);
+                self.count(Counter::BoundCancels);
+            }
+        }
+        self.mark_dirty(key);
+        self.rearm(key);
+    }
+
+    fn send_late_cancels(&mut self, key: ConnKey) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(up) = conn.up_mut() else { return };
+        let mut due = Vec::new();
+        up.cancel_at = None;
+        while let Some(stream) = up.late_cancels.front().copied() {
+            match up.cancels.take(now) {
+                Ok(()) => {
+                    up.late_cancels.pop_front();
+                    due.push(stream);
+                }
+                Err(wait) => {
+                    up.cancel_at = Some(now + wait);
+                    break;
+                }
+            }
+        }
+        for stream in &due {
+            conn.h2.reset(*stream, ErrorCode::CANCEL);
+        }
+        if !due.is_empty() {
+            self.after_stream(key);
+        }
+    }
+
+    /// The server broke HTTP/2 while a call was on the connection.
+    pub(crate) fn on_server_broke(
+        &mut self,
+        call: crate::worker::conn::CallKey,
+        conn: ConnKey,
+        error: &str,
+    ) {
+        let Some(found) = self.calls.get(call) else {
+            return;
+        };
+        let text = format!("{} broke HTTP/2: {error}", found.target_name());
+        self.attempt_failed(call, conn, &Failure::new(Reason::ProtocolError, text));
+    }
+}

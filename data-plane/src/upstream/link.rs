@@ -1,0 +1,52 @@
+//! The words of the link between two proxies (DESIGN §4): path and version of Hello, and gRPC's message frame
+//! around it. Messages in, bytes out and back; pure.
+
+use prost::Message;
+
+/// The first stream of a link.
+pub(crate) const HELLO_PATH: &[u8] = b"/heddle.link.v1.Link/Hello";
+/// The version of the link that this proxy speaks.
+pub(crate) const VERSION: u32 = 1;
+
+/// One message in gRPC's frame: not compressed, length, bytes.
+pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
+    let len = message.encoded_len();
+    let mut bytes = Vec::with_capacity(len + 5);
+    bytes.push(0);
+    bytes.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend_from_slice(&message.encode_to_vec());
+    bytes
+}
+
+/// The one message of a body, if it is exactly one and not compressed.
+pub(crate) fn unframe(bytes: &[u8]) -> Option<&[u8]> {
+    let (head, message) = bytes.split_first_chunk::<5>()?;
+    let [0, a, b, c, d] = *head else { return None };
+    let len = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+    (message.len() == len).then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_proto::link::v1::HelloResponse;
+
+    use super::*;
+
+    #[test]
+    fn one_message_comes_back() {
+        let hello = HelloResponse {
+            version: 1,
+            node: "a".into(),
+            incarnation: "x".into(),
+        };
+        let bytes = frame(&hello);
+        assert_eq!(
+            HelloResponse::decode(unframe(&bytes).unwrap()).unwrap(),
+            hello
+        );
+        assert_eq!(unframe(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(unframe(&[&bytes[..], b"x"].concat()), None);
+        assert_eq!(unframe(&[1, 0, 0, 0, 0]), None);
+        assert_eq!(unframe(&[]), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! One connection of a worker, whichever side opened it: transport, HTTP/2 machine, the calls that have a stream
+//! on it and what is to happen to it next. Only state and small questions about it stand here.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use heddle_h2::{Connection, StreamId};
+
+use super::Role;
+use super::arena::Key;
+use super::timers::TimerId;
+use super::transport::Transport;
+use crate::exchange::state::Call;
+use crate::listener::http1::Sniff;
+use crate::policy::Bucket;
+use crate::upstream::pool::Pool;
+
+pub(crate) type ConnKey = Key<Conn>;
+pub(crate) type CallKey = Key<Call>;
+pub(crate) type PoolKey = Key<Pool>;
+
+/// Token of a stream that was answered while its request still comes: the rest is thrown away.
+pub(crate) const LINGER: u64 = u64::MAX;
+/// Token of the stream that carries a link's Hello.
+pub(crate) const HELLO: u64 = u64::MAX - 1;
+/// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
+pub(crate) const LINGER_TIME: Duration = Duration::from_secs(1);
+/// How many such streams one connection may have; the oldest is reset first.
+pub(crate) const LINGER_STREAMS: usize = 128;
+/// How long a connection that is being closed may take to read our last bytes.
+pub(crate) const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) transport: Transport,
+    pub(crate) h2: Connection,
+    pub(crate) side: Side,
+    /// Calls with a stream here; each knows its place in this list.
+    pub(crate) calls: Vec<CallKey>,
+    /// Stands in the worker's list of connections to flush.
+    pub(crate) dirty: bool,
+    /// The peer has closed its half, or the socket failed: reading goes on to the very end.
+    pub(crate) read_closed: bool,
+    pub(crate) ending: Ending,
+    pub(crate) timer: Option<(Instant, TimerId)>,
+    pub(crate) last_read: Instant,
+    /// Answered streams whose request still comes, oldest first.
+    pub(crate) linger: VecDeque<(Instant, StreamId)>,
+}
+
+/// How far the end of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It lives.
+    No,
+    /// What is in the output is written, then our half is closed.
+    Flush(Instant),
+    /// Our half is closed; the peer's bytes are read and thrown away, lest a TCP reset eat our last ones.
+    Wait(Instant),
+}
+
+#[derive(Debug)]
+pub(crate) enum Side {
+    Down(Down),
+    Up(Up),
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub(crate) struct Down {
+    pub(crate) role: Role,
+    pub(crate) sniff: Sniff,
+    /// The Hello that is coming in on a link: its stream and the bytes so far.
+    pub(crate) hello: Option<(StreamId, Vec<u8>)>,
+    /// The worker has said goodbye on it.
+    pub(crate) goodbye: bool,
+}
+
+/// A connection that was opened.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub(crate) pool: PoolKey,
+    pub(crate) state: UpState,
+    /// Bounds the cancels sent to a server, which may count them against all callers.
+    pub(crate) cancels: Bucket,
+    /// Cancels that wait for the rate.
+    pub(crate) late_cancels: VecDeque<StreamId>,
+    pub(crate) cancel_at: Option<Instant>,
+    /// A keep-alive that was not answered yet.
+    pub(crate) ping: Option<Instant>,
+    /// Since when it has no call.
+    pub(crate) idle_since: Instant,
+    /// It takes no new calls: GOAWAY, or nobody wants it any more.
+    pub(crate) leaving: bool,
+    /// How long it may be silent while it has calls.
+    pub(crate) keepalive: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) enum UpState {
+    /// The socket is not connected yet.
+    Connecting(Instant),
+    /// Waits for the server's settings.
+    Settings(Instant),
+    /// A link that waits for the answer to its Hello: the bytes of the answer so far.
+    Hello(Instant, Vec<u8>),
+    Ready,
+}
+
+impl Conn {
+    pub(crate) fn new(transport: Transport, h2: Connection, side: Side, now: Instant) -> Self {
+        Self {
+            transport,
+            h2,
+            side,
+            calls: Vec::new(),
+            dirty: false,
+            read_closed: false,
+            ending: Ending::No,
+            timer: None,
+            last_read: now,
+            linger: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn up(&self) -> Option<&Up> {
+        match &self.side {
+            Side::Up(up) => Some(up),
+            Side::Down(_) => None,
+        }
+    }
+
+    pub(crate) fn up_mut(&mut self) -> Option<&mut Up> {
+        match &mut self.side {
+            Side::Up(up) => Some(up),
+            Side::Down(_) => None,
+        }
+    }
+
+    pub(crate) fn down(&self) -> Option<&Down> {
+        match &self.side {
+            Side::Down(down) => Some(down),
+            Side::Up(_) => None,
+        }
+    }
+
+    pub(crate) fn down_mut(&mut self) -> Option<&mut Down> {
+        match &mut self.side {
+            Side::Down(down) => Some(down),
+            Side::Up(_) => None,
+        }
+    }
+
+    /// Whether it was accepted and has not shown yet what it speaks.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.down()
+            .is_some_and(|down| matches!(down.sniff, Sniff::Open(_)))
+    }
+
+    /// Whether another call may be sent on it now.
+    pub(crate) fn has_room(&self) -> bool {
+        let ready = self
+            .up()
+            .is_some_and(|up| matches!(up.state, UpState::Ready) && !up.leaving);
+        ready && self.ending == Ending::No && !self.h2.is_draining() && self.h2.open_slots() > 0
+    }
+
+    /// The stream was answered: what still comes of its request is thrown away for a while.
+    pub(crate) fn linger_on(&mut self, stream: StreamId, now: Instant) {
+        self.h2.set_token(stream, LINGER);
+        if self.linger.len() >= LINGER_STREAMS
+            && let Some((_, oldest)) = self.linger.pop_front()
+        {
+            self.h2.reset(oldest, heddle_h2::ErrorCode::NO_ERROR);
+        }
+        self.linger.push_back((now + LINGER_TIME, stream));
+    }
+
+    /// When something is to be done about it at the latest.
+    pub(crate) fn deadline(&self, idle: Duration, keepalive_timeout: Duration) -> Option<Instant> {
+        let ending = match self.ending {
+            Ending::Flush(until) | Ending::Wait(until) => return Some(until),
+            Ending::No => self.h2.deadline(),
+        };
+        let linger = self.linger.front().map(|(until, _)| *until);
+        [ending, linger, self.up_deadline(idle, keepalive_timeout)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn up_deadline(&self, idle: Duration, keepalive_timeout: Duration) -> Option<Instant> {
+        let up = self.up()?;
+        let state = match up.state {
+            UpState::Connecting(until) | UpState::Settings(until) | UpState::Hello(until, _) => {
+                until
+            }
+            UpState::Ready if self.calls.is_empty() => up.idle_since + idle,
+            UpState::Ready => match up.ping {
+                Some(sent) => sent + keepalive_timeout,
+                None => self.last_read + up.keepalive,
+            },
+        };
+        Some(up.cancel_at.map_or(state, |at| at.min(state)))
+    }
+}

@@ -1,0 +1,270 @@
+//! All that one worker owns: nothing of it is seen by another thread but what stands in `mailbox`. Rooms add
+//! their own `impl Worker`; here are only the fields and the small verbs that all of them use.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use heddle_h2::{ErrorCode, Fields, StreamId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rustc_hash::FxHashMap;
+
+use super::WorkerOptions;
+use super::arena::Arena;
+use super::conn::{CallKey, Conn, ConnKey, Ending, PoolKey};
+use super::mailbox::{Command, Seat, Shared};
+use super::timers::{TimerId, Wheel};
+use crate::exchange::replay::Replay;
+use crate::exchange::state::Call;
+use crate::listener::accept::Listener;
+use crate::observe::Counter;
+use crate::observe::metrics::{Recorder, WorkerMetrics};
+use crate::policy::RetryBudget;
+use crate::route::RouteTable;
+use crate::upstream::pool::{Load, Pools};
+
+/// Bytes read at once: what the kernel gives a busy connection in a turn.
+pub(crate) const READ_BUFFER: usize = 128 * 1024;
+/// Buffers of finished calls kept for new ones.
+const SPARES: usize = 256;
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Timer {
+    /// A call's deadline.
+    Deadline(CallKey),
+    /// A call that waits: for a table, or to be tried again.
+    Wait(CallKey),
+    /// Whatever is next for a connection.
+    Conn(ConnKey),
+    /// A pool may dial again.
+    Pool(PoolKey),
+    /// Look for endpoints and pools that are gone, and for calls that stall.
+    Sweep,
+    /// Look whether the drain is done.
+    Drain,
+    /// The drain has taken long enough.
+    DrainOver,
+}
+
+/// What a worker knows of a service beside the table.
+#[derive(Debug)]
+pub(crate) struct ServiceState {
+    pub(crate) budget: RetryBudget,
+    /// Calls waiting in pools.
+    pub(crate) pending: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) poll: mio::Poll,
+    pub(crate) commands: Receiver<Command>,
+    /// The time of this turn.
+    pub(crate) now: Instant,
+    pub(crate) table: Arc<RouteTable>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) conns: Arena<Conn>,
+    pub(crate) calls: Arena<Call>,
+    pub(crate) pools: Pools,
+    pub(crate) loads: FxHashMap<u64, Load>,
+    pub(crate) services: FxHashMap<Arc<str>, ServiceState>,
+    pub(crate) timers: Wheel<Timer>,
+    /// Connections with something to write.
+    pub(crate) dirty: Vec<ConnKey>,
+    /// Connections with more to read than one turn allows.
+    pub(crate) unread: Vec<ConnKey>,
+    /// Pools whose waiting calls may find room.
+    pub(crate) hungry: Vec<PoolKey>,
+    /// Calls waiting for the first table.
+    pub(crate) tableless: Vec<CallKey>,
+    /// How many downstream connections there are.
+    pub(crate) downstream: usize,
+    /// Bytes taken in and not passed on, over all calls.
+    pub(crate) held: usize,
+    /// When calls are cut, once draining.
+    pub(crate) draining: Option<Instant>,
+    pub(crate) drained: bool,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+    pub(crate) rng: SmallRng,
+    /// Lent to a connection's machine for each header list.
+    pub(crate) fields: Fields,
+    /// For lists that the proxy makes itself.
+    pub(crate) reply: Fields,
+    pub(crate) text: Vec<u8>,
+    pub(crate) buffer: Vec<u8>,
+    spares: Vec<(Fields, Replay)>,
+}
+
+impl Worker {
+    pub(crate) fn new(seat: Seat) -> Self {
+        let Seat {
+            index,
+            poll,
+            commands,
+            shared,
+        } = seat;
+        let now = Instant::now();
+        let metrics = match shared.peers.get(index) {
+            Some(peer) => Arc::clone(&peer.metrics),
+            None => Arc::default(),
+        };
+        Self {
+            index,
+            poll,
+            commands,
+            now,
+            table: shared.table.load_full(),
+            listeners: Vec::new(),
+            conns: Arena::default(),
+            calls: Arena::default(),
+            pools: Pools::default(),
+            loads: FxHashMap::default(),
+            services: FxHashMap::default(),
+            timers: Wheel::new(now),
+            dirty: Vec::new(),
+            unread: Vec::new(),
+            hungry: Vec::new(),
+            tableless: Vec::new(),
+            downstream: 0,
+            held: 0,
+            draining: None,
+            drained: false,
+            recorder: Recorder::new(Arc::clone(&metrics)),
+            metrics,
+            rng: SmallRng::from_os_rng(),
+            fields: Fields::new(),
+            reply: Fields::new(),
+            text: Vec::new(),
+            buffer: vec![0; READ_BUFFER],
+            spares: Vec::new(),
+            shared,
+        }
+    }
+
+    pub(crate) fn options(&self) -> &WorkerOptions {
+        &self.shared.options
+    }
+
+    pub(crate) fn count(&self, counter: Counter) {
+        self.metrics.counters.add(counter);
+    }
+
+    /// Puts a connection on the list of those to flush at the end of the turn.
+    pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !conn.dirty
+        {
+            conn.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// The state of a service, made at its first call.
+    pub(crate) fn service_state(&mut self, name: &Arc<str>) -> &mut ServiceState {
+        // The budget is per node: each worker has its share of the steady part.
+        let workers = u64::try_from(self.shared.peers.len()).unwrap_or(1).max(1);
+        let (rate, now) = (10_000 / workers, self.now);
+        let make = || ServiceState {
+            budget: RetryBudget::new(rate, now),
+            pending: 0,
+        };
+        if !self.services.contains_key(name) {
+            self.services.insert(Arc::clone(name), make());
+        }
+        self.services.entry(Arc::clone(name)).or_insert_with(make)
+    }
+
+    /// Buffers for a new call, from a finished one if there is one.
+    pub(crate) fn take_spare(&mut self) -> (Fields, Replay) {
+        self.spares.pop().unwrap_or_default()
+    }
+
+    /// Gives a finished call's buffers back.
+    pub(crate) fn give_spare(&mut self, mut fields: Fields, mut replay: Replay) {
+        if self.spares.len() < SPARES {
+            fields.clear();
+            replay.reset();
+            self.spares.push((fields, replay));
+        }
+    }
+
+    pub(crate) fn unset(&mut self, timer: Option<TimerId>) {
+        if let Some(timer) = timer {
+            self.timers.unset(timer);
+        }
+    }
+
+    /// A random number in 0..1.
+    pub(crate) fn random(&mut self) -> f64 {
+        self.rng.random()
+    }
+
+    /// The bytes of a stream have been passed on: its sender may send more.
+    pub(crate) fn release(&mut self, conn: ConnKey, stream: StreamId, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(conn) = self.conns.get_mut(conn) {
+            conn.h2.release(stream, bytes);
+        }
+        self.mark_dirty(conn);
+    }
+
+    /// Resets a stream of a connection.
+    pub(crate) fn reset(&mut self, key: ConnKey, stream: StreamId, code: ErrorCode) {
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.h2.reset(stream, code);
+        }
+        self.mark_dirty(key);
+    }
+
+    /// Sets a connection's timer to what is next for it, if that is sooner than what is set.
+    pub(crate) fn rearm(&mut self, key: ConnKey) {
+        let (idle, keepalive) = (
+            self.options().upstream_idle,
+            self.options().keepalive_timeout,
+        );
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(at) = conn.deadline(idle, keepalive) else {
+            return;
+        };
+        match conn.timer {
+            Some((set, _)) if set <= at => {}
+            old => {
+                conn.timer = Some((at, self.timers.set(at, Timer::Conn(key))));
+                self.unset(old.map(|(_, id)| id));
+            }
+        }
+    }
+
+    /// Writes the gauges that others read.
+    pub(crate) fn publish_gauges(&self) {
+        WorkerMetrics::set(&self.metrics.calls, self.calls.len());
+        WorkerMetrics::set(&self.metrics.downstream, self.downstream);
+        let upstream = self.conns.len().saturating_sub(self.downstream);
+        WorkerMetrics::set(&self.metrics.upstream, upstream);
+        WorkerMetrics::set(&self.metrics.held_bytes, self.held);
+        WorkerMetrics::set(&self.metrics.pending, self.pools.pending);
+        if let Some(peer) = self.shared.peers.get(self.index) {
+            peer.load.store(self.downstream, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins to close a connection: what is in its output is still written.
+    pub(crate) fn begin_close(&mut self, key: ConnKey) {
+        let until = self.now + super::conn::CLOSE_TIME;
+        if let Some(conn) = self.conns.get_mut(key)
+            && conn.ending == Ending::No
+        {
+            conn.ending = Ending::Flush(until);
+        }
+        self.mark_dirty(key);
+    }
+}

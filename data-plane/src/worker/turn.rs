@@ -1,0 +1,309 @@
+//! The event loop of one worker. One turn: take what others sent, read every readable connection, fire what is
+//! due, then flush each connection that has output once. Each connection is handled under `catch_unwind`, so
+//! that a bug costs one connection and not the proxy.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_h2::Fields;
+
+use super::ConnectionInfo;
+use super::arena::Key;
+use super::conn::{ConnKey, Ending, Side, UpState};
+use super::mailbox::{Command, Seat};
+use super::state::{READ_BUFFER, Timer, Worker};
+use super::workers::WAKER;
+use crate::listener::accept::LISTENERS;
+use crate::observe::Counter;
+
+/// How often one connection is read in one turn before the others have theirs.
+const READS_PER_TURN: usize = 4;
+/// How often endpoints and stalled calls are looked after.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs one worker until it is told to stop.
+pub(crate) fn run(seat: Seat) {
+    let mut worker = Worker::new(seat);
+    let mut events = mio::Events::with_capacity(1024);
+    let first = worker.now + SWEEP_EVERY;
+    worker.timers.set(first, Timer::Sweep);
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| worker.turn(&mut events))) {
+            Ok(true) => {}
+            Ok(false) => return,
+            // Outside of any connection: the turn is lost, the worker goes on.
+            Err(_) => worker.count(Counter::Panics),
+        }
+    }
+}
+
+impl Worker {
+    /// False once told to stop.
+    fn turn(&mut self, events: &mut mio::Events) -> bool {
+        let wait = match self.unread.is_empty() {
+            true => self.timers.wait(self.now),
+            false => Some(Duration::ZERO),
+        };
+        if let Err(error) = self.poll.poll(events, wait)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            tracing::error!(worker = self.index, %error, "waiting for events failed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.now = Instant::now();
+        for key in std::mem::take(&mut self.unread) {
+            self.guard(key, |worker| worker.read(key));
+        }
+        for event in events.iter() {
+            match event.token() {
+                WAKER => {
+                    if !self.obey() {
+                        return false;
+                    }
+                }
+                token if token.0 >= LISTENERS => self.accept_from(token),
+                token => self.on_socket(Key::unpack(token.0 as u64), event),
+            }
+        }
+        while let Some(timer) = self.timers.due(self.now) {
+            self.fire(timer);
+        }
+        self.feed_pools();
+        self.flush_all();
+        if self.draining.is_some() {
+            self.check_drained();
+        }
+        self.publish_gauges();
+        true
+    }
+
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::ListenTcp(role, socket) => self.listen_tcp(role, socket),
+                Command::ListenUnix(role, socket) => self.listen_unix(role, socket),
+                Command::AcceptedTcp(role, socket) => self.take_tcp(role, socket),
+                Command::AcceptedUnix(role, socket) => self.take_unix(role, socket),
+                Command::Table => self.swap_table(),
+                Command::Drain => self.begin_drain(),
+                Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn swap_table(&mut self) {
+        self.table = self.shared.table.load_full();
+        if self.table.is_ready() {
+            for call in std::mem::take(&mut self.tableless) {
+                self.route_call(call);
+            }
+        }
+    }
+
+    fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
+        let Some(conn) = self.conns.get(key) else {
+            return;
+        };
+        let connecting = matches!(conn.up().map(|up| &up.state), Some(UpState::Connecting(_)));
+        if connecting {
+            self.guard(key, |worker| worker.on_connecting(key));
+        }
+        if event.is_writable() {
+            self.mark_dirty(key);
+        }
+        if (event.is_read_closed() || event.is_error())
+            && let Some(conn) = self.conns.get_mut(key)
+        {
+            conn.read_closed = true;
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.guard(key, |worker| worker.read(key));
+        }
+    }
+
+    /// Runs `work` for a connection; if it panics, that connection is closed and the proxy lives.
+    pub(crate) fn guard(&mut self, key: ConnKey, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
+            return;
+        }
+        self.count(Counter::Panics);
+        // What was lent to the work may be lost.
+        self.fields = Fields::new();
+        let closed = catch_unwind(AssertUnwindSafe(|| {
+            self.lose(key, "handling it failed inside the proxy");
+        }));
+        if closed.is_err() {
+            tracing::error!("closing a connection after a panic panicked; it is dropped");
+            self.conns.remove(key);
+        }
+    }
+
+    /// Reads a connection until it has no more, or has had its share of the turn.
+    fn read(&mut self, key: ConnKey) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(READ_BUFFER, 0);
+        for round in 0.. {
+            if round == READS_PER_TURN {
+                self.unread.push(key);
+                break;
+            }
+            let Some(conn) = self.conns.get_mut(key) else {
+                break;
+            };
+            match conn.transport.read(&mut buffer) {
+                Ok(0) => {
+                    self.on_end(key);
+                    break;
+                }
+                Ok(len) => {
+                    conn.last_read = self.now;
+                    // A short read means that there was no more, and the next edge tells of what comes: one more
+                    // read would mostly be a system call for nothing. Unless the end of the stream waits.
+                    let more = len == READ_BUFFER || conn.read_closed;
+                    self.feed(key, buffer.get(..len).unwrap_or_default());
+                    if !more {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.lose(key, &error.to_string());
+                    break;
+                }
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Hands bytes to the machine and its events to whoever they are for.
+    fn feed(&mut self, key: ConnKey, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        if conn.ending != Ending::No {
+            return;
+        }
+        let mut bytes = bytes;
+        if let Side::Down(down) = &mut conn.side {
+            let before = down.sniff;
+            down.sniff = before.feed(bytes);
+            match down.sniff {
+                crate::listener::http1::Sniff::Open(_) => return,
+                crate::listener::http1::Sniff::Http1 => return self.refuse_http1(key),
+                crate::listener::http1::Sniff::Http2 => {
+                    let mut held: &[u8] = before.held_back();
+                    self.recv(key, &mut held);
+                }
+            }
+        }
+        self.recv(key, &mut bytes);
+    }
+
+    fn recv(&mut self, key: ConnKey, bytes: &mut &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut fields = std::mem::take(&mut self.fields);
+        while let Some(conn) = self.conns.get_mut(key) {
+            let down = conn.down().is_some();
+            match conn.h2.recv(bytes, &mut fields, self.now) {
+                Ok(Some(event)) if down => self.on_down_event(key, event, &mut fields),
+                Ok(Some(event)) => self.on_up_event(key, event, &mut fields),
+                Ok(None) => break,
+                Err(error) => {
+                    self.on_protocol_error(key, error);
+                    break;
+                }
+            }
+        }
+        self.fields = fields;
+        self.on_progress(key);
+        self.mark_dirty(key);
+    }
+
+    fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Deadline(call) => self.on_call_deadline(call),
+            Timer::Wait(call) => self.on_call_wait(call),
+            Timer::Conn(key) => self.guard(key, |worker| worker.on_conn_timer(key)),
+            Timer::Pool(pool) => self.on_pool_timer(pool),
+            Timer::Sweep => {
+                self.sweep_upstream();
+                self.cut_stalled();
+                self.timers.set(self.now + SWEEP_EVERY, Timer::Sweep);
+            }
+            Timer::Drain => self.check_drained(),
+            Timer::DrainOver => self.cut_drained(),
+        }
+    }
+
+    /// Flushes until nothing is dirty: writing on one side gives credit on the other.
+    fn flush_all(&mut self) {
+        while !self.dirty.is_empty() {
+            for key in std::mem::take(&mut self.dirty) {
+                if let Some(conn) = self.conns.get_mut(key) {
+                    conn.dirty = false;
+                    self.guard(key, |worker| worker.flush(key));
+                }
+            }
+            self.feed_pools();
+        }
+    }
+
+    fn flush(&mut self, key: ConnKey) {
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else {
+                return;
+            };
+            let connecting = matches!(conn.up().map(|up| &up.state), Some(UpState::Connecting(_)));
+            // A caller of HTTP/1 must not be sent the frames of HTTP/2.
+            let unknown = conn.is_unknown() && conn.ending == Ending::No;
+            if connecting || unknown || matches!(conn.ending, Ending::Wait(_)) {
+                break;
+            }
+            let output = conn.h2.output();
+            if output.is_empty() {
+                if let Ending::Flush(until) = conn.ending {
+                    conn.ending = Ending::Wait(until);
+                    conn.transport.shutdown_write();
+                }
+                break;
+            }
+            let whole = output.len();
+            match conn.transport.write(output) {
+                Ok(written) => {
+                    conn.h2.advance(written);
+                    // A short write: the socket is full, and tells when it is not.
+                    if written < whole {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.lose(key, &error.to_string()),
+            }
+        }
+        self.on_progress(key);
+        self.rearm(key);
+    }
+
+    fn list_connections(&self) -> Vec<ConnectionInfo> {
+        let info = |conn: &super::conn::Conn| ConnectionInfo {
+            worker: self.index,
+            kind: conn.down().map_or("upstream", |down| down.role.name()),
+            peer: conn.transport.peer(),
+            streams: conn.h2.live_streams(),
+        };
+        self.conns.iter().map(|(_, conn)| info(conn)).collect()
+    }
+
+    /// The table of this worker, to be read while the worker changes.
+    pub(crate) fn table(&self) -> Arc<crate::route::RouteTable> {
+        Arc::clone(&self.table)
+    }
+}

@@ -1,0 +1,193 @@
+//! Windows end to end, and what a server allows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::rig::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_stream_does_not_stop_its_neighbours_and_its_server_is_stopped() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let backend = Backend::start(move |request, mut respond| {
+        let count = Arc::clone(&count);
+        Box::pin(async move {
+            if !request.uri().path().ends_with("Flood") {
+                return echo_answer(request, respond).await;
+            }
+            let mut stream = respond.send_response(ok_headers(), false).unwrap();
+            while push(&mut stream, Bytes::from(vec![7; 8192]))
+                .await
+                .is_some()
+            {
+                count.fetch_add(8192, Ordering::SeqCst);
+            }
+        })
+    })
+    .await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(65_535)
+        .initial_connection_window_size(1 << 22);
+    let socket = tokio::net::TcpStream::connect(node.outbound).await.unwrap();
+    let client = Client::build(&builder, socket).await;
+    let (response, _send) = client.open(request("Flood").body(()).unwrap(), true).await;
+    // Its body is never read.
+    let _stalled = within(response).await.unwrap();
+    for round in 0..200 {
+        assert_eq!(
+            client.get(&vec![1; 10_000]).await.body.len(),
+            10_000,
+            "round {round}"
+        );
+    }
+    let flooded = sent.load(Ordering::SeqCst);
+    assert!(
+        flooded < 1 << 20,
+        "the server could send {flooded} bytes that nobody takes"
+    );
+    let held = node.workers.metrics().held_bytes;
+    assert!(held < 1 << 20, "{held} bytes are held for it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_slows_its_caller_and_loses_nothing() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let backend = Backend::start(move |request, mut respond| {
+        let gate = Arc::clone(&gate);
+        Box::pin(async move {
+            let _open = gate.acquire().await.unwrap();
+            let mut body = request.into_body();
+            let mut total = 0;
+            while let Some(Ok(data)) = body.data().await {
+                total += data.len();
+                let _ = body.flow_control().release_capacity(data.len());
+            }
+            let mut stream = respond.send_response(ok_headers(), false).unwrap();
+            stream
+                .send_data(Bytes::from(total.to_string()), false)
+                .unwrap();
+            stream.send_trailers(status(0)).unwrap();
+        })
+    })
+    .await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let call = tokio::spawn(async move { client.put(&vec![3; 5 << 20]).await });
+    let metrics = node
+        .until("the caller's bytes wait", |m| m.held_bytes > 1000)
+        .await;
+    assert!(metrics.held_bytes < 2 << 20, "{} bytes", metrics.held_bytes);
+    opened.add_permits(1);
+    assert_eq!(call.await.unwrap().body, (5 << 20).to_string().as_bytes());
+    node.until("nothing is held", |m| m.held_bytes == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_stream_at_a_time_is_honoured_by_queueing_and_a_few_connections() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(1);
+    let backend = Backend::with(builder, move |request, respond| {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        Box::pin(async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            echo_answer(request, respond).await;
+        })
+    })
+    .await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..60u32 {
+        let client = client.clone();
+        tasks.spawn(async move { (i, client.put(&i.to_be_bytes()).await) });
+    }
+    while let Some(done) = tasks.join_next().await {
+        let (i, reply) = done.unwrap();
+        assert_eq!(
+            (reply.status(), reply.body.as_slice()),
+            ("0", &i.to_be_bytes()[..])
+        );
+    }
+    assert_eq!(backend.calls(), 60, "none was refused and sent again");
+    let connections = backend.connections.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&connections), "{connections} connections");
+    assert!(
+        seen.load(Ordering::SeqCst) <= connections,
+        "no connection has two at a time"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_waiting_calls_than_the_bound_are_refused() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(1);
+    let backend = Backend::with(builder, move |request, respond| {
+        let gate = Arc::clone(&gate);
+        Box::pin(async move {
+            let _open = gate.acquire().await.unwrap();
+            echo_answer(request, respond).await;
+        })
+    })
+    .await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        pending_calls: 5,
+        connections_per_endpoint: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let first = client.clone();
+    tasks.spawn(async move { first.put(b"x").await });
+    let metrics = &node.workers;
+    while backend.calls() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..5 {
+        let client = client.clone();
+        tasks.spawn(async move { client.put(b"x").await });
+    }
+    node.until("five calls wait", |m| m.pending_calls == 5)
+        .await;
+    let reply = client.put(b"x").await;
+    assert_eq!(
+        (reply.status(), reply.reason()),
+        ("14", "OVERLOADED"),
+        "{}",
+        reply.message()
+    );
+    opened.add_permits(1);
+    while let Some(done) = tasks.join_next().await {
+        assert_eq!(done.unwrap().status(), "0");
+    }
+    assert_eq!(
+        metrics
+            .metrics()
+            .counter(heddle_proxy::observe::Counter::BoundPending),
+        1
+    );
+    node.until("none waits", |m| m.pending_calls == 0).await;
+}

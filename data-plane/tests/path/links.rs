@@ -1,0 +1,193 @@
+//! Two nodes: a call goes through both proxies, and each says only what it may.
+
+use heddle_proxy::balance::Target;
+use heddle_proxy::route::Service;
+
+use crate::rig::*;
+
+/// What node `a` knows of a service that runs on node `b`.
+fn remote(id: &str, node: &Node) -> Service {
+    echo(vec![endpoint(id, &node.name, Target::Node(node.inbound))])
+}
+
+fn on_b(id: &str, address: std::net::SocketAddr) -> Service {
+    echo(vec![endpoint(id, "b", Target::Local(address))])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_crosses_both_proxies_and_the_service_sees_nothing_of_them() {
+    let (send, mut seen) = tokio::sync::mpsc::channel(64);
+    let backend = Backend::start(move |request, respond| {
+        let send = send.clone();
+        Box::pin(async move {
+            let heads: Vec<String> = request.headers().keys().map(ToString::to_string).collect();
+            let authority = request.uri().authority().unwrap().to_string();
+            send.send((heads, authority)).await.unwrap();
+            echo_answer(request, respond).await;
+        })
+    })
+    .await;
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    a.publish(vec![remote("e1", &b)]);
+    b.publish(vec![on_b("e1", backend.address)]);
+    let client = a.client().await;
+    for _ in 0..20 {
+        let reply = client.put(b"over").await;
+        assert_eq!((reply.status(), reply.body.as_slice()), ("0", &b"over"[..]));
+        assert!(
+            !reply
+                .headers
+                .keys()
+                .any(|name| name.as_str().starts_with("heddle-"))
+        );
+        let (heads, authority) = seen.recv().await.unwrap();
+        assert!(
+            !heads.iter().any(|name| name.starts_with("heddle-")),
+            "{heads:?}"
+        );
+        assert_eq!(authority, "127.0.0.1", "as the caller sent it");
+    }
+    let to = |node: &Node| -> Vec<String> {
+        node.workers
+            .connections()
+            .into_iter()
+            .filter(|c| c.kind == "upstream")
+            .map(|c| c.peer)
+            .collect()
+    };
+    assert!(
+        to(&a).iter().all(|peer| *peer == b.inbound.to_string()),
+        "{:?}",
+        to(&a)
+    );
+    assert!(
+        to(&b)
+            .iter()
+            .all(|peer| *peer == backend.address.to_string()),
+        "{:?}",
+        to(&b)
+    );
+    let metrics = b
+        .until("inbound counts them", |m| {
+            m.calls.iter().any(|c| c.total() == 20)
+        })
+        .await;
+    assert_eq!(metrics.calls[0].listener, "inbound");
+    let big = vec![9; 4 << 20];
+    assert!(client.put(&big).await.body == big, "big bodies cross too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_gone_is_replaced_by_another_local_one() {
+    let backend = Backend::echo().await;
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    a.publish(vec![remote("old", &b)]);
+    b.publish(vec![on_b("new", backend.address)]);
+    assert_eq!(a.client().await.put(b"x").await.status(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
+    let backend = Backend::echo().await;
+    let (a, b, c) = (Node::start("a"), Node::start("b"), Node::start("c"));
+    b.publish(vec![]);
+    c.publish(vec![echo(vec![endpoint(
+        "e",
+        "c",
+        Target::Local(backend.address),
+    )])]);
+    let both = echo(vec![
+        endpoint("e", "b", Target::Node(b.inbound)),
+        endpoint("e", "c", Target::Node(c.inbound)),
+    ]);
+    a.publish(vec![both]);
+    let client = a.client().await;
+    for _ in 0..30 {
+        assert_eq!(
+            client.put(b"x").await.status(),
+            "0",
+            "the other node has one"
+        );
+    }
+    a.publish(vec![remote("e", &b)]);
+    let _ = a.workers.connections();
+    let reply = client.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "NO_ENDPOINTS"));
+    assert!(
+        reply
+            .message()
+            .contains("node b has no instance of echo.default"),
+        "{}",
+        reply.message()
+    );
+    assert_eq!(
+        reply.get("heddle-unprocessed"),
+        "",
+        "that is between proxies"
+    );
+    assert_eq!(
+        reply.get("heddle-call").len(),
+        16,
+        "the same id on both nodes"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_belongs_to_another_node_is_not_used() {
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    b.publish(vec![]);
+    a.publish(vec![echo(vec![endpoint(
+        "e",
+        "z",
+        Target::Node(b.inbound),
+    )])]);
+    let reply = a.client().await.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "CONNECT_FAILED"));
+    assert!(
+        reply.message().contains("it is node b and not z"),
+        "{}",
+        reply.message()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inbound_takes_calls_of_proxies_only() {
+    let backend = Backend::echo().await;
+    let b = Node::start("b");
+    b.publish(vec![on_b("e", backend.address)]);
+    let client = Client::connect(b.inbound).await;
+    let reply = client.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("12", "NO_ROUTE"));
+    assert!(reply.message().contains("heddle-to"), "{}", reply.message());
+    assert_eq!(backend.calls(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_behind_a_link_is_told_as_it_is() {
+    let backend = Backend::start(|request, mut respond| {
+        Box::pin(async move {
+            match request.uri().path() {
+                "/test.Echo/Cancel" => respond.send_reset(h2::Reason::CANCEL),
+                _ => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            }
+        })
+    })
+    .await;
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    a.publish(vec![remote("e", &b)]);
+    b.publish(vec![on_b("e", backend.address)]);
+    let client = a.client().await;
+    let error = client
+        .call(request("Cancel").body(()).unwrap(), b"x")
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+    let reply = client.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "UPSTREAM_RESET"));
+    assert!(
+        reply.message().contains("INTERNAL_ERROR"),
+        "{}",
+        reply.message()
+    );
+    assert_eq!(backend.calls(), 2, "not tried again: it is not idempotent");
+}

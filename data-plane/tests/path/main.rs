@@ -1,0 +1,15 @@
+//! The data path through real sockets: workers in this process, backends on the `h2` crate and on tonic, clients
+//! on the `h2` crate. Each test starts its own nodes and backends on free ports and awaits events, not time.
+
+// Helpers of tests are tests: what they cannot do ends the test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod rig;
+
+mod deadlines;
+mod drain;
+mod failures;
+mod flow;
+mod links;
+mod relay;
+mod retries;

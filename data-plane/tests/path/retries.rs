@@ -1,0 +1,296 @@
+//! What breaks upstream: tried again where that is safe, else told precisely.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use heddle_proxy::observe::Counter;
+use heddle_proxy::worker::Report;
+
+use crate::rig::*;
+
+/// An address that refuses: it was bound a moment ago and is not any more.
+async fn refusing() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_refuses_costs_no_call_and_is_reported() {
+    let backend = Backend::echo().await;
+    let mut node = Node::start("a");
+    let dead = local("dead", refusing().await);
+    let uid = dead.uid;
+    node.publish(vec![echo(vec![dead, local("e1", backend.address)])]);
+    let client = node.client().await;
+    for _ in 0..40 {
+        assert_eq!(client.put(b"x").await.status(), "0");
+    }
+    assert_eq!(
+        within(node.reports.recv()).await.unwrap(),
+        Report::EndpointRefused { uid }
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_is_told_with_the_address() {
+    let node = Node::start("a");
+    let address = refusing().await;
+    node.publish(vec![echo(vec![local("e1", address)])]);
+    let reply = node.client().await.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "CONNECT_FAILED"));
+    assert!(
+        reply.message().contains(&address.to_string()),
+        "{}",
+        reply.message()
+    );
+    assert!(
+        reply
+            .message()
+            .contains("instance e1 of echo.default on node a"),
+        "{}",
+        reply.message()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_stream_is_sent_again_whatever_its_method_and_whole() {
+    let refuser = Backend::start(|_, mut respond| {
+        Box::pin(async move { respond.send_reset(h2::Reason::REFUSED_STREAM) })
+    })
+    .await;
+    let backend = Backend::echo().await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![
+        local("r", refuser.address),
+        local("e", backend.address),
+    ])]);
+    let client = node.client().await;
+    let body = vec![5; 30_000];
+    for _ in 0..30 {
+        let reply = client.put(&body).await;
+        assert_eq!(reply.status(), "0");
+        assert!(
+            reply.body == body,
+            "the body is sent again from its first byte"
+        );
+    }
+    assert_eq!(backend.calls(), 30);
+    assert!(refuser.calls() > 0);
+    let retries = node.workers.metrics().counter(Counter::RetriesSafe);
+    assert_eq!(retries, refuser.calls() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_above_a_goaway_are_sent_again() {
+    // Takes one call per connection: says goodbye with the first, which goes on.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                if let Some(Ok((request, respond))) = connection.accept().await {
+                    connection.graceful_shutdown();
+                    tokio::spawn(echo_answer(request, respond));
+                }
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    tokio::spawn(echo_answer(request, respond));
+                }
+            });
+        }
+    });
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", address)])]);
+    let client = node.client().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let client = client.clone();
+        tasks.spawn(async move { client.put(b"x").await });
+    }
+    while let Some(reply) = tasks.join_next().await {
+        let reply = reply.unwrap();
+        assert_eq!(reply.status(), "0", "{}", reply.message());
+    }
+}
+
+async fn holds_calls() -> (Backend, tokio::sync::mpsc::Receiver<()>) {
+    let (send, arrived) = tokio::sync::mpsc::channel(64);
+    let backend = Backend::start(move |request, mut respond| {
+        let send = send.clone();
+        Box::pin(async move {
+            let mut stream = None;
+            if request.uri().path().ends_with("Streaming") {
+                let mut open = respond.send_response(ok_headers(), false).unwrap();
+                open.send_data(Bytes::from_static(b"first"), false).unwrap();
+                stream = Some(open);
+            }
+            send.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(stream);
+        })
+    })
+    .await;
+    (backend, arrived)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_on_a_killed_instance_end_precisely_unless_they_are_safe_to_repeat() {
+    let (holder, mut arrived) = holds_calls().await;
+    let backend = Backend::echo().await;
+    let mut node = Node::start("a");
+    let held = local("held", holder.address);
+    let uid = held.uid;
+    node.publish(vec![echo(vec![held.clone()])]);
+    let client = node.client().await;
+    let mut calls = Vec::new();
+    for method in ["Put", "Get", "Streaming"] {
+        let client = client.clone();
+        calls.push(tokio::spawn(async move {
+            client
+                .call(request(method).body(()).unwrap(), b"x")
+                .await
+                .unwrap()
+        }));
+        within(arrived.recv()).await.unwrap();
+    }
+    node.publish(vec![echo(vec![held, local("e2", backend.address)])]);
+    // Every worker has the new table when one has answered from it; two rounds see both.
+    let _ = node.workers.connections();
+    holder.kill().await;
+    let [put, get, streaming] = <[_; 3]>::try_from(calls).unwrap();
+    let put = put.await.unwrap();
+    assert_eq!((put.status(), put.reason()), ("14", "CONNECTION_LOST"));
+    assert!(
+        put.message().contains("instance held of echo.default"),
+        "{}",
+        put.message()
+    );
+    let get = get.await.unwrap();
+    assert_eq!(
+        (get.status(), get.body.as_slice()),
+        ("14", &b""[..]),
+        "the table of its first attempt has one instance"
+    );
+    let streaming = streaming.await.unwrap();
+    assert_eq!(streaming.body, b"first");
+    assert_eq!(
+        streaming.trailers.unwrap()["heddle-reason"],
+        "CONNECTION_LOST"
+    );
+    loop {
+        match within(node.reports.recv()).await.unwrap() {
+            Report::EndpointLost { uid: lost } => break assert_eq!(lost, uid),
+            Report::EndpointRefused { .. } => {}
+        }
+    }
+    for _ in 0..20 {
+        assert_eq!(
+            client.put(b"x").await.status(),
+            "0",
+            "new calls go elsewhere at once"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotent_call_moves_to_another_instance_within_the_budget() {
+    // Breaks every connection at the first call on it.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let breaker = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                let _ = connection.accept().await;
+            });
+        }
+    });
+    let backend = Backend::echo().await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![
+        local("broken", breaker),
+        local("e", backend.address),
+    ])]);
+    let client = node.client().await;
+    for _ in 0..12 {
+        assert_eq!(client.get(b"x").await.status(), "0");
+    }
+    let metrics = node.workers.metrics();
+    assert!(
+        metrics.counter(Counter::RetriesIdempotent) > 0,
+        "{metrics:?}"
+    );
+
+    // Only the broken one: the budget ends before the attempts of many calls would.
+    node.publish(vec![echo(vec![local("broken", breaker)])]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let client = client.clone();
+        tasks.spawn(async move { client.get(b"x").await });
+    }
+    let mut reasons = std::collections::BTreeSet::new();
+    while let Some(reply) = tasks.join_next().await {
+        let reply = reply.unwrap();
+        assert_eq!(reply.status(), "14");
+        reasons.insert(reply.reason().to_owned());
+    }
+    assert!(reasons.contains("RETRY_BUDGET_EXHAUSTED"), "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_outgrew_the_replay_buffer_is_not_repeated() {
+    let (send, mut arrived) = tokio::sync::mpsc::channel(4);
+    let holder = Backend::start(move |request, _respond| {
+        let send = send.clone();
+        Box::pin(async move {
+            let mut body = request.into_body();
+            let mut total = 0;
+            while let Some(Ok(data)) = body.data().await {
+                total += data.len();
+                let _ = body.flow_control().release_capacity(data.len());
+                if total >= 200_000 {
+                    send.send(()).await.unwrap();
+                }
+            }
+            std::future::pending::<()>().await;
+        })
+    })
+    .await;
+    let backend = Backend::echo().await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("held", holder.address)])]);
+    let client = node.client().await;
+    let call = tokio::spawn(async move { client.get(&vec![1; 200_000]).await });
+    within(arrived.recv()).await.unwrap();
+    node.publish(vec![echo(vec![local("e", backend.address)])]);
+    holder.kill().await;
+    let reply = call.await.unwrap();
+    assert_eq!(reply.reason(), "CONNECTION_LOST");
+    assert_eq!(backend.calls(), 0);
+    assert!(node.workers.metrics().counter(Counter::BoundReplay) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = listener.local_addr().unwrap();
+    let backend = Backend::echo().await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        handshake_timeout: std::time::Duration::from_millis(100),
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![
+        local("silent", silent),
+        local("e", backend.address),
+    ])]);
+    let client = node.client().await;
+    for _ in 0..10 {
+        assert_eq!(client.put(b"x").await.status(), "0");
+    }
+    assert!(backend.connections.load(Ordering::SeqCst) > 0);
+    drop(listener);
+}

@@ -1,0 +1,378 @@
+//! What the tests stand on: nodes (workers with a table), backends that do as told, clients that see frames.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, client, server};
+use heddle_proxy::balance::{Endpoint, EndpointSet, Health, Target};
+use heddle_proxy::listener::ListenAddr;
+use heddle_proxy::observe::MetricsSnapshot;
+use heddle_proxy::route::{ProtoService, RouteTable, Service};
+use heddle_proxy::worker::{Report, Role, WorkerOptions, Workers};
+use http::{HeaderMap, Request, Response};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Nothing here takes as long; only a hang does.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+/// One proxy.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) workers: Workers,
+    pub(crate) outbound: SocketAddr,
+    pub(crate) inbound: SocketAddr,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    pub(crate) internal: mpsc::Receiver<std::os::unix::net::UnixStream>,
+}
+
+pub(crate) fn options(name: &str) -> WorkerOptions {
+    WorkerOptions {
+        workers: 2,
+        node: name.to_owned(),
+        incarnation: format!("incarnation-{name}"),
+        ..WorkerOptions::default()
+    }
+}
+
+impl Node {
+    pub(crate) fn start(name: &str) -> Self {
+        Self::with(options(name))
+    }
+
+    pub(crate) fn with(options: WorkerOptions) -> Self {
+        let name = options.node.clone();
+        let (report, reports) = mpsc::channel(64);
+        let (hand, internal) = mpsc::channel(8);
+        let workers = Workers::start(options, report, hand).unwrap();
+        let listen = |role| match workers.listen(role, &ListenAddr::Tcp(([127, 0, 0, 1], 0).into()))
+        {
+            Ok(ListenAddr::Tcp(address)) => address,
+            other => panic!("{other:?}"),
+        };
+        let (inbound, outbound) = (listen(Role::Inbound), listen(Role::Outbound));
+        Self {
+            name,
+            workers,
+            outbound,
+            inbound,
+            reports,
+            internal,
+        }
+    }
+
+    pub(crate) fn publish(&self, services: Vec<Service>) {
+        self.workers.publish(Arc::new(table(&self.name, services)));
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.outbound).await
+    }
+
+    /// Awaits a state of the metrics.
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        reached: impl Fn(&MetricsSnapshot) -> bool,
+    ) -> MetricsSnapshot {
+        let deadline = tokio::time::Instant::now() + LONG;
+        loop {
+            let metrics = self.workers.metrics();
+            if reached(&metrics) {
+                return metrics;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "never: {what}; last seen: {metrics:#?}"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+pub(crate) fn table(node: &str, services: Vec<Service>) -> RouteTable {
+    let mut builder = RouteTable::builder(node, &[]);
+    for service in services {
+        builder.service(service);
+    }
+    builder.build()
+}
+
+/// `echo.default`, which implements `test.Echo` with `Get` idempotent and `Put` not.
+pub(crate) fn echo(endpoints: Vec<Endpoint>) -> Service {
+    let mut service = Service::new("echo", "default");
+    service.protos = vec![ProtoService {
+        name: "test.Echo".to_owned(),
+        idempotent_methods: vec!["Get".to_owned()],
+    }];
+    service.endpoints = Arc::new(EndpointSet {
+        endpoints: endpoints.into_iter().map(Arc::new).collect(),
+    });
+    service
+}
+
+pub(crate) fn endpoint(id: &str, node: &str, target: Target) -> Endpoint {
+    static UIDS: AtomicUsize = AtomicUsize::new(1);
+    Endpoint {
+        uid: UIDS.fetch_add(1, Ordering::Relaxed) as u64,
+        id: id.into(),
+        node: node.into(),
+        version: "v1".into(),
+        target,
+        weight: 1,
+        health: Health::Healthy,
+        region: "".into(),
+        zone: "".into(),
+    }
+}
+
+pub(crate) fn local(id: &str, address: SocketAddr) -> Endpoint {
+    endpoint(id, "a", Target::Local(address))
+}
+
+/// What a backend saw of a call.
+pub(crate) type Seen = Request<RecvStream>;
+type Answer = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A server on the `h2` crate.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    task: JoinHandle<()>,
+    pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) calls: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    pub(crate) async fn start<F>(answer: F) -> Self
+    where
+        F: Fn(Seen, SendResponse<Bytes>) -> Answer + Send + Sync + 'static,
+    {
+        Self::with(server::Builder::new(), answer).await
+    }
+
+    pub(crate) async fn with<F>(builder: server::Builder, answer: F) -> Self
+    where
+        F: Fn(Seen, SendResponse<Bytes>) -> Answer + Send + Sync + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (Arc::clone(&connections), Arc::clone(&calls));
+        let answer = Arc::new(answer);
+        let task = tokio::spawn(async move {
+            let mut tasks = tokio::task::JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                counts.0.fetch_add(1, Ordering::SeqCst);
+                let (builder, answer, calls) =
+                    (builder.clone(), Arc::clone(&answer), Arc::clone(&counts.1));
+                tasks.spawn(async move {
+                    let mut answers = tokio::task::JoinSet::new();
+                    let Ok(mut connection) = builder.handshake::<_, Bytes>(socket).await else {
+                        return;
+                    };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        answers.spawn(answer(request, respond));
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            task,
+            connections,
+            calls,
+        }
+    }
+
+    /// Answers each call with what came, headers first, then message by message, and trailers `grpc-status: 0`.
+    pub(crate) async fn echo() -> Self {
+        Self::start(|request, respond| Box::pin(echo_answer(request, respond))).await
+    }
+
+    /// As SIGKILL does: every socket is closed at once.
+    pub(crate) async fn kill(self) -> SocketAddr {
+        self.task.abort();
+        let _ = self.task.await;
+        self.address
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) fn ok_headers() -> Response<()> {
+    Response::builder()
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap()
+}
+
+pub(crate) fn status(code: u32) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", code.into());
+    trailers
+}
+
+pub(crate) async fn echo_answer(request: Seen, mut respond: SendResponse<Bytes>) {
+    let mut body = request.into_body();
+    let Ok(mut send) = respond.send_response(ok_headers(), false) else {
+        return;
+    };
+    while let Some(Ok(data)) = body.data().await {
+        if push(&mut send, data.clone()).await.is_none() {
+            return;
+        }
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    let _ = send.send_trailers(status(0));
+}
+
+/// Sends within the peer's window. `None` when the stream is gone.
+pub(crate) async fn push(send: &mut h2::SendStream<Bytes>, mut data: Bytes) -> Option<()> {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let room = std::future::poll_fn(|cx| send.poll_capacity(cx))
+            .await?
+            .ok()?;
+        send.send_data(data.split_to(room.min(data.len())), false)
+            .ok()?;
+    }
+    Some(())
+}
+
+/// A caller on the `h2` crate.
+#[derive(Clone)]
+pub(crate) struct Client {
+    send: client::SendRequest<Bytes>,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) headers: HeaderMap,
+    pub(crate) http_status: u16,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+impl Reply {
+    /// `grpc-status`, wherever it stands.
+    pub(crate) fn status(&self) -> &str {
+        self.get("grpc-status")
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        self.get("heddle-reason")
+    }
+
+    pub(crate) fn get(&self, name: &str) -> &str {
+        let trailer = self
+            .trailers
+            .as_ref()
+            .and_then(|trailers| trailers.get(name));
+        trailer
+            .or_else(|| self.headers.get(name))
+            .map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// `grpc-message` without its percent encoding (only spaces are needed here, and they stay).
+    pub(crate) fn message(&self) -> &str {
+        self.get("grpc-message")
+    }
+}
+
+pub(crate) fn request(method: &str) -> http::request::Builder {
+    Request::builder()
+        .method("POST")
+        .uri(format!("http://127.0.0.1/test.Echo/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+}
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub(crate) async fn over(
+        socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) -> Self {
+        let mut builder = client::Builder::new();
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 22);
+        Self::build(&builder, socket).await
+    }
+
+    pub(crate) async fn build(
+        builder: &client::Builder,
+        socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) -> Self {
+        let (send, connection) = builder.handshake(socket).await.unwrap();
+        tokio::spawn(connection);
+        Self { send }
+    }
+
+    /// Opens a stream and leaves it to the test.
+    pub(crate) async fn open(
+        &self,
+        request: Request<()>,
+        end: bool,
+    ) -> (client::ResponseFuture, h2::SendStream<Bytes>) {
+        let mut send = self.send.clone().ready().await.unwrap();
+        send.send_request(request, end).unwrap()
+    }
+
+    /// A whole call. Errors are those of the stream.
+    pub(crate) async fn call(&self, request: Request<()>, body: &[u8]) -> Result<Reply, h2::Error> {
+        let (response, mut send) = self.open(request, false).await;
+        let body = Bytes::copy_from_slice(body);
+        let upload = async move {
+            if push(&mut send, body).await.is_some() {
+                let _ = send.send_data(Bytes::new(), true);
+            }
+        };
+        let (reply, ()) = tokio::join!(within(read_reply(response)), upload);
+        reply
+    }
+
+    pub(crate) async fn get(&self, body: &[u8]) -> Reply {
+        self.call(request("Get").body(()).unwrap(), body)
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn put(&self, body: &[u8]) -> Reply {
+        self.call(request("Put").body(()).unwrap(), body)
+            .await
+            .unwrap()
+    }
+}
+
+pub(crate) async fn read_reply(response: client::ResponseFuture) -> Result<Reply, h2::Error> {
+    let (head, mut stream) = response.await?.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    let trailers = stream.trailers().await?;
+    Ok(Reply {
+        headers: head.headers,
+        http_status: head.status.as_u16(),
+        body,
+        trailers,
+    })
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.expect("it hangs")
+}
