@@ -7,13 +7,15 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::abuse::{Abuse, Bucket};
+use crate::control::Sweep;
 use crate::error::{ConnectionError, ErrorCode};
 use crate::event::Drained;
 use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
 use crate::frame::{MAX_31, PREFACE};
 use crate::hpack::{Decoder, Encoder};
+use crate::message::Block;
 use crate::output::Output;
-use crate::recv::{Block, Reading, Sweep};
+use crate::recv::Reading;
 use crate::settings::{Config, DEFAULT_WINDOW, Peer};
 use crate::stream::{Pending, Stream};
 use crate::streams::{End, Streams};
@@ -374,6 +376,17 @@ impl Connection {
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What the buffers hold, HPACK tables apart.
+    #[cfg(test)]
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.output.capacity()
+            + self.streams.bytes()
+            + self.partial.capacity()
+            + self.block.capacity()
+            + self.reports.capacity() * size_of::<Drained>()
+            + self.pool.capacity() * size_of::<Box<Pending>>()
     }
 
     /// Takes a stream out and its queue with it.

@@ -176,14 +176,14 @@ impl Probe {
         }
     }
 
-    /// The PING came back. A round trip that carried two thirds of a window would have carried
-    /// more, had the window been larger: it is doubled.
+    /// The PING came back. Credit comes by halves of a window, so a sender that the window holds
+    /// back carries at least half of it in a round trip, and might have carried more: it is doubled.
     pub(crate) fn finish(&mut self, targets: &Targets, now: Instant) -> Option<Grown> {
         if self.stream == 0 {
             return None;
         }
         self.stream = 0;
-        let grow = |bytes: u64, now: u32, max: u32| match bytes * 3 >= u64::from(now) * 2 {
+        let grow = |bytes: u64, now: u32, max: u32| match bytes * 2 >= u64::from(now) {
             true => now.saturating_mul(2).min(max).max(now),
             false => now,
         };

@@ -37,6 +37,7 @@
 
 mod connection;
 mod recv;
+mod control;
 mod message;
 mod send;
 mod output;

@@ -1,18 +1,39 @@
-//! Whole header blocks → requests, responses, trailers (RFC 9113 §8.1), in the state that their
-//! stream is in. Every block is decoded, wanted or not, or the HPACK tables part ways; then the
-//! stream's fate is decided. Frames may not come in: `recv.rs` has put the block together.
+//! HEADERS and CONTINUATION → requests, responses, trailers (RFC 9113 §6.2, §6.10, §8.1), in the
+//! state that their stream is in. Every block is decoded, wanted or not, or the HPACK tables part
+//! ways; then the stream's fate is decided. What a list means beyond its validity may not come in.
 
 use crate::Fields;
 use crate::connection::Connection;
 use crate::error::{ConnectionError, ErrorCode};
 use crate::event::{Event, Kind, StreamId};
-use crate::frame::{Head, flag};
+use crate::frame::{self, Head, flag};
 use crate::headers;
 use crate::hpack::{HpackError, Limits, Outcome};
+use crate::recv::Answer;
 use crate::stream::{Half, Stream};
 use crate::streams::End;
 
-type Answer<'i> = Result<Option<Event<'i>>, ConnectionError>;
+/// A header block that came in more than one frame.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    /// The head of its HEADERS frame, while it is under way.
+    pub(crate) head: Option<Head>,
+    bytes: Vec<u8>,
+    frames: usize,
+}
+
+impl Block {
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    pub(crate) fn shrink(&mut self) {
+        if self.head.is_none() && self.bytes.capacity() > 0 {
+            self.bytes = Vec::new();
+        }
+    }
+}
 
 /// A block as it was decoded.
 #[derive(Clone, Copy)]
@@ -23,20 +44,66 @@ struct Decoded<'f> {
 }
 
 impl Connection {
-    /// A header block is there in full; `head` is that of its HEADERS frame.
-    #[inline]
-    pub(crate) fn on_block<'i>(
+    /// HEADERS (§6.2).
+    pub(crate) fn on_headers<'i>(
         &mut self,
         head: Head,
-        block: &[u8],
+        payload: &[u8],
         fields: &mut Fields,
     ) -> Answer<'i> {
+        let block = frame::header_block(&head, payload)?;
+        if head.has(flag::END_HEADERS) {
+            return self.on_block(head, block, fields);
+        }
+        self.block.bytes.clear();
+        self.block.bytes.extend_from_slice(block);
+        self.block.head = Some(head);
+        self.block.frames = 0;
+        Ok(None)
+    }
+
+    /// CONTINUATION (§6.10), bounded by count and by bytes; `on_deadline` bounds it by time.
+    pub(crate) fn on_continuation<'i>(
+        &mut self,
+        head: &Head,
+        payload: &[u8],
+        fields: &mut Fields,
+    ) -> Answer<'i> {
+        // A block that HPACK would still decode to the end (4 times the list's bound), in frames of
+        // the least size that a peer must take, and as many again for peers that cut smaller.
+        let max_bytes = self.config.header_list_bytes.saturating_mul(4);
+        let max_frames = 8 + 2 * max_bytes / (1 << 14);
+        self.block.frames += 1;
+        if self.block.frames > max_frames || self.block.bytes.len() + payload.len() > max_bytes {
+            return Err(ConnectionError::calm("header block is too long"));
+        }
+        self.block.bytes.extend_from_slice(payload);
+        if !head.has(flag::END_HEADERS) {
+            return Ok(None);
+        }
+        self.incomplete_since = None;
+        let Some(first) = self.block.head.take() else {
+            return Ok(None);
+        };
+        let block = std::mem::take(&mut self.block.bytes);
+        let event = self.on_block(first, &block, fields);
+        self.block.bytes = block;
+        event
+    }
+
+    /// A header block is there in full; `head` is that of its HEADERS frame.
+    #[inline]
+    fn on_block<'i>(&mut self, head: Head, block: &[u8], fields: &mut Fields) -> Answer<'i> {
         fields.clear();
         let limits = Limits {
             list_bytes: self.config.header_list_bytes,
             fields: self.config.header_fields,
         };
         let outcome = self.decoder.decode(block, limits, fields);
+        if outcome.is_err() && self.is_server && !head.stream.is_multiple_of(2) {
+            // The GOAWAY must cover the stream that broke the connection, or it is sent again.
+            self.last_id = self.last_id.max(head.stream);
+        }
         let outcome = outcome.map_err(|error| match error {
             HpackError::ListTooLarge => {
                 ConnectionError::calm("header list is more than four times over its limit")

@@ -18,9 +18,9 @@ pub(crate) struct Output {
     control: Unread,
 }
 
-/// How many answers that the peer drew from us may still lie unread in the output. Two generations
-/// of frames: the older one is known to be written when the output has moved past its end. Never
-/// less than the true number.
+/// How many answers that the peer drew from us lie unread in the output. Two generations of frames:
+/// when the output has moved past the end of the older one, the newer takes its place. All of the
+/// newer are unread, so an honest slow reader is never wronged; the older are at most as many.
 #[derive(Debug, Default)]
 struct Unread {
     older: usize,
@@ -66,9 +66,14 @@ impl Output {
         }
     }
 
-    /// Answers to the peer that may still lie here unread.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// At least so many answers to the peer lie here unread.
     pub(crate) fn unread_control(&self) -> usize {
-        self.control.older + self.control.newer
+        self.control.newer
     }
 
     #[inline]

@@ -1,17 +1,16 @@
-//! Frames of the peer → state changes → events (RFC 9113 §6), one function per frame type. Bytes
-//! come in cut anywhere; DATA goes out as slices of them, header lists in the caller's
-//! [`crate::Fields`]. An error here is of the connection; an error of one stream is answered with
-//! RST_STREAM and told as an event. What the messages mean may not come in.
+//! Bytes of the peer → frames → events (RFC 9113 §4, §6). Bytes come in cut anywhere; DATA goes out
+//! as slices of them, header lists in the caller's [`crate::Fields`]; frames that carry no message
+//! are dealt with in `control.rs`, header blocks in `message.rs`. An error here is of the
+//! connection; an error of one stream is answered with RST_STREAM and told as an event. What the
+//! messages mean may not come in.
 
 use std::time::Instant;
 
 use crate::Fields;
-use crate::abuse::SETTINGS_PER_FRAME;
-use crate::connection::{Connection, DRAIN_PING, PROBE_PING};
+use crate::connection::Connection;
 use crate::error::{ConnectionError, ErrorCode, Initiator};
 use crate::event::{Event, StreamId};
 use crate::frame::{self, HEAD_BYTES, Head, flag, kind};
-use crate::settings::HEADER_TABLE_SIZE;
 use crate::stream::Half;
 use crate::streams::End;
 
@@ -38,37 +37,13 @@ pub(crate) struct Data {
     end_stream: bool,
 }
 
-/// A header block that came in more than one frame.
-#[derive(Debug, Default)]
-pub(crate) struct Block {
-    /// The head of its HEADERS frame, while it is under way.
-    head: Option<Head>,
-    bytes: Vec<u8>,
-    frames: usize,
-}
-
-impl Block {
-    pub(crate) fn shrink(&mut self) {
-        if self.head.is_none() && self.bytes.capacity() > 0 {
-            self.bytes = Vec::new();
-        }
-    }
-}
-
-/// Streams above the last id of the peer's GOAWAY, told one by one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sweep {
-    from: usize,
-    last: u32,
-}
-
-type Answer<'i> = Result<Option<Event<'i>>, ConnectionError>;
+pub(crate) type Answer<'i> = Result<Option<Event<'i>>, ConnectionError>;
 
 /// Costs of frames that carry no message (see `abuse.rs`).
-mod cost {
-    pub(super) const ORDINARY: i32 = 1;
+pub(crate) mod cost {
+    pub(crate) const ORDINARY: i32 = 1;
     /// Takes more work than others, or draws an answer.
-    pub(super) const DEAR: i32 = 4;
+    pub(crate) const DEAR: i32 = 4;
 }
 
 impl Connection {
@@ -271,7 +246,7 @@ impl Connection {
         }
     }
 
-    fn skip(&mut self, bytes: u32) {
+    pub(crate) fn skip(&mut self, bytes: u32) {
         self.reading = match bytes {
             0 => Reading::Frame,
             _ => Reading::Skip(bytes),
@@ -375,267 +350,6 @@ impl Connection {
         Ok(Some(event))
     }
 
-    /// HEADERS (§6.2).
-    fn on_headers<'i>(&mut self, head: Head, payload: &[u8], fields: &mut Fields) -> Answer<'i> {
-        let block = frame::header_block(&head, payload)?;
-        if head.has(flag::END_HEADERS) {
-            return self.on_block(head, block, fields);
-        }
-        self.block.bytes.clear();
-        self.block.bytes.extend_from_slice(block);
-        self.block.head = Some(head);
-        self.block.frames = 0;
-        Ok(None)
-    }
-
-    /// CONTINUATION (§6.10), bounded by count and by bytes; `on_deadline` bounds it by time.
-    fn on_continuation<'i>(
-        &mut self,
-        head: &Head,
-        payload: &[u8],
-        fields: &mut Fields,
-    ) -> Answer<'i> {
-        // A block that HPACK would still decode to the end (4 times the list's bound), in frames of
-        // the least size that a peer must take, and as many again for peers that cut smaller.
-        let max_bytes = self.config.header_list_bytes.saturating_mul(4);
-        let max_frames = 8 + 2 * max_bytes / (1 << 14);
-        self.block.frames += 1;
-        if self.block.frames > max_frames || self.block.bytes.len() + payload.len() > max_bytes {
-            return Err(ConnectionError::calm("header block is too long"));
-        }
-        self.block.bytes.extend_from_slice(payload);
-        if !head.has(flag::END_HEADERS) {
-            return Ok(None);
-        }
-        self.incomplete_since = None;
-        let Some(first) = self.block.head.take() else {
-            return Ok(None);
-        };
-        let block = std::mem::take(&mut self.block.bytes);
-        let event = self.on_block(first, &block, fields);
-        self.block.bytes = block;
-        event
-    }
-
-    /// WINDOW_UPDATE (§6.9).
-    fn on_window_update<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
-        self.charge(cost::ORDINARY)?;
-        let increment = frame::number(payload) & frame::MAX_31;
-        let id = head.stream;
-        if id == 0 {
-            if increment == 0 {
-                return Err(ConnectionError::protocol("WINDOW_UPDATE of 0"));
-            }
-            if self.send_window.give(increment).is_err() {
-                return Err(ConnectionError::flow_control(
-                    "the connection's window would pass 2^31-1",
-                ));
-            }
-            self.pump();
-            return Ok(None);
-        }
-        let Some(slot) = self.streams.slot(id) else {
-            // Late ones are legal (§5.1).
-            self.not_idle(id)?;
-            return Ok(None);
-        };
-        if increment == 0 {
-            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
-        }
-        let Some(stream) = self.streams.at(slot) else {
-            return Ok(None);
-        };
-        if stream.send_window.give(increment).is_err() {
-            return self.stream_error(id, ErrorCode::FLOW_CONTROL_ERROR);
-        }
-        if stream.pending.is_some() {
-            self.unblock(slot);
-        }
-        Ok(None)
-    }
-
-    /// RST_STREAM (§6.4).
-    fn on_reset<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
-        let id = head.stream;
-        self.not_idle(id)?;
-        self.counters.resets_received += 1;
-        let code = ErrorCode(frame::number(payload));
-        // A server can only reset what we opened; a client may open and reset for ever.
-        if self.is_server && !self.abuse.resets.take(1, self.now) {
-            return Err(ConnectionError::calm("too many RST_STREAM frames"));
-        }
-        let Some(stream) = self.drop_stream(id, End::Known) else {
-            self.charge(cost::ORDINARY)?;
-            return Ok(None);
-        };
-        Ok(Some(Event::Reset {
-            stream: stream.id(),
-            token: stream.token,
-            code,
-            unprocessed: code == ErrorCode::REFUSED_STREAM,
-            by: Initiator::Remote,
-        }))
-    }
-
-    /// SETTINGS (§6.5), all of it or, on an error, none.
-    fn on_settings<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
-        if head.has(flag::ACK) {
-            self.on_settings_ack();
-            return Ok(None);
-        }
-        if head.len / 6 > SETTINGS_PER_FRAME {
-            return Err(ConnectionError::calm("too many parameters in SETTINGS"));
-        }
-        self.charge(cost::DEAR)?;
-        let mut peer = self.peer.clone();
-        peer.first();
-        for (id, value) in frame::settings(payload) {
-            peer.set(id, value, !self.is_server)?;
-        }
-        // Each value counts for the encoder: it must tell of the smallest (RFC 7541 §4.2).
-        for (_, size) in frame::settings(payload).filter(|(id, _)| *id == HEADER_TABLE_SIZE) {
-            self.encoder.set_peer_table_size(size);
-        }
-        let by = i64::from(peer.initial_window) - i64::from(self.peer.initial_window);
-        self.peer = peer;
-        self.shift_windows(by)?;
-        // Before any frame that the new settings make possible.
-        self.output.settings_ack();
-        self.bound_control()?;
-        if by > 0 && self.pending_bytes > 0 {
-            self.unblock_all();
-        }
-        Ok(Some(Event::Settings))
-    }
-
-    /// A new SETTINGS_INITIAL_WINDOW_SIZE moves the windows of all streams (§6.9.2).
-    fn shift_windows(&mut self, by: i64) -> Result<(), ConnectionError> {
-        if by == 0 {
-            return Ok(());
-        }
-        for stream in self.streams.iter_mut() {
-            if stream.send_window.shift(by).is_err() {
-                return Err(ConnectionError::flow_control(
-                    "SETTINGS_INITIAL_WINDOW_SIZE brings a stream's window over 2^31-1",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The peer knows our settings: a smaller window than the default holds from now on.
-    fn on_settings_ack(&mut self) {
-        if self.settings_sent.take().is_none() {
-            return;
-        }
-        let by = self.initial_recv.saturating_sub(self.config.stream_window);
-        self.initial_recv = self.config.stream_window;
-        if by == 0 {
-            return;
-        }
-        let target = self.targets.stream;
-        for stream in self.streams.iter_mut() {
-            stream.recv_window.lower(by);
-            // What was released before may be all there is: nothing else would ask again.
-            if let Some(increment) = stream.recv_window.release(0, target)
-                && stream.recv < Half::Ended
-            {
-                self.output.window_update(stream.id, increment);
-            }
-        }
-    }
-
-    /// PING (§6.7).
-    fn on_ping<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
-        if !head.has(flag::ACK) {
-            self.counters.pings_received += 1;
-            self.charge(cost::ORDINARY)?;
-            self.output.ping_ack(payload);
-            self.bound_control()?;
-            return Ok(None);
-        }
-        let Some(&payload) = payload.first_chunk::<8>() else {
-            return Ok(None);
-        };
-        if payload == PROBE_PING {
-            if let Some(grown) = self.probe.finish(&self.targets, self.now)
-                && self.config.grow_windows
-            {
-                self.targets.stream = grown.stream_target;
-                self.targets.connection = grown.connection_target;
-                self.counters.window_growths += 1;
-            }
-        } else if payload == DRAIN_PING {
-            self.finish_drain();
-        } else if self.shell_ping == Some(payload) {
-            self.shell_ping = None;
-            return Ok(Some(Event::PingAck(payload)));
-        } else {
-            self.charge(cost::ORDINARY)?;
-        }
-        Ok(None)
-    }
-
-    /// GOAWAY (§6.8). The fixed part is the payload here; debug data is what lies in the input.
-    fn on_goaway<'i>(
-        &mut self,
-        head: &Head,
-        payload: &[u8],
-        input: &mut &'i [u8],
-    ) -> Result<Event<'i>, ConnectionError> {
-        let last = frame::number(payload) & frame::MAX_31;
-        let code = ErrorCode(frame::number(payload.get(4..).unwrap_or_default()));
-        if self.goaway_received.is_some_and(|before| last > before) {
-            return Err(ConnectionError::protocol(
-                "GOAWAY raised its last stream id",
-            ));
-        }
-        self.charge(cost::DEAR)?;
-        self.goaway_received = Some(last);
-        let len = head.len.saturating_sub(8);
-        let (debug, n) = take(input, len);
-        self.skip(len - n);
-        // A client's GOAWAY counts pushed streams; those that it opened go on.
-        if !self.is_server {
-            self.sweep = Some(Sweep { from: 0, last });
-        }
-        Ok(Event::GoAway { code, debug })
-    }
-
-    /// The next stream that the peer's GOAWAY says it will not act on.
-    fn sweep<'i>(&mut self) -> Option<Event<'i>> {
-        let sweep = self.sweep?;
-        let Some((id, next)) = self.streams.scan(sweep.from, sweep.last) else {
-            self.sweep = None;
-            return None;
-        };
-        self.sweep = Some(Sweep {
-            from: next,
-            ..sweep
-        });
-        let stream = self.drop_stream(id, End::ResetByUs)?;
-        Some(Event::Reset {
-            stream: stream.id(),
-            token: stream.token,
-            code: ErrorCode::REFUSED_STREAM,
-            unprocessed: true,
-            by: Initiator::Remote,
-        })
-    }
-
-    /// PRIORITY (§6.3): parsed and ignored.
-    fn on_priority<'i>(&mut self, head: &Head) -> Answer<'i> {
-        self.charge(cost::ORDINARY)?;
-        if head.len == 5 {
-            return Ok(None);
-        }
-        match self.streams.slot(head.stream) {
-            Some(_) => self.stream_error(head.stream, ErrorCode::FRAME_SIZE_ERROR),
-            // No stream to reset: an idle one may not be, a closed one is past it.
-            None => Err(ConnectionError::frame_size("PRIORITY is not 5 bytes long")),
-        }
-    }
-
     /// Whether a stream has ever been opened; frames on others are errors of the connection (§5.1).
     pub(crate) fn not_idle(&self, id: u32) -> Result<(), ConnectionError> {
         let used = match self.is_server {
@@ -697,7 +411,7 @@ impl Connection {
     }
 
     /// The peer draws answers and does not read them.
-    fn bound_control(&self) -> Result<(), ConnectionError> {
+    pub(crate) fn bound_control(&self) -> Result<(), ConnectionError> {
         match self.output.unread_control() > self.config.control_queue {
             true => Err(ConnectionError::calm("answers are not read")),
             false => Ok(()),
@@ -719,7 +433,7 @@ fn at_once(head: &Head) -> usize {
 
 /// Takes up to `len` bytes from the input.
 #[inline]
-fn take<'i>(input: &mut &'i [u8], len: u32) -> (&'i [u8], u32) {
+pub(crate) fn take<'i>(input: &mut &'i [u8], len: u32) -> (&'i [u8], u32) {
     let whole = *input;
     match whole.split_at_checked(len as usize) {
         Some((taken, rest)) => {

@@ -127,6 +127,13 @@ impl Streams {
         };
     }
 
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Stream>()
+            + self.index.places.capacity() * size_of::<(u32, Slot)>()
+            + self.ended.ids.capacity() * size_of::<u32>()
+    }
+
     /// Gives memory back; for a connection without streams.
     pub(crate) fn shrink(&mut self) {
         if self.live == 0 && self.slots.capacity() > IDLE_SLOTS {

@@ -2,4 +2,15 @@
 //! scripted frames.
 
 mod pair;
+mod script;
+
 mod calls;
+mod faults;
+mod states;
+mod windows;
+mod messages;
+mod settings;
+mod shutdown;
+mod floods;
+mod random;
+mod memory;

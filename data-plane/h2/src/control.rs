@@ -1,0 +1,242 @@
+//! Frames that carry no message (RFC 9113 §6.3 – §6.9): windows, resets, settings, pings, the end
+//! of the connection; one function per frame type. Whole payloads come in, their lengths judged
+//! already; what they change goes into the connection, and an event out where the shell must know.
+//! DATA and header blocks may not come in.
+
+use crate::abuse::SETTINGS_PER_FRAME;
+use crate::connection::{Connection, DRAIN_PING, PROBE_PING};
+use crate::error::{ConnectionError, ErrorCode, Initiator};
+use crate::event::Event;
+use crate::frame::{self, Head, flag};
+use crate::recv::{Answer, cost, take};
+use crate::settings::HEADER_TABLE_SIZE;
+use crate::stream::Half;
+use crate::streams::End;
+
+/// Streams above the last id of the peer's GOAWAY, told one by one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sweep {
+    from: usize,
+    last: u32,
+}
+
+impl Connection {
+    /// WINDOW_UPDATE (§6.9).
+    pub(crate) fn on_window_update<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
+        self.charge(cost::ORDINARY)?;
+        let increment = frame::number(payload) & frame::MAX_31;
+        let id = head.stream;
+        if id == 0 {
+            if increment == 0 {
+                return Err(ConnectionError::protocol("WINDOW_UPDATE of 0"));
+            }
+            if self.send_window.give(increment).is_err() {
+                return Err(ConnectionError::flow_control(
+                    "the connection's window would pass 2^31-1",
+                ));
+            }
+            self.pump();
+            return Ok(None);
+        }
+        let Some(slot) = self.streams.slot(id) else {
+            // Late ones are legal (§5.1).
+            self.not_idle(id)?;
+            return Ok(None);
+        };
+        if increment == 0 {
+            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
+        }
+        let Some(stream) = self.streams.at(slot) else {
+            return Ok(None);
+        };
+        if stream.send_window.give(increment).is_err() {
+            return self.stream_error(id, ErrorCode::FLOW_CONTROL_ERROR);
+        }
+        if stream.pending.is_some() {
+            self.unblock(slot);
+        }
+        Ok(None)
+    }
+
+    /// RST_STREAM (§6.4).
+    pub(crate) fn on_reset<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
+        let id = head.stream;
+        self.not_idle(id)?;
+        self.counters.resets_received += 1;
+        let code = ErrorCode(frame::number(payload));
+        // A server can only reset what we opened; a client may open and reset for ever.
+        if self.is_server && !self.abuse.resets.take(1, self.now) {
+            return Err(ConnectionError::calm("too many RST_STREAM frames"));
+        }
+        let Some(stream) = self.drop_stream(id, End::Known) else {
+            self.charge(cost::ORDINARY)?;
+            return Ok(None);
+        };
+        Ok(Some(Event::Reset {
+            stream: stream.id(),
+            token: stream.token,
+            code,
+            unprocessed: code == ErrorCode::REFUSED_STREAM,
+            by: Initiator::Remote,
+        }))
+    }
+
+    /// SETTINGS (§6.5), all of it or, on an error, none.
+    pub(crate) fn on_settings<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
+        if head.has(flag::ACK) {
+            self.on_settings_ack();
+            return Ok(None);
+        }
+        if head.len / 6 > SETTINGS_PER_FRAME {
+            return Err(ConnectionError::calm("too many parameters in SETTINGS"));
+        }
+        self.charge(cost::DEAR)?;
+        let mut peer = self.peer.clone();
+        peer.first();
+        for (id, value) in frame::settings(payload) {
+            peer.set(id, value, !self.is_server)?;
+        }
+        // Each value counts for the encoder: it must tell of the smallest (RFC 7541 §4.2).
+        for (_, size) in frame::settings(payload).filter(|(id, _)| *id == HEADER_TABLE_SIZE) {
+            self.encoder.set_peer_table_size(size);
+        }
+        let by = i64::from(peer.initial_window) - i64::from(self.peer.initial_window);
+        self.peer = peer;
+        self.shift_windows(by)?;
+        // Before any frame that the new settings make possible.
+        self.output.settings_ack();
+        self.bound_control()?;
+        if by > 0 && self.pending_bytes > 0 {
+            self.unblock_all();
+        }
+        Ok(Some(Event::Settings))
+    }
+
+    /// A new SETTINGS_INITIAL_WINDOW_SIZE moves the windows of all streams (§6.9.2).
+    fn shift_windows(&mut self, by: i64) -> Result<(), ConnectionError> {
+        if by == 0 {
+            return Ok(());
+        }
+        for stream in self.streams.iter_mut() {
+            if stream.send_window.shift(by).is_err() {
+                return Err(ConnectionError::flow_control(
+                    "SETTINGS_INITIAL_WINDOW_SIZE brings a stream's window over 2^31-1",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer knows our settings: a smaller window than the default holds from now on.
+    fn on_settings_ack(&mut self) {
+        if self.settings_sent.take().is_none() {
+            return;
+        }
+        let by = self.initial_recv.saturating_sub(self.config.stream_window);
+        self.initial_recv = self.config.stream_window;
+        if by == 0 {
+            return;
+        }
+        let target = self.targets.stream;
+        for stream in self.streams.iter_mut() {
+            stream.recv_window.lower(by);
+            // What was released before may be all there is: nothing else would ask again.
+            if let Some(increment) = stream.recv_window.release(0, target)
+                && stream.recv < Half::Ended
+            {
+                self.output.window_update(stream.id, increment);
+            }
+        }
+    }
+
+    /// PING (§6.7).
+    pub(crate) fn on_ping<'i>(&mut self, head: &Head, payload: &[u8]) -> Answer<'i> {
+        if !head.has(flag::ACK) {
+            self.counters.pings_received += 1;
+            self.charge(cost::ORDINARY)?;
+            self.output.ping_ack(payload);
+            self.bound_control()?;
+            return Ok(None);
+        }
+        let Some(&payload) = payload.first_chunk::<8>() else {
+            return Ok(None);
+        };
+        if payload == PROBE_PING {
+            if let Some(grown) = self.probe.finish(&self.targets, self.now)
+                && self.config.grow_windows
+            {
+                self.targets.stream = grown.stream_target;
+                self.targets.connection = grown.connection_target;
+                self.counters.window_growths += 1;
+            }
+        } else if payload == DRAIN_PING {
+            self.finish_drain();
+        } else if self.shell_ping == Some(payload) {
+            self.shell_ping = None;
+            return Ok(Some(Event::PingAck(payload)));
+        } else {
+            self.charge(cost::ORDINARY)?;
+        }
+        Ok(None)
+    }
+
+    /// GOAWAY (§6.8). The fixed part is the payload here; debug data is what lies in the input.
+    pub(crate) fn on_goaway<'i>(
+        &mut self,
+        head: &Head,
+        payload: &[u8],
+        input: &mut &'i [u8],
+    ) -> Result<Event<'i>, ConnectionError> {
+        let last = frame::number(payload) & frame::MAX_31;
+        let code = ErrorCode(frame::number(payload.get(4..).unwrap_or_default()));
+        if self.goaway_received.is_some_and(|before| last > before) {
+            return Err(ConnectionError::protocol(
+                "GOAWAY raised its last stream id",
+            ));
+        }
+        self.charge(cost::DEAR)?;
+        self.goaway_received = Some(last);
+        let len = head.len.saturating_sub(8);
+        let (debug, n) = take(input, len);
+        self.skip(len - n);
+        // A client's GOAWAY counts pushed streams; those that it opened go on.
+        if !self.is_server {
+            self.sweep = Some(Sweep { from: 0, last });
+        }
+        Ok(Event::GoAway { code, debug })
+    }
+
+    /// The next stream that the peer's GOAWAY says it will not act on.
+    pub(crate) fn sweep<'i>(&mut self) -> Option<Event<'i>> {
+        let sweep = self.sweep?;
+        let Some((id, next)) = self.streams.scan(sweep.from, sweep.last) else {
+            self.sweep = None;
+            return None;
+        };
+        self.sweep = Some(Sweep {
+            from: next,
+            ..sweep
+        });
+        let stream = self.drop_stream(id, End::ResetByUs)?;
+        Some(Event::Reset {
+            stream: stream.id(),
+            token: stream.token,
+            code: ErrorCode::REFUSED_STREAM,
+            unprocessed: true,
+            by: Initiator::Remote,
+        })
+    }
+
+    /// PRIORITY (§6.3): parsed and ignored.
+    pub(crate) fn on_priority<'i>(&mut self, head: &Head) -> Answer<'i> {
+        self.charge(cost::ORDINARY)?;
+        if head.len == 5 {
+            return Ok(None);
+        }
+        match self.streams.slot(head.stream) {
+            Some(_) => self.stream_error(head.stream, ErrorCode::FRAME_SIZE_ERROR),
+            // No stream to reset: an idle one may not be, a closed one is past it.
+            None => Err(ConnectionError::frame_size("PRIORITY is not 5 bytes long")),
+        }
+    }
+}
