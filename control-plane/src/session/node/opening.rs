@@ -106,7 +106,12 @@ impl Opening {
         let seen = hello.revision;
         let (identity, instances) =
             validate::hello(hello, self.loopback).inspect_err(|status| {
-                tracing::warn!(%status, "a node's Hello is refused");
+                let cause = status.message();
+                tracing::warn!(
+                    event = "session-refused",
+                    cause,
+                    "a node's Hello is refused"
+                );
             })?;
         let mut lease = NodeLease::claim(&self.registry, &identity).await.inspect_err(|error| {
             tracing::warn!(event = "session-refused", node = identity.name, process = identity.process_id,

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
+use crate::store::{
     Changes, Compare, Event, KeyValue, LeaseId, MAX_KEY_BYTES, MAX_TXN_OPS, Op, Range, Revision,
     StoreCounters, StoreError, Txn, TxnResult, history::History, leases::Leases,
 };
@@ -319,3 +319,6 @@ impl Machine {
         (now.is_some() || before.is_some()).then_some(Event { key, now, before })
     }
 }
+
+#[cfg(test)]
+mod tests;
