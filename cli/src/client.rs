@@ -130,7 +130,7 @@ impl Control {
 }
 
 /// The cause at the bottom: those above it only say that something failed.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

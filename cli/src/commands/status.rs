@@ -113,17 +113,25 @@ impl Tabular for Answer {
         let alive = self.nodes.iter().filter(|node| node.alive).count();
         format!(
             "Heddle {}, store {} at revision {}, replica {}\n\
-             {alive} of {} nodes alive, {} services, {} of {} instances healthy, {} xDS clients\n\n{table}",
+             {alive} of {} alive, {}, {} of {} healthy, {}\n\n{table}",
             self.version,
             self.store,
             self.revision,
             self.replica,
-            self.nodes.len(),
-            self.services,
+            count(self.nodes.len(), "node"),
+            count(self.services, "service"),
             self.healthy_instances,
-            self.instances,
-            self.clients,
+            count(self.instances, "instance"),
+            count(self.clients, "xDS client"),
         )
+    }
+}
+
+fn count(number: impl TryInto<u64>, what: &str) -> String {
+    match number.try_into() {
+        Ok(1) => format!("1 {what}"),
+        Ok(number) => format!("{number} {what}s"),
+        Err(_) => format!("many {what}s"),
     }
 }
 
@@ -163,7 +171,7 @@ mod tests {
         assert_eq!(
             render(Format::Table, &mesh()).unwrap(),
             "Heddle 0.1.0, store embedded at revision 42, replica r1\n\
-             1 of 2 nodes alive, 1 services, 2 of 4 instances healthy, 2 xDS clients\n\
+             1 of 2 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients\n\
              \n\
              NODE  STATE   INBOUND          LOCALITY  INSTANCES  EPOCH  VERSION\n\
              a     alive   127.0.0.1:15008  eu/a      2          3      0.1.0\n\

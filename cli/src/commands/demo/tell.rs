@@ -141,7 +141,7 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
         nodes,
     } = addresses;
     let mut text = format!(
-        "\nThe mesh is up: {} nodes, heddle-echo with {instances} instances on each, calls are flowing.\n\n  \
+        "\nThe mesh is up: {} nodes, heddle-echo with {instances} instances on each.\n\n  \
          control plane  grpc {control}, http {http}\n",
         nodes.len()
     );

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error as _,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,6 +20,8 @@ use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
 };
+
+use crate::client::innermost;
 
 const CALL_WITHIN: Duration = Duration::from_secs(5);
 /// Calls of one node that may wait for an answer; more are not begun, and counted as missed.
@@ -114,17 +117,18 @@ async fn call(mut client: EchoClient<Channel>) -> Result<EchoResponse, Status> {
     }
 }
 
-/// The proxy's reason where there is one, else the status; and the sentence.
+/// The proxy's reason where there is one, else the status; and the sentence. A failure that no server answered has a
+/// cause on this side.
 pub(super) fn reason(status: &Status) -> String {
-    let code = match status
+    let given = status
         .metadata()
         .get("heddle-reason")
-        .and_then(|reason| reason.to_str().ok())
-    {
-        Some(reason) => reason.to_owned(),
-        None => format!("{:?}", status.code()),
-    };
-    format!("{code}: {}", status.message())
+        .and_then(|reason| reason.to_str().ok());
+    match (given, status.source()) {
+        (Some(reason), _) => format!("{reason}: {}", status.message()),
+        (None, Some(why)) => format!("the proxy does not answer: {}", innermost(why)),
+        (None, None) => format!("{:?}: {}", status.code(), status.message()),
+    }
 }
 
 struct Caller {
