@@ -168,14 +168,18 @@ impl Plane {
     }
 }
 
-/// What reflection lists: what is served here and can be described.
+/// What reflection lists: everything that is served here.
 fn describe() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(heddle_proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(xds::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
         .with_service_name(NodeSessionServer::<()>::NAME)
         .with_service_name(RegistryServer::<()>::NAME)
         .with_service_name(MeshStatusServer::<()>::NAME)
+        .with_service_name(Ads::NAME)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection")

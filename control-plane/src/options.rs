@@ -14,7 +14,7 @@ use std::{
 #[command(name = "heddle-control", version)]
 pub struct Options {
     /// Where to serve gRPC (registry, node sessions, xDS, status, health, reflection): IP:PORT (port 0: a free one),
-    /// localhost:PORT (127.0.0.1 and [::1]) or unix:/path; may be given several times
+    /// localhost:PORT (127.0.0.1 and ::1) or unix:/path; may be given several times
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     pub listen: Vec<ListenAddr>,
 
@@ -45,7 +45,7 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddr {
     Tcp(SocketAddr),
-    /// 127.0.0.1 and, where the host has it, [::1], with the same port.
+    /// 127.0.0.1 and, where the host has it, `[::1]`, with the same port.
     Localhost(u16),
     Unix(PathBuf),
 }

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -41,12 +41,23 @@ pub struct Client {
     pub address: String,
     pub variant: &'static str,
     session: Mutex<Session>,
+    /// Its stream has ended.
+    gone: AtomicBool,
 }
 
 impl Client {
     /// Short and without waiting.
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         lock(&self.session)
+    }
+
+    /// It uses the service and has not acknowledged its state at this revision.
+    fn is_behind(&self, service: &str, revision: u64) -> bool {
+        let session = self.session();
+        let acknowledged = session
+            .subscription(Kind::Endpoint)
+            .acknowledged_at(service, revision);
+        acknowledged == Some(false) && !self.gone.load(Ordering::Relaxed)
     }
 }
 
@@ -89,6 +100,7 @@ impl Clients {
             address,
             variant,
             session: Mutex::new(session),
+            gone: AtomicBool::new(false),
         });
         connected.insert(id, Arc::clone(&client));
         Ok(Membership {
@@ -119,34 +131,42 @@ impl Clients {
         statuses
     }
 
-    /// Node ids of the clients that use a service and have not acknowledged its state at a revision.
-    fn behind(&self, service: &str, revision: u64) -> Vec<String> {
+    /// Looks at one client at a time, so that a thousand acknowledgements cost a thousand looks; and once more at
+    /// all in the end, for those that connected meanwhile.
+    async fn all_acknowledge(&self, service: &str, revision: u64) {
+        let mut progress = self.0.progress.subscribe();
+        loop {
+            let mut behind = self.behind(service, revision);
+            if behind.is_empty() {
+                return;
+            }
+            while let Some(client) = behind.pop() {
+                while client.is_behind(service, revision) {
+                    // The sender lives in `self`: it cannot fail.
+                    let _ = progress.changed().await;
+                }
+            }
+        }
+    }
+
+    /// The clients that use a service and have not acknowledged its state at a revision.
+    fn behind(&self, service: &str, revision: u64) -> Vec<Arc<Client>> {
         let connected = self.connected();
         // A proxy's node id is its own: where it has two streams, the older one is dead and not yet noticed.
-        let newest: HashMap<&str, &Arc<Client>> = connected
+        let newest: HashMap<String, Arc<Client>> = connected
             .iter()
             .filter(|client| client.node.role == "proxy")
-            .map(|client| (client.node.id.as_str(), client))
+            .map(|client| (client.node.id.clone(), Arc::clone(client)))
             .collect();
-        let mut behind: Vec<String> = connected
-            .iter()
+        connected
+            .into_iter()
             .filter(|client| {
                 newest
-                    .get(client.node.id.as_str())
+                    .get(&client.node.id)
                     .is_none_or(|newest| Arc::ptr_eq(newest, client))
             })
-            .filter(|client| {
-                let session = client.session();
-                session
-                    .subscription(Kind::Endpoint)
-                    .acknowledged_at(service, revision)
-                    == Some(false)
-            })
-            .map(|client| client.node.id.clone())
-            .collect();
-        behind.sort_unstable();
-        behind.dedup();
-        behind
+            .filter(|client| client.is_behind(service, revision))
+            .collect()
     }
 }
 
@@ -160,19 +180,15 @@ impl Removals for Clients {
         let clients = self.clone();
         let service = instance.service.to_string();
         Box::pin(async move {
-            let mut progress = clients.0.progress.subscribe();
-            let waited = tokio::time::timeout(max_wait, async {
-                // Marked as seen first, then looked: no progress falls between.
-                while !clients.behind(&service, revision.0).is_empty() {
-                    if progress.changed().await.is_err() {
-                        return;
-                    }
-                }
-            });
-            match waited.await {
-                Ok(()) => Vec::new(),
-                Err(_) => clients.behind(&service, revision.0),
+            let all = clients.all_acknowledge(&service, revision.0);
+            if tokio::time::timeout(max_wait, all).await.is_ok() {
+                return Vec::new();
             }
+            let behind = clients.behind(&service, revision.0);
+            let mut names: Vec<_> = behind.iter().map(|client| client.node.id.clone()).collect();
+            names.sort_unstable();
+            names.dedup();
+            names
         })
     }
 }
@@ -187,6 +203,7 @@ pub(super) struct Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         lock(&self.clients.0.connected).remove(&self.id);
+        self.client.gone.store(true, Ordering::Relaxed);
         self.clients.progressed();
     }
 }

@@ -19,7 +19,7 @@ pub use clients::{Client, ClientStatus, Clients, KindStatus, TooManyClients};
 pub use lens::Lens;
 pub use metrics::Metrics;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
-pub use service::{Ads, service};
+pub use service::{Ads, DESCRIPTOR_SET, service};
 pub use session::{Heard, Session, Variant};
 pub use subscription::{MAX_NAME_BYTES, MAX_NAMES, MAX_RESPONSE_BYTES, Subscription, Violation};
 pub use {delta::Delta, sotw::Sotw};

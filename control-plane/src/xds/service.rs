@@ -28,6 +28,9 @@ use super::{
 };
 use crate::{registry::Registry, snapshot::Publisher};
 
+/// What reflection says of the service: a serialized `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ads.bin"));
+
 /// The service. Clones share the clients and the snapshots.
 #[derive(Clone)]
 pub struct Ads(Arc<Inner>);

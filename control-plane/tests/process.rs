@@ -1,0 +1,286 @@
+//! heddle-control as a process: what it says, where it answers, how it refuses to start and how it stops.
+
+// clippy.toml allows these in test functions; here are their helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+};
+
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+fn command(store: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heddle-control"));
+    if !options.contains(&"--store") {
+        command.args(["--store", &format!("embedded:{}", store.display())]);
+    }
+    command
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Killed when the test ends, whatever happened.
+struct Control {
+    child: Child,
+    ready: String,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Control {
+    fn start(store: &Path, options: &[&str]) -> Self {
+        let mut child = command(store, options).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        stdout.read_line(&mut ready).unwrap();
+        assert!(ready.starts_with("heddle-control ready: "), "{ready:?}");
+        Self {
+            child,
+            ready: ready.trim().to_owned(),
+            _stdout: stdout,
+        }
+    }
+
+    /// The value of one key of the ready line.
+    fn value(&self, key: &str) -> &str {
+        let (_, pairs) = self.ready.split_once(": ").unwrap();
+        let mut pairs = pairs.split(", ").filter_map(|pair| pair.split_once(' '));
+        pairs.find(|(found, _)| *found == key).unwrap().1
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.value("http")).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Its exit code after SIGTERM.
+    fn terminate(mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+
+/// One line on stderr, code 2, nothing on stdout.
+fn refusal(store: &Path, options: &[&str]) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command(store, options).output().unwrap();
+    assert_eq!(status.code(), Some(2));
+    assert!(stdout.is_empty());
+    let text = String::from_utf8(stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim().to_owned()
+}
+
+#[test]
+fn it_answers_http_once_it_is_ready_and_stops_on_sigterm() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("a/new/folder/control.redb");
+    let control = Control::start(&store, &FREE);
+    assert_eq!(
+        control.value("store"),
+        format!("embedded:{}", store.display())
+    );
+    assert!(control.get("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(control.get("/healthz").ends_with("ok\n"));
+    let metrics = control.get("/metrics");
+    for line in [
+        "heddle_xds_clients 0",
+        "heddle_registry_revision 1",
+        "heddle_xds_encodes_total{type=\"endpoint\"} 0",
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} in {metrics}"
+        );
+    }
+    assert!(control.get("/").starts_with("HTTP/1.1 404"));
+    assert_eq!(control.terminate(), Some(0));
+    // The store is closed: the next process takes it.
+    assert_eq!(Control::start(&store, &FREE).terminate(), Some(0));
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_one_line_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let running = Control::start(&store, &FREE);
+    let other = folder.path().join("other");
+    let taken = running.value("grpc");
+    let said = refusal(&other, &["--listen", taken, "--http", "127.0.0.1:0"]);
+    assert_eq!(
+        said,
+        format!(
+            "error: --listen {taken}: the port is in use; stop the process that has it, or choose another \
+             one with --listen IP:PORT"
+        )
+    );
+    let said = refusal(&other, &["--listen", "127.0.0.1:0", "--http", taken]);
+    assert!(
+        said.starts_with(&format!("error: --http {taken}: the port is in use")),
+        "{said}"
+    );
+    let said = refusal(&store, &FREE);
+    assert!(said.contains("in use by another process"), "{said}");
+    let said = refusal(&other, &["--store", "etcd:http://127.0.0.1:2379"]);
+    assert!(
+        said.contains("comes with the replicated control plane"),
+        "{said}"
+    );
+    let said = refusal(&other, &["--renew-interval", "9s"]);
+    assert!(said.contains("--lease-ttl"), "{said}");
+    assert!(
+        running.get("/readyz").starts_with("HTTP/1.1 200"),
+        "and nothing else was disturbed"
+    );
+}
+
+#[test]
+fn it_listens_on_several_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("grpc.sock");
+    let unix = format!("unix:{}", socket.display());
+    let options = [
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        &unix,
+        "--http",
+        "localhost:0",
+    ];
+    let control = Control::start(&folder.path().join("store"), &options);
+    let addresses: Vec<_> = control.value("grpc").split('+').collect();
+    assert_eq!((addresses.len(), addresses[1]), (2, unix.as_str()));
+    for address in control.value("http").split('+') {
+        assert!(TcpStream::connect(address).is_ok(), "{address}");
+    }
+    assert!(socket.exists());
+    let said = refusal(
+        &folder.path().join("other"),
+        &["--listen", &unix, "--http", "127.0.0.1:0"],
+    );
+    assert!(
+        said.contains("another process answers on this socket"),
+        "{said}"
+    );
+    assert_eq!(control.terminate(), Some(0));
+    assert!(!socket.exists(), "its file goes with it");
+}
+
+#[tokio::test]
+async fn health_and_reflection_know_every_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::start(&folder.path().join("store"), &FREE);
+    let address = format!("http://{}", control.value("grpc"));
+    let channel = tonic::transport::Endpoint::from_shared(address)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut reflection = ServerReflectionClient::new(channel.clone());
+    let ask = |message| ServerReflectionRequest {
+        message_request: Some(message),
+        ..Default::default()
+    };
+    let list = tokio_stream::iter([ask(MessageRequest::ListServices(String::new()))]);
+    let mut answers = reflection
+        .server_reflection_info(list)
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .message_response
+        .unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else {
+        panic!("{answer:?}")
+    };
+    let mut names: Vec<String> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+            "heddle.control.v1.NodeSession",
+            "heddle.registry.v1.Registry",
+            "heddle.status.v1.MeshStatus",
+        ]
+    );
+    let symbols: Vec<_> = names
+        .iter()
+        .map(|name| ask(MessageRequest::FileContainingSymbol(name.clone())))
+        .collect();
+    let asked = reflection
+        .server_reflection_info(tokio_stream::iter(symbols))
+        .await;
+    let mut answers = asked.unwrap().into_inner();
+    for name in &names {
+        let answer = answers
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .message_response
+            .unwrap();
+        assert!(
+            matches!(answer, MessageResponse::FileDescriptorResponse(_)),
+            "{name}: {answer:?}"
+        );
+    }
+    let mut health = HealthClient::new(channel);
+    for name in names
+        .iter()
+        .filter(|name| !name.starts_with("grpc."))
+        .chain([&String::new()])
+    {
+        let request = HealthCheckRequest {
+            service: name.clone(),
+        };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status().as_str_name(), "SERVING", "{name}");
+    }
+}
