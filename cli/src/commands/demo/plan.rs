@@ -180,9 +180,13 @@ pub(crate) fn check_ports(options: &Options) -> Result<(), String> {
     if options.free_ports {
         return Ok(());
     }
-    let control = CONTROL
-        .iter()
-        .map(|&(word, port)| (word, "control plane", port));
+    let control = CONTROL.iter().map(|&(word, port)| {
+        (
+            if word == "listen" { "grpc" } else { word },
+            "the control plane",
+            port,
+        )
+    });
     let node = FIRST_NODE
         .iter()
         .map(|&(word, port)| (word, NODES[0], port));
@@ -194,7 +198,7 @@ pub(crate) fn refuse_taken(
 ) -> Result<(), String> {
     let taken: Vec<String> = ports
         .filter(|&(_, _, port)| in_use(port))
-        .map(|(word, whose, port)| format!("{port} ({word} of the {whose})"))
+        .map(|(word, whose, port)| format!("{port} ({word} of {whose})"))
         .collect();
     match taken.as_slice() {
         [] => Ok(()),

@@ -130,9 +130,9 @@ impl Stage {
         addresses.nodes = self.start_nodes(options, data, addresses.control).await?;
         self.start_instances(options, &addresses.nodes).await?;
         self.first_calls(&addresses.nodes).await?;
+        heddle_options::ready(&tell::ready(&addresses));
         self.teller
             .say(&tell::guide(&addresses, options.instances, &own_name()));
-        heddle_options::ready(&tell::ready(&addresses));
         self.keep_calling(options, &addresses.nodes).await
     }
 

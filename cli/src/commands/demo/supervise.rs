@@ -156,7 +156,7 @@ impl Keeper {
                 Ok(process) => process,
                 Err(why) => {
                     return self
-                        .give_up(format!("cannot start the {}: {why}", self.part.name))
+                        .give_up(format!("cannot start {}: {why}", self.part.name))
                         .await;
                 }
             };
@@ -253,9 +253,7 @@ impl Keeper {
             lines => format!("it said: {}", lines.join(" | ")),
         };
         if matches!(*self.state.borrow(), State::Starting) {
-            return Some(format!(
-                "the {name} ended ({how}) before it was ready; {said}"
-            ));
+            return Some(format!("{name} ended ({how}) before it was ready; {said}"));
         }
         let now = Instant::now();
         self.deaths.push_back(now);
@@ -263,7 +261,7 @@ impl Keeper {
             .retain(|&at| now.duration_since(at) < DEATHS_WITHIN);
         (self.deaths.len() >= DEATHS).then(|| {
             format!(
-                "the {name} ended {DEATHS} times within {} s, last by {how}; {said}",
+                "{name} ended {DEATHS} times within {} s, last by {how}; {said}",
                 DEATHS_WITHIN.as_secs()
             )
         })

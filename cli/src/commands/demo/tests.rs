@@ -94,7 +94,7 @@ fn a_ready_line_is_taken_apart() {
 fn ports_in_use_are_one_line_with_the_remedy() {
     let held = TcpListener::bind(at(0)).unwrap();
     let port = held.local_addr().unwrap().port();
-    let fault = refuse_taken([("http", "control plane", port)].into_iter()).unwrap_err();
+    let fault = refuse_taken([("http", "the control plane", port)].into_iter()).unwrap_err();
     assert_eq!(
         fault,
         format!(
@@ -104,7 +104,7 @@ fn ports_in_use_are_one_line_with_the_remedy() {
     );
     let fault = refuse_taken([("a", "x", port), ("b", "y", port)].into_iter()).unwrap_err();
     assert!(fault.starts_with(&format!(
-        "ports {port} (a of the x), {port} (b of the y) are in use"
+        "ports {port} (a of x), {port} (b of y) are in use"
     )));
     assert_eq!(check_ports(&options("--free-ports")), Ok(()));
 }

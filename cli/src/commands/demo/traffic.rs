@@ -18,7 +18,7 @@ use tokio::{
 };
 use tonic::{
     Request, Status,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 
 use crate::client::innermost;
@@ -79,12 +79,14 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Calls name the service: another one that implements Echo too (somebody tries `heddle run`) does not get in the way.
 fn client(outbound: SocketAddr) -> Result<EchoClient<Channel>, String> {
     let endpoint =
         Endpoint::from_shared(format!("http://{outbound}")).map_err(|why| why.to_string())?;
-    Ok(EchoClient::new(
-        endpoint.connect_timeout(CALL_WITHIN).connect_lazy(),
-    ))
+    let endpoint = endpoint
+        .connect_timeout(CALL_WITHIN)
+        .origin(Uri::from_static("http://heddle-echo"));
+    Ok(EchoClient::new(endpoint.connect_lazy()))
 }
 
 /// Waits until a call through `outbound` succeeds; gives the instance that answered, or the last failure.
