@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,6 +28,8 @@ struct Inner {
     revision: watch::Sender<Revision>,
     subscribers: Mutex<Vec<Weak<Mailbox>>>,
     node_watches: Mutex<HashMap<String, watch::Sender<Option<Node>>>>,
+    /// When each node whose session is here was heard of last; bounded by the nodes that are alive.
+    beats: Mutex<HashMap<String, Instant>>,
 }
 
 impl Registry {
@@ -45,6 +47,7 @@ impl Registry {
             view: RwLock::new(view),
             subscribers: Mutex::default(),
             node_watches: Mutex::default(),
+            beats: Mutex::default(),
         }));
         let stop = registry.options().stop.clone();
         tokio::spawn(
@@ -107,6 +110,29 @@ impl Registry {
             .or_insert_with(|| watch::Sender::new(None));
         sender.send_replace(now);
         sender.subscribe()
+    }
+
+    /// The node was heard of.
+    pub(super) fn on_beat(&self, node: &str, now: Instant) {
+        lock(&self.0.beats).insert(node.to_owned(), now);
+    }
+
+    /// How many nodes hold their lease, have something to lose, and missed a beat as far as this replica knows.
+    pub(super) fn overdue(&self, now: Instant) -> usize {
+        let late = self.options().renew_interval * 3 / 2;
+        self.read(|view| {
+            let mut beats = lock(&self.0.beats);
+            beats.retain(|name, _| view.node(name).is_some_and(|node| node.alive));
+            let is_late = |name: &str| {
+                beats
+                    .get(name)
+                    .is_none_or(|at| now.saturating_duration_since(*at) > late)
+            };
+            let alive = view
+                .nodes()
+                .filter(|node| node.alive && view.instances_on(&node.name) > 0);
+            alive.filter(|node| is_late(&node.name)).count()
+        })
     }
 
     #[must_use]

@@ -37,7 +37,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// Names one instance in the whole mesh; written "<node>/<service>.<namespace>/<id>".
+/// Names one instance in the whole mesh; written `<node>/<service>.<namespace>/<id>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
     pub node: Arc<str>,

@@ -38,7 +38,8 @@ pub(super) async fn run(registry: Registry) {
             }
             () = due => {}
         }
-        for verdict in expiry.verdicts(now()) {
+        let overdue = registry.overdue(now());
+        for verdict in expiry.verdicts(now(), overdue) {
             carry_out(&registry, verdict).await;
         }
     }

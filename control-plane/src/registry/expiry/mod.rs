@@ -42,6 +42,7 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 struct Lapsed {
     suspect: bool,
+    since: Instant,
     /// When the next verdict is due.
     due: Instant,
 }
@@ -50,7 +51,7 @@ struct Lapsed {
 pub(crate) struct Expiry {
     options: ExpiryOptions,
     ttl: Duration,
-    /// How long a lapsed node waits for others to lapse: they renew at different times within one interval.
+    /// How long a lapsed node waits for others that are overdue: they renew at different times within one interval.
     settle: Duration,
     alive: BTreeSet<Arc<str>>,
     lapsed: BTreeMap<Arc<str>, Lapsed>,
@@ -91,18 +92,17 @@ impl Expiry {
                 if was_alive || !suspect {
                     self.recent.push_back((now, Arc::clone(node)));
                 }
-                let wait = match suspect {
-                    true => self.options.suspect_for,
-                    false if self.mass_is_possible() => self.settle,
-                    false => Duration::ZERO,
+                let wait = if suspect {
+                    self.options.suspect_for
+                } else {
+                    Duration::ZERO
                 };
-                self.lapsed.insert(
-                    Arc::clone(node),
-                    Lapsed {
-                        suspect,
-                        due: now + wait,
-                    },
-                );
+                let lapsed = Lapsed {
+                    suspect,
+                    since: now,
+                    due: now + wait,
+                };
+                self.lapsed.insert(Arc::clone(node), lapsed);
             }
         }
     }
@@ -118,17 +118,24 @@ impl Expiry {
         self.lapsed.values().map(|lapsed| lapsed.due).min()
     }
 
-    pub(crate) fn verdicts(&mut self, now: Instant) -> Vec<Verdict> {
-        while self
-            .recent
-            .front()
-            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > self.ttl)
-        {
+    /// What is due. `overdue` nodes hold their lease but have missed a beat, as far as is known: if they could make
+    /// it a mass lapse, a lapsed node waits a little for them.
+    pub(crate) fn verdicts(&mut self, now: Instant, overdue: usize) -> Vec<Verdict> {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
+        while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
             self.recent.pop_front();
         }
         let (gone, mesh) = (self.recent.len(), self.mesh());
-        let mass =
-            gone >= self.options.mass_nodes && gone * 100 >= mesh * self.options.mass_percent;
+        let mass = self.is_mass(gone);
+        let settle = self.settle;
+        if !mass && self.is_mass(gone + overdue) {
+            let waiting = |lapsed: &&mut Lapsed| !lapsed.suspect && now < lapsed.since + settle;
+            for lapsed in self.lapsed.values_mut().filter(waiting) {
+                lapsed.due = lapsed
+                    .due
+                    .max((now + settle / 8).min(lapsed.since + settle));
+            }
+        }
         let ttl = self.ttl;
         let suspect_for = self.options.suspect_for;
         let due = self
@@ -164,8 +171,8 @@ impl Expiry {
         self.alive.len() + self.recent.len()
     }
 
-    fn mass_is_possible(&self) -> bool {
-        self.mesh() >= self.options.mass_nodes
+    fn is_mass(&self, gone: usize) -> bool {
+        gone >= self.options.mass_nodes && gone * 100 >= self.mesh() * self.options.mass_percent
     }
 }
 

@@ -6,6 +6,8 @@ const RENEW: Duration = Duration::from_secs(3);
 struct Mesh {
     expiry: Expiry,
     start: Instant,
+    /// Nodes that have missed a beat.
+    overdue: usize,
 }
 
 impl Mesh {
@@ -17,6 +19,7 @@ impl Mesh {
         Self {
             expiry,
             start: Instant::now(),
+            overdue: 0,
         }
     }
 
@@ -32,7 +35,7 @@ impl Mesh {
     /// The verdicts at a time, as "remove 3" or "suspect 3"; each is carried out.
     fn verdicts(&mut self, seconds: u64) -> Vec<String> {
         let at = self.at(seconds);
-        let verdicts = self.expiry.verdicts(at);
+        let verdicts = self.expiry.verdicts(at, self.overdue);
         verdicts
             .into_iter()
             .map(|verdict| match verdict {
@@ -54,45 +57,67 @@ fn name(node: usize) -> Arc<str> {
 }
 
 #[test]
-fn a_single_node_is_removed_after_others_had_time_to_lapse_too() {
+fn a_single_node_is_removed_at_once_while_the_others_beat() {
     let mut mesh = Mesh::new(10);
     mesh.lapse(4, 0);
-    assert_eq!(mesh.verdicts(2), [""; 0]);
-    assert_eq!(mesh.expiry.next(), Some(mesh.at(3)));
-    assert_eq!(mesh.verdicts(3), ["remove 4"]);
+    assert_eq!(mesh.verdicts(0), ["remove 4"]);
     assert_eq!(mesh.expiry.next(), None);
 }
 
 #[test]
-fn a_mesh_too_small_for_a_mass_lapse_does_not_wait() {
-    let mut mesh = Mesh::new(2);
-    mesh.lapse(0, 0);
-    assert_eq!(mesh.verdicts(0), ["remove 0"]);
+fn it_waits_while_others_that_missed_a_beat_could_follow() {
+    let mut mesh = Mesh::new(10);
+    mesh.overdue = 1;
+    mesh.lapse(4, 0);
+    assert_eq!(
+        mesh.verdicts(0),
+        ["remove 4"],
+        "two of ten would be no mass"
+    );
+    mesh.overdue = 5;
+    mesh.lapse(5, 1);
+    assert_eq!(mesh.verdicts(1), [""; 0]);
+    assert!(
+        mesh.expiry.next().unwrap() < mesh.at(2),
+        "it is looked at again soon"
+    );
+    assert_eq!(mesh.verdicts(3), [""; 0]);
+    assert_eq!(mesh.verdicts(4), ["remove 5"], "one interval is enough");
+    mesh.lapse(6, 5);
+    assert_eq!(mesh.verdicts(5), ["suspect 6"], "the third makes it a mass");
+
+    let mut mesh = Mesh::new(10);
+    mesh.overdue = 5;
+    mesh.lapse(4, 0);
+    assert_eq!(mesh.verdicts(0), [""; 0]);
+    mesh.overdue = 0;
+    assert_eq!(mesh.verdicts(1), ["remove 4"], "the others beat again");
 }
 
 #[test]
 fn many_that_lapse_together_become_suspect() {
     let mut mesh = Mesh::new(10);
-    for (node, at) in [(0, 0), (1, 1), (2, 2)] {
-        mesh.lapse(node, at);
-    }
-    assert_eq!(mesh.verdicts(3), ["suspect 0"]);
-    assert_eq!(mesh.verdicts(5), ["suspect 1", "suspect 2"]);
+    mesh.overdue = 10;
+    mesh.lapse(0, 0);
+    assert_eq!(mesh.verdicts(0), [""; 0]);
+    mesh.lapse(1, 1);
+    assert_eq!(mesh.verdicts(1), [""; 0]);
+    mesh.lapse(2, 2);
+    assert_eq!(mesh.verdicts(2), ["suspect 0", "suspect 1", "suspect 2"]);
     mesh.lapse(3, 6);
     assert_eq!(
-        mesh.verdicts(9),
+        mesh.verdicts(6),
         ["suspect 3"],
         "it belongs to the same cut"
     );
     mesh.expiry.on_alive(&name(1));
-    assert_eq!(mesh.verdicts(602), [""; 0]);
+    assert_eq!(mesh.verdicts(601), [""; 0]);
     assert_eq!(
-        mesh.verdicts(603),
-        ["remove 0"],
+        mesh.verdicts(602),
+        ["remove 0", "remove 2"],
         "10 min after it became suspect"
     );
-    assert_eq!(mesh.verdicts(605), ["remove 2"]);
-    assert_eq!(mesh.verdicts(609), ["remove 3"]);
+    assert_eq!(mesh.verdicts(606), ["remove 3"]);
 }
 
 #[test]
@@ -130,8 +155,8 @@ fn a_verdict_that_was_not_carried_out_comes_again() {
     let mut mesh = Mesh::new(1);
     mesh.lapse(0, 0);
     let now = mesh.at(0);
-    assert_eq!(mesh.expiry.verdicts(now).len(), 1);
-    assert_eq!(mesh.expiry.verdicts(now).len(), 0);
+    assert_eq!(mesh.expiry.verdicts(now, 0).len(), 1);
+    assert_eq!(mesh.expiry.verdicts(now, 0).len(), 0);
     assert_eq!(mesh.expiry.next(), Some(now + RETRY));
     assert_eq!(mesh.verdicts(2), ["remove 0"]);
 }

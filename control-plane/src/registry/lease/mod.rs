@@ -134,6 +134,9 @@ impl NodeLease {
             // It runs out by itself; no key hangs on it.
             tracing::debug!(%error, "an unused lease was not revoked");
         }
+        if result.succeeded {
+            registry.on_beat(&record.name, now());
+        }
         Ok(result.succeeded.then(|| Self {
             registry: registry.clone(),
             node: record.name,
@@ -223,8 +226,12 @@ impl NodeLease {
     /// The node lives.
     pub async fn beat(&self) -> Result<(), LeaseError> {
         match self.registry.store().keep_alive(self.lease).await {
+            Ok(()) => {
+                self.registry.on_beat(&self.node, now());
+                Ok(())
+            }
             Err(StoreError::LeaseNotFound(_)) => Err(self.why_lost().await?),
-            result => Ok(result?),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -291,6 +298,10 @@ impl NodeLease {
             None => Ok(LeaseError::Lapsed { node }),
         }
     }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use heddle_proto::control::v1::{
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
 
 use super::{Answer, End, Session, missing, stopping};
 use crate::{
@@ -50,7 +50,8 @@ impl NodeSession for Sessions {
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
         let peer = request.remote_addr();
-        let loopback = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        let local = request.extensions().get::<UdsConnectInfo>().is_some();
+        let loopback = local || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
         let (answers, out) = mpsc::channel(ANSWERS);
         let opening = Opening {
             registry: self.registry.clone(),
