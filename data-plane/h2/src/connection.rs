@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::abuse::{Abuse, Bucket};
 use crate::control::Sweep;
 use crate::error::{ConnectionError, ErrorCode};
-use crate::event::Drained;
+use crate::event::{Drained, Token};
 use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
 use crate::frame::{MAX_31, PREFACE};
 use crate::hpack::{Decoder, Encoder};
@@ -17,7 +17,7 @@ use crate::message::Block;
 use crate::output::Output;
 use crate::recv::Reading;
 use crate::settings::{Config, DEFAULT_WINDOW, Peer};
-use crate::stream::{Pending, Stream};
+use crate::stream::Pending;
 use crate::streams::{End, Streams};
 
 /// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
@@ -389,14 +389,14 @@ impl Connection {
             + self.pool.capacity() * size_of::<Box<Pending>>()
     }
 
-    /// Takes a stream out and its queue with it.
-    pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Stream> {
-        let mut stream = self.streams.remove(id, how)?;
-        if let Some(pending) = stream.pending.take() {
+    /// Takes a stream out and its queue with it; says by what name the shell knew it.
+    pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Token> {
+        let removed = self.streams.remove(id, how)?;
+        if let Some(pending) = removed.pending {
             self.pending_bytes = self.pending_bytes.saturating_sub(pending.len());
             self.give_back(pending);
         }
-        Some(stream)
+        Some(removed.token)
     }
 
     /// A queue that is not needed any more serves the next stream.

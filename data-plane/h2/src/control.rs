@@ -6,7 +6,7 @@
 use crate::abuse::SETTINGS_PER_FRAME;
 use crate::connection::{Connection, DRAIN_PING, PROBE_PING};
 use crate::error::{ConnectionError, ErrorCode, Initiator};
-use crate::event::Event;
+use crate::event::{Event, StreamId};
 use crate::frame::{self, Head, flag};
 use crate::recv::{Answer, cost, take};
 use crate::settings::HEADER_TABLE_SIZE;
@@ -68,13 +68,13 @@ impl Connection {
         if self.is_server && !self.abuse.resets.take(1, self.now) {
             return Err(ConnectionError::calm("too many RST_STREAM frames"));
         }
-        let Some(stream) = self.drop_stream(id, End::Known) else {
+        let Some(token) = self.drop_stream(id, End::Known) else {
             self.charge(cost::ORDINARY)?;
             return Ok(None);
         };
         Ok(Some(Event::Reset {
-            stream: stream.id(),
-            token: stream.token,
+            stream: StreamId(id),
+            token,
             code,
             unprocessed: code == ErrorCode::REFUSED_STREAM,
             by: Initiator::Remote,
@@ -217,10 +217,10 @@ impl Connection {
             from: next,
             ..sweep
         });
-        let stream = self.drop_stream(id, End::ResetByUs)?;
+        let token = self.drop_stream(id, End::ResetByUs)?;
         Some(Event::Reset {
-            stream: stream.id(),
-            token: stream.token,
+            stream: StreamId(id),
+            token,
             code: ErrorCode::REFUSED_STREAM,
             unprocessed: true,
             by: Initiator::Remote,

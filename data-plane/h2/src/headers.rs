@@ -1,13 +1,120 @@
 //! Whether a decoded header list is a valid request, response or trailer section (RFC 9113 §8.2,
-//! §8.3; RFC 8441 for `:protocol`). A list comes in, what the machine must know of it goes out, or
-//! what is wrong with it. Sizes are judged before (HPACK), meaning after (the shell): neither may
-//! come in.
+//! §8.3; RFC 8441 for `:protocol`). Each field is judged by its bytes once, when a literal is
+//! decoded, and the HPACK tables keep the [`Nature`] with the entry; a list comes in with these, and
+//! what the machine must know of it goes out, or what is wrong with it. Sizes are judged before
+//! (HPACK), meaning after (the shell): neither may come in.
 
 use crate::Fields;
+use crate::fields::Marked;
 
 /// What is wrong with a list: the stream ends with PROTOCOL_ERROR (§8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
+
+/// What a field is, by its own bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Nature {
+    /// Nobody has looked.
+    #[default]
+    Unjudged,
+    /// Valid in any list, and nothing that the machine must look at.
+    Ordinary,
+    ContentLength,
+    Host,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    /// The path of OPTIONS for the server as a whole.
+    Asterisk,
+    Protocol,
+    Status,
+    /// Unknown, or of a value that it may not have.
+    BadPseudo,
+    BadName,
+    BadValue,
+    BadTe,
+    /// Fields that HTTP/2 does not know (§8.2.2).
+    ConnectionSpecific,
+}
+
+impl Nature {
+    /// Looks at every byte of a field.
+    pub(crate) const fn of(name: &[u8], value: &[u8]) -> Self {
+        if let [b':', ..] = name {
+            return Self::of_pseudo(name, value);
+        }
+        if name.is_empty() || !all_are(name, NAME) {
+            return Self::BadName;
+        }
+        if !is_value(value) {
+            return Self::BadValue;
+        }
+        match name {
+            b"te" => match value {
+                b"trailers" => Self::Ordinary,
+                _ => Self::BadTe,
+            },
+            b"content-length" => Self::ContentLength,
+            b"host" => Self::Host,
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
+            | b"upgrade" => Self::ConnectionSpecific,
+            _ => Self::Ordinary,
+        }
+    }
+
+    const fn of_pseudo(name: &[u8], value: &[u8]) -> Self {
+        match name {
+            b":method" if all_are(value, TOKEN) && !value.is_empty() => Self::Method,
+            b":scheme" if is_scheme(value) => Self::Scheme,
+            b":authority" if all_are(value, AUTHORITY) => Self::Authority,
+            b":path" => match value {
+                [b'/', rest @ ..] if all_are(rest, PATH) => Self::Path,
+                b"*" => Self::Asterisk,
+                _ => Self::BadPseudo,
+            },
+            b":protocol" if all_are(value, TOKEN) && !value.is_empty() => Self::Protocol,
+            b":status" => Self::Status,
+            _ => Self::BadPseudo,
+        }
+    }
+
+    fn of_field(field: &Marked<'_>) -> Self {
+        match field.marks.nature {
+            Self::Unjudged => Self::of(field.name(), field.value()),
+            known => known,
+        }
+    }
+
+    fn is_pseudo(self) -> bool {
+        matches!(
+            self,
+            Self::Method
+                | Self::Scheme
+                | Self::Authority
+                | Self::Path
+                | Self::Asterisk
+                | Self::Protocol
+                | Self::Status
+                | Self::BadPseudo
+        )
+    }
+
+    /// Why a list with this field is malformed, whatever the list is.
+    #[cold]
+    fn fault(self) -> Malformed {
+        Malformed(match self {
+            Self::BadName => "field name is empty or holds a byte that it may not",
+            Self::BadTe => "te is something else than trailers",
+            Self::ConnectionSpecific => "connection-specific field",
+            Self::BadValue => "field value holds NUL, CR or LF, or starts or ends with white space",
+            _ => {
+                "pseudo-header field that is late, unknown, of a bad value or of another kind of list"
+            }
+        })
+    }
+}
 
 /// What the machine must know of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +129,15 @@ pub(crate) struct Response {
     pub(crate) content_length: Option<u64>,
 }
 
-/// Pseudo-header fields of a request as they are met.
+/// Pseudo-header fields of a request as they are met. Those that are there are valid.
 #[derive(Default)]
 struct Pseudo<'a> {
     method: Option<&'a [u8]>,
-    scheme: Option<&'a [u8]>,
     authority: Option<&'a [u8]>,
-    path: Option<&'a [u8]>,
-    protocol: Option<&'a [u8]>,
+    scheme: bool,
+    path: bool,
+    asterisk: bool,
+    protocol: bool,
 }
 
 /// What regular fields say of the message.
@@ -41,32 +149,25 @@ struct Regular<'a> {
 
 pub(crate) fn request(fields: &Fields, connect_protocol: bool) -> Result<Request, Malformed> {
     let mut pseudo = Pseudo::default();
-    let mut regular = Regular::default();
-    let mut any_regular = false;
-    for field in fields.iter() {
-        if field.name.first() == Some(&b':') {
-            if any_regular {
-                return Err(LATE_PSEUDO);
-            }
-            let place = match field.name {
-                b":method" => &mut pseudo.method,
-                b":scheme" => &mut pseudo.scheme,
-                b":authority" => &mut pseudo.authority,
-                b":path" => &mut pseudo.path,
-                b":protocol" if connect_protocol => &mut pseudo.protocol,
-                _ => return Err(Malformed("unknown pseudo-header field in a request")),
-            };
-            if place.replace(field.value).is_some() {
-                return Err(Malformed("pseudo-header field stands twice"));
-            }
-            if !is_value(field.value) {
-                return Err(BAD_VALUE);
-            }
-        } else {
-            any_regular = true;
-            regular.take(field.name, field.value)?;
+    let mut fields = fields.iter_marked();
+    let regular = loop {
+        let Some(field) = fields.next() else {
+            break Regular::default();
+        };
+        let twice = match Nature::of_field(&field) {
+            Nature::Method => pseudo.method.replace(field.value()).is_some(),
+            Nature::Authority => pseudo.authority.replace(field.value()).is_some(),
+            Nature::Scheme => std::mem::replace(&mut pseudo.scheme, true),
+            Nature::Path => std::mem::replace(&mut pseudo.path, true) || pseudo.asterisk,
+            Nature::Asterisk => std::mem::replace(&mut pseudo.asterisk, true) || pseudo.path,
+            Nature::Protocol if connect_protocol => std::mem::replace(&mut pseudo.protocol, true),
+            nature if nature.is_pseudo() => return Err(nature.fault()),
+            _ => break regular(Some(field).into_iter().chain(fields))?,
+        };
+        if twice {
+            return Err(TWICE);
         }
-    }
+    };
     pseudo.check()?;
     if let (Some(authority), Some(host)) = (pseudo.authority, regular.host)
         && !authority.eq_ignore_ascii_case(host)
@@ -79,116 +180,71 @@ pub(crate) fn request(fields: &Fields, connect_protocol: bool) -> Result<Request
 }
 
 impl Pseudo<'_> {
+    /// Whether all are there that must be, and no other (§8.3.1, §8.5, RFC 8441 §4).
     fn check(&self) -> Result<(), Malformed> {
         let method = self.method.ok_or(Malformed("request without :method"))?;
-        if method.is_empty() || !method.iter().all(|&byte| is_token(byte)) {
-            return Err(Malformed(":method is not a token"));
-        }
-        if let Some(authority) = self.authority
-            && authority.iter().any(|byte| b"@/ ".contains(byte))
-        {
-            return Err(Malformed(
-                ":authority holds user information, a path or a space",
-            ));
-        }
-        let connect = method == b"CONNECT";
-        if connect && self.protocol.is_none() {
-            // §8.5: a plain CONNECT names its target and nothing else.
-            return match (self.scheme, self.path, self.authority) {
-                (None, None, Some([_, ..])) => Ok(()),
+        if method == b"CONNECT" && !self.protocol {
+            let alone = !self.scheme && !self.path && !self.asterisk;
+            return match self.authority {
+                Some([_, ..]) if alone => Ok(()),
                 _ => Err(Malformed("CONNECT must have :authority alone")),
             };
         }
-        if !connect && self.protocol.is_some() {
+        if self.protocol && method != b"CONNECT" {
             return Err(Malformed(":protocol without CONNECT"));
         }
-        match self.scheme {
-            Some([first, rest @ ..]) if first.is_ascii_alphabetic() && is_scheme(rest) => {}
-            _ => return Err(Malformed("request without a valid :scheme")),
+        if !self.scheme {
+            return Err(Malformed("request without :scheme"));
         }
-        match self.path {
-            Some([b'/', rest @ ..]) if is_path(rest) => Ok(()),
-            Some(b"*") if method == b"OPTIONS" => Ok(()),
-            _ => Err(Malformed("request without a valid :path")),
+        if self.path || (self.asterisk && method == b"OPTIONS") {
+            return Ok(());
         }
+        Err(Malformed("request without :path"))
     }
 }
 
 pub(crate) fn response(fields: &Fields) -> Result<Response, Malformed> {
-    let mut status = None;
-    let mut regular = Regular::default();
-    let mut any_regular = false;
-    for field in fields.iter() {
-        if field.name.first() == Some(&b':') {
-            if any_regular {
-                return Err(LATE_PSEUDO);
-            }
-            if field.name != b":status" {
-                return Err(Malformed("unknown pseudo-header field in a response"));
-            }
-            if status.replace(parse_status(field.value)?).is_some() {
-                return Err(Malformed("pseudo-header field stands twice"));
-            }
-        } else {
-            any_regular = true;
-            regular.take(field.name, field.value)?;
-        }
-    }
+    let mut fields = fields.iter_marked();
+    let status = match fields.next() {
+        Some(field) if Nature::of_field(&field) == Nature::Status => parse_status(field.value())?,
+        _ => return Err(Malformed("response does not start with :status")),
+    };
+    let regular = regular(fields)?;
     Ok(Response {
-        status: status.ok_or(Malformed("response without :status"))?,
+        status,
         content_length: regular.content_length,
     })
 }
 
 pub(crate) fn trailers(fields: &Fields) -> Result<(), Malformed> {
-    let mut regular = Regular::default();
-    for field in fields.iter() {
-        if field.name.first() == Some(&b':') {
-            return Err(Malformed("pseudo-header field in trailers"));
-        }
-        regular.take(field.name, field.value)?;
-    }
-    Ok(())
+    regular(fields.iter_marked()).map(|_| ())
 }
 
-impl<'a> Regular<'a> {
-    /// One regular field: name, value, and whether HTTP/2 knows no such field (§8.2.2).
-    #[inline]
-    fn take(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), Malformed> {
-        if !is_name(name) {
-            return Err(Malformed(
-                "field name is empty or holds a byte that it may not",
-            ));
-        }
-        if !is_value(value) {
-            return Err(BAD_VALUE);
-        }
-        match name {
-            b"te" if value != b"trailers" => {
-                return Err(Malformed("te is something else than trailers"));
-            }
-            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
-            | b"upgrade" => {
-                return Err(Malformed("connection-specific field"));
-            }
-            b"content-length" => {
-                let length = parse_length(value)?;
-                if self.content_length.replace(length).is_some() {
-                    return Err(Malformed("content-length stands twice"));
+/// The regular fields, all that is left of the list: no pseudo-header field may come any more.
+#[inline]
+fn regular<'a>(fields: impl Iterator<Item = Marked<'a>>) -> Result<Regular<'a>, Malformed> {
+    let mut regular = Regular::default();
+    for field in fields {
+        match Nature::of_field(&field) {
+            Nature::Ordinary => {}
+            Nature::ContentLength => {
+                let length = parse_length(field.value())?;
+                if regular.content_length.replace(length).is_some() {
+                    return Err(TWICE);
                 }
             }
-            b"host" if self.host.replace(value).is_some() => {
-                return Err(Malformed("host stands twice"));
+            Nature::Host => {
+                if regular.host.replace(field.value()).is_some() {
+                    return Err(TWICE);
+                }
             }
-            _ => {}
+            fault => return Err(fault.fault()),
         }
-        Ok(())
     }
+    Ok(regular)
 }
 
-const LATE_PSEUDO: Malformed = Malformed("pseudo-header field after a regular one");
-const BAD_VALUE: Malformed =
-    Malformed("field value holds NUL, CR or LF, or starts or ends with white space");
+const TWICE: Malformed = Malformed("field stands twice that may stand once");
 
 fn parse_status(value: &[u8]) -> Result<u16, Malformed> {
     match value {
@@ -211,71 +267,91 @@ fn parse_length(value: &[u8]) -> Result<u64, Malformed> {
     })
 }
 
-/// Which bytes may stand in what: bit 0 a field name (§8.2.1), bit 1 a token (RFC 9110 §5.6.2).
-const BYTES: [u8; 256] = {
+/// Which bytes may stand in what: names (§8.2.1), tokens (RFC 9110 §5.6.2), paths (§8.3.1, no
+/// fragment), authorities (no user information, nothing of a path), schemes (RFC 3986 §3.1).
+const NAME: u8 = 1;
+const TOKEN: u8 = 2;
+const PATH: u8 = 4;
+const AUTHORITY: u8 = 8;
+const SCHEME: u8 = 16;
+static BYTES: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
         #[allow(clippy::cast_possible_truncation)] // below 256
         let b = byte as u8;
-        let name = b > 0x20 && b < 0x7f && !b.is_ascii_uppercase() && b != b':';
-        let token = b.is_ascii_alphanumeric()
-            || matches!(
-                b,
-                b'!' | b'#'
-                    | b'$'
-                    | b'%'
-                    | b'&'
-                    | b'\''
-                    | b'*'
-                    | b'+'
-                    | b'-'
-                    | b'.'
-                    | b'^'
-                    | b'_'
-                    | b'`'
-                    | b'|'
-                    | b'~'
-            );
-        table[byte] = name as u8 | (token as u8) << 1;
+        let visible = b > 0x20 && b != 0x7f;
+        if visible && b < 0x7f && !b.is_ascii_uppercase() && b != b':' {
+            table[byte] |= NAME;
+        }
+        if visible && b != b'#' {
+            table[byte] |= PATH;
+        }
+        if visible && b != b'@' && b != b'/' {
+            table[byte] |= AUTHORITY;
+        }
+        if b.is_ascii_alphanumeric() {
+            table[byte] |= TOKEN | SCHEME;
+        }
+        if matches!(b, b'+' | b'-' | b'.') {
+            table[byte] |= TOKEN | SCHEME;
+        }
+        if matches!(
+            b,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'^' | b'_' | b'`' | b'|' | b'~'
+        ) {
+            table[byte] |= TOKEN;
+        }
         byte += 1;
     }
     table
 };
 
 #[inline]
-fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| BYTES[usize::from(byte)] & 1 != 0)
+const fn all_are(bytes: &[u8], class: u8) -> bool {
+    let mut rest = bytes;
+    let mut all = class;
+    while let [first, tail @ ..] = rest {
+        all &= BYTES[*first as usize];
+        rest = tail;
+    }
+    all != 0
 }
 
-fn is_token(byte: u8) -> bool {
-    BYTES[usize::from(byte)] & 2 != 0
-}
-
-fn is_scheme(rest: &[u8]) -> bool {
-    rest.iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
-}
-
-fn is_path(rest: &[u8]) -> bool {
-    rest.iter()
-        .all(|&byte| byte > 0x20 && byte != 0x7f && byte != b'#')
+const fn is_scheme(scheme: &[u8]) -> bool {
+    matches!(scheme, [first, ..] if first.is_ascii_alphabetic()) && all_are(scheme, SCHEME)
 }
 
 /// No NUL, CR or LF, no white space at the edges (§8.2.1). Eight bytes at a time: nearly no value
 /// holds a byte below 0x20 at all.
 #[inline]
-fn is_value(value: &[u8]) -> bool {
-    let white = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    if white(value.first()) || white(value.last()) {
+const fn is_value(value: &[u8]) -> bool {
+    if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value {
         return false;
     }
     const ONES: u64 = u64::MAX / 255;
-    let (words, rest) = value.as_chunks::<8>();
-    let low = words.iter().fold(0u64, |low, word| {
+    let (mut rest, mut low) = (value, 0);
+    while let Some((word, tail)) = rest.split_first_chunk::<8>() {
         let word = u64::from_le_bytes(*word);
-        low | (word.wrapping_sub(ONES * 0x20) & !word & (ONES * 0x80))
-    });
-    let low = low != 0 || rest.iter().any(|&byte| byte < 0x20);
-    !low || !value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+        low |= word.wrapping_sub(ONES * 0x20) & !word & (ONES * 0x80);
+        rest = tail;
+    }
+    let mut low = low != 0;
+    while let [first, tail @ ..] = rest {
+        low |= *first < 0x20;
+        rest = tail;
+    }
+    !low || has_no_break(value)
+}
+
+/// The rare value with a byte below 0x20: is it one that ends a line?
+const fn has_no_break(value: &[u8]) -> bool {
+    let mut rest = value;
+    while let [first, tail @ ..] = rest {
+        if matches!(*first, 0 | b'\r' | b'\n') {
+            return false;
+        }
+        rest = tail;
+    }
+    true
 }

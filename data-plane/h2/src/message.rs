@@ -231,7 +231,9 @@ impl Connection {
         }
         if decoded.end_stream {
             stream.recv = Half::Ended;
-            self.retire_if_over(id);
+            if stream.is_over() {
+                self.drop_stream(id, End::Known);
+            }
         }
         Ok(Some(announce(id, token, Kind::Response, decoded)))
     }
@@ -248,7 +250,9 @@ impl Connection {
         self.abuse.control.earn();
         stream.recv = Half::Ended;
         let token = stream.token;
-        self.retire_if_over(id);
+        if stream.is_over() {
+            self.drop_stream(id, End::Known);
+        }
         Ok(Some(announce(id, token, Kind::Trailers, decoded)))
     }
 }

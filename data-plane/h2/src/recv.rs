@@ -382,13 +382,13 @@ impl Connection {
             return Err(ConnectionError::calm("too many stream errors"));
         }
         self.answer_reset(id, code)?;
-        let Some(stream) = self.drop_stream(id, End::ResetByUs) else {
+        let Some(token) = self.drop_stream(id, End::ResetByUs) else {
             self.streams.remember(id, End::ResetByUs);
             return Ok(None);
         };
         Ok(Some(Event::Reset {
-            stream: stream.id(),
-            token: stream.token,
+            stream: StreamId(id),
+            token,
             code,
             unprocessed: false,
             by: Initiator::Local,

@@ -55,14 +55,12 @@ impl Connection {
         fields: &Fields,
         end_stream: bool,
     ) -> Result<(), Gone> {
-        let high_water = self.output.len() >= self.config.output_high_water;
         let stream = self.streams.get(stream.0).ok_or(Gone)?;
         let id = stream.id;
         match stream.send {
             Half::Headers => {
-                let informational = fields.status().is_some_and(|status| status < 200);
-                if informational {
-                    if !high_water {
+                if fields.status().is_some_and(|status| status < 200) {
+                    if self.output.len() < self.config.output_high_water {
                         self.write_headers(id, fields, false);
                     }
                     return Ok(());
@@ -71,13 +69,13 @@ impl Connection {
                     true => Half::Ended,
                     false => Half::Body,
                 };
+                let over = stream.is_over();
                 self.write_headers(id, fields, end_stream);
+                if over {
+                    self.drop_stream(id, End::Known);
+                }
             }
             Half::Body => match stream.pending.as_mut() {
-                Some(pending) if fields.is_empty() => {
-                    pending.then = Then::End;
-                    stream.send = Half::Closing;
-                }
                 Some(pending) => {
                     pending.trailers.clone_from(fields);
                     pending.then = Then::Trailers;
@@ -85,12 +83,15 @@ impl Connection {
                 }
                 None => {
                     stream.send = Half::Ended;
+                    let over = stream.is_over();
                     self.write_trailers(id, fields);
+                    if over {
+                        self.drop_stream(id, End::Known);
+                    }
                 }
             },
             Half::Closing | Half::Ended => return Err(Gone),
         }
-        self.retire_if_over(id);
         Ok(())
     }
 
@@ -297,8 +298,10 @@ impl Connection {
     fn end_send(&mut self, slot: Slot) {
         if let Some(stream) = self.streams.at(slot) {
             stream.send = Half::Ended;
-            let id = stream.id;
-            self.retire_if_over(id);
+            if stream.is_over() {
+                let id = stream.id;
+                self.drop_stream(id, End::Known);
+            }
         }
     }
 

@@ -4,7 +4,8 @@
 
 use std::collections::VecDeque;
 
-use crate::stream::Stream;
+use crate::event::Token;
+use crate::stream::{Pending, Stream};
 
 /// A place in the slab; only good until the stream there is removed.
 pub(crate) type Slot = u32;
@@ -95,18 +96,22 @@ impl Streams {
         self.index.insert(id, slot);
     }
 
-    /// Takes a stream out and remembers its id.
-    pub(crate) fn remove(&mut self, id: u32, how: End) -> Option<Stream> {
-        let slot = self.index.find(id)?;
-        self.unready(slot);
-        self.index.remove(id);
+    /// Takes a stream out and remembers its id. Its place is free from now on.
+    pub(crate) fn remove(&mut self, id: u32, how: End) -> Option<Removed> {
+        let slot = self.index.remove(id)?;
+        if self.ready.is_some() {
+            self.unready(slot);
+        }
         self.ended.push(id, how);
         let place = self.slots.get_mut(slot as usize)?;
-        let mut vacant = Stream::new(0, 0, 0, 0);
-        vacant.next = self.free;
+        place.id = 0;
+        place.next = self.free;
         self.free = slot;
         self.live -= 1;
-        Some(std::mem::replace(place, vacant))
+        Some(Removed {
+            token: place.token,
+            pending: place.pending.take(),
+        })
     }
 
     /// A stream that we ended without its ever being kept.
@@ -205,6 +210,12 @@ impl Streams {
     }
 }
 
+/// What is left of a stream that was taken out.
+pub(crate) struct Removed {
+    pub(crate) token: Token,
+    pub(crate) pending: Option<Box<Pending>>,
+}
+
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -300,21 +311,20 @@ impl Index {
     }
 
     /// Takes an id out and closes the gap, so that nothing behind it gets lost.
-    fn remove(&mut self, id: u32) {
+    fn remove(&mut self, id: u32) -> Option<Slot> {
         let mask = self.places.len().wrapping_sub(1);
         let mut at = self.home(id);
-        while self.places.get(at).is_some_and(|place| place.0 != id) {
-            if self.places.get(at).is_none_or(|place| place.0 == 0) {
-                return;
+        let slot = loop {
+            match *self.places.get(at)? {
+                (0, _) => return None,
+                (found, slot) if found == id => break slot,
+                _ => at = (at + 1) & mask,
             }
-            at = (at + 1) & mask;
-        }
+        };
         let mut gap = at;
         loop {
             at = (at + 1) & mask;
-            let Some(&place) = self.places.get(at) else {
-                return;
-            };
+            let place = *self.places.get(at)?;
             if place.0 == 0 {
                 break;
             }
@@ -331,5 +341,6 @@ impl Index {
             *target = (0, 0);
             self.used -= 1;
         }
+        Some(slot)
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::headers::Nature;
 
 fn sample() -> Fields {
     let mut fields = Fields::new();
@@ -74,6 +75,7 @@ fn set_takes_the_sensitive_mark_and_the_known_hash_away() {
         static_index: 2,
         name_hash: 5,
         name_id: 3,
+        nature: Nature::Ordinary,
     };
     fields.push_marked(&Marked {
         bytes: b"nv",
@@ -91,7 +93,8 @@ fn set_takes_the_sensitive_mark_and_the_known_hash_away() {
             hash: 0,
             static_index: 0,
             name_hash: 5,
-            name_id: 3
+            name_id: 3,
+            nature: Nature::Unjudged,
         }
     );
     assert!(!marked[1].sensitive);

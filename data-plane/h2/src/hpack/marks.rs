@@ -5,6 +5,7 @@
 
 use super::hash::{field_hash, name_hash};
 use super::statics::name_id_of;
+use crate::headers::Nature;
 
 /// The marks of one field; zero in each place stands for "not known".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) struct Marks {
     pub(crate) name_id: u8,
     /// The entry of the static table that has this name and this value.
     pub(crate) static_index: u8,
+    /// What its bytes were found to be; of no interest to HPACK itself.
+    pub(crate) nature: Nature,
 }
 
 impl Marks {
@@ -24,6 +27,7 @@ impl Marks {
         Self {
             hash: 0,
             static_index: 0,
+            nature: Nature::Unjudged,
             ..self
         }
     }

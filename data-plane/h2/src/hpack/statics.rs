@@ -5,6 +5,7 @@
 use super::Marks;
 use super::hash::{field_hash, name_hash};
 use crate::fields::Marked;
+use crate::headers::Nature;
 
 /// Entries 1 to 61 of the static table, in order.
 #[rustfmt::skip]
@@ -203,6 +204,7 @@ const fn static_entries() -> [StaticEntry; STATIC.len()] {
         name_hash: 0,
         name_id: 0,
         static_index: 0,
+        nature: Nature::Unjudged,
     };
     let mut entries = [StaticEntry {
         start: 0,
@@ -220,6 +222,7 @@ const fn static_entries() -> [StaticEntry; STATIC.len()] {
             name_hash,
             name_id: KNOWN_NAMES.slots[place(&KNOWN_NAMES, name)],
             static_index: at as u8 + 1,
+            nature: Nature::of(name, value),
         };
         entries[at] = StaticEntry {
             start,
@@ -339,6 +342,7 @@ mod tests {
             assert_eq!((field.name(), field.value()), (*name, *value));
             let marks = Marks {
                 static_index: field.marks.static_index,
+                nature: Nature::of(name, value),
                 ..Marks::default()
             };
             assert_eq!(field.marks, marks.with_name(name).with_value(value));

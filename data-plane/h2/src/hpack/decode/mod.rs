@@ -9,6 +9,7 @@ use super::table::{Table, lookup};
 use super::{Marks, huffman, integer};
 use crate::Fields;
 use crate::fields::FIELD_OVERHEAD;
+use crate::headers::Nature;
 
 /// How large a decoded list may become (DESIGN §10).
 #[derive(Clone, Copy, Debug)]
@@ -174,9 +175,10 @@ impl Decoder {
         let name_len = arena.len() - start;
         read_string(rest, arena)?;
         let bytes = arena.get(start..).unwrap_or_default();
+        let (name, value) = bytes.split_at_checked(name_len).unwrap_or_default();
+        marks.nature = Nature::of(name, value);
         if let Literal::Indexed = kind {
             // The name was copied first: adding may evict the entry that it came from (§4.4).
-            let (name, value) = bytes.split_at_checked(name_len).unwrap_or_default();
             marks = marks.with_name(name).with_value(value);
             self.table.add(bytes, name_len, marks);
         }
