@@ -44,20 +44,74 @@ pub struct SchemaClaim {
 /// All that a table is made of.
 #[derive(Debug, Default)]
 pub(super) struct Joined {
-    pub services: BTreeMap<String, ServiceSpec>,
+    pub services: BTreeMap<String, Arc<ServiceSpec>>,
     pub locals: HashMap<u64, InstanceKey>,
     pub schemas: Vec<SchemaClaim>,
 }
 
-/// See the room sign.
-pub(super) fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids) -> Joined {
-    let mut joined = Joined::default();
-    uids.begin();
-    for (name, cluster) in &xds.clusters {
+/// What was made of each cluster last time: most of a mesh does not change from one table to the next.
+#[derive(Debug, Default)]
+pub(super) struct Joiner {
+    uids: Uids,
+    clusters: BTreeMap<String, (xds::Cluster, Arc<ServiceSpec>)>,
+}
+
+impl Joiner {
+    /// See the room sign.
+    pub(super) fn join(&mut self, place: &Place, own: &Views, xds: &xds::View) -> Joined {
+        let mut joined = Joined::default();
+        self.clusters
+            .retain(|name, _| xds.clusters.contains_key(name));
+        for (name, cluster) in &xds.clusters {
+            if let Some(spec) = self.others(place, name, cluster) {
+                joined.services.insert(name.clone(), spec);
+            }
+        }
+        for (key, view) in own {
+            let name = key.full_service();
+            let uid = self
+                .uids
+                .get(&name, &place.node, &key.id, Target::Local(view.address));
+            let spec = joined.services.entry(name).or_insert_with(|| {
+                Arc::new(ServiceSpec {
+                    service: key.service.clone(),
+                    namespace: key.namespace.clone(),
+                    protocol: translate::protocol(view.instance.protocol),
+                    ..ServiceSpec::default()
+                })
+            });
+            let spec = Arc::make_mut(spec);
+            merge_protos(&mut spec.protos, view);
+            spec.endpoints
+                .push(Arc::new(own_endpoint(place, key, view, uid)));
+            joined.locals.insert(uid, key.clone());
+        }
+        joined.schemas = joined
+            .services
+            .iter()
+            .map(|(name, spec)| claim(name, spec, own, xds))
+            .collect();
+        let endpoints = || joined.services.values().flat_map(|spec| &spec.endpoints);
+        self.uids
+            .prune(endpoints().count(), endpoints().map(|e| e.uid));
+        joined
+    }
+
+    /// What other nodes have of a service.
+    fn others(
+        &mut self,
+        place: &Place,
+        name: &str,
+        cluster: &xds::Cluster,
+    ) -> Option<Arc<ServiceSpec>> {
+        if let Some((old, spec)) = self.clusters.get(name)
+            && Arc::ptr_eq(&old.assignment, &cluster.assignment)
+            && old.index.as_ref().map(Arc::as_ptr) == cluster.index.as_ref().map(Arc::as_ptr)
+        {
+            return Some(Arc::clone(spec));
+        }
         // Translation has checked the name.
-        let Ok((service, namespace)) = translate::split_name(name) else {
-            continue;
-        };
+        let (service, namespace) = translate::split_name(name).ok()?;
         let mut spec = ServiceSpec {
             service: service.into(),
             namespace: namespace.into(),
@@ -66,6 +120,7 @@ pub(super) fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids)
         if let Some(index) = &cluster.index {
             spec.protocol = index.protocol;
             spec.protos.clone_from(&index.protos);
+            spec.protos.sort_by(|a, b| a.name.cmp(&b.name));
         }
         let others = cluster
             .assignment
@@ -73,38 +128,14 @@ pub(super) fn join(place: &Place, own: &Views, xds: &xds::View, uids: &mut Uids)
             .iter()
             .filter(|r| *r.node != *place.node);
         for remote in others {
-            spec.endpoints
-                .push(Arc::new(remote_endpoint(name, remote, uids)));
+            let endpoint = remote_endpoint(name, remote, &mut self.uids);
+            spec.endpoints.push(Arc::new(endpoint));
         }
-        joined.services.insert(name.clone(), spec);
+        let spec = Arc::new(spec);
+        self.clusters
+            .insert(name.to_owned(), (cluster.clone(), Arc::clone(&spec)));
+        Some(spec)
     }
-    for (key, view) in own {
-        let name = key.full_service();
-        let uid = uids.get(&name, &place.node, &key.id, Target::Local(view.address));
-        let spec = joined.services.entry(name).or_insert_with(|| ServiceSpec {
-            service: key.service.clone(),
-            namespace: key.namespace.clone(),
-            protocol: translate::protocol(view.instance.protocol),
-            ..ServiceSpec::default()
-        });
-        merge_protos(&mut spec.protos, view);
-        spec.endpoints
-            .push(Arc::new(own_endpoint(place, key, view, uid)));
-        joined.locals.insert(uid, key.clone());
-    }
-    joined.schemas = joined
-        .services
-        .iter()
-        .map(|(name, spec)| claim(name, spec, own, xds))
-        .collect();
-    uids.end(
-        joined
-            .services
-            .values()
-            .map(|spec| spec.endpoints.len())
-            .sum(),
-    );
-    joined
 }
 
 fn remote_endpoint(service: &str, remote: &xds::Remote, uids: &mut Uids) -> Endpoint {

@@ -58,9 +58,9 @@ pub struct Weaver {
     agent: Agent,
     xds: watch::Receiver<Arc<xds::View>>,
     ready: watch::Receiver<bool>,
-    uids: uids::Uids,
+    joiner: join::Joiner,
     /// The services of the last table: equal ones are not made again.
-    made: BTreeMap<String, (ServiceSpec, Arc<EndpointSet>)>,
+    made: BTreeMap<String, (Arc<ServiceSpec>, Arc<EndpointSet>)>,
     was_ready: bool,
     mesh: watch::Sender<Mesh>,
 }
@@ -88,7 +88,7 @@ impl Weaver {
             agent,
             xds,
             ready,
-            uids: uids::Uids::default(),
+            joiner: join::Joiner::default(),
             made: BTreeMap::new(),
             was_ready: false,
             mesh,
@@ -118,7 +118,7 @@ impl Weaver {
         let (agent_version, views) = self.agent.views();
         let xds = Arc::clone(&self.xds.borrow());
         let ready = *self.ready.borrow();
-        let joined = join::join(&self.place, &views, &xds, &mut self.uids);
+        let joined = self.joiner.join(&self.place, &views, &xds);
         let swaps = self.mesh.borrow().swaps;
         let same = swaps > 0
             && ready == self.was_ready
@@ -147,7 +147,7 @@ impl Weaver {
         });
     }
 
-    fn table(&mut self, services: BTreeMap<String, ServiceSpec>, ready: bool) -> RouteTable {
+    fn table(&mut self, services: BTreeMap<String, Arc<ServiceSpec>>, ready: bool) -> RouteTable {
         let mut builder = RouteTable::builder(&self.place.node, &self.place.own_names);
         builder.ready(ready);
         builder.locality(&self.place.region, &self.place.zone);

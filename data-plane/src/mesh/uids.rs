@@ -1,7 +1,7 @@
 //! Numbers for endpoints: the same (service, node, id, target) has the same number in every table, so that what the
 //! workers know of it (load, connections) goes on. Pure; what is long gone is forgotten, and its number never reused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::balance::endpoints::Target;
 
@@ -10,35 +10,52 @@ const SPARE: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Uids {
-    known: HashMap<(String, String, String, Target), (u64, u64)>,
+    known: HashMap<(String, String, String, Target), u64>,
     next: u64,
-    round: u64,
 }
 
 impl Uids {
-    /// A new table begins.
-    pub(super) fn begin(&mut self) {
-        self.round += 1;
-    }
-
     /// The number of one endpoint.
     pub(super) fn get(&mut self, service: &str, node: &str, id: &str, target: Target) -> u64 {
         let key = (service.to_owned(), node.to_owned(), id.to_owned(), target);
-        let round = self.round;
         let next = &mut self.next;
-        let entry = self.known.entry(key).or_insert_with(|| {
+        *self.known.entry(key).or_insert_with(|| {
             *next += 1;
-            (*next, round)
-        });
-        entry.1 = round;
-        entry.0
+            *next
+        })
     }
 
-    /// The table is made of `present` endpoints.
-    pub(super) fn end(&mut self, present: usize) {
-        if self.known.len() > present * 2 + SPARE {
-            let round = self.round;
-            self.known.retain(|_, (_, last)| *last == round);
+    /// A table of `count` endpoints has been made: forgets who is not in it, once they are many.
+    pub(super) fn prune(&mut self, count: usize, present: impl Iterator<Item = u64>) {
+        if self.known.len() > count * 2 + SPARE {
+            let present: HashSet<u64> = present.collect();
+            self.known.retain(|_, uid| present.contains(uid));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SPARE, Target, Uids};
+
+    #[test]
+    fn numbers_stay_while_present_and_are_never_used_twice() {
+        let mut uids = Uids::default();
+        let target = |port: u16| Target::Local(([127, 0, 0, 1], port).into());
+        let first = uids.get("s", "n", "i", target(1));
+        assert_eq!(uids.get("s", "n", "i", target(1)), first);
+        assert_ne!(
+            uids.get("s", "n", "i", target(2)),
+            first,
+            "another address is another endpoint"
+        );
+        for i in 0..=SPARE {
+            uids.get("s", "n", &i.to_string(), target(1));
+        }
+        uids.prune(1, std::iter::once(first));
+        assert_eq!(uids.known.len(), 1);
+        assert_eq!(uids.get("s", "n", "i", target(1)), first);
+        let again = uids.get("s", "n", "0", target(1));
+        assert!(again > SPARE as u64, "{again} was used before");
     }
 }

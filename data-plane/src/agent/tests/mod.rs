@@ -4,6 +4,7 @@ mod api;
 mod book;
 mod files;
 mod learn;
+mod saved;
 mod session;
 mod validate;
 

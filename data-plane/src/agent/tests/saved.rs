@@ -1,0 +1,60 @@
+use std::fs;
+
+use heddle_proto::registry::v1::{Health, Instance};
+use prost::bytes::Bytes;
+
+use super::{instance, until};
+use crate::{
+    agent::{
+        Agent, saved,
+        validate::{Origin, check},
+    },
+    state_dir::StateDir,
+};
+
+#[tokio::test]
+async fn a_proxy_that_starts_begins_with_what_it_had() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    tokio::spawn(saved::keep(dir.clone(), before.clone()));
+    let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
+    let unnamed = Instance {
+        protos: vec![],
+        ..instance("echo", "e1", "127.0.0.1:7001")
+    };
+    let checked = check(unnamed, &set, Origin::Registration, &|_| true).unwrap();
+    let registration = before.register(checked).unwrap();
+    saved::save(&dir, &before).await;
+
+    let after = Agent::new("a");
+    after.restore(saved::load(&dir, "a"));
+    let (_, views) = after.views();
+    let view = views.values().next().expect("it is served at once");
+    assert_eq!((view.health, view.address.port()), (Health::Healthy, 7001));
+    assert!(view.protos.iter().any(|p| p.name == "heddle.echo.v1.Echo"));
+    assert_eq!(view.schema.as_ref().unwrap().bytes, set, "byte for byte");
+    // It may simply go on beating: its registration stands.
+    let stream = after.stream_opened(&registration).expect("still known");
+    after.stream_closed(&registration, stream);
+    until(&after, "gone for good", crate::agent::book::Views::is_empty).await;
+}
+
+#[tokio::test]
+async fn what_is_not_this_nodes_is_set_aside() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    before
+        .register(super::checked(instance("echo", "e1", "127.0.0.1:7001")))
+        .unwrap();
+    saved::save(&dir, &before).await;
+    assert!(saved::load(&dir, "b").is_empty());
+    dir.write("instances", b"\xff\xff no message").unwrap();
+    assert!(saved::load(&dir, "a").is_empty());
+    let aside = fs::read_dir(temp.path()).unwrap().filter_map(Result::ok);
+    let aside = aside
+        .filter(|e| e.file_name().to_string_lossy().contains(".bad-"))
+        .count();
+    assert!(aside >= 1, "kept for a person to look at");
+}
