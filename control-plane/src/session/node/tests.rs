@@ -205,7 +205,7 @@ async fn the_same_process_resumes_without_a_flap() {
 
 #[tokio::test]
 async fn a_broken_stream_leaves_the_instances_for_the_lease() {
-    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_millis(300)).await).await;
+    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_secs(2)).await).await;
     let set = vec![instance("a", "users/u1").1];
     let (peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
     drop(peer);
@@ -218,7 +218,7 @@ async fn a_broken_stream_leaves_the_instances_for_the_lease() {
 
 #[tokio::test]
 async fn a_node_that_does_not_beat_is_told_that_its_lease_lapsed() {
-    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_millis(300)).await).await;
+    let mesh = Mesh::over(Fixture::with_ttl(Duration::from_secs(2)).await).await;
     let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
     let status = peer.end().await;
     assert_eq!(

@@ -27,7 +27,7 @@ async fn it_keeps_the_laws() {
         ..options(&folder)
     };
     let store = Arc::new(Embedded::open(&options).unwrap());
-    let shortest_ttl = Duration::from_millis(200);
+    let shortest_ttl = Duration::from_secs(2);
     conformance::all(&conformance::Engine {
         store,
         history: 300,
@@ -90,7 +90,7 @@ async fn a_lease_that_ran_out_while_it_was_closed_has_its_ttl_again() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(&folder);
     let store = Embedded::open(&options).unwrap();
-    let ttl = Duration::from_millis(300);
+    let ttl = Duration::from_secs(2);
     let lease = store.grant(ttl).await.unwrap();
     let then = vec![Op::put_leased("a", "", lease)];
     let at = store
@@ -102,7 +102,7 @@ async fn a_lease_that_ran_out_while_it_was_closed_has_its_ttl_again() {
         .unwrap()
         .revision;
     drop(store);
-    std::thread::sleep(ttl * 2); // time itself is what is tested
+    std::thread::sleep(ttl + ttl / 10); // time itself is what is tested
     let store = Embedded::open(&options).unwrap();
     let mut watch = store.watch("a", at.next()).await.unwrap();
     let back = store.get("a").await.unwrap();
