@@ -94,7 +94,7 @@ fn routes_wait_for_the_clusters_that_they_use() {
 
 #[test]
 fn wildcard_listeners_leave_api_listeners_out() {
-    let (_, snapshot) = two_services();
+    let (mut mesh, snapshot) = two_services();
     let encodes = Encodes::default();
     let mut client = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
     client.ask(Kind::Listener, &[], &[]);
@@ -103,6 +103,9 @@ fn wildcard_listeners_leave_api_listeners_out() {
         ["listener"],
         "answered, with nothing in it"
     );
+    mesh.put("a/later/1", "10.0.0.5:80");
+    client.see(&mesh.snapshot());
+    assert_eq!(client.settle(), [""; 0]);
 
     let mut lens = Lens::new(Audience::DirectLocal);
     lens.outbound = Some(outbound_listener(
@@ -139,7 +142,14 @@ fn a_response_over_the_bound_is_continued() {
     };
     assert!(first.encoded_len() < MAX_RESPONSE_BYTES + 1024 && first.resources.len() > 10);
     client.ack(Kind::Endpoint);
+    let acknowledged = |client: &DeltaClient, service: usize| {
+        let subscription = client.session.subscription(Kind::Endpoint);
+        subscription.acknowledged_at(&format!("s{service}.default"), client.snapshot.revision)
+    };
+    let missing = (0..60).filter(|service| acknowledged(&client, *service) == Some(false));
+    assert_eq!(missing.count(), 60 - first.resources.len());
     assert!(!client.settle().is_empty());
+    assert!((0..60).all(|service| acknowledged(&client, service) == Some(true)));
     assert_eq!(client.names(Kind::Endpoint).len(), 60);
 }
 

@@ -1,3 +1,5 @@
+mod shape;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use envoy_types::pb::{
@@ -154,6 +156,54 @@ fn versions_depend_on_content_only() {
 }
 
 #[test]
+fn whatever_clients_see_changes_the_version() {
+    let version = |change: fn(&mut Mesh), audience: Audience| {
+        let mut mesh = Mesh::new();
+        mesh.put("a/users/1", "10.0.0.1:80");
+        change(&mut mesh);
+        let snapshot = mesh.snapshot();
+        let resource = snapshot
+            .get(Kind::Endpoint, audience, "users.default")
+            .unwrap();
+        resource.version.to_string()
+    };
+    let for_all: [fn(&mut Mesh); 5] = [
+        |mesh| drop(mesh.put("a/users/1", "10.0.0.1:81").clone()),
+        |mesh| mesh.put("a/users/1", "10.0.0.1:80").health = 2,
+        |mesh| {
+            mesh.put("a/users/1", "10.0.0.1:80")
+                .instance
+                .as_mut()
+                .unwrap()
+                .weight = 7
+        },
+        |mesh| mesh.node("a").region = "r".to_owned(),
+        |mesh| mesh.node("a").zone = "z".to_owned(),
+    ];
+    let for_proxies: [fn(&mut Mesh); 2] = [
+        |mesh| {
+            let local = mesh.put("a/users/1", "10.0.0.1:80");
+            local.instance.as_mut().unwrap().version = "v2".to_owned();
+        },
+        |mesh| mesh.node("a").advertise = "10.0.0.7:15008".to_owned(),
+    ];
+    let for_nobody: fn(&mut Mesh) =
+        |mesh| mesh.put("a/users/1", "10.0.0.1:80").health_reason = "fine".to_owned();
+    for audience in Audience::ALL {
+        let plain = version(|_| {}, audience);
+        let mut seen = BTreeSet::from([plain.clone()]);
+        for change in for_all {
+            assert!(seen.insert(version(change, audience)));
+        }
+        for change in for_proxies {
+            let news = seen.insert(version(change, audience));
+            assert_eq!(news, audience == Audience::Proxy);
+        }
+        assert_eq!(version(for_nobody, audience), plain);
+    }
+}
+
+#[test]
 fn every_audience_gets_what_it_can_reach() {
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "127.0.0.1:1001");
@@ -219,173 +269,6 @@ fn instances_of_a_suspect_node_are_unknown() {
         endpoints(&snapshot, Audience::DirectRemote, "users.default"),
         ["10.0.0.1:80=UNKNOWN"]
     );
-}
-
-#[test]
-fn localities_are_what_stock_clients_accept() {
-    let mut mesh = Mesh::new();
-    mesh.put("a/users/1", "10.0.0.1:80")
-        .instance
-        .as_mut()
-        .unwrap()
-        .weight = 3;
-    mesh.put("a/users/2", "10.0.0.2:80");
-    mesh.put("b/users/3", "10.0.0.3:80");
-    mesh.node("b").zone = "z2".to_owned();
-    let snapshot = mesh.snapshot();
-    for audience in Audience::ALL {
-        let assignment: ClusterLoadAssignment =
-            get(&snapshot, Kind::Endpoint, audience, "users.default");
-        assert_eq!(assignment.cluster_name, "users.default");
-        let localities: Vec<_> = assignment
-            .endpoints
-            .iter()
-            .map(|each| {
-                let weight = each.load_balancing_weight.unwrap().value;
-                (
-                    each.locality.as_ref().unwrap().zone.as_str(),
-                    weight,
-                    each.priority,
-                )
-            })
-            .collect();
-        assert_eq!(localities, [("", 4, 0), ("z2", 1, 0)]);
-    }
-    let assignment: ClusterLoadAssignment =
-        get(&snapshot, Kind::Endpoint, Audience::Proxy, "users.default");
-    let endpoint = &assignment.endpoints[1].lb_endpoints[0];
-    let fields = &endpoint.metadata.as_ref().unwrap().filter_metadata["heddle"].fields;
-    let text = |key: &str| match &fields[key].kind {
-        Some(value::Kind::StringValue(text)) => text.clone(),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(text("instance"), "3");
-    assert_eq!(text("node"), "b");
-    assert_eq!(text("inbound"), "127.0.0.1:15208");
-    assert_eq!(text("zone"), "z2");
-    let direct: ClusterLoadAssignment = get(
-        &snapshot,
-        Kind::Endpoint,
-        Audience::DirectLocal,
-        "users.default",
-    );
-    assert_eq!(direct.endpoints[0].lb_endpoints[0].metadata, None);
-}
-
-#[test]
-fn clusters_listeners_and_routes_lead_to_each_other() {
-    let mut mesh = Mesh::new();
-    mesh.put("a/users/1", "10.0.0.1:80");
-    mesh.put("a/web.shop/1", "10.0.0.2:80")
-        .instance
-        .as_mut()
-        .unwrap()
-        .protocol = Protocol::Http as i32;
-    let snapshot = mesh.snapshot();
-    let names: Vec<_> = snapshot
-        .table(Kind::Listener, Audience::Proxy)
-        .keys()
-        .map(|name| &**name)
-        .collect();
-    assert_eq!(names, ["users", "users.default", "web.shop"]);
-    for name in names {
-        let listener: Listener = get(&snapshot, Kind::Listener, Audience::DirectLocal, name);
-        let manager = listener.api_listener.unwrap().api_listener.unwrap();
-        let manager = HttpConnectionManager::decode(manager.value.as_slice()).unwrap();
-        assert!(!manager.stat_prefix.is_empty());
-        assert_eq!(
-            manager.http_filters.last().unwrap().name,
-            "envoy.filters.http.router"
-        );
-        let Some(RouteSpecifier::Rds(rds)) = manager.route_specifier else {
-            panic!()
-        };
-        let routes: RouteConfiguration = get(
-            &snapshot,
-            Kind::Route,
-            Audience::DirectLocal,
-            &rds.route_config_name,
-        );
-        assert_eq!(routes.virtual_hosts[0].domains, ["*"]);
-        let Some(route::Action::Route(action)) = &routes.virtual_hosts[0].routes[0].action else {
-            panic!()
-        };
-        assert_eq!(
-            action.timeout.unwrap().seconds,
-            0,
-            "Envoy's default of 15 s cuts streams"
-        );
-        let Some(route_action::ClusterSpecifier::Cluster(to)) = &action.cluster_specifier else {
-            panic!()
-        };
-        let cluster: Cluster = get(&snapshot, Kind::Cluster, Audience::DirectLocal, to);
-        assert_eq!(
-            cluster.cluster_discovery_type,
-            Some(cluster::ClusterDiscoveryType::Type(
-                cluster::DiscoveryType::Eds as i32
-            ))
-        );
-        assert_eq!(cluster.lb_policy, cluster::LbPolicy::RoundRobin as i32);
-        assert!(
-            snapshot
-                .get(Kind::Endpoint, Audience::DirectLocal, to)
-                .is_some()
-        );
-    }
-}
-
-#[test]
-fn envoys_routes_say_what_outbound_does() {
-    let mut mesh = Mesh::new();
-    mesh.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.Both", &[])];
-    mesh.put("a/orders.shop/1", "10.0.0.2:80").protos = vec![proto("x.Both", &[])];
-    let snapshot = mesh.snapshot();
-    let paths = |snapshot: &Snapshot| {
-        let routes: RouteConfiguration =
-            get(snapshot, Kind::Route, Audience::DirectLocal, OUTBOUND);
-        let mut domains = BTreeSet::new();
-        for host in &routes.virtual_hosts {
-            for domain in &host.domains {
-                assert!(
-                    domains.insert(domain.clone()),
-                    "Envoy takes a domain once: {domain}"
-                );
-            }
-        }
-        let last = routes.virtual_hosts.last().unwrap();
-        let paths: Vec<_> = last
-            .routes
-            .iter()
-            .map(|route| {
-                let matched = route.r#match.as_ref().unwrap();
-                assert_eq!(matched.headers[0].name, ":authority");
-                match &matched.path_specifier {
-                    Some(route_match::PathSpecifier::Prefix(prefix)) => prefix.clone(),
-                    other => panic!("{other:?}"),
-                }
-            })
-            .collect();
-        (domains.into_iter().collect::<Vec<_>>(), paths)
-    };
-    let (domains, by_path) = paths(&snapshot);
-    assert_eq!(
-        domains,
-        [
-            "*",
-            "orders.shop",
-            "orders.shop.mesh",
-            "users",
-            "users.default",
-            "users.default.mesh"
-        ]
-    );
-    assert_eq!(
-        by_path,
-        ["/u.Users/"],
-        "a proto service of two services is not routed by path"
-    );
-    mesh.put("a/orders.shop/1", "10.0.0.2:80").protos.clear();
-    assert_eq!(paths(&mesh.snapshot()).1, ["/u.Users/", "/x.Both/"]);
 }
 
 #[test]
