@@ -8,7 +8,7 @@ mod nearest;
 mod logging;
 mod process;
 
-pub use layers::{Parsed, parse, try_parse};
+pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
 pub use nearest::nearest;
 pub use process::{fail, one_line, ready, terminated};

@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// A proto service that it serves, where it has no server reflection; may be given several times
     #[arg(long, value_name = "PACKAGE.SERVICE")]
     proto: Vec<String>,
-    /// How the agent checks it: tcp, grpc[:SERVICE], http[:/PATH], keep-alive (as long as it runs) or none
+    /// How the agent checks it: tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none
     #[arg(long, value_name = "CHECK", default_value = "tcp")]
     health: String,
     /// The port that it listens on, given to it as $PORT; 0 takes a free one at each start
