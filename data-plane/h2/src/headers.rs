@@ -5,7 +5,7 @@
 //! (HPACK), meaning after (the shell): neither may come in.
 
 use crate::Fields;
-use crate::fields::Marked;
+use crate::fields::Judged;
 
 /// What is wrong with a list: the stream ends with PROTOCOL_ERROR (§8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,6 @@ impl Nature {
         }
     }
 
-    fn of_field(field: &Marked<'_>) -> Self {
-        match field.marks.nature {
-            Self::Unjudged => Self::of(field.name(), field.value()),
-            known => known,
-        }
-    }
-
     fn is_pseudo(self) -> bool {
         matches!(
             self,
@@ -149,12 +142,12 @@ struct Regular<'a> {
 
 pub(crate) fn request(fields: &Fields, connect_protocol: bool) -> Result<Request, Malformed> {
     let mut pseudo = Pseudo::default();
-    let mut fields = fields.iter_marked();
+    let mut fields = fields.iter_judged();
     let regular = loop {
         let Some(field) = fields.next() else {
             break Regular::default();
         };
-        let twice = match Nature::of_field(&field) {
+        let twice = match field.nature() {
             Nature::Method => pseudo.method.replace(field.value()).is_some(),
             Nature::Authority => pseudo.authority.replace(field.value()).is_some(),
             Nature::Scheme => std::mem::replace(&mut pseudo.scheme, true),
@@ -204,9 +197,9 @@ impl Pseudo<'_> {
 }
 
 pub(crate) fn response(fields: &Fields) -> Result<Response, Malformed> {
-    let mut fields = fields.iter_marked();
+    let mut fields = fields.iter_judged();
     let status = match fields.next() {
-        Some(field) if Nature::of_field(&field) == Nature::Status => parse_status(field.value())?,
+        Some(field) if field.nature() == Nature::Status => parse_status(field.value())?,
         _ => return Err(Malformed("response does not start with :status")),
     };
     let regular = regular(fields)?;
@@ -217,15 +210,15 @@ pub(crate) fn response(fields: &Fields) -> Result<Response, Malformed> {
 }
 
 pub(crate) fn trailers(fields: &Fields) -> Result<(), Malformed> {
-    regular(fields.iter_marked()).map(|_| ())
+    regular(fields.iter_judged()).map(|_| ())
 }
 
 /// The regular fields, all that is left of the list: no pseudo-header field may come any more.
 #[inline]
-fn regular<'a>(fields: impl Iterator<Item = Marked<'a>>) -> Result<Regular<'a>, Malformed> {
+fn regular<'a>(fields: impl Iterator<Item = Judged<'a>>) -> Result<Regular<'a>, Malformed> {
     let mut regular = Regular::default();
     for field in fields {
-        match Nature::of_field(&field) {
+        match field.nature() {
             Nature::Ordinary => {}
             Nature::ContentLength => {
                 let length = parse_length(field.value())?;

@@ -56,21 +56,17 @@ impl Connection {
         fields: &mut Fields,
         now: Instant,
     ) -> Answer<'i> {
-        let error = match self.failed {
-            Some(error) => error,
-            None => {
-                self.now = now;
-                match self.read(input, fields) {
-                    Ok(event) => return Ok(event),
-                    Err(error) => {
-                        self.fail(error);
-                        error
-                    }
-                }
-            }
-        };
-        *input = &[];
-        Err(error)
+        if let Some(error) = self.failed {
+            *input = &[];
+            return Err(error);
+        }
+        self.now = now;
+        let answer = self.read(input, fields);
+        if let Err(error) = answer {
+            *input = &[];
+            self.fail(error);
+        }
+        answer
     }
 
     fn read<'i>(&mut self, input: &mut &'i [u8], fields: &mut Fields) -> Answer<'i> {
@@ -80,43 +76,57 @@ impl Connection {
             return Ok(Some(event));
         }
         loop {
-            let event = match self.reading {
-                Reading::Frame => match self.read_frame(input, fields)? {
-                    Some(event) => event,
-                    None => return Ok(None),
-                },
+            let answer = match self.reading {
+                Reading::Frame => {
+                    if self.partial.is_empty()
+                        && let Some((bytes, rest)) = input.split_first_chunk::<HEAD_BYTES>()
+                    {
+                        let head = Head::parse(bytes);
+                        self.admit(&head)?;
+                        if let Some((payload, rest)) = rest.split_at_checked(at_once(&head)) {
+                            *input = rest;
+                            let answer = self.on_frame(head, payload, input, fields);
+                            if !matches!(answer, Ok(None)) {
+                                return answer;
+                            }
+                            continue;
+                        }
+                    }
+                    let Some(answer) = self.assemble(input, fields) else {
+                        return Ok(None);
+                    };
+                    answer
+                }
                 Reading::Data(data) => {
                     if data.left > 0 && input.is_empty() {
                         return Ok(None);
                     }
-                    self.read_data(data, input)?
+                    self.read_data(data, input)
                 }
                 Reading::PadLength(data) => {
                     let Some((&pad, rest)) = input.split_first() else {
                         return Ok(None);
                     };
                     *input = rest;
-                    self.read_pad_length(data, pad)?
+                    self.read_pad_length(data, pad)
                 }
                 Reading::Skip(left) => {
                     let n = take(input, left).1;
-                    if n == left {
-                        self.reading = Reading::Frame;
-                    } else {
-                        self.reading = Reading::Skip(left - n);
+                    self.skip(left - n);
+                    if n < left {
                         return Ok(None);
                     }
-                    None
+                    Ok(None)
                 }
                 Reading::Preface(left) => {
                     if !self.read_preface(left, input)? {
                         return Ok(None);
                     }
-                    None
+                    Ok(None)
                 }
             };
-            if event.is_some() {
-                return Ok(event);
+            if !matches!(answer, Ok(None)) {
+                return answer;
             }
         }
     }
@@ -143,44 +153,32 @@ impl Connection {
         Ok(false)
     }
 
-    /// One frame: whole and straight from the input if it is there, else put together in
-    /// `partial`. `None`: more bytes must come.
-    fn read_frame<'i>(
-        &mut self,
-        input: &mut &'i [u8],
-        fields: &mut Fields,
-    ) -> Result<Option<Option<Event<'i>>>, ConnectionError> {
-        if self.partial.is_empty()
-            && let Some((bytes, rest)) = input.split_first_chunk::<HEAD_BYTES>()
-        {
-            let head = Head::parse(bytes);
-            self.admit(&head)?;
-            if let Some((payload, rest)) = rest.split_at_checked(at_once(&head)) {
-                *input = rest;
-                return self.on_frame(head, payload, input, fields).map(Some);
-            }
-        }
+    /// A frame that did not come in one piece is put together in `partial`. `None`: more must come.
+    #[inline(never)]
+    fn assemble<'i>(&mut self, input: &mut &'i [u8], fields: &mut Fields) -> Option<Answer<'i>> {
         if self.fill(input, HEAD_BYTES)
             && let Some(bytes) = self.partial.first_chunk::<HEAD_BYTES>()
         {
             let head = Head::parse(bytes);
-            self.admit(&head)?;
+            if let Err(error) = self.admit(&head) {
+                return Some(Err(error));
+            }
             if self.fill(input, HEAD_BYTES + at_once(&head)) {
                 let mut partial = std::mem::take(&mut self.partial);
                 let payload = partial.get(HEAD_BYTES..).unwrap_or_default();
-                let event = self.on_frame(head, payload, input, fields)?;
+                let answer = self.on_frame(head, payload, input, fields);
                 partial.clear();
                 self.partial = partial;
                 if self.block.head.is_none() {
                     self.incomplete_since = None;
                 }
-                return Ok(Some(event));
+                return Some(answer);
             }
         }
         if !self.partial.is_empty() || self.block.head.is_some() {
             self.incomplete_since.get_or_insert(self.now);
         }
-        Ok(None)
+        None
     }
 
     /// Brings `partial` to `len` bytes, if there are so many.
@@ -228,7 +226,7 @@ impl Connection {
         fields: &mut Fields,
     ) -> Answer<'i> {
         match head.kind {
-            kind::DATA => self.on_data(&head),
+            kind::DATA => self.on_data(&head, input),
             kind::HEADERS => self.on_headers(head, payload, fields),
             kind::CONTINUATION => self.on_continuation(&head, payload, fields),
             kind::WINDOW_UPDATE => self.on_window_update(&head, payload),
@@ -255,7 +253,7 @@ impl Connection {
 
     /// The head of a DATA frame (§6.1): both windows are charged with the whole frame, padding
     /// included, whether or not anybody wants it.
-    fn on_data<'i>(&mut self, head: &Head) -> Answer<'i> {
+    fn on_data<'i>(&mut self, head: &Head, input: &mut &'i [u8]) -> Answer<'i> {
         if head.has(flag::PADDED) && head.len == 0 {
             return Err(frame::NO_PAD_LENGTH);
         }
@@ -272,20 +270,28 @@ impl Connection {
             self.output.window_update(0, increment);
         }
         self.probe.count(id, len);
-        self.skip(len);
-        let Some(stream) = self.streams.get(id) else {
-            self.not_idle(id)?;
-            return self.on_closed(id);
-        };
-        match stream.recv {
-            Half::Body => {}
-            Half::Headers => return self.stream_error(id, ErrorCode::PROTOCOL_ERROR),
-            Half::Closing | Half::Ended => {
-                return self.stream_error(id, ErrorCode::STREAM_CLOSED);
+        let fault = match self.streams.get(id) {
+            Some(stream) => match stream.recv {
+                Half::Body if stream.recv_window.take(len) => None,
+                Half::Body => Some(ErrorCode::FLOW_CONTROL_ERROR),
+                Half::Headers => Some(ErrorCode::PROTOCOL_ERROR),
+                Half::Closing | Half::Ended => Some(ErrorCode::STREAM_CLOSED),
+            },
+            None => {
+                self.not_idle(id)?;
+                self.skip(len);
+                return self.on_closed(id);
             }
+        };
+        if let Some(code) = fault {
+            self.skip(len);
+            return self.stream_error(id, code);
         }
-        if !stream.recv_window.take(len) {
-            return self.stream_error(id, ErrorCode::FLOW_CONTROL_ERROR);
+        if !head.has(flag::PADDED)
+            && let Some((piece, rest)) = input.split_at_checked(len as usize)
+        {
+            *input = rest;
+            return self.on_piece(id, piece, head.has(flag::END_STREAM));
         }
         let data = Data {
             stream: id,
@@ -322,13 +328,18 @@ impl Connection {
             true => self.skip(data.pad),
             false => self.reading = Reading::Data(data),
         }
-        let end_stream = last && data.end_stream;
+        self.on_piece(data.stream, piece, last && data.end_stream)
+    }
+
+    /// Bytes of a stream's body, as they are handed on.
+    #[inline]
+    fn on_piece<'i>(&mut self, id: u32, piece: &'i [u8], end_stream: bool) -> Answer<'i> {
         // The shell may have reset the stream since the frame began.
-        let Some(stream) = self.streams.get(data.stream) else {
+        let Some(stream) = self.streams.get(id) else {
             return Ok(None);
         };
         if !stream.expects(piece.len(), end_stream) {
-            return self.stream_error(data.stream, ErrorCode::PROTOCOL_ERROR);
+            return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
         }
         if piece.is_empty() && !end_stream {
             self.charge(cost::DEAR)?;
@@ -343,7 +354,7 @@ impl Connection {
         if end_stream {
             stream.recv = Half::Ended;
             if stream.is_over() {
-                self.drop_stream(data.stream, End::Known);
+                self.drop_stream(id, End::Known);
             }
         }
         self.abuse.control.earn();

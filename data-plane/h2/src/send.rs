@@ -99,10 +99,29 @@ impl Connection {
     /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the shell: it
     /// releases on the other side only what went out here, so no more than a window can wait.
     pub fn data(&mut self, stream: StreamId, data: &[u8], end_stream: bool) -> Result<usize, Gone> {
+        let (max, high_water) = (self.largest_data_frame(), self.config.output_high_water);
         let slot = self.streams.slot(stream.0).ok_or(Gone)?;
         let stream = self.streams.at(slot).ok_or(Gone)?;
         if stream.send != Half::Body {
             return Err(Gone);
+        }
+        // Nearly always all of it fits into one frame.
+        let room = stream.send_window.available();
+        let room = room.min(self.send_window.available()).min(max);
+        let (len, queued) = (data.len(), stream.pending.is_some());
+        if (1..=room).contains(&len) && !queued && self.output.len() < high_water {
+            stream.send_window.take(len);
+            if end_stream {
+                stream.send = Half::Ended;
+            }
+            let (id, over) = (stream.id, stream.is_over());
+            self.send_window.take(len);
+            self.output.data(id, data, end_stream);
+            self.abuse.control.earn();
+            if over {
+                self.drop_stream(id, End::Known);
+            }
+            return Ok(len);
         }
         if end_stream {
             stream.send = Half::Closing;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::headers::Nature;
 use crate::hpack::Marks;
 
 /// A header list: every name and value in one arena, so that a list that is cleared and filled
@@ -58,6 +59,31 @@ impl<'a> Marked<'a> {
     }
 }
 
+/// A field as the rules of validity see it; its bytes are only looked up when asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Judged<'a> {
+    arena: &'a [u8],
+    entry: &'a Entry,
+}
+
+impl<'a> Judged<'a> {
+    #[inline]
+    pub(crate) fn nature(&self) -> Nature {
+        match self.entry.marks.nature {
+            Nature::Unjudged => {
+                let field = field_in(self.arena, self.entry);
+                Nature::of(field.name, field.value)
+            }
+            known => known,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn value(&self) -> &'a [u8] {
+        field_in(self.arena, self.entry).value
+    }
+}
+
 impl Fields {
     /// An empty list; allocates at the first push.
     pub fn new() -> Self {
@@ -78,6 +104,14 @@ impl Fields {
     /// Whether there is no field.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The fields for the rules of validity.
+    pub(crate) fn iter_judged(&self) -> impl Iterator<Item = Judged<'_>> {
+        let arena = &self.arena;
+        self.entries
+            .iter()
+            .map(move |entry| Judged { arena, entry })
     }
 
     /// Appends a field. Pseudo-headers are pushed first, by the caller's care.
