@@ -1,25 +1,20 @@
 //! The admin port: HTTP/1.1, HTTP/2 and gRPC on one socket. `/metrics`, `/healthz`, `/readyz` and `/config` are answered
 //! here, calls of gRPC by the services given. Reads only; nothing of the data path waits for it.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
 use prost::bytes::Bytes;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, watch},
-};
+use tokio::sync::watch;
 use tonic::{body::Body, service::Routes};
 use tower::ServiceExt as _;
-use tracing::debug;
 
-use super::{config, metrics, serve::Bound};
+use super::{
+    config, metrics,
+    serve::{self, Bound},
+};
 use crate::{
     agent::{Agent, session::SessionStatus},
     mesh::Mesh,
@@ -30,6 +25,7 @@ use crate::{
 
 /// Connections at once: scrapers and people, not services.
 const MAX_CONNECTIONS: usize = 256;
+const MAX_STREAMS: u32 = 100;
 
 /// All that the pages are made of.
 pub struct Sources {
@@ -46,67 +42,14 @@ pub struct Sources {
 
 /// Serves a bound socket, for ever.
 pub async fn serve(bound: Bound, sources: Arc<Sources>, grpc: Routes) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let accepted = match &bound {
-            Bound::Tcp(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| Stream::Tcp(stream)),
-            Bound::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| Stream::Unix(stream)),
-        };
-        match accepted {
-            Ok(stream) => {
-                let (sources, grpc) = (Arc::clone(&sources), grpc.clone());
-                tokio::spawn(async move {
-                    match stream {
-                        Stream::Tcp(stream) => connection(stream, sources, grpc).await,
-                        Stream::Unix(stream) => connection(stream, sources, grpc).await,
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors: the next moment is better than a busy loop.
-                debug!("admin accept: {error}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    sources: Arc<Sources>,
-    grpc: Routes,
-) {
-    let service = service_fn(move |request| answer(request, Arc::clone(&sources), grpc.clone()));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(100);
-    if let Err(error) = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-    {
-        debug!("admin connection: {error}");
-    }
+    serve::accept(bound, MAX_CONNECTIONS, move |stream| {
+        let service = service_fn({
+            let (sources, grpc) = (Arc::clone(&sources), grpc.clone());
+            move |request| answer(request, Arc::clone(&sources), grpc.clone())
+        });
+        serve::connection(stream, service, MAX_STREAMS)
+    })
+    .await;
 }
 
 async fn answer(

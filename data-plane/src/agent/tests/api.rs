@@ -6,15 +6,18 @@ use heddle_proto::registry::v1::{
     registry_server::RegistryServer,
 };
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::{instance, listener, soon, until};
-use crate::agent::{
-    Agent,
-    api::AgentApi,
-    session::{Identity, Session},
+use crate::{
+    admin::serve,
+    agent::{
+        Agent,
+        api::AgentApi,
+        session::{Identity, Session},
+    },
 };
 
 fn identity() -> Identity {
@@ -34,8 +37,8 @@ async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
     let (_, applied) = watch::channel(u64::MAX);
     let service = AgentApi::new(agent.clone(), handle, applied, |ip| ip.is_loopback());
     let (listener, addr): (_, SocketAddr) = listener().await;
-    let server = tonic::transport::Server::builder().add_service(RegistryServer::new(service));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let routes = tonic::service::Routes::new(RegistryServer::new(service));
+    tokio::spawn(serve::grpc(serve::Bound::Tcp(listener), routes));
     let client = RegistryClient::connect(format!("http://{addr}"))
         .await
         .unwrap();
