@@ -4,6 +4,21 @@
 /// The start of HTTP/2's preface: no HTTP/1.x request begins with it.
 const PREFACE: &[u8] = b"PRI ";
 
+/// The methods by which a request of HTTP/1.x is known. Any other word is no HTTP/1.x and gets what a broken preface
+/// gets: a GOAWAY and the end of the connection (RFC 9113 §3.4).
+const METHODS: &[&[u8]] = &[
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"PATCH ",
+    b"DELETE ",
+    b"CONNECT ",
+    b"OPTIONS ",
+    b"TRACE ",
+    b"PROPFIND ",
+];
+
 /// What the first bytes of a connection have shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sniff {
@@ -30,7 +45,7 @@ impl Sniff {
         }
         match bytes.get(same) {
             None => Self::Open(seen + same),
-            Some(b) if b.is_ascii_uppercase() => Self::Http1,
+            Some(_) if begins_method(PREFACE.get(..seen).unwrap_or_default(), bytes) => Self::Http1,
             Some(_) => Self::Http2,
         }
     }
@@ -42,6 +57,16 @@ impl Sniff {
             Self::Http2 | Self::Http1 => &[],
         }
     }
+}
+
+/// As far as they go, do the bytes of both pieces begin like a request of HTTP/1.x?
+fn begins_method(first: &[u8], rest: &[u8]) -> bool {
+    METHODS.iter().any(|method| {
+        let mut bytes = first.iter().chain(rest);
+        method
+            .iter()
+            .all(|wanted| bytes.next().is_none_or(|byte| byte == wanted))
+    })
 }
 
 /// The whole answer to an HTTP/1.x request.
@@ -74,7 +99,9 @@ mod tests {
         check(&[b"GET / HTTP/1.1\r\n"], Sniff::Http1);
         check(&[b"P", b"OST /"], Sniff::Http1);
         check(&[b"PR", b"OPFIND"], Sniff::Http1);
-        check(&[b"PRIX"], Sniff::Http1);
+        check(&[b"PRIX"], Sniff::Http2);
+        check(&[b"INVALID CONNECTION PREFACE\r\n"], Sniff::Http2);
+        check(&[b"PO"], Sniff::Http1);
         check(&[b"\x16\x03\x01"], Sniff::Http2);
         check(&[b"get /"], Sniff::Http2);
     }

@@ -216,6 +216,7 @@ impl Builder {
             by_name.insert(name, service);
         }
         for claims in by_proto.values_mut() {
+            drop_deserted(claims);
             claims.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         }
         let mut own_names: Vec<String> = self
@@ -232,6 +233,18 @@ impl Builder {
             by_proto,
         }
     }
+}
+
+/// A service that left lingers for a while without instances: it gives way to those of its namespace that have some, or
+/// a service could not take another's place by path.
+fn drop_deserted(claims: &mut Vec<Arc<Service>>) {
+    let deserted = |service: &Service| service.endpoints.endpoints.is_empty();
+    let lived_in: Vec<Arc<str>> = claims
+        .iter()
+        .filter(|service| !deserted(service))
+        .map(|service| Arc::clone(&service.namespace))
+        .collect();
+    claims.retain(|service| !deserted(service) || !lived_in.contains(&service.namespace));
 }
 
 #[cfg(test)]
@@ -279,5 +292,40 @@ mod tests {
         assert_eq!(names(table.claim("f.F", "zoo")), ["fish.zoo", "goat.zoo"]);
         assert_eq!(names(table.claim("f.F", "shop")), ["echo.shop"]);
         assert_eq!(names(table.claim("x.X", "shop")), [""; 0]);
+    }
+
+    #[test]
+    fn a_deserted_service_gives_way_in_its_namespace_only() {
+        let endpoint = Arc::new(crate::balance::Endpoint {
+            uid: 1,
+            id: "e".into(),
+            node: "a".into(),
+            version: "".into(),
+            target: crate::balance::Target::Local("127.0.0.1:1".parse().unwrap()),
+            weight: 1,
+            health: crate::balance::Health::Draining,
+            region: "".into(),
+            zone: "".into(),
+        });
+        let mut builder = RouteTable::builder("a", &[]);
+        for (name, namespace, instances) in [
+            ("old", "default", 0),
+            ("new", "default", 1),
+            ("old", "shop", 0),
+        ] {
+            let mut service = Service::new(name, namespace);
+            service.protos = vec![ProtoService {
+                name: "e.E".to_owned(),
+                ..Default::default()
+            }];
+            service.endpoints = Arc::new(EndpointSet {
+                endpoints: vec![Arc::clone(&endpoint); instances],
+            });
+            builder.service(service);
+        }
+        let table = builder.build();
+        assert_eq!(names(table.claim("e.E", "default")), ["new.default"]);
+        // A call must not stray into another namespace because its own is empty for a moment.
+        assert_eq!(names(table.claim("e.E", "shop")), ["old.shop"]);
     }
 }
