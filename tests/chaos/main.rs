@@ -1,7 +1,14 @@
-//! Tests of this area land as modules, named after the behaviour they show.
+//! Chaos: something is killed, stopped or cut off under steady load, and the ledger is read afterwards.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test fails loudly"
 )]
+
+/// Instances that stop and instances that die.
+mod instances;
+/// The control plane away, and proxies restarted without it.
+mod control_plane;
+/// Proxies that drain and proxies that die.
+mod proxies;

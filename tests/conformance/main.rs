@@ -10,3 +10,5 @@
 mod directions;
 /// Every room has its sign.
 mod signs;
+/// h2spec against both listeners of a proxy.
+mod h2spec;

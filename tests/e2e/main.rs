@@ -1,7 +1,26 @@
-//! Tests of this area land as modules, named after the behaviour they show.
+//! End to end: the real binaries, as their users see them. A module per behaviour.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test fails loudly"
 )]
+
+/// A raw HTTP/2 service in the mesh, for tests of what exactly comes through.
+mod raw_service;
+/// Calls on one node and across two, by path and by authority, of all four kinds.
+mod calls;
+/// The mesh as grpcurl sees it, with no proto file at hand.
+mod grpcurl;
+/// What the parties say to each other arrives as it was meant: resets, deadlines, cancels, metadata.
+mod meaning;
+/// Large messages, long streams, and streams that stall.
+mod flow;
+/// Calls that cannot be routed or are not HTTP/2.
+mod bad_calls;
+/// Registrations and services files with mistakes.
+mod bad_registrations;
+/// Processes that cannot start, or start alone.
+mod bad_starts;
+/// The command line: demo, run, status.
+mod cli;

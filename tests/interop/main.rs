@@ -7,5 +7,6 @@
     reason = "a test fails loudly"
 )]
 
+mod grpc_cases;
 mod proxyless;
 mod envoy;

@@ -1,0 +1,112 @@
+//! The control plane away for ten seconds under load, a proxy restarted meanwhile from its state dir: nobody notices.
+
+use std::time::{Duration, Instant};
+
+use heddle_tests::echo::{call, payload, reach};
+use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::mesh::Mesh;
+
+const AWAY: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_seconds_without_it_cost_no_call_even_to_a_proxy_that_restarts() {
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("a", "a1"), ("b", "b1"), ("b", "b2")] {
+        mesh.echo(node, id).await;
+    }
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1", "b1", "b2"]).await;
+    }
+    let through = [mesh.node("a").outbound, mesh.node("b").outbound];
+    let load = Load::start(&Plan::new(Kind::Unsafe, &through));
+    load.more(100).await;
+
+    mesh.kill_control().await;
+    let gone = Instant::now();
+    load.more(200).await;
+
+    // Node c serves callers only; its proxy comes back with no control plane to ask.
+    mesh.stop_proxy("c").await;
+    mesh.start_proxy("c").await;
+    let first = call(mesh.node("c").outbound, payload("first")).await;
+    assert_eq!(
+        first.expect("the first call after the ready line").payload,
+        "first"
+    );
+    reach(&mesh.channel("c"), &["a1", "b1", "b2"]).await;
+    let late = Load::start(&Plan::new(Kind::Unsafe, &[mesh.node("c").outbound]));
+
+    tokio::time::sleep(AWAY.saturating_sub(gone.elapsed())).await;
+    load.more(100).await;
+    mesh.start_control().await;
+    load.more(300).await;
+    late.more(100).await;
+    late.finish().await.assert_none_failed(100);
+    load.finish().await.assert_none_failed(700);
+
+    // And it leads again: what starts now is seen everywhere.
+    mesh.echo("c", "c1").await;
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1", "b1", "b2", "c1"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_of_use_to_itself_while_the_control_plane_is_away() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "a1").await;
+    reach(&mesh.channel("a"), &["a1"]).await;
+    mesh.kill_control().await;
+    let load = Load::start(&Plan::new(Kind::Unsafe, &[mesh.node("a").outbound]));
+    mesh.echo("a", "a2").await;
+    reach(&mesh.channel("a"), &["a1", "a2"]).await;
+    mesh.stop_instance("a", "a1").await;
+    reach(&mesh.channel("a"), &["a2"]).await;
+    load.more(50).await;
+    load.finish().await.assert_none_failed(50);
+
+    mesh.start_control().await;
+    heddle_tests::until::until("the control plane has caught up", async || {
+        let request = heddle_proto::status::v1::GetServiceRequest {
+            name: "heddle-echo".to_owned(),
+        };
+        let service = mesh.status().get_service(request).await;
+        let service = service.map_err(|status| status.to_string())?.into_inner();
+        let ids: Vec<_> = service
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.id.as_str())
+            .collect();
+        heddle_tests::until::seen(ids == ["a2"], format!("{ids:?}"))
+    })
+    .await;
+}
+
+/// The same outage for a minute and several proxies killed in it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute: ./test --long"]
+async fn a_minute_without_it_and_proxies_killed_meanwhile() {
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("a", "a1"), ("b", "b1")] {
+        mesh.echo(node, id).await;
+    }
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1", "b1"]).await;
+    }
+    mesh.kill_control().await;
+    let load = Load::start(&Plan::new(Kind::Unsafe, &[mesh.node("a").outbound]));
+    let end = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < end {
+        mesh.kill_proxy("c").await;
+        mesh.start_proxy("c").await;
+        let first = call(mesh.node("c").outbound, payload("first")).await;
+        assert_eq!(
+            first.expect("the first call after the ready line").payload,
+            "first"
+        );
+        load.more(100).await;
+    }
+    mesh.start_control().await;
+    load.more(100).await;
+    load.finish().await.assert_none_failed(500);
+}

@@ -1,0 +1,104 @@
+//! Instances that stop and instances that die, under load from their own node and from another.
+
+use std::time::{Duration, Instant};
+
+use heddle_tests::echo::reach;
+use heddle_tests::ledger::{Book, Kind, Load, Plan};
+use heddle_tests::mesh::Mesh;
+use tonic::Code;
+
+/// Two nodes with two instances each, all reached from both.
+async fn four_instances() -> Mesh {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    for (node, id) in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b2")] {
+        mesh.echo(node, id).await;
+    }
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["a1", "a2", "b1", "b2"]).await;
+    }
+    mesh
+}
+
+fn plan(mesh: &Mesh, kind: Kind) -> Plan {
+    Plan::new(kind, &[mesh.node("a").outbound, mesh.node("b").outbound])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_stops_costs_no_call() {
+    let mut mesh = four_instances().await;
+    let load = Load::start(&plan(&mesh, Kind::Unsafe));
+    load.more(200).await;
+    mesh.stop_instance("b", "b1").await;
+    let stopped = Instant::now();
+    load.more(200).await;
+    mesh.stop_instance("a", "a2").await;
+    load.more(200).await;
+    let book = load.finish().await;
+    book.assert_none_failed(600);
+    assert!(!book.answered_since(stopped).contains_key("b1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_flight_on_an_instance_that_stops_are_finished() {
+    let mut mesh = four_instances().await;
+    let load = Load::start(&Plan {
+        delay_ms: 1_500,
+        ..plan(&mesh, Kind::Unsafe)
+    });
+    load.more(8).await;
+    mesh.stop_instance("b", "b1").await;
+    load.more(8).await;
+    load.finish().await.assert_none_failed(16);
+}
+
+/// Kills `b1` under load; gives the book and when the kill was.
+async fn kill_under(kind: Kind) -> (Book, Instant) {
+    let mut mesh = four_instances().await;
+    let load = Load::start(&Plan {
+        delay_ms: 30,
+        ..plan(&mesh, kind)
+    });
+    load.more(200).await;
+    let killed = Instant::now();
+    mesh.kill_instance("b", "b1").await;
+    load.more(300).await;
+    // A second later, and then some more calls: none may go to the dead one.
+    tokio::time::sleep((killed + Duration::from_secs(1)).saturating_duration_since(Instant::now()))
+        .await;
+    load.more(300).await;
+    (load.finish().await, killed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_may_be_repeated_survive_the_death_of_their_instance() {
+    let (book, _) = kill_under(Kind::Safe).await;
+    book.assert_none_failed(800);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
+    let (book, killed) = kill_under(Kind::Unsafe).await;
+    for entry in book.failed() {
+        let failed = entry.answer.as_ref().unwrap_err();
+        let words = format!("{entry:?}, killed at {killed:?}\n{}", book.summary());
+        assert!(entry.ended >= killed, "failed before the kill: {words}");
+        assert!(
+            entry.begun < killed + Duration::from_secs(1),
+            "sent a second later: {words}"
+        );
+        assert_eq!(failed.code, Code::Unavailable, "{words}");
+        assert_eq!(failed.reason.as_deref(), Some("CONNECTION_LOST"), "{words}");
+        assert!(
+            failed.message.contains("b1") || failed.message.contains('b'),
+            "{words}"
+        );
+    }
+    // Eight callers: no more than one call each was in flight, and about a quarter of them on the dead one.
+    assert!(book.failed().len() <= 8, "{}", book.summary());
+    let after = book.answered_since(killed + Duration::from_secs(1));
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        ["a1", "a2", "b2"],
+        "{after:?}"
+    );
+}

@@ -1,0 +1,68 @@
+//! A proxy that drains finishes what it has; a proxy that dies comes back with its state.
+
+use std::time::{Duration, Instant};
+
+use heddle_proto::echo::v1::EchoRequest;
+use heddle_tests::echo::{call, echo, payload, reach};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::until::{seen, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "a1").await;
+    let idle = mesh.channel("a");
+    reach(&idle, &["a1"]).await;
+    let outbound = mesh.node("a").outbound;
+    let channel = heddle_tests::echo::channel(outbound);
+    let slow = tokio::spawn(async move {
+        let request = EchoRequest {
+            delay_ms: 2_000,
+            ..payload("slow")
+        };
+        echo(channel).unary(request).await
+    });
+    // The call is on its way once the instance has it; a quarter second is ample and no bound on anything.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let start = Instant::now();
+    mesh.stop_proxy("a").await;
+    let answer = slow.await.unwrap().expect("the call in flight is finished");
+    assert_eq!(answer.into_inner().payload, "slow");
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "idle connections keep no proxy alive"
+    );
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_was_killed_comes_back_with_its_instances() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("b", "b1").await;
+    reach(&mesh.channel("a"), &["b1"]).await;
+    // A registration is on disk a moment after it is answered; before that a kill would rightly forget it.
+    let state = mesh.node("b").state_dir.clone();
+    until("the registration is on disk", async || {
+        let files = std::fs::read_dir(&state).map_err(|error| error.to_string())?;
+        let mut texts = files
+            .flatten()
+            .filter_map(|file| std::fs::read(file.path()).ok());
+        let found = texts.any(|bytes| bytes.windows(11).any(|word| word == b"heddle-echo"));
+        seen(
+            found,
+            format!("nothing of heddle-echo in {}", state.display()),
+        )
+    })
+    .await;
+    mesh.kill_proxy("b").await;
+    mesh.start_proxy("b").await;
+    // From its state dir, before the instance has registered again.
+    let answer = call(mesh.node("b").outbound, payload("first")).await;
+    assert_eq!(
+        answer
+            .expect("the first call after the ready line")
+            .instance,
+        "b1"
+    );
+    reach(&mesh.channel("a"), &["b1"]).await;
+}

@@ -1,0 +1,211 @@
+//! Calls that cannot be routed, are too large or are not HTTP/2: each gets the specific error of DESIGN §9, and nobody
+//! else notices.
+
+use heddle_tests::echo::{Failed, call, channel_as, echo, payload, reach};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::raw::{Answer, Client};
+use heddle_tests::until::{PATIENCE, seen, until};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Code;
+
+async fn one_echo() -> Mesh {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    mesh
+}
+
+async fn call_as(mesh: &Mesh, authority: &str) -> Failed {
+    let mut client = echo(channel_as(mesh.node("a").outbound, authority));
+    let status = client.unary(payload("x")).await.unwrap_err();
+    Failed::from(&status)
+}
+
+async fn raw_call(mesh: &Mesh, path: &str, headers: &HeaderMap) -> Answer {
+    let addr = mesh.node("a").outbound;
+    let client = Client::connect(addr).await;
+    client.call(&addr.to_string(), path, headers, b"").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_proto_service_is_no_route() {
+    let mesh = one_echo().await;
+    let answer = raw_call(&mesh, "/nobody.Knows/It", &HeaderMap::new()).await;
+    assert!(answer.headers_only, "{answer:?}");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.last("grpc-status").as_deref(), Some("12"));
+    assert_eq!(answer.last("heddle-reason").as_deref(), Some("NO_ROUTE"));
+    let message = answer.last("grpc-message").unwrap();
+    assert!(message.contains("nobody.Knows"), "{message}");
+    assert!(
+        answer.headers.contains_key("heddle-call"),
+        "no id in {answer:?}"
+    );
+    assert!(
+        answer.headers.contains_key("grpc-status-details-bin"),
+        "{answer:?}"
+    );
+    reach(&mesh.channel("a"), &["e1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistyped_authority_is_no_route_and_names_the_nearest() {
+    let mesh = one_echo().await;
+    for authority in [
+        "heddle-ecko",
+        "heddle-eco.default",
+        "hedle-echo.default.mesh:80",
+    ] {
+        let failed = call_as(&mesh, authority).await;
+        failed.assert(Code::Unimplemented, "NO_ROUTE", &["heddle-echo"]);
+    }
+    // A method path that is known does not save a wrong name: it never falls back.
+    call_as(&mesh, "something-else.entirely").await.assert(
+        Code::Unimplemented,
+        "NO_ROUTE",
+        &["something-else"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ambiguous_proto_service_names_its_claimants_and_is_reached_by_authority() {
+    let mut mesh = one_echo().await;
+    let start = mesh.echo_start("a", "o1").args(["--service", "other"]);
+    mesh.instance("a", "o1", start).await;
+    let addr = mesh.node("a").outbound;
+    let failed = until("the proto service is ambiguous", async || {
+        match call(addr, payload("x")).await {
+            Err(failed) if failed.code == Code::FailedPrecondition => Ok(failed),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    failed.assert(
+        Code::FailedPrecondition,
+        "AMBIGUOUS_ROUTE",
+        &[
+            "heddle-echo.default",
+            "other.default",
+            "heddle.echo.v1.Echo",
+        ],
+    );
+    reach(&channel_as(addr, "other"), &["o1"]).await;
+    reach(&channel_as(addr, "heddle-echo"), &["e1"]).await;
+
+    // With the second claimant gone the path is enough again.
+    mesh.stop_instance("a", "o1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_last_instance_left_says_so() {
+    let mut mesh = one_echo().await;
+    mesh.echo("a", "e2").await;
+    mesh.stop_instance("a", "e1").await;
+    mesh.stop_instance("a", "e2").await;
+    let addr = mesh.node("a").outbound;
+    // Gone altogether, or known and empty: either way it is said which service, and never hidden.
+    until("calls fail with the reason", async || {
+        let Err(failed) = call(addr, payload("x")).await else {
+            return Err("answered".to_owned());
+        };
+        let known = failed.code == Code::Unavailable
+            && failed.reason.as_deref() == Some("NO_ENDPOINTS")
+            && failed.message.contains("heddle-echo");
+        let gone = failed.code == Code::Unimplemented
+            && failed.reason.as_deref() == Some("NO_ROUTE")
+            && failed.message.contains("heddle.echo.v1.Echo");
+        seen(known || gone, format!("{failed:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_over_the_bound_are_refused_with_the_size_and_the_connection_goes_on() {
+    let mesh = one_echo().await;
+    let addr = mesh.node("a").outbound;
+    let client = Client::connect(addr).await;
+    let mut large = HeaderMap::new();
+    for number in 0..10 {
+        let name = HeaderName::try_from(format!("x-large-{number}")).unwrap();
+        large.insert(name, HeaderValue::try_from("v".repeat(4_000)).unwrap());
+    }
+    let mut many = HeaderMap::new();
+    for number in 0..300 {
+        let name = HeaderName::try_from(format!("x-many-{number}")).unwrap();
+        many.insert(name, HeaderValue::from_static("v"));
+    }
+    let path = "/heddle.echo.v1.Echo/Unary";
+    for headers in [&large, &many] {
+        let answer = client.call(&addr.to_string(), path, headers, b"").await;
+        assert_eq!(
+            answer.last("grpc-status").as_deref(),
+            Some("8"),
+            "{answer:?}"
+        );
+        let reason = answer.last("heddle-reason");
+        assert_eq!(reason.as_deref(), Some("REQUEST_TOO_LARGE"), "{answer:?}");
+    }
+    let answer = client
+        .call(&addr.to_string(), path, &HeaderMap::new(), b"")
+        .await;
+    assert_eq!(
+        answer.last("grpc-status").as_deref(),
+        Some("0"),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_breaks_the_protocol_is_cut_off_alone() {
+    let mesh = one_echo().await;
+    let addr = mesh.node("a").outbound;
+    let neighbour = mesh.channel("a");
+    reach(&neighbour, &["e1"]).await;
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let faults: [(&str, Vec<u8>); 4] = [
+        ("noise", vec![0xff; 4_096]),
+        // A DATA frame on a stream that was never opened.
+        (
+            "data on idle",
+            [PREFACE, settings, &[0, 0, 1, 0, 0, 0, 0, 0, 1, 7]].concat(),
+        ),
+        // A frame longer than SETTINGS_MAX_FRAME_SIZE.
+        (
+            "oversized frame",
+            [PREFACE, settings, &[0x0f, 0xff, 0xff, 1, 4, 0, 0, 0, 1]].concat(),
+        ),
+        // An HPACK index that nobody defined.
+        (
+            "bad index",
+            [PREFACE, settings, &[0, 0, 2, 1, 5, 0, 0, 0, 1, 0xff, 0x7f]].concat(),
+        ),
+    ];
+    for (fault, bytes) in faults {
+        let mut socket = TcpStream::connect(addr).await.unwrap();
+        socket.write_all(&bytes).await.unwrap();
+        let mut said = Vec::new();
+        let end = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut said)).await;
+        let end = end.unwrap_or_else(|_| panic!("{fault}: the connection stays open"));
+        // Closed in order, after a GOAWAY where HTTP/2 was spoken: not torn down with a TCP reset.
+        assert!(end.is_ok(), "{fault}: {end:?}");
+        if fault != "noise" {
+            assert!(has_goaway(&said), "{fault}: no GOAWAY in {said:?}");
+        }
+    }
+    reach(&neighbour, &["e1"]).await;
+}
+
+fn has_goaway(mut frames: &[u8]) -> bool {
+    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = frames {
+        if *kind == 7 {
+            return true;
+        }
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        frames = rest.get(length..).unwrap_or_default();
+    }
+    false
+}

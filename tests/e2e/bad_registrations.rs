@@ -1,0 +1,262 @@
+//! Registrations and services files with mistakes: refused with the field and the remedy, and nothing else is touched.
+
+use heddle_proto::registry::v1::registry_client::RegistryClient;
+use heddle_proto::registry::v1::{Instance, Protocol, RegisterRequest};
+use heddle_tests::echo::{channel, reach};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::until::{seen, until};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+fn instance() -> Instance {
+    Instance {
+        service: "users".to_owned(),
+        id: "u1".to_owned(),
+        address: "127.0.0.1:7001".to_owned(),
+        protos: vec!["users.v1.Users".to_owned()],
+        ..Instance::default()
+    }
+}
+
+fn register(instance: Instance) -> RegisterRequest {
+    RegisterRequest {
+        instance: Some(instance),
+        ..RegisterRequest::default()
+    }
+}
+
+fn violated_fields(status: &Status) -> Vec<String> {
+    let details = status.get_details_bad_request();
+    details
+        .map(|details| details.field_violations)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|violation| violation.field)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    let mut agent = mesh.agent("a");
+    let long = "x".repeat(64);
+    let faults: Vec<(&str, Instance)> = vec![
+        (
+            "address",
+            Instance {
+                address: "nonsense".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "address",
+            Instance {
+                address: "localhost:7001".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "address",
+            Instance {
+                address: "127.0.0.1".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "address",
+            Instance {
+                address: "127.0.0.1:0".to_owned(),
+                ..instance()
+            },
+        ),
+        // An address of documentation (RFC 5737): of no host at all, so not of this one.
+        (
+            "address",
+            Instance {
+                address: "192.0.2.7:7001".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "service",
+            Instance {
+                service: "Users_1".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "service",
+            Instance {
+                service: String::new(),
+                ..instance()
+            },
+        ),
+        (
+            "service",
+            Instance {
+                service: long.clone(),
+                ..instance()
+            },
+        ),
+        (
+            "service",
+            Instance {
+                service: "-users".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "namespace",
+            Instance {
+                namespace: "my.shop".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "id",
+            Instance {
+                id: "u/1".to_owned(),
+                ..instance()
+            },
+        ),
+        (
+            "id",
+            Instance {
+                id: String::new(),
+                ..instance()
+            },
+        ),
+        (
+            "version",
+            Instance {
+                version: long,
+                ..instance()
+            },
+        ),
+        (
+            "weight",
+            Instance {
+                weight: 1_001,
+                ..instance()
+            },
+        ),
+        (
+            "protocol",
+            Instance {
+                protocol: Protocol::Tcp.into(),
+                ..instance()
+            },
+        ),
+    ];
+    for (field, bad) in faults {
+        let words = format!("{bad:?}");
+        let status = agent.register(register(bad)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{words}: {status:?}");
+        let fields = violated_fields(&status);
+        assert!(
+            fields
+                .iter()
+                .any(|named| named == field || named.ends_with(&format!(".{field}"))),
+            "{words}: {field} is not among {fields:?}: {status:?}"
+        );
+    }
+    let status = agent
+        .register(RegisterRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+
+    // Nothing of it came through, and what ran still runs.
+    let mut control = RegistryClient::new(channel(mesh.grpc));
+    let services = control
+        .list_services(heddle_proto::registry::v1::ListServicesRequest {})
+        .await;
+    let names: Vec<String> = services
+        .unwrap()
+        .into_inner()
+        .services
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    assert_eq!(names, ["heddle-echo.default"]);
+    reach(&mesh.channel("a"), &["e1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_plane_sends_a_registration_to_the_agent() {
+    let mesh = Mesh::builder().start().await;
+    let mut control = RegistryClient::new(channel(mesh.grpc));
+    let status = control.register(register(instance())).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    assert!(status.message().contains("agent"), "{status:?}");
+    assert!(
+        status.message().contains("15002"),
+        "says where to go: {status:?}"
+    );
+}
+
+const GOOD: &str = "service: good\nprotos: [good.v1.Good]\ninstances:\n  - {id: g1, address: \"127.0.0.1:7001\"}\n";
+
+/// The names of the services that the control plane knows, once they are these.
+async fn services_are(mesh: &Mesh, expected: &[&str]) {
+    until("the services of the mesh", async || {
+        let mut control = RegistryClient::new(channel(mesh.grpc));
+        let request = heddle_proto::registry::v1::ListServicesRequest {};
+        let answer = control
+            .list_services(request)
+            .await
+            .map_err(|status| status.to_string())?;
+        let services = answer.into_inner().services;
+        let names: Vec<String> = services.into_iter().map(|service| service.name).collect();
+        seen(names == expected, format!("{names:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
+    let bad = "service: Bad_Name\ninstances:\n  - {id: b1, address: \"127.0.0.1:7002\"}\n";
+    let mesh = Mesh::builder()
+        .services_file("a", "good.yaml", GOOD)
+        .services_file("a", "bad.yaml", bad)
+        .start()
+        .await;
+    services_are(&mesh, &["good.default"]).await;
+    let said = async |words: &'static [&'static str]| {
+        until(
+            "the log tells the file, the field and the remedy",
+            async || {
+                let lines = mesh.node("a").proxy().stderr();
+                let found = lines
+                    .iter()
+                    .any(|line| words.iter().all(|word| line.contains(word)));
+                seen(found, lines.join("\n"))
+            },
+        )
+        .await;
+    };
+    said(&["bad.yaml", "service", "Bad_Name"]).await;
+
+    // Mended while the proxy runs.
+    mesh.write_services_file("a", "bad.yaml", &bad.replace("Bad_Name", "mended"));
+    services_are(&mesh, &["good.default", "mended.default"]).await;
+
+    // Broken again, beyond YAML: what was there stays, as a mistake must not take a service down.
+    mesh.write_services_file("a", "bad.yaml", "service: [");
+    said(&["bad.yaml"]).await;
+    services_are(&mesh, &["good.default", "mended.default"]).await;
+
+    // Words that are not options are mistakes too.
+    mesh.write_services_file(
+        "a",
+        "typo.yaml",
+        &GOOD.replace("service: good", "service: typo\nwieght: 3"),
+    );
+    said(&["typo.yaml", "wieght"]).await;
+
+    // Gone with its file.
+    std::fs::remove_file(mesh.node("a").services_dir.join("bad.yaml")).unwrap();
+    services_are(&mesh, &["good.default"]).await;
+}

@@ -1,0 +1,229 @@
+//! The command line as a newcomer types it: `heddle demo` shows a whole mesh, `heddle run` puts a program into one,
+//! `heddle status | services | proxies` tell its state.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use heddle_tests::echo::{call, payload, reach};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::place::folder;
+use heddle_tests::process::{Process, Ran, Start, run};
+use heddle_tests::raw::Client;
+use heddle_tests::tools::{binary, go_peer};
+use heddle_tests::until::{seen, until};
+use http::HeaderMap;
+use serde_json::Value;
+
+async fn heddle(mesh: &Mesh, words: &[&str]) -> Ran {
+    let start = Start::new("heddle", &binary("heddle"))
+        .args(words)
+        .args(["--control", &format!("http://{}", mesh.grpc)]);
+    run(start).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mesh_is_shown_as_table_json_and_yaml() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("a", "e1").await;
+    mesh.echo("b", "e2").await;
+    reach(&mesh.channel("a"), &["e1", "e2"]).await;
+    until("the status shows two healthy instances", async || {
+        let ran = heddle(&mesh, &["status", "-o", "json"]).await;
+        let state: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
+        seen(state["healthy_instances"] == 2, ran.all())
+    })
+    .await;
+    for (words, parts) in [
+        (vec!["status"], vec!["embedded"]),
+        (vec!["services"], vec!["heddle-echo.default"]),
+        (vec!["services", "heddle-echo"], vec!["e1", "e2"]),
+        (
+            vec!["services", "-o", "yaml"],
+            vec!["name: heddle-echo.default"],
+        ),
+        (vec!["proxies"], vec!["delta", "acknowledged"]),
+    ] {
+        let ran = heddle(&mesh, &words).await;
+        assert_eq!(ran.code, Some(0), "{words:?}: {}", ran.all());
+        for part in parts {
+            assert!(
+                ran.stdout.contains(part),
+                "{words:?}: no {part:?} in {}",
+                ran.all()
+            );
+        }
+    }
+    let ran = heddle(&mesh, &["services", "-o", "json"]).await;
+    let state: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(state["services"][0]["endpoints"][1]["id"], "e2");
+
+    let ran = heddle(&mesh, &["services", "heddle-ecko"]).await;
+    assert_eq!(ran.code, Some(2), "{}", ran.all());
+    assert!(
+        ran.stderr.contains("heddle-echo"),
+        "no nearest name in {}",
+        ran.all()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_is_not_there_is_one_line_with_the_remedy() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.stop_control().await;
+    let ran = heddle(&mesh, &["status"]).await;
+    assert_eq!(ran.code, Some(2), "{}", ran.all());
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.all());
+    for part in [mesh.grpc.to_string().as_str(), "--control"] {
+        assert!(ran.stderr.contains(part), "{}", ran.all());
+    }
+}
+
+/// gRPC's interop server as `users` on node a, by `heddle run`: a program with no line of ours in it.
+fn run_users(mesh: &Mesh) -> Process {
+    let server = go_peer("interop-server");
+    Start::new("heddle run", &binary("heddle"))
+        .args(["run", "--service", "users", "--instance", "u1"])
+        .args(["--proto", "grpc.testing.TestService"])
+        .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+        .args(["--", "sh", "-c"])
+        .arg(format!(
+            "exec {} -use_tls=false -port $PORT",
+            server.display()
+        ))
+        .spawn()
+}
+
+async fn users_answer(mesh: &Mesh) {
+    let addr = mesh.node("b").outbound;
+    until("the program answers through the mesh", async || {
+        let client = Client::connect(addr).await;
+        let path = "/grpc.testing.TestService/EmptyCall";
+        let answer = client.call("users", path, &HeaderMap::new(), b"").await;
+        let status = answer.last("grpc-status");
+        seen(status.as_deref() == Some("0"), format!("{answer:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_program_joins_is_restarted_and_leaves() {
+    let mesh = Mesh::builder().nodes(2).start().await;
+    let mut process = run_users(&mesh);
+    let ready = process.ready().await;
+    let first: SocketAddr = ready.get("listen").parse().unwrap();
+    assert_eq!((ready.get("instance"), ready.get("node")), ("u1", "a"));
+    users_answer(&mesh).await;
+
+    // The program dies: it is started again and takes calls again.
+    heddle_tests::faults::signal(child_of(process.pid()), "KILL");
+    let again = async || {
+        let lines = process.stdout();
+        let count = lines
+            .iter()
+            .filter(|line| line.contains("heddle-run ready: "))
+            .count();
+        seen(count >= 2, lines.join("\n"))
+    };
+    until("the program is started again", again).await;
+    users_answer(&mesh).await;
+
+    assert!(process.stop().await.success(), "{}", process.output());
+    assert!(tokio::net::TcpStream::connect(first).await.is_err());
+    until("the service has left the mesh", async || {
+        let client = Client::connect(mesh.node("b").outbound).await;
+        let path = "/grpc.testing.TestService/EmptyCall";
+        let answer = client.call("users", path, &HeaderMap::new(), b"").await;
+        let reason = answer.last("heddle-reason").unwrap_or_default();
+        seen(
+            ["NO_ROUTE", "NO_ENDPOINTS"].contains(&reason.as_str()),
+            format!("{answer:?}"),
+        )
+    })
+    .await;
+}
+
+/// The one child of a process.
+fn child_of(pid: u32) -> u32 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let children = tasks.flatten().filter_map(|task| {
+        let list = std::fs::read_to_string(task.path().join("children")).ok()?;
+        list.split_whitespace().next()?.parse().ok()
+    });
+    children.into_iter().next().expect("the program runs")
+}
+
+/// All processes that descend from this one.
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        next += 1;
+        let tasks = std::fs::read_dir(format!("/proc/{parent}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(
+                list.split_whitespace()
+                    .map(|pid| pid.parse::<u32>().unwrap()),
+            );
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
+    let place = folder();
+    let mut demo = Start::new("heddle demo", &binary("heddle"))
+        .args(["demo", "--free-ports"])
+        .env("TMPDIR", place.path())
+        .spawn();
+    let ready = demo.ready().await;
+    for node in ["node-a", "node-b", "node-c"] {
+        let outbound = ready.get(&format!("{node}-outbound")).parse().unwrap();
+        let answer = call(outbound, payload("hello")).await.unwrap();
+        assert_eq!(answer.payload, "hello");
+    }
+    // Its own calls reach all six instances, and none fails.
+    let tally = |line: &str| {
+        let all = line.contains("answered by 6 instances") && line.contains(" 0 failed");
+        all.then(|| line.to_owned())
+    };
+    demo.line("the demo's calls reach all instances", tally)
+        .await;
+    // What it prints to type is there, with the ports that it has.
+    let grpc = ready.get("grpc").to_owned();
+    let text = demo.output();
+    for part in [
+        format!("grpcurl -plaintext {} list", ready.get("node-a-outbound")),
+        format!("grpcurl -plaintext {grpc} heddle.status.v1.MeshStatus/GetMesh"),
+    ] {
+        assert!(text.contains(&part), "no {part:?} in {text}");
+    }
+
+    let all = descendants(demo.pid());
+    assert!(
+        all.len() >= 11,
+        "control plane, 3 proxies, 6 instances and itself: {all:?}"
+    );
+    let start = Instant::now();
+    demo.signal("INT");
+    let status = demo.exit_within(Duration::from_secs(30)).await;
+    assert!(status.success(), "{status}: {}", demo.output());
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "took {:?}",
+        start.elapsed()
+    );
+    let left: Vec<_> = all.iter().filter(|&&pid| alive(pid)).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    let files: Vec<_> = std::fs::read_dir(place.path()).unwrap().flatten().collect();
+    assert!(files.is_empty(), "left behind: {files:?}");
+}
+
+/// A process that runs; one that has ended and only waits to be reaped does not.
+fn alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // `pid (name) state …`, and a name may hold anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
