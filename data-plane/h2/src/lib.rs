@@ -27,6 +27,7 @@
 //! | DATA on the wire | `connection_window` 1 MiB, growing to `max_connection_window` 16 MiB | FLOW_CONTROL_ERROR | §5.2 |
 //! | DATA waiting to be sent | what the shell takes from the other side | | |
 //! | unwritten output | `output_high_water` 256 KiB of DATA, then it queues | | |
+//! | responses not read | 4 × `output_high_water` 256 KiB | REFUSED_STREAM | §5.1.2 |
 //! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |
 //! | RST_STREAM received | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
 //! | RST_STREAM provoked | `provoked_resets` 200 + 33/s | ENHANCE_YOUR_CALM | §10.5 |

@@ -35,6 +35,10 @@ impl Block {
     }
 }
 
+/// New requests are refused while so much output lies unread, or four times the high water, if that
+/// is more. DATA stops at the high water, so only header lists can bring it there.
+const UNREAD_BYTES: usize = 1 << 20;
+
 /// A block as it was decoded.
 #[derive(Clone, Copy)]
 struct Decoded<'f> {
@@ -152,7 +156,11 @@ impl Connection {
         if self.goaway_sent.is_some_and(|last| id > last) {
             return Ok(None);
         }
-        if self.streams.live() >= self.config.max_concurrent_streams as usize {
+        // Responses are not held back by windows: a client that does not read them gets no more.
+        let unread = self.config.output_high_water.saturating_mul(4);
+        if self.streams.live() >= self.config.max_concurrent_streams as usize
+            || self.output.len() >= unread.max(UNREAD_BYTES)
+        {
             return self.refuse(id);
         }
         let mut stream = Stream::new(id, 0, self.peer.initial_window, self.initial_recv);

@@ -18,14 +18,39 @@ pub(crate) struct Output {
     control: Unread,
 }
 
-/// How many answers that the peer drew from us lie unread in the output. Two generations of frames:
-/// when the output has moved past the end of the older one, the newer takes its place. All of the
-/// newer are unread, so an honest slow reader is never wronged; the older are at most as many.
+/// How many answers that the peer drew from us lie unread in the output. Two generations: when the
+/// output has moved past the end of the older one, the newer takes its place. All of the newer are
+/// unread, so an honest slow reader is never wronged; the older are at most as many.
 #[derive(Debug, Default)]
 struct Unread {
-    older: usize,
     newer: usize,
     older_end: usize,
+}
+
+impl Unread {
+    #[inline]
+    fn add(&mut self, end: usize) {
+        if self.older_end == 0 {
+            self.older_end = end;
+        } else {
+            self.newer += 1;
+        }
+    }
+
+    /// The output was written up to `start`, of `end` that it has.
+    fn written(&mut self, start: usize, end: usize) {
+        if start >= end {
+            *self = Self::default();
+        } else if start >= self.older_end {
+            let any = std::mem::take(&mut self.newer) > 0;
+            self.older_end = if any { end } else { 0 };
+        }
+    }
+
+    /// `by` bytes were moved out in front.
+    fn moved(&mut self, by: usize) {
+        self.older_end = self.older_end.saturating_sub(by);
+    }
 }
 
 impl Output {
@@ -42,19 +67,13 @@ impl Output {
     /// So many bytes were written.
     pub(crate) fn advance(&mut self, written: usize) {
         self.start = self.bytes.len().min(self.start.saturating_add(written));
+        self.control.written(self.start, self.bytes.len());
         if self.start == self.bytes.len() {
             self.bytes.clear();
             self.start = 0;
-            self.control = Unread::default();
-            return;
-        }
-        if self.start >= self.control.older_end {
-            self.control.older = std::mem::take(&mut self.control.newer);
-            self.control.older_end = self.bytes.len();
-        }
-        if self.start >= COMPACT_BYTES && self.start * 2 >= self.bytes.len() {
+        } else if self.start >= COMPACT_BYTES && self.start * 2 >= self.bytes.len() {
             self.bytes.drain(..self.start);
-            self.control.older_end = self.control.older_end.saturating_sub(self.start);
+            self.control.moved(self.start);
             self.start = 0;
         }
     }
@@ -95,11 +114,7 @@ impl Output {
     }
 
     fn count_control(&mut self) {
-        self.control.newer += 1;
-        if self.control.older == 0 {
-            self.control.older = std::mem::take(&mut self.control.newer);
-            self.control.older_end = self.bytes.len();
-        }
+        self.control.add(self.bytes.len());
     }
 
     pub(crate) fn preface(&mut self, preface: &[u8]) {

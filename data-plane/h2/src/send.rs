@@ -258,14 +258,14 @@ impl Connection {
             self.write_trailers(id, &pending.trailers);
         }
         self.give_back(pending);
-        if let Some(code) = reset {
-            let over = self.streams.at(slot).is_some_and(|stream| stream.is_over());
-            if !over {
-                self.write_reset(id, code);
-                return;
+        let over = self.streams.at(slot).is_some_and(|stream| stream.is_over());
+        match reset {
+            _ if over => {
+                self.drop_stream(id, End::Known);
             }
+            Some(code) => self.write_reset(id, code),
+            None => {}
         }
-        self.retire_if_over(id);
     }
 
     /// Writes as much as windows and output take now.
@@ -345,14 +345,6 @@ impl Connection {
             }
         }
         self.pump();
-    }
-
-    /// A stream that is over is forgotten.
-    #[inline]
-    pub(crate) fn retire_if_over(&mut self, id: u32) {
-        if self.streams.get(id).is_some_and(|stream| stream.is_over()) {
-            self.drop_stream(id, End::Known);
-        }
     }
 
     /// Adds to what the shell is told of sent DATA; a stream has one report in the queue at most.

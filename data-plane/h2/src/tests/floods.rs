@@ -135,6 +135,28 @@ fn answers_that_are_not_read_are_bounded() {
 }
 
 #[test]
+fn responses_that_are_not_read_are_bounded() {
+    // Each stream ends at once, but the client reads nothing and opens the next.
+    let mut script = Script::server();
+    let mut answered = 0;
+    let n = (0..20_000u32).position(|n| {
+        let open = script.headers(2 * n + 1, &request(), ES);
+        let seen = script.send(&[open]);
+        if let [Seen::Headers { stream, .. }] = seen[..] {
+            let message = format!("{n:01000}");
+            let reply = list(&[(":status", "200"), ("grpc-message", &message)]);
+            let stream = StreamId(stream);
+            script.side.conn.headers(stream, &reply, true).unwrap();
+            answered += 1;
+        }
+        matches!(seen[..], [Seen::Error(ErrorCode::ENHANCE_YOUR_CALM)])
+    });
+    assert!((1000..1100).contains(&answered), "{answered}");
+    assert!(n.is_some_and(|n| n < 2200), "{n:?}");
+    assert!(script.side.conn.output().len() < 1_100_000);
+}
+
+#[test]
 fn a_slow_reader_that_keeps_reading_is_not_cut() {
     let mut script = Script::server_with(Config {
         control_frames: crate::Rate {
