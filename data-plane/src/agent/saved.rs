@@ -21,7 +21,9 @@ const FILE: &str = "instances";
 /// Descriptors kept beside them; over this they are asked for again after a restart.
 const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// Changes within this time are one write.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(50);
+/// Between two writes: each is the whole set, with a sync of the disk.
+const REST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
@@ -127,6 +129,7 @@ pub async fn keep(dir: StateDir, agent: Agent) {
                 Err(_) => {}
             }
             written = now;
+            tokio::time::sleep(REST).await;
         }
         if changes.changed().await.is_err() {
             return;

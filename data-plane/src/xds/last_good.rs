@@ -12,7 +12,9 @@ use crate::state_dir::StateDir;
 
 const FILE: &str = "xds";
 /// Changes within this time are one write: a mesh that starts changes often.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_millis(100);
+/// Between two writes: each is the whole state, with a sync of the disk.
+const REST: Duration = Duration::from_secs(1);
 
 #[derive(Clone, PartialEq, Message)]
 struct LastGood {
@@ -99,6 +101,7 @@ pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snaps
             }
             Err(_) => {}
         }
+        tokio::time::sleep(REST).await;
     }
 }
 

@@ -304,3 +304,39 @@ impl XdsClient {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, atomic::Ordering},
+        time::Instant,
+    };
+
+    use super::{Asker, LONGEST_BEHIND, Resources, XdsClient};
+    use crate::xds::schemas::Schemas;
+
+    #[tokio::test]
+    async fn only_a_store_that_stays_behind_is_taken_for_a_new_one() {
+        let (_, wanted) = Schemas::new();
+        let asker = Asker {
+            node: "a".into(),
+            region: String::new(),
+            zone: String::new(),
+        };
+        let urls = vec!["http://127.0.0.1:1".into()];
+        let (client, _) = XdsClient::new(asker, urls, Resources::default(), Arc::default(), wanted);
+        let seen = || client.revision.load(Ordering::Relaxed);
+        client.revision.store(9, Ordering::Relaxed);
+        let behind = "Unavailable: this replica is at revision 3 and the client has seen 9";
+        let mut since = None;
+        client.note_behind(behind, &mut since);
+        assert_eq!(seen(), 9, "another replica may be up to date");
+        let long_ago = Instant::now().checked_sub(LONGEST_BEHIND);
+        since = long_ago;
+        client.note_behind("connection refused", &mut since);
+        assert_eq!((since, seen()), (None, 9), "that is another trouble");
+        since = long_ago;
+        client.note_behind(behind, &mut since);
+        assert_eq!(seen(), 0);
+    }
+}
