@@ -40,6 +40,7 @@ mod connection;
 mod recv;
 mod control;
 mod message;
+mod fault;
 mod send;
 mod output;
 mod event;

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use crate::Fields;
 use crate::connection::Connection;
-use crate::error::{ConnectionError, ErrorCode, Initiator};
+use crate::error::{ConnectionError, ErrorCode};
 use crate::event::{Event, StreamId};
+use crate::fault::cost;
 use crate::frame::{self, HEAD_BYTES, Head, flag, kind};
 use crate::stream::Half;
 use crate::streams::End;
@@ -38,13 +39,6 @@ pub(crate) struct Data {
 }
 
 pub(crate) type Answer<'i> = Result<Option<Event<'i>>, ConnectionError>;
-
-/// Costs of frames that carry no message (see `abuse.rs`).
-pub(crate) mod cost {
-    pub(crate) const ORDINARY: i32 = 1;
-    /// Takes more work than others, or draws an answer.
-    pub(crate) const DEAR: i32 = 4;
-}
 
 impl Connection {
     /// Takes bytes of the peer: consumes `input` until there is an event, all of it if there is
@@ -359,74 +353,6 @@ impl Connection {
         }
         self.abuse.control.earn();
         Ok(Some(event))
-    }
-
-    /// Whether a stream has ever been opened; frames on others are errors of the connection (§5.1).
-    pub(crate) fn not_idle(&self, id: u32) -> Result<(), ConnectionError> {
-        let used = match self.is_server {
-            true => id <= self.last_id,
-            false => id < self.next_id,
-        };
-        if used && !id.is_multiple_of(2) {
-            return Ok(());
-        }
-        Err(ConnectionError::protocol("frame on an idle stream"))
-    }
-
-    /// DATA on a stream that is closed (§5.1). Late DATA of streams that we reset is no fault, and
-    /// of those that ended long ago nobody knows who ended them.
-    fn on_closed<'i>(&mut self, id: u32) -> Answer<'i> {
-        let after_goaway = self.is_server && self.goaway_sent.is_some_and(|last| id > last);
-        match self.streams.ended(id) {
-            _ if after_goaway => Ok(None),
-            Some(End::ResetByUs) => Ok(None),
-            Some(End::Known) => self.stream_error(id, ErrorCode::STREAM_CLOSED),
-            None => self.charge(cost::ORDINARY).map(|()| None),
-        }
-    }
-
-    /// An error of the peer's on one stream (§5.4.2): RST_STREAM, and the event if the stream had
-    /// been announced.
-    pub(crate) fn stream_error<'i>(&mut self, id: u32, code: ErrorCode) -> Answer<'i> {
-        self.counters.stream_errors += 1;
-        if !self.abuse.provoked.take(1, self.now) {
-            return Err(ConnectionError::calm("too many stream errors"));
-        }
-        self.answer_reset(id, code)?;
-        let Some(token) = self.drop_stream(id, End::ResetByUs) else {
-            self.streams.remember(id, End::ResetByUs);
-            return Ok(None);
-        };
-        Ok(Some(Event::Reset {
-            stream: StreamId(id),
-            token,
-            code,
-            unprocessed: false,
-            by: Initiator::Local,
-        }))
-    }
-
-    pub(crate) fn answer_reset(&mut self, id: u32, code: ErrorCode) -> Result<(), ConnectionError> {
-        self.output.provoked_reset(id, code);
-        self.counters.resets_sent += 1;
-        self.bound_control()
-    }
-
-    /// Pays for a frame that carries no message.
-    #[inline]
-    pub(crate) fn charge(&mut self, cost: i32) -> Result<(), ConnectionError> {
-        match self.abuse.control.take(cost, self.now) {
-            true => Ok(()),
-            false => Err(ConnectionError::calm("too many control frames")),
-        }
-    }
-
-    /// The peer draws answers and does not read them.
-    pub(crate) fn bound_control(&self) -> Result<(), ConnectionError> {
-        match self.output.unread_control() > self.config.control_queue {
-            true => Err(ConnectionError::calm("answers are not read")),
-            false => Ok(()),
-        }
     }
 }
 

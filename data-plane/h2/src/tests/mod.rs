@@ -14,3 +14,4 @@ mod shutdown;
 mod floods;
 mod random;
 mod memory;
+mod slab;
