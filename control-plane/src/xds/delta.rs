@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
-    Heard, Lens, MAX_RESPONSE_BYTES, Subscription, Variant, Violation,
+    Heard, Lens, Subscription, Variant, Violation, max_response_bytes,
     subscription::Mark,
     wire::{ControlPlane, DeltaDiscoveryResponse},
 };
@@ -84,7 +84,12 @@ impl Variant for Delta {
         if !subscription.asked || subscription.in_flight() {
             return None;
         }
-        let news = subscription.take_news(snapshot, lens, hold_removals, MAX_RESPONSE_BYTES);
+        let news = subscription.take_news(
+            snapshot,
+            lens,
+            hold_removals,
+            max_response_bytes(subscription.kind),
+        );
         if news.resources.is_empty() && news.removed.is_empty() && !subscription.must_answer {
             return None;
         }

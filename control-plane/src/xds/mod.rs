@@ -21,7 +21,7 @@ pub use metrics::Metrics;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
 pub use service::{Ads, DESCRIPTOR_SET, service};
 pub use session::{Heard, Session, Variant};
-pub use subscription::{MAX_NAME_BYTES, MAX_NAMES, MAX_RESPONSE_BYTES, Subscription, Violation};
+pub use subscription::{MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes};
 pub use {delta::Delta, sotw::Sotw};
 
 #[cfg(test)]

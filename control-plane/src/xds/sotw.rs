@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use sha2::Digest as _;
 
 use super::{
-    Heard, Lens, MAX_RESPONSE_BYTES, Subscription, Variant, Violation,
+    Heard, Lens, Subscription, Variant, Violation, max_response_bytes,
     subscription::Mark,
     wire::{ControlPlane, DiscoveryResponse},
 };
@@ -83,10 +83,11 @@ impl Variant for Sotw {
             return None;
         }
         let kind = subscription.kind;
+        // A whole state cannot be parted: its size is that of the mesh.
         let limit = if kind.whole_state() {
             usize::MAX
         } else {
-            MAX_RESPONSE_BYTES
+            max_response_bytes(kind)
         };
         let news = subscription.take_news(snapshot, lens, hold_removals, limit);
         let mut names: BTreeSet<_> = news

@@ -14,9 +14,24 @@ use crate::snapshot::{Changed, Kind, Resource};
 pub const MAX_NAMES: usize = 50_000;
 /// Longest name in bytes: that of a service has at most 127.
 pub const MAX_NAME_BYTES: usize = 512;
-/// A response is ended before it grows past this, where the protocol lets it be continued in a next one: gRPC's
-/// default bound of a received message is 4 MiB. A single larger resource goes alone.
-pub const MAX_RESPONSE_BYTES: usize = 3 << 20;
+/// Where the whole state of a type is of one piece, a response may grow to this: gRPC's default bound of a received
+/// message is 4 MiB.
+const MAX_WHOLE_BYTES: usize = 3 << 20;
+/// Elsewhere a response is ended before it grows past this and continued in a next one. Small, because the transport
+/// keeps a buffer of the largest message of each stream.
+const MAX_PART_BYTES: usize = 256 << 10;
+
+/// The bound of a delta response, and of a state-of-the-world response that need not be whole. A single larger
+/// resource goes alone.
+#[must_use]
+pub const fn max_response_bytes(kind: Kind) -> usize {
+    if kind.whole_state() {
+        MAX_WHOLE_BYTES
+    } else {
+        MAX_PART_BYTES
+    }
+}
+
 /// So much is kept of a client's reason for a rejection.
 const MAX_REASON_BYTES: usize = 1024;
 

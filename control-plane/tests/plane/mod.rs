@@ -55,6 +55,8 @@ impl Plane {
         let stop = CancellationToken::new();
         let store = Arc::new(Embedded::open(&EmbeddedOptions::new(store)).unwrap());
         let options = RegistryOptions {
+            // No test here waits for a lease, and none renews one.
+            lease_ttl: Duration::from_secs(600),
             stop: stop.clone(),
             ..RegistryOptions::default()
         };

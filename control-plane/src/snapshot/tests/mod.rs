@@ -175,7 +175,7 @@ fn whatever_clients_see_changes_the_version() {
                 .instance
                 .as_mut()
                 .unwrap()
-                .weight = 7
+                .weight = 7;
         },
         |mesh| mesh.node("a").region = "r".to_owned(),
         |mesh| mesh.node("a").zone = "z".to_owned(),

@@ -140,7 +140,10 @@ fn a_response_over_the_bound_is_continued() {
     let [(_, first)] = &responses[..] else {
         panic!()
     };
-    assert!(first.encoded_len() < MAX_RESPONSE_BYTES + 1024 && first.resources.len() > 10);
+    assert!(
+        first.encoded_len() < max_response_bytes(Kind::Endpoint) + 1024
+            && first.resources.len() >= 2
+    );
     client.ack(Kind::Endpoint);
     let acknowledged = |client: &DeltaClient, service: usize| {
         let subscription = client.session.subscription(Kind::Endpoint);
