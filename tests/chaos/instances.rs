@@ -51,11 +51,16 @@ async fn calls_in_flight_on_an_instance_that_stops_are_finished() {
     load.finish().await.assert_none_failed(16);
 }
 
+/// Callers on each of the two nodes.
+const CALLERS: usize = 10;
+
 /// Kills `b1` under load; gives the book and when the kill was.
 async fn kill_under(kind: Kind) -> (Book, Instant) {
     let mut mesh = four_instances().await;
+    // Long calls with short pauses: at any time nearly every caller has one in flight, and some of them on b1.
     let load = Load::start(&Plan {
-        delay_ms: 30,
+        delay_ms: 200,
+        callers: CALLERS,
         ..plan(&mesh, kind)
     });
     load.more(200).await;
@@ -93,8 +98,9 @@ async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
             "{words}"
         );
     }
-    // Eight callers: no more than one call each was in flight, and about a quarter of them on the dead one.
-    assert!(book.failed().len() <= 8, "{}", book.summary());
+    // Each caller had one call in flight at most, and about a quarter of those were on the dead instance.
+    let failed = book.failed().len();
+    assert!((1..=CALLERS * 2).contains(&failed), "{}", book.summary());
     let after = book.answered_since(killed + Duration::from_secs(1));
     assert_eq!(
         after.keys().collect::<Vec<_>>(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use heddle_proto::echo::v1::EchoRequest;
 use heddle_tests::echo::{call, echo, payload, reach};
+use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::until::{seen, until};
 
@@ -43,15 +44,9 @@ async fn a_proxy_that_was_killed_comes_back_with_its_instances() {
     // A registration is on disk a moment after it is answered; before that a kill would rightly forget it.
     let state = mesh.node("b").state_dir.clone();
     until("the registration is on disk", async || {
-        let files = std::fs::read_dir(&state).map_err(|error| error.to_string())?;
-        let mut texts = files
-            .flatten()
-            .filter_map(|file| std::fs::read(file.path()).ok());
-        let found = texts.any(|bytes| bytes.windows(11).any(|word| word == b"heddle-echo"));
-        seen(
-            found,
-            format!("nothing of heddle-echo in {}", state.display()),
-        )
+        let bytes = std::fs::read(state.join("instances")).map_err(|error| error.to_string())?;
+        let found = bytes.windows(2).any(|word| word == b"b1");
+        seen(found, format!("no b1 in {}/instances", state.display()))
     })
     .await;
     mesh.kill_proxy("b").await;
@@ -65,4 +60,24 @@ async fn a_proxy_that_was_killed_comes_back_with_its_instances() {
         "b1"
     );
     reach(&mesh.channel("a"), &["b1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_a_node_moves_the_calls_of_the_others() {
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("b", "b1"), ("c", "c1")] {
+        mesh.echo(node, id).await;
+    }
+    reach(&mesh.channel("a"), &["b1", "c1"]).await;
+    let load = Load::start(&Plan::new(Kind::Safe, &[mesh.node("a").outbound]));
+    load.more(100).await;
+    mesh.kill_proxy("b").await;
+    let killed = Instant::now();
+    load.more(200).await;
+    mesh.start_proxy("b").await;
+    reach(&mesh.channel("a"), &["b1", "c1"]).await;
+    load.more(100).await;
+    let book = load.finish().await;
+    book.assert_none_failed(400);
+    assert!(book.answered_since(killed).contains_key("c1"));
 }

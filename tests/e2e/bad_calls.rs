@@ -158,6 +158,48 @@ async fn headers_over_the_bound_are_refused_with_the_size_and_the_connection_goe
     );
 }
 
+/// A plain HTTP/2 request without gRPC's content type.
+async fn plain(
+    addr: std::net::SocketAddr,
+    authority: &str,
+    headers: &HeaderMap,
+) -> (u16, HeaderMap, String) {
+    let socket = TcpStream::connect(addr).await.unwrap();
+    let (mut send, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::get(format!("http://{authority}/page"))
+        .body(())
+        .unwrap();
+    request.headers_mut().extend(headers.clone());
+    let (response, _) = send.send_request(request, true).unwrap();
+    let (parts, mut stream) = response.await.unwrap().into_parts();
+    let text = heddle_tests::raw::body(&mut stream).await.unwrap();
+    (
+        parts.status.as_u16(),
+        parts.headers,
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_grpcs_content_type_the_http_status_of_the_same_meaning_is_used() {
+    let mesh = one_echo().await;
+    let addr = mesh.node("a").outbound;
+    let (status, headers, text) = plain(addr, "heddle-ecko", &HeaderMap::new()).await;
+    assert_eq!(status, 404, "{headers:?} {text}");
+    assert_eq!(headers.get("heddle-reason").unwrap(), "NO_ROUTE");
+    assert!(!headers.contains_key("grpc-status"), "{headers:?}");
+    assert!(text.contains("heddle-echo"), "no nearest name in {text:?}");
+
+    let mut large = HeaderMap::new();
+    for number in 0..10 {
+        let name = HeaderName::try_from(format!("x-large-{number}")).unwrap();
+        large.insert(name, HeaderValue::try_from("v".repeat(4_000)).unwrap());
+    }
+    let (status, headers, _) = plain(addr, "heddle-echo", &large).await;
+    assert_eq!(status, 431, "{headers:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_breaks_the_protocol_is_cut_off_alone() {
     let mesh = one_echo().await;

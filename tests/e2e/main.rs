@@ -16,6 +16,10 @@ mod grpcurl;
 mod meaning;
 /// Large messages, long streams, and streams that stall.
 mod flow;
+/// Services that are full, retire their connections, or are not there.
+mod upstream;
+/// What a proxy tells of itself on its admin port, and of the mesh by gRPC health.
+mod admin;
 /// Calls that cannot be routed or are not HTTP/2.
 mod bad_calls;
 /// Registrations and services files with mistakes.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use heddle_tests::mesh::Mesh;
-use heddle_tests::raw::{Call, Client, Server, body};
+use heddle_tests::raw::{Call, Client, Habits, Server, body};
 use heddle_tests::until::{seen, until};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -27,8 +27,17 @@ impl RawMesh {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::start_with(Habits::default(), answer).await
+    }
+
+    /// The same with a service of these habits.
+    pub(crate) async fn start_with<A, F>(habits: Habits, answer: A) -> Self
+    where
+        A: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let answer = Arc::new(answer);
-        let server = Server::start(move |mut call| {
+        let server = Server::start_with(habits, move |mut call| {
             let answer = Arc::clone(&answer);
             async move {
                 if call.request.uri().path() == READY {

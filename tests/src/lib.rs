@@ -22,6 +22,8 @@ pub mod mesh;
 pub mod echo;
 /// HTTP/2 by hand, for what a gRPC library hides.
 pub mod raw;
+/// A page of an HTTP port.
+pub mod page;
 /// Who is connected to whom, from the kernel's own tables.
 pub mod sockets;
 /// Steady load with a book in which every call stands once.

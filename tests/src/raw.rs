@@ -51,6 +51,15 @@ impl Call {
     }
 }
 
+/// What a server does apart from answering.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Habits {
+    /// SETTINGS_MAX_CONCURRENT_STREAMS.
+    pub max_streams: Option<u32>,
+    /// After so many requests on a connection it says GOAWAY and finishes what it has.
+    pub retire_after: Option<usize>,
+}
+
 /// A server on a free loopback port that answers as the test says.
 pub struct Server {
     pub addr: SocketAddr,
@@ -63,6 +72,14 @@ impl Server {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::start_with(Habits::default(), answer).await
+    }
+
+    pub async fn start_with<A, F>(habits: Habits, answer: A) -> Self
+    where
+        A: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("bound");
         let answer: Arc<dyn Fn(Call) -> Answering + Send + Sync> =
@@ -71,7 +88,7 @@ impl Server {
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let number = connections.fetch_add(1, Ordering::Relaxed) + 1;
-                tokio::spawn(serve(socket, Arc::clone(&answer), number));
+                tokio::spawn(serve(socket, habits, Arc::clone(&answer), number));
             }
         });
         Self { addr, task }
@@ -86,17 +103,25 @@ impl Drop for Server {
 
 async fn serve(
     socket: TcpStream,
+    habits: Habits,
     answer: Arc<dyn Fn(Call) -> Answering + Send + Sync>,
     connections: usize,
 ) {
     let _ = socket.set_nodelay(true);
-    let handshake = h2::server::Builder::new()
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake(socket);
-    let Ok(mut connection) = handshake.await else {
+    let mut builder = h2::server::Builder::new();
+    builder.initial_connection_window_size(CONNECTION_WINDOW);
+    if let Some(max_streams) = habits.max_streams {
+        builder.max_concurrent_streams(max_streams);
+    }
+    let Ok(mut connection) = builder.handshake(socket).await else {
         return;
     };
+    let mut requests = 0;
     while let Some(Ok((request, respond))) = connection.accept().await {
+        requests += 1;
+        if habits.retire_after == Some(requests) {
+            connection.graceful_shutdown();
+        }
         tokio::spawn(answer(Call {
             request,
             respond,
