@@ -26,25 +26,33 @@ pub(crate) fn table(measured: &[Measured]) {
             let of = |value: fn(&Measure) -> f64| {
                 median(shape.rounds.iter().map(|round| value(&round[at])))
             };
-            print!(
-                "{:<10} {:<7} {:>11.0} {:>9.2} {:>5.0}% {:>9.0} {:>9.0}",
+            let [cpu, rate, p50] = shape.against(at).unwrap_or([f64::NAN; 3]);
+            println!(
+                "{:<10} {:<7} {:>11} {:>9} {:>6} {:>9} {:>9}   {:>9} {:>9} {:>9}",
                 shape.shape.to_string(),
                 peer,
-                of(|m| m.calls_per_second),
-                of(|m| m.cpu),
-                100.0 * of(|m| m.share),
-                of(|m| m.p50),
-                of(|m| m.p99),
+                shown(of(|m| m.calls_per_second), 0),
+                shown(of(|m| m.cpu), 2),
+                shown(of(|m| m.share), 2),
+                shown(of(|m| m.p50), 0),
+                shown(of(|m| m.p99), 0),
+                shown(cpu, 3),
+                shown(rate, 3),
+                shown(p50, 3),
             );
-            match shape.against(at) {
-                Some([cpu, rate, p50]) => println!("   {cpu:>9.3} {rate:>9.3} {p50:>9.3}"),
-                None => println!(),
-            }
         }
     }
     println!(
         "medians; × is Heddle's figure divided by this peer's, the median of the ratios inside the rounds"
     );
+}
+
+fn shown(value: f64, decimals: usize) -> String {
+    if value.is_finite() {
+        format!("{value:.decimals$}")
+    } else {
+        "-".to_owned()
+    }
 }
 
 impl Measured {

@@ -17,9 +17,9 @@ const WARM_UP: Duration = Duration::from_millis(60);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     pub(crate) calls_per_second: f64,
-    /// Processor time of the peer for each call, in µs; 0 for `direct`.
+    /// Processor time of the peer for each call, in µs; not a number for `direct`.
     pub(crate) cpu: f64,
-    /// Part of its core that the peer used.
+    /// Part of its core that the peer used; not a number for `direct`.
     pub(crate) share: f64,
     /// In µs.
     pub(crate) p50: f64,
@@ -102,9 +102,13 @@ fn measure(running: &Running, shape: Shape, window: Duration) -> anyhow::Result<
         .process
         .as_ref()
         .map(heddle_tests::process::Process::pid);
-    let before = pid.map(cpu_time).transpose()?.unwrap_or_default();
+    let before = pid.map(cpu_time).transpose()?;
     let sample = load.run_for(window)?;
-    let used = pid.map(cpu_time).transpose()?.unwrap_or_default() - before;
+    let after = pid.map(cpu_time).transpose()?;
+    let used = match (before, after) {
+        (Some(before), Some(after)) => after.saturating_sub(before).as_secs_f64(),
+        _ => f64::NAN,
+    };
     load.finish()?;
     let calls = sample.latencies.len();
     let at = |part: usize| {
@@ -115,8 +119,8 @@ fn measure(running: &Running, shape: Shape, window: Duration) -> anyhow::Result<
     };
     Ok(Measure {
         calls_per_second: calls as f64 / sample.elapsed.as_secs_f64(),
-        cpu: micros(used) / calls as f64,
-        share: used.as_secs_f64() / sample.elapsed.as_secs_f64(),
+        cpu: used * 1e6 / calls as f64,
+        share: used / sample.elapsed.as_secs_f64(),
         p50: at(50),
         p99: at(99),
     })

@@ -141,18 +141,17 @@ impl Fields {
         &'a self,
         name: &'n [u8],
     ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        let of_name = move |field: &Field<'a>| field.name == name;
         self.entries
             .iter()
-            .map(|entry| field_in(&self.arena, entry))
-            .filter(of_name)
-            .map(|f| f.value)
+            .filter(move |entry| is_named(&self.arena, entry, name))
+            .map(|entry| field_in(&self.arena, entry).value)
     }
 
     /// Takes out every field of that name and says how many there were.
     pub fn remove(&mut self, name: &[u8]) -> usize {
         let before = self.entries.len();
-        self.retain(|field| field.name != name);
+        let arena = &self.arena;
+        self.entries.retain(|entry| !is_named(arena, entry, name));
         before - self.entries.len()
     }
 
@@ -165,20 +164,19 @@ impl Fields {
     /// Gives the first field of that name this value (not sensitive) in its place and drops the
     /// others of that name; appends the field if there is none.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        let (arena, mut found) = (&mut self.arena, false);
-        self.entries.retain_mut(|entry| {
-            if field_in(arena, entry).name != name {
-                return true;
-            }
-            if found {
-                return false;
-            }
-            found = true;
-            overwrite(arena, entry, name, value);
-            true
-        });
-        if !found {
+        let arena = &mut self.arena;
+        let named = |entry: &Entry| is_named(arena, entry, name);
+        let Some(first) = self.entries.iter().position(named) else {
             self.push(name, value);
+            return;
+        };
+        let mut at = 0;
+        self.entries.retain(|entry| {
+            at += 1;
+            at <= first + 1 || !is_named(arena, entry, name)
+        });
+        if let Some(entry) = self.entries.get_mut(first) {
+            overwrite(arena, entry, name, value);
         }
     }
 
@@ -294,6 +292,12 @@ pub(crate) const FIELD_OVERHEAD: usize = 32;
 fn bytes_in<'a>(arena: &'a [u8], entry: &Entry) -> &'a [u8] {
     let end = entry.start + entry.name_len + entry.value_len;
     arena.get(entry.start..end).unwrap_or_default()
+}
+
+/// Most names differ in length: their bytes are not looked at.
+#[inline]
+fn is_named(arena: &[u8], entry: &Entry, name: &[u8]) -> bool {
+    entry.name_len == name.len() && field_in(arena, entry).name == name
 }
 
 #[inline]

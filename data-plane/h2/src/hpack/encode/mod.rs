@@ -120,6 +120,11 @@ impl Encoder {
 
     #[inline]
     fn put(&mut self, field: &Marked<'_>, out: &mut Vec<u8>) {
+        if field.marks.static_index > 0 && !field.sensitive {
+            // It came by its index, and the static table holds no secrets.
+            put_integer(INDEXED, usize::from(field.marks.static_index), out);
+            return;
+        }
         let marks = field.marks.with_name(field.name());
         let known = known(marks.name_id);
         match class_of(known, field) {
@@ -196,9 +201,6 @@ fn class_of(known: Option<&Known>, field: &Marked<'_>) -> Class {
 /// The static entry with this name and value.
 #[inline]
 fn static_index(known: Option<&Known>, field: &Marked<'_>) -> Option<usize> {
-    if field.marks.static_index > 0 {
-        return Some(usize::from(field.marks.static_index));
-    }
     let known = known.filter(|known| known.first > 0)?;
     // A field that is known by its hash came from a dynamic table: somebody took the trouble, and
     // the static one does not have it.
