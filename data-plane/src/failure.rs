@@ -136,6 +136,22 @@ pub fn trailers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
     push_status(failure, place, out);
 }
 
+/// Leaves out what a peer would not take (its MAX_HEADER_LIST_SIZE): first the details, then the sentence.
+pub fn fit(list_bytes: Option<u32>, out: &mut Fields) {
+    let Some(bound) = list_bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
+        return;
+    };
+    for name in [
+        &b"grpc-status-details-bin"[..],
+        b"grpc-message",
+        b"heddle-call",
+    ] {
+        if out.list_bytes() > bound {
+            out.remove(name);
+        }
+    }
+}
+
 /// The headers of an HTTP response; the sentence is its body.
 pub fn http_headers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
     out.clear();
@@ -312,6 +328,24 @@ mod tests {
             http_body(&failure).len().to_string()
         );
         assert_eq!(value(&out, "heddle-reason"), "NO_ROUTE");
+    }
+
+    #[test]
+    fn a_peer_that_takes_little_still_gets_the_status() {
+        let mut out = Fields::new();
+        trailers(
+            &Failure::new(Reason::NoRoute, "x".repeat(500)),
+            PLACE,
+            &mut out,
+        );
+        fit(None, &mut out);
+        assert_eq!(out.len(), 5);
+        fit(Some(200), &mut out);
+        assert_eq!(
+            (value(&out, "grpc-status"), value(&out, "heddle-reason")),
+            ("12".into(), "NO_ROUTE".into())
+        );
+        assert!(out.list_bytes() <= 200);
     }
 
     #[test]

@@ -16,7 +16,20 @@ pub(crate) struct Output {
     bytes: Vec<u8>,
     start: usize,
     control: Unread,
+    /// The DATA frame that was put in last: more of the same stream may still join it.
+    last_data: Option<LastData>,
 }
+
+/// Where the last DATA frame lies; it is the last frame only while it ends where the bytes end.
+#[derive(Clone, Copy, Debug)]
+struct LastData {
+    stream: u32,
+    at: usize,
+    len: usize,
+}
+
+/// Frames grow no longer than this by joining: every peer takes so much (RFC 9113 §4.2).
+const JOINED_BYTES: usize = 16 * 1024;
 
 /// How many answers that the peer drew from us lie unread in the output. Two generations: when the
 /// output has moved past the end of the older one, the newer takes its place. All of the newer are
@@ -71,8 +84,10 @@ impl Output {
         if self.start == self.bytes.len() {
             self.bytes.clear();
             self.start = 0;
+            self.last_data = None;
         } else if self.start >= COMPACT_BYTES && self.start * 2 >= self.bytes.len() {
             self.bytes.drain(..self.start);
+            self.last_data = None;
             self.control.moved(self.start);
             self.start = 0;
         }
@@ -121,9 +136,17 @@ impl Output {
         self.bytes.extend_from_slice(preface);
     }
 
-    /// One DATA frame; `data` is no longer than the peer's SETTINGS_MAX_FRAME_SIZE.
+    /// One DATA frame, or more of the last one: many small frames cost the peer more than their
+    /// bytes, and some count them as abuse. `data` is no longer than the peer's
+    /// SETTINGS_MAX_FRAME_SIZE.
     #[inline]
     pub(crate) fn data(&mut self, stream: u32, data: &[u8], end_stream: bool) {
+        if self.join(stream, data, end_stream) {
+            return;
+        }
+        let at = self.bytes.len();
+        let len = data.len();
+        self.last_data = (!end_stream).then_some(LastData { stream, at, len });
         let head = Head {
             len: u32::try_from(data.len()).unwrap_or(0),
             kind: kind::DATA,
@@ -131,6 +154,29 @@ impl Output {
             stream,
         };
         self.frame(head, data);
+    }
+
+    /// Adds to the last frame if it is one of this stream's, not begun to be written, and has room.
+    #[inline]
+    fn join(&mut self, stream: u32, data: &[u8], end_stream: bool) -> bool {
+        let Some(last) = self.last_data.filter(|last| last.stream == stream) else {
+            return false;
+        };
+        let is_last = last.at + HEAD_BYTES + last.len == self.bytes.len();
+        let len = last.len + data.len();
+        if !is_last || last.at < self.start || len > JOINED_BYTES {
+            return false;
+        }
+        self.bytes.extend_from_slice(data);
+        let head = Head {
+            len: u32::try_from(len).unwrap_or(0),
+            kind: kind::DATA,
+            flags: if end_stream { flag::END_STREAM } else { 0 },
+            stream,
+        };
+        self.patch(last.at, head);
+        self.last_data = (!end_stream).then_some(LastData { len, ..last });
+        true
     }
 
     /// HEADERS, and CONTINUATION if the block is longer than a frame of the peer may be. The block
@@ -235,5 +281,66 @@ impl Output {
         self.frame(head, &last.to_be_bytes());
         self.bytes.extend_from_slice(&code.0.to_be_bytes());
         self.bytes.extend_from_slice(debug);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>, u8)> {
+        let mut frames = Vec::new();
+        while let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>() {
+            let head = Head::parse(head);
+            let len = usize::try_from(head.len).unwrap();
+            frames.push((head.stream, rest[..len].to_vec(), head.flags));
+            bytes = &rest[len..];
+        }
+        frames
+    }
+
+    #[test]
+    fn small_data_of_one_stream_goes_in_one_frame() {
+        let mut output = Output::default();
+        output.data(1, b"ab", false);
+        output.data(1, b"c", false);
+        output.data(3, b"x", false);
+        output.data(1, b"d", false);
+        output.window_update(1, 5);
+        output.data(1, b"e", true);
+        output.data(3, b"y", false);
+        let update = 5u32.to_be_bytes().to_vec();
+        let expect = vec![
+            (1, b"abc".to_vec(), 0),
+            (3, b"x".to_vec(), 0),
+            (1, b"d".to_vec(), 0),
+            (1, update, 0),
+            (1, b"e".to_vec(), flag::END_STREAM),
+            (3, b"y".to_vec(), 0),
+        ];
+        assert_eq!(frames(output.pending()), expect);
+    }
+
+    #[test]
+    fn a_frame_that_is_being_written_or_full_or_ended_is_left_alone() {
+        let mut output = Output::default();
+        output.data(1, b"ab", false);
+        let mut sent = output.pending()[..1].to_vec();
+        output.advance(1);
+        output.data(1, b"c", false);
+        output.data(1, &[7; JOINED_BYTES], false);
+        output.data(1, b"d", true);
+        sent.extend_from_slice(output.pending());
+        let frames = frames(&sent);
+        let sizes: Vec<usize> = frames.iter().map(|(_, data, _)| data.len()).collect();
+        assert_eq!(sizes, [2, 1, JOINED_BYTES, 1]);
+        assert_eq!(frames[3].2, flag::END_STREAM);
+        output.advance(output.len());
+        output.data(1, b"e", false);
+        assert_eq!(
+            output.len(),
+            HEAD_BYTES + 1,
+            "nothing of what was written is remembered"
+        );
     }
 }

@@ -1,13 +1,16 @@
 //! Peak EWMA of an endpoint's latency: rises at once with a slow answer, falls slowly with fast ones. Times
 //! come in as `Duration` and `Instant`, a cost goes out; nothing else is known here. Source: Finagle's
-//! `PeakEwma`, with a floor, since differences below a millisecond are noise between processes.
+//! `PeakEwma`, with a floor below which load alone decides, and with a share for each answer, so that one slow
+//! answer does not keep a caller of few calls away for long.
 
 use std::time::{Duration, Instant};
 
-/// How fast old answers are forgotten (Finagle's default).
-pub const DECAY: Duration = Duration::from_secs(10);
-/// Latencies below this count as equal, so that load alone decides between fast endpoints.
-pub const FLOOR: Duration = Duration::from_millis(1);
+/// How fast old answers are forgotten by time.
+pub const DECAY: Duration = Duration::from_secs(5);
+/// How much one answer counts at least.
+const SHARE: f64 = 0.125;
+/// Latencies below this count as equal: between fast endpoints they are noise, and calls in flight say more.
+pub const FLOOR: Duration = Duration::from_millis(10);
 /// What an endpoint that has calls and has not answered yet is taken for.
 const UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -26,7 +29,7 @@ impl PeakEwma {
         self.value = match self.stamp {
             Some(_) if sample > self.value => sample,
             Some(stamp) => {
-                let keep = decay(now.saturating_duration_since(stamp));
+                let keep = decay(now.saturating_duration_since(stamp)).min(1.0 - SHARE);
                 self.value * keep + sample * (1.0 - keep)
             }
             None => sample,
@@ -69,10 +72,10 @@ mod tests {
         ewma.observe(ms(10), start);
         ewma.observe(ms(500), start + ms(1));
         assert!(ewma.cost(0, start + ms(1)) > 0.49);
-        ewma.observe(ms(10), start + ms(2));
+        ewma.observe(ms(480), start + ms(2));
         assert!(
-            ewma.cost(0, start + ms(2)) > 0.45,
-            "one fast answer changes little"
+            ewma.cost(0, start + ms(2)) > 0.49,
+            "one faster answer changes little"
         );
         let later = start + DECAY * 3;
         assert!(
@@ -95,7 +98,7 @@ mod tests {
         let now = Instant::now();
         let (mut a, mut b) = (PeakEwma::default(), PeakEwma::default());
         a.observe(Duration::from_micros(90), now);
-        b.observe(Duration::from_micros(700), now);
+        b.observe(Duration::from_micros(7_000), now);
         assert!((a.cost(0, now) - b.cost(0, now)).abs() < f64::EPSILON);
     }
 

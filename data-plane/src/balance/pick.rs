@@ -37,14 +37,18 @@ fn pick_in<'c>(
         second = sample(group, below)?;
     }
     match (weighted(first, cost), weighted(second, cost)) {
-        // Equal costs: the first was drawn by weight, so the shares come out by weight.
-        (Some(a), Some(b)) => Some(if b < a { second } else { first }),
+        // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two
+        // endpoints the one that is a little faster does not take every call.
+        (Some(a), Some(b)) => Some(if b * CLEARLY < a { second } else { first }),
         (Some(_), None) => Some(first),
         (None, Some(_)) => Some(second),
         (None, None) => cheapest(group, cost),
     }
 }
 
+/// How many times dearer an endpoint must be to be passed over. Below 2, since one call more in flight than none
+/// is to count.
+const CLEARLY: f64 = 1.9;
 /// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
 const DISTINCT_TRIES: usize = 4;
 

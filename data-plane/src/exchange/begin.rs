@@ -108,6 +108,7 @@ impl Worker {
             attempts: 0,
             charged: false,
             tried: Vec::new(),
+            repeats: 0,
             down_queued: 0,
             up_queued: 0,
             started: now,

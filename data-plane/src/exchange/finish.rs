@@ -44,10 +44,12 @@ impl Worker {
         let _ = match (call.grpc, call.sent) {
             (true, Sent::Nothing) => {
                 failure::trailers_only(failure, place, content_type, reply);
+                failure::fit(conn.h2.peer_header_list_bytes(), reply);
                 conn.h2.headers(down.stream, reply, true)
             }
             (true, _) => {
                 failure::trailers(failure, place, reply);
+                failure::fit(conn.h2.peer_header_list_bytes(), reply);
                 conn.h2.headers(down.stream, reply, true)
             }
             (false, Sent::Nothing) => {

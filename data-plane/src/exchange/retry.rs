@@ -2,11 +2,13 @@
 //! tries again, only before the call is committed: whatever its method if the application cannot have seen it, else
 //! only idempotent methods within the service's budget.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_proto::Reason;
 
-use super::state::Phase;
+use super::state::{Call, Phase};
+use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::route::authority::split_path;
@@ -14,6 +16,8 @@ use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
 use crate::worker::{Role, Worker};
 
+/// How often a call is tried again where it failed before, if there is nowhere else.
+const REPEATS: u32 = 2;
 /// The first wait before an endpoint that failed in this call is tried again; doubles.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -37,6 +41,7 @@ impl Worker {
     pub(crate) fn attempt_failed(&mut self, key: CallKey, conn: ConnKey, failure: &Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
+        self.refresh_service(key);
         if self.can_retry_idempotent(key) {
             let now = self.now;
             let name = self
@@ -65,9 +70,24 @@ impl Worker {
         self.attempt_failed_safe(key, failure);
     }
 
+    /// The table may have changed since the call was routed: another attempt goes by the latest.
+    fn refresh_service(&mut self, key: CallKey) {
+        let Some(service) = self
+            .calls
+            .get_mut(key)
+            .and_then(|call| call.service.as_mut())
+        else {
+            return;
+        };
+        if let Some(latest) = self.table.service(&service.name) {
+            *service = Arc::clone(latest);
+        }
+    }
+
     /// The same before there was a connection.
     pub(crate) fn attempt_failed_safe(&mut self, key: CallKey, failure: Failure) {
         self.detach_upstream(key);
+        self.refresh_service(key);
         if let Some(call) = self.calls.get_mut(key) {
             // A dial that failed is an attempt too, or a dead service would be dialled for ever.
             if failure.reason == Reason::ConnectFailed {
@@ -86,40 +106,18 @@ impl Worker {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
-        if !call.can_replay() || call.attempts >= self.options().max_attempts {
-            return false;
-        }
-        match call.role {
-            Role::Outbound => true,
-            Role::Inbound => self.has_another_local(call),
-        }
-    }
-
-    /// Inbound takes another local instance where the named one is gone; it tries none twice.
-    fn has_another_local(&self, call: &super::state::Call) -> bool {
-        let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
-        let local =
-            |e: &crate::balance::Endpoint| matches!(e.target, crate::balance::Target::Local(_));
-        let all = call
-            .service
-            .iter()
-            .flat_map(|service| &service.endpoints.endpoints);
-        all.into_iter().any(|e| {
-            local(e) && e.health.usable() && Some(e.uid) != failed && !call.tried.contains(&e.uid)
-        })
+        call.can_replay() && call.attempts < self.options().max_attempts && has_where(call)
     }
 
     pub(crate) fn can_retry_idempotent(&self, key: CallKey) -> bool {
-        let Some(call) = self.calls.get(key) else {
+        let Some(call) = self
+            .calls
+            .get(key)
+            .filter(|call| call.role == Role::Outbound)
+        else {
             return false;
         };
-        if call.role == Role::Inbound
-            || !call.can_replay()
-            || call.attempts >= self.options().max_attempts
-        {
-            return false;
-        }
-        let Some(service) = &call.service else {
+        let Some(service) = call.service.as_ref().filter(|_| self.can_retry_safe(key)) else {
             return false;
         };
         let method = call.request.path().and_then(split_path);
@@ -133,24 +131,36 @@ impl Worker {
             return;
         };
         call.phase = Phase::Backoff;
+        let fresh = has_fresh(call);
         let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
-        let repeated = failed.is_some_and(|uid| call.tried.contains(&uid));
-        if let Some(uid) = failed.filter(|_| !repeated) {
+        if let Some(uid) = failed.filter(|uid| !call.tried.contains(uid)) {
             call.tried.push(uid);
         }
-        let usable = call
-            .service
-            .iter()
-            .flat_map(|s| s.candidates.groups())
-            .flat_map(|group| &group.members);
-        let fresh = usable
-            .into_iter()
-            .any(|(endpoint, _)| !call.tried.contains(&endpoint.uid));
-        if fresh || call.role == Role::Inbound {
+        if fresh {
             return self.begin_attempt(key);
         }
-        let doubled = AGAIN.saturating_mul(1 << call.attempts.min(6));
+        let doubled = AGAIN.saturating_mul(1 << call.repeats.min(6));
+        call.repeats += 1;
         let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
         call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
     }
+}
+
+/// Whether there is somewhere to try a call again.
+fn has_where(call: &Call) -> bool {
+    let patient = call.role == Role::Outbound && call.repeats < REPEATS;
+    patient || has_fresh(call)
+}
+
+/// Whether an endpoint is left that has not failed in this call. Inbound has its own node's only.
+fn has_fresh(call: &Call) -> bool {
+    let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
+    let fresh = |e: &Endpoint| Some(e.uid) != failed && !call.tried.contains(&e.uid);
+    let local = |e: &Endpoint| call.role == Role::Outbound || matches!(e.target, Target::Local(_));
+    let all = call
+        .service
+        .iter()
+        .flat_map(|service| &service.endpoints.endpoints);
+    all.into_iter()
+        .any(|e| e.health.usable() && local(e) && fresh(e))
 }

@@ -89,6 +89,8 @@ pub(crate) struct Call {
     pub(crate) charged: bool,
     /// Endpoints that failed in this call.
     pub(crate) tried: Vec<u64>,
+    /// How often it was tried again where it had failed before, for want of another endpoint.
+    pub(crate) repeats: u32,
     /// Bytes waiting in the machines of either side.
     pub(crate) down_queued: usize,
     pub(crate) up_queued: usize,

@@ -162,22 +162,21 @@ impl Worker {
         }
         let registry = self.poll.registry();
         let now = self.now;
+        let config = Config {
+            grow_windows: self.growing,
+            ..Config::default()
+        };
         let mut registered = Ok(());
         let key = self.conns.insert_with(|key: ConnKey| {
             registered =
                 transport.register(registry, Token(usize::try_from(key.pack()).unwrap_or(0)));
             let side = Side::Down(Down {
                 role,
-                sniff: Sniff::Open(0),
+                sniff: Sniff::new(),
                 hello: None,
                 goodbye: false,
             });
-            Conn::new(
-                transport,
-                Connection::server(Config::default(), now),
-                side,
-                now,
-            )
+            Conn::new(transport, Connection::server(config, now), side, now)
         });
         let Some(key) = key else { return };
         self.downstream += 1;

@@ -1,72 +1,83 @@
 //! Tells HTTP/1.1 from HTTP/2 by the first bytes, and answers it: outbound carries HTTP/2 until the runtime for
 //! plain web traffic comes. Bytes in, a verdict out; pure.
 
-/// The start of HTTP/2's preface: no HTTP/1.x request begins with it.
+/// The start of HTTP/2's preface.
 const PREFACE: &[u8] = b"PRI ";
-
-/// The methods by which a request of HTTP/1.x is known. Any other word is no HTTP/1.x and gets what a broken preface
-/// gets: a GOAWAY and the end of the connection (RFC 9113 §3.4).
-const METHODS: &[&[u8]] = &[
+/// What HTTP/1.x requests begin with. Anything else is for the HTTP/2 machine to reject.
+const METHODS: [&[u8]; 9] = [
     b"GET ",
     b"HEAD ",
     b"POST ",
     b"PUT ",
-    b"PATCH ",
     b"DELETE ",
-    b"CONNECT ",
     b"OPTIONS ",
+    b"PATCH ",
     b"TRACE ",
-    b"PROPFIND ",
+    b"CONNECT ",
 ];
+/// The longest of them.
+const LONGEST: usize = 8;
 
 /// What the first bytes of a connection have shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sniff {
-    /// So many bytes of the preface came and nothing else.
-    Open(usize),
+    /// These bytes came, and they can be the beginning of either.
+    Open(Start),
     /// It is HTTP/2, or so wrong that the HTTP/2 machine shall say so.
     Http2,
     /// It is HTTP/1.x.
     Http1,
 }
 
-impl Sniff {
-    /// Takes the next bytes in. While it stays `Open` they are part of the preface and need not be kept.
-    pub(crate) fn feed(self, bytes: &[u8]) -> Self {
-        let Self::Open(seen) = self else { return self };
-        let expected = PREFACE.get(seen..).unwrap_or_default();
-        let same = expected
-            .iter()
-            .zip(bytes)
-            .take_while(|(a, b)| a == b)
-            .count();
-        if seen + same == PREFACE.len() {
-            return Self::Http2;
-        }
-        match bytes.get(same) {
-            None => Self::Open(seen + same),
-            Some(_) if begins_method(PREFACE.get(..seen).unwrap_or_default(), bytes) => Self::Http1,
-            Some(_) => Self::Http2,
-        }
-    }
+/// The bytes that have come before it is known what they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    bytes: [u8; LONGEST],
+    len: usize,
+}
 
-    /// The part of the preface that had come before the bytes that decided: the machine has not seen it.
-    pub(crate) fn held_back(self) -> &'static [u8] {
-        match self {
-            Self::Open(seen) => PREFACE.get(..seen).unwrap_or_default(),
-            Self::Http2 | Self::Http1 => &[],
-        }
+impl Start {
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
     }
 }
 
-/// As far as they go, do the bytes of both pieces begin like a request of HTTP/1.x?
-fn begins_method(first: &[u8], rest: &[u8]) -> bool {
-    METHODS.iter().any(|method| {
-        let mut bytes = first.iter().chain(rest);
-        method
-            .iter()
-            .all(|wanted| bytes.next().is_none_or(|byte| byte == wanted))
-    })
+impl Sniff {
+    /// Nothing has come yet.
+    pub(crate) fn new() -> Self {
+        Self::Open(Start::default())
+    }
+
+    /// Takes the next bytes in. While it stays `Open` it keeps them.
+    pub(crate) fn feed(self, bytes: &[u8]) -> Self {
+        let Self::Open(mut start) = self else {
+            return self;
+        };
+        for byte in bytes {
+            let Some(place) = start.bytes.get_mut(start.len) else {
+                return Self::Http2;
+            };
+            *place = *byte;
+            start.len += 1;
+            let seen = start.bytes();
+            if METHODS.contains(&seen) {
+                return Self::Http1;
+            }
+            let open = METHODS.iter().any(|method| method.starts_with(seen));
+            if !open && (seen == PREFACE || !PREFACE.starts_with(seen)) {
+                return Self::Http2;
+            }
+        }
+        Self::Open(start)
+    }
+
+    /// The bytes that came before those that decided: the machine has not seen them.
+    pub(crate) fn held_back(&self) -> &[u8] {
+        match self {
+            Self::Open(start) => start.bytes(),
+            Self::Http2 | Self::Http1 => &[],
+        }
+    }
 }
 
 /// The whole answer to an HTTP/1.x request.
@@ -83,27 +94,32 @@ pub(crate) const ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
 mod tests {
     use super::*;
 
-    fn check(pieces: &[&[u8]], expect: Sniff) {
+    fn check(pieces: &[&[u8]], expect: &str) {
         let seen = pieces
             .iter()
-            .fold(Sniff::Open(0), |sniff, piece| sniff.feed(piece));
-        assert_eq!(seen, expect, "{pieces:?}");
+            .fold(Sniff::new(), |sniff, piece| sniff.feed(piece));
+        let told = match seen {
+            Sniff::Open(_) => std::str::from_utf8(seen.held_back()).unwrap(),
+            Sniff::Http2 => "HTTP/2",
+            Sniff::Http1 => "HTTP/1",
+        };
+        assert_eq!(told, expect, "{pieces:?}");
     }
 
     #[test]
     fn the_preface_is_told_from_a_method() {
-        check(&[b"PRI * HTTP/2.0\r\n"], Sniff::Http2);
-        check(&[b"P", b"R", b"I", b" "], Sniff::Http2);
-        check(&[b"PR"], Sniff::Open(2));
-        check(&[b""], Sniff::Open(0));
-        check(&[b"GET / HTTP/1.1\r\n"], Sniff::Http1);
-        check(&[b"P", b"OST /"], Sniff::Http1);
-        check(&[b"PR", b"OPFIND"], Sniff::Http1);
-        check(&[b"PRIX"], Sniff::Http2);
-        check(&[b"INVALID CONNECTION PREFACE\r\n"], Sniff::Http2);
-        check(&[b"PO"], Sniff::Http1);
-        check(&[b"\x16\x03\x01"], Sniff::Http2);
-        check(&[b"get /"], Sniff::Http2);
+        check(&[b"PRI * HTTP/2.0\r\n"], "HTTP/2");
+        check(&[b"P", b"R", b"I", b" "], "HTTP/2");
+        check(&[b"P", b"R"], "PR");
+        check(&[b""], "");
+        check(&[b"GET / HTTP/1.1\r\n"], "HTTP/1");
+        check(&[b"P", b"OST", b" "], "HTTP/1");
+        check(&[b"OPTIONS"], "OPTIONS");
+        check(&[b"OPTIONS "], "HTTP/1");
+        check(&[b"INVALID CONNECTION PREFACE"], "HTTP/2");
+        check(&[b"PRIX"], "HTTP/2");
+        check(&[b"\x16\x03\x01"], "HTTP/2");
+        check(&[b"get /"], "HTTP/2");
     }
 
     #[test]

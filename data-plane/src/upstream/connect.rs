@@ -73,8 +73,13 @@ impl Worker {
             cancel_at: None,
             ping: None,
             idle_since: now,
+            goaway: None,
             leaving: false,
             keepalive,
+        };
+        let config = Config {
+            grow_windows: self.growing,
+            ..Config::default()
         };
         let registry = self.poll.registry();
         let mut registered = Ok(());
@@ -83,7 +88,7 @@ impl Worker {
                 transport.register(registry, Token(usize::try_from(key.pack()).unwrap_or(0)));
             Conn::new(
                 transport,
-                Connection::client(Config::default(), now),
+                Connection::client(config, now),
                 Side::Up(up),
                 now,
             )

@@ -40,6 +40,10 @@ impl Worker {
             Side::Up(up) => {
                 self.count(Counter::ClosedUpstream);
                 let broken = conn.ending == Ending::No;
+                let told = up
+                    .goaway
+                    .map(|code| format!("{why}, and said GOAWAY with {code}"));
+                let why = told.as_deref().unwrap_or(why);
                 self.on_upstream_lost(key, up, broken, why);
                 for call in calls {
                     self.on_connection_lost(call, key, why);

@@ -90,6 +90,8 @@ pub(crate) struct Up {
     pub(crate) ping: Option<Instant>,
     /// Since when it has no call.
     pub(crate) idle_since: Instant,
+    /// What its GOAWAY said, if it was more than goodbye.
+    pub(crate) goaway: Option<heddle_h2::ErrorCode>,
     /// It takes no new calls: GOAWAY, or nobody wants it any more.
     pub(crate) leaving: bool,
     /// How long it may be silent while it has calls.

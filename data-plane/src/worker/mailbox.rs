@@ -29,7 +29,7 @@ pub(crate) enum Command {
     AcceptedTcp(Role, std::net::TcpStream),
     /// The same from a Unix socket.
     AcceptedUnix(Role, UnixStream),
-    /// There is a new table in the shared place.
+    /// There is a new table beside the mailbox.
     Table,
     /// Stop accepting, say goodbye, finish calls.
     Drain,
@@ -47,13 +47,14 @@ pub(crate) struct Peer {
     /// Downstream connections: what balances accepted sockets.
     pub(crate) load: AtomicUsize,
     pub(crate) metrics: Arc<WorkerMetrics>,
+    /// The worker's own replica of the latest table.
+    pub(crate) table: ArcSwap<RouteTable>,
 }
 
 /// What all threads of the data path share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: WorkerOptions,
-    pub(crate) table: ArcSwap<RouteTable>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) internal: mpsc::Sender<UnixStream>,

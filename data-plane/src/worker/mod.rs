@@ -67,3 +67,6 @@ pub struct ConnectionInfo {
     /// Streams that have not ended.
     pub streams: usize,
 }
+
+#[cfg(test)]
+mod tests;

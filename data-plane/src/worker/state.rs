@@ -85,6 +85,8 @@ pub(crate) struct Worker {
     pub(crate) downstream: usize,
     /// Bytes taken in and not passed on, over all calls.
     pub(crate) held: usize,
+    /// Whether windows may grow: not while the worker holds half of what it may.
+    pub(crate) growing: bool,
     /// When calls are cut, once draining.
     pub(crate) draining: Option<Instant>,
     pub(crate) drained: bool,
@@ -118,7 +120,7 @@ impl Worker {
             poll,
             commands,
             now,
-            table: shared.table.load_full(),
+            table: Arc::new(RouteTable::empty(&shared.options.node)),
             listeners: Vec::new(),
             conns: Arena::default(),
             calls: Arena::default(),
@@ -132,6 +134,7 @@ impl Worker {
             tableless: Vec::new(),
             downstream: 0,
             held: 0,
+            growing: true,
             draining: None,
             drained: false,
             recorder: Recorder::new(Arc::clone(&metrics)),
@@ -240,6 +243,24 @@ impl Worker {
             old => {
                 conn.timer = Some((at, self.timers.set(at, Timer::Conn(key))));
                 self.unset(old.map(|(_, id)| id));
+            }
+        }
+    }
+
+    /// Stops the growth of windows on all connections near the bound of memory, and allows it again below.
+    pub(crate) fn bound_windows(&mut self) {
+        let half = self.options().held_bytes / 2;
+        let growing = match self.growing {
+            true => self.held <= half,
+            false => self.held <= half / 2,
+        };
+        if growing == self.growing {
+            return;
+        }
+        self.growing = growing;
+        for key in self.conns.keys() {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.h2.set_grow_windows(growing);
             }
         }
     }

@@ -75,6 +75,7 @@ impl Worker {
         if self.draining.is_some() {
             self.check_drained();
         }
+        self.bound_windows();
         self.publish_gauges();
         true
     }
@@ -96,7 +97,9 @@ impl Worker {
     }
 
     fn swap_table(&mut self) {
-        self.table = self.shared.table.load_full();
+        if let Some(peer) = self.shared.peers.get(self.index) {
+            self.table = peer.table.load_full();
+        }
         if self.table.is_ready() {
             for call in std::mem::take(&mut self.tableless) {
                 self.route_call(call);
@@ -196,7 +199,7 @@ impl Worker {
                 crate::listener::http1::Sniff::Open(_) => return,
                 crate::listener::http1::Sniff::Http1 => return self.refuse_http1(key),
                 crate::listener::http1::Sniff::Http2 => {
-                    let mut held: &[u8] = before.held_back();
+                    let mut held = before.held_back();
                     self.recv(key, &mut held);
                 }
             }

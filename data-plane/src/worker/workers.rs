@@ -50,13 +50,12 @@ impl Workers {
                 waker: mio::Waker::new(poll.registry(), WAKER)?,
                 load: AtomicUsize::new(0),
                 metrics: Arc::new(WorkerMetrics::default()),
+                table: ArcSwap::from_pointee(RouteTable::empty(&options.node)),
             });
             seats.push((poll, commands));
         }
-        let table = ArcSwap::from_pointee(RouteTable::empty(&options.node));
         let shared = Arc::new(Shared {
             options,
-            table,
             peers,
             reports,
             internal,
@@ -109,7 +108,12 @@ impl Workers {
 
     /// Gives every worker a new table; each takes it up at the start of its next turn.
     pub fn publish(&self, table: Arc<RouteTable>) {
-        self.shared.table.store(table);
+        if let Some((last, others)) = self.shared.peers.split_last() {
+            for peer in others {
+                peer.table.store(Arc::new(table.replica()));
+            }
+            last.table.store(table);
+        }
         self.tell(|| Command::Table);
     }
 

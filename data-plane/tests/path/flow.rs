@@ -39,6 +39,7 @@ async fn a_stalled_stream_does_not_stop_its_neighbours_and_its_server_is_stopped
         .initial_window_size(65_535)
         .initial_connection_window_size(1 << 22);
     let socket = tokio::net::TcpStream::connect(node.outbound).await.unwrap();
+    socket.set_nodelay(true).unwrap();
     let client = Client::build(&builder, socket).await;
     let (response, _send) = client.open(request("Flood").body(()).unwrap(), true).await;
     // Its body is never read.

@@ -13,3 +13,5 @@ mod flow;
 mod links;
 mod relay;
 mod retries;
+mod steady;
+mod upstream;

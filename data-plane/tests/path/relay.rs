@@ -264,7 +264,8 @@ async fn a_cancel_reaches_the_server_at_once() {
             m.calls.iter().any(|c| c.status[1] == 1)
         })
         .await;
-    assert_eq!(metrics.active_calls, 0);
+    assert_eq!(metrics.calls[0].total(), 1);
+    node.until("none is left", |m| m.active_calls == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,6 +167,7 @@ impl Backend {
         let task = tokio::spawn(async move {
             let mut tasks = tokio::task::JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
+                socket.set_nodelay(true).unwrap();
                 counts.0.fetch_add(1, Ordering::SeqCst);
                 let (builder, answer, calls) =
                     (builder.clone(), Arc::clone(&answer), Arc::clone(&counts.1));
@@ -298,7 +299,9 @@ pub(crate) fn request(method: &str) -> http::request::Builder {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        Self::over(TcpStream::connect(address).await.unwrap()).await
+        let socket = TcpStream::connect(address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        Self::over(socket).await
     }
 
     pub(crate) async fn over(

@@ -1,0 +1,153 @@
+//! Upstream connections over time: idle ones go, silent peers are found, cancels are rationed.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use heddle_proto::link::v1::{HelloRequest, HelloResponse};
+use heddle_proxy::balance::Target;
+use heddle_proxy::observe::Counter;
+use heddle_proxy::worker::WorkerOptions;
+use prost::Message;
+
+use crate::rig::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_and_opened_again_on_demand() {
+    let backend = Backend::echo().await;
+    let node = Node::with(WorkerOptions {
+        workers: 1,
+        upstream_idle: Duration::from_millis(50),
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    for round in 1..=3 {
+        assert_eq!(client.put(b"x").await.status(), "0");
+        assert_eq!(backend.connections.load(Ordering::SeqCst), round);
+        node.until("it is closed", |m| m.upstream_connections == 0)
+            .await;
+    }
+    assert_eq!(node.workers.metrics().counter(Counter::BoundIdle), 3);
+}
+
+/// A peer proxy that takes the Hello and then plays dead.
+async fn dead_peer() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+                assert_eq!(request.uri().path(), "/heddle.link.v1.Link/Hello");
+                let answer = tokio::spawn(async move {
+                    let body = request.into_body().data().await.unwrap().unwrap();
+                    let hello = HelloRequest::decode(&body[5..]).unwrap();
+                    assert_eq!((hello.node.as_str(), hello.min_version), ("a", 1));
+                    let answer = HelloResponse {
+                        version: 1,
+                        node: "b".into(),
+                        incarnation: "x".into(),
+                    };
+                    let mut frame = vec![0, 0, 0, 0, u8::try_from(answer.encoded_len()).unwrap()];
+                    frame.extend(answer.encode_to_vec());
+                    let mut stream = respond.send_response(ok_headers(), false).unwrap();
+                    push(&mut stream, frame.into()).await;
+                    stream.send_trailers(status(0)).unwrap();
+                });
+                // The next stream shows that the answer went out; then nothing is read any more.
+                let _call = connection.accept().await;
+                answer.await.unwrap();
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_silent_with_calls_on_it_is_given_up() {
+    let peer = dead_peer().await;
+    let node = Node::with(WorkerOptions {
+        keepalive_interval: Duration::from_millis(100),
+        keepalive_timeout: Duration::from_millis(100),
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![endpoint("e", "b", Target::Node(peer))])]);
+    let reply = node.client().await.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "CONNECTION_LOST"));
+    assert!(
+        reply.message().contains("keep-alive"),
+        "{}",
+        reply.message()
+    );
+    assert_eq!(node.workers.metrics().counter(Counter::KeepAliveLost), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_cancels_do_not_reach_one_server_at_once() {
+    let backend = Backend::start(|_, mut respond| {
+        Box::pin(async move {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        })
+    })
+    .await;
+    let node = Node::with(WorkerOptions {
+        workers: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..150 {
+        streams.push(client.open(request("Put").body(()).unwrap(), false).await);
+    }
+    node.until("all are open", |m| m.active_calls == 150).await;
+    for (_, send) in &mut streams {
+        send.send_reset(h2::Reason::CANCEL);
+    }
+    let metrics = node.until("all have ended", |m| m.active_calls == 0).await;
+    assert!(metrics.counter(Counter::BoundCancels) >= 40, "{metrics:?}");
+    drop(streams);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_messages_pass_on_one_stream() {
+    let backend = Backend::echo().await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let (response, mut send) = client.open(request("Chat").body(()).unwrap(), false).await;
+    let upload = tokio::spawn(async move {
+        for i in 0..10_000u32 {
+            push(&mut send, i.to_be_bytes().to_vec().into())
+                .await
+                .unwrap();
+        }
+        send.send_data(bytes::Bytes::new(), true).unwrap();
+    });
+    let reply = within(read_reply(response)).await.unwrap();
+    upload.await.unwrap();
+    let expect: Vec<u8> = (0..10_000u32).flat_map(u32::to_be_bytes).collect();
+    assert_eq!(reply.status(), "0", "{}", reply.message());
+    assert!(reply.body == expect, "in order and whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_is_cut_short_by_no_error_is_a_failure() {
+    let backend = Backend::start(|_, mut respond| {
+        Box::pin(async move {
+            let mut stream = respond.send_response(ok_headers(), false).unwrap();
+            stream
+                .send_data(bytes::Bytes::from_static(b"part"), false)
+                .unwrap();
+            tokio::task::yield_now().await;
+            stream.send_reset(h2::Reason::NO_ERROR);
+        })
+    })
+    .await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let reply = node.client().await.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "UPSTREAM_RESET"));
+}
