@@ -193,6 +193,33 @@ async fn a_removal_waits_for_every_client_that_uses_the_service() {
 }
 
 #[tokio::test]
+async fn a_removal_does_not_wait_for_who_has_gone_or_came_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = Plane::start(&folder.path().join("store")).await;
+    let instances = vec![echo("1", "127.0.0.1:7001"), echo("2", "127.0.0.1:7002")];
+    let mut node = plane.node("a", instances).await;
+    let mut leaves = plane.delta(client("leaves", &[])).await;
+    let mut dead = plane.delta(proxy("restarted")).await;
+    let mut lives = plane.delta(proxy("restarted")).await;
+    for stream in [&mut leaves, &mut dead, &mut lives] {
+        stream.ask(Kind::Endpoint, &[ECHO]).await;
+        let first = stream.next().await;
+        stream.ack(&first).await;
+    }
+    node.change(vec![], &["1"]).await;
+    leaves.next().await;
+    dead.next().await; // its process was killed: nobody will acknowledge
+    let second = lives.next().await;
+    lives.ack(&second).await;
+    node.ask_removal("1", Duration::from_secs(5)).await;
+    drop(leaves);
+    let control_message::Message::RemovalAnswer(answer) = node.next().await else {
+        panic!()
+    };
+    assert!(answer.acknowledged, "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_client_that_saw_a_newer_revision_is_sent_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;

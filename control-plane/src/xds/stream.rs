@@ -2,7 +2,10 @@
 //! the responses that the session allows. At most one response per type is under way, so a client that does not
 //! read holds up nobody and costs a bounded number of bytes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -20,6 +23,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(30);
 const BEHIND: Duration = Duration::from_secs(2);
 /// How often a schema that was asked for before it was uploaded is looked for again.
 const SCHEMA_RETRY: Duration = Duration::from_secs(1);
+
+/// Rejections of one client are logged no more often.
+const REJECTION_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
@@ -107,6 +113,8 @@ struct Stream<'a, V: Variant> {
     member: Membership,
     /// A type that is not served was asked for: said once.
     warned: bool,
+    /// When a rejection was logged last.
+    told: Option<Instant>,
 }
 
 impl<'a, V: Variant> Stream<'a, V> {
@@ -139,6 +147,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             snapshot,
             member,
             warned: false,
+            told: None,
         })
     }
 
@@ -190,23 +199,34 @@ impl<'a, V: Variant> Stream<'a, V> {
             })?;
         self.ads.clients().metrics().heard(kind, heard);
         match heard {
-            Heard::Rejected => {
-                let session = client.session();
-                let status = session.subscription(kind).status();
-                if let Some(rejected) = status.and_then(|status| status.rejected) {
-                    tracing::warn!(
-                        node = %client.node.id,
-                        kind = kind.word(),
-                        version = rejected.version,
-                        reason = rejected.reason,
-                        "a client rejects what it was sent"
-                    );
-                }
-            }
+            Heard::Rejected => self.tell_rejection(kind),
             Heard::Acknowledged if kind == Kind::Endpoint => self.ads.clients().progressed(),
             Heard::Subscribed | Heard::Acknowledged | Heard::Stale => {}
         }
         Ok(())
+    }
+
+    /// At most once a second: a client may reject as fast as it can ask again.
+    fn tell_rejection(&mut self, kind: Kind) {
+        if self
+            .told
+            .is_some_and(|told| told.elapsed() < REJECTION_PAUSE)
+        {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let client = &self.member.client;
+        let session = client.session();
+        let status = session.subscription(kind).status();
+        if let Some(rejected) = status.and_then(|status| status.rejected) {
+            tracing::warn!(
+                node = %client.node.id,
+                kind = kind.word(),
+                version = rejected.version,
+                reason = rejected.reason,
+                "a client rejects what it was sent"
+            );
+        }
     }
 
     fn observe(&mut self) {
