@@ -105,8 +105,10 @@ impl Worker {
                 && !call.tried.contains(&e.uid)
         };
         let all = &service.endpoints.endpoints;
-        let wanted = call.wanted.as_deref();
-        let chosen = all.iter().filter(local).find(|e| Some(&*e.id) == wanted);
+        let chosen = all
+            .iter()
+            .filter(local)
+            .find(|e| Some(e.uid) == call.wanted);
         let cost = |e: &&Arc<Endpoint>| self.cost(e.uid);
         let other = || {
             all.iter()

@@ -1,16 +1,18 @@
 //! How a call begins: its headers are read, checked and cleaned, then it is routed and admitted. Request headers
 //! come in; the call goes on to its first attempt, waits for a table, or is answered with a reason.
 
+use std::sync::Arc;
+
 use heddle_h2::{Fields, StreamId};
 use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
-use super::headers::{self, CALL, FROM, TO};
+use super::headers::{self, CALL, TO};
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::failure::{Failure, Fault};
 use crate::observe::Counter;
-use crate::route::Protocol;
 use crate::route::authority::{Decision, explain_ambiguous, explain_no_route, route};
+use crate::route::{Protocol, RouteTable};
 use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
 use crate::worker::{Role, Worker};
@@ -194,7 +196,7 @@ impl Worker {
         let failure = match route(&table, authority, path, NAMESPACE) {
             Decision::Service(service) => match service.protocol {
                 Protocol::Grpc => {
-                    call.service = Some(std::sync::Arc::clone(service));
+                    call.service = Some(Arc::clone(service));
                     return self.begin_attempts(key);
                 }
                 other => {
@@ -230,41 +232,28 @@ impl Worker {
 
     fn route_inbound(&mut self, key: CallKey) {
         let table = self.table();
-        let node = table.node();
+        let mut text = std::mem::take(&mut self.text);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let to = call.request.get(TO).map(<[u8]>::to_vec);
-        let from_proxy = call.request.get(FROM).is_some();
+        text.clear();
+        text.extend_from_slice(call.request.get(TO).unwrap_or_default());
         headers::strip(&mut call.request);
-        let Some((namespace, service, instance)) = to.as_deref().and_then(headers::parse_to) else {
-            let text = format!(
-                "this is the inbound listener of node {node}: it takes calls from other proxies, which say \
-                 heddle-to; call the outbound listener of your own node{}",
-                if from_proxy {
-                    " (heddle-to is missing or wrong)"
-                } else {
-                    ""
+        let failure = match headers::parse_to(&text) {
+            Some((namespace, service, instance)) => match table.service_of(service, namespace) {
+                Some(found) => {
+                    call.wanted = found.local_uid(instance);
+                    call.service = Some(Arc::clone(found));
+                    None
                 }
-            );
-            return self.fail(key, &Failure::new(Reason::NoRoute, text).by(Fault::Caller));
+                None => Some(not_here(&table, service, namespace)),
+            },
+            None => Some(no_proxy(table.node())),
         };
-        let full = format!("{service}.{namespace}");
-        match table.service(&full) {
-            Some(found) => {
-                call.service = Some(std::sync::Arc::clone(found));
-                call.wanted = Some(instance.into());
-                self.begin_attempts(key);
-            }
-            None if !table.is_ready() => {
-                // The caller's proxy has other nodes to choose from: it is told at once.
-                let text = format!("node {node} has no state yet");
-                self.fail(key, &Failure::new(Reason::NotReady, text).unprocessed());
-            }
-            None => {
-                let text = format!("node {node} has no instance of {full}");
-                self.fail(key, &Failure::new(Reason::NoEndpoints, text).unprocessed());
-            }
+        self.text = text;
+        match failure {
+            Some(failure) => self.fail(key, &failure),
+            None => self.begin_attempts(key),
         }
     }
 
@@ -312,6 +301,29 @@ impl Worker {
         let text = format!("the caller's deadline passed {waited}");
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }
+}
+
+/// The caller's proxy has other nodes to choose from: it is told at once, whatever this node still waits for.
+fn not_here(table: &RouteTable, service: &str, namespace: &str) -> Failure {
+    let node = table.node();
+    match table.is_ready() {
+        true => {
+            let text = format!("node {node} has no instance of {service}.{namespace}");
+            Failure::new(Reason::NoEndpoints, text).unprocessed()
+        }
+        false => {
+            let text = format!("node {node} has no state yet");
+            Failure::new(Reason::NotReady, text).unprocessed()
+        }
+    }
+}
+
+fn no_proxy(node: &str) -> Failure {
+    let text = format!(
+        "this is the inbound listener of node {node}: it takes calls from other proxies, which say heddle-to; \
+         call the outbound listener of your own node"
+    );
+    Failure::new(Reason::NoRoute, text).by(Fault::Caller)
 }
 
 pub(crate) fn too_large_headers(what: &str) -> Failure {

@@ -82,8 +82,8 @@ pub(crate) struct Call {
     pub(crate) service: Option<Arc<Service>>,
     /// Of the present or last attempt.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
-    /// Inbound: the instance that the caller's proxy chose.
-    pub(crate) wanted: Option<Box<str>>,
+    /// Inbound: the uid of the instance that the caller's proxy chose, if it is here.
+    pub(crate) wanted: Option<u64>,
     pub(crate) attempts: u32,
     /// Counted in the endpoint's load.
     pub(crate) charged: bool,

@@ -157,9 +157,7 @@ impl Worker {
                 return;
             }
         }
-        if let Transport::Tcp(socket) = &transport {
-            let _ = socket.set_nodelay(true);
-        }
+        transport.tune();
         let registry = self.poll.registry();
         let now = self.now;
         let config = Config {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet};
+use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Target};
 
 /// What a service speaks to its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -61,6 +61,17 @@ impl Service {
             endpoints: Arc::default(),
             candidates: Candidates::default(),
         }
+    }
+
+    /// The uid of the instance of that id on this node.
+    #[must_use]
+    pub fn local_uid(&self, id: &str) -> Option<u64> {
+        let local = |e: &&Arc<Endpoint>| *e.id == *id && matches!(e.target, Target::Local(_));
+        self.endpoints
+            .endpoints
+            .iter()
+            .find(local)
+            .map(|endpoint| endpoint.uid)
     }
 
     /// Whether the schema says that this method may be called twice for one call.
@@ -146,6 +157,13 @@ impl RouteTable {
     #[must_use]
     pub fn service(&self, full_name: &str) -> Option<&Arc<Service>> {
         self.by_name.get(full_name)
+    }
+
+    /// The service of these two names, without allocating.
+    #[must_use]
+    pub fn service_of(&self, service: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let mut name = super::authority::Name::default();
+        self.service(name.join(service.as_bytes(), namespace.as_bytes())?)
     }
 
     /// Who implements a proto service: first in the caller's namespace, then among all others.
@@ -366,7 +384,7 @@ mod tests {
             id: "e".into(),
             node: "a".into(),
             version: "".into(),
-            target: crate::balance::Target::Local("127.0.0.1:1".parse().unwrap()),
+            target: Target::Local("127.0.0.1:1".parse().unwrap()),
             weight: 1,
             health: crate::balance::Health::Draining,
             region: "".into(),

@@ -46,9 +46,7 @@ impl Worker {
             Ok(transport) => transport,
             Err(error) => return self.connect_failed(pool_key, &error.to_string(), false),
         };
-        if let Transport::Tcp(socket) = &transport {
-            let _ = socket.set_nodelay(true);
-        }
+        transport.tune();
         if let Err(error) = self.add_connection(pool_key, &dial, transport) {
             self.connect_failed(pool_key, &error.to_string(), false);
         }

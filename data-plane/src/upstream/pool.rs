@@ -177,6 +177,9 @@ impl Worker {
             pool.waiting.retain(waits);
         }
         pool.waiting.push_back(key);
+        if self.room_in(pool_key).is_some() {
+            self.hunger(pool_key);
+        }
         self.dial_if_needed(pool_key);
     }
 

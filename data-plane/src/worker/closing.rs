@@ -144,7 +144,6 @@ impl Worker {
         let over = self.now + self.options().drain_timeout;
         self.draining = Some(over);
         self.timers.set(over, Timer::DrainOver);
-        self.timers.set(self.now + DRAIN_LOOK, Timer::Drain);
         for key in self.conns.keys() {
             self.say_goodbye(key);
         }
@@ -182,7 +181,8 @@ impl Worker {
         if self.calls.len() == 0 && self.conns.iter().all(|(_, conn)| quiet(conn)) {
             self.drained = true;
             self.shared.drained.send_modify(|count| *count += 1);
-        } else {
+        } else if !self.drain_look {
+            self.drain_look = true;
             self.timers.set(self.now + DRAIN_LOOK, Timer::Drain);
         }
     }

@@ -90,6 +90,8 @@ pub(crate) struct Worker {
     /// When calls are cut, once draining.
     pub(crate) draining: Option<Instant>,
     pub(crate) drained: bool,
+    /// A timer runs that looks whether the drain is done.
+    pub(crate) drain_look: bool,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) rng: SmallRng,
@@ -137,6 +139,7 @@ impl Worker {
             growing: true,
             draining: None,
             drained: false,
+            drain_look: false,
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,
             rng: SmallRng::from_os_rng(),

@@ -57,3 +57,18 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
         "it is closed"
     );
 }
+
+#[test]
+fn an_idle_connection_is_small() {
+    // Its machine keeps tables and buffers beside: all of it is to stay under 8 KiB.
+    assert!(
+        size_of::<conn::Conn>() <= 4096,
+        "{}",
+        size_of::<conn::Conn>()
+    );
+    assert!(
+        size_of::<crate::exchange::state::Call>() <= 768,
+        "{}",
+        size_of::<crate::exchange::state::Call>()
+    );
+}

@@ -3,10 +3,17 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use socket2::{SockRef, TcpKeepalive};
+
+/// The kernel asks a silent peer for a sign of life after so long, so often, and so many times.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// A connected (or connecting) socket.
 #[derive(Debug)]
@@ -58,6 +65,18 @@ impl Transport {
             (None, Ok(())) => Ok(true),
             (None, Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
             (None, Err(error)) => Err(error),
+        }
+    }
+
+    /// Small writes go at once, and a peer whose host is gone is found although nothing is to be written.
+    pub(crate) fn tune(&self) {
+        if let Self::Tcp(socket) = self {
+            let _ = socket.set_nodelay(true);
+            let probes = TcpKeepalive::new()
+                .with_time(KEEPALIVE_AFTER)
+                .with_interval(KEEPALIVE_EVERY)
+                .with_retries(KEEPALIVE_PROBES);
+            let _ = SockRef::from(socket).set_tcp_keepalive(&probes);
         }
     }
 

@@ -240,7 +240,8 @@ impl Worker {
                 self.cut_stalled();
                 self.timers.set(self.now + SWEEP_EVERY, Timer::Sweep);
             }
-            Timer::Drain => self.check_drained(),
+            // The turn itself looks.
+            Timer::Drain => self.drain_look = false,
             Timer::DrainOver => self.cut_drained(),
         }
     }

@@ -150,7 +150,7 @@ fn is_literal(host: &[u8]) -> bool {
 }
 
 /// Room for one full name in lower case without allocating: two DNS labels, a dot and `.mesh`.
-struct Name {
+pub(super) struct Name {
     letters: [u8; Self::MAX],
 }
 
@@ -178,6 +178,11 @@ impl Name {
         std::str::from_utf8(letters).ok()
     }
 
+    /// `users` and `shop` → `users.shop`.
+    pub(super) fn join(&mut self, service: &[u8], namespace: &[u8]) -> Option<&str> {
+        self.lower(&[service, b".", namespace])
+    }
+
     fn own(&mut self, table: &RouteTable, host: &[u8]) -> bool {
         self.lower(&[host])
             .is_some_and(|host| table.is_own_name(host))
@@ -188,10 +193,10 @@ impl Name {
         let host = host.strip_suffix(b".").unwrap_or(host);
         let mut labels = host.split(|b| *b == b'.');
         match (labels.next()?, labels.next(), labels.next(), labels.next()) {
-            (service, None, ..) => self.lower(&[service, b".", namespace.as_bytes()]),
-            (service, Some(namespace), None, _) => self.lower(&[service, b".", namespace]),
+            (service, None, ..) => self.join(service, namespace.as_bytes()),
+            (service, Some(namespace), None, _) => self.join(service, namespace),
             (service, Some(namespace), Some(mesh), None) if mesh.eq_ignore_ascii_case(b"mesh") => {
-                self.lower(&[service, b".", namespace])
+                self.join(service, namespace)
             }
             _ => None,
         }
