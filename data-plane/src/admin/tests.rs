@@ -233,21 +233,20 @@ struct Mesh {
     agent: Agent,
     readiness: watch::Sender<Readiness>,
     channel: Channel,
-    /// Kept: the weaver ends with them.
-    _kept: (watch::Sender<Arc<xds::View>>, watch::Sender<bool>),
+    /// Kept: the weaver ends with it.
+    _kept: watch::Sender<Arc<xds::View>>,
 }
 
 async fn mesh() -> Mesh {
     let agent = Agent::new("a");
     let (kept_xds, xds) = watch::channel(Arc::new(xds::View::default()));
-    let (kept_ready, ready) = watch::channel(true);
     let place = Place {
         node: "a".into(),
         own_names: vec![],
         region: String::new(),
         zone: String::new(),
     };
-    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds, ready);
+    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds);
     tokio::spawn(weaver.run(|_| {}));
     let (readiness, state) = readiness::channel();
     let (schemas, _) = Schemas::new();
@@ -268,7 +267,7 @@ async fn mesh() -> Mesh {
         agent,
         readiness,
         channel,
-        _kept: (kept_xds, kept_ready),
+        _kept: kept_xds,
     }
 }
 
@@ -524,8 +523,7 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
         region: String::new(),
         zone: String::new(),
     };
-    let (_, ready) = watch::channel(true);
-    let (_, mesh) = Weaver::new(place, agent.clone(), xds.view.clone(), ready);
+    let (_, mesh) = Weaver::new(place, agent.clone(), xds.view.clone());
     let (_, session) = watch::channel(crate::agent::session::SessionStatus::Off);
     let (_, listeners) = watch::channel(std::collections::BTreeMap::new());
     let sources = super::http::Sources {

@@ -112,7 +112,7 @@ async fn serve(options: Options) -> Result<(), StartError> {
     let (schemas, wanted) = Schemas::new();
     let xds = start_xds(&options, state.as_ref(), &revision, wanted);
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;
-    let (routable, mesh) = start_weaver(&options, &agent, &xds, &workers);
+    let mesh = start_weaver(&options, &agent, &xds, &workers);
     tokio::spawn(take_reports(reports, mesh.clone(), agent.clone()));
 
     let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone());
@@ -141,7 +141,6 @@ async fn serve(options: Options) -> Result<(), StartError> {
         workers,
         mesh,
         xds,
-        routable,
         readiness,
         listeners,
     };
@@ -219,18 +218,17 @@ fn start_weaver(
     agent: &Agent,
     xds: &XdsHandle,
     workers: &Arc<Workers>,
-) -> (watch::Sender<bool>, watch::Receiver<Mesh>) {
+) -> watch::Receiver<Mesh> {
     let place = Place {
         node: options.node.clone(),
         own_names: options.own_names.clone(),
         region: options.region.clone(),
         zone: options.zone.clone(),
     };
-    let routable = watch::Sender::new(false);
-    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.view.clone(), routable.subscribe());
+    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.view.clone());
     let publisher = Arc::clone(workers);
     tokio::spawn(weaver.run(move |table| publisher.publish(table)));
-    (routable, mesh)
+    mesh
 }
 
 /// What the workers saw of this node's instances, told to the agent.

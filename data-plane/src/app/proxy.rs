@@ -46,8 +46,6 @@ pub(super) struct Proxy {
     pub(super) workers: Arc<Workers>,
     pub(super) mesh: watch::Receiver<Mesh>,
     pub(super) xds: XdsHandle,
-    /// Calls may be routed.
-    pub(super) routable: watch::Sender<bool>,
     pub(super) readiness: watch::Sender<Readiness>,
     pub(super) listeners: watch::Sender<BTreeMap<&'static str, Vec<String>>>,
 }
@@ -193,11 +191,10 @@ impl Proxy {
             );
         }
         let (version, _) = self.agent.views();
-        self.routable.send_replace(true);
         let mut mesh = self.mesh.clone();
         // The weaver lives as long as the process.
         let _ = mesh
-            .wait_for(|mesh| mesh.table.is_ready() && mesh.agent_version >= version)
+            .wait_for(|m| m.agent_version >= version && (m.table.is_ready() || !known))
             .await;
     }
 

@@ -226,7 +226,10 @@ impl Worker {
             return;
         };
         call.phase = Phase::Table;
-        call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        // Looked up again with each table; the wait goes on from the first look.
+        if call.wait_timer.is_none() {
+            call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        }
         self.tableless.push(key);
     }
 

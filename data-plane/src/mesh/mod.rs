@@ -57,7 +57,6 @@ pub struct Weaver {
     place: Place,
     agent: Agent,
     xds: watch::Receiver<Arc<xds::View>>,
-    ready: watch::Receiver<bool>,
     joiner: join::Joiner,
     /// The services of the last table: equal ones are not made again.
     made: BTreeMap<String, (Arc<ServiceSpec>, Arc<EndpointSet>)>,
@@ -66,13 +65,12 @@ pub struct Weaver {
 }
 
 impl Weaver {
-    /// `ready`: calls may be routed by the table (until then they wait).
+    /// A table of an incomplete view is not ready: calls for what is in it are carried, others wait for the rest.
     #[must_use]
     pub fn new(
         place: Place,
         agent: Agent,
         xds: watch::Receiver<Arc<xds::View>>,
-        ready: watch::Receiver<bool>,
     ) -> (Self, watch::Receiver<Mesh>) {
         let first = Mesh {
             table: Arc::new(RouteTable::empty(&place.node)),
@@ -87,7 +85,6 @@ impl Weaver {
             place,
             agent,
             xds,
-            ready,
             joiner: join::Joiner::default(),
             made: BTreeMap::new(),
             was_ready: false,
@@ -99,16 +96,13 @@ impl Weaver {
     /// Makes a table after every change, for ever; each is given to `publish` before anyone else learns of it.
     pub async fn run(mut self, publish: impl Fn(Arc<RouteTable>)) {
         let mut changes = self.agent.changes();
-        let mut ready = self.ready.clone();
         loop {
             changes.borrow_and_update();
             self.xds.borrow_and_update();
-            ready.borrow_and_update();
             self.weave(&publish);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = self.xds.changed() => if changed.is_err() { return },
-                changed = ready.changed() => if changed.is_err() { return },
             }
             tokio::time::sleep(SETTLE).await;
         }
@@ -117,7 +111,7 @@ impl Weaver {
     fn weave(&mut self, publish: &impl Fn(Arc<RouteTable>)) {
         let (agent_version, views) = self.agent.views();
         let xds = Arc::clone(&self.xds.borrow());
-        let ready = *self.ready.borrow();
+        let ready = xds.complete;
         let joined = self.joiner.join(&self.place, &views, &xds);
         let swaps = self.mesh.borrow().swaps;
         let same = swaps > 0

@@ -69,7 +69,6 @@ fn view(clusters: Vec<(&str, Vec<Remote>, &[&str])>) -> Arc<xds::View> {
 struct Loom {
     agent: Agent,
     xds: watch::Sender<Arc<xds::View>>,
-    ready: watch::Sender<bool>,
     mesh: watch::Receiver<super::Mesh>,
     published: mpsc::UnboundedReceiver<Arc<RouteTable>>,
 }
@@ -78,20 +77,18 @@ impl Loom {
     fn new() -> Self {
         let agent = Agent::new("a");
         let xds = watch::Sender::new(Arc::new(xds::View::default()));
-        let ready = watch::Sender::new(true);
         let place = Place {
             node: "a".into(),
             own_names: vec![],
             region: String::new(),
             zone: String::new(),
         };
-        let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe(), ready.subscribe());
+        let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe());
         let (tell, published) = mpsc::unbounded_channel();
         tokio::spawn(weaver.run(move |table| tell.send(table).unwrap()));
         Self {
             agent,
             xds,
-            ready,
             mesh,
             published,
         }
@@ -175,9 +172,12 @@ async fn equal_content_is_no_new_table_and_numbers_stay() {
 }
 
 #[tokio::test]
-async fn readiness_is_part_of_the_table() {
+async fn a_table_is_ready_once_the_control_plane_has_told_all() {
     let mut loom = Loom::new();
-    assert!(loom.next().await.is_ready());
-    loom.ready.send_replace(false);
     assert!(!loom.next().await.is_ready());
+    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let table = loom.next().await;
+    assert!(!table.is_ready() && table.service("echo.default").is_some());
+    loom.xds.send_replace(view(vec![]));
+    assert!(loom.next().await.is_ready());
 }

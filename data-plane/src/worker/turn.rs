@@ -100,10 +100,9 @@ impl Worker {
         if let Some(peer) = self.shared.peers.get(self.index) {
             self.table = peer.table.load_full();
         }
-        if self.table.is_ready() {
-            for call in std::mem::take(&mut self.tableless) {
-                self.route_call(call);
-            }
+        // A table that is not ready yet may have what a call waits for: this node's own instances come first.
+        for call in std::mem::take(&mut self.tableless) {
+            self.route_call(call);
         }
     }
 
