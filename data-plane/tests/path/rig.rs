@@ -203,6 +203,16 @@ impl Backend {
         self.address
     }
 
+    /// Awaits that so many calls have come in all.
+    pub(crate) async fn until_calls(&self, goal: usize) {
+        within(async {
+            while self.calls() < goal {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
@@ -232,6 +242,20 @@ pub(crate) async fn echo_answer(request: Seen, mut respond: SendResponse<Bytes>)
         }
         let _ = body.flow_control().release_capacity(data.len());
     }
+    let _ = send.send_trailers(status(0));
+}
+
+/// The same as one piece once all has come: headers, body and trailers are written together.
+pub(crate) async fn whole_answer(request: Seen, mut respond: SendResponse<Bytes>) {
+    let mut body = request.into_body();
+    let mut all = Vec::new();
+    while let Some(Ok(data)) = body.data().await {
+        all.extend_from_slice(&data);
+    }
+    let Ok(mut send) = respond.send_response(ok_headers(), false) else {
+        return;
+    };
+    let _ = send.send_data(all.into(), false);
     let _ = send.send_trailers(status(0));
 }
 

@@ -102,7 +102,7 @@ async fn many_cancels_do_not_reach_one_server_at_once() {
     for _ in 0..150 {
         streams.push(client.open(request("Put").body(()).unwrap(), false).await);
     }
-    node.until("all are open", |m| m.active_calls == 150).await;
+    backend.until_calls(150).await;
     for (_, send) in &mut streams {
         send.send_reset(h2::Reason::CANCEL);
     }
