@@ -94,3 +94,58 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     }
     out.push(value.to_le_bytes()[0]);
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::{WireError, fields, put_bytes};
+
+    proptest! {
+        /// Whatever comes from outside is taken apart without a panic, and what was taken apart is all there was.
+        #[test]
+        fn fields_are_the_message(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let message = Bytes::from(bytes);
+            let found: Vec<_> = fields(&message).collect();
+            let whole: Vec<u8> = found.iter().flatten().flat_map(|f| f.whole.to_vec()).collect();
+            prop_assert!(message.starts_with(&whole));
+            let broken = found.iter().filter(|f| f.is_err()).count();
+            let whole_or_last = match broken {
+                0 => whole.len() == message.len(),
+                _ => broken == 1 && found.last().is_some_and(Result::is_err),
+            };
+            prop_assert!(whole_or_last);
+        }
+
+        #[test]
+        fn what_is_put_is_found(values in prop::collection::vec((1u32..5000, prop::collection::vec(any::<u8>(), 0..300)), 0..20)) {
+            let mut out = Vec::new();
+            for (number, value) in &values {
+                put_bytes(&mut out, *number, value);
+            }
+            let found: Result<Vec<_>, WireError> = fields(&Bytes::from(out)).collect();
+            let found: Vec<_> = found.unwrap().into_iter().map(|f| (f.number, f.bytes.unwrap().to_vec())).collect();
+            prop_assert_eq!(found, values);
+        }
+    }
+
+    #[test]
+    fn lengths_past_the_end_are_cut_short() {
+        for bytes in [
+            &[0x0a, 0x05, 1][..],
+            &[
+                0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+            ],
+            &[0x08],
+            &[0x09, 1],
+        ] {
+            let found: Vec<_> = fields(&Bytes::copy_from_slice(bytes)).collect();
+            assert_eq!(found, [Err(WireError::Truncated)], "{bytes:?}");
+        }
+        assert_eq!(
+            fields(&Bytes::from_static(&[0x0b])).next(),
+            Some(Err(WireError::WireType))
+        );
+    }
+}
