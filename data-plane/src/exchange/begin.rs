@@ -189,10 +189,12 @@ impl Worker {
             return;
         };
         headers::strip(&mut call.request);
-        let (authority, path) = (
-            call.request.authority(),
-            call.request.path().unwrap_or_default(),
-        );
+        // A request may name its authority in Host alone (RFC 9113 §8.3.1).
+        let authority = call
+            .request
+            .authority()
+            .or_else(|| call.request.get(b"host"));
+        let path = call.request.path().unwrap_or_default();
         let failure = match route(&table, authority, path, NAMESPACE) {
             Decision::Service(service) => match service.protocol {
                 Protocol::Grpc => {
