@@ -93,6 +93,9 @@ async fn a_minute_without_it_and_proxies_killed_meanwhile() {
     for node in ["a", "b", "c"] {
         reach(&mesh.channel(node), &["a1", "b1"]).await;
     }
+    for id in ["a1", "b1"] {
+        mesh.saved("c", "xds", id).await;
+    }
     mesh.kill_control().await;
     let load = Load::start(&Plan::new(Kind::Unsafe, &[mesh.node("a").outbound]));
     let end = Instant::now() + Duration::from_secs(60);

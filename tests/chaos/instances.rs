@@ -108,3 +108,20 @@ async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
         "{after:?}"
     );
 }
+
+/// Kill upon kill, each instance started again under its own name.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute: ./test --long"]
+async fn twenty_kills_in_a_row_cost_no_call_that_may_be_repeated() {
+    let mut mesh = four_instances().await;
+    let load = Load::start(&plan(&mesh, Kind::Safe));
+    for round in 0..20 {
+        let (node, id) = [("a", "a1"), ("b", "b1"), ("a", "a2"), ("b", "b2")][round % 4];
+        load.more(200).await;
+        mesh.kill_instance(node, id).await;
+        load.more(200).await;
+        mesh.echo(node, id).await;
+        reach(&mesh.channel("a"), &["a1", "a2", "b1", "b2"]).await;
+    }
+    load.finish().await.assert_none_failed(8_000);
+}

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use heddle_proto::echo::v1::EchoRequest;
+use heddle_proto::status::v1::GetServiceRequest;
 use heddle_tests::echo::{call, echo, payload, reach};
 use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
+use heddle_tests::page::get;
 use heddle_tests::until::{seen, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,8 +25,16 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
         };
         echo(channel).unary(request).await
     });
-    // The call is on its way once the instance has it; a quarter second is ample and no bound on anything.
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    let admin = mesh.node("a").admin;
+    until("the call is in flight", async || {
+        let (_, text) = get(admin, "/metrics").await?;
+        let active = text
+            .lines()
+            .find(|line| line.starts_with("heddle_active_calls"));
+        let active = active.unwrap_or_default().to_owned();
+        seen(active.ends_with(" 1"), active)
+    })
+    .await;
     let start = Instant::now();
     mesh.stop_proxy("a").await;
     let answer = slow.await.unwrap().expect("the call in flight is finished");
@@ -41,14 +51,7 @@ async fn a_proxy_that_was_killed_comes_back_with_its_instances() {
     let mut mesh = Mesh::builder().nodes(2).start().await;
     mesh.echo("b", "b1").await;
     reach(&mesh.channel("a"), &["b1"]).await;
-    // A registration is on disk a moment after it is answered; before that a kill would rightly forget it.
-    let state = mesh.node("b").state_dir.clone();
-    until("the registration is on disk", async || {
-        let bytes = std::fs::read(state.join("instances")).map_err(|error| error.to_string())?;
-        let found = bytes.windows(2).any(|word| word == b"b1");
-        seen(found, format!("no b1 in {}/instances", state.display()))
-    })
-    .await;
+    mesh.saved("b", "instances", "b1").await;
     mesh.kill_proxy("b").await;
     mesh.start_proxy("b").await;
     // From its state dir, before the instance has registered again.
@@ -80,4 +83,38 @@ async fn the_death_of_a_node_moves_the_calls_of_the_others() {
     let book = load.finish().await;
     book.assert_none_failed(400);
     assert!(book.answered_since(killed).contains_key("c1"));
+}
+
+/// The instances of heddle-echo as the control plane has them, once they are these.
+async fn control_plane_has(mesh: &Mesh, expected: &[&str]) {
+    until("the instances in the registry", async || {
+        let request = GetServiceRequest {
+            name: "heddle-echo".to_owned(),
+        };
+        let service = mesh.status().get_service(request).await;
+        let service = service.map_err(|status| status.to_string())?.into_inner();
+        let ids: Vec<_> = service
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.id.as_str())
+            .collect();
+        seen(ids == expected, format!("{ids:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_leaves_with_its_lease_and_comes_back() {
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("b", "b1"), ("c", "c1")] {
+        mesh.echo(node, id).await;
+    }
+    reach(&mesh.channel("a"), &["b1", "c1"]).await;
+    // Frozen: its connections stay open and nothing comes over them, as behind a cut cable.
+    mesh.node("b").proxy().signal("STOP");
+    control_plane_has(&mesh, &["c1"]).await;
+    reach(&mesh.channel("a"), &["c1"]).await;
+    mesh.node("b").proxy().signal("CONT");
+    control_plane_has(&mesh, &["b1", "c1"]).await;
+    reach(&mesh.channel("a"), &["b1", "c1"]).await;
 }

@@ -4,13 +4,12 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use h2::Reason;
 use heddle_tests::raw::{Call, Client, body, frame, read};
 use heddle_tests::until::PATIENCE;
 use http::{HeaderMap, Response};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::raw_service::{RAW, RawMesh, custom, fields, ok};
 
@@ -24,30 +23,45 @@ async fn next<T>(reports: &mut mpsc::UnboundedReceiver<T>) -> T {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_by_the_service_keeps_its_code() {
-    let raw = RawMesh::start(|mut call: Call| async move {
-        let _ = body(call.request.body_mut()).await;
-        match call.request.uri().path() {
-            "/raw.Raw/Early" => call.respond.send_reset(Reason::CANCEL),
-            _ => {
-                let mut stream = call.respond.send_response(Call::head(), false).unwrap();
-                stream.send_data(frame(b"first"), false).unwrap();
-                // The reset must not overtake the message, or the two cases would be one.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                stream.send_reset(Reason::CANCEL);
+    let go = Arc::new(Semaphore::new(0));
+    let raw = RawMesh::start(move |mut call: Call| {
+        let go = Arc::clone(&go);
+        async move {
+            let _ = body(call.request.body_mut()).await;
+            match call.request.uri().path() {
+                "/raw.Raw/Early" => call.respond.send_reset(Reason::CANCEL),
+                "/raw.Raw/Late" => {
+                    let mut stream = call.respond.send_response(Call::head(), false).unwrap();
+                    stream.send_data(frame(b"first"), false).unwrap();
+                    go.acquire().await.unwrap().forget();
+                    stream.send_reset(Reason::CANCEL);
+                }
+                _ => {
+                    go.add_permits(1);
+                    call.answer(&[b"y"], ok());
+                }
             }
         }
     })
     .await;
+    let none = HeaderMap::new();
     for (way, addr) in raw.ways() {
         let client = Client::connect(addr).await;
-        for path in ["/raw.Raw/Early", "/raw.Raw/Late"] {
-            let answer = client.call(RAW, path, &HeaderMap::new(), b"x").await;
-            assert_eq!(
-                answer.reset,
-                Some(Reason::CANCEL),
-                "{way}, {path}: {answer:?}"
-            );
-        }
+        let answer = client.call(RAW, "/raw.Raw/Early", &none, b"x").await;
+        assert_eq!(answer.reset, Some(Reason::CANCEL), "{way}: {answer:?}");
+
+        // After headers and a message, when both have arrived.
+        let (response, mut stream) = client.begin(RAW, "/raw.Raw/Late", &none).await;
+        stream.send_data(frame(b"x"), true).unwrap();
+        let mut answer = response.await.unwrap().into_body();
+        assert_eq!(
+            answer.data().await.unwrap().unwrap(),
+            frame(b"first"),
+            "{way}"
+        );
+        client.call(RAW, "/raw.Raw/Go", &none, b"x").await;
+        let error = body(&mut answer).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::CANCEL), "{way}: {error:?}");
     }
 }
 

@@ -22,6 +22,7 @@ use crate::echo::channel;
 use crate::place::{folder, free_addr};
 use crate::process::{Process, Ready, Start};
 use crate::tools::binary;
+use crate::until::{seen, until};
 
 /// Names of nodes in their order.
 pub const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -272,6 +273,20 @@ impl Mesh {
             .expect("the proxy runs")
             .kill()
             .await;
+    }
+
+    /// Waits until a file of a node's state dir has this word: state goes to disk a moment after it is in use, and a
+    /// SIGKILL before that would rightly forget it.
+    pub async fn saved(&self, node: &str, file: &str, word: &str) {
+        let path = self.node(node).state_dir.join(file);
+        until("the state is on disk", async || {
+            let bytes = std::fs::read(&path).map_err(|error| error.to_string())?;
+            let found = bytes
+                .windows(word.len())
+                .any(|part| part == word.as_bytes());
+            seen(found, format!("no {word:?} in {}", path.display()))
+        })
+        .await;
     }
 
     /// Writes a file into a node's services dir, whole or not at all.
