@@ -25,7 +25,7 @@ use crate::{
     options::Options,
     registry::{Registry, RegistryError, RegistryOptions},
     session,
-    snapshot::{LINGER, Publisher},
+    snapshot::Publisher,
     status,
     store::{Embedded, EmbeddedOptions, Store, StoreError},
     xds::{self, Ads, Clients},
@@ -81,7 +81,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     };
     let registry = Registry::open(store, registry_options).await?;
     let plane = Plane {
-        publisher: Publisher::start(registry.clone(), LINGER, token.clone()),
+        publisher: Publisher::start(registry.clone(), token.clone()),
         clients: Clients::default(),
         registry,
         stop: token.clone(),

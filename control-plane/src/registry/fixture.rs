@@ -27,13 +27,17 @@ impl Fixture {
     }
 
     pub(crate) async fn open(folder: tempfile::TempDir, lease_ttl: Duration) -> Self {
-        let options = EmbeddedOptions::new(folder.path().join("control.redb"));
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&options).unwrap());
         let options = RegistryOptions {
             lease_ttl,
             renew_interval: lease_ttl / 3,
             ..RegistryOptions::default()
         };
+        Self::with_options(folder, options).await
+    }
+
+    pub(crate) async fn with_options(folder: tempfile::TempDir, options: RegistryOptions) -> Self {
+        let store = EmbeddedOptions::new(folder.path().join("control.redb"));
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&store).unwrap());
         Self {
             registry: Registry::open(store, options).await.unwrap(),
             folder,

@@ -1,6 +1,6 @@
 //! The registry's handle: keeps the view at the store's newest revision and tells subscribers what changed. In
 //! come the store's changes; out go reads of the view and batches, which coalesce and are never lost. It writes
-//! nothing: that is for who holds a node's lease (`lease`) and for the sweeper (`sweep`).
+//! nothing: that is for who holds a node's lease (`lease`), for the sweeper (`sweep`) and for the keeper (`keep`).
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use super::{Batch, Node, RegistryError, RegistryOptions, SchemaError, View, schema, sweep};
+use super::{Batch, Node, RegistryError, RegistryOptions, SchemaError, View, keep, schema, sweep};
 use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
 
 /// Pause before the store is read again after its watch broke.
@@ -54,7 +54,11 @@ impl Registry {
             stop.clone()
                 .run_until_cancelled_owned(registry.clone().follow(changes)),
         );
-        tokio::spawn(stop.run_until_cancelled_owned(sweep::run(registry.clone())));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(sweep::run(registry.clone())),
+        );
+        tokio::spawn(stop.run_until_cancelled_owned(keep::run(registry.clone())));
         Ok(registry)
     }
 
@@ -242,8 +246,9 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
     let at = nodes.revision;
     let alive = store.range(keys::ALIVE, Some(at)).await?;
     let instances = store.range(keys::INSTANCES, Some(at)).await?;
+    let services = store.range(keys::SERVICES, Some(at)).await?;
     let schemas = store.range_keys(keys::SCHEMAS, Some(at)).await?;
-    let items = [&nodes, &alive, &instances, &schemas]
+    let items = [&nodes, &alive, &instances, &services, &schemas]
         .into_iter()
         .flat_map(|range| &range.items);
     let view = View::load(at, items);

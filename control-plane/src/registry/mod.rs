@@ -16,16 +16,21 @@ mod epoch;
 mod lease;
 mod expiry;
 mod sweep;
+mod service;
+mod idle;
+mod keep;
 mod schema;
 #[cfg(test)]
 pub(crate) mod fixture;
 
 pub use expiry::ExpiryOptions;
 pub use handle::{Registry, Subscription};
+pub use idle::IdleOptions;
 pub use instance::{Instance, InstanceKey, ServiceName};
 pub use lease::{LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::Node;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
+pub use service::KnownService;
 pub use view::{Batch, View};
 
 /// How the registry keeps its nodes.
@@ -38,6 +43,8 @@ pub struct RegistryOptions {
     /// How often a node shall renew its lease. Default 3 s.
     pub renew_interval: Duration,
     pub expiry: ExpiryOptions,
+    /// How long services without instances stay known.
+    pub idle: IdleOptions,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
 }
@@ -49,6 +56,7 @@ impl Default for RegistryOptions {
             lease_ttl: Duration::from_secs(10),
             renew_interval: Duration::from_secs(3),
             expiry: ExpiryOptions::default(),
+            idle: IdleOptions::default(),
             stop: CancellationToken::new(),
         }
     }

@@ -48,7 +48,7 @@ pub fn check(snapshot: &Snapshot) -> Vec<Dangling> {
     dangling
 }
 
-/// Something went that others may point at. Rare: a service that is emptied stays for a while.
+/// Something went that others may point at. Rare: a service without instances stays for long.
 fn took_targets(snapshot: &Snapshot, step: &Changed) -> bool {
     [Kind::Cluster, Kind::Endpoint, Kind::Route]
         .into_iter()

@@ -48,11 +48,13 @@ struct Row {
 }
 
 impl ServiceContent {
-    /// None if the service has no instance.
+    /// None if the service is not known. One without instances has no endpoints, and stays what it was.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName) -> Option<Self> {
         let instances: Vec<_> = view.instances(name).collect();
-        let first = instances.first()?;
+        let stands_in = view.stands_in(name);
+        let first = instances.first().map(|instance| instance.protocol);
+        let protocol = first.or(stands_in.map(|known| known.protocol))?;
         let mut rows: Vec<Row> = instances
             .iter()
             .filter_map(|each| row(view, each))
@@ -61,20 +63,15 @@ impl ServiceContent {
         Some(Self {
             full_name: name.to_string().into(),
             name: name.clone(),
-            protocol: first.protocol,
-            protos: protos(&instances),
-            schema_sha256: schema(&instances),
+            protocol,
+            protos: match stands_in {
+                Some(known) => known.protos.clone(),
+                None => protos(&instances),
+            },
+            schema_sha256: schema(&instances)
+                .or_else(|| stands_in.and_then(|known| known.schema_sha256.clone())),
             rows,
         })
-    }
-
-    /// The same service with no instance left: it stays known for a while, so that clients keep their place.
-    #[must_use]
-    pub fn emptied(&self) -> Self {
-        Self {
-            rows: Vec::new(),
-            ..self.clone()
-        }
     }
 
     #[must_use]

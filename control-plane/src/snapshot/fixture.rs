@@ -8,7 +8,7 @@ use std::{
 use heddle_proto::{
     control::v1::{LocalInstance, ProtoService},
     registry::v1::{Health, Instance},
-    store::v1::{InstanceRecord, NodeRecord},
+    store::v1::{InstanceRecord, NodeRecord, ServiceRecord},
 };
 use prost::Message as _;
 
@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Mesh {
     nodes: BTreeMap<String, NodeRecord>,
     instances: BTreeMap<InstanceKey, LocalInstance>,
+    /// What stays known of services that had instances.
+    known: BTreeMap<ServiceName, ServiceRecord>,
     changed: BTreeSet<ServiceName>,
     pub(crate) builder: Builder,
     pub(crate) encodes: Arc<Encodes>,
@@ -34,6 +36,7 @@ impl Mesh {
         let mut mesh = Self {
             nodes: BTreeMap::new(),
             instances: BTreeMap::new(),
+            known: BTreeMap::new(),
             changed: BTreeSet::new(),
             builder: Builder::new(Arc::clone(&encodes)),
             encodes,
@@ -110,21 +113,31 @@ impl Mesh {
             };
             entry(keys::instance(key), record.encode_to_vec())
         });
-        let items: Vec<_> = nodes.chain(instances).collect();
+        let services = self
+            .known
+            .iter()
+            .map(|(name, record)| entry(keys::service(name), record.encode_to_vec()));
+        let items: Vec<_> = nodes.chain(instances).chain(services).collect();
         View::load(Revision(self.revision), &items)
     }
 
     /// The next snapshot, of what was changed since the last.
     pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
         self.revision += 1;
+        for (key, local) in &self.instances {
+            let record = ServiceRecord {
+                protocol: local.instance.as_ref().unwrap().protocol,
+                protos: local.protos.clone(),
+                schema_sha256: local.schema_sha256.clone(),
+            };
+            self.known.insert(key.service.clone(), record);
+        }
         let view = self.view();
         let changed: Vec<_> = std::mem::take(&mut self.changed)
             .into_iter()
             .map(|name| {
                 let full: Arc<str> = name.to_string().into();
-                let content = ServiceContent::of(&view, &name)
-                    .or_else(|| self.builder.content(&full).map(ServiceContent::emptied));
-                (full, content)
+                (full, ServiceContent::of(&view, &name))
             })
             .collect();
         self.builder.apply(self.revision, changed);
@@ -135,6 +148,7 @@ impl Mesh {
     /// The next snapshot, without a service.
     pub(crate) fn forget(&mut self, full_name: &str) -> Arc<Snapshot> {
         self.revision += 1;
+        self.known.remove(&ServiceName::parse(full_name).unwrap());
         self.builder
             .apply(self.revision, [(full_name.into(), None)]);
         assert_eq!(super::check(self.builder.snapshot()), []);

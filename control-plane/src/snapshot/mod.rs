@@ -20,7 +20,7 @@ pub use content::{Audience, ServiceContent, hidden_from_direct_clients};
 pub use kind::{Kind, PerKind};
 pub use order::{FLOW, ROUTES, TARGETS, made_before};
 pub use outbound::{OUTBOUND, listener as outbound_listener};
-pub use publish::{LINGER, Publisher};
+pub use publish::Publisher;
 pub(crate) use resource::version_of;
 pub use resource::{Encodes, Resource};
 pub use tables::{Changed, Snapshot, Table};

@@ -3,7 +3,6 @@
 //! with a clock.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Builder, Encodes, ServiceContent, Snapshot, check};
@@ -21,10 +20,6 @@ use crate::registry::{Batch, Registry, ServiceName, Subscription};
 /// Changes that come within this time of each other go out together: long enough for the instances of a node that
 /// connects, short beside a call.
 const DEBOUNCE: Duration = Duration::from_millis(3);
-
-/// So long a service without instances keeps its resources, with an empty load assignment: a single instance that
-/// restarts takes no client's cluster away, and callers are told "no endpoints" rather than "no such service".
-pub const LINGER: Duration = Duration::from_secs(60);
 
 /// The published snapshots and their figures. Clones share them.
 #[derive(Clone)]
@@ -37,7 +32,7 @@ pub struct Publisher {
 impl Publisher {
     /// Makes the first snapshot of the view as it stands, then follows it until `stop`.
     #[must_use]
-    pub fn start(registry: Registry, linger: Duration, stop: CancellationToken) -> Self {
+    pub fn start(registry: Registry, stop: CancellationToken) -> Self {
         let encodes = Arc::new(Encodes::default());
         // Subscribed first, then read: nothing falls between.
         let changes = registry.subscribe();
@@ -59,8 +54,6 @@ impl Publisher {
             registry,
             builder,
             sender,
-            emptied: BTreeMap::new(),
-            linger,
             refused: Arc::clone(&refused),
         };
         tokio::spawn(stop.run_until_cancelled_owned(task.follow(changes)));
@@ -93,83 +86,30 @@ struct Task {
     registry: Registry,
     builder: Builder,
     sender: watch::Sender<Arc<Snapshot>>,
-    /// Services without instances and when they are forgotten; bounded by the services that there were.
-    emptied: BTreeMap<ServiceName, Instant>,
-    linger: Duration,
     refused: Arc<AtomicU64>,
 }
 
 impl Task {
     async fn follow(mut self, mut changes: Subscription) {
         loop {
-            let due = self.emptied.values().min().copied();
-            let forget = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                mut batch = changes.next() => {
-                    tokio::time::sleep(DEBOUNCE).await;
-                    if let Some(more) = changes.next().now_or_never() {
-                        batch.merge(more);
-                    }
-                    self.fold(batch);
-                }
-                () = forget => self.forget(),
+            let mut batch = changes.next().await;
+            tokio::time::sleep(DEBOUNCE).await;
+            if let Some(more) = changes.next().now_or_never() {
+                batch.merge(more);
             }
+            self.fold(&batch);
         }
     }
 
-    fn fold(&mut self, batch: Batch) {
-        let contents = self.registry.read(|view| {
-            batch
-                .services
-                .into_iter()
-                .map(|name| {
-                    let content = ServiceContent::of(view, &name);
-                    (name, content)
-                })
-                .collect::<Vec<_>>()
+    fn fold(&mut self, batch: &Batch) {
+        let changed = self.registry.read(|view| {
+            let services = batch.services.iter();
+            let content =
+                |name: &ServiceName| (name.to_string().into(), ServiceContent::of(view, name));
+            services.map(content).collect::<Vec<_>>()
         });
-        let mut changed = Vec::with_capacity(contents.len());
-        for (name, content) in contents {
-            let full_name: Arc<str> = name.to_string().into();
-            let content = match content {
-                Some(content) => {
-                    self.emptied.remove(&name);
-                    content
-                }
-                None => {
-                    let Some(known) = self.builder.content(&full_name) else {
-                        continue;
-                    };
-                    self.emptied.insert(name, Instant::now() + self.linger);
-                    known.emptied()
-                }
-            };
-            changed.push((full_name, Some(content)));
-        }
         // The batch's revision, not the view's: of what is newer only these services are in.
         self.builder.apply(batch.revision.0, changed);
-        self.publish();
-    }
-
-    fn forget(&mut self) {
-        let now = Instant::now();
-        let due: Vec<ServiceName> = self
-            .emptied
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &due {
-            self.emptied.remove(name);
-        }
-        let gone = due.iter().map(|name| (name.to_string().into(), None));
-        let revision = self.builder.snapshot().revision;
-        self.builder.apply(revision, gone);
         self.publish();
     }
 

@@ -157,7 +157,10 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             .to_owned(),
         ambiguous_protos: protos
             .iter()
-            .filter(|proto| view.proto_claims(proto).len() > 1)
+            .filter(|proto| {
+                let claims = view.proto_claims(proto);
+                claims.len() > 1 && claims.contains(name)
+            })
             .cloned()
             .collect(),
         protos,

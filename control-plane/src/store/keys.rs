@@ -7,6 +7,7 @@ use crate::registry::{InstanceKey, ServiceName};
 pub const NODES: &str = "node/";
 pub const ALIVE: &str = "alive/";
 pub const INSTANCES: &str = "instance/";
+pub const SERVICES: &str = "service/";
 pub const SCHEMAS: &str = "schema/";
 
 /// `NodeRecord`: who the node is, and its epoch. Stays when the node goes.
@@ -33,6 +34,12 @@ pub fn instances_of(node: &str) -> String {
     format!("{INSTANCES}{node}/")
 }
 
+/// `ServiceRecord`: what is known of a service, with or without instances.
+#[must_use]
+pub fn service(service: &ServiceName) -> String {
+    format!("{SERVICES}{service}")
+}
+
 /// `SchemaRecord`, by the hex SHA-256 of its content.
 #[must_use]
 pub fn schema(sha256: &str) -> String {
@@ -45,6 +52,7 @@ pub enum Key<'a> {
     Node(&'a str),
     Alive(&'a str),
     Instance(InstanceKey),
+    Service(ServiceName),
     Schema(&'a str),
 }
 
@@ -60,6 +68,9 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
             service,
             id: id.into(),
         }));
+    }
+    if let Some(service) = key.strip_prefix(SERVICES) {
+        return ServiceName::parse(service).map(Key::Service);
     }
     if let Some(node) = key.strip_prefix(NODES) {
         return Some(Key::Node(node));
@@ -87,6 +98,11 @@ mod tests {
         };
         check(node("a"), "node/a", Key::Node("a"));
         check(alive("a"), "alive/a", Key::Alive("a"));
+        check(
+            service(&key.service),
+            "service/users.shop",
+            Key::Service(key.service.clone()),
+        );
         check(schema("00ff"), "schema/00ff", Key::Schema("00ff"));
         check(
             instance(&key),

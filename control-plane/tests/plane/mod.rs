@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use heddle_control::{
-    registry::{Registry, RegistryOptions},
+    registry::{IdleOptions, Registry, RegistryOptions},
     session,
     snapshot::{Kind, Publisher},
     status,
@@ -57,12 +57,15 @@ impl Plane {
         let options = RegistryOptions {
             // No test here waits for a lease, and none renews one.
             lease_ttl: Duration::from_secs(600),
+            idle: IdleOptions {
+                forget_after: Duration::from_millis(300),
+                ..IdleOptions::default()
+            },
             stop: stop.clone(),
             ..RegistryOptions::default()
         };
         let registry = Registry::open(store, options).await.unwrap();
-        let publisher =
-            Publisher::start(registry.clone(), Duration::from_millis(300), stop.clone());
+        let publisher = Publisher::start(registry.clone(), stop.clone());
         let clients = Clients::default();
         let ads = xds::service(
             registry.clone(),

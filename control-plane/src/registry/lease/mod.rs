@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use futures_util::future::try_join_all;
@@ -14,9 +15,11 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
-use super::{InstanceKey, Registry, epoch};
+use super::{InstanceKey, KnownService, Registry, ServiceName, epoch, service};
 use crate::store::{Compare, KeyValue, LeaseId, MAX_TXN_OPS, Op, Revision, StoreError, Txn, keys};
 
+/// Writes in one transaction: each may bring the record of its service along.
+const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
 /// Attempts at a claim that others keep disturbing.
 const CLAIM_ATTEMPTS: usize = 8;
 
@@ -39,6 +42,22 @@ pub struct NodeIdentity {
 pub enum NodeWrite {
     Put(InstanceKey, Box<LocalInstance>),
     Remove(InstanceKey),
+}
+
+/// One operation on an instance.
+struct Write {
+    op: Op,
+    /// What its service is known by from now on, if that is news.
+    record: Option<(ServiceName, KnownService)>,
+}
+
+impl Write {
+    fn delete(key: Arc<str>) -> Self {
+        Self {
+            op: Op::Delete { key },
+            record: None,
+        }
+    }
 }
 
 /// Why a session may not write (any more).
@@ -198,7 +217,7 @@ impl NodeLease {
             }
         }
         self.write(puts.into_values().collect()).await?;
-        self.write(held.into_keys().map(|key| Op::Delete { key }).collect())
+        self.write(held.into_keys().map(Write::delete).collect())
             .await
     }
 
@@ -214,7 +233,7 @@ impl NodeLease {
                 }
                 NodeWrite::Remove(key) => {
                     let name = keys::instance(&key);
-                    let op = Op::delete(&name);
+                    let op = Write::delete(name.as_str().into());
                     (name, op)
                 }
             };
@@ -244,24 +263,29 @@ impl NodeLease {
         }
     }
 
-    fn put(&self, key: &InstanceKey, name: &str, local: LocalInstance) -> Op {
-        let record = InstanceRecord {
+    fn put(&self, key: &InstanceKey, name: &str, local: LocalInstance) -> Write {
+        let read = |view: &_| service::record_for(view, key, &local);
+        let record = self.registry.read(read);
+        let instance = InstanceRecord {
             node: key.node.to_string(),
             epoch: self.epoch,
             local: Some(local),
         };
-        Op::put(name, record.encode_to_vec())
+        Write {
+            op: Op::put(name, instance.encode_to_vec()),
+            record: record.map(|record| (key.service.clone(), record)),
+        }
     }
 
     /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size.
-    async fn write(&mut self, ops: Vec<Op>) -> Result<Revision, LeaseError> {
+    async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
         let alive = keys::alive(&self.node);
         let store = self.registry.store();
-        let txns = ops.chunks(MAX_TXN_OPS).map(|ops| {
+        let txns = transactions(writes).into_iter().map(|then| {
             let compare = vec![Compare::unchanged(&alive, self.session)];
             store.txn(Txn {
                 compare,
-                then: ops.to_vec(),
+                then,
                 ..Txn::default()
             })
         });
@@ -298,6 +322,35 @@ impl NodeLease {
             None => Ok(LeaseError::Lapsed { node }),
         }
     }
+}
+
+/// A service's record goes with the first of its instances, and again only if a later one says more.
+fn transactions(writes: Vec<Write>) -> Vec<Vec<Op>> {
+    let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
+    let mut transactions = Vec::new();
+    let mut writes = writes.into_iter().peekable();
+    while writes.peek().is_some() {
+        let mut records = BTreeMap::new();
+        let mut ops = Vec::new();
+        for Write { op, record } in writes.by_ref().take(WRITES_PER_TXN) {
+            ops.push(op);
+            let Some((service, told)) = record else {
+                continue;
+            };
+            let known = written
+                .get(&service)
+                .map(|known| known.followed_by(told.clone()));
+            let known = known.unwrap_or(told);
+            if written.get(&service) != Some(&known) {
+                records.insert(keys::service(&service), known.record());
+                written.insert(service, known);
+            }
+        }
+        let records = records.into_iter();
+        ops.extend(records.map(|(key, record)| Op::put(&key, record.encode_to_vec())));
+        transactions.push(ops);
+    }
+    transactions
 }
 
 fn now() -> std::time::Instant {

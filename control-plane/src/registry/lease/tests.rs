@@ -274,7 +274,7 @@ async fn a_reader_that_lost_the_watch_catches_up() {
         max_history: Some(4),
         ..crate::store::EmbeddedOptions::new(folder.path().join("control.redb"))
     };
-    let store = std::sync::Arc::new(crate::store::Embedded::open(&options).unwrap());
+    let store = Arc::new(crate::store::Embedded::open(&options).unwrap());
     let registry = Registry::open(store, crate::registry::RegistryOptions::default())
         .await
         .unwrap();

@@ -3,25 +3,33 @@
 //! A pure fold: no clock, no I/O, nothing random; replaying the same events from any revision gives the same view.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use heddle_proto::{
     registry::v1::Health,
-    store::v1::{InstanceRecord, NodeRecord},
+    store::v1::{InstanceRecord, NodeRecord, ServiceRecord},
 };
 use prost::Message as _;
 
-use crate::registry::{Instance, InstanceKey, Node, ServiceName, node::Alive};
+use crate::registry::{Instance, InstanceKey, KnownService, Node, ServiceName, node::Alive};
 use crate::store::{Changes, KeyValue, Revision, keys};
+
+mod claims;
+mod service;
+
+use claims::{Claim, Claims};
+use service::Service;
 
 /// What one or several revisions changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The view's revision after them.
     pub revision: Revision,
-    /// Services whose content changed: an instance, or what matters to clients of the node of one.
+    /// Services whose content changed: an instance, what matters to clients of the node of one, or what stands in
+    /// where there is none.
     pub services: BTreeSet<ServiceName>,
     /// Nodes that changed, lease included.
     pub nodes: BTreeSet<Arc<str>>,
@@ -42,13 +50,6 @@ impl Batch {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Service {
-    instances: BTreeMap<(Arc<str>, Arc<str>), Arc<Instance>>,
-    /// Proto service → how many instances claim it.
-    protos: BTreeMap<String, usize>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
 struct NodeEntry {
     record: Option<Node>,
     alive: Option<Alive>,
@@ -62,12 +63,10 @@ pub struct View {
     revision: Revision,
     services: BTreeMap<ServiceName, Service>,
     nodes: BTreeMap<Arc<str>, NodeEntry>,
-    claims: BTreeMap<String, BTreeSet<ServiceName>>,
+    claims: Claims,
     schemas: BTreeSet<Arc<str>>,
     instances: usize,
 }
-
-static NO_CLAIMS: BTreeSet<ServiceName> = BTreeSet::new();
 
 impl View {
     /// The store's revision that this view shows.
@@ -76,7 +75,7 @@ impl View {
         self.revision
     }
 
-    /// Services with at least one instance, sorted.
+    /// Known services, sorted: with instances, or without any for a bounded time.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
@@ -87,6 +86,32 @@ impl View {
             .get(service)
             .into_iter()
             .flat_map(|service| service.instances.values())
+    }
+
+    #[must_use]
+    pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<Instance>> {
+        let place = (Arc::clone(&key.node), Arc::clone(&key.id));
+        self.services.get(&key.service)?.instances.get(&place)
+    }
+
+    /// By what a service is known where its instances do not say it: it has none, or none of them has told yet what
+    /// it serves.
+    #[must_use]
+    pub fn stands_in(&self, service: &ServiceName) -> Option<&Arc<KnownService>> {
+        self.services.get(service)?.stands_in()
+    }
+
+    /// What the service's record says, whether it is needed or not.
+    pub(super) fn recorded(&self, service: &ServiceName) -> Option<&KnownService> {
+        let (known, _) = self.services.get(service)?.record.as_ref()?;
+        Some(known)
+    }
+
+    /// If the service has no instance: when its record was written last.
+    pub(super) fn empty_since_write(&self, service: &ServiceName) -> Option<Revision> {
+        let service = self.services.get(service)?;
+        let (_, at) = service.record.as_ref()?;
+        service.instances.is_empty().then_some(*at)
     }
 
     /// Instances of all services.
@@ -131,10 +156,11 @@ impl View {
         })
     }
 
-    /// The mesh services that implement a proto service: more than one is ambiguous.
+    /// The mesh services that implement a proto service: more than one is ambiguous. Services without instances count
+    /// only where no other implements it.
     #[must_use]
     pub fn proto_claims(&self, proto: &str) -> &BTreeSet<ServiceName> {
-        self.claims.get(proto).unwrap_or(&NO_CLAIMS)
+        self.claims.of(proto)
     }
 
     /// An instance's health as clients see it: those of a suspect node are UNKNOWN.
@@ -211,6 +237,7 @@ impl View {
             Some(keys::Key::Instance(name)) => self.set_instance(&name, value, batch),
             Some(keys::Key::Node(name)) => self.set_node(name, value, batch),
             Some(keys::Key::Alive(name)) => self.set_alive(name, value, batch),
+            Some(keys::Key::Service(name)) => self.set_service(name, value, batch),
             Some(keys::Key::Schema(sha256)) => {
                 if value.is_some() {
                     self.schemas.insert(sha256.into());
@@ -231,54 +258,43 @@ impl View {
             }
             instance.map(Arc::new)
         });
-        let old = self.take_instance(key);
-        if new == old {
+        if self.instance(key) == new.as_ref() {
             // Written again unchanged (a reconnect): no client has to hear of it.
-            if let Some(old) = old {
-                self.put_instance(key, old);
-            }
             return;
         }
+        let claimed = self.claim(&key.service);
+        self.take_instance(key);
         if let Some(new) = new {
             self.put_instance(key, new);
         }
+        self.settle(&key.service, claimed);
         batch.services.insert(key.service.clone());
         batch.nodes.insert(Arc::clone(&key.node));
     }
 
-    fn take_instance(&mut self, key: &InstanceKey) -> Option<Arc<Instance>> {
-        let service = self.services.get_mut(&key.service)?;
+    fn take_instance(&mut self, key: &InstanceKey) {
+        let Some(service) = self.services.get_mut(&key.service) else {
+            return;
+        };
         let place = (Arc::clone(&key.node), Arc::clone(&key.id));
-        let instance = service.instances.remove(&place)?;
+        let Some(instance) = service.instances.remove(&place) else {
+            return;
+        };
         for proto in &instance.protos {
-            if release(&mut service.protos, &proto.name)
-                && let Some(claims) = self.claims.get_mut(&proto.name)
-            {
-                claims.remove(&key.service);
-                if claims.is_empty() {
-                    self.claims.remove(&proto.name);
-                }
-            }
-        }
-        if service.instances.is_empty() {
-            self.services.remove(&key.service);
+            release(&mut service.protos, proto.name.as_str());
         }
         if let Some(entry) = self.nodes.get_mut(&key.node) {
             release(&mut entry.services, &key.service);
             self.forget_empty(&key.node);
         }
         self.instances = self.instances.saturating_sub(1);
-        Some(instance)
     }
 
     fn put_instance(&mut self, key: &InstanceKey, instance: Arc<Instance>) {
         let service = self.services.entry(key.service.clone()).or_default();
         for proto in &instance.protos {
-            *service.protos.entry(proto.name.clone()).or_default() += 1;
-            self.claims
-                .entry(proto.name.clone())
-                .or_default()
-                .insert(key.service.clone());
+            let name = proto.name.as_str();
+            *service.protos.entry(name.into()).or_default() += 1;
         }
         let node = self.nodes.entry(Arc::clone(&key.node)).or_default();
         *node.services.entry(key.service.clone()).or_default() += 1;
@@ -286,6 +302,43 @@ impl View {
             .instances
             .insert((Arc::clone(&key.node), Arc::clone(&key.id)), instance);
         self.instances += 1;
+    }
+
+    fn set_service(&mut self, name: ServiceName, value: Option<&KeyValue>, batch: &mut Batch) {
+        let record = value.map(|value| {
+            // The key alone says that the service is known.
+            let record = ServiceRecord::decode(value.value.clone()).unwrap_or_else(|error| {
+                tracing::error!(key = %value.key, %error, "a record of the store cannot be read; left out");
+                ServiceRecord::default()
+            });
+            (Arc::new(KnownService::parse(record)), value.mod_revision)
+        });
+        if record.is_none() && !self.services.contains_key(&name) {
+            return;
+        }
+        let before = self.services.get(&name).map(|it| it.stands_in().cloned());
+        let claimed = self.claim(&name);
+        self.services.entry(name.clone()).or_default().record = record;
+        self.settle(&name, claimed);
+        if before != self.services.get(&name).map(|it| it.stands_in().cloned()) {
+            batch.services.insert(name);
+        }
+    }
+
+    fn claim(&self, name: &ServiceName) -> Claim {
+        self.services
+            .get(name)
+            .map(Service::claim)
+            .unwrap_or_default()
+    }
+
+    /// A service has changed: it goes if nothing is left of it, and claims what it claims now.
+    fn settle(&mut self, name: &ServiceName, claimed: Claim) {
+        if self.services.get(name).is_some_and(Service::is_gone) {
+            self.services.remove(name);
+        }
+        let now = self.claim(name);
+        self.claims.change(name, claimed, now);
     }
 
     fn set_node(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {
@@ -338,15 +391,14 @@ impl View {
     }
 }
 
-/// Counts one down; true when none is left.
-fn release<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+/// Counts one down.
+fn release<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(counts: &mut BTreeMap<K, usize>, key: &Q) {
     match counts.get_mut(key) {
-        Some(count) if *count > 1 => {
-            *count -= 1;
-            false
+        Some(count) if *count > 1 => *count -= 1,
+        Some(_) => {
+            counts.remove(key);
         }
-        Some(_) => counts.remove(key).is_some(),
-        None => false,
+        None => {}
     }
 }
 

@@ -31,6 +31,10 @@ enum Step {
         hash: u8,
         there: bool,
     },
+    Service {
+        service: u8,
+        variant: Option<u8>,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -50,8 +54,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         .prop_map(|(node, variant)| Step::Node { node, variant });
     let alive = (0..3_u8, any::<bool>()).prop_map(|(node, alive)| Step::Alive { node, alive });
     let schema = (0..3_u8, any::<bool>()).prop_map(|(hash, there)| Step::Schema { hash, there });
+    let service = (0..3_u8, proptest::option::weighted(0.7, 0..3_u8))
+        .prop_map(|(service, variant)| Step::Service { service, variant });
     proptest::collection::vec(
-        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema],
+        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema, 3 => service],
         1..60,
     )
 }
@@ -67,10 +73,7 @@ impl Step {
             } => {
                 let key = InstanceKey {
                     node: format!("n{node}").into(),
-                    service: ServiceName {
-                        service: format!("s{service}"),
-                        namespace: "x".into(),
-                    },
+                    service: service_name(service),
                     id: format!("i{id}").into(),
                 };
                 (
@@ -106,15 +109,37 @@ impl Step {
                 keys::schema(&hash.to_string()),
                 there.then(|| b"x".to_vec()),
             ),
+            Self::Service { service, variant } => {
+                let record = variant.map(|variant| ServiceRecord {
+                    protos: proto_services(variant),
+                    ..ServiceRecord::default()
+                });
+                (
+                    keys::service(&service_name(service)),
+                    record.map(|record| record.encode_to_vec()),
+                )
+            }
         }
     }
 }
 
+fn service_name(service: u8) -> ServiceName {
+    ServiceName {
+        service: format!("s{service}"),
+        namespace: "x".into(),
+    }
+}
+
+fn proto_services(variant: u8) -> Vec<ProtoService> {
+    (0..variant % 3)
+        .map(|n| ProtoService {
+            name: format!("p{n}.Api"),
+            idempotent_methods: vec![],
+        })
+        .collect()
+}
+
 fn instance_record(key: &InstanceKey, variant: u8) -> Vec<u8> {
-    let protos = (0..variant % 3).map(|n| ProtoService {
-        name: format!("p{n}.Api"),
-        idempotent_methods: vec![],
-    });
     InstanceRecord {
         node: key.node.to_string(),
         epoch: 1,
@@ -127,7 +152,7 @@ fn instance_record(key: &InstanceKey, variant: u8) -> Vec<u8> {
                 ..pb::Instance::default()
             }),
             health: 1,
-            protos: protos.collect(),
+            protos: proto_services(variant),
             ..LocalInstance::default()
         }),
     }
@@ -167,6 +192,10 @@ fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
 fn shown(view: &View) -> HashMap<String, String> {
     let mut shown = HashMap::new();
     for service in view.services() {
+        shown.insert(
+            service.to_string(),
+            format!("{:?}", view.stands_in(service)),
+        );
         for instance in view.instances(service) {
             let health = view.health(instance);
             shown.insert(
@@ -202,7 +231,11 @@ fn services_in(view: &View) -> HashMap<ServiceName, String> {
             });
             format!("{instance:?} {node:?}")
         });
-        instances.collect::<Vec<_>>().join("\n")
+        let stands_in = view.stands_in(service);
+        format!(
+            "{stands_in:?}\n{}",
+            instances.collect::<Vec<_>>().join("\n")
+        )
     };
     view.services()
         .map(|service| (service.clone(), describe(service)))
@@ -356,5 +389,34 @@ fn names_are_parsed() {
     assert_eq!(name("users.shop"), Some("users.shop".into()));
     for bad in ["", ".shop", "users.", "users.shop.mesh"] {
         assert_eq!(name(bad), None, "{bad}");
+    }
+}
+
+/// What the claims must be, from the view's other answers.
+fn claims_by_definition(view: &View, proto: &str) -> BTreeSet<ServiceName> {
+    let claims = |service: &&ServiceName| {
+        let mut instances = view.instances(service).flat_map(|it| &it.protos);
+        let known = view.stands_in(service).into_iter();
+        let mut known = known.flat_map(|known| &known.protos);
+        instances.any(|it| it.name == proto) || known.any(|it| it.name == proto)
+    };
+    let used = |service: &&ServiceName| view.instances(service).next().is_some();
+    let all: BTreeSet<_> = view.services().filter(claims).collect();
+    let used: BTreeSet<_> = all.iter().copied().filter(used).collect();
+    let counted = if used.is_empty() { all } else { used };
+    counted.into_iter().cloned().collect()
+}
+
+proptest! {
+    #[test]
+    fn services_without_instances_claim_only_what_no_other_claims(steps in steps()) {
+        let (_, changes) = history(&steps);
+        let mut view = View::load(Revision(1), []);
+        for changes in &changes {
+            view.apply(changes, &mut Batch::default());
+            for proto in ["p0.Api", "p1.Api"] {
+                prop_assert_eq!(view.proto_claims(proto), &claims_by_definition(&view, proto));
+            }
+        }
     }
 }

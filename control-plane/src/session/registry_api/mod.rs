@@ -238,6 +238,9 @@ fn describe_service(view: &View, service: &ServiceName) -> pb::Service {
         healthy_instances += u32::from(view.health(instance) == Health::Healthy);
         protos.extend(instance.protos.iter().map(|proto| proto.name.clone()));
     }
+    if let Some(known) = view.stands_in(service) {
+        protos.extend(known.protos.iter().map(|proto| proto.name.clone()));
+    }
     let protos = protos.into_iter().collect();
     pb::Service {
         name: service.to_string(),

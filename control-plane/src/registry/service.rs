@@ -1,0 +1,109 @@
+//! By what a service is known while none of its instances says it: what they told last. In come registrations, out
+//! goes what its record in the store shall say, or that the record is good as it is. No time here, and no writing.
+
+use std::sync::Arc;
+
+use heddle_proto::{
+    control::v1::{LocalInstance, ProtoService},
+    registry::v1::{self as pb, Protocol},
+    store::v1::ServiceRecord,
+};
+
+use super::{Instance, InstanceKey, View};
+
+/// What callers need to know of a service that has no instance: they are told "no endpoints", not "no such service".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownService {
+    /// Never "unspecified", but in a default one.
+    pub protocol: Protocol,
+    /// Sorted by name.
+    pub protos: Vec<ProtoService>,
+    pub schema_sha256: Option<Arc<str>>,
+}
+
+impl KnownService {
+    pub(super) fn of_local(local: &LocalInstance) -> Self {
+        let protocol = local.instance.as_ref().map(pb::Instance::protocol);
+        Self::new(
+            protocol.unwrap_or_default(),
+            local.protos.clone(),
+            &local.schema_sha256,
+        )
+    }
+
+    pub(super) fn of(instance: &Instance) -> Self {
+        let schema = instance.schema_sha256.as_deref().unwrap_or_default();
+        Self::new(instance.protocol, instance.protos.clone(), schema)
+    }
+
+    pub(super) fn parse(record: ServiceRecord) -> Self {
+        Self::new(record.protocol(), record.protos, &record.schema_sha256)
+    }
+
+    fn new(protocol: Protocol, mut protos: Vec<ProtoService>, schema_sha256: &str) -> Self {
+        for proto in &mut protos {
+            proto.idempotent_methods.sort_unstable();
+            proto.idempotent_methods.dedup();
+        }
+        protos.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            protocol: match protocol {
+                Protocol::Unspecified => Protocol::Grpc,
+                protocol => protocol,
+            },
+            protos,
+            schema_sha256: (!schema_sha256.is_empty()).then(|| schema_sha256.into()),
+        }
+    }
+
+    pub(super) fn record(&self) -> ServiceRecord {
+        ServiceRecord {
+            protocol: self.protocol.into(),
+            protos: self.protos.clone(),
+            schema_sha256: self.schema_sha256.as_deref().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// What is known once an instance has told this. One that has not said yet what it serves (nobody has asked it
+    /// so far) takes nothing back.
+    pub(super) fn followed_by(&self, next: Self) -> Self {
+        if next.protos.is_empty() && next.protocol == self.protocol {
+            return self.clone();
+        }
+        next
+    }
+}
+
+/// What must be written of its service together with an instance; none if the record is right. The first instance of
+/// an empty service writes it whatever it says: who is about to forget the service sees that it is too late.
+pub(super) fn record_for(
+    view: &View,
+    key: &InstanceKey,
+    local: &LocalInstance,
+) -> Option<KnownService> {
+    let told = KnownService::of_local(local);
+    let Some(held) = view.recorded(&key.service) else {
+        return Some(told);
+    };
+    let next = held.followed_by(told.clone());
+    if view.instances(&key.service).next().is_none() {
+        return Some(next);
+    }
+    if next == *held {
+        return None;
+    }
+    // Who says the same as before (its health changed, say) does not overrule who came later: while a new version is
+    // rolled out the two would write in turns.
+    let says_it_again = view
+        .instance(key)
+        .is_some_and(|before| KnownService::of(before) == told);
+    (!says_it_again).then_some(next)
+}
+
+/// What the record of a service would say that has instances and no record.
+pub(super) fn record_of<'a>(instances: impl Iterator<Item = &'a Arc<Instance>>) -> KnownService {
+    instances
+        .map(|instance| KnownService::of(instance))
+        .reduce(|known, next| known.followed_by(next))
+        .unwrap_or_default()
+}
