@@ -2,13 +2,14 @@
 //! are the agent's alone (the control plane's word on them is late by nature), all others are xDS's. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use heddle_proto::registry::v1::Health as OwnHealth;
 
-use super::{Place, uids::Uids};
+use super::{Place, known::KnownServices, uids::Uids};
 use crate::{
     agent::{
         book::{View, Views},
@@ -54,12 +55,20 @@ pub(super) struct Joined {
 pub(super) struct Joiner {
     uids: Uids,
     clusters: BTreeMap<String, (xds::Cluster, Arc<ServiceSpec>)>,
+    pub(super) known: KnownServices,
 }
 
 impl Joiner {
     /// See the room sign.
-    pub(super) fn join(&mut self, place: &Place, own: &Views, xds: &xds::View) -> Joined {
+    pub(super) fn join(
+        &mut self,
+        place: &Place,
+        own: &Views,
+        xds: &xds::View,
+        now: Instant,
+    ) -> Joined {
         let mut joined = Joined::default();
+        let mut with_own = BTreeSet::new();
         self.clusters
             .retain(|name, _| xds.clusters.contains_key(name));
         for (name, cluster) in &xds.clusters {
@@ -72,6 +81,7 @@ impl Joiner {
             let uid = self
                 .uids
                 .get(&name, &place.node, &key.id, Target::Local(view.address));
+            with_own.insert(name.clone());
             let spec = joined.services.entry(name).or_insert_with(|| {
                 Arc::new(ServiceSpec {
                     service: key.service.clone(),
@@ -86,6 +96,7 @@ impl Joiner {
                 .push(Arc::new(own_endpoint(place, key, view, uid)));
             joined.locals.insert(uid, key.clone());
         }
+        self.known.complete(&mut joined.services, &with_own, now);
         joined.schemas = joined
             .services
             .iter()
@@ -95,6 +106,11 @@ impl Joiner {
         self.uids
             .prune(endpoints().count(), endpoints().map(|e| e.uid));
         joined
+    }
+
+    /// When `join` gives something else though nothing happened.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.known.next()
     }
 
     /// What other nodes have of a service.

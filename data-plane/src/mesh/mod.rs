@@ -3,6 +3,7 @@
 //! No sockets come in here; what a call does with the table is the data path's.
 
 mod join;
+mod known;
 mod uids;
 
 #[cfg(test)]
@@ -100,7 +101,14 @@ impl Weaver {
             changes.borrow_and_update();
             self.xds.borrow_and_update();
             self.weave(&publish);
+            let due = async {
+                match self.joiner.next() {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = due => {}
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = self.xds.changed() => if changed.is_err() { return },
             }
@@ -112,7 +120,8 @@ impl Weaver {
         let (agent_version, views) = self.agent.views();
         let xds = Arc::clone(&self.xds.borrow());
         let ready = xds.complete;
-        let joined = self.joiner.join(&self.place, &views, &xds);
+        let now = tokio::time::Instant::now().into_std();
+        let joined = self.joiner.join(&self.place, &views, &xds, now);
         let swaps = self.mesh.borrow().swaps;
         let same = swaps > 0
             && ready == self.was_ready

@@ -11,7 +11,7 @@ use crate::{
         validate::{Origin, check},
     },
     balance::endpoints::{Health, Target},
-    route::{ProtoService, RouteTable},
+    route::{ProtoService, RouteTable, table::Claim},
     xds::{self, Assignment, Cluster, Index, Remote},
 };
 
@@ -75,6 +75,10 @@ struct Loom {
 
 impl Loom {
     fn new() -> Self {
+        Self::start(None)
+    }
+
+    fn start(forget_after: Option<Duration>) -> Self {
         let agent = Agent::new("a");
         let xds = watch::Sender::new(Arc::new(xds::View::default()));
         let place = Place {
@@ -83,7 +87,10 @@ impl Loom {
             region: String::new(),
             zone: String::new(),
         };
-        let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe());
+        let (mut weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe());
+        if let Some(forget_after) = forget_after {
+            weaver.joiner.known.forget_after = forget_after;
+        }
         let (tell, published) = mpsc::unbounded_channel();
         tokio::spawn(weaver.run(move |table| tell.send(table).unwrap()));
         Self {
@@ -180,4 +187,27 @@ async fn a_table_is_ready_once_the_control_plane_has_told_all() {
     assert!(!table.is_ready() && table.service("echo.default").is_some());
     loom.xds.send_replace(view(vec![]));
     assert!(loom.next().await.is_ready());
+}
+
+#[tokio::test]
+async fn a_service_whose_last_own_instance_went_stays_known_for_its_time() {
+    let forget_after = Duration::from_millis(500);
+    let mut loom = Loom::start(Some(forget_after));
+    loom.next().await;
+    let registration = own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    loom.next().await;
+    let went = tokio::time::Instant::now();
+    loom.agent.deregister(&registration).unwrap();
+    let table = loom.next().await;
+    assert!(table.service("echo.default").is_some());
+    assert_eq!(targets(&table, "echo.default"), []);
+    let claim = table.claim("e.Echo", "default");
+    assert!(
+        matches!(claim, Claim::One(echo) if &*echo.name == "echo.default"),
+        "a call finds it by path"
+    );
+
+    let table = loom.next().await;
+    assert!(table.service("echo.default").is_none());
+    assert!(went.elapsed() >= forget_after);
 }

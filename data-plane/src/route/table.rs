@@ -180,7 +180,7 @@ impl RouteTable {
             .count();
         match (own.get(..len).unwrap_or_default(), all.as_slice()) {
             ([one], _) | ([], [one]) => Claim::One(one),
-            ([], all) => Claim::Many(all),
+            ([], all) => only_lived_in(all).map_or(Claim::Many(all), Claim::One),
             (own, _) => Claim::Many(own),
         }
     }
@@ -296,10 +296,19 @@ impl Builder {
     }
 }
 
+fn deserted(service: &Service) -> bool {
+    service.endpoints.endpoints.is_empty()
+}
+
+/// The one that has instances, if there is one only: for callers of other namespaces the rest is not in its way.
+fn only_lived_in(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
+    let mut lived_in = claims.iter().filter(|service| !deserted(service));
+    lived_in.next().filter(|_| lived_in.next().is_none())
+}
+
 /// A service that left lingers for a while without instances: it gives way to those of its namespace that have some, or
 /// a service could not take another's place by path.
 fn drop_deserted(claims: &mut Vec<Arc<Service>>) {
-    let deserted = |service: &Service| service.endpoints.endpoints.is_empty();
     let lived_in: Vec<Arc<str>> = claims
         .iter()
         .filter(|service| !deserted(service))
@@ -410,5 +419,6 @@ mod tests {
         assert_eq!(names(table.claim("e.E", "default")), ["new.default"]);
         // A call must not stray into another namespace because its own is empty for a moment.
         assert_eq!(names(table.claim("e.E", "shop")), ["old.shop"]);
+        assert_eq!(names(table.claim("e.E", "zoo")), ["new.default"]);
     }
 }
