@@ -8,8 +8,13 @@ use heddle_proto::{
     registry::v1::{Health, Instance},
 };
 
+use tokio::sync::watch;
+
 use super::{InstanceKey, NodeIdentity, Registry, RegistryOptions, ServiceName, View};
-use crate::store::{Embedded, EmbeddedOptions, Store};
+use crate::store::{
+    Embedded, EmbeddedOptions, KeyValue, LeaseId, Range, Revision, Store, StoreCounters,
+    StoreFuture, Txn, TxnResult, Watch,
+};
 
 pub(crate) struct Fixture {
     pub(crate) registry: Registry,
@@ -38,6 +43,32 @@ impl Fixture {
     pub(crate) async fn with_options(folder: tempfile::TempDir, options: RegistryOptions) -> Self {
         let store = EmbeddedOptions::new(folder.path().join("control.redb"));
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&store).unwrap());
+        Self::over(folder, store, options).await
+    }
+
+    /// With a store whose transactions can be held up.
+    pub(crate) async fn gated(lease_ttl: Duration) -> (Self, Arc<Gated>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedOptions::new(folder.path().join("control.redb"));
+        let store = Arc::new(Gated {
+            inner: Embedded::open(&store).unwrap(),
+            open: watch::Sender::new(true),
+            waiting: watch::Sender::new(0),
+        });
+        let options = RegistryOptions {
+            lease_ttl,
+            renew_interval: lease_ttl / 3,
+            ..RegistryOptions::default()
+        };
+        let shared: Arc<dyn Store> = Arc::<Gated>::clone(&store);
+        (Self::over(folder, shared, options).await, store)
+    }
+
+    async fn over(
+        folder: tempfile::TempDir,
+        store: Arc<dyn Store>,
+        options: RegistryOptions,
+    ) -> Self {
         Self {
             registry: Registry::open(store, options).await.unwrap(),
             folder,
@@ -74,6 +105,91 @@ impl Fixture {
             "the view stays at {:#?}",
             self.registry.read(View::clone)
         );
+    }
+}
+
+/// A store whose transactions wait while it is shut; all else goes on.
+pub(crate) struct Gated {
+    inner: Embedded,
+    open: watch::Sender<bool>,
+    waiting: watch::Sender<usize>,
+}
+
+impl Gated {
+    pub(crate) fn shut(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Until so many transactions wait.
+    pub(crate) async fn waiting(&self, wanted: usize) {
+        let mut waiting = self.waiting.subscribe();
+        within(waiting.wait_for(|now| *now == wanted))
+            .await
+            .unwrap();
+    }
+}
+
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+impl Store for Gated {
+    fn engine(&self) -> &'static str {
+        self.inner.engine()
+    }
+
+    fn max_value_bytes(&self) -> usize {
+        self.inner.max_value_bytes()
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>> {
+        self.inner.get(key)
+    }
+
+    fn range<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
+        self.inner.range(prefix, at)
+    }
+
+    fn range_keys<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
+        self.inner.range_keys(prefix, at)
+    }
+
+    fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult> {
+        Box::pin(async move {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            let waits = Waits(&self.waiting);
+            let _ = self.open.subscribe().wait_for(|open| *open).await;
+            drop(waits);
+            self.inner.txn(txn).await
+        })
+    }
+
+    fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId> {
+        self.inner.grant(ttl)
+    }
+
+    fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
+        self.inner.keep_alive(lease)
+    }
+
+    fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
+        self.inner.revoke(lease)
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {
+        self.inner.watch(prefix, from)
+    }
+
+    fn counters(&self) -> StoreCounters {
+        self.inner.counters()
     }
 }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
 };
 
@@ -221,7 +222,8 @@ impl NodeLease {
             .await
     }
 
-    /// Writes changes; of several to one instance the last one counts.
+    /// Writes changes; of several to one instance the last one counts. Together if one transaction holds them, else
+    /// what comes before what goes.
     pub async fn change(&mut self, writes: Vec<NodeWrite>) -> Result<Revision, LeaseError> {
         let mut ops = BTreeMap::new();
         for write in writes {
@@ -239,7 +241,14 @@ impl NodeLease {
             };
             ops.insert(name, op);
         }
-        self.write(ops.into_values().collect()).await
+        let writes: Vec<Write> = ops.into_values().collect();
+        if writes.len() <= WRITES_PER_TXN {
+            return self.write(writes).await;
+        }
+        let is_put = |write: &Write| matches!(write.op, Op::Put { .. });
+        let (puts, removals) = writes.into_iter().partition(is_put);
+        self.write(puts).await?;
+        self.write(removals).await
     }
 
     /// The node lives.
@@ -289,7 +298,7 @@ impl NodeLease {
                 ..Txn::default()
             })
         });
-        let results = try_join_all(txns).await?;
+        let results = self.kept_during(try_join_all(txns)).await?;
         if results.iter().any(|result| !result.succeeded) {
             return Err(self.why_lost().await?);
         }
@@ -298,6 +307,22 @@ impl NodeLease {
             .map(|result| result.revision)
             .fold(self.last, Revision::max);
         Ok(self.last)
+    }
+
+    /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
+    /// node that is late.
+    async fn kept_during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let every = self.registry.options().renew_interval;
+        loop {
+            if let Ok(done) = tokio::time::timeout(every, &mut work).await {
+                return done;
+            }
+            // If the lease has gone the writes say so.
+            if self.registry.store().keep_alive(self.lease).await.is_ok() {
+                self.registry.on_beat(&self.node, now());
+            }
+        }
     }
 
     async fn why_lost(&self) -> Result<LeaseError, StoreError> {

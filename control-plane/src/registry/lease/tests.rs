@@ -294,3 +294,48 @@ async fn a_reader_that_lost_the_watch_catches_up() {
         services.extend(within(changes.next()).await.services);
     }
 }
+
+#[tokio::test]
+async fn a_slow_store_costs_no_node_its_lease() {
+    let ttl = Duration::from_secs(1);
+    let (fixture, store) = Fixture::gated(ttl).await;
+    let registry = &fixture.registry;
+    let mut lease = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    store.shut();
+    let stall = async {
+        tokio::time::sleep(ttl * 3).await; // longer than the lease: time itself is what is tested
+        store.open();
+    };
+    let write = lease.replace_all(vec![instance("a", "users/u1")]);
+    let (revision, ()) = tokio::join!(write, stall);
+    registry.reached(revision.unwrap()).await;
+    assert_eq!(registry.read(names), ["a/users.default/u1"]);
+}
+
+#[test]
+fn what_does_not_go_into_one_transaction_has_each_record_once() {
+    let write = |n: usize, service_name: &str| {
+        let (key, local) = instance("a", &format!("{service_name}/{n}"));
+        Write {
+            op: Op::put(&keys::instance(&key), local.encode_to_vec()),
+            record: Some((key.service, KnownService::of_local(&local))),
+        }
+    };
+    let services = ["users", "shop", "cart"];
+    let writes = (0..300).map(|n| write(n, services[n % 3])).collect();
+    let transactions = transactions(writes);
+    assert!(transactions.iter().all(|ops| ops.len() <= MAX_TXN_OPS));
+    let keys = |ops: &Vec<Op>| ops.iter().map(|op| op.key().to_string()).collect();
+    let first: Vec<String> = keys(&transactions[0]);
+    assert_eq!(
+        first
+            .iter()
+            .filter(|key| key.starts_with("service/"))
+            .count(),
+        3
+    );
+    let all: usize = transactions.iter().map(Vec::len).sum();
+    assert_eq!(all, 303);
+}

@@ -10,7 +10,11 @@ use heddle_proto::control::v1::{
     control_message, node_message,
 };
 use prost::Message as _;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -132,14 +136,18 @@ impl Session {
                 }
             };
             if let Some(node_message::Message::Change(change)) = message {
-                self.on_change(change, &mut together)?;
+                if let Err(end) = self.on_change(change, &mut together) {
+                    // What came before it was good.
+                    self.write(&mut together).await?;
+                    return Err(end);
+                }
                 continue;
             }
             self.write(&mut together).await?;
             match message {
                 Some(node_message::Message::Beat(beat)) => self.on_beat(beat.sequence).await?,
                 Some(node_message::Message::Schema(schema)) => self.on_schema(schema).await?,
-                Some(node_message::Message::RemovalQuery(query)) => self.on_query(query)?,
+                Some(node_message::Message::RemovalQuery(query)) => self.on_query(query).await?,
                 Some(node_message::Message::Leave(_)) => return self.on_leave().await,
                 Some(node_message::Message::Hello(_)) => {
                     return Err(refusal::invalid("hello", "must come once per stream").into());
@@ -178,6 +186,10 @@ impl Session {
         });
         let mut missing = missing(&self.registry, schemas);
         let revision = self.lease.change(writes).await?;
+        if self.wanted.len() + missing.len() > validate::MAX_INSTANCES {
+            // It does not bring what it is asked for; it is asked again when it names them again.
+            self.wanted.clear();
+        }
         self.wanted.extend(missing.iter().cloned());
         for sequence in sequences {
             let missing_schemas = std::mem::take(&mut missing);
@@ -228,12 +240,14 @@ impl Session {
         Ok(())
     }
 
-    fn on_query(&mut self, query: RemovalQuery) -> Result<(), End> {
-        if self.queries.len() >= MAX_QUERIES {
-            let text = format!("{MAX_QUERIES} removal queries of this node are under way");
-            return Err(Status::resource_exhausted(text).into());
-        }
+    async fn on_query(&mut self, query: RemovalQuery) -> Result<(), End> {
         let instance = validate::removed_instance(&self.node, query.instance)?;
+        while self.queries.try_join_next().is_some() {}
+        if self.queries.len() >= MAX_QUERIES {
+            // No reason to end the session: the removal itself is done.
+            let why = format!("({MAX_QUERIES} removal queries of this node are under way)");
+            return self.answer(removal_answer(query.id, vec![why])).await;
+        }
         let wait = query
             .max_wait
             .and_then(|wait| Duration::try_from(wait).ok());
@@ -241,15 +255,15 @@ impl Session {
         let (registry, removals) = (self.registry.clone(), Arc::clone(&self.removals));
         let (answers, revision) = (self.answers.clone(), self.lease.last());
         self.queries.spawn(async move {
-            registry.reached(revision).await;
-            let unacknowledged = removals.acknowledged(instance, revision, wait).await;
-            let acknowledged = unacknowledged.is_empty();
-            let answer = RemovalAnswer {
-                id: query.id,
-                acknowledged,
-                unacknowledged,
+            let until = Instant::now() + wait;
+            let unacknowledged = match timeout_at(until, registry.reached(revision)).await {
+                Ok(()) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    removals.acknowledged(instance, revision, left).await
+                }
+                Err(_) => vec!["(this replica has not seen the removal yet)".to_owned()],
             };
-            let message = Some(control_message::Message::RemovalAnswer(answer));
+            let message = Some(removal_answer(query.id, unacknowledged));
             // A node that has gone does not wait for it.
             let _ = answers.send(Ok(ControlMessage { message })).await;
         });
@@ -266,10 +280,12 @@ impl Session {
         let message = ControlMessage {
             message: Some(message),
         };
-        self.answers
-            .send(Ok(message))
-            .await
-            .map_err(|_| End::Closed)
+        let patience = self.registry.options().lease_ttl;
+        match timeout(patience, self.answers.send(Ok(message))).await {
+            Ok(Ok(())) => Ok(()),
+            // Nobody is there, or nobody reads: a session that waits for ever would not hear that it is replaced.
+            Ok(Err(_)) | Err(_) => Err(End::Closed),
+        }
     }
 
     fn report(&self, end: &Result<(), End>) {
@@ -284,6 +300,14 @@ impl Session {
             }
         }
     }
+}
+
+fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Message {
+    control_message::Message::RemovalAnswer(RemovalAnswer {
+        id,
+        acknowledged: unacknowledged.is_empty(),
+        unacknowledged,
+    })
 }
 
 /// The next message and those that are there already; empty when the stream has ended.

@@ -97,7 +97,13 @@ impl Opening {
                 _ => return Err(refusal::invalid("hello", "must be the first message").into()),
             },
         };
-        let (mut session, inbound) = self.welcome(hello).await?;
+        let answers = self.answers.clone();
+        let (mut session, inbound) = tokio::select! {
+            biased;
+            // Its agent gave up and dials anew: this Hello is older than the one that comes, and must not replace it.
+            () = answers.closed() => return Err(End::Closed),
+            opened = self.welcome(hello) => opened?,
+        };
         let end = session.run(inbound, stop).await;
         session.report(&end);
         end

@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use heddle_proto::control::v1::{Beat, Hello, InstanceRef, Leave};
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
@@ -356,13 +358,58 @@ async fn a_removal_query_is_answered_for_the_revision_that_removed() {
     };
     assert_eq!((answer.id, answer.acknowledged), (9, false));
     assert_eq!(answer.unacknowledged, ["slow-client"]);
-    let asked = mesh.asked.0.lock().unwrap().clone();
-    let expected = (
-        "a/users.default/u1".to_owned(),
-        Revision(removed.revision),
-        MAX_REMOVAL_WAIT,
+    let asked = mesh.asked.questions.lock().unwrap().clone();
+    let [(asked_for, revision, asked_wait)] = &asked[..] else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(asked_for, "a/users.default/u1");
+    assert_eq!(*revision, Revision(removed.revision));
+    assert!(
+        *asked_wait <= MAX_REMOVAL_WAIT && *asked_wait > MAX_REMOVAL_WAIT / 2,
+        "never longer than the bound: {asked_wait:?}"
     );
-    assert_eq!(asked, [expected], "never longer than the bound");
+}
+
+#[tokio::test]
+async fn too_many_removal_queries_are_answered_and_end_no_session() {
+    let mesh = Mesh::new().await;
+    mesh.asked.silent.store(true, Ordering::Relaxed);
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    for id in 0..=MAX_QUERIES as u64 {
+        peer.send(Up::RemovalQuery(RemovalQuery {
+            id,
+            instance: Some(reference("users", "u1")),
+            max_wait: None,
+        }))
+        .await;
+    }
+    let Down::RemovalAnswer(answer) = peer.next().await.unwrap() else {
+        panic!("no answer")
+    };
+    assert_eq!(
+        (answer.id, answer.acknowledged),
+        (MAX_QUERIES as u64, false)
+    );
+    let why = &answer.unacknowledged[0];
+    assert!(why.contains("are under way"), "{why}");
+    peer.send(Up::Beat(Beat { sequence: 1 })).await;
+    ack(&mut peer).await;
+}
+
+#[tokio::test]
+async fn a_node_that_gave_up_before_its_welcome_does_not_take_the_node_later() {
+    let (fixture, store) = Fixture::gated(Duration::from_secs(600)).await;
+    let mesh = Mesh::over(fixture).await;
+    store.shut();
+    let peer = Peer::connect(mesh.server).await;
+    let set = vec![instance("a", "users/u1").1];
+    peer.send(Up::Hello(hello("a", "p1", set))).await;
+    store.waiting(1).await;
+    drop(peer);
+    store.waiting(0).await;
+    store.open();
+    let left = mesh.fixture.registry.store().range("", None).await.unwrap();
+    assert_eq!(left.items, []);
 }
 
 #[tokio::test]
