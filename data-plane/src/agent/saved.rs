@@ -20,10 +20,9 @@ use crate::state_dir::StateDir;
 const FILE: &str = "instances";
 /// Descriptors kept beside them; over this they are asked for again after a restart.
 const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
-/// Changes within this time are one write.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Between two writes: each is the whole set, with a sync of the disk.
-const REST: Duration = Duration::from_millis(500);
+/// Between two writes: the first change is written at once, lest a kill forget a registration; what comes in this
+/// time is one more write. Each is the whole set, with a sync of the disk.
+const REST: Duration = Duration::from_millis(200);
 
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
@@ -134,7 +133,6 @@ pub async fn keep(dir: StateDir, agent: Agent) {
         if changes.changed().await.is_err() {
             return;
         }
-        tokio::time::sleep(SETTLE).await;
     }
 }
 

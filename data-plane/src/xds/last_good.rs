@@ -11,10 +11,8 @@ use super::{ASSIGNMENT, CLUSTER, INDEX, resources::Resources};
 use crate::state_dir::StateDir;
 
 const FILE: &str = "xds";
-/// Changes within this time are one write: a mesh that starts changes often.
-const SETTLE: Duration = Duration::from_millis(100);
-/// Between two writes: each is the whole state, with a sync of the disk.
-const REST: Duration = Duration::from_secs(1);
+/// Between two writes: what comes in this time is one more write. Each is the whole state, with a sync of the disk.
+const REST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, PartialEq, Message)]
 struct LastGood {
@@ -86,7 +84,6 @@ pub struct Snapshot {
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
     let mut complained = false;
     while newest.changed().await.is_ok() {
-        tokio::time::sleep(SETTLE).await;
         let snapshot = newest.borrow_and_update().clone();
         if !snapshot.resources.complete() {
             continue;
