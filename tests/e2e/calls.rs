@@ -7,6 +7,8 @@ use futures_util::StreamExt as _;
 use heddle_proto::echo::v1::EchoRequest;
 use heddle_tests::echo::{call, channel_as, echo, payload, reach};
 use heddle_tests::mesh::Mesh;
+use heddle_tests::place::folder;
+use heddle_tests::raw::Client;
 use heddle_tests::sockets::peers_of;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,4 +176,28 @@ async fn the_services_own_failure_is_relayed_and_never_marked_as_ours() {
         assert_eq!(failed.message, "not today: größer");
         assert_eq!((failed.reason, failed.info), (None, None));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_as_good_as_a_port() {
+    let place = folder();
+    let path = place.path().join("outbound.sock");
+    let mut mesh = Mesh::builder()
+        .proxy_arg("--outbound")
+        .proxy_arg(&format!("unix:{}", path.display()))
+        .start()
+        .await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    let socket = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let client = Client::over(socket, 1 << 20).await;
+    let none = http::HeaderMap::new();
+    let answer = client
+        .call("localhost", "/heddle.echo.v1.Echo/Unary", &none, b"")
+        .await;
+    assert_eq!(
+        answer.last("grpc-status").as_deref(),
+        Some("0"),
+        "{answer:?}"
+    );
 }

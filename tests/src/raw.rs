@@ -11,6 +11,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -192,6 +193,14 @@ impl Client {
             .await
             .expect("the listener accepts");
         socket.set_nodelay(true).expect("a TCP socket");
+        Self::over(socket, stream_window).await
+    }
+
+    /// Over a connection that is already there.
+    pub async fn over<S>(socket: S, stream_window: u32) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(stream_window)
             .initial_connection_window_size(CONNECTION_WINDOW)
