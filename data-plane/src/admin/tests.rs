@@ -488,14 +488,12 @@ async fn health_by_mesh_name_by_proto_service_and_of_the_proxy() {
         steps.message().await.unwrap().unwrap().status(),
         ServingStatus::Serving
     );
+    // Known still, but nobody serves it.
     mesh.agent.deregister(&registration).unwrap();
     let next = tokio::time::timeout(Duration::from_secs(10), steps.message())
         .await
         .expect("a change");
-    assert_eq!(
-        next.unwrap().unwrap().status(),
-        ServingStatus::ServiceUnknown
-    );
+    assert_eq!(next.unwrap().unwrap().status(), ServingStatus::NotServing);
 }
 
 /// The admin port with one worker behind it.
