@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::{
     config::endpoint::v3::ClusterLoadAssignment,
     service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest},
 };
-use heddle_control::snapshot::Kind;
+use heddle_control::{registry::IdleOptions, snapshot::Kind};
 use heddle_proto::{
     control::v1::control_message,
     status::v1::{GetMeshRequest, GetServiceRequest, ListProxiesRequest, ListServicesRequest},
@@ -90,6 +90,42 @@ async fn a_proxy_is_told_what_a_node_registers_and_takes_away() {
             (Kind::Endpoint.url().to_owned(), echo)
         ]
     );
+}
+
+#[tokio::test]
+async fn a_service_without_instances_keeps_its_resources_across_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let plane = Plane::with_memory(&store, IdleOptions::default()).await;
+    let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
+    node.change(vec![], &["1"]).await;
+    drop(node);
+    plane.stop().await;
+
+    let plane = Plane::with_memory(&store, IdleOptions::default()).await;
+    let mut stock = plane.sotw(client("stock", &[])).await;
+    for kind in [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoint] {
+        stock.ask(kind, &[ECHO], "", "").await;
+        let response = stock.next().await;
+        assert_eq!(response.type_url, kind.url());
+        assert_eq!(response.resources.len(), 1, "{}", kind.url());
+        if kind == Kind::Endpoint {
+            let bytes = response.resources[0].value.as_slice();
+            let assignment = ClusterLoadAssignment::decode(bytes).unwrap();
+            assert_eq!(assignment.cluster_name, ECHO);
+            assert!(
+                assignment.endpoints.is_empty(),
+                "no instance, and no locality"
+            );
+        }
+        let (version, nonce) = (response.version_info, response.nonce);
+        stock.ask(kind, &[ECHO], &version, &nonce).await;
+    }
+    let mut status = plane.status().await;
+    let name = "echo".to_owned();
+    let service = status.get_service(GetServiceRequest { name }).await;
+    let service = service.unwrap().into_inner();
+    assert_eq!((service.name.as_str(), service.instances), (ECHO, 0));
 }
 
 #[tokio::test]

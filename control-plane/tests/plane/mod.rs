@@ -51,16 +51,22 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
+    /// Forgets services without instances soon.
     pub(crate) async fn start(store: &Path) -> Self {
+        let idle = IdleOptions {
+            forget_after: Duration::from_millis(300),
+            ..IdleOptions::default()
+        };
+        Self::with_memory(store, idle).await
+    }
+
+    pub(crate) async fn with_memory(store: &Path, idle: IdleOptions) -> Self {
         let stop = CancellationToken::new();
         let store = Arc::new(Embedded::open(&EmbeddedOptions::new(store)).unwrap());
         let options = RegistryOptions {
             // No test here waits for a lease, and none renews one.
             lease_ttl: Duration::from_secs(600),
-            idle: IdleOptions {
-                forget_after: Duration::from_millis(300),
-                ..IdleOptions::default()
-            },
+            idle,
             stop: stop.clone(),
             ..RegistryOptions::default()
         };
