@@ -66,6 +66,8 @@ struct Session {
     /// Descriptors that this node was asked for; others are not taken.
     wanted: std::collections::HashSet<String>,
     queries: JoinSet<()>,
+    /// When the lease was renewed last.
+    renewed: Instant,
 }
 
 /// Changes that are written together.
@@ -127,6 +129,10 @@ impl Session {
 
     async fn on_messages(&mut self, messages: Vec<Result<NodeMessage, Status>>) -> Result<(), End> {
         let mut together = Together::default();
+        // Whatever it says, it lives: beats stand behind long uploads.
+        if self.renewed.elapsed() >= self.registry.options().renew_interval / 2 {
+            self.renew().await?;
+        }
         for message in messages {
             let message = match message {
                 Ok(message) => message.message,
@@ -204,8 +210,14 @@ impl Session {
         Ok(())
     }
 
-    async fn on_beat(&self, sequence: u64) -> Result<(), End> {
+    async fn renew(&mut self) -> Result<(), End> {
         self.lease.beat().await?;
+        self.renewed = Instant::now();
+        Ok(())
+    }
+
+    async fn on_beat(&mut self, sequence: u64) -> Result<(), End> {
+        self.renew().await?;
         let revision = self.registry.read(|view| view.revision().0);
         let of = Some(ack::Of::Beat(sequence));
         let ack = Ack {

@@ -8,7 +8,7 @@ use heddle_proto::control::v1::{
     Hello, NodeMessage, Welcome, control_message, node_message,
     node_session_server::{NodeSession, NodeSessionServer},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
@@ -124,6 +124,7 @@ impl Opening {
             tracing::warn!(event = "session-refused", node = identity.name, process = identity.process_id,
                 %error, "a node session is refused");
         })?;
+        let opened = Instant::now();
         let schemas = instances
             .iter()
             .map(|(_, local)| local.schema_sha256.as_str());
@@ -158,6 +159,8 @@ impl Opening {
             sequence: 0,
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
+            // The claim was a while ago: the first message renews it.
+            renewed: opened,
         };
         session
             .answer(control_message::Message::Welcome(welcome))

@@ -230,6 +230,20 @@ async fn a_node_that_does_not_beat_is_told_that_its_lease_lapsed() {
 }
 
 #[tokio::test]
+async fn a_node_that_uploads_for_long_keeps_its_lease() {
+    let ttl = Duration::from_secs(2);
+    let mesh = Mesh::over(Fixture::with_ttl(ttl).await).await;
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    let begin = Instant::now();
+    while begin.elapsed() < ttl * 2 {
+        peer.send(Up::Schema(SchemaUpload::default())).await;
+        tokio::time::sleep(ttl / 20).await; // longer than the lease: time itself is what is tested
+    }
+    peer.send(Up::Beat(Beat { sequence: 1 })).await;
+    ack(&mut peer).await;
+}
+
+#[tokio::test]
 async fn bad_messages_end_the_session_and_change_nothing() {
     let mesh = Mesh::new().await;
     let mut bad_hello = hello("a", "p1", vec![instance("a", "users/u1").1]);
