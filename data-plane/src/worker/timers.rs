@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 /// Width of a slot.
-const TICK: Duration = Duration::from_millis(2);
+const TICK_MS: u64 = 2;
+const TICK: Duration = Duration::from_millis(TICK_MS);
 /// Slots; a multiple of 64 for the map of used ones.
 const SLOTS: usize = 1024;
 /// Ends a list.
@@ -132,7 +133,7 @@ impl<K: Copy> Wheel<K> {
         }
         let ahead = self.slots_ahead();
         let tick = self.done + 1 + ahead;
-        let due = self.start + TICK * u32::try_from(tick).unwrap_or(u32::MAX);
+        let due = self.start + Duration::from_millis(tick.saturating_mul(TICK_MS));
         Some(due.saturating_duration_since(now))
     }
 
@@ -245,6 +246,18 @@ mod tests {
             all_due(&mut wheel, start + ms(200_000)),
             BTreeSet::from([4])
         );
+    }
+
+    #[test]
+    fn a_worker_still_sleeps_after_a_hundred_days() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        let late = start + ms(100 * 24 * 3_600_000);
+        wheel.set(late + ms(500), 1);
+        assert!(all_due(&mut wheel, late).is_empty());
+        let wait = wheel.wait(late).unwrap();
+        assert!((ms(400)..=ms(504)).contains(&wait), "{wait:?}");
+        assert_eq!(all_due(&mut wheel, late + ms(504)), BTreeSet::from([1]));
     }
 
     proptest! {
