@@ -78,7 +78,8 @@ impl Worker {
         self.send_or_wait(key, pool);
     }
 
-    /// P2C over all usable endpoints; one that failed in this call or cannot be dialled now only if there is no other.
+    /// P2C over all usable endpoints. One that failed in this call only if there is no other, and one that cannot be
+    /// dialled now only if there is not even such.
     fn pick_outbound(
         &self,
         call: &Call,
@@ -89,9 +90,14 @@ impl Worker {
             let usable = !call.tried.contains(&endpoint.uid) && !self.is_unreachable(endpoint.uid);
             usable.then(|| self.cost(endpoint.uid))
         };
+        let reachable = |endpoint: &Endpoint| {
+            let usable = !self.is_unreachable(endpoint.uid);
+            usable.then(|| self.cost(endpoint.uid))
+        };
         let any = |endpoint: &Endpoint| Some(self.cost(endpoint.uid));
         let candidates = &service.candidates;
         pick(candidates, fresh, &mut below)
+            .or_else(|| pick(candidates, reachable, &mut below))
             .or_else(|| pick(candidates, any, &mut below))
             .cloned()
     }
@@ -126,7 +132,7 @@ impl Worker {
     }
 
     /// Whether an endpoint's address has failed and has no connection since: the pool tries by itself.
-    fn is_unreachable(&self, uid: u64) -> bool {
+    pub(crate) fn is_unreachable(&self, uid: u64) -> bool {
         let pool = self
             .loads
             .get(&uid)

@@ -284,7 +284,10 @@ impl Worker {
                 );
                 self.fail(key, &Failure::new(Reason::NotReady, text));
             }
-            Phase::Backoff => self.begin_attempt(key),
+            Phase::Backoff => {
+                self.refresh_service(key);
+                self.begin_attempt(key);
+            }
             _ => {}
         }
     }

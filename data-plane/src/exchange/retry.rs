@@ -67,11 +67,11 @@ impl Worker {
     pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
-        self.attempt_failed_safe(key, failure);
+        self.again_or_fail(key, failure);
     }
 
     /// The table may have changed since the call was routed: another attempt goes by the latest.
-    fn refresh_service(&mut self, key: CallKey) {
+    pub(crate) fn refresh_service(&mut self, key: CallKey) {
         let Some(service) = self
             .calls
             .get_mut(key)
@@ -84,16 +84,18 @@ impl Worker {
         }
     }
 
-    /// The same before there was a connection.
-    pub(crate) fn attempt_failed_safe(&mut self, key: CallKey, failure: Failure) {
+    /// No connection could be made for the attempt.
+    pub(crate) fn dial_failed(&mut self, key: CallKey, failure: Failure) {
         self.detach_upstream(key);
-        self.refresh_service(key);
         if let Some(call) = self.calls.get_mut(key) {
             // A dial that failed is an attempt too, or a dead service would be dialled for ever.
-            if failure.reason == Reason::ConnectFailed {
-                call.attempts += 1;
-            }
+            call.attempts += 1;
         }
+        self.again_or_fail(key, failure);
+    }
+
+    fn again_or_fail(&mut self, key: CallKey, failure: Failure) {
+        self.refresh_service(key);
         if !self.can_retry_safe(key) {
             let failure = self.blame(key, failure);
             return self.fail(key, &failure);
@@ -124,14 +126,26 @@ impl Worker {
         method.is_some_and(|(proto_service, method)| service.is_idempotent(proto_service, method))
     }
 
+    /// Whether the next attempt would go to an endpoint that has not failed in this call and can be dialled now.
+    fn has_fresh_in_reach(&self, key: CallKey) -> bool {
+        let Some(call) = self.calls.get(key) else {
+            return false;
+        };
+        match call.role {
+            Role::Outbound => has_fresh(call, |uid| !self.is_unreachable(uid)),
+            // The caller's proxy waits, not this one.
+            Role::Inbound => has_fresh(call, |_| true),
+        }
+    }
+
     /// Tries the call again: at once on an endpoint that has not failed in this call, else after a moment.
     fn again(&mut self, key: CallKey) {
         let random = self.random();
+        let fresh = self.has_fresh_in_reach(key);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
         call.phase = Phase::Backoff;
-        let fresh = has_fresh(call);
         let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
         if let Some(uid) = failed.filter(|uid| !call.tried.contains(uid)) {
             call.tried.push(uid);
@@ -149,11 +163,11 @@ impl Worker {
 /// Whether there is somewhere to try a call again.
 fn has_where(call: &Call) -> bool {
     let patient = call.role == Role::Outbound && call.repeats < REPEATS;
-    patient || has_fresh(call)
+    patient || has_fresh(call, |_| true)
 }
 
-/// Whether an endpoint is left that has not failed in this call. Inbound has its own node's only.
-fn has_fresh(call: &Call) -> bool {
+/// Whether an endpoint of which `also` is true has not failed in this call. Inbound has its own node's only.
+fn has_fresh(call: &Call, also: impl Fn(u64) -> bool) -> bool {
     let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
     let fresh = |e: &Endpoint| Some(e.uid) != failed && !call.tried.contains(&e.uid);
     let local = |e: &Endpoint| call.role == Role::Outbound || matches!(e.target, Target::Local(_));
@@ -162,5 +176,5 @@ fn has_fresh(call: &Call) -> bool {
         .iter()
         .flat_map(|service| &service.endpoints.endpoints);
     all.into_iter()
-        .any(|e| e.health.usable() && local(e) && fresh(e))
+        .any(|e| e.health.usable() && local(e) && fresh(e) && also(e.uid))
 }

@@ -338,7 +338,7 @@ impl Worker {
                 .map(crate::exchange::state::Call::target_name)
                 .unwrap_or_default();
             let text = format!("{target}: no connection to {name}: {why}");
-            self.attempt_failed_safe(call, Failure::new(Reason::ConnectFailed, text));
+            self.dial_failed(call, Failure::new(Reason::ConnectFailed, text));
         }
     }
 }

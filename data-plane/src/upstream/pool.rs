@@ -75,7 +75,12 @@ pub(crate) struct Pool {
 impl Pool {
     /// The last dial failed, and no connection is left.
     pub(crate) fn is_unreachable(&self) -> bool {
-        self.conns.len() == self.opening && self.retry_at.is_some()
+        !self.has_ready() && self.retry_at.is_some()
+    }
+
+    /// Whether there is a connection that has been opened.
+    fn has_ready(&self) -> bool {
+        self.conns.len() > self.opening
     }
 }
 
@@ -225,10 +230,19 @@ impl Worker {
     }
 
     pub(crate) fn on_pool_timer(&mut self, key: PoolKey) {
+        let now = self.now;
         let Some(pool) = self.pools.arena.get_mut(key) else {
             return;
         };
         pool.timer = None;
+        if let Some(at) = pool.retry_at.filter(|at| *at > now) {
+            pool.timer = Some(self.timers.set(at, Timer::Pool(key)));
+            return;
+        }
+        // One more connection could not be made while others stand: once these leave, the address is as good as new.
+        if pool.has_ready() {
+            pool.retry_at = None;
+        }
         // An address that failed is tried again without a call, so that no call has to find out.
         if pool.conns.is_empty() && pool.opening == 0 && !pool.uids.is_empty() {
             return self.connect(key);

@@ -191,3 +191,19 @@ async fn what_breaks_behind_a_link_is_told_as_it_is() {
     );
     assert_eq!(backend.calls(), 2, "not tried again: it is not idempotent");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_the_other_node_could_not_carry_out_is_one() {
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = gone.local_addr().unwrap();
+    drop(gone);
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    a.publish(vec![remote("e1", &b)]);
+    b.publish(vec![on_b("e1", address)]);
+    let reply = a.client().await.put(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "CONNECT_FAILED"));
+    let attempts: u64 = a.workers.metrics().calls.iter().map(|c| c.attempts).sum();
+    let calls = b.workers.metrics().calls;
+    let seen: u64 = calls.iter().flat_map(|c| c.status).sum();
+    assert_eq!(attempts, seen, "counted as often as it was tried");
+}

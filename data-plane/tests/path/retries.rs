@@ -296,3 +296,36 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
     assert!(backend.connections.load(Ordering::SeqCst) > 0);
     drop(listener);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_goes_back_to_one_that_refused_it_rather_than_to_one_that_is_dead() {
+    let turn = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let fussy = Backend::start(move |request, mut respond| {
+        let first = turn.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+        Box::pin(async move {
+            match first {
+                true => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                false => echo_answer(request, respond).await,
+            }
+        })
+    })
+    .await;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![
+        local("dead", refusing().await),
+        local("fussy", fussy.address),
+    ])]);
+    let client = node.client().await;
+    // Until the dead one has been found and the next dial is far off.
+    while node.workers.metrics().counter(Counter::ConnectFailures) < 6 {
+        let reply = client.put(b"x").await;
+        assert_eq!(reply.status(), "0", "{}", reply.message());
+    }
+    for _ in 0..20 {
+        let reply = client.put(b"x").await;
+        assert_eq!(reply.status(), "0", "{}", reply.message());
+    }
+}
