@@ -70,6 +70,9 @@ impl Worker {
             // Plain HTTP has no other way to say that the rest will not come.
             (false, _) => {
                 conn.h2.reset(down.stream, ErrorCode::INTERNAL_ERROR);
+                // What waited in the machine goes with the stream, and no progress tells of it.
+                let dropped = std::mem::take(&mut call.down_queued);
+                self.held = self.held.saturating_sub(dropped);
                 Ok(())
             }
         };
@@ -184,7 +187,7 @@ impl Worker {
     }
 
     /// Cancels the present attempt if its server has not ended it.
-    fn cancel_attempt(&mut self, key: CallKey) {
+    pub(crate) fn cancel_attempt(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };

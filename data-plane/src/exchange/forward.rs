@@ -58,7 +58,10 @@ impl Worker {
                 call.replay.hold(data);
                 self.held = (self.held + call.held()).saturating_sub(before);
             }
-            _ => self.release(conn, stream, data.len()),
+            _ => {
+                call.credited = call.received.min(call.credited + data.len());
+                self.release(conn, stream, data.len());
+            }
         }
         if end {
             self.finish_if_done(key);
@@ -110,8 +113,9 @@ impl Worker {
         data: &[u8],
         end: bool,
     ) {
+        // A stream whose cancel waits for the server's rate: with no credit the server stops by itself.
         let Some(call) = self.calls.get_mut(key) else {
-            return self.release(conn, stream, data.len());
+            return;
         };
         let current = call
             .up

@@ -259,6 +259,8 @@ impl Worker {
                 grpc_status_of_http(call.http_status)
             });
         }
+        // Its server is done with it, however long the caller takes to read: the room is the next call's.
+        self.cancel_attempt(key);
         self.finish_if_done(key);
     }
 }
