@@ -117,7 +117,10 @@ impl Worker {
             .enumerate()
             .filter(|(i, _)| *i != self.index)
             .min_by_key(|(_, load)| *load);
-        let Some((other, load)) = least.filter(|(_, load)| clearly_more(self.downstream, *load))
+        // While draining, the other one may have none left and count as done.
+        let stays = self.shared.draining.load(Ordering::SeqCst);
+        let Some((other, load)) =
+            least.filter(|(_, load)| !stays && clearly_more(self.downstream, *load))
         else {
             return self.admit(role, transport);
         };
@@ -187,6 +190,11 @@ impl Worker {
         }
         if self.draining.is_some() {
             self.say_goodbye(key);
+        }
+        // It was passed on before the other worker knew of the drain: its calls are still to be carried.
+        if std::mem::take(&mut self.drained) {
+            let drained = &self.shared.drained;
+            drained.send_modify(|count| *count = count.saturating_sub(1));
         }
         self.mark_dirty(key);
     }

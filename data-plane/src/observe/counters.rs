@@ -83,6 +83,8 @@ counters! {
     BoundHandshake = "heddle_bounds_hit_total", "bound=\"handshake_timeout\"";
     /// Calls cut because the peer took nothing for long while buffers were nearly full.
     BoundStall = "heddle_bounds_hit_total", "bound=\"stall_timeout\"";
+    /// Connections closed because the peer left too much of what was written for it unread.
+    BoundOutput = "heddle_bounds_hit_total", "bound=\"unread_output\"";
     /// Upstream connections given up because a keep-alive was not answered.
     KeepAliveLost = "heddle_keepalive_lost_total", "";
 }

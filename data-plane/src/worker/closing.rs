@@ -14,13 +14,11 @@ use crate::observe::Counter;
 
 /// How often it is looked whether a drain is done, when no event tells.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// How long a connection that has shown nothing may keep a drain open: it may have been accepted a moment ago, with
+/// its first call still unread.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// The peer closed its half.
-    pub(crate) fn on_end(&mut self, key: ConnKey) {
-        self.lose(key, "the peer closed it");
-    }
-
     /// A connection is gone: nothing more can be read or written.
     pub(crate) fn lose(&mut self, key: ConnKey, why: &str) {
         let Some(mut conn) = self.conns.remove(key) else {
@@ -168,6 +166,7 @@ impl Worker {
         if self.drained {
             return;
         }
+        let now = self.now;
         let quiet = |conn: &super::conn::Conn| match conn.down() {
             None => true,
             Some(down) => {
@@ -175,7 +174,7 @@ impl Worker {
                 let idle = conn.h2.live_streams() == 0 || conn.ending != Ending::No;
                 let told =
                     (said || conn.ending != Ending::No) && idle && conn.h2.output().is_empty();
-                told || conn.is_unknown()
+                told || conn.is_unknown() && now >= conn.last_read + FIRST_BYTES
             }
         };
         if self.calls.len() == 0 && self.conns.iter().all(|(_, conn)| quiet(conn)) {

@@ -41,6 +41,10 @@ pub(crate) struct Conn {
     pub(crate) dirty: bool,
     /// The peer has closed its half, or the socket failed: reading goes on to the very end.
     pub(crate) read_closed: bool,
+    /// Why nothing more can be written: what the peer sent before is still read.
+    pub(crate) write_failed: Option<String>,
+    /// Stands in the worker's list of connections with more to read.
+    pub(crate) unread: bool,
     pub(crate) ending: Ending,
     pub(crate) timer: Option<(Instant, TimerId)>,
     pub(crate) last_read: Instant,
@@ -118,6 +122,8 @@ impl Conn {
             calls: Vec::new(),
             dirty: false,
             read_closed: false,
+            write_failed: None,
+            unread: false,
             ending: Ending::No,
             timer: None,
             last_read: now,

@@ -72,3 +72,54 @@ fn an_idle_connection_is_small() {
         size_of::<crate::exchange::state::Call>()
     );
 }
+
+fn socket() -> (
+    std::os::unix::net::UnixStream,
+    std::os::unix::net::UnixStream,
+) {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn a_drain_waits_for_the_first_bytes_of_a_connection_that_has_just_come() {
+    let mut worker = worker();
+    let (ours, _theirs) = socket();
+    worker.take_unix(Role::Outbound, ours);
+    worker.begin_drain();
+    worker.check_drained();
+    assert!(!worker.drained, "its call may lie in the socket");
+    worker.now += std::time::Duration::from_secs(1);
+    worker.check_drained();
+    assert!(worker.drained, "whoever says nothing is not waited for");
+}
+
+#[test]
+fn a_connection_that_is_passed_on_to_a_drained_worker_is_carried() {
+    let mut worker = worker();
+    worker.begin_drain();
+    worker.check_drained();
+    assert_eq!(*worker.shared.drained.borrow(), 1);
+    let (ours, _theirs) = socket();
+    worker.take_unix(Role::Outbound, ours);
+    worker.check_drained();
+    assert_eq!(*worker.shared.drained.borrow(), 0);
+    worker.now += std::time::Duration::from_secs(1);
+    worker.check_drained();
+    assert_eq!(*worker.shared.drained.borrow(), 1);
+}
+
+#[test]
+fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_left() {
+    let mut worker = worker();
+    let dial = crate::upstream::pool::Dial::Local(([127, 0, 0, 1], 1).into());
+    let key = worker.pool_for(dial).unwrap();
+    worker.connect_failed(key, "refused", false);
+    let ready = arena::Key::unpack(1 << 32);
+    worker.pools.arena.get_mut(key).unwrap().conns.push(ready);
+    worker.now += std::time::Duration::from_secs(1);
+    worker.on_pool_timer(key);
+    worker.leave_pool(key, ready);
+    assert!(!worker.pools.arena.get(key).unwrap().is_unreachable());
+}

@@ -20,6 +20,9 @@ use crate::observe::Counter;
 
 /// How often one connection is read in one turn before the others have theirs.
 const READS_PER_TURN: usize = 4;
+/// Header lists are not held back by windows: a peer that leaves so much of them unread is given up. The machine
+/// takes no new requests long before, so only what was open already comes to this.
+const OUTPUT_BYTES: usize = 8 << 20;
 /// How often endpoints and stalled calls are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -54,7 +57,10 @@ impl Worker {
         }
         self.now = Instant::now();
         for key in std::mem::take(&mut self.unread) {
-            self.guard(key, |worker| worker.read(key));
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.unread = false;
+                self.guard(key, |worker| worker.read(key));
+            }
         }
         for event in events.iter() {
             match event.token() {
@@ -150,7 +156,7 @@ impl Worker {
         buffer.resize(READ_BUFFER, 0);
         for round in 0.. {
             if round == READS_PER_TURN {
-                self.unread.push(key);
+                self.mark_unread(key);
                 break;
             }
             let Some(conn) = self.conns.get_mut(key) else {
@@ -158,7 +164,8 @@ impl Worker {
             };
             match conn.transport.read(&mut buffer) {
                 Ok(0) => {
-                    self.on_end(key);
+                    let why = conn.write_failed.take();
+                    self.lose(key, why.as_deref().unwrap_or("the peer closed it"));
                     break;
                 }
                 Ok(len) => {
@@ -171,10 +178,14 @@ impl Worker {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.lose(key, &error.to_string());
+                    let blocked = error.kind() == io::ErrorKind::WouldBlock;
+                    match conn.write_failed.take() {
+                        Some(why) => self.lose(key, &why),
+                        None if !blocked => self.lose(key, &error.to_string()),
+                        None => {}
+                    }
                     break;
                 }
             }
@@ -266,7 +277,8 @@ impl Worker {
             let connecting = matches!(conn.up().map(|up| &up.state), Some(UpState::Connecting(_)));
             // A caller of HTTP/1 must not be sent the frames of HTTP/2.
             let unknown = conn.is_unknown() && conn.ending == Ending::No;
-            if connecting || unknown || matches!(conn.ending, Ending::Wait(_)) {
+            let over = matches!(conn.ending, Ending::Wait(_)) || conn.write_failed.is_some();
+            if connecting || unknown || over {
                 break;
             }
             let output = conn.h2.output();
@@ -283,16 +295,43 @@ impl Worker {
                     conn.h2.advance(written);
                     // A short write: the socket is full, and tells when it is not.
                     if written < whole {
-                        break;
+                        break self.bound_output(key);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    break self.bound_output(key);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.lose(key, &error.to_string()),
+                Err(error) => {
+                    // Answers may still lie in the socket: it is read to its end first.
+                    conn.read_closed = true;
+                    conn.write_failed = Some(error.to_string());
+                    self.mark_unread(key);
+                    break;
+                }
             }
         }
         self.on_progress(key);
         self.rearm(key);
+    }
+
+    /// The peer takes no more for now: gives the connection up if it has left too much unread.
+    fn bound_output(&mut self, key: ConnKey) {
+        let much = |conn: &super::conn::Conn| conn.h2.output().len() > OUTPUT_BYTES;
+        if self.conns.get(key).is_some_and(much) {
+            self.count(Counter::BoundOutput);
+            self.lose(key, "it leaves unread what is written for it");
+        }
+    }
+
+    /// Has a connection read again in the next turn.
+    fn mark_unread(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !conn.unread
+        {
+            conn.unread = true;
+            self.unread.push(key);
+        }
     }
 
     fn list_connections(&self) -> Vec<ConnectionInfo> {

@@ -13,5 +13,6 @@ mod flow;
 mod links;
 mod relay;
 mod retries;
+mod slow;
 mod steady;
 mod upstream;
