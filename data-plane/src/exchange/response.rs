@@ -51,10 +51,13 @@ impl Worker {
         if !self.is_current(key, conn, stream) {
             return;
         }
-        self.measure(key);
         let marks = self.clean(key, fields);
-        if end && self.retry_marked(key, conn, marks, fields) {
+        if (end || marks.unprocessed) && self.retry_marked(key, conn, marks, fields, end) {
             return;
+        }
+        // A refusal comes fast and says nothing of how fast the endpoint answers.
+        if !marks.unprocessed {
+            self.measure(key);
         }
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
@@ -63,8 +66,8 @@ impl Worker {
         call.http_status = fields.status().unwrap_or(0);
         if end {
             call.status = headers::grpc_status(fields);
-            call.reason = marks.reason;
         }
+        call.reason = marks.reason;
         let before = call.held();
         call.replay.give_up();
         call.request_trailers = None;
@@ -171,7 +174,14 @@ impl Worker {
     }
 
     /// Tries a call again that another proxy says failed there; false if its answer is to be passed on.
-    fn retry_marked(&mut self, key: CallKey, conn: ConnKey, marks: Marks, fields: &Fields) -> bool {
+    fn retry_marked(
+        &mut self,
+        key: CallKey,
+        conn: ConnKey,
+        marks: Marks,
+        fields: &Fields,
+        end: bool,
+    ) -> bool {
         let Some(reason) = marks.reason else {
             return false;
         };
@@ -180,7 +190,7 @@ impl Worker {
         };
         let open = call
             .up
-            .filter(|_| !call.request_ended || call.up_queued > 0);
+            .filter(|_| !end || !call.request_ended || call.up_queued > 0);
         let text = fields.get(b"grpc-message").unwrap_or_default();
         let failure = Failure::new(reason, String::from_utf8_lossy(text));
         if marks.unprocessed {

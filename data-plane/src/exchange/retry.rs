@@ -18,6 +18,9 @@ use crate::worker::{Role, Worker};
 
 /// How often a call is tried again where it failed before, if there is nowhere else.
 const REPEATS: u32 = 2;
+/// Attempts of an idempotent method that may each have reached the application: one that breaks its server is not to
+/// break all of them.
+const IDEMPOTENT_ATTEMPTS: u32 = 3;
 /// The first wait before an endpoint that failed in this call is tried again; doubles.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -42,7 +45,8 @@ impl Worker {
         self.detach_upstream(key);
         self.after_stream(conn);
         self.refresh_service(key);
-        if self.can_retry_idempotent(key) {
+        // An answer that breaks HTTP/2 comes from the server's code: the next would give the same.
+        if failure.reason != Reason::ProtocolError && self.can_retry_idempotent(key) {
             let now = self.now;
             let name = self
                 .calls
@@ -115,7 +119,7 @@ impl Worker {
         let Some(call) = self
             .calls
             .get(key)
-            .filter(|call| call.role == Role::Outbound)
+            .filter(|call| call.role == Role::Outbound && call.attempts < IDEMPOTENT_ATTEMPTS)
         else {
             return false;
         };

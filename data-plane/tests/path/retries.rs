@@ -329,3 +329,21 @@ async fn a_call_goes_back_to_one_that_refused_it_rather_than_to_one_that_is_dead
         assert_eq!(reply.status(), "0", "{}", reply.message());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_breaks_its_servers_does_not_break_all_of_them() {
+    let mut backends = Vec::new();
+    for _ in 0..6 {
+        let breaks = Backend::start(|_, mut respond| {
+            Box::pin(async move { respond.send_reset(h2::Reason::INTERNAL_ERROR) })
+        });
+        backends.push(breaks.await);
+    }
+    let node = Node::start("a");
+    let all = backends.iter().map(|backend| local("e", backend.address));
+    node.publish(vec![echo(all.collect())]);
+    let reply = node.client().await.get(b"x").await;
+    assert_eq!((reply.status(), reply.reason()), ("14", "UPSTREAM_RESET"));
+    let broken: usize = backends.iter().map(Backend::calls).sum();
+    assert_eq!(broken, 3, "an idempotent call is sent three times at most");
+}
