@@ -24,8 +24,9 @@ pub const STATUSES: usize = 17;
 pub const MAX_METHODS: usize = 256;
 /// Services counted by name per worker; what comes after is `other`.
 const MAX_SERVICES: usize = 20_000;
-/// gRPC's UNIMPLEMENTED.
-const UNIMPLEMENTED: u8 = 12;
+/// What a call to a method that does not exist can end with too: CANCELLED (by its caller), DEADLINE_EXCEEDED,
+/// PERMISSION_DENIED, UNIMPLEMENTED, UNAUTHENTICATED.
+const WITHOUT_METHOD: [u8; 5] = [1, 4, 7, 12, 16];
 
 /// The calls of one (role, service, method) on one worker.
 #[derive(Debug)]
@@ -167,7 +168,7 @@ impl Recorder {
             series.record(outcome);
             return;
         }
-        let named = outcome.status != UNIMPLEMENTED
+        let named = !WITHOUT_METHOD.contains(&outcome.status)
             && outcome.reason.is_none()
             && service.methods.len() < MAX_METHODS
             && is_method(outcome.method);
@@ -196,4 +197,38 @@ fn is_method(path: &str) -> bool {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invented_methods_make_no_series() {
+        let shared = Arc::new(WorkerMetrics::default());
+        let mut recorder = Recorder::new(Arc::clone(&shared));
+        let mut end = |method, status| {
+            recorder.record(&Outcome {
+                role: Role::Outbound,
+                service: "echo.default",
+                method,
+                status,
+                reason: None,
+                attempts: 1,
+                duration: Duration::ZERO,
+                endpoint: None,
+            });
+            let mut names: Vec<_> = shared.series().iter().map(|s| s.method.clone()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(end("e.E/Invented", 12), ["other".into()]);
+        assert_eq!(
+            end("e.E/Invented", 1),
+            ["other".into()],
+            "the caller cancelled"
+        );
+        assert_eq!(end("e.E/Get", 5), ["e.E/Get".into(), "other".into()]);
+        assert_eq!(end("e.E/Get", 1), ["e.E/Get".into(), "other".into()]);
+    }
 }
