@@ -189,7 +189,7 @@ impl Worker {
                     .get(key)
                     .and_then(|c| c.service.as_ref())
                     .map(|s| Arc::clone(&s.name));
-                if name.is_some_and(|name| self.pending_full(&name)) {
+                if self.pending_full(name.as_ref(), pool) {
                     let text = format!(
                         "{} calls already wait for a connection to {}",
                         self.options().pending_calls,

@@ -161,15 +161,17 @@ impl Worker {
             return true;
         }
         self.count(Counter::BoundMemory);
+        let failure = self.blame(key, self.too_much_held());
+        self.fail(key, &failure);
+        false
+    }
+
+    pub(crate) fn too_much_held(&self) -> Failure {
         let node = &self.options().node;
         let mib = self.options().held_bytes >> 20;
         let text =
             format!("the proxy on node {node} holds {mib} MiB that receivers have not taken yet");
-        self.fail(
-            key,
-            &self.blame(key, Failure::new(Reason::Overloaded, text)),
-        );
-        false
+        Failure::new(Reason::Overloaded, text)
     }
 
     /// Finds the service (outbound) or the instance (inbound) and sends the call on its way.
@@ -224,6 +226,15 @@ impl Worker {
 
     fn await_table(&mut self, key: CallKey) {
         let until = self.now + self.options().ready_timeout;
+        let bound = self.options().pending_calls;
+        if self.tableless.len() >= bound {
+            self.count(Counter::BoundPending);
+            let node = &self.options().node;
+            let text = format!(
+                "{bound} calls already wait for the first state of the proxy on node {node}"
+            );
+            return self.fail(key, &Failure::new(Reason::Overloaded, text));
+        }
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };

@@ -46,8 +46,12 @@ impl Worker {
                     _ => call.credited = call.received.min(call.credited + data.len()),
                 }
                 let thrown = !matches!(sent, Some(Ok(_)));
+                let grown = call.held() > before;
                 self.held = (self.held + call.held()).saturating_sub(before);
                 self.mark_dirty(up.conn);
+                if grown && self.is_over_full() {
+                    return self.refuse_more(key);
+                }
                 match thrown {
                     true => self.release(conn, stream, data.len()),
                     false => self.credit_request(key),
@@ -57,6 +61,9 @@ impl Worker {
                 // Nobody has it yet: kept whatever its size, which the caller's window bounds.
                 call.replay.hold(data);
                 self.held = (self.held + call.held()).saturating_sub(before);
+                if !data.is_empty() && self.is_over_full() {
+                    return self.refuse_more(key);
+                }
             }
             _ => {
                 call.credited = call.received.min(call.credited + data.len());
@@ -66,6 +73,18 @@ impl Worker {
         if end {
             self.finish_if_done(key);
         }
+    }
+
+    /// Whether the worker holds more than it may: whoever adds to it now has to go.
+    fn is_over_full(&self) -> bool {
+        self.held > self.options().held_bytes
+    }
+
+    /// Ends a call that would have the worker hold more than it may.
+    fn refuse_more(&mut self, key: CallKey) {
+        self.count(Counter::BoundMemory);
+        let failure = self.too_much_held();
+        self.fail(key, &failure);
     }
 
     /// Gives back to the caller's window what has been written upstream for the first time.
@@ -136,6 +155,11 @@ impl Worker {
         self.held += data.len() - sent;
         self.mark_dirty(down.conn);
         self.release(conn, stream, sent);
+        if sent < data.len() && self.is_over_full() {
+            self.count(Counter::BoundMemory);
+            // A failure would have to wait behind what is queued.
+            return self.cut(key, "the proxy's buffers are full");
+        }
         if end {
             // Plain HTTP, or a server that forgot its trailers: passed on as it is.
             self.response_ended(key);

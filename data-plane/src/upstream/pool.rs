@@ -347,10 +347,14 @@ impl Worker {
         }
     }
 
-    /// Counts what has been hit when a service has too many waiting calls.
-    pub(crate) fn pending_full(&mut self, service: &Arc<str>) -> bool {
+    /// Whether too many calls of a service, or of the proxy's own services, already wait.
+    pub(crate) fn pending_full(&mut self, service: Option<&Arc<str>>, pool: PoolKey) -> bool {
         let bound = self.options().pending_calls;
-        let full = self.service_state(service).pending >= bound;
+        let waiting = match service {
+            Some(service) => self.service_state(service).pending,
+            None => self.pools.arena.get(pool).map_or(0, |pool| pool.live),
+        };
+        let full = waiting >= bound;
         if full {
             self.count(Counter::BoundPending);
         }

@@ -200,3 +200,78 @@ async fn more_waiting_calls_than_the_bound_are_refused() {
     );
     node.until("none waits", |m| m.pending_calls == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_the_proxy_itself_are_bounded_too() {
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        pending_calls: 2,
+        ..options("a")
+    });
+    let client = node.client().await;
+    // No table has come, and nobody takes the connection for health calls.
+    let paths = ["/test.Echo/Put", "/grpc.health.v1.Health/Check"];
+    let mut waiting = Vec::new();
+    for path in paths {
+        let call = || {
+            http::Request::post(format!("http://127.0.0.1{path}"))
+                .header("content-type", "application/grpc")
+                .body(())
+                .unwrap()
+        };
+        for _ in 0..2 {
+            waiting.push(client.open(call(), true).await);
+        }
+        node.until("all wait", |m| m.active_calls == waiting.len())
+            .await;
+        let reply = client.call(call(), b"").await.unwrap();
+        assert_eq!(
+            (reply.status(), reply.reason()),
+            ("14", "OVERLOADED"),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_worker_ends_the_calls_that_fill_it() {
+    let backend = Backend::start(|request, _respond| {
+        Box::pin(async move {
+            let _unread = request.into_body();
+            std::future::pending::<()>().await;
+        })
+    })
+    .await;
+    let bound = 200_000;
+    let node = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        held_bytes: bound,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let (response, send) = client.open(request("Put").body(()).unwrap(), false).await;
+        calls.spawn(async move {
+            let mut send = send;
+            let upload = async {
+                let _ = push(&mut send, vec![1; 100_000].into()).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                reply = read_reply(response) => reply.unwrap(),
+                () = upload => unreachable!(),
+            }
+        });
+    }
+    let reply = within(calls.join_next()).await.unwrap().unwrap();
+    assert_eq!(
+        (reply.status(), reply.reason()),
+        ("14", "OVERLOADED"),
+        "{}",
+        reply.message()
+    );
+    let held = node.workers.metrics().held_bytes;
+    assert!(held <= bound, "{held} bytes are held");
+}
