@@ -58,10 +58,22 @@ impl Worker {
 
     /// Takes what waits and then closes the sockets: a connection in the kernel's queue is not to be reset.
     pub(crate) fn close_listeners(&mut self) {
+        self.accept_all();
+        self.listeners.clear();
+    }
+
+    /// Takes what waits everywhere: also what could not be taken when the kernel told of it.
+    pub(crate) fn accept_all(&mut self) {
         for index in 0..self.listeners.len() {
             self.accept_from(Token(LISTENERS + index));
         }
-        self.listeners.clear();
+    }
+
+    /// Makes the kernel tell again of every listener.
+    pub(crate) fn relisten_all(&mut self) {
+        for index in 0..self.listeners.len() {
+            self.relisten(Token(LISTENERS + index));
+        }
     }
 
     pub(crate) fn accept_from(&mut self, token: Token) {
@@ -167,6 +179,7 @@ impl Worker {
             grow_windows: self.growing,
             ..Config::default()
         };
+        let keepalive = Some(self.options().keepalive_interval).filter(|_| role == Role::Inbound);
         let mut registered = Ok(());
         let key = self.conns.insert_with(|key: ConnKey| {
             registered =
@@ -175,6 +188,8 @@ impl Worker {
                 role,
                 sniff: Sniff::new(),
                 hello: None,
+                keepalive,
+                ping: None,
                 goodbye: false,
             });
             Conn::new(transport, Connection::server(config, now), side, now)

@@ -1,11 +1,12 @@
 //! What happens on a connection that was accepted, handed to the call it is about. Events of the HTTP/2 machine
 //! come in; no decision is made here but what kind of event it is.
 
-use heddle_h2::{Event, Fields, Kind};
+use heddle_h2::{ErrorCode, Event, Fields, Kind};
 
+use crate::observe::Counter;
 use crate::worker::Worker;
 use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, HELLO, LINGER};
+use crate::worker::conn::{ConnKey, HELLO, LINGER, PING, Pulse, pulse};
 
 impl Worker {
     pub(crate) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
@@ -54,8 +55,43 @@ impl Worker {
                 ..
             } => {}
             Event::Reset { token, by, .. } => self.on_caller_reset(Key::unpack(token), by),
-            // A client has nothing to say goodbye to; its settings and acknowledgements are the machine's matter.
-            Event::GoAway { .. } | Event::PingAck(_) | Event::Settings => {}
+            Event::PingAck(_) => {
+                if let Some(down) = self.conns.get_mut(conn).and_then(|conn| conn.down_mut()) {
+                    down.ping = None;
+                }
+            }
+            // A client has nothing to say goodbye to; its settings are the machine's matter.
+            Event::GoAway { .. } | Event::Settings => {}
+        }
+    }
+
+    /// What is due on a connection that was accepted: a Hello that does not end, a proxy that may be gone.
+    pub(crate) fn on_downstream_timer(&mut self, key: ConnKey) {
+        let (now, timeout) = (self.now, self.options().keepalive_timeout);
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let (calls, last_read) = (conn.calls.len(), conn.last_read);
+        let Some(down) = conn.down_mut() else { return };
+        let late = down.hello.take_if(|hello| hello.until <= now);
+        let life = match down.keepalive.filter(|_| calls > 0) {
+            Some(every) => pulse(&mut down.ping, last_read, (every, timeout), now),
+            None => {
+                down.ping = None;
+                Pulse::Fine
+            }
+        };
+        if let Some(hello) = late {
+            conn.h2.reset(hello.stream, ErrorCode::CANCEL);
+            self.metrics.counters.add(Counter::BoundHandshake);
+        }
+        match life {
+            Pulse::Fine => {}
+            Pulse::Ask => drop(conn.h2.ping(PING)),
+            Pulse::Lost => {
+                self.count(Counter::KeepAliveLost);
+                self.lose(key, "it did not answer a keep-alive");
+            }
         }
     }
 }

@@ -7,10 +7,10 @@ use prost::Message as _;
 
 use crate::upstream::link::{HELLO_PATH, VERSION, frame, unframe};
 use crate::worker::Worker;
-use crate::worker::conn::{ConnKey, HELLO};
+use crate::worker::conn::{ConnKey, HELLO, Hello};
 
-/// Longest Hello that is taken: thousands of grants fit.
-const HELLO_BYTES: usize = 1024 * 1024;
+/// Longest Hello that is taken.
+const HELLO_BYTES: usize = 64 * 1024;
 /// gRPC's FAILED_PRECONDITION, INVALID_ARGUMENT and RESOURCE_EXHAUSTED.
 const NO_COMMON_VERSION: &str = "9";
 const INVALID: &str = "3";
@@ -28,6 +28,7 @@ impl Worker {
         if fields.path() != Some(HELLO_PATH) {
             return false;
         }
+        let until = self.now + self.options().handshake_timeout;
         let Some(found) = self.conns.get_mut(conn) else {
             return true;
         };
@@ -35,8 +36,13 @@ impl Worker {
         let Some(down) = found.down_mut() else {
             return true;
         };
-        if let Some((earlier, _)) = down.hello.replace((stream, Vec::new())) {
-            found.h2.reset(earlier, ErrorCode::CANCEL);
+        let hello = Hello {
+            stream,
+            bytes: Vec::new(),
+            until,
+        };
+        if let Some(earlier) = down.hello.replace(hello) {
+            found.h2.reset(earlier.stream, ErrorCode::CANCEL);
         }
         if end {
             self.answer_hello(conn, stream);
@@ -55,17 +61,14 @@ impl Worker {
         let Some(down) = self.conns.get_mut(conn).and_then(|conn| conn.down_mut()) else {
             return;
         };
-        let Some((expected, bytes)) = &mut down.hello else {
+        let Some(hello) = down.hello.as_mut().filter(|hello| hello.stream == stream) else {
             return;
         };
-        if *expected != stream {
-            return;
-        }
-        if bytes.len() + data.len() > HELLO_BYTES {
+        if hello.bytes.len() + data.len() > HELLO_BYTES {
             down.hello = None;
-            return self.refuse_hello(conn, stream, TOO_LARGE, "the Hello is over 1 MiB");
+            return self.refuse_hello(conn, stream, TOO_LARGE, "the Hello is over 64 KiB");
         }
-        bytes.extend_from_slice(data);
+        hello.bytes.extend_from_slice(data);
         if end {
             self.answer_hello(conn, stream);
         }
@@ -73,7 +76,7 @@ impl Worker {
 
     fn answer_hello(&mut self, conn: ConnKey, stream: StreamId) {
         let down = self.conns.get_mut(conn).and_then(|conn| conn.down_mut());
-        let Some((_, bytes)) = down.and_then(|down| down.hello.take()) else {
+        let Some(Hello { bytes, .. }) = down.and_then(|down| down.hello.take()) else {
             return;
         };
         let Some(hello) = unframe(&bytes).and_then(|message| HelloRequest::decode(message).ok())

@@ -85,7 +85,7 @@ counters! {
     BoundStall = "heddle_bounds_hit_total", "bound=\"stall_timeout\"";
     /// Connections closed because the peer left too much of what was written for it unread.
     BoundOutput = "heddle_bounds_hit_total", "bound=\"unread_output\"";
-    /// Upstream connections given up because a keep-alive was not answered.
+    /// Connections given up because a keep-alive was not answered.
     KeepAliveLost = "heddle_keepalive_lost_total", "";
 }
 

@@ -8,11 +8,8 @@ use super::pool::Dial;
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, Ending, HELLO, Up, UpState};
+use crate::worker::conn::{ConnKey, Ending, HELLO, PING, Pulse, Up, UpState, pulse};
 use crate::worker::{Report, Worker};
-
-/// What a keep-alive carries; nobody reads it.
-const PING: [u8; 8] = *b"heddle\0\0";
 
 impl Worker {
     pub(crate) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
@@ -206,18 +203,16 @@ impl Worker {
                 self.count(Counter::BoundIdle);
                 self.retire(key);
             }
-            UpState::Ready if calls > 0 => match up.ping {
-                Some(sent) if last_read > sent => up.ping = None,
-                Some(sent) if sent + timeout <= now => {
-                    self.count(Counter::KeepAliveLost);
-                    self.lose(key, "it did not answer a keep-alive");
+            UpState::Ready if calls > 0 => {
+                match pulse(&mut up.ping, last_read, (up.keepalive, timeout), now) {
+                    Pulse::Fine => {}
+                    Pulse::Ask => drop(conn.h2.ping(PING)),
+                    Pulse::Lost => {
+                        self.count(Counter::KeepAliveLost);
+                        self.lose(key, "it did not answer a keep-alive");
+                    }
                 }
-                None if last_read + up.keepalive <= now => {
-                    up.ping = Some(now);
-                    conn.h2.ping(PING);
-                }
-                _ => {}
-            },
+            }
             _ => {}
         }
     }

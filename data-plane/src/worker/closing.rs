@@ -129,6 +129,7 @@ impl Worker {
             return self.rearm(key);
         }
         self.on_upstream_timer(key);
+        self.on_downstream_timer(key);
         self.mark_dirty(key);
         self.rearm(key);
     }

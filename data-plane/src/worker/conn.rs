@@ -23,6 +23,8 @@ pub(crate) type PoolKey = Key<Pool>;
 pub(crate) const LINGER: u64 = u64::MAX;
 /// Token of the stream that carries a link's Hello.
 pub(crate) const HELLO: u64 = u64::MAX - 1;
+/// What a keep-alive carries; nobody reads it.
+pub(crate) const PING: [u8; 8] = *b"heddle\0\0";
 /// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
 pub(crate) const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How many such streams one connection may have; the oldest is reset first.
@@ -74,10 +76,23 @@ pub(crate) enum Side {
 pub(crate) struct Down {
     pub(crate) role: Role,
     pub(crate) sniff: Sniff,
-    /// The Hello that is coming in on a link: its stream and the bytes so far.
-    pub(crate) hello: Option<(StreamId, Vec<u8>)>,
+    pub(crate) hello: Option<Hello>,
+    /// How long it may be silent while it has calls; services on this node are not asked.
+    pub(crate) keepalive: Option<Duration>,
+    /// A keep-alive that was not answered yet.
+    pub(crate) ping: Option<Instant>,
     /// The worker has said goodbye on it.
     pub(crate) goodbye: bool,
+}
+
+/// The Hello that is coming in on a link.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    pub(crate) stream: StreamId,
+    /// What has come of it.
+    pub(crate) bytes: Vec<u8>,
+    /// When it is to be there.
+    pub(crate) until: Instant,
 }
 
 /// A connection that was opened.
@@ -191,14 +206,24 @@ impl Conn {
             Ending::No => self.h2.deadline(),
         };
         let linger = self.linger.front().map(|(until, _)| *until);
-        [ending, linger, self.up_deadline(idle, keepalive_timeout)]
-            .into_iter()
-            .flatten()
-            .min()
+        let side = match &self.side {
+            Side::Up(up) => Some(self.up_deadline(up, idle, keepalive_timeout)),
+            Side::Down(down) => self.down_deadline(down, keepalive_timeout),
+        };
+        [ending, linger, side].into_iter().flatten().min()
     }
 
-    fn up_deadline(&self, idle: Duration, keepalive_timeout: Duration) -> Option<Instant> {
-        let up = self.up()?;
+    fn down_deadline(&self, down: &Down, keepalive_timeout: Duration) -> Option<Instant> {
+        let every = down.keepalive.filter(|_| !self.calls.is_empty());
+        let life = every.map(|every| match down.ping {
+            Some(sent) => sent + keepalive_timeout,
+            None => self.last_read + every,
+        });
+        let hello = down.hello.as_ref().map(|hello| hello.until);
+        [life, hello].into_iter().flatten().min()
+    }
+
+    fn up_deadline(&self, up: &Up, idle: Duration, keepalive_timeout: Duration) -> Instant {
         let state = match up.state {
             UpState::Connecting(until) | UpState::Settings(until) | UpState::Hello(until, _) => {
                 until
@@ -209,6 +234,35 @@ impl Conn {
                 None => self.last_read + up.keepalive,
             },
         };
-        Some(up.cancel_at.map_or(state, |at| at.min(state)))
+        up.cancel_at.map_or(state, |at| at.min(state))
     }
+}
+
+/// What a silent connection with calls needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pulse {
+    Fine,
+    /// A keep-alive is to be sent.
+    Ask,
+    /// It has not answered one: it is dead.
+    Lost,
+}
+
+/// Looks at a connection that may be silent for `every` and, once asked, for `timeout`.
+pub(crate) fn pulse(
+    ping: &mut Option<Instant>,
+    last_read: Instant,
+    (every, timeout): (Duration, Duration),
+    now: Instant,
+) -> Pulse {
+    match *ping {
+        Some(sent) if last_read > sent => *ping = None,
+        Some(sent) if sent + timeout <= now => return Pulse::Lost,
+        None if last_read + every <= now => {
+            *ping = Some(now);
+            return Pulse::Ask;
+        }
+        _ => {}
+    }
+    Pulse::Fine
 }

@@ -207,3 +207,89 @@ async fn an_attempt_that_the_other_node_could_not_carry_out_is_one() {
     let seen: u64 = calls.iter().flat_map(|c| c.status).sum();
     assert_eq!(attempts, seen, "counted as often as it was tried");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_http_goes_elsewhere_too_when_a_node_cannot_take_it() {
+    let backend = Backend::start(|_, mut respond| {
+        Box::pin(async move {
+            let response = http::Response::new(());
+            let mut stream = respond.send_response(response, false).unwrap();
+            stream.send_data("page".into(), true).unwrap();
+        })
+    })
+    .await;
+    let (a, b, c) = (Node::start("a"), Node::start("b"), Node::start("c"));
+    a.publish(vec![echo(vec![
+        endpoint("e1", "b", Target::Node(b.inbound)),
+        endpoint("e2", "c", Target::Node(c.inbound)),
+    ])]);
+    b.publish(vec![echo(Vec::new())]);
+    c.publish(vec![echo(vec![endpoint(
+        "e2",
+        "c",
+        Target::Local(backend.address),
+    )])]);
+    let client = a.client().await;
+    for _ in 0..30 {
+        let page = http::Request::get("http://echo.default/test.Echo/Page");
+        let reply = client.call(page.body(()).unwrap(), b"").await.unwrap();
+        assert_eq!((reply.http_status, &*reply.body), (200, &b"page"[..]));
+    }
+    let refused: u64 = b
+        .workers
+        .metrics()
+        .calls
+        .iter()
+        .flat_map(|c| c.status)
+        .sum();
+    assert!(refused > 0, "node b was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_that_does_not_end_is_given_up() {
+    let b = Node::with(heddle_proxy::worker::WorkerOptions {
+        handshake_timeout: std::time::Duration::from_millis(100),
+        ..options("b")
+    });
+    let client = Client::connect(b.inbound).await;
+    let hello = http::Request::post("http://b.node.mesh/heddle.link.v1.Link/Hello")
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let (answer, _send) = client.open(hello, false).await;
+    let error = within(answer).await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_silent_with_calls_under_way_is_given_up() {
+    let backend = Backend::start(|_, mut respond| {
+        Box::pin(async move {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        })
+    })
+    .await;
+    let b = Node::with(heddle_proxy::worker::WorkerOptions {
+        keepalive_interval: std::time::Duration::from_millis(100),
+        keepalive_timeout: std::time::Duration::from_millis(100),
+        ..options("b")
+    });
+    b.publish(vec![on_b("e1", backend.address)]);
+    let socket = tokio::net::TcpStream::connect(b.inbound).await.unwrap();
+    let (mut send, mut connection) = h2::client::handshake(socket).await.unwrap();
+    let call = request("Put")
+        .header("heddle-to", "default/echo/e1")
+        .body(())
+        .unwrap();
+    let _call = send.send_request(call, true).unwrap();
+    tokio::select! {
+        _ = &mut connection => panic!("it was closed"),
+        () = backend.until_calls(1) => {}
+    }
+    // From here on the connection stays open, and nobody reads it.
+    b.until("it is given up", |m| {
+        m.counter(heddle_proxy::observe::Counter::KeepAliveLost) == 1 && m.active_calls == 0
+    })
+    .await;
+    drop(connection);
+}
