@@ -123,3 +123,19 @@ fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_l
     worker.leave_pool(key, ready);
     assert!(!worker.pools.arena.get(key).unwrap().is_unreachable());
 }
+
+#[test]
+fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
+    let mut worker = worker();
+    let (ours, _theirs) = socket();
+    worker.take_unix(Role::Outbound, ours);
+    let key = worker.conns.keys()[0];
+    worker.dirty.clear();
+    worker.recover();
+    worker.recover();
+    assert_eq!(
+        (&worker.unread, &worker.dirty),
+        (&vec![key], &vec![key]),
+        "once, and though it was marked before"
+    );
+}

@@ -36,8 +36,7 @@ pub(crate) fn run(seat: Seat) {
         match catch_unwind(AssertUnwindSafe(|| worker.turn(&mut events))) {
             Ok(true) => {}
             Ok(false) => return,
-            // Outside of any connection: the turn is lost, the worker goes on.
-            Err(_) => worker.count(Counter::Panics),
+            Err(_) => worker.recover(),
         }
     }
 }
@@ -59,7 +58,7 @@ impl Worker {
         for key in std::mem::take(&mut self.unread) {
             if let Some(conn) = self.conns.get_mut(key) {
                 conn.unread = false;
-                self.guard(key, |worker| worker.read(key));
+                self.attend(key);
             }
         }
         for event in events.iter() {
@@ -113,13 +112,6 @@ impl Worker {
     }
 
     fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
-        let Some(conn) = self.conns.get(key) else {
-            return;
-        };
-        let connecting = matches!(conn.up().map(|up| &up.state), Some(UpState::Connecting(_)));
-        if connecting {
-            self.guard(key, |worker| worker.on_connecting(key));
-        }
         if event.is_writable() {
             self.mark_dirty(key);
         }
@@ -129,7 +121,47 @@ impl Worker {
             conn.read_closed = true;
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.guard(key, |worker| worker.read(key));
+            self.attend(key);
+        } else {
+            self.guard(key, |worker| worker.look_connected(key));
+        }
+    }
+
+    /// Reads a connection, which may have been connected just now.
+    fn attend(&mut self, key: ConnKey) {
+        self.guard(key, |worker| {
+            worker.look_connected(key);
+            worker.read(key);
+        });
+    }
+
+    fn look_connected(&mut self, key: ConnKey) {
+        let up = self.conns.get(key).and_then(|conn| conn.up());
+        if up.is_some_and(|up| matches!(up.state, UpState::Connecting(_))) {
+            self.on_connecting(key);
+        }
+    }
+
+    /// After a panic outside of any connection: the events of the turn are lost, and the kernel tells of them only
+    /// once. Everything is looked at again.
+    pub(super) fn recover(&mut self) {
+        self.count(Counter::Panics);
+        self.fields = Fields::new();
+        self.unread.clear();
+        self.dirty.clear();
+        for key in self.conns.keys() {
+            if let Some(conn) = self.conns.get_mut(key) {
+                (conn.unread, conn.dirty) = (false, false);
+            }
+            self.mark_unread(key);
+            self.mark_dirty(key);
+        }
+        for pool in self.pools.arena.keys() {
+            self.hunger(pool);
+        }
+        self.relisten_all();
+        if let Some(peer) = self.shared.peers.get(self.index) {
+            let _ = peer.waker.wake();
         }
     }
 
@@ -248,6 +280,7 @@ impl Worker {
             Timer::Sweep => {
                 self.sweep_upstream();
                 self.cut_stalled();
+                self.accept_all();
                 self.timers.set(self.now + SWEEP_EVERY, Timer::Sweep);
             }
             // The turn itself looks.
