@@ -10,8 +10,8 @@ use heddle_proto::Reason;
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{CALL, FROM, TO};
 use super::state::{Attempt, Call, Phase};
+use crate::balance::Endpoint;
 use crate::balance::pick::pick;
-use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::upstream::pool::Dial;
@@ -105,22 +105,11 @@ impl Worker {
     /// The instance that the caller's proxy chose, else another local one of the service.
     fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
         let service = call.service.as_ref()?;
-        let local = |e: &&Arc<Endpoint>| {
-            matches!(e.target, Target::Local(_))
-                && e.health.usable()
-                && !call.tried.contains(&e.uid)
-        };
-        let all = &service.endpoints.endpoints;
-        let chosen = all
-            .iter()
-            .filter(local)
-            .find(|e| Some(e.uid) == call.wanted);
+        let fresh = |e: &&Arc<Endpoint>| !call.tried.contains(&e.uid);
+        let mut locals = service.locals.iter().filter(fresh);
+        let chosen = locals.clone().find(|e| Some(e.uid) == call.wanted);
         let cost = |e: &&Arc<Endpoint>| self.cost(e.uid);
-        let other = || {
-            all.iter()
-                .filter(local)
-                .min_by(|a, b| cost(a).total_cmp(&cost(b)))
-        };
+        let other = || locals.by_ref().min_by(|a, b| cost(a).total_cmp(&cost(b)));
         chosen.or_else(other).cloned()
     }
 

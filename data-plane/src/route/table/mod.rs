@@ -46,6 +46,8 @@ pub struct Service {
     pub endpoints: Arc<EndpointSet>,
     /// The usable ones by distance; computed by [`Builder::build`].
     pub candidates: Candidates,
+    /// The usable ones on this node; computed by [`Builder::build`].
+    pub locals: Vec<Arc<Endpoint>>,
 }
 
 impl Service {
@@ -60,18 +62,23 @@ impl Service {
             protos: Vec::new(),
             endpoints: Arc::default(),
             candidates: Candidates::default(),
+            locals: Vec::new(),
         }
     }
 
-    /// The uid of the instance of that id on this node.
+    /// Computes what calls are sent to from what there is.
+    fn prepare(&mut self, region: &str, zone: &str) {
+        self.candidates = Candidates::new(&self.endpoints, region, zone);
+        let local = |e: &&Arc<Endpoint>| matches!(e.target, Target::Local(_)) && e.health.usable();
+        let all = &self.endpoints.endpoints;
+        self.locals = all.iter().filter(local).cloned().collect();
+    }
+
+    /// The uid of the instance of that id on this node, if it takes calls.
     #[must_use]
     pub fn local_uid(&self, id: &str) -> Option<u64> {
-        let local = |e: &&Arc<Endpoint>| *e.id == *id && matches!(e.target, Target::Local(_));
-        self.endpoints
-            .endpoints
-            .iter()
-            .find(local)
-            .map(|endpoint| endpoint.uid)
+        let found = self.locals.iter().find(|e| *e.id == *id);
+        found.map(|endpoint| endpoint.uid)
     }
 
     /// Whether the schema says that this method may be called twice for one call.
@@ -103,7 +110,9 @@ pub struct RouteTable {
     ready: bool,
     region: String,
     zone: String,
-    by_name: BTreeMap<Arc<str>, Arc<Service>>,
+    /// Sorted by name.
+    services: Vec<Arc<Service>>,
+    by_name: FxHashMap<Arc<str>, Arc<Service>>,
     /// Sorted by namespace, then name.
     by_proto: FxHashMap<String, Vec<Arc<Service>>>,
 }
@@ -150,7 +159,7 @@ impl RouteTable {
 
     /// Every service, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_name.values()
+        self.services.iter()
     }
 
     /// The service with this full name.
@@ -197,15 +206,11 @@ impl RouteTable {
                 endpoints: Arc::new(EndpointSet { endpoints }),
                 ..(**service).clone()
             };
-            copy.candidates = Candidates::new(&copy.endpoints, &self.region, &self.zone);
+            copy.prepare(&self.region, &self.zone);
             Arc::new(copy)
         };
-        let by_name: BTreeMap<Arc<str>, Arc<Service>> = self
-            .by_name
-            .values()
-            .map(copy)
-            .map(|copy| (Arc::clone(&copy.name), copy))
-            .collect();
+        let services: Vec<Arc<Service>> = self.services.iter().map(copy).collect();
+        let by_name = index(&services);
         let same = |service: &Arc<Service>| by_name.get(&service.name).cloned();
         let claims = |all: &Vec<Arc<Service>>| all.iter().filter_map(same).collect();
         let by_proto = self
@@ -219,6 +224,7 @@ impl RouteTable {
             ready: self.ready,
             region: self.region.clone(),
             zone: self.zone.clone(),
+            services,
             by_name,
             by_proto,
         }
@@ -261,10 +267,10 @@ impl Builder {
     /// Computes who claims which proto service and which endpoints are usable from here.
     #[must_use]
     pub fn build(self) -> RouteTable {
-        let mut by_name = BTreeMap::new();
+        let mut services = Vec::with_capacity(self.services.len());
         let mut by_proto: FxHashMap<String, Vec<Arc<Service>>> = FxHashMap::default();
-        for (name, mut service) in self.services {
-            service.candidates = Candidates::new(&service.endpoints, &self.region, &self.zone);
+        for mut service in self.services.into_values() {
+            service.prepare(&self.region, &self.zone);
             let service = Arc::new(service);
             for proto in &service.protos {
                 let claims = by_proto.entry(proto.name.clone()).or_default();
@@ -272,7 +278,7 @@ impl Builder {
                     claims.push(Arc::clone(&service));
                 }
             }
-            by_name.insert(name, service);
+            services.push(service);
         }
         for claims in by_proto.values_mut() {
             drop_deserted(claims);
@@ -290,10 +296,16 @@ impl Builder {
             ready: self.ready,
             region: self.region,
             zone: self.zone,
-            by_name,
+            by_name: index(&services),
+            services,
             by_proto,
         }
     }
+}
+
+fn index(services: &[Arc<Service>]) -> FxHashMap<Arc<str>, Arc<Service>> {
+    let entry = |service: &Arc<Service>| (Arc::clone(&service.name), Arc::clone(service));
+    services.iter().map(entry).collect()
 }
 
 fn deserted(service: &Service) -> bool {
@@ -318,107 +330,4 @@ fn drop_deserted(claims: &mut Vec<Arc<Service>>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(services: &[(&str, &str, &[&str])]) -> RouteTable {
-        let mut builder = RouteTable::builder("a", &[]);
-        for (service, namespace, protos) in services {
-            let mut service = Service::new(service, namespace);
-            service.protos = protos
-                .iter()
-                .map(|name| ProtoService {
-                    name: (*name).to_owned(),
-                    ..Default::default()
-                })
-                .collect();
-            builder.service(service);
-        }
-        builder.build()
-    }
-
-    #[test]
-    fn a_replica_is_equal_and_shares_nothing_that_is_counted() {
-        let table = table(&[
-            ("echo", "default", &["e.E"]),
-            ("fish", "zoo", &["e.E", "f.F"]),
-        ]);
-        let replica = table.replica();
-        let claims = |table: &RouteTable| {
-            (
-                names(table.claim("e.E", "x")),
-                names(table.claim("f.F", "x")),
-            )
-        };
-        assert_eq!(claims(&replica), claims(&table));
-        let (one, other) = (
-            table.service("fish.zoo").unwrap(),
-            replica.service("fish.zoo").unwrap(),
-        );
-        assert!(!Arc::ptr_eq(one, other) && !Arc::ptr_eq(&one.name, &other.name));
-        assert_eq!(one.endpoints, other.endpoints);
-    }
-
-    fn names(claim: Claim<'_>) -> Vec<String> {
-        match claim {
-            Claim::None => vec![],
-            Claim::One(one) => vec![one.name.to_string()],
-            Claim::Many(many) => many.iter().map(|s| s.name.to_string()).collect(),
-        }
-    }
-
-    #[test]
-    fn the_callers_namespace_comes_first() {
-        let table = table(&[
-            ("echo", "default", &["e.E"]),
-            ("echo", "shop", &["e.E", "f.F"]),
-            ("fish", "zoo", &["f.F"]),
-            ("goat", "zoo", &["f.F"]),
-        ]);
-        assert_eq!(names(table.claim("e.E", "default")), ["echo.default"]);
-        assert_eq!(names(table.claim("e.E", "shop")), ["echo.shop"]);
-        assert_eq!(
-            names(table.claim("e.E", "zoo")),
-            ["echo.default", "echo.shop"]
-        );
-        assert_eq!(names(table.claim("f.F", "zoo")), ["fish.zoo", "goat.zoo"]);
-        assert_eq!(names(table.claim("f.F", "shop")), ["echo.shop"]);
-        assert_eq!(names(table.claim("x.X", "shop")), [""; 0]);
-    }
-
-    #[test]
-    fn a_deserted_service_gives_way_in_its_namespace_only() {
-        let endpoint = Arc::new(Endpoint {
-            uid: 1,
-            id: "e".into(),
-            node: "a".into(),
-            version: "".into(),
-            target: Target::Local("127.0.0.1:1".parse().unwrap()),
-            weight: 1,
-            health: crate::balance::Health::Draining,
-            region: "".into(),
-            zone: "".into(),
-        });
-        let mut builder = RouteTable::builder("a", &[]);
-        for (name, namespace, instances) in [
-            ("old", "default", 0),
-            ("new", "default", 1),
-            ("old", "shop", 0),
-        ] {
-            let mut service = Service::new(name, namespace);
-            service.protos = vec![ProtoService {
-                name: "e.E".to_owned(),
-                ..Default::default()
-            }];
-            service.endpoints = Arc::new(EndpointSet {
-                endpoints: vec![Arc::clone(&endpoint); instances],
-            });
-            builder.service(service);
-        }
-        let table = builder.build();
-        assert_eq!(names(table.claim("e.E", "default")), ["new.default"]);
-        // A call must not stray into another namespace because its own is empty for a moment.
-        assert_eq!(names(table.claim("e.E", "shop")), ["old.shop"]);
-        assert_eq!(names(table.claim("e.E", "zoo")), ["new.default"]);
-    }
-}
+mod tests;
