@@ -153,7 +153,11 @@ impl Recorder {
         let Some(services) = self.services.get_mut(outcome.role as usize) else {
             return;
         };
-        let known = services.contains_key(outcome.service);
+        let known = services.get(outcome.service);
+        if let Some(series) = known.and_then(|service| service.methods.get(outcome.method)) {
+            return series.record(outcome);
+        }
+        let known = known.is_some();
         let name = match known || services.len() < MAX_SERVICES {
             true => outcome.service,
             false => "other",
@@ -164,10 +168,6 @@ impl Recorder {
         let Some(service) = services.get_mut(name) else {
             return;
         };
-        if let Some(series) = service.methods.get(outcome.method) {
-            series.record(outcome);
-            return;
-        }
         let named = !WITHOUT_METHOD.contains(&outcome.status)
             && outcome.reason.is_none()
             && service.methods.len() < MAX_METHODS

@@ -133,6 +133,8 @@ impl Worker {
         if let Some(pool) = self.pools.arena.get_mut(pool) {
             pool.uids.push(endpoint.uid);
         }
+        // A call that was routed by an older table may name one that is gone.
+        self.unswept = true;
         self.loads.insert(
             endpoint.uid,
             Load {
@@ -292,6 +294,9 @@ impl Worker {
 
     /// Forgets endpoints that no table names any more, and closes what only they used.
     pub(crate) fn sweep_upstream(&mut self) {
+        if !self.unswept {
+            return;
+        }
         let table = self.table();
         let known: rustc_hash::FxHashSet<u64> = table
             .services()
@@ -317,6 +322,10 @@ impl Worker {
         }
         self.services
             .retain(|name, state| state.pending > 0 || table.service(name).is_some());
+        // What still has calls goes with a later sweep.
+        let deserted = |pool: &Pool| pool.uids.is_empty() && pool.dial != Dial::Internal;
+        self.unswept = self.loads.keys().any(|uid| !known.contains(uid))
+            || self.pools.arena.iter().any(|(_, pool)| deserted(pool));
     }
 
     fn sweep_pool(&mut self, key: PoolKey) {

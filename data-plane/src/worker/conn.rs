@@ -45,6 +45,8 @@ pub(crate) struct Conn {
     pub(crate) read_closed: bool,
     /// Why nothing more can be written: what the peer sent before is still read.
     pub(crate) write_failed: Option<String>,
+    /// The socket is full: it tells when it takes more.
+    pub(crate) blocked: bool,
     /// Stands in the worker's list of connections with more to read.
     pub(crate) unread: bool,
     pub(crate) ending: Ending,
@@ -138,6 +140,7 @@ impl Conn {
             dirty: false,
             read_closed: false,
             write_failed: None,
+            blocked: false,
             unread: false,
             ending: Ending::No,
             timer: None,

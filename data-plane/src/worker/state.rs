@@ -72,9 +72,13 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     pub(crate) loads: FxHashMap<u64, Load>,
     pub(crate) services: FxHashMap<Arc<str>, ServiceState>,
+    /// What stands in these maps may have left the table.
+    pub(crate) unswept: bool,
     pub(crate) timers: Wheel<Timer>,
     /// Connections with something to write.
     pub(crate) dirty: Vec<ConnKey>,
+    /// Empty between turns: takes the place of `dirty` while that is worked through.
+    pub(crate) flushing: Vec<ConnKey>,
     /// Connections with more to read than one turn allows.
     pub(crate) unread: Vec<ConnKey>,
     /// Pools whose waiting calls may find room.
@@ -129,8 +133,10 @@ impl Worker {
             pools: Pools::default(),
             loads: FxHashMap::default(),
             services: FxHashMap::default(),
+            unswept: false,
             timers: Wheel::new(now),
             dirty: Vec::new(),
+            flushing: Vec::new(),
             unread: Vec::new(),
             hungry: Vec::new(),
             tableless: Vec::new(),
@@ -175,14 +181,12 @@ impl Worker {
         // The budget is per node: each worker has its share of the steady part.
         let workers = u64::try_from(self.shared.peers.len()).unwrap_or(1).max(1);
         let (rate, now) = (10_000 / workers, self.now);
-        let make = || ServiceState {
-            budget: RetryBudget::new(rate, now),
-            pending: 0,
-        };
-        if !self.services.contains_key(name) {
-            self.services.insert(Arc::clone(name), make());
-        }
-        self.services.entry(Arc::clone(name)).or_insert_with(make)
+        self.services
+            .entry(Arc::clone(name))
+            .or_insert_with(|| ServiceState {
+                budget: RetryBudget::new(rate, now),
+                pending: 0,
+            })
     }
 
     /// Buffers for a new call, from a finished one if there is one.

@@ -139,3 +139,42 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
         "once, and though it was marked before"
     );
 }
+
+#[test]
+fn what_left_the_table_is_forgotten_once_its_last_call_has_ended() {
+    use crate::balance::{Endpoint, EndpointSet, Health, Target};
+    let endpoint = Arc::new(Endpoint {
+        uid: 7,
+        id: "e".into(),
+        node: "a".into(),
+        version: "".into(),
+        target: Target::Local(([127, 0, 0, 1], 1).into()),
+        weight: 1,
+        health: Health::Healthy,
+        region: "".into(),
+        zone: "".into(),
+    });
+    let mut service = crate::route::Service::new("echo", "default");
+    service.endpoints = Arc::new(EndpointSet {
+        endpoints: vec![Arc::clone(&endpoint)],
+    });
+    let mut builder = crate::route::RouteTable::builder("a", &[]);
+    builder.service(service);
+    let mut worker = worker();
+    worker.table = Arc::new(builder.build());
+    worker.load_for(&endpoint).unwrap();
+    worker.sweep_upstream();
+    assert_eq!((worker.loads.len(), worker.unswept), (1, false));
+
+    let peer = &worker.shared.peers[0];
+    peer.table
+        .store(Arc::new(crate::route::RouteTable::empty("a")));
+    worker.swap_table();
+    worker.loads.get_mut(&7).unwrap().pending = 1;
+    worker.sweep_upstream();
+    assert_eq!((worker.loads.len(), worker.unswept), (1, true));
+    worker.loads.get_mut(&7).unwrap().pending = 0;
+    worker.sweep_upstream();
+    assert_eq!((worker.loads.len(), worker.unswept), (0, false));
+    assert_eq!(worker.pools.arena.len(), 0);
+}

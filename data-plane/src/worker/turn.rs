@@ -101,9 +101,10 @@ impl Worker {
         true
     }
 
-    fn swap_table(&mut self) {
+    pub(super) fn swap_table(&mut self) {
         if let Some(peer) = self.shared.peers.get(self.index) {
             self.table = peer.table.load_full();
+            self.unswept = true;
         }
         // A table that is not ready yet may have what a call waits for: this node's own instances come first.
         for call in std::mem::take(&mut self.tableless) {
@@ -113,6 +114,9 @@ impl Worker {
 
     fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
         if event.is_writable() {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.blocked = false;
+            }
             self.mark_dirty(key);
         }
         if (event.is_read_closed() || event.is_error())
@@ -151,7 +155,7 @@ impl Worker {
         self.dirty.clear();
         for key in self.conns.keys() {
             if let Some(conn) = self.conns.get_mut(key) {
-                (conn.unread, conn.dirty) = (false, false);
+                (conn.unread, conn.dirty, conn.blocked) = (false, false, false);
             }
             self.mark_unread(key);
             self.mark_dirty(key);
@@ -291,8 +295,10 @@ impl Worker {
 
     /// Flushes until nothing is dirty: writing on one side gives credit on the other.
     fn flush_all(&mut self) {
+        let mut round = std::mem::take(&mut self.flushing);
         while !self.dirty.is_empty() {
-            for key in std::mem::take(&mut self.dirty) {
+            std::mem::swap(&mut self.dirty, &mut round);
+            for key in round.drain(..) {
                 if let Some(conn) = self.conns.get_mut(key) {
                     conn.dirty = false;
                     self.guard(key, |worker| worker.flush(key));
@@ -300,6 +306,7 @@ impl Worker {
             }
             self.feed_pools();
         }
+        self.flushing = round;
     }
 
     fn flush(&mut self, key: ConnKey) {
@@ -322,16 +329,21 @@ impl Worker {
                 }
                 break;
             }
+            if conn.blocked {
+                break self.bound_output(key);
+            }
             let whole = output.len();
             match conn.transport.write(output) {
                 Ok(written) => {
                     conn.h2.advance(written);
                     // A short write: the socket is full, and tells when it is not.
                     if written < whole {
+                        conn.blocked = true;
                         break self.bound_output(key);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.blocked = true;
                     break self.bound_output(key);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
