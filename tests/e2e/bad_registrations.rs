@@ -199,7 +199,7 @@ async fn the_control_plane_sends_a_registration_to_the_agent() {
 
 const GOOD: &str = "service: good\nprotos: [good.v1.Good]\ninstances:\n  - {id: g1, address: \"127.0.0.1:7001\"}\n";
 
-/// The names of the services that the control plane knows, once they are these.
+/// The names of the services that have instances, once they are these; a service stays known after its last one left.
 async fn services_are(mesh: &Mesh, expected: &[&str]) {
     until("the services of the mesh", async || {
         let mut control = RegistryClient::new(channel(mesh.grpc));
@@ -209,7 +209,8 @@ async fn services_are(mesh: &Mesh, expected: &[&str]) {
             .await
             .map_err(|status| status.to_string())?;
         let services = answer.into_inner().services;
-        let names: Vec<String> = services.into_iter().map(|service| service.name).collect();
+        let living = services.into_iter().filter(|service| service.instances > 0);
+        let names: Vec<String> = living.map(|service| service.name).collect();
         seen(names == expected, format!("{names:?}"))
     })
     .await;
