@@ -178,3 +178,28 @@ fn what_left_the_table_is_forgotten_once_its_last_call_has_ended() {
     assert_eq!((worker.loads.len(), worker.unswept), (0, false));
     assert_eq!(worker.pools.arena.len(), 0);
 }
+
+#[test]
+fn a_write_that_fails_does_not_lose_what_the_peer_said_before() {
+    use std::io::Write;
+    let mut worker = worker();
+    let (ours, mut theirs) = socket();
+    worker.take_unix(Role::Outbound, ours);
+    let key = worker.conns.keys()[0];
+    theirs
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .unwrap();
+    worker.read(key);
+    theirs.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").unwrap();
+    theirs.shutdown(std::net::Shutdown::Read).unwrap();
+    let before = worker.conns.get(key).unwrap().h2.output().len();
+    worker.flush(key);
+    assert_eq!(worker.unread, [key], "it is to be read to its end");
+    worker.conns.get_mut(key).unwrap().write_failed = None;
+    worker.read(key);
+    let conn = worker.conns.get(key).unwrap();
+    assert_eq!(conn.h2.output().len(), before + 17, "its PING was heard");
+    worker.conns.get_mut(key).unwrap().write_failed = Some("broken pipe".to_owned());
+    worker.read(key);
+    assert_eq!(worker.conns.len(), 0, "and then it is gone");
+}

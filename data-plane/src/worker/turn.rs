@@ -187,7 +187,7 @@ impl Worker {
     }
 
     /// Reads a connection until it has no more, or has had its share of the turn.
-    fn read(&mut self, key: ConnKey) {
+    pub(super) fn read(&mut self, key: ConnKey) {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(READ_BUFFER, 0);
         for round in 0.. {
@@ -309,7 +309,7 @@ impl Worker {
         self.flushing = round;
     }
 
-    fn flush(&mut self, key: ConnKey) {
+    pub(super) fn flush(&mut self, key: ConnKey) {
         loop {
             let Some(conn) = self.conns.get_mut(key) else {
                 return;
