@@ -1,13 +1,13 @@
 //! Ends of calls: answers that the proxy makes itself, cancels either way, and the one `Outcome` of each call. What
 //! is known of the call comes in; after this nothing of it is left but its counts.
 
-use heddle_h2::{ErrorCode, Initiator};
+use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::Reason;
 
 use super::state::{Call, Phase, Sent};
 use crate::failure::{self, Failure, Place};
 use crate::observe::Outcome;
-use crate::worker::conn::CallKey;
+use crate::worker::conn::{CallKey, Conn};
 use crate::worker::{Role, Worker};
 
 /// gRPC's CANCELLED.
@@ -35,47 +35,9 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(down.conn) else {
             return self.complete(key);
         };
-        let reply = &mut self.reply;
-        let content_type = call
-            .request
-            .get(b"content-type")
-            .unwrap_or(b"application/grpc");
-        // A stream that the caller has reset meanwhile takes nothing, and nobody waits for it.
-        let _ = match (call.grpc, call.sent) {
-            (true, Sent::Nothing) => {
-                failure::trailers_only(failure, place, content_type, reply);
-                failure::fit(conn.h2.peer_header_list_bytes(), reply);
-                conn.h2.headers(down.stream, reply, true)
-            }
-            (true, _) => {
-                failure::trailers(failure, place, reply);
-                failure::fit(conn.h2.peer_header_list_bytes(), reply);
-                conn.h2.headers(down.stream, reply, true)
-            }
-            (false, Sent::Nothing) => {
-                let head = call.request.method() == Some(b"HEAD");
-                failure::http_headers(failure, place, reply);
-                let sent = conn.h2.headers(down.stream, reply, head);
-                let body = failure::http_body(failure);
-                match head {
-                    true => sent,
-                    false => sent
-                        .and_then(|()| conn.h2.data(down.stream, body.as_bytes(), true))
-                        .map(|sent| {
-                            call.down_queued += body.len() - sent;
-                            self.held += body.len() - sent;
-                        }),
-                }
-            }
-            // Plain HTTP has no other way to say that the rest will not come.
-            (false, _) => {
-                conn.h2.reset(down.stream, ErrorCode::INTERNAL_ERROR);
-                // What waited in the machine goes with the stream, and no progress tells of it.
-                let dropped = std::mem::take(&mut call.down_queued);
-                self.held = self.held.saturating_sub(dropped);
-                Ok(())
-            }
-        };
+        let queued = tell(conn, call, failure, place, &mut self.reply);
+        self.held = (self.held + queued).saturating_sub(call.down_queued);
+        call.down_queued = queued;
         call.sent = Sent::All;
         call.phase = Phase::Finishing;
         call.status = Some(failure.reason.grpc_status());
@@ -268,5 +230,51 @@ impl Worker {
             duration: self.now.saturating_duration_since(call.started),
             endpoint: call.endpoint.as_ref().map(|endpoint| endpoint.uid),
         });
+    }
+}
+
+/// Puts a failure into the caller's machine and says how much of the response waits there then. A stream that the
+/// caller has reset meanwhile takes nothing, and nobody waits for it.
+fn tell(
+    conn: &mut Conn,
+    call: &Call,
+    failure: &Failure,
+    place: Place<'_>,
+    reply: &mut Fields,
+) -> usize {
+    let (stream, waiting) = (call.down.stream, call.down_queued);
+    match (call.grpc, call.sent) {
+        (true, sent) => {
+            let content_type = call.request.get(b"content-type");
+            match sent {
+                Sent::Nothing => failure::trailers_only(
+                    failure,
+                    place,
+                    content_type.unwrap_or(b"application/grpc"),
+                    reply,
+                ),
+                _ => failure::trailers(failure, place, reply),
+            }
+            failure::fit(conn.h2.peer_header_list_bytes(), reply);
+            let _ = conn.h2.headers(stream, reply, true);
+            waiting
+        }
+        (false, Sent::Nothing) => {
+            failure::http_headers(failure, place, reply);
+            if call.request.method() == Some(b"HEAD") {
+                let _ = conn.h2.headers(stream, reply, true);
+                return waiting;
+            }
+            let body = failure::http_body(failure);
+            let sent = conn.h2.headers(stream, reply, false);
+            let sent = sent.and_then(|()| conn.h2.data(stream, body.as_bytes(), true));
+            waiting + sent.map_or(0, |sent| body.len() - sent)
+        }
+        // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
+        // stream, and no progress tells of it.
+        (false, _) => {
+            conn.h2.reset(stream, ErrorCode::INTERNAL_ERROR);
+            0
+        }
     }
 }

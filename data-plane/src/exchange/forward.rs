@@ -5,7 +5,7 @@ use heddle_h2::{Fields, StreamId};
 
 use super::begin::too_large_headers;
 use super::headers;
-use super::state::{Phase, Sent};
+use super::state::{Attempt, Phase, Sent};
 use crate::observe::Counter;
 use crate::worker::Worker;
 use crate::worker::arena::Key;
@@ -20,7 +20,6 @@ impl Worker {
         data: &[u8],
         end: bool,
     ) {
-        let bound = self.replay_bound();
         let Some(call) = self.calls.get_mut(key) else {
             return self.release(conn, stream, data.len());
         };
@@ -29,33 +28,7 @@ impl Worker {
         call.request_ended |= end;
         match (call.up, call.phase) {
             (Some(up), Phase::Attempting | Phase::Committed) => {
-                if call.phase == Phase::Attempting && !call.replay.push(data, bound) {
-                    call.phase = Phase::Committed;
-                    self.metrics.counters.add(Counter::BoundReplay);
-                }
-                let sent = self
-                    .conns
-                    .get_mut(up.conn)
-                    .map(|conn| conn.h2.data(up.stream, data, end));
-                match (sent, call.up.as_mut()) {
-                    (Some(Ok(sent)), Some(up)) => {
-                        up.written += sent;
-                        call.up_queued += data.len() - sent;
-                    }
-                    // The server takes no more of it: what still comes is thrown away.
-                    _ => call.credited = call.received.min(call.credited + data.len()),
-                }
-                let thrown = !matches!(sent, Some(Ok(_)));
-                let grown = call.held() > before;
-                self.held = (self.held + call.held()).saturating_sub(before);
-                self.mark_dirty(up.conn);
-                if grown && self.is_over_full() {
-                    return self.refuse_more(key);
-                }
-                match thrown {
-                    true => self.release(conn, stream, data.len()),
-                    false => self.credit_request(key),
-                }
+                self.send_request_data(key, up, data, end);
             }
             (_, Phase::Table | Phase::Pending(_) | Phase::Backoff) => {
                 // Nobody has it yet: kept whatever its size, which the caller's window bounds.
@@ -72,6 +45,45 @@ impl Worker {
         }
         if end {
             self.finish_if_done(key);
+        }
+    }
+
+    /// Sends on what has come of the request, to where it is being sent.
+    fn send_request_data(&mut self, key: CallKey, up: Attempt, data: &[u8], end: bool) {
+        let bound = self.replay_bound();
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let (before, down) = (call.held(), call.down);
+        if call.phase == Phase::Attempting && !call.replay.push(data, bound) {
+            call.phase = Phase::Committed;
+            self.metrics.counters.add(Counter::BoundReplay);
+        }
+        let sent = self
+            .conns
+            .get_mut(up.conn)
+            .map(|conn| conn.h2.data(up.stream, data, end));
+        let thrown = match (sent, call.up.as_mut()) {
+            (Some(Ok(sent)), Some(up)) => {
+                up.written += sent;
+                call.up_queued += data.len() - sent;
+                false
+            }
+            // The server takes no more of it: what still comes is thrown away.
+            _ => {
+                call.credited = call.received.min(call.credited + data.len());
+                true
+            }
+        };
+        let grown = call.held() > before;
+        self.held = (self.held + call.held()).saturating_sub(before);
+        self.mark_dirty(up.conn);
+        if grown && self.is_over_full() {
+            return self.refuse_more(key);
+        }
+        match thrown {
+            true => self.release(down.conn, down.stream, data.len()),
+            false => self.credit_request(key),
         }
     }
 
