@@ -82,6 +82,7 @@ async fn the_control_plane_tells_the_state_of_the_mesh() {
         "heddle.status.v1.MeshStatus",
         "heddle.registry.v1.Registry",
         "heddle.control.v1.NodeSession",
+        "envoy.service.discovery.v3.AggregatedDiscoveryService",
         "grpc.health.v1.Health",
     ] {
         assert!(
