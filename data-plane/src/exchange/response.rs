@@ -1,6 +1,8 @@
 //! What a server answers: 1xx, headers, trailers, resets. Headers that are passed on commit the call; a failure that
 //! another proxy made, or a reset, may be tried again before. Events come in; frames for the caller go out.
 
+use std::time::Duration;
+
 use heddle_h2::{ErrorCode, Fields, Initiator, Kind, StreamId};
 use heddle_proto::Reason;
 
@@ -11,6 +13,9 @@ use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
 use crate::worker::Worker;
 use crate::worker::conn::{CallKey, ConnKey};
+
+/// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
+const SERVERS_CLOCK: Duration = Duration::from_millis(5);
 
 impl Worker {
     /// Whether this stream is the call's present attempt.
@@ -247,6 +252,16 @@ impl Worker {
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
         if code == ErrorCode::CANCEL {
+            // Servers that keep the deadline themselves end the stream so, often a moment before our timer.
+            if call
+                .deadline
+                .is_some_and(|at| at <= self.now + SERVERS_CLOCK)
+            {
+                let text =
+                    format!("the caller's deadline passed at {target}, which ended the call");
+                self.detach_upstream(key);
+                return self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
+            }
             return self.pass_cancel(key);
         }
         let text = format!("{target} reset the call with {code}");

@@ -1,5 +1,7 @@
 //! `grpc-timeout`: strict, passed on, enforced.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::rig::*;
@@ -43,6 +45,34 @@ async fn a_deadline_is_passed_on_and_enforced_with_a_cancel_upstream() {
         .unwrap();
     assert!((1..=300_000).contains(&passed), "{passed}");
     assert_eq!(within(resets.recv()).await.unwrap(), h2::Reason::CANCEL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_cancel_at_the_deadline_is_the_deadline_and_before_it_a_cancel() {
+    let backend = Backend::start(|request, mut respond| {
+        let left = request.headers()["grpc-timeout"].to_str().unwrap();
+        let left: u64 = left.strip_suffix('u').unwrap().parse().unwrap();
+        let early = request.uri().path().ends_with("Cancel");
+        Box::pin(async move {
+            // As grpc-go does, with a clock that is a little ahead of the proxy's.
+            if !early {
+                tokio::time::sleep(Duration::from_micros(left.saturating_sub(3_000))).await;
+            }
+            respond.send_reset(h2::Reason::CANCEL);
+        })
+    })
+    .await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    let call = |method, timeout| {
+        let call = request(method).header("grpc-timeout", timeout);
+        call.body(()).unwrap()
+    };
+    let reply = client.call(call("Get", "50m"), b"x").await.unwrap();
+    assert_eq!((reply.status(), reply.reason()), ("4", "DEADLINE_EXCEEDED"));
+    let error = client.call(call("Cancel", "60S"), b"x").await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
 }
 
 #[tokio::test(flavor = "multi_thread")]
