@@ -11,7 +11,7 @@ mod process;
 pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
 pub use nearest::nearest;
-pub use process::{fail, one_line, ready, terminated};
+pub use process::{fail, one_line, ready, terminated, terminated_again};
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::{
     fmt::Display,
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,6 +36,13 @@ pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
             _ = interrupt.recv() => {}
         }
     }
+}
+
+/// Ends when a process that is stopping is told so once more: at once, then. Launchers may signal a process and then its
+/// group, so what comes within the first second is still the first signal.
+pub async fn terminated_again() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    terminated().await;
 }
 
 /// Prints "error: …" on stderr, in one line, and gives the exit code of a failed start (2).

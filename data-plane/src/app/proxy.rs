@@ -225,7 +225,7 @@ impl Proxy {
                     warn!("calls were left when the drain timeout ended");
                 }
             }
-            () = heddle_options::terminated() => warn!("told to stop twice: stopping at once"),
+            () = heddle_options::terminated_again() => warn!("told to stop twice: stopping at once"),
         }
         if let Some(state) = &self.state {
             let snapshot = self.xds.snapshot.borrow().clone();

@@ -54,7 +54,7 @@ pub(super) async fn play(options: &Options, stop: impl Future<Output = ()>) -> R
         () = &mut stop => Ok(()),
         end = stage.run(options, &data) => end,
     };
-    stage.clear(heddle_options::terminated()).await;
+    stage.clear(heddle_options::terminated_again()).await;
     folder.remove();
     end
 }

@@ -139,11 +139,11 @@ async fn drain(
                 program.sweep();
                 return passed(ended);
             }
-            () = heddle_options::terminated() => {}
+            () = heddle_options::terminated_again() => {}
         }
     }
     let ended = program
-        .stop(plan.stop_timeout, heddle_options::terminated())
+        .stop(plan.stop_timeout, heddle_options::terminated_again())
         .await;
     program.sweep();
     passed(ended)
