@@ -31,7 +31,6 @@ pub const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
 #[derive(Default)]
 pub struct Builder {
     nodes: usize,
-    control_args: Vec<String>,
     proxy_args: Vec<String>,
     files: Vec<(String, String, String)>,
 }
@@ -40,12 +39,6 @@ impl Builder {
     /// How many nodes, named `a`, `b`, …
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
-        self
-    }
-
-    /// A further argument for the control plane.
-    pub fn control_arg(mut self, arg: &str) -> Self {
-        self.control_args.push(arg.to_owned());
         self
     }
 
@@ -70,7 +63,6 @@ impl Builder {
             control: None,
             grpc: free_addr(),
             http: free_addr(),
-            control_args: self.control_args,
             proxy_args: self.proxy_args,
             folder: folder(),
         };
@@ -140,7 +132,6 @@ pub struct Mesh {
     pub grpc: SocketAddr,
     /// The control plane's HTTP address.
     pub http: SocketAddr,
-    control_args: Vec<String>,
     proxy_args: Vec<String>,
     folder: TempDir,
 }
@@ -167,7 +158,6 @@ impl Mesh {
             .args(["--http", &self.http.to_string()])
             .arg("--store")
             .arg(format!("embedded:{}", self.path("store").display()))
-            .args(&self.control_args)
     }
 
     /// Starts it, at the same addresses and on the same store as before.
@@ -324,12 +314,6 @@ impl Mesh {
         self.instances
             .insert((node.to_owned(), id.to_owned()), process);
         ready.get("listen").parse().expect("an address")
-    }
-
-    pub fn instance_mut(&mut self, node: &str, id: &str) -> &mut Process {
-        self.instances
-            .get_mut(&(node.to_owned(), id.to_owned()))
-            .expect("an instance of this mesh")
     }
 
     /// Stops an instance with SIGTERM; it must exit with 0.
