@@ -42,8 +42,43 @@ pub fn jittered(span: Duration, factor: std::ops::Range<f64>) -> Duration {
     span.mul_f64(rand::rng().random_range(factor))
 }
 
-/// Where to begin in a list of `len`, so that not all begin with the first.
-#[must_use]
-pub fn any_of(len: usize) -> usize {
-    rand::rng().random_range(0..len.max(1))
+/// The control planes of `--control` in turn, for ever. Begins anywhere in the list, so that not all proxies begin with
+/// the first.
+#[derive(Debug)]
+pub struct Rotation<'a> {
+    urls: &'a [String],
+    next: usize,
+}
+
+impl<'a> Rotation<'a> {
+    /// `None` where there is none to ask.
+    #[must_use]
+    pub fn new(urls: &'a [String]) -> Option<Self> {
+        let next = (!urls.is_empty()).then(|| rand::rng().random_range(0..urls.len()))?;
+        Some(Self { urls, next })
+    }
+
+    /// The one to try now.
+    pub fn take(&mut self) -> &'a str {
+        let url = self.urls.get(self.next).map_or("", String::as_str);
+        self.next = (self.next + 1) % self.urls.len();
+        url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rotation;
+
+    #[test]
+    fn all_are_tried_in_turn() {
+        assert!(Rotation::new(&[]).is_none());
+        let urls = ["a", "b", "c"].map(str::to_owned);
+        let mut rotation = Rotation::new(&urls).unwrap();
+        let taken: Vec<&str> = (0..6).map(|_| rotation.take()).collect();
+        assert_eq!(taken[..3], taken[3..]);
+        let mut once = taken[..3].to_vec();
+        once.sort_unstable();
+        assert_eq!(once, urls);
+    }
 }

@@ -10,7 +10,7 @@ mod process;
 
 pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
-pub use nearest::nearest;
+pub use nearest::{edit_distance, nearest};
 pub use process::{fail, one_line, ready, terminated, terminated_again};
 
 #[cfg(test)]

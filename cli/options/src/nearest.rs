@@ -26,7 +26,7 @@ pub fn nearest<'a>(
                 .take(COMPARED_CHARS)
                 .flat_map(char::to_lowercase)
                 .collect();
-            (distance(&word, &chars), name)
+            (edit_distance(&word, &chars), name)
         })
         .filter(|&(edits, name)| edits <= allowed && edits < name.chars().count())
         .collect();
@@ -35,8 +35,10 @@ pub fn nearest<'a>(
     found.into_iter().take(max).map(|(_, name)| name).collect()
 }
 
-/// Optimal string alignment: insert, delete, replace, swap two neighbours.
-fn distance(a: &[char], b: &[char]) -> usize {
+/// How many characters must be inserted, deleted, replaced or swapped with their neighbour to make `b` of `a` (optimal
+/// string alignment). The cost is the product of the lengths: bound them.
+#[must_use]
+pub fn edit_distance(a: &[char], b: &[char]) -> usize {
     let mut before_last: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=b.len()).collect();
     let mut previous_a = None;

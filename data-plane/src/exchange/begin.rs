@@ -28,12 +28,7 @@ impl Worker {
         end: bool,
         fields: &mut Fields,
     ) {
-        let Some(role) = self
-            .conns
-            .get(conn)
-            .and_then(|conn| conn.down())
-            .map(|down| down.role)
-        else {
+        let Some(role) = self.role_of(conn) else {
             return;
         };
         if role == Role::Inbound && self.begin_hello(conn, stream, end, fields) {
@@ -55,12 +50,7 @@ impl Worker {
         end: bool,
         fields: &mut Fields,
     ) {
-        let Some(role) = self
-            .conns
-            .get(conn)
-            .and_then(|conn| conn.down())
-            .map(|down| down.role)
-        else {
+        let Some(role) = self.role_of(conn) else {
             return;
         };
         self.count(Counter::BoundHeaders);
@@ -68,6 +58,10 @@ impl Worker {
             return;
         };
         self.fail(key, &too_large_headers("request's header list"));
+    }
+
+    fn role_of(&self, conn: ConnKey) -> Option<Role> {
+        Some(self.conns.get(conn)?.down()?.role)
     }
 
     /// Makes the call and takes its headers over.

@@ -16,27 +16,11 @@ pub fn nearest<'n>(
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// How many letters must be changed, added, dropped or swapped (optimal string alignment).
+/// In letters, of what may be names.
 fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.chars().take(MAX_LETTERS).collect();
     let b: Vec<char> = b.chars().take(MAX_LETTERS).collect();
-    let mut before: Vec<usize> = Vec::new();
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    let at = |row: &[usize], i: usize| row.get(i).copied().unwrap_or(usize::MAX / 2);
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let change = at(&last, j) + usize::from(x != y);
-            let mut best = change.min(at(&last, j + 1) + 1).min(at(&row, j) + 1);
-            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
-            if swapped {
-                best = best.min(at(&before, j - 1) + 1);
-            }
-            row.push(best);
-        }
-        before = std::mem::replace(&mut last, row);
-    }
-    at(&last, b.len())
+    heddle_options::edit_distance(&a, &b)
 }
 
 /// Names are DNS labels: more than two of them long is no name.

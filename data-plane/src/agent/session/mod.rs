@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 
 use super::{Agent, book::Views, reflect::status_words};
 use crate::{
-    retry::{Retry, any_of, jittered},
+    retry::{Retry, Rotation, jittered},
     xds::dial,
 };
 
@@ -129,20 +129,15 @@ impl Session {
 
     /// Connects, serves, and connects again, for ever.
     pub async fn run(mut self) {
-        if self.urls.is_empty() {
+        let urls = std::mem::take(&mut self.urls);
+        let Some(mut replicas) = Rotation::new(&urls) else {
             return;
-        }
-        let mut next = any_of(self.urls.len());
+        };
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let url = self
-                .urls
-                .get(next % self.urls.len())
-                .cloned()
-                .unwrap_or_default();
-            next = next.wrapping_add(1);
+            let url = replicas.take();
             let started = Instant::now();
-            let end = match self.connect(&url).await {
+            let end = match self.connect(url).await {
                 Ok(open) => self.serve(open).await,
                 Err(end) => end,
             };
@@ -151,7 +146,7 @@ impl Session {
             }
             let pause = match end {
                 End::Broken(why) => {
-                    self.tell_broken(&url, why);
+                    self.tell_broken(url, why);
                     retry.wait()
                 }
                 End::Superseded(by) => {

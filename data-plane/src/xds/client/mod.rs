@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     agent::reflect::status_words,
-    retry::{Retry, any_of},
+    retry::{Retry, Rotation},
 };
 
 use stream::Stream;
@@ -115,34 +115,30 @@ impl XdsClient {
 
     /// Connects, takes responses, and connects again, for ever.
     pub async fn run(mut self) {
-        if self.urls.is_empty() {
+        let urls = std::mem::take(&mut self.urls);
+        let Some(mut replicas) = Rotation::new(&urls) else {
             // Nobody to ask.
             while let Some(wanted) = self.wanted.recv().await {
                 let _ = wanted.answer.send(None);
             }
             return;
-        }
-        let mut next = any_of(self.urls.len());
+        };
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
         let mut behind = None;
         loop {
-            let url = self
-                .urls
-                .get(next % self.urls.len())
-                .cloned()
-                .unwrap_or_default();
-            next = next.wrapping_add(1);
+            let url = replicas.take();
             let started = Instant::now();
-            let why = match self.connect(&url).await {
+            let why = match self.connect(url).await {
                 Ok(mut stream) => {
-                    self.status.send_modify(|s| s.connected = Some(url.clone()));
+                    self.status
+                        .send_modify(|s| s.connected = Some(url.to_owned()));
                     info!(url, "xDS stream open");
                     self.drive(&mut stream).await
                 }
                 Err(why) => why,
             };
             self.note_behind(&why, &mut behind);
-            self.tell_broken(&url, why);
+            self.tell_broken(url, why);
             if started.elapsed() > OPENING {
                 retry.reset();
             }
