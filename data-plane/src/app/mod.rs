@@ -153,8 +153,10 @@ async fn serve(options: Options) -> Result<(), StartError> {
     proxy.until_routable().await;
     proxy.listen(Role::Outbound, &proxy.options.outbound)?;
     proxy.readiness.send_replace(Readiness::Ready);
+    // Before the line: whoever reads it may say stop at once, and that is a drain too.
+    let told = heddle_options::terminated();
     heddle_options::ready(&proxy.ready_line());
-    heddle_options::terminated().await;
+    told.await;
     proxy.stop().await;
     Ok(())
 }
