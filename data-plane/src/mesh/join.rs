@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use heddle_proto::registry::v1::Health as OwnHealth;
+use heddle_proto::{control::v1 as control, registry::v1::Health as OwnHealth};
 
 use super::{Place, known::KnownServices, uids::Uids};
 use crate::{
@@ -91,7 +91,7 @@ impl Joiner {
                 })
             });
             let spec = Arc::make_mut(spec);
-            merge_protos(&mut spec.protos, view);
+            merge_protos(&mut spec.protos, &view.protos);
             spec.endpoints
                 .push(Arc::new(own_endpoint(place, key, view, uid)));
             joined.locals.insert(uid, key.clone());
@@ -188,17 +188,16 @@ fn own_endpoint(place: &Place, key: &InstanceKey, view: &View, uid: u64) -> Endp
     }
 }
 
-/// The union, sorted by name: the instances of one service share one contract.
-fn merge_protos(protos: &mut Vec<ProtoService>, view: &View) {
-    for proto in &view.protos {
+/// The union, sorted by name. A method counts as idempotent only if all that serve its proto service say so, as in the
+/// control plane's index: a call may be tried again on any of them.
+pub(super) fn merge_protos(protos: &mut Vec<ProtoService>, more: &[control::ProtoService]) {
+    for proto in more {
         match protos.binary_search_by(|p| p.name.as_str().cmp(&proto.name)) {
             Ok(at) => {
                 if let Some(known) = protos.get_mut(at) {
                     known
                         .idempotent_methods
-                        .extend(proto.idempotent_methods.iter().cloned());
-                    known.idempotent_methods.sort();
-                    known.idempotent_methods.dedup();
+                        .retain(|method| proto.idempotent_methods.contains(method));
                 }
             }
             Err(at) => protos.insert(at, translate::proto_service(proto.clone())),

@@ -1,10 +1,10 @@
 use std::{sync::Arc, time::Duration};
 
-use heddle_proto::registry::v1::Instance;
+use heddle_proto::{control::v1 as control, registry::v1::Instance};
 use prost::bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{Place, Weaver};
+use super::{Place, Weaver, join::merge_protos};
 use crate::{
     agent::{
         Agent,
@@ -210,4 +210,17 @@ async fn a_service_whose_last_own_instance_went_stays_known_for_its_time() {
     let table = loom.next().await;
     assert!(table.service("echo.default").is_none());
     assert!(went.elapsed() >= forget_after);
+}
+
+#[test]
+fn a_method_is_idempotent_only_if_every_instance_says_so() {
+    let serves = |methods: &[&str]| control::ProtoService {
+        name: "e.Echo".into(),
+        idempotent_methods: methods.iter().map(|&m| m.to_owned()).collect(),
+    };
+    let mut protos = Vec::new();
+    merge_protos(&mut protos, &[serves(&["Get", "List"])]);
+    merge_protos(&mut protos, &[serves(&["Get", "Put"])]);
+    assert_eq!(protos.len(), 1);
+    assert_eq!(protos[0].idempotent_methods, ["Get"]);
 }
