@@ -1,7 +1,9 @@
-//! Every message and service of Heddle, generated from the .proto files beside this crate, and the list of
-//! reasons that a failure can have. The two planes meet only here and in xDS. No behaviour comes in here.
+//! Every message and service of Heddle, generated from the .proto files beside this crate, the list of reasons that a
+//! failure can have, and the rules for names and sizes. The two planes meet only here and in xDS. No behaviour comes in
+//! here.
 
 mod reason;
+pub mod rules;
 
 pub use reason::{ERROR_DOMAIN, Reason};
 

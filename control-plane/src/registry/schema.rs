@@ -10,8 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::store::{Store, StoreError, keys};
 
-/// Largest set of descriptors of one service.
-pub const MAX_SCHEMA_BYTES: usize = 4 << 20;
+pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
 /// Why descriptors were not taken.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

@@ -12,8 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::wire;
 
-/// The most that one service's descriptors may take (DESIGN §5).
-pub const MAX_SCHEMA_BYTES: usize = 4 * 1024 * 1024;
+pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
 /// A serialized `google.protobuf.FileDescriptorSet`, byte for byte as given, and its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]

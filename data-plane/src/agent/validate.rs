@@ -10,9 +10,12 @@ use std::{
 use bytes::Bytes;
 use heddle_proto::control::v1::ProtoService;
 use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+use heddle_proto::rules::{
+    MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTO_NAME, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
+    is_proto_name,
+};
 
 use super::schema::{self, Schema};
-use crate::options::is_label;
 
 /// A fault of one field: `instance.address`, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +53,6 @@ pub enum Origin {
     File,
 }
 
-const MAX_TEXT: usize = 63;
-const MAX_PROTOS: usize = 256;
-const MAX_PROTO_NAME: usize = 256;
-const MAX_LABELS: usize = 32;
-const MAX_LABEL_VALUE: usize = 256;
-const MAX_WEIGHT: u32 = 1000;
 const MAX_PATH: usize = 1024;
 const LABEL_RULE: &str =
     "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
@@ -136,7 +133,7 @@ fn names(instance: &Instance, faults: &mut Faults) {
     ] {
         if word.is_empty() {
             faults.add(field, format!("is missing: {LABEL_RULE}"));
-        } else if !is_label(word) {
+        } else if !is_dns_label(word) {
             faults.add(
                 field,
                 format!("\"{}\" is no DNS label: {LABEL_RULE}", shown(word)),
@@ -216,15 +213,6 @@ fn proto_names(instance: &Instance, faults: &mut Faults) {
             );
         }
     }
-}
-
-/// A dotted protobuf name.
-fn is_proto_name(name: &str) -> bool {
-    let ident = |part: &str| {
-        part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            && part.bytes().next().is_some_and(|b| !b.is_ascii_digit())
-    };
-    name.len() <= MAX_PROTO_NAME && name.split('.').all(ident)
 }
 
 fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Option<CheckPlan> {

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use crate::listener::ListenAddr;
 
 pub use low::LowOptions;
-pub use resolve::{OptionsError, is_label, is_own_address, parse_duration};
+pub use resolve::{OptionsError, is_own_address, parse_duration};
 
 /// Everything the rooms need to know, checked. The rooms get their part of it, never the whole.
 #[derive(Clone, Debug)]

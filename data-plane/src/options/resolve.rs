@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use heddle_proto::rules::is_dns_label;
+
 use crate::listener::ListenAddr;
 
 use super::{LowOptions, Options};
@@ -38,7 +40,7 @@ impl LowOptions {
         let mut faults = Vec::new();
         let host = host_name();
         let node = match &self.node {
-            Some(node) if is_label(node) => node.clone(),
+            Some(node) if is_dns_label(node) => node.clone(),
             Some(node) => {
                 faults.push(format!(
                     "--node \"{node}\" is no DNS label: use a-z, 0-9 and '-', at most 63 characters, \
@@ -50,7 +52,7 @@ impl LowOptions {
         };
         let mut own_names: Vec<String> = vec![node.clone(), host.to_ascii_lowercase()];
         for name in &self.own_name {
-            let name_ok = !name.is_empty() && name.split('.').all(is_label);
+            let name_ok = !name.is_empty() && name.split('.').all(is_dns_label);
             if name_ok {
                 own_names.push(name.clone());
             } else {
@@ -110,17 +112,6 @@ impl LowOptions {
             given,
         })
     }
-}
-
-/// Whether `word` is a DNS label in lower case (RFC 1123).
-#[must_use]
-pub fn is_label(word: &str) -> bool {
-    let bytes = word.as_bytes();
-    let inside = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
-    (1..=63).contains(&bytes.len())
-        && bytes.iter().all(inside)
-        && bytes.first() != Some(&b'-')
-        && bytes.last() != Some(&b'-')
 }
 
 fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {

@@ -22,7 +22,11 @@ fn defaults_are_the_contract() {
     assert_eq!(options.control, ["http://127.0.0.1:15010"]);
     assert_eq!(options.drain_timeout, Duration::from_secs(60));
     assert!((1..=4).contains(&options.workers));
-    assert!(super::resolve::is_label(&options.node), "{}", options.node);
+    assert!(
+        heddle_proto::rules::is_dns_label(&options.node),
+        "{}",
+        options.node
+    );
     assert!(options.own_names.contains(&options.node));
 }
 

@@ -15,13 +15,13 @@ use envoy_types::pb::{
     google::protobuf::value::Kind,
 };
 use heddle_proto::registry::v1::Protocol as ProtoProtocol;
+use heddle_proto::rules::is_dns_label;
 use heddle_proto::xds::v1::{Schema, ServiceIndex};
 use prost::{Message as _, bytes::Bytes};
 
 use crate::{
     agent::schema::{self, MAX_SCHEMA_BYTES},
     balance::endpoints::Health,
-    options::is_label,
     route::{ProtoService, Protocol},
 };
 
@@ -80,7 +80,7 @@ const MAX_ENDPOINTS: usize = 100_000;
 /// It is no full name.
 pub fn split_name(name: &str) -> Result<(&str, &str), Fault> {
     match name.split_once('.') {
-        Some((service, namespace)) if is_label(service) && is_label(namespace) => {
+        Some((service, namespace)) if is_dns_label(service) && is_dns_label(namespace) => {
             Ok((service, namespace))
         }
         _ => Err(fault(

@@ -7,6 +7,10 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 use heddle_proto::{
     control::v1::{Change, Hello, InstanceRef, LocalInstance},
     registry::v1::{Instance, Protocol},
+    rules::{
+        MAX_LABEL, MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
+        is_proto_name,
+    },
 };
 use tonic::Status;
 
@@ -15,14 +19,7 @@ use crate::registry::{InstanceKey, NodeIdentity, NodeWrite, ServiceName};
 
 /// Most instances of one node.
 pub(super) const MAX_INSTANCES: usize = 10_000;
-const MAX_LABEL: usize = 63;
-const MAX_TEXT: usize = 63;
 const MAX_REASON: usize = 1024;
-const MAX_WEIGHT: u32 = 1000;
-const MAX_LABELS: usize = 32;
-const MAX_LABEL_VALUE: usize = 256;
-const MAX_PROTOS: usize = 256;
-const MAX_PROTO_NAME: usize = 256;
 
 /// A node's identity and everything it has.
 pub(super) fn hello(
@@ -254,11 +251,8 @@ fn or_default(namespace: String) -> String {
     }
 }
 
-/// RFC 1035 §2.3.1, with RFC 1123's leading digits.
 fn dns_label(faults: &mut Faults, field: impl Into<String>, label: &str) {
-    let ok = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let edges = label.starts_with('-') || label.ends_with('-');
-    if label.is_empty() || label.len() > MAX_LABEL || edges || !label.bytes().all(ok) {
+    if !is_dns_label(label) {
         let shown: String = label.chars().take(MAX_LABEL + 1).collect();
         faults.add(
             field,
@@ -296,17 +290,6 @@ fn address(faults: &mut Faults, field: &str, address: &str) -> Option<SocketAddr
         );
     }
     Some(parsed)
-}
-
-/// A full name of the protobuf language: identifiers joined by dots.
-fn is_proto_name(name: &str) -> bool {
-    let identifier = |part: &str| {
-        part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
-    name.len() <= MAX_PROTO_NAME && name.split('.').all(identifier)
 }
 
 #[cfg(test)]
