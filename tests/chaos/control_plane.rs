@@ -66,20 +66,7 @@ async fn a_node_is_of_use_to_itself_while_the_control_plane_is_away() {
     load.finish().await.assert_none_failed(50);
 
     mesh.start_control().await;
-    heddle_tests::until::until("the control plane has caught up", async || {
-        let request = heddle_proto::status::v1::GetServiceRequest {
-            name: "heddle-echo".to_owned(),
-        };
-        let service = mesh.status().get_service(request).await;
-        let service = service.map_err(|status| status.to_string())?.into_inner();
-        let ids: Vec<_> = service
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.id.as_str())
-            .collect();
-        heddle_tests::until::seen(ids == ["a2"], format!("{ids:?}"))
-    })
-    .await;
+    mesh.control_has(&["a2"]).await;
 }
 
 /// The same outage for a minute and several proxies killed in it.

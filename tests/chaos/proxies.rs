@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use heddle_proto::echo::v1::EchoRequest;
-use heddle_proto::status::v1::GetServiceRequest;
 use heddle_tests::echo::{call, echo, payload, reach};
 use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
@@ -87,24 +86,6 @@ async fn the_death_of_a_node_moves_the_calls_of_the_others() {
     assert!(book.answered_since(killed).contains_key("c1"));
 }
 
-/// The instances of heddle-echo as the control plane has them, once they are these.
-async fn control_plane_has(mesh: &Mesh, expected: &[&str]) {
-    until("the instances in the registry", async || {
-        let request = GetServiceRequest {
-            name: "heddle-echo".to_owned(),
-        };
-        let service = mesh.status().get_service(request).await;
-        let service = service.map_err(|status| status.to_string())?.into_inner();
-        let ids: Vec<_> = service
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.id.as_str())
-            .collect();
-        seen(ids == expected, format!("{ids:?}"))
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_cut_off_leaves_with_its_lease_and_comes_back() {
     let mut mesh = Mesh::builder().nodes(3).start().await;
@@ -114,9 +95,9 @@ async fn a_node_that_is_cut_off_leaves_with_its_lease_and_comes_back() {
     reach(&mesh.channel("a"), &["b1", "c1"]).await;
     // Frozen: its connections stay open and nothing comes over them, as behind a cut cable.
     mesh.node("b").proxy().signal("STOP");
-    control_plane_has(&mesh, &["c1"]).await;
+    mesh.control_has(&["c1"]).await;
     reach(&mesh.channel("a"), &["c1"]).await;
     mesh.node("b").proxy().signal("CONT");
-    control_plane_has(&mesh, &["b1", "c1"]).await;
+    mesh.control_has(&["b1", "c1"]).await;
     reach(&mesh.channel("a"), &["b1", "c1"]).await;
 }

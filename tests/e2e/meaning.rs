@@ -133,9 +133,9 @@ fn milliseconds(timeout: &str) -> u64 {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_by_the_caller_reaches_the_service() {
-    let (report, mut reports) = mpsc::unbounded_channel();
+/// A service that never answers and reports of each call that it came (`None`) and how it was reset.
+async fn hanging() -> (RawMesh, mpsc::UnboundedReceiver<Option<Reason>>) {
+    let (report, reports) = mpsc::unbounded_channel();
     let raw = RawMesh::start(move |mut call: Call| {
         let report = report.clone();
         async move {
@@ -145,6 +145,12 @@ async fn a_cancel_by_the_caller_reaches_the_service() {
         }
     })
     .await;
+    (raw, reports)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_by_the_caller_reaches_the_service() {
+    let (raw, mut reports) = hanging().await;
     for (way, addr) in raw.ways() {
         let client = Client::connect(addr).await;
         let (response, mut stream) = client.begin(RAW, "/raw.Raw/Hang", &HeaderMap::new()).await;
@@ -158,16 +164,7 @@ async fn a_cancel_by_the_caller_reaches_the_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_goes_away_cancels_its_calls() {
-    let (report, mut reports) = mpsc::unbounded_channel();
-    let raw = RawMesh::start(move |mut call: Call| {
-        let report = report.clone();
-        async move {
-            report.send(None).unwrap();
-            let reason = poll_fn(|cx| call.respond.poll_reset(cx)).await;
-            report.send(Some(reason.unwrap())).unwrap();
-        }
-    })
-    .await;
+    let (raw, mut reports) = hanging().await;
     for (way, addr) in raw.ways() {
         let mut relay = heddle_tests::faults::Forwarder::to(addr).await;
         let client = Client::connect(relay.addr).await;

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use heddle_proto::registry::v1::registry_client::RegistryClient;
+use heddle_proto::status::v1::GetServiceRequest;
 use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -197,6 +198,21 @@ impl Mesh {
     }
 
     // ---- nodes ----
+
+    /// Awaits that the control plane has these instances of heddle-echo.
+    pub async fn control_has(&self, expected: &[&str]) {
+        until("the instances in the control plane", async || {
+            let request = GetServiceRequest {
+                name: "heddle-echo".to_owned(),
+            };
+            let service = self.status().get_service(request).await;
+            let service = service.map_err(|status| status.to_string())?.into_inner();
+            let endpoints = service.endpoints.iter();
+            let ids: Vec<_> = endpoints.map(|endpoint| endpoint.id.as_str()).collect();
+            seen(ids == expected, format!("{ids:?}"))
+        })
+        .await;
+    }
 
     pub fn node(&self, name: &str) -> &Node {
         self.nodes.get(name).expect("a node of this mesh")
