@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use heddle_tests::echo::reach;
 use heddle_tests::ledger::{Book, Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
+use heddle_tests::page::get;
+use heddle_tests::until::{seen, until};
+use serde_json::Value;
 use tonic::Code;
 
 /// Two nodes with two instances each, all reached from both.
@@ -64,6 +67,7 @@ async fn kill_under(kind: Kind) -> (Book, Instant) {
         ..plan(&mesh, kind)
     });
     load.more(200).await;
+    has_calls(&mesh, "b", "b1").await;
     let killed = Instant::now();
     mesh.kill_instance("b", "b1").await;
     load.more(300).await;
@@ -72,6 +76,28 @@ async fn kill_under(kind: Kind) -> (Book, Instant) {
         .await;
     load.more(300).await;
     (load.finish().await, killed)
+}
+
+/// Awaits calls in flight on an instance, as its node's proxy sees them: the balancer owes no instance a call at any one
+/// moment.
+async fn has_calls(mesh: &Mesh, node: &str, id: &str) {
+    let admin = mesh.node(node).admin;
+    until("calls are in flight on the instance", async || {
+        let (_, text) = get(admin, "/config").await?;
+        let config: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let endpoints =
+            list(&config["routing_table"]["services"]["heddle-echo.default"]["endpoints"]);
+        let address = endpoints.iter().find(|endpoint| endpoint["id"] == id);
+        let address = address.map(|endpoint| endpoint["address"].clone());
+        let streams = list(&config["connections"])
+            .iter()
+            .filter(|conn| conn["kind"] == "upstream" && Some(&conn["peer"]) == address.as_ref())
+            .map(|conn| conn["streams"].as_u64().unwrap_or(0))
+            .sum::<u64>();
+        seen(streams >= 2, format!("{streams} calls at {address:?}"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
