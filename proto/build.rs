@@ -7,6 +7,7 @@ use prost::Message as _;
 const FILES: &[&str] = &[
     "heddle/registry/v1/registry.proto",
     "heddle/control/v1/node_session.proto",
+    "heddle/control/v1/replica.proto",
     "heddle/status/v1/mesh_status.proto",
     "heddle/xds/v1/resources.proto",
     "heddle/link/v1/link.proto",

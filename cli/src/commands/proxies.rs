@@ -178,12 +178,14 @@ mod tests {
             address: "127.0.0.1:9".into(),
             variant: "delta".into(),
             types,
+            ..wire::Proxy::default()
         };
         let answer = Proxies::from(wire::ListProxiesResponse {
             proxies: vec![
                 proxy("b", vec![]),
                 proxy("a", vec![of("Route", "no such field"), of("Cluster", "")]),
             ],
+            ..wire::ListProxiesResponse::default()
         });
         assert_eq!(
             render(Format::Table, &answer).unwrap(),

@@ -152,6 +152,7 @@ mod tests {
             zone: if alive { "a".into() } else { String::new() },
             instances: 2,
             version: "0.1.0".into(),
+            ..Node::default()
         };
         Answer::from(Mesh {
             version: "0.1.0".into(),
@@ -163,6 +164,7 @@ mod tests {
             healthy_instances: 2,
             clients: 2,
             replica: "r1".into(),
+            ..Mesh::default()
         })
     }
 

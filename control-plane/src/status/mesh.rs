@@ -82,7 +82,10 @@ impl MeshStatus for Status {
         _: Request<ListProxiesRequest>,
     ) -> Result<Response<ListProxiesResponse>, tonic::Status> {
         let proxies = self.clients.statuses().into_iter().map(proxy).collect();
-        Ok(Response::new(ListProxiesResponse { proxies }))
+        Ok(Response::new(ListProxiesResponse {
+            proxies,
+            ..ListProxiesResponse::default()
+        }))
     }
 }
 
@@ -113,6 +116,9 @@ fn node(view: &View, node: &registry::Node) -> Node {
         alive: node.alive,
         instances: count(view.instances_on(&node.name)),
         version: node.version.clone(),
+        suspect: node.suspect,
+        replica: node.replica.clone(),
+        ..Node::default()
     }
 }
 
@@ -212,6 +218,7 @@ fn proxy(client: ClientStatus) -> Proxy {
                 rejected_reason: kind.rejected_reason,
             })
             .collect(),
+        ..Proxy::default()
     }
 }
 
