@@ -32,6 +32,7 @@ pub(super) async fn run(registry: Registry) {
             }
         };
         tokio::select! {
+            biased;
             batch = changes.next() => {
                 let nodes: Vec<_> = batch.nodes.into_iter().collect();
                 observe(&registry, &mut expiry, &nodes);

@@ -10,6 +10,7 @@ use std::{
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,20 @@ pub fn service(
 }
 
 impl Ads {
+    /// Serves one stream in a task of its own; gives what the client is told. `local`: it reaches us over loopback
+    /// or a Unix socket.
+    pub(crate) fn begin<V: Variant>(
+        &self,
+        address: String,
+        local: bool,
+        requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
+    ) -> ReceiverStream<Result<V::Response, Status>> {
+        let (sender, receiver) = mpsc::channel(RESPONSES);
+        let peer = Peer { address, local };
+        tokio::spawn(run::<V>(self.clone(), peer, requests, sender));
+        ReceiverStream::new(receiver)
+    }
+
     pub(super) fn registry(&self) -> &Registry {
         &self.0.registry
     }
@@ -121,18 +136,14 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let peer = match request.remote_addr() {
-            Some(address) => Peer {
-                address: address.to_string(),
-                local: address.ip().to_canonical().is_loopback(),
-            },
-            None => Peer {
-                address: "unix".to_owned(),
-                local: true,
-            },
+        let (address, local) = match request.remote_addr() {
+            Some(address) => (
+                address.to_string(),
+                address.ip().to_canonical().is_loopback(),
+            ),
+            None => ("unix".to_owned(), true),
         };
-        let (sender, receiver) = mpsc::channel(RESPONSES);
-        tokio::spawn(run::<V>(self.0.clone(), peer, request.into_inner(), sender));
-        ready(Ok(Response::new(ReceiverStream::new(receiver))))
+        let responses = self.0.begin::<V>(address, local, request.into_inner());
+        ready(Ok(Response::new(responses)))
     }
 }

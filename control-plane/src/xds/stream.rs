@@ -8,9 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{Stream as Requests, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{Ads, Heard, Lens, NodeInfo, Session, Variant, clients::Membership, metrics::count};
 use crate::snapshot::{Kind, Snapshot, outbound_listener};
@@ -39,13 +40,14 @@ pub(super) struct Peer {
 pub(super) async fn run<V: Variant>(
     ads: Ads,
     peer: Peer,
-    mut requests: Streaming<V::Request>,
+    mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
     responses: mpsc::Sender<Result<V::Response, Status>>,
 ) {
     let ended = tokio::select! {
-        ended = serve::<V>(&ads, peer, &mut requests, &responses) => ended,
+        biased;
         () = ads.stop().cancelled() => Err(Status::unavailable("the control plane is stopping")),
         () = responses.closed() => Ok(()),
+        ended = serve::<V>(&ads, peer, &mut requests, &responses) => ended,
     };
     if let Err(status) = ended {
         // Full: the client does not read; its connection tells it.
@@ -56,13 +58,13 @@ pub(super) async fn run<V: Variant>(
 async fn serve<V: Variant>(
     ads: &Ads,
     peer: Peer,
-    requests: &mut Streaming<V::Request>,
+    requests: &mut (impl Requests<Item = Result<V::Request, Status>> + Unpin),
     responses: &mpsc::Sender<Result<V::Response, Status>>,
 ) -> Result<(), Status> {
-    let Ok(first) = tokio::time::timeout(FIRST_REQUEST, requests.message()).await else {
+    let Ok(first) = tokio::time::timeout(FIRST_REQUEST, requests.next()).await else {
         return Err(Status::deadline_exceeded("no request came within 30 s"));
     };
-    let Some(first) = first? else {
+    let Some(first) = first.transpose()? else {
         return Ok(());
     };
     let mut stream = Stream::<V>::begin(ads, peer, &first, responses)?;
@@ -77,10 +79,7 @@ async fn serve<V: Variant>(
         }
         let misses = stream.member.client.session().misses_schemas();
         tokio::select! {
-            request = requests.message() => match request? {
-                Some(request) => stream.hear(&request).await?,
-                None => return Ok(()),
-            },
+            biased;
             changed = stream.snapshots.changed() => {
                 if changed.is_err() {
                     return Err(Status::unavailable("the control plane is stopping"));
@@ -91,6 +90,10 @@ async fn serve<V: Variant>(
                 fetch = None;
                 stream.send_schema(&name, descriptors)?;
             }
+            request = requests.next() => match request.transpose()? {
+                Some(request) => stream.hear(&request).await?,
+                None => return Ok(()),
+            },
             () = tokio::time::sleep(SCHEMA_RETRY), if misses => {
                 stream.member.client.session().retry_schemas();
             }

@@ -28,6 +28,7 @@ pub(super) async fn run(registry: Registry) {
             }
         };
         tokio::select! {
+            biased;
             batch = changes.next() => {
                 let services: Vec<_> = batch.services.into_iter().collect();
                 keeper.observe(&services);

@@ -2,12 +2,7 @@
 //! instances and its changes; out go durable revisions. Every write is under the condition that the lease is still
 //! this session's, so that no older process, no older stream and no node that was swept can overwrite a newer state.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc};
 
 use futures_util::future::try_join_all;
 use heddle_proto::{
@@ -198,7 +193,7 @@ impl NodeLease {
     ) -> Result<Revision, LeaseError> {
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
-        let mut held: HashMap<_, _> = found
+        let mut held: BTreeMap<_, _> = found
             .items
             .into_iter()
             .map(|item| {

@@ -2,9 +2,9 @@
 //! made durable under the node's lease, then answered; what waits together is written together. The session holds
 //! nothing that another replica would need: whoever breaks it loses no state, and a newer session ends it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::Fuse};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::Fuse};
 use heddle_proto::control::v1::{
     Ack, Change, ControlMessage, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload, ack,
     control_message, node_message,
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{Removals, refusal, validate};
 use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry};
@@ -26,6 +26,9 @@ mod opening;
 pub use opening::{MAX_MESSAGE_BYTES, service};
 
 type Answer = Result<ControlMessage, Status>;
+
+/// What a node says. Whatever transport it comes by: the simulation has one of its own.
+type Inbound = Fuse<Pin<Box<dyn Stream<Item = Result<NodeMessage, Status>> + Send>>>;
 
 /// Messages of one node that are written together, at most, and their bytes.
 const MAX_TOGETHER: usize = 256;
@@ -78,11 +81,7 @@ struct Together {
 }
 
 impl Session {
-    async fn run(
-        &mut self,
-        mut inbound: Fuse<Streaming<NodeMessage>>,
-        stop: CancellationToken,
-    ) -> Result<(), End> {
+    async fn run(&mut self, mut inbound: Inbound, stop: CancellationToken) -> Result<(), End> {
         self.registry.reached(self.lease.session()).await;
         let mut holder = self.registry.watch_node(&self.node);
         loop {
@@ -323,7 +322,7 @@ fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Mess
 }
 
 /// The next message and those that are there already; empty when the stream has ended.
-async fn ready(inbound: &mut Fuse<Streaming<NodeMessage>>) -> Vec<Result<NodeMessage, Status>> {
+async fn ready(inbound: &mut Inbound) -> Vec<Result<NodeMessage, Status>> {
     let mut messages = Vec::new();
     let Some(first) = inbound.next().await else {
         return messages;

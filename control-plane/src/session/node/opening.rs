@@ -3,7 +3,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{Stream, StreamExt as _, stream::Fuse};
+use futures_util::{Stream, StreamExt as _};
 use heddle_proto::control::v1::{
     Hello, NodeMessage, Welcome, control_message, node_message,
     node_session_server::{NodeSession, NodeSessionServer},
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
 
-use super::{Answer, End, Session, missing, stopping};
+use super::{Answer, End, Inbound, Session, missing, stopping};
 use crate::{
     registry::{MAX_SCHEMA_BYTES, NodeLease, Registry},
     session::{Removals, refusal, validate},
@@ -31,7 +31,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// The gRPC service for the control plane's server.
 #[must_use]
 pub fn service(registry: Registry, removals: Arc<dyn Removals>) -> NodeSessionServer<Sessions> {
-    NodeSessionServer::new(Sessions { registry, removals })
+    NodeSessionServer::new(Sessions::new(registry, removals))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
@@ -52,12 +52,29 @@ impl NodeSession for Sessions {
         let peer = request.remote_addr();
         let local = request.extensions().get::<UdsConnectInfo>().is_some();
         let loopback = local || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        let answers = self.begin(request.into_inner(), loopback);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+impl Sessions {
+    pub(crate) fn new(registry: Registry, removals: Arc<dyn Removals>) -> Self {
+        Self { registry, removals }
+    }
+
+    /// Serves one stream in a task of its own; gives what the node is told.
+    pub(crate) fn begin(
+        &self,
+        inbound: impl Stream<Item = Result<NodeMessage, Status>> + Send + 'static,
+        loopback: bool,
+    ) -> ReceiverStream<Answer> {
         let (answers, out) = mpsc::channel(ANSWERS);
+        let inbound: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(inbound);
         let opening = Opening {
             registry: self.registry.clone(),
             removals: Arc::clone(&self.removals),
             loopback,
-            inbound: request.into_inner().fuse(),
+            inbound: inbound.fuse(),
             answers: answers.clone(),
         };
         let stop = self.registry.options().stop.clone();
@@ -68,7 +85,7 @@ impl NodeSession for Sessions {
                 let _ = tokio::time::timeout(LAST_WORD, answers.send(Err(*status))).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+        ReceiverStream::new(out)
     }
 }
 
@@ -77,13 +94,14 @@ struct Opening {
     registry: Registry,
     removals: Arc<dyn Removals>,
     loopback: bool,
-    inbound: Fuse<Streaming<NodeMessage>>,
+    inbound: Inbound,
     answers: mpsc::Sender<Answer>,
 }
 
 impl Opening {
     async fn run(mut self, stop: CancellationToken) -> Result<(), End> {
         let hello = tokio::select! {
+            biased;
             hello = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.next()) => hello,
             () = stop.cancelled() => return Err(stopping().into()),
         };
@@ -109,7 +127,7 @@ impl Opening {
         end
     }
 
-    async fn welcome(self, hello: Hello) -> Result<(Session, Fuse<Streaming<NodeMessage>>), End> {
+    async fn welcome(self, hello: Hello) -> Result<(Session, Inbound), End> {
         let seen = hello.revision;
         let (identity, instances) =
             validate::hello(hello, self.loopback).inspect_err(|status| {
