@@ -107,6 +107,10 @@ async fn go_client(addr: SocketAddr) -> Vec<String> {
     failed
 }
 
+/// How many cases the Python client has: those of the Go client but for `orca_per_rpc` (grpcio takes the report out of
+/// the trailers and shows it to nobody), and large calls from many threads at once.
+const PYTHON_CASES: usize = GO_CASES.len();
+
 async fn python_client(addr: SocketAddr) -> Vec<String> {
     let start = Start::new("interop_client.py", &python())
         .arg(script("interop_client.py"))
@@ -118,7 +122,7 @@ async fn python_client(addr: SocketAddr) -> Vec<String> {
         .lines()
         .filter(|line| line.starts_with("ok "))
         .count();
-    if ran.code == Some(0) && cases >= 15 {
+    if ran.code == Some(0) && cases == PYTHON_CASES {
         Vec::new()
     } else {
         vec![ran.all()]

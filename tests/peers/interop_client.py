@@ -19,6 +19,8 @@ ECHO_INITIAL = "x-grpc-test-echo-initial"
 ECHO_TRAILING = "x-grpc-test-echo-trailing-bin"
 SERVICE = "grpc.testing.TestService"
 WAIT = 30
+# Iterations of each soak case, as the project's client has by default.
+SOAK = 10
 
 
 class Messages:
@@ -31,13 +33,19 @@ class Messages:
             self.pool.Add(file)
 
     def __getattr__(self, name):
-        descriptor = self.pool.FindMessageTypeByName(f"grpc.testing.{name}")
-        return message_factory.GetMessageClass(descriptor)
+        return self.find(f"grpc.testing.{name}")
+
+    def find(self, name):
+        return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(name))
 
 
 class Stub:
-    def __init__(self, channel, messages):
+    """The test service over a channel; `new_channel` opens another one to the same server."""
+
+    def __init__(self, channel, messages, new_channel):
         self.messages = messages
+        self.new_channel = new_channel
+        self.load_report = messages.find("xds.data.orca.v3.OrcaLoadReport")
         m = messages
 
         def method(kind, name, request, response, service=SERVICE):
@@ -61,6 +69,13 @@ class Stub:
         self.unimplemented_method = method("unary_unary", "UnimplementedCall", m.Empty, m.Empty)
         self.unimplemented_service = method(
             "unary_unary", "UnimplementedCall", m.Empty, m.Empty, "grpc.testing.UnimplementedService"
+        )
+        self.stream_core_metrics = method(
+            "unary_stream",
+            "StreamCoreMetrics",
+            messages.find("xds.service.orca.v3.OrcaLoadReportRequest"),
+            self.load_report,
+            "xds.service.orca.v3.OpenRcaService",
         )
 
     def payload(self, size):
@@ -244,6 +259,37 @@ def concurrent_large_unary(stub):
     assert not failures, f"{len(failures)} of {len(threads)} failed, first: {failures[0]}"
 
 
+def rpc_soak(stub):
+    for _ in range(SOAK):
+        large_unary(stub)
+
+
+def channel_soak(stub):
+    for _ in range(SOAK):
+        with stub.new_channel() as channel:
+            large_unary(Stub(channel, stub.messages, stub.new_channel))
+
+
+def orca_oob(stub):
+    """grpcio has no listener for these reports, so the case asks the service that sends them itself."""
+    requests = Requests()
+    responses = stub.full_duplex(iter(requests), timeout=WAIT)
+    ask = stub.messages.find("xds.service.orca.v3.OrcaLoadReportRequest")()
+    ask.report_interval.FromSeconds(1)
+    reports = stub.stream_core_metrics(ask, timeout=WAIT)
+    for cpu, memory, util in [(0.8210, 0.5847, 0.30499), (0.29309, 0.2, 0.2039)]:
+        request = stub.output([1], orca_oob_report=dict(cpu_utilization=cpu, memory_utilization=memory))
+        request.orca_oob_report.utilization["util"] = util
+        requests.send(request)
+        next(responses)
+        wanted = stub.load_report(cpu_utilization=cpu, mem_utilization=memory)
+        wanted.utilization["util"] = util
+        assert wanted in reports, f"no load report {wanted}"
+    reports.cancel()
+    requests.close()
+    expect(list(responses), [], "responses after the last request")
+
+
 CASES = [
     empty_unary,
     large_unary,
@@ -260,6 +306,9 @@ CASES = [
     unimplemented_method,
     unimplemented_service,
     concurrent_large_unary,
+    rpc_soak,
+    channel_soak,
+    orca_oob,
 ]
 
 
@@ -267,14 +316,18 @@ def main():
     address, protoset, *names = sys.argv[1:]
     cases = {case.__name__: case for case in CASES}
     messages = Messages(protoset)
+
+    def new_channel():
+        # A connection of its own, as each case of the project's runner is a process of its own.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        return grpc.insecure_channel(address, options=options)
+
     failed = 0
     for name in names or cases:
         start = time.monotonic()
         try:
-            # A channel of its own, as each case of the project's runner is a process of its own.
-            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-            with grpc.insecure_channel(address, options=options) as channel:
-                cases[name](Stub(channel, messages))
+            with new_channel() as channel:
+                cases[name](Stub(channel, messages, new_channel))
             print(f"ok {name} ({time.monotonic() - start:.2f} s)", flush=True)
         except Exception:  # noqa: BLE001 - whatever it is, the case failed
             failed += 1

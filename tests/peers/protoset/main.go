@@ -1,11 +1,12 @@
-// Writes the gRPC project's interop test messages as a FileDescriptorSet to standard output, so that the Python
-// interop client can use them without a protocol compiler.
+// Writes the messages of the gRPC project's interop tests, and those of the load reports (ORCA) that some cases look at,
+// as a FileDescriptorSet to standard output, so that the Python interop client can use them without a protocol compiler.
 package main
 
 import (
 	"fmt"
 	"os"
 
+	orca "github.com/cncf/xds/go/xds/service/orca/v3"
 	testing "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -28,6 +29,7 @@ func main() {
 		set.File = append(set.File, protodesc.ToFileDescriptorProto(file))
 	}
 	add(testing.File_grpc_testing_test_proto)
+	add(orca.File_xds_service_orca_v3_orca_proto)
 	bytes, err := proto.Marshal(set)
 	if err == nil {
 		_, err = os.Stdout.Write(bytes)
