@@ -2,7 +2,11 @@
 //! stop, out goes the ready line. No listener opens before the view is loaded: an empty answer would take every
 //! client's endpoints away.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use heddle_proto::{
     control::v1::node_session_server::NodeSessionServer,
@@ -22,7 +26,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     http,
     listen::{self, ListenError, Socket},
-    options::Options,
+    options::{ListenAddr, Options},
     registry::{Registry, RegistryError, RegistryOptions},
     session,
     snapshot::Publisher,
@@ -40,6 +44,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
+/// An address that belongs to nobody (RFC 5737), to ask the routes for the way to others.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// So long connections have to end after their streams did.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -69,17 +75,19 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         return Err(AppError::RenewInterval);
     }
     let token = CancellationToken::new();
-    let replica = options.replica.clone().unwrap_or_else(host_name);
     let path = options.store.0.clone();
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&EmbeddedOptions::new(&path))?);
     let registry_options = RegistryOptions {
-        replica,
+        replica: options
+            .replica
+            .clone()
+            .unwrap_or_else(|| replica_name(&*store, &options)),
         lease_ttl: options.lease_ttl,
         renew_interval: options.renew_interval,
         stop: token.clone(),
         ..RegistryOptions::default()
     };
-    let registry = Registry::open(store, registry_options).await?;
+    let registry = Registry::load(store, registry_options).await?;
     let plane = Plane {
         publisher: Publisher::start(registry.clone(), token.clone()),
         clients: Clients::default(),
@@ -89,6 +97,8 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let (health, routes) = plane.routes()?;
     let grpc = listen::bind("--listen", &options.listen).await?;
     let web = listen::bind("--http", &options.http).await?;
+    // Before the first answer: whoever asks another replica about this one's clients must find it.
+    plane.registry.join(&advertised(&options, &grpc)).await?;
     let ready = format!(
         "heddle-control ready: grpc {}, http {}, store embedded:{}",
         listen::joined(&grpc),
@@ -111,6 +121,8 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
             .await;
     }
     token.cancel();
+    // Its duties are free now, not when its lease ends.
+    plane.registry.left().await;
     let ended = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP, ended).await.is_err() {
         tracing::warn!("some connections were still open after {STOP:?}; closed");
@@ -207,6 +219,52 @@ async fn serve_grpc(socket: Socket, routes: Routes, stop: CancellationToken) {
     if let Err(error) = ended {
         tracing::error!(%error, "the gRPC server ended");
     }
+}
+
+/// Several replicas on one host share a store: the port tells them apart.
+fn replica_name(store: &dyn Store, options: &Options) -> String {
+    let port = options.listen.iter().find_map(|address| match address {
+        ListenAddr::Tcp(address) => Some(address.port()),
+        ListenAddr::Localhost(port) => Some(*port),
+        ListenAddr::Unix(_) => None,
+    });
+    match (store.is_shared(), port) {
+        (true, Some(0)) => format!("{}-{}", host_name(), std::process::id()),
+        (true, Some(port)) => format!("{}-{port}", host_name()),
+        _ => host_name(),
+    }
+}
+
+/// Where other replicas reach this one; empty: nowhere.
+fn advertised(options: &Options, grpc: &[Socket]) -> String {
+    if let Some(told) = &options.advertise {
+        return format!("http://{told}");
+    }
+    let first = grpc.iter().find_map(|socket| match socket {
+        Socket::Tcp(_, address) => Some(*address),
+        Socket::Unix(..) => None,
+    });
+    match first {
+        Some(address) if !address.ip().is_unspecified() => format!("http://{address}"),
+        Some(address) => match own_address() {
+            Some(ip) => format!("http://{}", SocketAddr::new(ip, address.port())),
+            None => {
+                tracing::warn!(
+                    "this host's own address is not known: other replicas cannot ask this one; give --advertise HOST:PORT"
+                );
+                String::new()
+            }
+        },
+        None => String::new(),
+    }
+}
+
+/// The address from which this host reaches others. Nothing is sent: a datagram socket only looks up its route.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((ELSEWHERE, 9)).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_unspecified() && !own.is_loopback()).then_some(own)
 }
 
 fn host_name() -> String {

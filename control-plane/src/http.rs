@@ -120,6 +120,24 @@ fn metrics(plane: &Plane) -> String {
             alive,
         )
     });
+    text.one(
+        "gauge",
+        "heddle_registry_replicas",
+        "Replicas of the control plane that serve, this one included",
+        plane.registry.read(|view| view.replicas().count()) as u64,
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_sweeper",
+        "1 if this replica judges lapsed nodes and removes what nobody needs, for all replicas",
+        u64::from(plane.registry.is_sweeper()),
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_store_away",
+        "1 while the store does not answer this replica",
+        u64::from(plane.registry.store_away().is_some()),
+    );
     let snapshot = plane.publisher.subscribe().borrow().clone();
     text.one(
         "gauge",

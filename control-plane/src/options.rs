@@ -9,6 +9,9 @@ use std::{
     time::Duration,
 };
 
+/// Longest name of a replica: a host's name and a port fit.
+const MAX_REPLICA: usize = 128;
+
 /// Control plane of Heddle: registry, xDS (ADS) and status of the mesh
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle-control", version)]
@@ -28,9 +31,15 @@ pub struct Options {
     #[arg(long, value_name = "STORE", default_value = "embedded")]
     pub store: StoreOption,
 
-    /// Name of this replica, shown in status [default: the host's name]
-    #[arg(long, value_name = "NAME")]
+    /// Name of this replica, shown in status; no two replicas of a store have one name [default: the host's name; with
+    /// a store that several replicas share, the host's name and the port of --listen]
+    #[arg(long, value_name = "NAME", value_parser = parse_replica)]
     pub replica: Option<String>,
+
+    /// Where the other replicas reach this one's gRPC [default: the first address of --listen; if that is unspecified,
+    /// this host's own address with its port]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise)]
+    pub advertise: Option<String>,
 
     /// A node that is silent for so long has gone
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
@@ -39,6 +48,30 @@ pub struct Options {
     /// How often a node renews its lease
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
     pub renew_interval: Duration,
+}
+
+/// A replica's name stands in keys of the store.
+fn parse_replica(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || text.len() > MAX_REPLICA || !text.bytes().all(fits) {
+        return Err(format!(
+            "must be 1 to {MAX_REPLICA} letters, digits, '-', '_' or '.'"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// "host:port"; a host that other replicas can resolve.
+fn parse_advertise(text: &str) -> Result<String, String> {
+    let wrong = || "must be HOST:PORT, for example 10.0.0.5:15010 or [fd00::5]:15010".to_owned();
+    let uri: http::Uri = format!("http://{text}").parse().map_err(|_| wrong())?;
+    let port = uri.port_u16().filter(|port| *port != 0).ok_or_else(wrong)?;
+    let host = uri.host().filter(|host| !host.is_empty());
+    let said = host.map(|host| format!("{host}:{port}"));
+    if said.as_deref() != Some(text) {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
 }
 
 /// Where a listener listens.
@@ -180,6 +213,30 @@ mod tests {
             "/h/.local/state/heddle/control.redb"
         );
         assert_eq!(of(None, None), "heddle-data/control.redb");
+    }
+
+    #[test]
+    fn names_and_addresses_of_replicas_are_read() {
+        for name in ["c1", "host.example-15010", "A_b"] {
+            assert_eq!(parse_replica(name).as_deref(), Ok(name));
+        }
+        for name in ["", "a/b", "a b", &"x".repeat(MAX_REPLICA + 1)] {
+            assert!(parse_replica(name).is_err(), "{name}");
+        }
+        for there in ["10.0.0.5:15010", "control-1.mesh:80", "[fd00::5]:15010"] {
+            assert_eq!(parse_advertise(there).as_deref(), Ok(there));
+        }
+        for there in [
+            "10.0.0.5",
+            "host:0",
+            ":15010",
+            "http://a:1",
+            "a:1/x",
+            "u@a:1",
+            "a:x",
+        ] {
+            assert!(parse_advertise(there).is_err(), "{there}");
+        }
     }
 
     #[test]

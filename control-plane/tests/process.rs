@@ -120,7 +120,7 @@ fn it_answers_http_once_it_is_ready_and_stops_on_sigterm() {
     let metrics = control.get("/metrics");
     for line in [
         "heddle_xds_clients 0",
-        "heddle_registry_revision 1",
+        "heddle_registry_replicas 1",
         "heddle_xds_encodes_total{type=\"endpoint\"} 0",
     ] {
         assert!(

@@ -10,10 +10,10 @@ use heddle_proto::{
 
 use tokio::sync::watch;
 
-use super::{InstanceKey, NodeIdentity, Registry, RegistryOptions, ServiceName, View};
+use super::{InstanceKey, NodeIdentity, Registry, RegistryOptions, ServiceName, View, duty::Held};
 use crate::store::{
     Embedded, EmbeddedOptions, KeyValue, LeaseId, Range, Revision, Store, StoreCounters,
-    StoreFuture, Txn, TxnResult, Watch,
+    StoreFuture, Txn, TxnResult, Watch, keys,
 };
 
 pub(crate) struct Fixture {
@@ -69,10 +69,22 @@ impl Fixture {
         store: Arc<dyn Store>,
         options: RegistryOptions,
     ) -> Self {
-        Self {
+        let fixture = Self {
             registry: Registry::open(store, options).await.unwrap(),
             folder,
-        }
+        };
+        // What the election writes is no part of what a test waits for.
+        fixture.until_sweeper().await;
+        fixture
+    }
+
+    async fn until_sweeper(&self) {
+        self.until(|_| self.registry.held().is_some()).await;
+    }
+
+    /// The right to sweep, which the only replica of a store has.
+    pub(super) fn held(&self) -> Held {
+        self.registry.held().unwrap()
     }
 
     /// Ends the registry's tasks and waits until the store's file is free.
@@ -89,6 +101,17 @@ impl Fixture {
         })
         .await;
         self.folder
+    }
+
+    /// The keys in the store that tell of nodes and services, sorted; those of the control plane itself are left out.
+    pub(crate) async fn keys_of_nodes(&self) -> Vec<String> {
+        let all = self.registry.store().range_keys("", None).await.unwrap();
+        let is_own = |key: &str| {
+            let own = [keys::REPLICAS, keys::DUTIES, keys::EVENTS];
+            own.iter().any(|prefix| key.starts_with(prefix))
+        };
+        let keys = all.items.into_iter().map(|item| item.key.to_string());
+        keys.filter(|key| !is_own(key)).collect()
     }
 
     /// Waits until the view is as wanted; shows it when it does not come to that.

@@ -1,6 +1,6 @@
 //! The registry's handle: keeps the view at the store's newest revision and tells subscribers what changed. In
 //! come the store's changes; out go reads of the view and batches, which coalesce and are never lost. It writes
-//! nothing: that is for who holds a node's lease (`lease`), for the sweeper (`sweep`) and for the keeper (`keep`).
+//! nothing: that is for who holds a node's lease (`lease`), for `presence`, and for who is the sweeper (`duty`).
 
 use std::{
     collections::HashMap,
@@ -10,8 +10,15 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::{Batch, Node, RegistryError, RegistryOptions, SchemaError, View, keep, schema, sweep};
+use super::{
+    Batch, Node, RegistryError, RegistryOptions, SchemaError, View, duty,
+    event::Chronicle,
+    presence::{Presence, Seat},
+    reach::Reach,
+    schema,
+};
 use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
 
 /// Pause before the store is read again after its watch broke.
@@ -30,12 +37,28 @@ struct Inner {
     node_watches: Mutex<HashMap<String, watch::Sender<Option<Node>>>>,
     /// When each node whose session is here was heard of last; bounded by the nodes that are alive.
     beats: Mutex<HashMap<String, Instant>>,
+    seat: watch::Sender<Option<Seat>>,
+    /// This replica's record is gone.
+    left: CancellationToken,
+    chronicle: Chronicle,
+    reach: Reach,
 }
 
 impl Registry {
+    /// Reads the store, follows it, and joins the replicas as its options say.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        options: RegistryOptions,
+    ) -> Result<Self, RegistryError> {
+        let registry = Self::load(store, options).await?;
+        let advertise = registry.options().advertise.clone();
+        registry.join(&advertise).await?;
+        Ok(registry)
+    }
+
     /// Reads the whole store, then follows it. The view is loaded when this returns: a replica that answered
     /// before would take every client's endpoints away.
-    pub async fn open(
+    pub async fn load(
         store: Arc<dyn Store>,
         options: RegistryOptions,
     ) -> Result<Self, RegistryError> {
@@ -48,18 +71,64 @@ impl Registry {
             subscribers: Mutex::default(),
             node_watches: Mutex::default(),
             beats: Mutex::default(),
+            seat: watch::Sender::new(None),
+            left: CancellationToken::new(),
+            chronicle: Chronicle::default(),
+            reach: Reach::default(),
         }));
         let stop = registry.options().stop.clone();
         tokio::spawn(
             stop.clone()
                 .run_until_cancelled_owned(registry.clone().follow(changes)),
         );
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(sweep::run(registry.clone())),
-        );
-        tokio::spawn(stop.run_until_cancelled_owned(keep::run(registry.clone())));
         Ok(registry)
+    }
+
+    /// Tells the other replicas that this one serves, at "http://host:port", and runs for the sweeper's duty.
+    pub async fn join(&self, advertise: &str) -> Result<(), RegistryError> {
+        let presence = Presence::join(self, advertise).await?;
+        let left = self.0.left.clone();
+        tokio::spawn(async move {
+            presence.run().await;
+            left.cancel();
+        });
+        let stop = self.options().stop.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(duty::run(self.clone())));
+        Ok(())
+    }
+
+    /// Waits, once the registry was stopped, until the others know that this replica has gone; for at most about 2 s.
+    pub async fn left(&self) {
+        self.0.left.cancelled().await;
+    }
+
+    /// This replica does the sweeper's work now.
+    #[must_use]
+    pub fn is_sweeper(&self) -> bool {
+        self.held().is_some()
+    }
+
+    /// For how long the store has not answered this replica; none: it does.
+    #[must_use]
+    pub fn store_away(&self) -> Option<Duration> {
+        self.0.reach.away()
+    }
+
+    pub(super) fn reach(&self) -> &Reach {
+        &self.0.reach
+    }
+
+    /// A request to the store ended so.
+    pub(super) fn on_store<T>(&self, result: &Result<T, StoreError>) {
+        self.0.reach.on_result(result);
+    }
+
+    pub(super) fn seat(&self) -> &watch::Sender<Option<Seat>> {
+        &self.0.seat
+    }
+
+    pub(super) fn chronicle(&self) -> &Chronicle {
+        &self.0.chronicle
     }
 
     /// Reads the view. Short and without waiting: the view stands still meanwhile.
@@ -121,21 +190,40 @@ impl Registry {
         lock(&self.0.beats).insert(node.to_owned(), now);
     }
 
-    /// How many nodes hold their lease, have something to lose, and missed a beat as far as this replica knows.
-    pub(super) fn overdue(&self, now: Instant) -> usize {
+    /// Nodes that hold their lease by a session here, have something to lose, and missed a beat.
+    pub(super) fn late_here(&self, now: Instant) -> usize {
         let late = self.options().renew_interval * 3 / 2;
         self.read(|view| {
             let mut beats = lock(&self.0.beats);
-            beats.retain(|name, _| view.node(name).is_some_and(|node| node.alive));
+            let is_here = |node: &Node| node.alive && node.replica == self.options().replica;
+            beats.retain(|name, _| view.node(name).is_some_and(is_here));
             let is_late = |name: &str| {
                 beats
                     .get(name)
                     .is_none_or(|at| now.saturating_duration_since(*at) > late)
             };
-            let alive = view
-                .nodes()
-                .filter(|node| node.alive && view.instances_on(&node.name) > 0);
-            alive.filter(|node| is_late(&node.name)).count()
+            view.nodes()
+                .filter(|node| is_here(node) && view.instances_on(&node.name) > 0)
+                .filter(|node| is_late(&node.name))
+                .count()
+        })
+    }
+
+    /// How many nodes hold their lease, have something to lose, and could lapse soon: those that are late here, those
+    /// that other replicas call late, and those whose replica has gone.
+    pub(super) fn overdue(&self, now: Instant) -> usize {
+        let here = self.late_here(now);
+        let own = &self.options().replica;
+        self.read(|view| {
+            let told = view.replicas().filter(|it| *it.name != **own);
+            let told: usize = told.map(|it| it.late_nodes).sum();
+            let homeless = view.nodes().filter(|node| {
+                node.alive
+                    && node.replica != *own
+                    && view.replica(&node.replica).is_none()
+                    && view.instances_on(&node.name) > 0
+            });
+            here.saturating_add(told).saturating_add(homeless.count())
         })
     }
 
@@ -248,10 +336,16 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
     let instances = store.range(keys::INSTANCES, Some(at)).await?;
     let services = store.range(keys::SERVICES, Some(at)).await?;
     let schemas = store.range_keys(keys::SCHEMAS, Some(at)).await?;
-    let items = [&nodes, &alive, &instances, &services, &schemas]
-        .into_iter()
-        .flat_map(|range| &range.items);
-    let view = View::load(at, items);
+    let condemned = store.range_keys(keys::CONDEMNED, Some(at)).await?;
+    let replicas = store.range(keys::REPLICAS, Some(at)).await?;
+    let duties = store.range(keys::DUTIES, Some(at)).await?;
+    let events = store.range(keys::EVENTS, Some(at)).await?;
+    let clashes = store.range(keys::CLASHES, Some(at)).await?;
+    let ranges = [
+        &nodes, &alive, &instances, &services, &schemas, &condemned, &replicas, &duties, &events,
+        &clashes,
+    ];
+    let view = View::load(at, ranges.into_iter().flat_map(|range| &range.items));
     let changes = store.watch("", at.next()).await?;
     Ok((view, changes))
 }

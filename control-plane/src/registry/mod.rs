@@ -10,10 +10,15 @@ use crate::store::StoreError;
 
 mod instance;
 mod node;
+mod replica;
+mod event;
 mod view;
 mod handle;
 mod epoch;
 mod lease;
+mod reach;
+mod presence;
+mod duty;
 mod expiry;
 mod sweep;
 mod service;
@@ -23,21 +28,31 @@ mod schema;
 #[cfg(test)]
 pub(crate) mod fixture;
 
+pub use event::Event;
 pub use expiry::ExpiryOptions;
 pub use handle::{Registry, Subscription};
 pub use idle::IdleOptions;
 pub use instance::{Instance, InstanceKey, ServiceName};
 pub use lease::{LeaseError, NodeIdentity, NodeLease, NodeWrite};
-pub use node::Node;
+pub use node::{Clash, Node};
+pub use replica::Replica;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 pub use service::KnownService;
 pub use view::{Batch, View};
 
+/// Bytes of values in one transaction: etcd takes requests of 1.5 MiB.
+const MAX_TXN_BYTES: usize = 1 << 20;
+
 /// How the registry keeps its nodes.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
-    /// Name of this replica, written beside the lease of every node whose session it holds.
+    /// Name of this replica, written beside the lease of every node whose session it holds. No two replicas of a store
+    /// have one name.
     pub replica: String,
+    /// Random, new with each process start. Default: such a one.
+    pub process_id: String,
+    /// "http://host:port" where other replicas reach this one's gRPC; empty (the default): nowhere.
+    pub advertise: String,
     /// A node that is silent for so long has gone. Default 10 s.
     pub lease_ttl: Duration,
     /// How often a node shall renew its lease. Default 3 s.
@@ -47,17 +62,22 @@ pub struct RegistryOptions {
     pub idle: IdleOptions,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
+    /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests have others.
+    pub wall_ms: fn() -> u64,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
             replica: "control".to_owned(),
+            process_id: uuid::Uuid::new_v4().to_string(),
+            advertise: String::new(),
             lease_ttl: Duration::from_secs(10),
             renew_interval: Duration::from_secs(3),
             expiry: ExpiryOptions::default(),
             idle: IdleOptions::default(),
             stop: CancellationToken::new(),
+            wall_ms: event::wall_ms,
         }
     }
 }
@@ -67,4 +87,10 @@ impl Default for RegistryOptions {
 pub enum RegistryError {
     #[error("the registry cannot read its store: {0}")]
     Store(#[from] StoreError),
+    #[error(
+        "another replica{} of this store has the name {name}: give each its own --replica name (if it was killed a \
+         moment ago, its name is free within twice the --lease-ttl)",
+        if advertise.is_empty() { String::new() } else { format!(" ({advertise})") }
+    )]
+    ReplicaTaken { name: String, advertise: String },
 }

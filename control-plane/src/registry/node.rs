@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use heddle_proto::store::v1::{AliveRecord, NodeRecord};
+use heddle_proto::store::v1::{AliveRecord, ClashRecord, NodeRecord};
 use prost::Message as _;
 
 use crate::store::{KeyValue, Revision};
@@ -29,6 +29,26 @@ pub struct Node {
     pub replica: String,
     /// The revision at which its present session took its lease; 0 when it is not alive.
     pub session: Revision,
+    /// Another process that keeps claiming this name while its holder lives.
+    pub clash: Option<Clash>,
+}
+
+/// A process that claims a name which another one holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash {
+    pub process_id: String,
+    /// The epoch that it had before it was superseded; 0: none.
+    pub epoch: u64,
+}
+
+impl Clash {
+    pub(super) fn parse(value: &KeyValue) -> Self {
+        let record = ClashRecord::decode(value.value.clone()).unwrap_or_default();
+        Self {
+            process_id: record.process_id,
+            epoch: record.epoch,
+        }
+    }
 }
 
 impl Node {
@@ -46,7 +66,13 @@ impl Node {
             version: record.version,
             replica: String::new(),
             session: Revision(0),
+            clash: None,
         })
+    }
+
+    pub(super) fn with_clash(mut self, clash: Option<&Clash>) -> Self {
+        self.clash = clash.cloned();
+        self
     }
 
     pub(super) fn with_lease(mut self, alive: Option<&Alive>) -> Self {

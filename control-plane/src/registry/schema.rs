@@ -1,14 +1,15 @@
 //! Descriptors by the SHA-256 of their bytes, as the services gave them. In come uploads, checked before anything
-//! is written; out come the same bytes. No pass through generated descriptor types: it would drop extensions
+//! is written; out come the same bytes, whatever an engine takes in one value. No pass through generated descriptor types: it would drop extensions
 //! such as `google.api.http`.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use heddle_proto::store::v1::SchemaRecord;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{Store, StoreError, keys};
+use super::MAX_TXN_BYTES;
+use crate::store::{Compare, Op, Store, StoreError, Txn, keys};
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
@@ -21,9 +22,16 @@ pub enum SchemaError {
     HashDiffers { told: String, found: String },
     #[error("the descriptors {sha256} are not a FileDescriptorSet: {cause}")]
     Undecodable { sha256: String, cause: String },
+    #[error("the descriptors {sha256} were removed while they were kept; they are asked for again")]
+    Contended { sha256: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+/// What a part's record has beside its bytes, at most.
+const FRAME_BYTES: usize = 1024;
+/// Attempts to keep content whose parts are removed meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// Checks descriptors and keeps them, byte for byte. Keeping them again changes nothing that a reader sees.
 pub(super) async fn keep(
@@ -32,30 +40,91 @@ pub(super) async fn keep(
     file_descriptor_set: Bytes,
 ) -> Result<(), SchemaError> {
     check(sha256, &file_descriptor_set)?;
-    let record = SchemaRecord {
-        file_descriptor_set,
+    for _ in 0..ATTEMPTS {
+        if write(store, sha256, &file_descriptor_set).await? {
+            return Ok(());
+        }
+    }
+    Err(SchemaError::Contended {
+        sha256: sha256.to_owned(),
+    })
+}
+
+/// False: a part of it was removed before the whole was there.
+async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, StoreError> {
+    let longest = store.max_value_bytes().min(MAX_TXN_BYTES);
+    let part_bytes = longest.saturating_sub(FRAME_BYTES).max(1);
+    let mut record = SchemaRecord::default();
+    let mut compare = Vec::new();
+    if bytes.len() <= part_bytes {
+        record.file_descriptor_set = bytes.clone();
+    } else {
+        // The parts first: who finds the key of the whole finds all of them.
+        for start in (0..bytes.len()).step_by(part_bytes) {
+            let key = keys::schema_part(sha256, record.parts);
+            let part = SchemaRecord {
+                file_descriptor_set: bytes.slice(start..bytes.len().min(start + part_bytes)),
+                parts: 0,
+            };
+            let at = store.put(&key, part.encode_to_vec().into()).await?;
+            compare.push(Compare::unchanged(&key, at));
+            record.parts += 1;
+        }
+    }
+    let then = vec![
+        Op::put(&keys::schema(sha256), record.encode_to_vec()),
+        Op::delete(&keys::condemned(sha256)),
+    ];
+    let txn = Txn {
+        compare,
+        then,
+        ..Txn::default()
     };
-    store
-        .put(&keys::schema(sha256), record.encode_to_vec().into())
-        .await?;
-    Ok(())
+    Ok(store.txn(txn).await?.succeeded)
 }
 
 pub(super) async fn load(store: &dyn Store, sha256: &str) -> Option<Bytes> {
-    match store.get(&keys::schema(sha256)).await {
-        Ok(Some(found)) => match SchemaRecord::decode(found.value) {
-            Ok(record) => Some(record.file_descriptor_set),
-            Err(error) => {
-                tracing::error!(sha256, %error, "descriptors of the store cannot be read");
-                None
-            }
-        },
+    match read(store, sha256).await {
+        Ok(Some(Some(bytes))) => Some(bytes),
+        Ok(Some(None)) => {
+            tracing::error!(sha256, "descriptors of the store cannot be read");
+            None
+        }
         Ok(None) => None,
         Err(error) => {
             tracing::warn!(sha256, %error, "descriptors cannot be read from the store");
             None
         }
     }
+}
+
+/// Outer none: it is not there; inner none: what is there is no descriptors.
+async fn read(store: &dyn Store, sha256: &str) -> Result<Option<Option<Bytes>>, StoreError> {
+    let Some(found) = store.get(&keys::schema(sha256)).await? else {
+        return Ok(None);
+    };
+    let Ok(record) = SchemaRecord::decode(found.value) else {
+        return Ok(Some(None));
+    };
+    if record.parts == 0 {
+        return Ok(Some(Some(record.file_descriptor_set)));
+    }
+    let mut whole = BytesMut::new();
+    for part in 0..record.parts {
+        let found = store.get(&keys::schema_part(sha256, part)).await?;
+        let part = found.and_then(|found| SchemaRecord::decode(found.value).ok());
+        let Some(part) = part else {
+            return Ok(Some(None));
+        };
+        if whole.len() + part.file_descriptor_set.len() > MAX_SCHEMA_BYTES {
+            return Ok(Some(None));
+        }
+        whole.extend_from_slice(&part.file_descriptor_set);
+    }
+    let whole = whole.freeze();
+    Ok(Some(
+        (hex(&Sha256::digest(&whole)) == sha256).then_some(whole),
+    ))
 }
 
 fn check(sha256: &str, bytes: &[u8]) -> Result<(), SchemaError> {

@@ -1,6 +1,6 @@
 //! Carries out what `expiry` decides: removes the instances of nodes that have gone, or marks the nodes suspect.
 //! In come the view's batches and the time; out go transactions, each under the condition that the node has not
-//! come back, and one line in the log with the cause. Several sweepers at once do no harm.
+//! come back and that this replica still is the sweeper, each with its event.
 
 use std::sync::Arc;
 
@@ -9,11 +9,16 @@ use prost::Message as _;
 
 use super::{
     Registry, View,
+    duty::Held,
+    event::Fact,
     expiry::{Expiry, Verdict},
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
+use crate::store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn, keys};
 
-pub(super) async fn run(registry: Registry) {
+/// Instances deleted in one transaction; the last one has the node's record and the event too.
+const AT_ONCE: usize = MAX_TXN_OPS - 8;
+
+pub(super) async fn run(registry: &Registry, held: Held) {
     let options = registry.options();
     let mut expiry = Expiry::new(
         options.expiry.clone(),
@@ -23,7 +28,7 @@ pub(super) async fn run(registry: Registry) {
     let mut changes = registry.subscribe();
     let known: Vec<_> =
         registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
-    observe(&registry, &mut expiry, &known);
+    observe(registry, &mut expiry, &known);
     loop {
         let due = async {
             match expiry.next() {
@@ -35,13 +40,13 @@ pub(super) async fn run(registry: Registry) {
             biased;
             batch = changes.next() => {
                 let nodes: Vec<_> = batch.nodes.into_iter().collect();
-                observe(&registry, &mut expiry, &nodes);
+                observe(registry, &mut expiry, &nodes);
             }
             () = due => {}
         }
         let overdue = registry.overdue(now());
         for verdict in expiry.verdicts(now(), overdue) {
-            carry_out(&registry, verdict).await;
+            carry_out(registry, held, verdict).await;
         }
     }
 }
@@ -66,42 +71,66 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
     });
 }
 
-async fn carry_out(registry: &Registry, verdict: Verdict) {
+async fn carry_out(registry: &Registry, held: Held, verdict: Verdict) {
     let (node, result) = match &verdict {
-        Verdict::Remove { node, cause } => (node, remove(registry, node, cause).await),
-        Verdict::Suspect { node, cause } => (node, suspect(registry, node, cause).await),
+        Verdict::Remove { node, cause } => (node, remove(registry, held, node, cause).await),
+        Verdict::Suspect { node, cause } => (node, suspect(registry, held, node, cause).await),
     };
+    registry.on_store(&result);
     if let Err(error) = result {
         tracing::warn!(%node, %error, "a lapsed node cannot be swept yet");
     }
 }
 
-async fn remove(registry: &Registry, node: &str, cause: &str) -> Result<(), StoreError> {
+/// A transaction about a node that has not come back, by who may sweep.
+fn about(held: Held, node: &str, then: Vec<Op>) -> Txn {
+    Txn {
+        compare: vec![Compare::absent(&keys::alive(node)), held.compare()],
+        then,
+        ..Txn::default()
+    }
+}
+
+async fn remove(
+    registry: &Registry,
+    held: Held,
+    node: &str,
+    cause: &str,
+) -> Result<(), StoreError> {
     let store = registry.store();
     let found = store.range_keys(&keys::instances_of(node), None).await?;
-    for chunk in found.items.chunks(MAX_TXN_OPS) {
-        let then = chunk
-            .iter()
-            .map(|item| Op::Delete {
-                key: Arc::clone(&item.key),
-            })
-            .collect();
-        let compare = vec![Compare::absent(&keys::alive(node))];
-        if !store
-            .txn(Txn {
-                compare,
-                then,
-                ..Txn::default()
-            })
-            .await?
-            .succeeded
-        {
-            tracing::info!(node, "a lapsed node came back while it was being removed");
-            return Ok(());
+    let instances = found.items.len();
+    let delete = |item: &KeyValue| Op::Delete {
+        key: Arc::clone(&item.key),
+    };
+    let mut chunks: Vec<Vec<Op>> = found
+        .items
+        .chunks(AT_ONCE)
+        .map(|chunk| chunk.iter().map(delete).collect())
+        .collect();
+    // With the last of them: it is told when it is done.
+    let last = chunks.pop().unwrap_or_default();
+    for chunk in chunks {
+        if !store.txn(about(held, node, chunk)).await?.succeeded {
+            return came_back(node);
         }
     }
-    mark(registry, node, false).await?;
-    let instances = found.items.len();
+    let mut txn = about(held, node, last);
+    if let Some((compare, put)) = marked(registry, node, false).await? {
+        txn.compare.push(compare);
+        txn.then.push(put);
+    }
+    if txn.then.is_empty() {
+        return Ok(());
+    }
+    let fact = Fact::of_node(
+        "node-expired",
+        node,
+        format!("{cause}; its {instances} instances are removed"),
+    );
+    if !registry.txn_told(txn, &[fact]).await?.succeeded {
+        return came_back(node);
+    }
     tracing::warn!(
         event = "node-expired",
         node,
@@ -112,8 +141,27 @@ async fn remove(registry: &Registry, node: &str, cause: &str) -> Result<(), Stor
     Ok(())
 }
 
-async fn suspect(registry: &Registry, node: &str, cause: &str) -> Result<(), StoreError> {
-    if mark(registry, node, true).await? {
+fn came_back(node: &str) -> Result<(), StoreError> {
+    tracing::info!(
+        node,
+        "a lapsed node came back, or another replica sweeps, while it was being removed"
+    );
+    Ok(())
+}
+
+async fn suspect(
+    registry: &Registry,
+    held: Held,
+    node: &str,
+    cause: &str,
+) -> Result<(), StoreError> {
+    let Some((compare, put)) = marked(registry, node, true).await? else {
+        return Ok(());
+    };
+    let mut txn = about(held, node, vec![put]);
+    txn.compare.push(compare);
+    let fact = Fact::of_node("node-suspect", node, cause.to_owned());
+    if registry.txn_told(txn, &[fact]).await?.succeeded {
         tracing::warn!(
             event = "node-suspect",
             node,
@@ -124,33 +172,25 @@ async fn suspect(registry: &Registry, node: &str, cause: &str) -> Result<(), Sto
     Ok(())
 }
 
-/// False: nothing was to be changed, or the node came back.
-async fn mark(registry: &Registry, node: &str, suspect: bool) -> Result<bool, StoreError> {
-    let store = registry.store();
+/// The node's record, marked; none if it is so already.
+async fn marked(
+    registry: &Registry,
+    node: &str,
+    suspect: bool,
+) -> Result<Option<(Compare, Op)>, StoreError> {
     let key = keys::node(node);
-    let Some(found) = store.get(&key).await? else {
-        return Ok(false);
+    let Some(found) = registry.store().get(&key).await? else {
+        return Ok(None);
     };
     let Ok(mut record) = NodeRecord::decode(found.value) else {
-        return Ok(false);
+        return Ok(None);
     };
     if record.suspect == suspect {
-        return Ok(false);
+        return Ok(None);
     }
     record.suspect = suspect;
-    let compare = vec![
-        Compare::absent(&keys::alive(node)),
-        Compare::unchanged(&key, found.mod_revision),
-    ];
-    let then = vec![Op::put(&key, record.encode_to_vec())];
-    Ok(store
-        .txn(Txn {
-            compare,
-            then,
-            ..Txn::default()
-        })
-        .await?
-        .succeeded)
+    let put = Op::put(&key, record.encode_to_vec());
+    Ok(Some((Compare::unchanged(&key, found.mod_revision), put)))
 }
 
 #[cfg(test)]
@@ -172,8 +212,12 @@ mod tests {
             .replace_all(vec![instance("a", "users/u1")])
             .await
             .unwrap();
-        remove(registry, "a", "too late").await.unwrap();
-        suspect(registry, "a", "too late").await.unwrap();
+        remove(registry, fixture.held(), "a", "too late")
+            .await
+            .unwrap();
+        suspect(registry, fixture.held(), "a", "too late")
+            .await
+            .unwrap();
         let now = registry.store().range("", None).await.unwrap().revision;
         assert_eq!(now, revision, "nothing was written");
         registry.reached(now).await;

@@ -9,6 +9,13 @@ pub const ALIVE: &str = "alive/";
 pub const INSTANCES: &str = "instance/";
 pub const SERVICES: &str = "service/";
 pub const SCHEMAS: &str = "schema/";
+pub const CONDEMNED: &str = "condemned/";
+pub const REPLICAS: &str = "replica/";
+pub const DUTIES: &str = "duty/";
+pub const EVENTS: &str = "event/";
+pub const CLASHES: &str = "clash/";
+/// A number: no node that is claimed anew gets an epoch below it.
+pub const EPOCH_FLOOR: &str = "epoch-floor";
 
 /// `NodeRecord`: who the node is, and its epoch. Stays when the node goes.
 #[must_use]
@@ -46,6 +53,48 @@ pub fn schema(sha256: &str) -> String {
     format!("{SCHEMAS}{sha256}")
 }
 
+/// `SchemaRecord` with a part of content that is longer than one value.
+#[must_use]
+pub fn schema_part(sha256: &str, part: u32) -> String {
+    format!("{SCHEMAS}{sha256}/{part}")
+}
+
+/// All parts of one content, and the key of the whole itself.
+#[must_use]
+pub fn schema_parts(sha256: &str) -> String {
+    format!("{SCHEMAS}{sha256}/")
+}
+
+/// Empty: nobody names these descriptors, and they go soon.
+#[must_use]
+pub fn condemned(sha256: &str) -> String {
+    format!("{CONDEMNED}{sha256}")
+}
+
+/// `ReplicaRecord`, on the replica's own lease.
+#[must_use]
+pub fn replica(name: &str) -> String {
+    format!("{REPLICAS}{name}")
+}
+
+/// `DutyRecord`, on the lease of the replica that does it.
+#[must_use]
+pub fn duty(name: &str) -> String {
+    format!("{DUTIES}{name}")
+}
+
+/// `EventRecord`; ids sort by time of writing.
+#[must_use]
+pub fn event(id: &str) -> String {
+    format!("{EVENTS}{id}")
+}
+
+/// `ClashRecord`.
+#[must_use]
+pub fn clash(node: &str) -> String {
+    format!("{CLASHES}{node}")
+}
+
 /// A key taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key<'a> {
@@ -54,6 +103,11 @@ pub enum Key<'a> {
     Instance(InstanceKey),
     Service(ServiceName),
     Schema(&'a str),
+    Condemned(&'a str),
+    Replica(&'a str),
+    Duty(&'a str),
+    Event(&'a str),
+    Clash(&'a str),
 }
 
 /// What a key names; none for keys of another kind (of a newer version, say).
@@ -78,7 +132,23 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
     if let Some(node) = key.strip_prefix(ALIVE) {
         return Some(Key::Alive(node));
     }
-    key.strip_prefix(SCHEMAS).map(Key::Schema)
+    if let Some(sha256) = key.strip_prefix(SCHEMAS) {
+        // A part is no content that one could ask for.
+        return (!sha256.contains('/')).then_some(Key::Schema(sha256));
+    }
+    if let Some(sha256) = key.strip_prefix(CONDEMNED) {
+        return Some(Key::Condemned(sha256));
+    }
+    if let Some(name) = key.strip_prefix(REPLICAS) {
+        return Some(Key::Replica(name));
+    }
+    if let Some(name) = key.strip_prefix(DUTIES) {
+        return Some(Key::Duty(name));
+    }
+    if let Some(id) = key.strip_prefix(EVENTS) {
+        return Some(Key::Event(id));
+    }
+    key.strip_prefix(CLASHES).map(Key::Clash)
 }
 
 #[cfg(test)]
@@ -104,6 +174,13 @@ mod tests {
             Key::Service(key.service.clone()),
         );
         check(schema("00ff"), "schema/00ff", Key::Schema("00ff"));
+        assert_eq!(parse(&schema_part("00ff", 0)), None);
+        assert!(schema_part("00ff", 3).starts_with(&schema_parts("00ff")));
+        check(condemned("0f"), "condemned/0f", Key::Condemned("0f"));
+        check(replica("c1"), "replica/c1", Key::Replica("c1"));
+        check(duty("sweeper"), "duty/sweeper", Key::Duty("sweeper"));
+        check(event("1-c1-0"), "event/1-c1-0", Key::Event("1-c1-0"));
+        check(clash("a"), "clash/a", Key::Clash("a"));
         check(
             instance(&key),
             "instance/a/users.shop/u-1",

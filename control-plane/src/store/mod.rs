@@ -285,6 +285,11 @@ pub trait Store: Send + Sync + 'static {
     /// Longest value that is taken.
     fn max_value_bytes(&self) -> usize;
 
+    /// Other processes may have it open at the same time.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// One key at the present revision.
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>>;
 

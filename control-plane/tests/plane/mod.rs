@@ -46,6 +46,7 @@ pub(crate) struct Plane {
     pub(crate) address: String,
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
+    registry: Registry,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -86,7 +87,7 @@ impl Plane {
                 registry.clone(),
                 Arc::new(clients.clone()),
             ))
-            .add_service(status::service(registry, clients.clone()))
+            .add_service(status::service(registry.clone(), clients.clone()))
             .add_service(ads)
             .serve_with_incoming_shutdown(
                 TcpListenerStream::new(listener),
@@ -97,6 +98,7 @@ impl Plane {
             address,
             publisher,
             clients,
+            registry,
             stop,
             server,
         }
@@ -106,6 +108,7 @@ impl Plane {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         within(self.server).await.unwrap();
+        within(self.registry.left()).await;
         drop((self.publisher, self.clients));
     }
 

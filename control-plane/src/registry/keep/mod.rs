@@ -1,20 +1,24 @@
 //! Keeps the records of services: forgets those that had no instance for long, and writes those that are missing. In
 //! come the view's batches and the time; out go transactions, each under the condition that nobody was quicker.
-//! Several keepers at once do no harm.
+//! It runs where the sweeper's duty is.
 
 use std::collections::BTreeSet;
 
 use prost::Message as _;
 
-use super::{Registry, ServiceName, idle, idle::Idle, service};
+use super::{Registry, ServiceName, duty::Held, event::Fact, idle, idle::Idle, service};
 use crate::store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError, Txn, TxnResult, keys};
 
-pub(super) async fn run(registry: Registry) {
+/// Services in one transaction: each is compared, deleted and told of, or written with its record.
+const AT_ONCE: usize = MAX_TXN_OPS / 4;
+
+pub(super) async fn run(registry: &Registry, held: Held) {
     let mut changes = registry.subscribe();
     let mut keeper = Keeper {
         idle: Idle::new(registry.options().idle.clone()),
         unrecorded: BTreeSet::new(),
         registry: registry.clone(),
+        held,
     };
     let known: Vec<_> = registry.read(|view| view.services().cloned().collect());
     keeper.observe(&known);
@@ -44,6 +48,7 @@ fn now() -> std::time::Instant {
 
 struct Keeper {
     registry: Registry,
+    held: Held,
     idle: Idle,
     /// Services with instances and no record: of a store that an older version wrote, or joined in the moment in which
     /// the service was forgotten.
@@ -76,8 +81,8 @@ impl Keeper {
 
     async fn forget(&mut self) {
         let due = self.idle.due(now());
-        for services in due.chunks(MAX_TXN_OPS) {
-            match forget(&self.registry, services).await {
+        for services in due.chunks(AT_ONCE) {
+            match forget(&self.registry, self.held, services).await {
                 Ok(true) => self.observe(services),
                 Ok(false) => tracing::info!("services that were to be forgotten have changed"),
                 Err(error) => {
@@ -90,8 +95,8 @@ impl Keeper {
 
     async fn record(&mut self) {
         let missing: Vec<_> = self.unrecorded.iter().cloned().collect();
-        for services in missing.chunks(MAX_TXN_OPS) {
-            match record(&self.registry, services).await {
+        for services in missing.chunks(AT_ONCE) {
+            match record(&self.registry, self.held, services).await {
                 Ok(()) => self.observe(services),
                 Err(error) => {
                     tracing::warn!(%error, "what is known of services cannot be written yet");
@@ -103,7 +108,11 @@ impl Keeper {
 }
 
 /// True if they are forgotten; false if one of them is not as it was.
-async fn forget(registry: &Registry, services: &[ServiceName]) -> Result<bool, StoreError> {
+async fn forget(
+    registry: &Registry,
+    held: Held,
+    services: &[ServiceName],
+) -> Result<bool, StoreError> {
     let empty: Vec<(String, Revision)> = registry.read(|view| {
         let empty = |service| Some((keys::service(service), view.empty_since_write(service)?));
         services.iter().filter_map(empty).collect()
@@ -112,12 +121,10 @@ async fn forget(registry: &Registry, services: &[ServiceName]) -> Result<bool, S
         return Ok(true);
     }
     let compare = empty.iter().map(|(key, at)| Compare::unchanged(key, *at));
-    let result = write(
-        registry,
-        compare.collect(),
-        empty.iter().map(|(key, _)| Op::delete(key)).collect(),
-    )
-    .await?;
+    let compare = compare.chain([held.compare()]).collect();
+    let facts: Vec<_> = empty.iter().map(|(key, _)| forgotten(key)).collect();
+    let deletes = empty.iter().map(|(key, _)| Op::delete(key)).collect();
+    let result = write(registry, compare, deletes, &facts).await?;
     if result.succeeded {
         for (service, _) in &empty {
             let service = service.strip_prefix(keys::SERVICES);
@@ -131,7 +138,17 @@ async fn forget(registry: &Registry, services: &[ServiceName]) -> Result<bool, S
     Ok(result.succeeded)
 }
 
-async fn record(registry: &Registry, services: &[ServiceName]) -> Result<(), StoreError> {
+fn forgotten(key: &str) -> Fact {
+    let service = key.strip_prefix(keys::SERVICES).unwrap_or(key);
+    let cause = "it has had no instance for long, or others had none for less long".to_owned();
+    Fact::of_service("service-forgotten", service, cause)
+}
+
+async fn record(
+    registry: &Registry,
+    held: Held,
+    services: &[ServiceName],
+) -> Result<(), StoreError> {
     let records: Vec<_> = registry.read(|view| {
         let missing = services
             .iter()
@@ -146,12 +163,12 @@ async fn record(registry: &Registry, services: &[ServiceName]) -> Result<(), Sto
         return Ok(());
     }
     let compare = records.iter().map(|(key, _)| Compare::absent(key));
-    let compare = compare.collect();
+    let compare = compare.chain([held.compare()]).collect();
     let puts = records
         .into_iter()
         .map(|(key, record)| Op::put(&key, record));
     // If another was quicker the view shows it soon, or they are tried again.
-    write(registry, compare, puts.collect()).await?;
+    write(registry, compare, puts.collect(), &[]).await?;
     Ok(())
 }
 
@@ -159,13 +176,14 @@ async fn write(
     registry: &Registry,
     compare: Vec<Compare>,
     then: Vec<Op>,
+    facts: &[Fact],
 ) -> Result<TxnResult, StoreError> {
     let txn = Txn {
         compare,
         then,
         ..Txn::default()
     };
-    let result = registry.store().txn(txn).await?;
+    let result = registry.txn_told(txn, facts).await?;
     registry.reached(result.revision).await;
     Ok(result)
 }

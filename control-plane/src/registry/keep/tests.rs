@@ -117,10 +117,15 @@ async fn a_service_that_is_used_again_is_not_forgotten_by_who_looked_before() {
     let set = vec![instance("a", "users/u2")];
     let revision = lease.replace_all(set).await.unwrap();
     let compare = vec![Compare::unchanged("service/users.default", at)];
-    let late = write(registry, compare, vec![Op::delete("service/users.default")]);
+    let late = write(
+        registry,
+        compare,
+        vec![Op::delete("service/users.default")],
+        &[],
+    );
     assert!(!late.await.unwrap().succeeded);
     registry.reached(revision).await;
-    forget(registry, std::slice::from_ref(&users))
+    forget(registry, fixture.held(), std::slice::from_ref(&users))
         .await
         .unwrap();
     assert!(registry.read(|view| view.recorded(&users).is_some()));

@@ -14,13 +14,19 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
-use crate::registry::{Instance, InstanceKey, KnownService, Node, ServiceName, node::Alive};
+use crate::registry::{
+    Event, Instance, InstanceKey, KnownService, Node, Replica, ServiceName,
+    node::{Alive, Clash},
+};
 use crate::store::{Changes, KeyValue, Revision, keys};
 
 mod claims;
+mod plane;
 mod service;
 
 use claims::{Claim, Claims};
+pub(super) use plane::Duty;
+use plane::Plane;
 use service::Service;
 
 /// What one or several revisions changed.
@@ -33,6 +39,10 @@ pub struct Batch {
     pub services: BTreeSet<ServiceName>,
     /// Nodes that changed, lease included.
     pub nodes: BTreeSet<Arc<str>>,
+    /// Replicas of the control plane, or their duties.
+    pub replicas: bool,
+    /// Something happened that `View::events` tells.
+    pub events: bool,
 }
 
 impl Batch {
@@ -41,11 +51,13 @@ impl Batch {
         self.revision = self.revision.max(later.revision);
         self.services.extend(later.services);
         self.nodes.extend(later.nodes);
+        self.replicas |= later.replicas;
+        self.events |= later.events;
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.nodes.is_empty()
+        self.services.is_empty() && self.nodes.is_empty() && !self.replicas && !self.events
     }
 }
 
@@ -53,6 +65,7 @@ impl Batch {
 struct NodeEntry {
     record: Option<Node>,
     alive: Option<Alive>,
+    clash: Option<Clash>,
     /// Service → how many instances of it the node has.
     services: BTreeMap<ServiceName, usize>,
 }
@@ -65,6 +78,8 @@ pub struct View {
     nodes: BTreeMap<Arc<str>, NodeEntry>,
     claims: Claims,
     schemas: BTreeSet<Arc<str>>,
+    condemned: BTreeSet<Arc<str>>,
+    plane: Plane,
     instances: usize,
 }
 
@@ -172,10 +187,40 @@ impl View {
         }
     }
 
-    /// The store holds these descriptors.
+    /// The store holds these descriptors, and they are to stay.
     #[must_use]
     pub fn has_schema(&self, sha256: &str) -> bool {
-        self.schemas.contains(sha256)
+        self.schemas.contains(sha256) && !self.condemned.contains(sha256)
+    }
+
+    /// All descriptors that the store holds, sorted by hash.
+    pub(super) fn schemas(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.schemas.iter()
+    }
+
+    /// Those that go soon unless somebody names them.
+    pub(super) fn condemned(&self) -> &BTreeSet<Arc<str>> {
+        &self.condemned
+    }
+
+    /// Replicas of the control plane that serve now, sorted by name.
+    pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.plane.replicas()
+    }
+
+    #[must_use]
+    pub fn replica(&self, name: &str) -> Option<&Replica> {
+        self.plane.replica(name)
+    }
+
+    /// Who does what only one may do.
+    pub(super) fn duty(&self, name: &str) -> Option<&Duty> {
+        self.plane.duty(name)
+    }
+
+    /// What happened, oldest first: of about the last hour, and at most about 1,000 events.
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator {
+        self.plane.events()
     }
 
     /// Builds a view from all keys as they stood at a revision.
@@ -209,6 +254,8 @@ impl View {
     pub fn changes_since(&self, older: &Self) -> Batch {
         let mut batch = Batch {
             revision: self.revision,
+            replicas: self.plane.other_replicas(&older.plane),
+            events: self.plane.other_events(&older.plane),
             ..Batch::default()
         };
         for name in self.nodes.keys().chain(older.nodes.keys()) {
@@ -238,13 +285,14 @@ impl View {
             Some(keys::Key::Node(name)) => self.set_node(name, value, batch),
             Some(keys::Key::Alive(name)) => self.set_alive(name, value, batch),
             Some(keys::Key::Service(name)) => self.set_service(name, value, batch),
-            Some(keys::Key::Schema(sha256)) => {
-                if value.is_some() {
-                    self.schemas.insert(sha256.into());
-                } else {
-                    self.schemas.remove(sha256);
-                }
+            Some(keys::Key::Schema(sha256)) => keep(&mut self.schemas, sha256, value.is_some()),
+            Some(keys::Key::Condemned(sha256)) => {
+                keep(&mut self.condemned, sha256, value.is_some());
             }
+            Some(keys::Key::Clash(name)) => self.set_clash(name, value, batch),
+            Some(keys::Key::Replica(name)) => batch.replicas |= self.plane.set_replica(name, value),
+            Some(keys::Key::Duty(name)) => batch.replicas |= self.plane.set_duty(name, value),
+            Some(keys::Key::Event(id)) => batch.events |= self.plane.set_event(id, value),
             None => {}
         }
     }
@@ -352,6 +400,7 @@ impl View {
         });
         let entry = self.nodes.entry(name.into()).or_default();
         let new = new.map(|node| node.with_lease(entry.alive.as_ref()));
+        let new = new.map(|node| node.with_clash(entry.clash.as_ref()));
         if entry.record == new {
             self.forget_empty(name);
             return;
@@ -380,6 +429,20 @@ impl View {
         self.forget_empty(name);
     }
 
+    fn set_clash(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {
+        let new = value.map(Clash::parse);
+        let entry = self.nodes.entry(name.into()).or_default();
+        if entry.clash != new {
+            batch.nodes.insert(name.into());
+            entry.record = entry
+                .record
+                .take()
+                .map(|node| node.with_clash(new.as_ref()));
+            entry.clash = new;
+        }
+        self.forget_empty(name);
+    }
+
     fn forget_empty(&mut self, node: &str) {
         if self
             .nodes
@@ -388,6 +451,14 @@ impl View {
         {
             self.nodes.remove(node);
         }
+    }
+}
+
+fn keep(names: &mut BTreeSet<Arc<str>>, name: &str, is_there: bool) {
+    if is_there {
+        names.insert(name.into());
+    } else {
+        names.remove(name);
     }
 }
 

@@ -149,6 +149,10 @@ impl Store for Embedded {
         MAX_VALUE_BYTES
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>> {
         Box::pin(async move { Ok(self.shared.lock().get(key)) })
     }

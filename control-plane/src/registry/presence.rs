@@ -1,0 +1,255 @@
+//! That this replica serves: its record in the store, on a lease of its own. In come the wish to join and to stop, out
+//! goes the record, renewed until the end; names are unique. No node's lease and no duty is known here.
+
+use std::time::Duration;
+
+use heddle_proto::store::v1::ReplicaRecord;
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{Registry, RegistryError, event::Fact};
+use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn, keys};
+
+/// The end of a stopping replica's lease waits for the store at most so long.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// This replica's place: the lease on which its record and its duties hang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seat {
+    pub(super) lease: LeaseId,
+    /// When the record was written last.
+    pub(super) at: Revision,
+}
+
+/// What the record shall say.
+#[derive(Clone, Debug, PartialEq)]
+struct Says {
+    advertise: String,
+    late_nodes: u32,
+}
+
+impl Says {
+    fn record(&self, registry: &Registry) -> ReplicaRecord {
+        let options = registry.options();
+        ReplicaRecord {
+            name: options.replica.clone(),
+            process_id: options.process_id.clone(),
+            advertise: self.advertise.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            late_nodes: self.late_nodes,
+        }
+    }
+}
+
+pub(super) struct Presence {
+    registry: Registry,
+    says: Says,
+    seat: Option<Seat>,
+    renewed: Instant,
+    /// The clash was told.
+    told: bool,
+}
+
+/// How an attempt to write the record ended.
+enum Taken {
+    By(Seat),
+    Held(ReplicaRecord),
+    /// Another was quicker.
+    Changed,
+}
+
+impl Presence {
+    /// Writes the record. A name that another process holds is waited for as long as a dead one could hold it.
+    pub(super) async fn join(registry: &Registry, advertise: &str) -> Result<Self, RegistryError> {
+        let mut presence = Self {
+            registry: registry.clone(),
+            says: Says {
+                advertise: advertise.to_owned(),
+                late_nodes: 0,
+            },
+            seat: None,
+            renewed: Instant::now(),
+            told: false,
+        };
+        let ttl = registry.options().lease_ttl;
+        let patience = Instant::now() + ttl + ttl / 4;
+        let mut changes = registry.subscribe();
+        loop {
+            match presence.take().await? {
+                Taken::By(seat) => {
+                    presence.seat = Some(seat);
+                    registry.seat().send_replace(Some(seat));
+                    return Ok(presence);
+                }
+                Taken::Changed => {}
+                Taken::Held(other) => {
+                    let name = &registry.options().replica;
+                    tracing::info!(%name, "waiting for an earlier process of this replica's name");
+                    let news = tokio::time::timeout_at(patience, changes.next());
+                    if news.await.is_err() {
+                        return Err(RegistryError::ReplicaTaken {
+                            name: name.clone(),
+                            advertise: other.advertise,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&self) -> Result<Taken, StoreError> {
+        let (registry, store) = (&self.registry, self.registry.store());
+        let options = registry.options();
+        let key = keys::replica(&options.replica);
+        let found = store.get(&key).await?;
+        let record = self.says.record(registry);
+        if let Some(found) = &found {
+            let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
+            // A process that was killed leaves its record behind. It has gone for sure if no other process can have
+            // the store open, or if it served where this one serves now.
+            let gone = held.process_id == record.process_id
+                || !store.is_shared()
+                || (!held.advertise.is_empty() && held.advertise == record.advertise);
+            if !gone {
+                return Ok(Taken::Held(held));
+            }
+        }
+        let at = found
+            .as_ref()
+            .map_or(Revision(0), |found| found.mod_revision);
+        let lease = store.grant(options.lease_ttl).await?;
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&key, at)],
+            then: vec![Op::put_leased(&key, record.encode_to_vec(), lease)],
+            ..Txn::default()
+        };
+        let joined = Fact::of_mesh(
+            "replica-joined",
+            format!("replica {} serves at {}", record.name, record.advertise),
+        );
+        let result = registry.txn_told(txn, &[joined]).await;
+        let succeeded = result.as_ref().is_ok_and(|result| result.succeeded);
+        // With the old lease go the duties of the process that held it.
+        let old = found.and_then(|KeyValue { lease, .. }| lease);
+        let unused = if succeeded { old } else { Some(lease) };
+        if let Some(unused) = unused
+            && let Err(error) = store.revoke(unused).await
+        {
+            tracing::debug!(%error, "an unused lease was not revoked");
+        }
+        let at = result?.revision;
+        Ok(if succeeded {
+            Taken::By(Seat { lease, at })
+        } else {
+            Taken::Changed
+        })
+    }
+
+    /// Keeps the record until the registry stops, then takes it away.
+    pub(super) async fn run(mut self) {
+        let options = self.registry.options().clone();
+        let look = options.renew_interval / 3;
+        loop {
+            tokio::select! {
+                biased;
+                () = options.stop.cancelled() => break,
+                () = tokio::time::sleep(look) => {}
+            }
+            if self.renewed.elapsed() + look > options.renew_interval {
+                self.renew().await;
+            }
+            self.tell_late().await;
+        }
+        self.registry.seat().send_replace(None);
+        if let Some(seat) = self.seat {
+            let revoked = self.registry.store().revoke(seat.lease);
+            match tokio::time::timeout(LEAVE, revoked).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "this replica's lease was not revoked");
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        "the store did not answer in {LEAVE:?}: this replica's record stays until its lease ends"
+                    );
+                }
+            }
+        }
+    }
+
+    async fn renew(&mut self) {
+        self.renewed = Instant::now();
+        if let Some(seat) = self.seat {
+            let result = self.registry.store().keep_alive(seat.lease).await;
+            self.registry.on_store(&result);
+            match result {
+                Ok(()) => return,
+                Err(StoreError::LeaseNotFound(_)) => {
+                    tracing::warn!("this replica's lease lapsed; it joins anew");
+                    self.seat = None;
+                    self.registry.seat().send_replace(None);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "this replica's lease is not renewed");
+                    return;
+                }
+            }
+        }
+        let taken = self.take().await;
+        self.registry.on_store(&taken);
+        match taken {
+            Ok(Taken::By(seat)) => {
+                self.told = false;
+                self.seat = Some(seat);
+                self.registry.seat().send_replace(Some(seat));
+            }
+            Ok(Taken::Held(other)) if !self.told => {
+                self.told = true;
+                let (name, there) = (&self.registry.options().replica, &other.advertise);
+                tracing::error!(
+                    %name, there,
+                    "another replica has taken this one's name: give each its own --replica name"
+                );
+            }
+            Ok(Taken::Held(_) | Taken::Changed) => {}
+            Err(error) => tracing::debug!(%error, "this replica's record cannot be written yet"),
+        }
+    }
+
+    /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too.
+    async fn tell_late(&mut self) {
+        let late = self.registry.late_here(Instant::now().into_std());
+        let late_nodes = u32::try_from(late).unwrap_or(u32::MAX);
+        let Some(seat) = self.seat else { return };
+        if late_nodes == self.says.late_nodes {
+            return;
+        }
+        let says = Says {
+            late_nodes,
+            ..self.says.clone()
+        };
+        let key = keys::replica(&self.registry.options().replica);
+        let record = says.record(&self.registry).encode_to_vec();
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&key, seat.at)],
+            then: vec![Op::put_leased(&key, record, seat.lease)],
+            ..Txn::default()
+        };
+        let result = self.registry.store().txn(txn).await;
+        self.registry.on_store(&result);
+        match result {
+            Ok(done) if done.succeeded => {
+                self.says = says;
+                let seat = Seat {
+                    at: done.revision,
+                    ..seat
+                };
+                self.seat = Some(seat);
+                self.registry.seat().send_replace(Some(seat));
+            }
+            // The next renewal finds out what has become of the record.
+            Ok(_) => self.seat = None,
+            Err(error) => tracing::debug!(%error, "late nodes are not told yet"),
+        }
+    }
+}

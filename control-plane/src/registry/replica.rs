@@ -1,0 +1,35 @@
+//! One replica of the control plane as the others know it. In comes its record, out goes a plain value. What it holds
+//! (sessions, streams) is not known here.
+
+use std::sync::Arc;
+
+use heddle_proto::store::v1::ReplicaRecord;
+
+/// A heddle-control that serves now: its record hangs on its own lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    pub name: Arc<str>,
+    /// Random, new with each process start.
+    pub process_id: String,
+    /// "http://host:port" where other replicas reach its gRPC; empty: nowhere.
+    pub advertise: String,
+    /// Heddle's.
+    pub version: String,
+    /// What it alone does for all, sorted.
+    pub duties: Vec<Arc<str>>,
+    /// Nodes with instances whose session it holds and that missed a beat.
+    pub late_nodes: usize,
+}
+
+impl Replica {
+    pub(super) fn new(name: &str, record: ReplicaRecord, duties: Vec<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            process_id: record.process_id,
+            advertise: record.advertise,
+            version: record.version,
+            duties,
+            late_nodes: usize::try_from(record.late_nodes).unwrap_or(usize::MAX),
+        }
+    }
+}
