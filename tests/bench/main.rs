@@ -21,6 +21,7 @@ mod peers;
 mod rounds;
 mod report;
 mod instructions;
+mod control;
 
 use clap::Parser;
 
@@ -39,6 +40,10 @@ fn main() -> anyhow::Result<()> {
         Command::Instructions(options) => {
             rounds::pin_self()?;
             instructions::run(&options)
+        }
+        Command::Control(options) => {
+            rounds::pin_self()?;
+            control::run(&options)
         }
     }
 }

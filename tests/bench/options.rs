@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Compare(Compare),
     /// User instructions per call of heddle-proxy, counted by callgrind
     Instructions(Instructions),
+    /// What an endpoint update costs the control plane, and what it holds
+    Control(Control),
     /// (started by the others) two echo backends
     #[command(hide = true)]
     Backend,
@@ -62,6 +64,33 @@ pub(crate) struct Instructions {
     /// A folder for callgrind's profiles of the longer runs (read them with callgrind_annotate)
     #[arg(long)]
     pub(crate) profiles: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Control {
+    /// Connected delta clients, each of which uses every service
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) clients: usize,
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) services: usize,
+    /// Endpoints of each service, each on a node of its own
+    #[arg(long, default_value_t = 10)]
+    pub(crate) endpoints: usize,
+    /// Changes that are measured, one after the other
+    #[arg(long, default_value_t = 100)]
+    pub(crate) changes: usize,
+    /// Pause between two of them, in milliseconds
+    #[arg(long, default_value = "50", value_parser = milliseconds)]
+    pub(crate) pause: Duration,
+    /// Instances that live at once in the last part, a thousand to a node; 0 leaves it out
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) live: usize,
+    /// A --store of heddle-control (etcd:URL,…), empty at the start [default: an embedded one for each part]
+    #[arg(long)]
+    pub(crate) store: Option<String>,
+    /// Where to write the figures as JSON
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
 }
 
 fn milliseconds(text: &str) -> Result<Duration, std::num::ParseIntError> {

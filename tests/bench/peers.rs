@@ -178,14 +178,14 @@ fn envoy_file(listen: SocketAddr, backends: &[SocketAddr]) -> String {
     )
 }
 
-fn pinned(name: &str, core: &str, program: &Path) -> Start {
+pub(crate) fn pinned(name: &str, core: &str, program: &Path) -> Start {
     Start::new(name, Path::new("taskset"))
         .args(["-c", core])
         .arg(program)
 }
 
 /// A release binary beside this one.
-fn beside(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let here = std::env::current_exe()?;
     let path = here
         .parent()

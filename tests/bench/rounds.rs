@@ -131,7 +131,7 @@ fn micros(time: Duration) -> f64 {
 }
 
 /// What all threads of a process have spent on a processor.
-fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let mut nanoseconds = 0;
     let tasks = format!("/proc/{pid}/task");
     for task in std::fs::read_dir(&tasks)
