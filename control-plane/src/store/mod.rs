@@ -23,8 +23,9 @@
 //! 7. **Watch** gives every change of the keys with a prefix from a revision on, in order, none twice, none
 //!    missed, all changes of one revision together. Where the history no longer reaches so far back it says
 //!    [`StoreError::Compacted`]: the watcher reads the present and watches on from there.
-//! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`], a value at most [`Store::max_value_bytes`], a
-//!    transaction at most [`MAX_TXN_OPS`] operations; more is refused and changes nothing.
+//! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`], a value at most [`Store::max_value_bytes`]; a transaction has
+//!    at most [`MAX_TXN_OPS`] comparisons, as many operations in each branch, and [`MAX_TXN_BYTES`] in all its
+//!    values together (both branches). More is refused and changes nothing.
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 pub mod keys;
+mod bounds;
 mod embedded;
 mod history;
 mod leases;
@@ -45,6 +47,9 @@ pub use embedded::{Embedded, EmbeddedOptions};
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Most operations of one transaction: etcd's own default bound is 128.
 pub const MAX_TXN_OPS: usize = 128;
+/// Most bytes of the values of one transaction: with 128 keys of the longest in its comparisons and in each branch it
+/// stays under the 1.5 MiB that etcd takes in one request by default.
+pub const MAX_TXN_BYTES: usize = 1 << 20;
 
 /// A point in the store's history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -249,6 +254,10 @@ pub enum StoreError {
     KeyInvalid { bytes: usize },
     #[error("a transaction of {ops} operations; at most {MAX_TXN_OPS} are allowed")]
     TooManyOps { ops: usize },
+    #[error(
+        "the values of a transaction have {bytes} bytes; at most {MAX_TXN_BYTES} are allowed: split it"
+    )]
+    TxnTooLarge { bytes: usize },
     #[error("the transaction changes {0} twice")]
     DuplicateKey(Arc<str>),
     #[error("the store is closed")]

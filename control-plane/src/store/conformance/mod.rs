@@ -305,4 +305,54 @@ async fn bounds_are_kept(store: &dyn Store) {
         .unwrap();
     assert_eq!(get(store, "bounds/large").await.unwrap().value.len(), max);
     store.delete("bounds/large").await.unwrap();
+    large_transactions_are_refused(store).await;
+}
+
+/// The values of both branches count together: an engine may have to send them in one message.
+async fn large_transactions_are_refused(store: &dyn Store) {
+    let part = store.max_value_bytes() / 4;
+    let parts = |branch: &str, count: usize, part: usize| -> Vec<Op> {
+        let key = |n| format!("large/{branch}/{n}/{}", "k".repeat(900));
+        (0..count)
+            .map(|n| Op::put(&key(n), vec![n as u8; part]))
+            .collect()
+    };
+    let filled = super::MAX_TXN_BYTES / 128;
+    let compare = |name: &str| {
+        (0..super::MAX_TXN_OPS)
+            .map(|n| Compare::absent(&format!("large/{name}/{n}/{}", "c".repeat(900))))
+            .collect()
+    };
+    let full = Txn {
+        compare: compare("none"),
+        then: parts("then", 128, filled / 2),
+        otherwise: parts("otherwise", 128, filled / 2),
+    };
+    assert!(store.txn(full).await.unwrap().succeeded);
+    let found = store.range("large/then/", None).await.unwrap();
+    assert!(
+        (found.items.len(), found.items[127].value.len()) == (128, filled / 2),
+        "read whole"
+    );
+    let before = found.revision;
+    let count = super::MAX_TXN_BYTES / part;
+    let over = Txn {
+        then: parts("over", count, part),
+        otherwise: vec![Op::put("large/one-more", "x")],
+        ..Txn::default()
+    };
+    let bytes = super::MAX_TXN_BYTES + 1;
+    let error = store.txn(over).await.unwrap_err();
+    assert_eq!(error, StoreError::TxnTooLarge { bytes });
+    let mut comparisons: Vec<Compare> = compare("none");
+    comparisons.push(Compare::absent("large/one-more"));
+    let over = Txn {
+        compare: comparisons,
+        ..Txn::default()
+    };
+    let ops = super::MAX_TXN_OPS + 1;
+    let error = store.txn(over).await.unwrap_err();
+    assert_eq!(error, StoreError::TooManyOps { ops });
+    let now = store.range("large/", None).await.unwrap();
+    assert_eq!((now.revision, now.items.len()), (before, 128), "unchanged");
 }

@@ -16,16 +16,16 @@ use self::{
     writer::{Job, Queue, Request, Writer},
 };
 use super::{
-    KeyValue, LeaseId, Range, Revision, Store, StoreCounters, StoreError, StoreFuture, Txn,
-    TxnResult, Watch, machine::Machine,
+    KeyValue, LeaseId, MAX_TXN_BYTES, Range, Revision, Store, StoreCounters, StoreError,
+    StoreFuture, Txn, TxnResult, Watch, machine::Machine,
 };
 
 mod backend;
 mod file;
 mod writer;
 
-/// Longest value: a service's descriptors (at most 4 MiB) and their frame.
-const MAX_VALUE_BYTES: usize = (4 << 20) + (64 << 10);
+/// Longest value: one that fills a transaction.
+const MAX_VALUE_BYTES: usize = MAX_TXN_BYTES;
 /// Requests that may wait for the writer; more wait for a place.
 const QUEUE: usize = 8192;
 /// Revisions that a watch hands on at a time.

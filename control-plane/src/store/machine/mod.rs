@@ -3,7 +3,7 @@
 //! see them. Reads show what was published, never what is only applied.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 
 use crate::store::{
-    Changes, Compare, Event, KeyValue, LeaseId, MAX_KEY_BYTES, MAX_TXN_OPS, Op, Range, Revision,
-    StoreCounters, StoreError, Txn, TxnResult, history::History, leases::Leases,
+    Changes, Compare, Event, KeyValue, LeaseId, Op, Range, Revision, StoreCounters, StoreError,
+    Txn, TxnResult, bounds, history::History, leases::Leases,
 };
 
 /// What of the machine lives on the disk.
@@ -102,7 +102,7 @@ impl Machine {
     /// Applies a transaction; a refused one changes nothing.
     pub(crate) fn txn(&mut self, txn: &Txn) -> Result<(TxnResult, Option<Changes>), StoreError> {
         self.counters.requests += 1;
-        self.check(txn)?;
+        bounds::check(txn, self.max_value_bytes)?;
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { &txn.then } else { &txn.otherwise };
         for op in ops {
@@ -212,34 +212,6 @@ impl Machine {
             }
         }
         Ok(Range { revision, items })
-    }
-
-    fn check(&self, txn: &Txn) -> Result<(), StoreError> {
-        for ops in [&txn.then, &txn.otherwise] {
-            if ops.len() > MAX_TXN_OPS {
-                return Err(StoreError::TooManyOps { ops: ops.len() });
-            }
-            let mut keys = HashSet::new();
-            for op in ops {
-                let key = op.key();
-                if key.is_empty() || key.len() > MAX_KEY_BYTES {
-                    return Err(StoreError::KeyInvalid { bytes: key.len() });
-                }
-                if !keys.insert(key) {
-                    return Err(StoreError::DuplicateKey(Arc::clone(key)));
-                }
-                if let Op::Put { key, value, .. } = op
-                    && value.len() > self.max_value_bytes
-                {
-                    return Err(StoreError::ValueTooLarge {
-                        key: Arc::clone(key),
-                        bytes: value.len(),
-                        max: self.max_value_bytes,
-                    });
-                }
-            }
-        }
-        Ok(())
     }
 
     fn holds(&self, compare: &Compare) -> bool {

@@ -1,0 +1,55 @@
+//! What a store refuses before it looks at anything: keys, values and transactions over the bounds of law 8. In comes
+//! a transaction, out goes the first fault, with its figures. Every engine asks here, so that all refuse alike; no
+//! engine's own limits come in but the length of its values.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, StoreError, Txn};
+
+/// Checks a transaction; `max_value_bytes` is the engine's.
+pub(super) fn check(txn: &Txn, max_value_bytes: usize) -> Result<(), StoreError> {
+    count(txn.compare.len())?;
+    for compare in &txn.compare {
+        let (Compare::ModRevision(name, _) | Compare::CreateRevision(name, _)) = compare;
+        key(name)?;
+    }
+    let mut bytes = 0;
+    for ops in [&txn.then, &txn.otherwise] {
+        count(ops.len())?;
+        let mut keys = HashSet::new();
+        for op in ops {
+            key(op.key())?;
+            if !keys.insert(op.key()) {
+                return Err(StoreError::DuplicateKey(Arc::clone(op.key())));
+            }
+            if let Op::Put { key, value, .. } = op {
+                if value.len() > max_value_bytes {
+                    return Err(StoreError::ValueTooLarge {
+                        key: Arc::clone(key),
+                        bytes: value.len(),
+                        max: max_value_bytes,
+                    });
+                }
+                bytes += value.len();
+            }
+        }
+    }
+    if bytes > MAX_TXN_BYTES {
+        return Err(StoreError::TxnTooLarge { bytes });
+    }
+    Ok(())
+}
+
+fn count(ops: usize) -> Result<(), StoreError> {
+    if ops > MAX_TXN_OPS {
+        return Err(StoreError::TooManyOps { ops });
+    }
+    Ok(())
+}
+
+fn key(key: &str) -> Result<(), StoreError> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        return Err(StoreError::KeyInvalid { bytes: key.len() });
+    }
+    Ok(())
+}
