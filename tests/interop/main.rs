@@ -1,5 +1,5 @@
 //! Interop: programs that nobody here wrote. `grpc_cases` puts the gRPC project's own server into the mesh and drives it
-//! with the project's own clients; `proxyless` (grpcio, grpc-go) and `envoy` are stock xDS clients of the control plane.
+//! with the project's own clients; `proxyless` (grpcio, grpc-go, grpc-js) and `envoy` are stock xDS clients of the control plane.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -18,6 +18,16 @@ pub mod tools;
 pub mod until;
 /// Control plane, nodes and instances: what every end-to-end test builds first.
 pub mod mesh;
+/// The replicas of its control plane.
+pub mod replicas;
+/// Several hosts on one machine, plugged in and unplugged.
+pub mod netns;
+/// One address for several replicas.
+pub mod front;
+/// Stock gRPC clients that find their service by xDS.
+pub mod stock;
+/// Stock Envoy as an xDS client.
+pub mod envoy;
 /// Calls of the echo service, and what a failed one carries.
 pub mod echo;
 /// HTTP/2 by hand, for what a gRPC library hides.

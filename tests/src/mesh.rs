@@ -15,13 +15,14 @@ use std::path::PathBuf;
 
 use heddle_proto::registry::v1::registry_client::RegistryClient;
 use heddle_proto::status::v1::GetServiceRequest;
-use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
 use crate::echo::channel;
+use crate::netns::Network;
 use crate::place::{folder, free_addr};
-use crate::process::{Process, Ready, Start};
+use crate::process::{Process, Start};
+use crate::replicas::{REPLICAS, Replica};
 use crate::tools::binary;
 use crate::until::{seen, until};
 
@@ -32,6 +33,9 @@ pub const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
 #[derive(Default)]
 pub struct Builder {
     nodes: usize,
+    replicas: usize,
+    store: Option<String>,
+    network: Option<Network>,
     proxy_args: Vec<String>,
     files: Vec<(String, String, String)>,
 }
@@ -40,6 +44,19 @@ impl Builder {
     /// How many nodes, named `a`, `b`, …
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
+        self
+    }
+
+    /// How many replicas of the control plane, named `r1`, `r2`, …, all on this `--store`.
+    pub fn replicas(mut self, count: usize, store: &str) -> Self {
+        self.replicas = count;
+        self.store = Some(store.to_owned());
+        self
+    }
+
+    /// Each replica on a host of its own in this network; nodes and instances stay on this one.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = Some(network);
         self
     }
 
@@ -57,15 +74,23 @@ impl Builder {
     }
 
     /// Starts all of it and returns when every part has said that it is ready.
-    pub async fn start(self) -> Mesh {
+    pub async fn start(mut self) -> Mesh {
+        let folder = folder();
+        let replicas: Vec<_> = REPLICAS[..self.replicas]
+            .iter()
+            .map(|name| Replica::new(name, self.network.as_mut()))
+            .collect();
+        let embedded = format!("embedded:{}", folder.path().join("store").display());
         let mut mesh = Mesh {
             instances: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            control: None,
-            grpc: free_addr(),
-            http: free_addr(),
+            grpc: replicas[0].grpc,
+            http: replicas[0].http,
+            replicas,
+            store: self.store.unwrap_or(embedded),
+            network: self.network,
             proxy_args: self.proxy_args,
-            folder: folder(),
+            folder,
         };
         for name in &NODES[..self.nodes] {
             let node = Node::new(&mesh, name);
@@ -75,7 +100,7 @@ impl Builder {
         for (node, file, text) in &self.files {
             mesh.write_services_file(node, file, text);
         }
-        mesh.start_control().await;
+        mesh.start_replicas().await;
         let mut starting = Vec::new();
         for name in &NODES[..self.nodes] {
             starting.push((*name, mesh.spawn_proxy(name)));
@@ -128,10 +153,13 @@ impl Node {
 pub struct Mesh {
     instances: BTreeMap<(String, String), Process>,
     nodes: BTreeMap<String, Node>,
-    control: Option<Process>,
-    /// The control plane's gRPC address.
+    pub(crate) replicas: Vec<Replica>,
+    /// As `--store` has it.
+    pub(crate) store: String,
+    network: Option<Network>,
+    /// The gRPC address of the control plane, of its first replica if there are several.
     pub grpc: SocketAddr,
-    /// The control plane's HTTP address.
+    /// Its HTTP address.
     pub http: SocketAddr,
     proxy_args: Vec<String>,
     folder: TempDir,
@@ -141,60 +169,19 @@ impl Mesh {
     pub fn builder() -> Builder {
         Builder {
             nodes: 1,
+            replicas: 1,
             ..Builder::default()
         }
+    }
+
+    /// The network of a mesh that has one.
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a mesh on a network")
     }
 
     /// A path in the mesh's own folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
-    }
-
-    // ---- control plane ----
-
-    /// The command that starts this mesh's control plane.
-    pub fn control_start(&self) -> Start {
-        Start::new("heddle-control", &binary("heddle-control"))
-            .args(["--listen", &self.grpc.to_string()])
-            .args(["--http", &self.http.to_string()])
-            .arg("--store")
-            .arg(format!("embedded:{}", self.path("store").display()))
-    }
-
-    /// Starts it, at the same addresses and on the same store as before.
-    pub async fn start_control(&mut self) -> Ready {
-        let mut process = self.control_start().spawn();
-        let ready = process.ready().await;
-        self.control = Some(process);
-        ready
-    }
-
-    /// Stops it with SIGTERM.
-    pub async fn stop_control(&mut self) {
-        let mut process = self.control.take().expect("the control plane runs");
-        let status = process.stop().await;
-        assert!(
-            status.success(),
-            "heddle-control: {status}\n{}",
-            process.output()
-        );
-    }
-
-    /// Kills it with SIGKILL.
-    pub async fn kill_control(&mut self) {
-        self.control
-            .take()
-            .expect("the control plane runs")
-            .kill()
-            .await;
-    }
-
-    pub fn control(&self) -> &Process {
-        self.control.as_ref().expect("the control plane runs")
-    }
-
-    pub fn status(&self) -> MeshStatusClient<Channel> {
-        MeshStatusClient::new(channel(self.grpc))
     }
 
     // ---- nodes ----
@@ -234,9 +221,14 @@ impl Mesh {
     /// The command that starts a node's proxy.
     pub fn proxy_start(&self, name: &str) -> Start {
         let node = self.node(name);
+        let control: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|replica| format!("http://{}", replica.grpc))
+            .collect();
         Start::new(&format!("heddle-proxy {name}"), &binary("heddle-proxy"))
             .args(["--node", name])
-            .args(["--control", &format!("http://{}", self.grpc)])
+            .args(["--control", &control.join(",")])
             .args(["--outbound", &node.outbound.to_string()])
             .args(["--inbound", &node.inbound.to_string()])
             .args(["--agent", &node.agent.to_string()])

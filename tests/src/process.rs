@@ -92,6 +92,23 @@ impl Start {
         self
     }
 
+    /// The same command as an argument of another one, which must execute it in its own place (`ip netns exec`).
+    pub fn behind(self, program: &Path, words: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(words).arg(self.command.get_program());
+        command.args(self.command.get_args());
+        for (key, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        if let Some(folder) = self.command.get_current_dir() {
+            command.current_dir(folder);
+        }
+        Self { command, ..self }
+    }
+
     pub fn folder(mut self, folder: &Path) -> Self {
         self.command.current_dir(folder);
         self
@@ -145,6 +162,10 @@ fn keep(said: &Arc<Mutex<Said>>, stream: impl Read + Send + 'static, stdout: boo
 }
 
 impl Process {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -52,6 +52,22 @@ pub fn script(name: &str) -> PathBuf {
     peer(root().join("tests/peers").join(name))
 }
 
+/// The packages of the pinned Node environment, for `NODE_PATH`.
+pub fn node_modules() -> PathBuf {
+    peer(target().join("node/node_modules"))
+}
+
+/// A program of the system; `package` is Debian's that has it.
+pub fn system(name: &str, package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Programs for root are not on everyone's path.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let mut places = folders.map(|folder| folder.join(name));
+    places.find(|path| path.exists()).unwrap_or_else(|| {
+        panic!("`{name}` is not installed; these tests need it (Debian: apt-get install {package})")
+    })
+}
+
 /// Stock Envoy, as the pinned environment ships it.
 pub fn envoy() -> PathBuf {
     let lib = target().join("venv/lib");

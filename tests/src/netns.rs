@@ -1,0 +1,243 @@
+//! Several hosts on one machine: a network namespace for each, all on one bridge, this machine's own namespace on it as
+//! well. Whole hosts are unplugged and plugged in again, and single ways between two of them are cut. What is made here
+//! is removed here; what a killed test left behind is removed by the next one. Needs root and iproute2.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::process::Start;
+use crate::tools::system;
+
+const PREFIX: &str = "heddle-";
+
+/// The number of the next network of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A bridge; hosts are on it as long as they live.
+pub struct Network {
+    /// Unique among all processes of the machine: process id and number.
+    name: String,
+    bridge: String,
+    subnet: [u8; 3],
+    hosts: u8,
+}
+
+impl Network {
+    pub fn new() -> Self {
+        sweep();
+        let pid = std::process::id();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let network = Self {
+            name: format!("{PREFIX}{pid}-{number}"),
+            // At most 15 bytes: "hb", a process id of at most 22 bits in hex, "n", the number.
+            bridge: format!("hb{pid:x}n{number:x}"),
+            subnet: free_subnet(pid, number),
+            hosts: 0,
+        };
+        ip(&format!("link add {} type bridge", network.bridge));
+        let here = network.here();
+        ip(&format!("address add {here}/24 dev {}", network.bridge));
+        ip(&format!("link set {} up", network.bridge));
+        network
+    }
+
+    /// This machine's own address on the bridge.
+    pub fn here(&self) -> IpAddr {
+        self.address(254)
+    }
+
+    fn address(&self, last: u8) -> IpAddr {
+        let [a, b, c] = self.subnet;
+        IpAddr::V4(Ipv4Addr::new(a, b, c, last))
+    }
+
+    /// A further host, plugged in.
+    pub fn host(&mut self, name: &str) -> Host {
+        self.hosts += 1;
+        let host = Host {
+            namespace: format!("{}-{name}", self.name),
+            bridge: self.bridge.clone(),
+            plug: format!("{}h{:x}", self.bridge.replace("hb", "hv"), self.hosts),
+            addr: self.address(self.hosts),
+        };
+        let Host {
+            namespace, plug, ..
+        } = &host;
+        ip(&format!("netns add {namespace}"));
+        ip(&format!(
+            "link add {plug} type veth peer name eth0 netns {namespace}"
+        ));
+        ip(&format!("link set {plug} master {} up", self.bridge));
+        host.ip(&format!("address add {}/24 dev eth0", host.addr));
+        host.ip("link set lo up");
+        host.ip("link set eth0 up");
+        host
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // Never fails loudly: the test may be failing already, and the next one sweeps.
+        let _ = try_ip(&format!("link delete {}", self.bridge));
+    }
+}
+
+/// One host. It must outlive what runs in it.
+pub struct Host {
+    namespace: String,
+    bridge: String,
+    /// This machine's end of its cable.
+    plug: String,
+    pub addr: IpAddr,
+}
+
+impl Host {
+    /// The same command, in this host. The process id stays that of the command.
+    pub fn inside(&self, start: Start) -> Start {
+        start.behind(&iproute(), &["netns", "exec", &self.namespace])
+    }
+
+    /// Nothing comes in or goes out any more; nobody is told, as behind a switch that died.
+    pub fn unplug(&self) {
+        ip(&format!("link set {} nomaster", self.plug));
+    }
+
+    pub fn plug_in(&self) {
+        ip(&format!("link set {} master {}", self.plug, self.bridge));
+    }
+
+    /// What it sends to this address is lost; the rest of the network is there.
+    pub fn lose(&self, addr: IpAddr) {
+        self.ip(&format!("route add blackhole {addr}/32"));
+    }
+
+    pub fn find(&self, addr: IpAddr) {
+        self.ip(&format!("route delete blackhole {addr}/32"));
+    }
+
+    fn ip(&self, words: &str) {
+        ip(&format!("-n {} {words}", self.namespace));
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = try_ip(&format!("link delete {}", self.plug));
+        let _ = try_ip(&format!("netns delete {}", self.namespace));
+    }
+}
+
+fn iproute() -> PathBuf {
+    system("ip", "iproute2")
+}
+
+fn ip(words: &str) {
+    if let Err(error) = try_ip(words) {
+        panic!("ip {words}: {error}; hosts of their own need root and network namespaces");
+    }
+}
+
+fn try_ip(words: &str) -> Result<String, String> {
+    let ran = Command::new(iproute())
+        .args(words.split(' '))
+        .output()
+        .map_err(|error| error.to_string())?;
+    if ran.status.success() {
+        return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
+    }
+    Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned())
+}
+
+/// Of 10.200.0.0 to 10.255.255.0, one without a route. Processes begin at different ones, so that two that start at the
+/// same time do not choose the same.
+fn free_subnet(pid: u32, number: u32) -> [u8; 3] {
+    const COUNT: u32 = 56 * 256;
+    let first = (pid % 896) * 16 + number;
+    let bytes = (0..COUNT).map(|step| {
+        let place = (first + step) % COUNT;
+        let [_, _, b, c] = place.to_be_bytes();
+        [10, 200 + b, c]
+    });
+    let mut free = bytes.filter(|[a, b, c]| {
+        try_ip(&format!("route show {a}.{b}.{c}.0/24")).is_ok_and(|said| said.is_empty())
+    });
+    free.next().expect("a subnet of 10.200.0.0/13 is free")
+}
+
+/// Removes the networks of processes that are gone.
+fn sweep() {
+    let gone = |name: &str| {
+        let pid = name.strip_prefix(PREFIX)?.split('-').next()?;
+        let pid: u32 = pid.parse().ok()?;
+        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    };
+    let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten();
+    for entry in namespaces.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if gone(&name).is_some() {
+            // Its cables go with it.
+            let _ = try_ip(&format!("netns delete {name}"));
+        }
+    }
+    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten();
+    for entry in links.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name
+            .strip_prefix("hb")
+            .and_then(|rest| rest.split_once('n'));
+        let pid = pid.and_then(|(pid, _)| u32::from_str_radix(pid, 16).ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = try_ip(&format!("link delete {name}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Network;
+    use crate::process::{Start, run_within};
+    use crate::tools::system;
+
+    /// One ICMP-free probe: a TCP connection from inside to the listener out here.
+    async fn reaches(host: &super::Host, addr: std::net::SocketAddr) -> bool {
+        let probe = format!(
+            "timeout 1 bash -c '</dev/tcp/{}/{}'",
+            addr.ip(),
+            addr.port()
+        );
+        let start = Start::new("probe", &system("bash", "bash")).args(["-c", &probe]);
+        let ran = run_within(Duration::from_secs(10), host.inside(start)).await;
+        ran.code == Some(0)
+    }
+
+    #[tokio::test]
+    async fn a_host_is_cut_off_and_found_again() {
+        let mut network = Network::new();
+        let host = network.host("h");
+        let listener = std::net::TcpListener::bind((network.here(), 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        assert!(reaches(&host, addr).await);
+        host.unplug();
+        assert!(!reaches(&host, addr).await);
+        host.plug_in();
+        assert!(reaches(&host, addr).await);
+        host.lose(addr.ip());
+        assert!(!reaches(&host, addr).await);
+        host.find(addr.ip());
+        assert!(reaches(&host, addr).await);
+        let namespace = format!("/run/netns/{}", host.namespace);
+        assert!(std::path::Path::new(&namespace).exists());
+        drop((host, network));
+        assert!(!std::path::Path::new(&namespace).exists());
+    }
+}
