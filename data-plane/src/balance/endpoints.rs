@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::slow_start::Warming;
+
 /// What health checks and the control plane say of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
@@ -86,6 +88,8 @@ pub struct Candidates {
 pub struct Group {
     /// The endpoints with the sum of the weights up to and including each.
     pub members: Vec<(Arc<Endpoint>, u64)>,
+    /// Those in slow start, sorted by uid; nearly always empty.
+    pub warming: Vec<Warming>,
 }
 
 impl Group {
@@ -97,9 +101,10 @@ impl Group {
 }
 
 impl Candidates {
-    /// The usable endpoints of `set` in three groups as seen from a locality: same zone, same region, the rest.
+    /// The usable endpoints of `set` in three groups as seen from a locality: same zone, same region, the rest;
+    /// `warming` says which of them are in slow start.
     #[must_use]
-    pub fn new(set: &EndpointSet, region: &str, zone: &str) -> Self {
+    pub fn new(set: &EndpointSet, region: &str, zone: &str, warming: &[Warming]) -> Self {
         let mut groups = vec![Group::default(), Group::default(), Group::default()];
         for endpoint in set.endpoints.iter().filter(|e| e.health.usable()) {
             let distance = match (*endpoint.region == *region, *endpoint.zone == *zone) {
@@ -110,6 +115,8 @@ impl Candidates {
             if let Some(group) = groups.get_mut(distance) {
                 let sum = group.total_weight() + u64::from(endpoint.weight.max(1));
                 group.members.push((Arc::clone(endpoint), sum));
+                let slow = warming.iter().find(|(uid, _)| *uid == endpoint.uid);
+                group.warming.extend(slow);
             }
         }
         groups.retain(|group| !group.members.is_empty());

@@ -1,7 +1,7 @@
 //! Peak EWMA of an endpoint's latency: rises at once with a slow answer, falls slowly with fast ones. Times
 //! come in as `Duration` and `Instant`, a cost goes out; nothing else is known here. Source: Finagle's
-//! `PeakEwma`, with a floor below which load alone decides, and with a share for each answer, so that one slow
-//! answer does not keep a caller of few calls away for long.
+//! `PeakEwma`, with a floor below which load alone decides, with a share for each answer, and with a call now and then
+//! for an endpoint that nobody asks any more, so that one slow answer does not keep callers away for long.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,12 @@ pub const DECAY: Duration = Duration::from_secs(5);
 const SHARE: f64 = 0.125;
 /// Latencies below this count as equal: between fast endpoints they are noise, and calls in flight say more.
 pub const FLOOR: Duration = Duration::from_millis(10);
+/// An endpoint that has no call and has been silent for so many times its latency gets one, whatever it costs: only an
+/// answer tells that it is fast again. A caller of one call at a time loses a ninth of its time to a slow endpoint at
+/// most, and a slow one has one such call of each worker under way.
+const SILENCE: f64 = 8.0;
+/// How much an answer counts at least that ends such a silence: what was known is old.
+const SHARE_AFTER_SILENCE: f64 = 0.75;
 /// What an endpoint that has calls and has not answered yet is taken for.
 const UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -29,7 +35,12 @@ impl PeakEwma {
         self.value = match self.stamp {
             Some(_) if sample > self.value => sample,
             Some(stamp) => {
-                let keep = decay(now.saturating_duration_since(stamp)).min(1.0 - SHARE);
+                let elapsed = now.saturating_duration_since(stamp);
+                let share = match is_silent(elapsed, self.value) {
+                    true => SHARE_AFTER_SILENCE,
+                    false => SHARE,
+                };
+                let keep = decay(elapsed).min(1.0 - share);
                 self.value * keep + sample * (1.0 - keep)
             }
             None => sample,
@@ -37,20 +48,27 @@ impl PeakEwma {
         self.stamp = Some(now);
     }
 
-    /// The cost of one more call on an endpoint that has `pending` of them. Without any answer yet: free while
-    /// idle (one call finds out), dear once it has calls.
+    /// The cost of one more call on an endpoint that has `pending` of them. Without any answer yet, or after a long
+    /// silence: free while idle (one call finds out), dear once it has calls.
     #[must_use]
     pub fn cost(&self, pending: u32, now: Instant) -> f64 {
         let latency = match self.stamp {
             None if pending == 0 => FLOOR.as_secs_f64(),
             None => UNKNOWN.as_secs_f64(),
             Some(stamp) => {
-                let aged = self.value * decay(now.saturating_duration_since(stamp));
-                aged.max(FLOOR.as_secs_f64())
+                let elapsed = now.saturating_duration_since(stamp);
+                match pending == 0 && is_silent(elapsed, self.value) {
+                    true => FLOOR.as_secs_f64(),
+                    false => (self.value * decay(elapsed)).max(FLOOR.as_secs_f64()),
+                }
             }
         };
         latency * (f64::from(pending) + 1.0)
     }
+}
+
+fn is_silent(elapsed: Duration, latency: f64) -> bool {
+    elapsed.as_secs_f64() > latency * SILENCE
 }
 
 fn decay(elapsed: Duration) -> f64 {

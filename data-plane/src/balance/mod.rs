@@ -5,5 +5,9 @@
 pub mod endpoints;
 pub mod ewma;
 pub mod pick;
+pub mod slow_start;
+
+#[cfg(test)]
+mod fairness;
 
 pub use endpoints::{Endpoint, EndpointSet, Health, Target};

@@ -3,31 +3,78 @@
 //! Balancing". No clock and no sockets: a cost says how loaded an endpoint is, none that it cannot be used now.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::endpoints::{Candidates, Endpoint, Group};
+use super::slow_start;
 
 /// Chooses an endpoint of the nearest group that has one. `cost` gives what one more call costs there, relative
 /// to the endpoint's weight or not as the caller likes, or `None` if it cannot be used; `below(n)` gives a random
-/// number below n (n > 0).
+/// number below n (n > 0); `now` tells how far those in slow start are.
 pub fn pick(
     candidates: &Candidates,
+    now: Instant,
     cost: impl Fn(&Endpoint) -> Option<f64>,
     mut below: impl FnMut(u64) -> u64,
 ) -> Option<&Arc<Endpoint>> {
     candidates
         .groups()
         .iter()
-        .find_map(|group| pick_in(group, &cost, &mut below))
+        .find_map(|group| pick_in(group, now, &cost, &mut below))
 }
 
 fn pick_in<'c>(
     group: &'c Group,
+    now: Instant,
     cost: &impl Fn(&Endpoint) -> Option<f64>,
     below: &mut impl FnMut(u64) -> u64,
 ) -> Option<&'c Arc<Endpoint>> {
     if let [(only, _)] = group.members.as_slice() {
         return cost(only).map(|_| only);
     }
+    let (mut winner, mut other) = duel(group, cost, below)?;
+    if group.warming.is_empty() {
+        return Some(winner);
+    }
+    // One in slow start that wins is let through by its share, else the other has the call: the load of either stays
+    // what decides between those that are warm.
+    for _ in 0..ADMISSIONS {
+        if is_admitted(group, winner, now, below) {
+            return Some(winner);
+        }
+        if let Some(other) = other.filter(|other| is_admitted(group, other, now, below)) {
+            return Some(other);
+        }
+        (winner, other) = duel(group, cost, below)?;
+    }
+    // Nearly all are warming: the few others are not to have it all.
+    Some(winner)
+}
+
+/// Pairs drawn to find one that is let through.
+const ADMISSIONS: usize = 3;
+
+fn is_admitted(
+    group: &Group,
+    endpoint: &Endpoint,
+    now: Instant,
+    below: &mut impl FnMut(u64) -> u64,
+) -> bool {
+    const WHOLE: u32 = 1 << 20;
+    let mut warming = group.warming.iter();
+    let Some((_, since)) = warming.find(|(uid, _)| *uid == endpoint.uid) else {
+        return true;
+    };
+    let share = slow_start::share(*since, now) * f64::from(WHOLE);
+    share >= f64::from(WHOLE) || (below(u64::from(WHOLE)) as f64) < share
+}
+
+/// Draws two; gives the cheaper one, and the other if it could be used too.
+fn duel<'c>(
+    group: &'c Group,
+    cost: &impl Fn(&Endpoint) -> Option<f64>,
+    below: &mut impl FnMut(u64) -> u64,
+) -> Option<(&'c Arc<Endpoint>, Option<&'c Arc<Endpoint>>)> {
     let first = sample(group, below)?;
     let mut second = sample(group, below)?;
     for _ in 0..DISTINCT_TRIES {
@@ -39,10 +86,11 @@ fn pick_in<'c>(
     match (weighted(first, cost), weighted(second, cost)) {
         // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two
         // endpoints the one that is a little faster does not take every call.
-        (Some(a), Some(b)) => Some(if b * CLEARLY < a { second } else { first }),
-        (Some(_), None) => Some(first),
-        (None, Some(_)) => Some(second),
-        (None, None) => cheapest(group, cost),
+        (Some(a), Some(b)) if b * CLEARLY < a => Some((second, Some(first))),
+        (Some(_), Some(_)) => Some((first, Some(second))),
+        (Some(_), None) => Some((first, None)),
+        (None, Some(_)) => Some((second, None)),
+        (None, None) => cheapest(group, cost).map(|only| (only, None)),
     }
 }
 
@@ -83,6 +131,8 @@ fn cheapest<'c>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
 
@@ -104,11 +154,21 @@ mod tests {
     }
 
     fn shares(set: Vec<Arc<Endpoint>>, cost: impl Fn(&Endpoint) -> Option<f64>) -> Vec<u32> {
+        shares_at(set, &[], Instant::now(), cost)
+    }
+
+    fn shares_at(
+        set: Vec<Arc<Endpoint>>,
+        warming: &[(u64, Instant)],
+        now: Instant,
+        cost: impl Fn(&Endpoint) -> Option<f64>,
+    ) -> Vec<u32> {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut counts = vec![0; set.len() + 1];
-        let candidates = Candidates::new(&EndpointSet { endpoints: set }, "", "z");
+        let candidates = Candidates::new(&EndpointSet { endpoints: set }, "", "z", warming);
         for _ in 0..30_000 {
-            let at = pick(&candidates, &cost, |n| rng.random_range(0..n)).map_or(0, |e| e.uid);
+            let picked = pick(&candidates, now, &cost, |n| rng.random_range(0..n));
+            let at = picked.map_or(0, |e| e.uid);
             counts[usize::try_from(at).unwrap()] += 1;
         }
         counts
@@ -147,6 +207,58 @@ mod tests {
         ];
         let counts = shares(set, |e| (e.uid != 4).then_some(1.0));
         assert_eq!(counts, [0, 0, 0, 30_000, 0]);
+    }
+
+    #[test]
+    fn one_in_slow_start_gets_a_growing_part_of_its_share() {
+        let start = Instant::now();
+        let set: Vec<_> = (1..=4)
+            .map(|uid| endpoint(uid, 1, Health::Healthy, "z"))
+            .collect();
+        let mut last = 0;
+        for (seconds, of_share) in [(0, 0.1), (3, 0.3), (6, 0.6), (10, 1.0)] {
+            let now = start + Duration::from_secs(seconds);
+            let counts = shares_at(set.clone(), &[(4, start)], now, |_| Some(1.0));
+            let part = f64::from(counts[4]) / 7_500.0;
+            assert!(
+                (part - of_share).abs() < 0.1 && counts[4] > last,
+                "{seconds} s: {counts:?}"
+            );
+            last = counts[4];
+            // However idle it is, it is not flooded: at most its part of all the pairs that it is drawn in.
+            let counts = shares_at(set.clone(), &[(4, start)], now, |e| {
+                Some(if e.uid == 4 { 1.0 } else { 50.0 })
+            });
+            let part = f64::from(counts[4]) / 15_000.0;
+            assert!(part < of_share + 0.1, "{seconds} s: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn slow_start_never_refuses_a_call() {
+        let now = Instant::now();
+        let warming: Vec<_> = (1..=10).map(|uid| (uid, now)).collect();
+        let set: Vec<_> = (1..=10)
+            .map(|uid| endpoint(uid, 1, Health::Healthy, "z"))
+            .collect();
+        // Alone; all of them; and beside one that cannot be used.
+        assert_eq!(
+            shares_at(set[..1].to_vec(), &warming, now, |_| Some(1.0)),
+            [0, 30_000]
+        );
+        let counts = shares_at(set.clone(), &warming, now, |_| Some(1.0));
+        assert!(
+            counts[0] == 0 && counts[1..].iter().all(|c| *c > 2_500),
+            "{counts:?}"
+        );
+        let counts = shares_at(set[..2].to_vec(), &warming[..1], now, |e| {
+            (e.uid == 1).then_some(1.0)
+        });
+        assert_eq!(counts, [0, 30_000, 0]);
+        // Two warm ones beside eight new ones take more than their part, and not all.
+        let counts = shares_at(set, &warming[..8], now, |_| Some(1.0));
+        let warm = counts[9] + counts[10];
+        assert!((12_000..24_000).contains(&warm), "{counts:?}");
     }
 
     #[test]

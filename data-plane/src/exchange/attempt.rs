@@ -96,9 +96,9 @@ impl Worker {
         };
         let any = |endpoint: &Endpoint| Some(self.cost(endpoint.uid));
         let candidates = &service.candidates;
-        pick(candidates, fresh, &mut below)
-            .or_else(|| pick(candidates, reachable, &mut below))
-            .or_else(|| pick(candidates, any, &mut below))
+        pick(candidates, self.now, fresh, &mut below)
+            .or_else(|| pick(candidates, self.now, reachable, &mut below))
+            .or_else(|| pick(candidates, self.now, any, &mut below))
             .cloned()
     }
 

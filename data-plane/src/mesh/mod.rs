@@ -12,7 +12,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use tracing::debug;
 
 use crate::{
     agent::{Agent, key::InstanceKey},
-    balance::endpoints::EndpointSet,
+    balance::{endpoints::EndpointSet, slow_start::SlowStart},
     route::{RouteTable, Service},
     xds,
 };
@@ -61,6 +61,7 @@ pub struct Weaver {
     joiner: join::Joiner,
     /// The services of the last table: equal ones are not made again.
     made: BTreeMap<String, (Arc<ServiceSpec>, Arc<EndpointSet>)>,
+    slow_start: SlowStart,
     was_ready: bool,
     mesh: watch::Sender<Mesh>,
 }
@@ -88,6 +89,7 @@ impl Weaver {
             xds,
             joiner: join::Joiner::default(),
             made: BTreeMap::new(),
+            slow_start: SlowStart::default(),
             was_ready: false,
             mesh,
         };
@@ -137,7 +139,7 @@ impl Weaver {
             });
             return;
         }
-        let table = Arc::new(self.table(joined.services, ready));
+        let table = Arc::new(self.table(joined.services, ready, now));
         self.was_ready = ready;
         debug!(services = self.made.len(), ready, "routing table swapped");
         publish(Arc::clone(&table));
@@ -150,26 +152,38 @@ impl Weaver {
         });
     }
 
-    fn table(&mut self, services: BTreeMap<String, Arc<ServiceSpec>>, ready: bool) -> RouteTable {
+    fn table(
+        &mut self,
+        services: BTreeMap<String, Arc<ServiceSpec>>,
+        ready: bool,
+        now: Instant,
+    ) -> RouteTable {
         let mut builder = RouteTable::builder(&self.place.node, &self.place.own_names);
         builder.ready(ready);
         builder.locality(&self.place.region, &self.place.zone);
         let mut made = BTreeMap::new();
         for (name, spec) in services {
-            let endpoints = match self.made.remove(&name) {
-                Some((old, set)) if old.endpoints == spec.endpoints => set,
-                _ => Arc::new(EndpointSet {
-                    endpoints: spec.endpoints.clone(),
-                }),
+            let (endpoints, warming) = match self.made.remove(&name) {
+                Some((old, set)) if old.endpoints == spec.endpoints => {
+                    (set, self.slow_start.warming(&name, now))
+                }
+                _ => {
+                    let endpoints = spec.endpoints.clone();
+                    let usable = endpoints.iter().filter(|e| e.health.usable());
+                    let warming = self.slow_start.usable(&name, usable.map(|e| e.uid), now);
+                    (Arc::new(EndpointSet { endpoints }), warming)
+                }
             };
             let mut service = Service::new(&spec.service, &spec.namespace);
             service.protocol = spec.protocol;
             service.protos.clone_from(&spec.protos);
             service.endpoints = Arc::clone(&endpoints);
+            service.warming = warming;
             builder.service(service);
             made.insert(name, (spec, endpoints));
         }
         self.made = made;
+        self.slow_start.retain(|name| self.made.contains_key(name));
         builder.build()
     }
 }

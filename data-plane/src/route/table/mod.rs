@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Target};
+use crate::balance::slow_start::Warming;
 
 /// What a service speaks to its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -44,6 +45,8 @@ pub struct Service {
     pub protos: Vec<ProtoService>,
     /// Its instances.
     pub endpoints: Arc<EndpointSet>,
+    /// Those in slow start.
+    pub warming: Vec<Warming>,
     /// The usable ones by distance; computed by [`Builder::build`].
     pub candidates: Candidates,
     /// The usable ones on this node; computed by [`Builder::build`].
@@ -61,6 +64,7 @@ impl Service {
             protocol: Protocol::Grpc,
             protos: Vec::new(),
             endpoints: Arc::default(),
+            warming: Vec::new(),
             candidates: Candidates::default(),
             locals: Vec::new(),
         }
@@ -68,7 +72,7 @@ impl Service {
 
     /// Computes what calls are sent to from what there is.
     fn prepare(&mut self, region: &str, zone: &str) {
-        self.candidates = Candidates::new(&self.endpoints, region, zone);
+        self.candidates = Candidates::new(&self.endpoints, region, zone, &self.warming);
         let local = |e: &&Arc<Endpoint>| matches!(e.target, Target::Local(_)) && e.health.usable();
         let all = &self.endpoints.endpoints;
         self.locals = all.iter().filter(local).cloned().collect();

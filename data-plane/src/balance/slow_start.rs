@@ -1,0 +1,133 @@
+//! Slow start: an endpoint that becomes usable beside others that are warm gets a growing share of the calls, since its
+//! caches, pools and compiled code are cold. In come the usable endpoints of each table and the time (`now` is given),
+//! out goes who is warming since when. No load and no sockets; how a share is kept to is `pick`'s.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// After so long an endpoint gets its whole share; an endpoint that has been usable for as long is warm.
+pub const WINDOW: Duration = Duration::from_secs(10);
+/// The share it begins with; from there it grows in a straight line (Envoy's minimum weight and aggression 1).
+pub const LEAST: f64 = 0.1;
+
+/// How much of its share an endpoint gets that became usable at `since`.
+#[must_use]
+pub fn share(since: Instant, now: Instant) -> f64 {
+    let age = now.saturating_duration_since(since);
+    (age.as_secs_f64() / WINDOW.as_secs_f64()).clamp(LEAST, 1.0)
+}
+
+/// An endpoint in slow start: its uid, and since when it is usable.
+pub type Warming = (u64, Instant);
+
+#[derive(Clone, Copy, Debug)]
+struct Usable {
+    since: Instant,
+    /// It came when others were warm. Those that come with the first of a service, or when nobody else is warm, have
+    /// nobody who could take their calls meanwhile.
+    slowly: bool,
+}
+
+/// Since when the endpoints of each service are usable.
+#[derive(Debug, Default)]
+pub struct SlowStart {
+    services: BTreeMap<String, HashMap<u64, Usable>>,
+}
+
+impl SlowStart {
+    /// These are usable now, in any order; who was and is not named has to begin anew. Gives who is warming.
+    pub fn usable(
+        &mut self,
+        service: &str,
+        uids: impl Iterator<Item = u64>,
+        now: Instant,
+    ) -> Vec<Warming> {
+        let before = self.services.remove(service).unwrap_or_default();
+        let warm = |usable: &Usable| now.saturating_duration_since(usable.since) >= WINDOW;
+        let mut after: HashMap<u64, Option<Usable>> =
+            uids.map(|uid| (uid, before.get(&uid).copied())).collect();
+        let beside_warm = after.values().flatten().any(warm);
+        for usable in after.values_mut() {
+            usable.get_or_insert(Usable {
+                since: now,
+                slowly: beside_warm,
+            });
+        }
+        let after: HashMap<u64, Usable> = after
+            .into_iter()
+            .filter_map(|(uid, usable)| Some((uid, usable?)))
+            .collect();
+        if !after.is_empty() {
+            self.services.insert(service.to_owned(), after);
+        }
+        self.warming(service, now)
+    }
+
+    /// Who of a service is warming, if nothing else changed.
+    #[must_use]
+    pub fn warming(&self, service: &str, now: Instant) -> Vec<Warming> {
+        let mut warming: Vec<Warming> = self
+            .services
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter(|(_, usable)| usable.slowly && share(usable.since, now) < 1.0)
+            .map(|(uid, usable)| (*uid, usable.since))
+            .collect();
+        warming.sort_unstable();
+        warming
+    }
+
+    /// Forgets services that are gone.
+    pub fn retain(&mut self, stays: impl Fn(&str) -> bool) {
+        self.services.retain(|name, _| stays(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usable(slow: &mut SlowStart, uids: &[u64], now: Instant) -> Vec<u64> {
+        let warming = slow.usable("s", uids.iter().copied(), now);
+        warming.into_iter().map(|(uid, _)| uid).collect()
+    }
+
+    #[test]
+    fn only_who_comes_beside_warm_ones_warms_up() {
+        let (mut slow, start) = (SlowStart::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        // Start-up: the first has nobody beside it, the others nobody who is warm.
+        assert!(usable(&mut slow, &[1], at(0)).is_empty());
+        assert!(usable(&mut slow, &[1, 2], at(9)).is_empty());
+        assert_eq!(usable(&mut slow, &[1, 2, 3], at(12)), [3]);
+        // Warm ones leave, it is alone: still told so, but there is nobody to choose instead.
+        assert_eq!(usable(&mut slow, &[3], at(13)), [3]);
+        assert_eq!(slow.warming("s", at(21)).len(), 1);
+        assert!(slow.warming("s", at(22)).is_empty());
+        // Who was away begins anew.
+        assert_eq!(usable(&mut slow, &[3, 1], at(30)), [1]);
+    }
+
+    #[test]
+    fn all_new_ones_after_an_outage_share_at_once() {
+        let (mut slow, start) = (SlowStart::default(), Instant::now());
+        usable(&mut slow, &[1, 2], start);
+        let later = start + WINDOW * 3;
+        assert!(usable(&mut slow, &[], later).is_empty());
+        assert!(usable(&mut slow, &[1, 2], later).is_empty());
+        slow.retain(|name| name != "s");
+        assert!(slow.services.is_empty());
+    }
+
+    #[test]
+    fn the_share_grows_in_a_straight_line_from_a_tenth() {
+        let start = Instant::now();
+        for (seconds, expect) in [(0, 0.1), (1, 0.1), (3, 0.3), (5, 0.5), (10, 1.0), (99, 1.0)] {
+            let now = start + Duration::from_secs(seconds);
+            assert!((share(start, now) - expect).abs() < 1e-9, "{seconds} s");
+        }
+        // A clock that is a little behind is no panic.
+        assert!((share(start + Duration::from_secs(1), start) - LEAST).abs() < 1e-9);
+    }
+}
