@@ -6,7 +6,7 @@ use heddle_proto::store::v1::DutyRecord;
 use prost::Message as _;
 use std::time::Duration;
 
-use super::{Batch, Registry, Subscription, event::Fact, keep, presence::Seat, sweep};
+use super::{Batch, Registry, Subscription, event::Fact, gc, keep, presence::Seat, sweep};
 use crate::store::{Compare, Op, Revision, StoreError, Txn, keys};
 
 /// Verdicts about nodes that lapsed, records of services, garbage.
@@ -36,7 +36,13 @@ pub(super) async fn run(registry: Registry) {
             replica,
             "this replica sweeps"
         );
-        let work = async { tokio::join!(sweep::run(&registry, held), keep::run(&registry, held)) };
+        let work = async {
+            tokio::join!(
+                sweep::run(&registry, held),
+                keep::run(&registry, held),
+                gc::run(&registry, held)
+            )
+        };
         tokio::select! {
             biased;
             () = lost(&registry, &mut changes, held) => {}
@@ -105,7 +111,7 @@ async fn take(registry: &Registry, seat: Seat) -> Result<Option<Revision>, Store
         ..Txn::default()
     };
     let cause = format!("replica {} is the {SWEEPER}", options.replica);
-    let fact = Fact::of_mesh("duty-taken", cause);
+    let fact = Fact::of_mesh("duty-taken", &cause);
     let result = registry.txn_told(txn, &[fact]).await?;
     Ok(result.succeeded.then_some(result.revision))
 }

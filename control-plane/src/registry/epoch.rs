@@ -3,20 +3,22 @@
 
 use heddle_proto::store::v1::{NodeRecord, Superseded};
 
-use super::{LeaseError, NodeIdentity};
+use super::{LeaseError, NodeIdentity, event::Fact};
 
 /// How many superseded processes a node remembers.
 const MAX_SUPERSEDED: usize = 8;
 
 /// A new process takes over at once. The same process keeps its epoch. One that was superseded comes back only
-/// when its successor does not live.
+/// when its successor does not live. A node without a record gets an epoch above `floor`: its record may have been
+/// forgotten, and a process of that time may still be about.
 pub(super) fn claim(
     held: Option<&NodeRecord>,
     holder_lives: bool,
     identity: &NodeIdentity,
+    floor: u64,
 ) -> Result<NodeRecord, LeaseError> {
     let (epoch, mut superseded) = match held {
-        None => (identity.epoch.max(1), Vec::new()),
+        None => (identity.epoch.max(floor + 1), Vec::new()),
         Some(held) if held.process_id == identity.process_id => {
             (held.epoch, held.superseded.clone())
         }
@@ -59,6 +61,44 @@ pub(super) fn claim(
     })
 }
 
+/// What a claim that was granted is worth telling; a session that resumes is not.
+pub(super) fn told(
+    held: Option<&NodeRecord>,
+    holder_lived: bool,
+    record: &NodeRecord,
+) -> Option<Fact> {
+    let (process, epoch) = (&record.process_id, record.epoch);
+    let who = format!("process {process} (epoch {epoch}) at {}", record.advertise);
+    let Some(held) = held else {
+        return Some(Fact::of_node(
+            "node-joined",
+            &record.name,
+            &format!("{who} came"),
+        ));
+    };
+    let before = format!("process {} (epoch {})", held.process_id, held.epoch);
+    let was = if held.suspect { "; it was suspect" } else { "" };
+    let (kind, cause) = match (held.process_id == record.process_id, holder_lived) {
+        (true, true) => return None,
+        (true, false) => (
+            "node-returned",
+            format!("{who} came back after its lease had ended{was}"),
+        ),
+        (false, false) => (
+            "node-returned",
+            format!("{who} came after the lease of {before} had ended{was}"),
+        ),
+        (false, true) => (
+            "node-superseded",
+            format!(
+                "{who} took the name from {before}, whose lease had not ended: it was restarted, or two nodes have \
+                 one name"
+            ),
+        ),
+    };
+    Some(Fact::of_node(kind, &record.name, &cause))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,16 +127,16 @@ mod tests {
 
     #[test]
     fn a_new_process_takes_over_and_the_old_one_waits_while_it_lives() {
-        let first = claim(None, false, &identity("p1", 0)).unwrap();
+        let first = claim(None, false, &identity("p1", 0), 0).unwrap();
         assert_eq!((first.epoch, &*first.process_id), (1, "p1"));
-        let second = claim(Some(&first), true, &identity("p2", 0)).unwrap();
+        let second = claim(Some(&first), true, &identity("p2", 0), 0).unwrap();
         assert_eq!((second.epoch, &*second.process_id), (2, "p2"));
         let old = identity("p1", 1);
         assert_eq!(
-            blocked_by(claim(Some(&second), true, &old)),
+            blocked_by(claim(Some(&second), true, &old, 0)),
             ("p2".into(), 2)
         );
-        let back = claim(Some(&second), false, &old).unwrap();
+        let back = claim(Some(&second), false, &old, 0).unwrap();
         assert_eq!((back.epoch, &*back.process_id), (3, "p1"));
         assert_eq!(
             back.superseded
@@ -109,37 +149,77 @@ mod tests {
 
     #[test]
     fn the_same_process_keeps_its_epoch() {
-        let mut held = claim(None, false, &identity("p1", 0)).unwrap();
+        let mut held = claim(None, false, &identity("p1", 0), 0).unwrap();
         held.suspect = true;
-        let again = claim(Some(&held), true, &identity("p1", 1)).unwrap();
+        let again = claim(Some(&held), true, &identity("p1", 1), 0).unwrap();
         assert_eq!((again.epoch, again.suspect), (1, false));
         // Its Welcome was lost: it does not know its epoch yet.
         assert_eq!(
-            claim(Some(&held), true, &identity("p1", 0)).unwrap().epoch,
+            claim(Some(&held), true, &identity("p1", 0), 0)
+                .unwrap()
+                .epoch,
             1
         );
     }
 
     #[test]
     fn an_old_process_that_nobody_remembers_waits_too() {
-        let mut held = claim(None, false, &identity("p0", 0)).unwrap();
+        let mut held = claim(None, false, &identity("p0", 0), 0).unwrap();
         for n in 1..20 {
-            held = claim(Some(&held), true, &identity(&format!("p{n}"), 0)).unwrap();
+            held = claim(Some(&held), true, &identity(&format!("p{n}"), 0), 0).unwrap();
         }
         assert_eq!((held.epoch, held.superseded.len()), (20, MAX_SUPERSEDED));
         assert_eq!(
-            blocked_by(claim(Some(&held), true, &identity("p0", 1))),
+            blocked_by(claim(Some(&held), true, &identity("p0", 1), 0)),
             ("p19".into(), 20)
         );
     }
 
     #[test]
     fn epochs_go_on_where_the_store_was_lost_or_set_back() {
-        assert_eq!(claim(None, false, &identity("p1", 7)).unwrap().epoch, 7);
-        let held = claim(None, false, &identity("p1", 0)).unwrap();
+        assert_eq!(claim(None, false, &identity("p1", 7), 0).unwrap().epoch, 7);
+        let held = claim(None, false, &identity("p1", 0), 0).unwrap();
         assert_eq!(
-            claim(Some(&held), true, &identity("p2", 9)).unwrap().epoch,
+            claim(Some(&held), true, &identity("p2", 9), 0)
+                .unwrap()
+                .epoch,
             10
         );
+    }
+
+    #[test]
+    fn a_forgotten_name_begins_above_all_that_may_still_be_about() {
+        let forgotten = claim(None, false, &identity("p1", 4), 0).unwrap().epoch;
+        let new = claim(None, false, &identity("p2", 0), forgotten).unwrap();
+        assert_eq!(new.epoch, 5);
+        let old = claim(Some(&new), true, &identity("p1", 4), 0);
+        assert_eq!(blocked_by(old), ("p2".into(), 5));
+    }
+
+    #[test]
+    fn it_is_told_who_came_and_from_whom() {
+        let check = |held: Option<&NodeRecord>, lived, record: &NodeRecord| {
+            told(held, lived, record).map(|fact| fact.said())
+        };
+        let first = claim(None, false, &identity("p1", 0), 0).unwrap();
+        let (kind, _) = check(None, false, &first).unwrap();
+        assert_eq!(kind, "node-joined");
+        assert_eq!(check(Some(&first), true, &first), None, "a resumed session");
+        let (kind, cause) = check(Some(&first), false, &first).unwrap();
+        assert_eq!(kind, "node-returned");
+        assert!(cause.contains("after its lease had ended"), "{cause}");
+        let second = claim(Some(&first), true, &identity("p2", 0), 0).unwrap();
+        let (kind, cause) = check(Some(&first), true, &second).unwrap();
+        assert_eq!(kind, "node-superseded");
+        let wanted =
+            "process p2 (epoch 2) at 10.0.0.1:15008 took the name from process p1 (epoch 1)";
+        assert!(cause.starts_with(wanted), "{cause}");
+        let suspect = NodeRecord {
+            suspect: true,
+            ..first
+        };
+        let (kind, cause) = check(Some(&suspect), false, &second).unwrap();
+        assert_eq!(kind, "node-returned");
+        assert!(cause.ends_with("it was suspect"), "{cause}");
     }
 }

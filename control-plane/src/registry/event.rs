@@ -43,22 +43,27 @@ pub(super) struct Fact {
 }
 
 impl Fact {
-    pub(super) fn of_node(kind: &'static str, node: &str, cause: String) -> Self {
+    pub(super) fn of_node(kind: &'static str, node: &str, cause: &str) -> Self {
         Self {
             node: node.to_owned(),
             ..Self::of_mesh(kind, cause)
         }
     }
 
-    pub(super) fn of_service(kind: &'static str, service: &str, cause: String) -> Self {
+    pub(super) fn of_service(kind: &'static str, service: &str, cause: &str) -> Self {
         Self {
             service: service.to_owned(),
             ..Self::of_mesh(kind, cause)
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn said(&self) -> (&'static str, String) {
+        (self.kind, self.cause.clone())
+    }
+
     /// It concerns no node and no service.
-    pub(super) fn of_mesh(kind: &'static str, cause: String) -> Self {
+    pub(super) fn of_mesh(kind: &'static str, cause: &str) -> Self {
         Self {
             kind,
             node: String::new(),

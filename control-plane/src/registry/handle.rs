@@ -209,6 +209,13 @@ impl Registry {
         })
     }
 
+    /// Nodes whose beats are remembered.
+    #[cfg(test)]
+    pub(super) fn beats(&self) -> usize {
+        self.late_here(Instant::now());
+        lock(&self.0.beats).len()
+    }
+
     /// How many nodes hold their lease, have something to lose, and could lapse soon: those that are late here, those
     /// that other replicas call late, and those whose replica has gone.
     pub(super) fn overdue(&self, now: Instant) -> usize {

@@ -15,6 +15,7 @@ mod event;
 mod view;
 mod handle;
 mod epoch;
+mod clash;
 mod lease;
 mod reach;
 mod presence;
@@ -24,12 +25,16 @@ mod sweep;
 mod service;
 mod idle;
 mod keep;
+mod gc;
 mod schema;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;
 
 pub use event::Event;
 pub use expiry::ExpiryOptions;
+pub use gc::GcOptions;
 pub use handle::{Registry, Subscription};
 pub use idle::IdleOptions;
 pub use instance::{Instance, InstanceKey, ServiceName};
@@ -39,9 +44,6 @@ pub use replica::Replica;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 pub use service::KnownService;
 pub use view::{Batch, View};
-
-/// Bytes of values in one transaction: etcd takes requests of 1.5 MiB.
-const MAX_TXN_BYTES: usize = 1 << 20;
 
 /// How the registry keeps its nodes.
 #[derive(Clone, Debug)]
@@ -60,6 +62,8 @@ pub struct RegistryOptions {
     pub expiry: ExpiryOptions,
     /// How long services without instances stay known.
     pub idle: IdleOptions,
+    /// How long other things stay that nobody uses.
+    pub gc: GcOptions,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
     /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests have others.
@@ -76,6 +80,7 @@ impl Default for RegistryOptions {
             renew_interval: Duration::from_secs(3),
             expiry: ExpiryOptions::default(),
             idle: IdleOptions::default(),
+            gc: GcOptions::default(),
             stop: CancellationToken::new(),
             wall_ms: event::wall_ms,
         }

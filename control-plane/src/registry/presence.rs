@@ -125,7 +125,7 @@ impl Presence {
         };
         let joined = Fact::of_mesh(
             "replica-joined",
-            format!("replica {} serves at {}", record.name, record.advertise),
+            &format!("replica {} serves at {}", record.name, record.advertise),
         );
         let result = registry.txn_told(txn, &[joined]).await;
         let succeeded = result.as_ref().is_ok_and(|result| result.succeeded);

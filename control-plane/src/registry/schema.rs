@@ -8,8 +8,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 
-use super::MAX_TXN_BYTES;
-use crate::store::{Compare, Op, Store, StoreError, Txn, keys};
+use crate::store::{Compare, MAX_TXN_BYTES, Op, Store, StoreError, Txn, keys};
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 

@@ -29,6 +29,8 @@ pub(super) async fn run(registry: &Registry, held: Held) {
     let known: Vec<_> =
         registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
     observe(registry, &mut expiry, &known);
+    // What the sweeper before this one knew of recent lapses is lost: it could have been a cut.
+    expiry.hold(now() + options.lease_ttl);
     loop {
         let due = async {
             match expiry.next() {
@@ -43,6 +45,9 @@ pub(super) async fn run(registry: &Registry, held: Held) {
                 observe(registry, &mut expiry, &nodes);
             }
             () = due => {}
+        }
+        if let Some(from) = registry.reach().judge_from(options.lease_ttl) {
+            expiry.hold(from.into_std());
         }
         let overdue = registry.overdue(now());
         for verdict in expiry.verdicts(now(), overdue) {
@@ -126,7 +131,7 @@ async fn remove(
     let fact = Fact::of_node(
         "node-expired",
         node,
-        format!("{cause}; its {instances} instances are removed"),
+        &format!("{cause}; its {instances} instances are removed"),
     );
     if !registry.txn_told(txn, &[fact]).await?.succeeded {
         return came_back(node);
@@ -160,7 +165,7 @@ async fn suspect(
     };
     let mut txn = about(held, node, vec![put]);
     txn.compare.push(compare);
-    let fact = Fact::of_node("node-suspect", node, cause.to_owned());
+    let fact = Fact::of_node("node-suspect", node, cause);
     if registry.txn_told(txn, &[fact]).await?.succeeded {
         tracing::warn!(
             event = "node-suspect",

@@ -116,6 +116,12 @@ pub(super) fn lost_lease(error: &LeaseError) -> Status {
             message,
             [("node", node.clone())],
         ),
+        LeaseError::Cut { node } => with_reason(
+            Code::Unavailable,
+            "STORE_AWAY",
+            message,
+            [("node", node.clone())],
+        ),
         LeaseError::Contended { .. } | LeaseError::Store(_) => Status::unavailable(message),
     }
 }

@@ -7,11 +7,13 @@ use heddle_proto::{
     status::v1::{
         GetMeshRequest, GetServiceRequest, Instance, ListProxiesRequest, ListProxiesResponse,
         ListServicesRequest, ListServicesResponse, Mesh, Node, Proxy, Service, TypeStatus,
+        WatchEventsRequest,
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
 use tonic::{Request, Response};
 
+use super::events::{self, Events};
 use crate::{
     registry::{self, Registry, ServiceName, View},
     snapshot::{ServiceContent, hidden_from_direct_clients},
@@ -37,6 +39,15 @@ pub fn service(registry: Registry, clients: Clients) -> MeshStatusServer<Status>
 
 #[tonic::async_trait]
 impl MeshStatus for Status {
+    type WatchEventsStream = Events;
+
+    async fn watch_events(
+        &self,
+        _: Request<WatchEventsRequest>,
+    ) -> Result<Response<Events>, tonic::Status> {
+        Ok(Response::new(events::watch(self.registry.clone())))
+    }
+
     async fn get_mesh(&self, _: Request<GetMeshRequest>) -> Result<Response<Mesh>, tonic::Status> {
         let clients = self.clients.len();
         let mut mesh = self.registry.read(mesh);

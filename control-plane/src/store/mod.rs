@@ -157,6 +157,14 @@ impl Op {
     }
 
     #[must_use]
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Self::Put { value, .. } => value.len(),
+            Self::Delete { .. } => 0,
+        }
+    }
+
+    #[must_use]
     pub fn key(&self) -> &Arc<str> {
         match self {
             Self::Put { key, .. } | Self::Delete { key } => key,

@@ -57,6 +57,8 @@ pub(crate) struct Expiry {
     lapsed: BTreeMap<Arc<str>, Lapsed>,
     /// Who lapsed when, within the last TTL.
     recent: VecDeque<(Instant, Arc<str>)>,
+    /// Nobody is judged before this.
+    held_until: Option<Instant>,
 }
 
 impl Expiry {
@@ -68,6 +70,22 @@ impl Expiry {
             alive: BTreeSet::new(),
             lapsed: BTreeMap::new(),
             recent: VecDeque::new(),
+            held_until: None,
+        }
+    }
+
+    /// Nobody is judged before `until`: who judges has just begun, or did not hear the store. Who lapsed of late, or
+    /// lapses until then, counts as lapsed at that moment: together.
+    pub(crate) fn hold(&mut self, until: Instant) {
+        if self.held_until.is_some_and(|held| held >= until) {
+            return;
+        }
+        self.held_until = Some(until);
+        for (at, _) in &mut self.recent {
+            *at = until;
+        }
+        for lapsed in self.lapsed.values_mut() {
+            lapsed.due = lapsed.due.max(until);
         }
     }
 
@@ -81,6 +99,7 @@ impl Expiry {
     /// The node has no lease, but still instances.
     pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: bool, now: Instant) {
         let was_alive = self.alive.remove(node);
+        let now = self.held_until.map_or(now, |held| now.max(held));
         match self.lapsed.get_mut(node) {
             Some(lapsed) if lapsed.suspect == suspect => {}
             // Carried out: it stays suspect for its time.

@@ -169,3 +169,48 @@ fn suspects_found_at_start_have_their_time_again() {
     assert_eq!(mesh.verdicts(599), [""; 0]);
     assert_eq!(mesh.verdicts(600), ["remove 0"]);
 }
+
+#[test]
+fn who_begins_to_judge_waits_and_what_lapsed_meanwhile_counts_together() {
+    let mut mesh = Mesh::new(10);
+    // It takes over at second 5: of the lapses before it knows only that they were.
+    mesh.lapse(0, 5);
+    let until = mesh.at(15);
+    mesh.expiry.hold(until);
+    mesh.lapse(1, 6);
+    assert_eq!(mesh.verdicts(7), [""; 0]);
+    mesh.lapse(2, 14);
+    assert_eq!(mesh.expiry.next(), Some(until));
+    assert_eq!(mesh.verdicts(14), [""; 0]);
+    assert_eq!(mesh.verdicts(15), ["suspect 0", "suspect 1", "suspect 2"]);
+
+    let mut mesh = Mesh::new(10);
+    let until = mesh.at(15);
+    mesh.expiry.hold(until);
+    mesh.lapse(0, 6);
+    mesh.lapse(1, 7);
+    mesh.expiry.on_alive(&name(1));
+    assert_eq!(mesh.verdicts(14), [""; 0]);
+    assert_eq!(
+        mesh.verdicts(15),
+        ["remove 0"],
+        "one that does not come back"
+    );
+    mesh.lapse(3, 30);
+    assert_eq!(mesh.verdicts(30), ["remove 3"], "then as ever");
+}
+
+#[test]
+fn while_the_store_is_away_nobody_is_judged() {
+    let mut mesh = Mesh::new(4);
+    mesh.lapse(0, 0);
+    for second in 0..60 {
+        let until = mesh.at(second + 10);
+        mesh.expiry.hold(until);
+        assert_eq!(mesh.verdicts(second), [""; 0]);
+    }
+    mesh.expiry.on_alive(&name(0));
+    mesh.lapse(1, 61);
+    assert_eq!(mesh.verdicts(68), [""; 0]);
+    assert_eq!(mesh.verdicts(69), ["remove 1"]);
+}

@@ -140,7 +140,7 @@ async fn forget(
 
 fn forgotten(key: &str) -> Fact {
     let service = key.strip_prefix(keys::SERVICES).unwrap_or(key);
-    let cause = "it has had no instance for long, or others had none for less long".to_owned();
+    let cause = "it has had no instance for long, or others had none for less long";
     Fact::of_service("service-forgotten", service, cause)
 }
 

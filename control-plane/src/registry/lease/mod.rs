@@ -2,20 +2,29 @@
 //! instances and its changes; out go durable revisions. Every write is under the condition that the lease is still
 //! this session's, so that no older process, no older stream and no node that was swept can overwrite a newer state.
 
-use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use heddle_proto::{
     control::v1::LocalInstance,
     store::v1::{AliveRecord, InstanceRecord, NodeRecord},
 };
 use prost::Message as _;
+use tokio::time::Instant;
 
-use super::{InstanceKey, KnownService, Registry, ServiceName, epoch, service};
-use crate::store::{Compare, KeyValue, LeaseId, MAX_TXN_OPS, Op, Revision, StoreError, Txn, keys};
+use super::{
+    InstanceKey, KnownService, Registry, ServiceName, clash, epoch, event::Fact, gc, service,
+};
+use crate::store::{
+    Compare, KeyValue, LeaseId, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, StoreError, Txn,
+    TxnResult, keys,
+};
 
 /// Writes in one transaction: each may bring the record of its service along.
 const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
+/// Pauses before a store that does not answer is asked again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts at a claim that others keep disturbing.
 const CLAIM_ATTEMPTS: usize = 8;
 
@@ -74,6 +83,10 @@ pub enum LeaseError {
     Replaced { node: String },
     #[error("others keep claiming node {node} at the same time; try again")]
     Contended { node: String },
+    #[error(
+        "this replica does not reach the store, and the lease of node {node} runs out: connect to another replica"
+    )]
+    Cut { node: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -88,13 +101,19 @@ pub struct NodeLease {
     /// When `alive/<node>` was written by this session.
     session: Revision,
     last: Revision,
+    /// When the lease was renewed last.
+    renewed: Instant,
 }
 
 impl NodeLease {
     /// Takes the node over, or resumes it if it was this process's.
     pub async fn claim(registry: &Registry, identity: &NodeIdentity) -> Result<Self, LeaseError> {
         for _ in 0..CLAIM_ATTEMPTS {
-            if let Some(lease) = Self::try_claim(registry, identity).await? {
+            let claimed = Self::try_claim(registry, identity).await;
+            if let Err(LeaseError::Superseded { .. }) = &claimed {
+                clash::tell(registry, identity).await;
+            }
+            if let Some(lease) = claimed? {
                 return Ok(lease);
             }
         }
@@ -114,13 +133,19 @@ impl NodeLease {
         let held = node
             .as_ref()
             .and_then(|node| NodeRecord::decode(node.value.clone()).ok());
-        let record = epoch::claim(held.as_ref(), alive.is_some(), identity)?;
+        // Read after the node: if that was forgotten a moment ago, the floor is above its epochs.
+        let floor = match &node {
+            None => gc::epoch_floor(store).await?,
+            Some(_) => 0,
+        };
+        let record = epoch::claim(held.as_ref(), alive.is_some(), identity, floor)?;
         let at =
             |item: &Option<KeyValue>| item.as_ref().map_or(Revision(0), |item| item.mod_revision);
         let compare = vec![
             Compare::unchanged(&node_key, at(&node)),
             Compare::unchanged(&alive_key, at(&alive)),
         ];
+        let begun = Instant::now();
         let lease = store.grant(registry.options().lease_ttl).await?;
         let here = AliveRecord {
             epoch: record.epoch,
@@ -131,13 +156,13 @@ impl NodeLease {
         if held.as_ref() != Some(&record) {
             then.push(Op::put(&node_key, record.encode_to_vec()));
         }
-        let result = store
-            .txn(Txn {
-                compare,
-                then,
-                ..Txn::default()
-            })
-            .await?;
+        let facts = epoch::told(held.as_ref(), alive.is_some(), &record);
+        let txn = Txn {
+            compare,
+            then,
+            ..Txn::default()
+        };
+        let result = registry.txn_told(txn, facts.as_slice()).await?;
         let unused = if result.succeeded {
             alive.and_then(|alive| alive.lease)
         } else {
@@ -160,6 +185,7 @@ impl NodeLease {
             lease,
             session: result.revision,
             last: result.revision,
+            renewed: begun,
         }))
     }
 
@@ -246,21 +272,52 @@ impl NodeLease {
         self.write(removals).await
     }
 
-    /// The node lives.
-    pub async fn beat(&self) -> Result<(), LeaseError> {
-        match self.registry.store().keep_alive(self.lease).await {
+    /// The node lives. While the store does not answer the session goes on: the node has lost nothing, and other
+    /// replicas would not hear the store either. But if there are others, it may be this one alone that is cut off: in
+    /// time before the lease ends the node is sent away.
+    pub async fn beat(&mut self) -> Result<(), LeaseError> {
+        let begun = Instant::now();
+        let result = self.registry.store().keep_alive(self.lease).await;
+        self.registry.on_store(&result);
+        match result {
             Ok(()) => {
+                self.renewed = begun;
                 self.registry.on_beat(&self.node, now());
                 Ok(())
             }
             Err(StoreError::LeaseNotFound(_)) => Err(self.why_lost().await?),
+            Err(StoreError::Unavailable { .. }) => self.wait_for_store(),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn wait_for_store(&self) -> Result<(), LeaseError> {
+        let ttl = self.registry.options().lease_ttl;
+        let has_others = self.registry.read(|view| view.replicas().nth(1).is_some());
+        if has_others && self.renewed.elapsed() > ttl * 3 / 5 {
+            let node = self.node.clone();
+            return Err(LeaseError::Cut { node });
+        }
+        Ok(())
     }
 
     /// The node goes for good: its instances leave at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
         self.replace_all(Vec::new()).await?;
+        let alive = keys::alive(&self.node);
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&alive, self.session)],
+            then: vec![Op::delete(&alive)],
+            ..Txn::default()
+        };
+        let (process, epoch) = (&self.process_id, self.epoch);
+        let cause = format!("process {process} (epoch {epoch}) said that it leaves");
+        let fact = Fact::of_node("node-left", &self.node, &cause);
+        let result = self.registry.txn_told(txn, &[fact]).await?;
+        if !result.succeeded {
+            return Err(self.why_lost().await?);
+        }
+        self.last = self.last.max(result.revision);
         match self.registry.store().revoke(self.lease).await {
             Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
             Err(error) => Err(error.into()),
@@ -281,40 +338,63 @@ impl NodeLease {
         }
     }
 
-    /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size.
+    /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size. A store that
+    /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
     async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
+        let mut left = transactions(writes);
+        let mut pause = FIRST_PAUSE;
+        while !left.is_empty() {
+            let results = self.try_write(&left).await;
+            if results.iter().flatten().any(|result| !result.succeeded) {
+                return Err(self.why_lost().await?);
+            }
+            let mut undone = Vec::new();
+            for (then, result) in left.into_iter().zip(results) {
+                self.registry.on_store(&result);
+                match result {
+                    Ok(result) => self.last = self.last.max(result.revision),
+                    // It may be done or not: done twice it is the same.
+                    Err(StoreError::Unavailable { .. }) => undone.push(then),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            left = undone;
+            if !left.is_empty() {
+                self.wait_for_store()?;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+        }
+        Ok(self.last)
+    }
+
+    async fn try_write(&mut self, transactions: &[Vec<Op>]) -> Vec<Result<TxnResult, StoreError>> {
+        let registry = self.registry.clone();
         let alive = keys::alive(&self.node);
-        let store = self.registry.store();
-        let txns = transactions(writes).into_iter().map(|then| {
-            let compare = vec![Compare::unchanged(&alive, self.session)];
-            store.txn(Txn {
-                compare,
-                then,
+        let txns = transactions.iter().map(|then| {
+            registry.store().txn(Txn {
+                compare: vec![Compare::unchanged(&alive, self.session)],
+                then: then.clone(),
                 ..Txn::default()
             })
         });
-        let results = self.kept_during(try_join_all(txns)).await?;
-        if results.iter().any(|result| !result.succeeded) {
-            return Err(self.why_lost().await?);
-        }
-        self.last = results
-            .iter()
-            .map(|result| result.revision)
-            .fold(self.last, Revision::max);
-        Ok(self.last)
+        let all = join_all(txns);
+        self.kept_during(all).await
     }
 
     /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
     /// node that is late.
-    async fn kept_during<T>(&self, work: impl Future<Output = T>) -> T {
+    async fn kept_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         let every = self.registry.options().renew_interval;
         loop {
             if let Ok(done) = tokio::time::timeout(every, &mut work).await {
                 return done;
             }
+            let begun = Instant::now();
             // If the lease has gone the writes say so.
             if self.registry.store().keep_alive(self.lease).await.is_ok() {
+                self.renewed = begun;
                 self.registry.on_beat(&self.node, now());
             }
         }
@@ -348,33 +428,68 @@ impl NodeLease {
 fn transactions(writes: Vec<Write>) -> Vec<Vec<Op>> {
     let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
     let mut transactions = Vec::new();
-    let mut writes = writes.into_iter().peekable();
-    while writes.peek().is_some() {
-        let mut records = BTreeMap::new();
-        let mut ops = Vec::new();
-        for Write { op, record } in writes.by_ref().take(WRITES_PER_TXN) {
-            ops.push(op);
-            let Some((service, told)) = record else {
-                continue;
+    let mut open = Open::default();
+    for Write { op, record } in writes {
+        let known = record.map(|(service, told)| {
+            let known = match written.get(&service) {
+                Some(known) => known.followed_by(told),
+                None => told,
             };
-            let known = written
-                .get(&service)
-                .map(|known| known.followed_by(told.clone()));
-            let known = known.unwrap_or(told);
-            if written.get(&service) != Some(&known) {
-                records.insert(keys::service(&service), known.record());
-                written.insert(service, known);
-            }
+            (service, known)
+        });
+        let news = known.filter(|(service, known)| written.get(service) != Some(known));
+        let record = news.map(|(service, known)| {
+            let record = known.record().encode_to_vec();
+            let key = keys::service(&service);
+            written.insert(service, known);
+            Op::put(&key, record)
+        });
+        let bytes = op.value_bytes() + record.as_ref().map_or(0, Op::value_bytes);
+        if open.is_full(bytes) {
+            transactions.push(std::mem::take(&mut open).ops());
         }
-        let records = records.into_iter();
-        ops.extend(records.map(|(key, record)| Op::put(&key, record.encode_to_vec())));
-        transactions.push(ops);
+        open.add(op, record, bytes);
+    }
+    if open.writes > 0 {
+        transactions.push(open.ops());
     }
     transactions
 }
 
+/// A transaction that is being filled.
+#[derive(Default)]
+struct Open {
+    writes: usize,
+    bytes: usize,
+    ops: Vec<Op>,
+    /// Records of services by their keys: of two in one transaction the later one counts.
+    records: BTreeMap<Arc<str>, Op>,
+}
+
+impl Open {
+    fn is_full(&self, more_bytes: usize) -> bool {
+        self.writes == WRITES_PER_TXN
+            || (self.writes > 0 && self.bytes + more_bytes > MAX_TXN_BYTES)
+    }
+
+    fn add(&mut self, op: Op, record: Option<Op>, bytes: usize) {
+        self.writes += 1;
+        self.bytes += bytes;
+        self.ops.push(op);
+        if let Some(record) = record {
+            self.records.insert(Arc::clone(record.key()), record);
+        }
+    }
+
+    fn ops(self) -> Vec<Op> {
+        let mut ops = self.ops;
+        ops.extend(self.records.into_values());
+        ops
+    }
+}
+
 fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
+    Instant::now().into_std()
 }
 
 #[cfg(test)]

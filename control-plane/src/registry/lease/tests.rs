@@ -341,3 +341,21 @@ fn what_does_not_go_into_one_transaction_has_each_record_once() {
     let all: usize = transactions.iter().map(Vec::len).sum();
     assert_eq!(all, 303);
 }
+
+#[test]
+fn what_is_large_goes_in_several_transactions() {
+    let write = |n: usize| {
+        let (key, mut local) = instance("a", &format!("users/{n}"));
+        local.health_reason = "x".repeat(MAX_TXN_BYTES / 3);
+        Write {
+            op: Op::put(&keys::instance(&key), local.encode_to_vec()),
+            record: Some((key.service, KnownService::of_local(&local))),
+        }
+    };
+    let transactions = transactions((0..10).map(write).collect());
+    assert_eq!(transactions.len(), 5, "two in each");
+    for ops in &transactions {
+        let bytes: usize = ops.iter().map(Op::value_bytes).sum();
+        assert!(bytes <= MAX_TXN_BYTES, "{bytes}");
+    }
+}

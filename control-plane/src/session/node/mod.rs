@@ -69,8 +69,8 @@ struct Session {
     /// Descriptors that this node was asked for; others are not taken.
     wanted: std::collections::HashSet<String>,
     queries: JoinSet<()>,
-    /// When the lease was renewed last.
-    renewed: Instant,
+    /// When it was tried last to renew the lease.
+    tried: Instant,
 }
 
 /// Changes that are written together.
@@ -102,7 +102,13 @@ impl Session {
                     if messages.is_empty() {
                         return Err(End::Closed);
                     }
-                    self.on_messages(messages).await?;
+                    let given_up = given_up(self.answers.clone(), self.registry.options().lease_ttl);
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return Err(stopping().into()),
+                        () = given_up => return Err(End::Closed),
+                        done = self.on_messages(messages) => done?,
+                    }
                 }
             }
         }
@@ -129,9 +135,7 @@ impl Session {
     async fn on_messages(&mut self, messages: Vec<Result<NodeMessage, Status>>) -> Result<(), End> {
         let mut together = Together::default();
         // Whatever it says, it lives: beats stand behind long uploads.
-        if self.renewed.elapsed() >= self.registry.options().renew_interval / 2 {
-            self.renew().await?;
-        }
+        self.renew().await?;
         for message in messages {
             let message = match message {
                 Ok(message) => message.message,
@@ -209,9 +213,12 @@ impl Session {
         Ok(())
     }
 
+    /// Beats that waited together are one: each costs a request to the store.
     async fn renew(&mut self) -> Result<(), End> {
-        self.lease.beat().await?;
-        self.renewed = Instant::now();
+        if self.tried.elapsed() >= self.registry.options().renew_interval / 2 {
+            self.lease.beat().await?;
+            self.tried = Instant::now();
+        }
         Ok(())
     }
 
@@ -311,6 +318,13 @@ impl Session {
             }
         }
     }
+}
+
+/// A write may wait for a store that does not answer. Once its node has gone it is waited for only for as long as the
+/// lease could live.
+async fn given_up(answers: mpsc::Sender<Answer>, lease_ttl: Duration) {
+    answers.closed().await;
+    tokio::time::sleep(lease_ttl).await;
 }
 
 fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Message {

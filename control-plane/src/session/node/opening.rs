@@ -120,6 +120,7 @@ impl Opening {
             biased;
             // Its agent gave up and dials anew: this Hello is older than the one that comes, and must not replace it.
             () = answers.closed() => return Err(End::Closed),
+            () = stop.cancelled() => return Err(stopping().into()),
             opened = self.welcome(hello) => opened?,
         };
         let end = session.run(inbound, stop).await;
@@ -178,7 +179,7 @@ impl Opening {
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
             // The claim was a while ago: the first message renews it.
-            renewed: opened,
+            tried: opened,
         };
         session
             .answer(control_message::Message::Welcome(welcome))

@@ -1,0 +1,150 @@
+//! Removes what nobody needs any longer: descriptors that no service names, records of nodes that have gone for long,
+//! events over their number. In come the view and the time; out go transactions of who is the sweeper, in small steps.
+//! Nothing that somebody uses may go: descriptors are condemned first, and whoever needs them brings them again.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Registry, View,
+    duty::Held,
+    event::{Fact, MAX_EVENTS},
+};
+use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
+
+mod aged;
+mod nodes;
+mod schemas;
+
+use aged::Aged;
+pub(super) use nodes::epoch_floor;
+
+/// How long things stay that nobody uses.
+#[derive(Clone, Debug)]
+pub struct GcOptions {
+    /// How often it is looked. Default 5 min.
+    pub look: Duration,
+    /// Descriptors that no instance and no service names go after so long. Default 1 h.
+    pub schemas_after: Duration,
+    /// Of more such descriptors the oldest go earlier. Default 1,000.
+    pub max_unused_schemas: usize,
+    /// The record of a node that has gone is forgotten after so long; counted anew by each sweeper. Default 7 days.
+    pub nodes_after: Duration,
+    /// Of more nodes that have gone the oldest are forgotten. Default 10,000.
+    pub max_gone_nodes: usize,
+}
+
+impl Default for GcOptions {
+    fn default() -> Self {
+        Self {
+            look: Duration::from_secs(300),
+            schemas_after: Duration::from_secs(3600),
+            max_unused_schemas: 1000,
+            nodes_after: Duration::from_secs(7 * 24 * 3600),
+            max_gone_nodes: 10_000,
+        }
+    }
+}
+
+pub(super) async fn run(registry: &Registry, held: Held) {
+    let mut collector = Collector {
+        registry,
+        held,
+        unused: Aged::default(),
+        condemned: Aged::default(),
+        parts: Aged::default(),
+        gone: Aged::default(),
+    };
+    let look = registry.options().gc.look;
+    let mut changes = registry.subscribe();
+    let mut next = tokio::time::Instant::now() + look;
+    loop {
+        let looked = tokio::time::timeout_at(next, changes.next()).await;
+        let result = match looked {
+            Ok(batch) if batch.events => collector.trim_events().await,
+            Ok(_) => Ok(()),
+            Err(_) => {
+                next = tokio::time::Instant::now() + look;
+                collector.look().await
+            }
+        };
+        registry.on_store(&result);
+        if let Err(error) = result {
+            tracing::warn!(%error, "what nobody needs cannot be removed yet");
+        }
+    }
+}
+
+struct Collector<'a> {
+    registry: &'a Registry,
+    held: Held,
+    unused: Aged<Arc<str>>,
+    condemned: Aged<Arc<str>>,
+    /// Parts of descriptors whose whole is not there, by key.
+    parts: Aged<Arc<str>>,
+    gone: Aged<Arc<str>>,
+}
+
+impl Collector<'_> {
+    async fn look(&mut self) -> Result<(), StoreError> {
+        self.look_at_schemas().await?;
+        self.look_at_parts().await?;
+        self.look_at_nodes().await?;
+        self.trim_events().await
+    }
+
+    /// Over the number the oldest go, some more at a time: else each new event would cost a transaction.
+    async fn trim_events(&self) -> Result<(), StoreError> {
+        loop {
+            let old: Vec<Op> = self.registry.read(|view| {
+                let too_many = view.events().len().saturating_sub(MAX_EVENTS);
+                let spare = if too_many > 0 { MAX_TXN_OPS / 2 } else { 0 };
+                view.events()
+                    .take((too_many + spare).min(MAX_TXN_OPS))
+                    .map(|event| Op::delete(&keys::event(&event.id)))
+                    .collect()
+            });
+            if old.is_empty() || !self.write(vec![], old, &[]).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// False: this replica is not the sweeper any longer, or what it looked at has changed.
+    async fn write(
+        &self,
+        mut compare: Vec<Compare>,
+        then: Vec<Op>,
+        facts: &[Fact],
+    ) -> Result<bool, StoreError> {
+        compare.push(self.held.compare());
+        let txn = Txn {
+            compare,
+            then,
+            ..Txn::default()
+        };
+        let result = self.registry.txn_told(txn, facts).await?;
+        self.registry.reached(result.revision).await;
+        Ok(result.succeeded)
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Descriptors that an instance or the record of a service names.
+fn named(view: &View) -> BTreeSet<Arc<str>> {
+    let services: Vec<_> = view.services().collect();
+    let of_instances = services
+        .iter()
+        .flat_map(|service| view.instances(service))
+        .filter_map(|instance| instance.schema_sha256.clone());
+    let of_services = services
+        .iter()
+        .filter_map(|service| view.recorded(service)?.schema_sha256.clone());
+    of_instances.chain(of_services).collect()
+}

@@ -1,0 +1,104 @@
+//! Descriptors that nobody names. They are condemned first, so that the store does not "hold" them any longer: who needs
+//! them from then on is asked for them again, which acquits them. One look later those that still nobody names go. So a
+//! registration that is under way meanwhile never loses what it counts on.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Collector, Fact, named, now};
+use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
+
+impl Collector<'_> {
+    pub(super) async fn look_at_schemas(&mut self) -> Result<(), StoreError> {
+        let (unused, condemned, acquitted) = self.registry.read(|view| {
+            let named = named(view);
+            let unused: BTreeSet<_> = view.schemas().cloned().collect();
+            let unused: BTreeSet<_> = unused.difference(&named).cloned().collect();
+            let (condemned, acquitted): (BTreeSet<_>, BTreeSet<_>) = view
+                .condemned()
+                .iter()
+                .cloned()
+                .partition(|sha256| !named.contains(sha256));
+            (unused, condemned, acquitted)
+        });
+        let options = self.registry.options().gc.clone();
+        self.unused.observe(unused, now());
+        self.condemned.observe(condemned.clone(), now());
+        let due = self
+            .unused
+            .due(now(), options.schemas_after, options.max_unused_schemas);
+        let due: Vec<_> = due
+            .into_iter()
+            .filter(|sha256| !condemned.contains(sha256))
+            .collect();
+        for some in due.chunks(MAX_TXN_OPS) {
+            let marks = some.iter().map(|it| Op::put(&keys::condemned(it), ""));
+            self.write(vec![], marks.collect(), &[]).await?;
+        }
+        let acquitted: Vec<_> = acquitted.into_iter().collect();
+        for some in acquitted.chunks(MAX_TXN_OPS) {
+            let marks = some.iter().map(|it| Op::delete(&keys::condemned(it)));
+            self.write(vec![], marks.collect(), &[]).await?;
+        }
+        for sha256 in self.condemned.due(now(), options.look, usize::MAX) {
+            self.remove(&sha256).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, sha256: &Arc<str>) -> Result<(), StoreError> {
+        let store = self.registry.store();
+        let key = keys::condemned(sha256);
+        let Some(mark) = store.get(&key).await? else {
+            return Ok(());
+        };
+        // It may have been named since this look began.
+        if self.registry.read(|view| named(view).contains(sha256)) {
+            return Ok(());
+        }
+        let parts = store.range_keys(&keys::schema_parts(sha256), None).await?;
+        let mut then = vec![Op::delete(&keys::schema(sha256)), Op::delete(&key)];
+        then.extend(parts.items.iter().map(|part| Op::delete(&part.key)));
+        let cause =
+            format!("no instance and no service has named the descriptors {sha256} for long");
+        let fact = Fact::of_mesh("schema-removed", &cause);
+        let compare = vec![Compare::unchanged(&key, mark.mod_revision)];
+        if self.write(compare, then, &[fact]).await? {
+            tracing::info!(
+                event = "schema-removed",
+                %sha256,
+                "descriptors that nobody names are removed"
+            );
+        }
+        Ok(())
+    }
+
+    /// Parts without their whole: of an upload that broke off.
+    pub(super) async fn look_at_parts(&mut self) -> Result<(), StoreError> {
+        let found = self
+            .registry
+            .store()
+            .range_keys(keys::SCHEMAS, None)
+            .await?;
+        let wholes: BTreeSet<&str> = found.items.iter().map(|item| &*item.key).collect();
+        let whole_of = |key: &str| key.rsplit_once('/').map(|(whole, _)| whole.to_owned());
+        let is_orphan = |key: &Arc<str>| {
+            keys::parse(key).is_none()
+                && whole_of(key).is_some_and(|whole| !wholes.contains(whole.as_str()))
+        };
+        let keys = found.items.iter().map(|item| &item.key);
+        let orphans = keys.filter(|key| is_orphan(key)).cloned().collect();
+        self.parts.observe(orphans, now());
+        let options = &self.registry.options().gc;
+        let due = self
+            .parts
+            .due(now(), options.look, options.max_unused_schemas);
+        for key in due {
+            let Some(whole) = whole_of(&key) else {
+                continue;
+            };
+            let compare = vec![Compare::absent(&whole)];
+            self.write(compare, vec![Op::delete(&key)], &[]).await?;
+        }
+        Ok(())
+    }
+}

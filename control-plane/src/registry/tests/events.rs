@@ -1,0 +1,171 @@
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    registry::{
+        NodeLease, RegistryOptions,
+        event::{Fact, MAX_EVENTS},
+        fixture::{Fixture, identity, instance, names, until, within},
+    },
+    store::{Op, Txn, keys},
+};
+
+fn kinds(fixture: &Fixture) -> Vec<String> {
+    fixture.registry.read(|view| {
+        let of_nodes = view.events().filter(|event| !event.record.node.is_empty());
+        of_nodes.map(|event| event.record.kind.clone()).collect()
+    })
+}
+
+async fn claim(fixture: &Fixture, process: &str) -> NodeLease {
+    let mut lease = NodeLease::claim(&fixture.registry, &identity("a", process))
+        .await
+        .unwrap();
+    let set = vec![instance("a", "users/u1")];
+    let revision = lease.replace_all(set).await.unwrap();
+    fixture.registry.reached(revision).await;
+    lease
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction() {
+    let fixture = Fixture::with_ttl(Duration::from_secs(2)).await;
+    let lease = claim(&fixture, "p1").await;
+    let store = fixture.registry.store();
+    let event = fixture.registry.read(|view| {
+        let event = view.events().find(|it| it.record.kind == "node-joined");
+        keys::event(&event.unwrap().id)
+    });
+    let told = store.get(&event).await.unwrap().unwrap();
+    assert_eq!(told.mod_revision, lease.session());
+    drop(lease);
+    fixture.until(|view| names(view).is_empty()).await;
+    fixture.registry.read(|view| {
+        let last = view.events().next_back().unwrap();
+        assert_eq!(last.record.kind, "node-expired");
+        let cause = &last.record.cause;
+        assert!(
+            cause.contains("no beat for 2s") && cause.contains("its 1 instances are removed"),
+            "{cause}"
+        );
+        assert_eq!(
+            (last.record.node.as_str(), last.record.replica.as_str()),
+            ("a", "control")
+        );
+    });
+    drop(claim(&fixture, "p1").await);
+    let mut second = claim(&fixture, "p2").await;
+    second.leave().await.unwrap();
+    let all = [
+        "node-joined",
+        "node-expired",
+        "node-returned",
+        "node-superseded",
+        "node-left",
+    ];
+    fixture.until(|_| kinds(&fixture) == all).await;
+}
+
+#[tokio::test]
+async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let before = registry.store().counters().leases;
+    for n in 0..=MAX_EVENTS {
+        let fact = Fact::of_node("test", &format!("n{n}"), "of a test");
+        let then = vec![Op::put("key", n.to_string())];
+        let txn = Txn {
+            then,
+            ..Txn::default()
+        };
+        registry.txn_told(txn, &[fact]).await.unwrap();
+    }
+    fixture
+        .until(|view| {
+            let newest = view.events().next_back();
+            let is_last = |id: &str| id == format!("n{MAX_EVENTS}");
+            view.events().len() <= MAX_EVENTS
+                && newest.is_some_and(|event| is_last(&event.record.node))
+        })
+        .await;
+    let found = registry
+        .store()
+        .range_keys(keys::EVENTS, None)
+        .await
+        .unwrap();
+    assert!(found.items.len() <= MAX_EVENTS);
+    assert!(found.items.iter().all(|item| item.lease.is_some()));
+    assert_eq!(
+        registry.store().counters().leases,
+        before,
+        "they share a lease"
+    );
+    // The lease is lost: the next event has a new one.
+    let lease = found.items[0].lease.unwrap();
+    registry.store().revoke(lease).await.unwrap();
+    claim(&fixture, "p1").await;
+    fixture
+        .until(|view| {
+            let kinds = view.events().map(|event| event.record.kind.as_str());
+            kinds.eq(["node-joined"])
+        })
+        .await;
+}
+
+/// A clock on the wall that jumps back an hour each time it is asked.
+fn jumping() -> u64 {
+    static HOURS: AtomicU64 = AtomicU64::new(500_000);
+    HOURS.fetch_sub(1, Ordering::Relaxed) * 3_600_000
+}
+
+#[tokio::test]
+async fn jumps_of_the_clock_change_nothing_but_the_times_of_events() {
+    let options = RegistryOptions {
+        wall_ms: jumping,
+        lease_ttl: Duration::from_secs(2),
+        renew_interval: Duration::from_millis(600),
+        ..RegistryOptions::default()
+    };
+    let fixture = Fixture::with_options(tempfile::tempdir().unwrap(), options).await;
+    let mut lease = claim(&fixture, "p1").await;
+    within(async {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(500)).await; // twice the TTL: time itself is what is tested
+            lease.beat().await.unwrap();
+        }
+    })
+    .await;
+    assert_eq!(fixture.registry.read(names).len(), 1, "it beats, it stays");
+    drop(lease);
+    until(&fixture.registry, |view| names(view).is_empty()).await;
+    let kinds = kinds(&fixture);
+    assert_eq!(kinds.len(), 2, "{kinds:?}");
+}
+
+/// No room but that of events reads the clock on the wall.
+#[test]
+fn only_events_know_the_time_of_day() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![source.clone()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let words = [concat!("System", "Time"), concat!("UNIX", "_EPOCH")];
+            if words.iter().any(|word| text.contains(word)) {
+                let name = path.strip_prefix(&source).unwrap();
+                found.push(name.display().to_string());
+            }
+        }
+    }
+    assert_eq!(found, ["registry/event.rs"]);
+}

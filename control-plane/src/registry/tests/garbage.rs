@@ -1,0 +1,179 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    registry::{
+        GcOptions, IdleOptions, NodeIdentity, NodeLease, Registry, RegistryOptions,
+        fixture::{Fixture, identity, instance, until, within},
+    },
+    store::{MAX_TXN_BYTES, keys},
+};
+
+/// Looks often, and forgets what nobody has used for a moment.
+async fn tidy() -> Fixture {
+    let gc = GcOptions {
+        look: Duration::from_millis(100),
+        schemas_after: Duration::from_millis(300),
+        nodes_after: Duration::from_millis(300),
+        ..GcOptions::default()
+    };
+    let idle = IdleOptions {
+        forget_after: Duration::from_millis(300),
+        ..IdleOptions::default()
+    };
+    let options = RegistryOptions {
+        lease_ttl: Duration::from_secs(600),
+        gc,
+        idle,
+        ..RegistryOptions::default()
+    };
+    Fixture::with_options(tempfile::tempdir().unwrap(), options).await
+}
+
+fn descriptors(name: &str, bytes: usize) -> (String, Bytes) {
+    let file = FileDescriptorProto {
+        name: Some(name.to_owned()),
+        package: Some("x".repeat(bytes)),
+        ..FileDescriptorProto::default()
+    };
+    let bytes: Bytes = FileDescriptorSet { file: vec![file] }
+        .encode_to_vec()
+        .into();
+    let sha256 = Sha256::digest(&bytes);
+    let sha256 = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    (sha256, bytes)
+}
+
+async fn with_schema(registry: &Registry, node: &str, sha256: &str) -> NodeLease {
+    let (key, mut local) = instance(node, "users/u1");
+    local.schema_sha256 = sha256.to_owned();
+    let mut lease = NodeLease::claim(registry, &identity(node, "p1"))
+        .await
+        .unwrap();
+    let revision = lease.replace_all(vec![(key, local)]).await.unwrap();
+    registry.reached(revision).await;
+    lease
+}
+
+#[tokio::test]
+async fn descriptors_that_a_value_does_not_hold_lie_in_parts_and_come_back_whole() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let (sha256, bytes) = descriptors("large.proto", 3 * MAX_TXN_BYTES);
+    registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
+    registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
+    fixture.until(|view| view.has_schema(&sha256)).await;
+    assert_eq!(registry.schema(&sha256).await.unwrap(), bytes);
+    let found = registry.store().range(keys::SCHEMAS, None).await.unwrap();
+    assert!(found.items.len() > 3, "{}", found.items.len());
+    let longest = found.items.iter().map(|item| item.value.len()).max();
+    assert!(longest.unwrap() <= MAX_TXN_BYTES);
+    registry.read(|view| assert_eq!(view.schemas().count(), 1, "a part is no content"));
+    // A part is lost: nothing is better than a torn half.
+    let part = keys::schema_part(&sha256, 1);
+    registry.store().delete(&part).await.unwrap();
+    assert_eq!(registry.schema(&sha256).await, None);
+}
+
+#[tokio::test]
+async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
+    let fixture = tidy().await;
+    let registry = &fixture.registry;
+    let (used, used_bytes) = descriptors("used.proto", 10);
+    let (unused, unused_bytes) = descriptors("unused.proto", MAX_TXN_BYTES * 2);
+    registry.keep_schema(&used, used_bytes).await.unwrap();
+    registry.keep_schema(&unused, unused_bytes).await.unwrap();
+    let mut lease = with_schema(registry, "a", &used).await;
+    until(registry, |view| {
+        view.schemas().map(ToString::to_string).eq([used.clone()])
+    })
+    .await;
+    let left = registry
+        .store()
+        .range_keys(keys::SCHEMAS, None)
+        .await
+        .unwrap();
+    assert_eq!(left.items.len(), 1, "its parts are gone too");
+    assert!(registry.read(|view| {
+        let event = view.events().find(|it| it.record.kind == "schema-removed");
+        event.is_some_and(|event| event.record.cause.contains(&unused))
+    }));
+    // The service stays known for a while, and with it its descriptors; then both go.
+    lease.leave().await.unwrap();
+    until(registry, |view| {
+        view.schemas().next().is_none() && view.condemned().is_empty()
+    })
+    .await;
+    let service = crate::registry::fixture::service("users");
+    assert!(registry.read(|view| view.recorded(&service).is_none()));
+}
+
+#[tokio::test]
+async fn condemned_descriptors_are_asked_for_again_and_acquitted() {
+    let fixture = tidy().await;
+    let registry = &fixture.registry;
+    let (sha256, bytes) = descriptors("late.proto", 10);
+    registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
+    until(registry, |view| !view.condemned().is_empty()).await;
+    assert!(!registry.read(|view| view.has_schema(&sha256)));
+    registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
+    let _lease = with_schema(registry, "a", &sha256).await;
+    until(registry, |view| view.has_schema(&sha256)).await;
+    // One whose registration was under way when they were condemned does not know; the next look does.
+    registry
+        .store()
+        .put(&keys::condemned(&sha256), Bytes::new())
+        .await
+        .unwrap();
+    until(registry, |view| !view.has_schema(&sha256)).await;
+    until(registry, |view| view.has_schema(&sha256)).await;
+    assert_eq!(registry.schema(&sha256).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn parts_of_an_upload_that_broke_off_are_removed() {
+    let fixture = tidy().await;
+    let store = fixture.registry.store();
+    store
+        .put("schema/00ff/0", Bytes::from_static(b"part"))
+        .await
+        .unwrap();
+    within(async {
+        while store.get("schema/00ff/0").await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_has_gone_for_long_is_forgotten_but_not_that_its_old_process_is_old() {
+    let fixture = tidy().await;
+    let registry = &fixture.registry;
+    for process in ["p1", "p2", "p3"] {
+        let lease = NodeLease::claim(registry, &identity("a", process)).await;
+        drop(lease.unwrap());
+    }
+    let mut third = NodeLease::claim(registry, &identity("a", "p3"))
+        .await
+        .unwrap();
+    assert_eq!(third.epoch(), 3);
+    let revision = third.leave().await.unwrap();
+    registry.reached(revision).await;
+    fixture.until(|view| view.node("a").is_none()).await;
+
+    let new = NodeLease::claim(registry, &identity("a", "p4"))
+        .await
+        .unwrap();
+    assert_eq!(new.epoch(), 4, "above all that was");
+    let old = NodeIdentity {
+        epoch: 3,
+        ..identity("a", "p3")
+    };
+    let refused = NodeLease::claim(registry, &old).await.err().unwrap();
+    assert!(refused.to_string().contains("p4"), "{refused}");
+}

@@ -1,0 +1,115 @@
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use crate::registry::{
+    ExpiryOptions, GcOptions, IdleOptions, NodeLease, Registry, RegistryOptions,
+    event::MAX_EVENTS,
+    fixture::{Fixture, identity, instance, names},
+};
+
+/// Nodes at once: they share commits, else each cycle would wait for the disk alone.
+const NODES: usize = 64;
+const CYCLES: usize = 10_000;
+
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// One life of a node: it comes, changes, and leaves, or is killed in any moment.
+async fn cycle(registry: &Registry, node: usize, n: usize, rng: &mut StdRng) {
+    let name = format!("n{node}");
+    let killed_after = rng.random_range(0..4);
+    let who = identity(&name, &format!("p{n}"));
+    let Ok(mut lease) = NodeLease::claim(registry, &who).await else {
+        panic!("nobody else claims {name}");
+    };
+    if killed_after == 0 {
+        return;
+    }
+    let set = (0..3).map(|id| instance(&name, &format!("users/u{id}")));
+    lease.replace_all(set.collect()).await.unwrap();
+    if killed_after == 1 {
+        return;
+    }
+    lease
+        .replace_all(vec![instance(&name, "users/u1")])
+        .await
+        .unwrap();
+    if killed_after == 2 {
+        // In the middle of a write: the wish is dropped at some point of it.
+        let leave = lease.leave();
+        let moment = Duration::from_micros(rng.random_range(0..2000));
+        let _ = tokio::time::timeout(moment, leave).await;
+        return;
+    }
+    lease.leave().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_cycles_with_random_kills_leak_nothing() {
+    let options = RegistryOptions {
+        lease_ttl: Duration::from_secs(2),
+        renew_interval: Duration::from_millis(600),
+        // Nodes that die all at once are meant here.
+        expiry: ExpiryOptions {
+            mass_nodes: usize::MAX,
+            ..ExpiryOptions::default()
+        },
+        idle: IdleOptions {
+            forget_after: Duration::from_millis(500),
+            ..IdleOptions::default()
+        },
+        gc: GcOptions {
+            look: Duration::from_millis(200),
+            nodes_after: Duration::from_millis(500),
+            ..GcOptions::default()
+        },
+        ..RegistryOptions::default()
+    };
+    let fixture = Fixture::with_options(tempfile::tempdir().unwrap(), options).await;
+    let registry = &fixture.registry;
+    let seed = 5;
+    let run = |from: usize, to: usize| {
+        let nodes = (0..NODES).map(move |node| {
+            let registry = registry.clone();
+            tokio::spawn(async move {
+                let mut rng = StdRng::seed_from_u64(seed + (node * CYCLES + from) as u64);
+                for n in (from + node..to).step_by(NODES) {
+                    cycle(&registry, node, n, &mut rng).await;
+                }
+            })
+        });
+        join_all(nodes)
+    };
+    let store = registry.store();
+    // The first tenth fills what stays: pools, tables, the history of the store.
+    for done in run(0, CYCLES / 10).await {
+        done.unwrap();
+    }
+    let (resident, before) = (resident_bytes(), store.counters());
+    for done in run(CYCLES / 10, CYCLES).await {
+        done.unwrap();
+    }
+    let grown = resident_bytes().saturating_sub(resident);
+    let changes = store.counters().changes - before.changes;
+    assert!(changes > CYCLES as u64, "{changes}");
+    fixture
+        .until(|view| names(view).is_empty() && view.nodes().next().is_none())
+        .await;
+    fixture.until(|view| view.services().next().is_none()).await;
+    assert_eq!(fixture.keys_of_nodes().await, ["epoch-floor"]);
+    let after = store.counters();
+    // The replica's own, and those of the events of the last hour: one per ten minutes.
+    assert!(after.leases <= 3, "{after:?}");
+    assert!(after.keys <= MAX_EVENTS as u64 + 80, "{after:?}");
+    assert_eq!(registry.beats(), 0, "nobody's beats are remembered");
+    assert!(grown < 96 << 20, "memory has grown by {} MiB", grown >> 20);
+    eprintln!(
+        "{CYCLES} cycles: {changes} changes, memory +{} KiB, {after:?}",
+        grown >> 10
+    );
+}

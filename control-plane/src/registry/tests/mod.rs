@@ -1,0 +1,7 @@
+//! The registry under several replicas, without its store, and over many cycles.
+
+mod events;
+mod garbage;
+mod leaks;
+mod outage;
+mod replicas;

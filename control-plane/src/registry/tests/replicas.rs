@@ -1,0 +1,241 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::{
+    registry::{
+        LeaseError, NodeIdentity, NodeLease, Registry, RegistryError,
+        fixture::{Replicas, identity, instance, names, until, within},
+    },
+    store::keys,
+};
+
+/// Leases that no test waits for: what happens happens at once.
+const LONG: Duration = Duration::from_secs(600);
+const SHORT: Duration = Duration::from_secs(2);
+
+fn sweepers(registry: &Registry) -> Vec<String> {
+    registry.read(|view| {
+        let sweeps = |duties: &[std::sync::Arc<str>]| duties.iter().any(|it| &**it == "sweeper");
+        view.replicas()
+            .filter(|replica| sweeps(&replica.duties))
+            .map(|replica| replica.name.to_string())
+            .collect()
+    })
+}
+
+async fn one_sweeper(registry: &Registry, name: &str) {
+    until(registry, |_| sweepers(registry) == [name]).await;
+}
+
+async fn claim(registry: &Registry, node: &str, process: &str) -> NodeLease {
+    NodeLease::claim(registry, &identity(node, process))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_stops() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", LONG).await;
+    one_sweeper(&first, "c1").await;
+    let (second, _) = mesh.join("c2", LONG).await;
+    for registry in [&first, &second] {
+        until(registry, |view| view.replicas().count() == 2).await;
+        registry.read(|view| {
+            let replica = view.replica("c2").unwrap();
+            assert_eq!(replica.advertise, "http://c2:15010");
+            assert_eq!(replica.version, env!("CARGO_PKG_VERSION"));
+        });
+    }
+    assert_eq!(sweepers(&second), ["c1"], "there is one");
+    assert!(first.is_sweeper() && !second.is_sweeper());
+
+    first.options().stop.cancel();
+    within(first.left()).await;
+    one_sweeper(&second, "c2").await;
+    assert!(second.read(|view| view.replica("c1").is_none()));
+}
+
+#[tokio::test]
+async fn when_the_sweeper_dies_another_takes_over_and_the_dead_one_cannot_sweep_later() {
+    let mesh = Replicas::new();
+    let (first, wire) = mesh.join("c1", SHORT).await;
+    one_sweeper(&first, "c1").await;
+    let (second, _) = mesh.join("c2", SHORT).await;
+    let old = first.held().unwrap();
+    wire.cut();
+    one_sweeper(&second, "c2").await;
+    let new = second.held().unwrap();
+    assert_ne!(old, new);
+    assert_eq!(
+        first.held(),
+        Some(old),
+        "cut off, it does not know: what it writes fails by its condition"
+    );
+    let txn = crate::store::Txn {
+        compare: vec![old.compare()],
+        then: vec![crate::store::Op::put("swept", "by nobody")],
+        ..crate::store::Txn::default()
+    };
+    assert!(!mesh.store().txn(txn).await.unwrap().succeeded);
+    wire.mend();
+    // It joins anew, as one that does not sweep.
+    until(&first, |view| view.replicas().count() == 2).await;
+    one_sweeper(&first, "c2").await;
+    assert!(!first.is_sweeper());
+}
+
+#[tokio::test]
+async fn a_name_that_another_replica_has_is_refused_and_one_that_was_killed_has_its_own_again() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", SHORT).await;
+    let mut other = Replicas::options("c1", Duration::from_millis(300));
+    other.advertise = "http://elsewhere:15010".to_owned();
+    let error = mesh.try_join(other).await.err().unwrap();
+    let taken = RegistryError::ReplicaTaken {
+        name: "c1".into(),
+        advertise: "http://c1:15010".into(),
+    };
+    assert_eq!(error, taken);
+    let text = error.to_string();
+    assert!(
+        text.contains("--replica") && text.contains("http://c1:15010"),
+        "{text}"
+    );
+    assert!(first.read(|view| view.replica("c1").is_some()));
+
+    // Nobody else can serve where it serves: what stands in the store is of a process that was killed.
+    let again = within(mesh.try_join(Replicas::options("c1", LONG)))
+        .await
+        .unwrap();
+    until(&again, |view| {
+        let replica = view.replica("c1");
+        replica.is_some_and(|it| it.process_id == again.options().process_id)
+    })
+    .await;
+    one_sweeper(&again, "c1").await;
+    assert!(!first.is_sweeper() || first.held() != again.held());
+}
+
+#[tokio::test]
+async fn a_session_goes_on_at_another_replica_without_a_flap() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", LONG).await;
+    let (second, _) = mesh.join("c2", LONG).await;
+    let set = vec![instance("a", "users/u1"), instance("a", "shop/s1")];
+    let mut here = claim(&first, "a", "p1").await;
+    let revision = here.replace_all(set.clone()).await.unwrap();
+    for registry in [&first, &second] {
+        registry.reached(revision).await;
+        assert_eq!(registry.read(names).len(), 2);
+    }
+    let mut changes = [first.subscribe(), second.subscribe()];
+    let known = NodeIdentity {
+        epoch: here.epoch(),
+        ..identity("a", "p1")
+    };
+    let mut there = NodeLease::claim(&second, &known).await.unwrap();
+    let resumed = there.replace_all(set.clone()).await.unwrap();
+    assert_eq!(there.epoch(), here.epoch());
+    for (registry, changes) in [&first, &second].into_iter().zip(&mut changes) {
+        registry.reached(resumed).await;
+        let batch = within(changes.next()).await;
+        assert_eq!(batch.services, BTreeSet::new(), "no flap");
+        registry.read(|view| {
+            let node = view.node("a").unwrap();
+            assert!(node.alive);
+            assert_eq!(node.replica, "c2", "each knows where the session is");
+        });
+    }
+    let replaced = LeaseError::Replaced { node: "a".into() };
+    assert_eq!(here.beat().await.unwrap_err(), replaced);
+    assert_eq!(here.replace_all(vec![]).await.unwrap_err(), replaced);
+    assert_eq!(second.read(names).len(), 2);
+}
+
+#[tokio::test]
+async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_is_told_once() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", LONG).await;
+    let (second, _) = mesh.join("c2", LONG).await;
+    let mut old = claim(&first, "a", "p1").await;
+    old.replace_all(vec![instance("a", "users/old")])
+        .await
+        .unwrap();
+    let mut new = claim(&second, "a", "p2").await;
+    let revision = new
+        .replace_all(vec![instance("a", "users/new")])
+        .await
+        .unwrap();
+    let superseded = LeaseError::Superseded {
+        node: "a".into(),
+        process_id: "p2".into(),
+        epoch: 2,
+    };
+    assert_eq!(
+        old.replace_all(vec![instance("a", "users/old")])
+            .await
+            .unwrap_err(),
+        superseded
+    );
+    first.reached(revision).await;
+    let mut changes = first.subscribe();
+    let known = NodeIdentity {
+        epoch: 1,
+        ..identity("a", "p1")
+    };
+    for registry in [&first, &second, &first] {
+        let refused = NodeLease::claim(registry, &known).await.err().unwrap();
+        assert_eq!(refused, superseded);
+    }
+    until(&second, |view| view.node("a").unwrap().clash.is_some()).await;
+    until(&first, |view| view.node("a").unwrap().clash.is_some()).await;
+    second.read(|view| {
+        let clash = view.node("a").unwrap().clash.clone().unwrap();
+        assert_eq!((clash.process_id.as_str(), clash.epoch), ("p1", 1));
+        assert_eq!(names(view), ["a/users.default/new"]);
+        let of_clash = view.events().filter(|it| it.record.kind == "name-clash");
+        let causes: Vec<_> = of_clash.map(|it| it.record.cause.clone()).collect();
+        assert_eq!(causes.len(), 1, "{causes:?}");
+        assert!(
+            causes[0].contains("p1") && causes[0].contains("p2"),
+            "{causes:?}"
+        );
+    });
+    let batch = within(changes.next()).await;
+    assert_eq!(batch.services, BTreeSet::new(), "it does not flap");
+    new.beat().await.unwrap();
+    // The clash hangs on a lease: it is over when nobody claims the name any longer.
+    let clash = mesh.store().get(&keys::clash("a")).await.unwrap().unwrap();
+    mesh.store().revoke(clash.lease.unwrap()).await.unwrap();
+    until(&first, |view| view.node("a").unwrap().clash.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_or_has_gone() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", SHORT).await;
+    one_sweeper(&first, "c1").await;
+    let (second, _) = mesh.join("c2", SHORT).await;
+    let mut leases = Vec::new();
+    for node in ["a", "b", "c"] {
+        let mut lease = claim(&second, node, "p1").await;
+        let set = vec![instance(node, "users/u1")];
+        let revision = lease.replace_all(set).await.unwrap();
+        first.reached(revision).await;
+        leases.push(lease);
+    }
+    let now = || tokio::time::Instant::now().into_std();
+    assert_eq!(first.overdue(now()), 0, "nobody is late");
+    // They fall silent: their replica notices a missed beat long before their leases end.
+    until(&first, |view| {
+        view.replica("c2").is_some_and(|it| it.late_nodes == 3)
+    })
+    .await;
+    assert_eq!(first.overdue(now()), 3);
+    // So the first that lapses is not judged before the others.
+    until(&first, |view| {
+        view.nodes().filter(|node| node.suspect).count() == 3
+    })
+    .await;
+    assert_eq!(first.read(names).len(), 3);
+}
