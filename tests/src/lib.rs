@@ -16,6 +16,8 @@ pub mod process;
 pub mod tools;
 /// Awaiting a state, with the last one seen printed when time is up.
 pub mod until;
+/// etcd, single or a cluster, for the control plane to keep the mesh in.
+pub mod etcd;
 /// Control plane, nodes and instances: what every end-to-end test builds first.
 pub mod mesh;
 /// The replicas of its control plane.

