@@ -19,7 +19,7 @@ use heddle_proto::control::v1::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -261,7 +261,8 @@ impl Session {
             .send_replace(SessionStatus::Connected(welcome.replica.clone()));
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
         let beat = span(welcome.renew_interval, Duration::from_secs(3));
-        let mut stream = Stream::new(requests, responses, ttl, version, views);
+        let patience = patience(ttl, beat);
+        let mut stream = Stream::new(requests, responses, patience, version, views);
         if let Err(why) = stream.upload(&self.agent, &welcome.missing_schemas).await {
             return End::Broken(why);
         }
@@ -281,6 +282,7 @@ impl Session {
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             stream.step(&self.agent).await.map_err(End::Broken)?;
+            let silent = stream.silent_at();
             tokio::select! {
                 message = stream.responses.message() => {
                     let message = match message {
@@ -303,7 +305,17 @@ impl Session {
                     }
                 }
                 _ = beats.tick() => stream.beat().await.map_err(End::Broken)?,
+                () = sleep_until(silent.into()) => {
+                    return Err(End::Broken("it has been silent for half the time of a lease".into()));
+                }
             }
         }
     }
+}
+
+/// How long a replica may be silent. One that is cut off from the store, or from this node, renews the lease no more, and
+/// nobody says so: half the lease is left to go to another replica, so that the node's instances never leave the mesh.
+/// Never less than one and a half beats: each is answered.
+fn patience(ttl: Duration, beat: Duration) -> Duration {
+    (ttl / 2).max(beat * 3 / 2)
 }

@@ -39,8 +39,9 @@ pub(super) struct Open {
 pub(super) struct Stream {
     requests: mpsc::Sender<NodeMessage>,
     pub(super) responses: Streaming<ControlMessage>,
-    ttl: Duration,
-    /// When the control plane last said anything.
+    /// The control plane may be silent for so long.
+    patience: Duration,
+    /// When it last said anything.
     heard: Instant,
     sequence: u64,
     beats: u64,
@@ -61,14 +62,14 @@ impl Stream {
     pub(super) fn new(
         requests: mpsc::Sender<NodeMessage>,
         responses: Streaming<ControlMessage>,
-        ttl: Duration,
+        patience: Duration,
         version: u64,
         views: Views,
     ) -> Self {
         Self {
             requests,
             responses,
-            ttl,
+            patience,
             heard: Instant::now(),
             sequence: 0,
             beats: 0,
@@ -159,10 +160,12 @@ impl Stream {
         }
     }
 
+    /// Until when it must have said something: each beat is answered.
+    pub(super) fn silent_at(&self) -> Instant {
+        self.heard + self.patience
+    }
+
     pub(super) async fn beat(&mut self) -> Result<(), String> {
-        if self.heard.elapsed() > self.ttl {
-            return Err(format!("it has been silent for {:?}", self.ttl));
-        }
         self.beats += 1;
         self.send(node_message::Message::Beat(Beat {
             sequence: self.beats,
@@ -190,7 +193,7 @@ impl Stream {
 
     async fn send(&self, message: node_message::Message) -> Result<(), String> {
         match timeout(
-            self.ttl,
+            self.patience,
             self.requests.send(NodeMessage {
                 message: Some(message),
             }),
@@ -199,7 +202,7 @@ impl Stream {
         {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("it ended the session".into()),
-            Err(_) => Err(format!("it has read nothing for {:?}", self.ttl)),
+            Err(_) => Err(format!("it has read nothing for {:?}", self.patience)),
         }
     }
 }

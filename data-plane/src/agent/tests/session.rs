@@ -99,12 +99,14 @@ impl Visit {
     }
 
     async fn welcome(&self, epoch: u64, missing: &[String]) {
+        self.welcome_for(Duration::from_secs(10), epoch, missing)
+            .await;
+    }
+
+    async fn welcome_for(&self, lease: Duration, epoch: u64, missing: &[String]) {
         self.say(control_message::Message::Welcome(Welcome {
             epoch,
-            lease_ttl: Some(prost_types::Duration {
-                seconds: 10,
-                nanos: 0,
-            }),
+            lease_ttl: prost_types::Duration::try_from(lease).ok(),
             renew_interval: Some(prost_types::Duration {
                 seconds: 0,
                 nanos: 50_000_000,
@@ -337,4 +339,23 @@ async fn another_replica_is_tried_when_one_is_down() {
     soon("a session with the living one", visits.recv())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_replica_is_left_while_the_lease_still_holds() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    let urls = vec![format!("http://{addr}")];
+    start(&agent, urls);
+    let mut first = visits.recv().await.unwrap();
+    first.hello().await;
+    // Long enough that what is measured is the wait and not the machine.
+    let lease = Duration::from_secs(3);
+    first.welcome_for(lease, 1, &[]).await;
+    let welcomed = std::time::Instant::now();
+    // Its connection stays open and beats arrive; no answer comes.
+    let mut second = soon("a second session", visits.recv()).await.unwrap();
+    assert!(welcomed.elapsed() < lease, "the lease had lapsed");
+    assert!(welcomed.elapsed() >= lease / 2, "it was given no time");
+    assert_eq!(second.hello().await.epoch, 1);
 }
