@@ -8,8 +8,12 @@ use std::{
     time::Duration,
 };
 
+use envoy_types::pb::envoy::service::{
+    load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
+    status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer,
+};
 use heddle_proto::{
-    control::v1::node_session_server::NodeSessionServer,
+    control::v1::{node_session_server::NodeSessionServer, replica_server::ReplicaServer},
     registry::v1::registry_server::RegistryServer,
     status::v1::mesh_status_server::MeshStatusServer,
 };
@@ -26,8 +30,10 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     http,
     listen::{self, ListenError, Socket},
+    load::{self, Loads},
     options::{ListenAddr, Options},
     registry::{Registry, RegistryError, RegistryOptions},
+    replica::{self, MeshRemovals, Peers},
     session,
     snapshot::Publisher,
     status,
@@ -91,6 +97,9 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let plane = Plane {
         publisher: Publisher::start(registry.clone(), token.clone()),
         clients: Clients::default(),
+        loads: Loads::default(),
+        load_interval: options.load_report_interval,
+        peers: Peers::follow(registry.clone(), token.clone()),
         registry,
         stop: token.clone(),
     };
@@ -136,6 +145,9 @@ pub(crate) struct Plane {
     pub(crate) registry: Registry,
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
+    pub(crate) loads: Loads,
+    load_interval: Duration,
+    peers: Peers,
     pub(crate) stop: CancellationToken,
 }
 
@@ -145,26 +157,53 @@ const SERVED: &[&str] = &[
     NodeSessionServer::<()>::NAME,
     RegistryServer::<()>::NAME,
     MeshStatusServer::<()>::NAME,
+    ReplicaServer::<()>::NAME,
     Ads::NAME,
+    ClientStatusDiscoveryServiceServer::<()>::NAME,
+    LoadReportingServiceServer::<()>::NAME,
 ];
 
 impl Plane {
     fn routes(&self) -> Result<(HealthReporter, Routes), AppError> {
         let (health, health_server) = tonic_health::server::health_reporter();
-        let removals = Arc::new(self.clients.clone());
+        let removals = Arc::new(MeshRemovals::new(
+            self.publisher.clone(),
+            self.clients.clone(),
+            self.peers.clone(),
+        ));
         let ads = xds::service(
             self.registry.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.stop.clone(),
         );
-        let mesh = status::service(self.registry.clone(), self.clients.clone());
+        let mesh = status::service(
+            self.registry.clone(),
+            self.clients.clone(),
+            self.loads.clone(),
+            self.peers.clone(),
+        );
+        let replica = replica::service(
+            &self.registry.options().replica,
+            self.publisher.clone(),
+            self.clients.clone(),
+            self.loads.clone(),
+        );
+        let loads = load::service(
+            self.registry.clone(),
+            self.loads.clone(),
+            self.load_interval,
+            self.stop.clone(),
+        );
         let mut routes = Routes::builder();
         routes
             .add_service(session::service(self.registry.clone(), removals))
             .add_service(session::registry_service(self.registry.clone()))
             .add_service(ads)
+            .add_service(xds::csds(self.clients.clone()))
+            .add_service(loads)
             .add_service(mesh)
+            .add_service(replica)
             .add_service(health_server)
             .add_service(describe().build_v1()?)
             .add_service(describe().build_v1alpha()?);
@@ -191,7 +230,10 @@ fn describe() -> tonic_reflection::server::Builder<'static> {
         .with_service_name(NodeSessionServer::<()>::NAME)
         .with_service_name(RegistryServer::<()>::NAME)
         .with_service_name(MeshStatusServer::<()>::NAME)
+        .with_service_name(ReplicaServer::<()>::NAME)
         .with_service_name(Ads::NAME)
+        .with_service_name(ClientStatusDiscoveryServiceServer::<()>::NAME)
+        .with_service_name(LoadReportingServiceServer::<()>::NAME)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection")

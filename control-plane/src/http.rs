@@ -14,7 +14,7 @@ use hyper_util::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{app::Plane, listen::Socket, snapshot::Kind};
+use crate::{app::Plane, listen::Socket, load::ServiceTotals, snapshot::Kind};
 
 /// A client has so long to send its request.
 const HEADERS: Duration = Duration::from_secs(10);
@@ -189,6 +189,7 @@ fn metrics(plane: &Plane) -> String {
     );
     store(plane, &mut text);
     streams(plane, &mut text);
+    loads(plane, &mut text);
     text.0
 }
 
@@ -293,6 +294,65 @@ fn streams(plane: &Plane, text: &mut Text) {
     }
 }
 
+fn loads(plane: &Plane, text: &mut Text) {
+    let loads = &plane.loads;
+    let (streams, entries) = loads.size();
+    for (kind, name, help, value) in [
+        (
+            "gauge",
+            "heddle_load_clients",
+            "Clients that report their load",
+            streams as u64,
+        ),
+        (
+            "gauge",
+            "heddle_load_edges",
+            "Callers by service and locality in the last reports",
+            entries as u64,
+        ),
+        (
+            "counter",
+            "heddle_load_reports_total",
+            "Load reports taken",
+            loads.reports(),
+        ),
+        (
+            "counter",
+            "heddle_load_left_out_total",
+            "Rows of load reports left out: of no service here, badly named, or too many",
+            loads.left_out(),
+        ),
+        (
+            "counter",
+            "heddle_load_refused_total",
+            "Streams of load reports refused because there were too many",
+            loads.refused(),
+        ),
+    ] {
+        text.one(kind, name, help, value);
+    }
+    let totals = loads.totals();
+    let of = |value: fn(&ServiceTotals) -> u64| {
+        let rows = totals.iter();
+        rows.map(move |of| (of.service.as_str(), value(of)))
+    };
+    text.per_service(
+        "heddle_load_succeeded_total",
+        "Calls that succeeded, as clients report",
+        of(|of| of.succeeded),
+    );
+    text.per_service(
+        "heddle_load_failed_total",
+        "Calls that failed, as clients report",
+        of(|of| of.failed),
+    );
+    text.per_service(
+        "heddle_load_dropped_total",
+        "Calls that clients dropped, as they report",
+        of(|of| of.dropped),
+    );
+}
+
 #[derive(Default)]
 struct Text(String);
 
@@ -303,6 +363,19 @@ impl Text {
             self.0,
             "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
         );
+    }
+
+    /// Names of services are letters, digits, '-', '_' and '.': nothing in them needs escaping.
+    fn per_service<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = (&'a str, u64)>,
+    ) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} counter\n");
+        for (service, value) in rows {
+            let _ = writeln!(self.0, "{name}{{service=\"{service}\"}} {value}");
+        }
     }
 
     fn per_kind(&mut self, name: &str, help: &str, value: impl Fn(Kind) -> u64) {

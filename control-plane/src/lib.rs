@@ -10,6 +10,8 @@ pub mod registry;
 pub mod snapshot;
 pub mod xds;
 // ---- beside the way ----
+pub mod load;
+pub mod replica;
 pub mod status;
 mod http;
 // ---- the process ----

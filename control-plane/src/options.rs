@@ -48,6 +48,10 @@ pub struct Options {
     /// How often a node renews its lease
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
     pub renew_interval: Duration,
+
+    /// How often xDS clients are asked to report their load (LRS), which `heddle edges` shows
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    pub load_report_interval: Duration,
 }
 
 /// A replica's name stands in keys of the store.

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod plane;
+mod replicas;
+mod reports;
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,23 +1,31 @@
-//! `heddle.status.v1.MeshStatus`, from the view and from the connected clients.
+//! `heddle.status.v1.MeshStatus`. What the view shows is answered from it and is equal on every replica; lists of what
+//! hangs on streams ask all replicas and name those that did not answer.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use heddle_proto::{
     registry::v1::Health,
     status::v1::{
-        GetMeshRequest, GetServiceRequest, Instance, ListProxiesRequest, ListProxiesResponse,
-        ListServicesRequest, ListServicesResponse, Mesh, Node, Proxy, Service, TypeStatus,
-        WatchEventsRequest,
+        GetMeshRequest, GetServiceRequest, Instance, ListEdgesRequest, ListEdgesResponse,
+        ListProxiesRequest, ListProxiesResponse, ListServicesRequest, ListServicesResponse, Mesh,
+        Node, Replica, Service, WatchEventsRequest,
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
 use tonic::{Request, Response};
 
-use super::events::{self, Events};
 use crate::{
+    load::Loads,
     registry::{self, Registry, ServiceName, View},
+    replica::Peers,
     snapshot::{ServiceContent, hidden_from_direct_clients},
-    xds::{ClientStatus, Clients},
+    xds::Clients,
+};
+
+use super::{
+    edges,
+    events::{self, Events},
+    proxies,
 };
 
 /// So many names are suggested for one that does not exist.
@@ -29,12 +37,24 @@ const MAX_NAME_BYTES: usize = 256;
 pub struct Status {
     registry: Registry,
     clients: Clients,
+    loads: Loads,
+    peers: Peers,
 }
 
 /// The service for a server.
 #[must_use]
-pub fn service(registry: Registry, clients: Clients) -> MeshStatusServer<Status> {
-    MeshStatusServer::new(Status { registry, clients })
+pub fn service(
+    registry: Registry,
+    clients: Clients,
+    loads: Loads,
+    peers: Peers,
+) -> MeshStatusServer<Status> {
+    MeshStatusServer::new(Status {
+        registry,
+        clients,
+        loads,
+        peers,
+    })
 }
 
 #[tonic::async_trait]
@@ -76,15 +96,10 @@ impl MeshStatus for Status {
         request: Request<GetServiceRequest>,
     ) -> Result<Response<Service>, tonic::Status> {
         let asked = request.into_inner().name;
-        if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
-            return Err(tonic::Status::invalid_argument(
-                "name: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
-            ));
-        }
-        let found = self.registry.read(|view| match ServiceName::parse(&asked) {
-            Some(name) => service_of(view, &name).ok_or_else(|| not_found(view, &asked)),
-            None => Err(not_found(view, &asked)),
-        });
+        let name = self.find(&asked)?;
+        let found = self
+            .registry
+            .read(|view| service_of(view, &name).ok_or_else(|| not_found(view, &asked)));
         Ok(Response::new(found?))
     }
 
@@ -92,11 +107,40 @@ impl MeshStatus for Status {
         &self,
         _: Request<ListProxiesRequest>,
     ) -> Result<Response<ListProxiesResponse>, tonic::Status> {
-        let proxies = self.clients.statuses().into_iter().map(proxy).collect();
-        Ok(Response::new(ListProxiesResponse {
-            proxies,
-            ..ListProxiesResponse::default()
-        }))
+        let own = proxies::own_clients(&self.clients, &self.registry.options().replica);
+        let answers = self.peers.list_clients().await;
+        Ok(Response::new(proxies::all(own, answers)))
+    }
+
+    async fn list_edges(
+        &self,
+        request: Request<ListEdgesRequest>,
+    ) -> Result<Response<ListEdgesResponse>, tonic::Status> {
+        let asked = request.into_inner().service;
+        let service = if asked.is_empty() {
+            None
+        } else {
+            Some(self.find(&asked)?.to_string())
+        };
+        let own = self.loads.edges(service.as_deref());
+        let answers = self.peers.list_clients().await;
+        Ok(Response::new(edges::all(own, answers, service.as_deref())))
+    }
+}
+
+impl Status {
+    /// A service that is known, by the name that a person wrote.
+    fn find(&self, asked: &str) -> Result<ServiceName, tonic::Status> {
+        if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
+            return Err(tonic::Status::invalid_argument(
+                "name: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
+            ));
+        }
+        let name = ServiceName::parse(asked);
+        self.registry.read(|view| {
+            name.filter(|name| view.services().any(|each| each == name))
+                .ok_or_else(|| not_found(view, asked))
+        })
     }
 }
 
@@ -110,6 +154,7 @@ fn mesh(view: &View) -> Mesh {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: view.revision().0,
         nodes: view.nodes().map(|each| node(view, each)).collect(),
+        replicas: view.replicas().map(replica).collect(),
         services: count(view.services().count()),
         instances: count(view.instance_count()),
         healthy_instances: count(healthy),
@@ -129,7 +174,23 @@ fn node(view: &View, node: &registry::Node) -> Node {
         version: node.version.clone(),
         suspect: node.suspect,
         replica: node.replica.clone(),
-        ..Node::default()
+        clash: node.clash.as_ref().map(clash).unwrap_or_default(),
+    }
+}
+
+fn clash(clash: &registry::Clash) -> String {
+    match clash.epoch {
+        0 => format!("process {}", clash.process_id),
+        epoch => format!("process {} (had epoch {epoch})", clash.process_id),
+    }
+}
+
+fn replica(replica: &registry::Replica) -> Replica {
+    Replica {
+        name: replica.name.to_string(),
+        advertise: replica.advertise.clone(),
+        version: replica.version.clone(),
+        duties: replica.duties.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -208,31 +269,6 @@ fn not_found(view: &View, asked: &str) -> tonic::Status {
     tonic::Status::not_found(format!("no service {asked}: {hint}"))
 }
 
-fn proxy(client: ClientStatus) -> Proxy {
-    Proxy {
-        node_id: client.node_id,
-        role: client.role,
-        address: client.address,
-        variant: client.variant.to_owned(),
-        types: client
-            .kinds
-            .into_iter()
-            .map(|kind| TypeStatus {
-                type_url: kind.kind.url().to_owned(),
-                acknowledged_version: kind.acknowledged_version,
-                sent_version: kind.sent_version,
-                in_flight: kind.in_flight,
-                subscribed: count(kind.subscribed),
-                wildcard: kind.wildcard,
-                resources: count(kind.held),
-                rejected_version: kind.rejected_version,
-                rejected_reason: kind.rejected_reason,
-            })
-            .collect(),
-        ..Proxy::default()
-    }
-}
-
-fn count(number: usize) -> u32 {
+pub(super) fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

@@ -1,7 +1,11 @@
 //! Read-only answers for people and tools: what the mesh looks like and what each client was told. In come questions,
-//! out go sorted lists without clocks. Nothing is changed and nothing is decided here.
+//! out go sorted lists without clocks; what only another replica knows is asked there. Nothing is changed and nothing is
+//! decided here.
 
 mod events;
 mod mesh;
+mod proxies;
+mod edges;
 
 pub use mesh::{Status, service};
+pub(crate) use proxies::own_clients;

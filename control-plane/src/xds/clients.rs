@@ -120,15 +120,20 @@ impl Clients {
     }
 
     /// Every client, sorted by node id; streams of one node in the order in which they came.
+    pub(super) fn sorted(&self) -> Vec<Arc<Client>> {
+        let mut clients = self.connected();
+        clients.sort_by(|a, b| a.node.id.cmp(&b.node.id));
+        clients
+    }
+
+    /// As status shows them, in the same order.
     #[must_use]
     pub fn statuses(&self) -> Vec<ClientStatus> {
-        let mut statuses: Vec<_> = self
-            .connected()
+        let clients = self.sorted();
+        clients
             .iter()
             .map(|client| ClientStatus::of(client))
-            .collect();
-        statuses.sort_by(|a, b| a.node_id.cmp(&b.node_id));
-        statuses
+            .collect()
     }
 
     /// Looks at one client at a time, so that a thousand acknowledgements cost a thousand looks; and once more at

@@ -14,8 +14,10 @@ mod clients;
 mod metrics;
 mod stream;
 mod service;
+mod csds;
 
 pub use clients::{Client, ClientStatus, Clients, KindStatus, TooManyClients};
+pub use csds::{ClientConfigs, csds};
 pub use lens::Lens;
 pub use metrics::Metrics;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};

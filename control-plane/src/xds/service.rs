@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{registry::Registry, snapshot::Publisher};
 
-/// What reflection says of the service: a serialized `google.protobuf.FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ads.bin"));
+/// What reflection says of this service and of the others of Envoy: a serialized `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
 
 /// The service. Clones share the clients and the snapshots.
 #[derive(Clone)]

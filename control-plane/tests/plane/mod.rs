@@ -11,11 +11,13 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use heddle_control::{
+    load::{self, Loads},
     registry::{IdleOptions, Registry, RegistryOptions},
+    replica::{self, MeshRemovals, Peers},
     session,
     snapshot::{Kind, Publisher},
     status,
-    store::{Embedded, EmbeddedOptions},
+    store::{Embedded, EmbeddedOptions, Store},
     xds::{self, Clients},
 };
 use heddle_proto::{
@@ -41,12 +43,15 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
         .expect("nothing came within 20 s")
 }
 
+/// How often clients are asked to report their load.
+pub(crate) const REPORTS: Duration = Duration::from_millis(100);
+
 /// A control plane on a free port.
 pub(crate) struct Plane {
     pub(crate) address: String,
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
-    registry: Registry,
+    pub(crate) registry: Registry,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -62,9 +67,18 @@ impl Plane {
     }
 
     pub(crate) async fn with_memory(store: &Path, idle: IdleOptions) -> Self {
+        let store = Embedded::open(&EmbeddedOptions::new(store)).unwrap();
+        Self::replica(Arc::new(store), "control", idle).await
+    }
+
+    /// One of several that share a store, which only tests do with this engine.
+    pub(crate) async fn replica(store: Arc<dyn Store>, name: &str, idle: IdleOptions) -> Self {
         let stop = CancellationToken::new();
-        let store = Arc::new(Embedded::open(&EmbeddedOptions::new(store)).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
         let options = RegistryOptions {
+            replica: name.to_owned(),
+            advertise: address.clone(),
             // No test here waits for a lease, and none renews one.
             lease_ttl: Duration::from_secs(600),
             idle,
@@ -73,21 +87,24 @@ impl Plane {
         };
         let registry = Registry::open(store, options).await.unwrap();
         let publisher = Publisher::start(registry.clone(), stop.clone());
-        let clients = Clients::default();
+        let (clients, loads) = (Clients::default(), Loads::default());
+        let peers = Peers::follow(registry.clone(), stop.clone());
         let ads = xds::service(
             registry.clone(),
             publisher.clone(),
             clients.clone(),
             stop.clone(),
         );
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let removals = MeshRemovals::new(publisher.clone(), clients.clone(), peers.clone());
+        let own = replica::service(name, publisher.clone(), clients.clone(), loads.clone());
+        let reports = load::service(registry.clone(), loads.clone(), REPORTS, stop.clone());
+        let mesh = status::service(registry.clone(), clients.clone(), loads, peers);
         let server = Server::builder()
-            .add_service(session::service(
-                registry.clone(),
-                Arc::new(clients.clone()),
-            ))
-            .add_service(status::service(registry.clone(), clients.clone()))
+            .add_service(session::service(registry.clone(), Arc::new(removals)))
+            .add_service(mesh)
+            .add_service(own)
+            .add_service(reports)
+            .add_service(xds::csds(clients.clone()))
             .add_service(ads)
             .serve_with_incoming_shutdown(
                 TcpListenerStream::new(listener),
@@ -112,7 +129,7 @@ impl Plane {
         drop((self.publisher, self.clients));
     }
 
-    async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         Endpoint::from_shared(self.address.clone())
             .unwrap()
             .connect()

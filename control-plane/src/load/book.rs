@@ -1,0 +1,240 @@
+//! The last report of every stream that is open, and sums per service since the process began. In come streams that
+//! begin, report and end; out go edges, sorted, and the sums. Everything in it is bounded; no clock and no transport.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use heddle_proto::status::v1::Edge;
+
+use super::{Load, Place, Report};
+
+/// Most streams at a time.
+pub const MAX_STREAMS: usize = 10_000;
+/// Most rows of all streams together, about 300 bytes each; what a report has more is left out.
+pub const MAX_ENTRIES: usize = 100_000;
+/// Services with sums of their own; those of further ones are kept under `OTHERS`.
+const MAX_SERVICES: usize = 1000;
+const OTHERS: &str = "(other)";
+
+/// What clients report. Clones share it.
+#[derive(Clone, Default)]
+pub struct Loads(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    book: Mutex<Book>,
+    reports: AtomicU64,
+    left_out: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct Book {
+    streams: BTreeMap<u64, Reporter>,
+    last_id: u64,
+    entries: usize,
+    totals: BTreeMap<String, Totals>,
+}
+
+struct Reporter {
+    caller: String,
+    role: String,
+    loads: BTreeMap<Place, Load>,
+}
+
+/// Sums of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    succeeded: u64,
+    failed: u64,
+    dropped: u64,
+}
+
+/// Sums of one service over all reports that came here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceTotals {
+    pub service: String,
+    pub succeeded: u64,
+    pub failed: u64,
+    pub dropped: u64,
+}
+
+/// There are as many streams as there may be.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("this replica takes load reports of {MAX_STREAMS} streams and of no more")]
+pub struct TooManyStreams;
+
+impl Loads {
+    /// A stream begins; `role` as in the lists of clients.
+    pub fn join(&self, caller: &str, role: &str) -> Result<Membership, TooManyStreams> {
+        let mut book = self.book();
+        if book.streams.len() >= MAX_STREAMS {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(TooManyStreams);
+        }
+        book.last_id += 1;
+        let id = book.last_id;
+        let reporter = Reporter {
+            caller: caller.to_owned(),
+            role: role.to_owned(),
+            loads: BTreeMap::new(),
+        };
+        book.streams.insert(id, reporter);
+        Ok(Membership {
+            id,
+            loads: self.clone(),
+        })
+    }
+
+    /// The edges of the last reports, sorted by caller, service and locality; of one service if it is named by its
+    /// full name.
+    #[must_use]
+    pub fn edges(&self, service: Option<&str>) -> Vec<Edge> {
+        let book = self.book();
+        let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
+        for (id, reporter) in &book.streams {
+            if reporter.role == "proxy" {
+                newest.insert(&reporter.caller, *id);
+            }
+        }
+        let mut edges: Vec<Edge> = book
+            .streams
+            .iter()
+            // A proxy's node id is its own: where it has two streams, the older one is dead and not yet noticed.
+            .filter(|(id, reporter)| {
+                newest
+                    .get(&*reporter.caller)
+                    .is_none_or(|newest| newest == *id)
+            })
+            .flat_map(|(_, reporter)| reporter.loads.iter().map(move |each| (reporter, each)))
+            .filter(|(_, (place, _))| service.is_none_or(|service| service == place.service))
+            .map(|(reporter, (place, load))| edge(reporter, place, load))
+            .collect();
+        edges.sort_by(|a, b| order(a).cmp(&order(b)));
+        edges
+    }
+
+    /// Sorted by service; at most `MAX_SERVICES` and one more.
+    #[must_use]
+    pub fn totals(&self) -> Vec<ServiceTotals> {
+        let book = self.book();
+        let totals = book.totals.iter().map(|(service, totals)| ServiceTotals {
+            service: service.clone(),
+            succeeded: totals.succeeded,
+            failed: totals.failed,
+            dropped: totals.dropped,
+        });
+        totals.collect()
+    }
+
+    /// Streams and rows that are open.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        let book = self.book();
+        (book.streams.len(), book.entries)
+    }
+
+    /// Reports taken.
+    #[must_use]
+    pub fn reports(&self) -> u64 {
+        self.0.reports.load(Ordering::Relaxed)
+    }
+
+    /// Rows left out: see `Report::left_out`, and those past `MAX_ENTRIES`.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.0.left_out.load(Ordering::Relaxed)
+    }
+
+    /// Streams refused because there were too many.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn order(edge: &Edge) -> (&str, &str, &str) {
+    (&edge.caller, &edge.service, &edge.locality)
+}
+
+fn edge(reporter: &Reporter, place: &Place, load: &Load) -> Edge {
+    Edge {
+        caller: reporter.caller.clone(),
+        role: reporter.role.clone(),
+        service: place.service.clone(),
+        locality: place.locality.clone(),
+        requests_per_second: load.requests_per_second(),
+        success_ratio: load.success_ratio(),
+        in_progress: load.in_progress,
+        latency_ms: load.mean_latency_ms(),
+        dropped: load.dropped,
+        interval_seconds: load.interval.as_secs_f64(),
+    }
+}
+
+/// A stream's place in the book, until it is dropped.
+pub struct Membership {
+    id: u64,
+    loads: Loads,
+}
+
+impl Membership {
+    /// Takes the place of the stream's last report: what it does not name had no calls.
+    pub fn report(&self, report: Report) {
+        let mut left_out = report.left_out;
+        let mut book = self.loads.book();
+        book.forget(self.id);
+        let mut loads = report.loads;
+        while book.entries + loads.len() > MAX_ENTRIES && loads.pop_last().is_some() {
+            left_out += 1;
+        }
+        for (place, load) in &loads {
+            book.sum(&place.service, load);
+        }
+        book.entries += loads.len();
+        if let Some(reporter) = book.streams.get_mut(&self.id) {
+            reporter.loads = loads;
+        }
+        drop(book);
+        self.loads.0.reports.fetch_add(1, Ordering::Relaxed);
+        self.loads.0.left_out.fetch_add(left_out, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut book = self.loads.book();
+        book.forget(self.id);
+        book.streams.remove(&self.id);
+    }
+}
+
+impl Book {
+    fn forget(&mut self, id: u64) {
+        if let Some(reporter) = self.streams.get_mut(&id) {
+            self.entries -= std::mem::take(&mut reporter.loads).len();
+        }
+    }
+
+    fn sum(&mut self, service: &str, load: &Load) {
+        let known = self.totals.contains_key(service);
+        let name = if known || self.totals.len() < MAX_SERVICES {
+            service
+        } else {
+            OTHERS
+        };
+        let totals = self.totals.entry(name.to_owned()).or_default();
+        totals.succeeded = totals.succeeded.saturating_add(load.succeeded);
+        totals.failed = totals.failed.saturating_add(load.failed);
+        totals.dropped = totals.dropped.saturating_add(load.dropped);
+    }
+}

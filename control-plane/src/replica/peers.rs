@@ -1,0 +1,175 @@
+//! The other replicas and a connection to each. In comes the registry's list, out go clients and the answers to
+//! questions that go to all of them at once, each within its time. A replica that is dead or cut off costs one
+//! question its time and holds up nobody else.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use heddle_proto::control::v1::{
+    ListClientsRequest, ListClientsResponse, replica_client::ReplicaClient,
+};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::registry::{Registry, Replica};
+
+/// Most other replicas that are asked; further ones count as not answering.
+const MAX_PEERS: usize = 64;
+/// A list that has not come after this time is left out.
+const LIST_WITHIN: Duration = Duration::from_secs(2);
+/// Lists under way to one replica: they are long.
+const LISTS: usize = 4;
+/// Longest list: that of 10,000 clients has about 15 MB.
+const MAX_LIST_BYTES: usize = 64 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// While a question is under way a silent connection is tested: one to a replica that is cut off would never break.
+const PING_EVERY: Duration = Duration::from_secs(2);
+
+/// The other replicas of this one. Clones share them.
+#[derive(Clone)]
+pub struct Peers(watch::Receiver<Arc<Vec<Peer>>>);
+
+/// Another replica.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) replica: Replica,
+    /// None if it cannot be reached: it does not say where it is, or says it in a way that nobody understands.
+    pub(super) client: Option<ReplicaClient<Channel>>,
+    lists: Arc<Semaphore>,
+}
+
+/// What all replicas together say.
+#[derive(Debug)]
+pub struct Answers<T> {
+    /// By replica, sorted by name.
+    pub answers: Vec<(Arc<str>, T)>,
+    /// Names of those that did not answer, sorted.
+    pub unanswered: Vec<String>,
+}
+
+impl Peers {
+    /// Follows the registry's list until `stop`.
+    #[must_use]
+    pub fn follow(registry: Registry, stop: CancellationToken) -> Self {
+        let mut changes = registry.subscribe();
+        let (sender, peers) = watch::channel(Arc::new(next(&registry, &[])));
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            loop {
+                if changes.next().await.replicas {
+                    let now = next(&registry, &sender.borrow());
+                    sender.send_replace(Arc::new(now));
+                }
+            }
+        }));
+        Self(peers)
+    }
+
+    pub(super) fn now(&self) -> Arc<Vec<Peer>> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Waits until a process is no replica any more.
+    pub(super) async fn gone(&self, process_id: &str) {
+        let lives = |peers: &Arc<Vec<Peer>>| {
+            peers
+                .iter()
+                .any(|peer| peer.replica.process_id == process_id)
+        };
+        let mut peers = self.0.clone();
+        if peers.wait_for(|peers| !lives(peers)).await.is_err() {
+            // This replica stops: who lives is not known here any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The clients of all other replicas.
+    pub async fn list_clients(&self) -> Answers<ListClientsResponse> {
+        let peers = self.now();
+        let answers = join_all(peers.iter().map(Peer::list_clients)).await;
+        let mut all = Answers {
+            answers: Vec::new(),
+            unanswered: Vec::new(),
+        };
+        for (peer, answer) in peers.iter().zip(answers) {
+            match answer {
+                Some(answer) => all.answers.push((Arc::clone(&peer.replica.name), answer)),
+                None => all.unanswered.push(peer.replica.name.to_string()),
+            }
+        }
+        all
+    }
+}
+
+impl Peer {
+    async fn list_clients(&self) -> Option<ListClientsResponse> {
+        let mut client = self.client.clone()?;
+        let name = &self.replica.name;
+        let question = async {
+            let _place = self.lists.acquire().await.ok()?;
+            let mut request = tonic::Request::new(ListClientsRequest {});
+            request.set_timeout(LIST_WITHIN);
+            match client.list_clients(request).await {
+                Ok(answer) => Some(answer.into_inner()),
+                Err(status) => {
+                    let cause = status.message();
+                    tracing::debug!(replica = %name, cause, "another replica does not list its clients");
+                    None
+                }
+            }
+        };
+        tokio::time::timeout(LIST_WITHIN, question)
+            .await
+            .ok()
+            .flatten()
+    }
+}
+
+/// The other replicas as the view shows them; connections to those that were known stay.
+fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
+    let own = &registry.options().process_id;
+    let replicas: Vec<Replica> = registry.read(|view| {
+        let others = view.replicas().filter(|each| each.process_id != *own);
+        others.cloned().collect()
+    });
+    let known: BTreeMap<(&str, &str), &Peer> = before
+        .iter()
+        .map(|peer| {
+            let replica = &peer.replica;
+            ((&*replica.process_id, &*replica.advertise), peer)
+        })
+        .collect();
+    let peers = replicas.into_iter().enumerate().map(|(place, replica)| {
+        let known = known.get(&(&*replica.process_id, &*replica.advertise));
+        let (client, lists) = match known {
+            Some(peer) => (peer.client.clone(), Arc::clone(&peer.lists)),
+            None if place < MAX_PEERS => (connect(&replica), Arc::new(Semaphore::new(LISTS))),
+            None => (None, Arc::new(Semaphore::new(LISTS))),
+        };
+        Peer {
+            replica,
+            client,
+            lists,
+        }
+    });
+    peers.collect()
+}
+
+/// Connects with the first question, and again with the next one when the connection broke.
+fn connect(replica: &Replica) -> Option<ReplicaClient<Channel>> {
+    if replica.advertise.is_empty() {
+        return None;
+    }
+    let endpoint = Endpoint::from_shared(replica.advertise.clone());
+    let endpoint = endpoint.inspect_err(|error| {
+        tracing::warn!(replica = %replica.name, advertise = replica.advertise, %error,
+            "another replica's address cannot be understood: its clients will be missing in lists");
+    });
+    let channel = endpoint
+        .ok()?
+        .connect_timeout(CONNECT_WITHIN)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY)
+        .connect_lazy();
+    Some(ReplicaClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES))
+}

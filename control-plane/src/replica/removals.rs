@@ -1,0 +1,142 @@
+//! When all clients of all replicas have acknowledged that an instance has gone. In comes the removal with its revision,
+//! out go the node ids of clients that have not, and the names of replicas that did not say. A replica that dies
+//! meanwhile is waited for no longer than its presence lasts: its clients go to others, which know of the removal.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::future::join_all;
+use heddle_proto::control::v1::{AwaitRemovalRequest, AwaitRemovalResponse, InstanceRef};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Peers, peers::Peer};
+use crate::{
+    registry::InstanceKey, session::Removals, snapshot::Publisher, store::Revision, xds::Clients,
+};
+
+/// What another replica's answer needs beside the wait itself.
+const TRAVEL: Duration = Duration::from_millis(250);
+/// Pause before a replica that refused a question is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The clients of this replica.
+#[derive(Clone)]
+pub(super) struct Own {
+    pub(super) publisher: Publisher,
+    pub(super) clients: Clients,
+}
+
+impl Own {
+    /// Clients that had not acknowledged the removal when the wait ended; none if it has not come here by then.
+    pub(super) async fn unacknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        until: Instant,
+    ) -> Option<Vec<String>> {
+        let mut snapshots = self.publisher.subscribe();
+        // Before that a client that connects would still be told of the instance.
+        let here = snapshots.wait_for(|snapshot| snapshot.revision >= revision.0);
+        timeout_at(until, here).await.ok()?.ok()?;
+        let left = until.saturating_duration_since(Instant::now());
+        Some(self.clients.acknowledged(instance, revision, left).await)
+    }
+}
+
+/// Asks this replica and all others.
+#[derive(Clone)]
+pub struct MeshRemovals {
+    own: Own,
+    peers: Peers,
+}
+
+impl MeshRemovals {
+    #[must_use]
+    pub fn new(publisher: Publisher, clients: Clients, peers: Peers) -> Self {
+        Self {
+            own: Own { publisher, clients },
+            peers,
+        }
+    }
+
+    async fn ask(&self, instance: InstanceKey, revision: Revision, wait: Duration) -> Vec<String> {
+        let until = Instant::now() + wait;
+        let own = async {
+            let own = self.own.unacknowledged(instance.clone(), revision, until);
+            own.await
+                .unwrap_or_else(|| vec!["(this replica has not seen the removal yet)".to_owned()])
+        };
+        let peers = self.peers.now();
+        let others = peers
+            .iter()
+            .map(|peer| self.ask_peer(peer, &instance, revision, until));
+        let (own, others) = tokio::join!(own, join_all(others));
+        let mut names = own;
+        names.extend(others.into_iter().flatten());
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    async fn ask_peer(
+        &self,
+        peer: &Peer,
+        instance: &InstanceKey,
+        revision: Revision,
+        until: Instant,
+    ) -> Vec<String> {
+        let silent = || vec![format!("(replica {} did not answer)", peer.replica.name)];
+        tokio::select! {
+            biased;
+            () = self.peers.gone(&peer.replica.process_id) => Vec::new(),
+            answer = timeout_at(until, answer_of(peer, instance, revision, until)) => match answer {
+                Ok(Some(answer)) => answer.unacknowledged,
+                Ok(None) | Err(_) => silent(),
+            },
+        }
+    }
+}
+
+/// None if it cannot be asked. One that refuses is asked again: it may be restarting its connection, or dying.
+async fn answer_of(
+    peer: &Peer,
+    instance: &InstanceKey,
+    revision: Revision,
+    until: Instant,
+) -> Option<AwaitRemovalResponse> {
+    let mut client = peer.client.clone()?;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let wait = left.saturating_sub(TRAVEL).max(left / 2);
+        let mut request = tonic::Request::new(AwaitRemovalRequest {
+            node: instance.node.to_string(),
+            instance: Some(InstanceRef {
+                service: instance.service.service.clone(),
+                namespace: instance.service.namespace.clone(),
+                id: instance.id.to_string(),
+            }),
+            revision: revision.0,
+            max_wait: wait.try_into().ok(),
+        });
+        request.set_timeout(left);
+        match client.await_removal(request).await {
+            Ok(answer) => return Some(answer.into_inner()),
+            Err(status) => {
+                let (replica, cause) = (&peer.replica.name, status.message());
+                tracing::debug!(%replica, cause, "another replica does not say who acknowledged a removal");
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+impl Removals for MeshRemovals {
+    fn acknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        max_wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
+        let removals = self.clone();
+        Box::pin(async move { removals.ask(instance, revision, max_wait).await })
+    }
+}

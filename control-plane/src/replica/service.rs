@@ -1,0 +1,112 @@
+//! `heddle.control.v1.Replica`: what other replicas ask this one. In come their questions, out go answers about the
+//! clients of this replica alone, so that no question goes in circles.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_proto::control::v1::{
+    AwaitRemovalRequest, AwaitRemovalResponse, ListClientsRequest, ListClientsResponse,
+    replica_server::{Replica, ReplicaServer},
+};
+use tokio::{sync::Semaphore, time::Instant};
+use tonic::{Request, Response, Status};
+
+use super::removals::Own;
+use crate::{
+    load::Loads,
+    registry::{InstanceKey, ServiceName},
+    snapshot::Publisher,
+    status,
+    store::Revision,
+    xds::Clients,
+};
+
+/// Longest wait for a removal.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// Waits under way at once; more are refused.
+const MAX_WAITS: usize = 10_000;
+
+/// Answers other replicas.
+#[derive(Clone)]
+pub struct ReplicaService {
+    name: Arc<str>,
+    own: Own,
+    loads: Loads,
+    waits: Arc<Semaphore>,
+}
+
+/// The gRPC service of the replica with this name.
+#[must_use]
+pub fn service(
+    name: &str,
+    publisher: Publisher,
+    clients: Clients,
+    loads: Loads,
+) -> ReplicaServer<ReplicaService> {
+    ReplicaServer::new(ReplicaService {
+        name: name.into(),
+        own: Own { publisher, clients },
+        loads,
+        waits: Arc::new(Semaphore::new(MAX_WAITS)),
+    })
+}
+
+#[tonic::async_trait]
+impl Replica for ReplicaService {
+    async fn await_removal(
+        &self,
+        request: Request<AwaitRemovalRequest>,
+    ) -> Result<Response<AwaitRemovalResponse>, Status> {
+        let until = Instant::now();
+        let _place = self.waits.try_acquire().map_err(|_| {
+            Status::resource_exhausted(format!("{MAX_WAITS} waits for removals are under way here"))
+        })?;
+        let request = request.into_inner();
+        let until = until + wait(&request);
+        let (instance, revision) = (instance(&request)?, Revision(request.revision));
+        let unacknowledged = self.own.unacknowledged(instance, revision, until).await;
+        let unacknowledged = unacknowledged.unwrap_or_else(|| {
+            vec![format!(
+                "(replica {} has not seen the removal yet)",
+                self.name
+            )]
+        });
+        Ok(Response::new(AwaitRemovalResponse { unacknowledged }))
+    }
+
+    async fn list_clients(
+        &self,
+        _: Request<ListClientsRequest>,
+    ) -> Result<Response<ListClientsResponse>, Status> {
+        Ok(Response::new(ListClientsResponse {
+            clients: status::own_clients(&self.own.clients, &self.name),
+            edges: self.loads.edges(None),
+        }))
+    }
+}
+
+fn wait(request: &AwaitRemovalRequest) -> Duration {
+    let wait = request
+        .max_wait
+        .and_then(|wait| Duration::try_from(wait).ok());
+    wait.unwrap_or(MAX_WAIT).min(MAX_WAIT)
+}
+
+/// The names only have to be there: an instance that nobody knows has been acknowledged by all.
+fn instance(request: &AwaitRemovalRequest) -> Result<InstanceKey, Status> {
+    let Some(instance) = request
+        .instance
+        .as_ref()
+        .filter(|_| !request.node.is_empty())
+    else {
+        return Err(Status::invalid_argument("node and instance: must be set"));
+    };
+    let name = format!("{}.{}", instance.service, instance.namespace);
+    let service = ServiceName::parse(&name).ok_or_else(|| {
+        Status::invalid_argument(format!("instance: {name:?} is no <service>.<namespace>"))
+    })?;
+    Ok(InstanceKey {
+        node: request.node.as_str().into(),
+        service,
+        id: instance.id.as_str().into(),
+    })
+}

@@ -1,0 +1,57 @@
+//! The connected clients as status lists them. In come those of this replica and the answers of the others, out goes
+//! one sorted list.
+
+use heddle_proto::{
+    control::v1::ListClientsResponse,
+    status::v1::{ListProxiesResponse, Proxy, TypeStatus},
+};
+
+use super::mesh::count;
+use crate::{
+    replica::Answers,
+    xds::{ClientStatus, Clients},
+};
+
+/// The clients of this replica, sorted by node id.
+pub(crate) fn own_clients(clients: &Clients, replica: &str) -> Vec<Proxy> {
+    let statuses = clients.statuses().into_iter();
+    statuses.map(|client| proxy(client, replica)).collect()
+}
+
+pub(super) fn all(own: Vec<Proxy>, others: Answers<ListClientsResponse>) -> ListProxiesResponse {
+    let mut proxies = own;
+    for (_, answer) in others.answers {
+        proxies.extend(answer.clients);
+    }
+    // Stable: streams of one node on one replica stay in the order in which they came.
+    proxies.sort_by(|a, b| (&a.node_id, &a.replica).cmp(&(&b.node_id, &b.replica)));
+    ListProxiesResponse {
+        proxies,
+        unanswered: others.unanswered,
+    }
+}
+
+fn proxy(client: ClientStatus, replica: &str) -> Proxy {
+    Proxy {
+        node_id: client.node_id,
+        role: client.role,
+        address: client.address,
+        variant: client.variant.to_owned(),
+        types: client
+            .kinds
+            .into_iter()
+            .map(|kind| TypeStatus {
+                type_url: kind.kind.url().to_owned(),
+                acknowledged_version: kind.acknowledged_version,
+                sent_version: kind.sent_version,
+                in_flight: kind.in_flight,
+                subscribed: count(kind.subscribed),
+                wildcard: kind.wildcard,
+                resources: count(kind.held),
+                rejected_version: kind.rejected_version,
+                rejected_reason: kind.rejected_reason,
+            })
+            .collect(),
+        replica: replica.to_owned(),
+    }
+}

@@ -1,0 +1,107 @@
+//! Which clients a question is about. In come Envoy's node matchers, out goes yes or no for a node id, or which matcher
+//! cannot be honoured. Pure.
+
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    NodeMatcher, StringMatcher, string_matcher::MatchPattern,
+};
+
+/// Most matchers of one question, and the longest pattern in bytes.
+const MAX_MATCHERS: usize = 1000;
+const MAX_PATTERN_BYTES: usize = 512;
+
+/// Why a question cannot be answered.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum Unclear {
+    #[error("node_matchers: more than {MAX_MATCHERS}; ask for fewer nodes at a time, or for all")]
+    TooMany,
+    #[error(
+        "node_matchers[{0}].node_metadatas: clients are told apart by node_id only; leave it out"
+    )]
+    Metadata(usize),
+    #[error("node_matchers[{0}].node_id: must be set; leave node_matchers out to ask for all")]
+    NoNodeId(usize),
+    #[error("node_matchers[{0}].node_id: must be exact, prefix, suffix or contains")]
+    Pattern(usize),
+    #[error("node_matchers[{0}].node_id: longer than {MAX_PATTERN_BYTES} bytes")]
+    TooLong(usize),
+}
+
+/// Clients that any of the matchers fits; all if there is none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked(Vec<Matcher>);
+
+#[derive(Clone, Debug)]
+struct Matcher {
+    pattern: MatchPattern,
+    ignore_case: bool,
+}
+
+impl Asked {
+    pub(super) fn parse(matchers: Vec<NodeMatcher>) -> Result<Self, Unclear> {
+        if matchers.len() > MAX_MATCHERS {
+            return Err(Unclear::TooMany);
+        }
+        let numbered = matchers.into_iter().enumerate();
+        numbered
+            .map(|(number, matcher)| Matcher::parse(number, matcher))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    pub(super) fn is_about(&self, node_id: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|matcher| matcher.fits(node_id))
+    }
+}
+
+impl Matcher {
+    fn parse(number: usize, matcher: NodeMatcher) -> Result<Self, Unclear> {
+        if !matcher.node_metadatas.is_empty() {
+            return Err(Unclear::Metadata(number));
+        }
+        let StringMatcher {
+            ignore_case,
+            match_pattern,
+        } = matcher.node_id.ok_or(Unclear::NoNodeId(number))?;
+        let lower = |text: String| {
+            if text.len() > MAX_PATTERN_BYTES {
+                return Err(Unclear::TooLong(number));
+            }
+            Ok(if ignore_case {
+                text.to_ascii_lowercase()
+            } else {
+                text
+            })
+        };
+        let pattern = match match_pattern {
+            Some(MatchPattern::Exact(text)) => MatchPattern::Exact(lower(text)?),
+            Some(MatchPattern::Prefix(text)) => MatchPattern::Prefix(lower(text)?),
+            Some(MatchPattern::Suffix(text)) => MatchPattern::Suffix(lower(text)?),
+            Some(MatchPattern::Contains(text)) => MatchPattern::Contains(lower(text)?),
+            Some(MatchPattern::SafeRegex(_) | MatchPattern::Custom(_)) | None => {
+                return Err(Unclear::Pattern(number));
+            }
+        };
+        Ok(Self {
+            pattern,
+            ignore_case,
+        })
+    }
+
+    fn fits(&self, node_id: &str) -> bool {
+        let lowered;
+        let node_id = if self.ignore_case {
+            lowered = node_id.to_ascii_lowercase();
+            &lowered
+        } else {
+            node_id
+        };
+        match &self.pattern {
+            MatchPattern::Exact(text) => node_id == text,
+            MatchPattern::Prefix(text) => node_id.starts_with(text),
+            MatchPattern::Suffix(text) => node_id.ends_with(text),
+            MatchPattern::Contains(text) => node_id.contains(text),
+            // Not parsed to these.
+            MatchPattern::SafeRegex(_) | MatchPattern::Custom(_) => false,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! One resource of one client, as its subscription knows it: what was sent and what came back. Pure; the encoding is
+//! in `parts`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    snapshot::{Kind, Resource},
+    xds::Subscription,
+};
+
+/// How the client stands to a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Asked for, and nothing was sent yet.
+    Requested,
+    /// Sent, and not answered yet.
+    Sent,
+    /// Told that it does not exist.
+    Absent,
+    Acknowledged,
+    /// The response that carried it was rejected.
+    Rejected {
+        version: String,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Holding {
+    pub(super) kind: Kind,
+    pub(super) name: Arc<str>,
+    /// Of what was sent last; empty if nothing was.
+    pub(super) version: Arc<str>,
+    /// What was sent last, while it is kept.
+    pub(super) resource: Option<Arc<Resource>>,
+    pub(super) state: State,
+}
+
+impl Subscription {
+    /// Everything that the client asks for or holds of this type, sorted by name.
+    pub(super) fn holdings(&self) -> Vec<Holding> {
+        if !self.asked {
+            return Vec::new();
+        }
+        let names: BTreeSet<&Arc<str>> = self
+            .names
+            .iter()
+            .chain(self.held.keys())
+            .chain(&self.refused)
+            .collect();
+        names.into_iter().map(|name| self.holding(name)).collect()
+    }
+
+    fn holding(&self, name: &Arc<str>) -> Holding {
+        let held = self.held.get(name);
+        let under_way = |flight: &crate::xds::subscription::Flight| flight.names.contains(name);
+        let state = if self.refused.contains(name) {
+            let rejected = self.status().and_then(|status| status.rejected);
+            State::Rejected {
+                version: rejected
+                    .map(|each| each.version.clone())
+                    .unwrap_or_default(),
+                reason: rejected.map(|each| each.reason.clone()).unwrap_or_default(),
+            }
+        } else if self.absent.contains(name) {
+            State::Absent
+        } else if self.flight.as_ref().is_some_and(under_way) {
+            State::Sent
+        } else if held.is_some() {
+            State::Acknowledged
+        } else {
+            State::Requested
+        };
+        Holding {
+            kind: self.kind,
+            name: Arc::clone(name),
+            version: held.map_or_else(|| "".into(), |held| Arc::clone(&held.version)),
+            resource: held.and_then(|held| held.resource.clone()),
+            state,
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Several replicas on one store: a removal and a list are about the clients of all of them.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_control::{
+    registry::{IdleOptions, Registry, RegistryOptions},
+    snapshot::Kind,
+    store::{Embedded, EmbeddedOptions, Store},
+};
+use heddle_proto::{
+    control::v1::{
+        AwaitRemovalRequest, InstanceRef, RemovalAnswer, control_message,
+        replica_client::ReplicaClient,
+    },
+    status::v1::{GetMeshRequest, ListProxiesRequest, ListServicesRequest},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ECHO, endpoints,
+    plane::{NodeSession, Plane, client, echo, proxy, within},
+};
+
+pub(crate) struct Replicas {
+    pub(crate) first: Plane,
+    pub(crate) second: Plane,
+    store: Arc<dyn Store>,
+    _folder: tempfile::TempDir,
+}
+
+impl Replicas {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = EmbeddedOptions::new(folder.path().join("store"));
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&options).unwrap());
+        let replica = |name| Plane::replica(Arc::clone(&store), name, IdleOptions::default());
+        let replicas = Self {
+            first: replica("r1").await,
+            second: replica("r2").await,
+            store,
+            _folder: folder,
+        };
+        replicas.know(2).await;
+        replicas
+    }
+
+    /// Until both know of so many replicas.
+    async fn know(&self, count: usize) {
+        for plane in [&self.first, &self.second] {
+            let mut changes = plane.registry.subscribe();
+            within(async {
+                while plane.registry.read(|view| view.replicas().count()) != count {
+                    changes.next().await;
+                }
+            })
+            .await;
+        }
+    }
+
+    /// A replica that others find, that takes connections, and that never says a word.
+    async fn add_silent(&self) -> (TcpListener, Registry, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stop = CancellationToken::new();
+        let options = RegistryOptions {
+            replica: "silent".to_owned(),
+            advertise: format!("http://{}", listener.local_addr().unwrap()),
+            lease_ttl: Duration::from_secs(600),
+            stop: stop.clone(),
+            ..RegistryOptions::default()
+        };
+        let registry = Registry::open(Arc::clone(&self.store), options)
+            .await
+            .unwrap();
+        self.know(3).await;
+        (listener, registry, stop)
+    }
+}
+
+async fn removal_answer(node: &mut NodeSession) -> RemovalAnswer {
+    match node.next().await {
+        control_message::Message::RemovalAnswer(answer) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn two() -> Vec<heddle_proto::control::v1::LocalInstance> {
+    vec![echo("1", "127.0.0.1:7001"), echo("2", "127.0.0.1:7002")]
+}
+
+#[tokio::test]
+async fn a_removal_waits_for_the_clients_of_every_replica() {
+    let replicas = Replicas::start().await;
+    let mut node = replicas.first.node("a", two()).await;
+    let mut user = replicas.second.delta(proxy("user")).await;
+    user.ask(Kind::Endpoint, &[ECHO]).await;
+    let first = user.next().await;
+    assert_eq!(endpoints(&first), 2);
+    user.ack(&first).await;
+
+    node.change(vec![], &["1"]).await;
+    let second = user.next().await;
+    assert_eq!(endpoints(&second), 1);
+    node.ask_removal("1", Duration::from_secs(1)).await;
+    let answer = removal_answer(&mut node).await;
+    assert!(!answer.acknowledged);
+    assert_eq!(answer.unacknowledged, ["user"]);
+
+    node.ask_removal("1", Duration::from_secs(5)).await;
+    user.ack(&second).await;
+    let answer = removal_answer(&mut node).await;
+    assert_eq!(
+        (answer.acknowledged, answer.unacknowledged.len()),
+        (true, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_silent_replica_is_named_and_one_that_has_gone_is_not_waited_for() {
+    let replicas = Replicas::start().await;
+    let (_listener, registry, stop) = replicas.add_silent().await;
+    let mut node = replicas.first.node("a", two()).await;
+    node.change(vec![], &["1"]).await;
+    node.ask_removal("1", Duration::from_millis(300)).await;
+    let answer = removal_answer(&mut node).await;
+    assert_eq!(answer.unacknowledged, ["(replica silent did not answer)"]);
+
+    node.ask_removal("1", Duration::from_secs(5)).await;
+    stop.cancel();
+    within(registry.left()).await;
+    let answer = removal_answer(&mut node).await;
+    assert_eq!(answer.unacknowledged, [""; 0], "its presence has gone");
+    assert!(answer.acknowledged);
+}
+
+#[tokio::test]
+async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
+    let replicas = Replicas::start().await;
+    let mut node = replicas.first.node("a", two()).await;
+    let now = node.change(vec![echo("3", "127.0.0.1:7003")], &[]).await;
+    let mut second = ReplicaClient::new(replicas.second.channel().await);
+    let question = move |wait: Duration| AwaitRemovalRequest {
+        node: "a".to_owned(),
+        instance: Some(InstanceRef {
+            service: "echo".to_owned(),
+            namespace: "default".to_owned(),
+            id: "1".to_owned(),
+        }),
+        revision: now + 1,
+        max_wait: Some(wait.try_into().unwrap()),
+    };
+    let soon = second.await_removal(question(Duration::from_millis(50)));
+    assert_eq!(
+        within(soon).await.unwrap().into_inner().unacknowledged,
+        ["(replica r2 has not seen the removal yet)"]
+    );
+    let mut asks = second.clone();
+    let asked = tokio::spawn(async move {
+        let answer = asks.await_removal(question(Duration::from_secs(5))).await;
+        answer.unwrap().into_inner().unacknowledged
+    });
+    node.change(vec![], &["1"]).await;
+    assert_eq!(within(asked).await.unwrap(), [""; 0]);
+
+    let mut bad = question(Duration::ZERO);
+    bad.instance = None;
+    let refused = second.await_removal(bad).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+}
+
+#[tokio::test]
+async fn lists_are_of_all_replicas_and_name_those_that_do_not_answer() {
+    let replicas = Replicas::start().await;
+    let _node = replicas.first.node("a", two()).await;
+    let mut streams = Vec::new();
+    for (plane, id) in [(&replicas.first, "on-r1"), (&replicas.second, "on-r2")] {
+        let mut stream = plane.delta(client(id, &[])).await;
+        stream.ask(Kind::Cluster, &[]).await;
+        stream.next().await;
+        streams.push(stream);
+    }
+    for plane in [&replicas.first, &replicas.second] {
+        let mut status = plane.status().await;
+        let answer = within(status.list_proxies(ListProxiesRequest {})).await;
+        let answer = answer.unwrap().into_inner();
+        let seen: Vec<_> = answer
+            .proxies
+            .iter()
+            .map(|each| (each.node_id.as_str(), each.replica.as_str()))
+            .collect();
+        assert_eq!(seen, [("on-r1", "r1"), ("on-r2", "r2")]);
+        assert_eq!(answer.unanswered, [""; 0]);
+    }
+
+    let (_listener, _registry, _stop) = replicas.add_silent().await;
+    let mut status = replicas.second.status().await;
+    let answer = within(status.list_proxies(ListProxiesRequest {})).await;
+    let answer = answer.unwrap().into_inner();
+    assert_eq!(answer.proxies.len(), 2, "the others are there all the same");
+    assert_eq!(answer.unanswered, ["silent"]);
+
+    let mesh = status
+        .get_mesh(GetMeshRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let names: Vec<_> = mesh.replicas.iter().map(|each| &*each.name).collect();
+    assert_eq!(names, ["r1", "r2", "silent"]);
+    assert_eq!(mesh.replica, "r2");
+    assert_eq!(mesh.replicas[0].advertise, replicas.first.address);
+    assert_eq!(mesh.nodes[0].replica, "r1", "its session is there");
+
+    let mut services = Vec::new();
+    for plane in [&replicas.first, &replicas.second] {
+        let mut status = plane.status().await;
+        let answer = status.list_services(ListServicesRequest::default()).await;
+        services.push(answer.unwrap().into_inner());
+    }
+    assert_eq!(services[0], services[1]);
+    assert_eq!(services[0].services[0].name, ECHO);
+}
