@@ -160,7 +160,7 @@ fn metrics(plane: &Plane) -> String {
     text.one(
         "gauge",
         "heddle_registry_nodes",
-        "Nodes ever seen",
+        "Nodes known, those that have gone of late included",
         nodes as u64,
     );
     text.one(

@@ -3,94 +3,17 @@
 // clippy.toml allows these in test functions; here are their helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
-    path::Path,
-    process::{Child, ChildStdout, Command, Output, Stdio},
-};
+mod control;
+
+use std::{net::TcpStream, path::Path, process::Output};
+
+use control::{Control, FREE, command};
 
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
-
-fn command(store: &Path, options: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_heddle-control"));
-    if !options.contains(&"--store") {
-        command.args(["--store", &format!("embedded:{}", store.display())]);
-    }
-    command
-        .args(options)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-/// Killed when the test ends, whatever happened.
-struct Control {
-    child: Child,
-    ready: String,
-    _stdout: BufReader<ChildStdout>,
-}
-
-impl Control {
-    fn start(store: &Path, options: &[&str]) -> Self {
-        let mut child = command(store, options).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).unwrap();
-        assert!(ready.starts_with("heddle-control ready: "), "{ready:?}");
-        Self {
-            child,
-            ready: ready.trim().to_owned(),
-            _stdout: stdout,
-        }
-    }
-
-    /// The value of one key of the ready line.
-    fn value(&self, key: &str) -> &str {
-        let (_, pairs) = self.ready.split_once(": ").unwrap();
-        let mut pairs = pairs.split(", ").filter_map(|pair| pair.split_once(' '));
-        pairs.find(|(found, _)| *found == key).unwrap().1
-    }
-
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.value("http")).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    /// Its exit code after SIGTERM.
-    fn terminate(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
 
 /// One line on stderr, code 2, nothing on stdout.
 fn refusal(store: &Path, options: &[&str]) -> String {

@@ -24,6 +24,9 @@ use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
 /// Pause before the store is read again after its watch broke.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);
 
+/// Attempts to read a store that is compacted while it is read.
+const LOADS: usize = 5;
+
 /// The registry of this replica. Clones share it.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
@@ -62,7 +65,15 @@ impl Registry {
         store: Arc<dyn Store>,
         options: RegistryOptions,
     ) -> Result<Self, RegistryError> {
-        let (view, changes) = load(&*store).await?;
+        let mut loaded = load(&*store).await;
+        // While it was read the store dropped the history in between: once more, from its present.
+        for _ in 0..LOADS {
+            if !matches!(loaded, Err(StoreError::Compacted { .. })) {
+                break;
+            }
+            loaded = load(&*store).await;
+        }
+        let (view, changes) = loaded?;
         let registry = Self(Arc::new(Inner {
             store,
             options,

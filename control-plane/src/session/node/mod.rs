@@ -82,7 +82,11 @@ struct Together {
 
 impl Session {
     async fn run(&mut self, mut inbound: Inbound, stop: CancellationToken) -> Result<(), End> {
-        self.registry.reached(self.lease.session()).await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(stopping().into()),
+            () = self.registry.reached(self.lease.session()) => {}
+        }
         let mut holder = self.registry.watch_node(&self.node);
         loop {
             let now = holder.borrow_and_update().clone();

@@ -5,13 +5,14 @@
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use heddle_proto::{
-    control::v1::{Change, Hello, InstanceRef, LocalInstance},
+    control::v1::{Change, Hello, InstanceRef, LocalInstance, ProtoService},
     registry::v1::{Instance, Protocol},
     rules::{
         MAX_LABEL, MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
         is_proto_name,
     },
 };
+use prost::Message;
 use tonic::Status;
 
 use super::refusal::Faults;
@@ -20,6 +21,8 @@ use crate::registry::{InstanceKey, NodeIdentity, NodeWrite, ServiceName};
 /// Most instances of one node.
 pub(super) const MAX_INSTANCES: usize = 10_000;
 const MAX_REASON: usize = 1024;
+/// Of what an instance serves: with its service's record it stands in one transaction, and a store bounds that.
+const MAX_PROTOS_BYTES: usize = 256 << 10;
 
 /// A node's identity and everything it has.
 pub(super) fn hello(
@@ -136,6 +139,23 @@ fn instance_key(
     }
 }
 
+/// Which methods may be tried again is worth less than which services there are.
+fn bound_protos(protos: &mut Vec<ProtoService>) {
+    let bytes =
+        |protos: &[ProtoService]| -> usize { protos.iter().map(Message::encoded_len).sum() };
+    if bytes(protos) > MAX_PROTOS_BYTES {
+        for proto in protos.iter_mut() {
+            proto.idempotent_methods.clear();
+        }
+    }
+    let mut left = MAX_PROTOS_BYTES;
+    protos.retain(|proto| {
+        let fits = proto.encoded_len() <= left;
+        left = left.saturating_sub(proto.encoded_len());
+        fits
+    });
+}
+
 /// What people wrote is refused where it is bad; what programs derived (a reason, names out of descriptors) is cut to
 /// its bounds: one odd service must not keep its whole node out of the mesh.
 fn local_instance(
@@ -151,6 +171,7 @@ fn local_instance(
         local.health_reason = printable.take(MAX_REASON).collect();
     }
     local.protos.retain(|proto| is_proto_name(&proto.name));
+    bound_protos(&mut local.protos);
     let hash = &local.schema_sha256;
     let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let is_hash = hash.len() == 64 && hash.bytes().all(is_hex);

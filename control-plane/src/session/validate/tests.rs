@@ -215,3 +215,21 @@ fn what_programs_derived_is_cut_and_keeps_no_node_out() {
     assert!(local.health_reason.starts_with("linex"));
     assert_eq!(local.protos.len(), 1);
 }
+
+#[test]
+fn what_it_serves_always_fits_a_transaction() {
+    let mut message = good();
+    let local = &mut message.instances[0];
+    let method = "x".repeat(60);
+    local.protos = (0..2000)
+        .map(|n| ProtoService {
+            name: format!("shop.v1.Service{n:04}{}", "y".repeat(150)),
+            idempotent_methods: vec![method.clone(); 20],
+        })
+        .collect();
+    let (_, instances) = hello(message, false).unwrap();
+    let protos = &instances[0].1.protos;
+    let bytes: usize = protos.iter().map(Message::encoded_len).sum();
+    assert!(bytes <= MAX_PROTOS_BYTES, "{bytes}");
+    assert!(protos.len() > 1000, "names come first: {}", protos.len());
+}

@@ -1,0 +1,426 @@
+//! heddle-control with its embedded store, killed again and again while nodes write: what was acknowledged is there, and
+//! nodes that come and go in any way leave nothing behind.
+
+// clippy.toml allows these in test functions; here are their helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod control;
+
+use std::{path::Path, time::Duration};
+
+use control::{Control, FREE};
+use heddle_proto::{
+    control::v1::{
+        Change, ControlMessage, Hello, Leave, LocalInstance, NodeMessage, ack, control_message,
+        node_message, node_session_client::NodeSessionClient,
+    },
+    registry::v1::Instance,
+    status::v1::{
+        GetMeshRequest, GetServiceRequest, Mesh, WatchEventsRequest,
+        mesh_status_client::MeshStatusClient,
+    },
+};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+/// Awaits what must come; long enough for a busy machine.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("nothing came within 60 s")
+}
+
+async fn channel(control: &Control) -> Channel {
+    let address = format!("http://{}", control.value("grpc"));
+    let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+    within(endpoint.connect()).await.unwrap()
+}
+
+fn instance(node: &str, id: &str, version: u64) -> LocalInstance {
+    LocalInstance {
+        instance: Some(Instance {
+            service: format!("of-{node}"),
+            namespace: "default".into(),
+            id: id.into(),
+            address: "127.0.0.1:21001".into(),
+            version: format!("v{version}"),
+            ..Instance::default()
+        }),
+        health: 1,
+        ..LocalInstance::default()
+    }
+}
+
+/// Both instances in one Change: they are one transaction.
+fn pair(node: &str, version: u64) -> Vec<LocalInstance> {
+    vec![
+        instance(node, "left", version),
+        instance(node, "right", version),
+    ]
+}
+
+struct Node {
+    out: mpsc::Sender<NodeMessage>,
+    answers: Streaming<ControlMessage>,
+    epoch: u64,
+}
+
+impl Node {
+    async fn open(
+        channel: Channel,
+        node: &str,
+        process: &str,
+        epoch: u64,
+        instances: Vec<LocalInstance>,
+    ) -> Result<Self, Status> {
+        let (out, messages) = mpsc::channel(64);
+        let hello = Hello {
+            node: node.into(),
+            process_id: process.into(),
+            epoch,
+            advertise: "127.0.0.1:15008".into(),
+            instances,
+            ..Hello::default()
+        };
+        let message = Some(node_message::Message::Hello(hello));
+        let _ = out.send(NodeMessage { message }).await;
+        let mut client = NodeSessionClient::new(channel);
+        let mut answers = client
+            .open(ReceiverStream::new(messages))
+            .await?
+            .into_inner();
+        match within(answers.message()).await?.and_then(|it| it.message) {
+            Some(control_message::Message::Welcome(welcome)) => Ok(Self {
+                out,
+                answers,
+                epoch: welcome.epoch,
+            }),
+            other => panic!("no Welcome but {other:?}"),
+        }
+    }
+
+    async fn send(&self, message: node_message::Message) -> bool {
+        let message = Some(message);
+        self.out.send(NodeMessage { message }).await.is_ok()
+    }
+
+    async fn change(&self, sequence: u64, upserted: Vec<LocalInstance>) -> bool {
+        let change = Change {
+            sequence,
+            upserted,
+            removed: vec![],
+        };
+        self.send(node_message::Message::Change(change)).await
+    }
+
+    /// The sequence of the Change that is durable now, with the revision; none: the stream broke.
+    async fn acknowledged(&mut self) -> Option<(u64, u64)> {
+        let message = within(self.answers.message()).await.ok()??.message;
+        match message {
+            Some(control_message::Message::Ack(ack)) => match ack.of {
+                Some(ack::Of::Change(sequence)) => Some((sequence, ack.revision)),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("no Ack but {other:?}"),
+        }
+    }
+}
+
+/// What one node knows to be durable, and what it asked for.
+struct Known {
+    name: String,
+    epoch: u64,
+    acknowledged: u64,
+    asked: u64,
+    revision: u64,
+}
+
+impl Known {
+    /// Writes as fast as it is answered, some Changes ahead, until the stream breaks.
+    async fn write(&mut self, channel: Channel) {
+        let set = pair(&self.name, self.asked);
+        let opened = Node::open(channel, &self.name, "p", self.epoch, set).await;
+        let Ok(mut node) = opened else { return };
+        self.epoch = node.epoch;
+        let base = self.asked;
+        self.acknowledged = base;
+        loop {
+            while self.asked < self.acknowledged + 8 {
+                self.asked += 1;
+                let set = pair(&self.name, self.asked);
+                if !node.change(self.asked - base, set).await {
+                    break;
+                }
+            }
+            let Some((sequence, revision)) = node.acknowledged().await else {
+                return;
+            };
+            self.acknowledged = base + sequence;
+            self.revision = self.revision.max(revision);
+        }
+    }
+
+    async fn check(&self, channel: Channel, case: &str) {
+        let mut status = MeshStatusClient::new(channel);
+        let name = format!("of-{}", self.name);
+        let service = status.get_service(GetServiceRequest { name }).await;
+        let service = match service {
+            Ok(service) => service.into_inner(),
+            Err(_) if self.revision == 0 => return,
+            Err(error) => panic!("{case}: {error}"),
+        };
+        let versions = service.endpoints.iter().map(|endpoint| {
+            let version = endpoint.version.strip_prefix('v').unwrap();
+            version.parse::<u64>().unwrap()
+        });
+        let versions: Vec<_> = versions.collect();
+        assert_eq!(versions.len(), 2, "{case}: {service:?}");
+        assert_eq!(versions[0], versions[1], "{case}: half a transaction");
+        let held = versions[0];
+        assert!(
+            (self.acknowledged..=self.asked).contains(&held),
+            "{case}: {} was acknowledged, {} asked for, {held} is there",
+            self.acknowledged,
+            self.asked
+        );
+        let mesh = mesh(&mut status).await;
+        assert!(
+            mesh.revision >= self.revision,
+            "{case}: revisions never go back"
+        );
+        let node = mesh.nodes.iter().find(|node| node.name == self.name);
+        assert_eq!(node.map(|node| node.epoch), Some(self.epoch), "{case}");
+    }
+}
+
+async fn mesh(status: &mut MeshStatusClient<Channel>) -> Mesh {
+    status
+        .get_mesh(GetMeshRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+async fn kill_in_the_middle_of_writes(rounds: u64) {
+    let seed = 7;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("control.redb");
+    let options = [&FREE[..], &["--lease-ttl", "60s"]].concat();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut nodes: Vec<_> = ["a", "b", "c"]
+        .map(|name| Known {
+            name: name.into(),
+            epoch: 0,
+            acknowledged: 0,
+            asked: 0,
+            revision: 0,
+        })
+        .into();
+    for round in 0..rounds {
+        let case = format!("seed {seed}, kill {round}");
+        let mut control = Control::start(&store, &options);
+        let connection = channel(&control).await;
+        for node in &nodes {
+            node.check(connection.clone(), &case).await;
+        }
+        let kill_after = Duration::from_millis(rng.random_range(1..120));
+        let writes = nodes.iter_mut().map(|node| node.write(connection.clone()));
+        let kill = async {
+            tokio::time::sleep(kill_after).await;
+            control.child.kill().unwrap();
+        };
+        let ((), _) = tokio::join!(kill, futures_util::future::join_all(writes));
+        control.child.wait().unwrap();
+    }
+    let written: u64 = nodes.iter().map(|node| node.acknowledged).sum();
+    assert!(written > rounds, "it wrote meanwhile: {written}");
+    let control = Control::start(&store, &options);
+    for node in &nodes {
+        node.check(channel(&control).await, "at last").await;
+    }
+    eprintln!("{rounds} kills: {written} changes were acknowledged, all of them are there");
+}
+
+#[tokio::test]
+async fn killed_in_the_middle_of_writes_it_comes_back_with_all_that_was_acknowledged() {
+    kill_in_the_middle_of_writes(6).await;
+}
+
+#[tokio::test]
+#[ignore = "long: 100 kills"]
+async fn killed_100_times_in_the_middle_of_writes() {
+    kill_in_the_middle_of_writes(100).await;
+}
+
+/// Figures of the process that must be back where they were.
+#[derive(Debug)]
+struct Held {
+    leases: u64,
+    keys: u64,
+    descriptors: usize,
+    resident_kib: u64,
+}
+
+impl Held {
+    fn of(control: &Control) -> Self {
+        let metrics = control.get("/metrics");
+        let value = |name: &str| {
+            let mut lines = metrics.lines();
+            let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap().parse().unwrap()
+        };
+        let folder = Path::new("/proc").join(control.child.id().to_string());
+        let status = std::fs::read_to_string(folder.join("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.unwrap().trim().trim_end_matches(" kB").trim();
+        Self {
+            leases: value("heddle_store_leases"),
+            keys: value("heddle_store_keys"),
+            descriptors: std::fs::read_dir(folder.join("fd")).unwrap().count(),
+            resident_kib: resident.parse().unwrap(),
+        }
+    }
+}
+
+/// One life of a node over a real stream: it leaves, or breaks off in any moment.
+async fn cycle(connection: Channel, name: &str, n: usize, rng: &mut StdRng) {
+    let process = format!("p{n}");
+    let opened = Node::open(connection, name, &process, 0, pair(name, 1)).await;
+    let mut node = opened.unwrap();
+    match rng.random_range(0..3) {
+        0 => {}
+        1 => {
+            node.change(1, pair(name, 2)).await;
+            if rng.random_bool(0.5) {
+                node.acknowledged().await;
+            }
+        }
+        _ => {
+            node.send(node_message::Message::Leave(Leave {})).await;
+            while let Ok(Some(_)) = within(node.answers.message()).await {}
+        }
+    }
+}
+
+async fn cycles_leave_nothing(cycles: usize) {
+    const NODES: usize = 32;
+    let folder = tempfile::tempdir().unwrap();
+    let options = [&FREE[..], &["--lease-ttl", "2s", "--renew-interval", "1s"]].concat();
+    let control = Control::start(&folder.path().join("control.redb"), &options);
+    let run = async |from: usize, to: usize| {
+        let connection = channel(&control).await;
+        let nodes = (0..NODES).map(|node| {
+            let connection = connection.clone();
+            async move {
+                let mut rng = StdRng::seed_from_u64((node * 1_000_000 + from) as u64);
+                for n in (from + node..to).step_by(NODES) {
+                    cycle(connection.clone(), &format!("n{node}"), n, &mut rng).await;
+                }
+            }
+        });
+        futures_util::future::join_all(nodes).await;
+    };
+    let settled = async || {
+        let mut status = MeshStatusClient::new(channel(&control).await);
+        let mut last = None;
+        let wait = async {
+            loop {
+                let now = mesh(&mut status).await;
+                // Nodes that died together stay suspect for minutes: one that comes and leaves ends that.
+                for node in now.nodes.iter().filter(|node| node.suspect) {
+                    let connection = channel(&control).await;
+                    let opened = Node::open(connection, &node.name, "last", 0, vec![]).await;
+                    let mut back = opened.unwrap();
+                    back.send(node_message::Message::Leave(Leave {})).await;
+                    while let Ok(Some(_)) = back.answers.message().await {}
+                }
+                let alive = now.nodes.iter().filter(|node| node.alive).count();
+                if now.instances == 0 && alive == 0 {
+                    break;
+                }
+                last = Some(now);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        assert!(in_time.is_ok(), "the mesh stays at {last:?}");
+    };
+    run(0, cycles / 5).await;
+    settled().await;
+    let before = Held::of(&control);
+    run(cycles / 5, cycles).await;
+    settled().await;
+    let after = Held::of(&control);
+    eprintln!("{cycles} cycles: {before:?}, then {after:?}");
+    // The events of ten minutes share a lease, and there are at most about a thousand.
+    assert!(after.leases <= before.leases + 2, "{before:?}, {after:?}");
+    assert!(after.keys <= before.keys + 1100, "{before:?}, {after:?}");
+    assert!(
+        after.descriptors <= before.descriptors + 2,
+        "{before:?}, {after:?}"
+    );
+    assert!(
+        after.resident_kib <= before.resident_kib + (64 << 10),
+        "{before:?}, {after:?}"
+    );
+}
+
+#[tokio::test]
+async fn nodes_that_come_and_go_leave_nothing_behind() {
+    cycles_leave_nothing(600).await;
+}
+
+#[tokio::test]
+#[ignore = "long: 10,000 sessions"]
+async fn ten_thousand_nodes_that_come_and_go_leave_nothing_behind() {
+    cycles_leave_nothing(10_000).await;
+}
+
+#[tokio::test]
+async fn events_are_told_as_they_happen() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = [&FREE[..], &["--replica", "c1"]].concat();
+    let control = Control::start(&folder.path().join("control.redb"), &options);
+    let connection = channel(&control).await;
+    let mut node = Node::open(connection.clone(), "a", "p1", 0, pair("a", 1))
+        .await
+        .unwrap();
+    let mut status = MeshStatusClient::new(connection);
+    let mut events = status
+        .watch_events(WatchEventsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let mut seen = Vec::new();
+    loop {
+        let message = within(events.message()).await.unwrap().unwrap();
+        seen.extend(message.events.into_iter().map(|event| event.kind));
+        if message.initial_done {
+            break;
+        }
+    }
+    assert_eq!(seen, ["replica-joined", "duty-taken", "node-joined"]);
+    node.send(node_message::Message::Leave(Leave {})).await;
+    while let Ok(Some(_)) = within(node.answers.message()).await {}
+    let message = within(events.message()).await.unwrap().unwrap();
+    let [event] = &message.events[..] else {
+        panic!("{message:?}")
+    };
+    assert!(!message.initial_done);
+    assert_eq!(
+        (
+            event.kind.as_str(),
+            event.node.as_str(),
+            event.replica.as_str()
+        ),
+        ("node-left", "a", "c1")
+    );
+    assert!(event.cause.contains("p1") && event.unix_ms > 0, "{event:?}");
+    let mesh = mesh(&mut status).await;
+    assert_eq!(mesh.replica, "c1");
+    assert_eq!(control.terminate(), Some(0));
+    let ended = within(events.message()).await.unwrap_err();
+    assert_eq!(ended.code(), tonic::Code::Unavailable, "{ended}");
+}
