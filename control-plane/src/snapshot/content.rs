@@ -84,7 +84,8 @@ impl ServiceContent {
                 Audience::Proxy => true,
                 Audience::DirectLocal | Audience::DirectRemote => {
                     let local = audience == Audience::DirectLocal && row.loopback_node;
-                    reachable(row.endpoint.address.ip(), local)
+                    !drains(row)
+                        && reachable(row.endpoint.address.ip(), local)
                         && seen.insert(row.endpoint.address, ()).is_none()
                 }
             })
@@ -117,7 +118,10 @@ pub fn hidden_from_direct_clients(
     } in rows
     {
         let address = endpoint.address;
-        let why = if address.ip().is_unspecified() {
+        let why = if endpoint.health == HealthStatus::Draining {
+            "it is leaving: clients that have no better choice would call it all the same"
+                .to_owned()
+        } else if address.ip().is_unspecified() {
             format!("{address} is no address that a client can dial")
         } else if !reachable(address.ip(), loopback_node) {
             format!(
@@ -133,6 +137,11 @@ pub fn hidden_from_direct_clients(
         hidden.insert((endpoint.node, endpoint.instance), why);
     }
     hidden
+}
+
+/// Envoy in panic mode (few healthy endpoints) calls those that drain as well: gone for it is what is not there.
+fn drains(row: &Row) -> bool {
+    row.endpoint.health == HealthStatus::Draining
 }
 
 fn reachable(ip: IpAddr, loopback: bool) -> bool {

@@ -11,7 +11,7 @@ use heddle_proto::registry::v1::{
     ListServicesResponse, RegisterRequest, RegisterResponse, Service, WatchInstancesRequest,
     WatchInstancesResponse, registry_server::Registry,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -20,44 +20,26 @@ use super::{
     Agent,
     book::{Refused, View, Views},
     key::{InstanceKey, full_name},
-    session::SessionHandle,
+    retire::{MAX_WAIT, Retire},
     validate::{Origin, Violation, check},
 };
-
-/// The longest wait of `Deregister` for the clients' acknowledgements.
-const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// See the room sign.
 #[derive(Clone)]
 pub struct AgentApi {
     agent: Agent,
-    session: SessionHandle,
-    /// Number of the newest change that the routing table has.
-    applied: watch::Receiver<u64>,
+    retire: Retire,
     is_own: fn(IpAddr) -> bool,
 }
 
 impl AgentApi {
     #[must_use]
-    pub fn new(
-        agent: Agent,
-        session: SessionHandle,
-        applied: watch::Receiver<u64>,
-        is_own: fn(IpAddr) -> bool,
-    ) -> Self {
+    pub fn new(agent: Agent, retire: Retire, is_own: fn(IpAddr) -> bool) -> Self {
         Self {
             agent,
-            session,
-            applied,
+            retire,
             is_own,
         }
-    }
-
-    /// Until this node's own workers have the change; they never take long.
-    async fn until_applied(&self, version: u64) {
-        let mut applied = self.applied.clone();
-        let _ =
-            tokio::time::timeout(Duration::from_secs(1), applied.wait_for(|v| *v >= version)).await;
     }
 }
 
@@ -120,17 +102,17 @@ impl Registry for AgentApi {
         request: Request<DeregisterRequest>,
     ) -> Result<Response<DeregisterResponse>, Status> {
         let request = request.into_inner();
-        let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
-        let max_wait = given.map_or(MAX_WAIT, |d| d.min(MAX_WAIT));
-        let (key, version) = self
-            .agent
-            .deregister(&request.registration)
-            .ok_or_else(unknown)?;
-        self.until_applied(version).await;
+        let registration = &request.registration;
         if !request.wait_acknowledged {
+            self.retire.now(registration).await.ok_or_else(unknown)?;
             return Ok(Response::new(DeregisterResponse::default()));
         }
-        let answer = self.session.removal(&key, version, max_wait).await;
+        let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
+        let answer = self
+            .retire
+            .acknowledged(registration, given.unwrap_or(MAX_WAIT))
+            .await
+            .ok_or_else(unknown)?;
         Ok(Response::new(DeregisterResponse {
             acknowledged: answer.acknowledged,
             unacknowledged: answer.unacknowledged,

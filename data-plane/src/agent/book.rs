@@ -65,7 +65,23 @@ pub enum Source {
     File(PathBuf),
     /// It was here when the last process stopped, and has not come back yet.
     Restored,
+    /// It drains; whoever drains it takes it out, or the time does.
+    Leaving,
 }
+
+/// An instance that drains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    pub key: InstanceKey,
+    pub registration: Arc<str>,
+    /// The change that says so.
+    pub version: u64,
+}
+
+/// An instance that drains and that nobody took out is gone after so long: twice the longest wait for clients.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+/// The reason of an instance that drains.
+pub const DRAINING: &str = "it is leaving: it finishes what it has and gets nothing new";
 
 #[derive(Debug)]
 struct Entry {
@@ -145,7 +161,7 @@ impl Book {
     /// Those that registered themselves: what the state dir keeps.
     #[must_use]
     pub fn registered(&self) -> Vec<Arc<View>> {
-        let own = |entry: &&Entry| !matches!(entry.source, Source::File(_));
+        let own = |entry: &&Entry| !matches!(entry.source, Source::File(_) | Source::Leaving);
         self.entries
             .values()
             .filter(own)
@@ -198,10 +214,11 @@ impl Book {
         let same = previous.map(|p| p.view).filter(|v| {
             v.address == checked.address && v.instance.version == checked.instance.version
         });
+        let fresh = same.as_ref().is_none_or(|v| v.health == Health::Draining);
         let (health, reason) = match &same {
             _ if passive => (Health::Healthy, String::new()),
-            Some(view) => (view.health, view.reason.clone()),
-            None => (Health::Unhealthy, UNCHECKED.to_owned()),
+            Some(view) if !fresh => (view.health, view.reason.clone()),
+            _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
         let (schema, protos) = match (checked.schema, same) {
             (None, Some(view)) if checked.instance.protos.is_empty() => {
@@ -262,7 +279,9 @@ impl Book {
         let stream = self.streams;
         let entry = self.entry_of(registration)?;
         entry.stream = Some(stream);
-        entry.beat_by = now.checked_add(ttl);
+        if entry.source != Source::Leaving {
+            entry.beat_by = now.checked_add(ttl);
+        }
         if entry.source == Source::Restored {
             entry.source = Source::Registered;
         }
@@ -273,7 +292,9 @@ impl Book {
     pub fn beat(&mut self, registration: &str, now: Instant) -> Option<Health> {
         let ttl = self.ttl;
         let entry = self.entry_of(registration)?;
-        entry.beat_by = now.checked_add(ttl);
+        if entry.source != Source::Leaving {
+            entry.beat_by = now.checked_add(ttl);
+        }
         Some(entry.view.health)
     }
 
@@ -284,6 +305,31 @@ impl Book {
             return None;
         }
         self.deregister(registration)
+    }
+
+    /// An instance gets no new calls from now on, and is gone once it is deregistered, or after [`LEAVE_WITHIN`].
+    pub fn drain(&mut self, registration: &str, now: Instant) -> Option<Leaving> {
+        let key = self.by_registration.get(registration)?.clone();
+        self.drain_key(&key, now)
+    }
+
+    fn drain_key(&mut self, key: &InstanceKey, now: Instant) -> Option<Leaving> {
+        let entry = self.entries.get_mut(key)?;
+        // Asked twice, it does not stay longer.
+        if entry.source != Source::Leaving {
+            entry.source = Source::Leaving;
+            entry.beat_by = now.checked_add(LEAVE_WITHIN);
+            let mut view = View::clone(&entry.view);
+            view.health = Health::Draining;
+            DRAINING.clone_into(&mut view.reason);
+            entry.view = Arc::new(view);
+            self.version += 1;
+        }
+        Some(Leaving {
+            key: key.clone(),
+            registration: Arc::clone(&entry.view.registration),
+            version: self.version,
+        })
     }
 
     /// Takes an instance out.
@@ -340,7 +386,8 @@ impl Book {
         self.version += 1;
     }
 
-    /// The file now names exactly these. Unchanged ones are left as they are.
+    /// The file now names exactly these. Unchanged ones are left as they are; those that it does not name any more
+    /// drain.
     ///
     /// # Errors
     /// One of them is held by another file or a registration, or the node is full: nothing is changed.
@@ -348,7 +395,8 @@ impl Book {
         &mut self,
         file: &Path,
         wanted: Vec<(Checked, Arc<str>)>,
-    ) -> Result<Vec<Joined>, Refused> {
+        now: Instant,
+    ) -> Result<(Vec<Joined>, Vec<Leaving>), Refused> {
         let keys: BTreeSet<_> = wanted
             .iter()
             .map(|(checked, _)| InstanceKey::of(&checked.instance))
@@ -382,10 +430,10 @@ impl Book {
             .filter(|(k, e)| of_file(e) && !keys.contains(*k))
             .map(|(k, _)| k.clone())
             .collect();
-        for key in gone {
-            self.remove_entry(&key);
-            self.version += 1;
-        }
+        let leaving = gone
+            .iter()
+            .filter_map(|key| self.drain_key(key, now))
+            .collect();
         let mut joined = Vec::new();
         for (checked, registration) in wanted {
             let key = InstanceKey::of(&checked.instance);
@@ -403,10 +451,10 @@ impl Book {
                 ));
             }
         }
-        Ok(joined)
+        Ok((joined, leaving))
     }
 
-    /// What a check found. Ignored when the registration has been replaced.
+    /// What a check found. Ignored when the registration has been replaced, or drains.
     pub fn set_health(
         &mut self,
         key: &InstanceKey,
@@ -415,8 +463,10 @@ impl Book {
         reason: &str,
     ) -> bool {
         self.change(key, registration, |view| {
-            view.health = health;
-            reason.clone_into(&mut view.reason);
+            if view.health != Health::Draining {
+                view.health = health;
+                reason.clone_into(&mut view.reason);
+            }
         })
     }
 

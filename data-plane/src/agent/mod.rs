@@ -7,6 +7,7 @@ pub mod book;
 pub mod health;
 pub mod key;
 pub mod reflect;
+pub mod retire;
 pub mod saved;
 pub mod schema;
 pub mod services_dir;
@@ -30,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
-use book::{Book, Joined, Refused, Source, View, Views};
+use book::{Book, Joined, Leaving, Refused, Source, View, Views};
 use key::InstanceKey;
 use schema::Schema;
 use validate::Checked;
@@ -143,21 +144,21 @@ impl Agent {
         Ok(registration)
     }
 
-    /// The file now names exactly these.
+    /// The file now names exactly these; what it does not name any more drains.
     ///
     /// # Errors
     /// One of them is somebody else's.
-    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<(), Refused> {
+    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<Vec<Leaving>, Refused> {
         let named = wanted
             .into_iter()
             .map(|c| (c, uuid::Uuid::new_v4().to_string().into()))
             .collect();
-        let joined = self.edit(|book| book.set_file(file, named))?;
+        let (joined, leaving) = self.edit(|book| book.set_file(file, named, Instant::now()))?;
         for one in joined {
             info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
             self.start(one);
         }
-        Ok(())
+        Ok(leaving)
     }
 
     /// Whether instances of this file are in.
@@ -181,6 +182,13 @@ impl Agent {
             self.edit(|book| book.restore(view, Instant::now()));
             self.start(joined);
         }
+    }
+
+    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `retire`'s.
+    pub fn drain(&self, registration: &str) -> Option<Leaving> {
+        let leaving = self.edit(|book| book.drain(registration, Instant::now()))?;
+        info!(instance = %leaving.key, "draining");
+        Some(leaving)
     }
 
     /// Takes an instance out; the number of the change that did it.
@@ -262,6 +270,7 @@ impl Agent {
                     Source::Restored => {
                         warn!(instance = %key, "out: it has not come back since this proxy started");
                     }
+                    Source::Leaving => info!(instance = %key, "out: it has had its time to drain"),
                     _ => warn!(instance = %key, "out: no beat within {:?}", self.inner.ttl),
                 }
             }

@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{error, info};
 
-use super::{Agent, services_file};
+use super::{Agent, retire::Retire, services_file};
 
 /// Between two looks. Polling sees every kind of file system and every way to replace a file.
 const LOOK: Duration = Duration::from_millis(500);
@@ -31,6 +31,7 @@ struct Mark {
 pub struct ServicesDir {
     dir: PathBuf,
     agent: Agent,
+    retire: Retire,
     is_own: fn(IpAddr) -> bool,
     files: BTreeMap<PathBuf, Known>,
     /// The last complaint about the folder itself, so that it is made once.
@@ -47,10 +48,11 @@ struct Known {
 
 impl ServicesDir {
     #[must_use]
-    pub fn new(dir: &Path, agent: Agent, is_own: fn(IpAddr) -> bool) -> Self {
+    pub fn new(dir: &Path, agent: Agent, retire: Retire, is_own: fn(IpAddr) -> bool) -> Self {
         Self {
             dir: dir.to_owned(),
             agent,
+            retire,
             is_own,
             files: BTreeMap::new(),
             complaint: None,
@@ -92,10 +94,12 @@ impl ServicesDir {
             .cloned()
             .collect();
         for path in gone {
-            info!(file = %path.display(), "gone: its instances are out");
+            info!(file = %path.display(), "gone: its instances leave");
             self.files.remove(&path);
             // No instances never clash.
-            let _ = self.agent.set_file(&path, Vec::new());
+            if let Ok(leaving) = self.agent.set_file(&path, Vec::new()) {
+                self.retire.of_file(leaving);
+            }
         }
         for (path, mark) in listed {
             let seen = self.files.get(&path);
@@ -128,9 +132,12 @@ impl ServicesDir {
 
     fn apply(&self, path: &Path, text: &str) -> Result<(), String> {
         let wanted = services_file::parse(text, &self.is_own)?;
-        self.agent
+        let leaving = self
+            .agent
             .set_file(path, wanted)
-            .map_err(|refused| format!("instances: {refused}"))
+            .map_err(|refused| format!("instances: {refused}"))?;
+        self.retire.of_file(leaving);
+        Ok(())
     }
 
     fn stays(&self, path: &Path) -> &'static str {

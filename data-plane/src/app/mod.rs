@@ -19,7 +19,9 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     admin::{health::ProxyHealth, reflection::Reflection, serve},
     agent::{
-        Agent, Sighting, saved,
+        Agent, Sighting,
+        retire::Retire,
+        saved,
         services_dir::ServicesDir,
         session::{Identity, Session},
     },
@@ -119,11 +121,6 @@ async fn serve(options: Options) -> Result<(), StartError> {
     let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
     tokio::spawn(serve::internal(internal, serve::common(health, reflection)));
 
-    if let Some(dir) = &options.services_dir {
-        let mut dir = ServicesDir::new(dir, agent.clone(), is_own_address);
-        dir.look();
-        tokio::spawn(dir.run());
-    }
     let identity = Identity {
         node: options.node.clone(),
         process_id: incarnation,
@@ -133,6 +130,12 @@ async fn serve(options: Options) -> Result<(), StartError> {
     };
     let (mut session, handle) =
         Session::new(agent.clone(), identity, options.control.clone(), revision);
+    let retire = Retire::new(agent.clone(), handle.clone(), proxy::applied(mesh.clone()));
+    if let Some(dir) = &options.services_dir {
+        let mut dir = ServicesDir::new(dir, agent.clone(), retire.clone(), is_own_address);
+        dir.look();
+        tokio::spawn(dir.run());
+    }
     let listeners = watch::Sender::new(BTreeMap::new());
     let proxy = Proxy {
         options,
@@ -145,7 +148,7 @@ async fn serve(options: Options) -> Result<(), StartError> {
         listeners,
     };
     proxy.start_admin(&handle)?;
-    proxy.start_agent(&handle)?;
+    proxy.start_agent(retire)?;
     let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
     session.set_advertise(proxy.advertise(&inbound)?);
     tokio::spawn(session.run());

@@ -24,7 +24,10 @@ use crate::{
         reflection::Reflection,
         serve,
     },
-    agent::{Agent, api::AgentApi, saved, schema::MAX_SCHEMA_BYTES, session::SessionHandle},
+    agent::{
+        Agent, api::AgentApi, retire::Retire, saved, schema::MAX_SCHEMA_BYTES,
+        session::SessionHandle,
+    },
     listener::ListenAddr,
     mesh::Mesh,
     options::{Options, is_own_address},
@@ -74,9 +77,8 @@ impl Proxy {
         Ok(())
     }
 
-    pub(super) fn start_agent(&self, session: &SessionHandle) -> Result<(), StartError> {
-        let applied = self.applied();
-        let api = AgentApi::new(self.agent.clone(), session.clone(), applied, is_own_address);
+    pub(super) fn start_agent(&self, retire: Retire) -> Result<(), StartError> {
+        let api = AgentApi::new(self.agent.clone(), retire, is_own_address);
         // A registration brings its descriptors along.
         let registry =
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
@@ -87,22 +89,6 @@ impl Proxy {
             tokio::spawn(serve::grpc(bound, routes.clone()));
         }
         Ok(())
-    }
-
-    /// The agent's change that the workers have, as a number of its own.
-    fn applied(&self) -> watch::Receiver<u64> {
-        let mut mesh = self.mesh.clone();
-        let (tell, applied) = watch::channel(0);
-        tokio::spawn(async move {
-            loop {
-                let version = mesh.borrow_and_update().agent_version;
-                tell.send_replace(version);
-                if mesh.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
-        applied
     }
 
     fn bind(&self, listener: &'static str, addr: &ListenAddr) -> Result<serve::Bound, StartError> {
@@ -238,4 +224,19 @@ impl Proxy {
         }
         info!("stopped");
     }
+}
+
+/// The agent's change that the workers have, as a number of its own.
+pub(super) fn applied(mut mesh: watch::Receiver<Mesh>) -> watch::Receiver<u64> {
+    let (tell, applied) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            let version = mesh.borrow_and_update().agent_version;
+            tell.send_replace(version);
+            if mesh.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    applied
 }

@@ -1,11 +1,11 @@
 //! What the other rooms ask of the session: how it stands, and when a removal is known everywhere. Every wait is
-//! bounded, and without a control plane the answer comes at once.
+//! bounded. What other nodes run, and who has acknowledged, is not known here.
 
 use std::time::{Duration, Instant};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::timeout_at,
 };
 
 use super::SessionStatus;
@@ -27,11 +27,26 @@ pub(super) struct Removal {
     pub(super) answer: oneshot::Sender<Acknowledged>,
 }
 
+/// A session that broke within this time is taken for one that moves to another replica, and waited for: clients that
+/// this node cannot reach itself still call the instance. One that is away for longer is not.
+const MOVING: Duration = Duration::from_secs(5);
+/// What is left of the wait for the way to the control plane and back.
+const WAY: Duration = Duration::from_millis(300);
+
 /// Asks the session. Clones are one.
 #[derive(Clone)]
 pub struct SessionHandle {
     pub(super) removals: mpsc::Sender<Removal>,
     pub(super) status: watch::Receiver<SessionStatus>,
+    /// When the last session that had been welcomed broke; `None` before the first, and while one stands.
+    pub(super) lost: watch::Receiver<Option<Instant>>,
+}
+
+/// What asking came to.
+enum Asked {
+    Answer(Acknowledged),
+    /// Before there was an answer.
+    Broke,
 }
 
 impl SessionHandle {
@@ -41,44 +56,74 @@ impl SessionHandle {
         self.status.clone()
     }
 
-    /// Waits, within bounds, until every client has acknowledged that the instance is gone. With no control plane at
-    /// hand the answer comes at once.
+    /// Waits, at most `max_wait`, until every client has acknowledged that the instance is gone. With no control plane
+    /// at hand the answer comes at once, with the reason; one that moves to another replica is asked there.
     pub async fn removal(
         &self,
         key: &InstanceKey,
         version: u64,
         max_wait: Duration,
     ) -> Acknowledged {
-        let away = |why: &str| Acknowledged {
-            acknowledged: false,
-            unacknowledged: vec![why.to_owned()],
-        };
-        match &*self.status.borrow() {
-            // This node is the whole mesh, and its own table has changed.
-            SessionStatus::Off => {
-                return Acknowledged {
-                    acknowledged: true,
-                    unacknowledged: Vec::new(),
-                };
+        let until = Instant::now() + max_wait;
+        let mut status = self.status.clone();
+        loop {
+            let now = status.borrow_and_update().clone();
+            let patience = match now {
+                // This node is the whole mesh, and its own table has changed.
+                SessionStatus::Off => {
+                    return Acknowledged {
+                        acknowledged: true,
+                        unacknowledged: Vec::new(),
+                    };
+                }
+                SessionStatus::Connected(_) => match self.ask(key, version, until).await {
+                    Asked::Answer(answer) => return answer,
+                    Asked::Broke => until,
+                },
+                SessionStatus::Superseded(_) => {
+                    return away("(another process has this node's name)");
+                }
+                SessionStatus::Connecting(_) => match *self.lost.borrow() {
+                    Some(lost) => until.min(lost + MOVING),
+                    None => Instant::now(),
+                },
+            };
+            match timeout_at(patience.into(), status.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return away("(this proxy stops)"),
+                Err(_) => return away("(the control plane is not connected)"),
             }
-            SessionStatus::Connected(_) => {}
-            _ => return away("(the control plane is not connected)"),
         }
+    }
+
+    async fn ask(&self, key: &InstanceKey, version: u64, until: Instant) -> Asked {
         let (answer, answered) = oneshot::channel();
+        let left = until.saturating_duration_since(Instant::now());
         let removal = Removal {
             key: key.clone(),
             version,
-            until: Instant::now() + max_wait,
+            until: until - WAY.min(left / 2),
             answer,
         };
         if self.removals.try_send(removal).is_err() {
-            return away("(too many removals wait already)");
+            return Asked::Answer(too_many());
         }
-        // The control plane keeps to max_wait; the margin is for the way.
-        match timeout(max_wait + Duration::from_millis(500), answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => away("(the session broke)"),
-            Err(_) => away("(the control plane did not answer in time)"),
+        match timeout_at(until.into(), answered).await {
+            Ok(Ok(answer)) => Asked::Answer(answer),
+            Ok(Err(_)) => Asked::Broke,
+            Err(_) => Asked::Answer(away("(the control plane did not answer in time)")),
         }
     }
+}
+
+fn away(why: &str) -> Acknowledged {
+    Acknowledged {
+        acknowledged: false,
+        unacknowledged: vec![why.to_owned()],
+    }
+}
+
+/// Over the bound of removals that wait.
+pub(super) fn too_many() -> Acknowledged {
+    away("(too many removals wait already)")
 }

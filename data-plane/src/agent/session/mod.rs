@@ -78,6 +78,7 @@ pub struct Session {
     epoch: u64,
     removals: mpsc::Receiver<Removal>,
     status: watch::Sender<SessionStatus>,
+    lost: watch::Sender<Option<Instant>>,
 }
 
 /// How one connection ended.
@@ -104,9 +105,11 @@ impl Session {
             SessionStatus::Connecting("not tried yet".into())
         };
         let status = watch::Sender::new(first);
+        let lost = watch::Sender::new(None);
         let handle = SessionHandle {
             removals: ask,
             status: status.subscribe(),
+            lost: lost.subscribe(),
         };
         (
             Self {
@@ -117,6 +120,7 @@ impl Session {
                 epoch: 0,
                 removals,
                 status,
+                lost,
             },
             handle,
         )
@@ -138,7 +142,11 @@ impl Session {
             let url = replicas.take();
             let started = Instant::now();
             let end = match self.connect(url).await {
-                Ok(open) => self.serve(open).await,
+                Ok(open) => {
+                    let end = self.serve(open).await;
+                    self.lost.send_replace(Some(Instant::now()));
+                    end
+                }
                 Err(end) => end,
             };
             if started.elapsed() > OPENING {
@@ -159,7 +167,7 @@ impl Session {
                     jittered(SUPERSEDED_RETRY, 0.8..1.2)
                 }
             };
-            self.refuse_removals();
+            self.let_go_of_removals();
             sleep(pause).await;
         }
     }
@@ -175,14 +183,9 @@ impl Session {
         }
     }
 
-    fn refuse_removals(&mut self) {
-        while let Ok(removal) = self.removals.try_recv() {
-            let unacknowledged = vec!["(the control plane is not connected)".to_owned()];
-            let _ = removal.answer.send(Acknowledged {
-                acknowledged: false,
-                unacknowledged,
-            });
-        }
+    /// Who asked hears that the session broke, and knows best whether to ask the next one.
+    fn let_go_of_removals(&mut self) {
+        while self.removals.try_recv().is_ok() {}
     }
 
     async fn connect(&mut self, url: &str) -> Result<Open, End> {
@@ -257,6 +260,7 @@ impl Session {
         self.epoch = welcome.epoch;
         self.revision.fetch_max(welcome.revision, Ordering::Relaxed);
         info!(replica = %welcome.replica, epoch = welcome.epoch, instances = views.len(), "session with the control plane");
+        self.lost.send_replace(None);
         self.status
             .send_replace(SessionStatus::Connected(welcome.replica.clone()));
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
@@ -299,9 +303,12 @@ impl Session {
                     }
                 }
                 removal = self.removals.recv() => {
-                    // Over the bound it is dropped, and with it answered.
-                    if let Some(removal) = removal && stream.waiting.len() < MAX_REMOVALS {
-                        stream.waiting.push(removal);
+                    match removal {
+                        Some(removal) if stream.waiting.len() < MAX_REMOVALS => {
+                            stream.waiting.push(removal);
+                        }
+                        Some(removal) => drop(removal.answer.send(handle::too_many())),
+                        None => {}
                     }
                 }
                 _ = beats.tick() => stream.beat().await.map_err(End::Broken)?,

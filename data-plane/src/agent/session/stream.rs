@@ -22,7 +22,7 @@ use tonic::Streaming;
 
 use super::{
     MAX_REMOVALS,
-    handle::{Acknowledged, Removal},
+    handle::{Acknowledged, Removal, too_many},
 };
 use crate::agent::{Agent, book::Views, key::InstanceKey, schema::MAX_SCHEMA_BYTES};
 
@@ -115,6 +115,7 @@ impl Stream {
 
     async fn ask(&mut self, removal: Removal) -> Result<(), String> {
         if self.asked.len() >= MAX_REMOVALS {
+            let _ = removal.answer.send(too_many());
             return Ok(());
         }
         self.asks += 1;

@@ -5,37 +5,21 @@ use heddle_proto::registry::v1::{
     ListServicesRequest, RegisterRequest, WatchInstancesRequest, registry_client::RegistryClient,
     registry_server::RegistryServer,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{instance, listener, soon, until};
+use super::{instance, listener, retire, soon, until};
 use crate::{
     admin::serve,
-    agent::{
-        Agent,
-        api::AgentApi,
-        session::{Identity, Session},
-    },
+    agent::{Agent, api::AgentApi},
 };
-
-fn identity() -> Identity {
-    Identity {
-        node: "a".into(),
-        process_id: "p1".into(),
-        advertise: "127.0.0.1:15008".into(),
-        region: String::new(),
-        zone: String::new(),
-    }
-}
 
 /// An agent with its API on a free port, and no control plane.
 async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
     let agent = Agent::with_ttl("a", ttl, ttl / 3);
-    let (_, handle) = Session::new(agent.clone(), identity(), vec![], std::sync::Arc::default());
-    let (_, applied) = watch::channel(u64::MAX);
-    let service = AgentApi::new(agent.clone(), handle, applied, |ip| ip.is_loopback());
+    let service = AgentApi::new(agent.clone(), retire(&agent), |ip| ip.is_loopback());
     let (listener, addr): (_, SocketAddr) = listener().await;
     let routes = tonic::service::Routes::new(RegistryServer::new(service));
     tokio::spawn(serve::grpc(serve::Bound::Tcp(listener), routes));

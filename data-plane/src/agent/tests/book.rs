@@ -130,9 +130,9 @@ fn a_file_and_a_registration_do_not_fight() {
     let file = Path::new("/s/a.yaml");
     book.register(one("own", "127.0.0.1:1"), &name("r1"), now)
         .unwrap();
-    let refused = book.set_file(file, vec![(one("own", "127.0.0.1:2"), name("f1"))]);
+    let refused = book.set_file(file, vec![(one("own", "127.0.0.1:2"), name("f1"))], now);
     assert!(matches!(refused, Err(Refused::HeldByRegistration { .. })));
-    book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f2"))])
+    book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f2"))], now)
         .unwrap();
     let refused = book
         .register(one("e1", "127.0.0.1:3"), &name("r2"), now)
@@ -141,19 +141,60 @@ fn a_file_and_a_registration_do_not_fight() {
     let other = book.set_file(
         Path::new("/s/b.yaml"),
         vec![(one("e1", "127.0.0.1:2"), name("f3"))],
+        now,
     );
     assert!(matches!(other, Err(Refused::HeldByFile { .. })));
 
     // Unchanged content touches nothing; files are not kept for the next start, nor do they expire.
     let version = book.version();
-    assert!(
-        book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))])
-            .unwrap()
-            .is_empty()
+    let same = book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))], now);
+    assert_eq!(
+        same.map(|(joined, leaving)| (joined.len(), leaving)),
+        Ok((0, vec![]))
     );
     assert_eq!(book.version(), version);
     assert_eq!(book.registered().len(), 1);
     assert_eq!(book.expire(now + TTL * 9).len(), 1);
-    book.set_file(file, vec![]).unwrap();
+    // What the file does not name any more drains; the time takes it out if nobody does.
+    let (_, leaving) = book.set_file(file, vec![], now).unwrap();
+    assert_eq!(leaving.len(), 1);
+    assert!(!book.has_file(file));
+    assert_eq!(
+        book.expire(now + TTL),
+        [(key("echo", "e1"), Source::Leaving)]
+    );
     assert!(book.views().is_empty());
+}
+
+#[test]
+fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
+    let now = Instant::now();
+    let mut book = Book::new(TTL);
+    let one = || checked(instance("echo", "e1", "127.0.0.1:1"));
+    book.register(one(), &name("r1"), now).unwrap();
+    let stream = book.stream_opened("r1", now).unwrap();
+    let before = book.version();
+    let leaving = book.drain("r1", now).unwrap();
+    assert_eq!(
+        (leaving.key, leaving.version),
+        (key("echo", "e1"), before + 1)
+    );
+    let view = |book: &Book| Arc::clone(book.view(&key("echo", "e1")).unwrap());
+    assert_eq!(view(&book).health, Health::Draining);
+    assert!(!view(&book).reason.is_empty());
+    // A check's success does not bring it back; beats do not keep it; the next process does not serve it.
+    assert!(!book.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
+    assert_eq!(book.beat("r1", now + TTL / 2), Some(Health::Draining));
+    assert!(book.registered().is_empty());
+    assert_eq!(book.drain("r1", now + TTL / 2).unwrap().version, before + 1);
+    assert_eq!(book.expire(now + TTL).len(), 1);
+    assert_eq!(book.stream_closed("r1", stream), None);
+
+    // It registers again while it drains: as new.
+    book.register(one(), &name("r2"), now).unwrap();
+    book.drain("r2", now).unwrap();
+    book.register(one(), &name("r3"), now).unwrap();
+    assert_eq!(view(&book).health, Health::Healthy);
+    assert_eq!(book.deregister("r2"), None);
+    assert_eq!(book.drain("nobody", now), None);
 }

@@ -1,6 +1,9 @@
 use std::{fs, net::IpAddr};
 
-use crate::agent::{Agent, services_dir::ServicesDir, services_file::parse};
+use heddle_proto::registry::v1::Health;
+
+use super::{retire, until};
+use crate::agent::{Agent, book::Views, services_dir::ServicesDir, services_file::parse};
 
 const GOOD: &str = r#"
 service: bench-echo
@@ -115,7 +118,7 @@ async fn files_come_change_break_and_go() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("echo.yaml");
     let agent = Agent::new("a");
-    let mut dir = ServicesDir::new(temp.path(), agent.clone(), own);
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
     dir.look();
     assert!(ids(&agent).is_empty());
 
@@ -147,11 +150,20 @@ async fn files_come_change_break_and_go() {
     assert_eq!(ids(&agent).len(), 4);
     fs::remove_file(temp.path().join("other.yml")).unwrap();
     dir.look();
-    assert_eq!(ids(&agent), ["other/e1", "other/e2"]);
+    let other = |view: &Views| {
+        let ids = view.keys().map(|key| format!("{}/{}", key.service, key.id));
+        ids.collect::<Vec<_>>() == ["other/e1", "other/e2"]
+            && view.values().all(|view| view.health == Health::Healthy)
+    };
+    until(&agent, "the other file's are in", other).await;
 
+    // They drain before they are gone.
     fs::remove_file(&file).unwrap();
     dir.look();
-    assert!(ids(&agent).is_empty());
+    let (_, leaving) = agent.views();
+    assert!(leaving.values().all(|v| v.health == Health::Draining));
+    assert_eq!(leaving.len(), 2);
+    until(&agent, "gone", Views::is_empty).await;
 }
 
 #[tokio::test]
@@ -161,7 +173,7 @@ async fn a_folder_that_cannot_be_read_takes_nothing_away() {
     fs::create_dir(&path).unwrap();
     fs::write(path.join("echo.yaml"), GOOD).unwrap();
     let agent = Agent::new("a");
-    let mut dir = ServicesDir::new(&path, agent.clone(), own);
+    let mut dir = ServicesDir::new(&path, agent.clone(), retire(&agent), own);
     dir.look();
     fs::rename(&path, temp.path().join("moved")).unwrap();
     dir.look();

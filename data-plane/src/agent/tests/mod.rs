@@ -14,7 +14,12 @@ use heddle_proto::registry::v1::Instance;
 use prost::bytes::Bytes;
 use tokio::sync::watch;
 
-use super::validate::{Checked, Origin, check};
+use super::{
+    Agent,
+    retire::Retire,
+    session::{Identity, Session},
+    validate::{Checked, Origin, check},
+};
 
 /// An instance that may join.
 pub(super) fn instance(service: &str, id: &str, address: &str) -> Instance {
@@ -38,11 +43,7 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Waits for a state of the agent.
-pub(super) async fn until(
-    agent: &super::Agent,
-    what: &str,
-    f: impl Fn(&super::book::Views) -> bool,
-) {
+pub(super) async fn until(agent: &Agent, what: &str, f: impl Fn(&super::book::Views) -> bool) {
     let mut changes: watch::Receiver<u64> = agent.changes();
     soon(what, async {
         loop {
@@ -66,4 +67,18 @@ pub(super) async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
 /// An address on which nobody listens now.
 pub(super) async fn free_address() -> SocketAddr {
     listener().await.1
+}
+
+/// Takes instances out where there is no control plane, and the routing table has every change at once.
+pub(super) fn retire(agent: &Agent) -> Retire {
+    let identity = Identity {
+        node: "a".into(),
+        process_id: "p1".into(),
+        advertise: "127.0.0.1:15008".into(),
+        region: String::new(),
+        zone: String::new(),
+    };
+    let (_, handle) = Session::new(agent.clone(), identity, vec![], std::sync::Arc::default());
+    let (_, applied) = watch::channel(u64::MAX);
+    Retire::new(agent.clone(), handle, applied)
 }

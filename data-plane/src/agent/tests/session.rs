@@ -261,7 +261,33 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
         (false, vec!["slow".to_owned()])
     );
 
-    // The control plane goes: the answer comes at once, and says so.
+    // The session breaks while it is asked: the next one is asked again.
+    let asked = tokio::spawn({
+        let (handle, key) = (handle.clone(), key.clone());
+        async move { handle.removal(&key, version, Duration::from_secs(5)).await }
+    });
+    assert!(matches!(
+        visit.next().await,
+        node_message::Message::RemovalQuery(_)
+    ));
+    drop(visit);
+    let mut visit = soon("a second session", visits.recv()).await.unwrap();
+    assert!(visit.hello().await.instances.is_empty());
+    visit.welcome(1, &[]).await;
+    let node_message::Message::RemovalQuery(query) = visit.next().await else {
+        panic!("no query")
+    };
+    let answer = RemovalAnswer {
+        id: query.id,
+        acknowledged: true,
+        unacknowledged: vec![],
+    };
+    visit
+        .say(control_message::Message::RemovalAnswer(answer))
+        .await;
+    assert!(soon("the answer", asked).await.unwrap().acknowledged);
+
+    // The control plane goes: the wait is bounded, and the answer says so.
     drop(visit);
     drop(visits);
     soon(
@@ -272,7 +298,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
     .unwrap();
     let answer = soon(
         "an answer",
-        handle.removal(&key, version, Duration::from_secs(5)),
+        handle.removal(&key, version, Duration::from_millis(100)),
     )
     .await;
     assert!(!answer.acknowledged && answer.unacknowledged[0].contains("not connected"));
@@ -358,4 +384,21 @@ async fn a_silent_replica_is_left_while_the_lease_still_holds() {
     assert!(welcomed.elapsed() < lease, "the lease had lapsed");
     assert!(welcomed.elapsed() >= lease / 2, "it was given no time");
     assert_eq!(second.hello().await.epoch, 1);
+}
+
+#[tokio::test]
+async fn without_any_session_yet_a_removal_is_answered_at_once() {
+    let agent = Agent::new("a");
+    let registration = agent
+        .register(checked(instance("echo", "e1", "127.0.0.1:1")))
+        .unwrap();
+    let handle = start(
+        &agent,
+        vec![format!("http://{}", super::free_address().await)],
+    );
+    let (key, version) = agent.deregister(&registration).unwrap();
+    let began = std::time::Instant::now();
+    let answer = handle.removal(&key, version, Duration::from_secs(60)).await;
+    assert!(!answer.acknowledged && answer.unacknowledged[0].contains("not connected"));
+    assert!(began.elapsed() < Duration::from_secs(30));
 }

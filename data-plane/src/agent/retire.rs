@@ -1,0 +1,102 @@
+//! Taking instances out so that no call is lost: they drain, this node's workers and then every other client learn of
+//! it, and only then they are gone. A registration, or those that a file named, come in; who has not acknowledged goes
+//! out. Every wait is bounded, and whoever asked may go away: what was begun is finished.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{
+    Agent,
+    book::Leaving,
+    session::{Acknowledged, SessionHandle},
+};
+
+/// The longest wait for the clients' acknowledgements (DESIGN §6).
+pub const MAX_WAIT: Duration = Duration::from_secs(5);
+/// This node's own workers have a change within a turn or two; more than this is a sick process.
+const APPLIED_WITHIN: Duration = Duration::from_secs(1);
+
+/// See the room sign. Clones are one.
+#[derive(Clone)]
+pub struct Retire {
+    agent: Agent,
+    session: SessionHandle,
+    /// Number of the newest change that the routing table has.
+    applied: watch::Receiver<u64>,
+}
+
+impl Retire {
+    #[must_use]
+    pub fn new(agent: Agent, session: SessionHandle, applied: watch::Receiver<u64>) -> Self {
+        Self {
+            agent,
+            session,
+            applied,
+        }
+    }
+
+    /// Takes an instance out at once: for one that has gone already. `None`: nobody knows it.
+    pub async fn now(&self, registration: &str) -> Option<()> {
+        let (_, version) = self.agent.deregister(registration)?;
+        self.until_applied(version).await;
+        Some(())
+    }
+
+    /// Drains an instance and takes it out when every client knows, or after `max_wait`. `None`: nobody knows it.
+    pub async fn acknowledged(
+        &self,
+        registration: &str,
+        max_wait: Duration,
+    ) -> Option<Acknowledged> {
+        let leaving = self.agent.drain(registration)?;
+        let retire = self.clone();
+        let done =
+            tokio::spawn(async move { retire.finish(&[leaving], max_wait.min(MAX_WAIT)).await });
+        Some(done.await.unwrap_or_default())
+    }
+
+    /// The instances that a file does not name any more. They are one change of one service.
+    pub fn of_file(&self, leaving: Vec<Leaving>) {
+        if leaving.is_empty() {
+            return;
+        }
+        let retire = self.clone();
+        tokio::spawn(async move {
+            let answer = retire.finish(&leaving, MAX_WAIT).await;
+            for Leaving { key, .. } in &leaving {
+                if answer.acknowledged {
+                    info!(instance = %key, "out: every client knows, it may be stopped");
+                } else {
+                    let unacknowledged = &answer.unacknowledged;
+                    warn!(instance = %key, ?unacknowledged, "out before every client knows");
+                }
+            }
+        });
+    }
+
+    async fn finish(&self, leaving: &[Leaving], max_wait: Duration) -> Acknowledged {
+        let Some(last) = leaving.iter().max_by_key(|one| one.version) else {
+            return Acknowledged::default();
+        };
+        self.until_applied(last.version).await;
+        let answer = self
+            .session
+            .removal(&last.key, last.version, max_wait)
+            .await;
+        let mut version = 0;
+        for one in leaving {
+            if let Some((_, out)) = self.agent.deregister(&one.registration) {
+                version = out;
+            }
+        }
+        self.until_applied(version).await;
+        answer
+    }
+
+    async fn until_applied(&self, version: u64) {
+        let mut applied = self.applied.clone();
+        let _ = tokio::time::timeout(APPLIED_WITHIN, applied.wait_for(|v| *v >= version)).await;
+    }
+}
