@@ -105,3 +105,65 @@ async fn pass(mut near: TcpStream, behind: Arc<Vec<Behind>>, turn: Arc<AtomicUsi
         return;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinHandle;
+
+    use super::{Front, Target};
+    use crate::place::free_addr;
+    use crate::until::{seen, until};
+
+    /// Answers each connection with its number, and `/readyz` with 200.
+    async fn replica(number: u8) -> (Target, JoinHandle<()>) {
+        let [grpc, http] = [free_addr(), free_addr()];
+        let listeners = [
+            TcpListener::bind(grpc).await.unwrap(),
+            TcpListener::bind(http).await.unwrap(),
+        ];
+        let [serving, ready] = listeners;
+        let task = tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                tokio::select! {
+                    Ok((mut socket, _)) = serving.accept() => {
+                        let _ = socket.write_all(&[number]).await;
+                        held.push(socket);
+                    }
+                    Ok((mut socket, _)) = ready.accept() => {
+                        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                    }
+                }
+            }
+        });
+        (Target { grpc, http }, task)
+    }
+
+    async fn answered(front: &Front) -> Result<(u8, TcpStream), String> {
+        let connected = TcpStream::connect(front.addr).await;
+        let mut socket = connected.map_err(|error| error.to_string())?;
+        let number = socket.read_u8().await.map_err(|error| error.to_string())?;
+        Ok((number, socket))
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_goes_loses_its_connections_to_another() {
+        let (first, serving) = replica(1).await;
+        let (second, _other) = replica(2).await;
+        let front = Front::over(&[first, second]).await;
+        let (number, mut socket) = answered(&front).await.unwrap();
+        assert_eq!(number, 1);
+        serving.abort();
+        assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)));
+        until("all come to the one that is left", async || {
+            let mut numbers = Vec::new();
+            for _ in 0..3 {
+                numbers.push(answered(&front).await?.0);
+            }
+            seen(numbers == [2, 2, 2], format!("{numbers:?}"))
+        })
+        .await;
+    }
+}
