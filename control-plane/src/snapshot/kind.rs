@@ -53,6 +53,12 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.url() == url)
     }
 
+    /// A type of our own, that no stock client asks for.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::ServiceIndex | Self::Schema)
+    }
+
     /// A state-of-the-world answer must carry everything subscribed to: what is missing is deleted. (xDS protocol,
     /// "Deleting Resources": so for listeners and clusters; our index keeps to the same rule.)
     #[must_use]

@@ -109,6 +109,22 @@ impl Resource {
         })
     }
 
+    /// The assignment of a service that has no endpoints, or is not there at all: to clients the same.
+    #[must_use]
+    pub fn without_endpoints(service: Arc<str>) -> Arc<Self> {
+        let assignment = Assignment {
+            service,
+            metadata: false,
+            endpoints: Vec::new(),
+        };
+        Self::with_version(
+            Kind::Endpoint,
+            Arc::clone(&assignment.service),
+            version_of(|hash| assignment.hash_into(hash)),
+            assignment.encode().into(),
+        )
+    }
+
     /// As `envoy.service.discovery.v3.Resource`.
     #[must_use]
     pub fn wrapped(&self) -> Bytes {

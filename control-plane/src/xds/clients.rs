@@ -20,6 +20,9 @@ use crate::{registry::InstanceKey, session::Removals, snapshot::Kind, store::Rev
 /// Most streams at a time; each holds a few names per resource.
 const MAX_CLIENTS: usize = 10_000;
 
+/// So many refused resources of a type are shown.
+const MAX_REFUSED: usize = 20;
+
 /// The connected clients. Clones share them.
 #[derive(Clone, Default)]
 pub struct Clients(Arc<Inner>);
@@ -235,6 +238,18 @@ pub struct KindStatus {
     pub held: usize,
     pub rejected_version: String,
     pub rejected_reason: String,
+    /// What the client did not take, sorted by name; of more than 20 the first.
+    pub refused: Vec<RefusedStatus>,
+}
+
+/// A resource that a client did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedStatus {
+    pub name: String,
+    /// Empty: that it does not exist.
+    pub version: String,
+    /// The client's words.
+    pub reason: String,
 }
 
 impl ClientStatus {
@@ -261,6 +276,7 @@ impl ClientStatus {
                     held: status.held,
                     rejected_version,
                     rejected_reason,
+                    refused: status.refused(MAX_REFUSED),
                 })
             })
             .collect();

@@ -1,18 +1,19 @@
 //! Delta: requests add and take away names, responses carry what changed and what went. Pure. Source: the xDS protocol
 //! document, "Incremental xDS", and the comments of `DeltaDiscoveryRequest`.
 
-use std::{collections::BTreeSet, sync::Arc};
-
 use envoy_types::pb::envoy::{
     config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
 };
 
 use super::{
-    Heard, Lens, Subscription, Variant, Violation, max_response_bytes,
+    Heard, Hold, Lens, Subscription, Variant, Violation, max_response_bytes,
     subscription::Mark,
     wire::{ControlPlane, DeltaDiscoveryResponse},
 };
 use crate::snapshot::{Kind, Snapshot};
+
+/// Ends the version of our own types while more parts of a wildcard's first answer follow.
+const MORE: char = '+';
 
 /// The variant behind `DeltaAggregatedResources`.
 #[derive(Debug)]
@@ -62,12 +63,8 @@ impl Variant for Delta {
         for name in &request.resource_names_unsubscribe {
             if name == "*" {
                 subscription.unwant_all();
-                continue;
-            }
-            subscription.unwant(name, lens);
-            if subscription.wildcard && lens.in_wildcard(subscription.kind, name) {
+            } else if let Some(name) = subscription.unwant(name, lens) {
                 // Still covered by the wildcard, which the client has to be told.
-                let name: Arc<str> = name.as_str().into();
                 subscription.touch(&name);
                 subscription.forced.insert(name);
             }
@@ -79,32 +76,25 @@ impl Variant for Delta {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         lens: &Lens,
-        hold_removals: bool,
+        hold: &Hold,
     ) -> Option<DeltaDiscoveryResponse> {
         if !subscription.asked || subscription.in_flight() {
             return None;
         }
-        let news = subscription.take_news(
-            snapshot,
-            lens,
-            hold_removals,
-            max_response_bytes(subscription.kind),
-        );
-        if news.resources.is_empty() && news.removed.is_empty() && !subscription.must_answer {
+        let limit = max_response_bytes(subscription.kind);
+        let (news, sent) = subscription.take_news(snapshot, lens, hold, limit);
+        if news.is_empty() && !subscription.must_answer {
             return None;
         }
-        let mut names: BTreeSet<_> = news
-            .resources
-            .iter()
-            .map(|each| Arc::clone(&each.name))
-            .collect();
-        names.extend(news.removed.iter().cloned());
-        let version = snapshot.revision.to_string();
+        let mut version = snapshot.revision.to_string();
+        if subscription.kind.is_ours() && subscription.filling && !subscription.all_sent() {
+            version.push(MORE);
+        }
         let mark = Mark {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, names);
+        let nonce = subscription.launch(mark, sent, &news, false);
         Some(DeltaDiscoveryResponse {
             system_version_info: version,
             resources: news.resources.iter().map(|each| each.wrapped()).collect(),
@@ -147,6 +137,7 @@ fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
     }
     subscription.touch_all();
     subscription.wildcard = names.is_empty() || names.iter().any(|name| name == "*");
+    subscription.filling = subscription.wildcard;
     // Even if it is empty: the client learns that it is up to date.
     subscription.must_answer = true;
 }

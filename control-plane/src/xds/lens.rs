@@ -42,6 +42,14 @@ impl Lens {
         }
     }
 
+    /// What a client gets for a name that does not exist: stock clients would wait for the endpoints of a cluster, and
+    /// keep those of a service that has gone; an empty assignment ends both. Our proxies are told that it does not exist.
+    #[must_use]
+    pub fn stand_in(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Resource>> {
+        (kind == Kind::Endpoint && self.audience != Audience::Proxy)
+            .then(|| Resource::without_endpoints(Arc::clone(name)))
+    }
+
     /// A wildcard subscription covers this name. That of listeners leaves API listeners out: Envoy takes at most one
     /// of them, from its bootstrap.
     #[must_use]

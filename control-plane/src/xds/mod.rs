@@ -5,6 +5,7 @@
 mod lens;
 mod node;
 mod subscription;
+mod refusal;
 mod news;
 mod sotw;
 mod delta;
@@ -16,10 +17,11 @@ mod stream;
 mod service;
 mod csds;
 
-pub use clients::{Client, ClientStatus, Clients, KindStatus, TooManyClients};
+pub use clients::{Client, ClientStatus, Clients, KindStatus, RefusedStatus, TooManyClients};
 pub use csds::{ClientConfigs, csds};
 pub use lens::Lens;
 pub use metrics::Metrics;
+pub use news::Hold;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
 pub use service::{Ads, DESCRIPTOR_SET, service};
 pub use session::{Heard, Session, Variant};

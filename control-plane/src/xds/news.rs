@@ -1,10 +1,14 @@
 //! What of a snapshot is news for one subscription, and that it was sent. Pure; the other half of `subscription`.
 
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use super::{
     Lens, Subscription,
-    subscription::{Flight, Held, Mark, Pending, nonce_text},
+    subscription::{Flight, Held, Mark, Pending, Sent, nonce_text},
 };
 use crate::snapshot::{Resource, Snapshot};
 
@@ -14,6 +18,32 @@ pub(super) struct News {
     pub(super) resources: Vec<Arc<Resource>>,
     /// What the client holds or asked for and does not exist.
     pub(super) removed: Vec<Arc<str>>,
+    /// A part of a rejected response: nothing else goes with it.
+    pub(super) probe: bool,
+}
+
+impl News {
+    pub(super) fn is_empty(&self) -> bool {
+        self.resources.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// Removals that have to wait, because something that the client holds may still point there.
+#[derive(Debug)]
+pub enum Hold {
+    Nothing,
+    These(BTreeSet<Arc<str>>),
+    Everything,
+}
+
+impl Hold {
+    fn holds(&self, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::These(names) => names.contains(name),
+            Self::Everything => true,
+        }
+    }
 }
 
 impl Subscription {
@@ -23,18 +53,24 @@ impl Subscription {
 
     /// Nothing under way, and nothing left to look at.
     pub(super) fn settled(&self) -> bool {
-        !self.in_flight() && matches!(&self.pending, Pending::Names(names) if names.is_empty())
+        !self.in_flight() && self.all_sent()
+    }
+
+    /// Nothing left to look at.
+    pub(super) fn all_sent(&self) -> bool {
+        self.probes.is_empty() && matches!(&self.pending, Pending::Names(names) if names.is_empty())
     }
 
     /// Something exists that the client wants and was not sent yet.
     pub(super) fn unsent(&self, snapshot: &Snapshot, lens: &Lens) -> bool {
         let new = |name: &Arc<str>| {
             self.visible(snapshot, lens, name)
-                .is_some_and(|resource| !self.has(resource))
+                .is_some_and(|resource| self.lacks(&resource))
         };
+        let probed = self.probes.iter().flatten().any(new);
         match &self.pending {
             Pending::All => true,
-            Pending::Names(names) => names.iter().any(new),
+            Pending::Names(names) => probed || names.iter().any(new),
         }
     }
 
@@ -47,16 +83,44 @@ impl Subscription {
         names.into_iter().flatten()
     }
 
-    /// Takes what changed for the client, at most about `limit` bytes of it; what it does not have room for stays
-    /// pending, and so do removals while they are held back. The client counts as holding it from here on.
+    /// Takes what is to be sent next, at most about `limit` bytes of it: a part of a rejected response, else what
+    /// changed for the client. What it does not have room for stays pending, and so do removals while they are held
+    /// back. The client counts as holding it from here on.
     pub(super) fn take_news(
         &mut self,
         snapshot: &Snapshot,
         lens: &Lens,
-        hold_removals: bool,
+        hold: &Hold,
         limit: usize,
-    ) -> News {
+    ) -> (News, BTreeMap<Arc<str>, Sent>) {
+        while let Some(probe) = self.probes.pop_front() {
+            let (mut news, left) = self.sort(probe, snapshot, lens, hold, limit);
+            for name in &left {
+                self.touch(name);
+            }
+            if !news.is_empty() {
+                news.probe = true;
+                let sent = self.commit(&news);
+                return (news, sent);
+            }
+        }
         let candidates = self.take_candidates(snapshot, lens);
+        let (news, left) = self.sort(candidates, snapshot, lens, hold, limit);
+        self.pending = Pending::Names(left);
+        self.examined = snapshot.revision;
+        let sent = self.commit(&news);
+        (news, sent)
+    }
+
+    /// What of the candidates is news, and what of them has to wait.
+    fn sort(
+        &self,
+        candidates: BTreeSet<Arc<str>>,
+        snapshot: &Snapshot,
+        lens: &Lens,
+        hold: &Hold,
+        limit: usize,
+    ) -> (News, BTreeSet<Arc<str>>) {
         let mut news = News::default();
         let mut left = BTreeSet::new();
         let mut bytes = 0;
@@ -67,30 +131,27 @@ impl Subscription {
             }
             let forced = self.forced.contains(&name);
             match self.visible(snapshot, lens, &name) {
-                Some(resource) if forced || !self.has(resource) => {
+                Some(resource) if forced || self.lacks(&resource) => {
                     if bytes > 0 && bytes + resource.size() > limit {
                         left.insert(name);
                         continue;
                     }
                     bytes += resource.size();
-                    news.resources.push(Arc::clone(resource));
+                    news.resources.push(resource);
                 }
                 Some(_) => {}
                 None => {
                     let holds = self.holds(&name);
                     let unknown = self.names.contains(&name) && !self.absent.contains(&name);
-                    if holds && hold_removals {
+                    if holds && hold.holds(&name) {
                         left.insert(name);
-                    } else if holds || unknown || forced {
+                    } else if forced || ((holds || unknown) && !self.refuses(&name, None)) {
                         news.removed.push(name);
                     }
                 }
             }
         }
-        self.pending = Pending::Names(left);
-        self.examined = snapshot.revision;
-        self.commit(&news);
-        news
+        (news, left)
     }
 
     /// Forgets the bytes of what was sent: the version is enough where nothing is ever sent whole.
@@ -129,25 +190,46 @@ impl Subscription {
         }
     }
 
-    fn commit(&mut self, news: &News) {
+    fn commit(&mut self, news: &News) -> BTreeMap<Arc<str>, Sent> {
+        let mut sent = BTreeMap::new();
         for resource in &news.resources {
             let held = Held {
                 version: Arc::clone(&resource.version),
                 resource: Some(Arc::clone(resource)),
             };
-            self.held.insert(Arc::clone(&resource.name), held);
+            let before = self.held.insert(Arc::clone(&resource.name), held);
             self.absent.remove(&resource.name);
-            self.refused.remove(&resource.name);
-            self.forced.remove(&resource.name);
+            let version = Some(Arc::clone(&resource.version));
+            self.note(&resource.name, version, before, news.probe, &mut sent);
         }
         for name in &news.removed {
-            self.held.remove(name);
-            self.refused.remove(name);
-            self.forced.remove(name);
+            let before = self.held.remove(name);
             if self.names.contains(name) {
                 self.absent.insert(Arc::clone(name));
             }
+            self.note(name, None, before, news.probe, &mut sent);
         }
+        sent
+    }
+
+    fn note(
+        &mut self,
+        name: &Arc<str>,
+        version: Option<Arc<str>>,
+        before: Option<Held>,
+        probe: bool,
+        sent: &mut BTreeMap<Arc<str>, Sent>,
+    ) {
+        self.forced.remove(name);
+        if let (true, Pending::Names(pending)) = (probe, &mut self.pending) {
+            pending.remove(name);
+        }
+        // What it had when it refused is still the last that it took.
+        let before = match self.refused.remove(name) {
+            Some(refused) => refused.before,
+            None => before,
+        };
+        sent.insert(Arc::clone(name), Sent { version, before });
     }
 
     /// Everything that the client is to hold: after `take_news` the whole state.
@@ -159,35 +241,45 @@ impl Subscription {
     }
 
     /// A response goes out; gives its nonce.
-    pub(super) fn launch(&mut self, mark: Mark, names: BTreeSet<Arc<str>>) -> String {
+    pub(super) fn launch(
+        &mut self,
+        mark: Mark,
+        sent: BTreeMap<Arc<str>, Sent>,
+        news: &News,
+        whole: bool,
+    ) -> String {
         self.nonces += 1;
         let nonce = nonce_text(self.nonces);
-        self.must_answer = false;
+        self.must_answer &= news.probe;
         self.sent = Some(mark.clone());
+        let completes = self.filling && self.all_sent();
+        self.filling &= !completes;
         self.flight = Some(Flight {
             nonce: nonce.clone(),
             mark,
-            names,
+            sent,
+            whole,
+            completes,
         });
         nonce
     }
 
-    fn visible<'a>(
-        &self,
-        snapshot: &'a Snapshot,
-        lens: &'a Lens,
-        name: &str,
-    ) -> Option<&'a Arc<Resource>> {
-        let covered = self.wildcard && lens.in_wildcard(self.kind, name);
-        if !covered && !self.names.contains(name) {
+    fn visible(&self, snapshot: &Snapshot, lens: &Lens, name: &Arc<str>) -> Option<Arc<Resource>> {
+        let named = self.names.contains(name);
+        if !(named || self.wildcard && lens.in_wildcard(self.kind, name)) {
             return None;
         }
-        lens.get(snapshot, self.kind, name)
+        match lens.get(snapshot, self.kind, name) {
+            Some(resource) => Some(Arc::clone(resource)),
+            None if named => lens.stand_in(self.kind, name),
+            None => None,
+        }
     }
 
-    fn has(&self, resource: &Resource) -> bool {
-        self.held
-            .get(&resource.name)
-            .is_some_and(|held| held.version == resource.version)
+    /// The client is to be sent this.
+    fn lacks(&self, resource: &Resource) -> bool {
+        let held = self.held.get(&resource.name);
+        held.is_none_or(|held| held.version != resource.version)
+            && !self.refuses(&resource.name, Some(&resource.version))
     }
 }

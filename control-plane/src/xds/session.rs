@@ -2,7 +2,7 @@
 //! snapshots, out goes the next response that may be sent, if any. Pure; which variant of the protocol the client
 //! speaks is a parameter.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::Node;
@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use heddle_proto::xds::v1::Schema;
 use prost::Message as _;
 
-use super::{Lens, Subscription, Violation, node::cut};
+use super::{Hold, Lens, Subscription, Violation, node::cut};
 use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
 
 /// A variant of the protocol.
@@ -34,7 +34,7 @@ pub trait Variant: Send + 'static {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         lens: &Lens,
-        hold_removals: bool,
+        hold: &Hold,
     ) -> Option<Self::Response>;
 }
 
@@ -114,16 +114,42 @@ impl Session {
             if blocked || !self.subscriptions.get(kind).asked {
                 continue;
             }
-            let hold_removals = TARGETS.contains(&kind)
-                && !ROUTES
-                    .iter()
-                    .all(|&route| self.subscriptions.get(route).settled());
+            let hold = self.hold(kind);
             let subscription = self.subscriptions.get_mut(kind);
-            if let Some(response) = V::compose(subscription, snapshot, &self.lens, hold_removals) {
+            if let Some(response) = V::compose(subscription, snapshot, &self.lens, &hold) {
                 return Some((kind, response));
             }
         }
         None
+    }
+
+    /// What goes after what points there has gone: when that was told and acknowledged. Of what the client refused
+    /// it has the last that it took, and what that points at has to stay.
+    fn hold(&self, kind: Kind) -> Hold {
+        if !TARGETS.contains(&kind) {
+            return Hold::Nothing;
+        }
+        let mut used = BTreeSet::new();
+        for &route in ROUTES {
+            let routes = self.subscriptions.get(route);
+            if !routes.settled() || !routes.still_uses(&mut used) {
+                return Hold::Everything;
+            }
+        }
+        if used.is_empty() {
+            Hold::Nothing
+        } else {
+            Hold::These(used)
+        }
+    }
+
+    /// A response is under way that the client still has a reason to answer.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| {
+            let subscription = self.subscriptions.get(kind);
+            subscription.in_flight() && (subscription.wildcard || !subscription.names.is_empty())
+        })
     }
 
     /// A schema that the client waits for and that is not fetched yet.
@@ -147,7 +173,7 @@ impl Session {
         let resource = descriptors.map(|descriptors| schema(name, descriptors));
         self.lens.schema = Some((Arc::clone(name), resource));
         let subscription = self.subscriptions.get_mut(Kind::Schema);
-        let response = V::compose(subscription, snapshot, &self.lens, false);
+        let response = V::compose(subscription, snapshot, &self.lens, &Hold::Nothing);
         self.lens.schema = None;
         subscription.let_go(name);
         response

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use sha2::Digest as _;
 
 use super::{
-    Heard, Lens, Subscription, Variant, Violation, max_response_bytes,
+    Heard, Hold, Lens, Subscription, Variant, Violation, max_response_bytes,
     subscription::Mark,
     wire::{ControlPlane, DiscoveryResponse},
 };
@@ -77,7 +77,7 @@ impl Variant for Sotw {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         lens: &Lens,
-        hold_removals: bool,
+        hold: &Hold,
     ) -> Option<DiscoveryResponse> {
         if !subscription.asked || subscription.in_flight() {
             return None;
@@ -89,31 +89,21 @@ impl Variant for Sotw {
         } else {
             max_response_bytes(kind)
         };
-        let news = subscription.take_news(snapshot, lens, hold_removals, limit);
-        let mut names: BTreeSet<_> = news
-            .resources
-            .iter()
-            .map(|each| Arc::clone(&each.name))
-            .collect();
-        let resources = if kind.whole_state() {
-            if news.resources.is_empty() && news.removed.is_empty() && !subscription.must_answer {
-                return None;
-            }
-            names.extend(news.removed);
-            subscription.whole()
-        } else {
-            // That something does not exist cannot be said in this variant: clients wait for it.
-            if news.resources.is_empty() && !subscription.must_answer {
-                return None;
-            }
-            news.resources
-        };
-        let version = format!("{}/{}", snapshot.revision, hash(&resources));
+        let (news, sent) = subscription.take_news(snapshot, lens, hold, limit);
+        // That something does not exist can be said by a whole state only: for the rest clients wait for it.
+        let nothing = news.resources.is_empty() && (news.removed.is_empty() || !kind.whole_state());
+        if nothing && !subscription.must_answer {
+            return None;
+        }
+        let whole = kind.whole_state().then(|| subscription.whole());
+        let resources = whole.as_ref().unwrap_or(&news.resources);
+        let version = format!("{}/{}", snapshot.revision, hash(resources));
         let mark = Mark {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, names);
+        let nonce = subscription.launch(mark, sent, &news, whole.is_some());
+        let resources = whole.unwrap_or(news.resources);
         Some(DiscoveryResponse {
             version_info: version,
             resources: resources.iter().map(|each| each.any()).collect(),

@@ -3,11 +3,14 @@
 //! response is under way at a time, and everything is bounded by the names of the mesh and of the client.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
-use super::{Lens, node::cut};
+use super::{
+    Lens, RefusedStatus,
+    refusal::{MAX_SPLITS, Refused},
+};
 use crate::snapshot::{Changed, Kind, Resource};
 
 /// Most names that a client may subscribe to, of one type.
@@ -32,8 +35,10 @@ pub const fn max_response_bytes(kind: Kind) -> usize {
     }
 }
 
-/// So much is kept of a client's reason for a rejection.
-const MAX_REASON_BYTES: usize = 1024;
+/// Answers owed for names that are wanted no longer; a client that reads nothing could else pile them up.
+const MAX_FORCED: usize = 2 * MAX_NAMES;
+/// Versions are short; a longer one that a client brings is none of ours.
+const MAX_VERSION_BYTES: usize = 64;
 
 /// A client over a bound; its stream ends.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -59,18 +64,32 @@ pub struct Rejection {
     pub reason: String,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Held {
+    /// Empty: one of the last two, which of them is not known.
     pub(super) version: Arc<str>,
     /// None if the client brought it from an earlier stream.
     pub(super) resource: Option<Arc<Resource>>,
+}
+
+/// What a response says of one name.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// None: that it does not exist.
+    pub(super) version: Option<Arc<str>>,
+    /// What the client held before.
+    pub(super) before: Option<Held>,
 }
 
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) nonce: String,
     pub(super) mark: Mark,
-    pub(super) names: BTreeSet<Arc<str>>,
+    pub(super) sent: BTreeMap<Arc<str>, Sent>,
+    /// It carries the whole state: an acknowledgement is one of everything.
+    pub(super) whole: bool,
+    /// With it the wildcard's first answer is complete.
+    pub(super) completes: bool,
 }
 
 /// What may differ from what the client holds.
@@ -97,15 +116,21 @@ pub struct Subscription {
     pub(super) pending: Pending,
     /// Asked for by name, and told that it does not exist.
     pub(super) absent: BTreeSet<Arc<str>>,
-    /// Names in responses that were rejected, until they are sent again.
-    pub(super) refused: BTreeSet<Arc<str>>,
+    /// What the client did not take, until it changes.
+    pub(super) refused: BTreeMap<Arc<str>, Refused>,
+    /// Parts of a rejected response, each sent again by itself.
+    pub(super) probes: VecDeque<BTreeSet<Arc<str>>>,
+    /// How often a rejected response may still be parted.
+    pub(super) splits: u32,
+    /// The wildcard's first answer is not complete yet.
+    pub(super) filling: bool,
     pub(super) flight: Option<Flight>,
     pub(super) nonces: u64,
     /// Everything up to this revision was looked at.
     pub(super) examined: u64,
     pub(super) sent: Option<Mark>,
-    acknowledged: Option<Mark>,
-    rejected: Option<Rejection>,
+    pub(super) acknowledged: Option<Mark>,
+    pub(super) rejected: Option<Rejection>,
 }
 
 impl Subscription {
@@ -122,7 +147,10 @@ impl Subscription {
             held: BTreeMap::new(),
             pending: Pending::Names(BTreeSet::new()),
             absent: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            probes: VecDeque::new(),
+            splits: MAX_SPLITS,
+            filling: false,
             flight: None,
             nonces: 0,
             examined: 0,
@@ -141,8 +169,11 @@ impl Subscription {
         have: usize,
     ) -> Result<(), Violation> {
         let mut count = have;
+        if self.forced.len() > MAX_FORCED {
+            return Err(Violation::TooManyNames(self.kind));
+        }
         for name in names {
-            count += 1;
+            count += usize::from(have == 0 || !self.names.contains(name.as_str()));
             if count > MAX_NAMES {
                 return Err(Violation::TooManyNames(self.kind));
             }
@@ -166,24 +197,25 @@ impl Subscription {
         self.names.insert(name);
     }
 
-    /// No longer asks for one name.
-    pub(super) fn unwant(&mut self, name: &str, lens: &Lens) {
-        let Some(name) = self.names.take(name) else {
-            return;
-        };
+    /// No longer asks for one name; gives it back if it did and the wildcard still covers it.
+    pub(super) fn unwant(&mut self, name: &str, lens: &Lens) -> Option<Arc<str>> {
+        let name = self.names.take(name)?;
         self.absent.remove(&name);
         if self.wildcard && lens.in_wildcard(self.kind, &name) {
-            return;
+            return Some(name);
         }
         self.held.remove(&name);
         self.forced.remove(&name);
         self.refused.remove(&name);
+        self.drop_probes(|each| *each != name);
         if let Pending::Names(pending) = &mut self.pending {
             pending.remove(&name);
         }
+        None
     }
 
     pub(super) fn want_all(&mut self) {
+        self.filling |= !self.wildcard;
         self.wildcard = true;
         self.touch_all();
     }
@@ -191,17 +223,25 @@ impl Subscription {
     /// The wildcard ends; what is asked for by name stays.
     pub(super) fn unwant_all(&mut self) {
         self.wildcard = false;
-        let names = &self.names;
+        self.filling = false;
+        let names = std::mem::take(&mut self.names);
         self.held.retain(|name, _| names.contains(name));
         self.forced.retain(|name| names.contains(name));
+        self.refused.retain(|name, _| names.contains(name));
+        self.drop_probes(|name| names.contains(name));
+        if let Pending::Names(pending) = &mut self.pending {
+            pending.retain(|name| names.contains(name));
+        }
+        self.names = names;
     }
 
     /// What the client brings from an earlier stream.
     pub(super) fn brings(&mut self, name: Arc<str>, version: &str) {
+        let ours = version.len() <= MAX_VERSION_BYTES;
         self.held.insert(
             name,
             Held {
-                version: version.into(),
+                version: if ours { version.into() } else { "".into() },
                 resource: None,
             },
         );
@@ -231,26 +271,6 @@ impl Subscription {
     /// The nonce is that of the last response sent.
     pub(super) fn is_last(&self, nonce: &str) -> bool {
         self.nonces > 0 && nonce == nonce_text(self.nonces)
-    }
-
-    /// The client answered the response under way; `reason`: it rejected it.
-    pub(super) fn settle(&mut self, reason: Option<&str>) {
-        let Some(flight) = self.flight.take() else {
-            return;
-        };
-        match reason {
-            None => {
-                self.acknowledged = Some(flight.mark);
-                self.rejected = None;
-            }
-            Some(reason) => {
-                self.rejected = Some(Rejection {
-                    version: flight.mark.version,
-                    reason: cut(reason, MAX_REASON_BYTES).to_owned(),
-                });
-                self.refused.extend(flight.names);
-            }
-        }
     }
 
     // ---- what changes ----
@@ -283,8 +303,9 @@ impl Subscription {
         let in_flight = self
             .flight
             .as_ref()
-            .is_some_and(|flight| flight.names.contains(name));
-        Some(self.examined >= revision && !pending && !in_flight && !self.refused.contains(name))
+            .is_some_and(|flight| flight.sent.contains_key(name));
+        let refused = self.refused.contains_key(name) || self.is_probed(name);
+        Some(self.examined >= revision && !pending && !in_flight && !refused)
     }
 
     /// The revision up to which everything was looked at.
@@ -303,6 +324,7 @@ impl Subscription {
             sent: self.sent.as_ref(),
             acknowledged: self.acknowledged.as_ref(),
             rejected: self.rejected.as_ref(),
+            refused: &self.refused,
         })
     }
 }
@@ -317,6 +339,22 @@ pub struct Status<'a> {
     pub sent: Option<&'a Mark>,
     pub acknowledged: Option<&'a Mark>,
     pub rejected: Option<&'a Rejection>,
+    pub(super) refused: &'a BTreeMap<Arc<str>, Refused>,
+}
+
+impl Status<'_> {
+    /// The first of what the client did not take.
+    #[must_use]
+    pub fn refused(&self, most: usize) -> Vec<RefusedStatus> {
+        let first = self.refused.iter().take(most);
+        first
+            .map(|(name, refused)| RefusedStatus {
+                name: name.to_string(),
+                version: refused.version.as_deref().unwrap_or_default().to_owned(),
+                reason: refused.reason.to_string(),
+            })
+            .collect()
+    }
 }
 
 pub(super) fn nonce_text(count: u64) -> String {

@@ -18,7 +18,7 @@ pub(super) enum State {
     /// Told that it does not exist.
     Absent,
     Acknowledged,
-    /// The response that carried it was rejected.
+    /// The client did not take this version; it has the one before, if any.
     Rejected {
         version: String,
         reason: String,
@@ -29,9 +29,9 @@ pub(super) enum State {
 pub(super) struct Holding {
     pub(super) kind: Kind,
     pub(super) name: Arc<str>,
-    /// Of what was sent last; empty if nothing was.
+    /// Of what the client took or was sent last; empty if nothing was.
     pub(super) version: Arc<str>,
-    /// What was sent last, while it is kept.
+    /// What has that version, while it is kept.
     pub(super) resource: Option<Arc<Resource>>,
     pub(super) state: State,
 }
@@ -46,25 +46,22 @@ impl Subscription {
             .names
             .iter()
             .chain(self.held.keys())
-            .chain(&self.refused)
+            .chain(self.refused.keys())
             .collect();
         names.into_iter().map(|name| self.holding(name)).collect()
     }
 
     fn holding(&self, name: &Arc<str>) -> Holding {
         let held = self.held.get(name);
-        let under_way = |flight: &crate::xds::subscription::Flight| flight.names.contains(name);
-        let state = if self.refused.contains(name) {
-            let rejected = self.status().and_then(|status| status.rejected);
+        let under_way = |flight: &crate::xds::subscription::Flight| flight.sent.contains_key(name);
+        let state = if let Some(refused) = self.refused.get(name) {
             State::Rejected {
-                version: rejected
-                    .map(|each| each.version.clone())
-                    .unwrap_or_default(),
-                reason: rejected.map(|each| each.reason.clone()).unwrap_or_default(),
+                version: refused.version.as_deref().unwrap_or_default().to_owned(),
+                reason: refused.reason.to_string(),
             }
         } else if self.absent.contains(name) {
             State::Absent
-        } else if self.flight.as_ref().is_some_and(under_way) {
+        } else if self.flight.as_ref().is_some_and(under_way) || self.is_probed(name) {
             State::Sent
         } else if held.is_some() {
             State::Acknowledged

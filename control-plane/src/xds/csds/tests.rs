@@ -92,7 +92,11 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
     let (_, second) = session.next::<Delta>(&snapshot).unwrap();
     ask(&mut session, &[], &second.nonce, Some("bad address"));
     let rejected = State::Rejected {
-        version: snapshot.revision.to_string(),
+        version: snapshot
+            .get(Kind::Endpoint, Audience::Proxy, "users.default")
+            .unwrap()
+            .version
+            .to_string(),
         reason: "bad address".to_owned(),
     };
     assert_eq!(states(&session), of(rejected, State::Absent));

@@ -3,7 +3,10 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
 use super::{super::*, clients::*};
-use crate::snapshot::{Audience, Kind};
+use crate::snapshot::{
+    Audience, Kind,
+    fixture::{Mesh, proto},
+};
 
 #[test]
 fn delta_wildcard_gets_everything_once_and_then_what_changed() {
@@ -153,45 +156,137 @@ fn delta_client_that_is_up_to_date_is_told_so() {
 }
 
 #[test]
-fn delta_rejection_is_kept_with_its_words_and_not_sent_again() {
+fn delta_follows_the_examples_of_the_protocol() {
+    // xDS protocol, "How the client specifies what resources to return", the example for the incremental variant.
     let (mut mesh, snapshot) = two_services();
-    let mut client = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
-    client.pump();
-    assert_eq!(
-        client.answer(Kind::Endpoint, Some("no such locality")),
-        Heard::Rejected
-    );
-    assert_eq!(client.settle(), [""; 0]);
-    let subscription = client.session.subscription(Kind::Endpoint);
-    let status = subscription.status().unwrap();
-    assert_eq!(status.rejected.unwrap().reason, "no such locality");
-    assert_eq!(
-        status.rejected.unwrap().version,
-        snapshot.revision.to_string()
-    );
-    assert!(status.acknowledged.is_none());
-    assert_eq!(
-        subscription.acknowledged_at("users.default", 0),
-        Some(false)
-    );
-
-    mesh.put("a/users/1", "10.0.0.7:80");
-    let snapshot = mesh.snapshot();
-    client.see(&snapshot);
+    let mut client = DeltaClient::new(Audience::Proxy, snapshot);
+    client.ask(Kind::Cluster, &[], &[]);
+    assert_eq!(client.settle(), ["cluster +orders.default +users.default"]);
+    client.ask(Kind::Cluster, &["users.default"], &[]);
+    assert_eq!(client.settle(), ["cluster +users.default"]);
+    mesh.put("a/more/1", "10.0.0.6:80");
+    client.see(&mesh.snapshot());
+    assert_eq!(client.settle(), ["cluster +more.default"], "still all");
+    client.ask(Kind::Cluster, &[], &["*"]);
+    mesh.put("a/later/1", "10.0.0.7:80");
+    client.see(&mesh.snapshot());
+    assert_eq!(client.settle(), [""; 0], "only what is named");
+    client.ask(Kind::Cluster, &[], &["users.default"]);
+    client.ask(Kind::Cluster, &[], &[]);
+    mesh.put("a/last/1", "10.0.0.8:80");
+    client.see(&mesh.snapshot());
     assert_eq!(
         client.settle(),
+        [""; 0],
+        "nothing: the wildcard of old is over"
+    );
+    let status = client.session.subscription(Kind::Cluster).status().unwrap();
+    assert_eq!(
+        (status.held, status.subscribed, status.wildcard),
+        (0, 0, false)
+    );
+    client.ask(Kind::Cluster, &["*"], &[]);
+    assert_eq!(
+        client.settle(),
+        ["cluster +last.default +later.default +more.default +orders.default +users.default"]
+    );
+}
+
+#[test]
+fn names_that_were_never_asked_for_cost_nothing_to_take_away() {
+    let (_, snapshot) = two_services();
+    let mut client = DeltaClient::new(Audience::Proxy, snapshot);
+    client.ask(Kind::Cluster, &["*"], &[]);
+    client.pump();
+    client.ask(Kind::Cluster, &[], &["x1", "x2", "x3"]);
+    client.log.clear();
+    client.ack(Kind::Cluster);
+    assert!(client.pump().is_empty());
+}
+
+#[test]
+fn answers_owed_for_names_dropped_again_are_bounded() {
+    let (_, snapshot) = two_services();
+    let mut client = DeltaClient::new(Audience::Proxy, snapshot);
+    client.ask(Kind::Cluster, &["*"], &[]);
+    client.pump(); // and never acknowledges
+    let mut ended = None;
+    for round in 0..20 {
+        let names: Vec<String> = (0..10_000).map(|each| format!("{round}-{each}")).collect();
+        for (add, take) in [(names.clone(), Vec::new()), (Vec::new(), names)] {
+            let request = DeltaDiscoveryRequest {
+                resource_names_subscribe: add,
+                resource_names_unsubscribe: take,
+                ..DeltaDiscoveryRequest::default()
+            };
+            let heard = client.session.on_request::<Delta>(Kind::Cluster, &request);
+            if let (Err(violation), None) = (heard, &ended) {
+                ended = Some((round, violation));
+            }
+        }
+    }
+    assert_eq!(ended, Some((10, Violation::TooManyNames(Kind::Cluster))));
+}
+
+#[test]
+fn the_first_answer_of_our_index_says_whether_more_follows() {
+    let mut mesh = Mesh::new();
+    for service in 0..2_500 {
+        mesh.put(&format!("a/service{service}/1"), "10.0.0.1:80")
+            .protos = (0..30)
+            .map(|each| {
+                proto(
+                    &format!("some.long.package.of.protos.v1.Service{each}"),
+                    &[],
+                )
+            })
+            .collect();
+    }
+    let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
+    client.ask(Kind::ServiceIndex, &[], &[]);
+    let mut versions = Vec::new();
+    loop {
+        let responses = client.pump();
+        let Some((_, response)) = responses.first() else {
+            break;
+        };
+        versions.push(response.system_version_info.clone());
+        client.ack(Kind::ServiceIndex);
+    }
+    let revision = mesh.revision.to_string();
+    let last = versions.pop().unwrap();
+    assert_eq!(last, revision, "complete");
+    assert!(!versions.is_empty(), "several parts");
+    assert!(versions.iter().all(|each| *each == format!("{revision}+")));
+    mesh.put("a/service1/2", "10.0.0.2:80").protos = vec![proto("another.Service", &[])];
+    let snapshot = mesh.snapshot();
+    let responses = client.see(&snapshot).pump();
+    assert_eq!(
+        responses[0].1.system_version_info,
+        snapshot.revision.to_string()
+    );
+}
+
+#[test]
+fn stock_clients_get_an_empty_assignment_for_what_is_not_there() {
+    let (mut mesh, snapshot) = two_services();
+    let mut envoy = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
+    envoy.ask(Kind::Endpoint, &["later.default", "users.default"], &[]);
+    assert_eq!(envoy.settle(), ["endpoint +later.default +users.default"]);
+    let mut ours = DeltaClient::new(Audience::Proxy, snapshot);
+    ours.ask(Kind::Endpoint, &["later.default"], &[]);
+    assert_eq!(ours.settle(), ["endpoint -later.default"]);
+    mesh.put("a/later/1", "10.0.0.5:80");
+    let snapshot = mesh.snapshot();
+    envoy.see(&snapshot);
+    ours.see(&snapshot);
+    assert_eq!(envoy.settle(), ["endpoint +later.default"], "it arrives");
+    assert_eq!(ours.settle(), ["endpoint +later.default"]);
+    let snapshot = mesh.forget("users.default");
+    envoy.see(&snapshot);
+    assert_eq!(
+        envoy.settle(),
         ["endpoint +users.default"],
-        "the rest goes on"
-    );
-    let subscription = client.session.subscription(Kind::Endpoint);
-    assert!(subscription.status().unwrap().rejected.is_none());
-    assert_eq!(
-        subscription.acknowledged_at("users.default", snapshot.revision),
-        Some(true)
-    );
-    assert_eq!(
-        subscription.acknowledged_at("orders.default", snapshot.revision),
-        Some(false)
+        "emptied: clients would keep the endpoints of what is only removed"
     );
 }

@@ -3,3 +3,5 @@ mod delta;
 mod sotw;
 mod order;
 mod properties;
+mod refusal;
+mod scale;

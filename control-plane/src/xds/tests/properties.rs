@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::clients::*;
-use crate::snapshot::{Audience, Kind, Snapshot, fixture::Mesh};
+use crate::snapshot::{Audience, Kind, ROUTES, Snapshot, TARGETS, fixture::Mesh};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -95,6 +95,8 @@ proptest! {
         client.ask(Kind::Cluster, &[], &[]).ask(Kind::ServiceIndex, &[], &[]);
         client.ask(Kind::Endpoint, &[&service(0)], &[]).ask(Kind::Route, &[&service(0)], &[]);
         let mut asked: BTreeSet<(Kind, String)> = BTreeSet::new();
+        // What it held before each response: a client that rejects one takes nothing of it.
+        let mut undo: BTreeMap<Kind, BTreeMap<(Kind, String), String>> = BTreeMap::new();
         for step in &steps {
             if let Some(snapshot) = change(&mut mesh, step) {
                 client.see(&snapshot);
@@ -118,6 +120,7 @@ proptest! {
                 Step::Deliver => {
                     let before = client.held.clone();
                     for (kind, response) in client.pump() {
+                        undo.insert(kind, before.clone());
                         for resource in response.resources {
                             let resource = WrappedResource::decode(resource).unwrap();
                             let key = (kind, resource.name);
@@ -130,6 +133,17 @@ proptest! {
                     let kind = KINDS[usize::from(*kind)];
                     if client.nonces.contains_key(&kind) {
                         client.answer(kind, reject.then_some("no"));
+                        if *reject {
+                            client.held.retain(|(held, _), _| *held != kind);
+                            let old = undo.remove(&kind).unwrap_or_default().into_iter();
+                            let wants = |name: &str| {
+                                !matches!(kind, Kind::Endpoint | Kind::Route)
+                                    || wanted.iter().any(|number| service(*number) == name)
+                            };
+                            client.held.extend(old.filter(|((held, name), _)| *held == kind && wants(name)));
+                            // Its parts come again.
+                            asked.extend((0..4_u8).map(|number| (kind, service(number))));
+                        }
                     }
                 }
                 _ => {}
@@ -138,6 +152,20 @@ proptest! {
         client.see(&mesh.snapshot());
         client.settle();
         let snapshot = Arc::clone(&client.snapshot);
+        let refused: BTreeSet<(Kind, String)> = KINDS
+            .into_iter()
+            .filter_map(|kind| Some((kind, client.session.subscription(kind).status()?)))
+            .flat_map(|(kind, status)| {
+                status.refused(100).into_iter().map(move |each| (kind, each.name))
+            })
+            .collect();
+        // And what that still points at stays.
+        let spared = |(kind, name): &(Kind, String)| {
+            refused.contains(&(*kind, name.clone()))
+                || TARGETS.contains(kind)
+                    && ROUTES.iter().any(|route| refused.contains(&(*route, name.clone())))
+        };
+        client.held.retain(|key, _| !spared(key));
         let mut expect = BTreeMap::new();
         for kind in [Kind::Cluster, Kind::ServiceIndex] {
             for resource in snapshot.table(kind, Audience::Proxy).values() {
@@ -151,7 +179,8 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(&client.held, &expect);
+        expect.retain(|key, _| !spared(key));
+        prop_assert_eq!(&client.held, &expect, "but for what was refused");
         for number in wanted {
             let acknowledged = client
                 .session
@@ -169,6 +198,8 @@ proptest! {
         let mut mesh = Mesh::new();
         let mut client = SotwClient::new(Audience::DirectLocal, mesh.snapshot());
         let mut wanted: BTreeSet<u8> = BTreeSet::from([0]);
+        // The endpoints before each response of them: one that is rejected is not taken.
+        let mut undo = BTreeMap::new();
         client.ask(Kind::Cluster, &[]);
         client.ask(Kind::Endpoint, &[&service(0)]);
         client.ask(Kind::Listener, &[&service(0)]);
@@ -193,12 +224,19 @@ proptest! {
                     }
                 }
                 Step::Deliver => {
-                    client.pump();
+                    let before = client.held.get(&Kind::Endpoint).cloned().unwrap_or_default();
+                    if client.pump().iter().any(|(kind, _, _)| *kind == Kind::Endpoint) {
+                        undo = before;
+                    }
                 }
                 Step::Answer { kind, reject } => {
                     let kind = KINDS[usize::from(*kind)];
                     if client.unanswered.contains_key(&kind) {
                         client.answer(kind, reject.then_some("no"));
+                        if *reject && kind == Kind::Endpoint {
+                            undo.retain(|name, _| wanted.iter().any(|number| service(*number) == *name));
+                            client.held.insert(kind, std::mem::take(&mut undo));
+                        }
                     }
                 }
                 _ => {}
@@ -217,9 +255,11 @@ proptest! {
             .map(|name| (name.to_string(), value(Kind::Cluster, name).unwrap()))
             .collect();
         prop_assert_eq!(&client.held[&Kind::Cluster], &clusters);
+        let endpoints = client.session.subscription(Kind::Endpoint).status().unwrap();
+        let refused: BTreeSet<_> = endpoints.refused(100).into_iter().map(|each| each.name).collect();
         for number in wanted {
             let name = service(number);
-            if let Some(expect) = value(Kind::Endpoint, &name) {
+            if let (Some(expect), false) = (value(Kind::Endpoint, &name), refused.contains(&name)) {
                 prop_assert_eq!(client.held[&Kind::Endpoint].get(&name), Some(&expect));
             }
             let listener = client.held.get(&Kind::Listener).and_then(|held| held.get(&name));

@@ -198,3 +198,42 @@ fn the_revision_that_a_client_names_is_read() {
         assert_eq!(named(version), expect, "{version}");
     }
 }
+
+#[test]
+fn sotw_follows_the_examples_of_the_protocol() {
+    // xDS protocol, "How the client specifies what resources to return", the example for state of the world.
+    let (mut mesh, snapshot) = two_services();
+    let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
+    client.ask(Kind::Cluster, &[]);
+    assert_eq!(client.settle(), ["cluster orders.default users.default"]);
+    client.ask(Kind::Cluster, &["*", "users.default"]);
+    assert_eq!(client.settle(), ["cluster orders.default users.default"]);
+    client.ask(Kind::Cluster, &["users.default"]);
+    mesh.put("a/later/1", "10.0.0.7:80");
+    client.see(&mesh.snapshot());
+    assert_eq!(client.settle(), [""; 0], "only what is named");
+    client.ask(Kind::Cluster, &[]);
+    assert_eq!(client.settle(), [""; 0], "nothing, and not everything");
+    let status = client.session.subscription(Kind::Cluster).status().unwrap();
+    assert_eq!(
+        (status.held, status.subscribed, status.wildcard),
+        (0, 0, false)
+    );
+}
+
+#[test]
+fn sotw_endpoints_of_an_unknown_service_are_answered_at_once() {
+    let (mut mesh, snapshot) = two_services();
+    let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
+    client.ask(Kind::Endpoint, &["users.default"]);
+    client.settle();
+    client.ask(Kind::Endpoint, &["later.default", "users.default"]);
+    assert_eq!(
+        client.settle(),
+        ["endpoint later.default"],
+        "empty: its cluster would wait for it in warming"
+    );
+    mesh.put("a/later/1", "10.0.0.7:80");
+    client.see(&mesh.snapshot());
+    assert_eq!(client.settle(), ["endpoint later.default"]);
+}

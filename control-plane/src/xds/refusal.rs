@@ -1,0 +1,186 @@
+//! What a client does not take: which resource of a rejected response is the bad one, found by sending its parts again,
+//! so that the others get through. In come the client's answers, out go parts to try and names that are not sent again
+//! until they change; what was last taken of them stays with the client. Pure; the work for one response is bounded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Subscription,
+    node::cut,
+    subscription::{Flight, Held, Rejection, Sent},
+};
+use crate::snapshot::TARGETS;
+
+/// So much is kept of a client's reason for a rejection.
+const MAX_REASON_BYTES: usize = 1024;
+/// A rejected response is parted so often until all its parts are answered; each time costs two responses. One bad
+/// resource of a thousand takes ten. What is rejected after that is refused as it came.
+pub(super) const MAX_SPLITS: u32 = 64;
+
+/// A state of a resource that the client rejected.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// None: that it does not exist.
+    pub(super) version: Option<Arc<str>>,
+    /// The client's words, cut.
+    pub(super) reason: Arc<str>,
+    /// What it took last, and still has.
+    pub(super) before: Option<Held>,
+}
+
+impl Subscription {
+    /// The client answered the response under way; `reason`: it rejected it.
+    pub(super) fn settle(&mut self, reason: Option<&str>) {
+        let Some(flight) = self.flight.take() else {
+            return;
+        };
+        match reason {
+            None => {
+                if flight.whole {
+                    self.refused.clear();
+                }
+                self.acknowledged = Some(flight.mark);
+            }
+            Some(reason) => self.refuse(flight, cut(reason, MAX_REASON_BYTES)),
+        }
+        if self.probes.is_empty() {
+            self.splits = MAX_SPLITS;
+            if reason.is_none() && self.refused.is_empty() {
+                self.rejected = None;
+            }
+        }
+    }
+
+    fn refuse(&mut self, flight: Flight, reason: &str) {
+        self.rejected = Some(Rejection {
+            version: flight.mark.version,
+            reason: reason.to_owned(),
+        });
+        self.filling |= flight.completes;
+        if flight.whole {
+            return self.refuse_whole(flight.sent, reason);
+        }
+        let sent: Vec<_> = flight
+            .sent
+            .into_iter()
+            .filter(|(name, sent)| self.still_wants(name, sent))
+            .collect();
+        if sent.len() <= 1 || self.splits == 0 {
+            for (name, sent) in sent {
+                self.set_back(&name, sent.before.clone());
+                self.refused.insert(name, refused(sent, reason));
+            }
+            return;
+        }
+        self.splits -= 1;
+        let names: Vec<Arc<str>> = sent.iter().map(|(name, _)| Arc::clone(name)).collect();
+        for (name, sent) in sent {
+            // It may have taken this one and rejected the response for another.
+            let before = sent.before.map(|held| Held {
+                version: "".into(),
+                resource: held.resource,
+            });
+            self.set_back(&name, before);
+        }
+        self.probes.extend(parts(&names, reason));
+    }
+
+    /// Where each response has to carry everything it cannot be parted: what the client names is refused, or else all
+    /// that was new. Newer states go on.
+    fn refuse_whole(&mut self, sent: BTreeMap<Arc<str>, Sent>, reason: &str) {
+        let words = words(reason);
+        let named = |name: &Arc<str>| words.contains(&**name);
+        let known = self.refused.keys().any(named) || sent.keys().any(named);
+        for (name, sent) in sent {
+            if !known || named(&name) {
+                self.refused.insert(name, refused(sent, reason));
+            }
+        }
+    }
+
+    fn still_wants(&self, name: &str, sent: &Sent) -> bool {
+        match sent.version {
+            Some(_) => self.holds(name),
+            None => self.wildcard || self.names.contains(name),
+        }
+    }
+
+    fn set_back(&mut self, name: &Arc<str>, before: Option<Held>) {
+        match before {
+            Some(held) => self.held.insert(Arc::clone(name), held),
+            None => self.held.remove(name),
+        };
+    }
+
+    /// The client rejected this very state.
+    pub(super) fn refuses(&self, name: &str, version: Option<&str>) -> bool {
+        self.refused
+            .get(name)
+            .is_some_and(|refused| refused.version.as_deref() == version)
+    }
+
+    pub(super) fn is_probed(&self, name: &str) -> bool {
+        self.probes.iter().any(|probe| probe.contains(name))
+    }
+
+    pub(super) fn drop_probes(&mut self, keep: impl Fn(&Arc<str>) -> bool) {
+        for probe in &mut self.probes {
+            probe.retain(&keep);
+        }
+        self.probes.retain(|probe| !probe.is_empty());
+    }
+
+    /// Adds the targets that the client still uses, by what it took last of what it refused; false: not known.
+    pub(super) fn still_uses(&self, targets: &mut BTreeSet<Arc<str>>) -> bool {
+        for refused in self.refused.values() {
+            match &refused.before {
+                None => {}
+                Some(Held { resource: None, .. }) => return false,
+                Some(Held {
+                    resource: Some(old),
+                    ..
+                }) => {
+                    let refs = old.refs.iter().filter(|(kind, _)| TARGETS.contains(kind));
+                    targets.extend(refs.map(|(_, name)| Arc::clone(name)));
+                }
+            }
+        }
+        true
+    }
+}
+
+fn refused(sent: Sent, reason: &str) -> Refused {
+    Refused {
+        version: sent.version,
+        reason: reason.into(),
+        before: sent.before,
+    }
+}
+
+/// What the client does not name and what it names, or else two halves.
+fn parts(names: &[Arc<str>], reason: &str) -> [BTreeSet<Arc<str>>; 2] {
+    let words = words(reason);
+    let (named, others): (BTreeSet<_>, BTreeSet<_>) = names
+        .iter()
+        .cloned()
+        .partition(|name| words.contains(&**name));
+    if !named.is_empty() && !others.is_empty() {
+        return [others, named];
+    }
+    let (first, second) = names.split_at(names.len() / 2);
+    [
+        first.iter().cloned().collect(),
+        second.iter().cloned().collect(),
+    ]
+}
+
+/// What in a sentence may be a name.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|letter: char| letter.is_whitespace() || ",;:()[]{}<>\"'`=".contains(letter))
+        .map(|word| word.trim_matches('.'))
+        .filter(|word| !word.is_empty())
+        .collect()
+}
