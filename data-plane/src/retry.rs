@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rand::Rng as _;
+use rand::{Rng as _, seq::SliceRandom as _};
 
 /// Doubles from `first` to `last`.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ impl Retry {
     pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(self.last);
-        jittered(wait, 0.6..1.0)
+        jittered(wait, 0.4..1.0)
     }
 
     /// It worked: begin anew next time.
@@ -42,11 +42,11 @@ pub fn jittered(span: Duration, factor: std::ops::Range<f64>) -> Duration {
     span.mul_f64(rand::rng().random_range(factor))
 }
 
-/// The control planes of `--control` in turn, for ever. Begins anywhere in the list, so that not all proxies begin with
-/// the first.
+/// The control planes of `--control` in an order of chance, all of them before any comes again. Chance, because those
+/// that lose a replica are to spread over all others: in a fixed order its neighbour would get every one of them.
 #[derive(Debug)]
 pub struct Rotation<'a> {
-    urls: &'a [String],
+    urls: Vec<&'a str>,
     next: usize,
 }
 
@@ -54,14 +54,25 @@ impl<'a> Rotation<'a> {
     /// `None` where there is none to ask.
     #[must_use]
     pub fn new(urls: &'a [String]) -> Option<Self> {
-        let next = (!urls.is_empty()).then(|| rand::rng().random_range(0..urls.len()))?;
-        Some(Self { urls, next })
+        let mut urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        urls.shuffle(&mut rand::rng());
+        (!urls.is_empty()).then_some(Self { urls, next: 0 })
     }
 
-    /// The one to try now.
+    /// The one to try now: never the one tried last, where there is another.
     pub fn take(&mut self) -> &'a str {
-        let url = self.urls.get(self.next).map_or("", String::as_str);
-        self.next = (self.next + 1) % self.urls.len();
+        if self.next == self.urls.len() {
+            self.next = 0;
+            let last = self.urls.last().copied();
+            self.urls.shuffle(&mut rand::rng());
+            if self.urls.first().copied() == last {
+                let end = self.urls.len() - 1;
+                let other = rand::rng().random_range(end.min(1)..=end);
+                self.urls.swap(0, other);
+            }
+        }
+        let url = self.urls.get(self.next).copied().unwrap_or_default();
+        self.next += 1;
         url
     }
 }
@@ -71,14 +82,35 @@ mod tests {
     use super::Rotation;
 
     #[test]
-    fn all_are_tried_in_turn() {
+    fn all_are_tried_before_any_is_tried_again_and_none_twice_running() {
         assert!(Rotation::new(&[]).is_none());
         let urls = ["a", "b", "c"].map(str::to_owned);
-        let mut rotation = Rotation::new(&urls).unwrap();
-        let taken: Vec<&str> = (0..6).map(|_| rotation.take()).collect();
-        assert_eq!(taken[..3], taken[3..]);
-        let mut once = taken[..3].to_vec();
-        once.sort_unstable();
-        assert_eq!(once, urls);
+        for _ in 0..50 {
+            let mut rotation = Rotation::new(&urls).unwrap();
+            let taken: Vec<&str> = (0..9).map(|_| rotation.take()).collect();
+            assert!(taken.windows(2).all(|two| two[0] != two[1]), "{taken:?}");
+            for round in taken.chunks(3) {
+                let mut round = round.to_vec();
+                round.sort_unstable();
+                assert_eq!(round, urls);
+            }
+        }
+        let one = ["a".to_owned()];
+        let mut rotation = Rotation::new(&one).unwrap();
+        assert_eq!([rotation.take(), rotation.take()], ["a", "a"]);
+    }
+
+    #[test]
+    fn those_that_lose_a_replica_spread_evenly_over_the_others() {
+        let urls = ["a", "b", "c"].map(str::to_owned);
+        let mut after_a = [0, 0];
+        for _ in 0..3000 {
+            let mut rotation = Rotation::new(&urls).unwrap();
+            // On any of them for as long as it lives; `a` is the one that dies.
+            while rotation.take() != "a" {}
+            after_a[usize::from(rotation.take() == "c")] += 1;
+        }
+        let [b, c]: [i32; 2] = after_a;
+        assert!((b - c).abs() < 400, "{b} to b, {c} to c");
     }
 }

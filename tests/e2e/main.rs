@@ -10,6 +10,8 @@
 mod raw_service;
 /// Calls on one node and across two, by path and by authority, of all four kinds.
 mod calls;
+/// Endpoints are fetched at the first call and dropped when nobody calls.
+mod on_demand;
 /// The mesh as grpcurl sees it, with no proto file at hand.
 mod grpcurl;
 /// What the parties say to each other arrives as it was meant: resets, deadlines, cancels, metadata.

@@ -58,7 +58,9 @@ fn xds(sources: &Sources) -> Value {
         "connected": status.connected,
         "reason": status.error,
         "complete": view.complete,
-        "clusters": view.clusters.len(),
+        "services": view.clusters.len(),
+        "services_wanted": status.wanted,
+        "services_held": status.held,
         "accepted": status.accepted,
         "rejected": status.rejected,
         "rejections": status.rejections,
@@ -79,7 +81,9 @@ fn table(mesh: &Mesh) -> Value {
                 Protocol::Http => "http",
                 Protocol::Tcp => "tcp",
             };
-            let value = json!({ "protocol": protocol, "idempotent_methods_by_proto": protos, "endpoints": endpoints });
+            let value = json!({
+                "protocol": protocol, "idempotent_methods_by_proto": protos, "held": service.held, "endpoints": endpoints,
+            });
             (service.name.to_string(), value)
         })
         .collect();

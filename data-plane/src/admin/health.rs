@@ -1,11 +1,14 @@
 //! `grpc.health.v1.Health`: "" is the proxy itself, and on outbound every mesh service (`users`, `users.shop`) and every
-//! proto service of the mesh by its name. Names come in, what the routing table says of them goes out; nobody is asked
-//! over the network.
+//! proto service of the mesh by its name. Names come in, what the routing table says of them goes out; a question is a use
+//! of the services it is about, so that their endpoints are fetched first, as for a call. No instance is asked.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{
@@ -18,13 +21,14 @@ use crate::{
     mesh::Mesh,
     readiness::Readiness,
     route::{RouteTable, Service},
+    xds::{client::Uses, demand::FETCH_TIMEOUT},
 };
 
 /// See the room sign. Without a mesh it speaks for the proxy alone.
 #[derive(Clone)]
 pub struct ProxyHealth {
     readiness: watch::Receiver<Readiness>,
-    mesh: Option<watch::Receiver<Mesh>>,
+    mesh: Option<(watch::Receiver<Mesh>, Uses)>,
 }
 
 impl ProxyHealth {
@@ -37,10 +41,14 @@ impl ProxyHealth {
     }
 
     #[must_use]
-    pub fn mesh(readiness: watch::Receiver<Readiness>, mesh: watch::Receiver<Mesh>) -> Self {
+    pub fn mesh(
+        readiness: watch::Receiver<Readiness>,
+        mesh: watch::Receiver<Mesh>,
+        uses: Uses,
+    ) -> Self {
         Self {
             readiness,
-            mesh: Some(mesh),
+            mesh: Some((mesh, uses)),
         }
     }
 
@@ -55,29 +63,53 @@ impl ProxyHealth {
         if name.is_empty() {
             return Some(serving(self.readiness.borrow().is_ready()));
         }
-        let mesh = self.mesh.as_ref()?.borrow();
-        status_in(&mesh.table, name).map(serving)
+        let (mesh, _) = self.mesh.as_ref()?;
+        status_in(&mesh.borrow().table, name).map(serving)
     }
+
+    /// Says that the services of this name are used.
+    fn tell_use(&self, name: &str) {
+        if let Some((mesh, uses)) = &self.mesh {
+            let mesh = mesh.borrow();
+            for service in services_of(&mesh.table, name) {
+                uses.tell(Arc::clone(&service.name));
+            }
+        }
+    }
+
+    /// Waits for what may change the answer: the endpoints of the services of this name, within the time of a call.
+    async fn fetched(&self, name: &str) {
+        let Some((mesh, _)) = self.mesh.as_ref().filter(|_| !name.is_empty()) else {
+            return;
+        };
+        self.tell_use(name);
+        let known = |mesh: &Mesh| {
+            let mut services = services_of(&mesh.table, name);
+            status_in(&mesh.table, name) == Some(true) || services.all(|service| service.held)
+        };
+        let mut mesh = mesh.clone();
+        let _ = timeout(FETCH_TIMEOUT, mesh.wait_for(known)).await;
+    }
+}
+
+/// The mesh service of that name, or else those that implement the proto service of that name.
+fn services_of<'t>(table: &'t RouteTable, name: &'t str) -> impl Iterator<Item = &'t Arc<Service>> {
+    let named = table.service(&full_name(name.strip_suffix(".mesh").unwrap_or(name)));
+    let implements = move |s: &&Arc<Service>| s.protos.iter().any(|p| p.name == name);
+    let claims = table.services().filter(implements);
+    let claims = claims.take(if named.is_some() { 0 } else { usize::MAX });
+    named.into_iter().chain(claims)
 }
 
 /// Whether somebody serves it; `None` if nobody knows the name.
 fn status_in(table: &RouteTable, name: &str) -> Option<bool> {
     let usable = |service: &Service| {
-        service
-            .endpoints
-            .endpoints
-            .iter()
-            .any(|e| e.health.usable())
+        let mut endpoints = service.endpoints.endpoints.iter();
+        endpoints.any(|e| e.health.usable())
     };
-    if let Some(service) = table.service(&full_name(name.strip_suffix(".mesh").unwrap_or(name))) {
-        return Some(usable(service));
-    }
-    let mut claims = table
-        .services()
-        .filter(|s| s.protos.iter().any(|p| p.name == name))
-        .peekable();
-    claims.peek()?;
-    Some(claims.any(|service| usable(service)))
+    let mut services = services_of(table, name).peekable();
+    services.peek()?;
+    Some(services.any(|service| usable(service)))
 }
 
 #[tonic::async_trait]
@@ -87,6 +119,7 @@ impl Health for ProxyHealth {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let name = request.into_inner().service;
+        self.fetched(&name).await;
         let status = self.status(&name).ok_or_else(|| {
             let shown: String = name.chars().take(80).collect();
             Status::not_found(format!(
@@ -120,10 +153,11 @@ async fn watch_one(
     name: String,
     answers: mpsc::Sender<Result<HealthCheckResponse, Status>>,
 ) {
+    health.fetched(&name).await;
     let mut last = None;
     loop {
         health.readiness.borrow_and_update();
-        if let Some(mesh) = &mut health.mesh {
+        if let Some((mesh, _)) = &mut health.mesh {
             mesh.borrow_and_update();
         }
         let now = health
@@ -142,17 +176,19 @@ async fn watch_one(
         let ProxyHealth { readiness, mesh } = &mut health;
         let mesh_changed = async {
             match mesh {
-                Some(mesh) => mesh.changed().await.is_ok(),
+                Some((mesh, uses)) => timeout(uses.again, mesh.changed()).await,
                 None => std::future::pending().await,
             }
         };
         let goes_on = tokio::select! {
             changed = readiness.changed() => changed.is_ok(),
-            changed = mesh_changed => changed,
+            // Who watches goes on using it.
+            changed = mesh_changed => !matches!(changed, Ok(Err(_))),
             () = answers.closed() => false,
         };
         if !goes_on {
             return;
         }
+        health.tell_use(&name);
     }
 }

@@ -53,6 +53,16 @@ pub fn page(sources: &Sources) -> String {
         "1 while the xDS stream is open.",
         u64::from(stream.connected.is_some()),
     );
+    gauge(
+        "heddle_xds_services_wanted",
+        "Services whose endpoints are asked for.",
+        stream.wanted as u64,
+    );
+    gauge(
+        "heddle_xds_services_held",
+        "Services whose endpoints have come.",
+        stream.held as u64,
+    );
     let connected = matches!(session, SessionStatus::Connected(_));
     gauge(
         "heddle_session_connected",
@@ -85,6 +95,13 @@ pub fn page(sources: &Sources) -> String {
         "heddle_xds_rejected_total",
         "xDS responses rejected.",
         stream.rejected,
+    );
+    let name = "heddle_xds_fetches_total";
+    let _ = writeln!(
+        out,
+        "# HELP {name} Endpoints of a service asked for, by how it ended.\n# TYPE {name} counter\n\
+         {name}{{result=\"ok\"}} {}\n{name}{{result=\"timed_out\"}} {}",
+        stream.fetches.ok, stream.fetches.timed_out
     );
     out
 }

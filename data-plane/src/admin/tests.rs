@@ -233,8 +233,9 @@ struct Mesh {
     agent: Agent,
     readiness: watch::Sender<Readiness>,
     channel: Channel,
-    /// Kept: the weaver ends with it.
-    _kept: watch::Sender<Arc<xds::View>>,
+    /// The weaver ends with it.
+    xds: watch::Sender<Arc<xds::View>>,
+    used: mpsc::Receiver<Arc<str>>,
 }
 
 async fn mesh() -> Mesh {
@@ -250,8 +251,9 @@ async fn mesh() -> Mesh {
     tokio::spawn(weaver.run(|_| {}));
     let (readiness, state) = readiness::channel();
     let (schemas, _) = Schemas::new();
+    let (uses, used) = xds::client::Uses::new(Duration::from_millis(50));
     let routes = serve::common(
-        ProxyHealth::mesh(state, mesh.clone()),
+        ProxyHealth::mesh(state, mesh.clone(), uses),
         Reflection::mesh(mesh, agent.clone(), schemas),
     );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -267,7 +269,8 @@ async fn mesh() -> Mesh {
         agent,
         readiness,
         channel,
-        _kept: kept_xds,
+        xds: kept_xds,
+        used,
     }
 }
 
@@ -496,6 +499,73 @@ async fn health_by_mesh_name_by_proto_service_and_of_the_proxy() {
     assert_eq!(next.unwrap().unwrap().status(), ServingStatus::NotServing);
 }
 
+#[tokio::test]
+async fn a_question_about_a_service_is_a_use_of_it_and_waits_for_its_endpoints() {
+    let mut mesh = mesh().await;
+    let view = |assignment: Option<Arc<xds::Assignment>>| {
+        let index = xds::Index {
+            protos: vec![crate::route::ProtoService {
+                name: "shop.Carts".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let cluster = xds::Cluster {
+            assignment,
+            index: Some(Arc::new(index)),
+        };
+        Arc::new(xds::View {
+            clusters: [("carts.shop".to_owned(), cluster)].into(),
+            complete: true,
+        })
+    };
+    mesh.xds.send_replace(view(None));
+    until_listed(&mesh.channel, "shop.Carts").await;
+    for name in ["carts.shop", "shop.Carts"] {
+        let mut client = HealthClient::new(mesh.channel.clone());
+        let request = HealthCheckRequest {
+            service: name.into(),
+        };
+        let asked = tokio::spawn(async move { client.check(request).await });
+        let used = tokio::time::timeout(Duration::from_secs(10), mesh.used.recv()).await;
+        assert_eq!(used.unwrap().as_deref(), Some("carts.shop"));
+        mesh.xds.send_replace(view(Some(Arc::new(xds::Assignment {
+            endpoints: vec![remote()],
+        }))));
+        let answer = asked.await.unwrap().unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{name}");
+        mesh.xds.send_replace(view(None));
+    }
+
+    // Who watches goes on using it.
+    let mut client = HealthClient::new(mesh.channel.clone());
+    let request = HealthCheckRequest {
+        service: "carts.shop".into(),
+    };
+    mesh.xds.send_replace(view(Some(Arc::default())));
+    let mut steps = client.watch(request).await.unwrap().into_inner();
+    // By the table before, and then by the one with no endpoints.
+    while steps.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    for _ in 0..5 {
+        let used = tokio::time::timeout(Duration::from_secs(10), mesh.used.recv()).await;
+        assert_eq!(used.unwrap().as_deref(), Some("carts.shop"));
+    }
+}
+
+fn remote() -> xds::Remote {
+    xds::Remote {
+        id: "i1".into(),
+        node: "b".into(),
+        version: "v1".into(),
+        address: "10.0.0.2:7001".parse().unwrap(),
+        inbound: "10.0.0.2:15008".parse().unwrap(),
+        region: "".into(),
+        zone: "".into(),
+        weight: 1,
+        health: crate::balance::endpoints::Health::Healthy,
+    }
+}
+
 /// The admin port with one worker behind it.
 async fn admin(readiness: watch::Receiver<Readiness>) -> String {
     let (reports, _) = mpsc::channel(1);
@@ -513,8 +583,16 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
         region: String::new(),
         zone: String::new(),
     };
-    let (_, xds) =
-        xds::client::XdsClient::new(asker, vec![], Default::default(), Arc::default(), wanted);
+    let idle = Duration::from_secs(3600);
+    let (_, xds) = xds::client::XdsClient::new(
+        asker,
+        vec![],
+        Default::default(),
+        xds::demand::Demand::new(Default::default(), idle, std::time::Instant::now()),
+        Arc::default(),
+        wanted,
+        Arc::clone(&workers) as _,
+    );
     let place = Place {
         node: "a".into(),
         own_names: vec![],

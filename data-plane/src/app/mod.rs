@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::sync::{mpsc, watch};
@@ -32,8 +33,10 @@ use crate::{
     state_dir::{StateDir, StateDirError},
     worker::{Report, Role, WorkerOptions, Workers},
     xds::{
-        client::{Asker, XdsClient, XdsHandle},
-        last_good,
+        Callers,
+        client::{Asker, Uses, XdsClient, XdsHandle},
+        demand::Demand,
+        last_good, load,
         resources::Resources,
         schemas::{Schemas, Wanted},
     },
@@ -112,12 +115,18 @@ async fn serve(options: Options) -> Result<(), StartError> {
     tokio::spawn(agent.clone().sweep());
 
     let (schemas, wanted) = Schemas::new();
-    let xds = start_xds(&options, state.as_ref(), &revision, wanted);
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;
+    let xds = start_xds(&options, state.as_ref(), &revision, wanted, &workers);
     let mesh = start_weaver(&options, &agent, &xds, &workers);
-    tokio::spawn(take_reports(reports, mesh.clone(), agent.clone()));
+    let uses = xds.uses.clone();
+    tokio::spawn(take_reports(
+        reports,
+        mesh.clone(),
+        agent.clone(),
+        uses.clone(),
+    ));
 
-    let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone());
+    let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone(), uses);
     let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
     tokio::spawn(serve::internal(internal, serve::common(health, reflection)));
 
@@ -169,6 +178,7 @@ fn start_xds(
     state: Option<&StateDir>,
     revision: &Arc<AtomicU64>,
     wanted: mpsc::Receiver<Wanted>,
+    workers: &Arc<Workers>,
 ) -> XdsHandle {
     let last_good = state.and_then(|state| last_good::load(state, &options.node));
     let (resources, seen) = last_good.unwrap_or((Resources::default(), 0));
@@ -178,13 +188,23 @@ fn start_xds(
         region: options.region.clone(),
         zone: options.zone.clone(),
     };
+    let demand = Demand::new(
+        options.prefetch.clone(),
+        options.service_idle,
+        Instant::now(),
+    );
+    let workers = Arc::clone(workers);
+    let callers: Arc<dyn Callers> = workers;
     let (client, handle) = XdsClient::new(
-        asker,
+        asker.clone(),
         options.control.clone(),
         resources,
+        demand,
         Arc::clone(revision),
         wanted,
+        Arc::clone(&callers),
     );
+    tokio::spawn(load::report(asker, callers, handle.channel.clone()));
     if let Some(state) = state {
         tokio::spawn(last_good::keep(
             state.clone(),
@@ -236,14 +256,20 @@ fn start_weaver(
     mesh
 }
 
-/// What the workers saw of this node's instances, told to the agent.
+/// What the workers saw of this node's instances, told to the agent, and which services are called without being held,
+/// told to xDS.
 async fn take_reports(
     mut reports: mpsc::Receiver<Report>,
     mesh: watch::Receiver<Mesh>,
     agent: Agent,
+    uses: Uses,
 ) {
     while let Some(report) = reports.recv().await {
         let (uid, sighting) = match report {
+            Report::ServiceWanted { service } => {
+                uses.tell(service);
+                continue;
+            }
             Report::EndpointRefused { uid } => (uid, Sighting::Refused),
             Report::EndpointLost { uid } => (uid, Sighting::Lost),
         };

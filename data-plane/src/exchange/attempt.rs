@@ -56,25 +56,37 @@ impl Worker {
         let Some(service) = call.service.clone() else {
             return self.attempt_internal(key);
         };
-        let picked = match call.role {
+        let role = call.role;
+        let picked = match role {
             Role::Outbound => self.pick_outbound(call, |n| rand::Rng::random_range(&mut rng, 0..n)),
             Role::Inbound => self.pick_inbound(call),
         };
         self.rng = rng;
         let Some(endpoint) = picked else {
+            if !service.held && role == Role::Outbound {
+                return self.park_unheld(key, &service);
+            }
             let failure = self.nobody(key, &service);
             return self.fail(key, &failure);
         };
         let Some(pool) = self.load_for(&endpoint) else {
             return;
         };
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
         if let Some(load) = self.loads.get_mut(&endpoint.uid) {
             load.pending += 1;
+            if call.role == Role::Outbound {
+                let reported = load.reported.get_or_insert_with(|| {
+                    self.metrics
+                        .load(&service.name, &endpoint.region, &endpoint.zone)
+                });
+                reported.begin();
+            }
         }
-        if let Some(call) = self.calls.get_mut(key) {
-            call.endpoint = Some(endpoint);
-            call.charged = true;
-        }
+        call.endpoint = Some(endpoint);
+        call.charged = true;
         self.send_or_wait(key, pool);
     }
 

@@ -185,6 +185,8 @@ impl Worker {
             return;
         };
         headers::strip(&mut call.request);
+        // It may have waited for one by an older table.
+        call.service = None;
         // A request may name its authority in Host alone (RFC 9113 §8.3.1).
         let authority = call
             .request
@@ -195,7 +197,10 @@ impl Worker {
             Decision::Service(service) => match service.protocol {
                 Protocol::Grpc => {
                     call.service = Some(Arc::clone(service));
-                    return self.begin_attempts(key);
+                    if service.held || self.has_endpoints(key, service) {
+                        self.begin_attempts(key);
+                    }
+                    return;
                 }
                 other => {
                     let text = format!(
@@ -207,6 +212,9 @@ impl Worker {
             },
             Decision::Internal => return self.attempt_internal(key),
             _ if !table.is_ready() => return self.await_table(key),
+            Decision::Ambiguous(services) if services.iter().any(|s| !s.held) => {
+                return self.await_claims(key, services);
+            }
             Decision::Ambiguous(services) => {
                 Failure::new(Reason::AmbiguousRoute, explain_ambiguous(services, path))
             }
@@ -219,7 +227,6 @@ impl Worker {
     }
 
     fn await_table(&mut self, key: CallKey) {
-        let until = self.now + self.options().ready_timeout;
         let bound = self.options().pending_calls;
         if self.tableless.len() >= bound {
             self.count(Counter::BoundPending);
@@ -233,11 +240,8 @@ impl Worker {
             return;
         };
         call.phase = Phase::Table;
-        // Looked up again with each table; the wait goes on from the first look.
-        if call.wait_timer.is_none() {
-            call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
-        }
         self.tableless.push(key);
+        self.start_wait(key);
     }
 
     fn route_inbound(&mut self, key: CallKey) {
@@ -275,7 +279,7 @@ impl Worker {
         }
     }
 
-    /// A call that waited for a table, or to be tried again, has waited long enough.
+    /// A call that waited for a table, for endpoints, or to be tried again, has waited long enough.
     pub(crate) fn on_call_wait(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -288,6 +292,10 @@ impl Worker {
                     "the proxy on node {node} has had no state from its control plane so far"
                 );
                 self.fail(key, &Failure::new(Reason::NotReady, text));
+            }
+            Phase::Endpoints => {
+                let failure = self.no_endpoints_yet(key);
+                self.fail(key, &failure);
             }
             Phase::Backoff => {
                 self.refresh_service(key);
@@ -305,6 +313,10 @@ impl Worker {
         let waited = match call.phase {
             Phase::Finishing => return,
             Phase::Table => "before the proxy had any state".to_owned(),
+            Phase::Endpoints => format!(
+                "while it waited for the control plane to tell the endpoints of {}",
+                call.target_name()
+            ),
             Phase::Pending(_) => {
                 format!("while it waited for a connection to {}", call.target_name())
             }

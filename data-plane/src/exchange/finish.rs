@@ -1,6 +1,8 @@
 //! Ends of calls: answers that the proxy makes itself, cancels either way, and the one `Outcome` of each call. What
 //! is known of the call comes in; after this nothing of it is left but its counts.
 
+use std::time::Duration;
+
 use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::Reason;
 
@@ -10,7 +12,8 @@ use crate::observe::Outcome;
 use crate::worker::conn::{CallKey, Conn};
 use crate::worker::{Role, Worker};
 
-/// gRPC's CANCELLED.
+/// gRPC's OK and CANCELLED.
+const OK: u8 = 0;
 const CANCELLED: u8 = 1;
 
 impl Worker {
@@ -142,8 +145,10 @@ impl Worker {
             return;
         };
         let timer = call.wait_timer.take();
-        if call.phase == Phase::Table {
-            self.tableless.retain(|other| *other != key);
+        match (call.phase, &call.service) {
+            (Phase::Table, _) => self.tableless.retain(|other| *other != key),
+            (Phase::Endpoints, Some(service)) => self.parked.remove(&service.name, key),
+            _ => {}
         }
         self.unset(timer);
     }
@@ -179,6 +184,17 @@ impl Worker {
                 .and_then(|e| self.loads.get_mut(&e.uid))
         {
             load.pending = load.pending.saturating_sub(1);
+            // Only the caller's proxy reports it, or each call over two hops would be two.
+            if let Some(reported) = load
+                .reported
+                .as_ref()
+                .filter(|_| call.role == Role::Outbound)
+            {
+                let took = up.map_or(Duration::ZERO, |up| {
+                    self.now.saturating_duration_since(up.started)
+                });
+                reported.end(call.status == Some(OK), took);
+            }
         }
         let Some(up) = up else { return };
         let Some(conn) = self.conns.get_mut(up.conn) else {

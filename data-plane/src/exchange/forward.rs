@@ -30,7 +30,7 @@ impl Worker {
             (Some(up), Phase::Attempting | Phase::Committed) => {
                 self.send_request_data(key, up, data, end);
             }
-            (_, Phase::Table | Phase::Pending(_) | Phase::Backoff) => {
+            (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
                 // Nobody has it yet: kept whatever its size, which the caller's window bounds.
                 call.replay.hold(data);
                 self.held = (self.held + call.held()).saturating_sub(before);

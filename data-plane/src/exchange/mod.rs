@@ -3,6 +3,7 @@
 //! route/, policy/ and balance/; sockets are the worker's.
 
 pub(crate) mod begin;
+pub(crate) mod parked;
 pub(crate) mod attempt;
 pub(crate) mod forward;
 pub(crate) mod response;

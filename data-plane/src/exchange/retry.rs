@@ -11,6 +11,7 @@ use super::state::{Call, Phase};
 use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
 use crate::observe::Counter;
+use crate::route::Service;
 use crate::route::authority::split_path;
 use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
@@ -83,7 +84,9 @@ impl Worker {
         else {
             return;
         };
-        if let Some(latest) = self.table.service(&service.name) {
+        // Dropped as unused in this moment: the call knows more than the table.
+        let latest = self.table.service(&service.name);
+        if let Some(latest) = latest.filter(|latest| latest.held || !service.held) {
             *service = Arc::clone(latest);
         }
     }
@@ -157,6 +160,10 @@ impl Worker {
         if fresh {
             return self.begin_attempt(key);
         }
+        // The own node's instances have failed, and others may be elsewhere.
+        if let Some(service) = call.service.clone().filter(|s| waits(call.role, s)) {
+            return self.park_unheld(key, &service);
+        }
         let doubled = AGAIN.saturating_mul(1 << call.repeats.min(6));
         call.repeats += 1;
         let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
@@ -167,7 +174,13 @@ impl Worker {
 /// Whether there is somewhere to try a call again.
 fn has_where(call: &Call) -> bool {
     let patient = call.role == Role::Outbound && call.repeats < REPEATS;
-    patient || has_fresh(call, |_| true)
+    let unheld = call.service.as_ref().is_some_and(|s| waits(call.role, s));
+    patient || unheld || has_fresh(call, |_| true)
+}
+
+/// Whether more endpoints of the service are still to come.
+fn waits(role: Role, service: &Service) -> bool {
+    role == Role::Outbound && !service.held
 }
 
 /// Whether an endpoint of which `also` is true has not failed in this call. Inbound has its own node's only.

@@ -19,6 +19,8 @@ use crate::worker::timers::TimerId;
 pub(crate) enum Phase {
     /// Waits for a first routing table.
     Table,
+    /// Waits for the endpoints of its service.
+    Endpoints,
     /// Waits in a pool for a connection with room.
     Pending(PoolKey),
     /// Waits before it is tried again.

@@ -21,13 +21,28 @@ use crate::{
 };
 
 /// One service before it goes into a table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub service: String,
     pub namespace: String,
     pub protocol: Protocol,
     pub protos: Vec<ProtoService>,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Others' endpoints are among them, if there are any: what the control plane has not named at all is held.
+    pub held: bool,
+}
+
+impl Default for ServiceSpec {
+    fn default() -> Self {
+        Self {
+            service: String::new(),
+            namespace: String::new(),
+            protocol: Protocol::default(),
+            protos: Vec::new(),
+            endpoints: Vec::new(),
+            held: true,
+        }
+    }
 }
 
 /// Which descriptors a service has.
@@ -121,7 +136,8 @@ impl Joiner {
         cluster: &xds::Cluster,
     ) -> Option<Arc<ServiceSpec>> {
         if let Some((old, spec)) = self.clusters.get(name)
-            && Arc::ptr_eq(&old.assignment, &cluster.assignment)
+            && old.assignment.as_ref().map(Arc::as_ptr)
+                == cluster.assignment.as_ref().map(Arc::as_ptr)
             && old.index.as_ref().map(Arc::as_ptr) == cluster.index.as_ref().map(Arc::as_ptr)
         {
             return Some(Arc::clone(spec));
@@ -131,6 +147,7 @@ impl Joiner {
         let mut spec = ServiceSpec {
             service: service.into(),
             namespace: namespace.into(),
+            held: cluster.assignment.is_some(),
             ..ServiceSpec::default()
         };
         if let Some(index) = &cluster.index {
@@ -140,8 +157,8 @@ impl Joiner {
         }
         let others = cluster
             .assignment
-            .endpoints
             .iter()
+            .flat_map(|assignment| &assignment.endpoints)
             .filter(|r| *r.node != *place.node);
         for remote in others {
             let endpoint = remote_endpoint(name, remote, &mut self.uids);

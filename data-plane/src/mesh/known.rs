@@ -87,6 +87,7 @@ impl KnownServices {
             _ => {
                 let spec = Arc::new(ServiceSpec {
                     endpoints: Vec::new(),
+                    held: true,
                     ..ServiceSpec::clone(spec)
                 });
                 let known = Known {

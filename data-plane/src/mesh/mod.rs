@@ -163,7 +163,12 @@ impl Weaver {
         builder.locality(&self.place.region, &self.place.zone);
         let mut made = BTreeMap::new();
         for (name, spec) in services {
-            let (endpoints, warming) = match self.made.remove(&name) {
+            let old = self.made.remove(&name);
+            if old.as_ref().is_some_and(|(old, _)| !old.held && spec.held) {
+                // The others were there all the time: only this node has not known them.
+                self.slow_start.retain(|other| *other != *name);
+            }
+            let (endpoints, warming) = match old {
                 Some((old, set)) if old.endpoints == spec.endpoints => {
                     (set, self.slow_start.warming(&name, now))
                 }
@@ -177,6 +182,7 @@ impl Weaver {
             let mut service = Service::new(&spec.service, &spec.namespace);
             service.protocol = spec.protocol;
             service.protos.clone_from(&spec.protos);
+            service.held = spec.held;
             service.endpoints = Arc::clone(&endpoints);
             service.warming = warming;
             builder.service(service);

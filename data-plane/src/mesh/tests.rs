@@ -51,7 +51,7 @@ fn view(clusters: Vec<(&str, Vec<Remote>, &[&str])>) -> Arc<xds::View> {
             protos: protos.collect(),
             ..Index::default()
         };
-        let assignment = Arc::new(Assignment { endpoints });
+        let assignment = Some(Arc::new(Assignment { endpoints }));
         (
             name.to_owned(),
             Cluster {
@@ -187,6 +187,42 @@ async fn a_table_is_ready_once_the_control_plane_has_told_all() {
     assert!(!table.is_ready() && table.service("echo.default").is_some());
     loom.xds.send_replace(view(vec![]));
     assert!(loom.next().await.is_ready());
+}
+
+#[tokio::test]
+async fn what_is_not_held_has_own_instances_only_and_says_so() {
+    let mut loom = Loom::new();
+    loom.next().await;
+    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &[]);
+    let table = loom.next().await;
+    let echo = |table: &RouteTable| Arc::clone(table.service("echo.default").unwrap());
+    assert!(echo(&table).held, "nobody else is known to have any");
+    let others = || vec![remote("b", "e2", "10.0.0.2:15008")];
+    let known = |held: bool| {
+        let mut all = view(vec![("echo.default", others(), &["e.Echo"])]);
+        let of = Arc::get_mut(&mut all)
+            .unwrap()
+            .clusters
+            .get_mut("echo.default")
+            .unwrap();
+        of.assignment = of.assignment.take().filter(|_| held);
+        all
+    };
+    let local = Target::Local("127.0.0.1:21001".parse().unwrap());
+    let node = Target::Node("10.0.0.2:15008".parse().unwrap());
+    for (held, expect) in [
+        (false, vec![local]),
+        (true, vec![node, local]),
+        (false, vec![local]),
+    ] {
+        loom.xds.send_replace(known(held));
+        let table = loom.next().await;
+        assert_eq!(
+            (echo(&table).held, targets(&table, "echo.default")),
+            (held, expect)
+        );
+        assert!(matches!(table.claim("e.Echo", "default"), Claim::One(_)));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! One worker's series by service, method, status and reason. Outcomes come in on the worker's thread; the
 //! control runtime reads the same atomics. The only lock is taken when a series is made, never per call.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use heddle_proto::Reason;
 use rustc_hash::FxHashMap;
 
 use super::counters::{Counters, bump};
+use super::load::{LocalityLoad, Use};
 use super::outcome::Outcome;
 use crate::worker::Role;
 
@@ -88,6 +90,7 @@ impl Series {
 #[derive(Debug, Default)]
 pub struct WorkerMetrics {
     series: Mutex<Vec<Arc<Series>>>,
+    loads: Mutex<Vec<Arc<LocalityLoad>>>,
     /// Plain counters.
     pub counters: Counters,
     /// Calls that have not ended.
@@ -98,6 +101,8 @@ pub struct WorkerMetrics {
     pub upstream: AtomicUsize,
     /// Calls waiting for a connection.
     pub pending: AtomicUsize,
+    /// Calls waiting for endpoints or for the first table.
+    pub waiting: AtomicUsize,
     /// Bytes taken in and not passed on.
     pub held_bytes: AtomicUsize,
 }
@@ -117,6 +122,46 @@ impl WorkerMetrics {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::clone(series));
+    }
+
+    /// What callers did to each service and locality so far.
+    #[must_use]
+    pub fn loads(&self) -> Vec<Arc<LocalityLoad>> {
+        self.loads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The load of one locality of a service, made at its first attempt.
+    pub(crate) fn load(&self, service: &str, region: &str, zone: &str) -> Arc<LocalityLoad> {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |l: &&Arc<LocalityLoad>| (&*l.service, &*l.region, &*l.zone) == (service, region, zone);
+        if let Some(known) = loads.iter().find(same) {
+            return Arc::clone(known);
+        }
+        let load = Arc::new(LocalityLoad::new(service, region, zone));
+        loads.push(Arc::clone(&load));
+        load
+    }
+
+    /// Adds to what callers on this node did to each service.
+    pub fn add_use(&self, sum: &mut HashMap<Arc<str>, Use>) {
+        for series in self.series() {
+            if series.role == Role::Outbound {
+                let ended: u64 = series
+                    .status
+                    .iter()
+                    .map(|n| n.load(Ordering::Relaxed))
+                    .sum();
+                sum.entry(Arc::clone(&series.service)).or_default().ended += ended;
+            }
+        }
+        for load in self.loads() {
+            let of = sum.entry(Arc::clone(&load.service)).or_default();
+            of.in_progress += load.in_progress();
+        }
     }
 
     /// Sets a gauge.
@@ -146,6 +191,28 @@ impl Recorder {
             shared,
             services: [FxHashMap::default(), FxHashMap::default()],
         }
+    }
+
+    /// Drops what was counted of calls to these services.
+    pub fn forget(&mut self, services: &[Arc<str>]) {
+        let named = |name: &str| services.iter().any(|service| **service == *name);
+        if let Some(of) = self.services.get_mut(Role::Outbound as usize) {
+            of.retain(|name, _| !named(name));
+        }
+        let unnamed = |s: &Arc<Series>| s.role != Role::Outbound || !named(&s.service);
+        let mut series = self
+            .shared
+            .series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        series.retain(unnamed);
+        drop(series);
+        let mut loads = self
+            .shared
+            .loads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        loads.retain(|load| !named(&load.service));
     }
 
     /// Counts one finished call.

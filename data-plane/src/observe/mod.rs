@@ -2,6 +2,7 @@
 //! and histograms of one worker go out, summed by the control runtime. Nothing here may block or fail a call.
 
 pub mod counters;
+pub mod load;
 pub mod metrics;
 pub mod outcome;
 pub mod snapshot;

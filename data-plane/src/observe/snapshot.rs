@@ -42,6 +42,8 @@ pub struct MetricsSnapshot {
     pub active_calls: usize,
     /// Calls waiting for a connection.
     pub pending_calls: usize,
+    /// Calls waiting for endpoints or for the first table.
+    pub waiting_calls: usize,
     /// Open connections from callers and proxies.
     pub downstream_connections: usize,
     /// Open connections to instances and proxies.
@@ -76,6 +78,7 @@ impl MetricsSnapshot {
             }
             sum.active_calls += gauge(&worker.calls);
             sum.pending_calls += gauge(&worker.pending);
+            sum.waiting_calls += gauge(&worker.waiting);
             sum.downstream_connections += gauge(&worker.downstream);
             sum.upstream_connections += gauge(&worker.upstream);
             sum.held_bytes += gauge(&worker.held_bytes);
@@ -197,6 +200,11 @@ impl MetricsSnapshot {
                 "heddle_pending_calls",
                 self.pending_calls,
                 "Calls waiting for a connection.",
+            ),
+            (
+                "heddle_waiting_calls",
+                self.waiting_calls,
+                "Calls waiting for the control plane to tell of endpoints.",
             ),
             (
                 "heddle_downstream_connections",

@@ -51,6 +51,13 @@ pub struct LowOptions {
     /// How long calls may go on after SIGTERM before they are cut
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub drain_timeout: String,
+    /// Services whose endpoints are held before anybody has called them (`users` or `users.shop`), or `all`; repeats
+    /// [default: none; the endpoints of a service are fetched at its first call]
+    #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
+    pub prefetch: Vec<String>,
+    /// The endpoints of a service that nobody has used for so long are dropped, to be fetched again at the next call
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub service_idle: String,
     /// Folder of YAML files of instances that do not register themselves; watched
     #[arg(long, value_name = "DIR")]
     pub services_dir: Option<PathBuf>,

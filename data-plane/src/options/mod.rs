@@ -9,7 +9,7 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::listener::ListenAddr;
+use crate::{listener::ListenAddr, xds::demand::Prefetch};
 
 pub use low::LowOptions;
 pub use resolve::{OptionsError, is_own_address, parse_duration};
@@ -43,6 +43,10 @@ pub struct Options {
     pub zone: String,
     /// How long calls may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whose endpoints are fetched without a call.
+    pub prefetch: Prefetch,
+    /// A service that nobody has used for so long is dropped until it is called again.
+    pub service_idle: Duration,
     /// Files of instances that do not register themselves.
     pub services_dir: Option<PathBuf>,
     /// Inbound may listen beyond loopback without mTLS.

@@ -2,6 +2,7 @@
 //! and the remedy; nothing is bound or created here.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     path::PathBuf,
@@ -11,7 +12,11 @@ use std::{
 
 use heddle_proto::rules::is_dns_label;
 
-use crate::listener::ListenAddr;
+use crate::{
+    agent::key::full_name,
+    listener::ListenAddr,
+    xds::{demand::Prefetch, translate::split_name},
+};
 
 use super::{LowOptions, Options};
 
@@ -26,6 +31,9 @@ impl fmt::Display for OptionsError {
 }
 
 impl std::error::Error for OptionsError {}
+
+/// Services are looked at no more often than would make sense of less.
+const SHORTEST_SERVICE_IDLE: Duration = Duration::from_secs(1);
 
 /// Port of inbound where none is given.
 const INBOUND_PORT: u16 = 15008;
@@ -81,6 +89,8 @@ impl LowOptions {
             ));
             Duration::ZERO
         });
+        let prefetch = prefetch(&self.prefetch, &mut faults);
+        let service_idle = service_idle(&self.service_idle, &mut faults);
         let workers = workers(self.workers, &mut faults);
         for (name, dir) in [
             ("--state-dir", &self.state_dir),
@@ -107,6 +117,8 @@ impl LowOptions {
             region,
             zone,
             drain_timeout,
+            prefetch,
+            service_idle,
             services_dir: self.services_dir,
             insecure_inbound: self.insecure_inbound,
             given,
@@ -259,6 +271,46 @@ fn locality(word: Option<&str>, faults: &mut Vec<String>) -> (String, String) {
     (region.to_owned(), zone.to_owned())
 }
 
+fn prefetch(words: &[String], faults: &mut Vec<String>) -> Prefetch {
+    let mut names = BTreeSet::new();
+    let words: Vec<&String> = words.iter().filter(|word| !word.is_empty()).collect();
+    if words.iter().any(|word| *word == "all") {
+        return Prefetch::All;
+    }
+    for word in words {
+        let name = full_name(word.strip_suffix(".mesh").unwrap_or(word));
+        match split_name(&name) {
+            Ok(_) => drop(names.insert(name)),
+            Err(_) => faults.push(format!(
+                "--prefetch \"{word}\" is no service: write users, users.shop (its namespace after the dot), or all"
+            )),
+        }
+    }
+    match names.is_empty() {
+        true => Prefetch::None,
+        false => Prefetch::Named(names),
+    }
+}
+
+fn service_idle(word: &str, faults: &mut Vec<String>) -> Duration {
+    match parse_duration(word) {
+        Some(idle) if idle >= SHORTEST_SERVICE_IDLE => idle,
+        Some(_) => {
+            faults.push(format!(
+                "--service-idle \"{word}\" is too short: use at least {SHORTEST_SERVICE_IDLE:?}, or a service would \
+                 be dropped between two calls"
+            ));
+            SHORTEST_SERVICE_IDLE
+        }
+        None => {
+            faults.push(format!(
+                "--service-idle \"{word}\" is no duration: write for example 1h, 30m or 90s"
+            ));
+            SHORTEST_SERVICE_IDLE
+        }
+    }
+}
+
 fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
     match given {
         Some(n) if (1..=64).contains(&n) => usize::from(n),
@@ -356,6 +408,8 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
         ("locality", low.locality.clone().unwrap_or_default()),
         ("own-name", low.own_name.join(",")),
         ("drain-timeout", low.drain_timeout.clone()),
+        ("prefetch", low.prefetch.join(",")),
+        ("service-idle", low.service_idle.clone()),
         ("services-dir", path(&low.services_dir)),
         ("dns", low.dns.join(",")),
         ("gateway", low.gateway.join(",")),

@@ -3,7 +3,7 @@ use std::time::Duration;
 use clap::Parser as _;
 
 use super::{LowOptions, Options, OptionsError, resolve::parse_duration};
-use crate::listener::ListenAddr;
+use crate::{listener::ListenAddr, xds::demand::Prefetch};
 
 fn resolve(words: &[&str]) -> Result<Options, OptionsError> {
     LowOptions::try_parse_from([&["heddle-proxy"], words].concat())
@@ -21,6 +21,8 @@ fn defaults_are_the_contract() {
     assert_eq!(options.admin, [tcp("127.0.0.1:15000")]);
     assert_eq!(options.control, ["http://127.0.0.1:15010"]);
     assert_eq!(options.drain_timeout, Duration::from_secs(60));
+    assert_eq!(options.prefetch, Prefetch::None);
+    assert_eq!(options.service_idle, Duration::from_secs(3600));
     assert!((1..=4).contains(&options.workers));
     assert!(
         heddle_proto::rules::is_dns_label(&options.node),
@@ -76,6 +78,12 @@ fn every_word_of_the_contract_is_taken() {
         "proxy.local",
         "--drain-timeout",
         "1500ms",
+        "--prefetch",
+        "users,tokens.shop",
+        "--prefetch",
+        "messages.shop.mesh",
+        "--service-idle",
+        "90s",
         "--services-dir",
         "/tmp/s",
     ])
@@ -87,6 +95,9 @@ fn every_word_of_the_contract_is_taken() {
         ("eu", "eu-1")
     );
     assert_eq!(options.drain_timeout, Duration::from_millis(1500));
+    let prefetch = ["users.default", "tokens.shop", "messages.shop"].map(str::to_owned);
+    assert_eq!(options.prefetch, Prefetch::Named(prefetch.into()));
+    assert_eq!(options.service_idle, Duration::from_secs(90));
     assert!(options.own_names.contains(&"proxy.local".to_owned()));
 }
 

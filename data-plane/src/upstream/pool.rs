@@ -13,6 +13,7 @@ use crate::balance::ewma::PeakEwma;
 use crate::balance::{Endpoint, Target};
 use crate::exchange::state::Phase;
 use crate::observe::Counter;
+use crate::observe::load::LocalityLoad;
 use crate::worker::Worker;
 use crate::worker::arena::Arena;
 use crate::worker::conn::{CallKey, ConnKey, PoolKey};
@@ -91,6 +92,8 @@ pub(crate) struct Load {
     /// Calls sent there or waiting for it.
     pub(crate) pending: u32,
     pub(crate) pool: PoolKey,
+    /// Where this node's callers' attempts are counted for load reports; from the first one on.
+    pub(crate) reported: Option<Arc<LocalityLoad>>,
 }
 
 /// All pools of one worker.
@@ -141,6 +144,7 @@ impl Worker {
                 ewma: PeakEwma::default(),
                 pending: 0,
                 pool,
+                reported: None,
             },
         );
         Some(pool)

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     AcceptedUnix(Role, UnixStream),
     /// There is a new table beside the mailbox.
     Table,
+    /// Drop what is counted of these services: nobody has called them for long.
+    Forget(Arc<[Arc<str>]>),
     /// Stop accepting, say goodbye, finish calls.
     Drain,
     /// List the connections.

@@ -13,6 +13,8 @@ pub(crate) mod transport;
 mod turn;
 mod workers;
 
+use std::sync::Arc;
+
 pub use options::WorkerOptions;
 pub use workers::Workers;
 
@@ -41,7 +43,7 @@ impl Role {
 }
 
 /// What a worker tells the control side at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// A local instance's address refused a connection.
     EndpointRefused {
@@ -52,6 +54,11 @@ pub enum Report {
     EndpointLost {
         /// The endpoint's uid.
         uid: u64,
+    },
+    /// A service was called whose endpoints are not held: told once per table.
+    ServiceWanted {
+        /// Full name.
+        service: Arc<str>,
     },
 }
 

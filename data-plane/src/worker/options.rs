@@ -19,7 +19,7 @@ pub struct WorkerOptions {
     pub connect_timeout: Duration,
     /// How long a new connection may take to show its preface and settings.
     pub handshake_timeout: Duration,
-    /// How long calls wait for the first table.
+    /// How long calls wait for the first table, or for the endpoints of their service.
     pub ready_timeout: Duration,
     /// An upstream connection without calls is closed after this.
     pub upstream_idle: Duration,
@@ -31,7 +31,7 @@ pub struct WorkerOptions {
     pub connections_per_endpoint: usize,
     /// Downstream connections per worker; over it the oldest idle one goes.
     pub max_connections: usize,
-    /// Calls of one service that may wait for a connection, per worker.
+    /// Calls of one service that may wait for a connection, and as many for its endpoints, per worker.
     pub pending_calls: usize,
     /// Bytes of a request kept for another attempt.
     pub replay_bytes: usize,

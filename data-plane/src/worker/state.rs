@@ -9,13 +9,14 @@ use std::time::Instant;
 use heddle_h2::{ErrorCode, Fields, StreamId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::WorkerOptions;
 use super::arena::Arena;
 use super::conn::{CallKey, Conn, ConnKey, Ending, PoolKey};
 use super::mailbox::{Command, Seat, Shared};
 use super::timers::{TimerId, Wheel};
+use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
 use crate::exchange::state::Call;
 use crate::listener::accept::Listener;
@@ -35,7 +36,7 @@ const SPARES: usize = 256;
 pub(crate) enum Timer {
     /// A call's deadline.
     Deadline(CallKey),
-    /// A call that waits: for a table, or to be tried again.
+    /// A call that waits: for a table, for endpoints, or to be tried again.
     Wait(CallKey),
     /// Whatever is next for a connection.
     Conn(ConnKey),
@@ -85,6 +86,10 @@ pub(crate) struct Worker {
     pub(crate) hungry: Vec<PoolKey>,
     /// Calls waiting for the first table.
     pub(crate) tableless: Vec<CallKey>,
+    /// Calls waiting for the endpoints of their service.
+    pub(crate) parked: Parked,
+    /// Services that this worker has asked the control side for since the table came.
+    pub(crate) asked: FxHashSet<Arc<str>>,
     /// How many downstream connections there are.
     pub(crate) downstream: usize,
     /// Bytes taken in and not passed on, over all calls.
@@ -140,6 +145,8 @@ impl Worker {
             unread: Vec::new(),
             hungry: Vec::new(),
             tableless: Vec::new(),
+            parked: Parked::default(),
+            asked: FxHashSet::default(),
             downstream: 0,
             held: 0,
             growing: true,
@@ -280,6 +287,8 @@ impl Worker {
         WorkerMetrics::set(&self.metrics.upstream, upstream);
         WorkerMetrics::set(&self.metrics.held_bytes, self.held);
         WorkerMetrics::set(&self.metrics.pending, self.pools.pending);
+        let waiting = self.tableless.len() + self.parked.len();
+        WorkerMetrics::set(&self.metrics.waiting, waiting);
         if let Some(peer) = self.shared.peers.get(self.index) {
             peer.load.store(self.downstream, Ordering::Relaxed);
         }

@@ -93,6 +93,7 @@ impl Worker {
                 Command::AcceptedTcp(role, socket) => self.take_tcp(role, socket),
                 Command::AcceptedUnix(role, socket) => self.take_unix(role, socket),
                 Command::Table => self.swap_table(),
+                Command::Forget(services) => self.forget(&services),
                 Command::Drain => self.begin_drain(),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,
@@ -110,6 +111,8 @@ impl Worker {
         for call in std::mem::take(&mut self.tableless) {
             self.route_call(call);
         }
+        self.asked.clear();
+        self.unpark();
     }
 
     fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {

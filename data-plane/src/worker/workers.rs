@@ -1,6 +1,7 @@
 //! The control side's handle on all workers: start, listen, publish a table, drain, read metrics. Called from
 //! the control runtime only; nothing here runs on a worker's thread.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::{ConnectionInfo, Report, Role, WorkerOptions};
 use crate::listener::bind::{bind_tcp, bind_unix};
 use crate::listener::{ListenAddr, ListenError};
 use crate::observe::MetricsSnapshot;
+use crate::observe::load::{LocalityLoad, Use};
 use crate::observe::metrics::WorkerMetrics;
 use crate::route::RouteTable;
 
@@ -115,6 +117,31 @@ impl Workers {
             last.table.store(table);
         }
         self.tell(|| Command::Table);
+    }
+
+    /// Calls and attempts of every service that this node's callers have used.
+    #[must_use]
+    pub fn used(&self) -> HashMap<Arc<str>, Use> {
+        let mut sum = HashMap::new();
+        for peer in &self.shared.peers {
+            peer.metrics.add_use(&mut sum);
+        }
+        sum
+    }
+
+    /// What this node's callers did to each service and locality, by worker.
+    #[must_use]
+    pub fn loads(&self) -> Vec<Arc<LocalityLoad>> {
+        self.shared
+            .peers
+            .iter()
+            .flat_map(|peer| peer.metrics.loads())
+            .collect()
+    }
+
+    /// Drops what was counted of services that nobody calls any more.
+    pub fn forget(&self, services: &Arc<[Arc<str>]>) {
+        self.tell(|| Command::Forget(Arc::clone(services)));
     }
 
     /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most for the drain timeout.

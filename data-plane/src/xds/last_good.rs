@@ -1,5 +1,5 @@
-//! The last good state on disk: the resources held, so that a proxy that starts without a control plane serves at once
-//! what it served before. Resources go in and come back whole; how a file is written safely is `state_dir`'s.
+//! The last good state on disk: the names of all services and the endpoints of those in use, so that a proxy that starts
+//! without a control plane serves at once what it served before. Resources go in and come back whole; how a file is written safely is `state_dir`'s.
 
 use std::time::Duration;
 
@@ -65,7 +65,8 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     }
     resources.set_restored();
     info!(
-        services = resources.clusters.len(),
+        services = resources.indexes.len(),
+        in_use = resources.clusters.len(),
         revision = saved.revision,
         "last good state of the mesh taken from the state dir"
     );

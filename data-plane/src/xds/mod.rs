@@ -1,9 +1,11 @@
-//! xDS: what the control plane says of the mesh. Resources come in over one delta ADS stream (or, at start, from the
-//! state dir); a [`View`] of clusters, their endpoints and proto services goes out. A bad resource is rejected with its
-//! reason and the last good one stays; own instances do not come in here, they are the agent's.
+//! xDS: what the control plane says of the mesh. Every service's name and the endpoints of those in use come in over one
+//! delta ADS stream (or, at start, from the state dir); a [`View`] goes out, and load reports. A bad resource is rejected
+//! with its reason and the last good one stays; own instances do not come in here, they are the agent's.
 
 pub mod client;
+pub mod demand;
 pub mod last_good;
+pub mod load;
 pub mod resources;
 pub mod schemas;
 pub mod translate;
@@ -11,11 +13,20 @@ pub mod translate;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tonic::transport::{Channel, Endpoint};
 
-use crate::agent::reflect::in_full;
+use crate::{
+    agent::reflect::in_full,
+    observe::load::{LocalityLoad, Use},
+    worker::Workers,
+};
+use demand::Fetches;
 pub use translate::{Assignment, Index, Remote};
 
 /// `type.googleapis.com/` and the name of each type that this proxy asks for.
@@ -27,17 +38,42 @@ pub const SCHEMA: &str = "type.googleapis.com/heddle.xds.v1.Schema";
 /// One service as the control plane tells it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    pub assignment: Arc<Assignment>,
+    /// `None` while its endpoints are not held: nobody has used it, or the answer has not come.
+    pub assignment: Option<Arc<Assignment>>,
     pub index: Option<Arc<Index>>,
 }
 
 /// The mesh as the control plane tells it, at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// Services whose endpoints have come, by full name.
+    /// Every service, by full name.
     pub clusters: BTreeMap<String, Cluster>,
-    /// All that was asked for has been answered once, now or in the run that wrote the state dir.
+    /// Every service has been named once, now or in the run that wrote the state dir.
     pub complete: bool,
+}
+
+/// What the control side asks of those that carry the calls.
+pub trait Callers: Send + Sync {
+    /// What callers on this node have done to each service, ever.
+    fn used(&self) -> HashMap<Arc<str>, Use>;
+    /// Nobody uses these any more: what is counted of them goes.
+    fn forget(&self, services: &Arc<[Arc<str>]>);
+    /// What they do to each service and locality, worker by worker.
+    fn loads(&self) -> Vec<Arc<LocalityLoad>>;
+}
+
+impl Callers for Workers {
+    fn used(&self) -> HashMap<Arc<str>, Use> {
+        Self::used(self)
+    }
+
+    fn forget(&self, services: &Arc<[Arc<str>]>) {
+        Self::forget(self, services);
+    }
+
+    fn loads(&self) -> Vec<Arc<LocalityLoad>> {
+        Self::loads(self)
+    }
 }
 
 /// How the stream stands, for readiness and `/config`.
@@ -54,9 +90,18 @@ pub struct StreamStatus {
     pub rejections: BTreeMap<String, String>,
     /// Newest `system_version_info`, by type.
     pub versions: BTreeMap<String, String>,
+    /// Services whose endpoints are held, and that are asked for.
+    pub held: usize,
+    pub wanted: usize,
+    pub fetches: Fetches,
 }
 
-/// Connects to a replica of the control plane. A dead one is noticed by pings within ten seconds.
+/// Two silent seconds, then a ping that has three to be answered: a replica that is cut off without a word (no reset of
+/// its connections) is left within five seconds.
+const SILENCE: Duration = Duration::from_secs(2);
+const PING_WAIT: Duration = Duration::from_secs(3);
+
+/// Connects to a replica of the control plane, for the xDS stream and the node session alike.
 ///
 /// # Errors
 /// The reason, for people.
@@ -65,8 +110,8 @@ pub async fn dial(url: &str) -> Result<Channel, String> {
         .map_err(|e| e.to_string())?
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(SILENCE)
+        .keep_alive_timeout(PING_WAIT)
         .keep_alive_while_idle(true)
         // Descriptors of 4 MiB and full answers of thousands of endpoints go in one piece.
         .initial_stream_window_size(4 * 1024 * 1024)

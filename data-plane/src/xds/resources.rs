@@ -4,12 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use prost::bytes::Bytes;
 
-use super::{ASSIGNMENT, CLUSTER, Cluster, INDEX, View, translate};
+use super::{ASSIGNMENT, CLUSTER, Cluster, INDEX, View, demand::Demand, translate};
 use translate::{Assignment, Fault, Index};
 
 /// One resource as held.
@@ -24,14 +25,20 @@ pub struct Held<T> {
 /// All resources held, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
+    /// Of services that are asked for.
     pub clusters: BTreeMap<String, Held<()>>,
+    /// Of services that are asked for.
     pub assignments: BTreeMap<String, Held<Arc<Assignment>>>,
+    /// Of every service of the mesh.
     pub indexes: BTreeMap<String, Held<Arc<Index>>>,
-    /// Wildcard types answered at least once.
-    answered: BTreeSet<&'static str>,
-    /// Clusters of which the control plane said that it has no assignment.
-    without: BTreeSet<String>,
-    /// All that was asked for had been answered once, in this run or in the one that wrote the state dir.
+    /// The control plane has named every service once.
+    all_named: bool,
+    /// Asked for, and the control plane said that it has no cluster of that name.
+    no_cluster: BTreeSet<String>,
+    /// The same of assignments.
+    no_assignment: BTreeSet<String>,
+    /// Every service has been named and what is to be prefetched has come, in this run or in the one that wrote the
+    /// state dir.
     complete: bool,
 }
 
@@ -43,54 +50,119 @@ pub struct Applied {
     pub faults: Vec<String>,
 }
 
+/// Ends the `system_version_info` of a part of a first answer that more parts follow.
+const MORE: char = '+';
+
 impl Resources {
-    /// Takes a response of one of the three types.
-    pub fn apply(&mut self, response: &DeltaDiscoveryResponse) -> Applied {
+    /// Takes a response of one of the three types. What is not asked for any more is passed over; what there is no
+    /// more, or is new, `demand` learns.
+    pub fn apply(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        demand: &mut Demand,
+        now: Instant,
+    ) -> Applied {
         let mut applied = Applied::default();
         match response.type_url.as_str() {
-            CLUSTER => {
-                take(
-                    &mut self.clusters,
-                    response,
-                    translate::cluster,
-                    &mut applied,
-                );
-                let clusters = &self.clusters;
-                self.assignments
-                    .retain(|name, _| clusters.contains_key(name));
-                self.without.retain(|name| clusters.contains_key(name));
-                applied.changed |= self.answered.insert(CLUSTER);
-            }
-            ASSIGNMENT => {
-                let arc = |name: &str, raw: &Bytes| translate::assignment(name, raw).map(Arc::new);
-                // An assignment that goes while its cluster stays: clients keep what they have (xDS), and one that
-                // never came counts as answered.
-                for name in &response.removed_resources {
-                    if !self.assignments.contains_key(name) && self.clusters.contains_key(name) {
-                        applied.changed |= self.without.insert(name.clone());
-                    }
-                }
-                let kept = DeltaDiscoveryResponse {
-                    removed_resources: Vec::new(),
-                    ..response.clone()
-                };
-                take(&mut self.assignments, &kept, arc, &mut applied);
-                for resource in &response.resources {
-                    self.without.remove(&resource.name);
-                }
-            }
+            CLUSTER => self.take_clusters(response, demand, &mut applied),
+            ASSIGNMENT => self.take_assignments(response, demand, &mut applied),
             INDEX => {
                 let arc = |name: &str, raw: &Bytes| translate::index(name, raw).map(Arc::new);
-                take(&mut self.indexes, response, arc, &mut applied);
-                applied.changed |= self.answered.insert(INDEX);
+                take(&mut self.indexes, response, |_| true, arc, &mut applied);
+                for name in &response.removed_resources {
+                    applied.changed |= self.indexes.remove(name).is_some();
+                }
+                self.all_named |= !response.system_version_info.ends_with(MORE);
+                let gone = demand.follow(self.indexes.keys(), now);
+                self.leave(&gone);
             }
             other => applied.faults.push(format!("{other}: was not asked for")),
         }
-        if !self.complete && self.all_answered() {
-            self.complete = true;
-            applied.changed = true;
+        let named = response.resources.iter().map(|r| &r.name);
+        for name in named.chain(&response.removed_resources) {
+            if demand.wants(name) && self.endpoints_of(name).is_some() {
+                demand.answered(name);
+            }
         }
+        applied.changed |= self.look_complete(demand);
         applied
+    }
+
+    fn take_clusters(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        demand: &Demand,
+        applied: &mut Applied,
+    ) {
+        let wanted = |name: &str| demand.wants(name);
+        take(
+            &mut self.clusters,
+            response,
+            wanted,
+            translate::cluster,
+            applied,
+        );
+        for resource in &response.resources {
+            if self.clusters.contains_key(&resource.name) {
+                self.no_cluster.remove(&resource.name);
+            }
+        }
+        for name in response
+            .removed_resources
+            .iter()
+            .filter(|name| wanted(name))
+        {
+            self.clusters.remove(name);
+            self.assignments.remove(name);
+            self.no_assignment.remove(name);
+            applied.changed |= self.no_cluster.insert(name.clone());
+        }
+    }
+
+    fn take_assignments(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        demand: &Demand,
+        applied: &mut Applied,
+    ) {
+        let wanted = |name: &str| demand.wants(name);
+        let arc = |name: &str, raw: &Bytes| translate::assignment(name, raw).map(Arc::new);
+        take(&mut self.assignments, response, wanted, arc, applied);
+        for resource in &response.resources {
+            if self.assignments.contains_key(&resource.name) {
+                self.no_assignment.remove(&resource.name);
+            }
+        }
+        // One that goes while its cluster stays: clients keep what they have (xDS). One that never came is known not to
+        // be there.
+        for name in response
+            .removed_resources
+            .iter()
+            .filter(|name| wanted(name))
+        {
+            if !self.assignments.contains_key(name) {
+                applied.changed |= self.no_assignment.insert(name.clone());
+            }
+        }
+    }
+
+    /// Whether it has become complete just now.
+    fn look_complete(&mut self, demand: &Demand) -> bool {
+        let mut prefetched = demand.prefetched();
+        let complete = self.all_named && prefetched.all(|name| self.endpoints_of(name).is_some());
+        let became = complete && !self.complete;
+        self.complete |= complete;
+        became
+    }
+
+    /// Drops what is held of services that are not asked for any more.
+    pub fn leave(&mut self, services: &[String]) {
+        for name in services {
+            self.clusters.remove(name);
+            self.assignments.remove(name);
+            self.no_cluster.remove(name);
+            self.no_assignment.remove(name);
+        }
     }
 
     /// Puts back what the state dir has; what cannot be read is left out and comes again.
@@ -142,7 +214,7 @@ impl Resources {
         Ok(())
     }
 
-    /// What was restored is all there was.
+    /// What was restored is all there was of what was in use.
     pub fn set_restored(&mut self) {
         self.complete = true;
     }
@@ -163,34 +235,56 @@ impl Resources {
         }
     }
 
-    /// Whether all that was asked for has been answered once; stays so.
+    /// Whether every service has been named once, and all to be prefetched has come; stays so.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.complete
     }
 
-    fn all_answered(&self) -> bool {
-        let wildcards = self.answered.contains(CLUSTER) && self.answered.contains(INDEX);
-        let endpoints =
-            |name: &String| self.assignments.contains_key(name) || self.without.contains(name);
-        wildcards && self.clusters.keys().all(endpoints)
+    /// Services whose endpoints are held, be it that there are none.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let told = self.clusters.keys().chain(&self.no_cluster);
+        told.filter(|name| self.endpoints_of(name).is_some())
+            .count()
     }
 
-    /// The services whose endpoints have come. A cluster waits for its endpoints, so that a new service is not
-    /// there without instances for a moment.
+    /// The endpoints of a service; `None` while they have not been told.
+    fn endpoints_of(&self, name: &str) -> Option<Arc<Assignment>> {
+        if self.no_cluster.contains(name) {
+            return Some(Arc::default());
+        }
+        self.clusters.get(name)?;
+        match self.assignments.get(name) {
+            Some(held) => Some(Arc::clone(&held.value)),
+            None => self.no_assignment.contains(name).then(Arc::default),
+        }
+    }
+
+    /// Every service that is known by name, and those whose endpoints have come without a name so far.
     #[must_use]
     pub fn view(&self) -> View {
-        let clusters = self.clusters.keys().filter_map(|name| {
-            let assignment = match self.assignments.get(name) {
-                Some(held) => Arc::clone(&held.value),
-                None if self.without.contains(name) => Arc::default(),
-                None => return None,
+        let named = self.indexes.iter().map(|(name, held)| {
+            let cluster = Cluster {
+                assignment: self.endpoints_of(name),
+                index: Some(Arc::clone(&held.value)),
             };
-            let index = self.indexes.get(name).map(|held| Arc::clone(&held.value));
-            Some((name.clone(), Cluster { assignment, index }))
+            (name.clone(), cluster)
         });
+        let mut clusters: BTreeMap<String, Cluster> = named.collect();
+        for name in self
+            .clusters
+            .keys()
+            .filter(|name| !self.indexes.contains_key(*name))
+        {
+            let assignment = self.endpoints_of(name);
+            if assignment.is_some() {
+                let index = None;
+                clusters.insert(name.clone(), Cluster { assignment, index });
+            }
+        }
         View {
-            clusters: clusters.collect(),
+            clusters,
             complete: self.complete(),
         }
     }
@@ -199,10 +293,11 @@ impl Resources {
 fn take<T>(
     held: &mut BTreeMap<String, Held<T>>,
     response: &DeltaDiscoveryResponse,
+    wanted: impl Fn(&str) -> bool,
     translate: impl Fn(&str, &Bytes) -> Result<T, Fault>,
     applied: &mut Applied,
 ) {
-    for resource in &response.resources {
+    for resource in response.resources.iter().filter(|r| wanted(&r.name)) {
         let name = &resource.name;
         let Some(any) = &resource.resource else {
             applied.faults.push(format!("{name}: resource: is missing"));
@@ -229,8 +324,5 @@ fn take<T>(
             }
             Err(fault) => applied.faults.push(format!("{name}: {fault}")),
         }
-    }
-    for name in &response.removed_resources {
-        applied.changed |= held.remove(name).is_some();
     }
 }

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use envoy_types::pb::{
@@ -48,14 +48,20 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    ASSIGNMENT, CLUSTER, INDEX, SCHEMA, View,
+    ASSIGNMENT, CLUSTER, Callers, INDEX, SCHEMA, View,
     client::{Asker, XdsClient, XdsHandle},
+    demand::{Demand, Fetches, Prefetch},
     last_good,
     resources::Resources,
     schemas::Schemas,
-    translate,
+    translate::{self, Remote},
 };
-use crate::{agent::schema::sha256_hex, balance::endpoints::Health, state_dir::StateDir};
+use crate::{
+    agent::schema::sha256_hex,
+    balance::endpoints::Health,
+    observe::load::{LocalityLoad, Use},
+    state_dir::StateDir,
+};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -122,8 +128,8 @@ impl Visit {
             .unwrap()
     }
 
-    /// The three first questions; the names and versions of each type.
-    async fn opening(&mut self) -> HashMap<String, DeltaDiscoveryRequest> {
+    /// The first questions: all services by name, and clusters and endpoints of those wanted; by type.
+    async fn opening(&mut self, wanted: &[&str]) -> HashMap<String, DeltaDiscoveryRequest> {
         let first = self.next().await;
         let node = first.node.clone().expect("the node on the first request");
         assert_eq!(
@@ -132,22 +138,49 @@ impl Visit {
         );
         let fields = node.metadata.unwrap().fields;
         assert_eq!(fields["role"].kind, Some(Kind::StringValue("proxy".into())));
-        let second = self.next().await;
-        assert!(second.node.is_none(), "the node on the first request only");
-        assert_eq!(
-            (first.type_url.as_str(), second.type_url.as_str()),
-            (CLUSTER, INDEX)
-        );
+        assert_eq!(first.type_url, INDEX);
         assert_eq!(first.resource_names_subscribe, ["*"]);
-        assert_eq!(second.resource_names_subscribe, ["*"]);
-        [(CLUSTER.to_owned(), first), (INDEX.to_owned(), second)].into()
+        let mut questions = HashMap::from([(INDEX.to_owned(), first)]);
+        if !wanted.is_empty() {
+            questions.extend(self.asked_for(wanted, &[]).await);
+        }
+        questions
+    }
+
+    /// Clusters and endpoints of these are asked for, and no longer of those.
+    async fn asked_for(
+        &mut self,
+        wanted: &[&str],
+        left: &[&str],
+    ) -> HashMap<String, DeltaDiscoveryRequest> {
+        let mut questions = HashMap::new();
+        for kind in [CLUSTER, ASSIGNMENT] {
+            let request = self.next().await;
+            assert_eq!(request.type_url, kind);
+            assert!(request.node.is_none(), "the node on the first request only");
+            assert_eq!(request.resource_names_subscribe, wanted);
+            assert_eq!(request.resource_names_unsubscribe, left);
+            questions.insert(kind.to_owned(), request);
+        }
+        questions
     }
 
     async fn send(&mut self, type_url: &str, resources: Vec<Resource>, removed: &[&str]) {
+        self.send_part(type_url, resources, removed, "").await;
+    }
+
+    /// With a mark behind the revision.
+    async fn send_part(
+        &mut self,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed: &[&str],
+        mark: &str,
+    ) {
         self.nonces += 1;
         let response = DeltaDiscoveryResponse {
             type_url: type_url.into(),
-            system_version_info: (100 + self.nonces).to_string(),
+            system_version_info: format!("{}{mark}", 100 + self.nonces),
             nonce: format!("n{}", self.nonces),
             resources,
             removed_resources: removed.iter().map(|&r| r.to_owned()).collect(),
@@ -167,34 +200,23 @@ impl Visit {
         request.error_detail.map(|e| e.message)
     }
 
-    /// Services with one endpoint each, sent and acknowledged in full.
+    /// These are all services there are.
+    async fn name(&mut self, services: &[&str]) {
+        let named = services.iter().map(|name| index(name, "p.P", ""));
+        self.send(INDEX, named.collect(), &[]).await;
+        assert_eq!(self.answered().await, None);
+    }
+
+    /// Answers for services with one endpoint each, sent and acknowledged.
     async fn fill(&mut self, services: &[(&str, &str)]) {
         let clusters = services.iter().map(|(name, _)| cluster(name)).collect();
         self.send(CLUSTER, clusters, &[]).await;
         assert_eq!(self.answered().await, None);
-        let asked = self.next().await;
-        assert_eq!(asked.type_url, ASSIGNMENT);
-        let mut names = asked.resource_names_subscribe.clone();
-        names.sort();
-        assert_eq!(
-            names,
-            services.iter().map(|(name, _)| *name).collect::<Vec<_>>()
-        );
         let endpoints = services
             .iter()
             .map(|(name, inbound)| assignment(name, &[("b", "i1", inbound)]))
             .collect();
         self.send(ASSIGNMENT, endpoints, &[]).await;
-        assert_eq!(self.answered().await, None);
-        self.send(
-            INDEX,
-            services
-                .iter()
-                .map(|(name, _)| index(name, "p.P", ""))
-                .collect(),
-            &[],
-        )
-        .await;
         assert_eq!(self.answered().await, None);
     }
 }
@@ -304,7 +326,41 @@ struct Started {
     revision: Arc<AtomicU64>,
 }
 
+impl Started {
+    /// Its callers use these.
+    fn calls(&self, services: &[&str]) {
+        for &service in services {
+            self.handle.uses.tell(service.into());
+        }
+    }
+}
+
+/// Nobody calls anything.
+pub(super) struct Nobody;
+
+impl Callers for Nobody {
+    fn used(&self) -> HashMap<Arc<str>, Use> {
+        HashMap::new()
+    }
+    fn forget(&self, _: &Arc<[Arc<str>]>) {}
+    fn loads(&self) -> Vec<Arc<LocalityLoad>> {
+        Vec::new()
+    }
+}
+
 fn start(urls: Vec<String>, resources: Resources) -> Started {
+    start_with(urls, resources, Prefetch::None, HOUR, Arc::new(Nobody))
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn start_with(
+    urls: Vec<String>,
+    resources: Resources,
+    prefetch: Prefetch,
+    idle: Duration,
+    callers: Arc<dyn Callers>,
+) -> Started {
     let (schemas, wanted) = Schemas::new();
     let revision = Arc::new(AtomicU64::new(0));
     let asker = Asker {
@@ -312,7 +368,15 @@ fn start(urls: Vec<String>, resources: Resources) -> Started {
         region: String::new(),
         zone: String::new(),
     };
-    let (client, handle) = XdsClient::new(asker, urls, resources, Arc::clone(&revision), wanted);
+    let (client, handle) = XdsClient::new(
+        asker,
+        urls,
+        resources,
+        Demand::new(prefetch, idle, Instant::now()),
+        Arc::clone(&revision),
+        wanted,
+        callers,
+    );
     tokio::spawn(client.run());
     Started {
         handle,
@@ -328,22 +392,67 @@ async fn until(handle: &XdsHandle, what: &str, f: impl Fn(&View) -> bool) -> Arc
     Arc::clone(&view)
 }
 
+/// The endpoints of a service as the view has them; `None` while they are not held.
+fn endpoints<'v>(view: &'v View, service: &str) -> Option<&'v [Remote]> {
+    let cluster = view.clusters.get(service)?;
+    Some(&cluster.assignment.as_ref()?.endpoints)
+}
+
+/// A stream to a control plane that has named these services, of which some have been called and told.
+async fn running(
+    visits: &mut mpsc::Receiver<Visit>,
+    started: &Started,
+    services: &[&str],
+    called: &[(&str, &str)],
+) -> Visit {
+    let mut visit = soon("a stream", visits.recv()).await.unwrap();
+    visit.opening(&[]).await;
+    visit.name(services).await;
+    until(&started.handle, "all services", |v| v.complete).await;
+    for (service, inbound) in called {
+        started.calls(&[service]);
+        visit.asked_for(&[service], &[]).await;
+        visit.fill(&[(service, inbound)]).await;
+        until(&started.handle, "its endpoints", |v| {
+            endpoints(v, service).is_some()
+        })
+        .await;
+    }
+    visit
+}
+
 #[tokio::test]
-async fn a_mesh_comes_changes_and_goes() {
+async fn endpoints_come_at_the_first_use_and_change_and_go() {
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
     let mut visit = soon("a stream", visits.recv()).await.unwrap();
-    visit.opening().await;
+    visit.opening(&[]).await;
     assert!(!started.handle.view.borrow().complete);
-    visit
-        .fill(&[
-            ("echo.default", "10.0.0.2:15008"),
-            ("users.shop", "10.0.0.3:15008"),
-        ])
-        .await;
-    let view = until(&started.handle, "all of it", |v| v.complete).await;
-    let echo = &view.clusters["echo.default"];
-    let remote = &echo.assignment.endpoints[0];
+    // In two parts: half a mesh is no mesh.
+    let part = vec![index("echo.default", "p.P", "")];
+    visit.send_part(INDEX, part, &[], "+").await;
+    assert_eq!(visit.answered().await, None);
+    until(&started.handle, "a part", |v| !v.clusters.is_empty()).await;
+    assert!(!started.handle.view.borrow().complete);
+    visit.name(&["users.shop"]).await;
+    let view = until(&started.handle, "all services", |v| v.complete).await;
+    assert_eq!(
+        endpoints(&view, "echo.default"),
+        None,
+        "nobody has called it"
+    );
+    assert_eq!(view.clusters.len(), 2);
+    assert_eq!(started.revision.load(Ordering::Relaxed), 102);
+
+    started.calls(&["echo.default", "nobody.knows"]);
+    visit.asked_for(&["echo.default"], &[]).await;
+    visit.fill(&[("echo.default", "10.0.0.2:15008")]).await;
+    let view = until(&started.handle, "its endpoints", |v| {
+        endpoints(v, "echo.default").is_some()
+    })
+    .await;
+    assert_eq!(endpoints(&view, "users.shop"), None);
+    let remote = &endpoints(&view, "echo.default").unwrap()[0];
     assert_eq!(
         (&*remote.node, &*remote.id, &*remote.version),
         ("b", "i1", "v2")
@@ -354,54 +463,168 @@ async fn a_mesh_comes_changes_and_goes() {
         ("eu", "eu-1", 1)
     );
     assert_eq!(remote.health, Health::Healthy);
+    let index = view.clusters["echo.default"].index.as_ref().unwrap();
+    assert_eq!(index.protos[0].idempotent_methods, ["Get"]);
+    let status = started.handle.status.borrow().clone();
+    assert_eq!((status.wanted, status.held), (1, 1));
     assert_eq!(
-        echo.index.as_ref().unwrap().protos[0].idempotent_methods,
-        ["Get"]
+        status.fetches,
+        Fetches {
+            ok: 1,
+            timed_out: 0
+        }
     );
-    assert_eq!(started.revision.load(Ordering::Relaxed), 103);
 
-    // A new cluster waits for its endpoints, what is there stays meanwhile; then one goes.
-    visit.send(CLUSTER, vec![cluster("new.default")], &[]).await;
-    assert_eq!(visit.answered().await, None);
-    assert_eq!(visit.next().await.resource_names_subscribe, ["new.default"]);
-    let view = started.handle.view.borrow().clone();
-    assert_eq!(
-        view.clusters.keys().collect::<Vec<_>>(),
-        ["echo.default", "users.shop"]
-    );
+    // What was not asked for is passed over, and no fault.
     visit
-        .send(ASSIGNMENT, vec![assignment("new.default", &[])], &[])
+        .send(ASSIGNMENT, vec![assignment("users.shop", &[])], &[])
         .await;
     assert_eq!(visit.answered().await, None);
-    until(&started.handle, "the new one", |v| {
-        v.complete && v.clusters.contains_key("new.default")
-    })
-    .await;
+    assert_eq!(endpoints(&started.handle.view.borrow(), "users.shop"), None);
+    // Its last instance has gone long ago: first the name goes, then the rest.
+    visit.send(INDEX, vec![], &["echo.default"]).await;
+    assert_eq!(visit.answered().await, None);
     visit.send(CLUSTER, vec![], &["echo.default"]).await;
     assert_eq!(visit.answered().await, None);
-    assert_eq!(
-        visit.next().await.resource_names_unsubscribe,
-        ["echo.default"]
-    );
-    until(&started.handle, "one gone", |v| {
+    until(&started.handle, "gone", |v| {
         !v.clusters.contains_key("echo.default")
     })
     .await;
+    // It comes back, with no need of a first call.
+    visit.name(&["echo.default"]).await;
+    visit.fill(&[("echo.default", "10.0.0.3:15008")]).await;
+    let view = until(&started.handle, "it is back", |v| {
+        endpoints(v, "echo.default").is_some_and(|e| !e.is_empty())
+    })
+    .await;
+    assert_eq!(view.clusters.len(), 2);
+}
+
+#[tokio::test]
+async fn a_service_without_a_cluster_or_endpoints_is_known_to_have_none() {
+    let (addr, mut visits) = ads().await;
+    let started = start(vec![format!("http://{addr}")], Resources::default());
+    let all = ["gone.default", "empty.default"];
+    let mut visit = running(&mut visits, &started, &all, &[]).await;
+    started.calls(&["gone.default"]);
+    visit.asked_for(&["gone.default"], &[]).await;
+    visit.send(CLUSTER, vec![], &["gone.default"]).await;
+    assert_eq!(visit.answered().await, None);
+    let none = |name: &'static str| move |v: &View| endpoints(v, name) == Some(&[]);
+    until(&started.handle, "no cluster", none("gone.default")).await;
+    started.calls(&["empty.default"]);
+    visit.asked_for(&["empty.default"], &[]).await;
+    visit
+        .send(CLUSTER, vec![cluster("empty.default")], &[])
+        .await;
+    assert_eq!(visit.answered().await, None);
+    visit.send(ASSIGNMENT, vec![], &["empty.default"]).await;
+    assert_eq!(visit.answered().await, None);
+    until(&started.handle, "no endpoints", none("empty.default")).await;
+}
+
+#[tokio::test]
+async fn all_is_asked_for_from_the_start_if_told_so() {
+    let (addr, mut visits) = ads().await;
+    let urls = vec![format!("http://{addr}")];
+    let started = start_with(
+        urls,
+        Resources::default(),
+        Prefetch::All,
+        HOUR,
+        Arc::new(Nobody),
+    );
+    let mut visit = soon("a stream", visits.recv()).await.unwrap();
+    visit.opening(&[]).await;
+    visit.name(&["a.x", "b.x"]).await;
+    visit.asked_for(&["a.x", "b.x"], &[]).await;
+    assert!(
+        !started.handle.view.borrow().complete,
+        "their endpoints belong to it"
+    );
+    visit
+        .fill(&[("a.x", "10.0.0.2:1"), ("b.x", "10.0.0.2:1")])
+        .await;
+    until(&started.handle, "all of it", |v| v.complete).await;
+    visit
+        .send(INDEX, vec![index("c.x", "p.P", "")], &["a.x"])
+        .await;
+    assert_eq!(visit.answered().await, None);
+    visit.asked_for(&["c.x"], &["a.x"]).await;
+    let view = until(&started.handle, "another one", |v| {
+        v.clusters.contains_key("c.x")
+    })
+    .await;
+    assert_eq!(view.clusters.keys().collect::<Vec<_>>(), ["b.x", "c.x"]);
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passed_over() {
+    /// Calls `a.x` all the time.
+    #[derive(Default)]
+    struct CallsA {
+        calls: AtomicU64,
+        forgotten: std::sync::Mutex<Vec<Arc<str>>>,
+    }
+    impl Callers for CallsA {
+        fn used(&self) -> HashMap<Arc<str>, Use> {
+            let ended = self.calls.fetch_add(1, Ordering::Relaxed);
+            let of_a = Use {
+                ended,
+                in_progress: 0,
+            };
+            [(Arc::from("a.x"), of_a)].into()
+        }
+        fn forget(&self, services: &Arc<[Arc<str>]>) {
+            self.forgotten
+                .lock()
+                .unwrap()
+                .extend(services.iter().cloned());
+        }
+        fn loads(&self) -> Vec<Arc<LocalityLoad>> {
+            Vec::new()
+        }
+    }
+    let (addr, mut visits) = ads().await;
+    let (urls, idle) = (vec![format!("http://{addr}")], Duration::from_millis(500));
+    let callers = Arc::new(CallsA::default());
+    let started = start_with(
+        urls,
+        Resources::default(),
+        Prefetch::None,
+        idle,
+        callers.clone(),
+    );
+    let called = [("a.x", "10.0.0.2:1"), ("b.x", "10.0.0.2:1")];
+    let mut visit = running(&mut visits, &started, &["a.x", "b.x"], &called).await;
+    visit.asked_for(&[], &["b.x"]).await;
+    let view = until(&started.handle, "dropped", |v| {
+        endpoints(v, "b.x").is_none()
+    })
+    .await;
+    assert!(endpoints(&view, "a.x").is_some());
+    assert_eq!(*callers.forgotten.lock().unwrap(), ["b.x".into()]);
+    // On its way when we left.
+    visit
+        .send(ASSIGNMENT, vec![assignment("b.x", &[])], &[])
+        .await;
+    assert_eq!(visit.answered().await, None);
+    assert_eq!(endpoints(&started.handle.view.borrow(), "b.x"), None);
+    // The next use fetches it again.
+    started.calls(&["b.x"]);
+    visit.asked_for(&["b.x"], &[]).await;
 }
 
 #[tokio::test]
 async fn a_bad_resource_is_rejected_with_its_reason_and_stops_nobody_else() {
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
-    let mut visit = soon("a stream", visits.recv()).await.unwrap();
-    visit.opening().await;
-    visit
-        .fill(&[
-            ("echo.default", "10.0.0.2:15008"),
-            ("users.shop", "10.0.0.3:15008"),
-        ])
-        .await;
-    until(&started.handle, "all of it", |v| v.complete).await;
+    let called = [
+        ("echo.default", "10.0.0.2:15008"),
+        ("users.shop", "10.0.0.3:15008"),
+    ];
+    let all = ["echo.default", "users.shop"];
+    let mut visit = running(&mut visits, &started, &all, &called).await;
     let bad = assignment("echo.default", &[("b", "i1", "nowhere")]);
     let good = assignment(
         "users.shop",
@@ -414,10 +637,10 @@ async fn a_bad_resource_is_rejected_with_its_reason_and_stops_nobody_else() {
         "{reason}"
     );
     let view = until(&started.handle, "the good one", |v| {
-        v.clusters["users.shop"].assignment.endpoints.len() == 2
+        endpoints(v, "users.shop").is_some_and(|e| e.len() == 2)
     })
     .await;
-    let last_good = &view.clusters["echo.default"].assignment.endpoints[0];
+    let last_good = &endpoints(&view, "echo.default").unwrap()[0];
     assert_eq!(last_good.inbound, "10.0.0.2:15008".parse().unwrap());
     let status = started.handle.status.borrow().clone();
     assert_eq!(status.rejected, 1);
@@ -428,51 +651,44 @@ async fn a_bad_resource_is_rejected_with_its_reason_and_stops_nobody_else() {
 async fn while_the_control_plane_is_away_all_stays_and_on_return_only_differences_are_asked_for() {
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
-    let mut visit = soon("a stream", visits.recv()).await.unwrap();
-    visit.opening().await;
-    visit.fill(&[("echo.default", "10.0.0.2:15008")]).await;
-    until(&started.handle, "all of it", |v| v.complete).await;
+    let called = [("echo.default", "10.0.0.2:15008")];
+    let all = ["echo.default", "users.shop"];
+    let visit = running(&mut visits, &started, &all, &called).await;
     drop(visit);
-    let mut visit = soon("a second stream", visits.recv()).await.unwrap();
+    let mut away = started.handle.status.clone();
+    soon("the end", away.wait_for(|s| s.connected.is_none()))
+        .await
+        .unwrap();
+    // Called meanwhile: asked for on return.
+    started.calls(&["users.shop"]);
     assert!(
-        started
-            .handle
-            .view
-            .borrow()
-            .clusters
-            .contains_key("echo.default"),
+        endpoints(&started.handle.view.borrow(), "echo.default").is_some(),
         "served meanwhile"
     );
-    let asked = visit.opening().await;
-    assert_eq!(
-        asked[CLUSTER].initial_resource_versions,
-        HashMap::from([("echo.default".into(), "c1".into())])
-    );
-    assert_eq!(
-        asked[INDEX].initial_resource_versions,
-        HashMap::from([("echo.default".into(), "i1".into())])
-    );
-    let endpoints = visit.next().await;
-    assert_eq!(endpoints.resource_names_subscribe, ["echo.default"]);
-    assert_eq!(
-        endpoints.initial_resource_versions,
-        HashMap::from([("echo.default".into(), "e1".into())])
-    );
+    let mut visit = soon("a second stream", visits.recv()).await.unwrap();
+    let asked = visit.opening(&["echo.default", "users.shop"]).await;
+    let held = |kind: &str| asked[kind].initial_resource_versions.clone();
+    let echo = |version: &str| HashMap::from([("echo.default".into(), version.into())]);
+    assert_eq!((held(CLUSTER), held(ASSIGNMENT)), (echo("c1"), echo("e1")));
+    assert_eq!(held(INDEX).len(), 2);
     // It went while we were away.
+    visit.send(INDEX, vec![], &["echo.default"]).await;
     visit.send(CLUSTER, vec![], &["echo.default"]).await;
-    until(&started.handle, "gone", |v| v.clusters.is_empty()).await;
+    until(&started.handle, "gone", |v| {
+        !v.clusters.contains_key("echo.default")
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn the_last_good_state_survives_a_restart() {
+async fn the_last_good_state_survives_a_restart_and_what_it_has_is_in_use() {
     let temp = tempfile::tempdir().unwrap();
     let dir = StateDir::open(temp.path()).unwrap();
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
-    let mut visit = soon("a stream", visits.recv()).await.unwrap();
-    visit.opening().await;
-    visit.fill(&[("echo.default", "10.0.0.2:15008")]).await;
-    until(&started.handle, "all of it", |v| v.complete).await;
+    let called = [("echo.default", "10.0.0.2:15008")];
+    let all = ["echo.default", "users.shop"];
+    running(&mut visits, &started, &all, &called).await;
     let snapshot = started.handle.snapshot.borrow().clone();
     last_good::write(&dir, "a", snapshot).await.unwrap();
 
@@ -482,7 +698,8 @@ async fn the_last_good_state_survives_a_restart() {
     let restarted = start(vec![nobody], resources);
     let view = restarted.handle.view.borrow().clone();
     assert!(view.complete, "no answer of the control plane is needed");
-    assert_eq!(view.clusters["echo.default"].assignment.endpoints.len(), 1);
+    assert_eq!(endpoints(&view, "echo.default").unwrap().len(), 1);
+    assert!(view.clusters.contains_key("users.shop"), "known by name");
     let mut status = restarted.handle.status.clone();
     soon(
         "it says so",
@@ -490,6 +707,12 @@ async fn the_last_good_state_survives_a_restart() {
     )
     .await
     .unwrap();
+
+    let (resources, _) = last_good::load(&dir, "a").unwrap();
+    let (addr, mut visits) = ads().await;
+    let _restarted = start(vec![format!("http://{addr}")], resources);
+    let mut visit = soon("a stream", visits.recv()).await.unwrap();
+    visit.opening(&["echo.default"]).await;
 
     // Another node's state is not this one's.
     assert!(last_good::load(&dir, "b").is_none());
@@ -501,7 +724,7 @@ async fn descriptors_come_on_demand_and_are_checked_by_their_hash() {
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
     let mut visit = soon("a stream", visits.recv()).await.unwrap();
-    visit.opening().await;
+    visit.opening(&[]).await;
     let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
     let hash = sha256_hex(&set);
     for (content, expect) in [

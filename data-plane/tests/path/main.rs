@@ -11,6 +11,7 @@ mod drain;
 mod failures;
 mod flow;
 mod links;
+mod on_demand;
 mod relay;
 mod retries;
 mod slow;

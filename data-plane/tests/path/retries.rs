@@ -183,7 +183,7 @@ async fn calls_on_a_killed_instance_end_precisely_unless_they_are_safe_to_repeat
     loop {
         match within(node.reports.recv()).await.unwrap() {
             Report::EndpointLost { uid: lost } => break assert_eq!(lost, uid),
-            Report::EndpointRefused { .. } => {}
+            Report::EndpointRefused { .. } | Report::ServiceWanted { .. } => {}
         }
     }
     for _ in 0..20 {

@@ -43,10 +43,13 @@ pub struct Service {
     pub protocol: Protocol,
     /// What it implements.
     pub protos: Vec<ProtoService>,
-    /// Its instances.
+    /// Its instances: all of them, or while not `held` those of this node.
     pub endpoints: Arc<EndpointSet>,
     /// Those in slow start.
     pub warming: Vec<Warming>,
+    /// Its endpoints on other nodes are known. They are fetched when it is first called; until then nobody knows
+    /// whether it has any.
+    pub held: bool,
     /// The usable ones by distance; computed by [`Builder::build`].
     pub candidates: Candidates,
     /// The usable ones on this node; computed by [`Builder::build`].
@@ -65,6 +68,7 @@ impl Service {
             protos: Vec::new(),
             endpoints: Arc::default(),
             warming: Vec::new(),
+            held: true,
             candidates: Candidates::default(),
             locals: Vec::new(),
         }
@@ -313,7 +317,7 @@ fn index(services: &[Arc<Service>]) -> FxHashMap<Arc<str>, Arc<Service>> {
 }
 
 fn deserted(service: &Service) -> bool {
-    service.endpoints.endpoints.is_empty()
+    service.held && service.endpoints.endpoints.is_empty()
 }
 
 /// The one that has instances, if there is one only: for callers of other namespaces the rest is not in its way.

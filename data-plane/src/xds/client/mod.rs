@@ -1,6 +1,6 @@
-//! The delta ADS stream: asks for clusters, proto services and endpoints, answers every response, and connects again
-//! with what it holds. Responses go to `resources`, views go out; a control plane that is gone is tried for ever
-//! (0.25–3 s) while the last view stays. What a resource means is `translate`'s.
+//! The delta ADS stream: asks for the names of all services and for clusters and endpoints of those in use, answers every
+//! response, and connects again with what it holds. Responses and uses come in, views go out; a control plane that is gone
+//! is tried for ever (0.1–3 s) while the last view stays. What a resource means is `translate`'s, what is in use `demand`'s.
 
 mod stream;
 
@@ -17,13 +17,16 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
 use super::{
-    CLUSTER, SCHEMA, StreamStatus, View, dial,
+    Callers, INDEX, SCHEMA, StreamStatus, View,
+    demand::Demand,
+    dial,
     last_good::Snapshot,
     resources::{Applied, Resources},
     schemas::Wanted,
@@ -34,15 +37,20 @@ use crate::{
 };
 
 use stream::Stream;
+pub(super) use stream::node;
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(3);
-/// From dialling to the first response.
-const OPENING: Duration = Duration::from_secs(10);
+/// For a replica to open the stream, and to read what is sent to it.
+const OPENING: Duration = Duration::from_secs(5);
 /// A response may hold the whole mesh.
 const MAX_RESPONSE: usize = 256 * 1024 * 1024;
 /// Questions for descriptors under way at once.
 const MAX_WANTED: usize = 1024;
+/// Uses of services that may wait to be taken note of; one that is lost is told again by the next call.
+const MAX_USES: usize = 4096;
+/// Fetches are looked after so often; the unused at most so often.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Replicas that all say for so long that they are behind what this proxy has seen are right: their store was set
 /// back or replaced.
@@ -56,12 +64,37 @@ pub struct Asker {
     pub zone: String,
 }
 
+/// Tells of uses: of calls to services that are not held, and of questions about them. Clones are one.
+#[derive(Clone)]
+pub struct Uses {
+    tell: mpsc::Sender<Arc<str>>,
+    /// Who goes on using a service says so this often.
+    pub again: Duration,
+}
+
+impl Uses {
+    /// The receiver is the stream's.
+    #[must_use]
+    pub fn new(again: Duration) -> (Self, mpsc::Receiver<Arc<str>>) {
+        let (tell, told) = mpsc::channel(MAX_USES);
+        (Self { tell, again }, told)
+    }
+
+    /// A service, by full name, is used now. Never waits.
+    pub fn tell(&self, service: Arc<str>) {
+        let _ = self.tell.try_send(service);
+    }
+}
+
 /// What the other rooms see of the stream.
 #[derive(Clone)]
 pub struct XdsHandle {
     pub view: watch::Receiver<Arc<View>>,
     pub status: watch::Receiver<StreamStatus>,
     pub snapshot: watch::Receiver<Snapshot>,
+    /// The connection while the stream is open: load reports go by it too.
+    pub channel: watch::Receiver<Option<Channel>>,
+    pub uses: Uses,
 }
 
 /// The stream's task.
@@ -69,48 +102,67 @@ pub struct XdsClient {
     asker: Asker,
     urls: Vec<String>,
     resources: Resources,
+    demand: Demand,
     revision: Arc<AtomicU64>,
     wanted: mpsc::Receiver<Wanted>,
+    uses: mpsc::Receiver<Arc<str>>,
+    callers: Arc<dyn Callers>,
+    looked: Instant,
     view: watch::Sender<Arc<View>>,
     status: watch::Sender<StreamStatus>,
     snapshot: watch::Sender<Snapshot>,
+    channel: watch::Sender<Option<Channel>>,
 }
 
 impl XdsClient {
-    /// Begins with `resources` (empty, or the last good state).
+    /// Begins with `resources` (empty, or the last good state, which is in use).
     #[must_use]
     pub fn new(
         asker: Asker,
         urls: Vec<String>,
         mut resources: Resources,
+        mut demand: Demand,
         revision: Arc<AtomicU64>,
         wanted: mpsc::Receiver<Wanted>,
+        callers: Arc<dyn Callers>,
     ) -> (Self, XdsHandle) {
         if urls.is_empty() {
             // Nothing will come: what is here is all there is.
             resources.set_restored();
         }
+        let now = Instant::now();
+        for name in resources.clusters.keys() {
+            demand.restore(name, now);
+        }
+        let (tell, uses) = Uses::new(demand.look_every());
         let view = watch::Sender::new(Arc::new(resources.view()));
         let status = watch::Sender::new(StreamStatus::default());
         let snapshot = watch::Sender::new(Snapshot::default());
+        let channel = watch::Sender::new(None);
         let handle = XdsHandle {
             view: view.subscribe(),
             status: status.subscribe(),
             snapshot: snapshot.subscribe(),
+            channel: channel.subscribe(),
+            uses: tell,
         };
-        (
-            Self {
-                asker,
-                urls,
-                resources,
-                revision,
-                wanted,
-                view,
-                status,
-                snapshot,
-            },
-            handle,
-        )
+        let client = Self {
+            asker,
+            urls,
+            resources,
+            demand,
+            revision,
+            wanted,
+            uses,
+            callers,
+            looked: now,
+            view,
+            status,
+            snapshot,
+            channel,
+        };
+        client.show_demand();
+        (client, handle)
     }
 
     /// Connects, takes responses, and connects again, for ever.
@@ -118,10 +170,7 @@ impl XdsClient {
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {
             // Nobody to ask.
-            while let Some(wanted) = self.wanted.recv().await {
-                let _ = wanted.answer.send(None);
-            }
-            return;
+            return self.meanwhile(true, std::future::pending()).await;
         };
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
         let mut behind = None;
@@ -129,20 +178,21 @@ impl XdsClient {
             let url = replicas.take();
             let started = Instant::now();
             let why = match self.connect(url).await {
-                Ok(mut stream) => {
+                Ok((mut stream, responses)) => {
                     self.status
                         .send_modify(|s| s.connected = Some(url.to_owned()));
                     info!(url, "xDS stream open");
-                    self.drive(&mut stream).await
+                    self.drive(&mut stream, responses).await
                 }
                 Err(why) => why,
             };
+            self.channel.send_replace(None);
             self.note_behind(&why, &mut behind);
             self.tell_broken(url, why);
             if started.elapsed() > OPENING {
                 retry.reset();
             }
-            self.pause(retry.wait()).await;
+            self.meanwhile(true, sleep(retry.wait())).await;
         }
     }
 
@@ -161,14 +211,17 @@ impl XdsClient {
         }
     }
 
-    /// Waits; who wants descriptors meanwhile is told that there are none now.
-    async fn pause(&mut self, wait: Duration) {
-        let end = sleep(wait);
-        tokio::pin!(end);
+    /// Does something else while there is no stream. Uses are noted, to be asked for with the first questions; who wants
+    /// descriptors waits or, if `away`, is told that there are none now.
+    async fn meanwhile<T>(&mut self, away: bool, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        let mut ticks = interval(TICK);
         loop {
             tokio::select! {
-                () = &mut end => return,
-                Some(wanted) = self.wanted.recv() => { let _ = wanted.answer.send(None); }
+                done = &mut work => return done,
+                Some(service) = self.uses.recv() => self.note_uses(&service),
+                Some(wanted) = self.wanted.recv(), if away => { let _ = wanted.answer.send(None); }
+                _ = ticks.tick() => self.count_late(),
             }
         }
     }
@@ -181,7 +234,7 @@ impl XdsClient {
         };
         if !known {
             warn!(
-                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.25 to 3 s"
+                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.1 to 3 s"
             );
             self.status.send_modify(|s| {
                 s.connected = None;
@@ -190,51 +243,100 @@ impl XdsClient {
         }
     }
 
-    async fn connect(&self, url: &str) -> Result<Stream, String> {
-        let opening = async {
-            let channel = dial(url).await?;
-            // Three first questions, then one per response and change.
-            let (requests, stream) = mpsc::channel(32);
-            let mut stream_out = Stream::new(requests);
-            let seen = self.revision.load(Ordering::Relaxed);
-            stream_out.first_questions(&self.asker, seen, &self.resources)?;
-            let mut client = AggregatedDiscoveryServiceClient::new(channel)
-                .max_decoding_message_size(MAX_RESPONSE);
-            let opened = client
-                .delta_aggregated_resources(ReceiverStream::new(stream))
-                .await;
-            stream_out.responses = Some(opened.map_err(|s| status_words(&s))?.into_inner());
-            Ok(stream_out)
+    async fn connect(
+        &mut self,
+        url: &str,
+    ) -> Result<(Stream, Streaming<DeltaDiscoveryResponse>), String> {
+        let channel = self.meanwhile(false, in_time(dial(url))).await?;
+        // The first questions, then one per response and change.
+        let (requests, questions) = mpsc::channel(32);
+        let mut stream = Stream::new(requests);
+        let seen = self.revision.load(Ordering::Relaxed);
+        stream.first_questions(&self.asker, seen, &self.resources, &self.demand)?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
+            .max_decoding_message_size(MAX_RESPONSE);
+        let open = async {
+            let questions = ReceiverStream::new(questions);
+            let opened = client.delta_aggregated_resources(questions).await;
+            opened.map_err(|status| status_words(&status))
         };
-        match timeout(OPENING, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(format!("no answer within {OPENING:?}")),
-        }
+        let responses = self.meanwhile(false, in_time(open)).await?.into_inner();
+        // Called since the first questions.
+        stream.follow(&self.demand).await?;
+        self.channel.send_replace(Some(channel));
+        Ok((stream, responses))
     }
 
     /// Until the stream ends; its reason.
-    async fn drive(&mut self, stream: &mut Stream) -> String {
-        let Some(mut responses) = stream.responses.take() else {
-            return "it was not opened".into();
-        };
+    async fn drive(
+        &mut self,
+        stream: &mut Stream,
+        mut responses: Streaming<DeltaDiscoveryResponse>,
+    ) -> String {
+        let mut ticks = interval(TICK.min(self.demand.look_every()));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let done = tokio::select! {
                 response = responses.message() => match response {
-                    Ok(Some(response)) => {
-                        if let Err(why) = self.take(stream, &response).await {
-                            return why;
-                        }
-                    }
+                    Ok(Some(response)) => self.take(stream, &response).await,
                     Ok(None) => return "it ended the stream".into(),
                     Err(status) => return status_words(&status),
                 },
-                Some(wanted) = self.wanted.recv() => {
-                    if let Err(why) = stream.want(wanted).await {
-                        return why;
-                    }
+                Some(service) = self.uses.recv() => {
+                    self.note_uses(&service);
+                    stream.follow(&self.demand).await
                 }
+                Some(wanted) = self.wanted.recv() => stream.want(wanted).await,
+                _ = ticks.tick() => {
+                    self.count_late();
+                    self.leave_unused(stream).await
+                }
+            };
+            if let Err(why) = done {
+                return why;
             }
         }
+    }
+
+    /// A use, and all that have been told meanwhile.
+    fn note_uses(&mut self, first: &Arc<str>) {
+        let now = Instant::now();
+        self.note_use(first, now);
+        while let Ok(next) = self.uses.try_recv() {
+            self.note_use(&next, now);
+        }
+        self.show_demand();
+    }
+
+    fn note_use(&mut self, service: &str, now: Instant) {
+        // What nobody has named is nowhere.
+        if self.resources.indexes.contains_key(service) && self.demand.want(service, now) {
+            debug!(service, "first use: asking for its endpoints");
+        }
+    }
+
+    fn count_late(&mut self) {
+        if self.demand.count_late(Instant::now()) {
+            self.show_demand();
+        }
+    }
+
+    /// Only while there is a control plane to fetch it again from.
+    async fn leave_unused(&mut self, stream: &mut Stream) -> Result<(), String> {
+        if self.looked.elapsed() < self.demand.look_every() {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let gone = self.demand.leave_unused(&self.callers.used(), self.looked);
+        if gone.is_empty() {
+            return Ok(());
+        }
+        debug!(services = gone.len(), "not used for long: dropped");
+        self.resources.leave(&gone);
+        self.publish();
+        let names: Arc<[Arc<str>]> = gone.iter().map(|name| Arc::from(name.as_str())).collect();
+        self.callers.forget(&names);
+        stream.follow(&self.demand).await
     }
 
     async fn take(
@@ -245,32 +347,46 @@ impl XdsClient {
         let applied = if response.type_url == SCHEMA {
             stream.take_schemas(response)
         } else {
-            self.resources.apply(response)
+            let (demand, now) = (&mut self.demand, Instant::now());
+            self.resources.apply(response, demand, now)
         };
         self.note(response, &applied);
         stream.answer(response, &applied.faults).await?;
         if response.type_url == SCHEMA {
             return stream.release_schemas(response).await;
         }
-        if response.type_url == CLUSTER {
-            stream.follow_clusters(&self.resources).await?;
-        }
         if applied.changed {
-            self.view.send_replace(Arc::new(self.resources.view()));
-            let revision = self.revision.load(Ordering::Relaxed);
-            self.snapshot.send_replace(Snapshot {
-                resources: self.resources.clone(),
-                revision,
-            });
+            self.publish();
+        }
+        if response.type_url == INDEX {
+            stream.follow(&self.demand).await?;
         }
         Ok(())
     }
 
+    fn publish(&self) {
+        self.view.send_replace(Arc::new(self.resources.view()));
+        let revision = self.revision.load(Ordering::Relaxed);
+        self.snapshot.send_replace(Snapshot {
+            resources: self.resources.clone(),
+            revision,
+        });
+        self.show_demand();
+    }
+
+    fn show_demand(&self) {
+        let wanted = self.demand.names().count();
+        let (held, fetches) = (self.resources.held(), self.demand.fetches());
+        self.status.send_modify(|status| {
+            (status.held, status.wanted, status.fetches) = (held, wanted, fetches);
+        });
+    }
+
     fn note(&self, response: &DeltaDiscoveryResponse, applied: &Applied) {
-        // "<revision>" or "<revision>/<hash>".
+        // "<revision>", "<revision>/<hash>" or, with more to come, "<revision>+".
         let revision = response
             .system_version_info
-            .split('/')
+            .split(['/', '+'])
             .next()
             .and_then(|r| r.parse::<u64>().ok());
         if let Some(revision) = revision {
@@ -301,6 +417,14 @@ impl XdsClient {
     }
 }
 
+/// A replica that does not answer is given up in time.
+async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match timeout(OPENING, work).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("no answer within {OPENING:?}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -308,8 +432,8 @@ mod tests {
         time::Instant,
     };
 
-    use super::{Asker, LONGEST_BEHIND, Resources, XdsClient};
-    use crate::xds::schemas::Schemas;
+    use super::{Asker, Demand, LONGEST_BEHIND, Resources, XdsClient};
+    use crate::xds::{demand::Prefetch, schemas::Schemas, tests::Nobody};
 
     #[tokio::test]
     async fn only_a_store_that_stays_behind_is_taken_for_a_new_one() {
@@ -320,7 +444,15 @@ mod tests {
             zone: String::new(),
         };
         let urls = vec!["http://127.0.0.1:1".into()];
-        let (client, _) = XdsClient::new(asker, urls, Resources::default(), Arc::default(), wanted);
+        let (client, _) = XdsClient::new(
+            asker,
+            urls,
+            Resources::default(),
+            Demand::new(Prefetch::None, LONGEST_BEHIND, Instant::now()),
+            Arc::default(),
+            wanted,
+            Arc::new(Nobody),
+        );
         let seen = || client.revision.load(Ordering::Relaxed);
         client.revision.store(9, Ordering::Relaxed);
         let behind = "Unavailable: this replica is at revision 3 and the client has seen 9";

@@ -18,11 +18,12 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tonic::{Code, Streaming};
+use tonic::Code;
 
 use super::{Asker, MAX_WANTED, OPENING};
 use crate::xds::{
     ASSIGNMENT, CLUSTER, INDEX, SCHEMA,
+    demand::Demand,
     resources::{Applied, Resources},
     schemas::Wanted,
     translate,
@@ -31,9 +32,8 @@ use crate::xds::{
 /// One connection's state.
 pub(super) struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    pub(super) responses: Option<Streaming<DeltaDiscoveryResponse>>,
-    /// Assignments asked for on this stream.
-    eds: BTreeSet<String>,
+    /// Services whose clusters and endpoints are asked for on this stream.
+    asked: BTreeSet<String>,
     /// Who waits for which descriptors.
     wanted: BTreeMap<String, Vec<oneshot::Sender<Option<Bytes>>>>,
 }
@@ -42,32 +42,30 @@ impl Stream {
     pub(super) fn new(requests: mpsc::Sender<DeltaDiscoveryRequest>) -> Self {
         Self {
             requests,
-            responses: None,
-            eds: BTreeSet::new(),
+            asked: BTreeSet::new(),
             wanted: BTreeMap::new(),
         }
     }
 
-    /// Clusters, proto services, and the endpoints of the clusters held already. The node stands on the first
+    /// Every service by name, and clusters and endpoints of those that are wanted. The node stands on the first
     /// request only; what is held is named, so that the answer is the difference.
     pub(super) fn first_questions(
         &mut self,
         asker: &Asker,
         seen: u64,
         resources: &Resources,
+        demand: &Demand,
     ) -> Result<(), String> {
-        let everything = vec!["*".to_owned()];
-        let held: Vec<String> = resources.clusters.keys().cloned().collect();
-        self.eds = held.iter().cloned().collect();
-        let mut questions = vec![
-            question(CLUSTER, everything.clone(), resources.versions(CLUSTER)),
-            question(INDEX, everything, resources.versions(INDEX)),
-        ];
-        if !held.is_empty() {
-            questions.push(question(ASSIGNMENT, held, resources.versions(ASSIGNMENT)));
-        }
-        if let Some(first) = questions.first_mut() {
-            first.node = Some(node(asker, seen));
+        let mut first = question(INDEX, vec!["*".to_owned()], resources.versions(INDEX));
+        first.node = Some(node(asker, seen));
+        let mut questions = vec![first];
+        self.asked = demand.names().cloned().collect();
+        // A first request that names nothing would ask for everything.
+        if !self.asked.is_empty() {
+            for kind in [CLUSTER, ASSIGNMENT] {
+                let names = self.asked.iter().cloned().collect();
+                questions.push(question(kind, names, resources.versions(kind)));
+            }
         }
         for one in questions {
             self.requests.try_send(one).map_err(|e| e.to_string())?;
@@ -96,18 +94,32 @@ impl Stream {
         self.send(request).await
     }
 
-    /// Endpoints are asked for by name: of new clusters, and no longer of those that are gone.
-    pub(super) async fn follow_clusters(&mut self, resources: &Resources) -> Result<(), String> {
-        let now: BTreeSet<String> = resources.clusters.keys().cloned().collect();
-        let new: Vec<String> = now.difference(&self.eds).cloned().collect();
-        let gone: Vec<String> = self.eds.difference(&now).cloned().collect();
-        self.eds = now;
+    /// Clusters and endpoints are asked for by name: of what is wanted since, and no longer of the rest.
+    pub(super) async fn follow(&mut self, demand: &Demand) -> Result<(), String> {
+        let new: Vec<String> = demand
+            .names()
+            .filter(|name| !self.asked.contains(*name))
+            .cloned()
+            .collect();
+        let gone: Vec<String> = self
+            .asked
+            .iter()
+            .filter(|name| !demand.wants(name))
+            .cloned()
+            .collect();
         if new.is_empty() && gone.is_empty() {
             return Ok(());
         }
-        let mut request = question(ASSIGNMENT, new, HashMap::new());
-        request.resource_names_unsubscribe = gone;
-        self.send(request).await
+        for name in &gone {
+            self.asked.remove(name);
+        }
+        self.asked.extend(new.iter().cloned());
+        for kind in [CLUSTER, ASSIGNMENT] {
+            let mut request = question(kind, new.clone(), HashMap::new());
+            request.resource_names_unsubscribe = gone.clone();
+            self.send(request).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn want(&mut self, wanted: Wanted) -> Result<(), String> {
@@ -190,7 +202,7 @@ fn question(
 }
 
 /// `seen` is the newest revision this proxy knows of: a replica that is behind it waits or refuses.
-fn node(asker: &Asker, seen: u64) -> Node {
+pub(in crate::xds) fn node(asker: &Asker, seen: u64) -> Node {
     let word = |w: &str| Value {
         kind: Some(Kind::StringValue(w.to_owned())),
     };

@@ -1,0 +1,277 @@
+//! Calls that wait for the endpoints of their service: the first ones to a service that this proxy holds nothing of.
+//! The control side is told once, fetches and swaps a table in; then they go on in the order they came. Bounded per
+//! service, and each waits within its deadline; no call whose service is held comes here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_proto::Reason;
+use rustc_hash::FxHashMap;
+
+use super::state::Phase;
+use crate::failure::Failure;
+use crate::observe::Counter;
+use crate::route::{RouteTable, Service};
+use crate::worker::conn::CallKey;
+use crate::worker::state::Timer;
+use crate::worker::{Report, Worker};
+
+/// A wait ends this part of the rest of a deadline before it, so that the caller still hears why, ...
+const MARGIN_PART: u32 = 10;
+/// ... and never earlier than this.
+const LONGEST_MARGIN: Duration = Duration::from_millis(100);
+
+/// Waiting calls by the full name of the service that they wait for.
+#[derive(Debug, Default)]
+pub(crate) struct Parked {
+    by_service: FxHashMap<Arc<str>, Vec<CallKey>>,
+    count: usize,
+}
+
+impl Parked {
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// False if `bound` of the service wait already.
+    fn push(&mut self, service: &Arc<str>, call: CallKey, bound: usize) -> bool {
+        let calls = self.by_service.entry(Arc::clone(service)).or_default();
+        let room = calls.len() < bound;
+        if room {
+            calls.push(call);
+            self.count += 1;
+        }
+        room
+    }
+
+    pub(crate) fn remove(&mut self, service: &str, call: CallKey) {
+        let Some(calls) = self.by_service.get_mut(service) else {
+            return;
+        };
+        let before = calls.len();
+        calls.retain(|other| *other != call);
+        self.count -= before - calls.len();
+        if calls.is_empty() {
+            self.by_service.remove(service);
+        }
+    }
+
+    /// Takes those out that need not wait by this table.
+    fn take(&mut self, table: &RouteTable) -> Vec<CallKey> {
+        let mut free = Vec::new();
+        self.by_service.retain(|name, calls| {
+            let waits = table
+                .service(name)
+                .is_some_and(|service| must_wait(service));
+            if !waits {
+                free.append(calls);
+            }
+            waits
+        });
+        self.count -= free.len();
+        free
+    }
+}
+
+/// Nothing to send to is known, and the endpoints are not held.
+fn must_wait(service: &Service) -> bool {
+    !service.held && service.candidates.is_empty()
+}
+
+impl Worker {
+    /// A service was called whose endpoints are not held: the control side fetches them. False if it has more to do
+    /// than it can take.
+    fn want(&mut self, service: &Service) -> bool {
+        if self.asked.contains(&service.name) {
+            return true;
+        }
+        let service = Arc::clone(&service.name);
+        let report = Report::ServiceWanted {
+            service: Arc::clone(&service),
+        };
+        let told = self.shared.reports.try_send(report).is_ok();
+        if told {
+            self.asked.insert(service);
+        }
+        told
+    }
+
+    /// Whether a call to this service goes on by what the table has; if not, it has been parked or answered.
+    pub(crate) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
+        let told = self.want(service);
+        if !must_wait(service) {
+            return true;
+        }
+        self.park(key, service, told);
+        false
+    }
+
+    /// Several services claim the path, and which of them have instances is not known of all.
+    pub(crate) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
+        let mut first = None;
+        for service in services.iter().filter(|service| !service.held) {
+            let told = self.want(service);
+            first.get_or_insert((service, told));
+        }
+        if let Some((service, told)) = first {
+            self.park(key, service, told);
+        }
+    }
+
+    /// Lets a call wait for the endpoints of a service.
+    pub(crate) fn park_unheld(&mut self, key: CallKey, service: &Arc<Service>) {
+        let told = self.want(service);
+        self.park(key, service, told);
+    }
+
+    fn park(&mut self, key: CallKey, service: &Arc<Service>, told: bool) {
+        let bound = self.options().pending_calls;
+        if !told || !self.parked.push(&service.name, key, bound) {
+            self.count(Counter::BoundPending);
+            let node = &self.options().node;
+            let why = match told {
+                true => format!("{bound} calls already wait for its endpoints"),
+                false => "too many services are called for the first time".to_owned(),
+            };
+            let text = format!(
+                "{} is not known yet on node {node}, and {why}",
+                service.name
+            );
+            return self.fail(key, &Failure::new(Reason::Overloaded, text));
+        }
+        if let Some(call) = self.calls.get_mut(key) {
+            call.service = Some(Arc::clone(service));
+            call.phase = Phase::Endpoints;
+        }
+        self.start_wait(key);
+    }
+
+    /// The wait for what the control plane is to tell goes on from the first look, over all tables.
+    pub(crate) fn start_wait(&mut self, key: CallKey) {
+        let (now, longest) = (self.now, self.options().ready_timeout);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.wait_timer.is_none() {
+            let until = end_of_wait(now, longest, call.deadline);
+            call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        }
+    }
+
+    /// A new table has come: lets those go on that have what they waited for.
+    pub(crate) fn unpark(&mut self) {
+        if self.parked.len() == 0 {
+            return;
+        }
+        let table = self.table();
+        let free = self.parked.take(&table);
+        for call in free {
+            self.route_call(call);
+        }
+        // Who waits on was asked for by an older table.
+        let waiting: Vec<_> = self.parked.by_service.keys().cloned().collect();
+        for name in waiting {
+            if let Some(service) = table.service(&name) {
+                self.want(service);
+            }
+        }
+    }
+
+    /// Nobody has called these services for long: what is counted of them goes.
+    pub(crate) fn forget(&mut self, services: &[Arc<str>]) {
+        self.recorder.forget(services);
+        for service in services {
+            if self.services.get(service).is_some_and(|s| s.pending == 0) {
+                self.services.remove(service);
+            }
+        }
+        for load in self.loads.values_mut() {
+            let gone = |l: &Arc<crate::observe::load::LocalityLoad>| services.contains(&l.service);
+            if load.reported.as_ref().is_some_and(gone) {
+                load.reported = None;
+            }
+        }
+    }
+
+    /// The sentence for a call that has waited for endpoints long enough.
+    pub(crate) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
+        let node = &self.options().node;
+        let call = self.calls.get(key);
+        let service = call.and_then(|call| call.service_name()).unwrap_or("it");
+        let text = format!(
+            "the control plane has not answered the proxy on node {node}, which asks for the endpoints of {service} \
+             since it was called first"
+        );
+        Failure::new(Reason::NotReady, text)
+    }
+}
+
+/// When a wait ends that may take so long, for a caller with this deadline.
+fn end_of_wait(now: Instant, longest: Duration, deadline: Option<Instant>) -> Instant {
+    let end = now + longest;
+    let Some(deadline) = deadline else {
+        return end;
+    };
+    let margin = deadline.saturating_duration_since(now) / MARGIN_PART;
+    end.min(
+        deadline
+            .checked_sub(margin.min(LONGEST_MARGIN))
+            .unwrap_or(now),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_a_little_before_the_deadline() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        for (deadline, expect) in [
+            (None, 5000),
+            (Some(60_000), 5000),
+            (Some(5001), 4901),
+            (Some(2000), 1900),
+            (Some(100), 90),
+            (Some(0), 0),
+        ] {
+            let end = end_of_wait(now, ms(5000), deadline.map(|d| now + ms(d)));
+            assert_eq!(end, now + ms(expect), "{deadline:?}");
+        }
+    }
+
+    #[test]
+    fn calls_wait_until_their_service_is_held_gone_or_has_an_own_instance() {
+        let mut parked = Parked::default();
+        let names: [Arc<str>; 2] = ["a.default".into(), "b.default".into()];
+        let calls = [1, 2, 3, 4].map(CallKey::unpack);
+        for (call, name) in calls.iter().zip([0, 0, 0, 1]) {
+            assert!(parked.push(&names[name], *call, 3));
+        }
+        assert!(
+            !parked.push(&names[0], CallKey::unpack(5), 3),
+            "over the bound"
+        );
+        parked.remove("a.default", calls[1]);
+        assert_eq!(parked.len(), 3);
+        let table = |held: &[(&str, bool)]| {
+            let mut builder = RouteTable::builder("n", &[]);
+            for (name, held) in held {
+                let mut service = Service::new(name, "default");
+                service.held = *held;
+                builder.service(service);
+            }
+            builder.build()
+        };
+        assert!(
+            parked
+                .take(&table(&[("a", false), ("b", false)]))
+                .is_empty()
+        );
+        let free = parked.take(&table(&[("a", true), ("b", false)]));
+        assert_eq!(free, [calls[0], calls[2]], "in the order they came");
+        assert_eq!(parked.take(&table(&[("a", true)])), [calls[3]], "b is gone");
+        assert_eq!(parked.len(), 0);
+    }
+}

@@ -1,0 +1,373 @@
+//! Which services' endpoints this proxy asks for: those that its callers use, those it was told to have at hand, and no
+//! others. Uses, answers and times come in, names to subscribe to and to leave go out. Pure: no stream, no clock (`now`
+//! is given), and what an endpoint is does not come in here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::observe::load::Use;
+
+/// Services whose endpoints are asked for without a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Prefetch {
+    #[default]
+    None,
+    /// These, by full name, whether or not they exist yet.
+    Named(BTreeSet<String>),
+    /// Every service of the mesh.
+    All,
+}
+
+/// A fetch that has taken so long counts as timed out: the callers that wait for it have given up.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most names a control plane takes from one client.
+const MAX_SERVICES: usize = 50_000;
+/// So many looks for the unused are taken within the time after which they go, ...
+const LOOKS: u32 = 10;
+/// ... and none sooner after the last, ...
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
+/// ... or later.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// Asked for since; not counted as timed out yet.
+    Awaited(Instant),
+    /// Asked for long ago; still awaited.
+    Late,
+    /// Told, be it that there is none.
+    Come,
+}
+
+#[derive(Clone, Debug)]
+struct Wish {
+    used: Instant,
+    /// What its callers had done when last looked at.
+    seen: Use,
+    answer: Answer,
+}
+
+/// Fetches that came to an end, since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetches {
+    pub ok: u64,
+    pub timed_out: u64,
+}
+
+/// See the room sign.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    prefetch: Prefetch,
+    idle: Duration,
+    wishes: BTreeMap<String, Wish>,
+    fetches: Fetches,
+}
+
+impl Demand {
+    /// `idle`: a service goes when nobody has used it for so long.
+    #[must_use]
+    pub fn new(prefetch: Prefetch, idle: Duration, now: Instant) -> Self {
+        let mut demand = Self {
+            prefetch,
+            idle,
+            wishes: BTreeMap::new(),
+            fetches: Fetches::default(),
+        };
+        if let Prefetch::Named(names) = demand.prefetch.clone() {
+            for name in names {
+                demand.want(&name, now);
+            }
+        }
+        demand
+    }
+
+    /// A use of a service. True if it is to be asked for: it was not before.
+    pub fn want(&mut self, name: &str, now: Instant) -> bool {
+        if let Some(wish) = self.wishes.get_mut(name) {
+            wish.used = now;
+            if wish.answer == Answer::Late {
+                wish.answer = Answer::Awaited(now);
+            }
+            return false;
+        }
+        if self.wishes.len() >= MAX_SERVICES {
+            return false;
+        }
+        let wish = Wish {
+            used: now,
+            seen: Use::default(),
+            answer: Answer::Awaited(now),
+        };
+        self.wishes.insert(name.to_owned(), wish);
+        true
+    }
+
+    /// In use when the state was saved, and held: as if called and answered now.
+    pub fn restore(&mut self, name: &str, now: Instant) {
+        self.want(name, now);
+        if let Some(wish) = self.wishes.get_mut(name) {
+            wish.answer = Answer::Come;
+        }
+    }
+
+    /// What the mesh has, in full or so far: with all to be prefetched, just that is asked for. What goes is returned.
+    pub fn follow<'n>(
+        &mut self,
+        mesh: impl Iterator<Item = &'n String>,
+        now: Instant,
+    ) -> Vec<String> {
+        if self.prefetch != Prefetch::All {
+            return Vec::new();
+        }
+        let mesh: BTreeSet<&String> = mesh.collect();
+        for name in &mesh {
+            self.want(name, now);
+        }
+        let gone = |name: &&String| !mesh.contains(name);
+        let gone: Vec<String> = self.wishes.keys().filter(gone).cloned().collect();
+        self.wishes.retain(|name, _| mesh.contains(name));
+        gone
+    }
+
+    /// The control plane has told of a service.
+    pub fn answered(&mut self, name: &str) {
+        let Some(wish) = self.wishes.get_mut(name) else {
+            return;
+        };
+        if wish.answer != Answer::Come {
+            wish.answer = Answer::Come;
+            self.fetches.ok += 1;
+        }
+    }
+
+    /// Whether its endpoints are asked for.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
+        self.wishes.contains_key(name)
+    }
+
+    /// All that is asked for.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.wishes.keys()
+    }
+
+    /// What is asked for without a call.
+    pub fn prefetched(&self) -> impl Iterator<Item = &String> {
+        let chosen = |name: &&String| self.is_pinned(name);
+        self.wishes.keys().filter(chosen)
+    }
+
+    #[must_use]
+    pub fn prefetch(&self) -> &Prefetch {
+        &self.prefetch
+    }
+
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        match &self.prefetch {
+            Prefetch::None => false,
+            Prefetch::Named(names) => names.contains(name),
+            Prefetch::All => true,
+        }
+    }
+
+    /// Counts the fetches that have taken too long; true if there are some.
+    pub fn count_late(&mut self, now: Instant) -> bool {
+        let before = self.fetches.timed_out;
+        for wish in self.wishes.values_mut() {
+            if let Answer::Awaited(since) = wish.answer
+                && now.saturating_duration_since(since) >= FETCH_TIMEOUT
+            {
+                wish.answer = Answer::Late;
+                self.fetches.timed_out += 1;
+            }
+        }
+        self.fetches.timed_out > before
+    }
+
+    #[must_use]
+    pub fn fetches(&self) -> Fetches {
+        self.fetches
+    }
+
+    /// How long to wait between two looks for the unused.
+    #[must_use]
+    pub fn look_every(&self) -> Duration {
+        (self.idle / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+    }
+
+    /// Leaves what nobody has used for long, by what its callers did so far. What has been asked for and not told yet
+    /// stays, since calls may wait for it.
+    pub fn leave_unused(&mut self, uses: &HashMap<Arc<str>, Use>, now: Instant) -> Vec<String> {
+        for (name, wish) in &mut self.wishes {
+            let seen = uses.get(name.as_str()).copied().unwrap_or_default();
+            if seen.in_progress > 0 || seen.ended != wish.seen.ended {
+                wish.used = now;
+            }
+            wish.seen = seen;
+        }
+        let unused = |wish: &Wish| {
+            wish.answer == Answer::Come && now.saturating_duration_since(wish.used) >= self.idle
+        };
+        let gone: Vec<String> = self
+            .wishes
+            .iter()
+            .filter(|(name, wish)| unused(wish) && !self.is_pinned(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &gone {
+            self.wishes.remove(name);
+        }
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn uses(of: &[(&str, u64, u64)]) -> HashMap<Arc<str>, Use> {
+        of.iter()
+            .map(|&(name, ended, in_progress)| (name.into(), Use { ended, in_progress }))
+            .collect()
+    }
+
+    #[test]
+    fn a_service_is_asked_for_at_its_first_use_only() {
+        let now = Instant::now();
+        let mut demand = Demand::new(Prefetch::None, HOUR, now);
+        assert_eq!(demand.names().count(), 0);
+        assert!(demand.want("a.default", now));
+        assert!(!demand.want("a.default", now));
+        let mesh = names(&["a.default", "b.default"]);
+        assert_eq!(demand.follow(mesh.iter(), now), Vec::<String>::new());
+        assert!(demand.wants("a.default") && !demand.wants("b.default"));
+    }
+
+    #[test]
+    fn all_of_the_mesh_is_asked_for_if_told_so_and_nothing_else() {
+        let now = Instant::now();
+        let mut demand = Demand::new(Prefetch::All, HOUR, now);
+        let asked = |demand: &Demand| demand.names().cloned().collect::<Vec<_>>();
+        let gone = demand.follow(names(&["a.x", "b.x"]).iter(), now);
+        assert_eq!(
+            (asked(&demand), gone),
+            (vec!["a.x".into(), "b.x".into()], vec![])
+        );
+        let gone = demand.follow(names(&["b.x", "c.x"]).iter(), now);
+        assert_eq!(
+            (asked(&demand), gone),
+            (vec!["b.x".into(), "c.x".into()], vec!["a.x".into()])
+        );
+        demand.answered("b.x");
+        assert_eq!(
+            demand.leave_unused(&uses(&[]), now + HOUR * 9),
+            Vec::<String>::new()
+        );
+        assert_eq!(demand.prefetched().count(), 2);
+    }
+
+    #[test]
+    fn what_is_called_stays_and_what_nobody_calls_for_the_time_goes() {
+        let start = Instant::now();
+        let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
+        let named = Prefetch::Named(names(&["pinned.x"]));
+        let mut demand = Demand::new(named, HOUR, start);
+        for name in ["called.x", "streamed.x", "unused.x", "unanswered.x"] {
+            assert!(demand.want(name, at(0)));
+        }
+        for name in ["called.x", "streamed.x", "unused.x", "pinned.x"] {
+            demand.answered(name);
+        }
+        let mut calls = 1;
+        let mut look = |demand: &mut Demand, minute, called: bool| {
+            calls += u64::from(called);
+            let seen = uses(&[
+                ("called.x", calls, 0),
+                ("streamed.x", 0, 1),
+                ("unused.x", 7, 0),
+            ]);
+            demand.leave_unused(&seen, at(minute))
+        };
+        // Its calls ended before this look.
+        assert_eq!(look(&mut demand, 1, true), Vec::<String>::new());
+        assert_eq!(look(&mut demand, 60, true), Vec::<String>::new());
+        assert_eq!(look(&mut demand, 61, false), ["unused.x"]);
+        assert_eq!(look(&mut demand, 119, false), Vec::<String>::new());
+        assert_eq!(look(&mut demand, 120, false), ["called.x"]);
+        let left: Vec<_> = demand.names().collect();
+        assert_eq!(left, ["pinned.x", "streamed.x", "unanswered.x"]);
+        // One more call, and it is fetched again.
+        assert!(demand.want("unused.x", at(121)));
+    }
+
+    #[test]
+    fn counters_that_begin_anew_are_a_use() {
+        let now = Instant::now();
+        let mut demand = Demand::new(Prefetch::None, HOUR, now);
+        demand.restore("a.x", now);
+        demand.leave_unused(&uses(&[("a.x", 9, 0)]), now);
+        let later = now + HOUR;
+        assert_eq!(
+            demand.leave_unused(&uses(&[("a.x", 2, 0)]), later),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            demand.leave_unused(&uses(&[("a.x", 2, 0)]), later + HOUR),
+            ["a.x"]
+        );
+    }
+
+    #[test]
+    fn each_fetch_is_counted_once_in_time_or_late() {
+        let now = Instant::now();
+        let mut demand = Demand::new(Prefetch::None, HOUR, now);
+        demand.restore("saved.x", now);
+        demand.want("fast.x", now);
+        demand.want("slow.x", now);
+        demand.answered("fast.x");
+        demand.answered("fast.x");
+        assert!(!demand.count_late(now + FETCH_TIMEOUT / 2));
+        assert!(demand.count_late(now + FETCH_TIMEOUT));
+        assert!(!demand.count_late(now + FETCH_TIMEOUT * 2));
+        assert_eq!(
+            demand.fetches(),
+            Fetches {
+                ok: 1,
+                timed_out: 1
+            }
+        );
+        // The next call waits for it anew.
+        demand.want("slow.x", now + FETCH_TIMEOUT * 3);
+        assert!(demand.count_late(now + FETCH_TIMEOUT * 4));
+        demand.answered("slow.x");
+        assert_eq!(
+            demand.fetches(),
+            Fetches {
+                ok: 2,
+                timed_out: 2
+            }
+        );
+    }
+
+    #[test]
+    fn looks_are_frequent_enough_and_never_hurried() {
+        let look = |idle| Demand::new(Prefetch::None, idle, Instant::now()).look_every();
+        assert_eq!(look(HOUR), Duration::from_secs(60));
+        assert_eq!(look(Duration::from_secs(10)), Duration::from_secs(1));
+        assert_eq!(look(Duration::ZERO), Duration::from_millis(100));
+    }
+}

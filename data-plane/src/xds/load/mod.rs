@@ -1,0 +1,247 @@
+//! Load reports (LRS): tells the control plane how much this node's callers use each service, by the locality of its
+//! endpoints. The workers' counters come in, reports go out at the interval that the control plane says, on the channel of
+//! the xDS stream. A control plane that takes none is left alone; no call and no balancing depends on any of it.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::Locality,
+            endpoint::v3::{ClusterStats, EndpointLoadMetricStats, UpstreamLocalityStats},
+        },
+        service::load_stats::v3::{
+            LoadStatsRequest, LoadStatsResponse,
+            load_reporting_service_client::LoadReportingServiceClient,
+        },
+    },
+    google::protobuf,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use tracing::{debug, info};
+
+use super::{
+    Callers,
+    client::{Asker, node},
+};
+use crate::{
+    observe::load::{Load, Locality as Place, take_all},
+    retry::{Retry, jittered},
+};
+
+/// The metric by which latencies travel: milliseconds, summed over the requests that ended.
+pub const LATENCY: &str = "heddle.latency_ms";
+/// Where the control plane says none, or nonsense.
+const USUAL_INTERVAL: Duration = Duration::from_secs(10);
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
+/// Clusters in one message: a report of more goes in several.
+const MAX_CLUSTERS: usize = 500;
+/// For the control plane to open the stream, and to take a message.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// One that knows no load reports is not asked again sooner.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(60);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(15);
+
+/// What the control plane wants to hear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    all: bool,
+    clusters: Vec<String>,
+    every: Duration,
+}
+
+impl Wanted {
+    fn of(response: LoadStatsResponse) -> Self {
+        let told = response.load_reporting_interval;
+        let every = told.and_then(|d| {
+            let secs = u64::try_from(d.seconds).ok()?;
+            let nanos = u32::try_from(d.nanos).ok()?;
+            Some(Duration::new(secs, nanos)).filter(|d| !d.is_zero())
+        });
+        Self {
+            all: response.send_all_clusters,
+            clusters: response.clusters,
+            every: every
+                .unwrap_or(USUAL_INTERVAL)
+                .clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL),
+        }
+    }
+
+    fn covers(&self, service: &str) -> bool {
+        self.all || self.clusters.iter().any(|name| name == service)
+    }
+}
+
+/// Reports for ever, to whatever replica the xDS stream is connected with.
+pub async fn report(
+    asker: Asker,
+    callers: Arc<dyn Callers>,
+    mut channel: watch::Receiver<Option<Channel>>,
+) {
+    let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+    loop {
+        let Ok(connected) = channel.wait_for(Option::is_some).await.map(|c| c.clone()) else {
+            return;
+        };
+        let Some(connected) = connected else { continue };
+        let started = Instant::now();
+        let end = tokio::select! {
+            biased;
+            // Another replica, or none: nothing is to be had from this one.
+            _ = channel.changed() => continue,
+            end = speak(&asker, &*callers, connected) => end,
+        };
+        let pause = if end.code() == Code::Unimplemented {
+            debug!("the control plane takes no load reports");
+            jittered(UNKNOWN_PAUSE, 1.0..1.2)
+        } else {
+            debug!("load reports interrupted: {end}");
+            if started.elapsed() > LAST_RETRY {
+                retry.reset();
+            }
+            retry.wait()
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = channel.changed() => {}
+        }
+    }
+}
+
+/// One stream, until it ends; why.
+async fn speak(asker: &Asker, callers: &dyn Callers, channel: Channel) -> Status {
+    let (requests, stream) = mpsc::channel(4);
+    let hello = LoadStatsRequest {
+        node: Some(node(asker, 0)),
+        cluster_stats: Vec::new(),
+    };
+    // Room for it was made a line above.
+    let _ = requests.try_send(hello);
+    let mut client = LoadReportingServiceClient::new(channel);
+    let opened = timeout(
+        PATIENCE,
+        client.stream_load_stats(ReceiverStream::new(stream)),
+    )
+    .await;
+    match opened {
+        Ok(Ok(responses)) => converse(callers, &requests, responses.into_inner()).await,
+        Ok(Err(status)) => status,
+        Err(_) => Status::deadline_exceeded(format!("not opened within {PATIENCE:?}")),
+    }
+}
+
+async fn converse(
+    callers: &dyn Callers,
+    requests: &mpsc::Sender<LoadStatsRequest>,
+    mut responses: Streaming<LoadStatsResponse>,
+) -> Status {
+    // Nothing is reported before it says what it wants.
+    let mut wanted = Wanted::default();
+    let mut ticks = None;
+    let mut last = Instant::now();
+    loop {
+        let due = async {
+            match &mut ticks {
+                Some(ticks) => tokio::time::Interval::tick(ticks).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            response = responses.message() => {
+                let told = match response {
+                    Ok(Some(response)) => Wanted::of(response),
+                    Ok(None) => return Status::unavailable("the control plane ended the stream"),
+                    Err(status) => return status,
+                };
+                info!(every = ?told.every, all = told.all, "load reports are wanted");
+                if told.every != wanted.every {
+                    let mut every = interval(told.every);
+                    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                    // The first tick is at once, and there is nothing to say yet.
+                    every.reset();
+                    ticks = Some(every);
+                }
+                wanted = told;
+            }
+            _ = due => {
+                let over = last.elapsed();
+                last = Instant::now();
+                let taken = take_all(&callers.loads(), |service| wanted.covers(service));
+                for message in messages(taken, over) {
+                    match timeout(PATIENCE, requests.send(message)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Status::unavailable("the control plane ended the stream"),
+                        Err(_) => return Status::deadline_exceeded(format!("nothing read for {PATIENCE:?}")),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What was taken as messages, none too large.
+fn messages(
+    taken: BTreeMap<Arc<str>, BTreeMap<Place, Load>>,
+    over: Duration,
+) -> Vec<LoadStatsRequest> {
+    let stats: Vec<ClusterStats> = taken
+        .into_iter()
+        .map(|(service, places)| ClusterStats {
+            cluster_name: service.to_string(),
+            upstream_locality_stats: places.iter().map(locality).collect(),
+            load_report_interval: protobuf_duration(over),
+            ..ClusterStats::default()
+        })
+        .collect();
+    stats
+        .chunks(MAX_CLUSTERS)
+        .map(|stats| LoadStatsRequest {
+            node: None,
+            cluster_stats: stats.to_vec(),
+        })
+        .collect()
+}
+
+fn locality(((region, zone), load): (&Place, &Load)) -> UpstreamLocalityStats {
+    let ended = load.succeeded + load.failed;
+    let latency = EndpointLoadMetricStats {
+        metric_name: LATENCY.to_owned(),
+        num_requests_finished_with_metric: ended,
+        total_metric_value: Duration::from_micros(load.latency_us).as_secs_f64() * 1000.0,
+    };
+    UpstreamLocalityStats {
+        locality: Some(Locality {
+            region: region.to_string(),
+            zone: zone.to_string(),
+            sub_zone: String::new(),
+        }),
+        total_successful_requests: load.succeeded,
+        total_error_requests: load.failed,
+        total_issued_requests: load.issued,
+        total_requests_in_progress: load.in_progress,
+        load_metric_stats: if ended > 0 { vec![latency] } else { Vec::new() },
+        ..UpstreamLocalityStats::default()
+    }
+}
+
+fn protobuf_duration(span: Duration) -> Option<protobuf::Duration> {
+    Some(protobuf::Duration {
+        seconds: i64::try_from(span.as_secs()).ok()?,
+        nanos: i32::try_from(span.subsec_nanos()).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
