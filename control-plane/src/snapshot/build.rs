@@ -11,7 +11,7 @@ use envoy_types::{
                 cluster::v3::{Cluster, cluster},
                 core::v3::{
                     AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions,
-                    Http2ProtocolOptions, config_source,
+                    Http2ProtocolOptions, SelfConfigSource, config_source,
                 },
                 listener::v3::{ApiListener, Listener},
                 route::v3::{
@@ -203,6 +203,16 @@ fn ads() -> ConfigSource {
     }
 }
 
+/// The control plane that sent the resource.
+fn itself() -> ConfigSource {
+    ConfigSource {
+        config_source_specifier: Some(config_source::ConfigSourceSpecifier::Self_(
+            SelfConfigSource::default(),
+        )),
+        ..ConfigSource::default()
+    }
+}
+
 fn cluster(content: &ServiceContent, encodes: &Encodes) -> Arc<Resource> {
     use http_protocol_options::{
         ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
@@ -237,6 +247,8 @@ fn cluster(content: &ServiceContent, encodes: &Encodes) -> Arc<Resource> {
             nanos: 0,
         }),
         lb_policy: cluster::LbPolicy::RoundRobin as i32,
+        // gRPC reports its load where it has the cluster from; Envoy goes by its bootstrap.
+        lrs_server: Some(itself()),
         // One entry: its encoding is canonical.
         typed_extension_protocol_options: HashMap::from([(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),

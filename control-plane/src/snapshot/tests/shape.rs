@@ -1,5 +1,7 @@
 //! What stock clients accept, and where it leads.
 
+use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+
 use super::*;
 
 #[test]
@@ -107,6 +109,13 @@ fn clusters_listeners_and_routes_lead_to_each_other() {
             ))
         );
         assert_eq!(cluster.lb_policy, cluster::LbPolicy::RoundRobin as i32);
+        assert!(
+            matches!(
+                cluster.lrs_server.unwrap().config_source_specifier,
+                Some(ConfigSourceSpecifier::Self_(_))
+            ),
+            "gRPC reports its load to whom it has the cluster from"
+        );
         assert!(
             snapshot
                 .get(Kind::Endpoint, Audience::DirectLocal, to)
