@@ -5,7 +5,7 @@ use std::{error::Error as _, time::Duration};
 
 use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
 use tonic::{
-    Code, Response, Status,
+    Code, Response, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -39,6 +39,8 @@ pub(crate) enum ClientError {
     Unreachable { url: String, why: String },
     #[error("the control plane at {url} did not answer within {} s", ANSWER_WITHIN.as_secs())]
     Slow { url: String },
+    #[error("the control plane at {url} ended its answer too early; ask again")]
+    Ended { url: String },
     #[error(
         "{url} does not know this question ({text}): it is no control plane of Heddle, or one of another version"
     )]
@@ -106,25 +108,53 @@ impl Control {
         &self,
         question: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        let url = self.url.clone();
         match tokio::time::timeout(ANSWER_WITHIN, question).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(match (status.code(), status.source()) {
-                (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
-                    url,
-                    why: innermost(why),
-                },
-                (Code::Unimplemented, _) => ClientError::Stranger {
-                    url,
-                    text: status.message().to_owned(),
-                },
-                (code, _) => ClientError::Refused {
-                    url,
-                    code,
-                    text: status.message().to_owned(),
-                },
-            }),
-            Err(_) => Err(ClientError::Slow { url }),
+            Ok(Err(status)) => Err(self.refused(&status)),
+            Err(_) => Err(self.slow()),
+        }
+    }
+
+    /// The next message of a stream that has one to give now, in time.
+    pub(crate) async fn next<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
+        match tokio::time::timeout(ANSWER_WITHIN, answers.message()).await {
+            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Ok(None)) => Err(self.ended()),
+            Ok(Err(status)) => Err(self.refused(&status)),
+            Err(_) => Err(self.slow()),
+        }
+    }
+
+    /// What a failed question says.
+    pub(crate) fn refused(&self, status: &Status) -> ClientError {
+        let url = self.url.clone();
+        match (status.code(), status.source()) {
+            (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
+                url,
+                why: innermost(why),
+            },
+            (Code::Unimplemented, _) => ClientError::Stranger {
+                url,
+                text: status.message().to_owned(),
+            },
+            (code, _) => ClientError::Refused {
+                url,
+                code,
+                text: status.message().to_owned(),
+            },
+        }
+    }
+
+    /// A stream that should go on has ended.
+    pub(crate) fn ended(&self) -> ClientError {
+        ClientError::Ended {
+            url: self.url.clone(),
+        }
+    }
+
+    fn slow(&self) -> ClientError {
+        ClientError::Slow {
+            url: self.url.clone(),
         }
     }
 }

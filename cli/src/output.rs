@@ -38,6 +38,7 @@ pub(crate) fn render(
 #[derive(Debug)]
 pub(crate) struct Table {
     head: &'static [&'static str],
+    shows_head: bool,
     rows: Vec<Vec<String>>,
 }
 
@@ -45,7 +46,16 @@ impl Table {
     pub(crate) fn new(head: &'static [&'static str]) -> Self {
         Self {
             head,
+            shows_head: true,
             rows: Vec::new(),
+        }
+    }
+
+    /// For rows that are told one by one.
+    pub(crate) fn headless(head: &'static [&'static str]) -> Self {
+        Self {
+            shows_head: false,
+            ..Self::new(head)
         }
     }
 
@@ -58,7 +68,8 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head: Vec<String> = self.head.iter().map(|&cell| cell.to_owned()).collect();
-        let lines: Vec<&Vec<String>> = std::iter::once(&head).chain(&self.rows).collect();
+        let shown = self.shows_head.then_some(&head);
+        let lines: Vec<&Vec<String>> = shown.into_iter().chain(&self.rows).collect();
         let widths: Vec<usize> = (0..head.len())
             .map(|column| {
                 lines

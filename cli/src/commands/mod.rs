@@ -20,6 +20,8 @@ mod run;
 mod status;
 mod services;
 mod proxies;
+mod edges;
+mod events;
 
 struct Entry {
     name: &'static str,
@@ -52,6 +54,16 @@ const COMMANDS: &[Entry] = &[
         name: "proxies",
         about: "List proxies and xDS clients with what each has acknowledged or rejected",
         run: proxies::run,
+    },
+    Entry {
+        name: "edges",
+        about: "Show who calls whom: rate, success, latency",
+        run: edges::run,
+    },
+    Entry {
+        name: "events",
+        about: "Show what happened to nodes, services and replicas, and why",
+        run: events::run,
     },
     Entry {
         name: "control",
@@ -138,12 +150,9 @@ fn show<A: Serialize + Tabular>(
     options: &ViewOptions,
     ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
 ) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(why) => return heddle_options::fail(format!("cannot start the runtime: {why}")),
+        Err(why) => return heddle_options::fail(why),
     };
     let answer = runtime.block_on(async {
         let control = Control::connect(&options.control).await?;
@@ -160,6 +169,22 @@ fn show<A: Serialize + Tabular>(
         }
         Err(why) => heddle_options::fail(why),
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|why| format!("cannot start the runtime: {why}"))
+}
+
+/// The line below a table that says of which replicas nothing stands in it.
+fn missing(unanswered: &[String], what: &str) -> String {
+    if unanswered.is_empty() {
+        return String::new();
+    }
+    let names = unanswered.join(", ");
+    format!("\ndid not answer: {names} (their {what} are missing here)\n")
 }
 
 /// `HEALTH_HEALTHY` as people read it.

@@ -5,7 +5,7 @@ use std::{ffi::OsString, process::ExitCode};
 use heddle_proto::status::v1::{self as wire, ListProxiesRequest};
 use serde::Serialize;
 
-use super::{ViewOptions, show};
+use super::{ViewOptions, missing, show};
 use crate::output::{Table, Tabular};
 
 /// List proxies and other xDS clients with what each has acknowledged or rejected
@@ -31,6 +31,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
 #[derive(Debug, Serialize)]
 struct Proxies {
     proxies: Vec<Proxy>,
+    unanswered: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,6 +40,7 @@ struct Proxy {
     role: String,
     address: String,
     variant: String,
+    replica: String,
     types: Vec<TypeStatus>,
 }
 
@@ -59,7 +61,10 @@ impl From<wire::ListProxiesResponse> for Proxies {
     fn from(answer: wire::ListProxiesResponse) -> Self {
         let mut proxies: Vec<Proxy> = answer.proxies.into_iter().map(Proxy::from).collect();
         proxies.sort_by(|a, b| (&a.node_id, &a.address).cmp(&(&b.node_id, &b.address)));
-        Self { proxies }
+        Self {
+            proxies,
+            unanswered: answer.unanswered,
+        }
     }
 }
 
@@ -86,6 +91,7 @@ impl From<wire::Proxy> for Proxy {
             role: proxy.role,
             address: proxy.address,
             variant: proxy.variant,
+            replica: proxy.replica,
             types,
         }
     }
@@ -114,6 +120,7 @@ impl Tabular for Proxies {
             "CLIENT",
             "ROLE",
             "FROM",
+            "REPLICA",
             "VARIANT",
             "TYPE",
             "ASKED",
@@ -122,7 +129,13 @@ impl Tabular for Proxies {
             "STATE",
         ]);
         for proxy in &self.proxies {
-            let who = [&proxy.node_id, &proxy.role, &proxy.address, &proxy.variant];
+            let who = [
+                &proxy.node_id,
+                &proxy.role,
+                &proxy.address,
+                &proxy.replica,
+                &proxy.variant,
+            ];
             let who: Vec<String> = who.into_iter().cloned().collect();
             if proxy.types.is_empty() {
                 let mut row = who.clone();
@@ -146,7 +159,7 @@ impl Tabular for Proxies {
                 table.row(row);
             }
         }
-        table.to_string()
+        format!("{table}{}", missing(&self.unanswered, "clients"))
     }
 }
 
@@ -178,21 +191,23 @@ mod tests {
             address: "127.0.0.1:9".into(),
             variant: "delta".into(),
             types,
-            ..wire::Proxy::default()
+            replica: "r1".into(),
         };
         let answer = Proxies::from(wire::ListProxiesResponse {
             proxies: vec![
                 proxy("b", vec![]),
                 proxy("a", vec![of("Route", "no such field"), of("Cluster", "")]),
             ],
-            ..wire::ListProxiesResponse::default()
+            unanswered: vec!["r2".into()],
         });
         assert_eq!(
             render(Format::Table, &answer).unwrap(),
-            "CLIENT  ROLE   FROM         VARIANT  TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
-             a       proxy  127.0.0.1:9  delta    Cluster  all    3      7/ab          acknowledged\n\
-             a       proxy  127.0.0.1:9  delta    Route    2      3      7/ab          rejected 8/cd: no such field\n\
-             b       proxy  127.0.0.1:9  delta    -        0      0      -             asks for nothing\n"
+            "CLIENT  ROLE   FROM         REPLICA  VARIANT  TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
+             a       proxy  127.0.0.1:9  r1       delta    Cluster  all    3      7/ab          acknowledged\n\
+             a       proxy  127.0.0.1:9  r1       delta    Route    2      3      7/ab          rejected 8/cd: no such field\n\
+             b       proxy  127.0.0.1:9  r1       delta    -        0      0      -             asks for nothing\n\
+             \n\
+             did not answer: r2 (their clients are missing here)\n"
         );
     }
 }

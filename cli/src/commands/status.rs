@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use heddle_proto::status::v1::{GetMeshRequest, Mesh};
+use heddle_proto::status::v1::{self as wire, GetMeshRequest, Mesh};
 use serde::Serialize;
 
 use super::{ViewOptions, show};
@@ -38,7 +38,16 @@ struct Answer {
     instances: u32,
     healthy_instances: u32,
     clients: u32,
+    replicas: Vec<Replica>,
     nodes: Vec<Node>,
+}
+
+#[derive(Debug, Serialize)]
+struct Replica {
+    name: String,
+    advertise: String,
+    version: String,
+    duties: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +60,9 @@ struct Node {
     instances: u32,
     epoch: u64,
     version: String,
+    suspect: bool,
+    replica: String,
+    clash: String,
 }
 
 impl From<Mesh> for Answer {
@@ -67,9 +79,18 @@ impl From<Mesh> for Answer {
                 instances: node.instances,
                 epoch: node.epoch,
                 version: node.version,
+                suspect: node.suspect,
+                replica: node.replica,
+                clash: node.clash,
             })
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let replica = |replica: wire::Replica| Replica {
+            name: replica.name,
+            advertise: replica.advertise,
+            version: replica.version,
+            duties: replica.duties,
+        };
         Self {
             version: mesh.version,
             store: mesh.store,
@@ -79,6 +100,7 @@ impl From<Mesh> for Answer {
             instances: mesh.instances,
             healthy_instances: mesh.healthy_instances,
             clients: mesh.clients,
+            replicas: mesh.replicas.into_iter().map(replica).collect(),
             nodes,
         }
     }
@@ -93,6 +115,7 @@ impl Tabular for Answer {
             "LOCALITY",
             "INSTANCES",
             "EPOCH",
+            "REPLICA",
             "VERSION",
         ]);
         for node in &self.nodes {
@@ -102,18 +125,19 @@ impl Tabular for Answer {
             };
             table.row(vec![
                 node.name.clone(),
-                if node.alive { "alive" } else { "lapsed" }.to_owned(),
+                node.state().to_owned(),
                 node.advertise.clone(),
                 locality,
                 node.instances.to_string(),
                 node.epoch.to_string(),
+                node.replica.clone(),
                 node.version.clone(),
             ]);
         }
         let alive = self.nodes.iter().filter(|node| node.alive).count();
         format!(
             "Heddle {}, store {} at revision {}, replica {}\n\
-             {alive} of {} alive, {}, {} of {} healthy, {}\n\n{table}",
+             {alive} of {} alive, {}, {} of {} healthy, {} here\n\n{}{table}{}",
             self.version,
             self.store,
             self.revision,
@@ -123,7 +147,50 @@ impl Tabular for Answer {
             self.healthy_instances,
             count(self.instances, "instance"),
             count(self.clients, "xDS client"),
+            self.replicas(),
+            self.clashes(),
         )
+    }
+}
+
+impl Answer {
+    /// A table of their own, where there are any.
+    fn replicas(&self) -> String {
+        if self.replicas.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(&["REPLICA", "ADDRESS", "DUTIES", "VERSION"]);
+        for replica in &self.replicas {
+            table.row(vec![
+                replica.name.clone(),
+                replica.advertise.clone(),
+                replica.duties.join(", "),
+                replica.version.clone(),
+            ]);
+        }
+        format!("{table}\n")
+    }
+
+    /// A line below the nodes for each name that two processes claim.
+    fn clashes(&self) -> String {
+        let clashes = self.nodes.iter().filter(|node| !node.clash.is_empty());
+        let lines = clashes.map(|node| {
+            format!(
+                "\nnode {}: its name is claimed by another process too: {}; give one of them another --node\n",
+                node.name, node.clash
+            )
+        });
+        lines.collect()
+    }
+}
+
+impl Node {
+    fn state(&self) -> &'static str {
+        match (self.alive, self.suspect) {
+            (true, _) => "alive",
+            (false, true) => "suspect",
+            (false, false) => "lapsed",
+        }
     }
 }
 
@@ -137,7 +204,7 @@ fn count(number: impl TryInto<u64>, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use heddle_proto::status::v1::{Mesh, Node};
+    use heddle_proto::status::v1::{Mesh, Node, Replica};
 
     use super::Answer;
     use crate::output::{Format, render};
@@ -152,19 +219,31 @@ mod tests {
             zone: if alive { "a".into() } else { String::new() },
             instances: 2,
             version: "0.1.0".into(),
-            ..Node::default()
+            suspect: name == "c",
+            replica: if alive { "r1".into() } else { String::new() },
+            clash: if alive {
+                "process 7 (had epoch 2)".into()
+            } else {
+                String::new()
+            },
+        };
+        let replica = |name: &str, duties: &[&str]| Replica {
+            name: name.into(),
+            advertise: format!("http://{name}:15010"),
+            version: "0.1.0".into(),
+            duties: duties.iter().map(ToString::to_string).collect(),
         };
         Answer::from(Mesh {
             version: "0.1.0".into(),
             store: "embedded".into(),
             revision: 42,
-            nodes: vec![node("b", false), node("a", true)],
+            nodes: vec![node("c", false), node("b", false), node("a", true)],
             services: 1,
             instances: 4,
             healthy_instances: 2,
             clients: 2,
             replica: "r1".into(),
-            ..Mesh::default()
+            replicas: vec![replica("r1", &["sweeper"]), replica("r2", &[])],
         })
     }
 
@@ -173,11 +252,18 @@ mod tests {
         assert_eq!(
             render(Format::Table, &mesh()).unwrap(),
             "Heddle 0.1.0, store embedded at revision 42, replica r1\n\
-             1 of 2 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients\n\
+             1 of 3 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients here\n\
              \n\
-             NODE  STATE   INBOUND          LOCALITY  INSTANCES  EPOCH  VERSION\n\
-             a     alive   127.0.0.1:15008  eu/a      2          3      0.1.0\n\
-             b     lapsed  127.0.0.1:15008  -         2          3      0.1.0\n"
+             REPLICA  ADDRESS          DUTIES   VERSION\n\
+             r1       http://r1:15010  sweeper  0.1.0\n\
+             r2       http://r2:15010  -        0.1.0\n\
+             \n\
+             NODE  STATE    INBOUND          LOCALITY  INSTANCES  EPOCH  REPLICA  VERSION\n\
+             a     alive    127.0.0.1:15008  eu/a      2          3      r1       0.1.0\n\
+             b     lapsed   127.0.0.1:15008  -         2          3      -        0.1.0\n\
+             c     suspect  127.0.0.1:15008  -         2          3      -        0.1.0\n\
+             \n\
+             node a: its name is claimed by another process too: process 7 (had epoch 2); give one of them another --node\n"
         );
     }
 
