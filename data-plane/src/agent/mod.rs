@@ -63,6 +63,8 @@ struct Inner {
     book: Mutex<Book>,
     /// The tasks of each standing registration: they end when it does.
     tasks: Mutex<HashMap<Arc<str>, Tasks>>,
+    /// Checks of all instances take their turns here.
+    lanes: health::Lanes,
     version: watch::Sender<u64>,
 }
 
@@ -86,6 +88,7 @@ impl Agent {
                 beat,
                 book: Mutex::new(Book::new(ttl)),
                 tasks: Mutex::new(HashMap::new()),
+                lanes: health::Lanes::default(),
                 version: watch::Sender::new(0),
             }),
         }

@@ -244,12 +244,14 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
         "health.interval",
         given.interval,
         Duration::from_secs(5),
+        (Duration::from_secs(3600), "1 h"),
         faults,
     );
     let timeout = span(
         "health.timeout",
         given.timeout,
         Duration::from_secs(1),
+        (Duration::from_secs(60), "1 min"),
         faults,
     );
     let path = if given.path.is_empty() {
@@ -308,14 +310,15 @@ fn span(
     field: &str,
     given: Option<prost_types::Duration>,
     default: Duration,
+    (longest, words): (Duration, &str),
     faults: &mut Faults,
 ) -> Duration {
     let Some(given) = given else { return default };
     let value = Duration::try_from(given).ok();
-    match value.filter(|v| (Duration::from_millis(50)..=Duration::from_secs(3600)).contains(v)) {
+    match value.filter(|v| (Duration::from_millis(50)..=longest).contains(v)) {
         Some(value) => value,
         None => {
-            faults.add(field, "is out of range: 50 ms to 1 h".into());
+            faults.add(field, format!("is out of range: 50 ms to {words}"));
             default
         }
     }

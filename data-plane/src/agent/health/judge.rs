@@ -1,0 +1,143 @@
+//! Thresholds: how many answers in a row turn the verdict over one instance. Answers go in one after the other, a verdict
+//! comes out when it is to be told. Pure: no clock, no sockets.
+
+use crate::agent::validate::CheckPlan;
+
+/// What one check came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    Passed,
+    /// It failed, and why, as a sentence for people: the next one may pass.
+    Failed(String),
+    /// The instance itself says that it does not serve: no second opinion is needed.
+    Declined(String),
+}
+
+impl Finding {
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Passed => "",
+            Self::Failed(why) | Self::Declined(why) => why,
+        }
+    }
+}
+
+/// See the room sign.
+#[derive(Debug)]
+pub(super) struct Judge {
+    healthy: bool,
+    /// Before the first success one is enough.
+    fresh: bool,
+    streak: u32,
+    healthy_threshold: u32,
+    unhealthy_threshold: u32,
+}
+
+impl Judge {
+    #[must_use]
+    pub(super) fn new(plan: &CheckPlan) -> Self {
+        Self {
+            healthy: false,
+            fresh: true,
+            streak: 0,
+            healthy_threshold: plan.healthy_threshold.max(1),
+            unhealthy_threshold: plan.unhealthy_threshold.max(1),
+        }
+    }
+
+    /// Whether it has never passed.
+    #[must_use]
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Takes one answer; the verdict if it is to be told (each failure before the first success is, for its reason).
+    pub(super) fn take(&mut self, finding: &Finding) -> Option<bool> {
+        let success = *finding == Finding::Passed;
+        if self.fresh {
+            self.fresh = !success;
+            self.healthy = success;
+            self.streak = 0;
+            return Some(success);
+        }
+        if success == self.healthy {
+            self.streak = 0;
+            return None;
+        }
+        self.streak += 1;
+        let needed = match finding {
+            Finding::Passed => self.healthy_threshold,
+            Finding::Failed(_) => self.unhealthy_threshold,
+            Finding::Declined(_) => 1,
+        };
+        if self.streak < needed {
+            return None;
+        }
+        self.healthy = success;
+        self.streak = 0;
+        Some(success)
+    }
+
+    /// A refused connection leaves no doubt.
+    pub(super) fn refused(&mut self) {
+        self.healthy = false;
+        self.fresh = false;
+        self.streak = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Finding, Judge};
+    use crate::agent::validate::CheckPlan;
+    use heddle_proto::registry::v1::health_check::Kind;
+    use std::time::Duration;
+
+    #[test]
+    fn verdicts_follow_the_thresholds() {
+        let plan = CheckPlan {
+            kind: Kind::Tcp,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            unhealthy_threshold: 2,
+            healthy_threshold: 3,
+            path: String::new(),
+            grpc_service: String::new(),
+        };
+        let (passed, failed) = (Finding::Passed, Finding::Failed("x".into()));
+        let declined = Finding::Declined("x".into());
+        let mut judge = Judge::new(&plan);
+        // Not up yet: each failure is told for its reason; the first success suffices.
+        let first = [
+            (&failed, Some(false)),
+            (&declined, Some(false)),
+            (&passed, Some(true)),
+            (&passed, None),
+        ];
+        // One failure is no verdict, two are; then three successes are needed.
+        let later = [
+            (&failed, None),
+            (&passed, None),
+            (&failed, None),
+            (&failed, Some(false)),
+            (&passed, None),
+            (&failed, None),
+            (&passed, None),
+            (&passed, None),
+            (&passed, Some(true)),
+            // Its own word is taken at once.
+            (&declined, Some(false)),
+            (&declined, None),
+        ];
+        for (index, (finding, expect)) in first.into_iter().chain(later).enumerate() {
+            assert_eq!(judge.take(finding), expect, "answer {index}");
+        }
+        judge.refused();
+        let back = [
+            judge.take(&passed),
+            judge.take(&passed),
+            judge.take(&passed),
+        ];
+        assert_eq!(back, [None, None, Some(true)]);
+    }
+}

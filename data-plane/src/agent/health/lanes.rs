@@ -1,0 +1,34 @@
+//! How many checks of one node are under way at once. A check comes in and waits for its turn; instances that failed
+//! last time wait in a lane of their own, so that a thousand that hang do not delay those that answer. No check is made
+//! here.
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Checks of instances that passed last time, or are new.
+const QUICK: usize = 256;
+/// Checks of instances that failed last time: each may take its whole timeout.
+const SLOW: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    quick: Semaphore,
+    slow: Semaphore,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self {
+            quick: Semaphore::new(QUICK),
+            slow: Semaphore::new(SLOW),
+        }
+    }
+}
+
+impl Lanes {
+    /// Waits for a turn; dropping what comes back ends it.
+    pub(crate) async fn enter(&self, failed: bool) -> Option<SemaphorePermit<'_>> {
+        let lane = if failed { &self.slow } else { &self.quick };
+        // Never closed.
+        lane.acquire().await.ok()
+    }
+}
