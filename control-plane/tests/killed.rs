@@ -361,8 +361,10 @@ async fn cycles_leave_nothing(cycles: usize) {
         after.descriptors <= before.descriptors + 2,
         "{before:?}, {after:?}"
     );
+    // The store remembers up to 64 MiB of what happened, for watchers that fell behind; the test of the registry makes
+    // that small and measures the rest.
     assert!(
-        after.resident_kib <= before.resident_kib + (64 << 10),
+        after.resident_kib <= before.resident_kib + (96 << 10),
         "{before:?}, {after:?}"
     );
 }

@@ -247,7 +247,7 @@ async fn at_every_sync_point_a_power_cut_loses_nothing_that_was_answered() {
         }
         sync += 1;
     }
-    assert!(sync > WRITES as u32, "each write has its sync: {sync}");
+    assert!(u64::from(sync) > WRITES, "each write has its sync: {sync}");
 }
 
 #[tokio::test]
