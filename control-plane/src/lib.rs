@@ -18,6 +18,8 @@ mod http;
 pub mod options;
 pub mod listen;
 pub mod app;
+#[cfg(test)]
+mod sim;
 
 /// The program: `args[0]` is its name. Returns when it has stopped.
 #[must_use]

@@ -13,6 +13,8 @@ mod validate;
 #[cfg(test)]
 mod fixture;
 
+#[cfg(test)]
+pub(crate) use node::Sessions;
 pub use node::{MAX_MESSAGE_BYTES, service};
 pub use registry_api::registry_service;
 

@@ -37,7 +37,7 @@ mod bounds;
 mod embedded;
 mod history;
 mod leases;
-mod machine;
+pub(crate) mod machine;
 #[cfg(test)]
 pub(crate) mod conformance;
 

@@ -23,6 +23,8 @@ use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry};
 
 mod opening;
 
+#[cfg(test)]
+pub(crate) use opening::Sessions;
 pub use opening::{MAX_MESSAGE_BYTES, service};
 
 type Answer = Result<ControlMessage, Status>;

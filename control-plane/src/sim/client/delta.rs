@@ -1,0 +1,140 @@
+//! A client that speaks delta: differences come in, acknowledgements and further questions go out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{DeltaDiscoveryRequest, Resource},
+    google::rpc::Status as Reason,
+};
+use prost::Message as _;
+
+use super::{Client, Flavor, Held, Speaks, revision_of};
+use crate::{
+    snapshot::Kind,
+    xds::{Delta, Variant},
+};
+
+type Response = <Delta as Variant>::Response;
+
+/// Names asked for on this stream, of the types that are asked for by name.
+pub(super) type Asked = BTreeMap<Kind, BTreeSet<String>>;
+
+impl Speaks for Delta {
+    type Asked = Asked;
+
+    fn first(client: &Client, asked: &mut Asked) -> Vec<DeltaDiscoveryRequest> {
+        let mut questions = vec![question(client, Kind::Cluster, ["*".to_owned()])];
+        match client.flavor {
+            Flavor::Everything => {
+                questions.push(question(client, Kind::Endpoint, ["*".to_owned()]));
+                questions.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
+            }
+            Flavor::Proxy => {
+                questions.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
+            }
+            // Naming nothing is the older way to say everything.
+            _ => questions.push(question(client, Kind::Listener, [])),
+        }
+        questions.extend(follow(client, asked, true));
+        if let Some(first) = questions.first_mut() {
+            first.node = Some(client.node());
+        }
+        questions
+    }
+
+    fn kind(response: &Response) -> Option<Kind> {
+        Kind::from_url(&response.type_url)
+    }
+
+    fn told(response: &Response) -> Option<u64> {
+        revision_of(&response.system_version_info)
+    }
+
+    fn apply(held: &mut Held, kind: Kind, response: &Response) -> Result<(), String> {
+        for bytes in &response.resources {
+            let resource = Resource::decode(bytes.clone()).map_err(|error| error.to_string())?;
+            let value = resource.resource.map(|any| any.value).unwrap_or_default();
+            held.put(kind, &resource.name, &resource.version, &value)?;
+        }
+        for name in &response.removed_resources {
+            // The endpoints of a cluster that stays are kept, as clients do; they come again if there are any.
+            held.remove(kind, name);
+        }
+        Ok(())
+    }
+
+    fn answers(
+        client: &Client,
+        asked: &mut Asked,
+        kind: Kind,
+        response: &Response,
+        rejected: bool,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let answer = DeltaDiscoveryRequest {
+            type_url: kind.url().to_owned(),
+            response_nonce: response.nonce.clone(),
+            error_detail: rejected.then(|| Reason {
+                code: 3,
+                message: "the dice say no".to_owned(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let mut answers = vec![answer];
+        answers.extend(follow(client, asked, false));
+        answers
+    }
+}
+
+/// Asks for what the resources held lead to, and no longer for what they do not.
+fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscoveryRequest> {
+    let wanted = client.seat(|seat| match client.flavor {
+        Flavor::Proxy => vec![(Kind::Endpoint, seat.held.names(Kind::Cluster))],
+        Flavor::EnvoyDelta => vec![
+            (Kind::Endpoint, seat.held.names(Kind::Cluster)),
+            (
+                Kind::Route,
+                seat.held.listeners.values().flatten().cloned().collect(),
+            ),
+        ],
+        _ => vec![],
+    });
+    let mut questions = Vec::new();
+    for (kind, names) in wanted.unwrap_or_default() {
+        let before = asked.entry(kind).or_default();
+        let new: Vec<String> = names.difference(before).cloned().collect();
+        let gone: Vec<String> = before.difference(&names).cloned().collect();
+        let begun = !before.is_empty();
+        *before = names;
+        if new.is_empty() && gone.is_empty() {
+            continue;
+        }
+        let mut next = if first || !begun {
+            question(client, kind, new)
+        } else {
+            DeltaDiscoveryRequest {
+                type_url: kind.url().to_owned(),
+                resource_names_subscribe: new,
+                ..DeltaDiscoveryRequest::default()
+            }
+        };
+        next.resource_names_unsubscribe = gone;
+        questions.push(next);
+    }
+    questions
+}
+
+/// With what it holds of the type.
+fn question(
+    client: &Client,
+    kind: Kind,
+    names: impl IntoIterator<Item = String>,
+) -> DeltaDiscoveryRequest {
+    let held = client.seat(|seat| seat.held.versions.get(&kind).cloned());
+    DeltaDiscoveryRequest {
+        type_url: kind.url().to_owned(),
+        resource_names_subscribe: names.into_iter().collect(),
+        initial_resource_versions: held.flatten().unwrap_or_default().into_iter().collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}

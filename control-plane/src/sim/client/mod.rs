@@ -1,0 +1,335 @@
+//! The xDS clients of a run: our proxies and stock clients, by either variant of the protocol, as they ask, hold,
+//! acknowledge, reject, lag behind and come back. Responses come in, requests go out; what a client holds lies open
+//! for the laws.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use envoy_types::pb::{
+    envoy::config::core::v3::Node,
+    google::protobuf::{Struct, Value, value::Kind as ValueKind},
+};
+use tokio::time::{Instant, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{
+    dice::Dice,
+    laws,
+    link::{Socket, dial},
+    world::{Seat, Who, World, lock},
+};
+use crate::{
+    snapshot::Kind,
+    xds::{Delta, Sotw, Variant},
+};
+
+mod delta;
+mod held;
+mod sotw;
+
+pub(super) use held::Held;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavor {
+    /// Our proxy: clusters and proto services by wildcard, endpoints by name. Delta.
+    Proxy,
+    /// All of a proxy's types by wildcard. Delta.
+    Everything,
+    /// Envoy by delta.
+    EnvoyDelta,
+    /// Envoy by state of the world.
+    Envoy,
+    /// Stock gRPC: one listener by name and what it leads to. State of the world.
+    Grpc,
+}
+
+impl Flavor {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Proxy,
+        Self::Grpc,
+        Self::Envoy,
+        Self::Everything,
+        Self::EnvoyDelta,
+    ];
+
+    /// Instances that drain are not there for stock clients.
+    pub(super) const fn is_told_of(self, health: i32) -> bool {
+        const DRAINING: i32 = 3;
+        self.is_proxy() || health != DRAINING
+    }
+
+    const fn is_proxy(self) -> bool {
+        matches!(self, Self::Proxy | Self::Everything)
+    }
+}
+
+/// Starts a process of a client, with what it holds from before.
+pub(super) fn start(world: &World, dice: Dice, n: usize, held: Held) {
+    let life = CancellationToken::new();
+    let flavor = held.flavor;
+    world.say(format_args!("{} starts: {flavor:?}", Who::Client(n)));
+    let seat = Seat {
+        held,
+        life: life.clone(),
+        connected: None,
+        lost_there: CancellationToken::new(),
+        rejected: false,
+    };
+    lock(&world.seats).insert(n, seat);
+    let client = Client {
+        world: world.clone(),
+        dice,
+        n,
+        who: Who::Client(n),
+        life,
+        flavor,
+    };
+    tokio::spawn(client.run());
+}
+
+/// It dies. What it kept on disk is given to who starts it again.
+pub(super) fn kill(world: &World, n: usize) -> Option<Held> {
+    let seat = lock(&world.seats).remove(&n)?;
+    world.say(format_args!("{} is killed", Who::Client(n)));
+    seat.life.cancel();
+    Some(seat.held)
+}
+
+struct Client {
+    world: World,
+    dice: Dice,
+    n: usize,
+    who: Who,
+    life: CancellationToken,
+    flavor: Flavor,
+}
+
+/// What a variant of the protocol needs to drive a client.
+trait Speaks: Variant<Request: Send, Response: Send> + Sized {
+    /// What was asked for on this stream.
+    type Asked: Default + Send;
+
+    fn first(client: &Client, asked: &mut Self::Asked) -> Vec<Self::Request>;
+    fn kind(response: &Self::Response) -> Option<Kind>;
+    fn told(response: &Self::Response) -> Option<u64>;
+    /// Takes a response over.
+    fn apply(held: &mut Held, kind: Kind, response: &Self::Response) -> Result<(), String>;
+    /// What is to be said to a response, and asked after it.
+    fn answers(
+        client: &Client,
+        asked: &mut Self::Asked,
+        kind: Kind,
+        response: &Self::Response,
+        rejected: bool,
+    ) -> Vec<Self::Request>;
+    fn accept(
+        replica: &super::replica::Replica,
+        from: &str,
+        requests: ReceiverStream<Result<Self::Request, Status>>,
+    ) -> ReceiverStream<Result<Self::Response, Status>> {
+        replica.ads.begin::<Self>(from.to_owned(), false, requests)
+    }
+}
+
+impl Client {
+    async fn run(mut self) {
+        let life = self.life.clone();
+        tokio::select! {
+            biased;
+            () = life.cancelled() => {}
+            () = self.connect_for_ever() => {}
+        }
+    }
+
+    async fn connect_for_ever(&mut self) {
+        let replicas = self.world.profile.replicas;
+        let mut next = self.dice.index(replicas);
+        let mut wait = 250;
+        loop {
+            let replica = next % replicas;
+            next += 1;
+            let started = Instant::now();
+            let why = match self.flavor {
+                Flavor::Envoy | Flavor::Grpc => self.talk::<Sotw>(replica).await,
+                Flavor::Proxy | Flavor::Everything | Flavor::EnvoyDelta => {
+                    self.talk::<Delta>(replica).await
+                }
+            };
+            self.seat(|seat| seat.connected = None);
+            self.world
+                .say(format_args!("{}: stream of r{replica}: {why}", self.who));
+            if started.elapsed() > Duration::from_secs(10) {
+                wait = 250;
+            }
+            sleep(self.dice.millis(wait * 6 / 10..=wait)).await;
+            wait = (wait * 2).min(3000);
+            self.world.until_awake(self.who).await;
+        }
+    }
+
+    fn seat<R>(&self, look: impl FnOnce(&mut Seat) -> R) -> Option<R> {
+        lock(&self.world.seats).get_mut(&self.n).map(look)
+    }
+
+    /// One stream from its first request to its end; gives why it ended.
+    async fn talk<V: Speaks>(&mut self, replica: usize) -> String {
+        let from = self.who.to_string();
+        let accept =
+            |replica: &super::replica::Replica, requests| V::accept(replica, &from, requests);
+        let opened = dial(
+            &self.world,
+            &mut self.dice,
+            self.who,
+            &self.life,
+            replica,
+            accept,
+        )
+        .await;
+        let mut socket: Socket<V::Request, V::Response> = match opened {
+            Ok(socket) => socket,
+            Err(why) => return why.to_owned(),
+        };
+        let now = self.world.now();
+        self.seat(|seat| {
+            seat.connected = Some((replica, now));
+            seat.lost_there = socket.lost_there.clone();
+            seat.rejected = false;
+            seat.held.told.clear();
+        });
+        let mut asked = V::Asked::default();
+        for request in V::first(self, &mut asked) {
+            if socket.out.send(Ok(request)).await.is_err() {
+                return "it ended the stream".to_owned();
+            }
+        }
+        let mut leave_at = None;
+        loop {
+            let leave = async {
+                match leave_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let response = tokio::select! {
+                biased;
+                response = socket.inn.recv() => response,
+                () = leave => return "it leaves after a rejection".to_owned(),
+            };
+            let response = match response {
+                Some(Ok(response)) => response,
+                Some(Err(status)) => return format!("{:?}: {}", status.code(), status.message()),
+                None => return "it ended the stream".to_owned(),
+            };
+            if self.dice.chance(10) {
+                // It has other things to do.
+                sleep(self.dice.millis(100..=3000)).await;
+            }
+            self.world.until_awake(self.who).await;
+            let rejected = self.on_response::<V>(&response);
+            if rejected && leave_at.is_none() {
+                let pause = self.dice.millis(100..=3000);
+                leave_at = Some(Instant::now() + pause);
+            }
+            let Some(kind) = V::kind(&response) else {
+                continue;
+            };
+            for request in V::answers(self, &mut asked, kind, &response, rejected) {
+                if socket.out.send(Ok(request)).await.is_err() {
+                    return "it ended the stream".to_owned();
+                }
+            }
+        }
+    }
+
+    /// Takes a response over, or rejects it, as the dice want.
+    fn on_response<V: Speaks>(&mut self, response: &V::Response) -> bool {
+        let Some(kind) = V::kind(response) else {
+            self.world.broken(
+                "protocol",
+                format_args!("{}: a type nobody asked for", self.who),
+            );
+            return true;
+        };
+        let revision = V::told(response).unwrap_or(0);
+        let rejected = self.dice.chance(6);
+        let done = self.seat(|seat| {
+            laws::on_revision(&self.world, self.who, &mut seat.held, kind, revision);
+            if rejected {
+                seat.rejected = true;
+                return Ok::<_, String>(Vec::new());
+            }
+            seat.held.told.insert(kind);
+            let before = seat.held.addresses();
+            V::apply(&mut seat.held, kind, response)?;
+            laws::on_taken(&self.world, self.who, &before, &seat.held.addresses());
+            // What it rejected it lacks by its own will.
+            Ok(if seat.rejected {
+                vec![]
+            } else {
+                seat.held.faults()
+            })
+        });
+        let verb = if rejected { "rejects" } else { "takes" };
+        let size = prost::Message::encoded_len(response);
+        self.world.say(format_args!(
+            "{}: {verb} {} at revision {revision} ({size} bytes)",
+            self.who,
+            kind.word()
+        ));
+        match done {
+            Some(Ok(faults)) => {
+                for fault in faults {
+                    self.world.broken(
+                        "I6 make before break",
+                        format_args!("{}: {fault}", self.who),
+                    );
+                }
+            }
+            Some(Err(why)) => self
+                .world
+                .broken("protocol", format_args!("{}: {why}", self.who)),
+            None => {}
+        }
+        rejected
+    }
+
+    /// Who it is, for the first request of a stream.
+    fn node(&self) -> Node {
+        let seen = self.seat(|seat| seat.held.seen).unwrap_or(0);
+        let mut words = vec![];
+        if self.flavor.is_proxy() {
+            words.push(("role", "proxy".to_owned()));
+            words.push(("revision", seen.to_string()));
+        }
+        if matches!(self.flavor, Flavor::Envoy | Flavor::EnvoyDelta) {
+            words.push(("heddle.outbound", "127.0.0.1:15001".to_owned()));
+        }
+        let value = |text: String| Value {
+            kind: Some(ValueKind::StringValue(text)),
+        };
+        let fields = words
+            .into_iter()
+            .map(|(key, text)| (key.to_owned(), value(text)));
+        Node {
+            id: format!("c{}", self.n),
+            metadata: Some(Struct {
+                fields: fields.collect(),
+            }),
+            ..Node::default()
+        }
+    }
+}
+
+/// What a client starts with.
+pub(super) fn empty(flavor: Flavor, service: &str) -> Held {
+    Held::new(flavor, service)
+}
+
+/// `<revision>`, `<revision>+` or `<revision>/<hash>`.
+fn revision_of(version: &str) -> Option<u64> {
+    version.split(['/', '+']).next()?.parse().ok()
+}
+
+type Versions = BTreeMap<String, String>;

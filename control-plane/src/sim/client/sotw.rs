@@ -1,0 +1,182 @@
+//! A client that speaks state of the world: whole states (or, of endpoints and routes, parts) come in, requests with
+//! everything it wants go out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+            route::v3::RouteConfiguration,
+        },
+        service::discovery::v3::DiscoveryRequest,
+    },
+    google::{protobuf::Any, rpc::Status as Reason},
+};
+use prost::Message as _;
+
+use super::{Client, Flavor, Held, Speaks, revision_of};
+use crate::{
+    snapshot::Kind,
+    xds::{Sotw, Variant},
+};
+
+type Response = <Sotw as Variant>::Response;
+
+/// Per type: what was asked for last, and the nonce of the last response.
+pub(super) type Asked = BTreeMap<Kind, (Vec<String>, String)>;
+
+impl Speaks for Sotw {
+    type Asked = Asked;
+
+    fn first(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
+        let mut questions = follow(client, asked);
+        if let Some(first) = questions.first_mut() {
+            first.node = Some(client.node());
+        }
+        questions
+    }
+
+    fn kind(response: &Response) -> Option<Kind> {
+        Kind::from_url(&response.type_url)
+    }
+
+    fn told(response: &Response) -> Option<u64> {
+        revision_of(&response.version_info)
+    }
+
+    fn apply(held: &mut Held, kind: Kind, response: &Response) -> Result<(), String> {
+        let mut told = BTreeSet::new();
+        for bytes in &response.resources {
+            let any = Any::decode(bytes.clone()).map_err(|error| error.to_string())?;
+            let name = name_of(kind, &any.value).map_err(|error| error.to_string())?;
+            held.put(kind, &name, &response.version_info, &any.value)?;
+            told.insert(name);
+        }
+        // Of clusters and listeners what is not told of is gone (xDS, "Deleting Resources").
+        if matches!(kind, Kind::Cluster | Kind::Listener) {
+            for gone in held.names(kind).difference(&told) {
+                held.remove(kind, gone);
+            }
+        }
+        // Clients forget what nothing leads to any more.
+        let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
+        for gone in held.names(Kind::Route).difference(&routes) {
+            held.remove(Kind::Route, gone);
+        }
+        if held.flavor == Flavor::Grpc {
+            for gone in held.names(Kind::Cluster).difference(&held.targets()) {
+                held.remove(Kind::Cluster, gone);
+            }
+        }
+        let clusters = held.names(Kind::Cluster);
+        for gone in held.names(Kind::Endpoint).difference(&clusters) {
+            held.remove(Kind::Endpoint, gone);
+        }
+        held.accepted.insert(kind, response.version_info.clone());
+        Ok(())
+    }
+
+    fn answers(
+        client: &Client,
+        asked: &mut Asked,
+        kind: Kind,
+        response: &Response,
+        rejected: bool,
+    ) -> Vec<DiscoveryRequest> {
+        let names = wanted(client).remove(&kind);
+        let said = asked.entry(kind).or_default();
+        said.1.clone_from(&response.nonce);
+        if let Some(names) = names {
+            said.0 = names;
+        }
+        let mut answer = request(client, kind, said);
+        if rejected {
+            answer.error_detail = Some(Reason {
+                code: 3,
+                message: "the dice say no".to_owned(),
+                details: Vec::new(),
+            });
+        }
+        let mut answers = vec![answer];
+        answers.extend(follow(client, asked));
+        answers
+    }
+}
+
+/// What the client wants of each type that it asks for now; an empty list is the wildcard.
+fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
+    let wanted = client.seat(|seat| {
+        let held = &seat.held;
+        let clusters: Vec<String> = held.names(Kind::Cluster).into_iter().collect();
+        let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
+        let routes: Vec<String> = routes.into_iter().collect();
+        let mut wanted = BTreeMap::new();
+        if client.flavor == Flavor::Envoy {
+            wanted.insert(Kind::Cluster, vec![]);
+            wanted.insert(Kind::Listener, vec![]);
+        } else {
+            wanted.insert(Kind::Listener, vec![held.service.clone()]);
+            let to = held.targets();
+            if !to.is_empty() {
+                wanted.insert(Kind::Cluster, to.into_iter().collect());
+            }
+        }
+        if !clusters.is_empty() {
+            wanted.insert(Kind::Endpoint, clusters);
+        }
+        if !routes.is_empty() {
+            wanted.insert(Kind::Route, routes);
+        }
+        wanted
+    });
+    wanted.unwrap_or_default()
+}
+
+/// Asks where what is wanted has changed.
+fn follow(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
+    let mut wanted = wanted(client);
+    // What nothing leads to any more is asked for no longer; an empty list says so once something was named.
+    for kind in [Kind::Cluster, Kind::Endpoint, Kind::Route] {
+        if asked.contains_key(&kind) {
+            wanted.entry(kind).or_default();
+        }
+    }
+    let mut questions = Vec::new();
+    for (kind, names) in wanted {
+        let known = asked.get(&kind).is_some_and(|(before, _)| *before == names);
+        if known {
+            continue;
+        }
+        let said = asked.entry(kind).or_default();
+        said.0 = names;
+        let said = said.clone();
+        questions.push(request(client, kind, &said));
+    }
+    questions
+}
+
+fn request(
+    client: &Client,
+    kind: Kind,
+    (names, nonce): &(Vec<String>, String),
+) -> DiscoveryRequest {
+    let accepted = client.seat(|seat| seat.held.accepted.get(&kind).cloned());
+    DiscoveryRequest {
+        type_url: kind.url().to_owned(),
+        version_info: accepted.flatten().unwrap_or_default(),
+        resource_names: names.clone(),
+        response_nonce: nonce.clone(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+fn name_of(kind: Kind, value: &[u8]) -> Result<String, prost::DecodeError> {
+    Ok(match kind {
+        Kind::Cluster => Cluster::decode(value)?.name,
+        Kind::Endpoint => ClusterLoadAssignment::decode(value)?.cluster_name,
+        Kind::Listener => Listener::decode(value)?.name,
+        Kind::Route => RouteConfiguration::decode(value)?.name,
+        Kind::ServiceIndex | Kind::Schema => String::new(),
+    })
+}

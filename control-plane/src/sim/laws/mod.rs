@@ -1,0 +1,268 @@
+//! What must hold in every run, whenever something happens; `look` has what must hold at all times. In come the store's
+//! changes and what clients are told, out goes the first law that is broken. Nothing of the product decides here: what
+//! should be is `truth`, read from the nodes' books and from the store's raw keys.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use heddle_proto::store::v1::{AliveRecord, InstanceRecord, NodeRecord};
+use prost::Message as _;
+
+use super::{
+    client::{Flavor, Held},
+    world::{Who, World, lock},
+};
+use crate::{
+    registry::InstanceKey,
+    snapshot::Kind,
+    store::{Changes, KeyValue, machine::Machine},
+};
+
+mod look;
+mod truth;
+
+pub(super) use look::{converged, look};
+pub(super) use truth::is_contested;
+use truth::{Stored, address_of, is_running, rightful, wanted};
+
+/// Nodes that lapsed together lapsed within so long: a TTL, and what a verdict may be late while the store is down.
+const TOGETHER: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct Laws {
+    since: BTreeMap<look::Wrong, Duration>,
+    lapsed: Vec<(Duration, String)>,
+    /// Processes that held their node's lease once.
+    holders: BTreeSet<String>,
+    /// When the sweeper's duty was taken last.
+    duty: Duration,
+    /// Of whom each address was ever.
+    owners: BTreeMap<String, String>,
+    read: Option<Stored>,
+}
+
+/// Changes of one transaction, before anybody sees them.
+pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Option<&Changes>) {
+    let Some(changes) = changes else { return };
+    for event in changes.events.iter() {
+        let verb = if event.now.is_some() {
+            "puts"
+        } else {
+            "deletes"
+        };
+        world.say(format_args!(
+            "store: {}: {by} {verb} {}",
+            changes.revision, event.key
+        ));
+        let parts: Vec<&str> = event.key.split('/').collect();
+        match (parts.as_slice(), &event.before, &event.now) {
+            (["alive", node], before, Some(now)) => on_claim(world, node, before.as_ref(), now),
+            (["duty", ..], _, Some(_)) => lock(&world.laws).duty = world.now(),
+            (["node", node], Some(before), Some(now)) => {
+                on_record(world, machine, node, before, now);
+            }
+            (["instance", node, ..], _, Some(now)) => on_put(world, machine, node, now),
+            (["instance", ..], Some(before), None) => on_delete(world, before),
+            _ => {}
+        }
+    }
+}
+
+fn on_claim(world: &World, node: &str, before: Option<&KeyValue>, now: &KeyValue) {
+    let holder = |item: &KeyValue| {
+        let record = AliveRecord::decode(item.value.clone());
+        record.unwrap_or_default().process_id
+    };
+    let new = holder(now);
+    // One that never held the lease looks like a new one.
+    let known = !lock(&world.laws).holders.insert(new.clone());
+    if let Some(old) = before.map(holder)
+        && known
+        && number(&new) < number(&old)
+    {
+        world.broken(
+            "I5 old over new",
+            format_args!("{new} takes {node} from its living successor {old}"),
+        );
+    }
+}
+
+fn on_record(world: &World, machine: &Machine, node: &str, before: &KeyValue, now: &KeyValue) {
+    let read = |item: &KeyValue| NodeRecord::decode(item.value.clone()).unwrap_or_default();
+    let (old, new) = (read(before), read(now));
+    let handed_on = old.process_id != new.process_id;
+    if new.epoch < old.epoch || (handed_on && new.epoch == old.epoch) {
+        world.broken(
+            "I5 old over new",
+            format_args!(
+                "the epoch of {node} goes from {} to {}",
+                old.epoch, new.epoch
+            ),
+        );
+    }
+    if new.suspect && !old.suspect {
+        on_suspect(world, machine, node);
+    }
+}
+
+fn on_put(world: &World, machine: &Machine, node: &str, now: &KeyValue) {
+    if let Some(address) = address_of(&now.value) {
+        let name = now.key.trim_start_matches("instance/").to_owned();
+        lock(&world.laws).owners.insert(address, name);
+    }
+    let epoch = InstanceRecord::decode(now.value.clone()).map_or(0, |it| it.epoch);
+    let held = machine.get(&format!("node/{node}"));
+    let held = held.and_then(|held| NodeRecord::decode(held.value).ok());
+    let held = held.map_or(0, |held| held.epoch);
+    if epoch != held {
+        world.broken(
+            "I5 old over new",
+            format_args!(
+                "{} is written with epoch {epoch}, {held} holds the node",
+                now.key
+            ),
+        );
+    }
+}
+
+fn on_delete(world: &World, before: &KeyValue) {
+    if world.profile.gentle
+        && let Some(address) = address_of(&before.value)
+        && wanted(world).contains_key(&address)
+    {
+        world.broken(
+            "I1 no flap",
+            format_args!("{} is deleted and lives", before.key),
+        );
+    }
+}
+
+pub(super) fn on_lapsed(world: &World, key: &str) {
+    let Some(node) = key.strip_prefix("alive/") else {
+        return;
+    };
+    lock(&world.laws)
+        .lapsed
+        .push((world.now(), node.to_owned()));
+    let lives = rightful(world).any(|(who, n)| format!("n{n}") == node && is_running(world, who));
+    if world.profile.gentle && lives {
+        world.broken(
+            "I1 no flap",
+            format_args!("the lease of {node} ran out and it lives"),
+        );
+    }
+}
+
+fn on_suspect(world: &World, machine: &Machine, node: &str) {
+    let now = world.now();
+    let mut laws = lock(&world.laws);
+    laws.lapsed.retain(|(at, _)| now - *at <= TOGETHER);
+    // A replica that starts finds others that lapsed before.
+    let others = machine
+        .range("node/", None, true)
+        .map(|it| it.items)
+        .unwrap_or_default();
+    let others = others
+        .iter()
+        .filter_map(|item| item.key.strip_prefix("node/"));
+    let gone = others.filter(|node| machine.get(&format!("alive/{node}")).is_none());
+    let mut lapsed: BTreeSet<String> = gone.map(str::to_owned).collect();
+    lapsed.extend(laws.lapsed.iter().map(|(_, node)| node.clone()));
+    if lapsed.len() < 3 {
+        let count = lapsed.len();
+        drop(laws);
+        world.broken(
+            "suspects",
+            format_args!("{node} is suspect, and {count} nodes lapsed with it"),
+        );
+    }
+}
+
+/// A client is told of a revision.
+pub(super) fn on_revision(world: &World, who: Who, held: &mut Held, kind: Kind, revision: u64) {
+    let seen = match held.flavor {
+        // By node metadata: whatever it saw.
+        Flavor::Proxy | Flavor::Everything => held.seen,
+        // By `version_info`: what it took of this type.
+        Flavor::Envoy | Flavor::Grpc => {
+            let accepted = held.accepted.get(&kind);
+            accepted
+                .and_then(|version| version.split('/').next()?.parse().ok())
+                .unwrap_or(0)
+        }
+        Flavor::EnvoyDelta => 0,
+    };
+    if revision < seen {
+        world.broken(
+            "I4 revisions",
+            format_args!(
+                "{who} saw revision {seen} and is told {} of {revision}",
+                kind.word()
+            ),
+        );
+    }
+    held.seen = held.seen.max(revision);
+}
+
+/// A client has taken a response over.
+pub(super) fn on_taken(
+    world: &World,
+    who: Who,
+    before: &BTreeSet<String>,
+    after: &BTreeSet<String>,
+) {
+    if !world.profile.gentle {
+        return;
+    }
+    let wanted = wanted(world);
+    for address in before
+        .difference(after)
+        .filter(|address| wanted.contains_key(*address))
+    {
+        world.broken(
+            "I1 no flap",
+            format_args!("{who} is told that {address} has gone, and it lives"),
+        );
+    }
+}
+
+/// A replica says that all its clients have acknowledged a removal.
+pub(super) fn on_acknowledged(
+    world: &World,
+    replica: usize,
+    instance: &InstanceKey,
+    asked: Duration,
+) {
+    let living = wanted(world);
+    let owners = lock(&world.laws).owners.clone();
+    let name = instance.to_string();
+    let gone =
+        |address: &&String| owners.get(*address) == Some(&name) && !living.contains_key(*address);
+    let stored = lock(&world.laws).read.clone().unwrap_or_default();
+    for (n, seat) in lock(&world.seats).iter() {
+        let here = seat
+            .connected
+            .is_some_and(|(to, since)| to == replica && since < asked);
+        let service = instance.service.to_string();
+        let Some(endpoints) = seat.held.endpoints.get(&service) else {
+            continue;
+        };
+        let told = seat.held.told.contains(&Kind::Endpoint) && !seat.rejected;
+        let here = here && !seat.lost_there.is_cancelled();
+        // It may have been registered again meanwhile: only what the store no longer has counts.
+        for address in endpoints.keys().filter(gone) {
+            if here && told && !stored.instances.contains_key(address) {
+                world.broken("I7 drain", format_args!(
+                    "r{replica} says that all know of the removal of {instance}; c{n} holds {address}"));
+            }
+        }
+    }
+}
+
+/// Processes of a node are numbered.
+fn number(process_id: &str) -> u32 {
+    let number = process_id.rsplit('-').next();
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,137 @@
+//! What should be, and what is stored: read from the books of the nodes and from the raw keys of the store. Nothing of
+//! the product's view comes in here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use heddle_proto::store::v1::{InstanceRecord, NodeRecord};
+use prost::Message as _;
+
+use crate::{
+    sim::world::{Who, World, lock},
+    store::Revision,
+};
+
+/// What the store says, read without the product's view.
+#[derive(Clone, Default)]
+pub(super) struct Stored {
+    pub(super) revision: Revision,
+    /// Address → where it is, and its health as clients see it.
+    pub(super) instances: BTreeMap<String, (String, String, i32)>,
+    pub(super) services: BTreeSet<String>,
+    pub(super) suspects: BTreeSet<String>,
+}
+
+/// Addresses of the instances that live: their node, and their health in xDS.
+pub(super) fn wanted(world: &World) -> BTreeMap<String, (usize, i32)> {
+    let books = lock(&world.books);
+    let mut wanted = BTreeMap::new();
+    for (who, node) in rightful(world) {
+        for local in books
+            .get(&who)
+            .into_iter()
+            .flat_map(|book| book.instances.values())
+        {
+            if let Some(instance) = &local.instance {
+                wanted.insert(
+                    instance.address.clone(),
+                    (node, in_xds(local.health, false)),
+                );
+            }
+        }
+    }
+    wanted
+}
+
+/// `envoy.config.core.v3.HealthStatus`, by hand.
+fn in_xds(health: i32, suspect: bool) -> i32 {
+    use heddle_proto::registry::v1::Health;
+    match Health::try_from(health) {
+        Ok(Health::Healthy) if !suspect => 1,
+        Ok(Health::Unhealthy) => 2,
+        Ok(Health::Draining) => 3,
+        _ => 0,
+    }
+}
+
+pub(super) fn rightful(world: &World) -> impl Iterator<Item = (Who, usize)> + use<> {
+    let rightful = lock(&world.rightful).clone();
+    rightful
+        .into_iter()
+        .map(|(node, process)| (Who::Node(node, process), node))
+}
+
+pub(super) fn is_running(world: &World, who: Who) -> bool {
+    let lives = lock(&world.books).contains_key(&who);
+    lives && world.net(|net| !net.paused.contains(&who))
+}
+
+/// An older process of the node lives as well.
+pub(in crate::sim) fn is_contested(world: &World, node: usize) -> bool {
+    let books = lock(&world.books);
+    books
+        .keys()
+        .filter(|who| matches!(who, Who::Node(n, _) if *n == node))
+        .count()
+        > 1
+}
+
+pub(super) fn address_of(value: &[u8]) -> Option<String> {
+    let record = InstanceRecord::decode(value).ok()?;
+    Some(record.local?.instance?.address)
+}
+
+/// Reads the store's raw keys, once per revision.
+pub(super) fn read(world: &World) -> Stored {
+    let cluster = lock(&world.store);
+    let revision = cluster.machine.history().published();
+    if let Some(read) = &lock(&world.laws).read
+        && read.revision == revision
+    {
+        return read.clone();
+    }
+    let range = |prefix| {
+        cluster
+            .machine
+            .range(prefix, None, false)
+            .map(|it| it.items)
+            .unwrap_or_default()
+    };
+    let mut stored = Stored {
+        revision,
+        ..Stored::default()
+    };
+    for item in range("node/") {
+        if NodeRecord::decode(item.value).is_ok_and(|record| record.suspect) {
+            stored
+                .suspects
+                .insert(item.key.trim_start_matches("node/").to_owned());
+        }
+    }
+    for item in range("service/") {
+        stored
+            .services
+            .insert(item.key.trim_start_matches("service/").to_owned());
+    }
+    for item in range("instance/") {
+        let parts: Vec<&str> = item.key.split('/').collect();
+        let [_, node, service, _] = parts.as_slice() else {
+            continue;
+        };
+        let Ok(InstanceRecord {
+            local: Some(local), ..
+        }) = InstanceRecord::decode(item.value)
+        else {
+            continue;
+        };
+        let health = in_xds(local.health, stored.suspects.contains(*node));
+        let address = local
+            .instance
+            .map(|instance| instance.address)
+            .unwrap_or_default();
+        let place = ((*node).to_owned(), (*service).to_owned(), health);
+        stored.instances.insert(address, place);
+        stored.services.insert((*service).to_owned());
+    }
+    lock(&world.laws).read = Some(stored.clone());
+    stored
+}

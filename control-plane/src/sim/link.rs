@@ -1,0 +1,234 @@
+//! Connections of the run: in order and without loss while they last, as TCP is, late as the dice want, stalled while
+//! the two ends are cut apart, and broken for each end when that end notices. Messages come in at one end and go out at
+//! the other; nothing is read here.
+
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{
+    dice::Dice,
+    replica::Replica,
+    world::{Who, World, lock},
+};
+
+/// As `data-plane/src/xds/mod.rs` dials.
+const CONNECT: Duration = Duration::from_secs(2);
+/// By HTTP/2's keep-alive a proxy notices a silent replica within so long, ...
+const DIALER_NOTICES: Duration = Duration::from_secs(10);
+/// ... and a replica a silent proxy (`app.rs`).
+const REPLICA_NOTICES: Duration = Duration::from_secs(20);
+
+/// The dialer's end.
+pub(super) struct Socket<Q, A> {
+    pub(super) out: mpsc::Sender<Result<Q, Status>>,
+    pub(super) inn: mpsc::Receiver<Result<A, Status>>,
+    /// The replica has noticed that the connection is lost.
+    pub(super) lost_there: CancellationToken,
+}
+
+/// Requests as a replica takes them.
+pub(super) type Requests<Q> = ReceiverStream<Result<Q, Status>>;
+
+/// Connects `me` to a replica, which answers by `accept`.
+pub(super) async fn dial<Q, A>(
+    world: &World,
+    dice: &mut Dice,
+    me: Who,
+    life: &CancellationToken,
+    replica: usize,
+    accept: impl FnOnce(&Replica, Requests<Q>) -> ReceiverStream<Result<A, Status>>,
+) -> Result<Socket<Q, A>, &'static str>
+where
+    Q: Send + 'static,
+    A: Send + 'static,
+{
+    let there = Who::Replica(replica);
+    sleep(world.latency(dice, me, there)).await;
+    if timeout(CONNECT, world.until_joined(me, there))
+        .await
+        .is_err()
+    {
+        return Err("it does not answer");
+    }
+    let found = lock(&world.replicas).get(&replica).cloned();
+    let Some(found) = found else {
+        return Err("connection refused");
+    };
+    let (out, sent) = mpsc::channel(16);
+    let (deliver, inn) = mpsc::channel(16);
+    let (offer, requests) = mpsc::channel(16);
+    let answers = accept(&found, ReceiverStream::new(requests));
+    let (here, yonder) = (CancellationToken::new(), CancellationToken::new());
+    let lost_there = yonder.clone();
+    let forth = Carrier {
+        world: world.clone(),
+        dice: dice.fork(),
+        from: me,
+        to: there,
+        lost_here: yonder.clone(),
+        lost_there: here.clone(),
+    };
+    let back = Carrier {
+        world: world.clone(),
+        dice: dice.fork(),
+        from: there,
+        to: me,
+        lost_here: here.clone(),
+        lost_there: yonder.clone(),
+    };
+    let carriers = [
+        tokio::spawn(forth.carry(ReceiverStream::new(sent), offer)),
+        tokio::spawn(back.carry(answers, deliver)),
+    ];
+    let [a, b] = [
+        End {
+            who: me,
+            life: life.clone(),
+            lost: here,
+            notices: DIALER_NOTICES,
+        },
+        End {
+            who: there,
+            life: found.life.clone(),
+            lost: yonder,
+            notices: REPLICA_NOTICES,
+        },
+    ];
+    tokio::spawn(keep_watch(
+        world.clone(),
+        [dice.fork(), dice.fork()],
+        [a, b],
+        carriers,
+    ));
+    Ok(Socket {
+        out,
+        inn,
+        lost_there,
+    })
+}
+
+/// One direction of a connection.
+struct Carrier {
+    world: World,
+    dice: Dice,
+    from: Who,
+    to: Who,
+    /// The receiving end has noticed that the connection is lost.
+    lost_here: CancellationToken,
+    lost_there: CancellationToken,
+}
+
+impl Carrier {
+    async fn carry<T: Send>(
+        mut self,
+        mut input: impl Stream<Item = Result<T, Status>> + Unpin,
+        out: mpsc::Sender<Result<T, Status>>,
+    ) {
+        let moved = async {
+            loop {
+                let item = tokio::select! {
+                    biased;
+                    () = out.closed() => return,
+                    item = input.next() => item,
+                };
+                // The end takes its time too.
+                sleep(self.world.latency(&mut self.dice, self.from, self.to)).await;
+                self.world.until_passable(self.from, self.to).await;
+                let Some(item) = item else { return };
+                if out.send(item).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.lost_here.cancelled() => {
+                let _ = out.try_send(Err(Status::unavailable("the connection is lost")));
+            }
+            () = moved => {}
+        }
+        drop(out);
+        // That nobody reads any more has a way to go as well.
+        let told = async {
+            sleep(self.world.latency(&mut self.dice, self.to, self.from)).await;
+            self.world.until_joined(self.from, self.to).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.lost_there.cancelled() => {}
+            () = told => {}
+        }
+    }
+}
+
+/// One end of a connection.
+struct End {
+    who: Who,
+    life: CancellationToken,
+    lost: CancellationToken,
+    notices: Duration,
+}
+
+/// Tells each end when it notices that the connection is lost: the other died, or is silent for too long.
+async fn keep_watch(
+    world: World,
+    [one, two]: [Dice; 2],
+    [a, b]: [End; 2],
+    carriers: [JoinHandle<()>; 2],
+) {
+    let both = async {
+        tokio::join!(
+            end_watch(&world, one, &a, &b),
+            end_watch(&world, two, &b, &a)
+        );
+    };
+    let [forth, back] = carriers;
+    tokio::select! {
+        biased;
+        () = both => {}
+        _ = async { tokio::join!(forth, back) } => {}
+    }
+}
+
+async fn end_watch(world: &World, mut dice: Dice, mine: &End, other: &End) {
+    let mut silent_since = None;
+    let mut dead = false;
+    loop {
+        let change = world.net_change();
+        let joined = world.joined(mine.who, other.who);
+        silent_since = match (joined, silent_since) {
+            (true, _) => None,
+            (false, None) => Some(Instant::now()),
+            (false, since) => since,
+        };
+        if mine.life.is_cancelled() || (dead && joined) {
+            break;
+        }
+        let notices = async {
+            match silent_since {
+                Some(since) => sleep_until(since + mine.notices).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = mine.life.cancelled() => break,
+            () = other.life.cancelled(), if !dead => {
+                sleep(world.latency(&mut dice, other.who, mine.who)).await;
+                dead = true;
+            }
+            () = change => {}
+            () = notices => break,
+        }
+    }
+    mine.lost.cancel();
+}

@@ -1,0 +1,134 @@
+//! The whole control plane in one process with virtual time: real registries, node sessions, publishers and xDS streams
+//! of several replicas over a simulated store and network, with simulated nodes and clients. A seed comes in, the same
+//! run comes out each time, with its trace and the first law that it broke. docs/simulation.md says how to read one.
+
+mod client;
+mod dice;
+mod laws;
+mod link;
+mod node;
+mod replica;
+mod store;
+mod turmoil;
+mod world;
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use dice::Dice;
+use world::World;
+
+/// Names a seed to replay, with its trace on the standard output.
+const SEED: &str = "HEDDLE_SIM_SEED";
+/// How many seeds the long test runs.
+const SEEDS: &str = "HEDDLE_SIM_SEEDS";
+/// After the turmoil everything has converged within so long.
+const SETTLE: Duration = Duration::from_secs(100);
+
+/// So many that fail are enough.
+const MOST_BROKEN: usize = 20;
+
+struct Ended {
+    finger_print: u64,
+    broken: Option<String>,
+    trace: String,
+}
+
+fn run(seed: u64, print: bool) -> Ended {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        replica::begin_wall();
+        let mut dice = Dice::new(seed);
+        let profile = turmoil::profile(&mut dice);
+        let world = World::new(profile, seed, print);
+        world.say(format_args!("seed {seed}: {:?}", world.profile));
+        tokio::spawn(store::run(world.clone()));
+        turmoil::begin(&world, &mut dice);
+        let looks = world.clone();
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_millis(500)).await;
+                laws::look(&looks);
+            }
+        });
+        let story = async {
+            turmoil::run(&world, &mut dice).await;
+            turmoil::end(&world).await;
+            sleep(SETTLE).await;
+            laws::converged(&world);
+        };
+        tokio::select! {
+            biased;
+            () = world.over.cancelled() => {}
+            () = story => {}
+        }
+        Ended {
+            finger_print: world.finger_print(),
+            broken: world.verdict(),
+            trace: world.trace(),
+        }
+    })
+}
+
+/// Runs seeds one after another. Those that break a law fail the test, the first of them with its trace.
+fn check(seeds: impl Iterator<Item = u64>) {
+    let broken = seeds.filter_map(|seed| {
+        let ended = run(seed, false);
+        Some((seed, ended.broken?, ended.trace))
+    });
+    let broken: Vec<_> = broken.take(MOST_BROKEN).collect();
+    if let Some((seed, _, trace)) = broken.first() {
+        let all = broken.iter().fold(String::new(), |all, (seed, law, _)| {
+            all + &format!("seed {seed} breaks a law: {law}\n")
+        });
+        panic!(
+            "{trace}\n{all}replay: {SEED}={seed} cargo test -p heddle-control --lib -- sim::replay --nocapture"
+        );
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Does nothing unless a seed is named.
+#[test]
+fn replay() {
+    let Some(seed) = number(SEED) else { return };
+    heddle_options::init_logging("info");
+    let ended = run(seed, true);
+    assert_eq!(ended.broken, None, "seed {seed}");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..4 {
+        assert_eq!(
+            run(seed, false).finger_print,
+            run(seed, false).finger_print,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn no_seed_breaks_a_law() {
+    check(0..150);
+}
+
+#[test]
+fn no_other_seed_breaks_a_law() {
+    check(150..300);
+}
+
+/// Thousands: `./test --long`, or `HEDDLE_SIM_SEEDS=100000`.
+#[test]
+#[ignore = "takes minutes"]
+fn none_of_thousands_of_seeds_breaks_a_law() {
+    check(1000..1000 + number(SEEDS).unwrap_or(4000));
+}

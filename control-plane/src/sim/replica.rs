@@ -1,0 +1,146 @@
+//! A control plane of the run: the real registry, publisher, node sessions and xDS streams over the store of the run,
+//! and how such a process starts, stops and is killed. Connections come in; no behaviour of the product is repeated.
+
+use std::{cell::Cell, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    dice::Dice,
+    laws, store,
+    world::{World, lock},
+};
+use crate::{
+    registry::{ExpiryOptions, IdleOptions, InstanceKey, Registry, RegistryOptions},
+    session::{Removals, Sessions},
+    snapshot::Publisher,
+    store::Revision,
+    xds::{self, Ads, Clients},
+};
+
+/// Short, so that a run sees suspects leave.
+pub(super) const SUSPECT_FOR: Duration = Duration::from_secs(40);
+/// Short, so that services are forgotten and their clusters go.
+const FORGET_AFTER: Duration = Duration::from_secs(25);
+
+thread_local!(static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) });
+
+/// The clock on the wall begins to count.
+pub(super) fn begin_wall() {
+    BEGAN.set(Some(Instant::now()));
+}
+
+/// Milliseconds since then, virtual as all time here.
+fn wall_ms() -> u64 {
+    let since = BEGAN.get().map(|began| began.elapsed()).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) struct Replica {
+    /// Cancelled when the process is no more.
+    pub(super) life: CancellationToken,
+    stop: CancellationToken,
+    pub(super) registry: Registry,
+    pub(super) sessions: Sessions,
+    pub(super) ads: Ads,
+}
+
+/// Starts a replica; it serves once its registry is open.
+pub(super) fn start(world: &World, n: usize) {
+    let life = CancellationToken::new();
+    let world = world.clone();
+    tokio::spawn(async move {
+        let registry = loop {
+            let options = RegistryOptions {
+                replica: format!("r{n}"),
+                process_id: format!("r{n} since {:?}", world.now()),
+                advertise: format!("http://10.255.0.{n}:15010"),
+                wall_ms,
+                stop: CancellationToken::new(),
+                expiry: ExpiryOptions {
+                    suspect_for: SUSPECT_FOR,
+                    ..ExpiryOptions::default()
+                },
+                idle: IdleOptions {
+                    forget_after: FORGET_AFTER,
+                    ..IdleOptions::default()
+                },
+                ..RegistryOptions::default()
+            };
+            match Registry::open(store::client(&world, n, &life), options).await {
+                Ok(registry) => break registry,
+                Err(error) => world.say(format_args!("replica r{n} cannot start: {error}")),
+            }
+            sleep(Duration::from_millis(500)).await;
+        };
+        let stop = registry.options().stop.clone();
+        let publisher = Publisher::start(registry.clone(), stop.clone());
+        let clients = Clients::default();
+        let removals = Arc::new(Watched {
+            world: world.clone(),
+            replica: n,
+            clients: clients.clone(),
+        });
+        let replica = Replica {
+            life,
+            stop: stop.clone(),
+            sessions: Sessions::new(registry.clone(), removals),
+            ads: xds::service(registry.clone(), publisher, clients, stop),
+            registry,
+        };
+        let revision = replica.registry.read(crate::registry::View::revision);
+        world.say(format_args!("replica r{n} serves, at revision {revision}"));
+        lock(&world.replicas).insert(n, Arc::new(replica));
+    });
+}
+
+/// kill -9: nothing more comes from it.
+pub(super) fn kill(world: &World, n: usize) {
+    let Some(replica) = lock(&world.replicas).remove(&n) else {
+        return;
+    };
+    world.say(format_args!("replica r{n} is killed"));
+    replica.life.cancel();
+    replica.stop.cancel();
+}
+
+/// SIGTERM: it ends its streams with a word, then goes.
+pub(super) async fn stop(world: &World, dice: &mut Dice, n: usize) {
+    let Some(replica) = lock(&world.replicas).remove(&n) else {
+        return;
+    };
+    world.say(format_args!("replica r{n} is told to stop"));
+    replica.stop.cancel();
+    sleep(dice.millis(100..=2000)).await;
+    replica.life.cancel();
+}
+
+/// The removals of one replica, each answer looked at.
+struct Watched {
+    world: World,
+    replica: usize,
+    clients: Clients,
+}
+
+impl Removals for Watched {
+    fn acknowledged(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        max_wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
+        let asked = self.world.now();
+        let (world, replica) = (self.world.clone(), self.replica);
+        let waits = self
+            .clients
+            .acknowledged(instance.clone(), revision, max_wait);
+        Box::pin(async move {
+            let missing = waits.await;
+            if missing.is_empty() {
+                laws::on_acknowledged(&world, replica, &instance, asked);
+            }
+            missing
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! What all parts of a run share: the dice, the trace, who can reach whom, and what should be true. In come the deeds
+//! of the parts, out go the trace and its hash. Locks are held for a moment only, and never across a wait.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    client::Held,
+    dice::{Dice, hash},
+    laws::Laws,
+    node::Book,
+    replica::Replica,
+    store::Cluster,
+};
+
+/// Lines of the trace that a failing run prints.
+const LINES: usize = 400;
+
+/// Whoever has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Who {
+    Store,
+    Replica(usize),
+    /// A node and which process of it.
+    Node(usize, u32),
+    Client(usize),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store => write!(f, "store"),
+            Self::Replica(n) => write!(f, "replica r{n}"),
+            Self::Node(n, process) => write!(f, "node n{n} (process {process})"),
+            Self::Client(n) => write!(f, "client c{n}"),
+        }
+    }
+}
+
+/// The shape of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Profile {
+    pub(super) replicas: usize,
+    pub(super) nodes: usize,
+    pub(super) services: usize,
+    pub(super) clients: usize,
+    /// Only what must never take a living instance from anybody: kills of single replicas, broken connections, a
+    /// single replica cut off, and what nodes and clients do of their own accord.
+    pub(super) gentle: bool,
+    /// Requests to the store of a thousand whose answer is lost or comes too late.
+    pub(super) lossy: u64,
+    /// Revisions that the store remembers.
+    pub(super) history: usize,
+    pub(super) turmoil: Duration,
+}
+
+/// Lines of one millisecond are sorted: their order is no part of the run.
+#[derive(Default)]
+struct Trace {
+    lines: VecDeque<String>,
+    now: Vec<String>,
+    at: u128,
+    hash: u64,
+    print: bool,
+}
+
+impl Trace {
+    #[allow(clippy::print_stdout, reason = "a replay is for people")]
+    fn flush(&mut self) {
+        self.now.sort_unstable();
+        for line in self.now.drain(..) {
+            self.hash = hash(self.hash, line.as_bytes());
+            if self.print {
+                println!("{line}");
+            }
+            if self.lines.len() == LINES {
+                self.lines.pop_front();
+            }
+            self.lines.push_back(line);
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Net {
+    pub(super) blocked: BTreeSet<(Who, Who)>,
+    pub(super) paused: BTreeSet<Who>,
+    pub(super) slow: BTreeSet<Who>,
+}
+
+impl Net {
+    fn passable(&self, from: Who, to: Who) -> bool {
+        !self.blocked.contains(&(from, to))
+            && !self.paused.contains(&from)
+            && !self.paused.contains(&to)
+    }
+}
+
+/// A client as the laws look at it.
+pub(super) struct Seat {
+    pub(super) held: Held,
+    pub(super) life: CancellationToken,
+    /// The replica it is connected to, and since when.
+    pub(super) connected: Option<(usize, Duration)>,
+    /// That replica no longer takes it for connected.
+    pub(super) lost_there: CancellationToken,
+    /// It rejected something: what it holds is its own affair until it connects again.
+    pub(super) rejected: bool,
+}
+
+pub(super) struct Inner {
+    pub(super) profile: Profile,
+    pub(super) seed: u64,
+    trace: Mutex<Trace>,
+    start: Instant,
+    net: Mutex<Net>,
+    net_changed: Notify,
+    pub(super) store: Mutex<Cluster>,
+    pub(super) published: Notify,
+    pub(super) replicas: Mutex<BTreeMap<usize, Arc<Replica>>>,
+    pub(super) books: Mutex<BTreeMap<Who, Book>>,
+    /// Which process of each node is the right one.
+    pub(super) rightful: Mutex<BTreeMap<usize, u32>>,
+    pub(super) seats: Mutex<BTreeMap<usize, Seat>>,
+    pub(super) laws: Mutex<Laws>,
+    broken: Mutex<Option<String>>,
+    pub(super) over: CancellationToken,
+    /// Nothing goes wrong any more.
+    pub(super) calm: AtomicBool,
+}
+
+#[derive(Clone)]
+pub(super) struct World(Arc<Inner>);
+
+impl std::ops::Deref for World {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl World {
+    pub(super) fn new(profile: Profile, seed: u64, print: bool) -> Self {
+        let start = Instant::now();
+        Self(Arc::new(Inner {
+            seed,
+            trace: Mutex::new(Trace {
+                print,
+                ..Trace::default()
+            }),
+            start,
+            net: Mutex::default(),
+            net_changed: Notify::new(),
+            store: Mutex::new(Cluster::new(profile.history, start.into_std())),
+            published: Notify::new(),
+            replicas: Mutex::default(),
+            books: Mutex::default(),
+            rightful: Mutex::default(),
+            seats: Mutex::default(),
+            laws: Mutex::default(),
+            broken: Mutex::default(),
+            over: CancellationToken::new(),
+            calm: AtomicBool::new(false),
+            profile,
+        }))
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// One line of what happens. The hash over all of them is the run's finger print.
+    pub(super) fn say(&self, text: fmt::Arguments<'_>) {
+        let line = format!("{:9.3} {text}", self.now().as_secs_f64());
+        let mut trace = lock(&self.trace);
+        let at = self.now().as_millis();
+        if at != trace.at {
+            trace.at = at;
+            trace.flush();
+        }
+        trace.now.push(line);
+    }
+
+    pub(super) fn finger_print(&self) -> u64 {
+        let mut trace = lock(&self.trace);
+        trace.flush();
+        trace.hash
+    }
+
+    pub(super) fn trace(&self) -> String {
+        let trace = lock(&self.trace);
+        trace
+            .lines
+            .iter()
+            .fold(String::new(), |text, line| text + line + "\n")
+    }
+
+    /// A law is broken: the run ends, the first one counts.
+    pub(super) fn broken(&self, law: &str, text: fmt::Arguments<'_>) {
+        let mut broken = lock(&self.broken);
+        if broken.is_none() {
+            self.say(format_args!("BROKEN: {law}: {text}"));
+            *broken = Some(format!("{law}: {text}"));
+            self.over.cancel();
+        }
+    }
+
+    pub(super) fn verdict(&self) -> Option<String> {
+        lock(&self.broken).clone()
+    }
+
+    // ---- the network ----
+
+    pub(super) fn change_net(&self, change: impl FnOnce(&mut Net)) {
+        change(&mut lock(&self.net));
+        self.net_changed.notify_waiters();
+    }
+
+    pub(super) fn net<R>(&self, look: impl FnOnce(&Net) -> R) -> R {
+        look(&lock(&self.net))
+    }
+
+    /// The next change of the network from now on.
+    pub(super) fn net_change(&self) -> Notified<'_> {
+        self.net_changed.notified()
+    }
+
+    pub(super) fn joined(&self, a: Who, b: Who) -> bool {
+        let net = lock(&self.net);
+        net.passable(a, b) && net.passable(b, a)
+    }
+
+    /// What a message sent now needs.
+    pub(super) fn latency(&self, dice: &mut Dice, from: Who, to: Who) -> Duration {
+        let slow = self.net(|net| net.slow.contains(&from) || net.slow.contains(&to));
+        if slow {
+            dice.millis(200..=900)
+        } else if dice.chance(20) {
+            dice.millis(50..=600)
+        } else {
+            dice.millis(1..=12)
+        }
+    }
+
+    async fn until(&self, wanted: impl Fn(&Net) -> bool) {
+        loop {
+            // Made first: `notify_waiters` reaches it from here on.
+            let change = self.net_change();
+            if self.net(&wanted) {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    pub(super) async fn until_passable(&self, from: Who, to: Who) {
+        self.until(|net| net.passable(from, to)).await;
+    }
+
+    pub(super) async fn until_joined(&self, a: Who, b: Who) {
+        self.until(|net| net.passable(a, b) && net.passable(b, a))
+            .await;
+    }
+
+    /// A process that is stopped does nothing.
+    pub(super) async fn until_awake(&self, who: Who) {
+        self.until(|net| !net.paused.contains(&who)).await;
+    }
+
+    /// A replica that is up and joined to a store that is up, and to `who`.
+    pub(super) fn serves(&self, replica: usize, who: Who) -> bool {
+        let up = lock(&self.replicas).contains_key(&replica) && lock(&self.store).up;
+        up && self.joined(Who::Replica(replica), Who::Store)
+            && self.joined(Who::Replica(replica), who)
+    }
+
+    pub(super) fn is_served(&self, who: Who) -> bool {
+        (0..self.profile.replicas).any(|replica| self.serves(replica, who))
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
