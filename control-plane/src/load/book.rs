@@ -1,5 +1,6 @@
-//! The last report of every stream that is open, and sums per service since the process began. In come streams that
-//! begin, report and end; out go edges, sorted, and the sums. Everything in it is bounded; no clock and no transport.
+//! What every open stream reported last of each service, and sums per service since the process began. In come streams
+//! that begin, report and end, with the time; out go edges, sorted, and the sums. Everything in it is bounded; no clock
+//! and no transport.
 
 use std::{
     collections::BTreeMap,
@@ -7,16 +8,21 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use heddle_proto::status::v1::Edge;
+use tokio::time::Instant;
 
 use super::{Load, Place, Report};
 
 /// Most streams at a time.
 pub const MAX_STREAMS: usize = 10_000;
-/// Most rows of all streams together, about 300 bytes each; what a report has more is left out.
+/// Most rows of all streams together, about 300 bytes each, and of one; what a report has more is left out.
 pub const MAX_ENTRIES: usize = 100_000;
+const MAX_STREAM_ENTRIES: usize = 10_000;
+/// A service that a client does not tell about for so many intervals has no calls from it: some say nothing then.
+const INTERVALS: u32 = 3;
 /// Services with sums of their own; those of further ones are kept under `OTHERS`.
 const MAX_SERVICES: usize = 1000;
 const OTHERS: &str = "(other)";
@@ -44,7 +50,12 @@ struct Book {
 struct Reporter {
     caller: String,
     role: String,
-    loads: BTreeMap<Place, Load>,
+    loads: BTreeMap<Place, Told>,
+}
+
+struct Told {
+    load: Load,
+    until: Instant,
 }
 
 /// Sums of one service.
@@ -91,10 +102,10 @@ impl Loads {
         })
     }
 
-    /// The edges of the last reports, sorted by caller, service and locality; of one service if it is named by its
+    /// The edges of what was reported last, sorted by caller, service and locality; of one service if it is named by its
     /// full name.
     #[must_use]
-    pub fn edges(&self, service: Option<&str>) -> Vec<Edge> {
+    pub fn edges(&self, service: Option<&str>, now: Instant) -> Vec<Edge> {
         let book = self.book();
         let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
         for (id, reporter) in &book.streams {
@@ -112,8 +123,10 @@ impl Loads {
                     .is_none_or(|newest| newest == *id)
             })
             .flat_map(|(_, reporter)| reporter.loads.iter().map(move |each| (reporter, each)))
-            .filter(|(_, (place, _))| service.is_none_or(|service| service == place.service))
-            .map(|(reporter, (place, load))| edge(reporter, place, load))
+            .filter(|(_, (place, told))| {
+                told.until > now && service.is_none_or(|service| service == place.service)
+            })
+            .map(|(reporter, (place, told))| edge(reporter, place, &told.load))
             .collect();
         edges.sort_by(|a, b| order(a).cmp(&order(b)));
         edges
@@ -188,22 +201,22 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Takes the place of the stream's last report: what it does not name had no calls.
-    pub fn report(&self, report: Report) {
+    /// Takes the place of what the stream said before of the same services; `interval`: how often it is to report.
+    pub fn report(&self, report: Report, interval: Duration, now: Instant) {
         let mut left_out = report.left_out;
         let mut book = self.loads.book();
-        book.forget(self.id);
-        let mut loads = report.loads;
-        while book.entries + loads.len() > MAX_ENTRIES && loads.pop_last().is_some() {
-            left_out += 1;
+        let mut loads = book.take(self.id);
+        loads.retain(|place, told| told.until > now && !report.named.contains(&place.service));
+        for (place, load) in report.loads {
+            if book.entries + loads.len() >= MAX_ENTRIES || loads.len() >= MAX_STREAM_ENTRIES {
+                left_out += 1;
+                continue;
+            }
+            book.sum(&place.service, &load);
+            let until = now + interval.max(load.interval) * INTERVALS;
+            loads.insert(place, Told { load, until });
         }
-        for (place, load) in &loads {
-            book.sum(&place.service, load);
-        }
-        book.entries += loads.len();
-        if let Some(reporter) = book.streams.get_mut(&self.id) {
-            reporter.loads = loads;
-        }
+        book.put(self.id, loads);
         drop(book);
         self.loads.0.reports.fetch_add(1, Ordering::Relaxed);
         self.loads.0.left_out.fetch_add(left_out, Ordering::Relaxed);
@@ -213,15 +226,24 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let mut book = self.loads.book();
-        book.forget(self.id);
+        book.take(self.id);
         book.streams.remove(&self.id);
     }
 }
 
 impl Book {
-    fn forget(&mut self, id: u64) {
+    fn take(&mut self, id: u64) -> BTreeMap<Place, Told> {
+        let reporter = self.streams.get_mut(&id);
+        let loads = reporter.map(|reporter| std::mem::take(&mut reporter.loads));
+        let loads = loads.unwrap_or_default();
+        self.entries -= loads.len();
+        loads
+    }
+
+    fn put(&mut self, id: u64, loads: BTreeMap<Place, Told>) {
         if let Some(reporter) = self.streams.get_mut(&id) {
-            self.entries -= std::mem::take(&mut reporter.loads).len();
+            self.entries += loads.len();
+            reporter.loads = loads;
         }
     }
 

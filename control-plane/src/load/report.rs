@@ -1,7 +1,10 @@
 //! One report as plain values. In comes what a client sent, out goes what of it is about services of the mesh, checked
 //! and bounded; the rest is counted. Pure: what the mesh knows is asked through a function.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use envoy_types::pb::{
     envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats},
@@ -91,10 +94,12 @@ fn number(count: u64) -> f64 {
     count as f64
 }
 
-/// One client's last interval.
+/// One message of one client: what it did in its last interval, or a part of that by service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     pub loads: BTreeMap<Place, Load>,
+    /// Services that it tells about, also those without a row.
+    pub named: BTreeSet<String>,
     /// Rows that were left out: of no service of the mesh, with a bad name, or too many.
     pub left_out: u64,
 }
@@ -136,6 +141,7 @@ impl Report {
             service: service.to_owned(),
             locality,
         };
+        self.named.insert(service.to_owned());
         let mut first = None;
         for stats in &cluster.upstream_locality_stats {
             let Some(place) = locality(stats).map(place) else {

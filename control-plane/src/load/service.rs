@@ -54,6 +54,9 @@ pub fn service(
     .max_decoding_message_size(MAX_REPORT_BYTES)
 }
 
+/// Messages of one interval: ours come in parts where a proxy calls very many services.
+const MESSAGES: u32 = 32;
+
 type Answer = Result<LoadStatsResponse, Status>;
 
 #[tonic::async_trait]
@@ -108,7 +111,7 @@ impl LoadReports {
         self.take(&member, &first);
         drop(first);
         loop {
-            let due = Instant::now() + self.interval / 2;
+            let due = Instant::now() + self.interval / MESSAGES;
             let Some(request) = requests.next().await.transpose()? else {
                 return Ok(());
             };
@@ -137,6 +140,6 @@ impl LoadReports {
                 known.then(|| name.to_string())
             })
         });
-        member.report(report);
+        member.report(report, self.interval, Instant::now());
     }
 }

@@ -8,6 +8,8 @@ use envoy_types::pb::{
     google::protobuf::Duration as WireDuration,
 };
 
+use tokio::time::Instant;
+
 use super::*;
 
 const USUAL: Duration = Duration::from_secs(10);
@@ -155,12 +157,20 @@ fn what_is_of_no_service_or_badly_named_or_too_much_is_left_out_and_counted() {
     assert_eq!(report.left_out, 10_000);
 }
 
-fn edges(loads: &Loads) -> Vec<String> {
-    let edges = loads.edges(None);
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn edges_at(loads: &Loads, at: Instant) -> Vec<String> {
+    let edges = loads.edges(None, at);
     edges
         .iter()
         .map(|edge| format!("{} {} {}", edge.caller, edge.service, edge.locality))
         .collect()
+}
+
+fn edges(loads: &Loads) -> Vec<String> {
+    edges_at(loads, now())
 }
 
 #[test]
@@ -168,11 +178,19 @@ fn an_edge_lives_as_long_as_the_last_report_of_its_stream() {
     let loads = Loads::default();
     let proxy = loads.join("node-b", "proxy").unwrap();
     let stock = loads.join("a", "grpc-go").unwrap();
-    proxy.report(read(&[
-        cluster("users.default", vec![row("b", 1, 1, 0), row("a", 1, 1, 0)]),
-        cluster("orders.shop", vec![row("", 1, 0, 1)]),
-    ]));
-    stock.report(read(&[cluster("users.default", vec![row("", 2, 2, 0)])]));
+    proxy.report(
+        read(&[
+            cluster("users.default", vec![row("b", 1, 1, 0), row("a", 1, 1, 0)]),
+            cluster("orders.shop", vec![row("", 1, 0, 1)]),
+        ]),
+        USUAL,
+        now(),
+    );
+    stock.report(
+        read(&[cluster("users.default", vec![row("", 2, 2, 0)])]),
+        USUAL,
+        now(),
+    );
     assert_eq!(
         edges(&loads),
         [
@@ -182,9 +200,16 @@ fn an_edge_lives_as_long_as_the_last_report_of_its_stream() {
             "node-b users.default eu/b"
         ]
     );
-    assert_eq!(loads.edges(Some("orders.shop")).len(), 1);
-    assert_eq!(loads.edges(Some("orders.shop"))[0].role, "proxy");
-    proxy.report(read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]));
+    assert_eq!(loads.edges(Some("orders.shop"), now()).len(), 1);
+    assert_eq!(loads.edges(Some("orders.shop"), now())[0].role, "proxy");
+    proxy.report(
+        read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]),
+        USUAL,
+        now(),
+    );
+    assert_eq!(edges(&loads).len(), 4, "what it does not name stays");
+    let idle = cluster("users.default", vec![]);
+    proxy.report(read(&[idle]), USUAL, now());
     assert_eq!(edges(&loads), ["a users.default ", "node-b orders.shop "]);
     assert_eq!(loads.size(), (2, 2));
     drop(proxy);
@@ -204,18 +229,52 @@ fn an_edge_lives_as_long_as_the_last_report_of_its_stream() {
 }
 
 #[test]
+fn a_client_that_says_nothing_more_of_a_service_does_not_call_it() {
+    let loads = Loads::default();
+    let stream = loads.join("a", "grpc-go").unwrap();
+    let start = now();
+    stream.report(
+        read(&[cluster("users.default", vec![row("", 1, 1, 0)])]),
+        USUAL,
+        start,
+    );
+    let later = start + USUAL * 2;
+    stream.report(
+        read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]),
+        USUAL,
+        later,
+    );
+    assert_eq!(edges_at(&loads, start + USUAL * 2).len(), 2);
+    assert_eq!(edges_at(&loads, start + USUAL * 3), ["a orders.shop "]);
+    stream.report(read(&[]), USUAL, start + USUAL * 3);
+    assert_eq!(loads.size(), (1, 1), "and it is forgotten");
+}
+
+#[test]
 fn the_newest_stream_of_a_proxy_speaks_for_it() {
     let loads = Loads::default();
     let dead = loads.join("node-a", "proxy").unwrap();
-    dead.report(read(&[cluster("users.default", vec![row("a", 1, 1, 0)])]));
+    dead.report(
+        read(&[cluster("users.default", vec![row("a", 1, 1, 0)])]),
+        USUAL,
+        now(),
+    );
     let lives = loads.join("node-a", "proxy").unwrap();
-    lives.report(read(&[cluster("users.default", vec![row("b", 1, 1, 0)])]));
+    lives.report(
+        read(&[cluster("users.default", vec![row("b", 1, 1, 0)])]),
+        USUAL,
+        now(),
+    );
     assert_eq!(edges(&loads), ["node-a users.default eu/b"]);
     // Stock clients share a node id as they like.
     let first = loads.join("stock", "grpc-go").unwrap();
     let second = loads.join("stock", "grpc-go").unwrap();
     for stream in [&first, &second] {
-        stream.report(read(&[cluster("users.default", vec![row("", 1, 1, 0)])]));
+        stream.report(
+            read(&[cluster("users.default", vec![row("", 1, 1, 0)])]),
+            USUAL,
+            now(),
+        );
     }
     assert_eq!(edges(&loads).len(), 3);
 }
@@ -239,9 +298,9 @@ fn streams_rows_and_sums_are_bounded() {
         Report::read(&clusters, USUAL, everything)
     };
     for (n, stream) in streams.iter().take(30).enumerate() {
-        stream.report(large(n * 4000));
+        stream.report(large(n * 4000), USUAL, now());
     }
-    last.report(large(0));
+    last.report(large(0), USUAL, now());
     assert_eq!(loads.size(), (MAX_STREAMS, MAX_ENTRIES));
     assert_eq!(loads.left_out(), 31 * 4000 - MAX_ENTRIES as u64);
     let totals = loads.totals();

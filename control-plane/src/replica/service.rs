@@ -79,7 +79,7 @@ impl Replica for ReplicaService {
     ) -> Result<Response<ListClientsResponse>, Status> {
         Ok(Response::new(ListClientsResponse {
             clients: status::own_clients(&self.own.clients, &self.name),
-            edges: self.loads.edges(None),
+            edges: self.loads.edges(None, Instant::now()),
         }))
     }
 }

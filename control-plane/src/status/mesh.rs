@@ -12,6 +12,7 @@ use heddle_proto::{
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
+use tokio::time::Instant;
 use tonic::{Request, Response};
 
 use crate::{
@@ -122,7 +123,7 @@ impl MeshStatus for Status {
         } else {
             Some(self.find(&asked)?.to_string())
         };
-        let own = self.loads.edges(service.as_deref());
+        let own = self.loads.edges(service.as_deref(), Instant::now());
         let answers = self.peers.list_clients().await;
         Ok(Response::new(edges::all(own, answers, service.as_deref())))
     }
