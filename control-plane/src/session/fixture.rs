@@ -110,6 +110,12 @@ impl Peer {
             .unwrap();
     }
 
+    /// False: the server has ended the stream.
+    pub(super) async fn try_send(&self, message: node_message::Message) -> bool {
+        let message = Some(message);
+        self.out.send(NodeMessage { message }).await.is_ok()
+    }
+
     pub(super) async fn next(&mut self) -> Result<control_message::Message, Status> {
         let message = within(self.inbound.message()).await?;
         Ok(message

@@ -3,12 +3,12 @@ use std::collections::HashMap;
 use heddle_proto::{
     control::v1::{LocalInstance, ProtoService},
     registry::v1 as pb,
-    store::v1::AliveRecord,
+    store::v1::{AliveRecord, ClashRecord, DutyRecord, EventRecord, ReplicaRecord},
 };
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::Event;
+use crate::store::Event as StoreEvent;
 
 /// One random step of a small mesh: few names, so that they meet.
 #[derive(Clone, Debug)]
@@ -35,6 +35,12 @@ enum Step {
         service: u8,
         variant: Option<u8>,
     },
+    /// What the control plane writes about itself, by the kind of its key.
+    Plane {
+        kind: u8,
+        name: u8,
+        variant: Option<u8>,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -56,8 +62,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let schema = (0..3_u8, any::<bool>()).prop_map(|(hash, there)| Step::Schema { hash, there });
     let service = (0..3_u8, proptest::option::weighted(0.7, 0..3_u8))
         .prop_map(|(service, variant)| Step::Service { service, variant });
+    let plane = (0..5_u8, 0..3_u8, proptest::option::weighted(0.7, 0..2_u8)).prop_map(
+        |(kind, name, variant)| Step::Plane {
+            kind,
+            name,
+            variant,
+        },
+    );
     proptest::collection::vec(
-        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema, 3 => service],
+        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema, 3 => service, 3 => plane],
         1..60,
     )
 }
@@ -109,6 +122,11 @@ impl Step {
                 keys::schema(&hash.to_string()),
                 there.then(|| b"x".to_vec()),
             ),
+            Self::Plane {
+                kind,
+                name,
+                variant,
+            } => plane_record(kind, name, variant),
             Self::Service { service, variant } => {
                 let record = variant.map(|variant| ServiceRecord {
                     protos: proto_services(variant),
@@ -121,6 +139,43 @@ impl Step {
             }
         }
     }
+}
+
+fn plane_record(kind: u8, name: u8, variant: Option<u8>) -> (String, Option<Vec<u8>>) {
+    let process_id = format!("p{}", variant.unwrap_or_default());
+    let (key, value) = match kind {
+        0 => {
+            let record = ReplicaRecord {
+                process_id,
+                ..ReplicaRecord::default()
+            };
+            (keys::replica(&format!("c{name}")), record.encode_to_vec())
+        }
+        1 => {
+            let record = DutyRecord {
+                replica: format!("c{name}"),
+                process_id,
+            };
+            (keys::duty("sweeper"), record.encode_to_vec())
+        }
+        2 => {
+            // An event never changes.
+            let record = EventRecord {
+                kind: "test".to_owned(),
+                ..EventRecord::default()
+            };
+            (keys::event(&name.to_string()), record.encode_to_vec())
+        }
+        3 => {
+            let record = ClashRecord {
+                process_id,
+                epoch: 1,
+            };
+            (keys::clash(&format!("n{name}")), record.encode_to_vec())
+        }
+        _ => (keys::condemned(&name.to_string()), Vec::new()),
+    };
+    (key, variant.map(|_| value))
 }
 
 fn service_name(service: u8) -> ServiceName {
@@ -181,7 +236,7 @@ fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
         };
         changes.push(Changes {
             revision,
-            events: [Event { key, now, before }].into(),
+            events: [StoreEvent { key, now, before }].into(),
         });
         states.push(state.values().cloned().collect());
     }
@@ -218,8 +273,19 @@ fn shown(view: &View) -> HashMap<String, String> {
             view.has_schema(&n.to_string()).to_string(),
         );
     }
+    shown.insert("replicas".into(), format!("{:?}", replicas_in(view)));
+    shown.insert("events".into(), format!("{:?}", events_in(view)));
     shown.insert("count".into(), view.instance_count().to_string());
     shown
+}
+
+fn replicas_in(view: &View) -> (Vec<Replica>, Option<Duty>) {
+    let duty = view.duty("sweeper").cloned();
+    (view.replicas().cloned().collect(), duty)
+}
+
+fn events_in(view: &View) -> Vec<Arc<str>> {
+    view.events().map(|event| Arc::clone(&event.id)).collect()
 }
 
 fn services_in(view: &View) -> HashMap<ServiceName, String> {
@@ -273,10 +339,13 @@ proptest! {
             let changed: BTreeSet<_> = old.keys().chain(new.keys()).filter(differ).cloned().collect();
             prop_assert_eq!(&batch.services, &changed);
             prop_assert_eq!(batch.revision, changes.revision);
+            prop_assert_eq!(batch.replicas, replicas_in(&before) != replicas_in(&view));
+            prop_assert_eq!(batch.events, events_in(&before) != events_in(&view));
             // Read anew instead of followed: nothing that changed may be missed.
             let anew = view.changes_since(&before);
             prop_assert!(anew.services.is_superset(&changed));
             prop_assert!(anew.nodes.is_superset(&batch.nodes));
+            prop_assert_eq!((anew.replicas, anew.events), (batch.replicas, batch.events));
         }
     }
 }
@@ -293,7 +362,7 @@ fn changes(revision: u64, step: &Step) -> Changes {
     });
     Changes {
         revision: Revision(revision),
-        events: [Event {
+        events: [StoreEvent {
             key,
             now,
             before: None,

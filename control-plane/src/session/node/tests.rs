@@ -10,7 +10,7 @@ use super::{
     *,
 };
 use crate::{
-    registry::fixture::{Fixture, instance, names, within},
+    registry::fixture::{Fixture, Replicas, instance, names, until, within},
     store::Revision,
 };
 
@@ -432,4 +432,59 @@ async fn a_stopping_replica_says_so() {
     let status = peer.end().await;
     assert_eq!(status.code(), tonic::Code::Unavailable);
     assert!(status.message().contains("connect again"), "{status}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_costs_no_session_and_no_change() {
+    let replicas = Replicas::new();
+    let (registry, wire) = replicas.join("c1", Duration::from_secs(6)).await;
+    let server = serve(&registry, &Arc::new(Asked::default())).await;
+    let (mut peer, welcome) =
+        Peer::open(server, hello("a", "p1", vec![instance("a", "users/u1").1])).await;
+    registry.reached(Revision(welcome.revision)).await;
+    wire.cut();
+    // Long enough that each beat would renew the lease.
+    for sequence in 1..=2 {
+        tokio::time::sleep(registry.options().renew_interval * 6 / 10).await;
+        peer.send(Up::Beat(Beat { sequence })).await;
+        assert_eq!(ack(&mut peer).await.of, Some(ack::Of::Beat(sequence)));
+    }
+    assert!(
+        registry.store_away().is_some(),
+        "the beats did not reach it"
+    );
+    peer.send(upsert(1, "users/u2")).await;
+    let early = timeout(Duration::from_millis(300), peer.next()).await;
+    assert!(early.is_err(), "it is not durable yet: {early:?}");
+    wire.mend();
+    let done = ack(&mut peer).await;
+    assert_eq!(done.of, Some(ack::Of::Change(1)));
+    registry.reached(Revision(done.revision)).await;
+    assert_eq!(registry.read(names).len(), 2);
+}
+
+#[tokio::test]
+async fn a_node_is_sent_away_from_a_replica_that_alone_is_cut_off() {
+    let replicas = Replicas::new();
+    let ttl = Duration::from_secs(2);
+    let (_other, _) = replicas.join("c1", ttl).await;
+    let (registry, wire) = replicas.join("c2", ttl).await;
+    until(&registry, |view| view.replicas().count() == 2).await;
+    let server = serve(&registry, &Arc::new(Asked::default())).await;
+    let (mut peer, _) = Peer::open(server, hello("a", "p1", vec![])).await;
+    wire.cut();
+    let beats = async {
+        for sequence in 1.. {
+            tokio::time::sleep(ttl / 10).await;
+            if !peer.try_send(Up::Beat(Beat { sequence })).await {
+                return;
+            }
+        }
+    };
+    within(beats).await;
+    let status = peer.end().await;
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (tonic::Code::Unavailable, "STORE_AWAY".into())
+    );
 }
