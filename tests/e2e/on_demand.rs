@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use heddle_proto::status::v1::ListEdgesRequest;
 use heddle_tests::echo::{Failed, call, echo, payload};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::page::get;
@@ -150,4 +151,36 @@ async fn what_is_to_be_prefetched_is_held_before_anybody_calls() {
         mesh.echo("b", "e1").await;
         until_known(&mesh, (true, 1)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_plane_hears_who_calls_whom() {
+    let mesh = unused(&[]).await;
+    for _ in 0..20 {
+        call_within(&mesh, Duration::from_secs(4)).await.unwrap();
+    }
+    until(
+        "an edge from a to the service, and none from b",
+        async || {
+            let answer = mesh.status().list_edges(ListEdgesRequest::default()).await;
+            let edges = answer
+                .map_err(|status| status.to_string())?
+                .into_inner()
+                .edges;
+            let [edge] = edges.as_slice() else {
+                return Err(format!("{edges:?}"));
+            };
+            let names = (
+                edge.caller.as_str(),
+                edge.role.as_str(),
+                edge.service.as_str(),
+            );
+            let fits = names == ("a", "proxy", SERVICE)
+                && edge.requests_per_second > 0.0
+                && edge.success_ratio > 0.999
+                && edge.latency_ms > 0.0;
+            seen(fits, format!("{edge:?}"))
+        },
+    )
+    .await;
 }

@@ -122,13 +122,18 @@ impl LocalityLoad {
 /// A locality: region and zone.
 pub type Locality = (Arc<str>, Arc<str>);
 
-/// Takes what all workers have of the services that `of` names, summed; what was idle is left out.
+/// Takes what all workers have of the services that `of` names, summed; what was idle is left out. Services over `most`
+/// wait for a later time.
 pub fn take_all(
     loads: &[Arc<LocalityLoad>],
+    most: usize,
     of: impl Fn(&str) -> bool,
 ) -> BTreeMap<Arc<str>, BTreeMap<Locality, Load>> {
     let mut sum: BTreeMap<Arc<str>, BTreeMap<Locality, Load>> = BTreeMap::new();
     for load in loads.iter().filter(|load| of(&load.service)) {
+        if sum.len() >= most && !sum.contains_key(&load.service) {
+            continue;
+        }
         let fresh = load.take();
         if fresh.is_idle() {
             continue;
@@ -173,8 +178,9 @@ mod tests {
         };
         let mut two = one;
         two.add(one);
-        assert_eq!(take_all(&workers, |_| false), BTreeMap::new());
-        let taken = take_all(&workers, |name| name == "users.default");
+        assert_eq!(take_all(&workers, 9, |_| false), BTreeMap::new());
+        assert_eq!(take_all(&workers, 0, |_| true), BTreeMap::new());
+        let taken = take_all(&workers, 9, |name| name == "users.default");
         let by: Vec<_> = taken["users.default"]
             .iter()
             .map(|((r, _), l)| (&**r, *l))
@@ -182,7 +188,7 @@ mod tests {
         assert_eq!(by, [("eu", two), ("us", one)]);
 
         // What goes on is told again, what has been told is not.
-        let again = take_all(&workers, |_| true);
+        let again = take_all(&workers, 9, |_| true);
         let going = Load {
             in_progress: 2,
             ..Load::default()
@@ -191,12 +197,12 @@ mod tests {
         for load in &workers {
             load.end(true, Duration::ZERO);
         }
-        let last = take_all(&workers, |_| true);
+        let last = take_all(&workers, 9, |_| true);
         let ended = Load {
             succeeded: 2,
             ..Load::default()
         };
         assert_eq!(last["users.default"][&("eu".into(), "".into())], ended);
-        assert_eq!(take_all(&workers, |_| true), BTreeMap::new());
+        assert_eq!(take_all(&workers, 9, |_| true), BTreeMap::new());
     }
 }

@@ -615,6 +615,59 @@ async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passe
     visit.asked_for(&["b.x"], &[]).await;
 }
 
+/// Passes bytes on to `target` until told to hold them: then both sides hear nothing, and no reset.
+async fn silent_on_demand(target: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let silent = tokio::sync::watch::Sender::new(false);
+    let seen = silent.subscribe();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut seen = seen.clone();
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
+                let silence = async { drop(seen.wait_for(|silent| *silent).await) };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    () = silence => {}
+                }
+                // Both sockets stay open.
+                std::future::pending::<()>().await;
+                drop((near, far));
+            });
+        }
+    });
+    (addr, silent)
+}
+
+#[tokio::test]
+async fn a_replica_that_is_cut_off_without_a_word_is_left_within_seconds() {
+    let (first, mut first_visits) = ads().await;
+    let (second, mut second_visits) = ads().await;
+    let (first, first_silent) = silent_on_demand(first).await;
+    let (second, second_silent) = silent_on_demand(second).await;
+    let urls = [first, second].map(|addr| format!("http://{addr}"));
+    let started = start(urls.into(), Resources::default());
+    // Chance says which comes first.
+    let (mut visit, silent, others) = tokio::select! {
+        visit = first_visits.recv() => (visit.unwrap(), first_silent, &mut second_visits),
+        visit = second_visits.recv() => (visit.unwrap(), second_silent, &mut first_visits),
+    };
+    visit.opening(&[]).await;
+    visit.name(&["echo.default"]).await;
+    until(&started.handle, "all services", |v| v.complete).await;
+    silent.send_replace(true);
+    let cut = Instant::now();
+    let mut visit = soon("the other replica", others.recv()).await.unwrap();
+    // Two seconds of silence, three for the ping, and what connecting takes.
+    assert!(
+        cut.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        cut.elapsed()
+    );
+    visit.opening(&[]).await;
+}
+
 #[tokio::test]
 async fn a_bad_resource_is_rejected_with_its_reason_and_stops_nobody_else() {
     let (addr, mut visits) = ads().await;

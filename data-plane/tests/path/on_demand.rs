@@ -199,7 +199,7 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
     let used = node.workers.used();
     let of = used["echo.default"];
     assert_eq!((of.ended, of.in_progress), (4, 1));
-    let taken = take_all(&node.workers.loads(), |_| true);
+    let taken = take_all(&node.workers.loads(), 9, |_| true);
     let load = taken["echo.default"][&("eu".into(), "eu-1".into())];
     let expect = Load {
         issued: 5,
@@ -219,7 +219,7 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
     drop((head, open));
     assert_eq!(client.get(b"x").await.status(), "0");
     node.until("all ended", |m| m.active_calls == 0).await;
-    let again = take_all(&node.workers.loads(), |_| true);
+    let again = take_all(&node.workers.loads(), 9, |_| true);
     let sums: BTreeMap<_, _> = again["echo.default"]
         .values()
         .map(|l| (l.issued, l.succeeded))

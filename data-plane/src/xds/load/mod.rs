@@ -44,8 +44,9 @@ pub const LATENCY: &str = "heddle.latency_ms";
 const USUAL_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
-/// Clusters in one message: a report of more goes in several.
-const MAX_CLUSTERS: usize = 500;
+/// Services in one report: what is over waits for the next one. A report is one message, since it is all that the
+/// control plane shows of this node until the next.
+const MAX_SERVICES: usize = 4000;
 /// For the control plane to open the stream, and to take a message.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// One that knows no load reports is not asked again sooner.
@@ -178,40 +179,30 @@ async fn converse(
             _ = due => {
                 let over = last.elapsed();
                 last = Instant::now();
-                let taken = take_all(&callers.loads(), |service| wanted.covers(service));
-                for message in messages(taken, over) {
-                    match timeout(PATIENCE, requests.send(message)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Status::unavailable("the control plane ended the stream"),
-                        Err(_) => return Status::deadline_exceeded(format!("nothing read for {PATIENCE:?}")),
-                    }
+                let covers = |service: &str| wanted.covers(service);
+                let taken = take_all(&callers.loads(), MAX_SERVICES, covers);
+                // Nothing is a report too: that nobody calls any more.
+                match timeout(PATIENCE, requests.send(message(&taken, over))).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return Status::unavailable("the control plane ended the stream"),
+                    Err(_) => return Status::deadline_exceeded(format!("nothing read for {PATIENCE:?}")),
                 }
             }
         }
     }
 }
 
-/// What was taken as messages, none too large.
-fn messages(
-    taken: BTreeMap<Arc<str>, BTreeMap<Place, Load>>,
-    over: Duration,
-) -> Vec<LoadStatsRequest> {
-    let stats: Vec<ClusterStats> = taken
-        .into_iter()
-        .map(|(service, places)| ClusterStats {
-            cluster_name: service.to_string(),
-            upstream_locality_stats: places.iter().map(locality).collect(),
-            load_report_interval: protobuf_duration(over),
-            ..ClusterStats::default()
-        })
-        .collect();
-    stats
-        .chunks(MAX_CLUSTERS)
-        .map(|stats| LoadStatsRequest {
-            node: None,
-            cluster_stats: stats.to_vec(),
-        })
-        .collect()
+fn message(taken: &BTreeMap<Arc<str>, BTreeMap<Place, Load>>, over: Duration) -> LoadStatsRequest {
+    let stats = taken.iter().map(|(service, places)| ClusterStats {
+        cluster_name: service.to_string(),
+        upstream_locality_stats: places.iter().map(locality).collect(),
+        load_report_interval: protobuf_duration(over),
+        ..ClusterStats::default()
+    });
+    LoadStatsRequest {
+        node: None,
+        cluster_stats: stats.collect(),
+    }
 }
 
 fn locality(((region, zone), load): (&Place, &Load)) -> UpstreamLocalityStats {
