@@ -220,3 +220,50 @@ async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
     assert!(failed.reason.is_some(), "{failed:?}");
     assert!(process.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("b", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    mesh.stop_proxy("a").await;
+    let state = mesh.node("a").state_dir.clone();
+    let whole = std::fs::read(state.join("xds")).unwrap();
+    let torn = whole[..whole.len() - 1].to_vec();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    let mut newer = whole.clone();
+    newer[7] = 9;
+    let cases = [
+        ("torn", torn),
+        ("flipped", flipped),
+        ("newer", newer),
+        ("foreign", b"not ours".to_vec()),
+        ("empty", Vec::new()),
+    ];
+    for (case, content) in cases {
+        for file in ["xds", "instances"] {
+            std::fs::write(state.join(file), &content).unwrap();
+        }
+        std::fs::write(state.join("xds.tmp"), "half").unwrap();
+        mesh.start_proxy("a").await;
+        reach(&mesh.channel("a"), &["e1"]).await;
+        let said = mesh.node("a").proxy().stderr().join("\n");
+        assert!(said.matches("set aside").count() >= 2, "{case}: {said}");
+        assert!(!said.contains("panicked"), "{case}: {said}");
+        mesh.stop_proxy("a").await;
+    }
+    // Folders in their places, somebody's files in them.
+    for file in ["xds", "instances"] {
+        let _ = std::fs::remove_file(state.join(file));
+        std::fs::create_dir_all(state.join(file).join("inside")).unwrap();
+    }
+    mesh.start_proxy("a").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    mesh.stop_proxy("a").await;
+    let names = || std::fs::read_dir(&state).unwrap().filter_map(Result::ok);
+    let bad = names().filter(|entry| entry.file_name().to_string_lossy().contains(".bad-"));
+    assert_eq!(bad.count(), 6, "the newest three of each");
+    // What it wrote meanwhile is good again.
+    assert!(state.join("xds").is_file() && !state.join("xds.tmp").exists());
+}

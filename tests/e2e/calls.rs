@@ -10,6 +10,7 @@ use heddle_tests::mesh::Mesh;
 use heddle_tests::place::folder;
 use heddle_tests::raw::Client;
 use heddle_tests::sockets::peers_of;
+use heddle_tests::until::{seen, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_on_one_node_makes_one_hop() {
@@ -57,25 +58,28 @@ async fn calls_of_one_connection_are_spread_over_all_instances() {
     }
     let channel = mesh.channel("a");
     reach(&channel, &["e1", "e2", "e3", "e4"]).await;
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    let calls = futures_util::stream::iter(0..400)
-        .map(|_| {
-            let mut client = echo(channel.clone());
-            async move {
-                let request = EchoRequest {
-                    delay_ms: 5,
-                    ..payload("spread")
-                };
-                client.unary(request).await.unwrap().into_inner().instance
-            }
-        })
-        .buffer_unordered(16);
-    for instance in calls.collect::<Vec<_>>().await {
-        *counts.entry(instance).or_default() += 1;
-    }
-    // Balanced by measured load, not by turns: one that was slow once gets little for a while, and none gets it all.
-    assert!(counts.len() >= 3, "{counts:?}");
-    assert!(counts.values().all(|&count| count <= 300), "{counts:?}");
+    // Balanced by measured load, not by turns: one that was slow once gets little for a few seconds, and then its part.
+    until("all instances have their part of 400 calls", async || {
+        let calls = futures_util::stream::iter(0..400)
+            .map(|_| {
+                let mut client = echo(channel.clone());
+                async move {
+                    let request = EchoRequest {
+                        delay_ms: 5,
+                        ..payload("spread")
+                    };
+                    client.unary(request).await.unwrap().into_inner().instance
+                }
+            })
+            .buffer_unordered(16);
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for instance in calls.collect::<Vec<_>>().await {
+            *counts.entry(instance).or_default() += 1;
+        }
+        let spread = counts.len() == 4 && counts.values().all(|count| (40..=200).contains(count));
+        seen(spread, format!("{counts:?}"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,3 +30,5 @@ mod bad_registrations;
 mod bad_starts;
 /// The command line: demo, run, status.
 mod cli;
+/// Health checks as the whole mesh sees them, and how instances leave.
+mod health;

@@ -23,6 +23,8 @@ const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// Between two writes: the first change is written at once, lest a kill forget a registration; what comes in this
 /// time is one more write. Each is the whole set, with a sync of the disk.
 const REST: Duration = Duration::from_millis(200);
+/// A disk that is full or a folder that may not be written is tried again so often, whether something changes or not.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
@@ -45,9 +47,13 @@ struct SavedInstance {
 /// What the last process of this node had. Their addresses were checked when they registered.
 #[must_use]
 pub fn load(dir: &StateDir, node: &str) -> Vec<(View, CheckPlan)> {
-    let Some(bytes) = dir.read(FILE) else {
-        return Vec::new();
-    };
+    dir.read(FILE)
+        .map(|bytes| parse(dir, bytes, node))
+        .unwrap_or_default()
+}
+
+/// A value that is not this node's, or none at all, is set aside.
+pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Vec<(View, CheckPlan)> {
     let saved = match Saved::decode(bytes) {
         Ok(saved) if saved.node == node => saved,
         Ok(saved) => {
@@ -118,14 +124,21 @@ pub async fn keep(dir: StateDir, agent: Agent) {
             now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
             match write(&dir, agent.node(), &now).await {
-                Ok(()) => complained = false,
-                Err(error) if !complained => {
-                    complained = true;
-                    warn!(
-                        "the state dir cannot be written ({error}): after a restart instances are known once they register again"
-                    );
+                Ok(()) if complained => {
+                    complained = false;
+                    info!("the state dir can be written again");
                 }
-                Err(_) => {}
+                Ok(()) => {}
+                Err(error) => {
+                    if !complained {
+                        warn!(
+                            "the state dir cannot be written ({error}): after a restart instances are known once they register again"
+                        );
+                    }
+                    complained = true;
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    continue;
+                }
             }
             written = now;
             tokio::time::sleep(REST).await;

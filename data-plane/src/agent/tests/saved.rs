@@ -58,3 +58,38 @@ async fn what_is_not_this_nodes_is_set_aside() {
         .count();
     assert!(aside >= 1, "kept for a person to look at");
 }
+
+/// Whatever the bytes of the value are: a proxy starts, with some of its instances or none.
+#[tokio::test]
+async fn a_value_mangled_at_any_byte_is_no_crash() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    for id in ["e1", "e2"] {
+        before
+            .register(super::checked(instance("echo", id, "127.0.0.1:7001")))
+            .unwrap();
+    }
+    saved::save(&dir, &before).await;
+    let whole = dir.read("instances").unwrap();
+    let cut = (0..whole.len()).map(|at| whole[..at].to_vec());
+    let changed = (0..whole.len()).flat_map(|at| {
+        [0x00, 0x01, 0x7f, 0x80, 0xff].map(|byte| {
+            let mut bad = whole.to_vec();
+            bad[at] ^= byte;
+            bad
+        })
+    });
+    let mut served = 0;
+    for bad in cut.chain(changed) {
+        let after = Agent::new("a");
+        after.restore(saved::parse(&dir, bad.into(), "a"));
+        served += usize::from(!after.views().1.is_empty());
+    }
+    assert!(served > 0, "the whole one at least");
+    // One registration twice is one instance.
+    let twice = [&whole[..], &whole[..]].concat();
+    let after = Agent::new("a");
+    after.restore(saved::parse(&dir, twice.into(), "a"));
+    assert_eq!(after.views().1.len(), 2);
+}

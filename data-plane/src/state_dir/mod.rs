@@ -1,0 +1,268 @@
+//! The state dir: what a proxy keeps for its next start. Whole values go in and come out; each is written to a
+//! temporary file, synced and renamed, with a checksum, so that a power loss leaves the old or the new one. Whatever else
+//! lies in a file's place is set aside and told, never trusted and never fatal. What the values mean is the rooms' that
+//! keep them.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tracing::warn;
+
+/// Begins every file; one byte more is the version of this layout.
+const MAGIC: &[u8; 7] = b"heddle\0";
+const LAYOUT: u8 = 1;
+const HEADER: usize = 8 + 8 + 32;
+/// The most that is written and read back; nothing real comes near.
+const MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// Files set aside that are kept per name, the newest ones: for a person to look at, not to fill the disk.
+const KEPT_ASIDE: usize = 3;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    #[error("--state-dir {}: cannot be created: {source}; give a folder that this process may write", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("--state-dir {}: cannot be written: {source}; give a folder that this process may write", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("--state-dir {}: another proxy uses it: give each proxy its own", path.display())]
+    InUse { path: PathBuf },
+}
+
+/// An open state dir, locked for this process. Clones are one.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    path: Arc<Path>,
+    /// Held while a file is written: two writers of one name share its temporary file.
+    writing: Arc<Mutex<()>>,
+    _lock: Arc<File>,
+}
+
+impl StateDir {
+    /// Creates it if need be, and makes sure that it can be written and is nobody else's.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        fs::create_dir_all(path).map_err(|source| StateDirError::Create {
+            path: path.to_owned(),
+            source,
+        })?;
+        let write = |source| StateDirError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let lock_file = path.join("lock");
+        if not_a_file(&lock_file).is_some() {
+            set_aside(path, "lock", "is no file");
+        }
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(lock_file)
+            .map_err(write)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateDirError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(write(source)),
+        }
+        remove_leftovers(path);
+        let dir = Self {
+            path: path.into(),
+            writing: Arc::default(),
+            _lock: Arc::new(lock),
+        };
+        dir.write("probe", b"").map_err(write)?;
+        fs::remove_file(path.join("probe")).map_err(write)?;
+        Ok(dir)
+    }
+
+    /// Writes a value whole: after this returns it survives a power loss. If it fails the old value stays.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        if value.len() as u64 > MAX_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!(
+                    "{name} takes {} bytes, over the bound of {MAX_BYTES}",
+                    value.len()
+                ),
+            ));
+        }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let temporary = self.path.join(format!("{name}.tmp"));
+        let written = self.replace(name, &temporary, value);
+        if written.is_err() {
+            // Half a file only takes up what a full disk lacks.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    fn replace(&self, name: &str, temporary: &Path, value: &[u8]) -> io::Result<()> {
+        for name in [name, &format!("{name}.tmp")] {
+            if let Some(what) = not_a_file(&self.path.join(name)) {
+                set_aside(&self.path, name, what);
+            }
+        }
+        let mut file = File::create(temporary)?;
+        file.write_all(MAGIC)?;
+        file.write_all(&[LAYOUT])?;
+        file.write_all(&(value.len() as u64).to_le_bytes())?;
+        file.write_all(&Sha256::digest(value))?;
+        file.write_all(value)?;
+        file.sync_all()?;
+        fs::rename(temporary, self.path.join(name))?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// The value as last written; `None` if there is none, or if it is not fit to be trusted (then it is set aside).
+    #[must_use]
+    pub fn read(&self, name: &str) -> Option<Bytes> {
+        match read_checked(&self.path.join(name)) {
+            Ok(value) => Some(value),
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.set_aside(name, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Renames a file that cannot be used, so that a person can look at it and the next write does not cover it.
+    pub fn set_aside(&self, name: &str, why: &str) {
+        set_aside(&self.path, name, why);
+    }
+}
+
+fn set_aside(dir: &Path, name: &str, why: &str) {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
+    let path = dir.join(name);
+    // Names that sort by age, also within a second; one that is taken may be a folder, onto which nothing is renamed.
+    let free = (0..1000)
+        .map(|n| dir.join(format!("{name}.bad-{seconds:010}-{n:03}")))
+        .find(|aside| fs::symlink_metadata(aside).is_err());
+    let Some(aside) = free else {
+        return warn!("{}: {why}; going on without it", path.display());
+    };
+    match fs::rename(&path, &aside) {
+        Ok(()) => warn!(
+            "{}: {why}; set aside as {} and going on without it",
+            path.display(),
+            aside.display()
+        ),
+        Err(error) => warn!("{}: {why}; going on without it ({error})", path.display()),
+    }
+    let mut kept = entries(dir, &format!("{name}.bad-"));
+    kept.sort();
+    let too_many = kept.len().saturating_sub(KEPT_ASIDE);
+    for old in kept.into_iter().take(too_many) {
+        remove(&old);
+    }
+}
+
+/// What a process that was killed in the middle of a write left.
+fn remove_leftovers(dir: &Path) {
+    for path in entries(dir, "").into_iter().filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.ends_with(".tmp"))
+    }) {
+        remove(&path);
+    }
+}
+
+fn entries(dir: &Path, begin: &str) -> Vec<PathBuf> {
+    let Ok(listed) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    listed
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(begin))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// A file, or a link itself; a folder only if it is empty: what somebody put into one is not ours to delete.
+fn remove(path: &Path) {
+    if fs::remove_file(path).is_err() {
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// What is there, if it is neither nothing nor a file: a pipe would be waited for at opening, a device never ends.
+fn not_a_file(path: &Path) -> Option<&'static str> {
+    let kind = fs::metadata(path).ok()?.file_type();
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => None,
+        (_, true) => Some("is a folder"),
+        _ => Some("is no file"),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    NoFile(&'static str),
+    #[error("takes {0} bytes, over the bound of {MAX_BYTES}")]
+    TooLarge(u64),
+    #[error("is not a state file of Heddle")]
+    Foreign,
+    #[error("has layout {0}, and this version of Heddle reads {LAYOUT}")]
+    Layout(u8),
+    #[error("is torn: its length or checksum is wrong")]
+    Torn,
+}
+
+fn read_checked(path: &Path) -> Result<Bytes, ReadError> {
+    if let Some(what) = not_a_file(path) {
+        return Err(ReadError::NoFile(what));
+    }
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    // By its first bytes before its size: a foreign file of any size is told as what it is, and not read.
+    let mut header = Vec::with_capacity(HEADER);
+    (&mut file).take(HEADER as u64).read_to_end(&mut header)?;
+    match header.strip_prefix(MAGIC).map(<[u8]>::first) {
+        None => return Err(ReadError::Foreign),
+        Some(None) => return Err(ReadError::Torn),
+        Some(Some(&LAYOUT)) => {}
+        Some(Some(other)) => return Err(ReadError::Layout(*other)),
+    }
+    if bytes > MAX_BYTES + HEADER as u64 {
+        return Err(ReadError::TooLarge(bytes));
+    }
+    let length: [u8; 8] = header
+        .get(8..16)
+        .and_then(|b| b.try_into().ok())
+        .ok_or(ReadError::Torn)?;
+    let sum = header.get(16..HEADER).ok_or(ReadError::Torn)?;
+    let length = u64::from_le_bytes(length);
+    if length.checked_add(HEADER as u64) != Some(bytes) {
+        return Err(ReadError::Torn);
+    }
+    let mut value = Vec::new();
+    file.take(length + 1).read_to_end(&mut value)?;
+    if value.len() as u64 != length || Sha256::digest(&value).as_slice() != sum {
+        return Err(ReadError::Torn);
+    }
+    Ok(value.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    process::Command,
+};
+
+use super::{HEADER, KEPT_ASIDE, MAX_BYTES, StateDir, StateDirError, entries};
+
+fn asides(dir: &Path, name: &str) -> usize {
+    entries(dir, &format!("{name}.bad-")).len()
+}
+
+#[test]
+fn values_come_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("made/on/demand");
+    let dir = StateDir::open(&path).unwrap();
+    assert_eq!(dir.read("x"), None);
+    dir.write("x", b"one").unwrap();
+    dir.write("x", b"two").unwrap();
+    assert_eq!(dir.read("x").unwrap(), "two");
+    dir.write("empty", b"").unwrap();
+    assert_eq!(dir.read("empty").unwrap(), "");
+    assert_eq!(asides(&path, "") + asides(&path, "x"), 0);
+}
+
+/// Cut at every length, every byte changed, lengthened: only the whole file is trusted, and the bad one is kept.
+#[test]
+fn a_file_mangled_at_any_byte_is_set_aside() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    dir.write("x", b"value").unwrap();
+    let file = temp.path().join("x");
+    let whole = fs::read(&file).unwrap();
+    assert_eq!(whole.len(), HEADER + 5);
+    let cut = (0..whole.len()).map(|at| whole[..at].to_vec());
+    let flipped = (0..whole.len() * 8).map(|bit| {
+        let mut bad = whole.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        bad
+    });
+    let longer = std::iter::once([&whole[..], b"!"].concat());
+    for (index, bad) in cut.chain(flipped).chain(longer).enumerate() {
+        fs::write(&file, bad).unwrap();
+        assert_eq!(dir.read("x"), None, "case {index}");
+        assert!(!file.exists(), "case {index} was left in place");
+    }
+    assert_eq!(
+        asides(temp.path(), "x"),
+        KEPT_ASIDE,
+        "the newest few are kept"
+    );
+    fs::write(&file, &whole).unwrap();
+    assert_eq!(dir.read("x").unwrap(), "value");
+}
+
+#[test]
+fn whatever_lies_in_a_files_place_is_set_aside_and_written_over() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let at = |name: &str| temp.path().join(name);
+    fs::create_dir(at("folder")).unwrap();
+    fs::write(at("folder/inside"), "somebody's").unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(at("pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    symlink("/dev/zero", at("endless")).unwrap();
+    symlink("nowhere", at("dangling")).unwrap();
+    fs::write(at("foreign"), "not ours").unwrap();
+    fs::write(at("newer"), b"heddle\0\x02 and what a later version writes").unwrap();
+    let sparse = fs::File::create(at("huge")).unwrap();
+    std::io::Write::write_all(&mut &sparse, b"heddle\0\x01").unwrap();
+    sparse.set_len(MAX_BYTES * 4).unwrap();
+    for name in [
+        "folder", "pipe", "endless", "dangling", "foreign", "newer", "huge",
+    ] {
+        assert_eq!(dir.read(name), None, "{name}");
+        let aside = usize::from(name != "dangling");
+        assert_eq!(asides(temp.path(), name), aside, "{name}");
+        dir.write(name, b"ours").unwrap();
+        assert_eq!(dir.read(name).unwrap(), "ours", "{name}");
+    }
+    // They come at run time as well, also where the temporary file goes.
+    fs::create_dir(at("folder.tmp")).unwrap();
+    fs::remove_file(at("folder")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    dir.write("folder", b"ours").unwrap();
+    assert_eq!(dir.read("folder").unwrap(), "ours");
+    let kept = entries(temp.path(), "folder.bad-");
+    let inside = kept.iter().any(|kept| kept.join("inside").exists());
+    assert!(inside, "somebody's file is deleted: {kept:?}");
+}
+
+#[test]
+fn what_a_killed_process_left_is_cleared() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("x.tmp"), "half").unwrap();
+    fs::create_dir(temp.path().join("y.tmp")).unwrap();
+    fs::create_dir(temp.path().join("lock")).unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    assert!(!temp.path().join("x.tmp").exists() && !temp.path().join("y.tmp").exists());
+    dir.write("x", b"1").unwrap();
+    dir.write("y", b"2").unwrap();
+    assert_eq!(
+        (dir.read("x").unwrap(), dir.read("y").unwrap()),
+        ("1".into(), "2".into())
+    );
+}
+
+#[test]
+fn a_write_that_fails_keeps_the_old_value_and_works_again_later() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    let dir = StateDir::open(&path).unwrap();
+    dir.write("x", b"old").unwrap();
+    // The folder is taken away under it, or no longer writable: the same for root.
+    let moved = temp.path().join("moved");
+    fs::rename(&path, &moved).unwrap();
+    assert!(dir.write("x", b"new").is_err());
+    assert_eq!(dir.read("x"), None);
+    fs::rename(&moved, &path).unwrap();
+    assert_eq!(dir.read("x").unwrap(), "old");
+    fs::set_permissions(path.join("x"), fs::Permissions::from_mode(0o000)).unwrap();
+    dir.write("x", b"new").unwrap();
+    assert_eq!(dir.read("x").unwrap(), "new");
+}
+
+#[test]
+fn a_value_too_large_and_a_device_for_a_temporary_file_do_no_harm() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    dir.write("x", b"old").unwrap();
+    // A disk that is full for ever: every write to it fails.
+    symlink("/dev/full", temp.path().join("y.tmp")).unwrap();
+    dir.write("y", b"new").unwrap();
+    assert_eq!(
+        dir.read("y").unwrap(),
+        "new",
+        "a device is no temporary file"
+    );
+    let too_large = vec![0; usize::try_from(MAX_BYTES).unwrap() + 1];
+    assert!(dir.write("x", &too_large).is_err());
+    assert_eq!(dir.read("x").unwrap(), "old");
+    assert!(entries(temp.path(), "x.tmp").is_empty());
+}
+
+#[test]
+fn two_writers_of_one_name_leave_one_whole_value() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let writers: Vec<_> = (0..4_u8)
+        .map(|n| {
+            let dir = dir.clone();
+            std::thread::spawn(move || {
+                for _ in 0..20 {
+                    dir.write("x", &vec![n; 10_000 + usize::from(n)]).unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    let value = dir.read("x").unwrap();
+    assert!(value.iter().all(|b| *b == value[0]), "two values mixed");
+}
+
+#[test]
+fn one_proxy_per_dir() {
+    let temp = tempfile::tempdir().unwrap();
+    let first = StateDir::open(temp.path()).unwrap();
+    assert!(matches!(
+        StateDir::open(temp.path()),
+        Err(StateDirError::InUse { .. })
+    ));
+    drop(first);
+    assert!(StateDir::open(temp.path()).is_ok());
+}
+
+#[test]
+fn an_unusable_dir_is_told_by_its_flag() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = StateDir::open(&file.join("below")).unwrap_err().to_string();
+    assert!(
+        error.contains("--state-dir") && error.contains("file/below"),
+        "{error}"
+    );
+    assert!(!error.contains('\n'));
+}

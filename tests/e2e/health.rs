@@ -1,0 +1,137 @@
+//! Health checks as the whole mesh sees them, and how instances leave: states with their reasons in status, no call lost.
+
+use std::time::{Duration, Instant};
+
+use heddle_proto::registry::v1::{
+    DeregisterRequest, Health, HealthCheck, Instance, RegisterRequest, health_check::Kind,
+};
+use heddle_proto::status::v1::GetServiceRequest;
+use heddle_tests::echo::reach;
+use heddle_tests::ledger::{Kind as CallKind, Load, Plan};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::until::{seen, until};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic_health::ServingStatus;
+
+/// State and reason of each instance in the control plane's status.
+async fn health(mesh: &Mesh, service: &str) -> Result<Vec<(Health, String)>, String> {
+    let request = GetServiceRequest {
+        name: service.to_owned(),
+    };
+    let service = mesh.status().get_service(request).await;
+    let service = service.map_err(|status| status.to_string())?.into_inner();
+    let endpoints = service.endpoints.into_iter();
+    Ok(endpoints.map(|e| (e.health(), e.health_reason)).collect())
+}
+
+async fn until_health(mesh: &Mesh, service: &str, state: Health, word: &str) {
+    until("the state in status", async || {
+        let now = health(mesh, service).await?;
+        let holds = matches!(&now[..], [(s, why)] if *s == state && why.contains(word));
+        seen(holds, format!("{now:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_instance_says_of_itself_is_seen_everywhere_with_its_reason() {
+    let mesh = Mesh::builder().nodes(2).start().await;
+    let (reporter, service) = tonic_health::server::health_reporter();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    reporter
+        .set_service_status("shop", ServingStatus::NotServing)
+        .await;
+    let instance = Instance {
+        service: "shop".into(),
+        id: "s1".into(),
+        address,
+        protos: vec!["shop.Shop".into()],
+        health: Some(HealthCheck {
+            kind: Kind::Grpc.into(),
+            interval: prost_types::Duration::try_from(Duration::from_millis(100)).ok(),
+            grpc_service: "shop".into(),
+            ..HealthCheck::default()
+        }),
+        ..Instance::default()
+    };
+    let request = RegisterRequest {
+        instance: Some(instance),
+        ..RegisterRequest::default()
+    };
+    let registered = mesh
+        .agent("b")
+        .register(request)
+        .await
+        .unwrap()
+        .into_inner();
+    until_health(&mesh, "shop", Health::Unhealthy, "NOT_SERVING").await;
+    reporter
+        .set_service_status("shop", ServingStatus::Serving)
+        .await;
+    until_health(&mesh, "shop", Health::Healthy, "").await;
+    reporter
+        .set_service_status("shop", ServingStatus::NotServing)
+        .await;
+    until_health(&mesh, "shop", Health::Unhealthy, "NOT_SERVING").await;
+    let leave = DeregisterRequest {
+        registration: registered.registration,
+        wait_acknowledged: true,
+        max_wait: None,
+    };
+    let answer = mesh
+        .agent("b")
+        .deregister(leave)
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(answer.acknowledged, "{answer:?}");
+    assert_eq!(health(&mesh, "shop").await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stops_is_left_by_all_before_it_goes_and_no_call_fails() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    for id in ["e1", "e2"] {
+        mesh.echo("b", id).await;
+        reach(&mesh.channel("a"), &[id]).await;
+    }
+    let through = [mesh.node("a").outbound, mesh.node("b").outbound];
+    let load = Load::start(&Plan::new(CallKind::Unsafe, &through));
+    load.more(200).await;
+    let began = Instant::now();
+    mesh.stop_instance("b", "e1").await;
+    // Nobody sleeps: it is gone as soon as all know. The bound is that of a client that does not answer.
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    load.more(200).await;
+    load.finish().await.assert_none_failed(400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_file_goes_drains_and_the_log_says_when_it_may_be_stopped() {
+    let mesh = Mesh::builder().nodes(2).start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let text = format!(
+        "service: filed\nprotos: [filed.Filed]\nhealth: {{kind: tcp}}\ninstances:\n  - {{id: f1, address: \"{address}\"}}\n"
+    );
+    mesh.write_services_file("b", "filed.yaml", &text);
+    until_health(&mesh, "filed", Health::Healthy, "").await;
+    std::fs::remove_file(mesh.node("b").services_dir.join("filed.yaml")).unwrap();
+    until("it is gone", async || {
+        let now = health(&mesh, "filed").await?;
+        seen(now.is_empty(), format!("{now:?}"))
+    })
+    .await;
+    until("the log", async || {
+        let said = mesh.node("b").proxy().stderr().join("\n");
+        seen(said.contains("it may be stopped"), said)
+    })
+    .await;
+}
