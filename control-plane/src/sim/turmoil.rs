@@ -225,6 +225,14 @@ fn succeed(world: &World, dice: &mut Dice) {
             return;
         }
         node::start(&world, dice.fork(), n, &names);
+        // The old one has something to say while it does not know yet.
+        let name = ("s0".to_owned(), "i0".to_owned());
+        for _ in 0..4 {
+            sleep(dice.millis(0..=60)).await;
+            node::register(&world, old, &name);
+            sleep(dice.millis(0..=60)).await;
+            node::deregister(&world, old, &name);
+        }
         sleep(dice.millis(0..=12_000)).await;
         world.say(format_args!("{old} is awake"));
         world.change_net(|net| {
