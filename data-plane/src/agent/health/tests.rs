@@ -274,7 +274,7 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
         }
     });
     let agent = Agent::new("a");
-    for number in 0..600 {
+    for number in 0..1000 {
         let mut one = with_check(hangs, of(Kind::Http));
         one.id = format!("h{number}");
         agent.register(checked(one)).unwrap();
@@ -295,7 +295,7 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
             .any(|(k, v)| k.service == "quick" && v.health == Health::Healthy)
     })
     .await;
-    // Behind 600 that take 0.8 s each, 64 at a time, it would have taken seven seconds.
+    // Behind 1,000 that take 0.8 s each, 64 at a time, it would have taken twelve seconds.
     assert!(
         began.elapsed() < Duration::from_secs(5),
         "{:?}",
