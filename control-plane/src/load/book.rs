@@ -1,4 +1,4 @@
-//! What every open stream reported last of each service, and sums per service since the process began. In come streams
+//! The last report of every stream that is open, and sums per service since the process began. In come streams
 //! that begin, report and end, with the time; out go edges, sorted, and the sums. Everything in it is bounded; no clock
 //! and no transport.
 
@@ -18,10 +18,9 @@ use super::{Load, Place, Report};
 
 /// Most streams at a time.
 pub const MAX_STREAMS: usize = 10_000;
-/// Most rows of all streams together, about 300 bytes each, and of one; what a report has more is left out.
+/// Most rows of all streams together, about 300 bytes each; what a report has more is left out.
 pub const MAX_ENTRIES: usize = 100_000;
-const MAX_STREAM_ENTRIES: usize = 10_000;
-/// A service that a client does not tell about for so many intervals has no calls from it: some say nothing then.
+/// A client that has been silent for so many intervals has no calls: some say nothing then.
 const INTERVALS: u32 = 3;
 /// Services with sums of their own; those of further ones are kept under `OTHERS`.
 const MAX_SERVICES: usize = 1000;
@@ -201,14 +200,15 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Takes the place of what the stream said before of the same services; `interval`: how often it is to report.
+    /// Takes the place of the stream's last report: what it does not name had no calls. `interval`: how often it is to
+    /// report.
     pub fn report(&self, report: Report, interval: Duration, now: Instant) {
         let mut left_out = report.left_out;
         let mut book = self.loads.book();
-        let mut loads = book.take(self.id);
-        loads.retain(|place, told| told.until > now && !report.named.contains(&place.service));
+        book.forget(self.id);
+        let mut loads = BTreeMap::new();
         for (place, load) in report.loads {
-            if book.entries + loads.len() >= MAX_ENTRIES || loads.len() >= MAX_STREAM_ENTRIES {
+            if book.entries + loads.len() >= MAX_ENTRIES {
                 left_out += 1;
                 continue;
             }
@@ -226,18 +226,16 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let mut book = self.loads.book();
-        book.take(self.id);
+        book.forget(self.id);
         book.streams.remove(&self.id);
     }
 }
 
 impl Book {
-    fn take(&mut self, id: u64) -> BTreeMap<Place, Told> {
-        let reporter = self.streams.get_mut(&id);
-        let loads = reporter.map(|reporter| std::mem::take(&mut reporter.loads));
-        let loads = loads.unwrap_or_default();
-        self.entries -= loads.len();
-        loads
+    fn forget(&mut self, id: u64) {
+        if let Some(reporter) = self.streams.get_mut(&id) {
+            self.entries -= std::mem::take(&mut reporter.loads).len();
+        }
     }
 
     fn put(&mut self, id: u64, loads: BTreeMap<Place, Told>) {

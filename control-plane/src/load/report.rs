@@ -1,10 +1,7 @@
 //! One report as plain values. In comes what a client sent, out goes what of it is about services of the mesh, checked
 //! and bounded; the rest is counted. Pure: what the mesh knows is asked through a function.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use envoy_types::pb::{
     envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats},
@@ -14,7 +11,7 @@ use envoy_types::pb::{
 /// The named metric in which a client tells latencies: milliseconds, summed over the calls that ended with it.
 pub const LATENCY_METRIC: &str = "heddle.latency_ms";
 /// Rows of one report that are looked at; further ones are left out.
-const MAX_ROWS: usize = 4096;
+const MAX_ROWS: usize = 10_000;
 /// Longest name of a cluster that is looked at, and of a locality; a service's full name has at most 127 bytes.
 const MAX_NAME_BYTES: usize = 256;
 /// A client that says it covers less or more does not tell the truth.
@@ -94,12 +91,10 @@ fn number(count: u64) -> f64 {
     count as f64
 }
 
-/// One message of one client: what it did in its last interval, or a part of that by service.
+/// One client's last interval.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     pub loads: BTreeMap<Place, Load>,
-    /// Services that it tells about, also those without a row.
-    pub named: BTreeSet<String>,
     /// Rows that were left out: of no service of the mesh, with a bad name, or too many.
     pub left_out: u64,
 }
@@ -141,7 +136,6 @@ impl Report {
             service: service.to_owned(),
             locality,
         };
-        self.named.insert(service.to_owned());
         let mut first = None;
         for stats in &cluster.upstream_locality_stats {
             let Some(place) = locality(stats).map(place) else {
