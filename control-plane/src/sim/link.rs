@@ -23,7 +23,7 @@ use super::{
 /// As `data-plane/src/xds/mod.rs` dials.
 const CONNECT: Duration = Duration::from_secs(2);
 /// By HTTP/2's keep-alive a proxy notices a silent replica within so long, ...
-const DIALER_NOTICES: Duration = Duration::from_secs(10);
+const DIALER_NOTICES: Duration = Duration::from_secs(5);
 /// ... and a replica a silent proxy (`app.rs`).
 const REPLICA_NOTICES: Duration = Duration::from_secs(20);
 
