@@ -285,6 +285,21 @@ fn streams(plane: &Plane, text: &mut Text) {
             &counters.refused,
         ),
         (
+            "heddle_xds_stuck_total",
+            "Streams ended because the client answered nothing",
+            &counters.stuck,
+        ),
+        (
+            "heddle_xds_spread_total",
+            "Streams ended for their age",
+            &counters.spread,
+        ),
+        (
+            "heddle_xds_muted_total",
+            "Times that a client spoke too fast and had to wait",
+            &counters.muted,
+        ),
+        (
             "heddle_xds_behind_total",
             "Streams ended because the client had seen more",
             &counters.behind,

@@ -14,11 +14,8 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Metrics, NodeInfo, Session, metrics::count};
+use super::{Metrics, NodeInfo, Session};
 use crate::{registry::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
-
-/// Most streams at a time; each holds a few names per resource.
-const MAX_CLIENTS: usize = 10_000;
 
 /// So many refused resources of a type are shown.
 const MAX_REFUSED: usize = 20;
@@ -64,11 +61,6 @@ impl Client {
     }
 }
 
-/// There are as many streams as there may be.
-#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this replica serves {MAX_CLIENTS} xDS streams and takes no more")]
-pub struct TooManyClients;
-
 impl Clients {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
@@ -91,12 +83,7 @@ impl Clients {
         address: String,
         variant: &'static str,
         session: Session,
-    ) -> Result<Membership, TooManyClients> {
-        let mut connected = lock(&self.0.connected);
-        if connected.len() >= MAX_CLIENTS {
-            count(&self.0.metrics.refused);
-            return Err(TooManyClients);
-        }
+    ) -> Membership {
         let id = self.0.last_id.fetch_add(1, Ordering::Relaxed);
         let client = Arc::new(Client {
             node,
@@ -105,17 +92,19 @@ impl Clients {
             session: Mutex::new(session),
             gone: AtomicBool::new(false),
         });
-        connected.insert(id, Arc::clone(&client));
-        Ok(Membership {
+        lock(&self.0.connected).insert(id, Arc::clone(&client));
+        Membership {
             id,
             client,
             clients: self.clone(),
-        })
+        }
     }
 
     /// A client may have acknowledged more than before.
     pub(super) fn progressed(&self) {
-        self.0.progress.send_modify(|count| *count += 1);
+        if self.0.progress.receiver_count() > 0 {
+            self.0.progress.send_modify(|count| *count += 1);
+        }
     }
 
     fn connected(&self) -> Vec<Arc<Client>> {
@@ -203,7 +192,7 @@ impl Removals for Clients {
 
 /// A stream's place among the clients, until it is dropped.
 pub(super) struct Membership {
-    id: u64,
+    pub(super) id: u64,
     pub(super) client: Arc<Client>,
     clients: Clients,
 }

@@ -37,6 +37,12 @@ impl Variant for Delta {
         0
     }
 
+    fn names(request: &DeltaDiscoveryRequest) -> usize {
+        request.resource_names_subscribe.len()
+            + request.resource_names_unsubscribe.len()
+            + request.initial_resource_versions.len()
+    }
+
     fn on_request(
         subscription: &mut Subscription,
         request: &DeltaDiscoveryRequest,

@@ -18,8 +18,14 @@ pub struct Metrics {
     pub unknown_types: AtomicU64,
     /// Streams ended because the client broke a bound or sent what cannot be understood.
     pub violations: AtomicU64,
-    /// Streams refused because there were too many.
+    /// Streams refused because there were too many, in all, of one client or at once.
     pub refused: AtomicU64,
+    /// Streams ended because the client was stuck.
+    pub stuck: AtomicU64,
+    /// Streams ended for their age, to spread clients over the replicas.
+    pub spread: AtomicU64,
+    /// Times that a client spoke too fast and was made to wait.
+    pub muted: AtomicU64,
     /// Streams ended because the client had seen a newer revision.
     pub behind: AtomicU64,
 }

@@ -8,6 +8,8 @@ use envoy_types::pb::{
     google::protobuf::value,
 };
 
+use prost::Message as _;
+
 use crate::snapshot::Audience;
 
 /// Node metadata with which an Envoy asks for the socket listener `heddle/outbound`; its value is "IP:port".
@@ -20,6 +22,9 @@ const REVISION_KEY: &str = "revision";
 
 /// Longest node id that is kept; longer ones are cut.
 const MAX_ID_BYTES: usize = 256;
+
+/// Largest node: Envoy names all its extensions in it, some tens of KiB.
+const MAX_NODE_BYTES: usize = 512 << 10;
 
 /// A client as its first request describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +45,12 @@ pub enum NodeError {
     Missing,
     #[error("node.id is empty: set an id in the client's bootstrap")]
     NoId,
+    #[error("the node has {0} bytes; at most {MAX_NODE_BYTES} are allowed: shorten its metadata")]
+    TooLarge(usize),
+    #[error(
+        "node.id was \"{was}\" and is \"{is}\" now: a stream belongs to one node, open another one"
+    )]
+    Changed { was: String, is: String },
     #[error(
         "node.metadata[\"{OUTBOUND_KEY}\"] is \"{0}\"; it must be \"IP:port\", for example \"127.0.0.1:15001\""
     )]
@@ -53,6 +64,9 @@ impl NodeInfo {
         let node = node.ok_or(NodeError::Missing)?;
         if node.id.is_empty() {
             return Err(NodeError::NoId);
+        }
+        if node.encoded_len() > MAX_NODE_BYTES {
+            return Err(NodeError::TooLarge(node.encoded_len()));
         }
         let proxy = metadata(node, ROLE_KEY) == Some("proxy");
         let outbound = match metadata(node, OUTBOUND_KEY) {
@@ -82,6 +96,20 @@ impl NodeInfo {
             },
             outbound,
             revision,
+        })
+    }
+}
+
+impl NodeInfo {
+    /// A later request may repeat the node, or say nothing of it.
+    pub(super) fn check_same(&self, later: Option<&Node>) -> Result<(), NodeError> {
+        let id = later.map_or("", |node| node.id.as_str());
+        if id.is_empty() || cut(id, MAX_ID_BYTES) == self.id {
+            return Ok(());
+        }
+        Err(NodeError::Changed {
+            was: self.id.clone(),
+            is: cut(id, MAX_ID_BYTES).to_owned(),
         })
     }
 }

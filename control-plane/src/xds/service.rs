@@ -5,12 +5,13 @@ use std::{
     convert::Infallible,
     future::{Ready, ready},
     marker::PhantomData,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,9 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    Clients, Delta, Sotw, Variant,
+    Clients, Delta, Limits, Sotw, Variant,
+    gate::{Gate, Slot},
+    metrics::count,
     stream::{Peer, RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
@@ -40,6 +43,7 @@ struct Inner {
     registry: Registry,
     publisher: Publisher,
     clients: Clients,
+    gate: Gate,
     stop: CancellationToken,
 }
 
@@ -51,10 +55,23 @@ pub fn service(
     clients: Clients,
     stop: CancellationToken,
 ) -> Ads {
+    service_within(registry, publisher, clients, Limits::default(), stop)
+}
+
+/// As `service`, with bounds of one's own.
+#[must_use]
+pub fn service_within(
+    registry: Registry,
+    publisher: Publisher,
+    clients: Clients,
+    limits: Limits,
+    stop: CancellationToken,
+) -> Ads {
     Ads(Arc::new(Inner {
         registry,
         publisher,
         clients,
+        gate: Gate::new(limits),
         stop,
     }))
 }
@@ -62,16 +79,42 @@ pub fn service(
 impl Ads {
     /// Serves one stream in a task of its own; gives what the client is told. `local`: it reaches us over loopback
     /// or a Unix socket.
+    #[cfg(test)]
     pub(crate) fn begin<V: Variant>(
         &self,
         address: String,
         local: bool,
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> ReceiverStream<Result<V::Response, Status>> {
+        self.accept::<V>(Peer { address, local }, requests).queue
+    }
+
+    fn accept<V: Variant>(
+        &self,
+        peer: Peer,
+        requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
+    ) -> Responses<V::Response> {
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let peer = Peer { address, local };
-        tokio::spawn(run::<V>(self.clone(), peer, requests, sender));
-        ReceiverStream::new(receiver)
+        let slot = self.gate().open();
+        let held = slot.as_ref().ok().cloned();
+        match slot {
+            Ok(slot) => {
+                tokio::spawn(run::<V>(self.clone(), peer, slot, requests, sender));
+            }
+            Err(refusal) => {
+                count(&self.clients().metrics().refused);
+                // Nothing was sent yet: there is room.
+                let _ = sender.try_send(Err(Status::resource_exhausted(refusal.to_string())));
+            }
+        }
+        Responses {
+            queue: ReceiverStream::new(receiver),
+            _slot: held,
+        }
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
     pub(super) fn registry(&self) -> &Registry {
@@ -88,6 +131,21 @@ impl Ads {
 
     pub(super) fn stop(&self) -> &CancellationToken {
         &self.0.stop
+    }
+}
+
+/// What a client is told. As long as the transport has it the stream keeps its slot: a client that reads nothing could
+/// else open any number of them, one after the other.
+struct Responses<T> {
+    queue: ReceiverStream<Result<T, Status>>,
+    _slot: Option<Arc<Slot>>,
+}
+
+impl<T> Stream for Responses<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.queue.poll_next_unpin(context)
     }
 }
 
@@ -132,7 +190,7 @@ struct Method<V>(Ads, PhantomData<V>);
 
 impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Response = V::Response;
-    type ResponseStream = ReceiverStream<Result<V::Response, Status>>;
+    type ResponseStream = Responses<V::Response>;
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
@@ -143,7 +201,8 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
             ),
             None => ("unix".to_owned(), true),
         };
-        let responses = self.0.begin::<V>(address, local, request.into_inner());
+        let peer = Peer { address, local };
+        let responses = self.0.accept::<V>(peer, request.into_inner());
         ready(Ok(Response::new(responses)))
     }
 }

@@ -24,6 +24,8 @@ pub trait Variant: Send + 'static {
     fn type_url(request: &Self::Request) -> &str;
     /// The revision that the client says it saw; 0 if it does not say.
     fn revision(request: &Self::Request) -> u64;
+    /// How many names it carries.
+    fn names(request: &Self::Request) -> usize;
     fn on_request(
         subscription: &mut Subscription,
         request: &Self::Request,

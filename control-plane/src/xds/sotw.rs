@@ -40,6 +40,10 @@ impl Variant for Sotw {
             .unwrap_or(0)
     }
 
+    fn names(request: &DiscoveryRequest) -> usize {
+        request.resource_names.len()
+    }
+
     fn on_request(
         subscription: &mut Subscription,
         request: &DiscoveryRequest,

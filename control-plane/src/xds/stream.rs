@@ -2,18 +2,24 @@
 //! the responses that the session allows. At most one response per type is under way, so a client that does not
 //! read holds up nobody and costs a bounded number of bytes.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream as Requests, StreamExt as _};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tonic::Status;
 
-use super::{Ads, Heard, Lens, NodeInfo, Session, Variant, clients::Membership, metrics::count};
+use super::{
+    Ads, Heard, Lens, NodeError, NodeInfo, Refusal, Session, Variant,
+    clients::Membership,
+    gate::Slot,
+    metrics::count,
+    pace::{Pace, Verdict},
+};
 use crate::snapshot::{Kind, Snapshot, outbound_listener};
 
 /// Responses that wait for the transport: one per type can be under way.
@@ -40,6 +46,7 @@ pub(super) struct Peer {
 pub(super) async fn run<V: Variant>(
     ads: Ads,
     peer: Peer,
+    slot: Arc<Slot>,
     mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
     responses: mpsc::Sender<Result<V::Response, Status>>,
 ) {
@@ -47,10 +54,10 @@ pub(super) async fn run<V: Variant>(
         biased;
         () = ads.stop().cancelled() => Err(Status::unavailable("the control plane is stopping")),
         () = responses.closed() => Ok(()),
-        ended = serve::<V>(&ads, peer, &mut requests, &responses) => ended,
+        ended = serve::<V>(&ads, peer, &slot, &mut requests, &responses) => ended,
     };
     if let Err(status) = ended {
-        // Full: the client does not read; its connection tells it.
+        // There is room: at most one response per type is under way.
         let _ = responses.try_send(Err(status));
     }
 }
@@ -58,6 +65,7 @@ pub(super) async fn run<V: Variant>(
 async fn serve<V: Variant>(
     ads: &Ads,
     peer: Peer,
+    slot: &Slot,
     requests: &mut (impl Requests<Item = Result<V::Request, Status>> + Unpin),
     responses: &mpsc::Sender<Result<V::Response, Status>>,
 ) -> Result<(), Status> {
@@ -67,16 +75,24 @@ async fn serve<V: Variant>(
     let Some(first) = first.transpose()? else {
         return Ok(());
     };
-    let mut stream = Stream::<V>::begin(ads, peer, &first, responses)?;
+    let node = NodeInfo::parse(V::node(&first), peer.local).map_err(|error| {
+        tracing::warn!(peer = %peer.address, "an xDS stream is refused");
+        refuse(ads, &error)
+    })?;
+    admit(ads, &peer, slot, &node).await?;
+    let mut stream = Stream::<V>::begin(ads, peer, node, responses);
     stream.catch_up(stream.member.client.node.revision).await?;
     stream.hear(&first).await?;
     drop(first);
     let mut fetch = None;
+    let tick = tokio::time::sleep(stream.pace.tick());
+    tokio::pin!(tick);
     loop {
         stream.send_all()?;
         if fetch.is_none() {
             fetch = stream.fetch_schema().map(Box::pin);
         }
+        let mute = stream.pace.mute_until();
         let misses = stream.member.client.session().misses_schemas();
         tokio::select! {
             biased;
@@ -90,13 +106,47 @@ async fn serve<V: Variant>(
                 fetch = None;
                 stream.send_schema(&name, descriptors)?;
             }
-            request = requests.next() => match request.transpose()? {
+            request = requests.next(), if mute.is_none() => match request.transpose()? {
                 Some(request) => stream.hear(&request).await?,
                 None => return Ok(()),
             },
             () = tokio::time::sleep(SCHEMA_RETRY), if misses => {
                 stream.member.client.session().retry_schemas();
             }
+            () = tokio::time::sleep_until(mute.unwrap_or_else(Instant::now)), if mute.is_some() => {
+                stream.pace.unmute();
+            }
+            () = &mut tick => {
+                stream.look()?;
+                tick.as_mut().reset(Instant::now() + stream.pace.tick());
+            }
+        }
+    }
+}
+
+/// What a client said breaks a bound or cannot be understood.
+fn refuse(ads: &Ads, error: &NodeError) -> Status {
+    count(&ads.clients().metrics().violations);
+    Status::invalid_argument(error.to_string())
+}
+
+/// Waits for the stream's turn, for a bounded time.
+async fn admit(ads: &Ads, peer: &Peer, slot: &Slot, node: &NodeInfo) -> Result<(), Status> {
+    let gate = ads.gate();
+    match gate.admit(slot, &peer.address, node, Instant::now()) {
+        Ok(wait) if wait.is_zero() => Ok(()),
+        Ok(wait) => {
+            tokio::time::sleep(wait).await;
+            Ok(())
+        }
+        Err(refusal) => {
+            count(&ads.clients().metrics().refused);
+            tracing::info!(peer = %peer.address, node = %node.id, %refusal, "an xDS stream is refused");
+            let text = refusal.to_string();
+            Err(match refusal {
+                Refusal::Busy { .. } => Status::unavailable(text),
+                Refusal::Full(_) | Refusal::Client { .. } => Status::resource_exhausted(text),
+            })
         }
     }
 }
@@ -114,6 +164,7 @@ struct Stream<'a, V: Variant> {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     snapshot: Arc<Snapshot>,
     member: Membership,
+    pace: Pace,
     /// A type that is not served was asked for: said once.
     warned: bool,
     /// When a rejection was logged last.
@@ -124,14 +175,9 @@ impl<'a, V: Variant> Stream<'a, V> {
     fn begin(
         ads: &'a Ads,
         peer: Peer,
-        first: &V::Request,
+        node: NodeInfo,
         responses: &'a mpsc::Sender<Result<V::Response, Status>>,
-    ) -> Result<Self, Status> {
-        let node = NodeInfo::parse(V::node(first), peer.local).map_err(|error| {
-            count(&ads.clients().metrics().violations);
-            tracing::warn!(peer = %peer.address, %error, "an xDS stream is refused");
-            Status::invalid_argument(error.to_string())
-        })?;
+    ) -> Self {
         let mut snapshots = ads.publisher().subscribe();
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let mut lens = Lens::new(node.audience);
@@ -139,19 +185,44 @@ impl<'a, V: Variant> Stream<'a, V> {
             .outbound
             .map(|address| outbound_listener(address, ads.publisher().encodes()));
         let session = Session::new(lens, &snapshot);
-        let member = ads
-            .clients()
-            .join(node, peer.address, V::WORD, session)
-            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        Ok(Self {
+        let member = ads.clients().join(node, peer.address, V::WORD, session);
+        let pace = Pace::new(ads.gate().limits(), member.id, Instant::now());
+        Self {
             ads,
             responses,
             snapshots,
             snapshot,
             member,
+            pace,
             warned: false,
             told: None,
-        })
+        }
+    }
+
+    /// Ends the stream of a client that is stuck, and one that is old.
+    fn look(&mut self) -> Result<(), Status> {
+        let owes = self.member.client.session().awaits_answer();
+        let queued = self.responses.max_capacity() - self.responses.capacity();
+        let alone = self.ads.registry().read(|view| view.replicas().count() < 2);
+        let metrics = self.ads.clients().metrics();
+        match self.pace.look(Instant::now(), owes, queued, alone) {
+            Verdict::Fine => Ok(()),
+            Verdict::Stuck => {
+                count(&metrics.stuck);
+                let text = format!(
+                    "the client has neither read nor answered anything for {:?}: its stream ends",
+                    self.ads.gate().limits().stuck_after
+                );
+                tracing::warn!(node = %self.member.client.node.id, "{text}");
+                Err(Status::resource_exhausted(text))
+            }
+            Verdict::Old => {
+                count(&metrics.spread);
+                Err(Status::unavailable(
+                    "reconnect: now and then streams are spread over the replicas anew",
+                ))
+            }
+        }
     }
 
     /// The revision that a client sees never goes back: if it saw a newer one, waits for it.
@@ -180,6 +251,14 @@ impl<'a, V: Variant> Stream<'a, V> {
     }
 
     async fn hear(&mut self, request: &V::Request) -> Result<(), Status> {
+        if self.pace.heard(V::names(request), Instant::now()) {
+            count(&self.ads.clients().metrics().muted);
+        }
+        let node = &self.member.client.node;
+        node.check_same(V::node(request)).map_err(|error| {
+            tracing::warn!(node = %node.id, %error, "an xDS stream is ended");
+            refuse(self.ads, &error)
+        })?;
         let Some(kind) = Kind::from_url(V::type_url(request)) else {
             count(&self.ads.clients().metrics().unknown_types);
             if !self.warned {
@@ -237,7 +316,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         self.member.client.session().observe(&self.snapshot);
     }
 
-    fn send_all(&self) -> Result<(), Status> {
+    fn send_all(&mut self) -> Result<(), Status> {
         let before = self.examined();
         loop {
             let next = self.member.client.session().next::<V>(&self.snapshot);
@@ -261,11 +340,12 @@ impl<'a, V: Variant> Stream<'a, V> {
             .examined()
     }
 
-    fn send(&self, kind: Kind, response: V::Response) -> Result<(), Status> {
+    fn send(&mut self, kind: Kind, response: V::Response) -> Result<(), Status> {
         self.ads
             .clients()
             .metrics()
             .sent(kind, response.encoded_len());
+        self.pace.sent(Instant::now());
         self.responses
             .try_send(Ok(response))
             .map_err(|_| Status::resource_exhausted("the client does not read its responses"))
@@ -286,7 +366,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         })
     }
 
-    fn send_schema(&self, name: &Arc<str>, descriptors: Option<Bytes>) -> Result<(), Status> {
+    fn send_schema(&mut self, name: &Arc<str>, descriptors: Option<Bytes>) -> Result<(), Status> {
         let response =
             self.member
                 .client

@@ -18,7 +18,7 @@ use heddle_control::{
     snapshot::{Kind, Publisher},
     status,
     store::{Embedded, EmbeddedOptions, Store},
-    xds::{self, Clients},
+    xds::{self, Clients, Limits},
 };
 use heddle_proto::{
     control::v1::{
@@ -67,12 +67,43 @@ impl Plane {
     }
 
     pub(crate) async fn with_memory(store: &Path, idle: IdleOptions) -> Self {
-        let store = Embedded::open(&EmbeddedOptions::new(store)).unwrap();
-        Self::replica(Arc::new(store), "control", idle).await
+        Self::replica(Self::store(store), "control", idle).await
+    }
+
+    pub(crate) async fn bounded(store: &Path, limits: Limits) -> Self {
+        let idle = IdleOptions::default();
+        Self::build(Self::store(store), "control", idle, limits).await
+    }
+
+    pub(crate) fn store(path: &Path) -> Arc<dyn Store> {
+        Arc::new(Embedded::open(&EmbeddedOptions::new(path)).unwrap())
+    }
+
+    /// Streams on one connection.
+    pub(crate) async fn many(
+        &self,
+        count: usize,
+        node: impl Fn(usize) -> Node,
+    ) -> Vec<DeltaStream> {
+        let channel = self.channel().await;
+        let mut streams = Vec::new();
+        for number in 0..count {
+            streams.push(DeltaStream::open(channel.clone(), node(number)).await);
+        }
+        streams
     }
 
     /// One of several that share a store, which only tests do with this engine.
     pub(crate) async fn replica(store: Arc<dyn Store>, name: &str, idle: IdleOptions) -> Self {
+        Self::build(store, name, idle, Limits::default()).await
+    }
+
+    pub(crate) async fn build(
+        store: Arc<dyn Store>,
+        name: &str,
+        idle: IdleOptions,
+        limits: Limits,
+    ) -> Self {
         let stop = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -89,10 +120,11 @@ impl Plane {
         let publisher = Publisher::start(registry.clone(), stop.clone());
         let (clients, loads) = (Clients::default(), Loads::default());
         let peers = Peers::follow(registry.clone(), stop.clone());
-        let ads = xds::service(
+        let ads = xds::service_within(
             registry.clone(),
             publisher.clone(),
             clients.clone(),
+            limits,
             stop.clone(),
         );
         let removals = MeshRemovals::new(publisher.clone(), clients.clone(), peers.clone());
@@ -174,15 +206,7 @@ impl Plane {
     }
 
     pub(crate) async fn delta(&self, node: Node) -> DeltaStream {
-        let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
-        let (out, requests) = mpsc::channel(16);
-        let answers = client.delta_aggregated_resources(ReceiverStream::new(requests));
-        let answers = answers.await.unwrap().into_inner();
-        DeltaStream {
-            out,
-            answers,
-            node: Some(node),
-        }
+        DeltaStream::open(self.channel().await, node).await
     }
 
     pub(crate) async fn sotw(&self, node: Node) -> SotwStream {
@@ -310,6 +334,17 @@ pub(crate) struct DeltaStream {
 }
 
 impl DeltaStream {
+    async fn open(channel: Channel, node: Node) -> Self {
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let (out, requests) = mpsc::channel(16);
+        let answers = client.delta_aggregated_resources(ReceiverStream::new(requests));
+        Self {
+            out,
+            answers: answers.await.unwrap().into_inner(),
+            node: Some(node),
+        }
+    }
+
     pub(crate) async fn ask(&mut self, kind: Kind, names: &[&str]) {
         self.send(DeltaDiscoveryRequest {
             type_url: kind.url().to_owned(),
@@ -321,6 +356,11 @@ impl DeltaStream {
 
     pub(crate) async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
         request.node = self.node.take();
+        self.say(request).await;
+    }
+
+    /// With the node as it stands in the request.
+    pub(crate) async fn say(&self, request: DeltaDiscoveryRequest) {
         self.out.send(request).await.unwrap();
     }
 

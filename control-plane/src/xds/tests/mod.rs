@@ -5,3 +5,5 @@ mod order;
 mod properties;
 mod refusal;
 mod scale;
+mod bounds;
+mod late;

@@ -1,0 +1,120 @@
+//! The way in for streams: so many in all, so many of one client, so many in a second. In comes a stream, out goes its
+//! slot, or one sentence why it is not served. What happens on a stream later is no concern of this file.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Limits, NodeInfo, Refusal, limits::Bucket};
+
+/// Counts streams. Clones share the counts.
+#[derive(Clone)]
+pub(super) struct Gate(Arc<Inner>);
+
+struct Inner {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+struct State {
+    open: usize,
+    /// By address without the port, and node id.
+    clients: BTreeMap<(String, String), usize>,
+    admission: Bucket,
+}
+
+impl Gate {
+    pub(super) fn new(limits: Limits) -> Self {
+        let state = State {
+            open: 0,
+            clients: BTreeMap::new(),
+            admission: Bucket::new(limits.streams_per_second, limits.streams_at_once),
+        };
+        Self(Arc::new(Inner {
+            limits,
+            state: Mutex::new(state),
+        }))
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// A stream begins. Its slot is free again when the last of its holders is gone: the task that serves it, and the
+    /// responses that the transport still has.
+    pub(super) fn open(&self) -> Result<Arc<Slot>, Refusal> {
+        let mut state = self.state();
+        if state.open >= self.0.limits.streams {
+            return Err(Refusal::Full(self.0.limits.streams));
+        }
+        state.open += 1;
+        Ok(Arc::new(Slot {
+            gate: self.clone(),
+            client: Mutex::default(),
+        }))
+    }
+
+    /// A stream has said who it is; gives how long it waits for its turn.
+    pub(super) fn admit(
+        &self,
+        slot: &Slot,
+        address: &str,
+        node: &NodeInfo,
+        now: Instant,
+    ) -> Result<Duration, Refusal> {
+        let limits = &self.0.limits;
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let client = (host.to_owned(), node.id.clone());
+        let mut state = self.state();
+        if state.clients.get(&client).copied().unwrap_or(0) >= limits.streams_per_client {
+            return Err(Refusal::Client {
+                node: node.id.clone(),
+                most: limits.streams_per_client,
+            });
+        }
+        let wait = state
+            .admission
+            .take_within(now, 1, limits.admission_wait)
+            .ok_or(Refusal::Busy {
+                per_second: limits.streams_per_second,
+            })?;
+        *state.clients.entry(client.clone()).or_default() += 1;
+        drop(state);
+        *lock(&slot.client) = Some(client);
+        Ok(wait)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
+    }
+}
+
+/// A stream's place.
+pub(super) struct Slot {
+    gate: Gate,
+    client: Mutex<Option<(String, String)>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let client = lock(&self.client).take();
+        let mut state = self.gate.state();
+        state.open = state.open.saturating_sub(1);
+        if let Some(client) = client
+            && let Some(count) = state.clients.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                state.clients.remove(&client);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,113 @@
+//! How much clients may ask of one replica, and the bucket that spreads it over time. In come the present and what was
+//! asked, out goes how long to wait. Pure: no clock in here.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The bounds of a replica's streams.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open at a time, with those that have not said yet who they are.
+    pub streams: usize,
+    /// Of one node id at one address.
+    pub streams_per_client: usize,
+    /// New streams served in a second, and so many at once after a quiet time. Each starts with everything that its
+    /// client lacks.
+    pub streams_per_second: u32,
+    pub streams_at_once: u32,
+    /// So long a new stream waits for its turn; it is refused if that is not enough.
+    pub admission_wait: Duration,
+    /// What one stream may say in a second, and at once after a quiet time: a request is one unit, and one more for
+    /// each 50 names in it. What is more waits in its connection.
+    pub units_per_second: u32,
+    pub units_at_once: u32,
+    /// A client that owes an answer for so long, and shows no other sign of life, is cut off.
+    pub stuck_after: Duration,
+    /// Where there are several replicas, a stream ends after about so long (20 % more or less), so that clients that
+    /// all came to one replica after an outage spread anew.
+    pub max_age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams: 10_000,
+            streams_per_client: 16,
+            streams_per_second: 500,
+            streams_at_once: 500,
+            admission_wait: Duration::from_secs(2),
+            units_per_second: 1_000,
+            units_at_once: 2_000,
+            stuck_after: Duration::from_secs(60),
+            max_age: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// A stream that is not served.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refusal {
+    #[error("this replica serves {0} xDS streams and takes no more: try another replica")]
+    Full(usize),
+    #[error(
+        "node {node} has {most} xDS streams from its address here and gets no more: close some, or give each process a \
+         node.id of its own"
+    )]
+    Client { node: String, most: usize },
+    #[error(
+        "more xDS clients connect at once than this replica serves ({per_second} a second): try again in a second"
+    )]
+    Busy { per_second: u32 },
+}
+
+/// Lets so many units through in a second, and a burst after a quiet time.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    per_unit: Duration,
+    burst: Duration,
+    /// When everything that was taken is paid for.
+    paid: Option<Instant>,
+}
+
+impl Bucket {
+    pub(super) fn new(per_second: u32, at_once: u32) -> Self {
+        let per_unit = Duration::from_secs(1) / per_second.max(1);
+        Self {
+            per_unit,
+            burst: per_unit * at_once,
+            paid: None,
+        }
+    }
+
+    /// Takes units; gives how long to wait for them.
+    pub(super) fn take(&mut self, now: Instant, units: u32) -> Duration {
+        let (paid, wait) = self.look(now, units);
+        self.paid = Some(paid);
+        wait
+    }
+
+    /// Takes units if that costs no longer a wait.
+    pub(super) fn take_within(
+        &mut self,
+        now: Instant,
+        units: u32,
+        most: Duration,
+    ) -> Option<Duration> {
+        let (paid, wait) = self.look(now, units);
+        if wait > most {
+            return None;
+        }
+        self.paid = Some(paid);
+        Some(wait)
+    }
+
+    fn look(&self, now: Instant, units: u32) -> (Instant, Duration) {
+        let from = self.paid.map_or(now, |paid| paid.max(now));
+        let paid = from + self.per_unit * units;
+        let wait = paid
+            .saturating_duration_since(now)
+            .saturating_sub(self.burst);
+        (paid, wait)
+    }
+}

@@ -1,0 +1,120 @@
+//! The times of one stream: how fast its client may speak, how long it may be silent, and when the stream ends for its
+//! age. In come the present and what happened, out go verdicts. Pure: no clock in here.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Limits, limits::Bucket};
+
+/// Longest time between two looks at a stream.
+const MAX_TICK: Duration = Duration::from_secs(15);
+/// So much longer a stream may live that is not quiet when its time has come.
+const GRACE: Duration = Duration::from_secs(30);
+/// Names in a request that cost as much as a request.
+const NAMES_PER_UNIT: usize = 50;
+
+/// What the look at a stream says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Fine,
+    /// The client owes an answer and gives no sign of life.
+    Stuck,
+    /// It has lived long enough.
+    Old,
+}
+
+#[derive(Debug)]
+pub(super) struct Pace {
+    speech: Bucket,
+    /// Nothing is read from the client before.
+    mute_until: Option<Instant>,
+    stuck_after: Duration,
+    /// The last sign of life, or when the client was last owed nothing.
+    alive: Instant,
+    /// Responses that the transport had not taken at the last look.
+    queued: usize,
+    life: Duration,
+    ends: Instant,
+    tick: Duration,
+}
+
+impl Pace {
+    /// `seed` spreads the ends of streams that began together.
+    pub(super) fn new(limits: &Limits, seed: u64, now: Instant) -> Self {
+        // 80 to 120 %.
+        let life =
+            limits.max_age * u32::try_from(800 + scattered(seed) % 401).unwrap_or(1_000) / 1_000;
+        Self {
+            speech: Bucket::new(limits.units_per_second, limits.units_at_once),
+            mute_until: None,
+            stuck_after: limits.stuck_after,
+            alive: now,
+            queued: 0,
+            life,
+            ends: now + life,
+            tick: MAX_TICK.min(limits.stuck_after / 4).min(limits.max_age / 4),
+        }
+    }
+
+    /// How often to look.
+    pub(super) fn tick(&self) -> Duration {
+        self.tick
+    }
+
+    /// A request with so many names came; true if the client has to slow down from here on.
+    pub(super) fn heard(&mut self, names: usize, now: Instant) -> bool {
+        self.alive = now;
+        let units = u32::try_from(1 + names / NAMES_PER_UNIT).unwrap_or(u32::MAX);
+        let wait = self.speech.take(now, units);
+        self.mute_until = (!wait.is_zero()).then(|| now + wait);
+        self.mute_until.is_some()
+    }
+
+    /// None: the client may speak.
+    pub(super) fn mute_until(&self) -> Option<Instant> {
+        self.mute_until
+    }
+
+    pub(super) fn unmute(&mut self) {
+        self.mute_until = None;
+    }
+
+    /// A response goes out: the client's time begins.
+    pub(super) fn sent(&mut self, now: Instant) {
+        self.alive = now;
+        self.queued += 1;
+    }
+
+    /// `owes`: a response waits for the client's answer; `queued`: responses that the transport has not taken;
+    /// `alone`: there is no other replica to go to.
+    pub(super) fn look(&mut self, now: Instant, owes: bool, queued: usize, alone: bool) -> Verdict {
+        if !owes || queued < self.queued {
+            self.alive = now;
+        }
+        self.queued = queued;
+        if now.saturating_duration_since(self.alive) >= self.stuck_after {
+            return Verdict::Stuck;
+        }
+        if now < self.ends {
+            return Verdict::Fine;
+        }
+        if alone {
+            self.ends = now + self.life;
+            return Verdict::Fine;
+        }
+        // A client that knows everything loses nothing while it goes elsewhere.
+        if owes && now < self.ends + GRACE {
+            return Verdict::Fine;
+        }
+        Verdict::Old
+    }
+}
+
+/// Numbers in a row become numbers all over (splitmix64).
+fn scattered(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,192 @@
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::super::{
+    Limits, NodeInfo, Refusal,
+    gate::Gate,
+    limits::Bucket,
+    pace::{Pace, Verdict},
+};
+use crate::snapshot::Audience;
+
+fn node(id: &str) -> NodeInfo {
+    NodeInfo {
+        id: id.to_owned(),
+        role: String::new(),
+        audience: Audience::Proxy,
+        outbound: None,
+        revision: 0,
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_bucket_lets_a_burst_through_and_then_a_rate() {
+    let start = Instant::now();
+    let mut bucket = Bucket::new(100, 3);
+    let waits: Vec<_> = (0..5).map(|_| bucket.take(start, 1)).collect();
+    assert_eq!(waits, [0, 0, 0, 10, 20].map(|each| MS * each));
+    let later = start + MS * 1_000;
+    let waits: Vec<_> = (0..4).map(|_| bucket.take(later, 1)).collect();
+    assert_eq!(
+        waits,
+        [0, 0, 0, 10].map(|each| MS * each),
+        "a quiet second earns no more than a burst"
+    );
+    assert_eq!(bucket.take_within(later, 1, MS * 15), None, "20 ms");
+    assert_eq!(
+        bucket.take_within(later, 1, MS * 20),
+        Some(MS * 20),
+        "a refusal costs nothing"
+    );
+}
+
+#[test]
+fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {
+    let now = Instant::now();
+    let gate = Gate::new(Limits {
+        streams: 5,
+        streams_per_client: 2,
+        streams_per_second: 10,
+        streams_at_once: 2,
+        admission_wait: MS * 100,
+        ..Limits::default()
+    });
+    let slots: Vec<_> = (0..5).map(|_| gate.open().unwrap()).collect();
+    assert_eq!(gate.open().err(), Some(Refusal::Full(5)));
+    let admit =
+        |slot: usize, address: &str, id: &str| gate.admit(&slots[slot], address, &node(id), now);
+    assert_eq!(admit(0, "10.0.0.1:1", "a"), Ok(Duration::ZERO));
+    assert_eq!(admit(1, "10.0.0.1:2", "a"), Ok(Duration::ZERO));
+    let most = Refusal::Client {
+        node: "a".to_owned(),
+        most: 2,
+    };
+    assert_eq!(
+        admit(2, "10.0.0.1:3", "a"),
+        Err(most.clone()),
+        "whatever its port"
+    );
+    assert_eq!(
+        admit(2, "10.0.0.2:3", "a"),
+        Ok(MS * 100),
+        "another host, a little later"
+    );
+    assert_eq!(
+        admit(3, "10.0.0.3:3", "b"),
+        Err(Refusal::Busy { per_second: 10 })
+    );
+    let soon = now + MS * 200;
+    assert_eq!(
+        gate.admit(&slots[3], "10.0.0.3:3", &node("b"), soon),
+        Ok(Duration::ZERO)
+    );
+    // The transport still has its responses: the place is taken.
+    let held = Arc::clone(&slots[0]);
+    let mut slots = slots;
+    slots.remove(0);
+    let again = gate.admit(&slots[3], "10.0.0.1:9", &node("a"), soon);
+    assert_eq!(again, Err(most));
+    drop(held);
+    let later = now + MS * 1_000;
+    let again = gate.admit(&slots[3], "10.0.0.1:9", &node("a"), later);
+    assert_eq!(again, Ok(Duration::ZERO));
+    assert!(gate.open().is_ok());
+}
+
+fn pace(now: Instant) -> Pace {
+    let limits = Limits {
+        units_per_second: 100,
+        units_at_once: 10,
+        stuck_after: MS * 60,
+        max_age: MS * 1_000,
+        ..Limits::default()
+    };
+    Pace::new(&limits, 1, now)
+}
+
+#[test]
+fn only_a_client_without_any_sign_of_life_is_stuck() {
+    let start = Instant::now();
+    let at = |ms: u32| start + MS * ms;
+    let mut pace = pace(start);
+    assert_eq!(
+        pace.look(at(500), false, 0, true),
+        Verdict::Fine,
+        "owes nothing"
+    );
+    pace.sent(at(510));
+    assert_eq!(pace.look(at(569), true, 1, true), Verdict::Fine);
+    assert_eq!(
+        pace.look(at(575), true, 1, true),
+        Verdict::Stuck,
+        "neither read nor answered"
+    );
+    assert_eq!(
+        pace.look(at(576), true, 0, true),
+        Verdict::Fine,
+        "the transport took it"
+    );
+    assert_eq!(pace.look(at(630), true, 0, true), Verdict::Fine);
+    pace.heard(0, at(631));
+    assert_eq!(
+        pace.look(at(690), true, 0, true),
+        Verdict::Fine,
+        "it spoke: slow, but alive"
+    );
+    assert_eq!(pace.look(at(691), true, 0, true), Verdict::Stuck);
+}
+
+#[test]
+fn who_speaks_too_fast_has_to_wait() {
+    let now = Instant::now();
+    let mut pace = pace(now);
+    for _ in 0..10 {
+        assert!(!pace.heard(3, now));
+    }
+    assert!(pace.heard(3, now));
+    assert_eq!(pace.mute_until(), Some(now + MS * 10));
+    pace.unmute();
+    let later = now + MS * 1_000;
+    assert!(
+        !pace.heard(9 * 50, later),
+        "many names cost as much as many requests"
+    );
+    assert!(pace.heard(0, later));
+}
+
+#[test]
+fn streams_end_when_they_are_old_quiet_and_have_a_choice() {
+    let start = Instant::now();
+    let at = |ms: u32| start + MS * ms;
+    assert_eq!(pace(start).look(at(799), false, 0, false), Verdict::Fine);
+    assert_eq!(pace(start).look(at(1_201), false, 0, false), Verdict::Old);
+    let mut alone = pace(start);
+    assert_eq!(alone.look(at(1_201), false, 0, true), Verdict::Fine);
+    assert_eq!(
+        alone.look(at(1_900), false, 0, false),
+        Verdict::Fine,
+        "begins anew"
+    );
+    let mut busy = pace(start);
+    busy.heard(0, at(1_200));
+    assert_eq!(
+        busy.look(at(1_201), true, 0, false),
+        Verdict::Fine,
+        "owes an answer"
+    );
+    assert_eq!(busy.look(at(1_202), false, 0, false), Verdict::Old);
+    let limits = Limits {
+        max_age: MS * 1_000,
+        ..Limits::default()
+    };
+    let ends: std::collections::BTreeSet<_> = (0..100)
+        .map(|seed| {
+            let mut pace = Pace::new(&limits, seed, start);
+            (790..1_210).find(|ms| pace.look(at(*ms), false, 0, false) == Verdict::Old)
+        })
+        .collect();
+    assert!(ends.len() > 50 && !ends.contains(&None), "{ends:?}");
+}
