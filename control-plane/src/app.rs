@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -31,13 +32,14 @@ use crate::{
     http,
     listen::{self, ListenError, Socket},
     load::{self, Loads},
+    opening,
     options::{ListenAddr, Options},
     registry::{Registry, RegistryError, RegistryOptions},
     replica::{self, MeshRemovals, Peers},
     session,
     snapshot::Publisher,
     status,
-    store::{Embedded, EmbeddedOptions, Store, StoreError},
+    store::{Store, StoreError},
     xds::{self, Ads, Clients},
 };
 
@@ -70,6 +72,22 @@ pub enum AppError {
         "--renew-interval must be at most half of --lease-ttl: one lost beat would end a node's lease"
     )]
     RenewInterval,
+    #[error(
+        "{option} is for an etcd store, but the mesh is kept in {store}: give --store etcd:URL,… or leave it out"
+    )]
+    NotForStore { option: &'static str, store: String },
+    #[error("{0} and {1} go together: give both or none")]
+    Together(&'static str, &'static str),
+    #[error("{option} {path}: {cause}")]
+    Unreadable {
+        option: &'static str,
+        path: String,
+        cause: String,
+    },
+    #[error(
+        "--store-ca, --store-cert and --store-key need https addresses in --store etcd:https://…"
+    )]
+    PlainStore,
 }
 
 /// Runs the control plane until `stop`.
@@ -81,8 +99,8 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         return Err(AppError::RenewInterval);
     }
     let token = CancellationToken::new();
-    let path = options.store.0.clone();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&EmbeddedOptions::new(&path))?);
+    let mut stop = pin!(stop);
+    let (store, store_name) = opening::open(&options)?;
     let registry_options = RegistryOptions {
         replica: options
             .replica
@@ -93,7 +111,12 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         stop: token.clone(),
         ..RegistryOptions::default()
     };
-    let registry = Registry::load(store, registry_options).await?;
+    let loading = opening::when_it_answers(async || {
+        Registry::load(Arc::clone(&store), registry_options.clone()).await
+    });
+    let Some(registry) = unless(&mut stop, loading).await? else {
+        return Ok(());
+    };
     let plane = Plane {
         publisher: Publisher::start(registry.clone(), token.clone()),
         clients: Clients::default(),
@@ -107,12 +130,16 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let grpc = listen::bind("--listen", &options.listen).await?;
     let web = listen::bind("--http", &options.http).await?;
     // Before the first answer: whoever asks another replica about this one's clients must find it.
-    plane.registry.join(&advertised(&options, &grpc)).await?;
+    let advertised = advertised(&options, &grpc);
+    let joining = opening::when_it_answers(async || plane.registry.join(&advertised).await);
+    if unless(&mut stop, joining).await?.is_none() {
+        token.cancel();
+        return Ok(());
+    }
     let ready = format!(
-        "heddle-control ready: grpc {}, http {}, store embedded:{}",
+        "heddle-control ready: grpc {}, http {}, store {store_name}",
         listen::joined(&grpc),
         listen::joined(&web),
-        path.display()
     );
     let mut servers = JoinSet::new();
     for socket in grpc {
@@ -137,6 +164,18 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         tracing::warn!("some connections were still open after {STOP:?}; closed");
     }
     Ok(())
+}
+
+/// Does the work unless it is to stop before: then there is no result.
+async fn unless<T>(
+    stop: &mut (impl Future<Output = ()> + Unpin),
+    work: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<Option<T>, RegistryError> {
+    tokio::select! {
+        biased;
+        () = stop => Ok(None),
+        done = work => done.map(Some),
+    }
 }
 
 /// What every part of the process shares.

@@ -215,6 +215,12 @@ fn store(plane: &Plane, text: &mut Text) {
     );
     text.one(
         "counter",
+        "heddle_store_faults_total",
+        "Calls that a member of a replicated store failed",
+        store.faults,
+    );
+    text.one(
+        "counter",
         "heddle_store_fsyncs_total",
         "Waits for the disk",
         store.fsyncs,

@@ -17,6 +17,7 @@ mod http;
 // ---- the process ----
 pub mod options;
 pub mod listen;
+mod opening;
 pub mod app;
 #[cfg(test)]
 mod sim;

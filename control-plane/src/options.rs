@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::store::{etcd_prefix, etcd_urls};
+
 /// Longest name of a replica: a host's name and a port fit.
 const MAX_REPLICA: usize = 128;
 
@@ -26,10 +28,35 @@ pub struct Options {
     pub http: Vec<ListenAddr>,
 
     /// Where the mesh is kept: embedded:PATH, a durable file that is created if it is not there; `embedded` alone means
-    /// $XDG_STATE_HOME/heddle/control.redb, else ~/.local/state/heddle/control.redb, else ./heddle-data/control.redb.
-    /// (etcd:URL,… comes with the replicated control plane)
+    /// $XDG_STATE_HOME/heddle/control.redb, else ~/.local/state/heddle/control.redb, else ./heddle-data/control.redb;
+    /// or etcd:URL[,URL…], the members of an etcd (http or https; the scheme may be left out after the first), for any
+    /// number of control planes
     #[arg(long, value_name = "STORE", default_value = "embedded")]
     pub store: StoreOption,
+
+    /// Put before every key in etcd, so that several meshes and others can share one
+    #[arg(long, value_name = "PREFIX", default_value = "heddle/", value_parser = etcd_prefix)]
+    pub store_prefix: String,
+
+    /// Authorities (PEM) that may have signed etcd's certificate; needed with https
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+
+    /// Certificate (PEM) to show to etcd; with --store-key
+    #[arg(long, value_name = "FILE")]
+    pub store_cert: Option<PathBuf>,
+
+    /// Key (PEM) of --store-cert
+    #[arg(long, value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
+
+    /// User of etcd; with --store-password-file
+    #[arg(long, value_name = "NAME")]
+    pub store_user: Option<String>,
+
+    /// File that holds the password of --store-user, and nothing else
+    #[arg(long, value_name = "FILE")]
+    pub store_password_file: Option<PathBuf>,
 
     /// Name of this replica, shown in status; no two replicas of a store have one name [default: the host's name; with
     /// a store that several replicas share, the host's name and the port of --listen]
@@ -121,7 +148,12 @@ impl fmt::Display for ListenAddr {
 
 /// Which store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreOption(pub PathBuf);
+pub enum StoreOption {
+    /// A file of this process alone.
+    Embedded(PathBuf),
+    /// The members of an etcd, as scheme://host:port.
+    Etcd(Vec<String>),
+}
 
 impl FromStr for StoreOption {
     type Err = String;
@@ -129,18 +161,14 @@ impl FromStr for StoreOption {
     fn from_str(text: &str) -> Result<Self, String> {
         let (engine, rest) = text.split_once(':').unwrap_or((text, ""));
         match (engine, rest) {
-            ("embedded", "") => Ok(Self(default_store(
+            ("embedded", "") => Ok(Self::Embedded(default_store(
                 env::var_os("XDG_STATE_HOME"),
                 env::var_os("HOME"),
             ))),
-            ("embedded", path) => Ok(Self(path.into())),
-            ("etcd", _) => Err(
-                "the etcd store comes with the replicated control plane; until then use \
-                                embedded:PATH with one heddle-control"
-                    .to_owned(),
-            ),
+            ("embedded", path) => Ok(Self::Embedded(path.into())),
+            ("etcd", urls) => etcd_urls(urls).map(Self::Etcd),
             _ => Err(
-                "must be embedded:PATH, for example embedded:/var/lib/heddle/control.redb"
+                "must be embedded:PATH, for example embedded:/var/lib/heddle/control.redb, or etcd:URL,…"
                     .to_owned(),
             ),
         }
@@ -199,12 +227,12 @@ mod tests {
     #[test]
     fn stores_are_read() {
         let read = |text: &str| text.parse::<StoreOption>();
-        assert_eq!(read("embedded:/x/y"), Ok(StoreOption("/x/y".into())));
-        assert!(
-            read("etcd:http://h1:2379,h2:2379")
-                .unwrap_err()
-                .contains("comes with")
-        );
+        let embedded = StoreOption::Embedded("/x/y".into());
+        assert_eq!(read("embedded:/x/y"), Ok(embedded));
+        let etcd = ["http://h1:2379", "http://h2:2379"].map(str::to_owned);
+        let etcd = StoreOption::Etcd(etcd.to_vec());
+        assert_eq!(read("etcd:http://h1:2379,h2:2379"), Ok(etcd));
+        assert!(read("etcd:h1:2379").unwrap_err().contains("http://"));
         assert!(read("/x/y").unwrap_err().contains("embedded:PATH"));
         let of = |state: Option<&str>, home: Option<&str>| {
             default_store(state.map(Into::into), home.map(Into::into))

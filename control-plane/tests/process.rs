@@ -79,17 +79,49 @@ fn what_keeps_it_from_starting_is_one_line_with_the_remedy() {
     );
     let said = refusal(&store, &FREE);
     assert!(said.contains("in use by another process"), "{said}");
-    let said = refusal(&other, &["--store", "etcd:http://127.0.0.1:2379"]);
-    assert!(
-        said.contains("comes with the replicated control plane"),
-        "{said}"
-    );
+    what_is_wrong_with_an_etcd_store_names_the_option(&other);
     let said = refusal(&other, &["--renew-interval", "9s"]);
     assert!(said.contains("--lease-ttl"), "{said}");
     assert!(
         running.get("/readyz").starts_with("HTTP/1.1 200"),
         "and nothing else was disturbed"
     );
+}
+
+fn what_is_wrong_with_an_etcd_store_names_the_option(folder: &Path) {
+    let plain = "etcd:http://127.0.0.1:1";
+    let tls = "etcd:https://127.0.0.1:1";
+    let check = |options: &[&str], part: &str| {
+        let said = refusal(folder, options);
+        assert!(said.contains(part) && !said.contains('\n'), "{said}");
+    };
+    check(&["--store", "etcd:127.0.0.1:1"], "http://h1:2379");
+    check(&["--store", "etcd:http://h1:1,https://h2:1"], "scheme http");
+    check(&["--store", tls], "--store-ca FILE");
+    check(
+        &["--store", tls, "--store-ca", "/none"],
+        "--store-ca /none: No such file",
+    );
+    check(&["--store", plain, "--store-ca", "/none"], "https");
+    check(
+        &["--store", plain, "--store-cert", "/none"],
+        "--store-cert and --store-key go together",
+    );
+    check(
+        &["--store", plain, "--store-user", "x"],
+        "--store-user and --store-password-file go together",
+    );
+    let password = [
+        "--store",
+        plain,
+        "--store-user",
+        "x",
+        "--store-password-file",
+        "/none",
+    ];
+    check(&password, "--store-password-file /none: No such file");
+    check(&["--store", plain, "--store-prefix", ""], "--store-prefix");
+    check(&["--store-user", "x"], "--store-user is for an etcd store");
 }
 
 #[test]

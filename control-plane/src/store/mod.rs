@@ -21,8 +21,9 @@
 //!    revoked, its keys are deleted in one revision. When an engine restarts, its leases have a full TTL again:
 //!    they may live longer than asked, never shorter.
 //! 7. **Watch** gives every change of the keys with a prefix from a revision on, in order, none twice, none
-//!    missed, all changes of one revision together. Where the history no longer reaches so far back it says
-//!    [`StoreError::Compacted`]: the watcher reads the present and watches on from there.
+//!    missed, all changes of one revision together. Where others raise the revision too it also gives, with no event,
+//!    how far it is: every revision that this process was told of is reached soon. Where the history no longer reaches
+//!    so far back it says [`StoreError::Compacted`]: the watcher reads the present and watches on from there.
 //! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`], a value at most [`Store::max_value_bytes`]; a transaction has
 //!    at most [`MAX_TXN_OPS`] comparisons, as many operations in each branch, and [`MAX_TXN_BYTES`] in all its
 //!    values together (both branches). More is refused and changes nothing.
@@ -35,6 +36,7 @@ use futures_util::{Stream, StreamExt as _};
 pub mod keys;
 mod bounds;
 mod embedded;
+mod etcd;
 mod history;
 mod leases;
 pub(crate) mod machine;
@@ -42,6 +44,7 @@ pub(crate) mod machine;
 pub(crate) mod conformance;
 
 pub use embedded::{Embedded, EmbeddedOptions};
+pub use etcd::{Etcd, EtcdOptions, prefix as etcd_prefix, urls as etcd_urls};
 
 /// Longest key in bytes: three DNS labels, a node and a prefix fit with room to spare.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -199,7 +202,8 @@ pub struct Event {
     pub before: Option<KeyValue>,
 }
 
-/// All changes of one revision that a watcher asked for; never empty.
+/// All changes of one revision that a watcher asked for. With no event it says how far the watch is: nothing that it
+/// asked for has changed since the last one, up to this revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
     pub revision: Revision,
@@ -240,10 +244,16 @@ pub enum StoreError {
     Corrupt { path: String, cause: String },
     #[error("cannot open the store {path}: {cause}")]
     Open { path: String, cause: String },
+    /// The store did not answer in time. Whether a transaction was done is not known: it was, it was not, or it still
+    /// will be when a cut heals. Whoever wrote sends again only what is the same done twice, under a condition that
+    /// a newer writer breaks (a node's session under that of `alive/<node>`), or reads first what is there.
     #[error(
-        "the store cannot write ({cause}): make room or mend the disk; the change is tried again by who made it"
+        "the store is not available: {cause}; what was to be changed is tried again by who made it"
     )]
     Unavailable { cause: String },
+    /// The store answered that it will not, and will say so again.
+    #[error("the store refuses: {cause}")]
+    Refused { cause: String },
     #[error(
         "revision {asked} is compacted: the history begins at {first}; read the present state again"
     )]
@@ -284,7 +294,9 @@ pub struct StoreCounters {
     pub changes: u64,
     /// Durable commits: each holds what many requests changed.
     pub commits: u64,
-    /// Times that the engine waited for the disk.
+    /// Calls that a server of the store failed or did not answer; each was left for the next one.
+    pub faults: u64,
+    /// Times that the engine waited for the disk; this and what follows only where the engine holds the data itself.
     pub fsyncs: u64,
     /// Leases that ran out.
     pub leases_expired: u64,
@@ -296,7 +308,7 @@ pub struct StoreCounters {
 
 /// A store; the laws are in the sign of this room. One trait object serves the whole process.
 pub trait Store: Send + Sync + 'static {
-    /// For people: "embedded".
+    /// For people: "embedded", "etcd".
     fn engine(&self) -> &'static str;
 
     /// Longest value that is taken.

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Engine, get, keys, next, put, summary};
-use crate::store::{Op, Store, StoreError, Txn};
+use super::{Engine, Op, Store, StoreError, Txn, get, keys, next, put, summary};
 
 pub(super) async fn revoked_leases_take_their_keys(store: &dyn Store) {
     let lease = store.grant(Duration::from_secs(600)).await.unwrap();

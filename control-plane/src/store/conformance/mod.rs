@@ -1,22 +1,41 @@
-//! The laws of the store as tests: one suite that every engine passes. In comes an open, fresh store; nothing of
-//! one engine may be assumed here but how far its history reaches. Each law keeps to keys of its own, and all run
-//! on one store.
+//! The laws of the store as tests: one suite that every engine passes. In comes an open, fresh store, twice if several
+//! processes may have it; nothing of one engine may be assumed here but how it is made to forget its history. Each law
+//! keeps to keys of its own, and all run on one store. What the suite knows of the store it has from its parent, so that
+//! the tests of engines outside of this crate can include it too.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{Changes, Compare, KeyValue, Op, Revision, Store, StoreError, Txn, Watch};
+use super::{
+    Changes, Compare, Event, KeyValue, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision,
+    Store, StoreError, Txn, Watch,
+};
 
+mod bounds;
 mod leases;
+mod rivals;
 mod watches;
 
 /// A store under test.
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
-    /// Revisions after which an old one is compacted.
-    pub(crate) history: u64,
+    /// The same store, opened a second time where it can be.
+    pub(crate) other: Arc<dyn Store>,
+    pub(crate) forget: Forget,
     /// The shortest TTL that the engine keeps.
     pub(crate) shortest_ttl: Duration,
 }
+
+/// How the engine comes to compact an old revision.
+#[allow(dead_code, reason = "an engine has one of them")]
+pub(crate) enum Forget {
+    /// By itself, when so many newer ones are there.
+    After(u64),
+    /// When it is told to.
+    When(Compact),
+}
+
+/// Compacts everything before a revision.
+pub(crate) type Compact = Box<dyn Fn(Revision) -> Pin<Box<dyn Future<Output = ()>>>>;
 
 /// Runs every law.
 pub(crate) async fn all(engine: &Engine) {
@@ -25,11 +44,17 @@ pub(crate) async fn all(engine: &Engine) {
     keys_know_their_revisions(store).await;
     transactions_are_atomic(store).await;
     comparisons_decide_one_branch(store).await;
-    one_of_many_rivals_wins(engine).await;
+    rivals::one_of_many_wins(engine).await;
+    rivals::take_turns(engine).await;
     ranges_are_sorted_and_of_one_revision(store).await;
-    bounds_are_kept(store).await;
+    long_ranges_are_whole_and_of_one_revision(engine).await;
+    bounds::are_kept(store).await;
+    bounds::hold_for_the_values_of_a_transaction_together(store).await;
     watches::give_every_change_once(engine).await;
     watches::group_by_revision_and_prefix(store).await;
+    watches::give_a_large_revision_whole(engine).await;
+    watches::wait_for_a_revision_to_come(engine).await;
+    watches::reach_what_others_wrote(engine).await;
     leases::revoked_leases_take_their_keys(store).await;
     leases::a_put_moves_a_key_to_another_lease(store).await;
     leases::leases_run_out(engine).await;
@@ -53,7 +78,18 @@ async fn keys(store: &dyn Store, prefix: &str, at: Option<Revision>) -> Vec<Stri
         .collect()
 }
 
+/// The next changes that are any.
 async fn next(watch: &mut Watch) -> Changes {
+    loop {
+        let changes = any(watch).await;
+        if !changes.events.is_empty() {
+            return changes;
+        }
+    }
+}
+
+/// The next changes, or the word how far the watch is.
+async fn any(watch: &mut Watch) -> Changes {
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
     next.expect("the watch gives no change")
         .expect("the watch ended")
@@ -61,7 +97,7 @@ async fn next(watch: &mut Watch) -> Changes {
 }
 
 fn summary(changes: &Changes) -> Vec<String> {
-    let line = |event: &super::Event| match &event.now {
+    let line = |event: &Event| match &event.now {
         Some(now) => format!("{}={}", event.key, String::from_utf8_lossy(&now.value)),
         None => format!("{} gone", event.key),
     };
@@ -178,33 +214,6 @@ async fn comparisons_decide_one_branch(store: &dyn Store) {
     assert!(run(vec![created]).await.unwrap().succeeded);
 }
 
-async fn one_of_many_rivals_wins(engine: &Engine) {
-    let at = put(&*engine.store, "rivals", "0").await;
-    let rivals: Vec<_> = (0..50)
-        .map(|rival| {
-            let store = Arc::clone(&engine.store);
-            tokio::spawn(async move {
-                let compare = vec![Compare::unchanged("rivals", at)];
-                let then = vec![Op::put("rivals", rival.to_string())];
-                store
-                    .txn(Txn {
-                        compare,
-                        then,
-                        ..Txn::default()
-                    })
-                    .await
-                    .unwrap()
-                    .succeeded
-            })
-        })
-        .collect();
-    let mut winners = 0;
-    for rival in rivals {
-        winners += u32::from(rival.await.unwrap());
-    }
-    assert_eq!(winners, 1);
-}
-
 async fn ranges_are_sorted_and_of_one_revision(store: &dyn Store) {
     for key in ["range/b", "range/a/1", "range/c", "range/a"] {
         put(store, key, key).await;
@@ -243,116 +252,44 @@ async fn ranges_are_sorted_and_of_one_revision(store: &dyn Store) {
     );
 }
 
-async fn bounds_are_kept(store: &dyn Store) {
-    let before = store.range("", None).await.unwrap().revision;
-    let max = store.max_value_bytes();
-    let error = store
-        .put("bounds/large", vec![0; max + 1].into())
-        .await
-        .unwrap_err();
-    let key = "bounds/large".into();
-    assert_eq!(
-        error,
-        StoreError::ValueTooLarge {
-            key,
-            bytes: max + 1,
-            max
-        }
-    );
-    let text = error.to_string();
-    assert!(
-        text.contains("bounds/large") && text.contains(&max.to_string()),
-        "{text}"
-    );
-    for key in [String::new(), "k".repeat(super::MAX_KEY_BYTES + 1)] {
-        let error = store.put(&key, "".into()).await.unwrap_err();
-        assert_eq!(error, StoreError::KeyInvalid { bytes: key.len() });
-    }
-    let many = |count| {
-        (0..count)
-            .map(|n| Op::put(&format!("bounds/{n}"), ""))
-            .collect()
-    };
-    let then = many(super::MAX_TXN_OPS + 1);
-    let error = store
-        .txn(Txn {
+/// More than an engine reads, or sends, at a time.
+async fn long_ranges_are_whole_and_of_one_revision(engine: &Engine) {
+    const KEYS: usize = 600;
+    const EACH: usize = 100;
+    let store = &*engine.store;
+    let name = |n: usize| format!("long/{n:04}");
+    for first in (0..KEYS).step_by(EACH) {
+        let put = |n| Op::put(&name(n), vec![b'v'; MAX_TXN_BYTES / EACH]);
+        let then = (first..first + EACH).map(put).collect();
+        let txn = Txn {
             then,
             ..Txn::default()
-        })
-        .await
-        .unwrap_err();
-    assert_eq!(
-        error,
-        StoreError::TooManyOps {
-            ops: super::MAX_TXN_OPS + 1
+        };
+        store.txn(txn).await.unwrap();
+    }
+    let writer = tokio::spawn({
+        let other = Arc::clone(&engine.other);
+        async move {
+            for n in 0..KEYS {
+                other.put(&name(n), "new".into()).await.unwrap();
+                other.delete(&name(KEYS - 1 - n)).await.unwrap();
+            }
         }
-    );
-    assert_eq!(
-        store.range("", None).await.unwrap().revision,
-        before,
-        "nothing was changed"
-    );
-    store
-        .txn(Txn {
-            then: many(super::MAX_TXN_OPS),
-            ..Txn::default()
-        })
-        .await
-        .unwrap();
-    store
-        .put("bounds/large", vec![7; max].into())
-        .await
-        .unwrap();
-    assert_eq!(get(store, "bounds/large").await.unwrap().value.len(), max);
-    store.delete("bounds/large").await.unwrap();
-    large_transactions_are_refused(store).await;
-}
-
-/// The values of both branches count together: an engine may have to send them in one message.
-async fn large_transactions_are_refused(store: &dyn Store) {
-    let part = store.max_value_bytes() / 4;
-    let parts = |branch: &str, count: usize, part: usize| -> Vec<Op> {
-        let key = |n| format!("large/{branch}/{n}/{}", "k".repeat(900));
-        (0..count)
-            .map(|n| Op::put(&key(n), vec![b'v'; part]))
-            .collect()
-    };
-    let filled = super::MAX_TXN_BYTES / 128;
-    let compare = |name: &str| {
-        (0..super::MAX_TXN_OPS)
-            .map(|n| Compare::absent(&format!("large/{name}/{n}/{}", "c".repeat(900))))
-            .collect()
-    };
-    let full = Txn {
-        compare: compare("none"),
-        then: parts("then", 128, filled / 2),
-        otherwise: parts("otherwise", 128, filled / 2),
-    };
-    assert!(store.txn(full).await.unwrap().succeeded);
-    let found = store.range("large/then/", None).await.unwrap();
-    assert!(
-        (found.items.len(), found.items[127].value.len()) == (128, filled / 2),
-        "read whole"
-    );
-    let before = found.revision;
-    let count = super::MAX_TXN_BYTES / part;
-    let over = Txn {
-        then: parts("over", count, part),
-        otherwise: vec![Op::put("large/one-more", "x")],
-        ..Txn::default()
-    };
-    let bytes = super::MAX_TXN_BYTES + 1;
-    let error = store.txn(over).await.unwrap_err();
-    assert_eq!(error, StoreError::TxnTooLarge { bytes });
-    let mut comparisons: Vec<Compare> = compare("none");
-    comparisons.push(Compare::absent("large/one-more"));
-    let over = Txn {
-        compare: comparisons,
-        ..Txn::default()
-    };
-    let ops = super::MAX_TXN_OPS + 1;
-    let error = store.txn(over).await.unwrap_err();
-    assert_eq!(error, StoreError::TooManyOps { ops });
-    let now = store.range("large/", None).await.unwrap();
-    assert_eq!((now.revision, now.items.len()), (before, 128), "unchanged");
+    });
+    loop {
+        let range = store.range("long/", None).await.unwrap();
+        let newest = range.items.iter().map(|item| item.mod_revision).max();
+        assert!(newest.is_none_or(|newest| newest <= range.revision));
+        let again = store.range("long/", Some(range.revision)).await.unwrap();
+        assert_eq!(again.items.len(), range.items.len(), "of one revision");
+        assert!(again == range, "read again it is the same");
+        let bare = store.range_keys("long/", Some(range.revision)).await;
+        let bare: Vec<_> = bare.unwrap().items.into_iter().map(|it| it.key).collect();
+        let full: Vec<_> = range.items.into_iter().map(|it| it.key).collect();
+        assert_eq!(bare, full);
+        if writer.is_finished() {
+            break;
+        }
+    }
+    writer.await.unwrap();
 }

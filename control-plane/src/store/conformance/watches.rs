@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Engine, next, put, summary};
-use crate::store::{Op, Store, StoreError, Txn};
+use super::{
+    Engine, Forget, MAX_TXN_BYTES, Op, Store, StoreError, Txn, any, get, next, put, summary,
+};
 
 pub(super) async fn give_every_change_once(engine: &Engine) {
     let store = &*engine.store;
@@ -12,7 +13,11 @@ pub(super) async fn give_every_change_once(engine: &Engine) {
     let mut early = store.watch("watch/", first.next()).await.unwrap();
     let writers: Vec<_> = (0..4)
         .map(|writer| {
-            let store = Arc::clone(&engine.store);
+            let store = Arc::clone(if writer % 2 == 0 {
+                &engine.store
+            } else {
+                &engine.other
+            });
             tokio::spawn(async move {
                 for n in 0..10 {
                     put(&*store, &format!("watch/{writer}"), &n.to_string()).await;
@@ -68,14 +73,81 @@ pub(super) async fn group_by_revision_and_prefix(store: &dyn Store) {
     assert_eq!(changes.events[0].before, None);
 }
 
+/// Each event brings the value before along: together they are more than one message of most engines.
+pub(super) async fn give_a_large_revision_whole(engine: &Engine) {
+    const KEYS: usize = 100;
+    let store = &*engine.store;
+    let fill = |byte: u8| {
+        let put = |n| Op::put(&format!("whole/{n:03}"), vec![byte; MAX_TXN_BYTES / KEYS]);
+        Txn {
+            then: (0..KEYS).map(put).collect(),
+            ..Txn::default()
+        }
+    };
+    let first = store.txn(fill(b'1')).await.unwrap().revision;
+    let mut watch = engine.other.watch("whole/", first.next()).await.unwrap();
+    let second = store.txn(fill(b'2')).await.unwrap().revision;
+    let mut late = engine.other.watch("whole/", second).await.unwrap();
+    for watch in [&mut watch, &mut late] {
+        let changes = next(watch).await;
+        assert_eq!((changes.revision, changes.events.len()), (second, KEYS));
+        for event in changes.events.iter() {
+            let (now, before) = (event.now.as_ref().unwrap(), event.before.as_ref().unwrap());
+            assert_eq!((now.value[0], before.value[0]), (b'2', b'1'));
+            assert_eq!(before.mod_revision, first);
+        }
+    }
+}
+
+pub(super) async fn wait_for_a_revision_to_come(engine: &Engine) {
+    let store = &*engine.store;
+    let now = put(store, "coming/a", "0").await;
+    let mut watch = store.watch("coming/", now.next().next()).await.unwrap();
+    put(store, "coming/a", "too early").await;
+    put(store, "coming/a", "in time").await;
+    assert_eq!(summary(&next(&mut watch).await), ["coming/a=in time"]);
+}
+
+/// A watch of everything shows each revision that a writer was told, whoever it was: none is waited for in vain.
+pub(super) async fn reach_what_others_wrote(engine: &Engine) {
+    let now = put(&*engine.store, "reach/a", "0").await;
+    let mut watch = engine.store.watch("", now.next()).await.unwrap();
+    let mut last = now;
+    for n in 0..3 {
+        let told = put(&*engine.other, "reach/a", &n.to_string()).await;
+        let unchanged = engine.store.delete("reach/none").await.unwrap();
+        assert!(unchanged >= told);
+        while last < unchanged {
+            let changes = any(&mut watch).await;
+            assert!(changes.revision > last, "in order");
+            last = changes.revision;
+        }
+    }
+    assert!(get(&*engine.store, "reach/a").await.is_some());
+}
+
+async fn forget(engine: &Engine, before: super::Revision) {
+    match &engine.forget {
+        Forget::After(revisions) => {
+            for n in 0..=*revisions {
+                put(&*engine.store, &format!("compact/{n}"), "").await;
+            }
+        }
+        Forget::When(compact) => {
+            put(&*engine.store, "compact/0", "").await;
+            let last = put(&*engine.store, "compact/1", "").await;
+            assert!(last > before);
+            compact(last).await;
+        }
+    }
+}
+
 pub(super) async fn compaction_is_said(engine: &Engine) {
     let store = &*engine.store;
     let old = put(store, "compact/0", "").await;
     let mut idle = store.watch("compact/0", old.next()).await.unwrap();
     let mut held = store.watch("compact/", old).await.unwrap();
-    for n in 0..=engine.history {
-        put(store, &format!("compact/{n}"), "").await;
-    }
+    forget(engine, old.next()).await;
     let error = store.range("compact/", Some(old)).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Compacted { asked, .. } if asked == old),

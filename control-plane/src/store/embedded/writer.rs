@@ -195,7 +195,9 @@ impl Writer {
         let fsyncs = file.fsyncs();
         if let Err(cause) = result {
             tracing::error!(path = %self.options.path.display(), cause, "the store could not write");
-            let error = StoreError::Unavailable { cause };
+            let error = StoreError::Unavailable {
+                cause: format!("it cannot write ({cause}); make room or mend the disk"),
+            };
             self.file = Err(error.clone());
             self.reopen();
             return Err(error);

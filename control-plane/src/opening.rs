@@ -1,0 +1,105 @@
+//! Opens the store that the options name, and loads the registry from it as soon as it answers. In come options and the
+//! wish to stop, out goes the store, then the registry. What no waiting mends (a wrong option, a file of somebody else,
+//! a wrong password) is an error at once; a store that is not there yet is waited for, and the log says so.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use crate::{
+    app::AppError,
+    options::{Options, StoreOption},
+    registry::RegistryError,
+    store::{Embedded, EmbeddedOptions, Etcd, EtcdOptions, Store, StoreError},
+};
+
+/// Pauses between looks at a store that does not answer begin and end here.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(3);
+
+/// The store, and how the ready line names it.
+pub(crate) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppError> {
+    match &options.store {
+        StoreOption::Embedded(path) => {
+            let name = format!("embedded:{}", path.display());
+            if let Some(option) = given_for_etcd(options).first() {
+                return Err(AppError::NotForStore {
+                    option,
+                    store: name,
+                });
+            }
+            Ok((Arc::new(Embedded::open(&EmbeddedOptions::new(path))?), name))
+        }
+        StoreOption::Etcd(urls) => {
+            let store = Etcd::open(&etcd(options, urls)?)?;
+            // The ready line parts its values with ", ".
+            Ok((Arc::new(store), format!("etcd:{}", urls.join(","))))
+        }
+    }
+}
+
+fn given_for_etcd(options: &Options) -> Vec<&'static str> {
+    let given = [
+        ("--store-ca", options.store_ca.is_some()),
+        ("--store-cert", options.store_cert.is_some()),
+        ("--store-key", options.store_key.is_some()),
+        ("--store-user", options.store_user.is_some()),
+        (
+            "--store-password-file",
+            options.store_password_file.is_some(),
+        ),
+    ];
+    given
+        .into_iter()
+        .filter_map(|(option, given)| given.then_some(option))
+        .collect()
+}
+
+fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
+    let mut etcd = EtcdOptions::new(urls.to_vec());
+    etcd.prefix.clone_from(&options.store_prefix);
+    etcd.ca.clone_from(&options.store_ca);
+    etcd.identity = match (&options.store_cert, &options.store_key) {
+        (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+        (None, None) => None,
+        _ => return Err(AppError::Together("--store-cert", "--store-key")),
+    };
+    etcd.user = match (&options.store_user, &options.store_password_file) {
+        (Some(user), Some(path)) => {
+            let password = fs::read_to_string(path).map_err(|error| AppError::Unreadable {
+                option: "--store-password-file",
+                path: path.display().to_string(),
+                cause: error.to_string(),
+            })?;
+            // Editors end a file with a line's end; a password has none.
+            Some((
+                user.clone(),
+                password.trim_end_matches(['\r', '\n']).to_owned(),
+            ))
+        }
+        (None, None) => None,
+        _ => return Err(AppError::Together("--store-user", "--store-password-file")),
+    };
+    let plain = urls.iter().any(|url| url.starts_with("http:"));
+    if plain && (etcd.ca.is_some() || etcd.identity.is_some()) {
+        return Err(AppError::PlainStore);
+    }
+    Ok(etcd)
+}
+
+/// Asks until the store answers.
+pub(crate) async fn when_it_answers<T>(
+    mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match ask().await {
+            Err(RegistryError::Store(StoreError::Unavailable { cause })) => {
+                tracing::warn!(cause, "waiting for the store");
+            }
+            done => return done,
+        }
+        // Replicas that wait for one store do not ask all at the same time.
+        let share = 50 + uuid::Uuid::new_v4().as_u128() % 50;
+        tokio::time::sleep(pause * u32::try_from(share).unwrap_or(100) / 100).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}

@@ -1,0 +1,150 @@
+//! Keeps leases alive over one stream for all of them. In come leases with who waits for the word that theirs lives on,
+//! out goes that word, or that the stream broke and it may be asked again. A member that leaves a beat without an
+//! answer is left; nothing here decides how often a lease is kept alive.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{
+    api,
+    client::{ATTEMPT, Client},
+    fault::Fault,
+    translate,
+};
+use crate::store::LeaseId;
+
+/// Beats that may wait for the stream; more wait for a place.
+const QUEUE: usize = 4096;
+
+/// A beat, and who waits for its answer: true, the lease lives.
+pub(super) struct Beat {
+    pub(super) lease: LeaseId,
+    pub(super) answer: oneshot::Sender<Result<bool, Fault>>,
+}
+
+/// Begins to take beats; the task ends with the sender.
+pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<Beat> {
+    let (sender, beats) = mpsc::channel(QUEUE);
+    let task = Task {
+        client,
+        beats,
+        waiting: HashMap::new(),
+        sent: VecDeque::new(),
+    };
+    tokio::spawn(task.run());
+    sender
+}
+
+struct Task {
+    client: Arc<Client>,
+    beats: mpsc::Receiver<Beat>,
+    /// Who waits, by lease, in the order in which they were sent: each beat has one answer.
+    waiting: HashMap<i64, VecDeque<oneshot::Sender<Result<bool, Fault>>>>,
+    /// When the beats went out that have no answer yet, oldest first.
+    sent: VecDeque<Instant>,
+}
+
+/// Why a stream is left.
+enum End {
+    Broken(Fault),
+    Closed,
+}
+
+impl Task {
+    async fn run(mut self) {
+        // A stream is opened by the first beat that wants it.
+        while let Some(first) = self.beats.recv().await {
+            let member = self.client.current();
+            match self.serve(member, first).await {
+                End::Broken(fault) => {
+                    let fault = self.client.on_fault(member, fault);
+                    tracing::debug!(?fault, "the stream of keep-alives broke");
+                    for waiting in self.waiting.drain().flat_map(|(_, waiting)| waiting) {
+                        // Who waited may have gone.
+                        let _ = waiting.send(Err(fault.clone()));
+                    }
+                    self.sent.clear();
+                }
+                End::Closed => return,
+            }
+        }
+    }
+
+    async fn serve(&mut self, member: usize, first: Beat) -> End {
+        let (requests, outbound) = mpsc::channel(QUEUE);
+        if let Err(end) = self.send(&requests, first) {
+            return end;
+        }
+        let outbound = ReceiverStream::new(outbound);
+        let opened = self
+            .client
+            .stream(member, api::LEASE_KEEP_ALIVE, outbound)
+            .await;
+        let mut answers: Streaming<api::LeaseKeepAliveResponse> = match opened {
+            Ok(answers) => answers,
+            Err(fault) => return End::Broken(fault),
+        };
+        loop {
+            let patience = self.sent.front().map(|sent| *sent + ATTEMPT);
+            let overdue = async {
+                match patience {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                answer = answers.message() => match self.client.received(answer) {
+                    Ok(answer) => self.on_answer(&answer),
+                    Err(fault) => return End::Broken(fault),
+                },
+                beat = self.beats.recv() => {
+                    let Some(beat) = beat else { return End::Closed };
+                    if let Err(end) = self.send(&requests, beat) {
+                        return end;
+                    }
+                }
+                () = overdue => {
+                    return End::Broken(Fault::NotDone(format!("no answer to a keep-alive within {ATTEMPT:?}")));
+                }
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        requests: &mpsc::Sender<api::LeaseKeepAliveRequest>,
+        beat: Beat,
+    ) -> Result<(), End> {
+        let id = translate::id(beat.lease);
+        self.waiting.entry(id).or_default().push_back(beat.answer);
+        self.sent.push_back(Instant::now());
+        requests
+            .try_send(api::LeaseKeepAliveRequest { id })
+            .map_err(|_| End::Broken(Fault::NotDone("it takes no more keep-alives".to_owned())))
+    }
+
+    fn on_answer(&mut self, answer: &api::LeaseKeepAliveResponse) {
+        // Answers come in the order of the beats.
+        self.sent.pop_front();
+        let Some(waiting) = self.waiting.get_mut(&answer.id) else {
+            return;
+        };
+        if let Some(first) = waiting.pop_front() {
+            // Who waited may have gone.
+            let _ = first.send(Ok(answer.ttl > 0));
+        }
+        if waiting.is_empty() {
+            self.waiting.remove(&answer.id);
+        }
+    }
+}

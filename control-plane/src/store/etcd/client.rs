@@ -1,0 +1,368 @@
+//! Calls to the members of an etcd: one at a time is asked, the next one when it fails, within a bounded time. In come
+//! requests, out go answers or the reason with the members' addresses and what to look at. What may have been done is
+//! never asked for a second time unless that does no harm; watches and keep-alives get their streams here too.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tonic::{
+    Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    EtcdOptions,
+    api::{self, Answer},
+    fault::{Fault, judge},
+    translate::revision,
+};
+use crate::store::{Revision, StoreError};
+
+/// One member has so long for an answer that another could give too.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pauses between attempts begin and end here.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest message: a page of the longest values there are.
+const MAX_MESSAGE_BYTES: usize = 512 << 20;
+
+/// What may be done with a request whose answer was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// Done twice it is as done once.
+    Harmless,
+    /// It may be sent again only if it was surely not done.
+    IfNotDone,
+}
+
+pub(super) struct Client {
+    members: Vec<Member>,
+    /// Which member is asked.
+    current: AtomicUsize,
+    user: Option<User>,
+    token: Mutex<Option<MetadataValue<Ascii>>>,
+    /// Newest revision that any answer told.
+    seen: watch::Sender<Revision>,
+    /// Longest time of a call.
+    bound: Duration,
+    pub(super) counters: Counters,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    /// Calls and streams that a member failed.
+    pub(super) faults: AtomicU64,
+}
+
+struct Member {
+    url: String,
+    channel: Channel,
+}
+
+#[derive(Clone)]
+struct User {
+    name: String,
+    password: String,
+}
+
+impl Client {
+    pub(super) fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let members = options.members()?;
+        let members: Vec<_> = members
+            .into_iter()
+            .map(|(url, endpoint)| Member {
+                url,
+                channel: endpoint.connect_lazy(),
+            })
+            .collect();
+        // Replicas begin at different members.
+        let seed = uuid::Uuid::new_v4().as_u128() % members.len().max(1) as u128;
+        Ok(Self {
+            current: AtomicUsize::new(usize::try_from(seed).unwrap_or(0)),
+            members,
+            user: options
+                .user
+                .clone()
+                .map(|(name, password)| User { name, password }),
+            token: Mutex::default(),
+            seen: watch::Sender::new(Revision(0)),
+            bound: options.timeout,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Which member is asked at present.
+    pub(super) fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// Leaves a member that failed for the next one, if nobody has done so yet.
+    pub(super) fn leave(&self, member: usize) {
+        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+        let next = (member + 1) % self.members.len().max(1);
+        // Another call may have been quicker; either way it is left.
+        let _ = self
+            .current
+            .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn url(&self, member: usize) -> &str {
+        self.members.get(member).map_or("", |member| &member.url)
+    }
+
+    /// The newest revision that etcd told anybody here.
+    pub(super) fn seen(&self) -> watch::Receiver<Revision> {
+        self.seen.subscribe()
+    }
+
+    fn on_header(&self, header: Option<&api::ResponseHeader>) {
+        let told = revision(header.map_or(0, |header| header.revision));
+        self.seen.send_if_modified(|seen| {
+            let newer = told > *seen;
+            *seen = told.max(*seen);
+            newer
+        });
+    }
+
+    /// One call, at as many members and as often as the time allows.
+    pub(super) async fn call<M: Message + Clone + Sync + 'static, A: Answer>(
+        &self,
+        path: &'static str,
+        request: M,
+        again: Again,
+    ) -> Result<A, Fault> {
+        let end = Instant::now() + self.bound;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let member = self.current();
+            let left = end.saturating_duration_since(Instant::now());
+            let bound = match again {
+                Again::Harmless => left.min(ATTEMPT),
+                Again::IfNotDone => left,
+            };
+            let attempt = timeout(bound, self.attempt(member, path, request.clone()));
+            let fault = match attempt.await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::Unknown(format!("no answer within {bound:?}")),
+            };
+            let fault = self.on_fault(member, fault);
+            let may_again = match &fault {
+                Fault::NotDone(_) | Fault::Token(_) => true,
+                Fault::Unknown(_) => again == Again::Harmless,
+                _ => false,
+            };
+            if !may_again || Instant::now() + pause >= end {
+                return Err(fault);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Draws the consequences of a fault, and names the member in it.
+    pub(super) fn on_fault(&self, member: usize, fault: Fault) -> Fault {
+        let named = |text: String| format!("{}: {text}", self.url(member));
+        match fault {
+            Fault::NotDone(text) => {
+                self.leave(member);
+                Fault::NotDone(named(text))
+            }
+            Fault::Unknown(text) => {
+                self.leave(member);
+                Fault::Unknown(named(text))
+            }
+            Fault::Token(text) if self.user.is_some() => {
+                self.set_token(None);
+                Fault::Token(named(text))
+            }
+            // Without a user there is no token to renew.
+            Fault::Token(text) | Fault::Refused(text) => Fault::Refused(named(text)),
+            Fault::Full(text) => Fault::Full(named(text)),
+            fault => fault,
+        }
+    }
+
+    /// One call at one member.
+    pub(super) async fn attempt<M: Message + Sync + 'static, A: Answer>(
+        &self,
+        member: usize,
+        path: &'static str,
+        request: M,
+    ) -> Result<A, Fault> {
+        let request = self.request(member, request).await?;
+        let answer: A = self.send(member, path, request).await?;
+        self.on_header(answer.header());
+        Ok(answer)
+    }
+
+    async fn send<M: Message + Sync + 'static, A: Answer>(
+        &self,
+        member: usize,
+        path: &'static str,
+        request: Request<M>,
+    ) -> Result<A, Fault> {
+        let mut grpc = self.grpc(member).await?;
+        let codec = ProstCodec::<M, A>::default();
+        let answer = grpc
+            .unary(request, PathAndQuery::from_static(path), codec)
+            .await;
+        Ok(answer.map_err(|status| judge(&status))?.into_inner())
+    }
+
+    /// Opens a stream at a member. It may wait for the first answer: the first request must be there.
+    pub(super) async fn stream<S, A>(
+        &self,
+        member: usize,
+        path: &'static str,
+        requests: S,
+    ) -> Result<Streaming<A>, Fault>
+    where
+        S: Stream + Send + 'static,
+        S::Item: Message + Sync + 'static,
+        A: Answer,
+    {
+        let open = async {
+            let request = self.request(member, requests).await?;
+            let mut grpc = self.grpc(member).await?;
+            let codec = ProstCodec::<S::Item, A>::default();
+            grpc.streaming(request, PathAndQuery::from_static(path), codec)
+                .await
+                .map_err(|status| judge(&status))
+        };
+        match timeout(ATTEMPT, open).await {
+            Ok(opened) => Ok(opened?.into_inner()),
+            Err(_) => Err(Fault::NotDone(format!("no answer within {ATTEMPT:?}"))),
+        }
+    }
+
+    /// Takes a message of a stream to account, and turns a broken stream into a fault.
+    pub(super) fn received<A: Answer>(
+        &self,
+        message: Result<Option<A>, Status>,
+    ) -> Result<A, Fault> {
+        match message {
+            Ok(Some(message)) => {
+                self.on_header(message.header());
+                Ok(message)
+            }
+            Ok(None) => Err(Fault::NotDone("it ended the stream".to_owned())),
+            Err(status) => Err(judge(&status)),
+        }
+    }
+
+    async fn grpc(&self, member: usize) -> Result<tonic::client::Grpc<Channel>, Fault> {
+        let Some(member) = self.members.get(member) else {
+            return Err(Fault::NotDone("no such member".to_owned()));
+        };
+        let mut grpc = tonic::client::Grpc::new(member.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        // Not ready: the connection's worker has gone; nothing was sent.
+        match grpc.ready().await {
+            Ok(()) => Ok(grpc),
+            Err(error) => Err(Fault::NotDone(error.to_string())),
+        }
+    }
+
+    async fn request<T>(&self, member: usize, message: T) -> Result<Request<T>, Fault> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        // A member without a leader shall say so at once instead of waiting for one.
+        metadata.insert("hasleader", MetadataValue::from_static("true"));
+        if let Some(token) = self.token(member).await? {
+            metadata.insert("token", token);
+        }
+        Ok(request)
+    }
+
+    async fn token(&self, member: usize) -> Result<Option<MetadataValue<Ascii>>, Fault> {
+        let Some(user) = &self.user else {
+            return Ok(None);
+        };
+        let held = self
+            .token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if held.is_some() {
+            return Ok(held);
+        }
+        let login = api::AuthenticateRequest {
+            name: user.name.clone(),
+            password: user.password.clone(),
+        };
+        let request = Request::new(login);
+        let answer = self.send(member, api::AUTHENTICATE, request).await;
+        let answer: api::AuthenticateResponse = answer.map_err(|fault| match fault {
+            // What a login leaves undone is done again by the next one.
+            Fault::Unknown(text) => Fault::NotDone(text),
+            fault => fault,
+        })?;
+        let token = MetadataValue::try_from(answer.token)
+            .map_err(|_| Fault::Refused("its token is no header".to_owned()))?;
+        self.set_token(Some(token.clone()));
+        Ok(Some(token))
+    }
+
+    fn set_token(&self, token: Option<MetadataValue<Ascii>>) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// A fault as the store tells it.
+    pub(super) fn tell(&self, fault: Fault) -> StoreError {
+        let urls: Vec<_> = self.members.iter().map(|member| &*member.url).collect();
+        let urls = urls.join(", ");
+        let cause = match fault {
+            Fault::Refused(text) => {
+                return StoreError::Refused {
+                    cause: format!(
+                        "{text}; see --store-user, --store-password-file, --store-cert and what the user may \
+                         do under --store-prefix"
+                    ),
+                };
+            }
+            Fault::Full(text) => {
+                format!("{text}; compact and defragment etcd, then disarm its alarm (docs/etcd.md)")
+            }
+            Fault::Unknown(text) => format!(
+                "{text}; whether a change was made is not known; see that etcd at {urls} has a quorum"
+            ),
+            Fault::NotDone(text) | Fault::Token(text) => {
+                format!("{text}; see --store and that etcd at {urls} runs and has a quorum")
+            }
+            // Callers turn these into errors of their own, with the revision or the lease.
+            Fault::Compacted => "a revision is compacted".to_owned(),
+            Fault::Future => "a revision is not reached yet".to_owned(),
+            Fault::NoLease => "a lease does not exist".to_owned(),
+        };
+        StoreError::Unavailable { cause }
+    }
+}
+
+/// One key at the head of a range, to learn the revision by a linearizable read.
+pub(super) fn revision_only(key: Bytes) -> api::RangeRequest {
+    api::RangeRequest {
+        key,
+        limit: 1,
+        count_only: true,
+        ..api::RangeRequest::default()
+    }
+}
+
+/// The client, shared by the store, its watches and its keep-alives.
+pub(super) type SharedClient = Arc<Client>;

@@ -1,0 +1,373 @@
+//! The engine for any number of control planes: an etcd (3.5.8 or newer), spoken to by a small client of our own. In
+//! come transactions, leases and reads; out go etcd's answers, and watches that outlive the members they began at. No
+//! state is kept here but what one process needs to ask again: the truth is etcd's alone.
+//!
+//! # How the laws are kept
+//! * **Revisions** are etcd's, counted over all its keys: writes under other prefixes raise them too. A watch therefore
+//!   also tells how far it is (`Changes` without events), within half a second, or at once when this process was told
+//!   of a newer revision; whoever waits for a revision does not wait for ever.
+//! * **Reads** are linearizable, whichever member answers. A long range is read in pages at the revision of the first.
+//! * **Transactions** are one message. If its answer is lost (`StoreError::Unavailable`) nobody knows whether it was
+//!   done, and it is never sent twice: see [`StoreError::Unavailable`] for what that asks of callers.
+//! * **Watches** begin again where the last whole revision ended, at the next member, and say `Compacted` where that
+//!   is gone. A member that has lost its leader (a partition) is left: every call asks for one.
+//! * **Leases** have whole seconds, rounded up; etcd keeps none shorter than its election takes (2 s by default), and
+//!   gives all a full TTL again when its leader changes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{BufMut as _, BytesMut};
+use futures_util::stream;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use self::{
+    beats::Beat,
+    client::{Again, Client, SharedClient, revision_only},
+    fault::Fault,
+    translate::{Space, id, lease, number, revision, seconds},
+    watching::Watching,
+};
+use super::{
+    KeyValue, LeaseId, MAX_TXN_BYTES, Range, Revision, Store, StoreCounters, StoreError,
+    StoreFuture, Txn, TxnResult, Watch, bounds,
+};
+
+mod api;
+mod options;
+mod translate;
+mod fault;
+mod client;
+mod beats;
+mod assembly;
+mod watching;
+
+pub use options::{EtcdOptions, prefix, urls};
+
+/// Longest value: one that fills a transaction.
+const MAX_VALUE_BYTES: usize = MAX_TXN_BYTES;
+/// Keys of the first page of a range: even with the longest values they are one message.
+const FIRST_PAGE: i64 = 128;
+/// Pages are as long as it takes to hold about so many bytes …
+const PAGE_BYTES: usize = 4 << 20;
+/// … and at most so many keys.
+const MAX_PAGE: i64 = 10_000;
+/// Pause before a beat whose stream broke is sent again.
+const BEAT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The store in an etcd.
+pub struct Etcd {
+    client: SharedClient,
+    space: Space,
+    beats: mpsc::Sender<Beat>,
+    timeout: Duration,
+    asked: Asked,
+}
+
+#[derive(Default)]
+struct Asked {
+    requests: AtomicU64,
+    changes: AtomicU64,
+    commits: AtomicU64,
+}
+
+impl Etcd {
+    /// Reads the files that the options name. Nothing is dialled: etcd may come up later. Must run in a runtime.
+    pub fn open(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let client = Arc::new(Client::new(options)?);
+        Ok(Self {
+            beats: beats::start(Arc::clone(&client)),
+            client,
+            space: Space::new(&options.prefix),
+            timeout: options.timeout,
+            asked: Asked::default(),
+        })
+    }
+
+    async fn ask<M, A>(&self, path: &'static str, request: M, again: Again) -> Result<A, Fault>
+    where
+        M: prost::Message + Clone + Sync + 'static,
+        A: api::Answer,
+    {
+        let answer = self.client.call(path, request, again).await;
+        match answer {
+            // A read that was lost, or what may be done twice: that it is not known does not matter.
+            Err(Fault::Unknown(text)) if again == Again::Harmless => Err(Fault::NotDone(text)),
+            answer => answer,
+        }
+    }
+
+    async fn read(
+        &self,
+        prefix: &str,
+        at: Option<Revision>,
+        keys_only: bool,
+    ) -> Result<Range, Fault> {
+        let (mut key, range_end) = self.space.range(prefix);
+        let mut at = at;
+        let mut items = Vec::new();
+        let mut limit = if keys_only { MAX_PAGE } else { FIRST_PAGE };
+        loop {
+            let request = api::RangeRequest {
+                key: key.clone(),
+                range_end: range_end.clone(),
+                limit,
+                revision: at.map_or(0, number),
+                keys_only,
+                ..api::RangeRequest::default()
+            };
+            let page: api::RangeResponse = self.ask(api::RANGE, request, Again::Harmless).await?;
+            let now = revision(page.header.map_or(0, |header| header.revision));
+            let at_page = *at.get_or_insert(now);
+            let bytes: usize = page
+                .kvs
+                .iter()
+                .map(|it| it.key.len() + it.value.len())
+                .sum();
+            let average = bytes / page.kvs.len().max(1) + 1;
+            limit = i64::try_from(PAGE_BYTES / average)
+                .unwrap_or(MAX_PAGE)
+                .clamp(1, MAX_PAGE);
+            if let Some(last) = page.kvs.last() {
+                // The key after it.
+                let mut next = BytesMut::from(&*last.key);
+                next.put_u8(0);
+                key = next.freeze();
+            }
+            let more = page.more && !page.kvs.is_empty();
+            items.extend(page.kvs.into_iter().filter_map(|kv| self.space.item(kv)));
+            if !more {
+                return Ok(Range {
+                    revision: at_page,
+                    items,
+                });
+            }
+        }
+    }
+
+    async fn range_at(
+        &self,
+        prefix: &str,
+        at: Option<Revision>,
+        keys_only: bool,
+    ) -> Result<Range, StoreError> {
+        let fault = match self.read(prefix, at, keys_only).await {
+            Ok(range) => return Ok(range),
+            Err(fault) => fault,
+        };
+        match (fault, at) {
+            (Fault::Future, Some(asked)) => Err(StoreError::Future {
+                asked,
+                now: self.now().await?,
+            }),
+            (Fault::Compacted, Some(asked)) => Err(self.compacted(prefix, asked).await),
+            (fault, _) => Err(self.client.tell(fault)),
+        }
+    }
+
+    /// etcd's present revision.
+    async fn now(&self) -> Result<Revision, StoreError> {
+        let (key, _) = self.space.range("");
+        let read = self.ask(api::RANGE, revision_only(key), Again::Harmless);
+        let answer: api::RangeResponse = read.await.map_err(|fault| self.client.tell(fault))?;
+        Ok(revision(answer.header.map_or(0, |header| header.revision)))
+    }
+
+    /// A range does not say where the history begins, but a watch does.
+    async fn compacted(&self, prefix: &str, asked: Revision) -> StoreError {
+        match self.watching(prefix, asked).await {
+            Err(StoreError::Compacted { first, .. }) => StoreError::Compacted { asked, first },
+            Err(error) => error,
+            Ok(_) => StoreError::Compacted {
+                asked,
+                first: asked.next(),
+            },
+        }
+    }
+
+    fn watching(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> impl Future<Output = Result<Watching, StoreError>> {
+        let client = Arc::clone(&self.client);
+        Watching::open(client, self.space.clone(), prefix, from, self.timeout)
+    }
+
+    async fn write(&self, txn: Txn) -> Result<TxnResult, StoreError> {
+        count(&self.asked.requests, 1);
+        bounds::check(&txn, MAX_VALUE_BYTES)?;
+        let request = self.space.txn(&txn);
+        let answer: api::TxnResponse = match self.ask(api::TXN, request, Again::IfNotDone).await {
+            Ok(answer) => answer,
+            Err(Fault::NoLease) => return Err(lost_lease(&txn)),
+            Err(fault) => return Err(self.client.tell(fault)),
+        };
+        let changes = answer.responses.iter().map(changed).sum();
+        count(&self.asked.changes, changes);
+        count(&self.asked.commits, u64::from(changes > 0));
+        Ok(TxnResult {
+            succeeded: answer.succeeded,
+            revision: revision(answer.header.map_or(0, |header| header.revision)),
+        })
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        count(&self.asked.requests, 1);
+        let request = api::LeaseGrantRequest {
+            ttl: seconds(ttl),
+            id: 0,
+        };
+        // Of one that was granted and not heard of nothing hangs: it runs out.
+        let grant = self.ask(api::LEASE_GRANT, request, Again::Harmless);
+        let answer: api::LeaseGrantResponse =
+            grant.await.map_err(|fault| self.client.tell(fault))?;
+        let Some(lease) = lease(answer.id).filter(|_| answer.error.is_empty()) else {
+            return Err(StoreError::Unavailable {
+                cause: format!("etcd grants no lease: {}", answer.error),
+            });
+        };
+        Ok(lease)
+    }
+
+    async fn beat(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let end = Instant::now() + self.timeout;
+        let mut last = Fault::NotDone("no member answered a keep-alive".to_owned());
+        loop {
+            let (answer, word) = oneshot::channel();
+            let beat = async {
+                let beat = Beat { lease, answer };
+                self.beats
+                    .send(beat)
+                    .await
+                    .map_err(|_| StoreError::Closed)?;
+                word.await.map_err(|_| StoreError::Closed)
+            };
+            match timeout_at(end, beat).await {
+                Ok(Ok(Ok(true))) => return Ok(()),
+                Ok(Ok(Ok(false))) => return Err(StoreError::LeaseNotFound(lease)),
+                Ok(Ok(Err(fault @ Fault::Refused(_)))) => return Err(self.client.tell(fault)),
+                Ok(Ok(Err(fault))) => last = fault,
+                Ok(Err(closed)) => return Err(closed),
+                Err(_) => {}
+            }
+            if Instant::now() + BEAT_PAUSE >= end {
+                // Whether it was done does not matter: it is done again.
+                let last = match last {
+                    Fault::Unknown(text) => Fault::NotDone(text),
+                    last => last,
+                };
+                return Err(self.client.tell(last));
+            }
+            tokio::time::sleep(BEAT_PAUSE).await;
+        }
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        count(&self.asked.requests, 1);
+        let request = api::LeaseRevokeRequest { id: id(lease) };
+        let revoke = self.ask(api::LEASE_REVOKE, request, Again::Harmless);
+        let revoked: Result<api::LeaseRevokeResponse, _> = revoke.await;
+        match revoked {
+            Ok(_) => Ok(()),
+            Err(Fault::NoLease) => Err(StoreError::LeaseNotFound(lease)),
+            Err(fault) => Err(self.client.tell(fault)),
+        }
+    }
+}
+
+impl Store for Etcd {
+    fn engine(&self) -> &'static str {
+        "etcd"
+    }
+
+    fn max_value_bytes(&self) -> usize {
+        MAX_VALUE_BYTES
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>> {
+        Box::pin(async move {
+            let request = api::RangeRequest {
+                key: self.space.key(key),
+                ..api::RangeRequest::default()
+            };
+            let read = self.ask(api::RANGE, request, Again::Harmless);
+            let answer: api::RangeResponse = read.await.map_err(|fault| self.client.tell(fault))?;
+            let found = answer.kvs.into_iter().next();
+            Ok(found.and_then(|found| self.space.item(found)))
+        })
+    }
+
+    fn range<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
+        Box::pin(self.range_at(prefix, at, false))
+    }
+
+    fn range_keys<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
+        Box::pin(self.range_at(prefix, at, true))
+    }
+
+    fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult> {
+        Box::pin(self.write(txn))
+    }
+
+    fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId> {
+        Box::pin(self.grant_lease(ttl))
+    }
+
+    fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
+        Box::pin(self.beat(lease))
+    }
+
+    fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
+        Box::pin(self.end_lease(lease))
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {
+        let opening = self.watching(prefix, from);
+        Box::pin(async move { Ok(Watch::new(stream::unfold(opening.await?, Watching::step))) })
+    }
+
+    fn counters(&self) -> StoreCounters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StoreCounters {
+            requests: read(&self.asked.requests),
+            changes: read(&self.asked.changes),
+            commits: read(&self.asked.commits),
+            faults: read(&self.client.counters.faults),
+            ..StoreCounters::default()
+        }
+    }
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Keys that an operation of a transaction changed.
+fn changed(response: &api::ResponseOp) -> u64 {
+    match &response.response {
+        Some(api::response_op::Response::ResponsePut(_)) => 1,
+        Some(api::response_op::Response::ResponseDeleteRange(deleted)) => {
+            deleted.deleted.unsigned_abs()
+        }
+        _ => 0,
+    }
+}
+
+/// etcd does not say which lease is gone: that of the first key that wants one, as far as can be told.
+fn lost_lease(txn: &Txn) -> StoreError {
+    let mut ops = txn.then.iter().chain(&txn.otherwise);
+    let lease = ops.find_map(|op| match op {
+        super::Op::Put { lease, .. } => *lease,
+        super::Op::Delete { .. } => None,
+    });
+    StoreError::LeaseNotFound(lease.unwrap_or(LeaseId(0)))
+}

@@ -1,0 +1,378 @@
+//! One watch, kept up over broken streams: it begins where the last complete revision ended, at whatever member answers.
+//! In come the messages of the stream, out go whole revisions and how far the watch is. A watcher that is behind what
+//! etcd told anybody here asks for its place; one that gets no answer changes the member.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{
+    api::{self, watch_request::RequestUnion},
+    assembly::{Assembly, told},
+    client::{Again, Client, revision_only},
+    fault::{Fault, judge},
+    translate::{Space, number, revision},
+};
+use crate::store::{Changes, Revision, StoreError};
+
+/// A watcher asks how far it is so soon after etcd told a revision that it has not reached …
+const BEHIND: Duration = Duration::from_millis(25);
+/// … and so often anyway: it is also the sign of life of the stream, and how a quiet prefix in a busy etcd keeps up.
+const QUIET: Duration = Duration::from_millis(500);
+/// A stream on which nothing comes for so long after it was asked is left.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The oldest etcd that says how far a watch is only when all before it has been sent (etcd-io/etcd 15220).
+const OLDEST: [u32; 3] = [3, 5, 8];
+/// Pauses between attempts to open a stream begin and end here.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Watching {
+    client: Arc<Client>,
+    space: Space,
+    prefix: String,
+    assembly: Assembly,
+    seen: watch::Receiver<Revision>,
+    live: Option<Live>,
+    ended: bool,
+}
+
+/// An open stream.
+struct Live {
+    member: usize,
+    requests: mpsc::Sender<api::WatchRequest>,
+    messages: Streaming<api::WatchResponse>,
+    /// When it was asked for its place last.
+    asked: Instant,
+    /// Since when an answer is missing.
+    waiting: Option<Instant>,
+}
+
+/// Why a stream did not open or go on.
+enum Broken {
+    Compacted { first: Revision },
+    Fault(Fault),
+}
+
+impl From<Fault> for Broken {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Watching {
+    /// Opens the watch; a start that is too old is said at once.
+    pub(super) async fn open(
+        client: Arc<Client>,
+        space: Space,
+        prefix: &str,
+        from: Revision,
+        bound: Duration,
+    ) -> Result<Self, StoreError> {
+        let mut watching = Self {
+            assembly: Assembly::new(space.clone(), from),
+            seen: client.seen(),
+            prefix: prefix.to_owned(),
+            live: None,
+            ended: false,
+            client,
+            space,
+        };
+        let end = Instant::now() + bound;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let fault = match watching.connect().await {
+                Ok(()) => return Ok(watching),
+                Err(Broken::Compacted { first }) => return Err(watching.compacted(first)),
+                Err(Broken::Fault(fault)) => fault,
+            };
+            if matches!(fault, Fault::Refused(_)) || Instant::now() + pause >= end {
+                return Err(watching.client.tell(fault));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// The next revision; none after an error.
+    pub(super) async fn step(mut self) -> Option<(Result<Changes, StoreError>, Self)> {
+        loop {
+            if let Some(changes) = self.assembly.pop() {
+                return Some((Ok(changes), self));
+            }
+            if self.ended {
+                return None;
+            }
+            let broken = match self.live.take() {
+                Some(live) => self.listen(live).await.err(),
+                None => self.reconnect().await.err(),
+            };
+            match broken {
+                None => {}
+                Some(Broken::Compacted { first }) => {
+                    self.ended = true;
+                    let error = self.compacted(first);
+                    return Some((Err(error), self));
+                }
+                Some(Broken::Fault(fault)) => {
+                    self.assembly.broken();
+                    tracing::info!(
+                        ?fault,
+                        "a watch of the store broke; it goes on at another stream"
+                    );
+                }
+            }
+        }
+    }
+
+    fn compacted(&self, first: Revision) -> StoreError {
+        StoreError::Compacted {
+            asked: self.assembly.next(),
+            first,
+        }
+    }
+
+    /// Waits for one message, and asks for one where it is late.
+    async fn listen(&mut self, mut live: Live) -> Result<(), Broken> {
+        let behind = *self.seen.borrow_and_update() >= self.assembly.next();
+        let ask = live.asked + if behind { BEHIND } else { QUIET };
+        let silent = live.waiting.map(|since| since + SILENCE);
+        let due = silent.map_or(ask, |silent| silent.min(ask));
+        tokio::select! {
+            biased;
+            message = live.messages.message() => {
+                let member = live.member;
+                let message = self.client.received(message);
+                let message = message.map_err(|fault| self.client.on_fault(member, fault))?;
+                live.waiting = None;
+                self.take(member, message)?;
+            }
+            () = tokio::time::sleep_until(due) => {
+                if silent.is_some_and(|silent| silent <= Instant::now()) {
+                    let fault = Fault::NotDone(format!("a watch heard nothing for {SILENCE:?}"));
+                    return Err(self.client.on_fault(live.member, fault).into());
+                }
+                ask_for_progress(&mut live);
+            }
+            // What is behind is asked sooner.
+            _ = self.seen.changed(), if !behind => {}
+        }
+        self.live = Some(live);
+        Ok(())
+    }
+
+    fn take(&mut self, member: usize, message: api::WatchResponse) -> Result<(), Broken> {
+        if message.canceled {
+            return Err(self.cancelled(member, &message));
+        }
+        if message.events.is_empty() && !message.created && !message.fragment {
+            self.assembly.on_progress(told(&message));
+        } else {
+            self.assembly.on_events(message.events, message.fragment);
+        }
+        Ok(())
+    }
+
+    fn cancelled(&self, member: usize, message: &api::WatchResponse) -> Broken {
+        if message.compact_revision > 0 {
+            let first = revision(message.compact_revision).next();
+            return Broken::Compacted { first };
+        }
+        let reason = message.cancel_reason.clone();
+        // The reason is a text that carries the status it would have been.
+        let fault = if reason.contains("permission denied") {
+            Fault::Refused(reason)
+        } else if reason.contains("auth token") || reason.contains("auth store is old") {
+            Fault::Token(reason)
+        } else {
+            judge(&tonic::Status::unavailable(reason))
+        };
+        Broken::Fault(self.client.on_fault(member, fault))
+    }
+
+    async fn reconnect(&mut self) -> Result<(), Broken> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.connect().await {
+                Ok(()) => return Ok(()),
+                Err(Broken::Fault(fault)) => {
+                    tracing::warn!(?fault, "the store cannot be watched; trying again");
+                }
+                Err(compacted) => return Err(compacted),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Opens a stream at the present member and waits until it is known that nothing is missing.
+    async fn connect(&mut self) -> Result<(), Broken> {
+        let member = self.client.current();
+        let opened = timeout(SILENCE, self.open_at(member)).await;
+        let opened = opened.unwrap_or_else(|_| {
+            let fault = Fault::NotDone(format!("a watch did not open within {SILENCE:?}"));
+            Err(fault.into())
+        });
+        match opened {
+            Ok(live) => {
+                self.live = Some(live);
+                Ok(())
+            }
+            Err(Broken::Fault(fault)) => {
+                self.assembly.broken();
+                Err(self.client.on_fault(member, fault).into())
+            }
+            Err(compacted) => Err(compacted),
+        }
+    }
+
+    async fn open_at(&mut self, member: usize) -> Result<Live, Broken> {
+        self.check_version(member).await?;
+        let (key, range_end) = self.space.range(&self.prefix);
+        let next = self.assembly.next();
+        // One revision earlier than needed: etcd takes a start that is exactly its compacted revision, where deletions
+        // may be missing already. What comes too much is left out.
+        let start = number(next).saturating_sub(1).max(1);
+        let create = api::WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: start,
+            prev_kv: true,
+            fragment: true,
+            progress_notify: true,
+            ..api::WatchCreateRequest::default()
+        };
+        let (requests, outbound) = mpsc::channel(4);
+        let first = api::WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        // There is room for it.
+        let _ = requests.try_send(first);
+        let outbound = ReceiverStream::new(outbound);
+        let messages = self.client.stream(member, api::WATCH, outbound).await?;
+        let mut live = Live {
+            member,
+            requests,
+            messages,
+            asked: Instant::now(),
+            waiting: None,
+        };
+        let created = self.client.received(live.messages.message().await)?;
+        if created.canceled {
+            return Err(self.cancelled(member, &created));
+        }
+        let now = told(&created);
+        if now < self.assembly.given() {
+            self.check_that_it_did_not_go_back().await?;
+        }
+        if now.0 >= start.unsigned_abs() {
+            self.first_word(&mut live).await?;
+        }
+        Ok(live)
+    }
+
+    /// A member that is too old would say that a watch is further than it is, and changes would be lost.
+    async fn check_version(&self, member: usize) -> Result<(), Fault> {
+        let status = self
+            .client
+            .attempt(member, api::STATUS, api::StatusRequest {});
+        let status: api::StatusResponse = match status.await {
+            Ok(status) => status,
+            // It is for administrators only there.
+            Err(Fault::Refused(_)) => return Ok(()),
+            Err(fault) => return Err(fault),
+        };
+        if is_too_old(&status.version) {
+            let (version, oldest) = (status.version, written(OLDEST));
+            return Err(Fault::Refused(format!(
+                "this is etcd {version}, whose watches can lose changes; {oldest} is the oldest that will do"
+            )));
+        }
+        Ok(())
+    }
+
+    /// etcd says only after it has looked whether the start was too old; any other message means that it was not.
+    async fn first_word(&mut self, live: &mut Live) -> Result<(), Broken> {
+        loop {
+            let next = timeout(BEHIND * 2, live.messages.message()).await;
+            let Ok(message) = next else {
+                // It answers when the watch has caught up.
+                ask_for_progress(live);
+                continue;
+            };
+            let message = self.client.received(message)?;
+            live.waiting = None;
+            return self.take(live.member, message);
+        }
+    }
+
+    /// A member may be behind; an etcd that is behind as a whole was restored from a backup, and what was read of it
+    /// before is worth nothing.
+    async fn check_that_it_did_not_go_back(&self) -> Result<(), Broken> {
+        let (key, _) = self.space.range("");
+        let answer = self
+            .client
+            .call::<_, api::RangeResponse>(api::RANGE, revision_only(key), Again::Harmless)
+            .await?;
+        let now = revision(answer.header.map_or(0, |header| header.revision));
+        let given = self.assembly.given();
+        if now < given {
+            tracing::error!(%now, %given, "etcd went back: it was restored from an older state");
+            return Err(Broken::Compacted { first: now.next() });
+        }
+        Ok(())
+    }
+}
+
+/// What cannot be read is taken for new.
+fn is_too_old(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(str::parse::<u32>);
+    let mut number = || numbers.next().and_then(Result::ok);
+    match (number(), number(), number()) {
+        (Some(major), Some(minor), Some(patch)) => [major, minor, patch] < OLDEST,
+        _ => false,
+    }
+}
+
+fn written(version: [u32; 3]) -> String {
+    version.map(|number| number.to_string()).join(".")
+}
+
+/// A full queue means that it is asked already.
+fn ask_for_progress(live: &mut Live) {
+    let request = api::WatchRequest {
+        request_union: Some(RequestUnion::ProgressRequest(api::WatchProgressRequest {})),
+    };
+    let now = Instant::now();
+    let _ = live.requests.try_send(request);
+    live.asked = now;
+    live.waiting.get_or_insert(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for old in ["3.5.1", "3.5.7", "3.4.40", "2.3.8"] {
+            assert!(is_too_old(old), "{old}");
+        }
+        for new in [
+            "3.5.8",
+            "3.5.10",
+            "3.6.0",
+            "3.7.0-rc.1",
+            "4.0.0",
+            "",
+            "main",
+        ] {
+            assert!(!is_too_old(new), "{new}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What readers, writers, leases and watches see while members of a cluster are killed, frozen and come back: nothing
+//! that was answered is lost, nothing is given twice, and no call hangs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_control::store::{
+    Changes, Compare, Etcd as Engine, EtcdOptions, Op, Revision, Store, StoreError, Txn, Watch,
+};
+use heddle_tests::etcd::Etcd;
+use heddle_tests::until::{PATIENCE, seen, until};
+
+use crate::laws::open;
+
+/// The bound of a call and what a busy machine adds.
+const BOUND: Duration = Duration::from_secs(8);
+
+/// Writes 0, 1, 2, … under a condition that a lost answer cannot double, and remembers what was answered.
+struct Writer {
+    store: Arc<Engine>,
+    count: u64,
+    revisions: Vec<Revision>,
+}
+
+impl Writer {
+    fn new(store: &Arc<Engine>) -> Self {
+        Self {
+            store: Arc::clone(store),
+            count: 0,
+            revisions: Vec::new(),
+        }
+    }
+
+    async fn write(&mut self) {
+        let key = format!("n/{:06}", self.count);
+        until("the store takes a write", async || {
+            let txn = Txn {
+                compare: vec![Compare::absent(&key)],
+                then: vec![Op::put(&key, self.count.to_string())],
+                ..Txn::default()
+            };
+            let begun = Instant::now();
+            let result = self.store.txn(txn).await;
+            assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+            match result {
+                Ok(_) => Ok(()),
+                Err(error @ StoreError::Unavailable { .. }) => Err(error.to_string()),
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await;
+        // Either the last attempt wrote it or one whose answer was lost.
+        let found = until("the store answers", async || {
+            self.store
+                .get(&key)
+                .await
+                .map_err(|error| error.to_string())
+        });
+        self.revisions.push(found.await.unwrap().mod_revision);
+        self.count += 1;
+    }
+}
+
+/// Every write of the book came exactly once and in order.
+async fn follow(watch: &mut Watch, writer: &Writer) {
+    let mut given = Vec::new();
+    while given.len() < writer.revisions.len() {
+        let next = tokio::time::timeout(PATIENCE, watch.next()).await;
+        let Changes { revision, events } = next.expect("the watch is silent").unwrap().unwrap();
+        given.extend(events.iter().map(|_| revision));
+    }
+    assert_eq!(given, writer.revisions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_and_a_lease_outlive_the_leader() {
+    let mut etcd = Etcd::cluster().await;
+    let store = open(&etcd);
+    let lease = store.grant(Duration::from_secs(15)).await.unwrap();
+    let held = Txn {
+        then: vec![Op::put_leased("held", "", lease)],
+        ..Txn::default()
+    };
+    let at = store.txn(held).await.unwrap().revision;
+    let mut watch = store.watch("n/", at.next()).await.unwrap();
+    let mut writer = Writer::new(&store);
+    for round in 0..3 {
+        for _ in 0..5 {
+            writer.write().await;
+        }
+        let leader = etcd.leader().await;
+        etcd.kill(leader).await;
+        let keep = store.clone();
+        let beat = until("the lease is kept", async || {
+            keep.keep_alive(lease)
+                .await
+                .map_err(|error| error.to_string())
+        });
+        tokio::join!(beat, async {
+            for _ in 0..5 {
+                writer.write().await;
+            }
+        });
+        etcd.restart(leader).await;
+        assert!(store.get("held").await.unwrap().is_some(), "round {round}");
+    }
+    follow(&mut watch, &writer).await;
+    assert!(store.counters().faults > 0, "members were left");
+    store.revoke(lease).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
+    let mut etcd = Etcd::cluster().await;
+    let store = open(&etcd);
+    let mut writer = Writer::new(&store);
+    writer.write().await;
+    let mut watch = store.watch("n/", writer.revisions[0]).await.unwrap();
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+    etcd.kill(0).await;
+    etcd.kill(1).await;
+    let put = store.put("lost", "x".into());
+    let beat = store.keep_alive(lease);
+    let get = store.get("n/000000");
+    let begun = Instant::now();
+    let (put, beat, get) = tokio::join!(put, beat, get);
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    for error in [put.unwrap_err(), beat.unwrap_err(), get.unwrap_err()] {
+        let text = error.to_string();
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{text}");
+        assert!(
+            text.contains("quorum") && etcd.urls().iter().all(|url| text.contains(url)),
+            "{text}"
+        );
+    }
+    etcd.spawn(0);
+    etcd.restart(1).await;
+    writer.write().await;
+    until("the lease is kept again", async || {
+        store
+            .keep_alive(lease)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+    follow(&mut watch, &writer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_member_is_left_by_everyone() {
+    let mut etcd = Etcd::cluster().await;
+    let leader = etcd.leader().await;
+    let follower = (leader + 1) % 3;
+    // This engine knows the follower first and a second member.
+    let urls = etcd.urls();
+    let pair = vec![urls[follower].clone(), urls[leader].clone()];
+    let store = Arc::new(Engine::open(&EtcdOptions::new(pair)).unwrap());
+    let mut writer = Writer::new(&store);
+    writer.write().await;
+    let mut watch = store.watch("n/", writer.revisions[0]).await.unwrap();
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+    store.keep_alive(lease).await.unwrap();
+    etcd.freeze(follower);
+    for _ in 0..3 {
+        writer.write().await;
+    }
+    store.keep_alive(lease).await.unwrap();
+    follow(&mut watch, &writer).await;
+    etcd.thaw(follower);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_was_away_when_history_went_is_told() {
+    let mut etcd = Etcd::single().await;
+    let store = open(&etcd);
+    let at = store.put("n/0", "".into()).await.unwrap();
+    let mut watch = store.watch("n/", at.next()).await.unwrap();
+    etcd.freeze(0);
+    let silent = tokio::time::timeout(Duration::from_secs(1), watch.next());
+    assert!(silent.await.is_err());
+    etcd.kill(0).await;
+    etcd.restart(0).await;
+    for n in 0..5 {
+        etcd.ctl(&["put", "heddle/n/1", &n.to_string()]).await;
+    }
+    let now = etcd.ctl(&["get", "heddle/n/1", "-w", "json"]).await;
+    let now: serde_json::Value = serde_json::from_str(&now).unwrap();
+    let now = now["header"]["revision"].as_u64().unwrap();
+    etcd.ctl(&["compact", &now.to_string()]).await;
+    let error = loop {
+        match tokio::time::timeout(PATIENCE, watch.next()).await.unwrap() {
+            Some(Ok(changes)) => assert!(changes.events.is_empty(), "{changes:?}"),
+            Some(Err(error)) => break error,
+            None => panic!("it ended without a word"),
+        }
+    };
+    let first = Revision(now + 1);
+    assert!(
+        matches!(error, StoreError::Compacted { first: found, .. } if found == first),
+        "{error}"
+    );
+    assert!(watch.next().await.is_none());
+    let error = store.watch("n/", at.next()).await.err().unwrap();
+    assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_prefix_keeps_up_with_a_busy_etcd() {
+    let etcd = Etcd::single().await;
+    let store = open(&etcd);
+    let at = store.put("n/0", "".into()).await.unwrap();
+    let mut watch = store.watch("", at.next()).await.unwrap();
+    for n in 0..5 {
+        etcd.ctl(&["put", "somebody/else", &n.to_string()]).await;
+    }
+    let mut reached = at;
+    while reached < Revision(at.0 + 5) {
+        let changes = tokio::time::timeout(PATIENCE, watch.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert!(changes.events.is_empty() && changes.revision > reached);
+        reached = changes.revision;
+    }
+    let seen_by = store.range("", None).await.unwrap();
+    assert_eq!((seen_by.revision, seen_by.items.len()), (reached, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_tls_are_spoken() {
+    let folder = heddle_tests::place::folder();
+    let path = |name: &str| folder.path().join(name);
+    let certs = heddle_tests::tools::go_peer("certs");
+    let made = heddle_tests::process::Start::new("certs", &certs)
+        .args([folder.path().as_os_str(), "client".as_ref()]);
+    let made = heddle_tests::process::run(made).await;
+    assert_eq!(made.code, Some(0), "{}", made.all());
+    let tls = heddle_tests::etcd::Tls {
+        ca: path("ca.pem"),
+        server_cert: path("server.pem"),
+        server_key: path("server.key"),
+        client_cert: path("client.pem"),
+        client_key: path("client.key"),
+    };
+    let etcd = Etcd::builder()
+        .tls(tls.clone())
+        .arg("--auth-token-ttl=1")
+        .start()
+        .await;
+    for args in [
+        &["user", "add", "root:secret"][..],
+        &["user", "add", "mesh:word"],
+        &["role", "add", "mesh"],
+        &[
+            "role",
+            "grant-permission",
+            "mesh",
+            "--prefix=true",
+            "readwrite",
+            "heddle/",
+        ],
+        &["user", "grant-role", "mesh", "mesh"],
+        &["user", "grant-role", "root", "root"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(args).await;
+    }
+    let options = |user: Option<(&str, &str)>, prefix: &str| EtcdOptions {
+        prefix: prefix.to_owned(),
+        ca: Some(tls.ca.clone()),
+        identity: Some((tls.client_cert.clone(), tls.client_key.clone())),
+        user: user.map(|(name, word)| (name.to_owned(), word.to_owned())),
+        ..EtcdOptions::new(etcd.urls())
+    };
+    let store = Engine::open(&options(Some(("mesh", "word")), "heddle/")).unwrap();
+    let at = store.put("a", "1".into()).await.unwrap();
+    let mut watch = store.watch("", at).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap().revision, at);
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+    store.keep_alive(lease).await.unwrap();
+    // The token runs out after a second without a call; calls and streams get a new one.
+    tokio::time::sleep(Duration::from_millis(2500)).await; // time itself is what is tested
+    assert!(store.get("a").await.unwrap().is_some());
+    until("the lease is kept", async || {
+        store
+            .keep_alive(lease)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+    let wrong = [
+        (
+            options(Some(("mesh", "wrong")), "heddle/"),
+            "authentication failed",
+        ),
+        (
+            options(Some(("mesh", "word")), "others/"),
+            "permission denied",
+        ),
+    ];
+    for (options, part) in wrong {
+        let error = Engine::open(&options).unwrap().get("a").await.unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+        let text = error.to_string();
+        seen(text.contains(part) && text.contains("--store-user"), text).unwrap();
+    }
+    // Without a certificate the connection does not come up, and the cause says why.
+    let bare = EtcdOptions {
+        identity: None,
+        ..options(None, "heddle/")
+    };
+    let error = Engine::open(&bare).unwrap().get("a").await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+}

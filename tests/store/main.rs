@@ -1,0 +1,20 @@
+//! The store of the control plane on real etcds: the laws that every engine keeps, and what happens to readers, writers,
+//! leases and watches while members are killed, frozen and cut off. The engine runs in the test; etcd does not.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails loudly"
+)]
+
+// What the suite knows of the store.
+use heddle_control::store::{
+    Changes, Compare, Event, KeyValue, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision,
+    Store, StoreError, Txn, Watch,
+};
+
+#[path = "../../control-plane/src/store/conformance/mod.rs"]
+mod conformance;
+mod faults;
+mod laws;
+mod starting;

@@ -1,0 +1,39 @@
+//! The control plane's process on an etcd: it may be started first, waits and says so, and stops when it is told to.
+
+use heddle_tests::etcd::Etcd;
+use heddle_tests::place::free_addr;
+use heddle_tests::process::{Process, Start};
+use heddle_tests::tools::binary;
+
+fn control(etcd: &Etcd) -> Process {
+    Start::new("heddle-control", &binary("heddle-control"))
+        .args(["--listen", &free_addr().to_string()])
+        .args(["--http", &free_addr().to_string()])
+        .args(["--store", &etcd.store()])
+        .spawn()
+}
+
+#[tokio::test]
+async fn started_before_its_etcd_it_waits_and_says_so() {
+    let mut etcd = Etcd::single().await;
+    etcd.stop(0).await;
+    let (mut early, mut given_up) = (control(&etcd), control(&etcd));
+    early.says("waiting for the store").await;
+    early.says(&etcd.urls()[0]).await;
+    given_up.says("waiting for the store").await;
+    assert_eq!(given_up.stop().await.code(), Some(0));
+    assert!(early.stdout().is_empty(), "it serves nothing yet");
+    etcd.restart(0).await;
+    let ready = early.ready().await;
+    assert_eq!(ready.get("store"), etcd.store());
+    // A second one with a name of its own shares it.
+    let mut second = control(&etcd);
+    second.ready().await;
+    assert_eq!(early.stop().await.code(), Some(0));
+    assert_eq!(second.stop().await.code(), Some(0));
+    assert_eq!(
+        etcd.leases().await,
+        1,
+        "that of the events of the last hour"
+    );
+}
