@@ -12,3 +12,9 @@ mod instances;
 mod control_plane;
 /// Proxies that drain and proxies that die.
 mod proxies;
+/// Three replicas on three etcds, with everybody who calls.
+mod scene;
+/// Replicas of the control plane killed, restarted, cut off.
+mod replicas;
+/// etcd's leader killed, its quorum lost.
+mod etcd;

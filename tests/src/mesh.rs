@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use heddle_proto::registry::v1::registry_client::RegistryClient;
@@ -299,11 +299,16 @@ impl Mesh {
 
     /// The command that starts an echo instance on a node.
     pub fn echo_start(&self, node: &str, id: &str) -> Start {
+        self.echo_on(node, id, IpAddr::from([127, 0, 0, 1]))
+    }
+
+    /// The same, at an address that is also reached from elsewhere.
+    pub fn echo_on(&self, node: &str, id: &str, ip: IpAddr) -> Start {
         Start::new(
             &format!("heddle-echo {id} on {node}"),
             &binary("heddle-echo"),
         )
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["--listen", &SocketAddr::new(ip, 0).to_string()])
         .args(["--instance", id])
         .args(["--agent", &format!("http://{}", self.node(node).agent)])
         .env("HEDDLE_NODE", node)

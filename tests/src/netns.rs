@@ -48,6 +48,13 @@ impl Network {
         self.address(254)
     }
 
+    /// A further address of this machine on the bridge, which a host can lose without losing the first.
+    pub fn also_here(&self) -> IpAddr {
+        let addr = self.address(253);
+        ip(&format!("address add {addr}/24 dev {}", self.bridge));
+        addr
+    }
+
     fn address(&self, last: u8) -> IpAddr {
         let [a, b, c] = self.subnet;
         IpAddr::V4(Ipv4Addr::new(a, b, c, last))

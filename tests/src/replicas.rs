@@ -5,7 +5,9 @@
 use std::net::SocketAddr;
 
 use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
-use heddle_proto::status::v1::{GetMeshRequest, ListServicesRequest, Service};
+use heddle_proto::status::v1::{
+    Event, GetMeshRequest, ListServicesRequest, Service, WatchEventsRequest,
+};
 use tonic::transport::Channel;
 
 use crate::echo::channel;
@@ -86,6 +88,11 @@ impl Mesh {
             .expect("a replica of this mesh")
     }
 
+    fn running(&self) -> impl Iterator<Item = &Replica> {
+        let replicas = self.replicas.iter();
+        replicas.filter(|replica| replica.process.is_some())
+    }
+
     /// Where the replicas are, as a front or a list of servers needs them.
     pub fn targets(&self) -> Vec<Target> {
         self.replicas
@@ -135,16 +142,18 @@ impl Mesh {
         MeshStatusClient::new(channel(self.replica(name).grpc))
     }
 
-    /// The replica that holds a node's session, as any replica that answers has it.
-    pub async fn replica_of(&self, node: &str) -> &'static str {
-        until("a replica holds the node's session", async || {
-            let mut mesh = self.status();
-            let mesh = mesh.get_mesh(GetMeshRequest {}).await;
+    /// The replica that holds a node's session, other than `but`, which is not asked either.
+    pub async fn replica_of(&self, node: &str, but: &str) -> &'static str {
+        let mut others = self.running().filter(|replica| replica.name != but);
+        let asked = others.next().expect("another replica runs").name;
+        let what = format!("a replica other than {but:?} holds the session of node {node}");
+        until(&what, async || {
+            let mesh = self.status_of(asked).get_mesh(GetMeshRequest {}).await;
             let mesh = mesh.map_err(|status| status.to_string())?.into_inner();
             let nodes = format!("{:?}", mesh.nodes);
             let found = mesh.nodes.iter().find(|found| found.name == node);
             let held = found.filter(|node| node.alive).map(|node| &node.replica);
-            let mut replicas = self.replicas.iter();
+            let mut replicas = self.replicas.iter().filter(|replica| replica.name != but);
             let replica = replicas.find(|replica| Some(replica.name) == held.map(String::as_str));
             replica.map(|replica| replica.name).ok_or(nodes)
         })
@@ -156,7 +165,7 @@ impl Mesh {
     pub async fn replicas_agree(&self, expected: &[&str]) {
         until("all replicas have the same services", async || {
             let mut first: Option<Vec<Service>> = None;
-            for replica in self.replicas.iter().filter(|r| r.process.is_some()) {
+            for replica in self.running() {
                 let mut status = self.status_of(replica.name);
                 let listed = status.list_services(ListServicesRequest::default());
                 let listed = listed.await.map_err(|status| status.to_string())?;
@@ -179,6 +188,21 @@ impl Mesh {
             Ok::<_, String>(())
         })
         .await;
+    }
+
+    /// What has happened in this mesh so far, oldest first.
+    pub async fn events(&self) -> Vec<Event> {
+        let answered = self.status().watch_events(WatchEventsRequest {}).await;
+        let mut answers = answered.expect("events are served").into_inner();
+        let mut events = Vec::new();
+        loop {
+            let answer = answers.message().await.expect("events are served");
+            let answer = answer.expect("the watch goes on");
+            events.extend(answer.events);
+            if answer.initial_done {
+                return events;
+            }
+        }
     }
 
     // ---- the only one ----
@@ -206,8 +230,7 @@ impl Mesh {
 
     /// The status of the mesh, asked of the first replica that runs.
     pub fn status(&self) -> MeshStatusClient<Channel> {
-        let mut running = self.replicas.iter().filter(|r| r.process.is_some());
-        let replica = running.next().unwrap_or(&self.replicas[0]);
+        let replica = self.running().next().unwrap_or(&self.replicas[0]);
         self.status_of(replica.name)
     }
 }

@@ -1,0 +1,92 @@
+//! etcd's leader killed and its quorum lost, under load from two nodes' proxies and from stock clients: reads go on from
+//! what the replicas know, and what happened meanwhile is told when etcd is back.
+
+use std::time::{Duration, Instant};
+
+use heddle_tests::echo::reach;
+use heddle_tests::ledger::{Kind, Load, Plan};
+
+use crate::scene::{BASE, Place, Scene, cluster};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_leader_killed_costs_no_call() {
+    let mut scene = Scene::start(Place::Here).await;
+    let leader = scene.etcd.leader().await;
+    scene.etcd.kill(leader).await;
+    scene.goes_on().await;
+    scene.follows().await;
+    scene.etcd.restart(leader).await;
+    scene.finish().await;
+}
+
+/// The leader and one more are killed for so long.
+async fn without_quorum(outage: Duration) {
+    let mut scene = Scene::start(Place::Here).await;
+    let leader = scene.etcd.leader().await;
+    let other = (leader + 1) % 3;
+    let lost = Instant::now();
+    scene.etcd.kill(leader).await;
+    scene.etcd.kill(other).await;
+    scene.goes_on().await;
+
+    // A node is of use to itself: what registers on it is reached from it at once.
+    scene.add("a", "a2").await;
+    reach(&scene.mesh.channel("a"), &["a1", "a2", "b1"]).await;
+    while lost.elapsed() < outage {
+        scene.goes_on().await;
+    }
+
+    scene.etcd.spawn(leader);
+    scene.etcd.restart(other).await;
+    scene.everybody_reaches(&["a1", "a2", "b1"]).await;
+    scene.mesh.replicas_agree(&["a1", "a2", "b1"]).await;
+    scene.mesh.stop_instance("a", "a2").await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_quorum_lost_costs_no_call() {
+    // Longer than a lease.
+    without_quorum(Duration::from_secs(15)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes more than a minute: ./test --long"]
+async fn its_quorum_lost_for_a_minute_costs_no_call() {
+    without_quorum(Duration::from_secs(60)).await;
+}
+
+/// Only callers with a proxy here: who calls an instance directly and cannot be told that it goes may see it gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
+    let (mut etcd, builder, _) = cluster(Place::Here).await;
+    let mut mesh = builder.start().await;
+    for (node, id) in BASE.into_iter().chain([("b", "b2")]) {
+        mesh.echo(node, id).await;
+    }
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["a1", "b1", "b2"]).await;
+    }
+    let through = [mesh.node("a").outbound, mesh.node("b").outbound];
+    let load = Load::start(&Plan::new(Kind::Unsafe, &through));
+    load.more(100).await;
+    etcd.kill(0).await;
+    etcd.kill(1).await;
+
+    mesh.stop_instance("b", "b1").await;
+    reach(&mesh.channel("b"), &["a1", "b2"]).await;
+    mesh.echo("a", "a2").await;
+    reach(&mesh.channel("a"), &["a1", "a2", "b2"]).await;
+    mesh.echo("a", "brief").await;
+    mesh.stop_instance("a", "brief").await;
+    load.more(200).await;
+
+    etcd.spawn(0);
+    etcd.restart(1).await;
+    mesh.replicas_agree(&["a1", "a2", "b2"]).await;
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["a1", "a2", "b2"]).await;
+    }
+    load.more(100).await;
+    load.finish().await.assert_none_failed(400);
+}
