@@ -55,6 +55,14 @@ struct TypeStatus {
     resources: u32,
     rejected_version: String,
     rejected_reason: String,
+    refused: Vec<Refused>,
+}
+
+#[derive(Debug, Serialize)]
+struct Refused {
+    name: String,
+    version: String,
+    reason: String,
 }
 
 impl From<wire::ListProxiesResponse> for Proxies {
@@ -83,6 +91,7 @@ impl From<wire::Proxy> for Proxy {
                 resources: of.resources,
                 rejected_version: of.rejected_version,
                 rejected_reason: of.rejected_reason,
+                refused: of.refused.into_iter().map(Refused::from).collect(),
             })
             .collect();
         types.sort_by(|a, b| a.type_url.cmp(&b.type_url));
@@ -97,8 +106,25 @@ impl From<wire::Proxy> for Proxy {
     }
 }
 
+impl From<wire::Refused> for Refused {
+    fn from(refused: wire::Refused) -> Self {
+        Self {
+            name: refused.name,
+            version: refused.version,
+            reason: refused.reason,
+        }
+    }
+}
+
 impl TypeStatus {
     fn state(&self) -> String {
+        if let Some(first) = self.refused.first() {
+            let more = match self.refused.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            return format!("refuses {}: {}{more}", first.name, first.reason);
+        }
         if !self.rejected_version.is_empty() || !self.rejected_reason.is_empty() {
             return format!(
                 "rejected {}: {}",
@@ -184,6 +210,7 @@ mod tests {
                 "8/cd".into()
             },
             rejected_reason: rejected.into(),
+            refused: Vec::new(),
         };
         let proxy = |node: &str, types| wire::Proxy {
             node_id: node.into(),
@@ -193,8 +220,17 @@ mod tests {
             types,
             replica: "r1".into(),
         };
+        let mut isolated = of("Route", "no such field");
+        isolated.refused = ["users.default", "web.default"]
+            .map(|name| wire::Refused {
+                name: name.into(),
+                version: "cd".into(),
+                reason: "no such field".into(),
+            })
+            .to_vec();
         let answer = Proxies::from(wire::ListProxiesResponse {
             proxies: vec![
+                proxy("c", vec![isolated]),
                 proxy("b", vec![]),
                 proxy("a", vec![of("Route", "no such field"), of("Cluster", "")]),
             ],
@@ -206,6 +242,7 @@ mod tests {
              a       proxy  127.0.0.1:9  r1       delta    Cluster  all    3      7/ab          acknowledged\n\
              a       proxy  127.0.0.1:9  r1       delta    Route    2      3      7/ab          rejected 8/cd: no such field\n\
              b       proxy  127.0.0.1:9  r1       delta    -        0      0      -             asks for nothing\n\
+             c       proxy  127.0.0.1:9  r1       delta    Route    2      3      7/ab          refuses users.default: no such field (and 1 more)\n\
              \n\
              did not answer: r2 (their clients are missing here)\n"
         );

@@ -3,13 +3,13 @@
 
 use heddle_proto::{
     control::v1::ListClientsResponse,
-    status::v1::{ListProxiesResponse, Proxy, TypeStatus},
+    status::v1::{ListProxiesResponse, Proxy, Refused, TypeStatus},
 };
 
 use super::mesh::count;
 use crate::{
     replica::Answers,
-    xds::{ClientStatus, Clients},
+    xds::{ClientStatus, Clients, RefusedStatus},
 };
 
 /// The clients of this replica, sorted by node id.
@@ -50,8 +50,17 @@ fn proxy(client: ClientStatus, replica: &str) -> Proxy {
                 resources: count(kind.held),
                 rejected_version: kind.rejected_version,
                 rejected_reason: kind.rejected_reason,
+                refused: kind.refused.into_iter().map(refused).collect(),
             })
             .collect(),
         replica: replica.to_owned(),
+    }
+}
+
+fn refused(resource: RefusedStatus) -> Refused {
+    Refused {
+        name: resource.name,
+        version: resource.version,
+        reason: resource.reason,
     }
 }
