@@ -197,10 +197,13 @@ async fn health_and_reflection_know_every_service() {
         names,
         [
             "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            "envoy.service.load_stats.v3.LoadReportingService",
+            "envoy.service.status.v3.ClientStatusDiscoveryService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
             "heddle.control.v1.NodeSession",
+            "heddle.control.v1.Replica",
             "heddle.registry.v1.Registry",
             "heddle.status.v1.MeshStatus",
         ]
