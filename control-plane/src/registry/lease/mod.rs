@@ -147,12 +147,8 @@ impl NodeLease {
         ];
         let begun = Instant::now();
         let lease = store.grant(registry.options().lease_ttl).await?;
-        let here = AliveRecord {
-            epoch: record.epoch,
-            process_id: record.process_id.clone(),
-            replica: registry.options().replica.clone(),
-        };
-        let mut then = vec![Op::put_leased(&alive_key, here.encode_to_vec(), lease)];
+        let here = alive_record(registry, record.epoch, &record.process_id);
+        let mut then = vec![Op::put_leased(&alive_key, here, lease)];
         if held.as_ref() != Some(&record) {
             then.push(Op::put(&node_key, record.encode_to_vec()));
         }
@@ -343,6 +339,7 @@ impl NodeLease {
     async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
         let mut left = transactions(writes);
         let mut pause = FIRST_PAUSE;
+        let mut lost = false;
         while !left.is_empty() {
             let results = self.try_write(&left).await;
             if results.iter().flatten().any(|result| !result.succeeded) {
@@ -360,12 +357,39 @@ impl NodeLease {
             }
             left = undone;
             if !left.is_empty() {
+                lost = true;
                 self.wait_for_store()?;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         }
+        if lost {
+            self.fence_anew().await?;
+        }
         Ok(self.last)
+    }
+
+    /// An answer was lost, and what was asked then may still lie in the hands of a store's member that froze: it must
+    /// not be done after what comes next. If this answer is lost too the session ends, and the node's next one is a
+    /// new fence.
+    async fn fence_anew(&mut self) -> Result<(), LeaseError> {
+        let registry = self.registry.clone();
+        let alive = keys::alive(&self.node);
+        let here = alive_record(&registry, self.epoch, &self.process_id);
+        let txn = registry.store().txn(Txn {
+            compare: vec![Compare::unchanged(&alive, self.session)],
+            then: vec![Op::put_leased(&alive, here, self.lease)],
+            ..Txn::default()
+        });
+        let result = self.kept_during(txn).await?;
+        if !result.succeeded {
+            return Err(self.why_lost().await?);
+        }
+        self.session = result.revision;
+        self.last = self.last.max(result.revision);
+        // Until the view shows it this session would look replaced.
+        self.kept_during(registry.reached(result.revision)).await;
+        Ok(())
     }
 
     async fn try_write(&mut self, transactions: &[Vec<Op>]) -> Vec<Result<TxnResult, StoreError>> {
@@ -422,6 +446,16 @@ impl NodeLease {
             None => Ok(LeaseError::Lapsed { node }),
         }
     }
+}
+
+/// What stands in `alive/<node>` while a session of this replica holds the node.
+fn alive_record(registry: &Registry, epoch: u64, process_id: &str) -> Vec<u8> {
+    let record = AliveRecord {
+        epoch,
+        process_id: process_id.to_owned(),
+        replica: registry.options().replica.clone(),
+    };
+    record.encode_to_vec()
 }
 
 /// A service's record goes with the first of its instances, and again only if a later one says more.

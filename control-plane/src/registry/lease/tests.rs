@@ -359,3 +359,27 @@ fn what_is_large_goes_in_several_transactions() {
         assert!(bytes <= MAX_TXN_BYTES, "{bytes}");
     }
 }
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_does_not_come_after_a_newer_one() {
+    let (fixture, store) = Fixture::gated(Duration::from_secs(600)).await;
+    let registry = &fixture.registry;
+    let mut lease = NodeLease::claim(registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let first = lease.session();
+    store.lose_next();
+    let (key, local) = instance("a", "users/u1");
+    let put = NodeWrite::Put(key.clone(), Box::new(local));
+    within(lease.change(vec![put])).await.unwrap();
+    assert_ne!(lease.session(), first, "the fence is a new one");
+    let shown = registry.read(|view| view.node("a").map(|node| node.session));
+    assert_eq!(shown, Some(lease.session()), "and the session is the node's");
+
+    lease.change(vec![NodeWrite::Remove(key)]).await.unwrap();
+    let late = store.arrive().await;
+    assert!(!late.succeeded, "the lost write came after the removal");
+    registry.reached(late.revision).await;
+    assert!(registry.read(names).is_empty());
+    lease.beat().await.unwrap();
+}
