@@ -18,7 +18,7 @@ const MAX_NAME_BYTES: usize = 256;
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Where calls went: "<service>.<namespace>", and "region/zone" of the endpoints (empty if they have none).
+/// Where calls went: `<service>.<namespace>`, and "region/zone" of the endpoints (empty if they have none).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub service: String,

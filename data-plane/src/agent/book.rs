@@ -307,7 +307,7 @@ impl Book {
         self.deregister(registration)
     }
 
-    /// An instance gets no new calls from now on, and is gone once it is deregistered, or after [`LEAVE_WITHIN`].
+    /// An instance gets no new calls from now on, and is gone once it is deregistered, or after `LEAVE_WITHIN`.
     pub fn drain(&mut self, registration: &str, now: Instant) -> Option<Leaving> {
         let key = self.by_registration.get(registration)?.clone();
         self.drain_key(&key, now)
