@@ -374,7 +374,11 @@ async fn a_write_whose_answer_was_lost_does_not_come_after_a_newer_one() {
     within(lease.change(vec![put])).await.unwrap();
     assert_ne!(lease.session(), first, "the fence is a new one");
     let shown = registry.read(|view| view.node("a").map(|node| node.session));
-    assert_eq!(shown, Some(lease.session()), "and the session is the node's");
+    assert_eq!(
+        shown,
+        Some(lease.session()),
+        "and the session is the node's"
+    );
 
     lease.change(vec![NodeWrite::Remove(key)]).await.unwrap();
     let late = store.arrive().await;
