@@ -263,7 +263,8 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
     mesh.stop_proxy("a").await;
     let names = || std::fs::read_dir(&state).unwrap().filter_map(Result::ok);
     let bad = names().filter(|entry| entry.file_name().to_string_lossy().contains(".bad-"));
-    assert_eq!(bad.count(), 6, "the newest three of each");
+    let bad: Vec<_> = bad.map(|entry| entry.file_name()).collect();
+    assert_eq!(bad.len(), 6, "the newest three of each: {bad:?}");
     // What it wrote meanwhile is good again.
     assert!(state.join("xds").is_file() && !state.join("xds.tmp").exists());
 }

@@ -148,17 +148,8 @@ impl StateDir {
 }
 
 fn set_aside(dir: &Path, name: &str, why: &str) {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
     let path = dir.join(name);
-    // Names that sort by age, also within a second; one that is taken may be a folder, onto which nothing is renamed.
-    let free = (0..1000)
-        .map(|n| dir.join(format!("{name}.bad-{seconds:010}-{n:03}")))
-        .find(|aside| fs::symlink_metadata(aside).is_err());
-    let Some(aside) = free else {
-        return warn!("{}: {why}; going on without it", path.display());
-    };
+    let aside = dir.join(aside_name(dir, name));
     match fs::rename(&path, &aside) {
         Ok(()) => warn!(
             "{}: {why}; set aside as {} and going on without it",
@@ -173,6 +164,28 @@ fn set_aside(dir: &Path, name: &str, why: &str) {
     for old in kept.into_iter().take(too_many) {
         remove(&old);
     }
+}
+
+/// A name that sorts behind all that were set aside before, also within a second and when the clock was set back.
+fn aside_name(dir: &Path, name: &str) -> String {
+    let begin = format!("{name}.bad-");
+    let taken = entries(dir, &begin).into_iter().filter_map(|path| {
+        let (seconds, number) = path
+            .file_name()?
+            .to_str()?
+            .strip_prefix(&begin)?
+            .split_once('-')?;
+        Some((seconds.parse::<u64>().ok()?, number.parse::<u32>().ok()?))
+    });
+    let now: u64 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
+    let (seconds, number) = match taken.max() {
+        Some((last, 999..)) if last >= now => (last.saturating_add(1), 0),
+        Some((last, number)) if last >= now => (last, number + 1),
+        _ => (now, 0),
+    };
+    format!("{begin}{seconds:010}-{number:03}")
 }
 
 /// What a process that was killed in the middle of a write left.
