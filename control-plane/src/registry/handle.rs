@@ -98,6 +98,11 @@ impl Registry {
     /// Tells the other replicas that this one serves, at "http://host:port", and runs for the sweeper's duty.
     pub async fn join(&self, advertise: &str) -> Result<(), RegistryError> {
         let presence = Presence::join(self, advertise).await?;
+        // Before it says that it is ready this replica knows itself.
+        let seat = *self.seat().borrow();
+        if let Some(seat) = seat {
+            self.reached(seat.at).await;
+        }
         let left = self.0.left.clone();
         tokio::spawn(async move {
             presence.run().await;
