@@ -17,7 +17,7 @@ struct Load {
 impl Load {
     /// Against backends that echo.
     fn start(client: &Client, method: &'static str, streams: usize) -> Self {
-        Self::expecting(client, method, streams, |sent| sent.to_owned())
+        Self::expecting(client, method, streams, str::to_owned)
     }
 
     fn expecting(
