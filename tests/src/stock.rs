@@ -64,7 +64,8 @@ impl Client {
             "node": {"id": format!("stock-{name}"), "locality": {}},
         });
         std::fs::write(&bootstrap, text.to_string()).unwrap();
-        let protoset = mesh.path("heddle.protoset");
+        // Its own file: another client that starts would write it anew while this one reads.
+        let protoset = mesh.path(&format!("{name}.protoset"));
         std::fs::write(&protoset, heddle_proto::DESCRIPTOR_SET).unwrap();
         let start = kind.start().arg("xds:///heddle-echo").arg(protoset);
         let process = start.env("GRPC_XDS_BOOTSTRAP", bootstrap).spawn();
