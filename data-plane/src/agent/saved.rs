@@ -15,7 +15,7 @@ use super::{
     schema::Schema,
     validate::{CheckPlan, Origin, check},
 };
-use crate::state_dir::StateDir;
+use crate::state_dir::{Keeper, StateDir};
 
 const FILE: &str = "instances";
 /// Descriptors kept beside them; over this they are asked for again after a restart.
@@ -23,8 +23,6 @@ const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// Between two writes: the first change is written at once, lest a kill forget a registration; what comes in this
 /// time is one more write. Each is the whole set, with a sync of the disk.
 const REST: Duration = Duration::from_millis(200);
-/// A disk that is full or a folder that may not be written is tried again so often, whether something changes or not.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
@@ -114,34 +112,21 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
 
 /// Writes after every change, for ever.
 pub async fn keep(dir: StateDir, agent: Agent) {
+    let loss = "after a restart instances are known once they register again";
+    let mut keeper = Keeper::new(dir, FILE, REST, loss);
     let mut changes = agent.changes();
     let mut written: Vec<Arc<View>> = Vec::new();
-    let mut complained = false;
     loop {
         changes.borrow_and_update();
         let now = agent.registered();
         let same =
             now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
-            match write(&dir, agent.node(), &now).await {
-                Ok(()) if complained => {
-                    complained = false;
-                    info!("the state dir can be written again");
-                }
-                Ok(()) => {}
-                Err(error) => {
-                    if !complained {
-                        warn!(
-                            "the state dir cannot be written ({error}): after a restart instances are known once they register again"
-                        );
-                    }
-                    complained = true;
-                    tokio::time::sleep(TRY_AGAIN).await;
-                    continue;
-                }
+            let (node, views) = (agent.node().to_owned(), now.clone());
+            if !keeper.write(move || encode(&node, &views)).await {
+                continue;
             }
             written = now;
-            tokio::time::sleep(REST).await;
         }
         if changes.changed().await.is_err() {
             return;
@@ -151,18 +136,11 @@ pub async fn keep(dir: StateDir, agent: Agent) {
 
 /// Writes what is registered now.
 pub async fn save(dir: &StateDir, agent: &Agent) {
-    if let Err(error) = write(dir, agent.node(), &agent.registered()).await {
+    let (node, views) = (agent.node().to_owned(), agent.registered());
+    let written = dir.write_off_thread(FILE, move || encode(&node, &views));
+    if let Err(error) = written.await {
         warn!("the state dir cannot be written: {error}");
     }
-}
-
-async fn write(dir: &StateDir, node: &str, views: &[Arc<View>]) -> Result<(), String> {
-    let value = encode(node, views);
-    let dir = dir.clone();
-    let written = tokio::task::spawn_blocking(move || dir.write(FILE, &value)).await;
-    written
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())
 }
 
 fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {

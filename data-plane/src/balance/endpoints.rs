@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::slow_start::Warming;
+use super::slow_start::{self, Warming};
 
 /// What health checks and the control plane say of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +69,24 @@ pub struct Endpoint {
     pub zone: Arc<str>,
 }
 
+#[cfg(test)]
+impl Endpoint {
+    /// A healthy one of node `a`, for tests to change in what they look at.
+    pub(crate) fn of_test(uid: u64) -> Self {
+        Self {
+            uid,
+            id: format!("e{uid}").into(),
+            node: "a".into(),
+            version: "".into(),
+            target: Target::Local(([127, 0, 0, 1], 1).into()),
+            weight: 1,
+            health: Health::Healthy,
+            region: "".into(),
+            zone: "".into(),
+        }
+    }
+}
+
 /// All endpoints of one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
@@ -102,7 +120,7 @@ impl Group {
 
 impl Candidates {
     /// The usable endpoints of `set` in three groups as seen from a locality: same zone, same region, the rest;
-    /// `warming` says which of them are in slow start.
+    /// `warming`, sorted by uid, says which of them are in slow start.
     #[must_use]
     pub fn new(set: &EndpointSet, region: &str, zone: &str, warming: &[Warming]) -> Self {
         let mut groups = vec![Group::default(), Group::default(), Group::default()];
@@ -115,11 +133,15 @@ impl Candidates {
             if let Some(group) = groups.get_mut(distance) {
                 let sum = group.total_weight() + u64::from(endpoint.weight.max(1));
                 group.members.push((Arc::clone(endpoint), sum));
-                let slow = warming.iter().find(|(uid, _)| *uid == endpoint.uid);
-                group.warming.extend(slow);
+                if let Some(since) = slow_start::since(warming, endpoint.uid) {
+                    group.warming.push((endpoint.uid, since));
+                }
             }
         }
         groups.retain(|group| !group.members.is_empty());
+        for group in &mut groups {
+            group.warming.sort_unstable();
+        }
         Self { groups }
     }
 

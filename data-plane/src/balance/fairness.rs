@@ -9,9 +9,7 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
-use super::{
-    Endpoint, EndpointSet, Health, Target, endpoints::Candidates, ewma::PeakEwma, pick::pick,
-};
+use super::{Endpoint, EndpointSet, endpoints::Candidates, ewma::PeakEwma, pick::pick};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -27,19 +25,7 @@ struct Bench {
 
 impl Bench {
     fn new(endpoints: u64) -> Self {
-        let endpoint = |uid| {
-            Arc::new(Endpoint {
-                uid,
-                id: format!("e{uid}").into(),
-                node: "a".into(),
-                version: "".into(),
-                target: Target::Local(([127, 0, 0, 1], 1).into()),
-                weight: 1,
-                health: Health::Healthy,
-                region: "".into(),
-                zone: "".into(),
-            })
-        };
+        let endpoint = |uid| Arc::new(Endpoint::of_test(uid));
         let endpoints = (0..endpoints).map(endpoint).collect();
         Self {
             candidates: Candidates::new(&EndpointSet { endpoints }, "", "", &[]),

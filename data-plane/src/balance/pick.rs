@@ -61,11 +61,10 @@ fn is_admitted(
     below: &mut impl FnMut(u64) -> u64,
 ) -> bool {
     const WHOLE: u32 = 1 << 20;
-    let mut warming = group.warming.iter();
-    let Some((_, since)) = warming.find(|(uid, _)| *uid == endpoint.uid) else {
+    let Some(since) = slow_start::since(&group.warming, endpoint.uid) else {
         return true;
     };
-    let share = slow_start::share(*since, now) * f64::from(WHOLE);
+    let share = slow_start::share(since, now) * f64::from(WHOLE);
     share >= f64::from(WHOLE) || (below(u64::from(WHOLE)) as f64) < share
 }
 
@@ -137,19 +136,14 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
-    use crate::balance::endpoints::{EndpointSet, Health, Target};
+    use crate::balance::endpoints::{EndpointSet, Health};
 
     fn endpoint(uid: u64, weight: u32, health: Health, zone: &str) -> Arc<Endpoint> {
         Arc::new(Endpoint {
-            uid,
-            id: format!("e{uid}").into(),
-            node: "a".into(),
-            version: "v1".into(),
-            target: Target::Local(([127, 0, 0, 1], 1).into()),
             weight,
             health,
-            region: "".into(),
             zone: zone.into(),
+            ..Endpoint::of_test(uid)
         })
     }
 

@@ -20,6 +20,13 @@ pub fn share(since: Instant, now: Instant) -> f64 {
 /// An endpoint in slow start: its uid, and since when it is usable.
 pub type Warming = (u64, Instant);
 
+/// Since when an endpoint is in slow start, if it is one of these, which are sorted by uid.
+#[must_use]
+pub fn since(warming: &[Warming], uid: u64) -> Option<Instant> {
+    let at = warming.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
+    warming.get(at).map(|(_, since)| *since)
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Usable {
     since: Instant,
@@ -63,7 +70,7 @@ impl SlowStart {
         self.warming(service, now)
     }
 
-    /// Who of a service is warming, if nothing else changed.
+    /// Who of a service is warming, if nothing else changed; sorted by uid.
     #[must_use]
     pub fn warming(&self, service: &str, now: Instant) -> Vec<Warming> {
         let mut warming: Vec<Warming> = self
@@ -76,6 +83,11 @@ impl SlowStart {
             .collect();
         warming.sort_unstable();
         warming
+    }
+
+    /// Takes a service as one that was never seen.
+    pub fn forget(&mut self, service: &str) {
+        self.services.remove(service);
     }
 
     /// Forgets services that are gone.

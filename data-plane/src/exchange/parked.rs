@@ -2,6 +2,7 @@
 //! The control side is told once, fetches and swaps a table in; then they go on in the order they came. Bounded per
 //! service, and each waits within its deadline; no call whose service is held comes here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -178,7 +179,7 @@ impl Worker {
     }
 
     /// Nobody has called these services for long: what is counted of them goes.
-    pub(crate) fn forget(&mut self, services: &[Arc<str>]) {
+    pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
         for service in services {
             if self.services.get(service).is_some_and(|s| s.pending == 0) {

@@ -166,7 +166,7 @@ impl Weaver {
             let old = self.made.remove(&name);
             if old.as_ref().is_some_and(|(old, _)| !old.held && spec.held) {
                 // The others were there all the time: only this node has not known them.
-                self.slow_start.retain(|other| *other != *name);
+                self.slow_start.forget(&name);
             }
             let (endpoints, warming) = match old {
                 Some((old, set)) if old.endpoints == spec.endpoints => {

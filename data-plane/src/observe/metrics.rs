@@ -1,7 +1,7 @@
 //! One worker's series by service, method, status and reason. Outcomes come in on the worker's thread; the
 //! control runtime reads the same atomics. The only lock is taken when a series is made, never per call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -194,8 +194,8 @@ impl Recorder {
     }
 
     /// Drops what was counted of calls to these services.
-    pub fn forget(&mut self, services: &[Arc<str>]) {
-        let named = |name: &str| services.iter().any(|service| **service == *name);
+    pub fn forget(&mut self, services: &HashSet<Arc<str>>) {
+        let named = |name: &str| services.contains(name);
         if let Some(of) = self.services.get_mut(Role::Outbound as usize) {
             of.retain(|name, _| !named(name));
         }

@@ -3,6 +3,8 @@
 //! lies in a file's place is set aside and told, never trusted and never fatal. What the values mean is the rooms' that
 //! keep them.
 
+mod keep;
+
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
@@ -14,6 +16,8 @@ use std::{
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
+
+pub use keep::Keeper;
 
 /// Begins every file; one byte more is the version of this layout.
 const MAGIC: &[u8; 7] = b"heddle\0";
@@ -109,6 +113,22 @@ impl StateDir {
             let _ = fs::remove_file(&temporary);
         }
         written
+    }
+
+    /// The same from a task: on a thread that may wait for the disk, where the value is made too.
+    ///
+    /// # Errors
+    /// The file system's words.
+    pub async fn write_off_thread(
+        &self,
+        name: &'static str,
+        value: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> Result<(), String> {
+        let dir = self.clone();
+        let written = tokio::task::spawn_blocking(move || dir.write(name, &value())).await;
+        written
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())
     }
 
     fn replace(&self, name: &str, temporary: &Path, value: &[u8]) -> io::Result<()> {

@@ -3,9 +3,10 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
-use super::{HEADER, KEPT_ASIDE, MAX_BYTES, StateDir, StateDirError, entries};
+use super::{HEADER, KEPT_ASIDE, Keeper, MAX_BYTES, StateDir, StateDirError, entries};
 
 fn asides(dir: &Path, name: &str) -> usize {
     entries(dir, &format!("{name}.bad-")).len()
@@ -128,6 +129,23 @@ fn a_write_that_fails_keeps_the_old_value_and_works_again_later() {
     fs::set_permissions(path.join("x"), fs::Permissions::from_mode(0o000)).unwrap();
     dir.write("x", b"new").unwrap();
     assert_eq!(dir.read("x").unwrap(), "new");
+}
+
+#[tokio::test]
+async fn a_keeper_says_when_to_try_again_and_goes_on_when_it_can() {
+    let temp = tempfile::tempdir().unwrap();
+    let (path, moved) = (temp.path().join("state"), temp.path().join("moved"));
+    let dir = StateDir::open(&path).unwrap();
+    let mut keeper = Keeper::new(dir.clone(), "x", Duration::ZERO, "a test begins anew");
+    keeper.again = Duration::ZERO;
+    assert!(keeper.write(|| b"old".to_vec()).await);
+    fs::rename(&path, &moved).unwrap();
+    assert!(!keeper.write(|| b"new".to_vec()).await);
+    assert!(!keeper.write(|| b"newer".to_vec()).await);
+    fs::rename(&moved, &path).unwrap();
+    assert_eq!(dir.read("x").unwrap(), "old");
+    assert!(keeper.write(|| b"newest".to_vec()).await);
+    assert_eq!(dir.read("x").unwrap(), "newest");
 }
 
 #[test]

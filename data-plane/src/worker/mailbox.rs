@@ -2,6 +2,7 @@
 //! pointer, metrics through atomics. What stands here is all that threads share; the worker itself shares
 //! nothing else.
 
+use std::collections::HashSet;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(crate) enum Command {
     /// There is a new table beside the mailbox.
     Table,
     /// Drop what is counted of these services: nobody has called them for long.
-    Forget(Arc<[Arc<str>]>),
+    Forget(Arc<HashSet<Arc<str>>>),
     /// Stop accepting, say goodbye, finish calls.
     Drain,
     /// List the connections.

@@ -142,18 +142,8 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
 
 #[test]
 fn what_left_the_table_is_forgotten_once_its_last_call_has_ended() {
-    use crate::balance::{Endpoint, EndpointSet, Health, Target};
-    let endpoint = Arc::new(Endpoint {
-        uid: 7,
-        id: "e".into(),
-        node: "a".into(),
-        version: "".into(),
-        target: Target::Local(([127, 0, 0, 1], 1).into()),
-        weight: 1,
-        health: Health::Healthy,
-        region: "".into(),
-        zone: "".into(),
-    });
+    use crate::balance::{Endpoint, EndpointSet};
+    let endpoint = Arc::new(Endpoint::of_test(7));
     let mut service = crate::route::Service::new("echo", "default");
     service.endpoints = Arc::new(EndpointSet {
         endpoints: vec![Arc::clone(&endpoint)],

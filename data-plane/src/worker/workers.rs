@@ -1,7 +1,7 @@
 //! The control side's handle on all workers: start, listen, publish a table, drain, read metrics. Called from
 //! the control runtime only; nothing here runs on a worker's thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ impl Workers {
     }
 
     /// Drops what was counted of services that nobody calls any more.
-    pub fn forget(&self, services: &Arc<[Arc<str>]>) {
+    pub fn forget(&self, services: &Arc<HashSet<Arc<str>>>) {
         self.tell(|| Command::Forget(Arc::clone(services)));
     }
 

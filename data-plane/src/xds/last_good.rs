@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{ASSIGNMENT, CLUSTER, INDEX, resources::Resources};
-use crate::state_dir::StateDir;
+use crate::state_dir::{Keeper, StateDir};
 
 const FILE: &str = "xds";
 /// Between two writes: what comes in this time is one more write. Each is the whole state, with a sync of the disk.
@@ -83,23 +83,15 @@ pub struct Snapshot {
 /// Writes each newer snapshot, for ever. Nothing is written before the first full answer: half a mesh is no
 /// good state.
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
-    let mut complained = false;
-    while newest.changed().await.is_ok() {
+    let mut keeper = Keeper::new(dir, FILE, REST, "a restart begins with older state");
+    let mut done = true;
+    while !done || newest.changed().await.is_ok() {
         let snapshot = newest.borrow_and_update().clone();
-        if !snapshot.resources.complete() {
-            continue;
+        done = true;
+        if snapshot.resources.complete() {
+            let node = node.clone();
+            done = keeper.write(move || encode(node, &snapshot)).await;
         }
-        match write(&dir, &node, snapshot).await {
-            Ok(()) => complained = false,
-            Err(error) if !complained => {
-                complained = true;
-                warn!(
-                    "the state dir cannot be written ({error}): a restart begins with older state"
-                );
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(REST).await;
     }
 }
 
@@ -108,13 +100,9 @@ pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snaps
 /// # Errors
 /// The file system's words.
 pub async fn write(dir: &StateDir, node: &str, snapshot: Snapshot) -> Result<(), String> {
-    let dir = dir.clone();
     let node = node.to_owned();
-    let written =
-        tokio::task::spawn_blocking(move || dir.write(FILE, &encode(node, &snapshot))).await;
-    written
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())
+    dir.write_off_thread(FILE, move || encode(node, &snapshot))
+        .await
 }
 
 fn encode(node: String, snapshot: &Snapshot) -> Vec<u8> {

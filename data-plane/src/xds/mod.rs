@@ -14,7 +14,7 @@ pub mod translate;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -57,7 +57,7 @@ pub trait Callers: Send + Sync {
     /// What callers on this node have done to each service, ever.
     fn used(&self) -> HashMap<Arc<str>, Use>;
     /// Nobody uses these any more: what is counted of them goes.
-    fn forget(&self, services: &Arc<[Arc<str>]>);
+    fn forget(&self, services: &Arc<HashSet<Arc<str>>>);
     /// What they do to each service and locality, worker by worker.
     fn loads(&self) -> Vec<Arc<LocalityLoad>>;
 }
@@ -67,7 +67,7 @@ impl Callers for Workers {
         Self::used(self)
     }
 
-    fn forget(&self, services: &Arc<[Arc<str>]>) {
+    fn forget(&self, services: &Arc<HashSet<Arc<str>>>) {
         Self::forget(self, services);
     }
 

@@ -107,11 +107,7 @@ impl Resources {
                 self.no_cluster.remove(&resource.name);
             }
         }
-        for name in response
-            .removed_resources
-            .iter()
-            .filter(|name| wanted(name))
-        {
+        for name in removed(response, demand) {
             self.clusters.remove(name);
             self.assignments.remove(name);
             self.no_assignment.remove(name);
@@ -135,11 +131,7 @@ impl Resources {
         }
         // One that goes while its cluster stays: clients keep what they have (xDS). One that never came is known not to
         // be there.
-        for name in response
-            .removed_resources
-            .iter()
-            .filter(|name| wanted(name))
-        {
+        for name in removed(response, demand) {
             if !self.assignments.contains_key(name) {
                 applied.changed |= self.no_assignment.insert(name.clone());
             }
@@ -288,6 +280,15 @@ impl Resources {
             complete: self.complete(),
         }
     }
+}
+
+/// What is asked for, and the control plane says that there is not.
+fn removed<'r>(
+    response: &'r DeltaDiscoveryResponse,
+    demand: &'r Demand,
+) -> impl Iterator<Item = &'r String> {
+    let names = response.removed_resources.iter();
+    names.filter(move |name| demand.wants(name))
 }
 
 fn take<T>(

@@ -1,6 +1,6 @@
 //! Calls to services whose endpoints are not held: the control side is told once, and they wait for the table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use heddle_proxy::observe::load::{Load, take_all};
@@ -211,8 +211,8 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
     assert_eq!(load, expect);
     assert!(load.latency_us > 0);
 
-    let names: Arc<[Arc<str>]> = vec!["echo.default".into()].into();
-    node.workers.forget(&names);
+    let names = HashSet::from([Arc::<str>::from("echo.default")]);
+    node.workers.forget(&Arc::new(names));
     node.until("it is forgotten", |m| m.calls.is_empty()).await;
     assert!(node.workers.loads().is_empty());
     // Called again it begins anew, and what was under way is no part of that.

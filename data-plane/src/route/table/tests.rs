@@ -68,15 +68,8 @@ fn the_callers_namespace_comes_first() {
 #[test]
 fn a_deserted_service_gives_way_in_its_namespace_only() {
     let endpoint = Arc::new(Endpoint {
-        uid: 1,
-        id: "e".into(),
-        node: "a".into(),
-        version: "".into(),
-        target: Target::Local("127.0.0.1:1".parse().unwrap()),
-        weight: 1,
         health: crate::balance::Health::Draining,
-        region: "".into(),
-        zone: "".into(),
+        ..Endpoint::of_test(1)
     });
     let mut builder = RouteTable::builder("a", &[]);
     for (name, namespace, instances) in [
@@ -107,15 +100,9 @@ fn calls_of_other_nodes_go_to_instances_here_that_take_calls() {
     let address = "127.0.0.1:1".parse().unwrap();
     let endpoint = |uid, target, health| {
         Arc::new(Endpoint {
-            uid,
-            id: format!("e{uid}").into(),
-            node: "a".into(),
-            version: "".into(),
             target,
-            weight: 1,
             health,
-            region: "".into(),
-            zone: "".into(),
+            ..Endpoint::of_test(uid)
         })
     };
     let mut service = Service::new("echo", "default");

@@ -5,6 +5,7 @@
 mod stream;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -334,8 +335,8 @@ impl XdsClient {
         debug!(services = gone.len(), "not used for long: dropped");
         self.resources.leave(&gone);
         self.publish();
-        let names: Arc<[Arc<str>]> = gone.iter().map(|name| Arc::from(name.as_str())).collect();
-        self.callers.forget(&names);
+        let names: HashSet<Arc<str>> = gone.iter().map(|name| Arc::from(name.as_str())).collect();
+        self.callers.forget(&Arc::new(names));
         stream.follow(&self.demand).await
     }
 

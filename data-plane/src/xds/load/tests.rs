@@ -1,6 +1,6 @@
 //! Reports against a control plane whose every word the test says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_server::{
@@ -57,7 +57,7 @@ impl Callers for Two {
     fn used(&self) -> HashMap<Arc<str>, Use> {
         HashMap::new()
     }
-    fn forget(&self, _: &Arc<[Arc<str>]>) {}
+    fn forget(&self, _: &Arc<HashSet<Arc<str>>>) {}
     fn loads(&self) -> Vec<Arc<LocalityLoad>> {
         self.0.clone()
     }
