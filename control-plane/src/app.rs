@@ -190,7 +190,8 @@ pub(crate) struct Plane {
     pub(crate) stop: CancellationToken,
 }
 
-/// Services by the names that health answers to; the empty one is the whole process.
+/// Services by the names that health answers to and reflection lists; the empty one, which only health knows, is the
+/// whole process.
 const SERVED: &[&str] = &[
     "",
     NodeSessionServer::<()>::NAME,
@@ -260,19 +261,15 @@ impl Plane {
 
 /// What reflection lists: everything that is served here.
 fn describe() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
+    let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(heddle_proto::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(xds::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
-        .with_service_name(NodeSessionServer::<()>::NAME)
-        .with_service_name(RegistryServer::<()>::NAME)
-        .with_service_name(MeshStatusServer::<()>::NAME)
-        .with_service_name(ReplicaServer::<()>::NAME)
-        .with_service_name(Ads::NAME)
-        .with_service_name(ClientStatusDiscoveryServiceServer::<()>::NAME)
-        .with_service_name(LoadReportingServiceServer::<()>::NAME)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);
+    let served = SERVED.iter().filter(|name| !name.is_empty());
+    served
+        .fold(builder, |builder, name| builder.with_service_name(*name))
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection")

@@ -20,7 +20,7 @@ pub(crate) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppErr
     match &options.store {
         StoreOption::Embedded(path) => {
             let name = format!("embedded:{}", path.display());
-            if let Some(option) = given_for_etcd(options).first() {
+            if let Some(option) = given_for_etcd(options) {
                 return Err(AppError::NotForStore {
                     option,
                     store: name,
@@ -36,7 +36,8 @@ pub(crate) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppErr
     }
 }
 
-fn given_for_etcd(options: &Options) -> Vec<&'static str> {
+/// The first option that is given although only an etcd has a use for it.
+fn given_for_etcd(options: &Options) -> Option<&'static str> {
     let given = [
         ("--store-ca", options.store_ca.is_some()),
         ("--store-cert", options.store_cert.is_some()),
@@ -49,8 +50,7 @@ fn given_for_etcd(options: &Options) -> Vec<&'static str> {
     ];
     given
         .into_iter()
-        .filter_map(|(option, given)| given.then_some(option))
-        .collect()
+        .find_map(|(option, given)| given.then_some(option))
 }
 
 fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {

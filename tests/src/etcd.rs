@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::page;
 use crate::place::{folder, free_port};
-use crate::process::{Process, Ran, Start, run};
+use crate::process::{Process, Start, run};
 use crate::tools::go_peer;
 use crate::until::{seen, until};
 
@@ -248,17 +248,16 @@ impl Etcd {
     /// Waits until the members that run agree on a leader, and says which it is.
     pub async fn leader(&self) -> usize {
         until("etcd has a leader", async || {
-            let mut leaders = Vec::new();
-            for member in self.members.iter().filter(|it| it.process.is_some()) {
+            let mut leading = Vec::new();
+            for (n, member) in self.members.iter().enumerate() {
+                if member.process.is_none() {
+                    continue;
+                }
                 let (_, body) = page::get(member.metrics, "/metrics").await?;
-                leaders.push(body.lines().any(|line| line == "etcd_server_is_leader 1"));
+                if body.lines().any(|line| line == "etcd_server_is_leader 1") {
+                    leading.push(n);
+                }
             }
-            let running = (0..self.members.len()).filter(|n| self.members[*n].process.is_some());
-            let leading: Vec<usize> = running
-                .zip(&leaders)
-                .filter(|(_, leads)| **leads)
-                .map(|(member, _)| member)
-                .collect();
             match leading[..] {
                 [leader] => Ok(leader),
                 _ => Err(format!("leaders: {leading:?}")),
@@ -267,8 +266,8 @@ impl Etcd {
         .await
     }
 
-    /// Runs etcdctl against all members.
-    pub async fn try_ctl(&self, args: &[&str]) -> Ran {
+    /// Runs etcdctl against all members; what it prints, and a panic if it fails.
+    pub async fn ctl(&self, args: &[&str]) -> String {
         let mut start = Start::new("etcdctl", &go_peer("etcdctl"))
             .args(["--endpoints", &self.urls().join(",")])
             .args(args);
@@ -278,12 +277,7 @@ impl Etcd {
                 .args(["--cert".as_ref(), tls.client_cert.as_os_str()])
                 .args(["--key".as_ref(), tls.client_key.as_os_str()]);
         }
-        run(start).await
-    }
-
-    /// As `try_ctl`; what it prints, and a panic if it fails.
-    pub async fn ctl(&self, args: &[&str]) -> String {
-        let ran = self.try_ctl(args).await;
+        let ran = run(start).await;
         assert!(ran.code == Some(0), "etcdctl {args:?}: {}", ran.all());
         ran.stdout
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heddle_control::store::{
-    Changes, Compare, Etcd as Engine, EtcdOptions, Op, Revision, Store, StoreError, Txn, Watch,
+    Changes, Compare, Etcd as Engine, EtcdOptions, LeaseId, Op, Revision, Store, StoreError, Txn,
+    Watch,
 };
 use heddle_tests::etcd::Etcd;
 use heddle_tests::until::{PATIENCE, seen, until};
@@ -61,6 +62,17 @@ impl Writer {
     }
 }
 
+/// Keeps a lease alive as soon as the store lets it.
+async fn keep(store: &Engine, lease: LeaseId) {
+    until("the lease is kept", async || {
+        store
+            .keep_alive(lease)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+}
+
 /// Every write of the book came exactly once and in order.
 async fn follow(watch: &mut Watch, writer: &Writer) {
     let mut given = Vec::new();
@@ -90,13 +102,7 @@ async fn a_watch_and_a_lease_outlive_the_leader() {
         }
         let leader = etcd.leader().await;
         etcd.kill(leader).await;
-        let keep = store.clone();
-        let beat = until("the lease is kept", async || {
-            keep.keep_alive(lease)
-                .await
-                .map_err(|error| error.to_string())
-        });
-        tokio::join!(beat, async {
+        tokio::join!(keep(&store, lease), async {
             for _ in 0..5 {
                 writer.write().await;
             }
@@ -136,13 +142,7 @@ async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
     etcd.spawn(0);
     etcd.restart(1).await;
     writer.write().await;
-    until("the lease is kept again", async || {
-        store
-            .keep_alive(lease)
-            .await
-            .map_err(|error| error.to_string())
-    })
-    .await;
+    keep(&store, lease).await;
     follow(&mut watch, &writer).await;
 }
 
@@ -282,13 +282,7 @@ async fn users_and_tls_are_spoken() {
     // The token runs out after a second without a call; calls and streams get a new one.
     tokio::time::sleep(Duration::from_millis(2500)).await; // time itself is what is tested
     assert!(store.get("a").await.unwrap().is_some());
-    until("the lease is kept", async || {
-        store
-            .keep_alive(lease)
-            .await
-            .map_err(|error| error.to_string())
-    })
-    .await;
+    keep(&store, lease).await;
     let wrong = [
         (
             options(Some(("mesh", "wrong")), "heddle/"),

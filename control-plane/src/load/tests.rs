@@ -265,6 +265,17 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
         );
     }
     assert_eq!(edges(&loads).len(), 3);
+    // Even as a proxy does.
+    let namesake = loads.join("node-a", "grpc-go").unwrap();
+    namesake.report(
+        read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]),
+        USUAL,
+        now(),
+    );
+    assert_eq!(
+        edges(&loads)[..2],
+        ["node-a orders.shop ", "node-a users.default eu/b"]
+    );
 }
 
 #[test]

@@ -59,7 +59,7 @@ async fn try_tell(registry: &Registry, claimant: &NodeIdentity) -> Result<(), St
     let result = registry.txn_told(txn, &[fact]).await;
     if !result.as_ref().is_ok_and(|done| done.succeeded) {
         // Another was quicker, or the store is away: no key hangs on it.
-        let _ = store.revoke(lease).await;
+        registry.end_unused(lease).await;
     }
     result.map(drop)
 }

@@ -4,19 +4,19 @@
 
 use heddle_proto::store::v1::DutyRecord;
 use prost::Message as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Batch, Registry, Subscription, event::Fact, gc, keep, presence::Seat, sweep};
+use super::{Registry, Subscription, event::Fact, gc, keep, presence::Seat, sweep};
 use crate::store::{Compare, Op, Revision, StoreError, Txn, keys};
 
 /// Verdicts about nodes that lapsed, records of services, garbage.
-pub(super) const SWEEPER: &str = "sweeper";
+const SWEEPER: &str = "sweeper";
 /// An attempt that failed, or news that got lost, are followed by another look after so long.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// The right to do the sweeper's work: part of the condition of all that it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held(pub(super) Revision);
+pub(super) struct Held(Revision);
 
 impl Held {
     pub(super) fn compare(self) -> Compare {
@@ -62,9 +62,8 @@ async fn won(registry: &Registry, changes: &mut Subscription) -> Held {
         if let Some(held) = registry.held() {
             return held;
         }
-        let seat = *registry.seat().borrow();
         let free = registry.read(|view| view.duty(SWEEPER).is_none());
-        if let Some(seat) = seat
+        if let Some(seat) = registry.seat()
             && free
         {
             let result = take(registry, seat).await;
@@ -76,23 +75,15 @@ async fn won(registry: &Registry, changes: &mut Subscription) -> Held {
             }
         }
         if registry.held().is_none() {
-            let _ = tokio::time::timeout(LOOK, next(changes)).await;
+            let _ = tokio::time::timeout(LOOK, changes.of_replicas()).await;
         }
     }
 }
 
 async fn lost(registry: &Registry, changes: &mut Subscription, held: Held) {
     while registry.held() == Some(held) {
-        next(changes).await;
+        changes.of_replicas().await;
     }
-}
-
-/// The next batch that tells of replicas.
-async fn next(changes: &mut Subscription) {
-    while let Batch {
-        replicas: false, ..
-    } = changes.next().await
-    {}
 }
 
 async fn take(registry: &Registry, seat: Seat) -> Result<Option<Revision>, StoreError> {
@@ -114,6 +105,11 @@ async fn take(registry: &Registry, seat: Seat) -> Result<Option<Revision>, Store
     let fact = Fact::of_mesh("duty-taken", &cause);
     let result = registry.txn_told(txn, &[fact]).await?;
     Ok(result.succeeded.then_some(result.revision))
+}
+
+/// The time by which the sweeper's work is due: monotonic, and virtual where tests have it so.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 impl Registry {

@@ -133,7 +133,7 @@ impl Registry {
             return self.store().txn(txn).await;
         }
         let chronicle = self.chronicle();
-        let mut lost = None;
+        let mut lost = false;
         loop {
             let lease = chronicle.lease(self).await?;
             let mut told = txn.clone();
@@ -143,9 +143,9 @@ impl Registry {
             told.then.extend(ops);
             match self.store().txn(told).await {
                 // The store has lost it (it was set back, say): the events get a new one, once.
-                Err(StoreError::LeaseNotFound(id)) if id == lease && lost.is_none() => {
+                Err(StoreError::LeaseNotFound(id)) if id == lease && !lost => {
                     chronicle.forget(lease).await;
-                    lost = Some(lease);
+                    lost = true;
                 }
                 result => return result,
             }

@@ -5,11 +5,14 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,7 +22,7 @@ use super::{
     reach::Reach,
     schema,
 };
-use crate::store::{Changes, Revision, Store, StoreError, Watch, keys};
+use crate::store::{Changes, LeaseId, Revision, Store, StoreError, Watch, keys};
 
 /// Pause before the store is read again after its watch broke.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);
@@ -40,7 +43,7 @@ struct Inner {
     node_watches: Mutex<HashMap<String, watch::Sender<Option<Node>>>>,
     /// When each node whose session is here was heard of last; bounded by the nodes that are alive.
     beats: Mutex<HashMap<String, Instant>>,
-    seat: watch::Sender<Option<Seat>>,
+    seat: Mutex<Option<Seat>>,
     /// This replica's record is gone.
     left: CancellationToken,
     chronicle: Chronicle,
@@ -82,7 +85,7 @@ impl Registry {
             subscribers: Mutex::default(),
             node_watches: Mutex::default(),
             beats: Mutex::default(),
-            seat: watch::Sender::new(None),
+            seat: Mutex::default(),
             left: CancellationToken::new(),
             chronicle: Chronicle::default(),
             reach: Reach::default(),
@@ -99,8 +102,7 @@ impl Registry {
     pub async fn join(&self, advertise: &str) -> Result<(), RegistryError> {
         let presence = Presence::join(self, advertise).await?;
         // Before it says that it is ready this replica knows itself.
-        let seat = *self.seat().borrow();
-        if let Some(seat) = seat {
+        if let Some(seat) = self.seat() {
             self.reached(seat.at).await;
         }
         let left = self.0.left.clone();
@@ -139,8 +141,20 @@ impl Registry {
         self.0.reach.on_result(result);
     }
 
-    pub(super) fn seat(&self) -> &watch::Sender<Option<Seat>> {
-        &self.0.seat
+    /// Ends a lease that nobody needs; if that fails it runs out by itself.
+    pub(super) async fn end_unused(&self, lease: LeaseId) {
+        if let Err(error) = self.store().revoke(lease).await {
+            tracing::debug!(%error, "an unused lease was not revoked");
+        }
+    }
+
+    /// This replica's place; none: it has not joined, or has lost it.
+    pub(super) fn seat(&self) -> Option<Seat> {
+        *lock(&self.0.seat)
+    }
+
+    pub(super) fn set_seat(&self, seat: Option<Seat>) {
+        *lock(&self.0.seat) = seat;
     }
 
     pub(super) fn chronicle(&self) -> &Chronicle {
@@ -202,22 +216,18 @@ impl Registry {
     }
 
     /// The node was heard of.
-    pub(super) fn on_beat(&self, node: &str, now: Instant) {
-        lock(&self.0.beats).insert(node.to_owned(), now);
+    pub(super) fn on_beat(&self, node: &str) {
+        lock(&self.0.beats).insert(node.to_owned(), Instant::now());
     }
 
     /// Nodes that hold their lease by a session here, have something to lose, and missed a beat.
-    pub(super) fn late_here(&self, now: Instant) -> usize {
+    pub(super) fn late_here(&self) -> usize {
         let late = self.options().renew_interval * 3 / 2;
         self.read(|view| {
             let mut beats = lock(&self.0.beats);
             let is_here = |node: &Node| node.alive && node.replica == self.options().replica;
             beats.retain(|name, _| view.node(name).is_some_and(is_here));
-            let is_late = |name: &str| {
-                beats
-                    .get(name)
-                    .is_none_or(|at| now.saturating_duration_since(*at) > late)
-            };
+            let is_late = |name: &str| beats.get(name).is_none_or(|at| at.elapsed() > late);
             view.nodes()
                 .filter(|node| is_here(node) && view.instances_on(&node.name) > 0)
                 .filter(|node| is_late(&node.name))
@@ -228,14 +238,14 @@ impl Registry {
     /// Nodes whose beats are remembered.
     #[cfg(test)]
     pub(super) fn beats(&self) -> usize {
-        self.late_here(Instant::now());
+        self.late_here();
         lock(&self.0.beats).len()
     }
 
     /// How many nodes hold their lease, have something to lose, and could lapse soon: those that are late here, those
     /// that other replicas call late, and those whose replica has gone.
-    pub(super) fn overdue(&self, now: Instant) -> usize {
-        let here = self.late_here(now);
+    pub(super) fn overdue(&self) -> usize {
+        let here = self.late_here();
         let own = &self.options().replica;
         self.read(|view| {
             let told = view.replicas().filter(|it| *it.name != **own);
@@ -332,6 +342,11 @@ impl Subscription {
             }
             self.0.arrived.notified().await;
         }
+    }
+
+    /// Waits for a batch that tells of replicas or of their duties, and passes over all others.
+    pub(super) async fn of_replicas(&mut self) {
+        while !self.next().await.replicas {}
     }
 }
 

@@ -21,30 +21,11 @@ pub(super) struct Seat {
     pub(super) at: Revision,
 }
 
-/// What the record shall say.
-#[derive(Clone, Debug, PartialEq)]
-struct Says {
-    advertise: String,
-    late_nodes: u32,
-}
-
-impl Says {
-    fn record(&self, registry: &Registry) -> ReplicaRecord {
-        let options = registry.options();
-        ReplicaRecord {
-            name: options.replica.clone(),
-            process_id: options.process_id.clone(),
-            advertise: self.advertise.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            late_nodes: self.late_nodes,
-        }
-    }
-}
-
 pub(super) struct Presence {
     registry: Registry,
-    says: Says,
-    seat: Option<Seat>,
+    advertise: String,
+    /// As the record says.
+    late_nodes: u32,
     renewed: Instant,
     /// The clash was told.
     told: bool,
@@ -61,13 +42,10 @@ enum Taken {
 impl Presence {
     /// Writes the record. A name that another process holds is waited for as long as a dead one could hold it.
     pub(super) async fn join(registry: &Registry, advertise: &str) -> Result<Self, RegistryError> {
-        let mut presence = Self {
+        let presence = Self {
             registry: registry.clone(),
-            says: Says {
-                advertise: advertise.to_owned(),
-                late_nodes: 0,
-            },
-            seat: None,
+            advertise: advertise.to_owned(),
+            late_nodes: 0,
             renewed: Instant::now(),
             told: false,
         };
@@ -77,15 +55,14 @@ impl Presence {
         loop {
             match presence.take().await? {
                 Taken::By(seat) => {
-                    presence.seat = Some(seat);
-                    registry.seat().send_replace(Some(seat));
+                    registry.set_seat(Some(seat));
                     return Ok(presence);
                 }
                 Taken::Changed => {}
                 Taken::Held(other) => {
                     let name = &registry.options().replica;
                     tracing::info!(%name, "waiting for an earlier process of this replica's name");
-                    let news = tokio::time::timeout_at(patience, changes.next());
+                    let news = tokio::time::timeout_at(patience, changes.of_replicas());
                     if news.await.is_err() {
                         return Err(RegistryError::ReplicaTaken {
                             name: name.clone(),
@@ -97,12 +74,23 @@ impl Presence {
         }
     }
 
+    fn record(&self, late_nodes: u32) -> ReplicaRecord {
+        let options = self.registry.options();
+        ReplicaRecord {
+            name: options.replica.clone(),
+            process_id: options.process_id.clone(),
+            advertise: self.advertise.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            late_nodes,
+        }
+    }
+
     async fn take(&self) -> Result<Taken, StoreError> {
         let (registry, store) = (&self.registry, self.registry.store());
         let options = registry.options();
         let key = keys::replica(&options.replica);
         let found = store.get(&key).await?;
-        let record = self.says.record(registry);
+        let record = self.record(self.late_nodes);
         if let Some(found) = &found {
             let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
             // A process that was killed leaves its record behind. It has gone for sure if no other process can have
@@ -132,10 +120,8 @@ impl Presence {
         // With the old lease go the duties of the process that held it.
         let old = found.and_then(|KeyValue { lease, .. }| lease);
         let unused = if succeeded { old } else { Some(lease) };
-        if let Some(unused) = unused
-            && let Err(error) = store.revoke(unused).await
-        {
-            tracing::debug!(%error, "an unused lease was not revoked");
+        if let Some(unused) = unused {
+            registry.end_unused(unused).await;
         }
         let at = result?.revision;
         Ok(if succeeded {
@@ -160,8 +146,9 @@ impl Presence {
             }
             self.tell_late().await;
         }
-        self.registry.seat().send_replace(None);
-        if let Some(seat) = self.seat {
+        let seat = self.registry.seat();
+        self.registry.set_seat(None);
+        if let Some(seat) = seat {
             let revoked = self.registry.store().revoke(seat.lease);
             match tokio::time::timeout(LEAVE, revoked).await {
                 Ok(Ok(())) => {}
@@ -179,15 +166,14 @@ impl Presence {
 
     async fn renew(&mut self) {
         self.renewed = Instant::now();
-        if let Some(seat) = self.seat {
+        if let Some(seat) = self.registry.seat() {
             let result = self.registry.store().keep_alive(seat.lease).await;
             self.registry.on_store(&result);
             match result {
                 Ok(()) => return,
                 Err(StoreError::LeaseNotFound(_)) => {
                     tracing::warn!("this replica's lease lapsed; it joins anew");
-                    self.seat = None;
-                    self.registry.seat().send_replace(None);
+                    self.registry.set_seat(None);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "this replica's lease is not renewed");
@@ -200,8 +186,7 @@ impl Presence {
         match taken {
             Ok(Taken::By(seat)) => {
                 self.told = false;
-                self.seat = Some(seat);
-                self.registry.seat().send_replace(Some(seat));
+                self.registry.set_seat(Some(seat));
             }
             Ok(Taken::Held(other)) if !self.told => {
                 self.told = true;
@@ -218,18 +203,15 @@ impl Presence {
 
     /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too.
     async fn tell_late(&mut self) {
-        let late = self.registry.late_here(Instant::now().into_std());
-        let late_nodes = u32::try_from(late).unwrap_or(u32::MAX);
-        let Some(seat) = self.seat else { return };
-        if late_nodes == self.says.late_nodes {
+        let late_nodes = u32::try_from(self.registry.late_here()).unwrap_or(u32::MAX);
+        let Some(seat) = self.registry.seat() else {
+            return;
+        };
+        if late_nodes == self.late_nodes {
             return;
         }
-        let says = Says {
-            late_nodes,
-            ..self.says.clone()
-        };
         let key = keys::replica(&self.registry.options().replica);
-        let record = says.record(&self.registry).encode_to_vec();
+        let record = self.record(late_nodes).encode_to_vec();
         let txn = Txn {
             compare: vec![Compare::unchanged(&key, seat.at)],
             then: vec![Op::put_leased(&key, record, seat.lease)],
@@ -239,16 +221,12 @@ impl Presence {
         self.registry.on_store(&result);
         match result {
             Ok(done) if done.succeeded => {
-                self.says = says;
-                let seat = Seat {
-                    at: done.revision,
-                    ..seat
-                };
-                self.seat = Some(seat);
-                self.registry.seat().send_replace(Some(seat));
+                self.late_nodes = late_nodes;
+                let at = done.revision;
+                self.registry.set_seat(Some(Seat { at, ..seat }));
             }
             // The next renewal finds out what has become of the record.
-            Ok(_) => self.seat = None,
+            Ok(_) => self.registry.set_seat(None),
             Err(error) => tracing::debug!(%error, "late nodes are not told yet"),
         }
     }

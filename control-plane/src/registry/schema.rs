@@ -1,6 +1,6 @@
 //! Descriptors by the SHA-256 of their bytes, as the services gave them. In come uploads, checked before anything
-//! is written; out come the same bytes, whatever an engine takes in one value. No pass through generated descriptor types: it would drop extensions
-//! such as `google.api.http`.
+//! is written; out come the same bytes, whatever an engine takes in one value. No pass through generated descriptor
+//! types: it would drop extensions such as `google.api.http`.
 
 use bytes::{Bytes, BytesMut};
 use heddle_proto::store::v1::SchemaRecord;

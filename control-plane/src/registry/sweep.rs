@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::{
     Registry, View,
-    duty::Held,
+    duty::{Held, now},
     event::Fact,
     expiry::{Expiry, Verdict},
 };
@@ -49,15 +49,10 @@ pub(super) async fn run(registry: &Registry, held: Held) {
         if let Some(from) = registry.reach().judge_from(options.lease_ttl) {
             expiry.hold(from.into_std());
         }
-        let overdue = registry.overdue(now());
-        for verdict in expiry.verdicts(now(), overdue) {
+        for verdict in expiry.verdicts(now(), || registry.overdue()) {
             carry_out(registry, held, verdict).await;
         }
     }
-}
-
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {

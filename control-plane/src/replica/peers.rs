@@ -39,11 +39,11 @@ pub(super) struct Peer {
     lists: Arc<Semaphore>,
 }
 
-/// What all replicas together say.
+/// What the other replicas say.
 #[derive(Debug)]
-pub struct Answers<T> {
-    /// By replica, sorted by name.
-    pub answers: Vec<(Arc<str>, T)>,
+pub struct Answers {
+    /// In the order of the replicas' names.
+    pub answers: Vec<ListClientsResponse>,
     /// Names of those that did not answer, sorted.
     pub unanswered: Vec<String>,
 }
@@ -84,7 +84,7 @@ impl Peers {
     }
 
     /// The clients of all other replicas.
-    pub async fn list_clients(&self) -> Answers<ListClientsResponse> {
+    pub async fn list_clients(&self) -> Answers {
         let peers = self.now();
         let answers = join_all(peers.iter().map(Peer::list_clients)).await;
         let mut all = Answers {
@@ -93,7 +93,7 @@ impl Peers {
         };
         for (peer, answer) in peers.iter().zip(answers) {
             match answer {
-                Some(answer) => all.answers.push((Arc::clone(&peer.replica.name), answer)),
+                Some(answer) => all.answers.push(answer),
                 None => all.unanswered.push(peer.replica.name.to_string()),
             }
         }

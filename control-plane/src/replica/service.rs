@@ -56,12 +56,11 @@ impl Replica for ReplicaService {
         &self,
         request: Request<AwaitRemovalRequest>,
     ) -> Result<Response<AwaitRemovalResponse>, Status> {
-        let until = Instant::now();
         let _place = self.waits.try_acquire().map_err(|_| {
             Status::resource_exhausted(format!("{MAX_WAITS} waits for removals are under way here"))
         })?;
         let request = request.into_inner();
-        let until = until + wait(&request);
+        let until = Instant::now() + wait(&request);
         let (instance, revision) = (instance(&request)?, Revision(request.revision));
         let unacknowledged = self.own.unacknowledged(instance, revision, until).await;
         let unacknowledged = unacknowledged.unwrap_or_else(|| {

@@ -84,7 +84,7 @@ impl ServiceContent {
                 Audience::Proxy => true,
                 Audience::DirectLocal | Audience::DirectRemote => {
                     let local = audience == Audience::DirectLocal && row.loopback_node;
-                    !drains(row)
+                    !drains(&row.endpoint)
                         && reachable(row.endpoint.address.ip(), local)
                         && seen.insert(row.endpoint.address, ()).is_none()
                 }
@@ -118,7 +118,7 @@ pub fn hidden_from_direct_clients(
     } in rows
     {
         let address = endpoint.address;
-        let why = if endpoint.health == HealthStatus::Draining {
+        let why = if drains(&endpoint) {
             "it is leaving: clients that have no better choice would call it all the same"
                 .to_owned()
         } else if address.ip().is_unspecified() {
@@ -140,8 +140,8 @@ pub fn hidden_from_direct_clients(
 }
 
 /// Envoy in panic mode (few healthy endpoints) calls those that drain as well: gone for it is what is not there.
-fn drains(row: &Row) -> bool {
-    row.endpoint.health == HealthStatus::Draining
+fn drains(endpoint: &Endpoint) -> bool {
+    endpoint.health == HealthStatus::Draining
 }
 
 fn reachable(ip: IpAddr, loopback: bool) -> bool {

@@ -1,20 +1,13 @@
 //! Who calls whom. In come the edges of the reports that arrive at this replica and those of the others, out goes one
 //! sorted list.
 
-use heddle_proto::{
-    control::v1::ListClientsResponse,
-    status::v1::{Edge, ListEdgesResponse},
-};
+use heddle_proto::status::v1::{Edge, ListEdgesResponse};
 
 use crate::{load, replica::Answers};
 
-pub(super) fn all(
-    own: Vec<Edge>,
-    others: Answers<ListClientsResponse>,
-    service: Option<&str>,
-) -> ListEdgesResponse {
+pub(super) fn all(own: Vec<Edge>, others: Answers, service: Option<&str>) -> ListEdgesResponse {
     let mut edges = own;
-    for (_, answer) in others.answers {
+    for answer in others.answers {
         let asked = answer.edges.into_iter();
         edges.extend(asked.filter(|edge| service.is_none_or(|service| service == edge.service)));
     }

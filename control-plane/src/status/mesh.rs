@@ -97,7 +97,7 @@ impl MeshStatus for Status {
         request: Request<GetServiceRequest>,
     ) -> Result<Response<Service>, tonic::Status> {
         let asked = request.into_inner().name;
-        let name = self.find(&asked)?;
+        let name = self.find("name", &asked)?;
         let found = self
             .registry
             .read(|view| service_of(view, &name).ok_or_else(|| not_found(view, &asked)));
@@ -121,7 +121,7 @@ impl MeshStatus for Status {
         let service = if asked.is_empty() {
             None
         } else {
-            Some(self.find(&asked)?.to_string())
+            Some(self.find("service", &asked)?.to_string())
         };
         let own = self.loads.edges(service.as_deref(), Instant::now());
         let answers = self.peers.list_clients().await;
@@ -130,12 +130,12 @@ impl MeshStatus for Status {
 }
 
 impl Status {
-    /// A service that is known, by the name that a person wrote.
-    fn find(&self, asked: &str) -> Result<ServiceName, tonic::Status> {
+    /// A service that is known, by the name that a person wrote into this field.
+    fn find(&self, field: &str, asked: &str) -> Result<ServiceName, tonic::Status> {
         if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
-            return Err(tonic::Status::invalid_argument(
-                "name: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
-            ));
+            return Err(tonic::Status::invalid_argument(format!(
+                "{field}: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
+            )));
         }
         let name = ServiceName::parse(asked);
         self.registry.read(|view| {

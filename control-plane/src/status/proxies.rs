@@ -1,10 +1,7 @@
 //! The connected clients as status lists them. In come those of this replica and the answers of the others, out goes
 //! one sorted list.
 
-use heddle_proto::{
-    control::v1::ListClientsResponse,
-    status::v1::{ListProxiesResponse, Proxy, Refused, TypeStatus},
-};
+use heddle_proto::status::v1::{ListProxiesResponse, Proxy, Refused, TypeStatus};
 
 use super::mesh::count;
 use crate::{
@@ -18,9 +15,9 @@ pub(crate) fn own_clients(clients: &Clients, replica: &str) -> Vec<Proxy> {
     statuses.map(|client| proxy(client, replica)).collect()
 }
 
-pub(super) fn all(own: Vec<Proxy>, others: Answers<ListClientsResponse>) -> ListProxiesResponse {
+pub(super) fn all(own: Vec<Proxy>, others: Answers) -> ListProxiesResponse {
     let mut proxies = own;
-    for (_, answer) in others.answers {
+    for answer in others.answers {
         proxies.extend(answer.clients);
     }
     // Stable: streams of one node on one replica stay in the order in which they came.

@@ -4,7 +4,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, StoreError, Txn};
+use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, StoreError, Txn};
 
 /// Checks a transaction; `max_value_bytes` is the engine's.
 pub(super) fn check(txn: &Txn, max_value_bytes: usize) -> Result<(), StoreError> {
@@ -22,16 +22,15 @@ pub(super) fn check(txn: &Txn, max_value_bytes: usize) -> Result<(), StoreError>
             if !keys.insert(op.key()) {
                 return Err(StoreError::DuplicateKey(Arc::clone(op.key())));
             }
-            if let Op::Put { key, value, .. } = op {
-                if value.len() > max_value_bytes {
-                    return Err(StoreError::ValueTooLarge {
-                        key: Arc::clone(key),
-                        bytes: value.len(),
-                        max: max_value_bytes,
-                    });
-                }
-                bytes += value.len();
+            let value_bytes = op.value_bytes();
+            if value_bytes > max_value_bytes {
+                return Err(StoreError::ValueTooLarge {
+                    key: Arc::clone(op.key()),
+                    bytes: value_bytes,
+                    max: max_value_bytes,
+                });
             }
+            bytes += value_bytes;
         }
     }
     if bytes > MAX_TXN_BYTES {

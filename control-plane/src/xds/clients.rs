@@ -158,9 +158,10 @@ impl Clients {
         connected
             .into_iter()
             .filter(|client| {
-                newest
-                    .get(&client.node.id)
-                    .is_none_or(|newest| Arc::ptr_eq(newest, client))
+                client.node.role != "proxy"
+                    || newest
+                        .get(&client.node.id)
+                        .is_some_and(|newest| Arc::ptr_eq(newest, client))
             })
             .filter(|client| client.is_behind(service, revision))
             .collect()

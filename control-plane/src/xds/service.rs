@@ -95,21 +95,22 @@ impl Ads {
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> Responses<V::Response> {
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let slot = self.gate().open();
-        let held = slot.as_ref().ok().cloned();
-        match slot {
+        let slot = match self.gate().open() {
             Ok(slot) => {
-                tokio::spawn(run::<V>(self.clone(), peer, slot, requests, sender));
+                let held = Arc::clone(&slot);
+                tokio::spawn(run::<V>(self.clone(), peer, held, requests, sender));
+                Some(slot)
             }
             Err(refusal) => {
                 count(&self.clients().metrics().refused);
                 // Nothing was sent yet: there is room.
                 let _ = sender.try_send(Err(Status::resource_exhausted(refusal.to_string())));
+                None
             }
-        }
+        };
         Responses {
             queue: ReceiverStream::new(receiver),
-            _slot: held,
+            _slot: slot,
         }
     }
 

@@ -76,7 +76,7 @@ async fn serve<V: Variant>(
         return Ok(());
     };
     let node = NodeInfo::parse(V::node(&first), peer.local).map_err(|error| {
-        tracing::warn!(peer = %peer.address, "an xDS stream is refused");
+        tracing::warn!(peer = %peer.address, %error, "an xDS stream is refused");
         refuse(ads, &error)
     })?;
     admit(ads, &peer, slot, &node).await?;

@@ -300,12 +300,16 @@ impl Subscription {
             Pending::All => true,
             Pending::Names(names) => names.contains(name),
         };
-        let in_flight = self
-            .flight
-            .as_ref()
-            .is_some_and(|flight| flight.sent.contains_key(name));
+        let in_flight = self.is_under_way(name);
         let refused = self.refused.contains_key(name) || self.is_probed(name);
         Some(self.examined >= revision && !pending && !in_flight && !refused)
+    }
+
+    /// The response under way says something of this name.
+    pub(super) fn is_under_way(&self, name: &str) -> bool {
+        self.flight
+            .as_ref()
+            .is_some_and(|flight| flight.sent.contains_key(name))
     }
 
     /// The revision up to which everything was looked at.

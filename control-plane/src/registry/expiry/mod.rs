@@ -137,9 +137,13 @@ impl Expiry {
         self.lapsed.values().map(|lapsed| lapsed.due).min()
     }
 
-    /// What is due. `overdue` nodes hold their lease but have missed a beat, as far as is known: if they could make
-    /// it a mass lapse, a lapsed node waits a little for them.
-    pub(crate) fn verdicts(&mut self, now: Instant, overdue: usize) -> Vec<Verdict> {
+    /// What is due. `overdue` counts the nodes that hold their lease but have missed a beat, as far as is known: if
+    /// they could make it a mass lapse, a lapsed node waits a little for them. Where none could wait it is not asked.
+    pub(crate) fn verdicts(
+        &mut self,
+        now: Instant,
+        overdue: impl FnOnce() -> usize,
+    ) -> Vec<Verdict> {
         let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
         while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
             self.recent.pop_front();
@@ -147,9 +151,9 @@ impl Expiry {
         let (gone, mesh) = (self.recent.len(), self.mesh());
         let mass = self.is_mass(gone);
         let settle = self.settle;
-        if !mass && self.is_mass(gone + overdue) {
-            let waiting = |lapsed: &&mut Lapsed| !lapsed.suspect && now < lapsed.since + settle;
-            for lapsed in self.lapsed.values_mut().filter(waiting) {
+        let waits = |lapsed: &Lapsed| !lapsed.suspect && now < lapsed.since + settle;
+        if !mass && self.lapsed.values().any(waits) && self.is_mass(gone + overdue()) {
+            for lapsed in self.lapsed.values_mut().filter(|it| waits(it)) {
                 lapsed.due = lapsed
                     .due
                     .max((now + settle / 8).min(lapsed.since + settle));

@@ -35,7 +35,7 @@ impl Mesh {
     /// The verdicts at a time, as "remove 3" or "suspect 3"; each is carried out.
     fn verdicts(&mut self, seconds: u64) -> Vec<String> {
         let at = self.at(seconds);
-        let verdicts = self.expiry.verdicts(at, self.overdue);
+        let verdicts = self.expiry.verdicts(at, || self.overdue);
         verdicts
             .into_iter()
             .map(|verdict| match verdict {
@@ -155,8 +155,8 @@ fn a_verdict_that_was_not_carried_out_comes_again() {
     let mut mesh = Mesh::new(1);
     mesh.lapse(0, 0);
     let now = mesh.at(0);
-    assert_eq!(mesh.expiry.verdicts(now, 0).len(), 1);
-    assert_eq!(mesh.expiry.verdicts(now, 0).len(), 0);
+    assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 1);
+    assert_eq!(mesh.expiry.verdicts(now, || 0).len(), 0);
     assert_eq!(mesh.expiry.next(), Some(now + RETRY));
     assert_eq!(mesh.verdicts(2), ["remove 0"]);
 }

@@ -2,15 +2,11 @@
 //! events over their number. In come the view and the time; out go transactions of who is the sweeper, in small steps.
 //! Nothing that somebody uses may go: descriptors are condemned first, and whoever needs them brings them again.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Registry, View,
-    duty::Held,
+    duty::{Held, now},
     event::{Fact, MAX_EVENTS},
 };
 use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
@@ -65,14 +61,15 @@ pub(super) async fn run(registry: &Registry, held: Held) {
         let looked = tokio::time::timeout_at(next, changes.next()).await;
         let result = match looked {
             Ok(batch) if batch.events => collector.trim_events().await,
-            Ok(_) => Ok(()),
+            Ok(_) => continue,
             Err(_) => {
                 next = tokio::time::Instant::now() + look;
                 collector.look().await
             }
         };
-        registry.on_store(&result);
-        if let Err(error) = result {
+        if let Err(error) = &result {
+            // Only this: a look that finds nothing to do may not have asked the store.
+            registry.on_store(&result);
             tracing::warn!(%error, "what nobody needs cannot be removed yet");
         }
     }
@@ -132,19 +129,15 @@ impl Collector<'_> {
     }
 }
 
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-/// Descriptors that an instance or the record of a service names.
-fn named(view: &View) -> BTreeSet<Arc<str>> {
-    let services: Vec<_> = view.services().collect();
-    let of_instances = services
-        .iter()
-        .flat_map(|service| view.instances(service))
-        .filter_map(|instance| instance.schema_sha256.clone());
-    let of_services = services
-        .iter()
-        .filter_map(|service| view.recorded(service)?.schema_sha256.clone());
-    of_instances.chain(of_services).collect()
+/// Descriptors that an instance or the record of a service names, each as often as it is named.
+fn named(view: &View) -> impl Iterator<Item = &Arc<str>> {
+    view.services().flat_map(move |service| {
+        let of_instances = view
+            .instances(service)
+            .filter_map(|instance| instance.schema_sha256.as_ref());
+        let of_service = view
+            .recorded(service)
+            .and_then(|known| known.schema_sha256.as_ref());
+        of_instances.chain(of_service)
+    })
 }

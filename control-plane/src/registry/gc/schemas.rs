@@ -10,9 +10,12 @@ use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
 impl Collector<'_> {
     pub(super) async fn look_at_schemas(&mut self) -> Result<(), StoreError> {
         let (unused, condemned, acquitted) = self.registry.read(|view| {
-            let named = named(view);
-            let unused: BTreeSet<_> = view.schemas().cloned().collect();
-            let unused: BTreeSet<_> = unused.difference(&named).cloned().collect();
+            let named: BTreeSet<_> = named(view).collect();
+            let unused: BTreeSet<_> = view
+                .schemas()
+                .filter(|sha256| !named.contains(sha256))
+                .cloned()
+                .collect();
             let (condemned, acquitted): (BTreeSet<_>, BTreeSet<_>) = view
                 .condemned()
                 .iter()
@@ -20,7 +23,7 @@ impl Collector<'_> {
                 .partition(|sha256| !named.contains(sha256));
             (unused, condemned, acquitted)
         });
-        let options = self.registry.options().gc.clone();
+        let options = &self.registry.options().gc;
         self.unused.observe(unused, now());
         self.condemned.observe(condemned.clone(), now());
         let due = self
@@ -52,7 +55,10 @@ impl Collector<'_> {
             return Ok(());
         };
         // It may have been named since this look began.
-        if self.registry.read(|view| named(view).contains(sha256)) {
+        if self
+            .registry
+            .read(|view| named(view).any(|it| it == sha256))
+        {
             return Ok(());
         }
         let parts = store.range_keys(&keys::schema_parts(sha256), None).await?;

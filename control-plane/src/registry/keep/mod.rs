@@ -6,7 +6,13 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 
-use super::{Registry, ServiceName, duty::Held, event::Fact, idle, idle::Idle, service};
+use super::{
+    Registry, ServiceName,
+    duty::{Held, now},
+    event::Fact,
+    idle::{self, Idle},
+    service,
+};
 use crate::store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError, Txn, TxnResult, keys};
 
 /// Services in one transaction: each is compared, deleted and told of, or written with its record.
@@ -40,10 +46,6 @@ pub(super) async fn run(registry: &Registry, held: Held) {
             () = due => {}
         }
     }
-}
-
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 struct Keeper {

@@ -164,14 +164,11 @@ impl NodeLease {
         } else {
             Some(lease)
         };
-        if let Some(unused) = unused
-            && let Err(error) = store.revoke(unused).await
-        {
-            // It runs out by itself; no key hangs on it.
-            tracing::debug!(%error, "an unused lease was not revoked");
+        if let Some(unused) = unused {
+            registry.end_unused(unused).await;
         }
         if result.succeeded {
-            registry.on_beat(&record.name, now());
+            registry.on_beat(&record.name);
         }
         Ok(result.succeeded.then(|| Self {
             registry: registry.clone(),
@@ -272,19 +269,22 @@ impl NodeLease {
     /// replicas would not hear the store either. But if there are others, it may be this one alone that is cut off: in
     /// time before the lease ends the node is sent away.
     pub async fn beat(&mut self) -> Result<(), LeaseError> {
-        let begun = Instant::now();
-        let result = self.registry.store().keep_alive(self.lease).await;
+        let result = self.renew().await;
         self.registry.on_store(&result);
         match result {
-            Ok(()) => {
-                self.renewed = begun;
-                self.registry.on_beat(&self.node, now());
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(StoreError::LeaseNotFound(_)) => Err(self.why_lost().await?),
             Err(StoreError::Unavailable { .. }) => self.wait_for_store(),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn renew(&mut self) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        self.registry.store().keep_alive(self.lease).await?;
+        self.renewed = begun;
+        self.registry.on_beat(&self.node);
+        Ok(())
     }
 
     fn wait_for_store(&self) -> Result<(), LeaseError> {
@@ -300,12 +300,7 @@ impl NodeLease {
     /// The node goes for good: its instances leave at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
         self.replace_all(Vec::new()).await?;
-        let alive = keys::alive(&self.node);
-        let txn = Txn {
-            compare: vec![Compare::unchanged(&alive, self.session)],
-            then: vec![Op::delete(&alive)],
-            ..Txn::default()
-        };
+        let txn = self.fenced(vec![Op::delete(&keys::alive(&self.node))]);
         let (process, epoch) = (&self.process_id, self.epoch);
         let cause = format!("process {process} (epoch {epoch}) said that it leaves");
         let fact = Fact::of_node("node-left", &self.node, &cause);
@@ -376,11 +371,8 @@ impl NodeLease {
         let registry = self.registry.clone();
         let alive = keys::alive(&self.node);
         let here = alive_record(&registry, self.epoch, &self.process_id);
-        let txn = registry.store().txn(Txn {
-            compare: vec![Compare::unchanged(&alive, self.session)],
-            then: vec![Op::put_leased(&alive, here, self.lease)],
-            ..Txn::default()
-        });
+        let then = vec![Op::put_leased(&alive, here, self.lease)];
+        let txn = registry.store().txn(self.fenced(then));
         let result = self.kept_during(txn).await?;
         if !result.succeeded {
             return Err(self.why_lost().await?);
@@ -394,16 +386,21 @@ impl NodeLease {
 
     async fn try_write(&mut self, transactions: &[Vec<Op>]) -> Vec<Result<TxnResult, StoreError>> {
         let registry = self.registry.clone();
-        let alive = keys::alive(&self.node);
-        let txns = transactions.iter().map(|then| {
-            registry.store().txn(Txn {
-                compare: vec![Compare::unchanged(&alive, self.session)],
-                then: then.clone(),
-                ..Txn::default()
-            })
-        });
+        let txns = transactions
+            .iter()
+            .map(|then| registry.store().txn(self.fenced(then.clone())));
         let all = join_all(txns);
         self.kept_during(all).await
+    }
+
+    /// A transaction that is done only while this session holds the node.
+    fn fenced(&self, then: Vec<Op>) -> Txn {
+        let alive = keys::alive(&self.node);
+        Txn {
+            compare: vec![Compare::unchanged(&alive, self.session)],
+            then,
+            ..Txn::default()
+        }
     }
 
     /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
@@ -415,12 +412,8 @@ impl NodeLease {
             if let Ok(done) = tokio::time::timeout(every, &mut work).await {
                 return done;
             }
-            let begun = Instant::now();
             // If the lease has gone the writes say so.
-            if self.registry.store().keep_alive(self.lease).await.is_ok() {
-                self.renewed = begun;
-                self.registry.on_beat(&self.node, now());
-            }
+            let _ = self.renew().await;
         }
     }
 
@@ -520,10 +513,6 @@ impl Open {
         ops.extend(self.records.into_values());
         ops
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -138,13 +138,14 @@ async fn condemned_descriptors_are_asked_for_again_and_acquitted() {
 async fn parts_of_an_upload_that_broke_off_are_removed() {
     let fixture = tidy().await;
     let store = fixture.registry.store();
+    let mut changes = fixture.registry.subscribe();
     store
         .put("schema/00ff/0", Bytes::from_static(b"part"))
         .await
         .unwrap();
     within(async {
         while store.get("schema/00ff/0").await.unwrap().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            changes.next().await;
         }
     })
     .await;

@@ -54,11 +54,6 @@ impl Batch {
         self.replicas |= later.replicas;
         self.events |= later.events;
     }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.nodes.is_empty() && !self.replicas && !self.events
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -141,17 +141,18 @@ fn instance_key(
 
 /// Which methods may be tried again is worth less than which services there are.
 fn bound_protos(protos: &mut Vec<ProtoService>) {
-    let bytes =
-        |protos: &[ProtoService]| -> usize { protos.iter().map(Message::encoded_len).sum() };
-    if bytes(protos) > MAX_PROTOS_BYTES {
-        for proto in protos.iter_mut() {
-            proto.idempotent_methods.clear();
-        }
+    let all: usize = protos.iter().map(Message::encoded_len).sum();
+    if all <= MAX_PROTOS_BYTES {
+        return;
+    }
+    for proto in protos.iter_mut() {
+        proto.idempotent_methods.clear();
     }
     let mut left = MAX_PROTOS_BYTES;
     protos.retain(|proto| {
-        let fits = proto.encoded_len() <= left;
-        left = left.saturating_sub(proto.encoded_len());
+        let bytes = proto.encoded_len();
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes);
         fits
     });
 }

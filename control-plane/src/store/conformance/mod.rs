@@ -25,6 +25,17 @@ pub(crate) struct Engine {
     pub(crate) shortest_ttl: Duration,
 }
 
+impl Engine {
+    /// The store, opened first for even numbers and second for odd ones.
+    fn by_turns(&self, number: usize) -> Arc<dyn Store> {
+        Arc::clone(if number.is_multiple_of(2) {
+            &self.store
+        } else {
+            &self.other
+        })
+    }
+}
+
 /// How the engine comes to compact an old revision.
 #[allow(dead_code, reason = "an engine has one of them")]
 pub(crate) enum Forget {

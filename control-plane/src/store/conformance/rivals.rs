@@ -1,18 +1,12 @@
 //! Writers who race, through one client of the store or through two (laws 2 and 3).
 
-use std::sync::Arc;
-
 use super::{Compare, Engine, Op, Txn, get, put};
 
 pub(super) async fn one_of_many_wins(engine: &Engine) {
     let at = put(&*engine.store, "rivals", "0").await;
     let rivals: Vec<_> = (0..50)
         .map(|rival| {
-            let store = Arc::clone(if rival % 2 == 0 {
-                &engine.store
-            } else {
-                &engine.other
-            });
+            let store = engine.by_turns(rival);
             tokio::spawn(async move {
                 let compare = vec![Compare::unchanged("rivals", at)];
                 let then = vec![Op::put("rivals", rival.to_string())];
@@ -41,11 +35,7 @@ pub(super) async fn take_turns(engine: &Engine) {
     put(&*engine.store, "turns", "0").await;
     let writers: Vec<_> = (0..4)
         .map(|writer| {
-            let store = Arc::clone(if writer % 2 == 0 {
-                &engine.store
-            } else {
-                &engine.other
-            });
+            let store = engine.by_turns(writer);
             tokio::spawn(async move {
                 let mut raised = 0;
                 while raised < EACH {

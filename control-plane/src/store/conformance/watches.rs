@@ -1,7 +1,5 @@
 //! The laws of watches and of the history behind them.
 
-use std::sync::Arc;
-
 use super::{
     Engine, Forget, MAX_TXN_BYTES, Op, Store, StoreError, Txn, any, get, next, put, summary,
 };
@@ -13,11 +11,7 @@ pub(super) async fn give_every_change_once(engine: &Engine) {
     let mut early = store.watch("watch/", first.next()).await.unwrap();
     let writers: Vec<_> = (0..4)
         .map(|writer| {
-            let store = Arc::clone(if writer % 2 == 0 {
-                &engine.store
-            } else {
-                &engine.other
-            });
+            let store = engine.by_turns(writer);
             tokio::spawn(async move {
                 for n in 0..10 {
                     put(&*store, &format!("watch/{writer}"), &n.to_string()).await;

@@ -23,6 +23,11 @@ pub(super) const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 /// An answer that tells the store's revision.
 pub(super) trait Answer: prost::Message + Default + Send + Sync + 'static {
     fn header(&self) -> Option<&ResponseHeader>;
+
+    /// The store's revision when it was given; 0 where that is not told.
+    fn told(&self) -> crate::store::Revision {
+        super::translate::revision(self.header().map_or(0, |header| header.revision))
+    }
 }
 
 macro_rules! answers {

@@ -4,10 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{
-    api,
-    translate::{Space, revision},
-};
+use super::{api, translate::Space};
 use crate::store::{Changes, Event, Revision};
 
 pub(super) struct Assembly {
@@ -95,12 +92,6 @@ impl Assembly {
             events: events.into(),
         });
     }
-}
-
-/// The revision that a message's header tells.
-pub(super) fn told(message: &api::WatchResponse) -> Revision {
-    let header = message.header.as_ref();
-    revision(header.map_or(0, |header| header.revision))
 }
 
 #[cfg(test)]

@@ -4,13 +4,12 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::Stream;
 use http::uri::PathAndQuery;
 use prost::Message;
@@ -29,7 +28,6 @@ use super::{
     EtcdOptions,
     api::{self, Answer},
     fault::{Fault, judge},
-    translate::revision,
 };
 use crate::store::{Revision, StoreError};
 
@@ -60,11 +58,6 @@ pub(super) struct Client {
     seen: watch::Sender<Revision>,
     /// Longest time of a call.
     bound: Duration,
-    pub(super) counters: Counters,
-}
-
-#[derive(Default)]
-pub(super) struct Counters {
     /// Calls and streams that a member failed.
     pub(super) faults: AtomicU64,
 }
@@ -102,7 +95,7 @@ impl Client {
             token: Mutex::default(),
             seen: watch::Sender::new(Revision(0)),
             bound: options.timeout,
-            counters: Counters::default(),
+            faults: AtomicU64::new(0),
         })
     }
 
@@ -112,8 +105,8 @@ impl Client {
     }
 
     /// Leaves a member that failed for the next one, if nobody has done so yet.
-    pub(super) fn leave(&self, member: usize) {
-        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+    fn leave(&self, member: usize) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
         let next = (member + 1) % self.members.len().max(1);
         // Another call may have been quicker; either way it is left.
         let _ = self
@@ -121,7 +114,7 @@ impl Client {
             .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub(super) fn url(&self, member: usize) -> &str {
+    fn url(&self, member: usize) -> &str {
         self.members.get(member).map_or("", |member| &member.url)
     }
 
@@ -130,8 +123,8 @@ impl Client {
         self.seen.subscribe()
     }
 
-    fn on_header(&self, header: Option<&api::ResponseHeader>) {
-        let told = revision(header.map_or(0, |header| header.revision));
+    fn on_answer(&self, answer: &impl Answer) {
+        let told = answer.told();
         self.seen.send_if_modified(|seen| {
             let newer = told > *seen;
             *seen = told.max(*seen);
@@ -207,7 +200,7 @@ impl Client {
     ) -> Result<A, Fault> {
         let request = self.request(member, request).await?;
         let answer: A = self.send(member, path, request).await?;
-        self.on_header(answer.header());
+        self.on_answer(&answer);
         Ok(answer)
     }
 
@@ -258,7 +251,7 @@ impl Client {
     ) -> Result<A, Fault> {
         match message {
             Ok(Some(message)) => {
-                self.on_header(message.header());
+                self.on_answer(&message);
                 Ok(message)
             }
             Ok(None) => Err(Fault::NotDone("it ended the stream".to_owned())),
@@ -353,16 +346,3 @@ impl Client {
         StoreError::Unavailable { cause }
     }
 }
-
-/// One key at the head of a range, to learn the revision by a linearizable read.
-pub(super) fn revision_only(key: Bytes) -> api::RangeRequest {
-    api::RangeRequest {
-        key,
-        limit: 1,
-        count_only: true,
-        ..api::RangeRequest::default()
-    }
-}
-
-/// The client, shared by the store, its watches and its keep-alives.
-pub(super) type SharedClient = Arc<Client>;

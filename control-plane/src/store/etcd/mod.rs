@@ -30,10 +30,11 @@ use tokio::{
 };
 
 use self::{
+    api::Answer,
     beats::Beat,
-    client::{Again, Client, SharedClient, revision_only},
+    client::{Again, Client},
     fault::Fault,
-    translate::{Space, id, lease, number, revision, seconds},
+    translate::{Space, id, lease, number, seconds},
     watching::Watching,
 };
 use super::{
@@ -65,7 +66,8 @@ const BEAT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The store in an etcd.
 pub struct Etcd {
-    client: SharedClient,
+    /// Shared with the watches and the keep-alives.
+    client: Arc<Client>,
     space: Space,
     beats: mpsc::Sender<Beat>,
     timeout: Duration,
@@ -95,7 +97,7 @@ impl Etcd {
     async fn ask<M, A>(&self, path: &'static str, request: M, again: Again) -> Result<A, Fault>
     where
         M: prost::Message + Clone + Sync + 'static,
-        A: api::Answer,
+        A: Answer,
     {
         let answer = self.client.call(path, request, again).await;
         match answer {
@@ -125,8 +127,7 @@ impl Etcd {
                 ..api::RangeRequest::default()
             };
             let page: api::RangeResponse = self.ask(api::RANGE, request, Again::Harmless).await?;
-            let now = revision(page.header.map_or(0, |header| header.revision));
-            let at_page = *at.get_or_insert(now);
+            let at_page = *at.get_or_insert(page.told());
             let bytes: usize = page
                 .kvs
                 .iter()
@@ -175,10 +176,10 @@ impl Etcd {
 
     /// etcd's present revision.
     async fn now(&self) -> Result<Revision, StoreError> {
-        let (key, _) = self.space.range("");
-        let read = self.ask(api::RANGE, revision_only(key), Again::Harmless);
+        let request = self.space.revision_only();
+        let read = self.ask(api::RANGE, request, Again::Harmless);
         let answer: api::RangeResponse = read.await.map_err(|fault| self.client.tell(fault))?;
-        Ok(revision(answer.header.map_or(0, |header| header.revision)))
+        Ok(answer.told())
     }
 
     /// A range does not say where the history begins, but a watch does.
@@ -216,7 +217,7 @@ impl Etcd {
         count(&self.asked.commits, u64::from(changes > 0));
         Ok(TxnResult {
             succeeded: answer.succeeded,
-            revision: revision(answer.header.map_or(0, |header| header.revision)),
+            revision: answer.told(),
         })
     }
 
@@ -341,7 +342,7 @@ impl Store for Etcd {
             requests: read(&self.asked.requests),
             changes: read(&self.asked.changes),
             commits: read(&self.asked.commits),
-            faults: read(&self.client.counters.faults),
+            faults: read(&self.client.faults),
             ..StoreCounters::default()
         }
     }

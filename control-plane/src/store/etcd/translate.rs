@@ -65,6 +65,16 @@ impl Space {
         Some((at, crate::store::Event { key, now, before }))
     }
 
+    /// One key at the head of a range, to learn the revision by a linearizable read.
+    pub(super) fn revision_only(&self) -> api::RangeRequest {
+        api::RangeRequest {
+            key: self.key(""),
+            limit: 1,
+            count_only: true,
+            ..api::RangeRequest::default()
+        }
+    }
+
     pub(super) fn txn(&self, txn: &Txn) -> api::TxnRequest {
         let ops = |ops: &[Op]| ops.iter().map(|op| self.op(op)).collect();
         api::TxnRequest {

@@ -12,9 +12,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::{
-    api::{self, watch_request::RequestUnion},
-    assembly::{Assembly, told},
-    client::{Again, Client, revision_only},
+    api::{self, Answer as _, watch_request::RequestUnion},
+    assembly::Assembly,
+    client::{Again, Client},
     fault::{Fault, judge},
     translate::{Space, number, revision},
 };
@@ -171,7 +171,7 @@ impl Watching {
             return Err(self.cancelled(member, &message));
         }
         if message.events.is_empty() && !message.created && !message.fragment {
-            self.assembly.on_progress(told(&message));
+            self.assembly.on_progress(message.told());
         } else {
             self.assembly.on_events(message.events, message.fragment);
         }
@@ -266,7 +266,7 @@ impl Watching {
         if created.canceled {
             return Err(self.cancelled(member, &created));
         }
-        let now = told(&created);
+        let now = created.told();
         if now < self.assembly.given() {
             self.check_that_it_did_not_go_back().await?;
         }
@@ -314,12 +314,12 @@ impl Watching {
     /// A member may be behind; an etcd that is behind as a whole was restored from a backup, and what was read of it
     /// before is worth nothing.
     async fn check_that_it_did_not_go_back(&self) -> Result<(), Broken> {
-        let (key, _) = self.space.range("");
+        let request = self.space.revision_only();
         let answer = self
             .client
-            .call::<_, api::RangeResponse>(api::RANGE, revision_only(key), Again::Harmless)
+            .call::<_, api::RangeResponse>(api::RANGE, request, Again::Harmless)
             .await?;
-        let now = revision(answer.header.map_or(0, |header| header.revision));
+        let now = answer.told();
         let given = self.assembly.given();
         if now < given {
             tracing::error!(%now, %given, "etcd went back: it was restored from an older state");

@@ -53,7 +53,6 @@ impl Subscription {
 
     fn holding(&self, name: &Arc<str>) -> Holding {
         let held = self.held.get(name);
-        let under_way = |flight: &crate::xds::subscription::Flight| flight.sent.contains_key(name);
         let state = if let Some(refused) = self.refused.get(name) {
             State::Rejected {
                 version: refused.version.as_deref().unwrap_or_default().to_owned(),
@@ -61,7 +60,7 @@ impl Subscription {
             }
         } else if self.absent.contains(name) {
             State::Absent
-        } else if self.flight.as_ref().is_some_and(under_way) || self.is_probed(name) {
+        } else if self.is_under_way(name) || self.is_probed(name) {
             State::Sent
         } else if held.is_some() {
             State::Acknowledged
