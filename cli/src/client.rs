@@ -117,16 +117,24 @@ impl Control {
 
     /// The next message of a stream that has one to give now, in time.
     pub(crate) async fn next<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
-        match tokio::time::timeout(ANSWER_WITHIN, answers.message()).await {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(Ok(None)) => Err(self.ended()),
-            Ok(Err(status)) => Err(self.refused(&status)),
-            Err(_) => Err(self.slow()),
+        tokio::time::timeout(ANSWER_WITHIN, self.message(answers))
+            .await
+            .unwrap_or_else(|_| Err(self.slow()))
+    }
+
+    /// The next message of a stream, whenever it comes.
+    pub(crate) async fn message<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
+        match answers.message().await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(ClientError::Ended {
+                url: self.url.clone(),
+            }),
+            Err(status) => Err(self.refused(&status)),
         }
     }
 
     /// What a failed question says.
-    pub(crate) fn refused(&self, status: &Status) -> ClientError {
+    fn refused(&self, status: &Status) -> ClientError {
         let url = self.url.clone();
         match (status.code(), status.source()) {
             (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
@@ -142,13 +150,6 @@ impl Control {
                 code,
                 text: status.message().to_owned(),
             },
-        }
-    }
-
-    /// A stream that should go on has ended.
-    pub(crate) fn ended(&self) -> ClientError {
-        ClientError::Ended {
-            url: self.url.clone(),
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[derive(Parser)]
-#[command(about = "Measures what a call costs through Heddle, a raw TCP relay and Envoy")]
+#[command(
+    about = "Measures what a call costs through Heddle, a raw TCP relay and Envoy, and what an endpoint update costs"
+)]
 pub(crate) struct Bench {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -126,7 +126,7 @@ fn measure(running: &Running, shape: Shape, window: Duration) -> anyhow::Result<
     })
 }
 
-fn micros(time: Duration) -> f64 {
+pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 

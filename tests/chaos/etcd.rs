@@ -32,9 +32,7 @@ async fn without_quorum(outage: Duration) {
     // A node is of use to itself: what registers on it is reached from it at once.
     scene.add("a", "a2").await;
     reach(&scene.mesh.channel("a"), &["a1", "a2", "b1"]).await;
-    while lost.elapsed() < outage {
-        scene.goes_on().await;
-    }
+    scene.goes_on_until(lost + outage).await;
 
     scene.etcd.spawn(leader);
     scene.etcd.restart(other).await;

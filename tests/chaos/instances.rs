@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use heddle_tests::echo::reach;
 use heddle_tests::ledger::{Book, Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::get;
+use heddle_tests::page::json;
 use heddle_tests::until::{seen, until};
 use serde_json::Value;
 use tonic::Code;
@@ -83,8 +83,7 @@ async fn kill_under(kind: Kind) -> (Book, Instant) {
 async fn has_calls(mesh: &Mesh, node: &str, id: &str) {
     let admin = mesh.node(node).admin;
     until("calls are in flight on the instance", async || {
-        let (_, text) = get(admin, "/config").await?;
-        let config: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let config = json(admin, "/config").await?;
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let endpoints =
             list(&config["routing_table"]["services"]["heddle-echo.default"]["endpoints"]);

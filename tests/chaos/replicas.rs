@@ -8,13 +8,6 @@ use crate::scene::{Place, Scene};
 /// Longer than a lease (10 s): whoever could not renew it has lost it.
 const CUT: Duration = Duration::from_secs(13);
 
-/// Waits until so long after `start`, with calls all the while.
-async fn goes_on_until(scene: &Scene, end: Instant) {
-    while Instant::now() < end {
-        scene.goes_on().await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_is_killed_costs_no_call() {
     let mut scene = Scene::start(Place::Here).await;
@@ -44,7 +37,7 @@ async fn one_that_is_cut_off_from_all_costs_no_call() {
     let scene = Scene::start(Place::Apart).await;
     let victim = scene.mesh.replica_of("a", "").await;
     scene.mesh.replica(victim).host().unplug();
-    goes_on_until(&scene, Instant::now() + CUT).await;
+    scene.goes_on_until(Instant::now() + CUT).await;
     scene.mesh.replica_of("a", victim).await;
     scene.mesh.replica(victim).host().plug_in();
     scene.finish().await;
@@ -57,7 +50,7 @@ async fn one_that_is_cut_off_from_etcd_alone_costs_no_call() {
     let victim = scene.mesh.replica_of("a", "").await;
     let etcd = scene.etcd.client_addr(0).ip();
     scene.mesh.replica(victim).host().lose(etcd);
-    goes_on_until(&scene, Instant::now() + CUT).await;
+    scene.goes_on_until(Instant::now() + CUT).await;
     scene.mesh.replica_of("a", victim).await;
     scene.mesh.replica(victim).host().find(etcd);
     scene.finish().await;

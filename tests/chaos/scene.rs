@@ -3,6 +3,7 @@
 //! From the start to the end every call is in a book, and `finish` asserts that none failed. The faults are the tests'.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use heddle_tests::echo::{channel, reach};
 use heddle_tests::envoy::Envoy;
@@ -54,13 +55,7 @@ impl Scene {
             .map(|&kind| Client::start(kind, &mesh, front.addr))
             .collect();
         let ids = BASE.map(|(_, id)| id);
-        for node in ["a", "b"] {
-            reach(&mesh.channel(node), &ids).await;
-        }
-        reach(&channel(envoy.listen), &ids).await;
-        for client in &stock {
-            client.reaches(&ids).await;
-        }
+        all_reach(&mesh, &envoy, &stock, &ids).await;
         let through = [
             mesh.node("a").outbound,
             mesh.node("b").outbound,
@@ -93,15 +88,16 @@ impl Scene {
         }
     }
 
+    /// Everybody calls on until then.
+    pub(crate) async fn goes_on_until(&self, end: Instant) {
+        while Instant::now() < end {
+            self.goes_on().await;
+        }
+    }
+
     /// Every caller, ours and the strangers, reaches exactly these.
     pub(crate) async fn everybody_reaches(&self, ids: &[&str]) {
-        for node in ["a", "b"] {
-            reach(&self.mesh.channel(node), ids).await;
-        }
-        reach(&channel(self.envoy.listen), ids).await;
-        for client in &self.stock {
-            client.reaches(ids).await;
-        }
+        all_reach(&self.mesh, &self.envoy, &self.stock, ids).await;
     }
 
     /// The control plane leads: an instance that is added is reached by everybody, one that stops by nobody.
@@ -131,6 +127,16 @@ impl Scene {
             assert!(client.calls().len() > 60);
         }
         self.load.finish().await.assert_none_failed(400);
+    }
+}
+
+async fn all_reach(mesh: &Mesh, envoy: &Envoy, stock: &[Client], ids: &[&str]) {
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), ids).await;
+    }
+    reach(&channel(envoy.listen), ids).await;
+    for client in stock {
+        client.reaches(ids).await;
     }
 }
 

@@ -218,7 +218,7 @@ async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
     let outbound = ready.get("outbound").parse().unwrap();
     let failed = call(outbound, payload("x")).await.unwrap_err();
     assert!(failed.reason.is_some(), "{failed:?}");
-    assert!(process.stop().await.success());
+    process.stop_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -127,7 +127,7 @@ async fn any_program_joins_is_restarted_and_leaves() {
     until("the program is started again", again).await;
     users_answer(&mesh).await;
 
-    assert!(process.stop().await.success(), "{}", process.output());
+    process.stop_well().await;
     assert!(tokio::net::TcpStream::connect(first).await.is_err());
     until("the service has left the mesh", async || {
         let client = Client::connect(mesh.node("b").outbound).await;

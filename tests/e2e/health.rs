@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use heddle_proto::registry::v1::{
     DeregisterRequest, Health, HealthCheck, Instance, RegisterRequest, health_check::Kind,
 };
-use heddle_proto::status::v1::GetServiceRequest;
 use heddle_tests::echo::reach;
 use heddle_tests::ledger::{Kind as CallKind, Load, Plan};
 use heddle_tests::mesh::Mesh;
@@ -15,12 +14,7 @@ use tonic_health::ServingStatus;
 
 /// State and reason of each instance in the control plane's status.
 async fn health(mesh: &Mesh, service: &str) -> Result<Vec<(Health, String)>, String> {
-    let request = GetServiceRequest {
-        name: service.to_owned(),
-    };
-    let service = mesh.status().get_service(request).await;
-    let service = service.map_err(|status| status.to_string())?.into_inner();
-    let endpoints = service.endpoints.into_iter();
+    let endpoints = mesh.service(service).await?.endpoints.into_iter();
     Ok(endpoints.map(|e| (e.health(), e.health_reason)).collect())
 }
 
@@ -61,12 +55,8 @@ async fn what_an_instance_says_of_itself_is_seen_everywhere_with_its_reason() {
         instance: Some(instance),
         ..RegisterRequest::default()
     };
-    let registered = mesh
-        .agent("b")
-        .register(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let mut agent = mesh.agent("b");
+    let registered = agent.register(request).await.unwrap().into_inner();
     until_health(&mesh, "shop", Health::Unhealthy, "NOT_SERVING").await;
     reporter
         .set_service_status("shop", ServingStatus::Serving)
@@ -81,12 +71,7 @@ async fn what_an_instance_says_of_itself_is_seen_everywhere_with_its_reason() {
         wait_acknowledged: true,
         max_wait: None,
     };
-    let answer = mesh
-        .agent("b")
-        .deregister(leave)
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = agent.deregister(leave).await.unwrap().into_inner();
     assert!(answer.acknowledged, "{answer:?}");
     assert_eq!(health(&mesh, "shop").await.unwrap(), []);
 }

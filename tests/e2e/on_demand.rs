@@ -7,17 +7,15 @@ use std::time::{Duration, Instant};
 use heddle_proto::status::v1::ListEdgesRequest;
 use heddle_tests::echo::{Failed, call, echo, payload};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::get;
+use heddle_tests::page::{get, json};
 use heddle_tests::until::{seen, until};
-use serde_json::Value;
 use tonic::{Code, Request};
 
 const SERVICE: &str = "heddle-echo.default";
 
 /// What node a knows of the service: whether its endpoints are held, and how many.
 async fn known(mesh: &Mesh) -> Result<(bool, usize), String> {
-    let (_, text) = get(mesh.node("a").admin, "/config").await?;
-    let config: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let config = json(mesh.node("a").admin, "/config").await?;
     let service = &config["routing_table"]["services"][SERVICE];
     let held = service["held"].as_bool().ok_or("not known by name")?;
     Ok((held, service["endpoints"].as_array().map_or(0, Vec::len)))

@@ -105,11 +105,7 @@ async fn an_instance_that_refuses_connections_costs_no_call() {
     );
     mesh.write_services_file("b", "dead.yaml", &file);
     until("the dead instance is registered", async || {
-        let request = heddle_proto::status::v1::GetServiceRequest {
-            name: "heddle-echo".to_owned(),
-        };
-        let service = mesh.status().get_service(request).await;
-        let service = service.map_err(|status| status.to_string())?.into_inner();
+        let service = mesh.service("heddle-echo").await?;
         seen(service.instances == 2, format!("{service:?}"))
     })
     .await;

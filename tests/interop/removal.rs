@@ -7,6 +7,13 @@ use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::stock::{self, Client};
 
+async fn all_reach(clients: &[Client], envoy: &Envoy, ids: &[&str]) {
+    for client in clients {
+        client.reaches(ids).await;
+    }
+    reach(&channel(envoy.listen), ids).await;
+}
+
 async fn instances_come_and_go(rounds: usize) {
     let mut mesh = Mesh::builder().start().await;
     for id in ["e0", "e1"] {
@@ -17,23 +24,14 @@ async fn instances_come_and_go(rounds: usize) {
         .iter()
         .map(|&kind| Client::start(kind, &mesh, mesh.grpc))
         .collect();
-    for client in &clients {
-        client.reaches(&["e0", "e1"]).await;
-    }
-    reach(&channel(envoy.listen), &["e0", "e1"]).await;
+    all_reach(&clients, &envoy, &["e0", "e1"]).await;
     let load = Load::start(&Plan::new(Kind::Unsafe, &[envoy.listen]));
     for round in 0..rounds {
         let [oldest, stays, new] = [round, round + 1, round + 2].map(|n| format!("e{n}"));
         mesh.echo("a", &new).await;
-        for client in &clients {
-            client.reaches(&[&oldest, &stays, &new]).await;
-        }
-        reach(&channel(envoy.listen), &[&oldest, &stays, &new]).await;
+        all_reach(&clients, &envoy, &[&oldest, &stays, &new]).await;
         mesh.stop_instance("a", &oldest).await;
-        for client in &clients {
-            client.reaches(&[&stays, &new]).await;
-        }
-        reach(&channel(envoy.listen), &[&stays, &new]).await;
+        all_reach(&clients, &envoy, &[&stays, &new]).await;
     }
     load.more(20).await;
     load.finish().await.assert_none_failed(20 * rounds);

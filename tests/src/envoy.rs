@@ -27,13 +27,12 @@ impl Envoy {
     pub fn with(mesh: &Mesh, bootstrap: &Value, listen: SocketAddr) -> Self {
         let file = mesh.path(&format!("envoy-{}.json", listen.port()));
         std::fs::write(&file, bootstrap.to_string()).unwrap();
-        let process = Start::new("envoy", &envoy())
+        let _process = Start::new("envoy", &envoy())
             .arg("-c")
             .arg(file)
             .args(["--concurrency", "1", "--disable-hot-restart"])
             .args(["-l", "warning"])
             .spawn();
-        let _process = process;
         Self { listen, _process }
     }
 }
@@ -42,7 +41,8 @@ fn address(addr: SocketAddr) -> Value {
     json!({"socket_address": {"address": addr.ip().to_string(), "port_value": addr.port()}})
 }
 
-/// What an operator would write for these replicas, with the back-off and the keep-alive that Heddle's docs advise.
+/// What an operator would write for these replicas: the back-off is the one that `docs/xds.md` advises, the keep-alive a
+/// quicker one.
 pub fn bootstrap(control: &[SocketAddr], listen: SocketAddr, api_type: &str) -> Value {
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
     let http2 = json!({

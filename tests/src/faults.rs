@@ -60,17 +60,11 @@ impl Forwarder {
         let target = self.target;
         let open = Arc::clone(&self.open);
         self.task = Some(tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut cut = open.subscribe();
+            while let Ok((near, _)) = listener.accept().await {
+                let up = open.subscribe();
                 tokio::spawn(async move {
-                    let Ok(mut far) = TcpStream::connect(target).await else {
-                        return;
-                    };
-                    let _ = near.set_nodelay(true);
-                    let _ = far.set_nodelay(true);
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = cut.wait_for(|open| !open) => {}
+                    if let Ok(far) = TcpStream::connect(target).await {
+                        relay(near, far, up).await;
                     }
                 });
             }
@@ -83,5 +77,15 @@ impl Drop for Forwarder {
         if let Some(task) = &self.task {
             task.abort();
         }
+    }
+}
+
+/// Passes bytes both ways until either side ends or `up` turns false.
+pub(crate) async fn relay(mut near: TcpStream, mut far: TcpStream, mut up: watch::Receiver<bool>) {
+    let _ = near.set_nodelay(true);
+    let _ = far.set_nodelay(true);
+    tokio::select! {
+        _ = copy_bidirectional(&mut near, &mut far) => {}
+        _ = up.wait_for(|up| !up) => {}
     }
 }

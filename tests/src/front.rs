@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::faults::relay;
 use crate::page::get;
 
 /// Between two checks of one replica.
@@ -84,7 +84,7 @@ async fn accept(listener: TcpListener, behind: Arc<Vec<Behind>>) {
 }
 
 /// To the first replica in turn that is up and takes the connection.
-async fn pass(mut near: TcpStream, behind: Arc<Vec<Behind>>, turn: Arc<AtomicUsize>) {
+async fn pass(near: TcpStream, behind: Arc<Vec<Behind>>, turn: Arc<AtomicUsize>) {
     let first = turn.fetch_add(1, Ordering::Relaxed);
     for step in 0..behind.len() {
         let Behind { target, up } = &behind[(first + step) % behind.len()];
@@ -93,16 +93,10 @@ async fn pass(mut near: TcpStream, behind: Arc<Vec<Behind>>, turn: Arc<AtomicUsi
             continue;
         }
         let connecting = timeout(CHECK_WITHIN, TcpStream::connect(target.grpc));
-        let Ok(Ok(mut far)) = connecting.await else {
+        let Ok(Ok(far)) = connecting.await else {
             continue;
         };
-        let _ = near.set_nodelay(true);
-        let _ = far.set_nodelay(true);
-        tokio::select! {
-            _ = copy_bidirectional(&mut near, &mut far) => {}
-            _ = up.wait_for(|up| !up) => {}
-        }
-        return;
+        return relay(near, far, up).await;
     }
 }
 

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use heddle_proto::registry::v1::registry_client::RegistryClient;
-use heddle_proto::status::v1::GetServiceRequest;
+use heddle_proto::status::v1::{GetServiceRequest, Service};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -88,7 +88,7 @@ impl Builder {
             http: replicas[0].http,
             replicas,
             store: self.store.unwrap_or(embedded),
-            network: self.network,
+            _network: self.network,
             proxy_args: self.proxy_args,
             folder,
         };
@@ -156,7 +156,8 @@ pub struct Mesh {
     pub(crate) replicas: Vec<Replica>,
     /// As `--store` has it.
     pub(crate) store: String,
-    network: Option<Network>,
+    /// Goes after the replicas, whose hosts are on it.
+    _network: Option<Network>,
     /// The gRPC address of the control plane, of its first replica if there are several.
     pub grpc: SocketAddr,
     /// Its HTTP address.
@@ -174,11 +175,6 @@ impl Mesh {
         }
     }
 
-    /// The network of a mesh that has one.
-    pub fn network(&self) -> &Network {
-        self.network.as_ref().expect("a mesh on a network")
-    }
-
     /// A path in the mesh's own folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -186,14 +182,19 @@ impl Mesh {
 
     // ---- nodes ----
 
+    /// A service as the control plane has it.
+    pub async fn service(&self, name: &str) -> Result<Service, String> {
+        let request = GetServiceRequest {
+            name: name.to_owned(),
+        };
+        let service = self.status().get_service(request).await;
+        Ok(service.map_err(|status| status.to_string())?.into_inner())
+    }
+
     /// Awaits that the control plane has these instances of heddle-echo.
     pub async fn control_has(&self, expected: &[&str]) {
         until("the instances in the control plane", async || {
-            let request = GetServiceRequest {
-                name: "heddle-echo".to_owned(),
-            };
-            let service = self.status().get_service(request).await;
-            let service = service.map_err(|status| status.to_string())?.into_inner();
+            let service = self.service("heddle-echo").await?;
             let endpoints = service.endpoints.iter();
             let ids: Vec<_> = endpoints.map(|endpoint| endpoint.id.as_str()).collect();
             seen(ids == expected, format!("{ids:?}"))
@@ -252,15 +253,14 @@ impl Mesh {
         self.node_mut(name).proxy = Some(process);
     }
 
-    /// Stops a node's proxy with SIGTERM.
+    /// Stops a node's proxy with SIGTERM; it must exit with 0.
     pub async fn stop_proxy(&mut self, name: &str) {
-        let mut process = self.node_mut(name).proxy.take().expect("the proxy runs");
-        let status = process.stop().await;
-        assert!(
-            status.success(),
-            "heddle-proxy {name}: {status}\n{}",
-            process.output()
-        );
+        self.node_mut(name)
+            .proxy
+            .take()
+            .expect("the proxy runs")
+            .stop_well()
+            .await;
     }
 
     /// Kills a node's proxy with SIGKILL.
@@ -332,16 +332,11 @@ impl Mesh {
     /// Stops an instance with SIGTERM; it must exit with 0.
     pub async fn stop_instance(&mut self, node: &str, id: &str) {
         let key = (node.to_owned(), id.to_owned());
-        let mut process = self
-            .instances
+        self.instances
             .remove(&key)
-            .expect("an instance of this mesh");
-        let status = process.stop().await;
-        assert!(
-            status.success(),
-            "{id} on {node}: {status}\n{}",
-            process.output()
-        );
+            .expect("an instance of this mesh")
+            .stop_well()
+            .await;
     }
 
     /// Kills an instance with SIGKILL.

@@ -181,30 +181,34 @@ fn free_subnet(pid: u32, number: u32) -> [u8; 3] {
 
 /// Removes the networks of processes that are gone.
 fn sweep() {
-    let gone = |name: &str| {
-        let pid = name.strip_prefix(PREFIX)?.split('-').next()?;
-        let pid: u32 = pid.parse().ok()?;
-        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
-    };
-    let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten();
-    for entry in namespaces.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if gone(&name).is_some() {
+    for name in names("/run/netns") {
+        let pid = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split_once('-'));
+        let pid = pid.and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if pid.is_some_and(gone) {
             // Its cables go with it.
             let _ = try_ip(&format!("netns delete {name}"));
         }
     }
-    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten();
-    for entry in links.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    for name in names("/sys/class/net") {
         let pid = name
             .strip_prefix("hb")
             .and_then(|rest| rest.split_once('n'));
         let pid = pid.and_then(|(pid, _)| u32::from_str_radix(pid, 16).ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        if pid.is_some_and(gone) {
             let _ = try_ip(&format!("link delete {name}"));
         }
     }
+}
+
+fn names(folder: &str) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+fn gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
 }
 
 #[cfg(test)]

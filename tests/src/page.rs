@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -20,4 +21,10 @@ pub async fn get(addr: SocketAddr, path: &str) -> Result<(u16, String), String> 
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| format!("no status in {head:?}"))?;
     Ok((status, body.to_owned()))
+}
+
+/// The body as JSON, whatever the status.
+pub async fn json(addr: SocketAddr, path: &str) -> Result<Value, String> {
+    let (_, text) = get(addr, path).await?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
 }

@@ -269,6 +269,17 @@ impl Process {
         self.exit_within(PATIENCE).await
     }
 
+    /// SIGTERM, and waits for the end; it must exit with 0.
+    pub async fn stop_well(&mut self) {
+        let status = self.stop().await;
+        assert!(
+            status.success(),
+            "{}: {status}\n{}",
+            self.name,
+            self.output()
+        );
+    }
+
     /// SIGKILL, and waits for the end.
     pub async fn kill(&mut self) {
         self.signal("KILL");

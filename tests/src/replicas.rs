@@ -123,13 +123,7 @@ impl Mesh {
     /// Stops one with SIGTERM; it must exit with 0.
     pub async fn stop_replica(&mut self, name: &str) {
         let process = self.replica_mut(name).process.take();
-        let mut process = process.expect("the replica runs");
-        let status = process.stop().await;
-        assert!(
-            status.success(),
-            "heddle-control {name}: {status}\n{}",
-            process.output()
-        );
+        process.expect("the replica runs").stop_well().await;
     }
 
     /// Kills one with SIGKILL.
@@ -206,11 +200,6 @@ impl Mesh {
     }
 
     // ---- the only one ----
-
-    /// The command that starts this mesh's control plane.
-    pub fn control_start(&self) -> Start {
-        self.replicas[0].start(&self.store)
-    }
 
     pub async fn start_control(&mut self) -> Ready {
         self.start_replica(REPLICAS[0]).await

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::mesh::Mesh;
 use crate::process::{Process, Start};
 use crate::tools::{go_peer, node_modules, python, script, system};
-use crate::until::until;
+use crate::until::{seen, until};
 
 /// Which one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +113,7 @@ impl Client {
         let what = format!("{} goes on calling", self.process.name());
         until(&what, async || {
             let now = self.calls().len() - from;
-            if now >= count {
-                return Ok(());
-            }
-            Err(format!("{now} of {count} calls"))
+            seen(now >= count, format!("{now} of {count} calls"))
         })
         .await;
     }

@@ -98,11 +98,7 @@ async fn tell(
 ) -> Result<(), ClientError> {
     let mut answers = watch(control).await?;
     loop {
-        let answer = match answers.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Err(control.ended()),
-            Err(status) => return Err(control.refused(&status)),
-        };
+        let answer = control.message(&mut answers).await?;
         for event in answer.events {
             if !told.insert(event.id.clone()) {
                 continue;

@@ -1,4 +1,4 @@
-//! `heddle status`: the mesh at a glance, with its nodes.
+//! `heddle status`: the mesh at a glance, with its replicas and nodes.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{ViewOptions, show};
 use crate::output::{Table, Tabular};
 
-/// Show the mesh at a glance: nodes, services, instances, clients
+/// Show the mesh at a glance: replicas, nodes, services, instances, clients
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle status", version)]
 struct Options {

@@ -88,11 +88,10 @@ impl Fleet {
     pub(super) async fn connected(&mut self, patience: Duration) -> anyhow::Result<()> {
         let clients = self.clients;
         let all = self.seen.wait_for(|progress| progress.streams == clients);
-        let waited = tokio::time::timeout(patience, all).await;
-        waited
-            .map_err(|_| ())
-            .and_then(|all| all.map(drop).map_err(drop))
-            .map_err(|()| anyhow::anyhow!("not every client is connected after {patience:?}"))
+        let Ok(Ok(_)) = tokio::time::timeout(patience, all).await else {
+            anyhow::bail!("not every client is connected after {patience:?}");
+        };
+        Ok(())
     }
 
     /// How many assignments came so far, of all clients together.

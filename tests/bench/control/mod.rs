@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 use crate::options::Control;
+use crate::rounds::{cpu_time, micros};
 use clients::Fleet;
 use nodes::Node;
 use plane::Plane;
@@ -86,14 +87,14 @@ async fn pushes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> 
     tokio::time::sleep(REST).await;
     let with_clients = plane.memory()?;
     let encodes = plane.metric("heddle_xds_encodes_total").await?;
-    let (cpu, own) = (plane.cpu()?, crate::rounds::cpu_time(std::process::id())?);
+    let (cpu, own) = (plane.cpu()?, cpu_time(std::process::id())?);
     let mut times = Vec::new();
     for turn in 0..options.changes {
         times.push(change(&mut nodes, &mut fleet, turn, options.services).await?);
         tokio::time::sleep(options.pause).await;
     }
     let cpu = plane.cpu()? - cpu;
-    let own = crate::rounds::cpu_time(std::process::id())? - own;
+    let own = cpu_time(std::process::id())? - own;
     let encodes = plane.metric("heddle_xds_encodes_total").await? - encodes;
     let pushes = number((options.changes * options.clients) as u64);
     figures.put(
@@ -195,10 +196,6 @@ fn at(sorted: &[Duration], part: usize) -> Duration {
         .get((sorted.len() * part / 100).min(last))
         .copied()
         .unwrap_or_default()
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
 }
 
 fn millis(time: Duration) -> f64 {

@@ -46,7 +46,11 @@ impl Node {
         let (requests, queue) = mpsc::channel(QUEUE);
         let hello = Hello {
             node: format!("node-{number}"),
-            process_id: format!("bench-{}", OPENED.fetch_add(1, Ordering::Relaxed)),
+            process_id: format!(
+                "bench-{}-{}",
+                std::process::id(),
+                OPENED.fetch_add(1, Ordering::Relaxed)
+            ),
             advertise: format!("10.{}.{}.1:15008", number / 200, number % 200),
             instances: (0..services)
                 .map(|service| instance(number, service, 1))
@@ -122,11 +126,17 @@ async fn beats(requests: mpsc::Sender<NodeMessage>) {
 }
 
 async fn acks(mut answers: Streaming<ControlMessage>, progress: watch::Sender<u64>) {
-    while let Ok(Some(answer)) = answers.message().await {
-        if let Some(control_message::Message::Ack(ack)) = answer.message
-            && let Some(ack::Of::Change(sequence)) = ack.of
-        {
-            progress.send_replace(sequence);
+    loop {
+        match answers.message().await {
+            Ok(Some(answer)) => {
+                if let Some(control_message::Message::Ack(ack)) = answer.message
+                    && let Some(ack::Of::Change(sequence)) = ack.of
+                {
+                    progress.send_replace(sequence);
+                }
+            }
+            Ok(None) => return,
+            Err(status) => return eprintln!("a node's session ends: {status}"),
         }
     }
 }
