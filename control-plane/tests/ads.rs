@@ -23,7 +23,7 @@ use heddle_proto::{
 use prost::Message as _;
 use tonic::Code;
 
-use plane::{Plane, client, echo, proxy, within};
+use plane::{Plane, client, echo, proxy, until, within};
 
 const ECHO: &str = "echo.default";
 
@@ -489,10 +489,5 @@ async fn status_tells_what_the_mesh_is_and_what_clients_said() {
     assert_eq!(clusters.acknowledged_version, "");
     assert!(clusters.wildcard && !clusters.in_flight);
     drop(stream);
-    within(async {
-        while !plane.clients.is_empty() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until(|| plane.clients.is_empty()).await;
 }

@@ -3,6 +3,7 @@
 //! run comes out each time, with its trace and the first law that it broke. docs/simulation.md says how to read one.
 
 mod client;
+mod deaf;
 mod dice;
 mod laws;
 mod link;
@@ -35,7 +36,8 @@ struct Ended {
     trace: String,
 }
 
-fn run(seed: u64, print: bool) -> Ended {
+/// Tells a story on a clock of its own, which stands while anybody has something to do.
+fn in_virtual_time<T>(story: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -43,6 +45,12 @@ fn run(seed: u64, print: bool) -> Ended {
         .expect("a runtime");
     runtime.block_on(async {
         replica::begin_wall();
+        story.await
+    })
+}
+
+fn run(seed: u64, print: bool) -> Ended {
+    in_virtual_time(async {
         let mut dice = Dice::new(seed);
         let profile = turmoil::profile(&mut dice);
         let world = World::new(profile, seed, print);

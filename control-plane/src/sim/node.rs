@@ -382,7 +382,7 @@ async fn say(socket: &Talk, message: node_message::Message) -> Result<(), End> {
 }
 
 /// Which process wrote something can be read from its id.
-pub(super) fn process_id(node: usize, process: u32) -> String {
+fn process_id(node: usize, process: u32) -> String {
     format!("n{node}-{process}")
 }
 

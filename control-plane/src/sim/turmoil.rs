@@ -7,7 +7,7 @@ use heddle_proto::registry::v1::Health;
 use tokio::time::sleep;
 
 use super::{
-    client::{self, Flavor},
+    client::{self, Flavor, Held},
     dice::Dice,
     laws, node, replica, store,
     world::{Profile, Who, World, lock},
@@ -48,7 +48,7 @@ pub(super) fn begin(world: &World, dice: &mut Dice) {
     for n in 0..world.profile.clients {
         let service = format!("s{}.default", n % world.profile.services);
         let flavor = Flavor::ALL[(n + dice.count(0..=4)) % 5];
-        client::start(world, dice.fork(), n, client::empty(flavor, &service));
+        client::start(world, dice.fork(), n, Held::new(flavor, &service));
     }
 }
 
@@ -180,7 +180,7 @@ fn restart_client(world: &World, dice: &mut Dice) {
     let held = if keeps {
         held
     } else {
-        client::empty(held.flavor, &held.service)
+        Held::new(held.flavor, &held.service)
     };
     after(world, dice, 0..=5000, move |world, dice| {
         client::start(world, dice, n, held);
@@ -276,12 +276,7 @@ fn restart_replica(world: &World, dice: &mut Dice) {
 
 /// A node or a client cannot reach a replica, in one direction or both.
 fn cut(world: &World, dice: &mut Dice) {
-    let replica = Who::Replica(dice.index(world.profile.replicas));
-    let client = dice.index(world.profile.clients);
-    let other = match running(world, dice) {
-        Some(node) if dice.chance(600) => node,
-        _ => Who::Client(client),
-    };
+    let (replica, other) = link(world, dice);
     cut_apart(world, dice, replica, other, 500..=30_000);
 }
 
@@ -356,12 +351,7 @@ fn slow(world: &World, dice: &mut Dice) {
 
 /// A stall that is over before anybody notices, between one pair.
 async fn break_connection(world: &World, dice: &mut Dice) {
-    let replica = Who::Replica(dice.index(world.profile.replicas));
-    let client = Who::Client(dice.index(world.profile.clients));
-    let other = match running(world, dice) {
-        Some(node) if dice.chance(600) => node,
-        _ => client,
-    };
+    let (replica, other) = link(world, dice);
     world.say(format_args!("a stall between {replica} and {other}"));
     world.change_net(|net| net.blocked.extend([(replica, other), (other, replica)]));
     sleep(dice.millis(200..=2500)).await;
@@ -400,6 +390,16 @@ fn running(world: &World, dice: &mut Dice) -> Option<Who> {
         .filter(|who| world.net(|net| !net.paused.contains(who)))
         .collect();
     dice.pick(&all)
+}
+
+/// A replica, and a node or a client that may be connected to it.
+fn link(world: &World, dice: &mut Dice) -> (Who, Who) {
+    let replica = Who::Replica(dice.index(world.profile.replicas));
+    let client = Who::Client(dice.index(world.profile.clients));
+    match running(world, dice) {
+        Some(node) if dice.chance(600) => (replica, node),
+        _ => (replica, client),
+    }
 }
 
 fn up(world: &World, dice: &mut Dice) -> Option<usize> {

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use crate::{
     ECHO, endpoints, names,
-    plane::{DeltaStream, Plane, client, echo, proxy, within},
+    plane::{DeltaStream, Plane, client, echo, proxy, until},
 };
 
 async fn plane(folder: &tempfile::TempDir, limits: Limits) -> Plane {
@@ -103,12 +103,7 @@ async fn many_streams_of_one_client_are_refused_and_others_served() {
     other.ask(Kind::Cluster, &[]).await;
     assert_eq!(names(&other.next().await), [ECHO]);
     drop(served);
-    within(async {
-        while plane.clients.len() > 1 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until(|| plane.clients.len() <= 1).await;
     let mut again = plane.delta(proxy("greedy")).await;
     again.ask(Kind::Cluster, &[]).await;
     assert_eq!(
@@ -288,12 +283,8 @@ async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
     assert_eq!(endpoints(&other.next().await), 2);
     assert!(!names(&flood.next().await).is_empty(), "it is answered too");
     let metrics = plane.clients.metrics();
-    within(async {
-        while read(&metrics.unknown_types) < 1_000 || read(&metrics.stale) < 1_000 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let all_read = || read(&metrics.unknown_types) >= 1_000 && read(&metrics.stale) >= 1_000;
+    until(all_read).await;
     assert!(read(&metrics.muted) > 0);
     assert_eq!(
         read(metrics.rejected.get(Kind::Endpoint)),
@@ -342,20 +333,15 @@ async fn a_bad_resource_is_found_over_a_real_stream() {
         next = stream.next().await;
     }
     assert_eq!((refused, accepted), (2, vec![1]));
-    within(async {
-        loop {
-            let statuses = plane.clients.statuses();
-            let refused: Vec<_> = statuses
-                .iter()
-                .flat_map(|each| &each.kinds)
-                .flat_map(|kind| &kind.refused)
-                .map(|each| (each.name.as_str(), each.reason.as_str()))
-                .collect();
-            if refused == [("none.default", "cannot take it")] {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
+    until(|| {
+        let statuses = plane.clients.statuses();
+        let refused: Vec<_> = statuses
+            .iter()
+            .flat_map(|each| &each.kinds)
+            .flat_map(|kind| &kind.refused)
+            .map(|each| (each.name.as_str(), each.reason.as_str()))
+            .collect();
+        refused == [("none.default", "cannot take it")]
     })
     .await;
 }

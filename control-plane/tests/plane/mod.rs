@@ -43,6 +43,16 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
         .expect("nothing came within 20 s")
 }
 
+/// Awaits what no event tells of.
+pub(crate) async fn until(wanted: impl Fn() -> bool) {
+    within(async {
+        while !wanted() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// How often clients are asked to report their load.
 pub(crate) const REPORTS: Duration = Duration::from_millis(100);
 

@@ -41,7 +41,8 @@ pub(in crate::sim) struct Held {
 }
 
 impl Held {
-    pub(super) fn new(flavor: Flavor, service: &str) -> Self {
+    /// What a client starts with.
+    pub(in crate::sim) fn new(flavor: Flavor, service: &str) -> Self {
         Self {
             flavor,
             service: service.to_owned(),

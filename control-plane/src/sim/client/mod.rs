@@ -60,7 +60,7 @@ impl Flavor {
         self.is_proxy() || health != DRAINING
     }
 
-    const fn is_proxy(self) -> bool {
+    pub(super) const fn is_proxy(self) -> bool {
         matches!(self, Self::Proxy | Self::Everything)
     }
 }
@@ -322,13 +322,8 @@ impl Client {
     }
 }
 
-/// What a client starts with.
-pub(super) fn empty(flavor: Flavor, service: &str) -> Held {
-    Held::new(flavor, service)
-}
-
 /// `<revision>`, `<revision>+` or `<revision>/<hash>`.
-fn revision_of(version: &str) -> Option<u64> {
+pub(super) fn revision_of(version: &str) -> Option<u64> {
     version.split(['/', '+']).next()?.parse().ok()
 }
 

@@ -25,6 +25,7 @@ const MISSING: Duration = Duration::from_secs(45);
 const DEAD: Duration = Duration::from_secs(50);
 /// A client that can reach a replica that works shows the store's state within so long.
 const LAG: Duration = Duration::from_secs(30);
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wrong {
     NotInStore(String),
@@ -154,7 +155,7 @@ pub(in crate::sim) fn converged(world: &World) {
         for fault in differs(&seat.held, &stored) {
             world.broken("I3 convergence", format_args!("c{n}: {fault}"));
         }
-        let proxy = matches!(seat.held.flavor, Flavor::Proxy | Flavor::Everything);
+        let proxy = seat.held.flavor.is_proxy();
         let delta = proxy || seat.held.flavor == Flavor::EnvoyDelta;
         for (kind, names) in seat.held.versions.iter().filter(|_| delta) {
             for (name, version) in names {
@@ -235,7 +236,7 @@ fn differs(held: &Held, stored: &Stored) -> Vec<String> {
         stored.services.clone()
     };
     let mut kinds = vec![Kind::Cluster, Kind::Endpoint];
-    if matches!(held.flavor, Flavor::Proxy | Flavor::Everything) {
+    if held.flavor.is_proxy() {
         kinds.push(Kind::ServiceIndex);
     }
     for kind in kinds {

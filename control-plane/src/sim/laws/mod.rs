@@ -11,7 +11,7 @@ use heddle_proto::store::v1::{AliveRecord, InstanceRecord, NodeRecord};
 use prost::Message as _;
 
 use super::{
-    client::{Flavor, Held},
+    client::{Flavor, Held, revision_of},
     world::{Who, World, lock},
 };
 use crate::{
@@ -189,7 +189,7 @@ pub(super) fn on_revision(world: &World, who: Who, held: &mut Held, kind: Kind, 
         Flavor::Envoy | Flavor::Grpc => {
             let accepted = held.accepted.get(&kind);
             accepted
-                .and_then(|version| version.split('/').next()?.parse().ok())
+                .and_then(|version| revision_of(version))
                 .unwrap_or(0)
         }
         Flavor::EnvoyDelta => 0,

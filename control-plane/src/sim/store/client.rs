@@ -28,6 +28,7 @@ use crate::{
 
 /// An engine gives up so long after it was asked.
 const PATIENCE: Duration = Duration::from_secs(5);
+
 /// One replica's way to the store.
 struct Client {
     world: World,

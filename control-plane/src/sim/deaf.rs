@@ -1,0 +1,114 @@
+//! One story that the seeds do not come to: the only replica does not hear its store for less than its own lease, and a
+//! node's lease, which was older, ends meanwhile. In comes the moment of the cut, out goes what became of the node. No
+//! other node lapses: no rule about many helps this one.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{
+    dice::Dice,
+    in_virtual_time, node, replica, store,
+    world::{Profile, Who, World, lock},
+};
+use crate::store::{KeyValue, Revision, keys};
+
+/// Of a TTL of 10 s: more than is left to a node that is about to beat (7 s), less than to a replica that has just
+/// renewed (10 s). Long enough that a request fails meanwhile (5 s).
+const DEAF: Duration = Duration::from_millis(8500);
+/// A sweeper that judges at once has done so after this.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// The node's way back is that much longer than the store's; the sweeper's hold is a TTL.
+const LATER: Duration = Duration::from_secs(1);
+
+struct Seen {
+    /// The store ended the node's lease before it heard from the replica again.
+    lapsed: bool,
+    /// The replica is the sweeper that it was.
+    kept_duty: bool,
+    /// Instances by when they were written first.
+    before: Vec<(String, Revision)>,
+    after: Vec<(String, Revision)>,
+    broken: Option<String>,
+    trace: String,
+}
+
+async fn cut_off_at(moment: Duration) -> Seen {
+    let seed = 1;
+    let profile = Profile {
+        replicas: 1,
+        nodes: 1,
+        services: 1,
+        clients: 0,
+        gentle: false,
+        lossy: 0,
+        history: 10_000,
+        turmoil: Duration::ZERO,
+    };
+    let world = World::new(profile, seed, false);
+    tokio::spawn(store::run(world.clone()));
+    replica::start(&world, 0);
+    let name = ("s0".to_owned(), "i0".to_owned());
+    node::start(&world, Dice::new(seed), 0, &[name]);
+    let (here, there) = (Who::Replica(0), Who::Node(0, 1));
+
+    sleep(moment).await;
+    let before = instances(&world);
+    let duty = written(&world, &keys::duty("sweeper"));
+    world.say(format_args!("{here} is cut off from all"));
+    world.change_net(|net| {
+        net.paused.insert(here);
+    });
+    sleep(DEAF).await;
+    let lapsed = written(&world, &keys::alive("n0")).is_none();
+    world.say(format_args!("{here} is joined to the store again"));
+    world.change_net(|net| {
+        net.blocked.extend([(here, there), (there, here)]);
+        net.paused.remove(&here);
+    });
+    sleep(AT_ONCE).await;
+    let kept_duty = duty.is_some() && duty == written(&world, &keys::duty("sweeper"));
+    sleep(LATER - AT_ONCE).await;
+    world.say(format_args!("{here} is joined to {there} again"));
+    world.change_net(|net| net.blocked.clear());
+    sleep(Duration::from_secs(20)).await;
+    Seen {
+        lapsed,
+        kept_duty,
+        before,
+        after: instances(&world),
+        broken: world.verdict(),
+        trace: world.trace(),
+    }
+}
+
+fn instances(world: &World) -> Vec<(String, Revision)> {
+    let found = lock(&world.store)
+        .machine
+        .range(keys::INSTANCES, None, true);
+    let items = found.expect("the present is there").items;
+    let by_birth = |item: KeyValue| (item.key.to_string(), item.create_revision);
+    items.into_iter().map(by_birth).collect()
+}
+
+fn written(world: &World, key: &str) -> Option<Revision> {
+    let found = lock(&world.store).machine.get(key);
+    found.map(|item| item.mod_revision)
+}
+
+#[test]
+fn a_node_that_lapsed_while_its_replica_was_deaf_has_a_ttl_to_come_back() {
+    let mut came_to_it = 0;
+    // Node and replica renew at intervals of their own: of these moments some lie late in one and early in the other.
+    for step in 0..24 {
+        let moment = Duration::from_millis(20_100) + Duration::from_millis(250) * step;
+        let seen = in_virtual_time(cut_off_at(moment));
+        let trace = &seen.trace;
+        assert_eq!(seen.broken, None, "cut off at {moment:?}:\n{trace}");
+        assert_eq!(seen.before.len(), 1, "cut off at {moment:?}:\n{trace}");
+        // An instance that left and was registered again was written first at another revision.
+        assert_eq!(seen.after, seen.before, "cut off at {moment:?}:\n{trace}");
+        came_to_it += usize::from(seen.lapsed && seen.kept_duty);
+    }
+    assert!(came_to_it >= 2, "it came to it {came_to_it} times");
+}
