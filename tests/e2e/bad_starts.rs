@@ -38,14 +38,19 @@ async fn a_second_writer_on_the_store_is_refused_and_the_first_goes_on() {
             "--store",
         ])
         .arg(format!("embedded:{}", store.display()));
-    refused(&run(second).await, &[store.to_str().unwrap()]);
+    let words = [
+        store.to_str().unwrap(),
+        "in use by another process",
+        "--store embedded:PATH",
+    ];
+    refused(&run(second).await, &words);
     mesh.echo("a", "e1").await;
     reach(&mesh.channel("a"), &["e1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named() {
-    let mesh = Mesh::builder().start().await;
+    let mut mesh = Mesh::builder().start().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
     let place = folder();
@@ -58,7 +63,8 @@ async fn a_port_in_use_is_named() {
         let start = Start::new("heddle-control", &binary("heddle-control"))
             .args([flag, &addr.to_string(), other, "127.0.0.1:0", "--store"])
             .arg(format!("embedded:{}", place.path().join(flag).display()));
-        refused(&run(start).await, &[&addr.port().to_string(), "in use"]);
+        let words = [flag, &addr.to_string(), "in use", "choose another"];
+        refused(&run(start).await, &words);
     }
     for taken in ["outbound", "inbound", "agent", "admin"] {
         let addr = match taken {
@@ -86,8 +92,20 @@ async fn a_port_in_use_is_named() {
             };
             start = start.args([format!("--{listener}"), at]);
         }
-        refused(&run(start).await, &[&addr.port().to_string(), "in use"]);
+        let flag = format!("--{taken}");
+        let port = addr.port().to_string();
+        let words = [
+            flag.as_str(),
+            &port,
+            "127.0.0.1",
+            "in use",
+            "choose another",
+        ];
+        refused(&run(start).await, &words);
     }
+    // Whoever has the ports was not disturbed.
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +134,8 @@ async fn an_unusable_state_dir_or_store_is_named() {
         ])
         .arg("--state-dir")
         .arg(&state);
-    refused(&run(start).await, &[state.to_str().unwrap()]);
+    let words = ["--state-dir", state.to_str().unwrap(), "give a folder"];
+    refused(&run(start).await, &words);
 
     let store = file.join("store");
     let start = Start::new("heddle-control", &binary("heddle-control"))
@@ -128,7 +147,8 @@ async fn an_unusable_state_dir_or_store_is_named() {
             "--store",
         ])
         .arg(format!("embedded:{}", store.display()));
-    refused(&run(start).await, &[store.to_str().unwrap()]);
+    let words = [store.to_str().unwrap(), "--store embedded:PATH"];
+    refused(&run(start).await, &words);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,7 +41,12 @@ async fn the_mesh_is_shown_as_table_json_and_yaml() {
             vec!["services", "-o", "yaml"],
             vec!["name: heddle-echo.default"],
         ),
+        (vec!["status", "-o", "yaml"], vec!["replica:", "name: b"]),
         (vec!["proxies"], vec!["delta", "acknowledged"]),
+        (vec!["proxies", "-o", "yaml"], vec!["node_id: b"]),
+        (vec!["proxies", "-o", "json"], vec!["\"node_id\": \"b\""]),
+        (vec!["edges", "-o", "yaml"], vec!["edges:"]),
+        (vec!["events"], vec!["node-joined"]),
     ] {
         let ran = heddle(&mesh, &words).await;
         assert_eq!(ran.code, Some(0), "{words:?}: {}", ran.all());
@@ -190,15 +195,12 @@ async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
     };
     demo.line("the demo's calls reach all instances", tally)
         .await;
-    // What it prints to type is there, with the ports that it has.
-    let grpc = ready.get("grpc").to_owned();
-    let text = demo.output();
-    for part in [
-        format!("grpcurl -plaintext {} list", ready.get("node-a-outbound")),
-        format!("grpcurl -plaintext {grpc} heddle.status.v1.MeshStatus/GetMesh"),
-    ] {
-        assert!(text.contains(&part), "no {part:?} in {text}");
-    }
+    assert!(
+        demo.output().contains("starting the control plane"),
+        "no progress in {}",
+        demo.output()
+    );
+    every_line_to_type_works(&demo).await;
 
     let all = descendants(demo.pid());
     assert!(
@@ -218,6 +220,34 @@ async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
     assert!(left.is_empty(), "left behind: {left:?}");
     let files: Vec<_> = std::fs::read_dir(place.path()).unwrap().flatten().collect();
     assert!(files.is_empty(), "left behind: {files:?}");
+}
+
+/// Types what the demo tells to type, as it stands there.
+async fn every_line_to_type_works(demo: &Process) {
+    let grpcurl = go_peer("grpcurl");
+    let peers = grpcurl.parent().unwrap().display().to_string();
+    let path = format!("{peers}:{}", std::env::var("PATH").unwrap());
+    let heddle = binary("heddle").display().to_string();
+    let said = demo.stdout();
+    let to_type: Vec<&str> = said
+        .iter()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| line.starts_with("grpcurl ") || line.contains("heddle "))
+        // The last one waits for a program of the reader's.
+        .filter(|line| !line.contains(" run --service "))
+        .collect();
+    let of = |word: &str| to_type.iter().filter(|line| line.contains(word)).count();
+    assert_eq!(of(" list"), 3, "one for each node: {to_type:?}");
+    assert_eq!(of("Echo/Unary"), 3, "one for each node: {to_type:?}");
+    assert!(of("GetMesh") == 1 && of(" status") == 1, "{to_type:?}");
+    for line in to_type {
+        let start = Start::new("a line of the demo", std::path::Path::new("sh"))
+            .args(["-c", line])
+            .env("PATH", &path);
+        let ran = run(start).await;
+        assert_eq!(ran.code, Some(0), "{heddle}: {line}: {}", ran.all());
+        assert!(!ran.stdout.is_empty(), "{line}: {}", ran.all());
+    }
 }
 
 /// A process that runs; one that has ended and only waits to be reaped does not.

@@ -242,7 +242,7 @@ pub enum StoreError {
          empty store (nodes register their instances again)"
     )]
     Corrupt { path: String, cause: String },
-    #[error("cannot open the store {path}: {cause}")]
+    #[error("cannot open the store {path}: {cause}; give another path with --store embedded:PATH")]
     Open { path: String, cause: String },
     /// The store did not answer in time. Whether a transaction was done is not known: it was, it was not, or it still
     /// will be when a cut heals. Whoever wrote sends again only what is the same done twice, under a condition that

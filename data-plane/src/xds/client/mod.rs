@@ -235,7 +235,7 @@ impl XdsClient {
         };
         if !known {
             warn!(
-                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.1 to 3 s"
+                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.25 to 3 s"
             );
             self.status.send_modify(|s| {
                 s.connected = None;
