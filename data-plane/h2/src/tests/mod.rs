@@ -5,6 +5,7 @@ mod pair;
 mod script;
 
 mod calls;
+mod examples;
 mod faults;
 mod states;
 mod windows;
