@@ -1,18 +1,8 @@
 //! Two nodes: a call goes through both proxies, and each says only what it may.
 
 use heddle_proxy::balance::Target;
-use heddle_proxy::route::Service;
 
 use crate::rig::*;
-
-/// What node `a` knows of a service that runs on node `b`.
-fn remote(id: &str, node: &Node) -> Service {
-    echo(vec![endpoint(id, &node.name, Target::Node(node.inbound))])
-}
-
-fn on_b(id: &str, address: std::net::SocketAddr) -> Service {
-    echo(vec![endpoint(id, "b", Target::Local(address))])
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_crosses_both_proxies_and_the_service_sees_nothing_of_them() {

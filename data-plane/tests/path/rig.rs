@@ -135,6 +135,16 @@ pub(crate) fn local(id: &str, address: SocketAddr) -> Endpoint {
     endpoint(id, "a", Target::Local(address))
 }
 
+/// What another node knows of `echo.default`, whose instance runs on this one.
+pub(crate) fn remote(id: &str, node: &Node) -> Service {
+    echo(vec![endpoint(id, &node.name, Target::Node(node.inbound))])
+}
+
+/// What node `b` itself knows of it.
+pub(crate) fn on_b(id: &str, address: SocketAddr) -> Service {
+    echo(vec![endpoint(id, "b", Target::Local(address))])
+}
+
 /// What a backend saw of a call.
 pub(crate) type Seen = Request<RecvStream>;
 type Answer = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
