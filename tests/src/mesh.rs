@@ -304,11 +304,16 @@ impl Mesh {
 
     /// The same, at an address that is also reached from elsewhere.
     pub fn echo_on(&self, node: &str, id: &str, ip: IpAddr) -> Start {
+        self.echo_at(node, id, SocketAddr::new(ip, 0))
+    }
+
+    /// The same, at a port of the test's own.
+    pub fn echo_at(&self, node: &str, id: &str, listen: SocketAddr) -> Start {
         Start::new(
             &format!("heddle-echo {id} on {node}"),
             &binary("heddle-echo"),
         )
-        .args(["--listen", &SocketAddr::new(ip, 0).to_string()])
+        .args(["--listen", &listen.to_string()])
         .args(["--instance", id])
         .args(["--agent", &format!("http://{}", self.node(node).agent)])
         .env("HEDDLE_NODE", node)
