@@ -14,7 +14,7 @@ pub const REPLICAS: &str = "replica/";
 pub const DUTIES: &str = "duty/";
 pub const EVENTS: &str = "event/";
 pub const CLASHES: &str = "clash/";
-/// A number: no node that is claimed anew gets an epoch below it.
+/// A number: no node that is claimed anew gets an epoch at or below it.
 pub const EPOCH_FLOOR: &str = "epoch-floor";
 
 /// `NodeRecord`: who the node is, and its epoch. Stays when the node goes.

@@ -50,6 +50,7 @@ impl Collector<'_> {
         let (mut floor, at) = read(store).await?;
         let mut compare = vec![Compare::unchanged(keys::EPOCH_FLOOR, at)];
         let (mut then, mut facts) = (Vec::new(), Vec::new());
+        let mut forgotten = Vec::new();
         for name in nodes {
             let key = keys::node(name);
             let Some(found) = store.get(&key).await? else {
@@ -65,13 +66,14 @@ impl Collector<'_> {
                 record.process_id, record.epoch
             );
             facts.push(Fact::of_node("node-forgotten", name, &cause));
+            forgotten.push(name);
         }
         if then.is_empty() {
             return Ok(());
         }
         then.push(Op::put(keys::EPOCH_FLOOR, floor.to_string()));
         if self.write(compare, then, &facts).await? {
-            for node in nodes {
+            for node in forgotten {
                 tracing::info!(
                     event = "node-forgotten",
                     %node,
