@@ -301,6 +301,11 @@ fn streams(plane: &Plane, text: &mut Text) {
             &counters.spread,
         ),
         (
+            "heddle_xds_shed_total",
+            "Streams ended because this replica held more than its share",
+            &counters.shed,
+        ),
+        (
             "heddle_xds_muted_total",
             "Times that a client spoke too fast and had to wait",
             &counters.muted,

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -48,6 +48,8 @@ struct Inner {
     left: CancellationToken,
     chronicle: Chronicle,
     reach: Reach,
+    /// How many xDS streams are here; unset: none.
+    streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 impl Registry {
@@ -89,6 +91,7 @@ impl Registry {
             left: CancellationToken::new(),
             chronicle: Chronicle::default(),
             reach: Reach::default(),
+            streams: OnceLock::new(),
         }));
         let stop = registry.options().stop.clone();
         tokio::spawn(
@@ -240,6 +243,24 @@ impl Registry {
     pub(super) fn beats(&self) -> usize {
         self.late_here();
         lock(&self.0.beats).len()
+    }
+
+    /// How this replica's xDS streams are counted, for the others to know; the first to say so is asked.
+    pub(crate) fn count_streams_by(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+        let _ = self.0.streams.set(Box::new(count));
+    }
+
+    pub(super) fn streams_here(&self) -> usize {
+        self.0.streams.get().map_or(0, |count| count())
+    }
+
+    /// The xDS streams of each other replica, as it last told.
+    pub(crate) fn streams_elsewhere(&self) -> Vec<usize> {
+        let own = &self.options().replica;
+        self.read(|view| {
+            let others = view.replicas().filter(|it| *it.name != **own);
+            others.map(|it| it.xds_streams).collect()
+        })
     }
 
     /// How many nodes hold their lease, have something to lose, and could lapse soon: those that are late here, those

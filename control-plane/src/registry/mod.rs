@@ -41,6 +41,7 @@ pub use instance::{Instance, InstanceKey, ServiceName};
 pub use lease::{LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::{Clash, Node};
 pub use replica::Replica;
+pub(crate) use replica::matters;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 pub use service::KnownService;
 pub use view::{Batch, View};

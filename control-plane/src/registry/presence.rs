@@ -7,7 +7,7 @@ use heddle_proto::store::v1::ReplicaRecord;
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{Registry, RegistryError, event::Fact};
+use super::{Registry, RegistryError, event::Fact, matters};
 use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn, keys};
 
 /// The end of a stopping replica's lease waits for the store at most so long.
@@ -26,6 +26,9 @@ pub(super) struct Presence {
     advertise: String,
     /// As the record says.
     late_nodes: u32,
+    xds_streams: u32,
+    /// When the streams were told last.
+    counted: Instant,
     renewed: Instant,
     /// The clash was told.
     told: bool,
@@ -46,6 +49,8 @@ impl Presence {
             registry: registry.clone(),
             advertise: advertise.to_owned(),
             late_nodes: 0,
+            xds_streams: 0,
+            counted: Instant::now(),
             renewed: Instant::now(),
             told: false,
         };
@@ -74,7 +79,7 @@ impl Presence {
         }
     }
 
-    fn record(&self, late_nodes: u32) -> ReplicaRecord {
+    fn record(&self, late_nodes: u32, xds_streams: u32) -> ReplicaRecord {
         let options = self.registry.options();
         ReplicaRecord {
             name: options.replica.clone(),
@@ -82,6 +87,7 @@ impl Presence {
             advertise: self.advertise.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             late_nodes,
+            xds_streams,
         }
     }
 
@@ -90,7 +96,7 @@ impl Presence {
         let options = registry.options();
         let key = keys::replica(&options.replica);
         let found = store.get(&key).await?;
-        let record = self.record(self.late_nodes);
+        let record = self.record(self.late_nodes, self.xds_streams);
         if let Some(found) = &found {
             let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
             // A process that was killed leaves its record behind. It has gone for sure if no other process can have
@@ -144,7 +150,7 @@ impl Presence {
             if self.renewed.elapsed() + look > options.renew_interval {
                 self.renew().await;
             }
-            self.tell_late().await;
+            self.tell().await;
         }
         let seat = self.registry.seat();
         self.registry.set_seat(None);
@@ -201,17 +207,22 @@ impl Presence {
         }
     }
 
-    /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too.
-    async fn tell_late(&mut self) {
+    /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too. And
+    /// all must know how many streams each holds, to see which holds too many; that may wait for a renewal's time.
+    async fn tell(&mut self) {
         let late_nodes = u32::try_from(self.registry.late_here()).unwrap_or(u32::MAX);
         let Some(seat) = self.registry.seat() else {
             return;
         };
-        if late_nodes == self.late_nodes {
+        let streams = self.registry.streams_here();
+        let due = self.counted.elapsed() >= self.registry.options().renew_interval;
+        let told = usize::try_from(self.xds_streams).unwrap_or(usize::MAX);
+        if late_nodes == self.late_nodes && !(due && matters(told, streams)) {
             return;
         }
+        let xds_streams = u32::try_from(streams).unwrap_or(u32::MAX);
         let key = keys::replica(&self.registry.options().replica);
-        let record = self.record(late_nodes).encode_to_vec();
+        let record = self.record(late_nodes, xds_streams).encode_to_vec();
         let txn = Txn {
             compare: vec![Compare::unchanged(&key, seat.at)],
             then: vec![Op::put_leased(&key, record, seat.lease)],
@@ -222,12 +233,14 @@ impl Presence {
         match result {
             Ok(done) if done.succeeded => {
                 self.late_nodes = late_nodes;
+                self.xds_streams = xds_streams;
+                self.counted = Instant::now();
                 let at = done.revision;
                 self.registry.set_seat(Some(Seat { at, ..seat }));
             }
             // The next renewal finds out what has become of the record.
             Ok(_) => self.registry.set_seat(None),
-            Err(error) => tracing::debug!(%error, "late nodes are not told yet"),
+            Err(error) => tracing::debug!(%error, "late nodes and streams are not told yet"),
         }
     }
 }

@@ -19,6 +19,14 @@ pub struct Replica {
     pub duties: Vec<Arc<str>>,
     /// Nodes with instances whose session it holds and that missed a beat.
     pub late_nodes: usize,
+    /// xDS streams that it holds, as it last told.
+    pub xds_streams: usize,
+}
+
+/// Whether others must hear that a replica holds so many streams now: each change is a write that all see.
+pub(crate) fn matters(told: usize, now: usize) -> bool {
+    let change = told.abs_diff(now);
+    change >= 10 || change.saturating_mul(10) > told
 }
 
 impl Replica {
@@ -30,6 +38,7 @@ impl Replica {
             version: record.version,
             duties,
             late_nodes: usize::try_from(record.late_nodes).unwrap_or(usize::MAX),
+            xds_streams: usize::try_from(record.xds_streams).unwrap_or(usize::MAX),
         }
     }
 }

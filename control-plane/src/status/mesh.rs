@@ -192,6 +192,7 @@ fn replica(replica: &registry::Replica) -> Replica {
         advertise: replica.advertise.clone(),
         version: replica.version.clone(),
         duties: replica.duties.iter().map(ToString::to_string).collect(),
+        xds_streams: u32::try_from(replica.xds_streams).unwrap_or(u32::MAX),
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Limits {
     /// Where there are several replicas, a stream ends after about so long (20 % more or less), so that clients that
     /// all came to one replica after an outage spread anew.
     pub max_age: Duration,
+    /// A replica that holds clearly more streams than the mean of all ends so many of its own in a second, of those
+    /// that are at least so old.
+    pub sheds_per_second: u32,
+    pub shed_after: Duration,
 }
 
 impl Default for Limits {
@@ -41,6 +45,8 @@ impl Default for Limits {
             units_at_once: 2_000,
             stuck_after: Duration::from_secs(60),
             max_age: Duration::from_secs(30 * 60),
+            sheds_per_second: 10,
+            shed_after: Duration::from_secs(3 * 60),
         }
     }
 }

@@ -24,6 +24,8 @@ pub struct Metrics {
     pub stuck: AtomicU64,
     /// Streams ended for their age, to spread clients over the replicas.
     pub spread: AtomicU64,
+    /// Streams ended because this replica held more than its share.
+    pub shed: AtomicU64,
     /// Times that a client spoke too fast and was made to wait.
     pub muted: AtomicU64,
     /// Streams ended because the client had seen a newer revision.

@@ -16,6 +16,7 @@ mod metrics;
 mod limits;
 mod gate;
 mod pace;
+mod shed;
 mod stream;
 mod service;
 mod csds;

@@ -36,6 +36,8 @@ pub(super) struct Pace {
     queued: usize,
     life: Duration,
     ends: Instant,
+    /// Not to be sent elsewhere before.
+    settles: Instant,
     tick: Duration,
 }
 
@@ -53,7 +55,11 @@ impl Pace {
             queued: 0,
             life,
             ends: now + life,
-            tick: MAX_TICK.min(limits.stuck_after / 4).min(limits.max_age / 4),
+            settles: now + limits.shed_after,
+            tick: MAX_TICK
+                .min(limits.stuck_after / 4)
+                .min(limits.max_age / 4)
+                .min(limits.shed_after / 4),
         }
     }
 
@@ -84,6 +90,12 @@ impl Pace {
     pub(super) fn sent(&mut self, now: Instant) {
         self.alive = now;
         self.queued += 1;
+    }
+
+    /// Whether it loses nothing if it is sent elsewhere now: it has been here for a while, owes no answer, and the
+    /// transport has taken all.
+    pub(super) fn may_go(&self, now: Instant, owes: bool, queued: usize) -> bool {
+        now >= self.settles && !owes && queued == 0
     }
 
     /// `owes`: a response waits for the client's answer; `queued`: responses that the transport has not taken;

@@ -6,7 +6,7 @@ use std::{
     future::{Ready, ready},
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -27,6 +27,7 @@ use super::{
     Clients, Delta, Limits, Sotw, Variant,
     gate::{Gate, Slot},
     metrics::count,
+    shed::Shedding,
     stream::{Peer, RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
@@ -44,6 +45,7 @@ struct Inner {
     publisher: Publisher,
     clients: Clients,
     gate: Gate,
+    shedding: Mutex<Shedding>,
     stop: CancellationToken,
 }
 
@@ -67,11 +69,16 @@ pub fn service_within(
     limits: Limits,
     stop: CancellationToken,
 ) -> Ads {
+    // What other replicas say of themselves is told at most once per renewal.
+    let shedding = Shedding::new(&limits, registry.options().renew_interval * 3);
+    let counted = clients.clone();
+    registry.count_streams_by(move || counted.len());
     Ads(Arc::new(Inner {
         registry,
         publisher,
         clients,
         gate: Gate::new(limits),
+        shedding: Mutex::new(shedding),
         stop,
     }))
 }
@@ -116,6 +123,11 @@ impl Ads {
 
     pub(super) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    pub(super) fn shedding(&self) -> MutexGuard<'_, Shedding> {
+        let shedding = &self.0.shedding;
+        shedding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn registry(&self) -> &Registry {

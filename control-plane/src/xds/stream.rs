@@ -165,6 +165,8 @@ struct Stream<'a, V: Variant> {
     snapshot: Arc<Snapshot>,
     member: Membership,
     pace: Pace,
+    /// It was sent elsewhere and came back: it may stay.
+    stays: bool,
     /// A type that is not served was asked for: said once.
     warned: bool,
     /// When a rejection was logged last.
@@ -186,7 +188,12 @@ impl<'a, V: Variant> Stream<'a, V> {
             .map(|address| outbound_listener(address, ads.publisher().encodes()));
         let session = Session::new(lens, &snapshot);
         let member = ads.clients().join(node, peer.address, V::WORD, session);
-        let pace = Pace::new(ads.gate().limits(), member.id, Instant::now());
+        let now = Instant::now();
+        let pace = Pace::new(ads.gate().limits(), member.id, now);
+        let client = &member.client;
+        let stays = ads
+            .shedding()
+            .is_back(&client.address, &client.node.id, now);
         Self {
             ads,
             responses,
@@ -194,18 +201,23 @@ impl<'a, V: Variant> Stream<'a, V> {
             snapshot,
             member,
             pace,
+            stays,
             warned: false,
             told: None,
         }
     }
 
-    /// Ends the stream of a client that is stuck, and one that is old.
+    /// Ends the stream of a client that is stuck, one that is old, and one of too many.
     fn look(&mut self) -> Result<(), Status> {
         let owes = self.member.client.session().awaits_answer();
         let queued = self.responses.max_capacity() - self.responses.capacity();
-        let alone = self.ads.registry().read(|view| view.replicas().count() < 2);
+        let others = self.ads.registry().streams_elsewhere();
         let metrics = self.ads.clients().metrics();
-        match self.pace.look(Instant::now(), owes, queued, alone) {
+        let now = Instant::now();
+        match self.pace.look(now, owes, queued, others.is_empty()) {
+            Verdict::Fine if !self.stays && self.pace.may_go(now, owes, queued) => {
+                self.shed(now, &others)
+            }
             Verdict::Fine => Ok(()),
             Verdict::Stuck => {
                 count(&metrics.stuck);
@@ -223,6 +235,22 @@ impl<'a, V: Variant> Stream<'a, V> {
                 ))
             }
         }
+    }
+
+    /// Ends the stream if this replica has too many and it is time for one of them to go.
+    fn shed(&self, now: Instant, others: &[usize]) -> Result<(), Status> {
+        let clients = self.ads.clients();
+        let mut shedding = self.ads.shedding();
+        if !shedding.take(now, clients.len(), others) {
+            return Ok(());
+        }
+        let client = &self.member.client;
+        shedding.sent(&client.address, &client.node.id, now);
+        count(&clients.metrics().shed);
+        tracing::debug!(node = %client.node.id, "a client is sent to another replica");
+        Err(Status::unavailable(
+            "reconnect: this replica holds more xDS streams than its share, and others fewer",
+        ))
     }
 
     /// The revision that a client sees never goes back: if it saw a newer one, waits for it.

@@ -7,3 +7,4 @@ mod refusal;
 mod scale;
 mod bounds;
 mod late;
+mod shed;
