@@ -240,7 +240,8 @@ pub(super) fn on_acknowledged(
     let name = instance.to_string();
     let gone =
         |address: &&String| owners.get(*address) == Some(&name) && !living.contains_key(*address);
-    let stored = lock(&world.laws).read.clone().unwrap_or_default();
+    // Its present: what was read for an earlier answer may lack what has been registered again since.
+    let stored = truth::read(world);
     for (n, seat) in lock(&world.seats).iter() {
         let here = seat
             .connected
