@@ -48,6 +48,8 @@ struct Replica {
     advertise: String,
     version: String,
     duties: Vec<String>,
+    /// As it last told, some seconds ago.
+    xds_streams: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +92,7 @@ impl From<Mesh> for Answer {
             advertise: replica.advertise,
             version: replica.version,
             duties: replica.duties,
+            xds_streams: replica.xds_streams,
         };
         Self {
             version: mesh.version,
@@ -159,12 +162,13 @@ impl Answer {
         if self.replicas.is_empty() {
             return String::new();
         }
-        let mut table = Table::new(&["REPLICA", "ADDRESS", "DUTIES", "VERSION"]);
+        let mut table = Table::new(&["REPLICA", "ADDRESS", "DUTIES", "STREAMS", "VERSION"]);
         for replica in &self.replicas {
             table.row(vec![
                 replica.name.clone(),
                 replica.advertise.clone(),
                 replica.duties.join(", "),
+                replica.xds_streams.to_string(),
                 replica.version.clone(),
             ]);
         }
@@ -232,6 +236,7 @@ mod tests {
             advertise: format!("http://{name}:15010"),
             version: "0.1.0".into(),
             duties: duties.iter().map(ToString::to_string).collect(),
+            xds_streams: 2,
         };
         Answer::from(Mesh {
             version: "0.1.0".into(),
@@ -254,9 +259,9 @@ mod tests {
             "Heddle 0.1.0, store embedded at revision 42, replica r1\n\
              1 of 3 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients here\n\
              \n\
-             REPLICA  ADDRESS          DUTIES   VERSION\n\
-             r1       http://r1:15010  sweeper  0.1.0\n\
-             r2       http://r2:15010  -        0.1.0\n\
+             REPLICA  ADDRESS          DUTIES   STREAMS  VERSION\n\
+             r1       http://r1:15010  sweeper  2        0.1.0\n\
+             r2       http://r2:15010  -        2        0.1.0\n\
              \n\
              NODE  STATE    INBOUND          LOCALITY  INSTANCES  EPOCH  REPLICA  VERSION\n\
              a     alive    127.0.0.1:15008  eu/a      2          3      r1       0.1.0\n\
