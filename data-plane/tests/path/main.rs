@@ -10,6 +10,7 @@ mod deadlines;
 mod drain;
 mod failures;
 mod flow;
+mod link_faults;
 mod links;
 mod on_demand;
 mod relay;

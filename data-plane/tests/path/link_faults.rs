@@ -1,0 +1,393 @@
+//! HTTP/2 faults on an established link: a peer that said Hello and has a call under way breaks RFC 9113. Frames by
+//! hand go in; asserted is which frame comes back, and which calls live on. What h2spec tests as a stranger may not come in.
+
+use bytes::Bytes;
+use heddle_h2::hpack::{Decoder, Limits, Outcome};
+use heddle_h2::{ErrorCode, Fields};
+use heddle_proto::link::v1::{HelloRequest, HelloResponse};
+use heddle_proxy::balance::Target;
+use prost::Message as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::rig::*;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// The stream of Hello, that of the call under way, one that was skipped, and the one that faults come on.
+const HELLO: u32 = 1;
+const SKIPPED: u32 = 3;
+const OPEN: u32 = 5;
+const FAULTY: u32 = 7;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = len[1..].to_vec();
+    bytes.extend_from_slice(&[kind, flags]);
+    bytes.extend_from_slice(&stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+type Pair = (&'static str, &'static str);
+
+/// A field block of literals without indexing (RFC 7541 §6.2.2): nothing is remembered, nothing is checked.
+fn block(fields: &[Pair]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in fields {
+        bytes.push(0);
+        for text in [name, value] {
+            bytes.push(u8::try_from(text.len()).unwrap());
+            bytes.extend_from_slice(text.as_bytes());
+        }
+    }
+    bytes
+}
+
+/// What a proxy sends for a call, and these fields after it.
+fn call(more: &[Pair]) -> Vec<u8> {
+    let mut fields = vec![
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/test.Echo/Put"),
+        (":authority", "echo.default"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("heddle-to", "default/echo/e1"),
+    ];
+    fields.extend_from_slice(more);
+    block(&fields)
+}
+
+fn head(stream: u32, more: &[Pair]) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &call(more))
+}
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Bytes,
+}
+
+impl Frame {
+    /// The error code of a RST_STREAM or a GOAWAY.
+    fn code(&self) -> ErrorCode {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        ErrorCode(u32::from_be_bytes(
+            self.payload[at..at + 4].try_into().unwrap(),
+        ))
+    }
+}
+
+/// A peer's connection to inbound after Hello.
+struct Link {
+    socket: TcpStream,
+    decoder: Decoder,
+}
+
+impl Link {
+    async fn establish(node: &Node, peer: &str) -> Self {
+        let mut link = Self {
+            socket: TcpStream::connect(node.inbound).await.unwrap(),
+            decoder: Decoder::new(4096),
+        };
+        let hello = HelloRequest {
+            min_version: 1,
+            max_version: 1,
+            node: peer.to_owned(),
+            incarnation: format!("incarnation-{peer}"),
+            grants: Vec::new(),
+        };
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(SETTINGS, 0, 0, &[]));
+        let request = block(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/heddle.link.v1.Link/Hello"),
+            (":authority", "b.node.mesh"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ]);
+        bytes.extend(frame(HEADERS, END_HEADERS, HELLO, &request));
+        let mut message = vec![0];
+        message.extend_from_slice(&u32::try_from(hello.encoded_len()).unwrap().to_be_bytes());
+        message.extend(hello.encode_to_vec());
+        bytes.extend(frame(DATA, END_STREAM, HELLO, &message));
+        link.send(&bytes).await;
+        let answer = link.ends_well(HELLO).await;
+        let answer = HelloResponse::decode(&answer[5..]).unwrap();
+        assert_eq!((answer.version, answer.node.as_str()), (1, "b"));
+        link
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.unwrap();
+    }
+
+    /// The next frame; `None` when the connection has ended. Settings and pings are answered on the way.
+    async fn frame(&mut self) -> Option<Frame> {
+        // Around the whole wait: pings come for ever.
+        within(self.unbounded_frame()).await
+    }
+
+    async fn unbounded_frame(&mut self) -> Option<Frame> {
+        loop {
+            let mut head = [0; 9];
+            self.socket.read_exact(&mut head).await.ok()?;
+            let [a, b, c, kind, flags, stream @ ..] = head;
+            let len = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
+            let mut payload = vec![0; len];
+            self.socket.read_exact(&mut payload).await.ok()?;
+            if matches!(kind, SETTINGS | PING) {
+                if flags & ACK == 0 {
+                    let kept = if kind == PING { &payload[..] } else { &[] };
+                    self.send(&frame(kind, ACK, 0, kept)).await;
+                }
+                continue;
+            }
+            return Some(Frame {
+                kind,
+                flags,
+                stream: u32::from_be_bytes(stream),
+                payload: payload.into(),
+            });
+        }
+    }
+
+    fn decode(&mut self, frame: &Frame) -> Fields {
+        assert_eq!(frame.flags, frame.flags & (END_STREAM | END_HEADERS));
+        let mut fields = Fields::new();
+        let limits = Limits {
+            list_bytes: 1 << 14,
+            fields: 100,
+        };
+        let outcome = self.decoder.decode(&frame.payload, limits, &mut fields);
+        assert!(matches!(outcome, Ok(Outcome::Complete)), "{outcome:?}");
+        fields
+    }
+
+    /// Begins a call on a stream, and awaits that the service has begun to answer it.
+    async fn begin(&mut self, stream: u32) {
+        self.send(&head(stream, &[])).await;
+        let frame = loop {
+            let frame = self.frame().await.expect("the link lives");
+            if frame.kind != WINDOW_UPDATE {
+                break frame;
+            }
+        };
+        assert_eq!((frame.kind, frame.stream), (HEADERS, stream));
+        assert_eq!(self.decode(&frame).status(), Some(200));
+    }
+
+    /// Sends the body of a call under way, and awaits its echo.
+    async fn finish(&mut self, stream: u32) {
+        self.send(&frame(DATA, END_STREAM, stream, b"still here"))
+            .await;
+        assert_eq!(self.ends_well(stream).await, b"still here");
+    }
+
+    /// Awaits the end of a stream with `grpc-status: 0`: its body.
+    async fn ends_well(&mut self, stream: u32) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let frame = self.frame().await.expect("the link lives");
+            match frame.kind {
+                HEADERS => {
+                    let fields = self.decode(&frame);
+                    if frame.stream == stream && frame.flags & END_STREAM != 0 {
+                        assert_eq!(fields.get(b"grpc-status"), Some(&b"0"[..]));
+                        return body;
+                    }
+                }
+                DATA if frame.stream == stream => body.extend_from_slice(&frame.payload),
+                RST_STREAM | GOAWAY => panic!(
+                    "frame {} on stream {}: {}",
+                    frame.kind,
+                    frame.stream,
+                    frame.code()
+                ),
+                _ => {}
+            }
+        }
+    }
+
+    /// Awaits the answer to a fault: the first RST_STREAM or GOAWAY.
+    async fn verdict(&mut self) -> (u8, u32, ErrorCode) {
+        loop {
+            let frame = self.frame().await.expect("an answer before the end");
+            match frame.kind {
+                RST_STREAM | GOAWAY => return (frame.kind, frame.stream, frame.code()),
+                HEADERS => drop(self.decode(&frame)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Awaits that the other side closes.
+    async fn closes(&mut self) {
+        while let Some(frame) = self.frame().await {
+            assert!(
+                frame.kind == GOAWAY || frame.kind == RST_STREAM,
+                "{} after GOAWAY",
+                frame.kind
+            );
+        }
+    }
+}
+
+/// A node `b` with the service, and the link of another node than the one that is at fault.
+async fn stage() -> (Node, Backend, Link) {
+    let backend = Backend::echo().await;
+    // One worker: both links are in the same hands.
+    let b = Node::with(heddle_proxy::worker::WorkerOptions {
+        workers: 1,
+        ..options("b")
+    });
+    b.publish(vec![echo(vec![endpoint(
+        "e1",
+        "b",
+        Target::Local(backend.address),
+    )])]);
+    let other = Link::establish(&b, "other").await;
+    (b, backend, other)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_the_connection_end_that_link_and_no_other() {
+    let too_long = [&[0xff, 0xff, 0xff, HEADERS, END_HEADERS][..], &[0, 0, 0, 7]].concat();
+    let window = |increment: u32| frame(WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
+    let cases = [
+        (
+            "PING of 7 bytes",
+            frame(PING, 0, 0, &[0; 7]),
+            ErrorCode::FRAME_SIZE_ERROR,
+        ),
+        (
+            "HEADERS over the largest frame",
+            too_long,
+            ErrorCode::FRAME_SIZE_ERROR,
+        ),
+        (
+            "DATA on stream 0",
+            frame(DATA, 0, 0, b"x"),
+            ErrorCode::PROTOCOL_ERROR,
+        ),
+        (
+            "HEADERS on an even stream",
+            head(FAULTY + 1, &[]),
+            ErrorCode::PROTOCOL_ERROR,
+        ),
+        (
+            "HEADERS on a skipped stream",
+            head(SKIPPED, &[]),
+            ErrorCode::PROTOCOL_ERROR,
+        ),
+        (
+            "HEADERS on Hello's closed stream",
+            head(HELLO, &[]),
+            ErrorCode::STREAM_CLOSED,
+        ),
+        // An index that no table has (RFC 7541 §2.3.3).
+        (
+            "broken HPACK",
+            frame(HEADERS, END_HEADERS, FAULTY, &[0xfe]),
+            ErrorCode::COMPRESSION_ERROR,
+        ),
+        (
+            "connection window over 2^31-1",
+            window(0x7fff_ffff),
+            ErrorCode::FLOW_CONTROL_ERROR,
+        ),
+        ("increment of 0", window(0), ErrorCode::PROTOCOL_ERROR),
+    ];
+    let (b, _backend, mut other) = stage().await;
+    for (number, (what, fault, code)) in cases.into_iter().enumerate() {
+        let stream = OPEN + 2 * u32::try_from(number).unwrap();
+        other.begin(stream).await;
+        let mut link = Link::establish(&b, "a").await;
+        link.begin(OPEN).await;
+        link.send(&fault).await;
+        assert_eq!(link.verdict().await, (GOAWAY, 0, code), "{what}");
+        link.closes().await;
+        other.finish(stream).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_a_stream_end_that_call_and_no_other() {
+    let zero = frame(WINDOW_UPDATE, 0, FAULTY, &[0; 4]);
+    let long = frame(DATA, END_STREAM, FAULTY, b"longer");
+    let short = frame(DATA, END_STREAM, FAULTY, b"s");
+    // All that a call needs, in the wrong order.
+    let late = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/test.Echo/Put"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("heddle-to", "default/echo/e1"),
+        (":authority", "echo.default"),
+    ]);
+    // What is sent, and whether the service may see the call.
+    let cases = [
+        ("increment of 0", [head(FAULTY, &[]), zero].concat(), true),
+        (
+            "upper-case field name",
+            head(FAULTY, &[("X-Upper", "1")]),
+            false,
+        ),
+        (
+            "connection-specific field",
+            head(FAULTY, &[("connection", "keep-alive")]),
+            false,
+        ),
+        (
+            "te other than trailers",
+            head(FAULTY, &[("te", "gzip")]),
+            false,
+        ),
+        (
+            "pseudo field after a regular one",
+            frame(HEADERS, END_HEADERS, FAULTY, &late),
+            false,
+        ),
+        (
+            "more than content-length",
+            [head(FAULTY, &[("content-length", "3")]), long].concat(),
+            true,
+        ),
+        (
+            "less than content-length",
+            [head(FAULTY, &[("content-length", "3")]), short].concat(),
+            true,
+        ),
+    ];
+    let (b, backend, mut other) = stage().await;
+    for (number, (what, fault, seen)) in cases.into_iter().enumerate() {
+        let stream = OPEN + 2 * u32::try_from(number).unwrap();
+        other.begin(stream).await;
+        let mut link = Link::establish(&b, "a").await;
+        link.begin(OPEN).await;
+        let before = backend.calls();
+        link.send(&fault).await;
+        let verdict = (RST_STREAM, FAULTY, ErrorCode::PROTOCOL_ERROR);
+        assert_eq!(link.verdict().await, verdict, "{what}");
+        link.finish(OPEN).await;
+        // The link takes new calls too.
+        link.begin(FAULTY + 2).await;
+        link.finish(FAULTY + 2).await;
+        let calls = backend.calls() - before;
+        assert!(seen || calls == 1, "{what}: the service saw {calls} calls");
+        other.finish(stream).await;
+    }
+}
