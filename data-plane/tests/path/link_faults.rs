@@ -12,16 +12,16 @@ use tokio::net::TcpStream;
 
 use crate::rig::*;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
-const END_STREAM: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// The stream of Hello, that of the call under way, one that was skipped, and the one that faults come on.
 const HELLO: u32 = 1;
@@ -29,7 +29,7 @@ const SKIPPED: u32 = 3;
 const OPEN: u32 = 5;
 const FAULTY: u32 = 7;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut bytes = len[1..].to_vec();
     bytes.extend_from_slice(&[kind, flags]);
@@ -38,10 +38,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-type Pair = (&'static str, &'static str);
+pub(crate) type Pair = (&'static str, &'static str);
 
 /// A field block of literals without indexing (RFC 7541 §6.2.2): nothing is remembered, nothing is checked.
-fn block(fields: &[Pair]) -> Vec<u8> {
+pub(crate) fn block(fields: &[Pair]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in fields {
         bytes.push(0);
@@ -72,9 +72,9 @@ fn head(stream: u32, more: &[Pair]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &call(more))
 }
 
-struct Frame {
-    kind: u8,
-    flags: u8,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
     stream: u32,
     payload: Bytes,
 }
@@ -90,9 +90,9 @@ impl Frame {
 }
 
 /// A peer's connection to inbound after Hello.
-struct Link {
-    socket: TcpStream,
-    decoder: Decoder,
+pub(crate) struct Link {
+    pub(crate) socket: TcpStream,
+    pub(crate) decoder: Decoder,
 }
 
 impl Link {
@@ -130,12 +130,12 @@ impl Link {
         link
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.unwrap();
     }
 
     /// The next frame; `None` when the connection has ended. Settings and pings are answered on the way.
-    async fn frame(&mut self) -> Option<Frame> {
+    pub(crate) async fn frame(&mut self) -> Option<Frame> {
         // Around the whole wait: pings come for ever.
         within(self.unbounded_frame()).await
     }
@@ -164,7 +164,7 @@ impl Link {
         }
     }
 
-    fn decode(&mut self, frame: &Frame) -> Fields {
+    pub(crate) fn decode(&mut self, frame: &Frame) -> Fields {
         assert_eq!(frame.flags, frame.flags & (END_STREAM | END_HEADERS));
         let mut fields = Fields::new();
         let limits = Limits {

@@ -13,6 +13,7 @@ mod flow;
 mod link_faults;
 mod links;
 mod on_demand;
+mod order;
 mod relay;
 mod retries;
 mod slow;
