@@ -11,6 +11,14 @@ use tokio::time::Instant;
 
 use super::{Limits, NodeInfo, Refusal, limits::Bucket};
 
+/// One client, over all its connections: its address without the port, which is another one each time, and its node id.
+pub(super) type ClientKey = (String, String);
+
+pub(super) fn client_key(address: &str, node: &str) -> ClientKey {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    (host.to_owned(), node.to_owned())
+}
+
 /// Counts streams. Clones share the counts.
 #[derive(Clone)]
 pub(super) struct Gate(Arc<Inner>);
@@ -22,8 +30,7 @@ struct Inner {
 
 struct State {
     open: usize,
-    /// By address without the port, and node id.
-    clients: BTreeMap<(String, String), usize>,
+    clients: BTreeMap<ClientKey, usize>,
     admission: Bucket,
 }
 
@@ -67,8 +74,7 @@ impl Gate {
         now: Instant,
     ) -> Result<Duration, Refusal> {
         let limits = &self.0.limits;
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        let client = (host.to_owned(), node.id.clone());
+        let client = client_key(address, &node.id);
         let mut state = self.state();
         if state.clients.get(&client).copied().unwrap_or(0) >= limits.streams_per_client {
             return Err(Refusal::Client {
@@ -96,7 +102,7 @@ impl Gate {
 /// A stream's place.
 pub(super) struct Slot {
     gate: Gate,
-    client: Mutex<Option<(String, String)>>,
+    client: Mutex<Option<ClientKey>>,
 }
 
 impl Drop for Slot {

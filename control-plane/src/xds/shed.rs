@@ -8,7 +8,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Limits, limits::Bucket};
+use super::{
+    Limits,
+    gate::{ClientKey, client_key},
+    limits::Bucket,
+};
 
 /// So many streams above the mean are no excess, however few there are in all.
 const SPARE: usize = 4;
@@ -44,8 +48,8 @@ pub(super) struct Shedding {
     span: Duration,
     begun: Option<Instant>,
     left: usize,
-    /// Hosts and node ids of those that went.
-    sent: BTreeMap<(String, String), Instant>,
+    /// Those that went, and when.
+    sent: BTreeMap<ClientKey, Instant>,
 }
 
 impl Shedding {
@@ -84,18 +88,12 @@ impl Shedding {
     /// This client was sent elsewhere.
     pub(super) fn sent(&mut self, address: &str, node: &str, now: Instant) {
         self.sent.retain(|_, at| now < *at + COMES_BACK);
-        self.sent.insert(client(address, node), now);
+        self.sent.insert(client_key(address, node), now);
     }
 
     /// It was sent elsewhere a moment ago, and is here again.
     pub(super) fn is_back(&self, address: &str, node: &str, now: Instant) -> bool {
-        let sent = self.sent.get(&client(address, node));
+        let sent = self.sent.get(&client_key(address, node));
         sent.is_some_and(|at| now < *at + COMES_BACK)
     }
-}
-
-/// The port is another one after each connect.
-fn client(address: &str, node: &str) -> (String, String) {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    (host.to_owned(), node.to_owned())
 }
