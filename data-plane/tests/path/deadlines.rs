@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server;
-use heddle_proxy::route::Service;
 use tokio::sync::mpsc;
 
 use crate::rig::*;
@@ -32,18 +31,6 @@ fn left<T>(request: &http::Request<T>) -> Duration {
     let timeout = request.headers()["grpc-timeout"].to_str().unwrap();
     let micros = timeout.strip_suffix('u').unwrap();
     Duration::from_micros(micros.parse().unwrap())
-}
-
-/// The way to a backend by one proxy, and by two. The first node is the caller's; the service is what it is
-/// to know.
-fn ways(backend: std::net::SocketAddr) -> [(&'static str, Vec<Node>, Service); 2] {
-    let (near, a, b) = (Node::start("a"), Node::start("a"), Node::start("b"));
-    let far = remote("e1", &b);
-    b.publish(vec![on_b("e1", backend)]);
-    [
-        ("one hop", vec![near], echo(vec![local("e1", backend)])),
-        ("two hops", vec![a, b], far),
-    ]
 }
 
 /// A call with the long deadline, which succeeds; how long it took.

@@ -1,27 +1,12 @@
 //! HTTP/2 faults on an established link: a peer that said Hello and has a call under way breaks RFC 9113. Frames by
 //! hand go in; asserted is which frame comes back, and which calls live on. What h2spec tests as a stranger may not come in.
 
-use bytes::Bytes;
-use heddle_h2::hpack::{Decoder, Limits, Outcome};
-use heddle_h2::{ErrorCode, Fields};
+use heddle_h2::ErrorCode;
 use heddle_proto::link::v1::{HelloRequest, HelloResponse};
-use heddle_proxy::balance::Target;
 use prost::Message as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::rig::*;
-
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-pub(crate) const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
+use crate::wire::*;
 
 /// The stream of Hello, that of the call under way, one that was skipped, and the one that faults come on.
 const HELLO: u32 = 1;
@@ -29,78 +14,21 @@ const SKIPPED: u32 = 3;
 const OPEN: u32 = 5;
 const FAULTY: u32 = 7;
 
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut bytes = len[1..].to_vec();
-    bytes.extend_from_slice(&[kind, flags]);
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-pub(crate) type Pair = (&'static str, &'static str);
-
-/// A field block of literals without indexing (RFC 7541 §6.2.2): nothing is remembered, nothing is checked.
-pub(crate) fn block(fields: &[Pair]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        for text in [name, value] {
-            bytes.push(u8::try_from(text.len()).unwrap());
-            bytes.extend_from_slice(text.as_bytes());
-        }
-    }
-    bytes
-}
-
 /// What a proxy sends for a call, and these fields after it.
 fn call(more: &[Pair]) -> Vec<u8> {
-    let mut fields = vec![
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/test.Echo/Put"),
-        (":authority", "echo.default"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-        ("heddle-to", "default/echo/e1"),
-    ];
-    fields.extend_from_slice(more);
-    block(&fields)
+    block(&[&CALL[..], &[("heddle-to", "default/echo/e1")], more].concat())
 }
 
 fn head(stream: u32, more: &[Pair]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &call(more))
 }
 
-pub(crate) struct Frame {
-    pub(crate) kind: u8,
-    pub(crate) flags: u8,
-    stream: u32,
-    payload: Bytes,
-}
-
-impl Frame {
-    /// The error code of a RST_STREAM or a GOAWAY.
-    fn code(&self) -> ErrorCode {
-        let at = if self.kind == GOAWAY { 4 } else { 0 };
-        ErrorCode(u32::from_be_bytes(
-            self.payload[at..at + 4].try_into().unwrap(),
-        ))
-    }
-}
-
 /// A peer's connection to inbound after Hello.
-pub(crate) struct Link {
-    pub(crate) socket: TcpStream,
-    pub(crate) decoder: Decoder,
-}
+struct Link(Wire);
 
 impl Link {
     async fn establish(node: &Node, peer: &str) -> Self {
-        let mut link = Self {
-            socket: TcpStream::connect(node.inbound).await.unwrap(),
-            decoder: Decoder::new(4096),
-        };
+        let mut link = Self(Wire::connect(node.inbound).await);
         let hello = HelloRequest {
             min_version: 1,
             max_version: 1,
@@ -108,8 +36,6 @@ impl Link {
             incarnation: format!("incarnation-{peer}"),
             grants: Vec::new(),
         };
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        bytes.extend(frame(SETTINGS, 0, 0, &[]));
         let request = block(&[
             (":method", "POST"),
             (":scheme", "http"),
@@ -118,80 +44,35 @@ impl Link {
             ("content-type", "application/grpc"),
             ("te", "trailers"),
         ]);
-        bytes.extend(frame(HEADERS, END_HEADERS, HELLO, &request));
+        let mut bytes = frame(HEADERS, END_HEADERS, HELLO, &request);
         let mut message = vec![0];
         message.extend_from_slice(&u32::try_from(hello.encoded_len()).unwrap().to_be_bytes());
         message.extend(hello.encode_to_vec());
         bytes.extend(frame(DATA, END_STREAM, HELLO, &message));
-        link.send(&bytes).await;
+        link.0.send(&bytes).await;
         let answer = link.ends_well(HELLO).await;
         let answer = HelloResponse::decode(&answer[5..]).unwrap();
         assert_eq!((answer.version, answer.node.as_str()), (1, "b"));
         link
     }
 
-    pub(crate) async fn send(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).await.unwrap();
-    }
-
-    /// The next frame; `None` when the connection has ended. Settings and pings are answered on the way.
-    pub(crate) async fn frame(&mut self) -> Option<Frame> {
-        // Around the whole wait: pings come for ever.
-        within(self.unbounded_frame()).await
-    }
-
-    async fn unbounded_frame(&mut self) -> Option<Frame> {
-        loop {
-            let mut head = [0; 9];
-            self.socket.read_exact(&mut head).await.ok()?;
-            let [a, b, c, kind, flags, stream @ ..] = head;
-            let len = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
-            let mut payload = vec![0; len];
-            self.socket.read_exact(&mut payload).await.ok()?;
-            if matches!(kind, SETTINGS | PING) {
-                if flags & ACK == 0 {
-                    let kept = if kind == PING { &payload[..] } else { &[] };
-                    self.send(&frame(kind, ACK, 0, kept)).await;
-                }
-                continue;
-            }
-            return Some(Frame {
-                kind,
-                flags,
-                stream: u32::from_be_bytes(stream),
-                payload: payload.into(),
-            });
-        }
-    }
-
-    pub(crate) fn decode(&mut self, frame: &Frame) -> Fields {
-        assert_eq!(frame.flags, frame.flags & (END_STREAM | END_HEADERS));
-        let mut fields = Fields::new();
-        let limits = Limits {
-            list_bytes: 1 << 14,
-            fields: 100,
-        };
-        let outcome = self.decoder.decode(&frame.payload, limits, &mut fields);
-        assert!(matches!(outcome, Ok(Outcome::Complete)), "{outcome:?}");
-        fields
-    }
-
     /// Begins a call on a stream, and awaits that the service has begun to answer it.
     async fn begin(&mut self, stream: u32) {
-        self.send(&head(stream, &[])).await;
+        self.0.send(&head(stream, &[])).await;
         let frame = loop {
-            let frame = self.frame().await.expect("the link lives");
+            let frame = self.0.frame().await.expect("the link lives");
             if frame.kind != WINDOW_UPDATE {
                 break frame;
             }
         };
         assert_eq!((frame.kind, frame.stream), (HEADERS, stream));
-        assert_eq!(self.decode(&frame).status(), Some(200));
+        assert_eq!(self.0.decode(&frame).status(), Some(200));
     }
 
     /// Sends the body of a call under way, and awaits its echo.
     async fn finish(&mut self, stream: u32) {
-        self.send(&frame(DATA, END_STREAM, stream, b"still here"))
+        self.0
+            .send(&frame(DATA, END_STREAM, stream, b"still here"))
             .await;
         assert_eq!(self.ends_well(stream).await, b"still here");
     }
@@ -200,10 +81,10 @@ impl Link {
     async fn ends_well(&mut self, stream: u32) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
-            let frame = self.frame().await.expect("the link lives");
+            let frame = self.0.frame().await.expect("the link lives");
             match frame.kind {
                 HEADERS => {
-                    let fields = self.decode(&frame);
+                    let fields = self.0.decode(&frame);
                     if frame.stream == stream && frame.flags & END_STREAM != 0 {
                         assert_eq!(fields.get(b"grpc-status"), Some(&b"0"[..]));
                         return body;
@@ -224,10 +105,10 @@ impl Link {
     /// Awaits the answer to a fault: the first RST_STREAM or GOAWAY.
     async fn verdict(&mut self) -> (u8, u32, ErrorCode) {
         loop {
-            let frame = self.frame().await.expect("an answer before the end");
+            let frame = self.0.frame().await.expect("an answer before the end");
             match frame.kind {
                 RST_STREAM | GOAWAY => return (frame.kind, frame.stream, frame.code()),
-                HEADERS => drop(self.decode(&frame)),
+                HEADERS => drop(self.0.decode(&frame)),
                 _ => {}
             }
         }
@@ -235,7 +116,7 @@ impl Link {
 
     /// Awaits that the other side closes.
     async fn closes(&mut self) {
-        while let Some(frame) = self.frame().await {
+        while let Some(frame) = self.0.frame().await {
             assert!(
                 frame.kind == GOAWAY || frame.kind == RST_STREAM,
                 "{} after GOAWAY",
@@ -253,11 +134,7 @@ async fn stage() -> (Node, Backend, Link) {
         workers: 1,
         ..options("b")
     });
-    b.publish(vec![echo(vec![endpoint(
-        "e1",
-        "b",
-        Target::Local(backend.address),
-    )])]);
+    b.publish(vec![on_b("e1", backend.address)]);
     let other = Link::establish(&b, "other").await;
     (b, backend, other)
 }
@@ -316,7 +193,7 @@ async fn faults_of_the_connection_end_that_link_and_no_other() {
         other.begin(stream).await;
         let mut link = Link::establish(&b, "a").await;
         link.begin(OPEN).await;
-        link.send(&fault).await;
+        link.0.send(&fault).await;
         assert_eq!(link.verdict().await, (GOAWAY, 0, code), "{what}");
         link.closes().await;
         other.finish(stream).await;
@@ -379,7 +256,7 @@ async fn faults_of_a_stream_end_that_call_and_no_other() {
         let mut link = Link::establish(&b, "a").await;
         link.begin(OPEN).await;
         let before = backend.calls();
-        link.send(&fault).await;
+        link.0.send(&fault).await;
         let verdict = (RST_STREAM, FAULTY, ErrorCode::PROTOCOL_ERROR);
         assert_eq!(link.verdict().await, verdict, "{what}");
         link.finish(OPEN).await;

@@ -145,6 +145,18 @@ pub(crate) fn on_b(id: &str, address: SocketAddr) -> Service {
     echo(vec![endpoint(id, "b", Target::Local(address))])
 }
 
+/// The way to a backend by one proxy, and by two. The first node is the caller's; the service is what it is
+/// to know.
+pub(crate) fn ways(backend: SocketAddr) -> [(&'static str, Vec<Node>, Service); 2] {
+    let (near, a, b) = (Node::start("a"), Node::start("a"), Node::start("b"));
+    let far = remote("e1", &b);
+    b.publish(vec![on_b("e1", backend)]);
+    [
+        ("one hop", vec![near], echo(vec![local("e1", backend)])),
+        ("two hops", vec![a, b], far),
+    ]
+}
+
 /// What a backend saw of a call.
 pub(crate) type Seen = Request<RecvStream>;
 type Answer = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
