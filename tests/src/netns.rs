@@ -36,7 +36,14 @@ impl Network {
             subnet: free_subnet(pid, number),
             hosts: 0,
         };
-        ip(&format!("link add {} type bridge", network.bridge));
+        let [a, b, c] = network.subnet;
+        // Left to itself a bridge takes the lowest address of what is plugged in: hosts that know the one before would
+        // send into the void until they ask again, half a minute later.
+        let mac = format!("02:68:62:{a:02x}:{b:02x}:{c:02x}");
+        ip(&format!(
+            "link add {} address {mac} type bridge",
+            network.bridge
+        ));
         let here = network.here();
         ip(&format!("address add {here}/24 dev {}", network.bridge));
         ip(&format!("link set {} up", network.bridge));
@@ -250,5 +257,22 @@ mod tests {
         assert!(std::path::Path::new(&namespace).exists());
         drop((host, network));
         assert!(!std::path::Path::new(&namespace).exists());
+    }
+
+    #[tokio::test]
+    async fn who_is_unplugged_disturbs_no_other() {
+        let mut network = Network::new();
+        let hosts = [network.host("h"), network.host("i")];
+        let listener = std::net::TcpListener::bind((network.here(), 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        for host in &hosts {
+            assert!(reaches(host, addr).await);
+        }
+        for (victim, other) in [(0, 1), (1, 0)] {
+            hosts[victim].unplug();
+            assert!(reaches(&hosts[other], addr).await);
+            hosts[victim].plug_in();
+            assert!(reaches(&hosts[other], addr).await);
+        }
     }
 }
