@@ -18,23 +18,18 @@ use heddle_proto::{
     registry::v1::registry_server::RegistryServer,
     status::v1::mesh_status_server::MeshStatusServer,
 };
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    server::NamedService,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    http,
+    grpc, http,
     listen::{self, ListenError, Socket},
     load::{self, Loads},
     opening,
     options::{ListenAddr, Options},
-    registry::{Registry, RegistryError, RegistryOptions},
+    registry::{Lag, Registry, RegistryError, RegistryOptions},
     replica::{self, MeshRemovals, Peers},
     session,
     snapshot::Publisher,
@@ -43,15 +38,6 @@ use crate::{
     xds::{self, Ads, Clients},
 };
 
-/// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
-/// that died without a word would else count as connected.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Windows: a node's descriptors (4 MiB) go through without a wait, and small frames of many streams on one connection
-/// stay far from the bounds of the HTTP/2 library.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Calls at a time on one connection.
-const STREAMS_PER_CONNECTION: u32 = 1000;
 /// An address that belongs to nobody (RFC 5737), to ask the routes for the way to others.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// So long connections have to end after their streams did.
@@ -129,6 +115,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let (health, routes) = plane.routes()?;
     let grpc = listen::bind("--listen", &options.listen).await?;
     let web = listen::bind("--http", &options.http).await?;
+    replica::watch_lag(plane.registry.clone(), plane.peers.clone(), token.clone());
     // Before the first answer: whoever asks another replica about this one's clients must find it.
     let advertised = advertised(&options, &grpc);
     let joining = opening::when_it_answers(async || plane.registry.join(&advertised).await);
@@ -143,7 +130,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     );
     let mut servers = JoinSet::new();
     for socket in grpc {
-        servers.spawn(serve_grpc(socket, routes.clone(), token.clone()));
+        servers.spawn(grpc::serve(socket, routes.clone(), token.clone()));
     }
     for socket in web {
         servers.spawn(http::serve(socket, plane.clone(), token.clone()));
@@ -207,6 +194,7 @@ impl Plane {
     fn routes(&self) -> Result<(HealthReporter, Routes), AppError> {
         let (health, health_server) = tonic_health::server::health_reporter();
         let removals = Arc::new(MeshRemovals::new(
+            self.registry.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.peers.clone(),
@@ -224,7 +212,7 @@ impl Plane {
             self.peers.clone(),
         );
         let replica = replica::service(
-            &self.registry.options().replica,
+            self.registry.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.loads.clone(),
@@ -248,14 +236,30 @@ impl Plane {
             .add_service(describe().build_v1()?)
             .add_service(describe().build_v1alpha()?);
         let reporter = health.clone();
-        tokio::spawn(async move {
+        let lag = self.registry.lag();
+        let tell = async move {
             for name in SERVED {
                 reporter
                     .set_service_status(*name, ServingStatus::Serving)
                     .await;
             }
-        });
+            tell_lag(reporter, lag).await;
+        };
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(tell));
         Ok((health, routes.routes()))
+    }
+}
+
+/// While this replica lags it is no place for xDS clients; all else goes on.
+async fn tell_lag(health: HealthReporter, mut lag: watch::Receiver<Option<Lag>>) {
+    while lag.changed().await.is_ok() {
+        let status = match *lag.borrow_and_update() {
+            Some(_) => ServingStatus::NotServing,
+            None => ServingStatus::Serving,
+        };
+        for name in ["", Ads::NAME] {
+            health.set_service_status(name, status).await;
+        }
     }
 }
 
@@ -273,30 +277,6 @@ fn describe() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection")
-}
-
-async fn serve_grpc(socket: Socket, routes: Routes, stop: CancellationToken) {
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_routes(routes);
-    let stopped = stop.cancelled();
-    let ended = match socket {
-        Socket::Tcp(listener, _) => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            server.serve_with_incoming_shutdown(incoming, stopped).await
-        }
-        Socket::Unix(listener, _file) => {
-            let incoming = UnixListenerStream::new(listener);
-            server.serve_with_incoming_shutdown(incoming, stopped).await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::error!(%error, "the gRPC server ended");
-    }
 }
 
 /// Several replicas on one host share a store: the port tells them apart.

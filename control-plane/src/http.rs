@@ -11,71 +11,51 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{app::Plane, listen::Socket, load::ServiceTotals, snapshot::Kind};
+use crate::{
+    app::Plane,
+    listen::{Door, Socket, Visitor},
+    load::ServiceTotals,
+    registry::Lag,
+    snapshot::Kind,
+};
 
 /// A client has so long to send its request.
 const HEADERS: Duration = Duration::from_secs(10);
 /// Connections at a time; further ones wait in the kernel.
 const CONNECTIONS: usize = 256;
-/// Pause when the system has no descriptor left for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn serve(socket: Socket, plane: Plane, stop: CancellationToken) {
     let tracker = TaskTracker::new();
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = accept(&socket, &slots) => accepted,
-        };
-        let Ok((io, slot)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (plane, stop) = (plane.clone(), stop.clone());
-        tracker.spawn(async move {
-            let service = service_fn(move |request| {
-                let response = answer(&plane, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let mut server = auto::Builder::new(TokioExecutor::new());
-            server
-                .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS);
-            let connection = server.serve_connection(TokioIo::new(io), service);
-            tokio::pin!(connection);
-            tokio::select! {
-                // A client that breaks off is its own affair.
-                _ = connection.as_mut() => {}
-                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            drop(slot);
-        });
+    let door = Door::new(socket, CONNECTIONS);
+    while let Some(visitor) = door.next(&stop).await {
+        tracker.spawn(connection(visitor, plane.clone(), stop.clone()));
     }
+    drop(door);
     tracker.close();
     tracker.wait().await;
 }
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
-
-async fn accept(
-    socket: &Socket,
-    slots: &std::sync::Arc<tokio::sync::Semaphore>,
-) -> std::io::Result<(Box<dyn Io>, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = std::sync::Arc::clone(slots)
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let io: Box<dyn Io> = match socket {
-        Socket::Tcp(listener, _) => Box::new(listener.accept().await?.0),
-        Socket::Unix(listener, _) => Box::new(listener.accept().await?.0),
-    };
-    Ok((io, slot))
+async fn connection(visitor: Visitor, plane: Plane, stop: CancellationToken) {
+    let service = service_fn(move |request| {
+        let response = answer(&plane, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
+    let connection = server.serve_connection(TokioIo::new(visitor.io), service);
+    tokio::pin!(connection);
+    // A client that breaks off is its own affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
 }
 
 fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -99,10 +79,14 @@ fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     response
 }
 
-/// The listeners open with the view loaded: what is left to say is whether it is about to stop.
+/// The listeners open with the view loaded: what is left to say is whether it is about to stop, or lags.
 fn readiness(plane: &Plane) -> (StatusCode, String) {
     if plane.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    if let Some(Lag { own, seen, by }) = &*plane.registry.lag().borrow() {
+        let text = format!("lags: at revision {own}, and replica {by} has seen {seen}\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
     }
     let revision = plane.registry.read(crate::registry::View::revision);
     (StatusCode::OK, format!("ready at revision {revision}\n"))
@@ -137,6 +121,12 @@ fn metrics(plane: &Plane) -> String {
         "heddle_registry_store_away",
         "1 while the store does not answer this replica",
         u64::from(plane.registry.store_away().is_some()),
+    );
+    text.one(
+        "gauge",
+        "heddle_registry_lags",
+        "1 while this replica lags behind others, and sends its xDS clients to them",
+        u64::from(plane.registry.lag().borrow().is_some()),
     );
     let snapshot = plane.publisher.subscribe().borrow().clone();
     text.one(
@@ -304,6 +294,11 @@ fn streams(plane: &Plane, text: &mut Text) {
             "heddle_xds_shed_total",
             "Streams ended because this replica held more than its share",
             &counters.shed,
+        ),
+        (
+            "heddle_xds_lagging_total",
+            "Streams ended or refused because this replica lagged behind others",
+            &counters.lagging,
         ),
         (
             "heddle_xds_muted_total",

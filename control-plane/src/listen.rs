@@ -1,16 +1,27 @@
-//! Sockets, bound before anything is promised. In come the addresses of one listener option, out go bound sockets and
-//! the addresses that they really have, or one sentence that names the option and the remedy.
+//! Sockets, bound before anything is promised, and who comes in by them. In come the addresses of one listener option,
+//! out go bound sockets and the addresses that they really have, or one sentence that names the option and the remedy;
+//! then connections, so many at a time. What is said on them is not known here.
 
 use std::{
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::options::ListenAddr;
+
+/// Pause when the system has no descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One bound socket.
 #[derive(Debug)]
@@ -135,4 +146,60 @@ fn unix(option: &'static str, path: &Path) -> Result<Socket, ListenError> {
         cause,
     })?;
     Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
+}
+
+/// A connection's bytes.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// One connection; it counts until it is dropped.
+pub(crate) struct Visitor {
+    pub(crate) io: Box<dyn Io>,
+    /// None: it came by a Unix socket.
+    pub(crate) address: Option<SocketAddr>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Lets so many in at a time; further ones wait in the kernel.
+pub(crate) struct Door {
+    socket: Socket,
+    places: Arc<Semaphore>,
+}
+
+impl Door {
+    pub(crate) fn new(socket: Socket, places: usize) -> Self {
+        let places = Arc::new(Semaphore::new(places));
+        Self { socket, places }
+    }
+
+    /// The next one; none after `stop`.
+    pub(crate) async fn next(&self, stop: &CancellationToken) -> Option<Visitor> {
+        stop.run_until_cancelled(async {
+            loop {
+                match self.admit().await {
+                    Ok(visitor) => return visitor,
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn admit(&self) -> io::Result<Visitor> {
+        let places = Arc::clone(&self.places);
+        let _place = places.acquire_owned().await.map_err(io::Error::other)?;
+        let (io, address): (Box<dyn Io>, _) = match &self.socket {
+            Socket::Tcp(listener, _) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                (Box::new(stream), Some(address))
+            }
+            Socket::Unix(listener, _) => (Box::new(listener.accept().await?.0), None),
+        };
+        Ok(Visitor {
+            io,
+            address,
+            _place,
+        })
+    }
 }

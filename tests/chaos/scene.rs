@@ -80,6 +80,11 @@ impl Scene {
         self.mesh.instance(node, id, start).await;
     }
 
+    /// The replica that Envoy is led by.
+    pub(crate) async fn replica_of_envoy(&self) -> &'static str {
+        self.mesh.replica_of_client(&self.envoy.id()).await
+    }
+
     /// Everybody calls on.
     pub(crate) async fn goes_on(&self) {
         self.load.more(150).await;

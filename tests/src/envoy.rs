@@ -23,6 +23,11 @@ impl Envoy {
         Self::with(mesh, &bootstrap(control, listen, api_type), listen)
     }
 
+    /// Its node id, with the usual bootstrap.
+    pub fn id(&self) -> String {
+        format!("envoy-{}", self.listen.port())
+    }
+
     /// With a bootstrap of the test's own.
     pub fn with(mesh: &Mesh, bootstrap: &Value, listen: SocketAddr) -> Self {
         let file = mesh.path(&format!("envoy-{}.json", listen.port()));

@@ -87,6 +87,9 @@ impl Network {
         host.ip(&format!("address add {}/24 dev eth0", host.addr));
         host.ip("link set lo up");
         host.ip("link set eth0 up");
+        // What comes from an address that a host cannot answer is dropped: a lost way is lost in both directions.
+        let strict = "echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter";
+        inside(&host.namespace, &["sh", "-c", strict]);
         host
     }
 }
@@ -128,7 +131,7 @@ impl Host {
         ip(&format!("link set {} master {}", self.plug, self.bridge));
     }
 
-    /// What it sends to this address is lost; the rest of the network is there.
+    /// What it sends to this address is lost, and what comes from there; the rest of the network is there.
     pub fn lose(&self, addr: IpAddr) {
         self.ip(&format!("route add blackhole {addr}/32"));
     }
@@ -159,9 +162,22 @@ fn ip(words: &str) {
     }
 }
 
+/// A short command in a host.
+fn inside(namespace: &str, command: &[&str]) {
+    let mut words = vec!["netns", "exec", namespace];
+    words.extend(command);
+    if let Err(error) = run(&words) {
+        panic!("{command:?} in a network namespace: {error}");
+    }
+}
+
 fn try_ip(words: &str) -> Result<String, String> {
+    run(&words.split(' ').collect::<Vec<_>>())
+}
+
+fn run(words: &[&str]) -> Result<String, String> {
     let ran = Command::new(iproute())
-        .args(words.split(' '))
+        .args(words)
         .output()
         .map_err(|error| error.to_string())?;
     if ran.status.success() {

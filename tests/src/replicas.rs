@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
 use heddle_proto::status::v1::{
-    Event, GetMeshRequest, ListServicesRequest, Service, WatchEventsRequest,
+    Event, GetMeshRequest, ListProxiesRequest, ListServicesRequest, Service, WatchEventsRequest,
 };
 use tonic::transport::Channel;
 
@@ -150,6 +150,23 @@ impl Mesh {
             let mut replicas = self.replicas.iter().filter(|replica| replica.name != but);
             let replica = replicas.find(|replica| Some(replica.name) == held.map(String::as_str));
             replica.map(|replica| replica.name).ok_or(nodes)
+        })
+        .await
+    }
+
+    /// The replica that an xDS client is connected to.
+    pub async fn replica_of_client(&self, node_id: &str) -> &'static str {
+        until(&format!("xDS client {node_id} is listed"), async || {
+            let listed = self.status().list_proxies(ListProxiesRequest {}).await;
+            let listed = listed.map_err(|status| status.to_string())?.into_inner();
+            let client = listed.proxies.iter().find(|each| each.node_id == node_id);
+            let replica = client.map(|client| client.replica.clone());
+            let mut replicas = self.replicas.iter();
+            let found = replicas.find(|each| replica.as_deref() == Some(each.name));
+            let names = listed.proxies.iter().map(|each| &each.node_id);
+            found
+                .map(|found| found.name)
+                .ok_or_else(|| format!("{:?}", names.collect::<Vec<_>>()))
         })
         .await
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Batch, Node, RegistryError, RegistryOptions, SchemaError, View, duty,
     event::Chronicle,
+    lag::Lags,
     presence::{Presence, Seat},
     reach::Reach,
     schema,
@@ -48,6 +49,7 @@ struct Inner {
     left: CancellationToken,
     chronicle: Chronicle,
     reach: Reach,
+    lags: Lags,
     /// How many xDS streams are here; unset: none.
     streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
@@ -91,6 +93,7 @@ impl Registry {
             left: CancellationToken::new(),
             chronicle: Chronicle::default(),
             reach: Reach::default(),
+            lags: Lags::default(),
             streams: OnceLock::new(),
         }));
         let stop = registry.options().stop.clone();
@@ -137,6 +140,10 @@ impl Registry {
 
     pub(super) fn reach(&self) -> &Reach {
         &self.0.reach
+    }
+
+    pub(super) fn lags(&self) -> &Lags {
+        &self.0.lags
     }
 
     /// A request to the store ended so.
@@ -347,6 +354,7 @@ impl Registry {
             mailbox.put(batch.clone());
         }
         self.0.revision.send_replace(self.read(View::revision));
+        self.look_for_lag();
     }
 }
 

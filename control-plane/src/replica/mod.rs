@@ -1,11 +1,17 @@
-//! What the replicas of the control plane know together: clients, and whether they have acknowledged a removal. In come
-//! the replicas that the view shows, and their questions; out go answers of all of them, with the names of those that
-//! did not answer in time. The data path needs nothing of this, and no state of another replica is kept here.
+//! What the replicas of the control plane know together: clients, whether they have acknowledged a removal, and whether
+//! this one lags. In come the replicas that the view shows, and their questions; out go answers of all of them, with
+//! the names of those that did not answer in time. The data path needs nothing of this, and no state of another replica
+//! is kept here.
 
+mod lag;
 mod peers;
 mod removals;
 mod service;
 
+pub use lag::watch_lag;
 pub use peers::{Answers, Peers};
 pub use removals::MeshRemovals;
 pub use service::{ReplicaService, service};
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Peers, peers::Peer};
 use crate::{
-    registry::InstanceKey, session::Removals, snapshot::Publisher, store::Revision, xds::Clients,
+    registry::{InstanceKey, Registry, View},
+    session::Removals,
+    snapshot::Publisher,
+    store::Revision,
+    xds::Clients,
 };
 
 /// What another replica's answer needs beside the wait itself.
@@ -21,6 +25,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// The clients of this replica.
 #[derive(Clone)]
 pub(super) struct Own {
+    pub(super) registry: Registry,
     pub(super) publisher: Publisher,
     pub(super) clients: Clients,
 }
@@ -33,6 +38,9 @@ impl Own {
         revision: Revision,
         until: Instant,
     ) -> Option<Vec<String>> {
+        if self.registry.read(View::revision) < revision {
+            self.registry.doubt();
+        }
         let mut snapshots = self.publisher.subscribe();
         // Before that a client that connects would still be told of the instance.
         let here = snapshots.wait_for(|snapshot| snapshot.revision >= revision.0);
@@ -51,11 +59,13 @@ pub struct MeshRemovals {
 
 impl MeshRemovals {
     #[must_use]
-    pub fn new(publisher: Publisher, clients: Clients, peers: Peers) -> Self {
-        Self {
-            own: Own { publisher, clients },
-            peers,
-        }
+    pub fn new(registry: Registry, publisher: Publisher, clients: Clients, peers: Peers) -> Self {
+        let own = Own {
+            registry,
+            publisher,
+            clients,
+        };
+        Self { own, peers }
     }
 
     async fn ask(&self, instance: InstanceKey, revision: Revision, wait: Duration) -> Vec<String> {

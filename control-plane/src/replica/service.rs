@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use heddle_proto::control::v1::{
-    AwaitRemovalRequest, AwaitRemovalResponse, ListClientsRequest, ListClientsResponse,
+    AwaitRemovalRequest, AwaitRemovalResponse, GetRevisionRequest, GetRevisionResponse,
+    ListClientsRequest, ListClientsResponse,
     replica_server::{Replica, ReplicaServer},
 };
 use tokio::{sync::Semaphore, time::Instant};
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::removals::Own;
 use crate::{
     load::Loads,
-    registry::{InstanceKey, ServiceName},
+    registry::{InstanceKey, Registry, ServiceName, View},
     snapshot::Publisher,
     status,
     store::Revision,
@@ -28,26 +29,34 @@ const MAX_WAITS: usize = 10_000;
 /// Answers other replicas.
 #[derive(Clone)]
 pub struct ReplicaService {
-    name: Arc<str>,
     own: Own,
     loads: Loads,
     waits: Arc<Semaphore>,
 }
 
-/// The gRPC service of the replica with this name.
+/// The gRPC service of this replica.
 #[must_use]
 pub fn service(
-    name: &str,
+    registry: Registry,
     publisher: Publisher,
     clients: Clients,
     loads: Loads,
 ) -> ReplicaServer<ReplicaService> {
     ReplicaServer::new(ReplicaService {
-        name: name.into(),
-        own: Own { publisher, clients },
+        own: Own {
+            registry,
+            publisher,
+            clients,
+        },
         loads,
         waits: Arc::new(Semaphore::new(MAX_WAITS)),
     })
+}
+
+impl ReplicaService {
+    fn name(&self) -> &str {
+        &self.own.registry.options().replica
+    }
 }
 
 #[tonic::async_trait]
@@ -66,10 +75,18 @@ impl Replica for ReplicaService {
         let unacknowledged = unacknowledged.unwrap_or_else(|| {
             vec![format!(
                 "(replica {} has not seen the removal yet)",
-                self.name
+                self.name()
             )]
         });
         Ok(Response::new(AwaitRemovalResponse { unacknowledged }))
+    }
+
+    async fn get_revision(
+        &self,
+        _: Request<GetRevisionRequest>,
+    ) -> Result<Response<GetRevisionResponse>, Status> {
+        let Revision(revision) = self.own.registry.read(View::revision);
+        Ok(Response::new(GetRevisionResponse { revision }))
     }
 
     async fn list_clients(
@@ -77,7 +94,7 @@ impl Replica for ReplicaService {
         _: Request<ListClientsRequest>,
     ) -> Result<Response<ListClientsResponse>, Status> {
         Ok(Response::new(ListClientsResponse {
-            clients: status::own_clients(&self.own.clients, &self.name),
+            clients: status::own_clients(&self.own.clients, self.name()),
             edges: self.loads.edges(None, Instant::now()),
         }))
     }

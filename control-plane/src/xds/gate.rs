@@ -30,6 +30,7 @@ struct Inner {
 
 struct State {
     open: usize,
+    opened: u64,
     clients: BTreeMap<ClientKey, usize>,
     admission: Bucket,
 }
@@ -38,6 +39,7 @@ impl Gate {
     pub(super) fn new(limits: Limits) -> Self {
         let state = State {
             open: 0,
+            opened: 0,
             clients: BTreeMap::new(),
             admission: Bucket::new(limits.streams_per_second, limits.streams_at_once),
         };
@@ -59,7 +61,9 @@ impl Gate {
             return Err(Refusal::Full(self.0.limits.streams));
         }
         state.open += 1;
+        state.opened += 1;
         Ok(Arc::new(Slot {
+            number: state.opened,
             gate: self.clone(),
             client: Mutex::default(),
         }))
@@ -101,8 +105,16 @@ impl Gate {
 
 /// A stream's place.
 pub(super) struct Slot {
+    number: u64,
     gate: Gate,
     client: Mutex<Option<ClientKey>>,
+}
+
+impl Slot {
+    /// Of all streams that ever were here.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl Drop for Slot {

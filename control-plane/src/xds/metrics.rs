@@ -26,6 +26,8 @@ pub struct Metrics {
     pub spread: AtomicU64,
     /// Streams ended because this replica held more than its share.
     pub shed: AtomicU64,
+    /// Streams ended or refused because this replica lagged behind others.
+    pub lagging: AtomicU64,
     /// Times that a client spoke too fast and was made to wait.
     pub muted: AtomicU64,
     /// Streams ended because the client had seen a newer revision.

@@ -17,6 +17,7 @@ mod limits;
 mod gate;
 mod pace;
 mod shed;
+mod astray;
 mod stream;
 mod service;
 mod csds;

@@ -31,7 +31,7 @@ use super::{
     stream::{Peer, RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
-use crate::{registry::Registry, snapshot::Publisher};
+use crate::{grpc::ConnectionEnd, registry::Registry, snapshot::Publisher};
 
 /// What reflection says of this service and of the others of Envoy: a serialized `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
@@ -93,7 +93,12 @@ impl Ads {
         local: bool,
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> ReceiverStream<Result<V::Response, Status>> {
-        self.accept::<V>(Peer { address, local }, requests).queue
+        let peer = Peer {
+            address,
+            local,
+            connection: ConnectionEnd::default(),
+        };
+        self.accept::<V>(peer, requests).queue
     }
 
     fn accept<V: Variant>(
@@ -214,7 +219,12 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
             ),
             None => ("unix".to_owned(), true),
         };
-        let peer = Peer { address, local };
+        let connection = request.extensions().get::<ConnectionEnd>().cloned();
+        let peer = Peer {
+            address,
+            local,
+            connection: connection.unwrap_or_default(),
+        };
         let responses = self.0.accept::<V>(peer, request.into_inner());
         ready(Ok(Response::new(responses)))
     }

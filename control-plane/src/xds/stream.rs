@@ -15,12 +15,16 @@ use tonic::Status;
 
 use super::{
     Ads, Heard, Lens, NodeError, NodeInfo, Refusal, Session, Variant,
+    astray::left_behind,
     clients::Membership,
     gate::Slot,
     metrics::count,
     pace::{Pace, Verdict},
 };
-use crate::snapshot::{Kind, Snapshot, outbound_listener};
+use crate::{
+    grpc::ConnectionEnd,
+    snapshot::{Kind, Snapshot, outbound_listener},
+};
 
 /// Responses that wait for the transport: one per type can be under way.
 pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
@@ -40,6 +44,7 @@ pub(super) struct Peer {
     pub(super) address: String,
     /// It reaches us over loopback or a Unix socket.
     pub(super) local: bool,
+    pub(super) connection: ConnectionEnd,
 }
 
 /// Runs a stream; what ends it is told to the client.
@@ -50,10 +55,15 @@ pub(super) async fn run<V: Variant>(
     mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
     responses: mpsc::Sender<Result<V::Response, Status>>,
 ) {
+    let connection = peer.connection.clone();
     let ended = tokio::select! {
         biased;
         () = ads.stop().cancelled() => Err(Status::unavailable("the control plane is stopping")),
         () = responses.closed() => Ok(()),
+        status = left_behind(&ads, slot.number()) => {
+            connection.begin();
+            Err(status)
+        }
         ended = serve::<V>(&ads, peer, &slot, &mut requests, &responses) => ended,
     };
     if let Err(status) = ended {
@@ -165,6 +175,7 @@ struct Stream<'a, V: Variant> {
     snapshot: Arc<Snapshot>,
     member: Membership,
     pace: Pace,
+    connection: ConnectionEnd,
     /// It was sent elsewhere and came back: it may stay.
     stays: bool,
     /// A type that is not served was asked for: said once.
@@ -201,6 +212,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             snapshot,
             member,
             pace,
+            connection: peer.connection,
             stays,
             warned: false,
             told: None,
@@ -230,9 +242,8 @@ impl<'a, V: Variant> Stream<'a, V> {
             }
             Verdict::Old => {
                 count(&metrics.spread);
-                Err(Status::unavailable(
-                    "reconnect: now and then streams are spread over the replicas anew",
-                ))
+                Err(self
+                    .elsewhere("reconnect: now and then streams are spread over the replicas anew"))
             }
         }
     }
@@ -248,9 +259,16 @@ impl<'a, V: Variant> Stream<'a, V> {
         shedding.sent(&client.address, &client.node.id, now);
         count(&clients.metrics().shed);
         tracing::debug!(node = %client.node.id, "a client is sent to another replica");
-        Err(Status::unavailable(
+        Err(self.elsewhere(
             "reconnect: this replica holds more xDS streams than its share, and others fewer",
         ))
+    }
+
+    /// The end of a stream whose client shall go to another replica. With its connection it goes through the load
+    /// balancer again; most clients would else open the next stream on the connection that they have.
+    fn elsewhere(&self, text: impl Into<String>) -> Status {
+        self.connection.begin();
+        Status::unavailable(text)
     }
 
     /// The revision that a client sees never goes back: if it saw a newer one, waits for it.
@@ -275,7 +293,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             node = %self.member.client.node.id,
             "{text} (if the store was replaced by an older or an empty one, restart the client)"
         );
-        Err(Status::unavailable(text))
+        Err(self.elsewhere(text))
     }
 
     async fn hear(&mut self, request: &V::Request) -> Result<(), Status> {

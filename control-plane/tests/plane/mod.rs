@@ -11,6 +11,8 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use heddle_control::{
+    grpc,
+    listen::Socket,
     load::{self, Loads},
     registry::{IdleOptions, Registry, RegistryOptions},
     replica::{self, MeshRemovals, Peers},
@@ -29,11 +31,12 @@ use heddle_proto::{
     status::v1::mesh_status_client::MeshStatusClient,
 };
 use tokio::{net::TcpListener, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status, Streaming,
-    transport::{Channel, Endpoint, Server},
+    service::Routes,
+    transport::{Channel, Endpoint},
 };
 
 /// Awaits what must come; long enough for a busy machine.
@@ -116,7 +119,8 @@ impl Plane {
     ) -> Self {
         let stop = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let bound = listener.local_addr().unwrap();
+        let address = format!("http://{bound}");
         let options = RegistryOptions {
             replica: name.to_owned(),
             advertise: address.clone(),
@@ -137,22 +141,30 @@ impl Plane {
             limits,
             stop.clone(),
         );
-        let removals = MeshRemovals::new(publisher.clone(), clients.clone(), peers.clone());
-        let own = replica::service(name, publisher.clone(), clients.clone(), loads.clone());
+        let removals = MeshRemovals::new(
+            registry.clone(),
+            publisher.clone(),
+            clients.clone(),
+            peers.clone(),
+        );
+        let own = replica::service(
+            registry.clone(),
+            publisher.clone(),
+            clients.clone(),
+            loads.clone(),
+        );
         let reports = load::service(registry.clone(), loads.clone(), REPORTS, stop.clone());
         let mesh = status::service(registry.clone(), clients.clone(), loads, peers);
-        let server = Server::builder()
+        let mut routes = Routes::builder();
+        routes
             .add_service(session::service(registry.clone(), Arc::new(removals)))
             .add_service(mesh)
             .add_service(own)
             .add_service(reports)
             .add_service(xds::csds(clients.clone()))
-            .add_service(ads)
-            .serve_with_incoming_shutdown(
-                TcpListenerStream::new(listener),
-                stop.clone().cancelled_owned(),
-            );
-        let server = tokio::spawn(async move { server.await.unwrap() });
+            .add_service(ads);
+        let socket = Socket::Tcp(listener, bound);
+        let server = tokio::spawn(grpc::serve(socket, routes.routes(), stop.clone()));
         Self {
             address,
             publisher,

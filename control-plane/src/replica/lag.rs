@@ -1,0 +1,60 @@
+//! Asks other replicas which revision they have seen, so that this one notices when it lags: its connection to the store
+//! may be dead without a word, or only its own. In come the replicas and doubts, out go their answers to the registry,
+//! which judges.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use heddle_proto::control::v1::GetRevisionRequest;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Peers, peers::Peer};
+use crate::{registry::Registry, store::Revision};
+
+/// Some are asked so often, and at once when there is a doubt.
+const EVERY: Duration = Duration::from_secs(1);
+/// An answer that has not come after this time is left out.
+const WITHIN: Duration = Duration::from_millis(800);
+/// So many are asked at a time, in turn: however many replicas there are, each has little work with it.
+const ASKED: usize = 3;
+/// Doubts come as often as removals do: between two rounds of questions there is so long.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Asks until `stop`.
+pub fn watch_lag(registry: Registry, peers: Peers, stop: CancellationToken) {
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let mut turn = 0;
+        loop {
+            tokio::select! {
+                () = sleep(EVERY) => {}
+                () = registry.doubted() => {}
+            }
+            let all = peers.now();
+            let asked = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
+            join_all(asked.map(|peer| ask(&registry, peer))).await;
+            registry.look_for_lag();
+            turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
+            sleep(PAUSE).await;
+        }
+    }));
+}
+
+async fn ask(registry: &Registry, peer: &Peer) {
+    let Some(mut client) = peer.client.clone() else {
+        return;
+    };
+    let mut request = tonic::Request::new(GetRevisionRequest {});
+    request.set_timeout(WITHIN);
+    match timeout(WITHIN, client.get_revision(request)).await {
+        Ok(Ok(answer)) => {
+            let seen = Revision(answer.into_inner().revision);
+            registry.hear_of(&peer.replica.name, seen);
+        }
+        Ok(Err(status)) => {
+            let (replica, cause) = (&peer.replica.name, status.message());
+            tracing::debug!(%replica, cause, "another replica does not say which revision it has seen");
+        }
+        Err(_) => {}
+    }
+}

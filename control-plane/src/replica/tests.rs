@@ -1,0 +1,200 @@
+//! A replica that does not hear the store while another does: real replicas, real connections between them and to their
+//! clients. How long that takes to notice is the product's own time.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use envoy_types::pb::envoy::{
+    config::core::v3::Node,
+    service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status, Streaming,
+    service::Routes,
+    transport::{Channel, Endpoint},
+};
+
+use super::*;
+use crate::{
+    grpc,
+    listen::Socket,
+    load::Loads,
+    registry::{
+        NodeLease, Registry, RegistryOptions,
+        fixture::{Replicas, Wire, identity, until, within},
+    },
+    snapshot::{Kind, Publisher},
+    xds::{self, Clients},
+};
+
+const LONG: Duration = Duration::from_secs(600);
+
+struct Replica {
+    registry: Registry,
+    wire: Arc<Wire>,
+    address: String,
+    stop: CancellationToken,
+}
+
+impl Replica {
+    async fn start(mesh: &Replicas, name: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let bound = listener.local_addr().unwrap();
+        let address = format!("http://{bound}");
+        let options = RegistryOptions {
+            advertise: address.clone(),
+            ..Replicas::options(name, LONG)
+        };
+        let stop = options.stop.clone();
+        let (registry, wire) = mesh.join_as(options).await;
+        let publisher = Publisher::start(registry.clone(), stop.clone());
+        let clients = Clients::default();
+        let peers = Peers::follow(registry.clone(), stop.clone());
+        watch_lag(registry.clone(), peers, stop.clone());
+        let mut routes = Routes::builder();
+        routes
+            .add_service(service(
+                registry.clone(),
+                publisher.clone(),
+                clients.clone(),
+                Loads::default(),
+            ))
+            .add_service(xds::service(
+                registry.clone(),
+                publisher,
+                clients,
+                stop.clone(),
+            ));
+        let socket = Socket::Tcp(listener, bound);
+        tokio::spawn(grpc::serve(socket, routes.routes(), stop.clone()));
+        Self {
+            registry,
+            wire,
+            address,
+            stop,
+        }
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.address.clone()).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// Waits until it lags, or does not.
+    async fn until_lags(&self, lags: bool) {
+        let mut lag = self.registry.lag();
+        let changed = lag.wait_for(|lag| lag.is_some() == lags);
+        within(changed).await.unwrap();
+    }
+}
+
+/// Passes connections on to an address, and counts them.
+async fn counted(to: &str) -> (Channel, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let count = Arc::new(AtomicUsize::new(0));
+    let (to, counter) = (to.replace("http://", ""), Arc::clone(&count));
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, Ordering::Relaxed);
+            let mut far = TcpStream::connect(&to).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    let channel = Endpoint::from_shared(address).unwrap().connect().await;
+    (channel.unwrap(), count)
+}
+
+/// A stream that has got its first answer.
+#[derive(Debug)]
+struct Subscribed {
+    answers: Streaming<DeltaDiscoveryResponse>,
+    /// The client's side is open as long as this lives.
+    _say: mpsc::Sender<DeltaDiscoveryRequest>,
+}
+
+async fn subscribe(channel: &Channel) -> Result<Subscribed, Status> {
+    let (say, said) = mpsc::channel(1);
+    let request = DeltaDiscoveryRequest {
+        node: Some(Node {
+            id: "client".to_owned(),
+            ..Node::default()
+        }),
+        type_url: Kind::Cluster.url().to_owned(),
+        resource_names_subscribe: vec!["a.default".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    say.send(request).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
+    let call = client.delta_aggregated_resources(ReceiverStream::new(said));
+    let mut answers = call.await?.into_inner();
+    answers.message().await?;
+    Ok(Subscribed { answers, _say: say })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_replica_that_lags_are_sent_elsewhere_until_it_has_caught_up() {
+    let mesh = Replicas::new();
+    let first = Replica::start(&mesh, "r1").await;
+    let second = Replica::start(&mesh, "r2").await;
+    until(&second.registry, |view| view.replicas().count() == 2).await;
+    until(&first.registry, |view| view.replicas().count() == 2).await;
+    let (channel, connections) = counted(&second.address).await;
+    let mut stream = subscribe(&channel).await.unwrap();
+
+    second.wire.cut();
+    let claimed = NodeLease::claim(&first.registry, &identity("a", "p")).await;
+    let ended = within(stream.answers.message()).await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    let why = ended.message();
+    assert!(why.contains("and replica r1 has seen"), "{why}");
+    let refused = within(subscribe(&channel)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let connections = connections.load(Ordering::Relaxed);
+    assert_eq!(
+        connections, 2,
+        "a load balancer would have been asked again"
+    );
+    assert_eq!(*first.registry.lag().borrow(), None);
+    within(subscribe(&first.channel().await)).await.unwrap();
+
+    second.wire.mend();
+    second.until_lags(false).await;
+    within(subscribe(&channel)).await.unwrap();
+    drop(claimed);
+    for replica in [&first, &second] {
+        replica.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_news_is_better_than_none() {
+    let mesh = Replicas::new();
+    let first = Replica::start(&mesh, "r1").await;
+    let second = Replica::start(&mesh, "r2").await;
+    until(&second.registry, |view| view.replicas().count() == 2).await;
+    second.wire.cut();
+    let claimed = NodeLease::claim(&first.registry, &identity("a", "p")).await;
+    second.until_lags(true).await;
+    first.stop.cancel();
+    second.until_lags(false).await;
+    within(subscribe(&second.channel().await)).await.unwrap();
+    drop(claimed);
+    second.stop.cancel();
+}
