@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     dice::Dice,
     laws, store,
-    world::{World, lock},
+    world::{Who, World, lock},
 };
 use crate::{
     registry::{ExpiryOptions, IdleOptions, InstanceKey, Registry, RegistryOptions},
@@ -76,6 +76,8 @@ pub(super) fn start(world: &World, n: usize) {
         };
         let stop = registry.options().stop.clone();
         let publisher = Publisher::start(registry.clone(), stop.clone());
+        let asks = ask_others(world.clone(), n, registry.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(asks));
         let clients = Clients::default();
         let removals = Arc::new(Watched {
             world: world.clone(),
@@ -93,6 +95,20 @@ pub(super) fn start(world: &World, n: usize) {
         world.say(format_args!("replica r{n} serves, at revision {revision}"));
         lock(&world.replicas).insert(n, Arc::new(replica));
     });
+}
+
+/// What `replica::watch_lag` does, without its connections.
+async fn ask_others(world: World, n: usize, registry: Registry) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        for (m, other) in lock(&world.replicas).iter() {
+            if *m != n && world.joined(Who::Replica(n), Who::Replica(*m)) {
+                let seen = other.registry.read(crate::registry::View::revision);
+                registry.hear_of(&format!("r{m}").into(), seen);
+            }
+        }
+        registry.look_for_lag();
+    }
 }
 
 /// kill -9: nothing more comes from it.

@@ -282,7 +282,8 @@ fn cut(world: &World, dice: &mut Dice) {
 
 fn cut_from_store(world: &World, dice: &mut Dice) {
     let n = dice.index(world.profile.replicas);
-    cut_apart(world, dice, Who::Replica(n), Who::Store, 500..=30_000);
+    // Up to more than twice as long as a client may know less than the store.
+    cut_apart(world, dice, Who::Replica(n), Who::Store, 500..=75_000);
 }
 
 /// Most nodes at once, from everything: suspects.

@@ -103,8 +103,12 @@ fn look_at_client(
 ) {
     let who = Who::Client(n);
     let served = match seat.connected {
-        // It has no reason to leave a replica that is cut off from the store.
-        Some((replica, _)) => world.serves(replica, who),
+        // It has no reason to leave a replica that is cut off from the store, unless that one hears that it lags.
+        Some((replica, _)) => {
+            let mut others = (0..world.profile.replicas).filter(|m| *m != replica);
+            let lags = others.any(|m| world.serves(m, Who::Replica(replica)));
+            world.serves(replica, who) || (lags && world.is_served(who))
+        }
         None => world.is_served(who),
     };
     if !served || seat.rejected {
