@@ -1,51 +1,29 @@
 //! Stock Envoy, by ADS in both protocols, with a listener of its own whose routes, clusters and endpoints come from our
 //! control plane: same resources, a stranger's proxy.
 
-use heddle_tests::echo::{Failed, channel, channel_as, echo, payload, reach};
+use heddle_tests::echo::{Failed, channel_as, echo, payload, reach};
 use heddle_tests::envoy::{Envoy, bootstrap};
-use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::place::free_addr;
 use serde_json::json;
 
-async fn envoy_follows_the_mesh(api_type: &str) {
-    let mut mesh = Mesh::builder().start().await;
-    mesh.echo("a", "e1").await;
-    mesh.echo("a", "e2").await;
+use crate::outage::{Caller, Loss, costs_no_call, mesh};
+
+async fn follows_the_mesh_and_outlives_the_control_plane(api_type: &str) {
+    let mesh = mesh().await;
     let envoy = Envoy::start(&mesh, &[mesh.grpc], api_type);
-    let calls = channel(envoy.listen);
-    reach(&calls, &["e1", "e2"]).await;
-
-    // From here on every call is in the book, and none may fail.
-    let load = Load::start(&Plan::new(Kind::Unsafe, &[envoy.listen]));
-    load.more(50).await;
-
-    mesh.echo("a", "e3").await;
-    reach(&calls, &["e1", "e2", "e3"]).await;
-
-    mesh.stop_instance("a", "e2").await;
-    reach(&calls, &["e1", "e3"]).await;
-    load.more(50).await;
-
-    mesh.stop_control().await;
-    load.more(50).await;
-    reach(&calls, &["e1", "e3"]).await;
-
-    mesh.start_control().await;
-    mesh.echo("a", "e4").await;
-    reach(&calls, &["e1", "e3", "e4"]).await;
-    load.more(50).await;
-    load.finish().await.assert_none_failed(200);
+    let envoy = Caller::envoy(envoy, &["e0", "e1"]).await;
+    costs_no_call(mesh, vec![envoy], &[Loss::Stopped, Loss::Killed]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_the_state_of_the_world() {
-    envoy_follows_the_mesh("GRPC").await;
+async fn by_the_state_of_the_world_it_follows_the_mesh_and_outlives_the_control_plane() {
+    follows_the_mesh_and_outlives_the_control_plane("GRPC").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_deltas() {
-    envoy_follows_the_mesh("DELTA_GRPC").await;
+async fn by_deltas_it_follows_the_mesh_and_outlives_the_control_plane() {
+    follows_the_mesh_and_outlives_the_control_plane("DELTA_GRPC").await;
 }
 
 /// With one word of node metadata Envoy gets a whole outbound listener from the control plane.

@@ -1,42 +1,23 @@
 //! Stock gRPC clients, Python's, Go's and Node's, with `xds:///heddle-echo` and nothing but a bootstrap file: no proxy of
-//! ours between them and the instances, only our control plane.
+//! ours between them and the instances, only our control plane. All of them at once: the slowest to dial again sets the
+//! time.
 
-use heddle_tests::mesh::Mesh;
 use heddle_tests::stock::{Client, Kind};
 
-async fn follows_the_mesh_and_outlives_the_control_plane(kind: Kind) {
-    let mut mesh = Mesh::builder().start().await;
-    mesh.echo("a", "e1").await;
-    mesh.echo("a", "e2").await;
-    let client = Client::start(kind, &mesh, mesh.grpc);
-    client.reaches(&["e1", "e2"]).await;
+use crate::outage::{Caller, Loss, costs_no_call, mesh};
 
-    mesh.echo("a", "e3").await;
-    client.reaches(&["e1", "e2", "e3"]).await;
-
-    mesh.stop_instance("a", "e2").await;
-    client.reaches(&["e1", "e3"]).await;
-
-    mesh.stop_control().await;
-    client.reaches(&["e1", "e3"]).await;
-
-    mesh.start_control().await;
-    mesh.echo("a", "e4").await;
-    client.reaches(&["e1", "e3", "e4"]).await;
-    assert!(client.calls().len() > 40);
+async fn a_loss_costs_no_call(loss: Loss) {
+    let mesh = mesh().await;
+    let clients = Kind::ALL.map(|kind| Client::start(kind, &mesh, mesh.grpc));
+    costs_no_call(mesh, clients.map(Caller::Grpc).into(), &[loss]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcio_follows_the_mesh_and_outlives_the_control_plane() {
-    follows_the_mesh_and_outlives_the_control_plane(Kind::Grpcio).await;
+async fn all_follow_the_mesh_and_outlive_a_control_plane_that_stops() {
+    a_loss_costs_no_call(Loss::Stopped).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpc_go_follows_the_mesh_and_outlives_the_control_plane() {
-    follows_the_mesh_and_outlives_the_control_plane(Kind::GrpcGo).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn grpc_js_follows_the_mesh_and_outlives_the_control_plane() {
-    follows_the_mesh_and_outlives_the_control_plane(Kind::GrpcJs).await;
+async fn all_follow_the_mesh_and_outlive_a_control_plane_that_is_killed() {
+    a_loss_costs_no_call(Loss::Killed).await;
 }

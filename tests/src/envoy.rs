@@ -40,6 +40,15 @@ impl Envoy {
             .spawn();
         Self { listen, _process }
     }
+
+    /// By which the control plane knows it.
+    pub fn node_id(&self) -> String {
+        node_id(self.listen)
+    }
+}
+
+fn node_id(listen: SocketAddr) -> String {
+    format!("envoy-{}", listen.port())
 }
 
 fn address(addr: SocketAddr) -> Value {
@@ -72,7 +81,7 @@ pub fn bootstrap(control: &[SocketAddr], listen: SocketAddr, api_type: &str) -> 
         .map(|&replica| json!({"endpoint": {"address": address(replica)}}))
         .collect();
     json!({
-        "node": {"id": format!("envoy-{}", listen.port()), "cluster": "test"},
+        "node": {"id": node_id(listen), "cluster": "test"},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": api_type,

@@ -72,6 +72,11 @@ impl Client {
         Self { process }
     }
 
+    /// By which the control plane knows it.
+    pub fn node_id(&self) -> String {
+        format!("stock-{}", self.process.name())
+    }
+
     /// Who answered each call so far; panics at the first that failed.
     pub fn calls(&self) -> Vec<String> {
         let lines = self.process.stdout();
