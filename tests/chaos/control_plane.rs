@@ -1,10 +1,14 @@
-//! The control plane away for ten seconds under load, a proxy restarted meanwhile from its state dir: nobody notices.
+//! The control plane away under load, proxies restarted meanwhile from their state dirs: nobody notices.
 
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::{call, payload, reach};
 use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
+use heddle_tests::until::{seen, until};
+use tokio::net::TcpStream;
+
+use crate::open::Open;
 
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -67,6 +71,81 @@ async fn a_node_is_of_use_to_itself_while_the_control_plane_is_away() {
 
     mesh.start_control().await;
     mesh.control_has(&["a2"]).await;
+}
+
+/// Nobody can be told that it goes and comes: its links say so, and its state dir knows who is on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("a", "a1"), ("c", "c1")] {
+        mesh.echo(node, id).await;
+    }
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1", "c1"]).await;
+    }
+    for (file, id) in [("instances", "c1"), ("xds", "a1")] {
+        mesh.saved("c", file, id).await;
+    }
+    let through = [mesh.node("a").outbound, mesh.node("b").outbound];
+    let load = Load::start(&Plan::new(Kind::Unsafe, &through));
+    load.more(100).await;
+    mesh.kill_control().await;
+
+    // What it has accepted it finishes, from its own callers and from others.
+    let mut open = Vec::new();
+    for node in ["a", "c"] {
+        open.push(open_on(&mesh, node, "c1").await);
+    }
+    mesh.node("c").proxy().signal("TERM");
+    let outbound = mesh.node("c").outbound;
+    until("node c takes no more callers", async || {
+        let connected = TcpStream::connect(outbound).await;
+        seen(connected.is_err(), "it takes one")
+    })
+    .await;
+    load.more(100).await;
+    for stream in open {
+        stream.goes_on().await;
+    }
+    mesh.proxy_exits("c").await;
+    load.more(100).await;
+
+    mesh.start_proxy("c").await;
+    let back = Instant::now();
+    let first = call(outbound, payload("first")).await;
+    assert_eq!(
+        first.expect("the first call after the ready line").payload,
+        "first"
+    );
+    // Before the control plane could tell anybody, and from elsewhere too.
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1", "c1"]).await;
+    }
+    mesh.start_control().await;
+    mesh.control_has(&["a1", "c1"]).await;
+    load.more(100).await;
+    let book = load.finish().await;
+    book.assert_none_failed(400);
+    let answered = book.answered_since(back);
+    assert!(answered.contains_key("c1"), "{answered:?}");
+
+    // And it leads again: who goes from there is called no more.
+    mesh.stop_instance("c", "c1").await;
+    for node in ["a", "b", "c"] {
+        reach(&mesh.channel(node), &["a1"]).await;
+    }
+}
+
+/// A stream through a node's proxy that stands on this instance.
+async fn open_on(mesh: &Mesh, node: &str, id: &str) -> Open {
+    // Choice is random among equals: so many are never needed.
+    for _ in 0..200 {
+        let stream = Open::through(mesh.channel(node)).await;
+        if stream.instance == id {
+            return stream;
+        }
+    }
+    panic!("no stream through node {node} stands on {id}");
 }
 
 /// The same outage for a minute and several proxies killed in it.

@@ -3,18 +3,16 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use heddle_proto::echo::v1::{EchoRequest, EchoResponse};
-use heddle_tests::echo::{Failed, echo, payload, reach};
+use heddle_tests::echo::reach;
 use heddle_tests::ledger::{Book, Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::page::json;
 use heddle_tests::place::free_addr;
 use heddle_tests::until::{seen, until};
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tonic::{Code, Streaming};
+use tonic::Code;
+
+use crate::open::Open;
 
 /// Two nodes with two instances each, all reached from both.
 async fn four_instances() -> Mesh {
@@ -157,39 +155,6 @@ async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
     assert_eq!(answered, ["a1", "a2", "b2"], "{after:?}");
 }
 
-/// A stream that is open on an instance, as that instance itself has answered.
-struct Open {
-    instance: String,
-    send: mpsc::Sender<EchoRequest>,
-    answers: Streaming<EchoResponse>,
-}
-
-impl Open {
-    async fn through(channel: Channel) -> Self {
-        let (send, requests) = mpsc::channel(1);
-        send.send(payload("first")).await.unwrap();
-        let mut client = echo(channel);
-        let opened = client.bidi_stream(ReceiverStream::new(requests)).await;
-        let mut answers = opened.expect("a stream").into_inner();
-        let first = answers.message().await.expect("an answer").unwrap();
-        Self {
-            instance: first.instance,
-            send,
-            answers,
-        }
-    }
-
-    /// It goes on where it was, and ends well.
-    async fn goes_on(mut self) {
-        self.send.send(payload("second")).await.unwrap();
-        let second = self.answers.message().await.expect("an answer").unwrap();
-        assert_eq!(second.payload, "second");
-        assert_eq!(second.instance, self.instance);
-        drop(self.send);
-        assert!(self.answers.message().await.expect("an end").is_none());
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn of_open_streams_exactly_those_on_it_are_lost() {
     const EACH_WAY: usize = 3;
@@ -207,8 +172,8 @@ async fn of_open_streams_exactly_those_on_it_are_lost() {
     mesh.kill_instance("b", "b1").await;
     let (lost, others): (Vec<_>, Vec<_>) = open.into_iter().partition(|s| s.instance == "b1");
     assert!(!others.is_empty(), "the others have their part");
-    for mut stream in lost {
-        let failed = Failed::from(&stream.answers.message().await.unwrap_err());
+    for stream in lost {
+        let failed = stream.fails().await;
         failed.assert(Code::Unavailable, "CONNECTION_LOST", &[VICTIM]);
     }
     for stream in others {

@@ -6,6 +6,8 @@
     reason = "a test fails loudly"
 )]
 
+/// Streams that are open when it happens.
+mod open;
 /// Instances that stop and instances that die.
 mod instances;
 /// The control plane away, and proxies restarted without it.

@@ -263,6 +263,16 @@ impl Mesh {
             .await;
     }
 
+    /// Waits for the end of a node's proxy that was told to stop; it must exit with 0.
+    pub async fn proxy_exits(&mut self, name: &str) {
+        self.node_mut(name)
+            .proxy
+            .take()
+            .expect("the proxy runs")
+            .exit_well()
+            .await;
+    }
+
     /// Kills a node's proxy with SIGKILL.
     pub async fn kill_proxy(&mut self, name: &str) {
         self.node_mut(name)

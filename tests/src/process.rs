@@ -271,7 +271,13 @@ impl Process {
 
     /// SIGTERM, and waits for the end; it must exit with 0.
     pub async fn stop_well(&mut self) {
-        let status = self.stop().await;
+        self.signal("TERM");
+        self.exit_well().await;
+    }
+
+    /// Waits for the end; it must exit with 0.
+    pub async fn exit_well(&mut self) {
+        let status = self.exit_within(PATIENCE).await;
         assert!(
             status.success(),
             "{}: {status}\n{}",
