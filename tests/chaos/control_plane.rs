@@ -179,3 +179,65 @@ async fn a_minute_without_it_and_proxies_killed_meanwhile() {
     load.more(100).await;
     load.finish().await.assert_none_failed(500);
 }
+
+/// Longer than any lease and any back-off of ours, and instances come and go on their nodes all the time.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: ./test --long"]
+async fn three_minutes_without_it_cost_no_call_and_nothing_flaps_afterwards() {
+    let nodes = ["a", "b", "c"];
+    let mut mesh = Mesh::builder().nodes(3).start().await;
+    for (node, id) in [("a", "a1"), ("b", "b0"), ("b", "b1")] {
+        mesh.echo(node, id).await;
+    }
+    for node in nodes {
+        reach(&mesh.channel(node), &["a1", "b0", "b1"]).await;
+    }
+    let through = nodes.map(|node| mesh.node(node).outbound);
+    let load = Load::start(&Plan::new(Kind::Unsafe, &through));
+    load.more(100).await;
+
+    mesh.kill_control().await;
+    let end = Instant::now() + Duration::from_secs(180);
+    // One of those that all nodes call goes too; node b alone can be told.
+    mesh.stop_instance("b", "b0").await;
+    reach(&mesh.channel("b"), &["a1", "b1"]).await;
+    mesh.echo("c", "c1").await;
+    while Instant::now() < end {
+        mesh.echo("c", "brief").await;
+        reach(&mesh.channel("c"), &["a1", "b1", "brief", "c1"]).await;
+        mesh.stop_instance("c", "brief").await;
+        reach(&mesh.channel("c"), &["a1", "b1", "c1"]).await;
+        load.more(1_000).await;
+    }
+
+    mesh.start_control().await;
+    let all = ["a1", "b1", "c1"];
+    mesh.control_has(&all).await;
+    for node in nodes {
+        reach(&mesh.channel(node), &all).await;
+    }
+    nothing_flaps(&mesh, &load, &all).await;
+    for node in nodes {
+        reach(&mesh.channel(node), &all).await;
+    }
+    load.finish().await.assert_none_failed(20_000);
+}
+
+/// For longer than a lease and the time that a new sweeper lets pass, these are there, and no node is given up.
+async fn nothing_flaps(mesh: &Mesh, load: &Load, ids: &[&str]) {
+    let end = Instant::now() + Duration::from_secs(25);
+    while Instant::now() < end {
+        let service = mesh.service("heddle-echo").await.expect("it is served");
+        let there = service.endpoints.iter().map(|one| one.id.as_str());
+        assert_eq!(there.collect::<Vec<_>>(), ids, "it has gone or come");
+        load.more(100).await;
+    }
+    let events = mesh.events().await;
+    let told = |kinds: &[&str]| {
+        let mut told = events.iter().map(|event| event.kind.as_str());
+        told.any(|kind| kinds.contains(&kind))
+    };
+    assert!(told(&["node-joined"]), "{events:#?}");
+    let given_up = ["node-expired", "node-suspect", "node-superseded"];
+    assert!(!told(&given_up), "{events:#?}");
+}
