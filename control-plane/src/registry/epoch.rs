@@ -57,6 +57,7 @@ pub(super) fn claim(
         version: identity.version.clone(),
         loopback: identity.loopback,
         suspect: false,
+        suspect_ms: 0,
         superseded,
     })
 }
@@ -150,9 +151,10 @@ mod tests {
     #[test]
     fn the_same_process_keeps_its_epoch() {
         let mut held = claim(None, false, &identity("p1", 0), 0).unwrap();
-        held.suspect = true;
+        (held.suspect, held.suspect_ms) = (true, 60_000);
         let again = claim(Some(&held), true, &identity("p1", 1), 0).unwrap();
-        assert_eq!((again.epoch, again.suspect), (1, false));
+        let suspect = (again.suspect, again.suspect_ms);
+        assert_eq!((again.epoch, suspect), (1, (false, 0)));
         // Its Welcome was lost: it does not know its epoch yet.
         assert_eq!(
             claim(Some(&held), true, &identity("p1", 0), 0)

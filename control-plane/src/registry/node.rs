@@ -1,7 +1,7 @@
 //! One node as the mesh knows it. In comes its record and whether it holds its lease, out goes a plain value. No
 //! sessions and no time here.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use heddle_proto::store::v1::{AliveRecord, ClashRecord, NodeRecord};
 use prost::Message as _;
@@ -24,6 +24,8 @@ pub struct Node {
     pub alive: bool,
     /// Its lease lapsed together with many others: its instances stay in use, as UNKNOWN.
     pub suspect: bool,
+    /// For how long it has been suspect, as a sweeper noted last.
+    pub suspect_for: Duration,
     pub version: String,
     /// Which replica holds its session; empty when it is not alive.
     pub replica: String,
@@ -63,6 +65,7 @@ impl Node {
             loopback: record.loopback,
             alive: false,
             suspect: record.suspect,
+            suspect_for: Duration::from_millis(record.suspect_ms),
             version: record.version,
             replica: String::new(),
             session: Revision(0),

@@ -2,7 +2,7 @@
 //! In come the view's batches and the time; out go transactions, each under the condition that the node has not
 //! come back and that this replica still is the sweeper, each with its event.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use heddle_proto::store::v1::NodeRecord;
 use prost::Message as _;
@@ -15,6 +15,8 @@ use super::{
 };
 use crate::store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn, keys};
 
+/// Suspects noted in one transaction, each with three conditions.
+const NOTED_AT_ONCE: usize = 20;
 /// Instances deleted in one transaction; the last one has the node's record and the event too.
 const AT_ONCE: usize = MAX_TXN_OPS - 8;
 
@@ -49,8 +51,21 @@ pub(super) async fn run(registry: &Registry, held: Held) {
         if let Some(from) = registry.reach().judge_from(options.lease_ttl) {
             expiry.hold(from.into_std());
         }
+        let mut notes = BTreeMap::new();
         for verdict in expiry.verdicts(now(), || registry.overdue()) {
-            carry_out(registry, held, verdict).await;
+            match verdict {
+                Verdict::Note { node, suspect_for } => {
+                    notes.insert(node, suspect_for);
+                }
+                verdict => carry_out(registry, held, verdict).await,
+            }
+        }
+        if !notes.is_empty() {
+            let noted = note(registry, held, &notes).await;
+            registry.on_store(&noted);
+            if let Err(error) = noted {
+                tracing::warn!(%error, "how long nodes have been suspect is not noted yet");
+            }
         }
     }
 }
@@ -62,7 +77,7 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
             match view.node(name) {
                 Some(node) if node.alive && view.instances_on(name) > 0 => expiry.on_alive(name),
                 Some(node) if view.instances_on(name) > 0 => {
-                    expiry.on_lapsed(name, node.suspect, now);
+                    expiry.on_lapsed(name, node.suspect.then_some(node.suspect_for), now);
                 }
                 // A node that has nothing has nothing to lose.
                 _ => expiry.on_gone(name),
@@ -75,6 +90,8 @@ async fn carry_out(registry: &Registry, held: Held, verdict: Verdict) {
     let (node, result) = match &verdict {
         Verdict::Remove { node, cause } => (node, remove(registry, held, node, cause).await),
         Verdict::Suspect { node, cause } => (node, suspect(registry, held, node, cause).await),
+        // Those are written together.
+        Verdict::Note { .. } => return,
     };
     registry.on_store(&result);
     if let Err(error) = result {
@@ -172,6 +189,44 @@ async fn suspect(
     Ok(())
 }
 
+/// Writes for how long nodes have been suspect. One that came back meanwhile spoils its transaction: those with it are
+/// noted the next time.
+async fn note(
+    registry: &Registry,
+    held: Held,
+    notes: &BTreeMap<Arc<str>, Duration>,
+) -> Result<(), StoreError> {
+    let store = registry.store();
+    let mut txns = vec![Txn::default()];
+    for item in store.range(keys::NODES, None).await?.items {
+        let Ok(mut record) = NodeRecord::decode(item.value.clone()) else {
+            continue;
+        };
+        let Some(suspect_for) = notes.get(record.name.as_str()).filter(|_| record.suspect) else {
+            continue;
+        };
+        record.suspect_ms = u64::try_from(suspect_for.as_millis()).unwrap_or(u64::MAX);
+        let put = Op::put(&item.key, record.encode_to_vec());
+        let mut txn = about(held, &record.name, vec![put]);
+        txn.compare
+            .push(Compare::unchanged(&item.key, item.mod_revision));
+        if txns
+            .last()
+            .is_none_or(|last| last.then.len() == NOTED_AT_ONCE)
+        {
+            txns.push(Txn::default());
+        }
+        if let Some(last) = txns.last_mut() {
+            last.compare.extend(txn.compare);
+            last.then.extend(txn.then);
+        }
+    }
+    for txn in txns.into_iter().filter(|txn| !txn.then.is_empty()) {
+        store.txn(txn).await?;
+    }
+    Ok(())
+}
+
 /// The node's record, marked; none if it is so already.
 async fn marked(
     registry: &Registry,
@@ -189,6 +244,7 @@ async fn marked(
         return Ok(None);
     }
     record.suspect = suspect;
+    record.suspect_ms = 0;
     let put = Op::put(&key, record.encode_to_vec());
     Ok(Some((Compare::unchanged(&key, found.mod_revision), put)))
 }

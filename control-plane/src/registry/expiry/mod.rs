@@ -15,8 +15,15 @@ pub struct ExpiryOptions {
     /// likelier that the control plane is. Default 3 nodes and 30 %.
     pub mass_nodes: usize,
     pub mass_percent: usize,
-    /// How long a suspect node's instances stay in use at most. Default 10 min.
+    /// How long a suspect node's instances stay in use at most. Default 10 min. A sweeper notes the time that has
+    /// passed whenever a twentieth of it has; the next one goes on from there.
     pub suspect_for: Duration,
+}
+
+impl ExpiryOptions {
+    fn note_every(&self) -> Duration {
+        self.suspect_for / 20
+    }
 }
 
 impl Default for ExpiryOptions {
@@ -35,8 +42,19 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What shall become of a node that lost its lease, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Remove { node: Arc<str>, cause: String },
-    Suspect { node: Arc<str>, cause: String },
+    Remove {
+        node: Arc<str>,
+        cause: String,
+    },
+    Suspect {
+        node: Arc<str>,
+        cause: String,
+    },
+    /// It has been suspect for so long: the next sweeper shall know.
+    Note {
+        node: Arc<str>,
+        suspect_for: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -45,6 +63,8 @@ struct Lapsed {
     since: Instant,
     /// When the next verdict is due.
     due: Instant,
+    /// When a suspect has to go.
+    ends: Instant,
 }
 
 #[derive(Debug)]
@@ -96,34 +116,28 @@ impl Expiry {
         self.recent.retain(|(_, name)| name != node);
     }
 
-    /// The node has no lease, but still instances.
-    pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: bool, now: Instant) {
+    /// The node has no lease, but still instances. `suspect`: for how long it has been suspect, if it is.
+    pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: Option<Duration>, now: Instant) {
         let was_alive = self.alive.remove(node);
-        let now = self.held_until.map_or(now, |held| now.max(held));
-        match self.lapsed.get_mut(node) {
-            Some(lapsed) if lapsed.suspect == suspect => {}
-            // Carried out: it stays suspect for its time.
-            Some(lapsed) => {
-                lapsed.suspect = suspect;
-                lapsed.due = now + self.options.suspect_for;
-            }
-            None => {
-                if was_alive || !suspect {
-                    self.recent.push_back((now, Arc::clone(node)));
-                }
-                let wait = if suspect {
-                    self.options.suspect_for
-                } else {
-                    Duration::ZERO
-                };
-                let lapsed = Lapsed {
-                    suspect,
-                    since: now,
-                    due: now + wait,
-                };
-                self.lapsed.insert(Arc::clone(node), lapsed);
-            }
+        let judged = self.held_until.map_or(now, |held| now.max(held));
+        let known = self.lapsed.get(node).map(|lapsed| lapsed.suspect);
+        if known == Some(suspect.is_some()) {
+            return;
         }
+        if known.is_none() && (was_alive || suspect.is_none()) {
+            self.recent.push_back((judged, Arc::clone(node)));
+        }
+        // A suspect's time runs on while nobody is judged.
+        let left = suspect.map(|spent| self.options.suspect_for.saturating_sub(spent));
+        let ends = now + left.unwrap_or_default();
+        let due = ends.min(now + self.options.note_every()).max(judged);
+        let lapsed = Lapsed {
+            suspect: suspect.is_some(),
+            since: judged,
+            due,
+            ends,
+        };
+        self.lapsed.insert(Arc::clone(node), lapsed);
     }
 
     /// The node has neither lease nor instances.
@@ -160,7 +174,7 @@ impl Expiry {
             }
         }
         let ttl = self.ttl;
-        let suspect_for = self.options.suspect_for;
+        let (suspect_for, note_every) = (self.options.suspect_for, self.options.note_every());
         let due = self
             .lapsed
             .iter_mut()
@@ -169,6 +183,12 @@ impl Expiry {
             lapsed.due = now + RETRY;
             let node = Arc::clone(node);
             match (lapsed.suspect, mass) {
+                (true, _) if now < lapsed.ends => {
+                    lapsed.due = lapsed.ends.min(now + note_every);
+                    let left = lapsed.ends - now;
+                    let suspect_for = suspect_for.saturating_sub(left);
+                    Verdict::Note { node, suspect_for }
+                }
                 (true, _) => Verdict::Remove {
                     node,
                     cause: format!("it was suspect for {suspect_for:?} and did not come back"),

@@ -29,11 +29,17 @@ impl Mesh {
 
     fn lapse(&mut self, node: usize, seconds: u64) {
         let at = self.at(seconds);
-        self.expiry.on_lapsed(&name(node), false, at);
+        self.expiry.on_lapsed(&name(node), None, at);
     }
 
-    /// The verdicts at a time, as "remove 3" or "suspect 3"; each is carried out.
+    /// The verdicts at a time, as "remove 3" or "suspect 3", without notes; each is carried out.
     fn verdicts(&mut self, seconds: u64) -> Vec<String> {
+        let mut verdicts = self.all_verdicts(seconds);
+        verdicts.retain(|verdict| !verdict.starts_with("note"));
+        verdicts
+    }
+
+    fn all_verdicts(&mut self, seconds: u64) -> Vec<String> {
         let at = self.at(seconds);
         let verdicts = self.expiry.verdicts(at, || self.overdue);
         verdicts
@@ -44,9 +50,10 @@ impl Mesh {
                     format!("remove {node}")
                 }
                 Verdict::Suspect { node, .. } => {
-                    self.expiry.on_lapsed(&node, true, at);
+                    self.expiry.on_lapsed(&node, Some(Duration::ZERO), at);
                     format!("suspect {node}")
                 }
+                Verdict::Note { node, suspect_for } => format!("note {node} {suspect_for:?}"),
             })
             .collect()
     }
@@ -162,12 +169,28 @@ fn a_verdict_that_was_not_carried_out_comes_again() {
 }
 
 #[test]
-fn suspects_found_at_start_have_their_time_again() {
+fn a_suspects_time_is_noted_and_runs_on_under_the_next_sweeper() {
     let mut mesh = Mesh::new(0);
     let at = mesh.at(0);
-    mesh.expiry.on_lapsed(&name(0), true, at);
+    mesh.expiry.on_lapsed(&name(0), Some(Duration::ZERO), at);
+    assert_eq!(mesh.all_verdicts(29), [""; 0]);
+    assert_eq!(mesh.all_verdicts(30), ["note 0 30s"]);
+    assert_eq!(mesh.all_verdicts(30), [""; 0]);
+    assert_eq!(mesh.all_verdicts(75), ["note 0 75s"]);
     assert_eq!(mesh.verdicts(599), [""; 0]);
     assert_eq!(mesh.verdicts(600), ["remove 0"]);
+
+    let mut next = Mesh::new(0);
+    let (at, until) = (next.at(0), next.at(10));
+    for (node, spent) in [(0, 570), (1, 595)] {
+        let spent = Some(Duration::from_secs(spent));
+        next.expiry.on_lapsed(&name(node), spent, at);
+    }
+    next.expiry.hold(until);
+    assert_eq!(next.all_verdicts(9), [""; 0], "it judges nobody yet");
+    assert_eq!(next.all_verdicts(10), ["remove 1"]);
+    assert_eq!(next.all_verdicts(29), [""; 0]);
+    assert_eq!(next.all_verdicts(30), ["remove 0"]);
 }
 
 #[test]

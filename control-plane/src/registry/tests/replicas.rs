@@ -2,7 +2,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     registry::{
-        LeaseError, NodeIdentity, NodeLease, Registry, RegistryError,
+        ExpiryOptions, LeaseError, NodeIdentity, NodeLease, Registry, RegistryError,
+        RegistryOptions, View,
         fixture::{Replicas, identity, instance, names, until, within},
     },
     store::keys,
@@ -237,4 +238,42 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
     })
     .await;
     assert_eq!(first.read(names).len(), 3);
+}
+
+#[tokio::test]
+async fn a_suspects_time_runs_on_under_the_next_sweeper() {
+    let mesh = Replicas::new();
+    let join = async |name| {
+        let options = RegistryOptions {
+            expiry: ExpiryOptions {
+                suspect_for: SHORT * 10,
+                ..ExpiryOptions::default()
+            },
+            ..Replicas::options(name, SHORT)
+        };
+        mesh.join_as(options).await.0
+    };
+    let first = join("c1").await;
+    one_sweeper(&first, "c1").await;
+    let second = join("c2").await;
+    for node in ["a", "b", "c"] {
+        let mut lease = claim(&second, node, "p1").await;
+        let set = vec![instance(node, "users/u1")];
+        lease.replace_all(set).await.unwrap();
+    }
+    let noted = |view: &View| view.nodes().map(|node| node.suspect_for).min();
+    until(&first, |view| noted(view) >= Some(SHORT)).await;
+    first.options().stop.cancel();
+    within(first.left()).await;
+    one_sweeper(&second, "c2").await;
+    let before = second.read(noted);
+    let mut changes = second.subscribe();
+    within(async {
+        while second.read(noted) <= before {
+            assert!(second.read(noted) >= before, "it is not counted anew");
+            changes.next().await;
+        }
+    })
+    .await;
+    assert!(second.read(|view| view.nodes().all(|node| node.suspect)));
 }

@@ -21,8 +21,11 @@ use crate::{
 /// (10 s), up to two replicas are tried in vain (10 s each, and the pauses), the third takes it.
 const MISSING: Duration = Duration::from_secs(45);
 /// A dead one has left the store within so long: two TTLs where leases began anew, the wait for others that are overdue,
-/// the sweeper's own failures, and one TTL until another sweeper takes over.
-const DEAD: Duration = Duration::from_secs(50);
+/// the sweeper's own failures, after each of which it judges nobody for a TTL, and one TTL until another takes over.
+const DEAD: Duration = Duration::from_secs(60);
+/// What a suspect's time may grow by with each new sweeper: what was not noted (2 s), the way to the next one (two TTLs,
+/// and its start), and the TTL for which it judges nobody.
+const HANDED_ON: Duration = Duration::from_secs(40);
 /// A client that can reach a replica that works shows the store's state within so long.
 const LAG: Duration = Duration::from_secs(30);
 
@@ -85,13 +88,18 @@ fn look_at_store(
         if wanted.contains_key(address) || !some_replica || contested {
             continue;
         }
-        // A new sweeper counts a suspect's time anew: it does not know when that began.
-        let duty = lock(&world.laws).duty;
-        if stored.suspects.contains(node) && world.now() - duty < SUSPECT_FOR + DEAD {
+        if stored.suspects.contains(node) && has_time(world, node) {
             continue;
         }
         wrong.insert(Wrong::StillInStore(address.clone()), DEAD);
     }
+}
+
+/// Whether a suspect may still be in the store.
+fn has_time(world: &World, node: &str) -> bool {
+    let laws = lock(&world.laws);
+    let (since, duties) = laws.suspects.get(node).copied().unwrap_or_default();
+    world.now() - since < SUSPECT_FOR + HANDED_ON * (laws.duties - duties)
 }
 
 fn look_at_client(

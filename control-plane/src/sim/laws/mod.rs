@@ -36,8 +36,10 @@ pub(super) struct Laws {
     lapsed: Vec<(Duration, String)>,
     /// Processes that held their node's lease once.
     holders: BTreeSet<String>,
-    /// When the sweeper's duty was taken last.
-    duty: Duration,
+    /// How often the sweeper's duty was taken.
+    duties: u32,
+    /// Since when each suspect is one, and how often the duty had been taken then.
+    suspects: BTreeMap<String, (Duration, u32)>,
     /// Of whom each address was ever.
     owners: BTreeMap<String, String>,
     read: Option<Stored>,
@@ -59,7 +61,7 @@ pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Opt
         let parts: Vec<&str> = event.key.split('/').collect();
         match (parts.as_slice(), &event.before, &event.now) {
             (["alive", node], before, Some(now)) => on_claim(world, node, before.as_ref(), now),
-            (["duty", ..], _, Some(_)) => lock(&world.laws).duty = world.now(),
+            (["duty", ..], _, Some(_)) => lock(&world.laws).duties += 1,
             (["node", node], Some(before), Some(now)) => {
                 on_record(world, machine, node, before, now);
             }
@@ -158,6 +160,8 @@ pub(super) fn on_lapsed(world: &World, key: &str) {
 fn on_suspect(world: &World, machine: &Machine, node: &str) {
     let now = world.now();
     let mut laws = lock(&world.laws);
+    let duties = laws.duties;
+    laws.suspects.insert(node.to_owned(), (now, duties));
     laws.lapsed.retain(|(at, _)| now - *at <= TOGETHER);
     // A replica that starts finds others that lapsed before.
     let others = machine
