@@ -17,7 +17,7 @@ mod limits;
 mod gate;
 mod pace;
 mod shed;
-mod astray;
+mod elsewhere;
 mod stream;
 mod service;
 mod csds;

@@ -14,12 +14,8 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    Ads, Heard, Lens, NodeError, NodeInfo, Refusal, Session, Variant,
-    astray::left_behind,
-    clients::Membership,
-    gate::Slot,
-    metrics::count,
-    pace::{Pace, Verdict},
+    Ads, Heard, Lens, NodeError, NodeInfo, Refusal, Session, Variant, clients::Membership,
+    elsewhere::left_behind, gate::Slot, metrics::count, pace::Pace,
 };
 use crate::{
     grpc::ConnectionEnd,
@@ -168,16 +164,16 @@ async fn wait_for<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
     }
 }
 
-struct Stream<'a, V: Variant> {
-    ads: &'a Ads,
-    responses: &'a mpsc::Sender<Result<V::Response, Status>>,
+pub(super) struct Stream<'a, V: Variant> {
+    pub(super) ads: &'a Ads,
+    pub(super) responses: &'a mpsc::Sender<Result<V::Response, Status>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     snapshot: Arc<Snapshot>,
-    member: Membership,
-    pace: Pace,
-    connection: ConnectionEnd,
+    pub(super) member: Membership,
+    pub(super) pace: Pace,
+    pub(super) connection: ConnectionEnd,
     /// It was sent elsewhere and came back: it may stay.
-    stays: bool,
+    pub(super) stays: bool,
     /// A type that is not served was asked for: said once.
     warned: bool,
     /// When a rejection was logged last.
@@ -217,58 +213,6 @@ impl<'a, V: Variant> Stream<'a, V> {
             warned: false,
             told: None,
         }
-    }
-
-    /// Ends the stream of a client that is stuck, one that is old, and one of too many.
-    fn look(&mut self) -> Result<(), Status> {
-        let owes = self.member.client.session().awaits_answer();
-        let queued = self.responses.max_capacity() - self.responses.capacity();
-        let others = self.ads.registry().streams_elsewhere();
-        let metrics = self.ads.clients().metrics();
-        let now = Instant::now();
-        match self.pace.look(now, owes, queued, others.is_empty()) {
-            Verdict::Fine if !self.stays && self.pace.may_go(now, owes, queued) => {
-                self.shed(now, &others)
-            }
-            Verdict::Fine => Ok(()),
-            Verdict::Stuck => {
-                count(&metrics.stuck);
-                let text = format!(
-                    "the client has neither read nor answered anything for {:?}: its stream ends",
-                    self.ads.gate().limits().stuck_after
-                );
-                tracing::warn!(node = %self.member.client.node.id, "{text}");
-                Err(Status::resource_exhausted(text))
-            }
-            Verdict::Old => {
-                count(&metrics.spread);
-                Err(self
-                    .elsewhere("reconnect: now and then streams are spread over the replicas anew"))
-            }
-        }
-    }
-
-    /// Ends the stream if this replica has too many and it is time for one of them to go.
-    fn shed(&self, now: Instant, others: &[usize]) -> Result<(), Status> {
-        let clients = self.ads.clients();
-        let mut shedding = self.ads.shedding();
-        if !shedding.take(now, clients.len(), others) {
-            return Ok(());
-        }
-        let client = &self.member.client;
-        shedding.sent(&client.address, &client.node.id, now);
-        count(&clients.metrics().shed);
-        tracing::debug!(node = %client.node.id, "a client is sent to another replica");
-        Err(self.elsewhere(
-            "reconnect: this replica holds more xDS streams than its share, and others fewer",
-        ))
-    }
-
-    /// The end of a stream whose client shall go to another replica. With its connection it goes through the load
-    /// balancer again; most clients would else open the next stream on the connection that they have.
-    fn elsewhere(&self, text: impl Into<String>) -> Status {
-        self.connection.begin();
-        Status::unavailable(text)
     }
 
     /// The revision that a client sees never goes back: if it saw a newer one, waits for it.

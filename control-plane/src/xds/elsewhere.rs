@@ -1,0 +1,96 @@
+//! Streams that this side ends, mostly so that their clients go to another replica: where this one lags, holds more than
+//! its share, or the stream is old. In come the registry's lag, the numbers of `shed` and the verdicts of `pace`, out goes
+//! what a client is told. None of this is judged here.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{
+    Ads, Variant,
+    metrics::count,
+    pace::{Verdict, scattered},
+    stream::Stream,
+};
+use crate::registry::Lag;
+
+/// The streams of a replica end within this time: the others admit so many in a second.
+const SPREAD_MS: u64 = 1_000;
+
+/// Waits until a stream has to end because this replica lags: a new one at once. `seed` spreads those that are here.
+pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
+    let mut lag = ads.registry().lag();
+    if lag.borrow_and_update().is_none() {
+        loop {
+            // The sender lives in the registry: it cannot fail.
+            let _ = lag.wait_for(Option::is_some).await;
+            tokio::time::sleep(Duration::from_millis(scattered(seed) % SPREAD_MS)).await;
+            if lag.borrow().is_some() {
+                break;
+            }
+        }
+    }
+    count(&ads.clients().metrics().lagging);
+    let text = match &*lag.borrow() {
+        Some(Lag { own, seen, by }) => {
+            format!("this replica lags: it is at revision {own}, and replica {by} has seen {seen}")
+        }
+        None => "this replica lagged behind others".to_owned(),
+    };
+    Status::unavailable(format!("{text}; reconnect, to another replica"))
+}
+
+impl<V: Variant> Stream<'_, V> {
+    /// Ends the stream of a client that is stuck, one that is old, and one of too many.
+    pub(super) fn look(&mut self) -> Result<(), Status> {
+        let owes = self.member.client.session().awaits_answer();
+        let queued = self.responses.max_capacity() - self.responses.capacity();
+        let others = self.ads.registry().streams_elsewhere();
+        let metrics = self.ads.clients().metrics();
+        let now = Instant::now();
+        match self.pace.look(now, owes, queued, others.is_empty()) {
+            Verdict::Fine if !self.stays && self.pace.may_go(now, owes, queued) => {
+                self.shed(now, &others)
+            }
+            Verdict::Fine => Ok(()),
+            Verdict::Stuck => {
+                count(&metrics.stuck);
+                let text = format!(
+                    "the client has neither read nor answered anything for {:?}: its stream ends",
+                    self.ads.gate().limits().stuck_after
+                );
+                tracing::warn!(node = %self.member.client.node.id, "{text}");
+                Err(Status::resource_exhausted(text))
+            }
+            Verdict::Old => {
+                count(&metrics.spread);
+                Err(self
+                    .elsewhere("reconnect: now and then streams are spread over the replicas anew"))
+            }
+        }
+    }
+
+    /// Ends the stream if this replica has too many and it is time for one of them to go.
+    fn shed(&self, now: Instant, others: &[usize]) -> Result<(), Status> {
+        let clients = self.ads.clients();
+        let mut shedding = self.ads.shedding();
+        if !shedding.take(now, clients.len(), others) {
+            return Ok(());
+        }
+        let client = &self.member.client;
+        shedding.sent(&client.address, &client.node.id, now);
+        count(&clients.metrics().shed);
+        tracing::debug!(node = %client.node.id, "a client is sent to another replica");
+        Err(self.elsewhere(
+            "reconnect: this replica holds more xDS streams than its share, and others fewer",
+        ))
+    }
+
+    /// The end of a stream whose client shall go to another replica. With its connection it goes through the load
+    /// balancer again; most clients would else open the next stream on the connection that they have.
+    pub(super) fn elsewhere(&self, text: impl Into<String>) -> Status {
+        self.connection.begin();
+        Status::unavailable(text)
+    }
+}
