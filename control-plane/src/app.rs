@@ -30,7 +30,7 @@ use crate::{
     opening,
     options::{ListenAddr, Options},
     registry::{Lag, Registry, RegistryError, RegistryOptions},
-    replica::{self, MeshRemovals, Peers},
+    replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
     snapshot::Publisher,
     status,
@@ -217,6 +217,11 @@ impl Plane {
             self.clients.clone(),
             self.loads.clone(),
         );
+        let configs = MeshConfigs::new(
+            &self.registry.options().replica,
+            self.clients.clone(),
+            self.peers.clone(),
+        );
         let loads = load::service(
             self.registry.clone(),
             self.loads.clone(),
@@ -228,7 +233,7 @@ impl Plane {
             .add_service(session::service(self.registry.clone(), removals))
             .add_service(session::registry_service(self.registry.clone()))
             .add_service(ads)
-            .add_service(xds::csds(self.clients.clone()))
+            .add_service(status::csds(configs))
             .add_service(loads)
             .add_service(mesh)
             .add_service(replica)

@@ -3,6 +3,7 @@
 // clippy.toml allows these in test functions; here are their helpers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod csds;
 mod hostile;
 mod plane;
 mod replicas;

@@ -6,8 +6,11 @@
 mod lag;
 mod peers;
 mod removals;
+mod configs;
 mod service;
 
+pub use configs::MeshConfigs;
+pub(crate) use configs::{AskError, Patience};
 pub use lag::watch_lag;
 pub use peers::{Answers, Peers};
 pub use removals::MeshRemovals;

@@ -157,6 +157,12 @@ fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
 
 /// Connects with the first question, and again with the next one when the connection broke.
 fn connect(replica: &Replica) -> Option<ReplicaClient<Channel>> {
+    let channel = endpoint(replica)?.connect_lazy();
+    Some(ReplicaClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES))
+}
+
+/// How a replica is reached, if it says where it is.
+pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
     if replica.advertise.is_empty() {
         return None;
     }
@@ -165,11 +171,10 @@ fn connect(replica: &Replica) -> Option<ReplicaClient<Channel>> {
         tracing::warn!(replica = %replica.name, advertise = replica.advertise, %error,
             "another replica's address cannot be understood: its clients will be missing in lists");
     });
-    let channel = endpoint
+    let endpoint = endpoint
         .ok()?
         .connect_timeout(CONNECT_WITHIN)
         .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_EVERY)
-        .connect_lazy();
-    Some(ReplicaClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES))
+        .keep_alive_timeout(PING_EVERY);
+    Some(endpoint)
 }

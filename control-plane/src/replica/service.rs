@@ -4,14 +4,17 @@
 use std::{sync::Arc, time::Duration};
 
 use heddle_proto::control::v1::{
-    AwaitRemovalRequest, AwaitRemovalResponse, GetRevisionRequest, GetRevisionResponse,
-    ListClientsRequest, ListClientsResponse,
+    AwaitRemovalRequest, AwaitRemovalResponse, ClientConfigsRequest, GetRevisionRequest,
+    GetRevisionResponse, ListClientsRequest, ListClientsResponse,
     replica_server::{Replica, ReplicaServer},
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, Response, Status};
 
-use super::removals::Own;
+use super::{
+    configs::{Answer, ConfigStream, MAX_ANSWERS},
+    removals::Own,
+};
 use crate::{
     load::Loads,
     registry::{InstanceKey, Registry, ServiceName, View},
@@ -32,6 +35,7 @@ pub struct ReplicaService {
     own: Own,
     loads: Loads,
     waits: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
 }
 
 /// The gRPC service of this replica.
@@ -50,6 +54,7 @@ pub fn service(
         },
         loads,
         waits: Arc::new(Semaphore::new(MAX_WAITS)),
+        answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
     })
 }
 
@@ -61,6 +66,19 @@ impl ReplicaService {
 
 #[tonic::async_trait]
 impl Replica for ReplicaService {
+    type ClientConfigsStream = ConfigStream;
+
+    async fn client_configs(
+        &self,
+        request: Request<ClientConfigsRequest>,
+    ) -> Result<Response<ConfigStream>, Status> {
+        let place = Arc::clone(&self.answers).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{MAX_ANSWERS} answers are under way here"))
+        })?;
+        let answer = Answer::new(&self.own.clients, request.into_inner(), place)?;
+        Ok(Response::new(answer.into_stream()))
+    }
+
     async fn await_removal(
         &self,
         request: Request<AwaitRemovalRequest>,

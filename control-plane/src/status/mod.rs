@@ -6,6 +6,8 @@ mod events;
 mod mesh;
 mod proxies;
 mod edges;
+mod csds;
 
+pub use csds::{Csds, csds};
 pub use mesh::{Status, service};
 pub(crate) use proxies::own_clients;

@@ -20,10 +20,9 @@ mod shed;
 mod elsewhere;
 mod stream;
 mod service;
-mod csds;
+pub(crate) mod csds;
 
 pub use clients::{Client, ClientStatus, Clients, KindStatus, RefusedStatus};
-pub use csds::{ClientConfigs, csds};
 pub use lens::Lens;
 pub use limits::{Limits, Refusal};
 pub use metrics::Metrics;

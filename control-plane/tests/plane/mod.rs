@@ -15,7 +15,7 @@ use heddle_control::{
     listen::Socket,
     load::{self, Loads},
     registry::{IdleOptions, Registry, RegistryOptions},
-    replica::{self, MeshRemovals, Peers},
+    replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
     snapshot::{Kind, Publisher},
     status,
@@ -147,6 +147,7 @@ impl Plane {
             clients.clone(),
             peers.clone(),
         );
+        let configs = MeshConfigs::new(name, clients.clone(), peers.clone());
         let own = replica::service(
             registry.clone(),
             publisher.clone(),
@@ -161,7 +162,7 @@ impl Plane {
             .add_service(mesh)
             .add_service(own)
             .add_service(reports)
-            .add_service(xds::csds(clients.clone()))
+            .add_service(status::csds(configs))
             .add_service(ads);
         let socket = Socket::Tcp(listener, bound);
         let server = tokio::spawn(grpc::serve(socket, routes.routes(), stop.clone()));
@@ -215,16 +216,22 @@ impl Plane {
             out,
             answers,
             sequence: 0,
+            revision: 0,
         };
         let control_message::Message::Welcome(welcome) = session.next().await else {
             panic!("no welcome");
         };
-        // Streams that begin after this are told of the node's instances at once.
+        session.revision = welcome.revision;
+        self.has(welcome.revision).await;
+        session
+    }
+
+    /// Streams that begin after this are told at once of what was written by then.
+    pub(crate) async fn has(&self, revision: u64) {
         let mut snapshots = self.publisher.subscribe();
-        within(snapshots.wait_for(|snapshot| snapshot.revision >= welcome.revision))
+        within(snapshots.wait_for(|snapshot| snapshot.revision >= revision))
             .await
             .unwrap();
-        session
     }
 
     pub(crate) async fn delta(&self, node: Node) -> DeltaStream {
@@ -286,6 +293,8 @@ pub(crate) struct NodeSession {
     out: mpsc::Sender<NodeMessage>,
     answers: Streaming<ControlMessage>,
     sequence: u64,
+    /// At which it was welcome.
+    pub(crate) revision: u64,
 }
 
 impl NodeSession {

@@ -9,7 +9,7 @@ use heddle_control::{
 };
 use heddle_proto::{
     control::v1::{
-        AwaitRemovalRequest, InstanceRef, RemovalAnswer, control_message,
+        AwaitRemovalRequest, InstanceRef, LocalInstance, RemovalAnswer, control_message,
         replica_client::ReplicaClient,
     },
     status::v1::{GetMeshRequest, ListProxiesRequest, ListServicesRequest},
@@ -45,6 +45,13 @@ impl Replicas {
         replicas
     }
 
+    /// A node at the first one, whose instances both have.
+    pub(crate) async fn node(&self, name: &str, instances: Vec<LocalInstance>) -> NodeSession {
+        let node = self.first.node(name, instances).await;
+        self.second.has(node.revision).await;
+        node
+    }
+
     /// Until both know of so many replicas.
     async fn know(&self, count: usize) {
         for plane in [&self.first, &self.second] {
@@ -59,11 +66,16 @@ impl Replicas {
     }
 
     /// A replica that others find, that takes connections, and that never says a word.
-    async fn add_silent(&self) -> (TcpListener, Registry, CancellationToken) {
+    pub(crate) async fn add_silent(&self) -> (TcpListener, Registry, CancellationToken) {
+        self.add("silent").await
+    }
+
+    /// A replica that others find; what it says is the test's business.
+    pub(crate) async fn add(&self, name: &str) -> (TcpListener, Registry, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stop = CancellationToken::new();
         let options = RegistryOptions {
-            replica: "silent".to_owned(),
+            replica: name.to_owned(),
             advertise: format!("http://{}", listener.local_addr().unwrap()),
             lease_ttl: Duration::from_secs(600),
             stop: stop.clone(),
@@ -84,14 +96,14 @@ async fn removal_answer(node: &mut NodeSession) -> RemovalAnswer {
     }
 }
 
-fn two() -> Vec<heddle_proto::control::v1::LocalInstance> {
+fn two() -> Vec<LocalInstance> {
     vec![echo("1", "127.0.0.1:7001"), echo("2", "127.0.0.1:7002")]
 }
 
 #[tokio::test]
 async fn a_removal_waits_for_the_clients_of_every_replica() {
     let replicas = Replicas::start().await;
-    let mut node = replicas.first.node("a", two()).await;
+    let mut node = replicas.node("a", two()).await;
     let mut user = replicas.second.delta(proxy("user")).await;
     user.ask(Kind::Endpoint, &[ECHO]).await;
     let first = user.next().await;
@@ -119,7 +131,7 @@ async fn a_removal_waits_for_the_clients_of_every_replica() {
 async fn a_silent_replica_is_named_and_one_that_has_gone_is_not_waited_for() {
     let replicas = Replicas::start().await;
     let (_listener, registry, stop) = replicas.add_silent().await;
-    let mut node = replicas.first.node("a", two()).await;
+    let mut node = replicas.node("a", two()).await;
     node.change(vec![], &["1"]).await;
     node.ask_removal("1", Duration::from_millis(300)).await;
     let answer = removal_answer(&mut node).await;
@@ -136,7 +148,7 @@ async fn a_silent_replica_is_named_and_one_that_has_gone_is_not_waited_for() {
 #[tokio::test]
 async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
     let replicas = Replicas::start().await;
-    let mut node = replicas.first.node("a", two()).await;
+    let mut node = replicas.node("a", two()).await;
     let now = node.change(vec![echo("3", "127.0.0.1:7003")], &[]).await;
     let mut second = ReplicaClient::new(replicas.second.channel().await);
     let question = move |wait: Duration| AwaitRemovalRequest {
@@ -171,7 +183,7 @@ async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
 #[tokio::test]
 async fn lists_are_of_all_replicas_and_name_those_that_do_not_answer() {
     let replicas = Replicas::start().await;
-    let _node = replicas.first.node("a", two()).await;
+    let _node = replicas.node("a", two()).await;
     let mut streams = Vec::new();
     for (plane, id) in [(&replicas.first, "on-r1"), (&replicas.second, "on-r2")] {
         let mut stream = plane.delta(client(id, &[])).await;

@@ -117,10 +117,7 @@ async fn edges(plane: &Plane, count: usize) -> Vec<Edge> {
 #[tokio::test]
 async fn load_reports_are_edges_on_every_replica_while_their_stream_lives() {
     let replicas = Replicas::start().await;
-    let _node = replicas
-        .first
-        .node("a", vec![echo("1", "127.0.0.1:7001")])
-        .await;
+    let _node = replicas.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut ours = Reporter::start(&replicas.first, Some(proxy("node-b")), vec![]).await;
     let wish = within(ours.answers.message()).await.unwrap().unwrap();
     assert!(wish.send_all_clusters);

@@ -11,7 +11,7 @@ const MAX_PATTERN_BYTES: usize = 512;
 
 /// Why a question cannot be answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Unclear {
+pub(crate) enum Unclear {
     #[error("node_matchers: more than {MAX_MATCHERS}; ask for fewer nodes at a time, or for all")]
     TooMany,
     #[error(

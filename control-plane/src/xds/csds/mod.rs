@@ -1,13 +1,20 @@
-//! `envoy.service.status.v3.ClientStatusDiscoveryService`: what each client of this replica was sent, resource by
-//! resource, and what it said about it. In come questions, with matchers of node ids; out go answers of bounded size.
-//! Nothing is changed here, and no stream of a client waits for it longer than its list of names is copied.
+//! What each client was sent, resource by resource, and what it said about it, in the words of
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`. In come the clients of this replica and a question with
+//! matchers of node ids, out go pieces of bounded size, which are merged with those of other replicas and packed into
+//! answers. Pure: who asks whom is `replica`'s, and the gRPC service is `status`'s. Nothing is changed here.
 
 mod asked;
 mod holding;
+mod pieces;
+mod own;
+mod merge;
 mod parts;
-mod service;
 
-pub use service::{ClientConfigs, csds};
+pub(crate) use asked::Unclear;
+pub(crate) use merge::Merge;
+pub(crate) use own::Own;
+pub(crate) use parts::{Part, Parts};
+pub(crate) use pieces::Piece;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use envoy_types::pb::{
         admin::v3::ClientResourceStatus,
         service::{
             discovery::v3::DeltaDiscoveryRequest,
-            status::v3::{ClientStatusResponse, ConfigStatus},
+            status::v3::{ClientConfig, ConfigStatus},
         },
         r#type::matcher::v3::{
             NodeMatcher, RegexMatcher, StringMatcher, StructMatcher, string_matcher::MatchPattern,
@@ -17,10 +17,12 @@ use envoy_types::pb::{
 use super::{
     asked::{Asked, Unclear},
     holding::{Holding, State},
-    parts::Parts,
+    merge::Merge,
+    parts::{Part, Parts},
+    pieces::{MAX_CONTENT_BYTES, PIECE_BYTES, Piece, Pieces},
 };
 use crate::{
-    snapshot::{Audience, Kind, fixture::Mesh},
+    snapshot::{Audience, Kind, Resource, fixture::Mesh},
     xds::{Delta, Lens, NodeInfo, Session},
 };
 
@@ -125,13 +127,8 @@ fn states_are_told_in_the_words_of_csds() {
         holding("d", State::Acknowledged),
         holding("e", rejected),
     ];
-    let mut parts = Parts::new(1 << 20, true);
-    assert_eq!(parts.add(&info("p", "proxy"), &holdings), []);
-    assert_eq!(parts.add(&info("s", "grpc-go 1.75"), &[]), []);
-    let answer = parts.take();
-    let [client, stock] = answer.config.as_slice() else {
-        panic!("{answer:?}")
-    };
+    let client = &whole(&info("p", "proxy"), &holdings, true);
+    let stock = &whole(&info("s", "grpc-go 1.75"), &[], true);
     let node = client.node.as_ref().unwrap();
     assert_eq!((node.id.as_str(), node.user_agent_name.as_str()), ("p", ""));
     assert!(node.metadata.as_ref().unwrap().fields.contains_key("role"));
@@ -173,57 +170,162 @@ fn states_are_told_in_the_words_of_csds() {
     );
 }
 
+/// A client that fits into one piece.
+fn whole(info: &NodeInfo, holdings: &[Holding], contents: bool) -> ClientConfig {
+    let mut pieces = Pieces::new(info, holdings.to_vec(), contents);
+    let piece = pieces.next().unwrap();
+    assert!(!piece.continued);
+    assert_eq!(pieces.next(), None);
+    piece.client
+}
+
 #[test]
-fn contents_come_unless_they_are_left_out() {
+fn contents_come_unless_they_are_left_out_or_longer_than_an_answer_has_room_for() {
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "10.0.0.1:80");
     let snapshot = mesh.snapshot();
     let resource = snapshot.get(Kind::Cluster, Audience::Proxy, "users.default");
-    let mut of = holding("users.default", State::Acknowledged);
-    of.resource = resource.cloned();
-    let content = |contents: bool, limit: usize| {
-        let mut parts = Parts::new(limit, contents);
-        parts.add(&info("p", "proxy"), std::slice::from_ref(&of));
-        parts.take().config[0].generic_xds_configs[0]
+    let content = |resource: &Arc<Resource>, contents: bool| {
+        let mut of = holding("users.default", State::Acknowledged);
+        of.resource = Some(Arc::clone(resource));
+        whole(&info("p", "proxy"), &[of], contents).generic_xds_configs[0]
             .xds_config
             .clone()
     };
-    let any = content(true, 1 << 20).unwrap();
+    let any = content(resource.unwrap(), true).unwrap();
     assert_eq!(any.type_url, Kind::Cluster.url());
     assert!(!any.value.is_empty());
-    assert_eq!(content(false, 1 << 20), None);
-    assert_eq!(content(true, 100), None, "longer than an answer may be");
+    assert_eq!(content(resource.unwrap(), false), None);
+
+    let of = |bytes: usize| {
+        let (name, value) = ("users.default".into(), vec![0; bytes].into());
+        Resource::with_version(Kind::Cluster, name, "v1".into(), value)
+    };
+    assert!(content(&of(MAX_CONTENT_BYTES - 1000), true).is_some());
+    assert_eq!(content(&of(MAX_CONTENT_BYTES), true), None);
+}
+
+fn services(count: usize) -> Vec<Holding> {
+    (0..count)
+        .map(|n| holding(&format!("service-{n:04}.default"), State::Acknowledged))
+        .collect()
+}
+
+/// Which resources each client of an answer has, with the parts of one put together.
+fn told(pieces: impl IntoIterator<Item = Piece>) -> Vec<(String, Vec<String>)> {
+    let mut told: Vec<(String, Vec<String>)> = Vec::new();
+    for piece in pieces {
+        let names = piece.client.generic_xds_configs.iter();
+        let names = names.map(|each| each.name.clone());
+        if piece.continued {
+            let last = told.last_mut().unwrap();
+            assert_eq!(last.0, piece.node_id());
+            last.1.extend(names);
+        } else {
+            told.push((piece.node_id().to_owned(), names.collect()));
+        }
+    }
+    told
 }
 
 #[test]
 fn an_answer_is_parted_before_it_grows_past_its_limit() {
     use prost::Message as _;
 
-    let holdings: Vec<_> = (0..1000)
-        .map(|n| holding(&format!("service-{n:04}.default"), State::Acknowledged))
-        .collect();
-    let limit = 10_000;
-    let mut parts = Parts::new(limit, true);
-    let mut answers: Vec<ClientStatusResponse> = Vec::new();
-    for id in ["a", "b", "c"] {
-        answers.extend(parts.add(&info(id, "proxy"), &holdings));
+    let holdings = services(3000);
+    let limit = 100_000;
+    let mut parts = Parts::new(limit);
+    let mut answers: Vec<Part> = Vec::new();
+    let ids = ["a", "b", "b", "c"];
+    for id in ids {
+        for piece in Pieces::new(&info(id, "proxy"), holdings.clone(), true) {
+            assert!(piece.client.encoded_len() <= PIECE_BYTES);
+            answers.extend(parts.add(piece));
+        }
     }
     answers.push(parts.take());
-    assert!(answers.len() > 20, "{}", answers.len());
+    assert!(answers.len() > 5, "{}", answers.len());
     for answer in &answers {
-        assert!(answer.encoded_len() <= limit, "{}", answer.encoded_len());
+        let bytes = answer.response.encoded_len();
+        assert!(bytes <= limit, "{bytes}");
     }
-    for id in ["a", "b", "c"] {
-        let names: Vec<_> = answers
-            .iter()
-            .flat_map(|answer| &answer.config)
-            .filter(|client| client.node.as_ref().unwrap().id == id)
-            .flat_map(|client| &client.generic_xds_configs)
-            .map(|each| each.name.clone())
-            .collect();
-        let expected: Vec<_> = holdings.iter().map(|each| each.name.to_string()).collect();
-        assert_eq!(names, expected, "{id}: each resource once");
+    let names: Vec<_> = holdings.iter().map(|each| each.name.to_string()).collect();
+    let expected = ids.map(|id| (id.to_owned(), names.clone()));
+    let pieces = answers.into_iter().flat_map(Part::into_pieces);
+    assert_eq!(told(pieces), expected, "each resource of each once");
+}
+
+#[test]
+fn a_client_in_several_pieces_is_one_in_an_answer_that_has_room_for_it() {
+    let mut parts = Parts::new(3 << 20);
+    for id in ["a", "b"] {
+        for piece in Pieces::new(&info(id, "proxy"), services(3000), true) {
+            assert_eq!(parts.add(piece), None);
+        }
     }
+    let clients = parts.take().response.config;
+    let sizes: Vec<_> = clients
+        .iter()
+        .map(|client| client.generic_xds_configs.len())
+        .collect();
+    assert_eq!(sizes, [3000, 3000]);
+}
+
+/// A piece of the client with this id, which shows its source in the name of its resource.
+fn piece(id: &str, name: &str, continued: bool) -> Piece {
+    Piece {
+        client: whole(
+            &info(id, "proxy"),
+            &[holding(name, State::Acknowledged)],
+            true,
+        ),
+        continued,
+    }
+}
+
+#[test]
+fn sorted_answers_are_merged_and_no_client_is_torn_by_another_of_its_name() {
+    let sources = [
+        vec![piece("b", "r1", false), piece("d", "r1", false)],
+        vec![
+            piece("a", "r2", false),
+            piece("b", "r2", false),
+            piece("b", "r2-more", true),
+            piece("b", "r2-again", false),
+        ],
+        vec![piece("b", "r3", false), piece("b", "r3-more", true)],
+        vec![],
+    ];
+    let mut sources = sources.map(Vec::into_iter);
+    let mut merge = Merge::new(sources.len());
+    assert_eq!(merge.pop(), None, "nothing is known yet");
+    let mut merged = Vec::new();
+    loop {
+        for (number, source) in sources.iter_mut().enumerate() {
+            if merge.is_missing(number) {
+                assert_eq!(merge.pop(), None, "it could be the first");
+                merge.put(number, source.next());
+            }
+        }
+        let Some(next) = merge.pop() else { break };
+        merged.push(next);
+    }
+    assert_eq!(merge.pop(), None);
+    let of = |id: &str, names: &[&str]| {
+        let names = names.iter().map(ToString::to_string);
+        (id.to_owned(), names.collect::<Vec<_>>())
+    };
+    assert_eq!(
+        told(merged),
+        [
+            of("a", &["r2"]),
+            of("b", &["r1"]),
+            of("b", &["r2", "r2-more"]),
+            of("b", &["r2-again"]),
+            of("b", &["r3", "r3-more"]),
+            of("d", &["r1"]),
+        ]
+    );
 }
 
 fn matcher(pattern: Option<MatchPattern>, ignore_case: bool) -> NodeMatcher {

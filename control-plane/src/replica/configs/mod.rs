@@ -1,0 +1,158 @@
+//! What every connected client was sent, at whichever replica it hangs: this one's clients and those of all others,
+//! merged while they are read. In comes a question as CSDS was asked it, out go pieces sorted by node id, with the names
+//! of replicas that did not answer to the end. Nothing is collected here: a slow reader slows down the replicas that are
+//! asked, on connections of its own, and nobody else.
+
+mod answer;
+mod peer;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
+use futures_util::future::join_all;
+use prost::Message as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+pub(super) use answer::{Answer, ConfigStream, MAX_ANSWERS};
+use peer::PeerConfigs;
+
+use super::Peers;
+use crate::xds::{
+    Clients,
+    csds::{Merge, Own, Piece, Unclear},
+};
+
+/// A replica that says nothing for so long has not answered.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Questions that are answered at once; more wait as long as a replica would. Each holds one piece of this replica, and
+/// of each other replica what `peer` says: at most about 3 MiB, mostly less than 1.
+const QUESTIONS: usize = 16;
+
+/// Why a question is not answered.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum AskError {
+    #[error(transparent)]
+    Unclear(#[from] Unclear),
+    #[error(
+        "{QUESTIONS} questions are being answered here: read their answers, or ask again later"
+    )]
+    Busy,
+}
+
+/// How long the other replicas have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// 2 s for the whole answer.
+    All,
+    /// 2 s for each message, so that an answer may be long and its reader slow: only what is waited for counts.
+    Each,
+}
+
+/// Asks this replica and all others. Clones share the bound of questions.
+#[derive(Clone)]
+pub struct MeshConfigs {
+    name: Arc<str>,
+    clients: Clients,
+    peers: Peers,
+    questions: Arc<Semaphore>,
+}
+
+impl MeshConfigs {
+    /// `name`: of this replica.
+    #[must_use]
+    pub fn new(name: &str, clients: Clients, peers: Peers) -> Self {
+        Self {
+            name: name.into(),
+            clients,
+            peers,
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+        }
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        question: ClientStatusRequest,
+        patience: Patience,
+    ) -> Result<Gathering, AskError> {
+        let place = timeout(WITHIN, Arc::clone(&self.questions).acquire_owned()).await;
+        let place = place.ok().and_then(Result::ok).ok_or(AskError::Busy)?;
+        let asked: Bytes = question.encode_to_vec().into();
+        let own = Own::new(&self.clients, question)?;
+        let peers = self.peers.now();
+        let others = peers
+            .iter()
+            .map(|peer| Source::Peer(PeerConfigs::new(peer, asked.clone())));
+        let mut sources: Vec<_> = others.collect();
+        // By name, so that every replica gives the same order.
+        let before = peers.partition_point(|peer| peer.replica.name < self.name);
+        sources.insert(before, Source::Own(Box::new(own)));
+        Ok(Gathering {
+            merge: Merge::new(sources.len()),
+            sources,
+            unanswered: BTreeSet::new(),
+            until: (patience == Patience::All).then(|| Instant::now() + WITHIN),
+            _place: place,
+        })
+    }
+}
+
+/// An answer while it is read.
+pub(crate) struct Gathering {
+    merge: Merge,
+    sources: Vec<Source>,
+    unanswered: BTreeSet<String>,
+    until: Option<Instant>,
+    _place: OwnedSemaphorePermit,
+}
+
+enum Source {
+    Own(Box<Own>),
+    Peer(PeerConfigs),
+}
+
+impl Gathering {
+    pub(crate) async fn next(&mut self) -> Option<Piece> {
+        let within = Instant::now() + WITHIN;
+        let until = self.until.map_or(within, |until| until.min(within));
+        let sources = self.sources.iter_mut().enumerate();
+        let missing = sources.filter(|(number, _)| self.merge.is_missing(*number));
+        let asked = missing.map(async |(number, source)| (number, source.next(until).await));
+        for (number, heard) in join_all(asked).await {
+            let piece = heard.unwrap_or_else(|Unanswered { name, cause }| {
+                tracing::debug!(
+                    replica = name,
+                    cause,
+                    "another replica does not tell what its clients hold"
+                );
+                self.unanswered.insert(name);
+                None
+            });
+            self.merge.put(number, piece);
+        }
+        self.merge.pop()
+    }
+
+    /// Names of the replicas whose clients are not in the answer, or not all of them; known at its end.
+    pub(crate) fn unanswered(&self) -> &BTreeSet<String> {
+        &self.unanswered
+    }
+}
+
+impl Source {
+    async fn next(&mut self, until: Instant) -> Result<Option<Piece>, Unanswered> {
+        match self {
+            Self::Own(own) => Ok(own.next().await),
+            Self::Peer(peer) => peer.next(until).await,
+        }
+    }
+}
+
+/// A replica that did not answer, or not to the end.
+struct Unanswered {
+    name: String,
+    cause: String,
+}

@@ -1,0 +1,118 @@
+//! One other replica's part of one answer. In come its messages, on a connection that lives as long as the question; out
+//! go pieces as they are wanted. Held are one message (256 KiB, or one resource of 1 MiB), its pieces, and what the
+//! connection takes ahead.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::status::v3::ClientStatusResponse;
+use heddle_proto::control::v1::{
+    ClientConfigsRequest, ClientConfigsResponse, replica_client::ReplicaClient,
+};
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Streaming, transport::Endpoint};
+
+use super::{
+    super::peers::{Peer, endpoint},
+    Unanswered,
+};
+use crate::xds::csds::{Part, Piece};
+
+/// What comes before it is wanted.
+const WINDOW: u32 = 256 << 10;
+
+pub(super) struct PeerConfigs {
+    name: Arc<str>,
+    state: State,
+    pieces: VecDeque<Piece>,
+    /// A piece has come.
+    begun: bool,
+}
+
+enum State {
+    Unasked(Option<Box<Endpoint>>, Bytes),
+    Answering(Box<Streaming<ClientConfigsResponse>>),
+    Ended,
+}
+
+impl PeerConfigs {
+    /// It is asked with the first `next`.
+    pub(super) fn new(peer: &Peer, question: Bytes) -> Self {
+        // Without a client it cannot be reached, or is one too many.
+        let reached = peer.client.as_ref().and_then(|_| endpoint(&peer.replica));
+        let endpoint = reached.map(|endpoint| {
+            let endpoint = endpoint.initial_stream_window_size(WINDOW);
+            Box::new(endpoint.initial_connection_window_size(WINDOW))
+        });
+        Self {
+            name: Arc::clone(&peer.replica.name),
+            state: State::Unasked(endpoint, question),
+            pieces: VecDeque::new(),
+            begun: false,
+        }
+    }
+
+    /// The next piece, none at the end. Not to be called again after an error.
+    pub(super) async fn next(&mut self, until: Instant) -> Result<Option<Piece>, Unanswered> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Ok(Some(piece));
+        }
+        let heard = timeout_at(until, self.receive()).await;
+        let cause = match heard {
+            Ok(Ok(())) => return Ok(self.pieces.pop_front()),
+            Ok(Err(cause)) => cause,
+            Err(_) => "it is silent".to_owned(),
+        };
+        self.state = State::Ended;
+        Err(Unanswered {
+            name: self.name.to_string(),
+            cause,
+        })
+    }
+
+    /// Until there are pieces, or it has ended.
+    async fn receive(&mut self) -> Result<(), String> {
+        while self.pieces.is_empty() {
+            match &mut self.state {
+                State::Unasked(endpoint, question) => {
+                    let endpoint = endpoint.take().ok_or("it cannot be reached")?;
+                    let answers = open(&endpoint, std::mem::take(question)).await?;
+                    self.state = State::Answering(Box::new(answers));
+                }
+                State::Answering(answers) => match answers.message().await {
+                    Ok(Some(answer)) => self.take(answer)?,
+                    Ok(None) => self.state = State::Ended,
+                    Err(status) => return Err(status.message().to_owned()),
+                },
+                State::Ended => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, answer: ClientConfigsResponse) -> Result<(), String> {
+        let response = ClientStatusResponse::decode(answer.part);
+        let part = Part {
+            response: response.map_err(|error| error.to_string())?,
+            // The first one has nothing to go on with.
+            continued: answer.continued && self.begun,
+        };
+        self.begun |= !part.is_empty();
+        self.pieces.extend(part.into_pieces());
+        Ok(())
+    }
+}
+
+/// A connection of its own: what a slow reader leaves on it must not fill the one of other questions.
+async fn open(
+    endpoint: &Endpoint,
+    question: Bytes,
+) -> Result<Streaming<ClientConfigsResponse>, String> {
+    let mut client = ReplicaClient::new(endpoint.connect_lazy());
+    let answers = client.client_configs(ClientConfigsRequest { question });
+    let answers = answers
+        .await
+        .map_err(|status| status.message().to_owned())?;
+    Ok(answers.into_inner())
+}

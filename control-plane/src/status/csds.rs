@@ -1,0 +1,173 @@
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`: one answer, or a stream of questions with answers in parts, of
+//! the clients of all replicas. In come requests, out go responses of bounded size; clients are read one at a time, so
+//! that a slow reader holds a few parts and no list of everything. Replicas that are missing are named in metadata, for
+//! no message of this service has a place for them.
+
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
+
+use envoy_types::pb::envoy::service::status::v3::{
+    ClientStatusRequest, ClientStatusResponse,
+    client_status_discovery_service_server::{
+        ClientStatusDiscoveryService, ClientStatusDiscoveryServiceServer,
+    },
+};
+use futures_util::{Stream, StreamExt as _};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
+
+use crate::{
+    replica::{AskError, MeshConfigs, Patience},
+    xds::csds::{Part, Parts},
+};
+
+/// A whole answer: gRPC's default bound of a received message is 4 MiB.
+const MAX_ANSWER_BYTES: usize = 3 << 20;
+/// One part of an answer on a stream.
+const PART_BYTES: usize = 1 << 20;
+/// Parts that wait for a reader.
+const PARTS: usize = 2;
+/// A reader that takes no part for so long is left: others wait for its place.
+const STUCK: Duration = Duration::from_secs(60);
+/// Metadata of a response, or of the end of a stream: the names of the replicas whose clients are missing.
+const UNANSWERED: &str = "heddle-unanswered-replicas";
+/// So many of them are named; a client may refuse longer headers.
+const MAX_NAMED: usize = 32;
+
+/// Answers questions about the clients of all replicas.
+#[derive(Clone)]
+pub struct Csds {
+    configs: MeshConfigs,
+}
+
+/// The gRPC service.
+#[must_use]
+pub fn csds(configs: MeshConfigs) -> ClientStatusDiscoveryServiceServer<Csds> {
+    ClientStatusDiscoveryServiceServer::new(Csds { configs })
+}
+
+type Answer = Result<ClientStatusResponse, Status>;
+
+#[tonic::async_trait]
+impl ClientStatusDiscoveryService for Csds {
+    type StreamClientStatusStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
+
+    async fn stream_client_status(
+        &self,
+        request: Request<Streaming<ClientStatusRequest>>,
+    ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
+        let (answers, receiver) = mpsc::channel(PARTS);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let mut unanswered = BTreeSet::new();
+            let requests = request.into_inner();
+            let served = service.serve(requests, &answers, &mut unanswered).await;
+            let mut status = match served {
+                Ok(()) if unanswered.is_empty() => return,
+                Ok(()) => Status::new(Code::Ok, ""),
+                Err(status) => status,
+            };
+            name(&unanswered, status.metadata_mut());
+            // A reader that has gone needs no last word.
+            let _ = answers.send(Err(status)).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn fetch_client_status(
+        &self,
+        request: Request<ClientStatusRequest>,
+    ) -> Result<Response<ClientStatusResponse>, Status> {
+        let asked = self.configs.ask(request.into_inner(), Patience::All);
+        let mut gathering = asked.await.map_err(|error| refusal(&error))?;
+        let mut parts = Parts::new(MAX_ANSWER_BYTES);
+        while let Some(piece) = gathering.next().await {
+            if parts.add(piece).is_some() {
+                return Err(Status::resource_exhausted(
+                    "the answer is longer than 3 MiB: name nodes in node_matchers, set exclude_resource_contents, or ask \
+                     by StreamClientStatus, which answers in parts",
+                ));
+            }
+        }
+        let mut response = Response::new(parts.take().response);
+        name(gathering.unanswered(), response.metadata_mut());
+        Ok(response)
+    }
+}
+
+impl Csds {
+    async fn serve(
+        &self,
+        mut requests: Streaming<ClientStatusRequest>,
+        answers: &mpsc::Sender<Answer>,
+        unanswered: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = answers.closed() => return Ok(()),
+                next = requests.next() => next,
+            };
+            let Some(request) = next.transpose()? else {
+                return Ok(());
+            };
+            let asked = self.configs.ask(request, Patience::Each);
+            let mut gathering = asked.await.map_err(|error| refusal(&error))?;
+            let mut parts = Parts::new(PART_BYTES);
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    () = answers.closed() => return Ok(()),
+                    next = gathering.next() => next,
+                };
+                let Some(piece) = next else { break };
+                if let Some(full) = parts.add(piece) {
+                    send(answers, full).await?;
+                }
+            }
+            unanswered.extend(gathering.unanswered().iter().cloned());
+            drop(gathering);
+            // Also if it is empty: each question has an answer.
+            send(answers, parts.take()).await?;
+        }
+    }
+}
+
+async fn send(answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
+    let sent = timeout(STUCK, answers.send(Ok(part.response))).await;
+    let sent = sent.map_err(|_| {
+        Status::resource_exhausted(format!(
+            "no part of the answer was read for {STUCK:?}: ask again and read on, or name nodes in node_matchers"
+        ))
+    })?;
+    sent.map_err(|_| Status::cancelled("the reader has gone"))
+}
+
+fn refusal(error: &AskError) -> Status {
+    let text = error.to_string();
+    match error {
+        AskError::Unclear(_) => Status::invalid_argument(text),
+        AskError::Busy => Status::resource_exhausted(text),
+    }
+}
+
+/// Says who is missing; nothing if nobody is.
+fn name(unanswered: &BTreeSet<String>, metadata: &mut MetadataMap) {
+    if unanswered.is_empty() {
+        return;
+    }
+    let named: Vec<_> = unanswered
+        .iter()
+        .take(MAX_NAMED)
+        .map(String::as_str)
+        .collect();
+    let mut text = named.join(", ");
+    if unanswered.len() > MAX_NAMED {
+        text += &format!(", and {} more", unanswered.len() - MAX_NAMED);
+    }
+    // A name that was not given by --replica is a host's; what no header can carry is not in one that works.
+    let text = text.replace(|each: char| !(' '..='~').contains(&each), "?");
+    if let Ok(text) = text.parse() {
+        metadata.insert(UNANSWERED, text);
+    }
+}

@@ -1,0 +1,54 @@
+//! One answer of several: the pieces of each replica, sorted by node id, become one list that is sorted so. In come pieces
+//! of numbered sources, at most one of each at a time, so that nothing piles up here; out goes the next one. Pure.
+
+use super::pieces::Piece;
+
+/// Which piece is next. Of one node's streams on several replicas those of the first source come first.
+pub(crate) struct Merge(Vec<Source>);
+
+#[derive(Clone, Debug, Default)]
+struct Source {
+    /// Its next piece, if it is known.
+    next: Option<Piece>,
+    ended: bool,
+}
+
+impl Merge {
+    pub(crate) fn new(sources: usize) -> Self {
+        Self(vec![Source::default(); sources])
+    }
+
+    /// Whether the source has to say more before the next piece is known.
+    pub(crate) fn is_missing(&self, source: usize) -> bool {
+        let source = self.0.get(source);
+        source.is_some_and(|source| source.next.is_none() && !source.ended)
+    }
+
+    /// The next piece of a source; none if it has ended.
+    pub(crate) fn put(&mut self, source: usize, piece: Option<Piece>) {
+        if let Some(source) = self.0.get_mut(source) {
+            source.ended = piece.is_none();
+            source.next = piece;
+        }
+    }
+
+    /// The next piece of all; none if all have ended, or one is missing.
+    pub(crate) fn pop(&mut self) -> Option<Piece> {
+        // The first of equals.
+        let next = self.0.iter().enumerate();
+        let (next, _) = next.min_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()))?;
+        self.0.get_mut(next)?.next.take()
+    }
+}
+
+impl Source {
+    fn rank(&self) -> (u8, &str) {
+        match &self.next {
+            None if !self.ended => (0, ""),
+            // A client is told to its end before another one of the same name.
+            Some(piece) if piece.continued => (1, ""),
+            Some(piece) => (2, piece.node_id()),
+            None => (3, ""),
+        }
+    }
+}

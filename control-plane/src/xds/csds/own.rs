@@ -1,0 +1,60 @@
+//! The clients of this replica that a question is about, piece by piece: in the order of their node ids, streams of one
+//! node in the order in which they came. One client's list of names is held at a time, and its stream waits for no more
+//! than that this list is copied.
+
+use std::{sync::Arc, vec};
+
+use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
+
+use super::{
+    asked::{Asked, Unclear},
+    holding::Holding,
+    pieces::{Piece, Pieces},
+};
+use crate::{
+    snapshot::Kind,
+    xds::{Client, Clients},
+};
+
+pub(crate) struct Own {
+    clients: vec::IntoIter<Arc<Client>>,
+    asked: Asked,
+    contents: bool,
+    now: Option<Pieces>,
+}
+
+impl Own {
+    /// Those that are connected at this moment.
+    pub(crate) fn new(clients: &Clients, question: ClientStatusRequest) -> Result<Self, Unclear> {
+        let asked = Asked::parse(question.node_matchers)?;
+        Ok(Self {
+            clients: clients.sorted().into_iter(),
+            asked,
+            contents: !question.exclude_resource_contents,
+            now: None,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<Piece> {
+        loop {
+            if let Some(piece) = self.now.as_mut().and_then(Iterator::next) {
+                return Some(piece);
+            }
+            let client = self.clients.next()?;
+            if self.asked.is_about(&client.node.id) {
+                self.now = Some(Pieces::new(&client.node, holdings(&client), self.contents));
+            }
+            // Thousands of names are no reason to hold up the rest.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Names and counted references are copied while the client's session stands still; encoding comes after.
+fn holdings(client: &Client) -> Vec<Holding> {
+    let session = client.session();
+    Kind::ALL
+        .into_iter()
+        .flat_map(|kind| session.subscription(kind).holdings())
+        .collect()
+}

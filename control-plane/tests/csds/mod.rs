@@ -1,0 +1,311 @@
+//! What every client was sent (CSDS), asked of any of several replicas.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use envoy_types::pb::envoy::{
+    service::status::v3::{
+        ClientConfig, ClientStatusRequest, ClientStatusResponse,
+        client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
+    },
+    r#type::matcher::v3::{NodeMatcher, StringMatcher, string_matcher::MatchPattern},
+};
+use heddle_control::snapshot::Kind;
+use heddle_proto::control::v1::{ClientConfigsRequest, replica_client::ReplicaClient};
+use prost::Message as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Streaming,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    ECHO,
+    plane::{DeltaStream, Plane, client, echo, proxy, within},
+    replicas::Replicas,
+};
+
+const UNANSWERED: &str = "heddle-unanswered-replicas";
+
+async fn csds(plane: &Plane) -> ClientStatusDiscoveryServiceClient<Channel> {
+    ClientStatusDiscoveryServiceClient::new(plane.channel().await)
+}
+
+fn of(id: &str) -> ClientStatusRequest {
+    let pattern = MatchPattern::Exact(id.to_owned());
+    ClientStatusRequest {
+        node_matchers: vec![NodeMatcher {
+            node_id: Some(StringMatcher {
+                match_pattern: Some(pattern),
+                ..StringMatcher::default()
+            }),
+            ..NodeMatcher::default()
+        }],
+        ..ClientStatusRequest::default()
+    }
+}
+
+fn ids(clients: &[ClientConfig]) -> Vec<&str> {
+    let nodes = clients.iter().map(|client| client.node.as_ref().unwrap());
+    nodes.map(|node| node.id.as_str()).collect()
+}
+
+fn missing(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get(UNANSWERED).map(|text| text.to_str().unwrap())
+}
+
+async fn fetch(plane: &Plane, question: ClientStatusRequest) -> (Vec<ClientConfig>, MetadataMap) {
+    let answer = within(csds(plane).await.fetch_client_status(question)).await;
+    let (metadata, response, _) = answer.unwrap().into_parts();
+    (response.config, metadata)
+}
+
+/// A stream that has asked once and says no more; it reads ahead as little as it may.
+async fn stream(plane: &Plane, question: ClientStatusRequest) -> Streaming<ClientStatusResponse> {
+    let endpoint = Endpoint::from_shared(plane.address.clone()).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(64 << 10);
+    let channel = endpoint.connect().await.unwrap();
+    let mut csds = ClientStatusDiscoveryServiceClient::new(channel);
+    let question = tokio_stream::iter([question]);
+    within(csds.stream_client_status(question))
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+/// All parts of a stream's answers, and what its end says.
+async fn all(
+    mut answers: Streaming<ClientStatusResponse>,
+) -> (Vec<ClientStatusResponse>, Option<MetadataMap>) {
+    let mut parts = Vec::new();
+    while let Some(part) = within(answers.message()).await.unwrap() {
+        parts.push(part);
+    }
+    let trailers = within(answers.trailers()).await.unwrap();
+    (parts, trailers)
+}
+
+/// Clients on both replicas, of which one id is on each.
+async fn on_both(replicas: &Replicas) -> Vec<DeltaStream> {
+    let mut streams = Vec::new();
+    for (plane, node) in [
+        (&replicas.second, client("a", &[])),
+        (&replicas.second, proxy("both")),
+        (&replicas.first, proxy("both")),
+        (&replicas.first, client("c", &[])),
+        (&replicas.second, client("d", &[])),
+    ] {
+        let mut stream = plane.delta(node).await;
+        stream.ask(Kind::Cluster, &[ECHO, "none.default"]).await;
+        stream.next().await;
+        streams.push(stream);
+    }
+    streams
+}
+
+#[tokio::test]
+async fn any_replica_tells_of_every_client_and_names_the_replicas_that_are_missing() {
+    let replicas = Replicas::start().await;
+    let _node = replicas.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
+    let _streams = on_both(&replicas).await;
+    let (first, metadata) = fetch(&replicas.first, ClientStatusRequest::default()).await;
+    assert_eq!(ids(&first), ["a", "both", "both", "c", "d"]);
+    assert_eq!(missing(&metadata), None);
+    let (second, metadata) = fetch(&replicas.second, ClientStatusRequest::default()).await;
+    assert_eq!(first, second, "contents and order too");
+    assert_eq!(missing(&metadata), None);
+    let resource = &first[4].generic_xds_configs[0];
+    assert_eq!(resource.name, ECHO);
+    assert!(resource.xds_config.is_some());
+    let (wanted, _) = fetch(&replicas.first, of("a")).await;
+    assert_eq!(wanted, first[..1]);
+    let (parts, trailers) = all(stream(&replicas.first, of("a")).await).await;
+    assert_eq!(parts.len(), 1);
+    assert_eq!(parts[0].config, wanted);
+    assert_eq!(trailers.as_ref().and_then(missing), None);
+
+    let _silent = replicas.add_silent().await;
+    let (third, metadata) = fetch(&replicas.first, ClientStatusRequest::default()).await;
+    assert_eq!(third, first, "the others are there all the same");
+    assert_eq!(missing(&metadata), Some("silent"));
+    let (parts, trailers) = all(stream(&replicas.second, of("a")).await).await;
+    assert_eq!(parts[0].config, wanted);
+    assert_eq!(missing(&trailers.unwrap()), Some("silent"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_still_names_who_was_missing_before() {
+    let replicas = Replicas::start().await;
+    let _silent = replicas.add_silent().await;
+    let (ask, questions) = mpsc::channel(2);
+    let mut csds = csds(&replicas.first).await;
+    let answers = csds.stream_client_status(ReceiverStream::new(questions));
+    ask.send(ClientStatusRequest::default()).await.unwrap();
+    ask.send(ClientStatusRequest {
+        node_matchers: vec![NodeMatcher::default()],
+        ..ClientStatusRequest::default()
+    })
+    .await
+    .unwrap();
+    let mut answers = answers.await.unwrap().into_inner();
+    let answer = within(answers.message()).await.unwrap().unwrap();
+    assert_eq!(answer.config, []);
+    let refused = within(answers.message()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert_eq!(missing(refused.metadata()), Some("silent"));
+}
+
+/// What a replica answers to another one.
+async fn told_to_others(plane: &Plane, question: ClientStatusRequest) -> Vec<ClientConfig> {
+    let mut replica = ReplicaClient::new(plane.channel().await);
+    let request = ClientConfigsRequest {
+        question: question.encode_to_vec().into(),
+    };
+    let answers = within(replica.client_configs(request)).await;
+    let mut answers = answers.unwrap().into_inner();
+    let mut clients = Vec::new();
+    while let Some(answer) = within(answers.message()).await.unwrap() {
+        let part = ClientStatusResponse::decode(answer.part).unwrap();
+        clients.extend(part.config);
+    }
+    clients
+}
+
+#[tokio::test]
+async fn a_replica_tells_others_of_its_own_clients_alone_and_of_those_that_are_wanted() {
+    let replicas = Replicas::start().await;
+    let _streams = on_both(&replicas).await;
+    let own = told_to_others(&replicas.second, ClientStatusRequest::default()).await;
+    assert_eq!(ids(&own), ["a", "both", "d"]);
+    let wanted = told_to_others(&replicas.second, of("d")).await;
+    assert_eq!(ids(&wanted), ["d"]);
+    assert_eq!(told_to_others(&replicas.second, of("c")).await, []);
+
+    let mut replica = ReplicaClient::new(replicas.second.channel().await);
+    let request = ClientConfigsRequest {
+        question: vec![0xff].into(),
+    };
+    let refused = within(replica.client_configs(request)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+}
+
+const NAMES: usize = 2000;
+
+/// Clients that ask for so much that no single message holds it.
+async fn large(plane: &Plane, count: usize) -> Vec<DeltaStream> {
+    let names: Vec<_> = (0..NAMES)
+        .map(|n| format!("{}-{n:04}.default", "x".repeat(100)))
+        .collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let id = |number| proxy(&format!("large-{number:02}"));
+    let mut streams = plane.many(count, id).await;
+    for stream in &mut streams {
+        stream.ask(Kind::Cluster, &names).await;
+        stream.next().await;
+    }
+    streams
+}
+
+/// How many resources each client of an answer in parts has.
+fn sizes(parts: &[ClientStatusResponse]) -> BTreeMap<&str, usize> {
+    let mut sizes = BTreeMap::new();
+    for client in parts.iter().flat_map(|part| &part.config) {
+        let id = client.node.as_ref().unwrap().id.as_str();
+        *sizes.entry(id).or_default() += client.generic_xds_configs.len();
+    }
+    sizes
+}
+
+#[tokio::test]
+async fn an_answer_that_no_message_holds_comes_from_other_replicas_in_parts() {
+    let replicas = Replicas::start().await;
+    let _streams = large(&replicas.second, 20).await;
+    let question = ClientStatusRequest::default();
+    let (parts, trailers) = all(stream(&replicas.first, question.clone()).await).await;
+    let longest = parts.iter().map(prost::Message::encoded_len).max().unwrap();
+    assert!(longest <= 1 << 20, "{longest}");
+    let sizes = sizes(&parts);
+    assert_eq!(sizes.len(), 20);
+    assert!(sizes.values().all(|size| *size == NAMES), "{sizes:?}");
+    assert_eq!(trailers.as_ref().and_then(missing), None);
+
+    let mut csds = csds(&replicas.first).await;
+    let refused = within(csds.fetch_client_status(question)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::ResourceExhausted);
+    let (one, _) = fetch(&replicas.first, of("large-07")).await;
+    assert_eq!(ids(&one), ["large-07"], "of several messages, and one here");
+    assert_eq!(one[0].generic_xds_configs.len(), NAMES);
+}
+
+/// Hands on what a server says until it has said so much, then no more; the connection stays.
+async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
+    while let Ok((asker, _)) = listener.accept().await {
+        let server = TcpStream::connect(to).await.unwrap();
+        tokio::spawn(async move {
+            let (asks, mut hears) = asker.into_split();
+            let (says, mut is_asked) = server.into_split();
+            let (mut asks, mut some) = (asks, says.take(after));
+            let _ = tokio::join!(copy(&mut asks, &mut is_asked), async {
+                copy(&mut some, &mut hears).await?;
+                hears.flush().await?;
+                std::future::pending::<std::io::Result<()>>().await
+            });
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_told() {
+    let replicas = Replicas::start().await;
+    let _streams = large(&replicas.second, 20).await;
+    let (listener, _registry, _stop) = replicas.add("stalls").await;
+    let to = replicas.second.address.strip_prefix("http://").unwrap();
+    tokio::spawn(stall(listener, to.parse().unwrap(), 1 << 20));
+    let question = ClientStatusRequest::default();
+    let (parts, trailers) = all(stream(&replicas.first, question.clone()).await).await;
+    let sizes = sizes(&parts);
+    assert_eq!(sizes.len(), 20);
+    assert!(
+        sizes["large-00"] > NAMES,
+        "once by itself and once by the one that stalls: {sizes:?}"
+    );
+    assert!(sizes["large-19"] == NAMES, "{sizes:?}");
+    assert_eq!(missing(&trailers.unwrap()), Some("stalls"));
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_hold_up_others_for_no_longer_than_they_stay() {
+    let replicas = Replicas::start().await;
+    let _streams = large(&replicas.second, 20).await;
+    let question = ClientStatusRequest::default();
+    let mut lazy = Vec::new();
+    for _ in 0..16 {
+        let mut answers = stream(&replicas.first, question.clone()).await;
+        within(answers.message()).await.unwrap().unwrap();
+        lazy.push(answers);
+    }
+    let mut csds = csds(&replicas.first).await;
+    let refused = within(csds.fetch_client_status(of("large-07"))).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let (elsewhere, metadata) = fetch(&replicas.second, of("large-07")).await;
+    assert_eq!(
+        (ids(&elsewhere), missing(&metadata)),
+        (vec!["large-07"], None)
+    );
+
+    let (parts, trailers) = all(lazy.remove(0)).await;
+    assert!(!parts.is_empty());
+    assert_eq!(
+        trailers.as_ref().and_then(missing),
+        None,
+        "others were not to blame for its pause"
+    );
+    drop(lazy);
+    within(async { while csds.fetch_client_status(of("large-07")).await.is_err() {} }).await;
+}
