@@ -3,8 +3,11 @@
 
 use std::net::SocketAddr;
 
+use heddle_tests::echo::reach;
+use heddle_tests::etcd::Etcd;
 use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Ran, Start, run};
+use heddle_tests::stock::{Client, Kind};
 use heddle_tests::tools::go_peer;
 use heddle_tests::until::{seen, until};
 use serde_json::Value;
@@ -78,18 +81,22 @@ async fn the_control_plane_tells_the_state_of_the_mesh() {
     mesh.echo("a", "e1").await;
     mesh.echo("b", "e2").await;
     let list = answers(mesh.grpc, &[], &["list"]).await;
-    for name in [
-        "heddle.status.v1.MeshStatus",
-        "heddle.registry.v1.Registry",
-        "heddle.control.v1.NodeSession",
-        "envoy.service.discovery.v3.AggregatedDiscoveryService",
-        "grpc.health.v1.Health",
-    ] {
-        assert!(
-            list.lines().any(|line| line == name),
-            "{name} is not in\n{list}"
-        );
-    }
+    assert_eq!(
+        list.lines().collect::<Vec<_>>(),
+        [
+            "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            "envoy.service.load_stats.v3.LoadReportingService",
+            "envoy.service.status.v3.ClientStatusDiscoveryService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+            "heddle.control.v1.NodeSession",
+            "heddle.control.v1.Replica",
+            "heddle.registry.v1.Registry",
+            "heddle.status.v1.MeshStatus",
+        ],
+        "everything that is served, and nothing else"
+    );
     until("both instances are healthy", async || {
         let text = answers(mesh.grpc, &[], &["heddle.status.v1.MeshStatus/GetMesh"]).await;
         let state: Value = serde_json::from_str(&text).unwrap();
@@ -134,4 +141,78 @@ async fn the_control_plane_tells_the_state_of_the_mesh() {
         "no nearest name in {}",
         ran.all()
     );
+}
+
+const CLIENT_STATUS: &str = "envoy.service.status.v3.ClientStatusDiscoveryService";
+
+/// A client that CSDS tells of, and what it was sent: type, name, client status.
+type Told = (String, Vec<[String; 3]>);
+
+/// Each client in the answer's order.
+fn clients(answer: &str) -> Result<Vec<Told>, String> {
+    let answer: Value = serde_json::from_str(answer).map_err(|error| error.to_string())?;
+    let configs = answer["config"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let clients = configs.iter().map(|client| {
+        let held = client["genericXdsConfigs"].as_array().cloned();
+        let held = held.unwrap_or_default();
+        let held = held.iter().map(|each| {
+            let kind = text(&each["typeUrl"]);
+            let kind = kind.rsplit('.').next().unwrap_or_default();
+            [
+                kind.to_owned(),
+                text(&each["name"]),
+                text(&each["clientStatus"]),
+            ]
+        });
+        (text(&client["node"]["id"]), held.collect())
+    });
+    Ok(clients.collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_replica_tells_what_every_client_was_sent_wherever_it_is_connected() {
+    let etcd = Etcd::single().await;
+    let mut mesh = Mesh::builder()
+        .nodes(2)
+        .replicas(3, &etcd.store())
+        .start()
+        .await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("b"), &["e1"]).await;
+    let at = ["r1", "r2", "r3"].map(|name| (name, mesh.replica(name).grpc));
+    let stock = [Kind::Grpcio, Kind::GrpcGo, Kind::GrpcJs];
+    let mut running = Vec::new();
+    for (kind, (_, replica)) in stock.into_iter().zip(at) {
+        let client = Client::start(kind, &mesh, replica);
+        client.reaches(&["e1"]).await;
+        running.push(client);
+    }
+    let everybody = ["a", "b", "stock-grpc-go", "stock-grpc-js", "stock-grpcio"];
+    let without = r#"{"exclude_resource_contents":true}"#;
+    let one = r#"{"node_matchers":[{"node_id":{"exact":"stock-grpc-js"}}],"exclude_resource_contents":true}"#;
+    for (name, replica) in at {
+        let what = format!("{name} tells of every client");
+        until(&what, async || {
+            let method = format!("{CLIENT_STATUS}/FetchClientStatus");
+            let text = answers(replica, &["-d", without], &[&method]).await;
+            let found = clients(&text)?;
+            let ids: Vec<_> = found.iter().map(|(id, _)| id).collect();
+            seen(ids == everybody, text)
+        })
+        .await;
+        let what = format!("{name} tells what the one at r3 has taken");
+        until(&what, async || {
+            let method = format!("{CLIENT_STATUS}/StreamClientStatus");
+            let text = answers(replica, &["-d", one], &[&method]).await;
+            let found = clients(&text)?;
+            let taken = ["ClusterLoadAssignment", "heddle-echo.default", "ACKED"];
+            let good = matches!(
+                found.as_slice(),
+                [(id, held)] if id == "stock-grpc-js" && held.iter().any(|each| *each == taken)
+            );
+            seen(good, text)
+        })
+        .await;
+    }
 }
