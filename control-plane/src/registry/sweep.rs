@@ -32,7 +32,7 @@ pub(super) async fn run(registry: &Registry, held: Held) {
         registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
     observe(registry, &mut expiry, &known);
     // What the sweeper before this one knew of recent lapses is lost: it could have been a cut.
-    expiry.hold(now() + options.lease_ttl);
+    expiry.hold(now() + options.lease_ttl, now());
     loop {
         let due = async {
             match expiry.next() {
@@ -49,7 +49,7 @@ pub(super) async fn run(registry: &Registry, held: Held) {
             () = due => {}
         }
         if let Some(from) = registry.reach().judge_from(options.lease_ttl) {
-            expiry.hold(from.into_std());
+            expiry.hold(from.into_std(), now());
         }
         let mut notes = BTreeMap::new();
         for verdict in expiry.verdicts(now(), || registry.overdue()) {

@@ -95,11 +95,12 @@ impl Expiry {
     }
 
     /// Nobody is judged before `until`: who judges has just begun, or did not hear the store. Who lapsed of late, or
-    /// lapses until then, counts as lapsed at that moment: together.
-    pub(crate) fn hold(&mut self, until: Instant) {
+    /// lapses until then, counts as lapsed at that moment: together. What was long ago stays so.
+    pub(crate) fn hold(&mut self, until: Instant, now: Instant) {
         if self.held_until.is_some_and(|held| held >= until) {
             return;
         }
+        self.forget(now);
         self.held_until = Some(until);
         for (at, _) in &mut self.recent {
             *at = until;
@@ -158,10 +159,7 @@ impl Expiry {
         now: Instant,
         overdue: impl FnOnce() -> usize,
     ) -> Vec<Verdict> {
-        let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
-        while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
-            self.recent.pop_front();
-        }
+        self.forget(now);
         let (gone, mesh) = (self.recent.len(), self.mesh());
         let mass = self.is_mass(gone);
         let settle = self.settle;
@@ -207,6 +205,14 @@ impl Expiry {
             }
         })
         .collect()
+    }
+
+    /// Lapses of more than a TTL ago belong to no cut of now.
+    fn forget(&mut self, now: Instant) {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
+        while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
+            self.recent.pop_front();
+        }
     }
 
     /// Nodes with instances before the recent lapses.

@@ -32,6 +32,12 @@ impl Mesh {
         self.expiry.on_lapsed(&name(node), None, at);
     }
 
+    /// From that second on nobody is judged before the other one.
+    fn hold(&mut self, seconds: u64, until: u64) {
+        let (now, until) = (self.at(seconds), self.at(until));
+        self.expiry.hold(until, now);
+    }
+
     /// The verdicts at a time, as "remove 3" or "suspect 3", without notes; each is carried out.
     fn verdicts(&mut self, seconds: u64) -> Vec<String> {
         let mut verdicts = self.all_verdicts(seconds);
@@ -181,12 +187,12 @@ fn a_suspects_time_is_noted_and_runs_on_under_the_next_sweeper() {
     assert_eq!(mesh.verdicts(600), ["remove 0"]);
 
     let mut next = Mesh::new(0);
-    let (at, until) = (next.at(0), next.at(10));
+    let at = next.at(0);
     for (node, spent) in [(0, 570), (1, 595)] {
         let spent = Some(Duration::from_secs(spent));
         next.expiry.on_lapsed(&name(node), spent, at);
     }
-    next.expiry.hold(until);
+    next.hold(0, 10);
     assert_eq!(next.all_verdicts(9), [""; 0], "it judges nobody yet");
     assert_eq!(next.all_verdicts(10), ["remove 1"]);
     assert_eq!(next.all_verdicts(29), [""; 0]);
@@ -198,18 +204,16 @@ fn who_begins_to_judge_waits_and_what_lapsed_meanwhile_counts_together() {
     let mut mesh = Mesh::new(10);
     // It takes over at second 5: of the lapses before it knows only that they were.
     mesh.lapse(0, 5);
-    let until = mesh.at(15);
-    mesh.expiry.hold(until);
+    mesh.hold(5, 15);
     mesh.lapse(1, 6);
     assert_eq!(mesh.verdicts(7), [""; 0]);
     mesh.lapse(2, 14);
-    assert_eq!(mesh.expiry.next(), Some(until));
+    assert_eq!(mesh.expiry.next(), Some(mesh.at(15)));
     assert_eq!(mesh.verdicts(14), [""; 0]);
     assert_eq!(mesh.verdicts(15), ["suspect 0", "suspect 1", "suspect 2"]);
 
     let mut mesh = Mesh::new(10);
-    let until = mesh.at(15);
-    mesh.expiry.hold(until);
+    mesh.hold(5, 15);
     mesh.lapse(0, 6);
     mesh.lapse(1, 7);
     mesh.expiry.on_alive(&name(1));
@@ -228,12 +232,33 @@ fn while_the_store_is_away_nobody_is_judged() {
     let mut mesh = Mesh::new(4);
     mesh.lapse(0, 0);
     for second in 0..60 {
-        let until = mesh.at(second + 10);
-        mesh.expiry.hold(until);
+        mesh.hold(second, second + 10);
         assert_eq!(mesh.verdicts(second), [""; 0]);
     }
     mesh.expiry.on_alive(&name(0));
     mesh.lapse(1, 61);
     assert_eq!(mesh.verdicts(68), [""; 0]);
     assert_eq!(mesh.verdicts(69), ["remove 1"]);
+}
+
+#[test]
+fn what_lapsed_hours_before_the_store_was_away_does_not_count_together_with_what_follows() {
+    let mut mesh = Mesh::new(10);
+    mesh.lapse(0, 0);
+    mesh.lapse(1, 0);
+    assert_eq!(mesh.verdicts(0), ["remove 0", "remove 1"]);
+    // Nothing happens for two hours; then the store does not answer for a while.
+    mesh.hold(7200, 7215);
+    mesh.lapse(2, 7201);
+    assert_eq!(
+        mesh.verdicts(7215),
+        ["remove 2"],
+        "one of eight: no mass lapse"
+    );
+    // Of late is as ever: it could have been the same cut.
+    mesh.lapse(3, 7300);
+    mesh.lapse(4, 7301);
+    mesh.hold(7305, 7320);
+    mesh.lapse(5, 7306);
+    assert_eq!(mesh.verdicts(7320), ["suspect 3", "suspect 4", "suspect 5"]);
 }
