@@ -14,7 +14,7 @@ use tonic::Streaming;
 use super::{
     api::{self, Answer as _, watch_request::RequestUnion},
     assembly::Assembly,
-    client::{Again, Client},
+    client::Client,
     fault::{Fault, judge},
     translate::{Space, number, revision},
 };
@@ -146,16 +146,13 @@ impl Watching {
         tokio::select! {
             biased;
             message = live.messages.message() => {
-                let member = live.member;
-                let message = self.client.received(message);
-                let message = message.map_err(|fault| self.client.on_fault(member, fault))?;
-                live.waiting = None;
-                self.take(member, message)?;
+                let heard = self.hear(&mut live, message);
+                heard.map_err(|broken| self.blame(live.member, broken))?;
             }
             () = tokio::time::sleep_until(due) => {
                 if silent.is_some_and(|silent| silent <= Instant::now()) {
                     let fault = Fault::NotDone(format!("a watch heard nothing for {SILENCE:?}"));
-                    return Err(self.client.on_fault(live.member, fault).into());
+                    return Err(self.blame(live.member, fault.into()));
                 }
                 ask_for_progress(&mut live);
             }
@@ -166,9 +163,15 @@ impl Watching {
         Ok(())
     }
 
-    fn take(&mut self, member: usize, message: api::WatchResponse) -> Result<(), Broken> {
+    fn hear(
+        &mut self,
+        live: &mut Live,
+        message: Result<Option<api::WatchResponse>, tonic::Status>,
+    ) -> Result<(), Broken> {
+        let message = self.client.received(message)?;
+        live.waiting = None;
         if message.canceled {
-            return Err(self.cancelled(member, &message));
+            return Err(cancelled(&message));
         }
         if message.events.is_empty() && !message.created && !message.fragment {
             self.assembly.on_progress(message.told());
@@ -178,21 +181,13 @@ impl Watching {
         Ok(())
     }
 
-    fn cancelled(&self, member: usize, message: &api::WatchResponse) -> Broken {
-        if message.compact_revision > 0 {
-            let first = revision(message.compact_revision).next();
-            return Broken::Compacted { first };
+    /// Draws the consequences of a fault at the member that failed. Each is drawn once, here: what goes wrong further
+    /// down is only handed up.
+    fn blame(&self, member: usize, broken: Broken) -> Broken {
+        match broken {
+            Broken::Fault(fault) => self.client.on_fault(member, fault).into(),
+            compacted @ Broken::Compacted { .. } => compacted,
         }
-        let reason = message.cancel_reason.clone();
-        // The reason is a text that carries the status it would have been.
-        let fault = if reason.contains("permission denied") {
-            Fault::Refused(reason)
-        } else if reason.contains("auth token") || reason.contains("auth store is old") {
-            Fault::Token(reason)
-        } else {
-            judge(&tonic::Status::unavailable(reason))
-        };
-        Broken::Fault(self.client.on_fault(member, fault))
     }
 
     async fn reconnect(&mut self) -> Result<(), Broken> {
@@ -223,11 +218,10 @@ impl Watching {
                 self.live = Some(live);
                 Ok(())
             }
-            Err(Broken::Fault(fault)) => {
+            Err(broken) => {
                 self.assembly.broken();
-                Err(self.client.on_fault(member, fault).into())
+                Err(self.blame(member, broken))
             }
-            Err(compacted) => Err(compacted),
         }
     }
 
@@ -264,11 +258,11 @@ impl Watching {
         };
         let created = self.client.received(live.messages.message().await)?;
         if created.canceled {
-            return Err(self.cancelled(member, &created));
+            return Err(cancelled(&created));
         }
         let now = created.told();
         if now < self.assembly.given() {
-            self.check_that_it_did_not_go_back().await?;
+            self.check_that_it_did_not_go_back(member).await?;
         }
         if now.0 >= start.unsigned_abs() {
             self.first_word(&mut live).await?;
@@ -305,20 +299,17 @@ impl Watching {
                 ask_for_progress(live);
                 continue;
             };
-            let message = self.client.received(message)?;
-            live.waiting = None;
-            return self.take(live.member, message);
+            return self.hear(live, message);
         }
     }
 
     /// A member may be behind; an etcd that is behind as a whole was restored from a backup, and what was read of it
     /// before is worth nothing.
-    async fn check_that_it_did_not_go_back(&self) -> Result<(), Broken> {
+    async fn check_that_it_did_not_go_back(&self, member: usize) -> Result<(), Broken> {
         let request = self.space.revision_only();
-        let answer = self
-            .client
-            .call::<_, api::RangeResponse>(api::RANGE, request, Again::Harmless)
-            .await?;
+        // The read is linearizable: this member asks the others.
+        let answer = self.client.attempt(member, api::RANGE, request);
+        let answer: api::RangeResponse = answer.await?;
         let now = answer.told();
         let given = self.assembly.given();
         if now < given {
@@ -327,6 +318,23 @@ impl Watching {
         }
         Ok(())
     }
+}
+
+fn cancelled(message: &api::WatchResponse) -> Broken {
+    if message.compact_revision > 0 {
+        let first = revision(message.compact_revision).next();
+        return Broken::Compacted { first };
+    }
+    let reason = message.cancel_reason.clone();
+    // The reason is a text that carries the status it would have been.
+    let fault = if reason.contains("permission denied") {
+        Fault::Refused(reason)
+    } else if reason.contains("auth token") || reason.contains("auth store is old") {
+        Fault::Token(reason)
+    } else {
+        judge(&tonic::Status::unavailable(reason))
+    };
+    Broken::Fault(fault)
 }
 
 /// What cannot be read is taken for new.
@@ -355,24 +363,4 @@ fn ask_for_progress(live: &mut Live) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_compared_by_their_numbers() {
-        for old in ["3.5.1", "3.5.7", "3.4.40", "2.3.8"] {
-            assert!(is_too_old(old), "{old}");
-        }
-        for new in [
-            "3.5.8",
-            "3.5.10",
-            "3.6.0",
-            "3.7.0-rc.1",
-            "4.0.0",
-            "",
-            "main",
-        ] {
-            assert!(!is_too_old(new), "{new}");
-        }
-    }
-}
+mod tests;
