@@ -103,12 +103,16 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let Some(registry) = unless(&mut stop, loading).await? else {
         return Ok(());
     };
+    let clients = Clients::default();
+    let peers = Peers::follow(registry.clone(), token.clone());
+    let replica = &registry.options().replica;
     let plane = Plane {
         publisher: Publisher::start(registry.clone(), token.clone()),
-        clients: Clients::default(),
+        configs: MeshConfigs::new(replica, clients.clone(), peers.clone()),
+        clients,
         loads: Loads::default(),
         load_interval: options.load_report_interval,
-        peers: Peers::follow(registry.clone(), token.clone()),
+        peers,
         registry,
         stop: token.clone(),
     };
@@ -172,6 +176,7 @@ pub(crate) struct Plane {
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
     pub(crate) loads: Loads,
+    pub(crate) configs: MeshConfigs,
     load_interval: Duration,
     peers: Peers,
     pub(crate) stop: CancellationToken,
@@ -217,11 +222,6 @@ impl Plane {
             self.clients.clone(),
             self.loads.clone(),
         );
-        let configs = MeshConfigs::new(
-            &self.registry.options().replica,
-            self.clients.clone(),
-            self.peers.clone(),
-        );
         let loads = load::service(
             self.registry.clone(),
             self.loads.clone(),
@@ -233,7 +233,7 @@ impl Plane {
             .add_service(session::service(self.registry.clone(), removals))
             .add_service(session::registry_service(self.registry.clone()))
             .add_service(ads)
-            .add_service(status::csds(configs))
+            .add_service(status::csds(self.configs.clone()))
             .add_service(loads)
             .add_service(mesh)
             .add_service(replica)

@@ -179,6 +179,7 @@ fn metrics(plane: &Plane) -> String {
     );
     store(plane, &mut text);
     streams(plane, &mut text);
+    questions(plane, &mut text);
     loads(plane, &mut text);
     text.0
 }
@@ -312,6 +313,29 @@ fn streams(plane: &Plane, text: &mut Text) {
         ),
     ] {
         text.one("counter", name, help, read(counter));
+    }
+}
+
+fn questions(plane: &Plane, text: &mut Text) {
+    let counters = plane.configs.counters();
+    for (name, help, counter) in [
+        (
+            "heddle_csds_refused_total",
+            "Questions what clients were sent that were refused because there were too many",
+            &counters.refused,
+        ),
+        (
+            "heddle_csds_unanswered_total",
+            "Times that another replica did not answer such a question to the end",
+            &counters.unanswered,
+        ),
+        (
+            "heddle_csds_stuck_total",
+            "Such answers ended because nobody read them",
+            &counters.stuck,
+        ),
+    ] {
+        text.one("counter", name, help, counter.load(Ordering::Relaxed));
     }
 }
 

@@ -3,7 +3,12 @@
 //! that a slow reader holds a few parts and no list of everything. Replicas that are missing are named in metadata, for
 //! no message of this service has a place for them.
 
-use std::{collections::BTreeSet, pin::Pin, time::Duration};
+use std::{
+    collections::BTreeSet,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use envoy_types::pb::envoy::service::status::v3::{
     ClientStatusRequest, ClientStatusResponse,
@@ -122,25 +127,31 @@ impl Csds {
                 };
                 let Some(piece) = next else { break };
                 if let Some(full) = parts.add(piece) {
-                    send(answers, full).await?;
+                    self.tell(answers, full).await?;
                 }
             }
             unanswered.extend(gathering.unanswered().iter().cloned());
             drop(gathering);
             // Also if it is empty: each question has an answer.
-            send(answers, parts.take()).await?;
+            self.tell(answers, parts.take()).await?;
         }
+    }
+
+    async fn tell(&self, answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
+        send(answers, part, &self.configs.counters().stuck).await
     }
 }
 
-async fn send(answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
-    let sent = timeout(STUCK, answers.send(Ok(part.response))).await;
-    let sent = sent.map_err(|_| {
-        Status::resource_exhausted(format!(
-            "no part of the answer was read for {STUCK:?}: ask again and read on, or name nodes in node_matchers"
-        ))
-    })?;
-    sent.map_err(|_| Status::cancelled("the reader has gone"))
+async fn send(answers: &mpsc::Sender<Answer>, part: Part, stuck: &AtomicU64) -> Result<(), Status> {
+    match timeout(STUCK, answers.send(Ok(part.response))).await {
+        Ok(sent) => sent.map_err(|_| Status::cancelled("the reader has gone")),
+        Err(_) => {
+            stuck.fetch_add(1, Ordering::Relaxed);
+            Err(Status::resource_exhausted(format!(
+                "no part of the answer was read for {STUCK:?}: ask again and read on, or name nodes in node_matchers"
+            )))
+        }
+    }
 }
 
 fn refusal(error: &AskError) -> Status {
@@ -169,5 +180,50 @@ fn name(unanswered: &BTreeSet<String>, metadata: &mut MetadataMap) {
     let text = text.replace(|each: char| !(' '..='~').contains(&each), "?");
     if let Ok(text) = text.parse() {
         metadata.insert(UNANSWERED, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_reads_nothing_is_left_and_one_that_is_slow_is_not() {
+        let stuck = AtomicU64::new(0);
+        let (answers, mut reader) = mpsc::channel(1);
+        let sent = send(&answers, Part::default(), &stuck).await;
+        assert!(sent.is_ok(), "there is room");
+        let slow = async {
+            tokio::time::sleep(STUCK - Duration::from_secs(1)).await;
+            reader.recv().await
+        };
+        let (sent, read) = tokio::join!(send(&answers, Part::default(), &stuck), slow);
+        assert!(sent.is_ok() && read.is_some());
+        assert_eq!(stuck.load(Ordering::Relaxed), 0);
+
+        let begun = tokio::time::Instant::now();
+        let left = send(&answers, Part::default(), &stuck).await.unwrap_err();
+        assert_eq!(left.code(), Code::ResourceExhausted);
+        assert_eq!(begun.elapsed(), STUCK);
+        assert_eq!(stuck.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn who_is_missing_is_named_in_headers_that_clients_take() {
+        let told = |names: &[String]| {
+            let mut metadata = MetadataMap::new();
+            name(&names.iter().cloned().collect(), &mut metadata);
+            let text = metadata.get(UNANSWERED);
+            text.map(|text| text.to_str().unwrap().to_owned())
+        };
+        assert_eq!(told(&[]), None);
+        let two = ["r2".to_owned(), "r10\u{e9}".to_owned()];
+        assert_eq!(told(&two).as_deref(), Some("r10?, r2"));
+        let many: Vec<_> = (0..40)
+            .map(|n| format!("r{n:02}{}", "x".repeat(125)))
+            .collect();
+        let text = told(&many).unwrap();
+        assert!(text.ends_with(", and 8 more"), "{text}");
+        assert!(text.len() < 8 << 10, "{}", text.len());
     }
 }

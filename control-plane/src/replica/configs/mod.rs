@@ -6,7 +6,14 @@
 mod answer;
 mod peer;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
@@ -59,6 +66,18 @@ pub struct MeshConfigs {
     clients: Clients,
     peers: Peers,
     questions: Arc<Semaphore>,
+    counters: Arc<Counters>,
+}
+
+/// What happened since the process began.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Questions refused because there were too many.
+    pub(crate) refused: AtomicU64,
+    /// Times that another replica did not answer a question to the end.
+    pub(crate) unanswered: AtomicU64,
+    /// Readers left because they did not read.
+    pub(crate) stuck: AtomicU64,
 }
 
 impl MeshConfigs {
@@ -70,7 +89,12 @@ impl MeshConfigs {
             clients,
             peers,
             questions: Arc::new(Semaphore::new(QUESTIONS)),
+            counters: Arc::default(),
         }
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     pub(crate) async fn ask(
@@ -79,7 +103,10 @@ impl MeshConfigs {
         patience: Patience,
     ) -> Result<Gathering, AskError> {
         let place = timeout(WITHIN, Arc::clone(&self.questions).acquire_owned()).await;
-        let place = place.ok().and_then(Result::ok).ok_or(AskError::Busy)?;
+        let Some(place) = place.ok().and_then(Result::ok) else {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(AskError::Busy);
+        };
         let asked: Bytes = question.encode_to_vec().into();
         let own = Own::new(&self.clients, question)?;
         let peers = self.peers.now();
@@ -95,6 +122,7 @@ impl MeshConfigs {
             sources,
             unanswered: BTreeSet::new(),
             until: (patience == Patience::All).then(|| Instant::now() + WITHIN),
+            counters: Arc::clone(&self.counters),
             _place: place,
         })
     }
@@ -106,6 +134,7 @@ pub(crate) struct Gathering {
     sources: Vec<Source>,
     unanswered: BTreeSet<String>,
     until: Option<Instant>,
+    counters: Arc<Counters>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -128,6 +157,7 @@ impl Gathering {
                     cause,
                     "another replica does not tell what its clients hold"
                 );
+                self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
                 self.unanswered.insert(name);
                 None
             });
