@@ -3,7 +3,8 @@
 
 use super::pieces::Piece;
 
-/// Which piece is next. Of one node's streams on several replicas those of the first source come first.
+/// Which piece is next. Of one node's streams on several replicas those of the first source come first; so a client is
+/// told to its end before another one of its name.
 pub(crate) struct Merge(Vec<Source>);
 
 #[derive(Clone, Debug, Default)]
@@ -34,7 +35,7 @@ impl Merge {
 
     /// The next piece of all; none if all have ended, or one is missing.
     pub(crate) fn pop(&mut self) -> Option<Piece> {
-        // The first of equals.
+        // The first of equals: while a client goes on nobody else's next piece changes, and it stays the first.
         let next = self.0.iter().enumerate();
         let (next, _) = next.min_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()))?;
         self.0.get_mut(next)?.next.take()
@@ -45,10 +46,8 @@ impl Source {
     fn rank(&self) -> (u8, &str) {
         match &self.next {
             None if !self.ended => (0, ""),
-            // A client is told to its end before another one of the same name.
-            Some(piece) if piece.continued => (1, ""),
-            Some(piece) => (2, piece.node_id()),
-            None => (3, ""),
+            Some(piece) => (1, piece.node_id()),
+            None => (2, ""),
         }
     }
 }
