@@ -148,6 +148,16 @@ async fn subscribe(channel: &Channel) -> Result<Subscribed, Status> {
     Ok(Subscribed { answers, _say: say })
 }
 
+/// How a new stream is refused. One that met the end of the connection before it was heard is opened again.
+async fn refused(channel: &Channel) -> Status {
+    loop {
+        let status = subscribe(channel).await.unwrap_err();
+        if status.code() != Code::Cancelled {
+            return status;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_a_replica_that_lags_are_sent_elsewhere_until_it_has_caught_up() {
     let mesh = Replicas::new();
@@ -164,11 +174,11 @@ async fn clients_of_a_replica_that_lags_are_sent_elsewhere_until_it_has_caught_u
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
     let why = ended.message();
     assert!(why.contains("and replica r1 has seen"), "{why}");
-    let refused = within(subscribe(&channel)).await.unwrap_err();
+    let refused = within(refused(&channel)).await;
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     let connections = connections.load(Ordering::Relaxed);
-    assert_eq!(
-        connections, 2,
+    assert!(
+        connections >= 2,
         "a load balancer would have been asked again"
     );
     assert_eq!(*first.registry.lag().borrow(), None);
