@@ -1,0 +1,94 @@
+//! Plain HTTP for machines that watch: `/metrics` (Prometheus), `/healthz`, `/readyz`. In come GETs, out go a few lines
+//! of text. Nothing can be changed here, and nothing in it waits for the store.
+
+mod metrics;
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    app::Plane,
+    listen::{Door, Socket, Visitor},
+    registry::Lag,
+};
+use metrics::metrics;
+
+/// A client has so long to send its request.
+const HEADERS: Duration = Duration::from_secs(10);
+/// Connections at a time; further ones wait in the kernel.
+const CONNECTIONS: usize = 256;
+
+pub(crate) async fn serve(socket: Socket, plane: Plane, stop: CancellationToken) {
+    let tracker = TaskTracker::new();
+    let door = Door::new(socket, CONNECTIONS);
+    while let Some(visitor) = door.next(&stop).await {
+        tracker.spawn(connection(visitor, plane.clone(), stop.clone()));
+    }
+    drop(door);
+    tracker.close();
+    tracker.wait().await;
+}
+
+async fn connection(visitor: Visitor, plane: Plane, stop: CancellationToken) {
+    let service = service_fn(move |request| {
+        let response = answer(&plane, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
+    let connection = server.serve_connection(TokioIo::new(visitor.io), service);
+    tokio::pin!(connection);
+    // A client that breaks off is its own affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&(Method::GET | Method::HEAD), "/metrics") => (StatusCode::OK, metrics(plane)),
+        (&(Method::GET | Method::HEAD), "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
+        (&(Method::GET | Method::HEAD), "/readyz") => readiness(plane),
+        (&(Method::GET | Method::HEAD), _) => (
+            StatusCode::NOT_FOUND,
+            "here are /metrics, /healthz and /readyz\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is answered here\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// The listeners open with the view loaded: what is left to say is whether it is about to stop, or lags.
+fn readiness(plane: &Plane) -> (StatusCode, String) {
+    if plane.stop.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    if let Some(Lag { own, seen, by }) = &*plane.registry.lag().borrow() {
+        let text = format!("lags: at revision {own}, and replica {by} has seen {seen}\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
+    let revision = plane.registry.read(crate::registry::View::revision);
+    (StatusCode::OK, format!("ready at revision {revision}\n"))
+}
