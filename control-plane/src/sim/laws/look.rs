@@ -21,8 +21,11 @@ use crate::{
 /// (10 s), up to two replicas are tried in vain (10 s each, and the pauses), the third takes it.
 const MISSING: Duration = Duration::from_secs(45);
 /// A dead one has left the store within so long: two TTLs where leases began anew, the wait for others that are overdue,
-/// the sweeper's own failures, after each of which it judges nobody for a TTL, and one TTL until another takes over.
-const DEAD: Duration = Duration::from_secs(60);
+/// the sweeper's own failures, and one TTL until another takes over.
+const DEAD: Duration = Duration::from_secs(50);
+/// Where requests to the store are lost by chance it takes so much longer: a sweeper that lost one judges nobody for a TTL,
+/// and some lose several in a row.
+const LOST: Duration = Duration::from_secs(40);
 /// What a suspect's time may grow by with each new sweeper: what was not noted (2 s), the way to the next one (two TTLs,
 /// and its start), and the TTL for which it judges nobody.
 const HANDED_ON: Duration = Duration::from_secs(40);
@@ -91,7 +94,12 @@ fn look_at_store(
         if stored.suspects.contains(node) && has_time(world, node) {
             continue;
         }
-        wrong.insert(Wrong::StillInStore(address.clone()), DEAD);
+        let lost = if world.profile.lossy > 0 {
+            LOST
+        } else {
+            Duration::ZERO
+        };
+        wrong.insert(Wrong::StillInStore(address.clone()), DEAD + lost);
     }
 }
 
