@@ -10,11 +10,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use heddle_proto::store::v1::EventRecord;
 use prost::Message as _;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Registry, RegistryOptions};
+use super::{InstanceKey, Registry, RegistryOptions};
 use crate::store::{LeaseId, Op, StoreError, Txn, TxnResult, keys};
 
 /// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the sweeper.
@@ -39,7 +40,29 @@ pub(super) struct Fact {
     kind: &'static str,
     node: String,
     service: String,
+    instance: String,
     cause: String,
+}
+
+/// What shall be told, under the name that it will have: written twice it is one event.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    key: String,
+    value: Bytes,
+}
+
+#[cfg(test)]
+impl Entry {
+    pub(super) fn named(key: &str, value: impl Into<Bytes>) -> Self {
+        Self {
+            key: key.to_owned(),
+            value: value.into(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.value.len()
+    }
 }
 
 impl Fact {
@@ -57,6 +80,33 @@ impl Fact {
         }
     }
 
+    pub(super) fn of_instance(kind: &'static str, key: &InstanceKey, cause: &str) -> Self {
+        Self {
+            instance: key.id.to_string(),
+            ..Self::of_instances(kind, key, cause)
+        }
+    }
+
+    /// Of several instances of one service on one node, of which this is one.
+    pub(super) fn of_instances(kind: &'static str, key: &InstanceKey, cause: &str) -> Self {
+        Self {
+            node: key.node.to_string(),
+            service: key.service.to_string(),
+            ..Self::of_mesh(kind, cause)
+        }
+    }
+
+    pub(super) fn log(&self, what: &str) {
+        let Self {
+            kind,
+            node,
+            service,
+            instance,
+            cause,
+        } = self;
+        tracing::warn!(event = kind, node, service, instance, cause, "{what}");
+    }
+
     #[cfg(test)]
     pub(super) fn said(&self) -> (&'static str, String) {
         (self.kind, self.cause.clone())
@@ -68,6 +118,7 @@ impl Fact {
             kind,
             node: String::new(),
             service: String::new(),
+            instance: String::new(),
             cause: cause.chars().take(MAX_CAUSE).collect(),
         }
     }
@@ -109,27 +160,45 @@ impl Chronicle {
         }
     }
 
-    fn op(&self, options: &RegistryOptions, fact: &Fact, lease: LeaseId) -> Op {
+    fn entry(&self, options: &RegistryOptions, fact: &Fact) -> Entry {
         let unix_ms = (options.wall_ms)();
         let record = EventRecord {
             kind: fact.kind.to_owned(),
             node: fact.node.clone(),
             service: fact.service.clone(),
-            instance: String::new(),
+            instance: fact.instance.clone(),
             cause: fact.cause.clone(),
             replica: options.replica.clone(),
             unix_ms,
         };
         let n = self.told.fetch_add(1, Ordering::Relaxed);
         let id = format!("{unix_ms:014}-{}-{n:06}", options.replica);
-        Op::put_leased(&keys::event(&id), record.encode_to_vec(), lease)
+        Entry {
+            key: keys::event(&id),
+            value: record.encode_to_vec().into(),
+        }
     }
 }
 
 impl Registry {
+    /// Names an event for transactions that may be tried several times.
+    pub(super) fn entry(&self, fact: &Fact) -> Entry {
+        self.chronicle().entry(self.options(), fact)
+    }
+
     /// A transaction that also tells what it does.
     pub(super) async fn txn_told(&self, txn: Txn, facts: &[Fact]) -> Result<TxnResult, StoreError> {
-        if facts.is_empty() {
+        let entries: Vec<_> = facts.iter().map(|fact| self.entry(fact)).collect();
+        self.txn_with(txn, &entries).await
+    }
+
+    /// The same with events that have their names already.
+    pub(super) async fn txn_with(
+        &self,
+        txn: Txn,
+        entries: &[Entry],
+    ) -> Result<TxnResult, StoreError> {
+        if entries.is_empty() {
             return self.store().txn(txn).await;
         }
         let chronicle = self.chronicle();
@@ -137,10 +206,8 @@ impl Registry {
         loop {
             let lease = chronicle.lease(self).await?;
             let mut told = txn.clone();
-            let ops = facts
-                .iter()
-                .map(|fact| chronicle.op(self.options(), fact, lease));
-            told.then.extend(ops);
+            let put = |entry: &Entry| Op::put_leased(&entry.key, entry.value.clone(), lease);
+            told.then.extend(entries.iter().map(put));
             match self.store().txn(told).await {
                 // The store has lost it (it was set back, say): the events get a new one, once.
                 Err(StoreError::LeaseNotFound(id)) if id == lease && !lost => {

@@ -40,7 +40,7 @@ pub use handle::{Registry, Subscription};
 pub use idle::IdleOptions;
 pub use instance::{Instance, InstanceKey, ServiceName};
 pub use lag::Lag;
-pub use lease::{LeaseError, NodeIdentity, NodeLease, NodeWrite};
+pub use lease::{Gone, LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::{Clash, Node};
 pub use replica::Replica;
 pub(crate) use replica::matters;

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use heddle_proto::{
     control::v1::{
-        Beat, Change, ControlMessage, Hello, InstanceRef, LocalInstance, NodeMessage, ProtoService,
-        RemovalQuery, ack, control_message, node_message,
+        Beat, Change, ControlMessage, GoneInstance, Hello, InstanceRef, LocalInstance, NodeMessage,
+        ProtoService, RemovalQuery, ack, control_message, node_message,
     },
     registry::v1::{Health, Instance},
 };
@@ -402,10 +402,11 @@ fn difference(sent: &BTreeMap<Name, LocalInstance>, now: &BTreeMap<Name, LocalIn
         sequence: 0,
         upserted: upserted.map(|(_, local)| local.clone()).collect(),
         removed: removed
-            .map(|(service, id)| InstanceRef {
+            .map(|(service, id)| GoneInstance {
                 service: service.clone(),
                 namespace: "default".to_owned(),
                 id: id.clone(),
+                cause: String::new(),
             })
             .collect(),
     }

@@ -24,8 +24,9 @@ use heddle_control::{
 };
 use heddle_proto::{
     control::v1::{
-        Change, ControlMessage, Hello, InstanceRef, LocalInstance, NodeMessage, RemovalQuery,
-        SchemaUpload, control_message, node_message, node_session_client::NodeSessionClient,
+        Change, ControlMessage, GoneInstance, Hello, InstanceRef, LocalInstance, NodeMessage,
+        RemovalQuery, SchemaUpload, control_message, node_message,
+        node_session_client::NodeSessionClient,
     },
     registry::v1::Instance,
     status::v1::mesh_status_client::MeshStatusClient,
@@ -310,7 +311,13 @@ impl NodeSession {
     /// Changes instances and gives the revision at which that is durable.
     pub(crate) async fn change(&mut self, upserted: Vec<LocalInstance>, removed: &[&str]) -> u64 {
         self.sequence += 1;
-        let removed = removed.iter().map(|id| reference(id)).collect();
+        let gone = |id: &&str| GoneInstance {
+            service: "echo".to_owned(),
+            namespace: "default".to_owned(),
+            id: (*id).to_owned(),
+            cause: String::new(),
+        };
+        let removed = removed.iter().map(gone).collect();
         let change = Change {
             sequence: self.sequence,
             upserted,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use heddle_proto::control::v1::InstanceRef;
+use heddle_proto::control::v1::{GoneInstance, InstanceRef};
 use heddle_proto::registry::v1::Instance;
 
 /// One instance of this node: unique per service.
@@ -37,6 +37,17 @@ impl InstanceKey {
             service: self.service.clone(),
             namespace: self.namespace.clone(),
             id: self.id.clone(),
+        }
+    }
+
+    /// The same of one that went.
+    #[must_use]
+    pub fn to_gone(&self, cause: String) -> GoneInstance {
+        GoneInstance {
+            service: self.service.clone(),
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            cause,
         }
     }
 }

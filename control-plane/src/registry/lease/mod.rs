@@ -12,16 +12,13 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{
-    InstanceKey, KnownService, Registry, ServiceName, clash, epoch, event::Fact, gc, service,
-};
-use crate::store::{
-    Compare, KeyValue, LeaseId, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, StoreError, Txn,
-    TxnResult, keys,
-};
+use super::{InstanceKey, Registry, clash, epoch, event::Fact, gc, service};
+use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
 
-/// Writes in one transaction: each may bring the record of its service along.
-const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
+mod batch;
+
+use batch::{Transaction, WRITES_PER_TXN, Write, transactions};
+
 /// Pauses before a store that does not answer is asked again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -46,24 +43,12 @@ pub struct NodeIdentity {
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeWrite {
     Put(InstanceKey, Box<LocalInstance>),
-    Remove(InstanceKey),
+    /// With the cause, if it did not ask to go.
+    Remove(InstanceKey, Option<String>),
 }
 
-/// One operation on an instance.
-struct Write {
-    op: Op,
-    /// What its service is known by from now on, if that is news.
-    record: Option<(ServiceName, KnownService)>,
-}
-
-impl Write {
-    fn delete(key: Arc<str>) -> Self {
-        Self {
-            op: Op::Delete { key },
-            record: None,
-        }
-    }
-}
+/// Instances that went, as their node tells: why, or none if they asked to.
+pub type Gone = BTreeMap<InstanceKey, Option<String>>;
 
 /// Why a session may not write (any more).
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -97,6 +82,8 @@ pub struct NodeLease {
     node: String,
     process_id: String,
     epoch: u64,
+    /// The claim found the node held by this very process.
+    resumed: bool,
     lease: LeaseId,
     /// When `alive/<node>` was written by this session.
     session: Revision,
@@ -175,6 +162,7 @@ impl NodeLease {
             node: record.name,
             process_id: record.process_id,
             epoch: record.epoch,
+            resumed: held.is_some_and(|held| held.process_id == identity.process_id),
             lease,
             session: result.revision,
             last: result.revision,
@@ -205,24 +193,43 @@ impl NodeLease {
     }
 
     /// Makes the node have exactly these instances. What is there already is not written again: a session that
-    /// resumes is no change for anybody. New ones come before old ones go.
-    pub async fn replace_all(
+    /// resumes is no change for anybody. New ones come before old ones go. One that is missing and is not told of in
+    /// `gone` is told as expired all the same.
+    pub async fn resume(
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,
+        gone: &Gone,
+    ) -> Result<Revision, LeaseError> {
+        let unknown = self.why_missing();
+        let why = |key: &InstanceKey| match gone.get(key) {
+            Some(told) => told.clone(),
+            None => Some(unknown.clone()),
+        };
+        self.replace(instances, why).await
+    }
+
+    /// Why an instance goes that the node does not tell of at all.
+    fn why_missing(&self) -> String {
+        if self.resumed {
+            return "not in its node's list when the session was resumed; why is not known"
+                .to_owned();
+        }
+        let (process, epoch) = (&self.process_id, self.epoch);
+        format!("not in the list of its node's new process {process} (epoch {epoch})")
+    }
+
+    async fn replace(
+        &mut self,
+        instances: Vec<(InstanceKey, LocalInstance)>,
+        why: impl Fn(&InstanceKey) -> Option<String>,
     ) -> Result<Revision, LeaseError> {
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
+        let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
         let mut held: BTreeMap<_, _> = found
             .items
             .into_iter()
-            .map(|item| {
-                (
-                    item.key,
-                    InstanceRecord::decode(item.value)
-                        .ok()
-                        .and_then(|it| it.local),
-                )
-            })
+            .map(|item| (item.key, local(item.value)))
             .collect();
         let mut puts = BTreeMap::new();
         for (key, local) in instances {
@@ -232,8 +239,20 @@ impl NodeLease {
             }
         }
         self.write(puts.into_values().collect()).await?;
-        self.write(held.into_keys().map(Write::delete).collect())
-            .await
+        let delete = |name: Arc<str>| match keys::parse(&name) {
+            Some(keys::Key::Instance(key)) => Write::delete(&key, why(&key)),
+            _ => Write::of(Op::Delete { key: name }),
+        };
+        self.write(held.into_keys().map(delete).collect()).await
+    }
+
+    /// The full set of a node that tells of nothing that went.
+    #[cfg(test)]
+    pub(crate) async fn replace_all(
+        &mut self,
+        instances: Vec<(InstanceKey, LocalInstance)>,
+    ) -> Result<Revision, LeaseError> {
+        self.resume(instances, &Gone::new()).await
     }
 
     /// Writes changes; of several to one instance the last one counts. Together if one transaction holds them, else
@@ -247,11 +266,7 @@ impl NodeLease {
                     let op = self.put(&key, &name, *local);
                     (name, op)
                 }
-                NodeWrite::Remove(key) => {
-                    let name = keys::instance(&key);
-                    let op = Write::delete(name.as_str().into());
-                    (name, op)
-                }
+                NodeWrite::Remove(key, cause) => (keys::instance(&key), Write::delete(&key, cause)),
             };
             ops.insert(name, op);
         }
@@ -299,7 +314,8 @@ impl NodeLease {
 
     /// The node goes for good: its instances leave at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
-        self.replace_all(Vec::new()).await?;
+        // That they go with it is what its own event says.
+        self.replace(Vec::new(), |_| None).await?;
         let txn = self.fenced(vec![Op::delete(&keys::alive(&self.node))]);
         let (process, epoch) = (&self.process_id, self.epoch);
         let cause = format!("process {process} (epoch {epoch}) said that it leaves");
@@ -324,15 +340,15 @@ impl NodeLease {
             local: Some(local),
         };
         Write {
-            op: Op::put(name, instance.encode_to_vec()),
             record: record.map(|record| (key.service.clone(), record)),
+            ..Write::of(Op::put(name, instance.encode_to_vec()))
         }
     }
 
     /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size. A store that
     /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
     async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
-        let mut left = transactions(writes);
+        let mut left = transactions(writes, |fact| self.registry.entry(fact));
         let mut pause = FIRST_PAUSE;
         let mut lost = false;
         while !left.is_empty() {
@@ -341,12 +357,15 @@ impl NodeLease {
                 return Err(self.why_lost().await?);
             }
             let mut undone = Vec::new();
-            for (then, result) in left.into_iter().zip(results) {
+            for (transaction, result) in left.into_iter().zip(results) {
                 self.registry.on_store(&result);
                 match result {
-                    Ok(result) => self.last = self.last.max(result.revision),
+                    Ok(result) => {
+                        transaction.log();
+                        self.last = self.last.max(result.revision);
+                    }
                     // It may be done or not: done twice it is the same.
-                    Err(StoreError::Unavailable { .. }) => undone.push(then),
+                    Err(StoreError::Unavailable { .. }) => undone.push(transaction),
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -384,11 +403,15 @@ impl NodeLease {
         Ok(())
     }
 
-    async fn try_write(&mut self, transactions: &[Vec<Op>]) -> Vec<Result<TxnResult, StoreError>> {
+    async fn try_write(
+        &mut self,
+        transactions: &[Transaction],
+    ) -> Vec<Result<TxnResult, StoreError>> {
         let registry = self.registry.clone();
-        let txns = transactions
-            .iter()
-            .map(|then| registry.store().txn(self.fenced(then.clone())));
+        let txns = transactions.iter().map(|transaction| {
+            let txn = self.fenced(transaction.ops.clone());
+            registry.txn_with(txn, &transaction.entries)
+        });
         let all = join_all(txns);
         self.kept_during(all).await
     }
@@ -449,70 +472,6 @@ fn alive_record(registry: &Registry, epoch: u64, process_id: &str) -> Vec<u8> {
         replica: registry.options().replica.clone(),
     };
     record.encode_to_vec()
-}
-
-/// A service's record goes with the first of its instances, and again only if a later one says more.
-fn transactions(writes: Vec<Write>) -> Vec<Vec<Op>> {
-    let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
-    let mut transactions = Vec::new();
-    let mut open = Open::default();
-    for Write { op, record } in writes {
-        let known = record.map(|(service, told)| {
-            let known = match written.get(&service) {
-                Some(known) => known.followed_by(told),
-                None => told,
-            };
-            (service, known)
-        });
-        let news = known.filter(|(service, known)| written.get(service) != Some(known));
-        let record = news.map(|(service, known)| {
-            let record = known.record().encode_to_vec();
-            let key = keys::service(&service);
-            written.insert(service, known);
-            Op::put(&key, record)
-        });
-        let bytes = op.value_bytes() + record.as_ref().map_or(0, Op::value_bytes);
-        if open.is_full(bytes) {
-            transactions.push(std::mem::take(&mut open).ops());
-        }
-        open.add(op, record, bytes);
-    }
-    if open.writes > 0 {
-        transactions.push(open.ops());
-    }
-    transactions
-}
-
-/// A transaction that is being filled.
-#[derive(Default)]
-struct Open {
-    writes: usize,
-    bytes: usize,
-    ops: Vec<Op>,
-    /// Records of services by their keys: of two in one transaction the later one counts.
-    records: BTreeMap<Arc<str>, Op>,
-}
-
-impl Open {
-    fn is_full(&self, more_bytes: usize) -> bool {
-        self.writes == WRITES_PER_TXN
-            || (self.writes > 0 && self.bytes + more_bytes > MAX_TXN_BYTES)
-    }
-
-    fn add(&mut self, op: Op, record: Option<Op>, bytes: usize) {
-        self.writes += 1;
-        self.bytes += bytes;
-        self.ops.push(op);
-        if let Some(record) = record {
-            self.records.insert(Arc::clone(record.key()), record);
-        }
-    }
-
-    fn ops(self) -> Vec<Op> {
-        let mut ops = self.ops;
-        ops.extend(self.records.into_values());
-        ops
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::*;
-use crate::registry::View;
+use crate::registry::event::Entry;
 use crate::registry::fixture::{Fixture, identity, instance, names, service, within};
+use crate::registry::{KnownService, View};
+use crate::store::{MAX_TXN_BYTES, MAX_TXN_OPS};
 
 #[tokio::test]
 async fn a_full_set_replaces_and_a_resumed_session_is_no_change_for_anybody() {
@@ -159,7 +161,8 @@ async fn more_instances_than_a_transaction_holds() {
     let revision = lease.replace_all(set).await.unwrap();
     fixture.registry.reached(revision).await;
     assert_eq!(fixture.registry.read(View::instance_count), 500);
-    let removals = (0..400).map(|n| NodeWrite::Remove(instance("a", &format!("users/u{n}")).0));
+    let removals =
+        (0..400).map(|n| NodeWrite::Remove(instance("a", &format!("users/u{n}")).0, None));
     let revision = lease.change(removals.collect()).await.unwrap();
     fixture.registry.reached(revision).await;
     assert_eq!(fixture.registry.read(View::instance_count), 100);
@@ -316,18 +319,25 @@ async fn a_slow_store_costs_no_node_its_lease() {
     assert_eq!(registry.read(names), ["a/users.default/u1"]);
 }
 
+/// Of writes that tell nothing.
+fn ops_of(writes: Vec<Write>) -> Vec<Vec<Op>> {
+    let none = |_: &Fact| unreachable!("nothing is told");
+    let transactions = transactions(writes, none).into_iter();
+    transactions.map(|transaction| transaction.ops).collect()
+}
+
 #[test]
 fn what_does_not_go_into_one_transaction_has_each_record_once() {
     let write = |n: usize, service_name: &str| {
         let (key, local) = instance("a", &format!("{service_name}/{n}"));
         Write {
-            op: Op::put(&keys::instance(&key), local.encode_to_vec()),
-            record: Some((key.service, KnownService::of_local(&local))),
+            record: Some((key.service.clone(), KnownService::of_local(&local))),
+            ..Write::of(Op::put(&keys::instance(&key), local.encode_to_vec()))
         }
     };
     let services = ["users", "shop", "cart"];
     let writes = (0..300).map(|n| write(n, services[n % 3])).collect();
-    let transactions = transactions(writes);
+    let transactions = ops_of(writes);
     assert!(transactions.iter().all(|ops| ops.len() <= MAX_TXN_OPS));
     let keys = |ops: &Vec<Op>| ops.iter().map(|op| op.key().to_string()).collect();
     let first: Vec<String> = keys(&transactions[0]);
@@ -348,11 +358,11 @@ fn what_is_large_goes_in_several_transactions() {
         let (key, mut local) = instance("a", &format!("users/{n}"));
         local.health_reason = "x".repeat(MAX_TXN_BYTES / 3);
         Write {
-            op: Op::put(&keys::instance(&key), local.encode_to_vec()),
-            record: Some((key.service, KnownService::of_local(&local))),
+            record: Some((key.service.clone(), KnownService::of_local(&local))),
+            ..Write::of(Op::put(&keys::instance(&key), local.encode_to_vec()))
         }
     };
-    let transactions = transactions((0..10).map(write).collect());
+    let transactions = ops_of((0..10).map(write).collect());
     assert_eq!(transactions.len(), 5, "two in each");
     for ops in &transactions {
         let bytes: usize = ops.iter().map(Op::value_bytes).sum();
@@ -380,10 +390,43 @@ async fn a_write_whose_answer_was_lost_does_not_come_after_a_newer_one() {
         "and the session is the node's"
     );
 
-    lease.change(vec![NodeWrite::Remove(key)]).await.unwrap();
+    lease
+        .change(vec![NodeWrite::Remove(key, None)])
+        .await
+        .unwrap();
     let late = store.arrive().await;
     assert!(!late.succeeded, "the lost write came after the removal");
     registry.reached(late.revision).await;
     assert!(registry.read(names).is_empty());
     lease.beat().await.unwrap();
+}
+
+#[test]
+fn the_events_of_what_goes_fit_into_its_transaction() {
+    let count = std::cell::Cell::new(0);
+    let entry = |fact: &Fact| {
+        count.set(count.get() + 1);
+        Entry::named(&format!("event/{}", count.get()), fact.said().1)
+    };
+    for (removals, cause) in [(100, 10), (100, 1000), (300, 1000)] {
+        let delete = |n: usize| {
+            let (key, _) = instance("a", &format!("users/{n}"));
+            // A character of four bytes, and in 300 of them three causes.
+            let cause = "𝄞".repeat(cause - n % 3);
+            Write::delete(&key, Some(cause))
+        };
+        let put = |n: usize| {
+            let (key, mut local) = instance("a", &format!("cart/{n}"));
+            local.health_reason = "x".repeat(MAX_TXN_BYTES / 100);
+            Write::of(Op::put(&keys::instance(&key), local.encode_to_vec()))
+        };
+        let writes = (0..removals).map(delete).chain((0..100).map(put)).collect();
+        for transaction in transactions(writes, entry) {
+            let ops = transaction.ops.len() + transaction.entries.len();
+            assert!(ops <= MAX_TXN_OPS, "{ops}");
+            let bytes: usize = transaction.ops.iter().map(Op::value_bytes).sum();
+            let told: usize = transaction.entries.iter().map(Entry::bytes).sum();
+            assert!(bytes + told <= MAX_TXN_BYTES, "{bytes} and {told}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The registry under several replicas, without its store, and over many cycles.
 
 mod events;
+mod expired;
 mod garbage;
 mod leaks;
 mod outage;

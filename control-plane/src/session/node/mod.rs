@@ -197,7 +197,7 @@ impl Session {
         }
         let schemas = writes.iter().filter_map(|write| match write {
             NodeWrite::Put(_, local) => Some(local.schema_sha256.as_str()),
-            NodeWrite::Remove(_) => None,
+            NodeWrite::Remove(..) => None,
         });
         let mut missing = missing(&self.registry, schemas);
         let revision = self.lease.change(writes).await?;

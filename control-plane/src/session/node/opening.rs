@@ -130,15 +130,18 @@ impl Opening {
 
     async fn welcome(self, hello: Hello) -> Result<(Session, Inbound), End> {
         let seen = hello.revision;
-        let (identity, instances) =
-            validate::hello(hello, self.loopback).inspect_err(|status| {
-                let cause = status.message();
-                tracing::warn!(
-                    event = "session-refused",
-                    cause,
-                    "a node's Hello is refused"
-                );
-            })?;
+        let validate::Said {
+            identity,
+            instances,
+            gone,
+        } = validate::hello(hello, self.loopback).inspect_err(|status| {
+            let cause = status.message();
+            tracing::warn!(
+                event = "session-refused",
+                cause,
+                "a node's Hello is refused"
+            );
+        })?;
         let mut lease = NodeLease::claim(&self.registry, &identity).await.inspect_err(|error| {
             tracing::warn!(event = "session-refused", node = identity.name, process = identity.process_id,
                 %error, "a node session is refused");
@@ -149,7 +152,7 @@ impl Opening {
             .map(|(_, local)| local.schema_sha256.as_str());
         let missing = missing(&self.registry, schemas);
         let count = instances.len();
-        let revision = lease.replace_all(instances).await?;
+        let revision = lease.resume(instances, &gone).await?;
         tracing::info!(
             event = "session-opened", node = identity.name, epoch = lease.epoch(), instances = count,
             %revision, advertise = %identity.advertise, "a node session is open"

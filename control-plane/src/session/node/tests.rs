@@ -1,6 +1,6 @@
 use std::sync::atomic::Ordering;
 
-use heddle_proto::control::v1::{Beat, Hello, InstanceRef, Leave};
+use heddle_proto::control::v1::{Beat, GoneInstance, Hello, InstanceRef, Leave};
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 use tonic_types::StatusExt as _;
@@ -56,8 +56,17 @@ fn remove(sequence: u64, service: &str, id: &str) -> Up {
     Up::Change(Change {
         sequence,
         upserted: vec![],
-        removed: vec![reference(service, id)],
+        removed: vec![gone(service, id, "")],
     })
+}
+
+fn gone(service: &str, id: &str, cause: &str) -> GoneInstance {
+    GoneInstance {
+        service: service.into(),
+        id: id.into(),
+        namespace: String::new(),
+        cause: cause.into(),
+    }
 }
 
 fn reference(service: &str, id: &str) -> InstanceRef {
@@ -486,5 +495,39 @@ async fn a_node_is_sent_away_from_a_replica_that_alone_is_cut_off() {
     assert_eq!(
         (status.code(), reason(&status)),
         (tonic::Code::Unavailable, "STORE_AWAY".into())
+    );
+}
+
+#[tokio::test]
+async fn the_cause_that_a_node_gives_is_an_event_by_change_and_by_hello() {
+    let mesh = Mesh::new().await;
+    let set = ["u1", "u2", "u3", "u4"].map(|id| instance("a", &format!("users/{id}")).1);
+    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", set.to_vec())).await;
+    let removed = vec![gone("users", "u1", "it vanished"), gone("users", "u2", "")];
+    let change = Change {
+        sequence: 1,
+        removed,
+        ..Change::default()
+    };
+    peer.send(Up::Change(change)).await;
+    ack(&mut peer).await;
+    let again = Hello {
+        gone: vec![gone("users", "u3", "no beat"), gone("users", "u4", "")],
+        ..hello("a", "p1", vec![])
+    };
+    let (_peer, welcome) = Peer::open(mesh.server, again).await;
+    assert!(mesh.names_at(welcome.revision).await.is_empty());
+    let told: Vec<_> = mesh.fixture.registry.read(|view| {
+        let expired = view
+            .events()
+            .filter(|event| event.record.kind == "instance-expired");
+        expired
+            .map(|event| (event.record.instance.clone(), event.record.cause.clone()))
+            .collect()
+    });
+    let expected = [("u1", "it vanished"), ("u3", "no beat")];
+    assert_eq!(
+        told,
+        expected.map(|(id, cause)| (id.to_owned(), cause.to_owned()))
     );
 }

@@ -159,8 +159,18 @@ async fn a_watch_gives_what_is_there_then_every_change() {
         "only what changed"
     );
     assert!(!second.initial_done);
-    change(&fixture, &mut a, NodeWrite::Remove(key("a", "echo/e1"))).await;
-    change(&fixture, &mut a, NodeWrite::Remove(key("a", "users/u1"))).await;
+    change(
+        &fixture,
+        &mut a,
+        NodeWrite::Remove(key("a", "echo/e1"), None),
+    )
+    .await;
+    change(
+        &fixture,
+        &mut a,
+        NodeWrite::Remove(key("a", "users/u1"), None),
+    )
+    .await;
     let third = next().await;
     assert_eq!(
         (third.changed.len(), third.removed),

@@ -5,7 +5,7 @@
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use heddle_proto::{
-    control::v1::{Change, Hello, InstanceRef, LocalInstance, ProtoService},
+    control::v1::{Change, GoneInstance, Hello, InstanceRef, LocalInstance, ProtoService},
     registry::v1::{Instance, Protocol},
     rules::{
         MAX_LABEL, MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
@@ -16,7 +16,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::refusal::Faults;
-use crate::registry::{InstanceKey, NodeIdentity, NodeWrite, ServiceName};
+use crate::registry::{Gone, InstanceKey, NodeIdentity, NodeWrite, ServiceName};
 
 /// Most instances of one node.
 pub(super) const MAX_INSTANCES: usize = 10_000;
@@ -24,11 +24,18 @@ const MAX_REASON: usize = 1024;
 /// Of what an instance serves: with its service's record it stands in one transaction, and a store bounds that.
 const MAX_PROTOS_BYTES: usize = 256 << 10;
 
-/// A node's identity and everything it has.
-pub(super) fn hello(
-    hello: Hello,
-    loopback: bool,
-) -> Result<(NodeIdentity, Vec<(InstanceKey, LocalInstance)>), Status> {
+/// What a node says of itself when it opens a session.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) identity: NodeIdentity,
+    /// Everything it has.
+    pub(super) instances: Vec<(InstanceKey, LocalInstance)>,
+    /// What it has no longer, as far as it remembers.
+    pub(super) gone: Gone,
+}
+
+/// A node's identity, everything it has, and what it has no longer.
+pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     let mut faults = Faults::default();
     dns_label(&mut faults, "hello.node", &hello.node);
     if hello.process_id.is_empty() {
@@ -65,6 +72,18 @@ pub(super) fn hello(
         }
         instances.push((key, local));
     }
+    if hello.gone.len() > MAX_INSTANCES {
+        let found = hello.gone.len();
+        faults.add(
+            "hello.gone",
+            format!("{found} instances; at most {MAX_INSTANCES}"),
+        );
+    }
+    let mut gone = Gone::new();
+    for (n, one) in hello.gone.into_iter().enumerate() {
+        let (key, cause) = gone_instance(&mut faults, &format!("hello.gone[{n}]"), &node, one);
+        gone.insert(key, cause);
+    }
     faults.check()?;
     // No fault was found, so there is an address.
     let advertise = advertise.ok_or_else(|| Status::invalid_argument("hello.advertise"))?;
@@ -78,7 +97,11 @@ pub(super) fn hello(
         version: hello.version,
         loopback,
     };
-    Ok((identity, instances))
+    Ok(Said {
+        identity,
+        instances,
+        gone,
+    })
 }
 
 /// What a change writes, in order.
@@ -92,9 +115,10 @@ pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Vec<NodeWrite>, 
         );
     }
     let mut writes = Vec::with_capacity(count.min(MAX_INSTANCES));
-    for (n, name) in change.removed.into_iter().enumerate() {
-        let key = instance_key(&mut faults, &format!("change.removed[{n}]"), node, name);
-        writes.push(NodeWrite::Remove(key));
+    for (n, one) in change.removed.into_iter().enumerate() {
+        let field = format!("change.removed[{n}]");
+        let (key, cause) = gone_instance(&mut faults, &field, node, one);
+        writes.push(NodeWrite::Remove(key, cause));
     }
     for (n, local) in change.upserted.into_iter().enumerate() {
         let field = format!("change.upserted[{n}]");
@@ -116,6 +140,32 @@ pub(super) fn removed_instance(
     let key = instance_key(&mut faults, "removal_query.instance", node, name);
     faults.check()?;
     Ok(key)
+}
+
+/// Which one, and why if it did not ask to go.
+fn gone_instance(
+    faults: &mut Faults,
+    field: &str,
+    node: &Arc<str>,
+    gone: GoneInstance,
+) -> (InstanceKey, Option<String>) {
+    let name = InstanceRef {
+        service: gone.service,
+        namespace: gone.namespace,
+        id: gone.id,
+    };
+    let key = instance_key(faults, field, node, name);
+    let mut cause = gone.cause;
+    bound_reason(&mut cause);
+    (key, Some(cause).filter(|cause| !cause.is_empty()))
+}
+
+/// What programs made is cut to its bounds, not refused.
+fn bound_reason(reason: &mut String) {
+    if reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
+        let printable = reason.chars().filter(|c| !c.is_control());
+        *reason = printable.take(MAX_REASON).collect();
+    }
 }
 
 fn instance_key(
@@ -165,12 +215,7 @@ fn local_instance(
     node: &Arc<str>,
     mut local: LocalInstance,
 ) -> Option<(InstanceKey, LocalInstance)> {
-    if local.health_reason.chars().count() > MAX_REASON
-        || local.health_reason.contains(char::is_control)
-    {
-        let printable = local.health_reason.chars().filter(|c| !c.is_control());
-        local.health_reason = printable.take(MAX_REASON).collect();
-    }
+    bound_reason(&mut local.health_reason);
     local.protos.retain(|proto| is_proto_name(&proto.name));
     bound_protos(&mut local.protos);
     let hash = &local.schema_sha256;

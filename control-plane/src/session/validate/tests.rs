@@ -13,6 +13,15 @@ fn good() -> Hello {
     }
 }
 
+fn gone(id: &str, cause: &str) -> GoneInstance {
+    GoneInstance {
+        service: "users".into(),
+        id: id.into(),
+        cause: cause.into(),
+        ..GoneInstance::default()
+    }
+}
+
 /// The fields that a Hello, spoilt by `spoil`, is refused for.
 fn faults(spoil: impl FnOnce(&mut Hello)) -> Vec<String> {
     let mut message = good();
@@ -42,7 +51,12 @@ fn a_good_hello_has_its_defaults_filled_in() {
         registration.protocol,
     ) = (String::new(), 0, 0);
     registration.address = "[::1]:021001".replace("021001", "21001");
-    let (identity, instances) = hello(message, true).unwrap();
+    message.gone = vec![gone("u2", "its keep-alive stream broke"), gone("u3", "")];
+    let Said {
+        identity,
+        instances,
+        gone,
+    } = hello(message, true).unwrap();
     assert_eq!(
         (identity.name.as_str(), identity.epoch, identity.loopback),
         ("a", 0, true)
@@ -56,6 +70,16 @@ fn a_good_hello_has_its_defaults_filled_in() {
     );
     assert_eq!(registration.protocol(), Protocol::Grpc);
     assert_eq!(registration.address, "[::1]:21001");
+    let gone: Vec<_> = gone
+        .iter()
+        .map(|(key, cause)| (key.to_string(), cause.as_deref()))
+        .collect();
+    let broke = Some("its keep-alive stream broke");
+    let expected = [
+        ("a/users.default/u2".to_owned(), broke),
+        ("a/users.default/u3".to_owned(), None),
+    ];
+    assert_eq!(gone, expected);
 }
 
 #[test]
@@ -70,6 +94,14 @@ fn each_bad_field_of_a_node_is_named() {
     assert_eq!(
         faults(|hello| hello.process_id.clear()),
         ["hello.process_id"]
+    );
+    assert_eq!(
+        faults(|hello| hello.gone = vec![gone("u1", ""), gone("U2", "")]),
+        ["hello.gone[1].id"]
+    );
+    assert_eq!(
+        faults(|hello| hello.gone = vec![gone("u1", ""); MAX_INSTANCES + 1]),
+        ["hello.gone"]
     );
     assert_eq!(
         faults(|hello| hello.region = "x".repeat(64)),
@@ -164,28 +196,28 @@ fn a_refusal_stays_small_whatever_was_sent() {
 #[test]
 fn changes_are_judged_like_the_full_set() {
     let node = Arc::from("a");
-    let reference = InstanceRef {
-        service: "users".into(),
-        id: "u1".into(),
-        ..Default::default()
-    };
     let message = Change {
         sequence: 1,
         upserted: vec![instance("a", "users/u2").1],
-        removed: vec![reference.clone()],
+        removed: vec![
+            gone("u1", ""),
+            gone("u3", &format!("line\n{}", "x".repeat(5000))),
+        ],
     };
     let writes = change(&node, message).unwrap();
     assert!(
-        matches!(&writes[0], NodeWrite::Remove(key) if key.to_string() == "a/users.default/u1")
+        matches!(&writes[0], NodeWrite::Remove(key, None) if key.to_string() == "a/users.default/u1")
     );
+    let NodeWrite::Remove(_, Some(cause)) = &writes[1] else {
+        panic!("{writes:?}");
+    };
+    assert!(cause.starts_with("linexx") && cause.len() == MAX_REASON);
     assert!(
-        matches!(&writes[1], NodeWrite::Put(key, _) if key.to_string() == "a/users.default/u2")
+        matches!(&writes[2], NodeWrite::Put(key, _) if key.to_string() == "a/users.default/u2")
     );
 
-    let mut bad = reference;
-    bad.id.clear();
     let message = Change {
-        removed: vec![bad],
+        removed: vec![gone("", "")],
         ..Change::default()
     };
     let status = change(&node, message).unwrap_err();
@@ -209,7 +241,7 @@ fn what_programs_derived_is_cut_and_keeps_no_node_out() {
     local.health_reason = format!("line\n{}", "x".repeat(5000));
     local.protos.push(local.protos[0].clone());
     local.protos[0].name = "1x".into();
-    let (_, instances) = hello(message, false).unwrap();
+    let Said { instances, .. } = hello(message, false).unwrap();
     let local = &instances[0].1;
     assert_eq!(local.health_reason.len(), MAX_REASON);
     assert!(local.health_reason.starts_with("linex"));
@@ -227,7 +259,7 @@ fn what_it_serves_always_fits_a_transaction() {
             idempotent_methods: vec![method.clone(); 20],
         })
         .collect();
-    let (_, instances) = hello(message, false).unwrap();
+    let Said { instances, .. } = hello(message, false).unwrap();
     let protos = &instances[0].1.protos;
     let bytes: usize = protos.iter().map(Message::encoded_len).sum();
     assert!(bytes <= MAX_PROTOS_BYTES, "{bytes}");

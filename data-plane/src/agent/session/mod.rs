@@ -238,6 +238,7 @@ impl Session {
             instances: views.values().map(|v| v.to_local()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.revision.load(Ordering::Relaxed),
+            gone: Vec::new(),
         }
     }
 

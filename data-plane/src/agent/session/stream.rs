@@ -224,7 +224,7 @@ fn difference(sent: &Views, now: &Views) -> Change {
         removed: sent
             .keys()
             .filter(|key| !now.contains_key(*key))
-            .map(InstanceKey::to_ref)
+            .map(|key| key.to_gone(String::new()))
             .collect(),
     }
 }

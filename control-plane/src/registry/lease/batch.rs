@@ -1,0 +1,188 @@
+//! Writes of one session as transactions that a store takes. In come operations on instances, each with what it brings
+//! along (the record of its service, or why its instance goes); out go transactions of bounded size, each with the
+//! events of what it does itself. Nothing is written here.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use prost::Message as _;
+
+use crate::{
+    registry::{
+        InstanceKey, KnownService, ServiceName,
+        event::{Entry, Fact},
+    },
+    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op, keys},
+};
+
+/// Writes in one transaction: each may bring the record of its service along, or an event.
+pub(super) const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
+/// Instances that go without having asked have an event each; of more in one write, those of one transaction, service and
+/// cause share one. Else a node that drops a thousand would drive all else out of the log.
+pub(super) const ONE_BY_ONE: usize = 100;
+/// What an event has beside its names and its cause, generously.
+const EVENT_BYTES: usize = 256;
+
+/// One operation on an instance.
+pub(super) struct Write {
+    pub(super) op: Op,
+    /// What its service is known by from now on, if that is news.
+    pub(super) record: Option<(ServiceName, KnownService)>,
+    /// Why the instance goes, if it did not ask to.
+    pub(super) unasked: Option<Unasked>,
+}
+
+/// An instance that goes without having asked, and why.
+pub(super) struct Unasked {
+    key: InstanceKey,
+    cause: String,
+}
+
+impl Write {
+    /// That brings nothing along.
+    pub(super) fn of(op: Op) -> Self {
+        Self {
+            op,
+            record: None,
+            unasked: None,
+        }
+    }
+
+    pub(super) fn delete(key: &InstanceKey, cause: Option<String>) -> Self {
+        let unasked = cause.map(|cause| Unasked {
+            key: key.clone(),
+            cause,
+        });
+        Self {
+            unasked,
+            ..Self::of(Op::delete(&keys::instance(key)))
+        }
+    }
+}
+
+/// What is done at once, and told at once.
+pub(super) struct Transaction {
+    pub(super) ops: Vec<Op>,
+    facts: Vec<Fact>,
+    /// The facts under their names: tried again, it tells nothing twice.
+    pub(super) entries: Vec<Entry>,
+}
+
+impl Transaction {
+    /// It is done: the log says so too.
+    pub(super) fn log(&self) {
+        for fact in &self.facts {
+            fact.log("instances are removed that did not ask to go");
+        }
+    }
+}
+
+/// A service's record goes with the first of its instances, and again only if a later one says more.
+pub(super) fn transactions(writes: Vec<Write>, entry: impl Fn(&Fact) -> Entry) -> Vec<Transaction> {
+    let unasked = writes.iter().filter(|write| write.unasked.is_some());
+    let one_by_one = unasked.count() <= ONE_BY_ONE;
+    let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
+    let mut transactions = Vec::new();
+    let mut open = Open::default();
+    for write in writes {
+        let Write {
+            op,
+            record,
+            unasked,
+        } = write;
+        let known = record.map(|(service, told)| {
+            let known = match written.get(&service) {
+                Some(known) => known.followed_by(told),
+                None => told,
+            };
+            (service, known)
+        });
+        let news = known.filter(|(service, known)| written.get(service) != Some(known));
+        let record = news.map(|(service, known)| {
+            let record = known.record().encode_to_vec();
+            let key = keys::service(&service);
+            written.insert(service, known);
+            Op::put(&key, record)
+        });
+        let of_event = unasked
+            .as_ref()
+            .map_or(0, |it| it.cause.len() + EVENT_BYTES);
+        let bytes = op.value_bytes() + record.as_ref().map_or(0, Op::value_bytes) + of_event;
+        if open.is_full(bytes) {
+            transactions.push(std::mem::take(&mut open).close(one_by_one, &entry));
+        }
+        open.add(op, record, unasked, bytes);
+    }
+    if open.writes > 0 {
+        transactions.push(open.close(one_by_one, &entry));
+    }
+    transactions
+}
+
+/// A transaction that is being filled.
+#[derive(Default)]
+struct Open {
+    writes: usize,
+    bytes: usize,
+    ops: Vec<Op>,
+    /// Records of services by their keys: of two in one transaction the later one counts.
+    records: BTreeMap<Arc<str>, Op>,
+    unasked: Vec<Unasked>,
+}
+
+impl Open {
+    fn is_full(&self, more_bytes: usize) -> bool {
+        self.writes == WRITES_PER_TXN
+            || (self.writes > 0 && self.bytes + more_bytes > MAX_TXN_BYTES)
+    }
+
+    fn add(&mut self, op: Op, record: Option<Op>, unasked: Option<Unasked>, bytes: usize) {
+        self.writes += 1;
+        self.bytes += bytes;
+        self.ops.push(op);
+        if let Some(record) = record {
+            self.records.insert(Arc::clone(record.key()), record);
+        }
+        self.unasked.extend(unasked);
+    }
+
+    fn close(self, one_by_one: bool, entry: impl Fn(&Fact) -> Entry) -> Transaction {
+        let mut ops = self.ops;
+        ops.extend(self.records.into_values());
+        let facts = if one_by_one {
+            self.unasked.iter().map(alone).collect()
+        } else {
+            together(&self.unasked)
+        };
+        let entries = facts.iter().map(entry).collect();
+        Transaction {
+            ops,
+            facts,
+            entries,
+        }
+    }
+}
+
+const EXPIRED: &str = "instance-expired";
+
+fn alone(gone: &Unasked) -> Fact {
+    Fact::of_instance(EXPIRED, &gone.key, &gone.cause)
+}
+
+/// One for each service and cause.
+fn together(gone: &[Unasked]) -> Vec<Fact> {
+    let mut groups: BTreeMap<(&ServiceName, &str), Vec<&Unasked>> = BTreeMap::new();
+    for one in gone {
+        let group = groups.entry((&one.key.service, &one.cause)).or_default();
+        group.push(one);
+    }
+    let fact = |((_, cause), group): ((&ServiceName, &str), Vec<&Unasked>)| match &*group {
+        [first, .., last] => {
+            let (count, first, last) = (group.len(), &first.key, &last.key);
+            let cause = format!("{count} instances, {} to {}: {cause}", first.id, last.id);
+            Some(Fact::of_instances(EXPIRED, first, &cause))
+        }
+        [one] => Some(alone(one)),
+        [] => None,
+    };
+    groups.into_iter().filter_map(fact).collect()
+}

@@ -1,0 +1,176 @@
+//! What is told of instances that go without having asked to.
+
+use std::time::Duration;
+
+use heddle_proto::store::v1::EventRecord;
+use prost::Message as _;
+
+use crate::{
+    registry::{
+        Gone, InstanceKey, NodeLease, NodeWrite,
+        event::MAX_EVENTS,
+        fixture::{Fixture, identity, instance, names, within},
+    },
+    store::{KeyValue, keys},
+};
+
+const BROKE: &str = "its keep-alive stream broke";
+
+fn key(name: &str) -> InstanceKey {
+    instance("a", name).0
+}
+
+async fn node(fixture: &Fixture, process: &str, has: &[String]) -> NodeLease {
+    let mut lease = NodeLease::claim(&fixture.registry, &identity("a", process))
+        .await
+        .unwrap();
+    let set = has.iter().map(|name| instance("a", name)).collect();
+    lease.replace_all(set).await.unwrap();
+    lease
+}
+
+/// In the store itself, oldest first.
+async fn expired(fixture: &Fixture) -> Vec<(KeyValue, EventRecord)> {
+    let store = fixture.registry.store();
+    let found = store.range(keys::EVENTS, None).await.unwrap().items;
+    let told = found.into_iter().map(|item| {
+        let record = EventRecord::decode(item.value.clone()).unwrap();
+        (item, record)
+    });
+    told.filter(|(_, record)| record.kind == "instance-expired")
+        .collect()
+}
+
+/// "service/instance: cause" of each.
+async fn said(fixture: &Fixture) -> Vec<String> {
+    let expired = expired(fixture).await;
+    let line = |it: &EventRecord| format!("{}/{}: {}", it.service, it.instance, it.cause);
+    let mut lines: Vec<_> = expired.iter().map(|(_, record)| line(record)).collect();
+    lines.sort();
+    lines
+}
+
+fn some(service: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{service}/i{n}")).collect()
+}
+
+#[tokio::test]
+async fn who_goes_unasked_is_told_in_the_very_transaction_and_who_asks_is_not() {
+    let fixture = Fixture::new().await;
+    let mut lease = node(&fixture, "p1", &some("users", 3)).await;
+    let removals = vec![
+        NodeWrite::Remove(key("users/i0"), Some(BROKE.into())),
+        NodeWrite::Remove(key("users/i1"), None),
+    ];
+    let revision = lease.change(removals).await.unwrap();
+    fixture.registry.reached(revision).await;
+    assert_eq!(fixture.registry.read(names), ["a/users.default/i2"]);
+    let told = expired(&fixture).await;
+    let [(item, record)] = &*told else {
+        panic!("{told:?}");
+    };
+    assert_eq!(item.mod_revision, revision);
+    let fields = [
+        &record.node,
+        &record.service,
+        &record.instance,
+        &record.cause,
+    ];
+    assert_eq!(fields, ["a", "users.default", "i0", BROKE]);
+
+    // The whole node leaves: that is its own event.
+    lease.leave().await.unwrap();
+    assert_eq!(expired(&fixture).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_makes_no_second_event() {
+    let (fixture, store) = Fixture::gated(Duration::from_secs(600)).await;
+    let mut lease = node(&fixture, "p1", &some("users", 2)).await;
+    for (name, done) in [("users/i0", true), ("users/i1", false)] {
+        if done {
+            store.lose_next_answer();
+        } else {
+            store.lose_next();
+        }
+        let removal = NodeWrite::Remove(key(name), Some(BROKE.into()));
+        within(lease.change(vec![removal])).await.unwrap();
+    }
+    let twice = ["i0", "i1"].map(|id| format!("users.default/{id}: {BROKE}"));
+    assert_eq!(said(&fixture).await, twice);
+}
+
+#[tokio::test]
+async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_not() {
+    let fixture = Fixture::new().await;
+    drop(node(&fixture, "p1", &some("users", 4)).await);
+    let mut lease = NodeLease::claim(&fixture.registry, &identity("a", "p1"))
+        .await
+        .unwrap();
+    let gone = Gone::from([
+        (key("users/i0"), Some(BROKE.to_owned())),
+        (key("users/i1"), None),
+        // Told before, and the answer was lost: it is not there any more.
+        (key("users/i9"), Some(BROKE.to_owned())),
+    ]);
+    let left = vec![instance("a", "users/i3")];
+    lease.resume(left.clone(), &gone).await.unwrap();
+    let expected = [
+        format!("users.default/i0: {BROKE}"),
+        "users.default/i2: not in its node's list when the session was resumed; why is not known"
+            .into(),
+    ];
+    assert_eq!(said(&fixture).await, expected);
+    // The same once more is no news.
+    lease.resume(left, &gone).await.unwrap();
+    assert_eq!(said(&fixture).await.len(), 2);
+
+    node(&fixture, "p2", &[]).await;
+    let last = said(&fixture).await.pop().unwrap();
+    let new = "users.default/i3: not in the list of its node's new process p2 (epoch 2)";
+    assert_eq!(last, new);
+}
+
+#[tokio::test]
+async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
+    let fixture = Fixture::new().await;
+    let all = [some("shop", 100), some("users", MAX_EVENTS + 500)].concat();
+    let mut lease = node(&fixture, "p1", &all).await;
+    let unasked = |name: &String| NodeWrite::Remove(key(name), Some(BROKE.into()));
+    // So many have an event each, of one write.
+    let (few, many) = all.split_at(100);
+    lease
+        .change(few.iter().map(unasked).collect())
+        .await
+        .unwrap();
+    assert_eq!(said(&fixture).await.len(), 100);
+    let revision = lease
+        .change(many.iter().map(unasked).collect())
+        .await
+        .unwrap();
+    fixture.registry.reached(revision).await;
+    assert!(fixture.registry.read(names).is_empty());
+
+    let told = expired(&fixture).await;
+    let (one, several): (Vec<_>, Vec<_>) = told
+        .into_iter()
+        .map(|(_, record)| record)
+        .partition(|record| !record.instance.is_empty());
+    assert_eq!(one.len(), 100);
+    assert!(several.len() < 50, "{}", several.len());
+    let count = |record: &EventRecord| {
+        assert_eq!(record.service, "users.default");
+        assert!(record.cause.ends_with(BROKE), "{}", record.cause);
+        let (count, _) = record.cause.split_once(" instances, i").unwrap();
+        count.parse::<usize>().unwrap()
+    };
+    assert_eq!(several.iter().map(count).sum::<usize>(), many.len());
+    let joined = |view: &crate::registry::View| {
+        view.events()
+            .any(|event| event.record.kind == "node-joined")
+    };
+    assert!(
+        fixture.registry.read(joined),
+        "what was told before is there"
+    );
+}
