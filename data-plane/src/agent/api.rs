@@ -19,6 +19,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     Agent,
     book::{Refused, View, Views},
+    gone::Cause,
     key::{InstanceKey, full_name},
     retire::{MAX_WAIT, Retire},
     validate::{Origin, Violation, check},
@@ -200,6 +201,7 @@ async fn keep_alive(
         let _ = answers.send(Err(unknown())).await;
         return;
     };
+    let mut cause = Cause::StreamBroke;
     while let Some(health) = agent.beat(&registration) {
         let sent = answers
             .send(Ok(KeepAliveResponse {
@@ -214,13 +216,17 @@ async fn keep_alive(
             () = answers.closed() => break,
         };
         // No beat within the TTL is as good as a broken stream.
-        let Ok(next) = next else { break };
+        let Ok(next) = next else {
+            cause = Cause::NoBeat(agent.inner.ttl);
+            break;
+        };
         match next {
             Ok(Some(beat))
                 if !beat.registration.is_empty() && beat.registration != registration =>
             {
                 let other = "one stream keeps one registration alive: open another for another";
                 let _ = answers.send(Err(Status::invalid_argument(other))).await;
+                cause = Cause::Said("its keep-alive stream spoke for another registration".into());
                 break;
             }
             Ok(Some(_)) => {}
@@ -230,7 +236,7 @@ async fn keep_alive(
     if agent.beat(&registration).is_none() {
         let _ = answers.try_send(Err(unknown()));
     }
-    agent.stream_closed(&registration, stream);
+    agent.stream_closed(&registration, stream, cause);
 }
 
 /// The present state, then every change, as differences of views: a slow reader gets fewer, larger steps.

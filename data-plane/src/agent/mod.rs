@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod book;
+pub mod gone;
 pub mod health;
 pub mod key;
 pub mod reflect;
@@ -31,7 +32,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
-use book::{Book, Joined, Leaving, Refused, Source, View, Views};
+use book::{Book, Joined, Leaving, Refused, View, Views};
+use gone::{Cause, Causes};
 use key::InstanceKey;
 use schema::Schema;
 use validate::Checked;
@@ -112,6 +114,13 @@ impl Agent {
         (book.version(), book.views())
     }
 
+    /// The same, and those that went and that the control plane does not know of: it knows all up to the change `known`.
+    #[must_use]
+    pub fn untold(&self, known: u64) -> (u64, Views, Causes) {
+        let mut book = self.book();
+        (book.version(), book.views(), book.gone(known))
+    }
+
     #[must_use]
     pub fn view(&self, key: &InstanceKey) -> Option<Arc<View>> {
         self.book().view(key).cloned()
@@ -164,6 +173,11 @@ impl Agent {
         Ok(leaving)
     }
 
+    /// The file is no longer there: its instances drain.
+    pub fn file_gone(&self, file: &Path) -> Vec<Leaving> {
+        self.edit(|book| book.file_gone(file, Instant::now()))
+    }
+
     /// Whether instances of this file are in.
     #[must_use]
     pub fn has_file(&self, file: &Path) -> bool {
@@ -187,17 +201,27 @@ impl Agent {
         }
     }
 
-    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `retire`'s.
-    pub fn drain(&self, registration: &str) -> Option<Leaving> {
-        let leaving = self.edit(|book| book.drain(registration, Instant::now()))?;
+    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `retire`'s. With a cause
+    /// if it does not ask itself.
+    pub fn drain(&self, registration: &str, unasked: Option<Cause>) -> Option<Leaving> {
+        let leaving = self.edit(|book| book.drain(registration, unasked, Instant::now()))?;
         info!(instance = %leaving.key, "draining");
         Some(leaving)
     }
 
-    /// Takes an instance out; the number of the change that did it.
+    /// Takes an instance out that asks for it; the number of the change that did it.
     pub fn deregister(&self, registration: &str) -> Option<(InstanceKey, u64)> {
+        self.take_out(registration, None)
+    }
+
+    /// The same, with a cause if it does not ask itself.
+    pub fn take_out(
+        &self,
+        registration: &str,
+        unasked: Option<Cause>,
+    ) -> Option<(InstanceKey, u64)> {
         let out = self.edit(|book| {
-            book.deregister(registration)
+            book.deregister(registration, unasked)
                 .map(|key| (key, book.version()))
         });
         if let Some((key, _)) = &out {
@@ -214,9 +238,10 @@ impl Agent {
         self.book().beat(registration, Instant::now())
     }
 
-    fn stream_closed(&self, registration: &str, stream: u64) {
-        if let Some(key) = self.edit(|book| book.stream_closed(registration, stream)) {
-            warn!(instance = %key, "out: its keep-alive stream broke");
+    fn stream_closed(&self, registration: &str, stream: u64, cause: Cause) {
+        let words = cause.to_string();
+        if let Some(key) = self.edit(|book| book.stream_closed(registration, stream, cause)) {
+            warn!(instance = %key, "out: {words}");
         }
     }
 
@@ -268,13 +293,10 @@ impl Agent {
                 at.saturating_duration_since(Instant::now()).min(longest)
             });
             tokio::time::sleep(wait.max(Duration::from_millis(5))).await;
-            for (key, source) in self.edit(|book| book.expire(Instant::now())) {
-                match source {
-                    Source::Restored => {
-                        warn!(instance = %key, "out: it has not come back since this proxy started");
-                    }
-                    Source::Leaving => info!(instance = %key, "out: it has had its time to drain"),
-                    _ => warn!(instance = %key, "out: no beat within {:?}", self.inner.ttl),
+            for (key, cause) in self.edit(|book| book.expire(Instant::now())) {
+                match cause {
+                    None => info!(instance = %key, "out: it has had its time to drain"),
+                    Some(cause) => warn!(instance = %key, "out: {cause}"),
                 }
             }
         }

@@ -50,7 +50,7 @@ impl Retire {
         registration: &str,
         max_wait: Duration,
     ) -> Option<Acknowledged> {
-        let leaving = self.agent.drain(registration)?;
+        let leaving = self.agent.drain(registration, None)?;
         let retire = self.clone();
         let done =
             tokio::spawn(async move { retire.finish(&[leaving], max_wait.min(MAX_WAIT)).await });

@@ -96,10 +96,7 @@ impl ServicesDir {
         for path in gone {
             info!(file = %path.display(), "gone: its instances leave");
             self.files.remove(&path);
-            // No instances never clash.
-            if let Ok(leaving) = self.agent.set_file(&path, Vec::new()) {
-                self.retire.of_file(leaving);
-            }
+            self.retire.of_file(self.agent.file_gone(&path));
         }
         for (path, mark) in listed {
             let seen = self.files.get(&path);

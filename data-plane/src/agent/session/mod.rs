@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, book::Views, reflect::status_words};
+use super::{Agent, book::Views, gone::Causes, reflect::status_words};
 use crate::{
     retry::{Retry, Rotation, jittered},
     xds::dial,
@@ -34,7 +34,7 @@ use crate::{
 
 use handle::Removal;
 pub use handle::{Acknowledged, SessionHandle};
-use stream::{Open, Stream, span};
+use stream::{Open, Stream, span, words};
 
 /// Who this node is.
 #[derive(Clone, Debug)]
@@ -192,8 +192,8 @@ impl Session {
         let opening = async {
             let channel = dial(url).await.map_err(End::Broken)?;
             let (requests, stream) = mpsc::channel(16);
-            let (version, views) = self.agent.views();
-            let hello = self.hello(&views);
+            let (version, views, gone) = self.agent.untold(0);
+            let hello = self.hello(&views, gone);
             // Room for it was made a line above.
             let _ = requests.try_send(NodeMessage {
                 message: Some(node_message::Message::Hello(hello)),
@@ -227,7 +227,7 @@ impl Session {
         }
     }
 
-    fn hello(&self, views: &Views) -> Hello {
+    fn hello(&self, views: &Views, gone: Causes) -> Hello {
         Hello {
             node: self.identity.node.clone(),
             process_id: self.identity.process_id.clone(),
@@ -238,7 +238,10 @@ impl Session {
             instances: views.values().map(|v| v.to_local()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.revision.load(Ordering::Relaxed),
-            gone: Vec::new(),
+            gone: gone
+                .into_iter()
+                .map(|(key, cause)| key.to_gone(words(cause)))
+                .collect(),
         }
     }
 

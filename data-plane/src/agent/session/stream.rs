@@ -24,7 +24,13 @@ use super::{
     MAX_REMOVALS,
     handle::{Acknowledged, Removal, too_many},
 };
-use crate::agent::{Agent, book::Views, key::InstanceKey, schema::MAX_SCHEMA_BYTES};
+use crate::agent::{
+    Agent,
+    book::Views,
+    gone::{Cause, Causes},
+    key::InstanceKey,
+    schema::MAX_SCHEMA_BYTES,
+};
 
 /// An opened session: what was sent with Hello is what the control plane has.
 pub(super) struct Open {
@@ -85,8 +91,8 @@ impl Stream {
     /// Sends what is to be sent: the next difference, and the questions whose removals are durable.
     pub(super) async fn step(&mut self, agent: &Agent) -> Result<(), String> {
         if self.in_flight.is_none() {
-            let (version, now) = agent.views();
-            let change = difference(&self.sent, &now);
+            let (version, now, mut gone) = agent.untold(self.acknowledged);
+            let change = difference(&self.sent, &now, &mut gone);
             self.sent = now;
             if change.upserted.is_empty() && change.removed.is_empty() {
                 self.acknowledged = version;
@@ -208,8 +214,8 @@ impl Stream {
     }
 }
 
-/// What turns `sent` into `now`.
-fn difference(sent: &Views, now: &Views) -> Change {
+/// What turns `sent` into `now`; and why it went what has gone.
+fn difference(sent: &Views, now: &Views, gone: &mut Causes) -> Change {
     let other = |key: &InstanceKey, view| sent.get(key).is_none_or(|old| !Arc::ptr_eq(old, view));
     Change {
         sequence: 0,
@@ -224,9 +230,18 @@ fn difference(sent: &Views, now: &Views) -> Change {
         removed: sent
             .keys()
             .filter(|key| !now.contains_key(*key))
-            .map(|key| key.to_gone(String::new()))
+            .map(|key| match gone.remove(key) {
+                Some(cause) => key.to_gone(words(cause)),
+                // More have gone than are remembered.
+                None => key.to_gone("why is not remembered: too many went".to_owned()),
+            })
             .collect(),
     }
+}
+
+/// As it is sent: empty for one that asked to go.
+pub(super) fn words(cause: Option<Cause>) -> String {
+    cause.map(|cause| cause.to_string()).unwrap_or_default()
 }
 
 pub(super) fn span(given: Option<prost_types::Duration>, default: Duration) -> Duration {

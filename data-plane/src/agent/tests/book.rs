@@ -8,7 +8,8 @@ use heddle_proto::registry::v1::{Health, HealthCheck, Instance, health_check::Ki
 
 use super::{checked, instance};
 use crate::agent::{
-    book::{Book, Refused, Source},
+    book::{Book, MAX_INSTANCES, Refused},
+    gone::{Cause, Causes, Gone},
     key::InstanceKey,
 };
 
@@ -40,9 +41,9 @@ fn without_a_beat_an_instance_is_out_after_the_ttl() {
     assert_eq!(book.expire(now + TTL), [], "it has beaten meanwhile");
     assert_eq!(book.beat("r1", now + TTL), Some(Health::Healthy));
     let out = book.expire(now + TTL * 2);
-    assert_eq!(out, [(key("echo", "e1"), Source::Registered)]);
+    assert_eq!(out, [(key("echo", "e1"), Some(Cause::NoBeat(TTL)))]);
     assert_eq!(book.beat("r1", now), None);
-    assert_eq!(book.stream_closed("r1", stream), None);
+    assert_eq!(book.stream_closed("r1", stream, Cause::StreamBroke), None);
 }
 
 #[test]
@@ -54,13 +55,16 @@ fn a_broken_stream_takes_its_own_registration_out_and_no_newer_one() {
     let old = book.stream_opened("r1", now).unwrap();
     // Registered again before the old stream is seen to break.
     book.register(one(), &name("r2"), now).unwrap();
-    assert_eq!(book.stream_closed("r1", old), None);
+    assert_eq!(book.stream_closed("r1", old, Cause::StreamBroke), None);
     assert_eq!(book.views().len(), 1);
     // Two streams of one registration: the newer stands for it.
     let first = book.stream_opened("r2", now).unwrap();
     let second = book.stream_opened("r2", now).unwrap();
-    assert_eq!(book.stream_closed("r2", first), None);
-    assert_eq!(book.stream_closed("r2", second), Some(key("echo", "e1")));
+    assert_eq!(book.stream_closed("r2", first, Cause::StreamBroke), None);
+    assert_eq!(
+        book.stream_closed("r2", second, Cause::StreamBroke),
+        Some(key("echo", "e1"))
+    );
     assert!(book.views().is_empty());
 }
 
@@ -86,7 +90,7 @@ fn what_was_restored_is_served_and_goes_unless_it_comes_back() {
         )
         .unwrap();
     let out = after.expire(now + TTL);
-    assert_eq!(out, [(key("echo", "e2"), Source::Restored)]);
+    assert_eq!(out, [(key("echo", "e2"), Some(Cause::NotBack(TTL)))]);
     assert_eq!(after.views().len(), 1);
 }
 
@@ -159,10 +163,7 @@ fn a_file_and_a_registration_do_not_fight() {
     let (_, leaving) = book.set_file(file, vec![], now).unwrap();
     assert_eq!(leaving.len(), 1);
     assert!(!book.has_file(file));
-    assert_eq!(
-        book.expire(now + TTL),
-        [(key("echo", "e1"), Source::Leaving)]
-    );
+    assert_eq!(book.expire(now + TTL), [(key("echo", "e1"), None)]);
     assert!(book.views().is_empty());
 }
 
@@ -174,7 +175,7 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     book.register(one(), &name("r1"), now).unwrap();
     let stream = book.stream_opened("r1", now).unwrap();
     let before = book.version();
-    let leaving = book.drain("r1", now).unwrap();
+    let leaving = book.drain("r1", None, now).unwrap();
     assert_eq!(
         (leaving.key, leaving.version),
         (key("echo", "e1"), before + 1)
@@ -186,15 +187,89 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     assert!(!book.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
     assert_eq!(book.beat("r1", now + TTL / 2), Some(Health::Draining));
     assert!(book.registered().is_empty());
-    assert_eq!(book.drain("r1", now + TTL / 2).unwrap().version, before + 1);
+    assert_eq!(
+        book.drain("r1", None, now + TTL / 2).unwrap().version,
+        before + 1
+    );
     assert_eq!(book.expire(now + TTL).len(), 1);
-    assert_eq!(book.stream_closed("r1", stream), None);
+    assert_eq!(book.stream_closed("r1", stream, Cause::StreamBroke), None);
 
     // It registers again while it drains: as new.
     book.register(one(), &name("r2"), now).unwrap();
-    book.drain("r2", now).unwrap();
+    book.drain("r2", None, now).unwrap();
     book.register(one(), &name("r3"), now).unwrap();
     assert_eq!(view(&book).health, Health::Healthy);
-    assert_eq!(book.deregister("r2"), None);
-    assert_eq!(book.drain("nobody", now), None);
+    assert_eq!(book.deregister("r2", None), None);
+    assert_eq!(book.drain("nobody", None, now), None);
+}
+
+#[test]
+fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
+    let now = Instant::now();
+    let mut book = Book::new(TTL);
+    let one = |id: &str| checked(instance("echo", id, "127.0.0.1:1"));
+    for id in ["asks", "broke", "silent", "leaves", "taken"] {
+        book.register(one(id), &name(id), now).unwrap();
+    }
+    let file = Path::new("/s/a.yaml");
+    let of_file = |id: &str| (one(id), name(id));
+    book.set_file(file, vec![of_file("edited"), of_file("file")], now)
+        .unwrap();
+    book.deregister("asks", None);
+    let stream = book.stream_opened("broke", now).unwrap();
+    book.stream_closed("broke", stream, Cause::StreamBroke);
+    // It has asked, so it matters no more how its stream ends.
+    let stream = book.stream_opened("leaves", now).unwrap();
+    book.drain("leaves", None, now).unwrap();
+    book.stream_closed("leaves", stream, Cause::StreamBroke);
+    book.deregister("taken", Cause::said("its process ended\n"));
+    assert_eq!(Cause::said("\n"), None);
+    // Who takes an instance out of its file asks for it; a file that is gone may be an accident.
+    let (_, edited) = book.set_file(file, vec![of_file("file")], now).unwrap();
+    let gone = book.file_gone(file, now);
+    for leaving in edited.iter().chain(&gone) {
+        book.deregister(&leaving.registration, None);
+    }
+    book.expire(now + TTL);
+    let remembered = |book: &mut Book, known: u64| {
+        let words = |(key, cause): (InstanceKey, Option<Cause>)| {
+            (key.id, cause.map(|cause| cause.to_string()))
+        };
+        book.gone(known).into_iter().map(words).collect::<Vec<_>>()
+    };
+    let expected = [
+        ("asks", None),
+        ("broke", Some("its keep-alive stream broke")),
+        ("edited", None),
+        ("file", Some("its services file /s/a.yaml is gone")),
+        ("leaves", None),
+        ("silent", Some("no beat for 15s")),
+        ("taken", Some("its process ended")),
+    ];
+    let expected = expected.map(|(id, cause)| (id.to_owned(), cause.map(str::to_owned)));
+    assert_eq!(remembered(&mut book, 0), expected);
+
+    // One that is back is not gone; what is known is forgotten.
+    let before = book.version();
+    book.register(one("broke"), &name("again"), now).unwrap();
+    assert_eq!(remembered(&mut book, 0).len(), 6);
+    book.deregister("again", None);
+    let left = remembered(&mut book, before);
+    assert_eq!(left, [("broke".to_owned(), None)]);
+    let version = book.version();
+    assert_eq!(book.gone(version), Causes::new());
+}
+
+#[test]
+fn no_more_is_remembered_than_a_node_can_have() {
+    let mut gone = Gone::default();
+    for change in 1..=MAX_INSTANCES as u64 + 5 {
+        gone.went(key("echo", &format!("e{change}")), None, change);
+    }
+    let causes = gone.causes();
+    assert_eq!(causes.len(), MAX_INSTANCES);
+    assert!(!causes.contains_key(&key("echo", "e5")) && causes.contains_key(&key("echo", "e6")));
+    gone.is_back(&key("echo", "e6"));
+    gone.known(MAX_INSTANCES as u64);
+    assert_eq!(gone.causes().len(), 5);
 }

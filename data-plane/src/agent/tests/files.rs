@@ -157,13 +157,31 @@ async fn files_come_change_break_and_go() {
     };
     until(&agent, "the other file's are in", other).await;
 
+    // One is taken out of its file.
+    let one: String = GOOD.replace("bench-echo", "other");
+    let one: Vec<_> = one.lines().filter(|line| !line.contains("e2")).collect();
+    fs::write(&file, one.join("\n")).unwrap();
+    dir.look();
+    until(&agent, "one is left", |views| views.len() == 1).await;
+
     // They drain before they are gone.
     fs::remove_file(&file).unwrap();
     dir.look();
     let (_, leaving) = agent.views();
     assert!(leaving.values().all(|v| v.health == Health::Draining));
-    assert_eq!(leaving.len(), 2);
+    assert_eq!(leaving.len(), 1);
     until(&agent, "gone", Views::is_empty).await;
+    // That e2 was gone from its file before was asked for; that the file is gone was not.
+    let (_, _, gone) = agent.untold(0);
+    let cause = |id: &str| {
+        let mut of_it = gone
+            .iter()
+            .filter(|(key, _)| key.id == id && key.service == "other");
+        of_it.next().unwrap().1.as_ref().map(ToString::to_string)
+    };
+    let expected = format!("its services file {} is gone", file.display());
+    assert_eq!(cause("e1"), Some(expected));
+    assert_eq!(cause("e2"), None);
 }
 
 #[tokio::test]

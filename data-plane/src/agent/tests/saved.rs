@@ -6,7 +6,9 @@ use prost::bytes::Bytes;
 use super::{instance, until};
 use crate::{
     agent::{
-        Agent, saved,
+        Agent,
+        gone::Cause,
+        saved,
         validate::{Origin, check},
     },
     state_dir::StateDir,
@@ -36,7 +38,7 @@ async fn a_proxy_that_starts_begins_with_what_it_had() {
     assert_eq!(view.schema.as_ref().unwrap().bytes, set, "byte for byte");
     // It may simply go on beating: its registration stands.
     let stream = after.stream_opened(&registration).expect("still known");
-    after.stream_closed(&registration, stream);
+    after.stream_closed(&registration, stream, Cause::StreamBroke);
     until(&after, "gone for good", crate::agent::book::Views::is_empty).await;
 }
 

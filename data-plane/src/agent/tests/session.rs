@@ -7,8 +7,8 @@ use std::{
 
 use futures_util::Stream;
 use heddle_proto::control::v1::{
-    Ack, ControlMessage, Hello, NodeMessage, RemovalAnswer, Welcome, ack, control_message,
-    node_message,
+    Ack, ControlMessage, GoneInstance, Hello, NodeMessage, RemovalAnswer, Welcome, ack,
+    control_message, node_message,
     node_session_server::{NodeSession, NodeSessionServer},
 };
 use prost::bytes::Bytes;
@@ -20,6 +20,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{checked, instance, listener, soon};
 use crate::agent::{
     Agent,
+    gone::Cause,
     session::{Identity, Session, SessionHandle, SessionStatus},
     validate::{Origin, check},
 };
@@ -212,6 +213,74 @@ async fn the_full_set_goes_with_hello_then_every_change() {
     )
     .await
     .unwrap();
+}
+
+/// Ids and causes.
+fn told(gone: &[GoneInstance]) -> Vec<(&str, &str)> {
+    let told = gone.iter().map(|one| (one.id.as_str(), one.cause.as_str()));
+    told.collect()
+}
+
+#[tokio::test]
+async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() {
+    const BROKE: &str = "its keep-alive stream broke";
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    let register = |id: &str| {
+        let one = checked(instance("echo", id, "127.0.0.1:1"));
+        agent.register(one).unwrap()
+    };
+    let breaks = |registration: &str| {
+        let stream = agent.stream_opened(registration).unwrap();
+        agent.stream_closed(registration, stream, Cause::StreamBroke);
+    };
+    let all = ["e1", "e2", "e3", "e4", "e5"].map(register);
+    // Nobody was ever told of this one.
+    breaks(&register("e0"));
+    start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let hello = visit.hello().await;
+    assert_eq!(told(&hello.gone), [("e0", BROKE)]);
+    visit.welcome(1, &[]).await;
+
+    breaks(&all[0]);
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(told(&change.removed), [("e1", BROKE)]);
+    agent.deregister(&all[1]).unwrap();
+    visit.acknowledge(1).await;
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(told(&change.removed), [("e2", "")]);
+    // This change is not acknowledged, and more happens before the next session.
+    breaks(&all[2]);
+    agent.deregister(&all[3]).unwrap();
+    drop(visit);
+    let mut visit = soon("a second session", visits.recv()).await.unwrap();
+    let hello = visit.hello().await;
+    assert_eq!(ids(&hello), ["e5"]);
+    assert_eq!(told(&hello.gone), [("e2", ""), ("e3", BROKE), ("e4", "")]);
+    // Not welcomed: once more. Then it is known.
+    drop(visit);
+    let mut visit = soon("a third session", visits.recv()).await.unwrap();
+    assert_eq!(visit.hello().await.gone.len(), 3);
+    visit.welcome(1, &[]).await;
+    breaks(&all[4]);
+    let node_message::Message::Change(change) = visit.next().await else {
+        panic!("no Change")
+    };
+    assert_eq!(told(&change.removed), [("e5", BROKE)]);
+    visit.acknowledge(1).await;
+    register("e6");
+    assert!(matches!(
+        visit.next().await,
+        node_message::Message::Change(_)
+    ));
+    drop(visit);
+    let mut visit = soon("a fourth session", visits.recv()).await.unwrap();
+    assert_eq!(told(&visit.hello().await.gone), []);
 }
 
 #[tokio::test]

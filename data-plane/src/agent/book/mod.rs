@@ -3,9 +3,9 @@
 //! sockets, no tasks, no clock.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,10 +14,13 @@ use heddle_proto::control::v1::{LocalInstance, ProtoService};
 use heddle_proto::registry::v1::{Health, Instance, Protocol, health_check::Kind};
 
 use super::{
+    gone::{Cause, Causes, Gone},
     key::InstanceKey,
     schema::{self, Schema},
     validate::{CheckPlan, Checked},
 };
+
+mod files;
 
 /// The most instances one node takes.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -91,6 +94,8 @@ struct Entry {
     beat_by: Option<Instant>,
     /// The keep-alive stream that stands for it, the newest one.
     stream: Option<u64>,
+    /// Why it drains, if it did not ask to go.
+    unasked: Option<Cause>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +124,7 @@ pub struct Joined {
 pub struct Book {
     entries: BTreeMap<InstanceKey, Entry>,
     by_registration: BTreeMap<Arc<str>, InstanceKey>,
+    gone: Gone,
     version: u64,
     ttl: Duration,
     streams: u64,
@@ -133,6 +139,7 @@ impl Book {
         Self {
             entries: BTreeMap::new(),
             by_registration: BTreeMap::new(),
+            gone: Gone::default(),
             version: 0,
             ttl,
             streams: 0,
@@ -206,6 +213,7 @@ impl Book {
         beat_by: Option<Instant>,
     ) -> Joined {
         let previous = self.remove_entry(&key);
+        self.gone.is_back(&key);
         let passive = matches!(
             checked.check.kind,
             Kind::KeepAlive | Kind::None | Kind::Unspecified
@@ -254,6 +262,7 @@ impl Book {
                 source,
                 beat_by,
                 stream: None,
+                unasked: None,
             },
         );
         self.version += 1;
@@ -298,26 +307,42 @@ impl Book {
         Some(entry.view.health)
     }
 
-    /// A keep-alive stream broke: its instance is out at once, unless a newer stream stands for it.
-    pub fn stream_closed(&mut self, registration: &str, stream: u64) -> Option<InstanceKey> {
+    /// A keep-alive stream broke, or has no beats: its instance is out at once, unless a newer stream stands for it.
+    pub fn stream_closed(
+        &mut self,
+        registration: &str,
+        stream: u64,
+        cause: Cause,
+    ) -> Option<InstanceKey> {
         let entry = self.entry_of(registration)?;
         if entry.stream != Some(stream) {
             return None;
         }
-        self.deregister(registration)
+        self.deregister(registration, Some(cause))
     }
 
     /// An instance gets no new calls from now on, and is gone once it is deregistered, or after `LEAVE_WITHIN`.
-    pub fn drain(&mut self, registration: &str, now: Instant) -> Option<Leaving> {
+    pub fn drain(
+        &mut self,
+        registration: &str,
+        unasked: Option<Cause>,
+        now: Instant,
+    ) -> Option<Leaving> {
         let key = self.by_registration.get(registration)?.clone();
-        self.drain_key(&key, now)
+        self.drain_key(&key, unasked, now)
     }
 
-    fn drain_key(&mut self, key: &InstanceKey, now: Instant) -> Option<Leaving> {
+    fn drain_key(
+        &mut self,
+        key: &InstanceKey,
+        unasked: Option<Cause>,
+        now: Instant,
+    ) -> Option<Leaving> {
         let entry = self.entries.get_mut(key)?;
         // Asked twice, it does not stay longer.
         if entry.source != Source::Leaving {
             entry.source = Source::Leaving;
+            entry.unasked = unasked;
             entry.beat_by = now.checked_add(LEAVE_WITHIN);
             let mut view = View::clone(&entry.view);
             view.health = Health::Draining;
@@ -332,31 +357,56 @@ impl Book {
         })
     }
 
-    /// Takes an instance out.
-    pub fn deregister(&mut self, registration: &str) -> Option<InstanceKey> {
+    /// Takes an instance out: because it asks, or for a cause.
+    pub fn deregister(
+        &mut self,
+        registration: &str,
+        unasked: Option<Cause>,
+    ) -> Option<InstanceKey> {
         let key = self.by_registration.get(registration)?.clone();
-        self.remove_entry(&key)?;
-        self.version += 1;
+        self.take_out(&key, unasked)?;
         Some(key)
     }
 
-    /// Takes out whose beat is overdue.
-    pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Source)> {
+    /// Takes out whose beat is overdue; and why, but for those that had asked to go.
+    pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Option<Cause>)> {
         let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
         let keys: Vec<_> = self
             .entries
             .iter()
             .filter(|(_, e)| due(e))
-            .map(|(k, _)| k.clone())
+            .map(|(k, e)| (k.clone(), e.source == Source::Restored))
             .collect();
         let mut out = Vec::new();
-        for key in keys {
-            if let Some(entry) = self.remove_entry(&key) {
-                out.push((key, entry.source));
-                self.version += 1;
+        for (key, restored) in keys {
+            let cause = if restored {
+                Cause::NotBack(self.ttl)
+            } else {
+                Cause::NoBeat(self.ttl)
+            };
+            if let Some(cause) = self.take_out(&key, Some(cause)) {
+                out.push((key, cause));
             }
         }
         out
+    }
+
+    /// Why it went in the end: one that drains had its cause, or none, before.
+    fn take_out(&mut self, key: &InstanceKey, unasked: Option<Cause>) -> Option<Option<Cause>> {
+        let entry = self.remove_entry(key)?;
+        self.version += 1;
+        let cause = match entry.source {
+            Source::Leaving => entry.unasked,
+            _ => unasked,
+        };
+        self.gone.went(key.clone(), cause.clone(), self.version);
+        Some(cause)
+    }
+
+    /// Those that went and that the control plane does not know of yet; it knows of all up to the change `known`.
+    pub fn gone(&mut self, known: u64) -> Causes {
+        self.gone.known(known);
+        self.gone.causes()
     }
 
     /// When the next beat is due.
@@ -376,82 +426,16 @@ impl Book {
         }
         self.by_registration
             .insert(Arc::clone(&view.registration), key.clone());
+        self.gone.is_back(&key);
         let entry = Entry {
             view: Arc::new(view),
             source: Source::Restored,
             beat_by: now.checked_add(self.ttl),
             stream: None,
+            unasked: None,
         };
         self.entries.insert(key, entry);
         self.version += 1;
-    }
-
-    /// The file now names exactly these. Unchanged ones are left as they are; those that it does not name any more
-    /// drain.
-    ///
-    /// # Errors
-    /// One of them is held by another file or a registration, or the node is full: nothing is changed.
-    pub fn set_file(
-        &mut self,
-        file: &Path,
-        wanted: Vec<(Checked, Arc<str>)>,
-        now: Instant,
-    ) -> Result<(Vec<Joined>, Vec<Leaving>), Refused> {
-        let keys: BTreeSet<_> = wanted
-            .iter()
-            .map(|(checked, _)| InstanceKey::of(&checked.instance))
-            .collect();
-        for key in &keys {
-            match self.entries.get(key).map(|entry| &entry.source) {
-                Some(Source::File(other)) if other != file => {
-                    return Err(Refused::HeldByFile {
-                        key: key.clone(),
-                        file: other.clone(),
-                    });
-                }
-                Some(Source::Registered) => {
-                    return Err(Refused::HeldByRegistration { key: key.clone() });
-                }
-                _ => {}
-            }
-        }
-        let of_file = |entry: &Entry| matches!(&entry.source, Source::File(f) if f == file);
-        let others = self
-            .entries
-            .values()
-            .filter(|entry| !of_file(entry))
-            .count();
-        if others + keys.len() > MAX_INSTANCES {
-            return Err(Refused::Full);
-        }
-        let gone: Vec<_> = self
-            .entries
-            .iter()
-            .filter(|(k, e)| of_file(e) && !keys.contains(*k))
-            .map(|(k, _)| k.clone())
-            .collect();
-        let leaving = gone
-            .iter()
-            .filter_map(|key| self.drain_key(key, now))
-            .collect();
-        let mut joined = Vec::new();
-        for (checked, registration) in wanted {
-            let key = InstanceKey::of(&checked.instance);
-            let unchanged = self
-                .entries
-                .get(&key)
-                .is_some_and(|e| of_file(e) && e.view.instance == checked.instance);
-            if !unchanged {
-                joined.push(self.insert(
-                    key,
-                    checked,
-                    Source::File(file.to_owned()),
-                    &registration,
-                    None,
-                ));
-            }
-        }
-        Ok((joined, leaving))
     }
 
     /// What a check found. Ignored when the registration has been replaced, or drains.
@@ -508,14 +492,6 @@ impl Book {
         let entry = self.entries.remove(key)?;
         self.by_registration.remove(&entry.view.registration);
         Some(entry)
-    }
-
-    /// Whether instances of this file are in.
-    #[must_use]
-    pub fn has_file(&self, file: &Path) -> bool {
-        self.entries
-            .values()
-            .any(|entry| matches!(&entry.source, Source::File(f) if f == file))
     }
 
     /// Whether every instance has had its first check, and those that take calls have told what they serve.

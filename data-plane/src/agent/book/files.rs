@@ -1,0 +1,96 @@
+//! The instances that files of `--services-dir` name: they come with their file, change with it and drain when it does
+//! not name them any more, or is gone. In comes what a file says now. Files themselves are `services_dir`'s.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+
+use super::{Book, Entry, Joined, Leaving, MAX_INSTANCES, Refused, Source};
+use crate::agent::{gone::Cause, key::InstanceKey, validate::Checked};
+
+impl Book {
+    /// The file now names exactly these. Unchanged ones are left as they are; those that it does not name any more
+    /// drain.
+    ///
+    /// # Errors
+    /// One of them is held by another file or a registration, or the node is full: nothing is changed.
+    pub fn set_file(
+        &mut self,
+        file: &Path,
+        wanted: Vec<(Checked, Arc<str>)>,
+        now: Instant,
+    ) -> Result<(Vec<Joined>, Vec<Leaving>), Refused> {
+        let keys: BTreeSet<_> = wanted
+            .iter()
+            .map(|(checked, _)| InstanceKey::of(&checked.instance))
+            .collect();
+        for key in &keys {
+            match self.entries.get(key).map(|entry| &entry.source) {
+                Some(Source::File(other)) if other != file => {
+                    return Err(Refused::HeldByFile {
+                        key: key.clone(),
+                        file: other.clone(),
+                    });
+                }
+                Some(Source::Registered) => {
+                    return Err(Refused::HeldByRegistration { key: key.clone() });
+                }
+                _ => {}
+            }
+        }
+        let others = self
+            .entries
+            .values()
+            .filter(|entry| !is_of(entry, file))
+            .count();
+        if others + keys.len() > MAX_INSTANCES {
+            return Err(Refused::Full);
+        }
+        let gone: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(k, e)| is_of(e, file) && !keys.contains(*k))
+            .map(|(k, _)| k.clone())
+            .collect();
+        let leaving = gone
+            .iter()
+            .filter_map(|key| self.drain_key(key, None, now))
+            .collect();
+        let mut joined = Vec::new();
+        for (checked, registration) in wanted {
+            let key = InstanceKey::of(&checked.instance);
+            let unchanged = self
+                .entries
+                .get(&key)
+                .is_some_and(|e| is_of(e, file) && e.view.instance == checked.instance);
+            if !unchanged {
+                joined.push(self.insert(
+                    key,
+                    checked,
+                    Source::File(file.to_owned()),
+                    &registration,
+                    None,
+                ));
+            }
+        }
+        Ok((joined, leaving))
+    }
+
+    /// The file is no longer there: its instances drain, though nobody took them out of it.
+    pub fn file_gone(&mut self, file: &Path, now: Instant) -> Vec<Leaving> {
+        let gone = self.entries.iter().filter(|(_, entry)| is_of(entry, file));
+        let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
+        let cause = Cause::FileGone(file.to_owned());
+        gone.iter()
+            .filter_map(|key| self.drain_key(key, Some(cause.clone()), now))
+            .collect()
+    }
+
+    /// Whether instances of this file are in.
+    #[must_use]
+    pub fn has_file(&self, file: &Path) -> bool {
+        self.entries.values().any(|entry| is_of(entry, file))
+    }
+}
+
+fn is_of(entry: &Entry, file: &Path) -> bool {
+    matches!(&entry.source, Source::File(it) if it == file)
+}

@@ -1,0 +1,103 @@
+//! Instances that this node has no longer, and why they went, until the control plane knows. In come removals with the
+//! number of the change that each is; out goes what is still to be told. Nothing is taken out here: that is the book's.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{book::MAX_INSTANCES, key::InstanceKey};
+
+/// The most that are remembered, while no control plane takes them; of more the newest.
+const MAX_GONE: usize = MAX_INSTANCES;
+/// Longest cause that somebody else gives.
+const MAX_SAID: usize = 200;
+
+/// Why an instance went that did not ask to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its process died, or the connection to it broke.
+    StreamBroke,
+    /// For so long.
+    NoBeat(Duration),
+    /// It was here when the last process of the agent stopped, and did not register again for so long.
+    NotBack(Duration),
+    /// Its file of `--services-dir` is no longer there.
+    FileGone(PathBuf),
+    /// As who took it out says.
+    Said(String),
+}
+
+impl Cause {
+    /// What a caller gives as the cause: none if it says nothing.
+    #[must_use]
+    pub fn said(words: &str) -> Option<Self> {
+        let printable = words.chars().filter(|c| !c.is_control());
+        let words: String = printable.take(MAX_SAID).collect();
+        (!words.is_empty()).then_some(Self::Said(words))
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StreamBroke => f.write_str("its keep-alive stream broke"),
+            Self::NoBeat(ttl) => write!(f, "no beat for {ttl:?}"),
+            Self::NotBack(ttl) => {
+                write!(
+                    f,
+                    "it has not come back for {ttl:?} since its proxy started"
+                )
+            }
+            Self::FileGone(file) => write!(f, "its services file {} is gone", file.display()),
+            Self::Said(words) => f.write_str(words),
+        }
+    }
+}
+
+/// Who went, and why; no cause: it asked to go.
+pub type Causes = BTreeMap<InstanceKey, Option<Cause>>;
+
+/// See the room sign.
+#[derive(Debug, Default)]
+pub struct Gone {
+    by_change: BTreeMap<u64, (InstanceKey, Option<Cause>)>,
+    changes: HashMap<InstanceKey, u64>,
+}
+
+impl Gone {
+    /// It went with this change; each change takes one instance out.
+    pub fn went(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
+        self.is_back(&key);
+        self.changes.insert(key.clone(), change);
+        self.by_change.insert(change, (key, cause));
+        while self.by_change.len() > MAX_GONE {
+            if let Some((_, (key, _))) = self.by_change.pop_first() {
+                self.changes.remove(&key);
+            }
+        }
+    }
+
+    pub fn is_back(&mut self, key: &InstanceKey) {
+        if let Some(change) = self.changes.remove(key) {
+            self.by_change.remove(&change);
+        }
+    }
+
+    /// The control plane knows of everything up to this change.
+    pub fn known(&mut self, change: u64) {
+        while let Some(first) = self.by_change.first_entry()
+            && *first.key() <= change
+        {
+            let (key, _) = first.remove();
+            self.changes.remove(&key);
+        }
+    }
+
+    #[must_use]
+    pub fn causes(&self) -> Causes {
+        self.by_change.values().cloned().collect()
+    }
+}
