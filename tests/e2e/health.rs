@@ -69,7 +69,7 @@ async fn what_an_instance_says_of_itself_is_seen_everywhere_with_its_reason() {
     let leave = DeregisterRequest {
         registration: registered.registration,
         wait_acknowledged: true,
-        max_wait: None,
+        ..DeregisterRequest::default()
     };
     let answer = agent.deregister(leave).await.unwrap().into_inner();
     assert!(answer.acknowledged, "{answer:?}");

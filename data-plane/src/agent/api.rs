@@ -104,14 +104,16 @@ impl Registry for AgentApi {
     ) -> Result<Response<DeregisterResponse>, Status> {
         let request = request.into_inner();
         let registration = &request.registration;
+        let unasked = Cause::said(&request.cause);
         if !request.wait_acknowledged {
-            self.retire.now(registration).await.ok_or_else(unknown)?;
+            let done = self.retire.now(registration, unasked).await;
+            done.ok_or_else(unknown)?;
             return Ok(Response::new(DeregisterResponse::default()));
         }
         let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
         let answer = self
             .retire
-            .acknowledged(registration, given.unwrap_or(MAX_WAIT))
+            .acknowledged(registration, unasked, given.unwrap_or(MAX_WAIT))
             .await
             .ok_or_else(unknown)?;
         Ok(Response::new(DeregisterResponse {

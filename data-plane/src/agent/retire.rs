@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     Agent,
     book::Leaving,
+    gone::Cause,
     session::{Acknowledged, SessionHandle},
 };
 
@@ -37,9 +38,10 @@ impl Retire {
         }
     }
 
-    /// Takes an instance out at once: for one that has gone already. `None`: nobody knows it.
-    pub async fn now(&self, registration: &str) -> Option<()> {
-        let (_, version) = self.agent.deregister(registration)?;
+    /// Takes an instance out at once: for one that has gone already, and why it has if that was not asked for. `None`:
+    /// nobody knows it.
+    pub async fn now(&self, registration: &str, unasked: Option<Cause>) -> Option<()> {
+        let (_, version) = self.agent.take_out(registration, unasked)?;
         self.until_applied(version).await;
         Some(())
     }
@@ -48,9 +50,10 @@ impl Retire {
     pub async fn acknowledged(
         &self,
         registration: &str,
+        unasked: Option<Cause>,
         max_wait: Duration,
     ) -> Option<Acknowledged> {
-        let leaving = self.agent.drain(registration, None)?;
+        let leaving = self.agent.drain(registration, unasked)?;
         let retire = self.clone();
         let done =
             tokio::spawn(async move { retire.finish(&[leaving], max_wait.min(MAX_WAIT)).await });

@@ -3,10 +3,7 @@
 //! there, or refuses, is asked again for ever: nothing depends on start order. No socket of the service is touched.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -93,8 +90,8 @@ pub struct Departure {
 #[derive(Clone, Debug)]
 pub struct Registration {
     leaving: CancellationToken,
-    /// Whether leaving waits for the clients' acknowledgement.
-    patient: Arc<AtomicBool>,
+    /// Why the instance has gone already; unset: it leaves, and waits for the clients' acknowledgement.
+    vanished: Arc<OnceLock<String>>,
     node: watch::Receiver<Arc<str>>,
     departed: watch::Receiver<Option<Departure>>,
 }
@@ -107,7 +104,7 @@ impl Registration {
     pub fn start(membership: Membership) -> Result<Self, SdkError> {
         let client = RegistryClient::new(endpoint(&membership.agent)?.connect_lazy());
         let leaving = CancellationToken::new();
-        let patient = Arc::new(AtomicBool::new(true));
+        let vanished = Arc::new(OnceLock::new());
         let (node_sender, node) = watch::channel(Arc::from(""));
         let (departed_sender, departed) = watch::channel(None);
         let member = Member {
@@ -118,7 +115,7 @@ impl Registration {
                 file_descriptor_set: membership.file_descriptor_set,
             },
             leaving: leaving.clone(),
-            patient: patient.clone(),
+            vanished: vanished.clone(),
             node: node_sender,
             said: OnceInAWhile::default(),
         };
@@ -128,7 +125,7 @@ impl Registration {
         });
         Ok(Self {
             leaving,
-            patient,
+            vanished,
             node,
             departed,
         })
@@ -152,16 +149,17 @@ impl Registration {
     /// Takes the instance out and returns when every connected client has acknowledged it, or after
     /// [`LEAVE_WITHIN`]. The instance must go on serving meanwhile. Later calls give the same answer.
     pub async fn leave(&self) -> Departure {
-        self.depart(true).await
+        self.depart().await
     }
 
-    /// Takes the instance out without waiting for any client: for one that has already gone.
-    pub async fn vanish(&self) -> Departure {
-        self.depart(false).await
+    /// Takes the instance out without waiting for any client: for one that has already gone, and why it has in a few
+    /// words ("its process ended"): the mesh is told of that as an event. Empty: no event.
+    pub async fn vanish(&self, cause: &str) -> Departure {
+        self.vanished.get_or_init(|| cause.to_owned());
+        self.depart().await
     }
 
-    async fn depart(&self, patient: bool) -> Departure {
-        self.patient.store(patient, Ordering::Relaxed);
+    async fn depart(&self) -> Departure {
         self.leaving.cancel();
         let mut departed = self.departed.clone();
         match departed.wait_for(Option::is_some).await {
@@ -194,7 +192,7 @@ struct Member {
     agent: String,
     request: RegisterRequest,
     leaving: CancellationToken,
-    patient: Arc<AtomicBool>,
+    vanished: Arc<OnceLock<String>>,
     node: watch::Sender<Arc<str>>,
     said: OnceInAWhile,
 }
@@ -208,7 +206,7 @@ impl Member {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
                     return match timeout(UNDO_WITHIN, register).await {
-                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.patient.clone()).await,
+                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.vanished.clone()).await,
                         _ => Departure::default(),
                     };
                 }
@@ -255,7 +253,7 @@ impl Member {
             why = &mut alive => why,
             () = self.leaving.cancelled() => {
                 // The beats go on meanwhile: a broken stream would take the instance out before the clients know.
-                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.patient.clone()));
+                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.vanished.clone()));
                 return Some(tokio::select! {
                     departure = &mut leave => departure,
                     _ = &mut alive => leave.await,
@@ -380,12 +378,13 @@ fn broken(status: &Status) -> String {
 async fn deregister(
     mut client: RegistryClient<Channel>,
     registration: String,
-    patient: Arc<AtomicBool>,
+    vanished: Arc<OnceLock<String>>,
 ) -> Departure {
     let request = DeregisterRequest {
         registration,
-        wait_acknowledged: patient.load(Ordering::Relaxed),
+        wait_acknowledged: vanished.get().is_none(),
         max_wait: prost_types::Duration::try_from(ACKNOWLEDGE_WITHIN).ok(),
+        cause: vanished.get().cloned().unwrap_or_default(),
     };
     match timeout(LEAVE_WITHIN, client.deregister(request)).await {
         Ok(Ok(response)) => {

@@ -268,21 +268,23 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
     let asked = agent.0.deregistered.lock().unwrap().clone();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].registration, "r1");
-    assert!(asked[0].wait_acknowledged);
+    assert!(asked[0].wait_acknowledged && asked[0].cause.is_empty());
     assert!(asked[0].max_wait.is_some_and(|wait| wait.seconds < 5));
 }
 
 #[tokio::test]
-async fn vanishing_does_not_ask_for_acknowledgements() {
+async fn vanishing_asks_for_no_acknowledgements_and_says_why() {
     let (agent, registration) = agent().await;
     agent.beats(1).await;
     assert!(
-        timeout(PATIENCE, registration.vanish())
+        timeout(PATIENCE, registration.vanish("its process ended"))
             .await
             .unwrap()
             .deregistered
     );
-    assert!(!agent.0.deregistered.lock().unwrap()[0].wait_acknowledged);
+    let asked = agent.0.deregistered.lock().unwrap().clone();
+    assert!(!asked[0].wait_acknowledged);
+    assert_eq!(asked[0].cause, "its process ended");
 }
 
 #[tokio::test]

@@ -81,11 +81,19 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
                 return drain(plan, &mut program, Some(&registration)).await.map(End::Asked);
             }
             ended = program.ended() => {
-                registration.vanish().await;
+                registration.vanish(&why(&ended)).await;
                 return itself(&program, ended);
             }
             () = &mut told, if !said => said = true,
         }
+    }
+}
+
+/// Why the instance has gone, as the mesh is told.
+fn why(ended: &io::Result<ExitStatus>) -> String {
+    match ended {
+        Ok(status) => format!("its process ended by itself ({status})"),
+        Err(error) => unwaited(error),
     }
 }
 

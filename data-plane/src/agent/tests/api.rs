@@ -73,6 +73,7 @@ async fn an_instance_lives_as_long_as_its_stream() {
         views.is_empty()
     })
     .await;
+    assert_eq!(cause(&agent).unwrap(), "its keep-alive stream broke");
 }
 
 #[tokio::test]
@@ -85,6 +86,7 @@ async fn without_beats_it_is_out_after_the_ttl() {
         crate::agent::book::Views::is_empty,
     )
     .await;
+    assert_eq!(cause(&agent).unwrap(), "no beat for 60ms");
     // What it says then tells it what to do.
     let beat = tokio_stream::once(KeepAliveRequest {
         registration: registered.registration.clone(),
@@ -146,7 +148,7 @@ async fn deregister_takes_out_at_once_and_answers_with_no_control_plane() {
     let ask = DeregisterRequest {
         registration: registered.registration,
         wait_acknowledged: true,
-        max_wait: None,
+        ..DeregisterRequest::default()
     };
     let answer = soon("an answer", client.deregister(ask))
         .await
@@ -155,6 +157,33 @@ async fn deregister_takes_out_at_once_and_answers_with_no_control_plane() {
     // No control plane is configured: this node is the whole mesh.
     assert!(answer.acknowledged);
     assert!(agent.views().1.is_empty());
+}
+
+/// Why the only one that went has gone.
+fn cause(agent: &Agent) -> Option<String> {
+    let (_, _, gone) = agent.untold(0);
+    assert_eq!(gone.len(), 1);
+    let cause = gone.into_values().next().unwrap();
+    cause.map(|cause| cause.to_string())
+}
+
+#[tokio::test]
+async fn who_takes_out_another_says_why_and_who_takes_out_itself_does_not() {
+    for wait_acknowledged in [false, true] {
+        for words in ["", "its process ended"] {
+            let (agent, mut client) = api(LONG).await;
+            let registered = client.register(request("e1")).await.unwrap().into_inner();
+            let ask = DeregisterRequest {
+                registration: registered.registration,
+                wait_acknowledged,
+                cause: words.to_owned(),
+                ..DeregisterRequest::default()
+            };
+            soon("an answer", client.deregister(ask)).await.unwrap();
+            let expected = Some(words.to_owned()).filter(|words| !words.is_empty());
+            assert_eq!(cause(&agent), expected, "{wait_acknowledged}");
+        }
+    }
 }
 
 #[tokio::test]
