@@ -131,8 +131,17 @@ async fn any_program_joins_is_restarted_and_leaves() {
     };
     until("the program is started again", again).await;
     users_answer(&mesh).await;
+    let died = "its process ended by itself (signal: 9 (SIGKILL))";
+    let told = async || {
+        let events = mesh.events().await.into_iter();
+        let of_it = events.filter(|event| event.instance == "u1");
+        let causes: Vec<_> = of_it.map(|event| event.cause).collect();
+        seen(causes == [died], format!("{causes:?}"))
+    };
+    until("its death is told", told).await;
 
     process.stop_well().await;
+    told().await.expect("that it leaves is not told");
     assert!(tokio::net::TcpStream::connect(first).await.is_err());
     until("the service has left the mesh", async || {
         let client = Client::connect(mesh.node("b").outbound).await;

@@ -30,5 +30,7 @@ mod bad_registrations;
 mod bad_starts;
 /// The command line: demo, run, status.
 mod cli;
+/// What has happened and why, by the status API and by `heddle events`.
+mod events;
 /// Health checks as the whole mesh sees them, and how instances leave.
 mod health;

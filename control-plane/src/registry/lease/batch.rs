@@ -71,7 +71,7 @@ impl Transaction {
     /// It is done: the log says so too.
     pub(super) fn log(&self) {
         for fact in &self.facts {
-            fact.log("instances are removed that did not ask to go");
+            fact.log("gone without having asked");
         }
     }
 }

@@ -1,0 +1,178 @@
+//! What has happened, as people are told: instances that die, with why they went; those that leave, of which nothing is
+//! told; and `heddle events --follow`, which tells it as it happens.
+
+use std::collections::BTreeSet;
+
+use heddle_proto::status::v1::Event;
+use heddle_tests::mesh::Mesh;
+use heddle_tests::process::{Process, Start, run};
+use heddle_tests::tools::binary;
+use heddle_tests::until::{PATIENCE, seen, until, within};
+use serde_json::Value;
+
+const EXPIRED: &str = "instance-expired";
+const BROKE: &str = "its keep-alive stream broke";
+
+fn events(mesh: &Mesh, words: &[&str]) -> Start {
+    Start::new("heddle events", &binary("heddle"))
+        .arg("events")
+        .args(words)
+        .args(["--control", &format!("http://{}", mesh.grpc)])
+}
+
+/// The events of instances as the status API has them: service, instance, cause.
+async fn expired(mesh: &Mesh) -> Vec<[String; 3]> {
+    let events = mesh.events().await.into_iter();
+    let expired = events.filter(|event| event.kind == EXPIRED);
+    expired
+        .map(
+            |Event {
+                 service,
+                 instance,
+                 cause,
+                 ..
+             }| [service, instance, cause],
+        )
+        .collect()
+}
+
+fn line(service: &str, instance: &str, cause: &str) -> [String; 3] {
+    [service, instance, cause].map(str::to_owned)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_dies_is_told_with_its_cause_and_one_that_stops_is_not() {
+    let mut mesh = Mesh::builder().start().await;
+    for id in ["dies", "stays", "stops"] {
+        mesh.echo("a", id).await;
+    }
+    mesh.control_has(&["dies", "stays", "stops"]).await;
+    mesh.kill_instance("a", "dies").await;
+    mesh.control_has(&["stays", "stops"]).await;
+    mesh.stop_instance("a", "stops").await;
+    mesh.control_has(&["stays"]).await;
+    // An event comes with what it tells of: there is none to wait for.
+    let ran = run(events(&mesh, &["-o", "json"])).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let told = told["events"].as_array().unwrap();
+    let expired: Vec<_> = told
+        .iter()
+        .filter(|event| event["kind"] == EXPIRED)
+        .collect();
+    let [event] = &*expired else {
+        panic!("{told:#?}");
+    };
+    for (field, value) in [
+        ("node", "a"),
+        ("service", "heddle-echo.default"),
+        ("instance", "dies"),
+        ("cause", BROKE),
+    ] {
+        assert_eq!(event[field], value, "{event}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_hangs_is_told_to_have_no_beat() {
+    let mut mesh = Mesh::builder().start().await;
+    let start = mesh.echo_start("a", "hangs");
+    let mut process = start.spawn();
+    process.ready().await;
+    mesh.control_has(&["hangs"]).await;
+    process.signal("STOP");
+    // The agent waits for 15 s.
+    within(PATIENCE * 2, "it is told", async || {
+        let told = expired(&mesh).await;
+        let silent = line("heddle-echo.default", "hangs", "no beat for 15s");
+        seen(told == [silent], format!("{told:?}"))
+    })
+    .await;
+    process.signal("CONT");
+    mesh.stop_proxy("a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_one_went_is_told_once_the_control_plane_is_back() {
+    let mut mesh = Mesh::builder().start().await;
+    for id in ["dies", "stays", "stops"] {
+        mesh.echo("a", id).await;
+    }
+    mesh.control_has(&["dies", "stays", "stops"]).await;
+    mesh.kill_control().await;
+    mesh.kill_instance("a", "dies").await;
+    mesh.stop_instance("a", "stops").await;
+    mesh.start_control().await;
+    mesh.control_has(&["stays"]).await;
+    let told = expired(&mesh).await;
+    assert_eq!(told, [line("heddle-echo.default", "dies", BROKE)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_gone_is_told_and_an_entry_that_is_taken_out_is_not() {
+    let text = |ids: &[&str]| {
+        let instance = |id: &&str| format!("  - {{id: {id}, address: \"127.0.0.1:7\"}}\n");
+        let instances: String = ids.iter().map(instance).collect();
+        format!(
+            "service: filed\nprotos: [filed.Filed]\nhealth: {{kind: none}}\ninstances:\n{instances}"
+        )
+    };
+    let mesh = Mesh::builder()
+        .services_file("a", "filed.yaml", &text(&["f1", "f2"]))
+        .start()
+        .await;
+    let has = async |count: u32| {
+        until("so many instances", async || {
+            let service = mesh.service("filed").await?;
+            seen(service.instances == count, format!("{service:?}"))
+        })
+        .await;
+    };
+    has(2).await;
+    mesh.write_services_file("a", "filed.yaml", &text(&["f1"]));
+    has(1).await;
+    let file = mesh.node("a").services_dir.join("filed.yaml");
+    std::fs::remove_file(&file).unwrap();
+    has(0).await;
+    let cause = format!("its services file {} is gone", file.display());
+    assert_eq!(expired(&mesh).await, [line("filed.default", "f1", &cause)]);
+}
+
+/// Awaits that it has told of this.
+async fn tells(follow: &mut Process, kind: &str, instance: &str) -> Value {
+    let what = format!("{kind} of {instance:?}");
+    let told = |line: &str| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        (event["kind"] == kind && event["instance"] == instance).then_some(event)
+    };
+    follow.line(&what, told).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_is_told_at_once_and_goes_on_after_a_restart_of_the_control_plane() {
+    let mut mesh = Mesh::builder().start().await;
+    for id in ["e1", "e2"] {
+        mesh.echo("a", id).await;
+    }
+    mesh.control_has(&["e1", "e2"]).await;
+    let mut follow = events(&mesh, &["--follow", "-o", "json"]).spawn();
+    // What had happened before comes first.
+    tells(&mut follow, "node-joined", "").await;
+    mesh.kill_instance("a", "e1").await;
+    let event = tells(&mut follow, EXPIRED, "e1").await;
+    assert_eq!(event["cause"], BROKE, "{event}");
+
+    mesh.stop_control().await;
+    mesh.start_control().await;
+    mesh.control_has(&["e2"]).await;
+    mesh.kill_instance("a", "e2").await;
+    tells(&mut follow, EXPIRED, "e2").await;
+    let lines = follow.stdout();
+    let ids: BTreeSet<_> = lines
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].to_string())
+        .collect();
+    assert_eq!(ids.len(), lines.len(), "told twice: {}", follow.output());
+    assert_eq!(follow.exited(), None, "it goes on");
+    follow.kill().await;
+}
