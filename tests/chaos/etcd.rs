@@ -88,3 +88,31 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
     load.more(100).await;
     load.finish().await.assert_none_failed(400);
 }
+
+/// What a store that does not answer is asked again and again is told once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
+    let (mut etcd, builder, _) = cluster(Place::Here).await;
+    let mut mesh = builder.start().await;
+    for (node, id) in BASE.into_iter().chain([("a", "a2"), ("b", "b2")]) {
+        mesh.echo(node, id).await;
+    }
+    mesh.replicas_agree(&["a1", "a2", "b1", "b2"]).await;
+    etcd.kill(0).await;
+    etcd.kill(1).await;
+    mesh.kill_instance("a", "a2").await;
+    // Longer than a lease, so that sessions end and are opened anew: time itself is what is tested.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    mesh.kill_instance("b", "b2").await;
+    reach(&mesh.channel("b"), &["a1", "b1"]).await;
+
+    etcd.spawn(0);
+    etcd.restart(1).await;
+    mesh.replicas_agree(&["a1", "b1"]).await;
+    let events = mesh.events().await.into_iter();
+    let expired = events.filter(|event| event.kind == "instance-expired");
+    let mut told: Vec<_> = expired.map(|it| (it.instance, it.cause)).collect();
+    told.sort();
+    let broke = |id: &str| (id.to_owned(), "its keep-alive stream broke".to_owned());
+    assert_eq!(told, [broke("a2"), broke("b2")]);
+}

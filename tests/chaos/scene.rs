@@ -118,14 +118,20 @@ impl Scene {
     pub(crate) async fn finish(mut self) {
         self.follows().await;
         self.mesh.replicas_agree(&["a1", "b1"]).await;
-        // The fault was the control plane's: both nodes lived all the time, and their sessions moved within the lease.
+        // The fault was the control plane's: both nodes lived all the time, and their sessions moved within the lease; and
+        // no instance went that had not asked to.
         let events = self.mesh.events().await;
         let mut kinds = events.iter().map(|event| event.kind.as_str());
         assert!(
             kinds.clone().any(|kind| kind == "node-joined"),
             "{events:#?}"
         );
-        let given_up = ["node-expired", "node-suspect", "node-superseded"];
+        let given_up = [
+            "node-expired",
+            "node-suspect",
+            "node-superseded",
+            "instance-expired",
+        ];
         assert!(!kinds.any(|kind| given_up.contains(&kind)), "{events:#?}");
         self.goes_on().await;
         for client in &self.stock {

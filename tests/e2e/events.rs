@@ -109,6 +109,32 @@ async fn why_one_went_is_told_once_the_control_plane_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_instance_expires_when_its_nodes_proxy_is_restarted() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "stays").await;
+    mesh.control_has(&["stays"]).await;
+    mesh.saved("a", "instances", "stays").await;
+    for (kill, later) in [(false, "later"), (true, "much-later")] {
+        if kill {
+            mesh.kill_proxy("a").await;
+        } else {
+            mesh.stop_proxy("a").await;
+        }
+        mesh.start_proxy("a").await;
+        // Comes after all that the new process says of its instances.
+        mesh.echo("a", later).await;
+        until("the later one is there", async || {
+            let service = mesh.service("heddle-echo").await?;
+            let is_it = |id: &str| service.endpoints.iter().any(|endpoint| endpoint.id == id);
+            seen(is_it(later) && is_it("stays"), format!("{service:?}"))
+        })
+        .await;
+        mesh.saved("a", "instances", later).await;
+    }
+    assert_eq!(expired(&mesh).await, [] as [[String; 3]; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_gone_is_told_and_an_entry_that_is_taken_out_is_not() {
     let text = |ids: &[&str]| {
         let instance = |id: &&str| format!("  - {{id: {id}, address: \"127.0.0.1:7\"}}\n");
