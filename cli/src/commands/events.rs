@@ -1,5 +1,5 @@
-//! `heddle events [--follow]`: what happened to nodes, services and replicas, and why. Following, it prints each event
-//! as it comes, and goes on with another replica when the one that tells them stops.
+//! `heddle events [--follow]`: what happened to nodes, instances, services and replicas, and why. Following, it prints
+//! each event as it comes, and goes on with another replica when the one that tells them stops.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Ids that are remembered, so that another replica's tale does not repeat them: a replica tells at most about 1,000.
 const MAX_TOLD: usize = 10_000;
 
-/// Show what happened to nodes, services and replicas, and why
+/// Show what happened to nodes, instances, services and replicas, and why
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle events", version)]
 struct Options {

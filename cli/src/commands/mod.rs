@@ -62,7 +62,7 @@ const COMMANDS: &[Entry] = &[
     },
     Entry {
         name: "events",
-        about: "Show what happened to nodes, services and replicas, and why",
+        about: "Show what happened to nodes, instances, services and replicas, and why",
         run: events::run,
     },
     Entry {

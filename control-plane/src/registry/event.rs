@@ -1,6 +1,7 @@
-//! What happened to nodes, services and replicas, and why. In come facts from those who cause them; out go operations
-//! for the very transaction in which it happens, so that no event is told of what was not done, and none is missing.
-//! Nothing is decided by an event, and its time is for people only: this is the one place that reads a clock on the wall.
+//! What happened to nodes, instances, services and replicas, and why. In come facts from those who cause them; out go
+//! operations for the very transaction in which it happens, so that no event is told of what was not done, and none is
+//! missing. Nothing is decided by an event, and its time is for people only: this is the one place that reads a clock on
+//! the wall.
 
 use std::{
     sync::{
