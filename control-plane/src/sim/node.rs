@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 
 use super::{
     dice::Dice,
+    laws::{Went, went},
     link::{Socket, dial},
     world::{Who, World, lock},
 };
@@ -41,6 +42,10 @@ pub(super) struct Book {
     ports: u16,
     /// Removals whose acknowledgement it asks for.
     removed: Vec<Name>,
+    /// Those that went and are not back: address and cause. It never forgets, as a run is short.
+    gone: BTreeMap<Name, (String, String)>,
+    /// How many went.
+    count: usize,
 }
 
 impl Book {
@@ -51,6 +56,8 @@ impl Book {
             life: CancellationToken::new(),
             ports: 0,
             removed: Vec::new(),
+            gone: BTreeMap::new(),
+            count: 0,
         }
     }
 
@@ -75,6 +82,24 @@ impl Book {
             ..LocalInstance::default()
         };
         self.instances.insert(name.clone(), local);
+    }
+
+    /// Every second one goes without having asked to.
+    fn remove(&mut self, name: &Name) -> Option<(String, Went)> {
+        let address = self.instances.remove(name)?.instance?.address;
+        self.count += 1;
+        let cause = match self.count % 2 {
+            0 => String::new(),
+            _ => format!("{address} is lost"),
+        };
+        self.gone
+            .insert(name.clone(), (address.clone(), cause.clone()));
+        let how = if cause.is_empty() {
+            Went::Asked
+        } else {
+            Went::Lost(cause)
+        };
+        Some((address, how))
     }
 
     fn tell(&self) {
@@ -141,6 +166,9 @@ pub(super) fn register(world: &World, who: Who, name: &Name) {
         && !book.instances.contains_key(name)
     {
         world.say(format_args!("{who} registers {}/{}", name.0, name.1));
+        if let Some((address, _)) = book.gone.remove(name) {
+            went(world, &address, Went::BackAgain);
+        }
         book.add(node, process, name);
         book.tell();
     }
@@ -148,9 +176,10 @@ pub(super) fn register(world: &World, who: Who, name: &Name) {
 
 pub(super) fn deregister(world: &World, who: Who, name: &Name) {
     if let Some(book) = lock(&world.books).get_mut(&who)
-        && book.instances.remove(name).is_some()
+        && let Some((address, how)) = book.remove(name)
     {
         world.say(format_args!("{who} deregisters {}/{}", name.0, name.1));
+        went(world, &address, how);
         book.removed.push(name.clone());
         book.tell();
     }
@@ -241,6 +270,12 @@ impl Agent {
             .unwrap_or_default()
     }
 
+    fn gone(&self) -> BTreeMap<Name, (String, String)> {
+        let books = lock(&self.world.books);
+        let book = books.get(&self.who);
+        book.map(|book| book.gone.clone()).unwrap_or_default()
+    }
+
     async fn open(&mut self, replica: usize) -> Result<(Talk, BTreeMap<Name, LocalInstance>), End> {
         let Who::Node(node, process) = self.who else {
             return Err(End::Broken("no node".into()));
@@ -258,7 +293,7 @@ impl Agent {
         .await
         .map_err(|why| End::Broken(why.into()))?;
         self.changes.mark_unchanged();
-        let instances = self.instances();
+        let (instances, gone) = (self.instances(), self.gone());
         let hello = Hello {
             node: format!("n{node}"),
             process_id: process_id(node, process),
@@ -267,6 +302,10 @@ impl Agent {
             instances: instances.values().cloned().collect(),
             version: "0.1.0".to_owned(),
             revision: self.seen,
+            gone: gone
+                .into_iter()
+                .map(|(name, (_, cause))| gone_instance(&name, cause))
+                .collect(),
             ..Hello::default()
         };
         say(&socket, node_message::Message::Hello(hello)).await?;
@@ -297,7 +336,7 @@ impl Agent {
             self.world.until_awake(self.who).await;
             if !in_flight {
                 let now = self.instances();
-                let change = difference(&sent, &now);
+                let change = difference(&sent, &now, &self.gone());
                 sent = now;
                 if !(change.upserted.is_empty() && change.removed.is_empty()) {
                     sequence += 1;
@@ -393,7 +432,12 @@ fn end_of(status: &Status) -> End {
     End::Broken(format!("{:?}: {}", status.code(), status.message()))
 }
 
-fn difference(sent: &BTreeMap<Name, LocalInstance>, now: &BTreeMap<Name, LocalInstance>) -> Change {
+fn difference(
+    sent: &BTreeMap<Name, LocalInstance>,
+    now: &BTreeMap<Name, LocalInstance>,
+    gone: &BTreeMap<Name, (String, String)>,
+) -> Change {
+    let cause = |name: &Name| gone.get(name).map(|(_, cause)| cause.clone());
     let upserted = now
         .iter()
         .filter(|(name, local)| sent.get(*name) != Some(local));
@@ -402,12 +446,16 @@ fn difference(sent: &BTreeMap<Name, LocalInstance>, now: &BTreeMap<Name, LocalIn
         sequence: 0,
         upserted: upserted.map(|(_, local)| local.clone()).collect(),
         removed: removed
-            .map(|(service, id)| GoneInstance {
-                service: service.clone(),
-                namespace: "default".to_owned(),
-                id: id.clone(),
-                cause: String::new(),
-            })
+            .map(|name| gone_instance(name, cause(name).unwrap_or_default()))
             .collect(),
+    }
+}
+
+fn gone_instance((service, id): &Name, cause: String) -> GoneInstance {
+    GoneInstance {
+        service: service.clone(),
+        namespace: "default".to_owned(),
+        id: id.clone(),
+        cause,
     }
 }

@@ -211,7 +211,7 @@ impl NodeLease {
     /// Why an instance goes that the node does not tell of at all.
     fn why_missing(&self) -> String {
         if self.resumed {
-            return "not in its node's list when the session was resumed; why is not known"
+            return "not in its node's list when the session was opened anew; why is not known"
                 .to_owned();
         }
         let (process, epoch) = (&self.process_id, self.epoch);

@@ -117,7 +117,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
     lease.resume(left.clone(), &gone).await.unwrap();
     let expected = [
         format!("users.default/i0: {BROKE}"),
-        "users.default/i2: not in its node's list when the session was resumed; why is not known"
+        "users.default/i2: not in its node's list when the session was opened anew; why is not known"
             .into(),
     ];
     assert_eq!(said(&fixture).await, expected);

@@ -21,9 +21,11 @@ use crate::{
 };
 
 mod look;
+mod told;
 mod truth;
 
 pub(super) use look::{converged, look};
+pub(super) use told::{Went, went};
 pub(super) use truth::is_contested;
 use truth::{Stored, address_of, is_running, rightful, wanted};
 
@@ -42,12 +44,15 @@ pub(super) struct Laws {
     suspects: BTreeMap<String, (Duration, u32)>,
     /// Of whom each address was ever.
     owners: BTreeMap<String, String>,
+    /// How instances went that a node has no longer, by address.
+    went: BTreeMap<String, Went>,
     read: Option<Stored>,
 }
 
 /// Changes of one transaction, before anybody sees them.
 pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Option<&Changes>) {
     let Some(changes) = changes else { return };
+    told::on_changes(world, machine, changes);
     for event in changes.events.iter() {
         let verb = if event.now.is_some() {
             "puts"

@@ -1,0 +1,98 @@
+//! What is told of instances that go: each that did not ask to is told once, with the cause that its node gave, in the
+//! transaction that removes it; one that asked is not, and nothing is told that was not done. In come what the nodes did
+//! and the store's changes, out goes what of it is not so.
+
+use std::collections::BTreeMap;
+
+use heddle_proto::store::v1::{EventRecord, InstanceRecord, NodeRecord};
+use prost::Message as _;
+
+use super::truth::address_of;
+use crate::{
+    sim::world::{World, lock},
+    store::{Changes, KeyValue, machine::Machine},
+};
+
+/// How an instance went at its node, by its address, which is never given again.
+pub(in crate::sim) enum Went {
+    Asked,
+    Lost(String),
+    /// Its name was back before all knew: what is told is of the next one, or nothing.
+    BackAgain,
+}
+
+pub(in crate::sim) fn went(world: &World, address: &str, how: Went) {
+    lock(&world.laws).went.insert(address.to_owned(), how);
+}
+
+pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
+    let mut told = told(world, changes);
+    for event in changes.events.iter() {
+        let (Some(name), Some(before), None) = (
+            event.key.strip_prefix("instance/"),
+            &event.before,
+            &event.now,
+        ) else {
+            continue;
+        };
+        let cause = told.remove(name);
+        let node = name.split('/').next().unwrap_or_default();
+        // Those of a node that lapsed are in the node's own event.
+        let by_session = machine.get(&format!("alive/{node}")).is_some();
+        let address = address_of(&before.value).unwrap_or_default();
+        let laws = lock(&world.laws);
+        let holds = match (laws.went.get(&address), &cause) {
+            // The node's present process may know another of that name, or none.
+            _ if is_of_another(machine, node, before) => true,
+            (Some(Went::BackAgain), _) => true,
+            (Some(Went::Lost(why)), Some(cause)) => why == cause,
+            (Some(Went::Asked), cause) => cause.is_none(),
+            (None, Some(_)) => false,
+            (Some(Went::Lost(_)) | None, None) => !by_session,
+        };
+        drop(laws);
+        if !holds {
+            world.broken(
+                "I8 told",
+                format_args!("{name} at {address} goes, and the cause told is {cause:?}"),
+            );
+        }
+    }
+    if !told.is_empty() {
+        world.broken("I8 told", format_args!("{told:?} are not removed"));
+    }
+}
+
+/// Written by another process of the node than the present one.
+fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
+    let written = InstanceRecord::decode(instance.value.clone()).unwrap_or_default();
+    let held = machine.get(&format!("node/{node}"));
+    let held = held.and_then(|held| NodeRecord::decode(held.value).ok());
+    written.epoch != held.unwrap_or_default().epoch
+}
+
+/// Names of instances and causes. An event that is written again is the same.
+fn told(world: &World, changes: &Changes) -> BTreeMap<String, String> {
+    let mut told = BTreeMap::new();
+    for event in changes.events.iter() {
+        let Some(now) = event
+            .now
+            .as_ref()
+            .filter(|_| event.key.starts_with("event/"))
+        else {
+            continue;
+        };
+        if let Some(before) = &event.before {
+            if before.value != now.value {
+                world.broken("I8 told", format_args!("{} changes", event.key));
+            }
+            continue;
+        }
+        let record = EventRecord::decode(now.value.clone()).unwrap_or_default();
+        if record.kind == "instance-expired" {
+            let name = format!("{}/{}/{}", record.node, record.service, record.instance);
+            told.insert(name, record.cause);
+        }
+    }
+    told
+}
