@@ -25,6 +25,9 @@ pub(in crate::sim) fn went(world: &World, address: &str, how: Went) {
     lock(&world.laws).went.insert(address.to_owned(), how);
 }
 
+/// The cause where the node does not say one.
+const UNKNOWN: &str = "not in its node's list when the session was opened anew";
+
 pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
     let mut told = told(world, changes);
     for event in changes.events.iter() {
@@ -45,6 +48,8 @@ pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
             // The node's present process may know another of that name, or none.
             _ if is_of_another(machine, node, before) => true,
             (Some(Went::BackAgain), _) => true,
+            // A Hello that was under way for long, to another replica, came last: its node opens a session anew.
+            (_, Some(cause)) if cause.starts_with(UNKNOWN) => true,
             (Some(Went::Lost(why)), Some(cause)) => why == cause,
             (Some(Went::Asked), cause) => cause.is_none(),
             (None, Some(_)) => false,
