@@ -154,7 +154,7 @@ impl Removals for Watched {
         Box::pin(async move {
             let missing = waits.await;
             if missing.is_empty() {
-                laws::on_acknowledged(&world, replica, &instance, asked);
+                laws::on_acknowledged(&world, replica, &instance, revision, asked);
             }
             missing
         })

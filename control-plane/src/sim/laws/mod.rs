@@ -17,7 +17,7 @@ use super::{
 use crate::{
     registry::InstanceKey,
     snapshot::Kind,
-    store::{Changes, KeyValue, machine::Machine},
+    store::{Changes, KeyValue, Revision, machine::Machine},
 };
 
 mod look;
@@ -44,6 +44,8 @@ pub(super) struct Laws {
     suspects: BTreeMap<String, (Duration, u32)>,
     /// Of whom each address was ever.
     owners: BTreeMap<String, String>,
+    /// At which revision each address left the store that is not in it.
+    left: BTreeMap<String, Revision>,
     /// How instances went that a node has no longer, by address.
     went: BTreeMap<String, Went>,
     read: Option<Stored>,
@@ -70,8 +72,14 @@ pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Opt
             (["node", node], Some(before), Some(now)) => {
                 on_record(world, machine, node, before, now);
             }
-            (["instance", node, ..], _, Some(now)) => on_put(world, machine, node, now),
-            (["instance", ..], Some(before), None) => on_delete(world, before),
+            (["instance", node, ..], before, Some(now)) => {
+                on_left(world, before.as_ref(), changes.revision);
+                on_put(world, machine, node, now);
+            }
+            (["instance", ..], Some(before), None) => {
+                on_left(world, Some(before), changes.revision);
+                on_delete(world, before);
+            }
             _ => {}
         }
     }
@@ -117,7 +125,9 @@ fn on_record(world: &World, machine: &Machine, node: &str, before: &KeyValue, no
 fn on_put(world: &World, machine: &Machine, node: &str, now: &KeyValue) {
     if let Some(address) = address_of(&now.value) {
         let name = now.key.trim_start_matches("instance/").to_owned();
-        lock(&world.laws).owners.insert(address, name);
+        let mut laws = lock(&world.laws);
+        laws.left.remove(&address);
+        laws.owners.insert(address, name);
     }
     let epoch = InstanceRecord::decode(now.value.clone()).map_or(0, |it| it.epoch);
     let held = machine.get(&format!("node/{node}"));
@@ -131,6 +141,12 @@ fn on_put(world: &World, machine: &Machine, node: &str, now: &KeyValue) {
                 now.key
             ),
         );
+    }
+}
+
+fn on_left(world: &World, before: Option<&KeyValue>, at: Revision) {
+    if let Some(address) = before.and_then(|before| address_of(&before.value)) {
+        lock(&world.laws).left.insert(address, at);
     }
 }
 
@@ -237,18 +253,25 @@ pub(super) fn on_taken(
     }
 }
 
-/// A replica says that all its clients have acknowledged a removal.
+/// A replica says that all its clients have acknowledged the removal at a revision.
 pub(super) fn on_acknowledged(
     world: &World,
     replica: usize,
     instance: &InstanceKey,
+    revision: Revision,
     asked: Duration,
 ) {
     let living = wanted(world);
-    let owners = lock(&world.laws).owners.clone();
+    let (owners, left) = {
+        let laws = lock(&world.laws);
+        (laws.owners.clone(), laws.left.clone())
+    };
     let name = instance.to_string();
-    let gone =
-        |address: &&String| owners.get(*address) == Some(&name) && !living.contains_key(*address);
+    // It may have come and gone again since then.
+    let had_left = |address: &str| left.get(address).is_some_and(|at| *at <= revision);
+    let gone = |address: &&String| {
+        owners.get(*address) == Some(&name) && !living.contains_key(*address) && had_left(address)
+    };
     // Its present: what was read for an earlier answer may lack what has been registered again since.
     let stored = truth::read(world);
     for (n, seat) in lock(&world.seats).iter() {
