@@ -26,8 +26,12 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
-/// Connections at a time; further ones wait in the kernel.
-const CONNECTIONS: usize = 20_000;
+/// Connections at a time: two of each proxy of 10,000 (xDS, session), and some. Further ones wait in the kernel.
+const CONNECTIONS: usize = 25_000;
+/// A client has so long to say that it speaks HTTP/2; from then on it is asked whether it lives.
+const PREFACE: Duration = Duration::from_secs(10);
+/// "PRI * HTTP/2.0" and two empty lines (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = 24;
 
 /// Has the connection of a call end gracefully (GOAWAY): its calls go on, new ones come on another connection. In the
 /// extensions of each request; the default is for calls that come on none.
@@ -55,6 +59,14 @@ pub async fn serve(socket: Socket, routes: Routes, stop: CancellationToken) {
 
 async fn connection(visitor: Visitor, routes: Routes, stop: CancellationToken) {
     let (address, end) = (visitor.address, ConnectionEnd::default());
+    let read = visitor.io.read();
+    let speaks = move || read.bytes() >= PREFACE_BYTES;
+    let silent = async {
+        tokio::time::sleep(PREFACE).await;
+        if speaks() {
+            std::future::pending::<()>().await;
+        }
+    };
     let handle = end.clone();
     let calls = service_fn(move |mut request: Request<Incoming>| {
         let extensions = request.extensions_mut();
@@ -78,8 +90,12 @@ async fn connection(visitor: Visitor, routes: Routes, stop: CancellationToken) {
     // A client that breaks off is its own affair.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = silent => return,
         () = stop.cancelled() => {}
         () = end.0.cancelled() => {}
+    }
+    if !speaks() {
+        return;
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;
@@ -95,4 +111,51 @@ fn builder() -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_PER_CONNECTION);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::registry::fixture::within;
+
+    async fn start() -> (TcpStream, CancellationToken, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let socket = Socket::Tcp(listener, address);
+        let server = tokio::spawn(serve(socket, Routes::default(), stop.clone()));
+        (TcpStream::connect(address).await.unwrap(), stop, server)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_speak_http2_in_time_is_left() {
+        let (mut client, _stop, _server) = start().await;
+        client.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+        let mut heard = Vec::new();
+        let began = tokio::time::Instant::now();
+        // The clock runs on as soon as nothing else can happen. A reset is as good an end as any.
+        let _ = client.read_to_end(&mut heard).await;
+        assert_eq!(began.elapsed().as_secs(), PREFACE.as_secs());
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_does_not_hold_up_the_end() {
+        let (client, stop, server) = start().await;
+        // A second one that is answered: the first is inside by then.
+        let mut second = TcpStream::connect(client.peer_addr().unwrap())
+            .await
+            .unwrap();
+        let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        second.write_all(settings).await.unwrap();
+        within(second.read_u8()).await.unwrap();
+        stop.cancel();
+        within(server).await.unwrap();
+        drop(client);
+    }
 }

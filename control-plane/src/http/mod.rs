@@ -8,11 +8,8 @@ use std::{convert::Infallible, time::Duration};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,8 +19,10 @@ use crate::{
 };
 use metrics::metrics;
 
-/// A client has so long to send its request.
+/// A client has so long to send its request, or the next one.
 const HEADERS: Duration = Duration::from_secs(10);
+/// A connection ends after so long, at its next pause.
+const AGE: Duration = Duration::from_secs(300);
 /// Connections at a time; further ones wait in the kernel.
 const CONNECTIONS: usize = 256;
 
@@ -43,20 +42,19 @@ async fn connection(visitor: Visitor, plane: Plane, stop: CancellationToken) {
         let response = answer(&plane, &request);
         async move { Ok::<_, Infallible>(response) }
     });
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEADERS);
     let connection = server.serve_connection(TokioIo::new(visitor.io), service);
     tokio::pin!(connection);
     // A client that breaks off is its own affair.
     tokio::select! {
         _ = connection.as_mut() => return,
         () = stop.cancelled() => {}
+        () = tokio::time::sleep(AGE) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    // One that does not read its answer is left.
+    let _ = tokio::time::timeout(HEADERS, connection).await;
 }
 
 fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -35,14 +35,18 @@ pub struct Lag {
 struct Heard {
     /// What is waited for, and since when.
     due: Option<(Revision, Instant)>,
-    /// The last word of one that knew more.
+    /// The last word of the one that knew most.
     last: Option<(Revision, Arc<str>, Instant)>,
 }
 
 impl Heard {
     fn hear(&mut self, by: &Arc<str>, seen: Revision, own: Revision, now: Instant) {
-        if seen > own {
-            self.due.get_or_insert((seen, now));
+        if seen <= own {
+            return;
+        }
+        self.due.get_or_insert((seen, now));
+        let newest = |last: &(Revision, _, Instant)| seen >= last.0 || now >= last.2 + COUNTS;
+        if self.last.as_ref().is_none_or(newest) {
             self.last = Some((seen, Arc::clone(by), now));
         }
     }
@@ -178,6 +182,15 @@ mod tests {
             run.hear(second, "r2", newest, newest - 2);
             assert_eq!(run.lags(second, newest - 2), None);
         }
+    }
+
+    #[test]
+    fn the_one_that_knows_most_counts() {
+        let mut run = Run::new();
+        run.hear(0, "r2", 8, 5);
+        run.hear(1, "r3", 6, 5);
+        assert_eq!(run.lags(2, 5), Some(8));
+        assert_eq!(run.lags(3, 6), Some(8), "it has not caught up with r2");
     }
 
     #[test]

@@ -117,6 +117,11 @@ async fn remove(
     let store = registry.store();
     let found = store.range_keys(&keys::instances_of(node), None).await?;
     let instances = found.items.len();
+    // A transaction whose answer is lost may be done long after the next one was: then it must tell nothing again.
+    let first_time = found
+        .items
+        .last()
+        .map(|item| Compare::unchanged(&item.key, item.mod_revision));
     let delete = |item: &KeyValue| Op::Delete {
         key: Arc::clone(&item.key),
     };
@@ -133,6 +138,7 @@ async fn remove(
         }
     }
     let mut txn = about(held, node, last);
+    txn.compare.extend(first_time);
     if let Some((compare, put)) = marked(registry, node, false).await? {
         txn.compare.push(compare);
         txn.then.push(put);

@@ -2,7 +2,7 @@
 //! may be dead without a word, or only its own. In come the replicas and doubts, out go their answers to the registry,
 //! which judges.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use heddle_proto::control::v1::GetRevisionRequest;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Peers, peers::Peer};
 use crate::{registry::Registry, store::Revision};
 
-/// Some are asked so often, and at once when there is a doubt.
+/// Some are asked this long after the last were, and at once when there is a doubt.
 const EVERY: Duration = Duration::from_secs(1);
 /// An answer that has not come after this time is left out.
 const WITHIN: Duration = Duration::from_millis(800);
@@ -31,7 +31,17 @@ pub fn watch_lag(registry: Registry, peers: Peers, stop: CancellationToken) {
                 () = registry.doubted() => {}
             }
             let all = peers.now();
-            let asked = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
+            let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
+            // Who knew more is asked every time: its word counts for a few seconds only.
+            let knew = registry
+                .lag()
+                .borrow()
+                .as_ref()
+                .map(|lag| Arc::clone(&lag.by));
+            let knew = all
+                .iter()
+                .filter(|it| Some(&it.replica.name) == knew.as_ref());
+            let asked = in_turn.chain(knew);
             join_all(asked.map(|peer| ask(&registry, peer))).await;
             registry.look_for_lag();
             turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);

@@ -2,7 +2,10 @@
 //! node in the order in which they came. One client's list of names is held at a time, and its stream waits for no more
 //! than that this list is copied.
 
-use std::{sync::Arc, vec};
+use std::{
+    sync::{Arc, Weak},
+    vec,
+};
 
 use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
 
@@ -17,18 +20,24 @@ use crate::{
 };
 
 pub(crate) struct Own {
-    clients: vec::IntoIter<Arc<Client>>,
+    /// Those that have gone meanwhile are not kept for a slow reader.
+    clients: vec::IntoIter<Weak<Client>>,
     asked: Asked,
     contents: bool,
     now: Option<Pieces>,
 }
 
 impl Own {
-    /// Those that are connected at this moment.
+    /// Those that are connected at this moment, and still when their turn comes.
     pub(crate) fn new(clients: &Clients, question: ClientStatusRequest) -> Result<Self, Unclear> {
         let asked = Asked::parse(question.node_matchers)?;
+        let clients = clients.sorted();
         Ok(Self {
-            clients: clients.sorted().into_iter(),
+            clients: clients
+                .iter()
+                .map(Arc::downgrade)
+                .collect::<Vec<_>>()
+                .into_iter(),
             asked,
             contents: !question.exclude_resource_contents,
             now: None,
@@ -40,7 +49,9 @@ impl Own {
             if let Some(piece) = self.now.as_mut().and_then(Iterator::next) {
                 return Some(piece);
             }
-            let client = self.clients.next()?;
+            let Some(client) = self.clients.next()?.upgrade() else {
+                continue;
+            };
             if self.asked.is_about(&client.node.id) {
                 self.now = Some(Pieces::new(&client.node, holdings(&client), self.contents));
             }

@@ -7,12 +7,11 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -20,8 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::options::ListenAddr;
 
+mod counted;
+
+pub(crate) use counted::{Io, Stream};
+
 /// Pause when the system has no descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Troubles of a listener are logged no more often.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// One bound socket.
 #[derive(Debug)]
@@ -148,13 +153,9 @@ fn unix(option: &'static str, path: &Path) -> Result<Socket, ListenError> {
     Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
 }
 
-/// A connection's bytes.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
-
 /// One connection; it counts until it is dropped.
 pub(crate) struct Visitor {
-    pub(crate) io: Box<dyn Io>,
+    pub(crate) io: Io,
     /// None: it came by a Unix socket.
     pub(crate) address: Option<SocketAddr>,
     _place: OwnedSemaphorePermit,
@@ -164,12 +165,18 @@ pub(crate) struct Visitor {
 pub(crate) struct Door {
     socket: Socket,
     places: Arc<Semaphore>,
+    /// When its troubles were told last.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Door {
     pub(crate) fn new(socket: Socket, places: usize) -> Self {
         let places = Arc::new(Semaphore::new(places));
-        Self { socket, places }
+        Self {
+            socket,
+            places,
+            told: Mutex::default(),
+        }
     }
 
     /// The next one; none after `stop`.
@@ -178,17 +185,32 @@ impl Door {
             loop {
                 match self.admit().await {
                     Ok(visitor) => return visitor,
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Err(error) => {
+                        self.tell(&format!("a connection cannot be accepted: {error}"));
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
         })
         .await
     }
 
+    /// In the log, now and then.
+    fn tell(&self, what: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(listener = %self.socket, "{what}");
+        }
+    }
+
     async fn admit(&self) -> io::Result<Visitor> {
+        if self.places.available_permits() == 0 {
+            self.tell("all places for connections are taken: further ones wait in the kernel");
+        }
         let places = Arc::clone(&self.places);
         let _place = places.acquire_owned().await.map_err(io::Error::other)?;
-        let (io, address): (Box<dyn Io>, _) = match &self.socket {
+        let (stream, address): (Box<dyn Stream>, _) = match &self.socket {
             Socket::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
@@ -197,7 +219,7 @@ impl Door {
             Socket::Unix(listener, _) => (Box::new(listener.accept().await?.0), None),
         };
         Ok(Visitor {
-            io,
+            io: Io::new(stream),
             address,
             _place,
         })
