@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
     codegen::Service as _,
@@ -15,7 +15,7 @@ use tonic::{
     transport::server::{TcpConnectInfo, UdsConnectInfo},
 };
 
-use crate::listen::{Door, Socket, Visitor};
+use crate::listen::{self, Socket, Visitor};
 
 /// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
 /// that died without a word would else count as connected.
@@ -46,15 +46,8 @@ impl ConnectionEnd {
 
 /// Serves until `stop`, then until all calls have ended.
 pub async fn serve(socket: Socket, routes: Routes, stop: CancellationToken) {
-    let tracker = TaskTracker::new();
-    let door = Door::new(socket, CONNECTIONS);
-    while let Some(visitor) = door.next(&stop).await {
-        tracker.spawn(connection(visitor, routes.clone(), stop.clone()));
-    }
-    // Nobody new is to wait at a door that stays shut.
-    drop(door);
-    tracker.close();
-    tracker.wait().await;
+    let serve = |visitor| connection(visitor, routes.clone(), stop.clone());
+    listen::each(socket, CONNECTIONS, &stop, serve).await;
 }
 
 async fn connection(visitor: Visitor, routes: Routes, stop: CancellationToken) {

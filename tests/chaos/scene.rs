@@ -82,7 +82,7 @@ impl Scene {
 
     /// The replica that Envoy is led by.
     pub(crate) async fn replica_of_envoy(&self) -> &'static str {
-        self.mesh.replica_of_client(&self.envoy.id()).await
+        self.mesh.replica_of_client(&self.envoy.node_id()).await
     }
 
     /// Everybody calls on.

@@ -23,11 +23,6 @@ impl Envoy {
         Self::with(mesh, &bootstrap(control, listen, api_type), listen)
     }
 
-    /// Its node id, with the usual bootstrap.
-    pub fn id(&self) -> String {
-        format!("envoy-{}", self.listen.port())
-    }
-
     /// With a bootstrap of the test's own.
     pub fn with(mesh: &Mesh, bootstrap: &Value, listen: SocketAddr) -> Self {
         let file = mesh.path(&format!("envoy-{}.json", listen.port()));
@@ -41,7 +36,7 @@ impl Envoy {
         Self { listen, _process }
     }
 
-    /// By which the control plane knows it.
+    /// By which the control plane knows it, with the usual bootstrap.
     pub fn node_id(&self) -> String {
         node_id(self.listen)
     }

@@ -10,11 +10,11 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::Plane,
-    listen::{Door, Socket, Visitor},
+    listen::{self, Socket, Visitor},
     registry::Lag,
 };
 use metrics::metrics;
@@ -27,14 +27,8 @@ const AGE: Duration = Duration::from_secs(300);
 const CONNECTIONS: usize = 256;
 
 pub(crate) async fn serve(socket: Socket, plane: Plane, stop: CancellationToken) {
-    let tracker = TaskTracker::new();
-    let door = Door::new(socket, CONNECTIONS);
-    while let Some(visitor) = door.next(&stop).await {
-        tracker.spawn(connection(visitor, plane.clone(), stop.clone()));
-    }
-    drop(door);
-    tracker.close();
-    tracker.wait().await;
+    let serve = |visitor| connection(visitor, plane.clone(), stop.clone());
+    listen::each(socket, CONNECTIONS, &stop, serve).await;
 }
 
 async fn connection(visitor: Visitor, plane: Plane, stop: CancellationToken) {

@@ -15,13 +15,14 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::options::ListenAddr;
 
 mod counted;
 
-pub(crate) use counted::{Io, Stream};
+pub(crate) use counted::Io;
+use counted::Stream;
 
 /// Pause when the system has no descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -161,8 +162,28 @@ pub(crate) struct Visitor {
     _place: OwnedSemaphorePermit,
 }
 
+/// Serves every connection, so many at a time, until `stop`, and waits for the last of them.
+pub(crate) async fn each<F>(
+    socket: Socket,
+    places: usize,
+    stop: &CancellationToken,
+    serve: impl Fn(Visitor) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tracker = TaskTracker::new();
+    let door = Door::new(socket, places);
+    while let Some(visitor) = door.next(stop).await {
+        tracker.spawn(serve(visitor));
+    }
+    // Nobody new is to wait at a door that stays shut.
+    drop(door);
+    tracker.close();
+    tracker.wait().await;
+}
+
 /// Lets so many in at a time; further ones wait in the kernel.
-pub(crate) struct Door {
+struct Door {
     socket: Socket,
     places: Arc<Semaphore>,
     /// When its troubles were told last.
@@ -170,7 +191,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(socket: Socket, places: usize) -> Self {
+    fn new(socket: Socket, places: usize) -> Self {
         let places = Arc::new(Semaphore::new(places));
         Self {
             socket,
@@ -180,7 +201,7 @@ impl Door {
     }
 
     /// The next one; none after `stop`.
-    pub(crate) async fn next(&self, stop: &CancellationToken) -> Option<Visitor> {
+    async fn next(&self, stop: &CancellationToken) -> Option<Visitor> {
         stop.run_until_cancelled(async {
             loop {
                 match self.admit().await {

@@ -54,10 +54,17 @@ pub(super) async fn run(registry: &Registry, held: Held) {
         let mut notes = BTreeMap::new();
         for verdict in expiry.verdicts(now(), || registry.overdue()) {
             match verdict {
+                Verdict::Remove { node, cause } => {
+                    let done = remove(registry, held, &node, &cause).await;
+                    carried_out(registry, &node, done);
+                }
+                Verdict::Suspect { node, cause } => {
+                    let done = suspect(registry, held, &node, &cause).await;
+                    carried_out(registry, &node, done);
+                }
                 Verdict::Note { node, suspect_for } => {
                     notes.insert(node, suspect_for);
                 }
-                verdict => carry_out(registry, held, verdict).await,
             }
         }
         if !notes.is_empty() {
@@ -86,13 +93,7 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
     });
 }
 
-async fn carry_out(registry: &Registry, held: Held, verdict: Verdict) {
-    let (node, result) = match &verdict {
-        Verdict::Remove { node, cause } => (node, remove(registry, held, node, cause).await),
-        Verdict::Suspect { node, cause } => (node, suspect(registry, held, node, cause).await),
-        // Those are written together.
-        Verdict::Note { .. } => return,
-    };
+fn carried_out(registry: &Registry, node: &str, result: Result<(), StoreError>) {
     registry.on_store(&result);
     if let Err(error) = result {
         tracing::warn!(%node, %error, "a lapsed node cannot be swept yet");
@@ -203,31 +204,33 @@ async fn note(
     notes: &BTreeMap<Arc<str>, Duration>,
 ) -> Result<(), StoreError> {
     let store = registry.store();
-    let mut txns = vec![Txn::default()];
+    let mut due = Vec::new();
     for item in store.range(keys::NODES, None).await?.items {
-        let Ok(mut record) = NodeRecord::decode(item.value.clone()) else {
+        let Ok(mut record) = NodeRecord::decode(item.value) else {
             continue;
         };
         let Some(suspect_for) = notes.get(record.name.as_str()).filter(|_| record.suspect) else {
             continue;
         };
         record.suspect_ms = u64::try_from(suspect_for.as_millis()).unwrap_or(u64::MAX);
-        let put = Op::put(&item.key, record.encode_to_vec());
-        let mut txn = about(held, &record.name, vec![put]);
-        txn.compare
-            .push(Compare::unchanged(&item.key, item.mod_revision));
-        if txns
-            .last()
-            .is_none_or(|last| last.then.len() == NOTED_AT_ONCE)
-        {
-            txns.push(Txn::default());
-        }
-        if let Some(last) = txns.last_mut() {
-            last.compare.extend(txn.compare);
-            last.then.extend(txn.then);
-        }
+        let mut txn = about(
+            held,
+            &record.name,
+            vec![Op::put(&item.key, record.encode_to_vec())],
+        );
+        let unchanged = Compare::unchanged(&item.key, item.mod_revision);
+        txn.compare.push(unchanged);
+        due.push(txn);
     }
-    for txn in txns.into_iter().filter(|txn| !txn.then.is_empty()) {
+    for together in due.chunks(NOTED_AT_ONCE) {
+        let txn = Txn {
+            compare: together
+                .iter()
+                .flat_map(|txn| txn.compare.clone())
+                .collect(),
+            then: together.iter().flat_map(|txn| txn.then.clone()).collect(),
+            ..Txn::default()
+        };
         store.txn(txn).await?;
     }
     Ok(())

@@ -21,24 +21,25 @@ const SPREAD_MS: u64 = 1_000;
 /// Waits until a stream has to end because this replica lags: a new one at once. `seed` spreads those that are here.
 pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
     let mut lag = ads.registry().lag();
-    if lag.borrow_and_update().is_none() {
-        loop {
-            // The sender lives in the registry: it cannot fail.
-            let _ = lag.wait_for(Option::is_some).await;
-            tokio::time::sleep(Duration::from_millis(scattered(seed) % SPREAD_MS)).await;
-            if lag.borrow().is_some() {
-                break;
-            }
-        }
-    }
-    count(&ads.clients().metrics().lagging);
-    let text = match &*lag.borrow() {
-        Some(Lag { own, seen, by }) => {
-            format!("this replica lags: it is at revision {own}, and replica {by} has seen {seen}")
-        }
-        None => "this replica lagged behind others".to_owned(),
+    let pause = match *lag.borrow_and_update() {
+        // Not even for a moment: it would be told something.
+        Some(_) => None,
+        None => Some(Duration::from_millis(scattered(seed) % SPREAD_MS)),
     };
-    Status::unavailable(format!("{text}; reconnect, to another replica"))
+    loop {
+        // The sender lives in the registry: it cannot fail.
+        let _ = lag.wait_for(Option::is_some).await;
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+        let Some(Lag { own, seen, by }) = lag.borrow().clone() else {
+            continue;
+        };
+        count(&ads.clients().metrics().lagging);
+        return Status::unavailable(format!(
+            "this replica lags: it is at revision {own}, and replica {by} has seen {seen}; reconnect, to another replica"
+        ));
+    }
 }
 
 impl<V: Variant> Stream<'_, V> {
