@@ -22,20 +22,16 @@ async fn its_leader_killed_costs_no_call() {
 /// The leader and one more are killed for so long.
 async fn without_quorum(outage: Duration) {
     let mut scene = Scene::start(Place::Here).await;
-    let leader = scene.etcd.leader().await;
-    let other = (leader + 1) % 3;
-    let lost = Instant::now();
-    scene.etcd.kill(leader).await;
-    scene.etcd.kill(other).await;
+    let begun = Instant::now();
+    let lost = scene.etcd.lose_quorum().await;
     scene.goes_on().await;
 
     // A node is of use to itself: what registers on it is reached from it at once.
     scene.add("a", "a2").await;
     reach(&scene.mesh.channel("a"), &["a1", "a2", "b1"]).await;
-    scene.goes_on_until(lost + outage).await;
+    scene.goes_on_until(begun + outage).await;
 
-    scene.etcd.spawn(leader);
-    scene.etcd.restart(other).await;
+    scene.etcd.regain_quorum(lost).await;
     scene.everybody_reaches(&["a1", "a2", "b1"]).await;
     scene.mesh.replicas_agree(&["a1", "a2", "b1"]).await;
     scene.mesh.stop_instance("a", "a2").await;
@@ -68,8 +64,7 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
     let through = [mesh.node("a").outbound, mesh.node("b").outbound];
     let load = Load::start(&Plan::new(Kind::Unsafe, &through));
     load.more(100).await;
-    etcd.kill(0).await;
-    etcd.kill(1).await;
+    let lost = etcd.lose_quorum().await;
 
     mesh.stop_instance("b", "b1").await;
     reach(&mesh.channel("b"), &["a1", "b2"]).await;
@@ -79,8 +74,7 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
     mesh.stop_instance("a", "brief").await;
     load.more(200).await;
 
-    etcd.spawn(0);
-    etcd.restart(1).await;
+    etcd.regain_quorum(lost).await;
     mesh.replicas_agree(&["a1", "a2", "b2"]).await;
     for node in ["a", "b"] {
         reach(&mesh.channel(node), &["a1", "a2", "b2"]).await;
@@ -98,16 +92,14 @@ async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
         mesh.echo(node, id).await;
     }
     mesh.replicas_agree(&["a1", "a2", "b1", "b2"]).await;
-    etcd.kill(0).await;
-    etcd.kill(1).await;
+    let lost = etcd.lose_quorum().await;
     mesh.kill_instance("a", "a2").await;
     // Longer than a lease, so that sessions end and are opened anew: time itself is what is tested.
     tokio::time::sleep(Duration::from_secs(12)).await;
     mesh.kill_instance("b", "b2").await;
     reach(&mesh.channel("b"), &["a1", "b1"]).await;
 
-    etcd.spawn(0);
-    etcd.restart(1).await;
+    etcd.regain_quorum(lost).await;
     mesh.replicas_agree(&["a1", "b1"]).await;
     let events = mesh.events().await.into_iter();
     let expired = events.filter(|event| event.kind == "instance-expired");

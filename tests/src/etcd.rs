@@ -170,6 +170,22 @@ impl Etcd {
         }
     }
 
+    /// Kills the leader and one more, and says which: the member that is left knows at once that it has no leader. (One
+    /// that leads and is left alone answers keep-alives until it notices, an election timeout later.)
+    pub async fn lose_quorum(&mut self) -> [usize; 2] {
+        let leader = self.leader().await;
+        let other = (leader + 1) % self.members.len();
+        self.kill(leader).await;
+        self.kill(other).await;
+        [leader, other]
+    }
+
+    /// Starts the two again that [`Self::lose_quorum`] killed.
+    pub async fn regain_quorum(&mut self, lost: [usize; 2]) {
+        self.spawn(lost[0]);
+        self.restart(lost[1]).await;
+    }
+
     /// SIGTERM, and waits for the end: a leader hands over first.
     pub async fn stop(&mut self, member: usize) {
         if let Some(mut process) = self.members[member].process.take() {
