@@ -109,6 +109,7 @@ mod tests {
             name: "a".into(),
             process_id: process.into(),
             epoch,
+            attempt: 0,
             advertise: "10.0.0.1:15008".parse().unwrap(),
             region: String::new(),
             zone: String::new(),

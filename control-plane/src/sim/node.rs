@@ -128,6 +128,7 @@ pub(super) fn start(world: &World, dice: Dice, node: usize, names: &[Name]) {
         life: book.life.clone(),
         changes: book.changed.subscribe(),
         epoch: 0,
+        attempts: 0,
         seen: 0,
     };
     lock(&world.books).insert(who, book);
@@ -207,6 +208,7 @@ struct Agent {
     life: CancellationToken,
     changes: watch::Receiver<u64>,
     epoch: u64,
+    attempts: u64,
     seen: u64,
 }
 
@@ -294,10 +296,12 @@ impl Agent {
         .map_err(|why| End::Broken(why.into()))?;
         self.changes.mark_unchanged();
         let (instances, gone) = (self.instances(), self.gone());
+        self.attempts += 1;
         let hello = Hello {
             node: format!("n{node}"),
             process_id: process_id(node, process),
             epoch: self.epoch,
+            attempt: self.attempts,
             advertise: format!("10.{node}.0.1:15008"),
             instances: instances.values().cloned().collect(),
             version: "0.1.0".to_owned(),

@@ -12,18 +12,17 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{InstanceKey, Registry, clash, epoch, event::Fact, gc, service};
-use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
+use super::{InstanceKey, Registry, event::Fact, service};
+use crate::store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
 
 mod batch;
+mod claim;
 
 use batch::{Transaction, WRITES_PER_TXN, Write, transactions};
 
 /// Pauses before a store that does not answer is asked again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Attempts at a claim that others keep disturbing.
-const CLAIM_ATTEMPTS: usize = 8;
 
 /// Who opens a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +31,8 @@ pub struct NodeIdentity {
     pub process_id: String,
     /// 0 for a new process; else the epoch that this process was given.
     pub epoch: u64,
+    /// Which of this process's sessions it is, from 1; 0: it does not count.
+    pub attempt: u64,
     pub advertise: SocketAddr,
     pub region: String,
     pub zone: String,
@@ -82,6 +83,7 @@ pub struct NodeLease {
     node: String,
     process_id: String,
     epoch: u64,
+    attempt: u64,
     /// The claim found the node held by this very process.
     resumed: bool,
     lease: LeaseId,
@@ -93,83 +95,6 @@ pub struct NodeLease {
 }
 
 impl NodeLease {
-    /// Takes the node over, or resumes it if it was this process's.
-    pub async fn claim(registry: &Registry, identity: &NodeIdentity) -> Result<Self, LeaseError> {
-        for _ in 0..CLAIM_ATTEMPTS {
-            let claimed = Self::try_claim(registry, identity).await;
-            if let Err(LeaseError::Superseded { .. }) = &claimed {
-                clash::tell(registry, identity).await;
-            }
-            if let Some(lease) = claimed? {
-                return Ok(lease);
-            }
-        }
-        Err(LeaseError::Contended {
-            node: identity.name.clone(),
-        })
-    }
-
-    async fn try_claim(
-        registry: &Registry,
-        identity: &NodeIdentity,
-    ) -> Result<Option<Self>, LeaseError> {
-        let store = registry.store();
-        let (node_key, alive_key) = (keys::node(&identity.name), keys::alive(&identity.name));
-        let node = store.get(&node_key).await?;
-        let alive = store.get(&alive_key).await?;
-        let held = node
-            .as_ref()
-            .and_then(|node| NodeRecord::decode(node.value.clone()).ok());
-        // Read after the node: if that was forgotten a moment ago, the floor is above its epochs.
-        let floor = match &node {
-            None => gc::epoch_floor(store).await?,
-            Some(_) => 0,
-        };
-        let record = epoch::claim(held.as_ref(), alive.is_some(), identity, floor)?;
-        let at =
-            |item: &Option<KeyValue>| item.as_ref().map_or(Revision(0), |item| item.mod_revision);
-        let compare = vec![
-            Compare::unchanged(&node_key, at(&node)),
-            Compare::unchanged(&alive_key, at(&alive)),
-        ];
-        let begun = Instant::now();
-        let lease = store.grant(registry.options().lease_ttl).await?;
-        let here = alive_record(registry, record.epoch, &record.process_id);
-        let mut then = vec![Op::put_leased(&alive_key, here, lease)];
-        if held.as_ref() != Some(&record) {
-            then.push(Op::put(&node_key, record.encode_to_vec()));
-        }
-        let facts = epoch::told(held.as_ref(), alive.is_some(), &record);
-        let txn = Txn {
-            compare,
-            then,
-            ..Txn::default()
-        };
-        let result = registry.txn_told(txn, facts.as_slice()).await?;
-        let unused = if result.succeeded {
-            alive.and_then(|alive| alive.lease)
-        } else {
-            Some(lease)
-        };
-        if let Some(unused) = unused {
-            registry.end_unused(unused).await;
-        }
-        if result.succeeded {
-            registry.on_beat(&record.name);
-        }
-        Ok(result.succeeded.then(|| Self {
-            registry: registry.clone(),
-            node: record.name,
-            process_id: record.process_id,
-            epoch: record.epoch,
-            resumed: held.is_some_and(|held| held.process_id == identity.process_id),
-            lease,
-            session: result.revision,
-            last: result.revision,
-            renewed: begun,
-        }))
-    }
-
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node
@@ -389,8 +314,13 @@ impl NodeLease {
     async fn fence_anew(&mut self) -> Result<(), LeaseError> {
         let registry = self.registry.clone();
         let alive = keys::alive(&self.node);
-        let here = alive_record(&registry, self.epoch, &self.process_id);
-        let then = vec![Op::put_leased(&alive, here, self.lease)];
+        let here = AliveRecord {
+            epoch: self.epoch,
+            process_id: self.process_id.clone(),
+            replica: registry.options().replica.clone(),
+            attempt: self.attempt,
+        };
+        let then = vec![Op::put_leased(&alive, here.encode_to_vec(), self.lease)];
         let txn = registry.store().txn(self.fenced(then));
         let result = self.kept_during(txn).await?;
         if !result.succeeded {
@@ -462,16 +392,6 @@ impl NodeLease {
             None => Ok(LeaseError::Lapsed { node }),
         }
     }
-}
-
-/// What stands in `alive/<node>` while a session of this replica holds the node.
-fn alive_record(registry: &Registry, epoch: u64, process_id: &str) -> Vec<u8> {
-    let record = AliveRecord {
-        epoch,
-        process_id: process_id.to_owned(),
-        replica: registry.options().replica.clone(),
-    };
-    record.encode_to_vec()
 }
 
 #[cfg(test)]

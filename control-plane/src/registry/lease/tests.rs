@@ -113,6 +113,31 @@ async fn who_lost_the_node_cannot_write_and_is_told_why() {
     assert_eq!(returned.epoch(), 3, "its successor has gone");
 }
 
+#[tokio::test]
+async fn a_hello_that_was_held_up_takes_nothing_from_the_one_that_came_after_it() {
+    let fixture = Fixture::new().await;
+    let registry = &fixture.registry;
+    let hello = |process: &str, attempt| NodeIdentity {
+        attempt,
+        ..identity("a", process)
+    };
+    let mut now = NodeLease::claim(registry, &hello("p1", 2)).await.unwrap();
+    let revision = now.replace_all(vec![instance("a", "users/u1")]).await;
+    registry.reached(revision.unwrap()).await;
+    let late = NodeLease::claim(registry, &hello("p1", 1)).await;
+    let replaced = LeaseError::Replaced { node: "a".into() };
+    assert_eq!(late.err(), Some(replaced));
+    now.beat().await.unwrap();
+    assert_eq!(registry.read(names), ["a/users.default/u1"]);
+
+    // One that goes on, one that does not count, and another process are no older ones.
+    for (process, attempt) in [("p1", 3), ("p1", 0), ("p2", 1)] {
+        NodeLease::claim(registry, &hello(process, attempt))
+            .await
+            .unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_processes_with_one_name_one_holds_it_and_nothing_leaks() {
     let fixture = Fixture::new().await;

@@ -91,6 +91,7 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
         name: hello.node,
         process_id: hello.process_id,
         epoch: hello.epoch,
+        attempt: hello.attempt,
         advertise,
         region: hello.region,
         zone: hello.zone,

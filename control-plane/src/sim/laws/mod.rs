@@ -87,19 +87,25 @@ pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Opt
 
 fn on_claim(world: &World, node: &str, before: Option<&KeyValue>, now: &KeyValue) {
     let holder = |item: &KeyValue| {
-        let record = AliveRecord::decode(item.value.clone());
-        record.unwrap_or_default().process_id
+        let record = AliveRecord::decode(item.value.clone()).unwrap_or_default();
+        (record.process_id, record.attempt)
     };
-    let new = holder(now);
+    let (new, attempt) = holder(now);
     // One that never held the lease looks like a new one.
     let known = !lock(&world.laws).holders.insert(new.clone());
-    if let Some(old) = before.map(holder)
-        && known
-        && number(&new) < number(&old)
-    {
+    let Some((old, last)) = before.map(holder) else {
+        return;
+    };
+    if known && number(&new) < number(&old) {
         world.broken(
             "I5 old over new",
             format_args!("{new} takes {node} from its living successor {old}"),
+        );
+    }
+    if new == old && attempt < last {
+        world.broken(
+            "I5 old over new",
+            format_args!("Hello {attempt} of {new} takes {node} from its Hello {last}"),
         );
     }
 }

@@ -76,6 +76,8 @@ pub struct Session {
     urls: Vec<String>,
     revision: Arc<AtomicU64>,
     epoch: u64,
+    /// Hellos so far.
+    attempts: u64,
     removals: mpsc::Receiver<Removal>,
     status: watch::Sender<SessionStatus>,
     lost: watch::Sender<Option<Instant>>,
@@ -118,6 +120,7 @@ impl Session {
                 urls,
                 revision,
                 epoch: 0,
+                attempts: 0,
                 removals,
                 status,
                 lost,
@@ -227,11 +230,13 @@ impl Session {
         }
     }
 
-    fn hello(&self, views: &Views, gone: Causes) -> Hello {
+    fn hello(&mut self, views: &Views, gone: Causes) -> Hello {
+        self.attempts += 1;
         Hello {
             node: self.identity.node.clone(),
             process_id: self.identity.process_id.clone(),
             epoch: self.epoch,
+            attempt: self.attempts,
             advertise: self.identity.advertise.clone(),
             region: self.identity.region.clone(),
             zone: self.identity.zone.clone(),

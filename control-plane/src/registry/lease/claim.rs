@@ -1,0 +1,117 @@
+//! How a session comes to hold its node. In come the node's identity and what the store holds of its name; out goes the
+//! lease with which it writes, or who is in the way. Nothing of the node's instances is written here.
+
+use heddle_proto::store::v1::{AliveRecord, NodeRecord};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{LeaseError, NodeIdentity, NodeLease};
+use crate::{
+    registry::{Registry, clash, epoch, gc},
+    store::{Compare, KeyValue, Op, Revision, Txn, keys},
+};
+
+/// Attempts at a claim that others keep disturbing.
+const CLAIM_ATTEMPTS: usize = 8;
+
+impl NodeLease {
+    /// Takes the node over, or resumes it if it was this process's.
+    pub async fn claim(registry: &Registry, identity: &NodeIdentity) -> Result<Self, LeaseError> {
+        for _ in 0..CLAIM_ATTEMPTS {
+            let claimed = Self::try_claim(registry, identity).await;
+            if let Err(LeaseError::Superseded { .. }) = &claimed {
+                clash::tell(registry, identity).await;
+            }
+            if let Some(lease) = claimed? {
+                return Ok(lease);
+            }
+        }
+        Err(LeaseError::Contended {
+            node: identity.name.clone(),
+        })
+    }
+
+    async fn try_claim(
+        registry: &Registry,
+        identity: &NodeIdentity,
+    ) -> Result<Option<Self>, LeaseError> {
+        let store = registry.store();
+        let (node_key, alive_key) = (keys::node(&identity.name), keys::alive(&identity.name));
+        let node = store.get(&node_key).await?;
+        let alive = store.get(&alive_key).await?;
+        let held = node
+            .as_ref()
+            .and_then(|node| NodeRecord::decode(node.value.clone()).ok());
+        // Read after the node: if that was forgotten a moment ago, the floor is above its epochs.
+        let floor = match &node {
+            None => gc::epoch_floor(store).await?,
+            Some(_) => 0,
+        };
+        if alive
+            .as_ref()
+            .is_some_and(|alive| is_later(alive, identity))
+        {
+            let node = identity.name.clone();
+            return Err(LeaseError::Replaced { node });
+        }
+        let record = epoch::claim(held.as_ref(), alive.is_some(), identity, floor)?;
+        let at =
+            |item: &Option<KeyValue>| item.as_ref().map_or(Revision(0), |item| item.mod_revision);
+        let compare = vec![
+            Compare::unchanged(&node_key, at(&node)),
+            Compare::unchanged(&alive_key, at(&alive)),
+        ];
+        let begun = Instant::now();
+        let lease = store.grant(registry.options().lease_ttl).await?;
+        let here = AliveRecord {
+            epoch: record.epoch,
+            process_id: record.process_id.clone(),
+            replica: registry.options().replica.clone(),
+            attempt: identity.attempt,
+        };
+        let mut then = vec![Op::put_leased(&alive_key, here.encode_to_vec(), lease)];
+        if held.as_ref() != Some(&record) {
+            then.push(Op::put(&node_key, record.encode_to_vec()));
+        }
+        let facts = epoch::told(held.as_ref(), alive.is_some(), &record);
+        let txn = Txn {
+            compare,
+            then,
+            ..Txn::default()
+        };
+        let result = registry.txn_told(txn, facts.as_slice()).await?;
+        let unused = if result.succeeded {
+            alive.and_then(|alive| alive.lease)
+        } else {
+            Some(lease)
+        };
+        if let Some(unused) = unused {
+            registry.end_unused(unused).await;
+        }
+        if result.succeeded {
+            registry.on_beat(&record.name);
+        }
+        Ok(result.succeeded.then(|| Self {
+            registry: registry.clone(),
+            node: record.name,
+            process_id: record.process_id,
+            epoch: record.epoch,
+            attempt: identity.attempt,
+            resumed: held.is_some_and(|held| held.process_id == identity.process_id),
+            lease,
+            session: result.revision,
+            last: result.revision,
+            renewed: begun,
+        }))
+    }
+}
+
+/// Whether the node is held by a session that the same process opened later: this one's Hello was held up on its way, and
+/// what it says is old.
+fn is_later(alive: &KeyValue, identity: &NodeIdentity) -> bool {
+    // A record that cannot be read is nobody's.
+    let holder = AliveRecord::decode(alive.value.clone()).unwrap_or_default();
+    identity.attempt != 0
+        && holder.process_id == identity.process_id
+        && holder.attempt > identity.attempt
+}
