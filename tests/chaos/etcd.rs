@@ -1,4 +1,4 @@
-//! etcd's leader killed and its quorum lost, under load from two nodes' proxies and from stock clients: reads go on from
+//! etcd's leader killed or frozen and its quorum lost, under load from two nodes' proxies and from stock clients: reads go on from
 //! what the replicas know, and what happened meanwhile is told when etcd is back.
 
 use std::time::{Duration, Instant};
@@ -16,6 +16,18 @@ async fn its_leader_killed_costs_no_call() {
     scene.goes_on().await;
     scene.follows().await;
     scene.etcd.restart(leader).await;
+    scene.finish().await;
+}
+
+/// It keeps its connections and answers nothing: everybody has to notice by themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn its_leader_frozen_costs_no_call() {
+    let mut scene = Scene::start(Place::Here).await;
+    let leader = scene.etcd.leader().await;
+    scene.etcd.freeze(leader);
+    scene.goes_on().await;
+    scene.follows().await;
+    scene.etcd.thaw(leader);
     scene.finish().await;
 }
 

@@ -24,8 +24,11 @@ use crate::store::{Changes, Revision, StoreError};
 const BEHIND: Duration = Duration::from_millis(25);
 /// … and so often anyway: it is also the sign of life of the stream, and how a quiet prefix in a busy etcd keeps up.
 const QUIET: Duration = Duration::from_millis(500);
-/// A stream on which nothing comes for so long after it was asked is left.
-const SILENCE: Duration = Duration::from_secs(5);
+/// A stream on which nothing comes for so long after it was asked is left. Less than a replica's patience with its own lag
+/// (`registry/lag`): a member that freezes costs a new stream here, and no xDS client its replica.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// A member has so long to open a stream and to say that nothing is missing.
+const OPENING: Duration = Duration::from_secs(5);
 /// The oldest etcd that says how far a watch is only when all before it has been sent (etcd-io/etcd 15220).
 const OLDEST: [u32; 3] = [3, 5, 8];
 /// Pauses between attempts to open a stream begin and end here.
@@ -208,9 +211,9 @@ impl Watching {
     /// Opens a stream at the present member and waits until it is known that nothing is missing.
     async fn connect(&mut self) -> Result<(), Broken> {
         let member = self.client.current();
-        let opened = timeout(SILENCE, self.open_at(member)).await;
+        let opened = timeout(OPENING, self.open_at(member)).await;
         let opened = opened.unwrap_or_else(|_| {
-            let fault = Fault::NotDone(format!("a watch did not open within {SILENCE:?}"));
+            let fault = Fault::NotDone(format!("a watch did not open within {OPENING:?}"));
             Err(fault.into())
         });
         match opened {
