@@ -4,82 +4,26 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use heddle_proto::control::v1::{LocalInstance, ProtoService};
-use heddle_proto::registry::v1::{Health, Instance, Protocol, health_check::Kind};
+use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 
 use super::{
     gone::{Cause, Causes, Gone},
     key::InstanceKey,
     schema::{self, Schema},
-    validate::{CheckPlan, Checked},
+    validate::Checked,
 };
 
 mod files;
+mod words;
+
+pub use words::{Joined, Leaving, Refused, Source, View, Views};
 
 /// The most instances one node takes.
 pub const MAX_INSTANCES: usize = 10_000;
-
-/// One instance as everybody else sees it. Replaced whole when something changes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct View {
-    pub instance: Instance,
-    pub address: SocketAddr,
-    pub health: Health,
-    pub reason: String,
-    pub protos: Vec<ProtoService>,
-    pub schema: Option<Schema>,
-    /// Names this registration in the API.
-    pub registration: Arc<str>,
-}
-
-impl View {
-    /// As the node session tells it.
-    #[must_use]
-    pub fn to_local(&self) -> LocalInstance {
-        LocalInstance {
-            instance: Some(self.instance.clone()),
-            health: self.health.into(),
-            health_reason: self.reason.clone(),
-            schema_sha256: self
-                .schema
-                .as_ref()
-                .map(|s| s.sha256.clone())
-                .unwrap_or_default(),
-            protos: self.protos.clone(),
-        }
-    }
-}
-
-/// The instances at one moment.
-pub type Views = BTreeMap<InstanceKey, Arc<View>>;
-
-/// Where an instance comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// It registered and keeps itself alive.
-    Registered,
-    /// A file of `--services-dir` names it.
-    File(PathBuf),
-    /// It was here when the last process stopped, and has not come back yet.
-    Restored,
-    /// It drains; whoever drains it takes it out, or the time does.
-    Leaving,
-}
-
-/// An instance that drains.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leaving {
-    pub key: InstanceKey,
-    pub registration: Arc<str>,
-    /// The change that says so.
-    pub version: u64,
-}
 
 /// An instance that drains and that nobody took out is gone after so long: twice the longest wait for clients.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
@@ -96,27 +40,6 @@ struct Entry {
     stream: Option<u64>,
     /// Why it drains, if it did not ask to go.
     unasked: Option<Cause>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("{key} is named by the file {}: remove it there, or register under another id", file.display())]
-    HeldByFile { key: InstanceKey, file: PathBuf },
-    #[error("{key} has registered itself: choose another id, or take it out of the file")]
-    HeldByRegistration { key: InstanceKey },
-    #[error("this node has {MAX_INSTANCES} instances, the most that one node takes")]
-    Full,
-}
-
-/// What the checks, schemas and sessions of a new registration need to know.
-#[derive(Clone, Debug)]
-pub struct Joined {
-    pub key: InstanceKey,
-    pub registration: Arc<str>,
-    pub address: SocketAddr,
-    pub plan: CheckPlan,
-    /// Its descriptors are unknown and may be asked for.
-    pub wants_schema: bool,
 }
 
 /// See the room sign.
