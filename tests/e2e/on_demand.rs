@@ -69,10 +69,11 @@ async fn the_first_call_to_a_service_fetches_its_endpoints_within_its_deadline()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_by_their_deadline() {
+async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_after_5_s() {
     let mesh = unused(&[]).await;
     mesh.control().signal("STOP");
-    let (began, deadline) = (Instant::now(), Duration::from_secs(2));
+    // Far off, so that only the proxy ends the wait.
+    let (began, deadline) = (Instant::now(), Duration::from_secs(30));
     let failed = call_within(&mesh, deadline).await.unwrap_err();
     let took = began.elapsed();
     failed.assert(
@@ -80,7 +81,7 @@ async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_by_their_de
         "NOT_READY",
         &[SERVICE, "control plane", "node a"],
     );
-    assert!(took < deadline, "{took:?}");
+    assert!(took >= Duration::from_secs(5), "{took:?}");
     mesh.control().signal("CONT");
     until("calls go through again", async || {
         let answer = call_within(&mesh, Duration::from_secs(4)).await;

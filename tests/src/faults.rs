@@ -4,13 +4,17 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Sends a signal by name to one process.
+use crate::until::PATIENCE;
+
+/// Sends a signal by name to one process. After `STOP` it has stopped: the signal goes to one of its threads, and on a busy
+/// machine others may run on until that one has its turn.
 pub fn signal(pid: u32, signal: &str) {
     // The shell's own `kill`: always there, and no unsafe call in the harness.
     let status = Command::new("sh")
@@ -18,6 +22,25 @@ pub fn signal(pid: u32, signal: &str) {
         .status()
         .expect("sh runs");
     assert!(status.success(), "kill -{signal} {pid} failed");
+    if signal == "STOP" {
+        let end = Instant::now() + PATIENCE;
+        while !has_stopped(pid) {
+            assert!(Instant::now() < end, "process {pid} does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Whether no thread of it runs. One that ends meanwhile runs no more.
+fn has_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let mut stats = threads.flatten().map(|thread| thread.path().join("stat"));
+    stats.all(|stat| {
+        let stat = std::fs::read_to_string(stat).unwrap_or_default();
+        // The state comes after the name, which stands in brackets and may hold anything.
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+        state.is_empty() || state.starts_with(['T', 'Z', 'X'])
+    })
 }
 
 /// Passes TCP connections on to `target` until it is cut; then refuses new ones and breaks those that are open.
