@@ -10,7 +10,7 @@ mod configs;
 mod service;
 
 pub use configs::MeshConfigs;
-pub(crate) use configs::{AskError, Patience};
+pub(crate) use configs::{AskError, Patience, WHOLE};
 pub use lag::watch_lag;
 pub use peers::{Answers, Peers};
 pub use removals::MeshRemovals;

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    replica::{AskError, MeshConfigs, Patience},
+    replica::{AskError, MeshConfigs, Patience, WHOLE},
     xds::csds::{Part, Parts},
 };
 
@@ -116,25 +116,44 @@ impl Csds {
             let Some(request) = next.transpose()? else {
                 return Ok(());
             };
-            let asked = self.configs.ask(request, Patience::Each);
-            let mut gathering = asked.await.map_err(|error| refusal(&error))?;
-            let mut parts = Parts::new(PART_BYTES);
-            loop {
-                let next = tokio::select! {
-                    biased;
-                    () = answers.closed() => return Ok(()),
-                    next = gathering.next() => next,
-                };
-                let Some(piece) = next else { break };
-                if let Some(full) = parts.add(piece) {
-                    self.tell(answers, full).await?;
-                }
-            }
-            unanswered.extend(gathering.unanswered().iter().cloned());
-            drop(gathering);
-            // Also if it is empty: each question has an answer.
-            self.tell(answers, parts.take()).await?;
+            let answer = self.answer(request, answers, unanswered);
+            let answered = timeout(WHOLE, answer).await;
+            let stuck = &self.configs.counters().stuck;
+            let late = |_| {
+                Err(left(
+                    stuck,
+                    "the answer was not read to its end within",
+                    WHOLE,
+                ))
+            };
+            answered.unwrap_or_else(late)?;
         }
+    }
+
+    async fn answer(
+        &self,
+        request: ClientStatusRequest,
+        answers: &mpsc::Sender<Answer>,
+        unanswered: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
+        let asked = self.configs.ask(request, Patience::Each);
+        let mut gathering = asked.await.map_err(|error| refusal(&error))?;
+        let mut parts = Parts::new(PART_BYTES);
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = answers.closed() => return Ok(()),
+                next = gathering.next() => next,
+            };
+            let Some(piece) = next else { break };
+            if let Some(full) = parts.add(piece) {
+                self.tell(answers, full).await?;
+            }
+        }
+        unanswered.extend(gathering.unanswered().iter().cloned());
+        drop(gathering);
+        // Also if it is empty: each question has an answer.
+        self.tell(answers, parts.take()).await
     }
 
     async fn tell(&self, answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
@@ -145,13 +164,15 @@ impl Csds {
 async fn send(answers: &mpsc::Sender<Answer>, part: Part, stuck: &AtomicU64) -> Result<(), Status> {
     match timeout(STUCK, answers.send(Ok(part.response))).await {
         Ok(sent) => sent.map_err(|_| Status::cancelled("the reader has gone")),
-        Err(_) => {
-            stuck.fetch_add(1, Ordering::Relaxed);
-            Err(Status::resource_exhausted(format!(
-                "no part of the answer was read for {STUCK:?}: ask again and read on, or name nodes in node_matchers"
-            )))
-        }
+        Err(_) => Err(left(stuck, "no part of the answer was read for", STUCK)),
     }
+}
+
+fn left(stuck: &AtomicU64, what: &str, within: Duration) -> Status {
+    stuck.fetch_add(1, Ordering::Relaxed);
+    Status::resource_exhausted(format!(
+        "{what} {within:?}: ask again and read on, or name nodes in node_matchers"
+    ))
 }
 
 fn refusal(error: &AskError) -> Status {

@@ -1,13 +1,17 @@
 //! The answer to another replica: the clients of this one alone, so that no question goes in circles. In comes the
 //! question as that replica was asked it, out go messages of bounded size, each made when the one before has been read.
 
-use std::pin::Pin;
+use std::{pin::pin, time::Duration};
 
 use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use heddle_proto::control::v1::{ClientConfigsRequest, ClientConfigsResponse};
 use prost::Message as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::xds::{
@@ -19,6 +23,9 @@ use crate::xds::{
 pub(in crate::replica) const MAX_ANSWERS: usize = 256;
 /// A message is ended before it is longer; a single resource may be up to 1 MiB.
 const MESSAGE_BYTES: usize = 256 << 10;
+/// A reader that has not read an answer to its end after so long is left: others wait for its place. The replica that
+/// asks reads on for its own reader, who has as long (`status/csds`).
+pub(crate) const WHOLE: Duration = Duration::from_secs(15 * 60);
 
 pub(in crate::replica) struct Answer {
     own: Own,
@@ -48,13 +55,13 @@ impl Answer {
     }
 
     pub(in crate::replica) fn into_stream(self) -> ConfigStream {
-        Box::pin(stream::unfold(self, async |mut answer| {
+        bounded(stream::unfold(self, async |mut answer| {
             let part = answer.next().await?;
             let message = ClientConfigsResponse {
                 part: part.response.encode_to_vec().into(),
                 continued: part.continued,
             };
-            Some((Ok(message), answer))
+            Some((message, answer))
         }))
     }
 
@@ -73,5 +80,54 @@ impl Answer {
     }
 }
 
-pub(in crate::replica) type ConfigStream =
-    Pin<Box<dyn Stream<Item = Result<ClientConfigsResponse, Status>> + Send>>;
+pub(in crate::replica) type ConfigStream = ReceiverStream<Result<ClientConfigsResponse, Status>>;
+
+/// Read in a task of its own, which ends in time: a stream that nobody polls would hold its place for ever.
+fn bounded<T: Send + 'static>(
+    messages: impl Stream<Item = T> + Send + 'static,
+) -> ReceiverStream<Result<T, Status>> {
+    let (told, reader) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut messages = pin!(messages);
+        let tell = async {
+            while let Some(message) = messages.next().await {
+                if told.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(WHOLE, tell).await.is_err() {
+            let left = Status::resource_exhausted(format!("not read to its end within {WHOLE:?}"));
+            // Who reads nothing does not read this.
+            let _ = told.try_send(Err(left));
+        }
+    });
+    ReceiverStream::new(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{sync::Semaphore, time::Instant};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stops_gives_its_place_back_in_time_and_one_that_goes_does_at_once() {
+        let places = Arc::new(Semaphore::new(1));
+        let answer = async || {
+            let place = Arc::clone(&places).acquire_owned().await.unwrap();
+            bounded(stream::repeat_with(move || place.num_permits()))
+        };
+        let begun = Instant::now();
+        let stopped = answer().await;
+        let mut goes = answer().await;
+        assert_eq!(begun.elapsed(), WHOLE);
+        assert!(matches!(goes.next().await, Some(Ok(1))));
+        drop(goes);
+        drop(answer().await);
+        assert_eq!(begun.elapsed(), WHOLE);
+        drop(stopped);
+    }
+}

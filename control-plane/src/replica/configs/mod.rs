@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub(crate) use answer::WHOLE;
 pub(super) use answer::{Answer, ConfigStream, MAX_ANSWERS};
 use peer::PeerConfigs;
 
