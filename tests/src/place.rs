@@ -1,27 +1,64 @@
-//! Ports and folders for one test. Ports come from below the kernel's ephemeral range, so that a process that is
-//! stopped and started again finds its port free; each is tried before it is given out.
+//! Ports and folders for one test. Ports come from outside the kernel's ephemeral range and are given to one process at
+//! a time, so that what is stopped and started again finds its port free, and nobody else answers there meanwhile.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::ops::{Range, RangeInclusive};
+use std::sync::{Mutex, PoisonError};
 
-/// The range to choose from; Linux hands out ports of its own from 32768 on.
-const FIRST: u16 = 10_240;
-const COUNT: u16 = 20_000;
+/// Above the ports that Heddle itself has by default.
+const FIRST: u16 = 16_000;
+/// Ports that a process takes at a time: it listens on the first of them as long as it lives, so that no other test
+/// process gives out the rest, even while nothing listens there.
+const BLOCK: u16 = 100;
 
-static NEXT: AtomicU16 = AtomicU16::new(0);
+struct Ours {
+    held: Vec<TcpListener>,
+    left: Range<u16>,
+}
 
-/// A TCP port on which nothing listens, not given out before in this process.
+static OURS: Mutex<Ours> = Mutex::new(Ours {
+    held: Vec::new(),
+    left: 0..0,
+});
+
+/// A TCP port on which nothing listens, given out once: by this process, and by no other while this one lives.
 pub fn free_port() -> u16 {
-    // Test binaries may run side by side: each begins somewhere else.
-    let start = u16::try_from((std::process::id().wrapping_mul(7919)) % u32::from(COUNT)).unwrap();
-    for _ in 0..COUNT {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + start.wrapping_add(step) % COUNT;
-        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        if let Some(port) = ours.left.find(|&port| listen(port).is_some()) {
             return port;
         }
+        let (first, held) = free_block();
+        ours.held.push(held);
+        ours.left = first + 1..first + BLOCK;
     }
-    panic!("no free TCP port between {FIRST} and {}", FIRST + COUNT);
+}
+
+fn free_block() -> (u16, TcpListener) {
+    let ephemeral = ephemeral();
+    let blocks = || (FIRST..=u16::MAX - BLOCK).step_by(BLOCK.into());
+    let outside =
+        blocks().filter(|first| first + BLOCK <= *ephemeral.start() || first > ephemeral.end());
+    // A machine whose range leaves nothing outside of it has nothing better.
+    let mut blocks = outside.chain(blocks());
+    blocks
+        .find_map(|first| Some((first, listen(first)?)))
+        .expect("of all blocks of ports one is free")
+}
+
+/// Ports that the kernel gives to whoever asks for any.
+fn ephemeral() -> RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = text.expect("Linux tells its ephemeral range");
+    let mut ends = text
+        .split_whitespace()
+        .map(|end| end.parse().expect("a port"));
+    let mut end = || ends.next().expect("a first and a last port");
+    end()..=end()
+}
+
+fn listen(port: u16) -> Option<TcpListener> {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).ok()
 }
 
 /// A free loopback address.
@@ -35,4 +72,25 @@ pub fn folder() -> tempfile::TempDir {
         .prefix("heddle-test-")
         .tempdir()
         .expect("a temporary folder can be made")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{BLOCK, ephemeral, free_block, free_port};
+
+    #[test]
+    fn no_port_is_given_out_twice_nor_to_two_processes() {
+        let ports: BTreeSet<u16> = (0..2 * BLOCK).map(|_| free_port()).collect();
+        assert_eq!(ports.len(), usize::from(2 * BLOCK), "{ports:?}");
+        assert!(!ports.iter().any(|port| ephemeral().contains(port)));
+        // As another process would choose: it sees of this one what the kernel shows.
+        let (first, _held) = free_block();
+        let others = first..first + BLOCK;
+        assert!(
+            !ports.iter().any(|port| others.contains(port)),
+            "{others:?}"
+        );
+    }
 }

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::place::free_addr;
+
 /// Ample, so that only the test's own stalls stall anything.
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
@@ -81,8 +83,8 @@ impl Server {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let addr = listener.local_addr().expect("bound");
+        let addr = free_addr();
+        let listener = TcpListener::bind(addr).await.expect("a free port");
         let answer: Arc<dyn Fn(Call) -> Answering + Send + Sync> =
             Arc::new(move |call| Box::pin(answer(call)));
         let connections = Arc::new(AtomicUsize::new(0));
