@@ -7,7 +7,6 @@ use heddle_tests::echo::reach;
 use heddle_tests::ledger::{Book, Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::page::json;
-use heddle_tests::place::free_addr;
 use heddle_tests::until::{seen, until};
 use serde_json::Value;
 use tonic::Code;
@@ -16,17 +15,10 @@ use crate::open::Open;
 
 /// Two nodes with two instances each, all reached from both.
 async fn four_instances() -> Mesh {
-    four_instances_with(SocketAddr::from(([127, 0, 0, 1], 0))).await
-}
-
-/// The same with b1 at this address.
-async fn four_instances_with(b1: SocketAddr) -> Mesh {
     let mut mesh = Mesh::builder().nodes(2).start().await;
-    for (node, id) in [("a", "a1"), ("a", "a2"), ("b", "b2")] {
+    for (node, id) in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b2")] {
         mesh.echo(node, id).await;
     }
-    let start = mesh.echo_at("b", "b1", b1);
-    mesh.instance("b", "b1", start).await;
     for node in ["a", "b"] {
         reach(&mesh.channel(node), &["a1", "a2", "b1", "b2"]).await;
     }
@@ -81,9 +73,7 @@ struct Kill {
 }
 
 async fn kill_under(kind: Kind) -> Kill {
-    // A port that no other process is given when b1 is gone.
-    let address = free_addr();
-    let mut mesh = four_instances_with(address).await;
+    let mut mesh = four_instances().await;
     // Long calls with short pauses: at any time nearly every caller has one in flight, and some of them on b1.
     let load = Load::start(&Plan {
         delay_ms: 200,
@@ -91,7 +81,11 @@ async fn kill_under(kind: Kind) -> Kill {
         ..plan(&mesh, kind)
     });
     load.more(200).await;
-    has_calls(&mesh, "b", "b1").await;
+    // What it has in flight stays so until the kill, however long that takes: it answers no more. The further calls have
+    // passed the proxies after the last of its answers.
+    mesh.freeze_instance("b", "b1");
+    load.more(5).await;
+    let address = has_calls(&mesh, "b", "b1").await;
     let killed = Instant::now();
     mesh.kill_instance("b", "b1").await;
     let dead = Instant::now();
@@ -112,24 +106,26 @@ async fn kill_under(kind: Kind) -> Kill {
 }
 
 /// Awaits calls in flight on an instance, as its node's proxy sees them: the balancer owes no instance a call at any one
-/// moment.
-async fn has_calls(mesh: &Mesh, node: &str, id: &str) {
+/// moment. Gives its address.
+async fn has_calls(mesh: &Mesh, node: &str, id: &str) -> SocketAddr {
     let admin = mesh.node(node).admin;
     until("calls are in flight on the instance", async || {
         let config = json(admin, "/config").await?;
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let endpoints =
             list(&config["routing_table"]["services"]["heddle-echo.default"]["endpoints"]);
-        let address = endpoints.iter().find(|endpoint| endpoint["id"] == id);
-        let address = address.map(|endpoint| endpoint["address"].clone());
+        let endpoint = endpoints.iter().find(|endpoint| endpoint["id"] == id);
+        let address = endpoint.and_then(|endpoint| endpoint["address"].as_str());
+        let address = address.ok_or_else(|| format!("no {id} in {endpoints:?}"))?;
         let streams = list(&config["connections"])
             .iter()
-            .filter(|conn| conn["kind"] == "upstream" && Some(&conn["peer"]) == address.as_ref())
+            .filter(|conn| conn["kind"] == "upstream" && conn["peer"] == address)
             .map(|conn| conn["streams"].as_u64().unwrap_or(0))
             .sum::<u64>();
-        seen(streams >= 2, format!("{streams} calls at {address:?}"))
+        seen(streams >= 2, format!("{streams} calls at {address}"))?;
+        Ok::<_, String>(address.parse().expect("an address"))
     })
-    .await;
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

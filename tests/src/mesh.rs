@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use crate::echo::channel;
 use crate::netns::Network;
-use crate::place::{folder, free_addr};
+use crate::place::{folder, free_addr, free_port};
 use crate::process::{Process, Start};
 use crate::replicas::{REPLICAS, Replica};
 use crate::tools::binary;
@@ -312,13 +312,10 @@ impl Mesh {
         self.echo_on(node, id, IpAddr::from([127, 0, 0, 1]))
     }
 
-    /// The same, at an address that is also reached from elsewhere.
+    /// The same, at an address that is also reached from elsewhere. Its port is given to nobody else when it has gone: who
+    /// still calls it there reaches no instance of another test.
     pub fn echo_on(&self, node: &str, id: &str, ip: IpAddr) -> Start {
-        self.echo_at(node, id, SocketAddr::new(ip, 0))
-    }
-
-    /// The same, at a port of the test's own.
-    pub fn echo_at(&self, node: &str, id: &str, listen: SocketAddr) -> Start {
+        let listen = SocketAddr::new(ip, free_port());
         Start::new(
             &format!("heddle-echo {id} on {node}"),
             &binary("heddle-echo"),
@@ -342,6 +339,13 @@ impl Mesh {
         self.instances
             .insert((node.to_owned(), id.to_owned()), process);
         ready.get("listen").parse().expect("an address")
+    }
+
+    /// SIGSTOP to an instance: it keeps its connections and answers nothing.
+    pub fn freeze_instance(&self, node: &str, id: &str) {
+        let key = (node.to_owned(), id.to_owned());
+        let instance = self.instances.get(&key).expect("an instance of this mesh");
+        instance.signal("STOP");
     }
 
     /// Stops an instance with SIGTERM; it must exit with 0.
