@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use heddle_tests::echo::{call, payload, reach};
 use heddle_tests::ledger::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::until::{seen, until};
-use tokio::net::TcpStream;
 
-use crate::open::Open;
+use crate::open::{Open, takes_no_callers};
 
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -97,12 +95,7 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
         open.push(open_on(&mesh, node, "c1").await);
     }
     mesh.node("c").proxy().signal("TERM");
-    let outbound = mesh.node("c").outbound;
-    until("node c takes no more callers", async || {
-        let connected = TcpStream::connect(outbound).await;
-        seen(connected.is_err(), "it takes one")
-    })
-    .await;
+    takes_no_callers(&mesh, "c").await;
     load.more(100).await;
     for stream in open {
         stream.goes_on().await;
@@ -112,7 +105,7 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
 
     mesh.start_proxy("c").await;
     let back = Instant::now();
-    let first = call(outbound, payload("first")).await;
+    let first = call(mesh.node("c").outbound, payload("first")).await;
     assert_eq!(
         first.expect("the first call after the ready line").payload,
         "first"

@@ -1,7 +1,11 @@
-//! A stream of calls that stays open over a fault: it stands on one instance, and either goes on there or is lost.
+//! A stream of calls that stays open over a fault: it stands on one instance, and either goes on there or is lost. And
+//! how a proxy is seen to stop, which lets open streams go on.
 
 use heddle_proto::echo::v1::{EchoRequest, EchoResponse};
 use heddle_tests::echo::{Failed, echo, payload};
+use heddle_tests::mesh::Mesh;
+use heddle_tests::until::{seen, until};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -44,4 +48,14 @@ impl Open {
         let answer = self.answers.message().await;
         Failed::from(&answer.expect_err("the stream is lost"))
     }
+}
+
+/// Awaits that a node's proxy that was told to stop has begun to.
+pub(crate) async fn takes_no_callers(mesh: &Mesh, node: &str) {
+    let outbound = mesh.node(node).outbound;
+    until(&format!("node {node} takes no more callers"), async || {
+        let connected = TcpStream::connect(outbound).await;
+        seen(connected.is_err(), "it takes one")
+    })
+    .await;
 }
