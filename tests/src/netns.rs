@@ -5,15 +5,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::process::Start;
 use crate::tools::system;
 
 const PREFIX: &str = "heddle-";
 
-/// The number of the next network of this process.
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// The number of the next network of this process. Held while one is made: two at once would find the same subnet free.
+static NEXT: Mutex<u32> = Mutex::new(0);
 
 /// A bridge; hosts are on it as long as they live.
 pub struct Network {
@@ -26,9 +26,13 @@ pub struct Network {
 
 impl Network {
     pub fn new() -> Self {
-        sweep();
+        let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
         let pid = std::process::id();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        if *next == 0 {
+            sweep(pid);
+        }
+        let number = *next;
+        *next += 1;
         let network = Self {
             name: format!("{PREFIX}{pid}-{number}"),
             // At most 15 bytes: "hb", a process id of at most 22 bits in hex, "n", the number.
@@ -202,8 +206,9 @@ fn free_subnet(pid: u32, number: u32) -> [u8; 3] {
     free.next().expect("a subnet of 10.200.0.0/13 is free")
 }
 
-/// Removes the networks of processes that are gone.
-fn sweep() {
+/// Removes the networks of processes that are gone, and of one that had the process id of this one, which has none yet.
+fn sweep(own: u32) {
+    let gone = |pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists();
     for name in names("/run/netns") {
         let pid = name
             .strip_prefix(PREFIX)
@@ -230,45 +235,55 @@ fn names(folder: &str) -> impl Iterator<Item = String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
-fn gone(pid: u32) -> bool {
-    !Path::new(&format!("/proc/{pid}")).exists()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{SocketAddr, TcpListener};
     use std::time::Duration;
 
-    use super::Network;
-    use crate::process::{Start, run_within};
+    use super::{Host, Network};
+    use crate::process::{Start, run};
     use crate::tools::system;
+    use crate::until::{seen, within};
+
+    /// A bridge or a host that has lost another's address asks for it after half a minute or more: what is found sooner
+    /// was not lost.
+    const FOUND: Duration = Duration::from_secs(12);
 
     /// One ICMP-free probe: a TCP connection from inside to the listener out here.
-    async fn reaches(host: &super::Host, addr: std::net::SocketAddr) -> bool {
+    async fn reaches(host: &Host, addr: SocketAddr) -> bool {
         let probe = format!(
-            "timeout 1 bash -c '</dev/tcp/{}/{}'",
+            "timeout 2 bash -c '</dev/tcp/{}/{}'",
             addr.ip(),
             addr.port()
         );
         let start = Start::new("probe", &system("bash", "bash")).args(["-c", &probe]);
-        let ran = run_within(Duration::from_secs(10), host.inside(start)).await;
-        ran.code == Some(0)
+        run(host.inside(start)).await.code == Some(0)
+    }
+
+    /// A cable that was just plugged in takes the first packets a moment later, and a packet that was lost is sent again
+    /// after a second.
+    async fn finds(host: &Host, addr: SocketAddr) {
+        within(FOUND, "the host reaches out", async || {
+            seen(reaches(host, addr).await, "no connection")
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_host_is_cut_off_and_found_again() {
         let mut network = Network::new();
         let host = network.host("h");
-        let listener = std::net::TcpListener::bind((network.here(), 0)).unwrap();
+        let listener = TcpListener::bind((network.here(), 0)).unwrap();
         let addr = listener.local_addr().unwrap();
-        assert!(reaches(&host, addr).await);
+        finds(&host, addr).await;
         host.unplug();
         assert!(!reaches(&host, addr).await);
         host.plug_in();
-        assert!(reaches(&host, addr).await);
+        finds(&host, addr).await;
         host.lose(addr.ip());
         assert!(!reaches(&host, addr).await);
         host.find(addr.ip());
-        assert!(reaches(&host, addr).await);
+        finds(&host, addr).await;
         let namespace = format!("/run/netns/{}", host.namespace);
         assert!(std::path::Path::new(&namespace).exists());
         drop((host, network));
@@ -279,16 +294,16 @@ mod tests {
     async fn who_is_unplugged_disturbs_no_other() {
         let mut network = Network::new();
         let hosts = [network.host("h"), network.host("i")];
-        let listener = std::net::TcpListener::bind((network.here(), 0)).unwrap();
+        let listener = TcpListener::bind((network.here(), 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         for host in &hosts {
-            assert!(reaches(host, addr).await);
+            finds(host, addr).await;
         }
         for (victim, other) in [(0, 1), (1, 0)] {
             hosts[victim].unplug();
-            assert!(reaches(&hosts[other], addr).await);
+            finds(&hosts[other], addr).await;
             hosts[victim].plug_in();
-            assert!(reaches(&hosts[other], addr).await);
+            finds(&hosts[other], addr).await;
         }
     }
 }
