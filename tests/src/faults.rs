@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::copy_bidirectional;
@@ -47,7 +46,8 @@ fn has_stopped(pid: u32) -> bool {
 pub struct Forwarder {
     pub addr: SocketAddr,
     target: SocketAddr,
-    open: Arc<watch::Sender<bool>>,
+    /// Of the connections since it was healed last.
+    open: watch::Sender<bool>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -57,7 +57,7 @@ impl Forwarder {
         let mut forwarder = Self {
             addr: crate::place::free_addr(),
             target,
-            open: Arc::new(watch::Sender::new(false)),
+            open: watch::Sender::new(false),
             task: None,
         };
         forwarder.heal().await;
@@ -79,12 +79,13 @@ impl Forwarder {
             return;
         }
         let listener = TcpListener::bind(self.addr).await.expect("a free port");
-        self.open.send_replace(true);
+        // Another one each time: a connection that has not been looked at since the cut must not live on.
+        let (open, up) = watch::channel(true);
+        self.open = open;
         let target = self.target;
-        let open = Arc::clone(&self.open);
         self.task = Some(tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let up = open.subscribe();
+                let up = up.clone();
                 tokio::spawn(async move {
                     if let Ok(far) = TcpStream::connect(target).await {
                         relay(near, far, up).await;
