@@ -286,6 +286,8 @@ impl Etcd {
     pub async fn ctl(&self, args: &[&str]) -> String {
         let mut start = Start::new("etcdctl", &go_peer("etcdctl"))
             .args(["--endpoints", &self.urls().join(",")])
+            // Of its own it gives up after seconds, which a busy machine may need.
+            .args(["--dial-timeout=20s", "--command-timeout=20s"])
             .args(args);
         if let Some(tls) = &self.tls {
             start = start

@@ -2,7 +2,7 @@
 //! that was answered is lost, nothing is given twice, and no call hangs.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use heddle_control::store::{
     Changes, Compare, Etcd as Engine, EtcdOptions, LeaseId, Op, Revision, Store, StoreError, Txn,
@@ -13,8 +13,14 @@ use heddle_tests::until::{PATIENCE, seen, until};
 
 use crate::laws::open;
 
-/// The bound of a call and what a busy machine adds.
-const BOUND: Duration = Duration::from_secs(8);
+/// The bound of a call (5 s) and what a busy machine adds.
+const BOUND: Duration = Duration::from_secs(15);
+
+/// A call answers or fails within its bound.
+async fn in_time<T>(call: impl Future<Output = T>) -> T {
+    let answer = tokio::time::timeout(BOUND, call).await;
+    answer.expect("a call of the store hangs")
+}
 
 /// Writes 0, 1, 2, … under a condition that a lost answer cannot double, and remembers what was answered.
 struct Writer {
@@ -40,10 +46,7 @@ impl Writer {
                 then: vec![Op::put(&key, self.count.to_string())],
                 ..Txn::default()
             };
-            let begun = Instant::now();
-            let result = self.store.txn(txn).await;
-            assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
-            match result {
+            match in_time(self.store.txn(txn)).await {
                 Ok(_) => Ok(()),
                 Err(error @ StoreError::Unavailable { .. }) => Err(error.to_string()),
                 Err(error) => panic!("{error}"),
@@ -73,22 +76,23 @@ async fn keep(store: &Engine, lease: LeaseId) {
     .await;
 }
 
-/// Every write of the book came exactly once and in order.
-async fn follow(watch: &mut Watch, writer: &Writer) {
+/// Every one of these writes comes exactly once and in order.
+async fn follow(watch: &mut Watch, revisions: &[Revision]) {
     let mut given = Vec::new();
-    while given.len() < writer.revisions.len() {
+    while given.len() < revisions.len() {
         let next = tokio::time::timeout(PATIENCE, watch.next()).await;
         let Changes { revision, events } = next.expect("the watch is silent").unwrap().unwrap();
         given.extend(events.iter().map(|_| revision));
     }
-    assert_eq!(given, writer.revisions);
+    assert_eq!(given, revisions);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_and_a_lease_outlive_the_leader() {
     let mut etcd = Etcd::cluster().await;
     let store = open(&etcd);
-    let lease = store.grant(Duration::from_secs(15)).await.unwrap();
+    // Longer than any round of kills takes: whether beats are answered is what `keep` shows.
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
     let held = Txn {
         then: vec![Op::put_leased("held", "", lease)],
         ..Txn::default()
@@ -110,7 +114,7 @@ async fn a_watch_and_a_lease_outlive_the_leader() {
         etcd.restart(leader).await;
         assert!(store.get("held").await.unwrap().is_some(), "round {round}");
     }
-    follow(&mut watch, &writer).await;
+    follow(&mut watch, &writer.revisions).await;
     assert!(store.counters().faults > 0, "members were left");
     store.revoke(lease).await.unwrap();
 }
@@ -133,14 +137,10 @@ async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
         for member in lost {
             etcd.kill(member).await;
         }
-        let begun = Instant::now();
-        let put = store.put("lost", "x".into());
-        let (put, get) = tokio::join!(put, store.get("n/000000"));
-        assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+        let (put, get) = (store.put("lost", "x".into()), store.get("n/000000"));
+        let (put, get) = in_time(async { tokio::join!(put, get) }).await;
         // A leader may answer keep-alives for an election timeout; whoever leads next renews all leases.
-        let begun = Instant::now();
-        let beat = store.keep_alive(lease).await;
-        assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+        let beat = in_time(store.keep_alive(lease)).await;
         for error in [put.unwrap_err(), beat.unwrap_err(), get.unwrap_err()] {
             let text = error.to_string();
             assert!(
@@ -156,7 +156,7 @@ async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
         writer.write().await;
         keep(&store, lease).await;
     }
-    follow(&mut watch, &writer).await;
+    follow(&mut watch, &writer.revisions).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +164,7 @@ async fn a_frozen_member_is_left_by_everyone() {
     let mut etcd = Etcd::cluster().await;
     let leader = etcd.leader().await;
     let follower = (leader + 1) % 3;
-    // This engine knows the follower first and a second member.
+    // This engine knows two members and begins at either: one of the two is frozen while it is asked.
     let urls = etcd.urls();
     let pair = vec![urls[follower].clone(), urls[leader].clone()];
     let store = Arc::new(Engine::open(&EtcdOptions::new(pair)).unwrap());
@@ -172,14 +172,20 @@ async fn a_frozen_member_is_left_by_everyone() {
     writer.write().await;
     let mut watch = store.watch("n/", writer.revisions[0]).await.unwrap();
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();
-    store.keep_alive(lease).await.unwrap();
-    etcd.freeze(follower);
-    for _ in 0..3 {
-        writer.write().await;
+    keep(&store, lease).await;
+    let mut followed = 0;
+    for member in [follower, leader] {
+        etcd.freeze(member);
+        for _ in 0..3 {
+            writer.write().await;
+        }
+        keep(&store, lease).await;
+        follow(&mut watch, &writer.revisions[followed..]).await;
+        followed = writer.revisions.len();
+        etcd.thaw(member);
+        etcd.healthy(member).await;
     }
-    store.keep_alive(lease).await.unwrap();
-    follow(&mut watch, &writer).await;
-    etcd.thaw(follower);
+    assert!(store.counters().faults > 0, "no frozen member was asked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
