@@ -70,6 +70,7 @@ async fn an_instance_that_stops_unheard_by_one_costs_no_call() {
     scene.mesh.replica(victim).host().lose(etcd);
     scene.mesh.stop_instance(node, "new").await;
     scene.everybody_reaches(&["a1", "b1"]).await;
+    scene.goes_on().await;
     scene.mesh.replica(victim).host().find(etcd);
     scene.finish().await;
 }

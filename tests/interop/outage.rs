@@ -21,6 +21,9 @@ const AWAY: Duration = Duration::from_secs(10);
 /// 16 s after ten without a control plane. More than a turn beyond that, for a slow machine.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
+/// Calls of each that are waited for: before, meanwhile and afterwards. How many more there are is the machine's.
+const AT_LEAST: usize = 60;
+
 /// How the control plane goes.
 #[derive(Clone, Copy)]
 pub(crate) enum Loss {
@@ -73,8 +76,8 @@ impl Caller {
     /// Not one has failed.
     async fn finish(self) {
         match self {
-            Self::Grpc(client) => assert!(client.calls().len() >= 200),
-            Self::Envoy { load, .. } => load.finish().await.assert_none_failed(200),
+            Self::Grpc(client) => assert!(client.calls().len() >= AT_LEAST),
+            Self::Envoy { load, .. } => load.finish().await.assert_none_failed(AT_LEAST),
         }
     }
 }

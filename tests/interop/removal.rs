@@ -32,8 +32,8 @@ async fn instances_come_and_go(rounds: usize) {
         all_reach(&clients, &envoy, &[&oldest, &stays, &new]).await;
         mesh.stop_instance("a", &oldest).await;
         all_reach(&clients, &envoy, &[&stays, &new]).await;
+        load.more(20).await;
     }
-    load.more(20).await;
     load.finish().await.assert_none_failed(20 * rounds);
 }
 
