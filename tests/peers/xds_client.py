@@ -14,6 +14,9 @@ import time
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+# Seconds: no call takes so long, but the first one may take some on a busy machine, as it waits for everything.
+DEADLINE = 20
+
 
 def main():
     target, protoset = sys.argv[1:]
@@ -46,7 +49,7 @@ def main():
         number += 1
         payload = f"call {number}".encode()
         try:
-            response = unary(request_type(payload=payload), timeout=10, wait_for_ready=not answered)
+            response = unary(request_type(payload=payload), timeout=DEADLINE, wait_for_ready=not answered)
             answered = True
             line = {"instance": response.instance}
             if response.payload != payload:

@@ -25,6 +25,9 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
+// No call takes so long, but the first one may take some on a busy machine, as it waits for everything.
+const deadline = 20 * time.Second
+
 func main() {
 	if err := run(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "xds-client:", err)
@@ -91,7 +94,7 @@ func call(
 	payload := fmt.Sprintf("call %d", number)
 	request, response := dynamicpb.NewMessage(input), dynamicpb.NewMessage(output)
 	request.Set(input.Fields().ByName("payload"), protoreflect.ValueOfBytes([]byte(payload)))
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	err := connection.Invoke(ctx, "/heddle.echo.v1.Echo/Unary", request, response, grpc.WaitForReady(wait))
 	if err != nil {
