@@ -189,7 +189,7 @@ impl Process {
         .await
     }
 
-    /// Its exit status, if it has exited and all its output has been read.
+    /// Its exit status, if it has exited; the end of its output may still have to be read.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("the child can be asked");
@@ -205,8 +205,8 @@ impl Process {
                 .ok_or_else(|| format!("it runs; its output:\n{}", self.output()))
         })
         .await;
-        // Its grandchildren may hold the pipes a little longer; what it said itself is there soon.
-        for _ in 0..40 {
+        // What it said itself is there soon, on a busy machine too; a grandchild may hold the pipes for ever.
+        for _ in 0..400 {
             if self.said.lock().unwrap().open == 0 {
                 break;
             }
