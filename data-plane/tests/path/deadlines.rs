@@ -18,6 +18,14 @@ const WHILE: Duration = Duration::from_millis(200);
 /// where its thread has to wait for a core.
 const TURN: Duration = Duration::from_secs(1);
 
+/// Deadlines of which a shorter one may pass, on a machine that stalls, before what a test is about has begun: then the
+/// next one shows it.
+const PASSING: [(&str, Duration); 3] = [
+    ("2S", Duration::from_secs(2)),
+    ("6S", Duration::from_secs(6)),
+    ("18S", Duration::from_secs(18)),
+];
+
 /// Holds a call; says how long for certain.
 async fn hold(since: Instant) -> Duration {
     tokio::time::sleep(WHILE).await;
@@ -153,17 +161,20 @@ async fn a_deadline_is_enforced_with_a_cancel_upstream() {
     let node = Node::start("a");
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
     let client = node.client().await;
-    let call = request("Get")
-        .header("grpc-timeout", "300m")
-        .body(())
-        .unwrap();
-    let began = Instant::now();
-    let reply = client.call(call, b"x").await.unwrap();
-    let took = began.elapsed();
-    assert!(took >= Duration::from_millis(150), "{took:?}");
-    assert_eq!((reply.status(), reply.reason()), ("4", "DEADLINE_EXCEEDED"));
-    assert!(reply.trailers.is_none(), "trailers-only");
-    assert_eq!(within(resets.recv()).await.unwrap(), h2::Reason::CANCEL);
+    for (timeout, total) in PASSING {
+        let call = request("Get").header("grpc-timeout", timeout);
+        let began = Instant::now();
+        let reply = client.call(call.body(()).unwrap(), b"x").await.unwrap();
+        let took = began.elapsed();
+        assert!(took >= total - TURN, "{took:?} of {total:?}");
+        assert_eq!((reply.status(), reply.reason()), ("4", "DEADLINE_EXCEEDED"));
+        assert!(reply.trailers.is_none(), "trailers-only");
+        if backend.calls() > 0 {
+            assert_eq!(within(resets.recv()).await.unwrap(), h2::Reason::CANCEL);
+            return;
+        }
+    }
+    panic!("no call came to the server before its deadline");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,17 +219,20 @@ async fn a_deadline_after_the_headers_stands_on_trailers() {
     .await;
     let node = Node::start("a");
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
-    let call = request("Get")
-        .header("grpc-timeout", "200m")
-        .body(())
-        .unwrap();
-    let reply = node.client().await.call(call, b"x").await.unwrap();
-    assert_eq!(reply.body, b"part");
-    let trailers = reply.trailers.unwrap();
-    assert_eq!(
-        (&trailers["grpc-status"], &trailers["heddle-reason"]),
-        (&"4".parse().unwrap(), &"DEADLINE_EXCEEDED".parse().unwrap())
-    );
+    let client = node.client().await;
+    for (timeout, _) in PASSING {
+        let call = request("Get").header("grpc-timeout", timeout);
+        let reply = client.call(call.body(()).unwrap(), b"x").await.unwrap();
+        assert_eq!((reply.status(), reply.reason()), ("4", "DEADLINE_EXCEEDED"));
+        if let Some(trailers) = reply.trailers {
+            assert_eq!(reply.body, b"part");
+            for name in ["grpc-status", "heddle-reason"] {
+                assert!(trailers.contains_key(name), "no {name} in {trailers:?}");
+            }
+            return;
+        }
+    }
+    panic!("no headers came before their deadline");
 }
 
 #[tokio::test(flavor = "multi_thread")]

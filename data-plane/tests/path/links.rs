@@ -100,7 +100,7 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
         );
     }
     a.publish(vec![remote("e", &b)]);
-    let _ = a.workers.connections();
+    a.taken_up().await;
     let reply = client.put(b"x").await;
     assert_eq!((reply.status(), reply.reason()), ("14", "NO_ENDPOINTS"));
     assert!(
@@ -184,9 +184,7 @@ async fn what_breaks_behind_a_link_is_told_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_the_other_node_could_not_carry_out_is_one() {
-    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = gone.local_addr().unwrap();
-    drop(gone);
+    let address = refusing().await;
     let (a, b) = (Node::start("a"), Node::start("b"));
     a.publish(vec![remote("e1", &b)]);
     b.publish(vec![on_b("e1", address)]);
@@ -238,7 +236,8 @@ async fn plain_http_goes_elsewhere_too_when_a_node_cannot_take_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hello_that_does_not_end_is_given_up() {
     let b = Node::with(heddle_proxy::worker::WorkerOptions {
-        handshake_timeout: std::time::Duration::from_millis(100),
+        // So long that the client's preface comes in time, even if the machine stalls.
+        handshake_timeout: std::time::Duration::from_secs(2),
         ..options("b")
     });
     let client = Client::connect(b.inbound).await;
@@ -261,7 +260,8 @@ async fn a_proxy_that_is_silent_with_calls_under_way_is_given_up() {
     .await;
     let b = Node::with(heddle_proxy::worker::WorkerOptions {
         keepalive_interval: std::time::Duration::from_millis(100),
-        keepalive_timeout: std::time::Duration::from_millis(100),
+        // So long that the peer answers while it still reads, even if the machine stalls.
+        keepalive_timeout: std::time::Duration::from_secs(2),
         ..options("b")
     });
     b.publish(vec![on_b("e1", backend.address)]);

@@ -78,7 +78,7 @@ async fn the_wait_is_bounded_and_says_what_it_waits_for_before_the_deadline() {
         let call = request("Get").header("grpc-timeout", deadline).body(());
         tokio::spawn(async move { client.call(call.unwrap(), b"x").await.unwrap() })
     };
-    let (first, second) = (wait("400m"), wait("300m"));
+    let (first, second) = (wait("60S"), wait("60S"));
     node.until("both wait", |m| m.waiting_calls == 2).await;
     let over = client.get(b"x").await;
     assert_eq!((over.status(), over.reason()), ("14", "OVERLOADED"));
@@ -87,19 +87,18 @@ async fn the_wait_is_bounded_and_says_what_it_waits_for_before_the_deadline() {
         "{}",
         over.message()
     );
-    for call in [first, second] {
+    // A caller that goes leaves no trace.
+    first.abort();
+    second.abort();
+    node.until("none waits", |m| m.waiting_calls == 0).await;
+    for call in [wait("400m"), wait("300m")] {
         let reply = call.await.unwrap();
         assert_eq!((reply.status(), reply.reason()), ("14", "NOT_READY"));
         for word in ["echo.default", "control plane has not answered", "node a"] {
             assert!(reply.message().contains(word), "{}", reply.message());
         }
     }
-    node.until("none waits", |m| m.waiting_calls == 0).await;
-    // A caller that goes leaves no trace.
-    let gone = wait("60S");
-    node.until("one waits", |m| m.waiting_calls == 1).await;
-    gone.abort();
-    node.until("it is gone", |m| m.waiting_calls == 0).await;
+    node.until("they are gone", |m| m.waiting_calls == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

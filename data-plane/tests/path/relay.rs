@@ -71,13 +71,14 @@ async fn many_callers_share_few_connections() {
         connections <= 2 * 4,
         "{connections} connections for two workers"
     );
-    let downstream = node
-        .workers
-        .connections()
-        .into_iter()
-        .filter(|c| c.kind == "outbound");
+    let downstream = loop {
+        let listed = node.callers().await;
+        if listed.len() == 16 {
+            break listed;
+        }
+    };
     let mut per_worker = [0; 2];
-    downstream.for_each(|c| per_worker[c.worker] += 1);
+    downstream.iter().for_each(|c| per_worker[c.worker] += 1);
     assert!(
         per_worker.iter().all(|n| *n >= 6),
         "sixteen sockets are spread: {per_worker:?}"

@@ -1,6 +1,5 @@
 //! What breaks upstream: tried again where that is safe, else told precisely.
 
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -8,12 +7,6 @@ use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::Report;
 
 use crate::rig::*;
-
-/// An address that refuses: it was bound a moment ago and is not any more.
-async fn refusing() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_refuses_costs_no_call_and_is_reported() {
@@ -160,8 +153,7 @@ async fn calls_on_a_killed_instance_end_precisely_unless_they_are_safe_to_repeat
     let mut streaming = within(streaming).await.unwrap().into_body();
     assert_eq!(within(streaming.data()).await.unwrap().unwrap(), "first");
     node.publish(vec![echo(vec![held, local("e2", backend.address)])]);
-    // A worker that has listed its connections has taken the table up.
-    let _ = node.workers.connections();
+    node.taken_up().await;
     holder.kill().await;
     let [put, get] = <[_; 2]>::try_from(calls).unwrap();
     let put = put.await.unwrap();
@@ -282,7 +274,8 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
     let silent = listener.local_addr().unwrap();
     let backend = Backend::echo().await;
     let node = Node::with(heddle_proxy::worker::WorkerOptions {
-        handshake_timeout: std::time::Duration::from_millis(100),
+        // So long that the one that speaks does so in time, even if the machine stalls.
+        handshake_timeout: std::time::Duration::from_secs(2),
         ..options("a")
     });
     node.publish(vec![echo(vec![

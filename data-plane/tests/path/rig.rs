@@ -1,8 +1,8 @@
 //! What the tests stand on: nodes (workers with a table), backends that do as told, clients that see frames.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,14 +12,28 @@ use heddle_proxy::balance::{Endpoint, EndpointSet, Health, Target};
 use heddle_proxy::listener::ListenAddr;
 use heddle_proxy::observe::MetricsSnapshot;
 use heddle_proxy::route::{ProtoService, RouteTable, Service};
-use heddle_proxy::worker::{Report, Role, WorkerOptions, Workers};
+use heddle_proxy::worker::{ConnectionInfo, Report, Role, WorkerOptions, Workers};
 use http::{HeaderMap, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Nothing here takes as long; only a hang does.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// A loopback address that nobody else listens at: tests run side by side, and a port that one of them has given up
+/// would else be given to another.
+pub(crate) fn own_host() -> IpAddr {
+    static HOSTS: AtomicU32 = AtomicU32::new(1);
+    let host = HOSTS.fetch_add(1, Ordering::Relaxed);
+    IpAddr::from((0x7f01_0000 + host).to_be_bytes())
+}
+
+/// An address that refuses, and that nobody is given while it does.
+pub(crate) async fn refusing() -> SocketAddr {
+    let listener = TcpListener::bind((own_host(), 0)).await.unwrap();
+    listener.local_addr().unwrap()
+}
 
 /// `h2` closes a connection on which about a hundred small messages lie unread, as they do under many calls at once on a
 /// busy machine: what is asked here is what the proxy does.
@@ -40,6 +54,8 @@ pub(crate) fn options(name: &str) -> WorkerOptions {
         workers: 2,
         node: name.to_owned(),
         incarnation: format!("incarnation-{name}"),
+        // Calls that a test has waiting wait until it lets them go on, however slow the machine is.
+        ready_timeout: LONG,
         ..WorkerOptions::default()
     }
 }
@@ -54,10 +70,12 @@ impl Node {
         let (report, reports) = mpsc::channel(64);
         let (hand, internal) = mpsc::channel(8);
         let workers = Workers::start(options, report, hand).unwrap();
-        let listen = |role| match workers.listen(role, &ListenAddr::Tcp(([127, 0, 0, 1], 0).into()))
-        {
-            Ok(ListenAddr::Tcp(address)) => address,
-            other => panic!("{other:?}"),
+        let listen = |role| {
+            let any_port = ListenAddr::Tcp((own_host(), 0).into());
+            match workers.listen(role, &any_port) {
+                Ok(ListenAddr::Tcp(address)) => address,
+                other => panic!("{other:?}"),
+            }
         };
         let (inbound, outbound) = (listen(Role::Inbound), listen(Role::Outbound));
         Self {
@@ -76,6 +94,24 @@ impl Node {
 
     pub(crate) async fn client(&self) -> Client {
         Client::connect(self.outbound).await
+    }
+
+    /// Awaits that the workers of all callers have taken up the last table: each does before it lists its connections,
+    /// and one that does not list them in time is asked again.
+    pub(crate) async fn taken_up(&self) {
+        within(async { while self.callers().await.is_empty() {} }).await;
+    }
+
+    /// The connections of all callers that the metrics tell of; none while a worker has not listed its own.
+    pub(crate) async fn callers(&self) -> Vec<ConnectionInfo> {
+        let all = self.workers.metrics().downstream_connections;
+        let mut listed = self.workers.connections();
+        listed.retain(|connection| connection.kind != "upstream");
+        if listed.len() == all {
+            return listed;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Vec::new()
     }
 
     /// Awaits a state of the metrics.
@@ -186,7 +222,7 @@ impl Backend {
         F: Fn(Seen, SendResponse<Bytes>) -> Answer + Send + Sync + 'static,
     {
         builder.data_frame_budget(SMALL_FRAMES);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((own_host(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (connections, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (Arc::clone(&connections), Arc::clone(&calls));
