@@ -46,7 +46,8 @@ fn delta(kind: Kind) -> DeltaDiscoveryRequest {
 async fn a_stuck_client_is_cut_off_and_holds_up_no_removal() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits {
-        stuck_after: Duration::from_millis(300),
+        // So long that who answers has answered in time, even if the machine stalls.
+        stuck_after: Duration::from_secs(3),
         ..Limits::default()
     };
     let plane = plane(&folder, limits).await;
@@ -62,11 +63,16 @@ async fn a_stuck_client_is_cut_off_and_holds_up_no_removal() {
     node.change(vec![], &["1"]).await;
     let second = idle.next().await;
     idle.ack(&second).await;
-    node.ask_removal("1", Duration::from_secs(15)).await;
-    let control_message::Message::RemovalAnswer(answer) = node.next().await else {
-        panic!()
-    };
-    assert!(answer.acknowledged, "it has gone: {answer:?}");
+    loop {
+        node.ask_removal("1", Duration::from_secs(5)).await;
+        let control_message::Message::RemovalAnswer(answer) = node.next().await else {
+            panic!()
+        };
+        if answer.acknowledged {
+            break;
+        }
+        assert_eq!(answer.unacknowledged, ["stuck"], "until it has gone");
+    }
     let cut = end(&mut stuck).await;
     assert_eq!(cut.code(), Code::ResourceExhausted);
     assert!(cut.message().contains("neither read nor answered"), "{cut}");
@@ -155,16 +161,17 @@ async fn streams_are_spread_anew_where_there_is_a_choice() {
     let first = stream.next().await;
     stream.ack(&first).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    node.change(vec![echo("2", "127.0.0.1:7002")], &[]).await;
+    let revision = node.change(vec![echo("2", "127.0.0.1:7002")], &[]).await;
     let second = stream.next().await;
     assert_eq!(endpoints(&second), 2, "alone: nowhere else to go");
     stream.ack(&second).await;
-    let _other = Plane::replica(store, "other", idle).await;
+    let other = Plane::replica(store, "other", idle).await;
     let ended = end(&mut stream).await;
     assert_eq!(ended.code(), Code::Unavailable);
     assert!(ended.message().contains("reconnect"), "{ended}");
 
-    let mut stream = plane.delta(proxy("b")).await;
+    other.has(revision).await;
+    let mut stream = other.delta(proxy("b")).await;
     let held = second.resources.iter();
     stream
         .send(DeltaDiscoveryRequest {
@@ -256,9 +263,11 @@ async fn what_breaks_a_bound_ends_its_stream_with_a_sentence() {
 
 #[tokio::test]
 async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
+    const REQUESTS: u64 = 600;
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits {
-        units_per_second: 20_000,
+        // So few that every machine reads faster than that.
+        units_per_second: 500,
         units_at_once: 100,
         ..Limits::default()
     };
@@ -269,7 +278,7 @@ async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
     other.ask(Kind::Endpoint, &[ECHO]).await;
     let first = other.next().await;
     other.ack(&first).await;
-    for round in 0..2_000 {
+    for round in 0..REQUESTS {
         let mut request = delta(Kind::Endpoint);
         request.resource_names_subscribe = vec![ECHO.to_owned()];
         request.response_nonce = format!("wrong{round}");
@@ -283,7 +292,8 @@ async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
     assert_eq!(endpoints(&other.next().await), 2);
     assert!(!names(&flood.next().await).is_empty(), "it is answered too");
     let metrics = plane.clients.metrics();
-    let all_read = || read(&metrics.unknown_types) >= 1_000 && read(&metrics.stale) >= 1_000;
+    let half = REQUESTS / 2;
+    let all_read = || read(&metrics.unknown_types) >= half && read(&metrics.stale) >= half;
     until(all_read).await;
     assert!(read(&metrics.muted) > 0);
     assert_eq!(

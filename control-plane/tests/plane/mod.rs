@@ -42,9 +42,9 @@ use tonic::{
 
 /// Awaits what must come; long enough for a busy machine.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future)
+    tokio::time::timeout(Duration::from_secs(60), future)
         .await
-        .expect("nothing came within 20 s")
+        .expect("nothing came within 60 s")
 }
 
 /// Awaits what no event tells of.
