@@ -39,7 +39,7 @@ fn violated_fields(status: &Status) -> Vec<String> {
 async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
     let mut mesh = Mesh::builder().start().await;
     mesh.echo("a", "e1").await;
-    reach(&mesh.channel("a"), &["e1"]).await;
+    mesh.control_has(&["e1"]).await;
     let mut agent = mesh.agent("a");
     let long = "x".repeat(64);
     let faults: Vec<(&str, Instance)> = vec![
@@ -168,19 +168,13 @@ async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
         .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 
-    // Nothing of it came through, and what ran still runs.
-    let mut control = RegistryClient::new(channel(mesh.grpc));
-    let services = control
-        .list_services(heddle_proto::registry::v1::ListServicesRequest {})
-        .await;
-    let names: Vec<String> = services
-        .unwrap()
-        .into_inner()
-        .services
-        .into_iter()
-        .map(|service| service.name)
-        .collect();
-    assert_eq!(names, ["heddle-echo.default"]);
+    // Nothing of it came through, as a good one that comes after it shows, and what ran still runs.
+    let good = Instance {
+        service: "zoo".to_owned(),
+        ..instance()
+    };
+    agent.register(register(good)).await.unwrap();
+    services_are(&mesh, &["heddle-echo.default", "zoo.default"]).await;
     reach(&mesh.channel("a"), &["e1"]).await;
 }
 
@@ -244,10 +238,13 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
     mesh.write_services_file("a", "bad.yaml", &bad.replace("Bad_Name", "mended"));
     services_are(&mesh, &["good.default", "mended.default"]).await;
 
-    // Broken again, beyond YAML: what was there stays, as a mistake must not take a service down.
+    // Broken again, beyond YAML: what was there stays, as a mistake must not take a service down. A file that comes after
+    // that shows it.
     mesh.write_services_file("a", "bad.yaml", "service: [");
-    said(&["bad.yaml"]).await;
-    services_are(&mesh, &["good.default", "mended.default"]).await;
+    said(&["bad.yaml", "its last good content stays"]).await;
+    let after = GOOD.replace("good", "after").replace("g1", "a1");
+    mesh.write_services_file("a", "after.yaml", &after);
+    services_are(&mesh, &["after.default", "good.default", "mended.default"]).await;
 
     // Words that are not options are mistakes too.
     mesh.write_services_file(
@@ -259,5 +256,5 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
 
     // Gone with its file.
     std::fs::remove_file(mesh.node("a").services_dir.join("bad.yaml")).unwrap();
-    services_are(&mesh, &["good.default"]).await;
+    services_are(&mesh, &["after.default", "good.default"]).await;
 }

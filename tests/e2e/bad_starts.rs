@@ -268,8 +268,12 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
         std::fs::write(state.join("xds.tmp"), "half").unwrap();
         mesh.start_proxy("a").await;
         reach(&mesh.channel("a"), &["e1"]).await;
-        let said = mesh.node("a").proxy().stderr().join("\n");
-        assert!(said.matches("set aside").count() >= 2, "{case}: {said}");
+        let mut said = String::new();
+        heddle_tests::until::until(&format!("{case}: both are set aside"), async || {
+            said = mesh.node("a").proxy().stderr().join("\n");
+            heddle_tests::until::seen(said.matches("set aside").count() >= 2, &said)
+        })
+        .await;
         assert!(!said.contains("panicked"), "{case}: {said}");
         mesh.stop_proxy("a").await;
     }

@@ -2,6 +2,7 @@
 //! streaming. The way that a call takes is read from the kernel's tables.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use futures_util::StreamExt as _;
 use heddle_proto::echo::v1::EchoRequest;
@@ -11,6 +12,15 @@ use heddle_tests::place::folder;
 use heddle_tests::raw::Client;
 use heddle_tests::sockets::peers_of;
 use heddle_tests::until::{seen, until};
+
+/// Until the kernel's table shows the connection: what is open elsewhere may hide a row while it is read.
+async fn until_peers(pid: u32, peer: SocketAddr) {
+    until("the connection that the call took", async || {
+        let peers = peers_of(pid);
+        seen(peers.contains(&peer), format!("{peer} in {peers:?}"))
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_on_one_node_makes_one_hop() {
@@ -25,7 +35,7 @@ async fn a_call_on_one_node_makes_one_hop() {
         (answer.instance.as_str(), answer.node.as_str()),
         ("e1", "a")
     );
-    assert!(peers_of(mesh.node("a").pid()).contains(&instance));
+    until_peers(mesh.node("a").pid(), instance).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,8 +56,8 @@ async fn a_call_across_two_nodes_goes_through_both_proxies() {
         !peers_of(a.pid()).contains(&instance),
         "a is connected to the instance on b"
     );
-    assert!(peers_of(a.pid()).contains(&b.inbound));
-    assert!(peers_of(b.pid()).contains(&instance));
+    until_peers(a.pid(), b.inbound).await;
+    until_peers(b.pid(), instance).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use heddle_tests::echo::{call, payload};
 use heddle_tests::mesh::Mesh;
+use heddle_tests::page::json;
 use heddle_tests::place::free_addr;
 use heddle_tests::raw::{Answer, Call, Client, Habits, body};
 use heddle_tests::until::{seen, until};
@@ -109,6 +110,14 @@ async fn an_instance_that_refuses_connections_costs_no_call() {
         seen(service.instances == 2, format!("{service:?}"))
     })
     .await;
+    for node in ["b", "a"] {
+        until("the node knows the service", async || {
+            let config = json(mesh.node(node).admin, "/config").await?;
+            let service = &config["routing_table"]["services"]["heddle-echo.default"];
+            seen(service.is_object(), service)
+        })
+        .await;
+    }
     for node in ["b", "a"] {
         for _ in 0..40 {
             let answer = call(mesh.node(node).outbound, payload("x")).await;

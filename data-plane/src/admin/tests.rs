@@ -493,7 +493,7 @@ async fn health_by_mesh_name_by_proto_service_and_of_the_proxy() {
     );
     // Known still, but nobody serves it.
     mesh.agent.deregister(&registration).unwrap();
-    let next = tokio::time::timeout(Duration::from_secs(10), steps.message())
+    let next = tokio::time::timeout(Duration::from_secs(60), steps.message())
         .await
         .expect("a change");
     assert_eq!(next.unwrap().unwrap().status(), ServingStatus::NotServing);
@@ -527,7 +527,7 @@ async fn a_question_about_a_service_is_a_use_of_it_and_waits_for_its_endpoints()
             service: name.into(),
         };
         let asked = tokio::spawn(async move { client.check(request).await });
-        let used = tokio::time::timeout(Duration::from_secs(10), mesh.used.recv()).await;
+        let used = tokio::time::timeout(Duration::from_secs(60), mesh.used.recv()).await;
         assert_eq!(used.unwrap().as_deref(), Some("carts.shop"));
         mesh.xds.send_replace(view(Some(Arc::new(xds::Assignment {
             endpoints: vec![remote()],
@@ -547,7 +547,7 @@ async fn a_question_about_a_service_is_a_use_of_it_and_waits_for_its_endpoints()
     // By the table before, and then by the one with no endpoints.
     while steps.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
     for _ in 0..5 {
-        let used = tokio::time::timeout(Duration::from_secs(10), mesh.used.recv()).await;
+        let used = tokio::time::timeout(Duration::from_secs(60), mesh.used.recv()).await;
         assert_eq!(used.unwrap().as_deref(), Some("carts.shop"));
     }
 }

@@ -102,7 +102,7 @@ impl Loom {
     }
 
     async fn next(&mut self) -> Arc<RouteTable> {
-        let next = tokio::time::timeout(Duration::from_secs(5), self.published.recv());
+        let next = tokio::time::timeout(Duration::from_secs(60), self.published.recv());
         next.await.expect("a table in time").unwrap()
     }
 }

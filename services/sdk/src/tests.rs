@@ -10,7 +10,7 @@ use heddle_proto::registry::v1::{
     *,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Notify, mpsc, watch},
     time::timeout,
 };
@@ -208,14 +208,15 @@ async fn an_instance_registers_learns_its_node_and_beats() {
 
 #[tokio::test]
 async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = reserved.local_addr().unwrap();
-    drop(reserved);
+    // Bound, so that nobody else is given the port, it refuses connections until it listens.
+    let later = TcpSocket::new_v4().unwrap();
+    later.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = later.local_addr().unwrap();
     let registration = Registration::start(membership(address.to_string())).unwrap();
     assert_eq!(&*registration.node(), "");
     let agent = FakeAgent::default();
     *agent.0.refusals.lock().unwrap() = 2;
-    agent.serve(TcpListener::bind(address).await.unwrap()).await;
+    agent.serve(later.listen(16).unwrap()).await;
     assert_eq!(
         &*timeout(PATIENCE, registration.registered()).await.unwrap(),
         "node-a"

@@ -8,7 +8,12 @@ mod saved;
 mod session;
 mod validate;
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use heddle_proto::registry::v1::Instance;
 use prost::bytes::Bytes;
@@ -36,10 +41,10 @@ pub(super) fn checked(instance: Instance) -> Checked {
     check(instance, &Bytes::new(), Origin::Registration, &|_| true).unwrap()
 }
 
-/// Ten seconds are for ever on a test machine.
+/// A minute is for ever on a test machine, however busy.
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(10), future).await;
-    done.unwrap_or_else(|_| panic!("{what}: not within 10 s"))
+    let done = tokio::time::timeout(Duration::from_secs(60), future).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within 60 s"))
 }
 
 /// Waits for a state of the agent.
@@ -64,9 +69,14 @@ pub(super) async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// An address on which nobody listens now.
+/// An address at which nobody listens, on a loopback host that is given out once: tests run side by side, and another
+/// one would else be given this port.
 pub(super) async fn free_address() -> SocketAddr {
-    listener().await.1
+    static HOSTS: AtomicU32 = AtomicU32::new(1);
+    let host = HOSTS.fetch_add(1, Ordering::Relaxed);
+    let host = std::net::IpAddr::from((0x7f01_0000 + host).to_be_bytes());
+    let listener = tokio::net::TcpListener::bind((host, 0)).await.unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// Takes instances out where there is no control plane, and the routing table has every change at once.

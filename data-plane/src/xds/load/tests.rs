@@ -72,7 +72,7 @@ fn asker() -> Asker {
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(10), future)
+    timeout(Duration::from_secs(60), future)
         .await
         .expect("in time")
 }

@@ -108,8 +108,8 @@ async fn ads() -> (SocketAddr, mpsc::Receiver<Visit>) {
 }
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(Duration::from_secs(10), future).await;
-    done.unwrap_or_else(|_| panic!("{what}: not within 10 s"))
+    let done = tokio::time::timeout(Duration::from_secs(60), future).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within 60 s"))
 }
 
 impl Visit {
