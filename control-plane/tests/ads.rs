@@ -316,6 +316,7 @@ async fn a_client_that_saw_a_newer_revision_waits_for_it() {
             ),
         }
         until(|| plane.clients.is_empty()).await;
+        plane.has(revision).await;
     }
     panic!("it did not wait");
 }

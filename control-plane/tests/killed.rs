@@ -231,7 +231,7 @@ async fn kill_in_the_middle_of_writes(rounds: u64) {
             node.check(connection.clone(), &case).await;
         }
         // At once, or after so many answers, and in any moment between two of them.
-        due = answers.get() + rng.random_range(0..60);
+        due = answers.get() + rng.random_range(0..200);
         let moment = Duration::from_micros(rng.random_range(0..10_000));
         let writes = nodes
             .iter_mut()

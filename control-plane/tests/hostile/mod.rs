@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use crate::{
     ECHO, endpoints, names,
-    plane::{DeltaStream, Plane, client, echo, proxy, until},
+    plane::{DeltaStream, Plane, client, echo, proxy, until, within},
 };
 
 async fn plane(folder: &tempfile::TempDir, limits: Limits) -> Plane {
@@ -63,16 +63,19 @@ async fn a_stuck_client_is_cut_off_and_holds_up_no_removal() {
     node.change(vec![], &["1"]).await;
     let second = idle.next().await;
     idle.ack(&second).await;
-    loop {
-        node.ask_removal("1", Duration::from_secs(5)).await;
-        let control_message::Message::RemovalAnswer(answer) = node.next().await else {
-            panic!()
-        };
-        if answer.acknowledged {
-            break;
+    within(async {
+        loop {
+            node.ask_removal("1", Duration::from_secs(5)).await;
+            let control_message::Message::RemovalAnswer(answer) = node.next().await else {
+                panic!()
+            };
+            if answer.acknowledged {
+                break;
+            }
+            assert_eq!(answer.unacknowledged, ["stuck"], "until it has gone");
         }
-        assert_eq!(answer.unacknowledged, ["stuck"], "until it has gone");
-    }
+    })
+    .await;
     let cut = end(&mut stuck).await;
     assert_eq!(cut.code(), Code::ResourceExhausted);
     assert!(cut.message().contains("neither read nor answered"), "{cut}");

@@ -53,8 +53,11 @@ async fn many_callers_share_few_connections() {
     let (node, backend) = one_node().await;
     let mut tasks = tokio::task::JoinSet::new();
     let mut clients = Vec::new();
-    for _ in 0..16 {
+    for n in 1..=16 {
         let client = node.client().await;
+        // One after the other: where a connection goes is judged by those that are known.
+        node.until("it is accepted", |m| m.downstream_connections == n)
+            .await;
         clients.push(client.clone());
         for _ in 0..20 {
             let client = client.clone();

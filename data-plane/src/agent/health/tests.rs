@@ -298,7 +298,7 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
     .await;
     // Had it waited for its turn behind them, all 1,000 would have been checked first.
     let meanwhile = begun.load(Ordering::SeqCst) - before;
-    assert!(meanwhile < 900, "{meanwhile} checks that hang came first");
+    assert!(meanwhile < 600, "{meanwhile} checks that hang came first");
     let most = most.load(Ordering::SeqCst);
     assert!(most <= 256 + 64 + 64, "{most} checks at once");
 }
