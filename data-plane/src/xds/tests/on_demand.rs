@@ -170,7 +170,8 @@ async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passe
         }
     }
     let (addr, mut visits) = ads().await;
-    let (urls, idle) = (vec![format!("http://{addr}")], Duration::from_millis(500));
+    // So long that what is called is seen to come before it goes, even if the machine stalls.
+    let (urls, idle) = (vec![format!("http://{addr}")], Duration::from_secs(3));
     let callers = Arc::new(CallsA::default());
     let started = start_with(
         urls,
