@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::{
     },
     r#type::matcher::v3::{NodeMatcher, StringMatcher, string_matcher::MatchPattern},
 };
+use futures_util::future::join_all;
 use heddle_control::snapshot::Kind;
 use heddle_proto::control::v1::{ClientConfigsRequest, replica_client::ReplicaClient};
 use prost::Message as _;
@@ -257,8 +258,16 @@ async fn an_answer_that_no_message_holds_comes_from_other_replicas_in_parts() {
     assert!(sizes.values().all(|size| *size == NAMES), "{sizes:?}");
 
     let mut csds = csds(&replicas.first).await;
-    let refused = within(csds.fetch_client_status(question)).await;
-    assert_eq!(refused.unwrap_err().code(), Code::ResourceExhausted);
+    let refused = within(async {
+        loop {
+            match csds.fetch_client_status(question.clone()).await {
+                Err(refused) => break refused,
+                Ok(short) => assert_eq!(missing(short.metadata()), Some("r2"), "it was too late"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     let one = fetch(&replicas.first, of("large-07"), None).await;
     assert_eq!(ids(&one), ["large-07"], "of several messages, and one here");
     assert_eq!(one[0].generic_xds_configs.len(), NAMES);
@@ -289,14 +298,19 @@ async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_
     let to = replicas.second.address.strip_prefix("http://").unwrap();
     tokio::spawn(stall(listener, to.parse().unwrap(), 1 << 20));
     let question = ClientStatusRequest::default();
-    let parts = parts(&replicas.first, question, Some("stalls")).await;
-    let sizes = sizes(&parts);
-    assert_eq!(sizes.len(), 20);
-    assert!(
-        sizes["large-00"] > NAMES,
-        "once by itself and once by the one that stalls: {sizes:?}"
-    );
-    assert!(sizes["large-19"] == NAMES, "{sizes:?}");
+    within(async {
+        loop {
+            let parts = parts(&replicas.first, question.clone(), Some("stalls")).await;
+            let sizes = sizes(&parts);
+            assert_eq!(sizes.len(), 20);
+            assert!(sizes["large-19"] == NAMES, "{sizes:?}");
+            // Told by itself and by the one that stalls, unless the machine did before that had said anything.
+            if sizes["large-00"] > NAMES {
+                break;
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -304,26 +318,30 @@ async fn readers_that_do_not_read_hold_up_others_for_no_longer_than_they_stay() 
     let replicas = Replicas::start().await;
     let _streams = large(&replicas.second, 20).await;
     let question = ClientStatusRequest::default();
-    let mut lazy = Vec::new();
-    for _ in 0..16 {
-        let mut answers = stream(&replicas.first, question.clone()).await;
-        within(answers.message()).await.unwrap().unwrap();
-        lazy.push(answers);
-    }
     let mut csds = csds(&replicas.first).await;
-    let refused = within(csds.fetch_client_status(of("large-07"))).await;
-    let refused = refused.unwrap_err();
+    let (lazy, refused) = within(async {
+        loop {
+            let lazy = join_all((0..16).map(async |_| {
+                let mut answers = stream(&replicas.first, question.clone()).await;
+                within(answers.message()).await.unwrap().unwrap();
+                answers
+            }));
+            let lazy = lazy.await;
+            // An answer that lacks the other replica, which was too late, may have ended before it is read.
+            if let Err(refused) = csds.fetch_client_status(of("large-07")).await {
+                break (lazy, refused);
+            }
+        }
+    })
+    .await;
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     let elsewhere = fetch(&replicas.second, of("large-07"), None).await;
     assert_eq!(ids(&elsewhere), ["large-07"]);
 
-    let (parts, trailers) = all(lazy.remove(0)).await;
-    assert!(!parts.is_empty());
-    assert_eq!(
-        trailers.as_ref().and_then(missing),
-        None,
-        "others were not to blame for its pause"
-    );
+    let mut lazy = lazy.into_iter();
+    let whole = async |answers| all(answers).await.1.as_ref().and_then(missing).is_none();
+    // One of them at least: of a machine that stalls it may be said of others.
+    while !whole(lazy.next().expect("others were not to blame for its pause")).await {}
     drop(lazy);
     within(async { while csds.fetch_client_status(of("large-07")).await.is_err() {} }).await;
 }
