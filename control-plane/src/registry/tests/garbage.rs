@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     registry::{
-        GcOptions, IdleOptions, NodeIdentity, NodeLease, Registry, RegistryOptions,
+        GcOptions, IdleOptions, NodeIdentity, NodeLease, Registry, RegistryOptions, View,
         fixture::{Fixture, identity, instance, until, within},
     },
     store::{MAX_TXN_BYTES, keys},
@@ -89,20 +89,20 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
     let mut lease = with_schema(registry, "a", &used).await;
     registry.keep_schema(&used, used_bytes).await.unwrap();
     registry.keep_schema(&unused, unused_bytes).await.unwrap();
+    // Told in the transaction that removes them.
     until(registry, |view| {
-        view.schemas().map(ToString::to_string).eq([used.clone()])
+        let event = view.events().find(|it| it.record.kind == "schema-removed");
+        event.is_some_and(|event| event.record.cause.contains(&unused))
     })
     .await;
+    let held = |view: &View| view.schemas().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(registry.read(held), [used.clone()]);
     let left = registry
         .store()
         .range_keys(keys::SCHEMAS, None)
         .await
         .unwrap();
     assert_eq!(left.items.len(), 1, "its parts are gone too");
-    assert!(registry.read(|view| {
-        let event = view.events().find(|it| it.record.kind == "schema-removed");
-        event.is_some_and(|event| event.record.cause.contains(&unused))
-    }));
     // The service stays known for a while, and with it its descriptors; then both go.
     lease.leave().await.unwrap();
     until(registry, |view| {

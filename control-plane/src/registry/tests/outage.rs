@@ -7,7 +7,8 @@ use crate::registry::{
     fixture::{Replicas, identity, instance, names, until, within},
 };
 
-const TTL: Duration = Duration::from_secs(2);
+/// Longer than a machine stalls.
+const TTL: Duration = Duration::from_secs(3);
 
 async fn node(registry: &Registry, name: &str) -> NodeLease {
     let mut lease = NodeLease::claim(registry, &identity(name, "p1"))
@@ -75,7 +76,7 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
         assert!(matches!(lapsed.await, LeaseError::Lapsed { .. }));
     }
     // They come back within the time in which their agents do, and find all as it was.
-    tokio::time::sleep(TTL / 2).await;
+    tokio::time::sleep(TTL / 4).await;
     let (_a, _b) = (node(&registry, "a").await, node(&registry, "b").await);
     late = NodeLease::claim(&registry, &identity("c", "p1")).await;
     let write = vec![NodeWrite::Put(key, Box::new(local))];

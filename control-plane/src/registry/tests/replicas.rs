@@ -214,9 +214,11 @@ async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_is_t
 #[tokio::test]
 async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_or_has_gone() {
     let mesh = Replicas::new();
-    let (first, _) = mesh.join("c1", SHORT).await;
+    // So long that nobody is late at first, even if the machine stalls.
+    let ttl = SHORT * 3;
+    let (first, _) = mesh.join("c1", ttl).await;
     one_sweeper(&first, "c1").await;
-    let (second, _) = mesh.join("c2", SHORT).await;
+    let (second, _) = mesh.join("c2", ttl).await;
     let mut leases = Vec::new();
     for node in ["a", "b", "c"] {
         let mut lease = claim(&second, node, "p1").await;
