@@ -96,7 +96,7 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
     })
     .await;
     let held = |view: &View| view.schemas().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(registry.read(held), [used.clone()]);
+    assert_eq!(registry.read(held), std::slice::from_ref(&used));
     let left = registry
         .store()
         .range_keys(keys::SCHEMAS, None)
