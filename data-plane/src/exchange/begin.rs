@@ -121,7 +121,7 @@ impl Worker {
         Some(key)
     }
 
-    /// Reads `grpc-timeout`; false if it was wrong and the call is answered.
+    /// Reads `grpc-timeout`; false if it was wrong or nothing, and the call is answered.
     fn start_deadline(&mut self, key: CallKey) -> bool {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key).filter(|call| call.grpc) else {
@@ -141,6 +141,12 @@ impl Worker {
             );
             return false;
         };
+        if timeout.is_zero() {
+            // Sent by clients whose deadline passed meanwhile. Before the next tick of the timers an answer could come.
+            let text = "the caller's deadline had passed when the call came";
+            self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
+            return false;
+        }
         // A deadline beyond what the clock can count is none.
         call.deadline = now.checked_add(timeout);
         if let Some(at) = call.deadline {

@@ -16,6 +16,8 @@ use crate::worker::conn::{CallKey, ConnKey};
 
 /// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
 const SERVERS_CLOCK: Duration = Duration::from_millis(5);
+/// gRPC's CANCELLED.
+const CANCELLED: u8 = 1;
 
 impl Worker {
     /// Whether this stream is the call's present attempt.
@@ -64,6 +66,9 @@ impl Worker {
         if !marks.unprocessed {
             self.measure(key);
         }
+        if end && self.says_deadline(key, marks, fields) {
+            return self.deadline_at_server(key);
+        }
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -101,6 +106,9 @@ impl Worker {
             return;
         }
         let marks = self.clean(key, fields);
+        if self.says_deadline(key, marks, fields) {
+            return self.deadline_at_server(key);
+        }
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -252,20 +260,40 @@ impl Worker {
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
         if code == ErrorCode::CANCEL {
-            // Servers that keep the deadline themselves end the stream so, often a moment before our timer.
-            if call
-                .deadline
-                .is_some_and(|at| at <= self.now + SERVERS_CLOCK)
-            {
-                let text =
-                    format!("the caller's deadline passed at {target}, which ended the call");
+            // grpc-go ends the stream so when the deadline has passed.
+            if self.is_at_deadline(key) {
                 self.detach_upstream(key);
-                return self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
+                return self.deadline_at_server(key);
             }
             return self.pass_cancel(key);
         }
         let text = format!("{target} reset the call with {code}");
         self.attempt_failed(key, conn, &Failure::new(Reason::UpstreamReset, text));
+    }
+
+    /// Servers that keep the deadline themselves end the call when it has passed, often a moment before our timer.
+    fn is_at_deadline(&self, key: CallKey) -> bool {
+        let deadline = self.calls.get(key).and_then(|call| call.deadline);
+        deadline.is_some_and(|at| at <= self.now + SERVERS_CLOCK)
+    }
+
+    /// Whether the server says CANCELLED because the deadline has passed, as tonic does.
+    fn says_deadline(&self, key: CallKey, marks: Marks, fields: &Fields) -> bool {
+        marks.reason.is_none()
+            && headers::grpc_status(fields) == Some(CANCELLED)
+            && self.is_at_deadline(key)
+    }
+
+    /// The server has ended the call because its deadline passed: the caller hears that, not how the server said it.
+    fn deadline_at_server(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let target = call.target_name();
+        let text = format!("the caller's deadline passed at {target}, which ended the call");
+        // Nothing of the attempt is left to be cancelled, if all of the request was sent.
+        call.phase = Phase::Finishing;
+        self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }
 
     /// All of the response has come and gone to the caller's machine.

@@ -275,3 +275,74 @@ async fn a_timeout_that_is_none_is_refused() {
     }
     assert_eq!(backend.calls(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_status_cancelled_at_the_deadline_is_the_deadline_and_before_it_a_status() {
+    let backend = Backend::start(|request, mut respond| {
+        let left = request.headers()["grpc-timeout"].to_str().unwrap();
+        let left: u64 = left.strip_suffix('u').unwrap().parse().unwrap();
+        let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        let cancelled = |head: http::HeaderMap| {
+            let mut head = head;
+            head.insert("grpc-status", "1".parse().unwrap());
+            head.insert("grpc-message", "Timeout%20expired".parse().unwrap());
+            head
+        };
+        Box::pin(async move {
+            // As tonic does, with a clock that is a little ahead of the proxy's.
+            if method != "Cancel" {
+                tokio::time::sleep(Duration::from_micros(left.saturating_sub(3_000))).await;
+            }
+            if method == "Late" {
+                let mut stream = respond.send_response(ok_headers(), false).unwrap();
+                stream
+                    .send_data(Bytes::from_static(b"part"), false)
+                    .unwrap();
+                let _ = stream.send_trailers(cancelled(http::HeaderMap::new()));
+                return;
+            }
+            let mut response = ok_headers();
+            *response.headers_mut() = cancelled(response.headers().clone());
+            let _ = respond.send_response(response, true);
+        })
+    })
+    .await;
+    for (way, nodes, service) in ways(backend.address) {
+        nodes[0].publish(vec![service]);
+        let client = nodes[0].client().await;
+        let call = |method, timeout| {
+            let call = request(method).header("grpc-timeout", timeout);
+            call.body(()).unwrap()
+        };
+        // The first call also makes the connections.
+        let reply = client.call(call("Cancel", "60S"), b"x").await.unwrap();
+        assert_eq!((reply.status(), reply.reason()), ("1", ""), "{way}");
+        for method in ["Get", "Late"] {
+            let reply = client.call(call(method, "50m"), b"x").await.unwrap();
+            assert_eq!(
+                (reply.status(), reply.reason()),
+                ("4", "DEADLINE_EXCEEDED"),
+                "{way}, {method}"
+            );
+            assert_eq!(reply.trailers.is_none(), method == "Get", "{way}, {method}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_of_nothing_has_passed_and_the_call_goes_nowhere() {
+    let backend = Backend::echo().await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let client = node.client().await;
+    for nothing in ["0n", "0S", "00000000H"] {
+        let call = request("Get").header("grpc-timeout", nothing);
+        let reply = client.call(call.body(()).unwrap(), b"x").await.unwrap();
+        assert_eq!(
+            (reply.status(), reply.reason()),
+            ("4", "DEADLINE_EXCEEDED"),
+            "{nothing}"
+        );
+    }
+    assert_eq!(backend.calls(), 0);
+}
