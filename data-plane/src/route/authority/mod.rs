@@ -84,7 +84,15 @@ pub fn explain_no_route(
             );
         };
         let near = nearest(proto_service, table.proto_services(), 3);
-        let hint = offer(&near, "no proto service is known yet");
+        let none = table.proto_services().next().is_none();
+        let hint = offer(
+            &near,
+            if none {
+                "no proto service is known yet"
+            } else {
+                ""
+            },
+        );
         return format!("node {node} knows no service that implements {proto_service}{hint}");
     }
     let host = String::from_utf8_lossy(host);

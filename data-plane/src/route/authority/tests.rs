@@ -106,6 +106,11 @@ fn sentences_name_what_is_wrong_and_what_to_do() {
         text.contains("flack.User;") && text.contains("nearest: flack.Users"),
         "{text}"
     );
+    let text = explain_no_route(&table, None, b"/nothing.like.It/C", "default");
+    assert!(text.ends_with("implements nothing.like.It"), "{text}");
+    let empty = RouteTable::builder("node-a", &[]).build();
+    let text = explain_no_route(&empty, None, b"/nothing.like.It/C", "default");
+    assert!(text.ends_with("no proto service is known yet"), "{text}");
     let Decision::Ambiguous(services) = route(&table, None, b"/dup.Dup/Get", "default") else {
         panic!("not ambiguous");
     };
