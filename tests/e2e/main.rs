@@ -34,3 +34,5 @@ mod cli;
 mod events;
 /// Health checks as the whole mesh sees them, and how instances leave.
 mod health;
+/// Processes that are stopped before they are ready, and addresses of the other family.
+mod odd_starts;

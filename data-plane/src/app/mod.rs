@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     io,
+    pin::pin,
     process::ExitCode,
     sync::{
         Arc,
@@ -99,6 +100,8 @@ enum StartError {
 }
 
 async fn serve(options: Options) -> Result<(), StartError> {
+    // Before the first listener opens: whoever reaches one may say stop at once, and that is a drain too.
+    let mut told = pin!(heddle_options::terminated());
     let incarnation = uuid::Uuid::new_v4().to_string();
     let revision = Arc::new(AtomicU64::new(0));
     let (readiness, _) = readiness::channel();
@@ -162,13 +165,17 @@ async fn serve(options: Options) -> Result<(), StartError> {
     session.set_advertise(proxy.advertise(&inbound)?);
     tokio::spawn(session.run());
 
-    proxy.until_routable().await;
-    proxy.listen(Role::Outbound, &proxy.options.outbound)?;
-    proxy.readiness.send_replace(Readiness::Ready);
-    // Before the line: whoever reads it may say stop at once, and that is a drain too.
-    let told = heddle_options::terminated();
-    heddle_options::ready(&proxy.ready_line());
-    told.await;
+    let routable = tokio::select! {
+        biased;
+        () = &mut told => false,
+        () = proxy.until_routable() => true,
+    };
+    if routable {
+        proxy.listen(Role::Outbound, &proxy.options.outbound)?;
+        proxy.readiness.send_replace(Readiness::Ready);
+        heddle_options::ready(&proxy.ready_line());
+        told.await;
+    }
     proxy.stop().await;
     Ok(())
 }

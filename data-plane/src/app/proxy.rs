@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -148,9 +148,15 @@ impl Proxy {
             .first()
             .map(|url| url.trim_start_matches("http://").trim_end_matches('/'));
         let found = control.and_then(|control| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-            socket.connect(control).ok()?;
-            Some(socket.local_addr().ok()?.ip())
+            control.to_socket_addrs().ok()?.find_map(|there| {
+                let any: IpAddr = match there {
+                    SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                let socket = UdpSocket::bind((any, 0)).ok()?;
+                socket.connect(there).ok()?;
+                Some(socket.local_addr().ok()?.ip())
+            })
         });
         let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if ip.is_loopback() {

@@ -1,0 +1,56 @@
+//! Processes that are stopped before they are ready, and addresses of the other family.
+
+use heddle_proto::status::v1::{GetMeshRequest, mesh_status_client::MeshStatusClient};
+use heddle_tests::place::folder;
+use heddle_tests::process::Start;
+use heddle_tests::tools::binary;
+use heddle_tests::until::{seen, until};
+
+fn proxy(control: &str) -> Start {
+    Start::new("heddle-proxy", &binary("heddle-proxy"))
+        .args(["--node", "a", "--control", control])
+        .args(["--outbound", "127.0.0.1:0", "--agent", "127.0.0.1:0"])
+        .args(["--admin", "127.0.0.1:0", "--dns", "127.0.0.1:0"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
+    // Nothing answers there, so that outbound waits for two seconds.
+    for signal in ["TERM", "INT"] {
+        let mut process = proxy("http://127.0.0.1:1")
+            .args(["--inbound", "127.0.0.1:0"])
+            .spawn();
+        process.says("is not reachable").await;
+        process.signal(signal);
+        process.exit_well().await;
+        assert!(process.stdout().is_empty(), "{}", process.output());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inbound_on_every_address_is_told_by_the_family_of_the_control_plane() {
+    let place = folder();
+    for (host, store) in [("[::1]", "six"), ("127.0.0.1", "four")] {
+        let store = format!("embedded:{}", place.path().join(store).display());
+        let mut control = Start::new("heddle-control", &binary("heddle-control"))
+            .args(["--listen", &format!("{host}:0"), "--http", "127.0.0.1:0"])
+            .args(["--store", &store])
+            .spawn();
+        let there = format!("http://{}", control.ready().await.get("grpc"));
+        let mut process = proxy(&there)
+            .args(["--inbound", "[::]:0", "--insecure-inbound"])
+            .spawn();
+        let port = process.ready().await.get("inbound").replace("[::]", "");
+        let channel = tonic::transport::Endpoint::from_shared(there).unwrap();
+        let mut status = MeshStatusClient::new(channel.connect_lazy());
+        until("the node's inbound in status", async || {
+            let mesh = status.get_mesh(GetMeshRequest {}).await;
+            let mesh = mesh.map_err(|why| why.to_string())?.into_inner();
+            let told: Vec<_> = mesh.nodes.iter().map(|node| &node.advertise).collect();
+            seen(told == [&format!("{host}{port}")], format!("{told:?}"))
+        })
+        .await;
+        process.stop_well().await;
+        control.stop_well().await;
+    }
+}
