@@ -48,10 +48,11 @@ impl PeakEwma {
         self.stamp = Some(now);
     }
 
-    /// The cost of one more call on an endpoint that has `pending` of them. Without any answer yet, or after a long
-    /// silence: free while idle (one call finds out), dear once it has calls.
+    /// The cost of one more call on an endpoint of this weight that has `pending` of them. Without any answer yet, or
+    /// after a long silence: free while idle (one call finds out), dear once it has calls. Idle ones cost the same
+    /// whatever they weigh, or few callers would leave all that weigh less without a call.
     #[must_use]
-    pub fn cost(&self, pending: u32, now: Instant) -> f64 {
+    pub fn cost(&self, pending: u32, weight: u32, now: Instant) -> f64 {
         let latency = match self.stamp {
             None if pending == 0 => FLOOR.as_secs_f64(),
             None => UNKNOWN.as_secs_f64(),
@@ -63,7 +64,7 @@ impl PeakEwma {
                 }
             }
         };
-        latency * (f64::from(pending) + 1.0)
+        latency * (f64::from(pending) / f64::from(weight.max(1)) + 1.0)
     }
 }
 
@@ -89,15 +90,15 @@ mod tests {
         let mut ewma = PeakEwma::default();
         ewma.observe(ms(10), start);
         ewma.observe(ms(500), start + ms(1));
-        assert!(ewma.cost(0, start + ms(1)) > 0.49);
+        assert!(ewma.cost(0, 1, start + ms(1)) > 0.49);
         ewma.observe(ms(480), start + ms(2));
         assert!(
-            ewma.cost(0, start + ms(2)) > 0.49,
+            ewma.cost(0, 1, start + ms(2)) > 0.49,
             "one faster answer changes little"
         );
         let later = start + DECAY * 3;
         assert!(
-            ewma.cost(0, later) < 0.05,
+            ewma.cost(0, 1, later) < 0.05,
             "after three time constants it is nearly gone"
         );
     }
@@ -107,8 +108,8 @@ mod tests {
         let now = Instant::now();
         let mut ewma = PeakEwma::default();
         ewma.observe(ms(20), now);
-        let idle = ewma.cost(0, now);
-        assert!((ewma.cost(3, now) - idle * 4.0).abs() < 1e-9);
+        let idle = ewma.cost(0, 1, now);
+        assert!((ewma.cost(3, 1, now) - idle * 4.0).abs() < 1e-9);
     }
 
     #[test]
@@ -117,7 +118,7 @@ mod tests {
         let (mut a, mut b) = (PeakEwma::default(), PeakEwma::default());
         a.observe(Duration::from_micros(90), now);
         b.observe(Duration::from_micros(7_000), now);
-        assert!((a.cost(0, now) - b.cost(0, now)).abs() < f64::EPSILON);
+        assert!((a.cost(0, 1, now) - b.cost(0, 1, now)).abs() < f64::EPSILON);
     }
 
     #[test]
@@ -126,7 +127,7 @@ mod tests {
         let mut slow = PeakEwma::default();
         slow.observe(ms(50), now);
         let fresh = PeakEwma::default();
-        assert!(fresh.cost(0, now) < slow.cost(0, now));
-        assert!(fresh.cost(1, now) > slow.cost(1, now));
+        assert!(fresh.cost(0, 1, now) < slow.cost(0, 1, now));
+        assert!(fresh.cost(1, 1, now) > slow.cost(1, 1, now));
     }
 }

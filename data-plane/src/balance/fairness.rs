@@ -24,9 +24,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(endpoints: u64) -> Self {
-        let endpoint = |uid| Arc::new(Endpoint::of_test(uid));
-        let endpoints = (0..endpoints).map(endpoint).collect();
+    fn new(endpoints: usize) -> Self {
+        Self::weighing(&vec![1; endpoints])
+    }
+
+    fn weighing(weights: &[u32]) -> Self {
+        let endpoint = |(uid, &weight)| {
+            Arc::new(Endpoint {
+                weight,
+                ..Endpoint::of_test(uid)
+            })
+        };
+        let endpoints = (0..).zip(weights).map(endpoint).collect();
         Self {
             candidates: Candidates::new(&EndpointSet { endpoints }, "", "", &[]),
             loads: BTreeMap::new(),
@@ -50,7 +59,7 @@ impl Bench {
                 let (loads, now, rng) = (&self.loads, self.now, &mut self.rng);
                 let cost = |e: &Endpoint| {
                     let (ewma, pending) = loads.get(&e.uid).copied().unwrap_or_default();
-                    Some(ewma.cost(pending, now))
+                    Some(ewma.cost(pending, e.weight, now))
                 };
                 let uid = pick(&self.candidates, now, cost, |n| rng.random_range(0..n))
                     .unwrap()
@@ -105,4 +114,23 @@ fn one_that_is_slow_gets_a_call_now_and_then_and_few_callers_notice() {
     let counts = bench.run(MS * 60_000, 32, latency);
     let all: u32 = counts.iter().sum();
     assert!(counts[0] >= 12 && counts[0] * 100 < all, "{counts:?}");
+}
+
+#[test]
+fn each_gets_its_share_by_weight_from_few_callers_and_from_many() {
+    for callers in [1, 2, 8, 64] {
+        for latency in [MS / 5, MS * 50] {
+            let mut bench = Bench::weighing(&[1, 2, 3]);
+            bench.run(MS * 2000, callers, |_| latency);
+            let counts = bench.run(MS * 10_000, callers, |_| latency);
+            let all: u32 = counts.iter().sum();
+            for (uid, count) in (1..).zip(&counts) {
+                let share = f64::from(*count) / f64::from(all) * 6.0 / f64::from(uid);
+                assert!(
+                    (0.75..1.3).contains(&share),
+                    "{callers} callers, {latency:?}: {counts:?}"
+                );
+            }
+        }
+    }
 }

@@ -8,9 +8,9 @@ use std::time::Instant;
 use super::endpoints::{Candidates, Endpoint, Group};
 use super::slow_start;
 
-/// Chooses an endpoint of the nearest group that has one. `cost` gives what one more call costs there, relative
-/// to the endpoint's weight or not as the caller likes, or `None` if it cannot be used; `below(n)` gives a random
-/// number below n (n > 0); `now` tells how far those in slow start are.
+/// Chooses an endpoint of the nearest group that has one. `cost` gives what one more call costs there, the
+/// same for all that are loaded by their weights, or `None` if it cannot be used; `below(n)` gives a random number
+/// below n (n > 0); `now` tells how far those in slow start are.
 pub fn pick(
     candidates: &Candidates,
     now: Instant,
@@ -82,7 +82,7 @@ fn duel<'c>(
         }
         second = sample(group, below)?;
     }
-    match (weighted(first, cost), weighted(second, cost)) {
+    match (cost(first), cost(second)) {
         // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two
         // endpoints the one that is a little faster does not take every call.
         (Some(a), Some(b)) if b * CLEARLY < a => Some((second, Some(first))),
@@ -98,10 +98,6 @@ fn duel<'c>(
 const CLEARLY: f64 = 1.9;
 /// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
 const DISTINCT_TRIES: usize = 4;
-
-fn weighted(endpoint: &Endpoint, cost: &impl Fn(&Endpoint) -> Option<f64>) -> Option<f64> {
-    cost(endpoint).map(|cost| cost / f64::from(endpoint.weight.max(1)))
-}
 
 fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'c Arc<Endpoint>> {
     let total = group.total_weight();
@@ -122,7 +118,7 @@ fn cheapest<'c>(
     let usable = group
         .members
         .iter()
-        .filter_map(|(e, _)| weighted(e, cost).map(|cost| (cost, e)));
+        .filter_map(|(e, _)| cost(e).map(|cost| (cost, e)));
     usable
         .min_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, endpoint)| endpoint)
@@ -175,8 +171,7 @@ mod tests {
             endpoint(2, 2, Health::Unknown, "z"),
             endpoint(3, 1, Health::Healthy, "z"),
         ];
-        // Costs relative to weight would favour the heavy one further: with equal load per weight all are equal.
-        let counts = shares(set, |e| Some(f64::from(e.weight)));
+        let counts = shares(set, |_| Some(1.0));
         assert!((6_500..8_500).contains(&counts[1]), "{counts:?}");
         assert!((14_000..16_000).contains(&counts[2]), "{counts:?}");
     }

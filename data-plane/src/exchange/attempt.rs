@@ -100,13 +100,13 @@ impl Worker {
         let service = call.service.as_ref()?;
         let fresh = |endpoint: &Endpoint| {
             let usable = !call.tried.contains(&endpoint.uid) && !self.is_unreachable(endpoint.uid);
-            usable.then(|| self.cost(endpoint.uid))
+            usable.then(|| self.cost(endpoint))
         };
         let reachable = |endpoint: &Endpoint| {
             let usable = !self.is_unreachable(endpoint.uid);
-            usable.then(|| self.cost(endpoint.uid))
+            usable.then(|| self.cost(endpoint))
         };
-        let any = |endpoint: &Endpoint| Some(self.cost(endpoint.uid));
+        let any = |endpoint: &Endpoint| Some(self.cost(endpoint));
         let candidates = &service.candidates;
         pick(candidates, self.now, fresh, &mut below)
             .or_else(|| pick(candidates, self.now, reachable, &mut below))
@@ -120,15 +120,16 @@ impl Worker {
         let fresh = |e: &&Arc<Endpoint>| !call.tried.contains(&e.uid);
         let mut locals = service.locals.iter().filter(fresh);
         let chosen = locals.clone().find(|e| Some(e.uid) == call.wanted);
-        let cost = |e: &&Arc<Endpoint>| self.cost(e.uid);
+        let cost = |e: &&Arc<Endpoint>| self.cost(e);
         let other = || locals.by_ref().min_by(|a, b| cost(a).total_cmp(&cost(b)));
         chosen.or_else(other).cloned()
     }
 
-    fn cost(&self, uid: u64) -> f64 {
-        match self.loads.get(&uid) {
-            Some(load) => load.ewma.cost(load.pending, self.now),
-            None => crate::balance::ewma::PeakEwma::default().cost(0, self.now),
+    fn cost(&self, endpoint: &Endpoint) -> f64 {
+        let weight = endpoint.weight;
+        match self.loads.get(&endpoint.uid) {
+            Some(load) => load.ewma.cost(load.pending, weight, self.now),
+            None => crate::balance::ewma::PeakEwma::default().cost(0, weight, self.now),
         }
     }
 
