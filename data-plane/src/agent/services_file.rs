@@ -86,7 +86,7 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// One line: every fault with its field and remedy.
 pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
     let file: ServicesFile =
-        serde_saphyr::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+        serde_saphyr::from_str(text).map_err(|error| explain(text, &error.to_string()))?;
     let mut faults = Vec::new();
     let protocol = protocol(file.protocol.as_deref(), &mut faults);
     let health = file.health.as_ref().map(|part| health(part, &mut faults));
@@ -190,11 +190,51 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
     }
 }
 
-/// A parser's message without the picture of the source that some add below it.
-fn one_line(text: &str) -> String {
-    text.lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or("is no YAML")
-        .to_owned()
+/// A parser's message for who wrote the file: the field where it stands, and the remedy instead of the parser's own.
+fn explain(text: &str, message: &str) -> String {
+    // Some add a picture of the source below.
+    let line = message.lines().map(str::trim).find(|line| !line.is_empty());
+    let Some(line) = line else {
+        return "is no YAML".to_owned();
+    };
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    let (place, what) = match line.split_once(": ") {
+        Some((place, what)) if place.starts_with("line ") => (place, what),
+        _ => ("", line),
+    };
+    let remedy = match what {
+        _ if text.trim().is_empty() => {
+            return "is empty: name a service and its instances, or remove the file".to_owned();
+        }
+        "expected sequence start" => "must be a list, as [a, b]",
+        "expected mapping start" => "must be fields with values, as {kind: grpc}",
+        "invalid u32" => "must be a whole number, as 2",
+        _ if what.starts_with("multiple YAML documents") => {
+            "a second document begins here: give each service a file of its own"
+        }
+        _ => what
+            .split(", set DuplicateKeyPolicy")
+            .next()
+            .unwrap_or(what),
+    };
+    let field = field_at(text, place).filter(|_| remedy.starts_with("must be"));
+    let parts = [Some(place).filter(|at| !at.is_empty()), field, Some(remedy)];
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    parts.join(": ")
+}
+
+/// The key whose value stands at "line L column C".
+fn field_at<'t>(text: &'t str, place: &str) -> Option<&'t str> {
+    let mut numbers = place
+        .split(' ')
+        .filter_map(|word| word.parse::<usize>().ok());
+    let (line, column) = (numbers.next()?.checked_sub(1)?, numbers.next()?);
+    let line = text.lines().nth(line)?;
+    let end = line.char_indices().nth(column.checked_sub(1)?);
+    let before = line.get(..end.map_or(line.len(), |(at, _)| at))?;
+    let before = before.get(..before.rfind(':')?)?;
+    let key = before
+        .rsplit(|c: char| !c.is_alphanumeric() && c != '_')
+        .next();
+    key.filter(|key| !key.is_empty())
 }

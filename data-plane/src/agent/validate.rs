@@ -151,7 +151,11 @@ fn names(instance: &Instance, faults: &mut Faults) {
 
 fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> Option<SocketAddr> {
     let form = "write \"IP:port\" or \"[IPv6]:port\", an address of this host on which the instance listens";
-    let why = match word.parse::<SocketAddr>() {
+    // An IPv4 address in the clothes of an IPv6 one is the same place: one form, or it counts twice and as no loopback.
+    let parsed = word
+        .parse::<SocketAddr>()
+        .map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()));
+    let why = match parsed {
         _ if word.is_empty() => format!("is missing: {form}"),
         Err(_) => format!(
             "\"{}\" is no address (names are not resolved): {form}",

@@ -197,3 +197,40 @@ async fn a_folder_that_cannot_be_read_takes_nothing_away() {
     dir.look();
     assert_eq!(ids(&agent).len(), 2);
 }
+
+#[test]
+fn what_is_no_such_value_is_told_by_its_field_and_not_in_the_parsers_words() {
+    for (from, to, expect) in [
+        (
+            "protos: [echo.Echo]",
+            "protos: echo.Echo",
+            "line 6 column 9: protos: must be a list, as [a, b]",
+        ),
+        (
+            "health: {kind: none}",
+            "health: grpc",
+            "line 8 column 9: health: must be fields with values, as {kind: grpc}",
+        ),
+        (
+            "weight: 2",
+            "weight: -1",
+            "line 11 column 50: weight: must be a whole number, as 2",
+        ),
+        (
+            "namespace: default",
+            "service: other",
+            "line 3 column 1: duplicate mapping key: service",
+        ),
+    ] {
+        let fault = parse(&GOOD.replace(from, to), &own).expect_err(to);
+        assert_eq!(fault, expect, "{to}");
+    }
+    let two = format!("{GOOD}---\n{GOOD}");
+    let fault = parse(&two, &own).unwrap_err();
+    assert!(
+        fault.ends_with("give each service a file of its own"),
+        "{fault}"
+    );
+    let fault = parse(" \n", &own).unwrap_err();
+    assert!(fault.contains("remove the file"), "{fault}");
+}

@@ -323,3 +323,15 @@ fn equal_files_have_an_equal_hash_in_whatever_order_they_came() {
     }
     assert_eq!(Schema::from_files(&raw).unwrap().sha256, made.sha256);
 }
+
+#[test]
+fn an_ipv4_address_written_as_ipv6_is_taken_as_what_it_is() {
+    let own = |ip: std::net::IpAddr| ip.is_loopback();
+    let check = |address| {
+        let instance = instance("users", "u1", address);
+        check(instance, &Bytes::new(), Origin::Registration, &own).map(|c| c.instance.address)
+    };
+    assert_eq!(check("[::ffff:127.0.0.1]:7001").unwrap(), "127.0.0.1:7001");
+    assert_eq!(check("[::1]:7001").unwrap(), "[::1]:7001");
+    assert!(check("[::ffff:0.0.0.0]:7001").is_err());
+}
