@@ -216,3 +216,20 @@ async fn any_replica_tells_what_every_client_was_sent_wherever_it_is_connected()
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_details_of_a_refusal_are_shown_in_words() {
+    let mesh = Mesh::builder().start().await;
+    let (control, node) = (mesh.grpc, mesh.node("a"));
+    let register = "heddle.registry.v1.Registry/Register";
+    for (addr, word) in [
+        (control, "REGISTER_WITH_THE_AGENT"),
+        (node.agent, "instance"),
+    ] {
+        let ran = grpcurl(addr, &[], &[register]).await;
+        let said = ran.all();
+        assert_ne!(ran.code, Some(0), "{said}");
+        assert!(said.contains("\"@type\"") && said.contains(word), "{said}");
+        assert!(!said.contains("is not recognized"), "{said}");
+    }
+}
