@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::{
     options::{Plan, Restart},
-    program::{Program, code, listening},
+    program::{Program, code, is_free, listening},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -36,6 +36,7 @@ enum End {
 pub(super) async fn live(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
     let mut stop = pin!(stop);
     let mut pause = FIRST_PAUSE;
+    is_free(plan.port).await?;
     loop {
         let began = Instant::now();
         let end = once(plan, stop.as_mut()).await?;

@@ -146,6 +146,17 @@ pub(super) fn code(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
+/// A port that was asked for and that another process has would pass every check, and get this service's calls.
+pub(super) async fn is_free(port: u16) -> Result<(), String> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+        Err(why) if why.kind() == io::ErrorKind::AddrInUse => Err(format!(
+            "--port {port} is in use: stop the process that has it, or choose another port (0 takes a free one)"
+        )),
+        // What else may be wrong with it the program will say.
+        _ => Ok(()),
+    }
+}
+
 async fn free_port() -> io::Result<u16> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await?

@@ -154,3 +154,13 @@ async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
         timeout(PATIENCE, gone).await.expect("the grandchild lives");
     }
 }
+
+#[tokio::test]
+async fn a_port_that_somebody_else_has_is_named_and_nothing_is_started() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let plan = plan(&format!("--service u --port {port}"), &["sleep", "60"]).unwrap();
+    let ended = timeout(PATIENCE, live(&plan, std::future::pending())).await;
+    let why = ended.unwrap().unwrap_err();
+    assert!(why.contains(&format!("--port {port} is in use")), "{why}");
+}
