@@ -124,7 +124,10 @@ impl FromStr for ListenAddr {
             }
             return Ok(Self::Unix(path.into()));
         }
-        if let Some(port) = text.strip_prefix("localhost:") {
+        let port = ["localhost:", "loopback:"]
+            .iter()
+            .find_map(|word| text.strip_prefix(word));
+        if let Some(port) = port {
             let port = port
                 .parse()
                 .map_err(|_| format!("{port} is no port (0 to 65535)"))?;
@@ -214,6 +217,7 @@ mod tests {
             Ok(ListenAddr::Tcp("[::1]:0".parse().unwrap()))
         );
         assert_eq!(read("localhost:80"), Ok(ListenAddr::Localhost(80)));
+        assert_eq!(read("loopback:80"), Ok(ListenAddr::Localhost(80)));
         assert_eq!(
             read("unix:/run/h.sock"),
             Ok(ListenAddr::Unix("/run/h.sock".into()))

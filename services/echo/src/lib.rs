@@ -64,8 +64,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
 pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<Finish, EchoError> {
     let mut listeners = Vec::new();
     for address in &options.listen {
-        let bound = Listener::bind(address).await;
-        listeners.push(bound.map_err(|why| EchoError::Listen {
+        let bound = Listener::bind_each(address).await;
+        listeners.extend(bound.map_err(|why| EchoError::Listen {
             address: address.clone(),
             why,
         })?);

@@ -355,3 +355,26 @@ fn the_options_of_the_design_are_read() {
         default.instance
     );
 }
+
+#[tokio::test]
+async fn localhost_is_both_loopback_addresses() {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    let taken = |listeners: &[Listener]| -> Vec<IpAddr> {
+        let told = listeners.iter().filter_map(Listener::advertised);
+        told.map(|address| address.ip()).collect()
+    };
+    for word in ["localhost:0", "loopback:0"] {
+        let found = taken(&Listener::bind_each(word).await.unwrap());
+        let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        let has_v6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
+        assert_eq!(
+            found,
+            if has_v6 { vec![v4, v6] } else { vec![v4] },
+            "{word}"
+        );
+    }
+    assert!(Listener::bind_each("localhost:x").await.is_err());
+    let found = taken(&Listener::bind_each("127.0.0.1:0").await.unwrap());
+    assert_eq!(found.len(), 1);
+}

@@ -1,4 +1,4 @@
-//! Where a service listens: `IP:port` (0 for a free one) or `unix:/path`. In comes what a person wrote, out goes a
+//! Where a service listens: `IP:port` (0 for a free one), `localhost:port` or `unix:/path`. In comes what a person wrote, out goes a
 //! bound socket, or an error that names the port and the remedy.
 
 use std::{
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error(
-        "\"{0}\" is no address to listen on: give IP:PORT (port 0 takes a free one) or unix:/path"
+        "\"{0}\" is no address to listen on: give IP:PORT (port 0 takes a free one), localhost:PORT or unix:/path"
     )]
     Address(String),
     #[error("port {port} of {ip} is in use: stop what listens there, or choose another address")]
@@ -38,6 +38,26 @@ pub enum Listener {
 }
 
 impl Listener {
+    /// Binds `address`; `localhost:port` and `loopback:port` are both loopback addresses, where the host has both.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn bind_each(address: &str) -> Result<Vec<Self>, ListenError> {
+        let port = ["localhost:", "loopback:"]
+            .iter()
+            .find_map(|word| address.strip_prefix(word));
+        let Some(port) = port else {
+            return Ok(vec![Self::bind(address).await?]);
+        };
+        let mut bound = vec![Self::bind(&format!("127.0.0.1:{port}")).await?];
+        match Self::bind(&format!("[::1]:{port}")).await {
+            Ok(listener) => bound.push(listener),
+            Err(ListenError::Bind { why, .. }) if is_absent(&why) => {}
+            Err(why) => return Err(why),
+        }
+        Ok(bound)
+    }
+
     /// Binds `address`.
     ///
     /// # Errors
@@ -94,6 +114,12 @@ impl fmt::Display for Listener {
             Self::Unix { file, .. } => write!(f, "unix:{}", file.0.display()),
         }
     }
+}
+
+/// The host has no such address, or no such family.
+fn is_absent(why: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, Unsupported};
+    matches!(why.kind(), AddrNotAvailable | Unsupported)
 }
 
 /// The file of a Unix socket, removed with it.
