@@ -216,7 +216,10 @@ impl Worker {
         // Only what broke on the way may be better elsewhere.
         let broken = matches!(
             reason,
-            Reason::ConnectionLost | Reason::UpstreamReset | Reason::ConnectFailed
+            Reason::ConnectionLost
+                | Reason::UpstreamReset
+                | Reason::ConnectFailed
+                | Reason::Draining
         );
         broken && self.can_retry_idempotent(key) && {
             self.cancel_rest(open);

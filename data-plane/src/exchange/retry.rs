@@ -26,19 +26,30 @@ const IDEMPOTENT_ATTEMPTS: u32 = 3;
 const AGAIN: Duration = Duration::from_millis(20);
 
 impl Worker {
-    /// The connection broke while the call was on it.
-    pub(crate) fn on_connection_lost(&mut self, key: CallKey, conn: ConnKey, why: &str) {
+    /// The connection broke while the call was on it; `drained`: its server had said goodbye, and the call outlived its
+    /// patience.
+    pub(crate) fn on_connection_lost(
+        &mut self,
+        key: CallKey,
+        conn: ConnKey,
+        why: &str,
+        drained: bool,
+    ) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
         if call.phase == Phase::Finishing {
             return self.detach_upstream(key);
         }
-        let text = format!(
-            "the connection to {} broke while the call was on it: {why}",
-            call.target_name()
-        );
-        self.attempt_failed(key, conn, &Failure::new(Reason::ConnectionLost, text));
+        let target = call.target_name();
+        let failure = if drained {
+            let text = format!("{target} stops, and closed the connection with the call on it");
+            Failure::new(Reason::Draining, text)
+        } else {
+            let text = format!("the connection to {target} broke while the call was on it: {why}");
+            Failure::new(Reason::ConnectionLost, text)
+        };
+        self.attempt_failed(key, conn, &failure);
     }
 
     /// An attempt failed that may have reached the application.

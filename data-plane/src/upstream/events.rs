@@ -120,7 +120,7 @@ impl Worker {
         let empty = conn.calls.is_empty();
         let Some(up) = conn.up_mut() else { return };
         up.leaving = true;
-        up.goaway = Some(code).filter(|code| *code != ErrorCode::NO_ERROR);
+        up.goaway = Some(code);
         let (pool, ready) = (up.pool, matches!(up.state, UpState::Ready));
         if !ready {
             return self.open_failed(

@@ -38,13 +38,14 @@ impl Worker {
             Side::Up(up) => {
                 self.count(Counter::ClosedUpstream);
                 let broken = conn.ending == Ending::No;
-                let told = up
-                    .goaway
-                    .map(|code| format!("{why}, and said GOAWAY with {code}"));
+                // More than goodbye.
+                let fault = up.goaway.filter(|code| *code != ErrorCode::NO_ERROR);
+                let told = fault.map(|code| format!("{why}, and said GOAWAY with {code}"));
                 let why = told.as_deref().unwrap_or(why);
+                let drained = up.goaway == Some(ErrorCode::NO_ERROR);
                 self.on_upstream_lost(key, up, broken, why);
                 for call in calls {
-                    self.on_connection_lost(call, key, why);
+                    self.on_connection_lost(call, key, why, drained);
                 }
             }
         }

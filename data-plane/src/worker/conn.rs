@@ -111,7 +111,7 @@ pub(crate) struct Up {
     pub(crate) ping: Option<Instant>,
     /// Since when it has no call.
     pub(crate) idle_since: Instant,
-    /// What its GOAWAY said, if it was more than goodbye.
+    /// What its GOAWAY said.
     pub(crate) goaway: Option<heddle_h2::ErrorCode>,
     /// It takes no new calls: GOAWAY, or nobody wants it any more.
     pub(crate) leaving: bool,

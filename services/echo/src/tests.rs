@@ -366,7 +366,8 @@ async fn localhost_is_both_loopback_addresses() {
     };
     for word in ["localhost:0", "loopback:0"] {
         let found = taken(&Listener::bind_each(word).await.unwrap());
-        let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        let v4 = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let v6 = IpAddr::from(Ipv6Addr::LOCALHOST);
         let has_v6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
         assert_eq!(
             found,
