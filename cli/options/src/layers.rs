@@ -324,12 +324,15 @@ impl Sheet {
         variables
             .keys()
             .filter(|name| name.starts_with(&start) && !known.contains(&name.as_str()))
-            .map(
-                |name| match nearest(name, known.iter().copied(), 1).first() {
-                    Some(near) => format!("{name} sets no option; did you mean {near}?"),
+            .map(|name| {
+                // By their own parts: the long prefix makes all of them alike.
+                let own = known.iter().filter_map(|known| known.strip_prefix(&start));
+                let word = name.strip_prefix(&start).unwrap_or(name);
+                match nearest(word, own, 1).first() {
+                    Some(near) => format!("{name} sets no option; did you mean {start}{near}?"),
                     None => format!("{name} sets no option; see --help for all of them"),
-                },
-            )
+                }
+            })
             .collect()
     }
 

@@ -255,3 +255,16 @@ fn the_nearest_names_come_first() {
 fn one_line_joins_what_was_several() {
     assert_eq!(one_line("a:\n   b\n\n c\n"), "a: b; c");
 }
+
+#[test]
+fn no_variable_is_offered_for_one_that_is_like_none() {
+    let case = Case {
+        args: &["--node=a"],
+        env: &[("HEDDLE_THING_BOGUS", "1")],
+        file: None,
+    };
+    assert_eq!(
+        read(&case).1,
+        ["HEDDLE_THING_BOGUS sets no option; see --help for all of them"]
+    );
+}
