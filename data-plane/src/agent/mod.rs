@@ -152,6 +152,14 @@ impl Agent {
         let registration: Arc<str> = uuid::Uuid::new_v4().to_string().into();
         let joined = self.edit(|book| book.register(checked, &registration, Instant::now()))?;
         info!(instance = %joined.key, address = %joined.address, "registered");
+        if let Some(other) = joined.ousted {
+            warn!(
+                instance = %joined.key,
+                address = %joined.address,
+                %other,
+                "took the place of a living instance of the same id: give each of a service on this node its own"
+            );
+        }
         self.start(joined);
         Ok(registration)
     }
@@ -195,6 +203,7 @@ impl Agent {
                 wants_schema: view.instance.protocol == i32::from(Protocol::Grpc)
                     && view.schema.is_none()
                     && view.instance.protos.is_empty(),
+                ousted: None,
             };
             self.edit(|book| book.restore(view, Instant::now()));
             self.start(joined);

@@ -141,6 +141,10 @@ impl Book {
             checked.check.kind,
             Kind::KeepAlive | Kind::None | Kind::Unspecified
         );
+        let ousted = previous
+            .as_ref()
+            .filter(|p| p.stream.is_some() && p.view.address != checked.address)
+            .map(|p| p.view.address);
         // The same process after a restart of the agent or of its stream goes on as it was: no flap.
         let same = previous.map(|p| p.view).filter(|v| {
             v.address == checked.address && v.instance.version == checked.instance.version
@@ -166,6 +170,7 @@ impl Book {
             address: checked.address,
             plan: checked.check,
             wants_schema,
+            ousted,
         };
         let view = Arc::new(View {
             instance: checked.instance,

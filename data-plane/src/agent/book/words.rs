@@ -84,4 +84,6 @@ pub struct Joined {
     pub plan: CheckPlan,
     /// Its descriptors are unknown and may be asked for.
     pub wants_schema: bool,
+    /// Where an instance of the same id lives whose place it took.
+    pub ousted: Option<SocketAddr>,
 }

@@ -52,6 +52,7 @@ fn probe(address: SocketAddr, check: HealthCheck) -> Probe {
         address,
         plan: checked.check,
         wants_schema: false,
+        ousted: None,
     })
 }
 

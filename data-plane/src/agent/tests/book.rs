@@ -273,3 +273,26 @@ fn no_more_is_remembered_than_a_node_can_have() {
     gone.known(MAX_INSTANCES as u64);
     assert_eq!(gone.causes().len(), 5);
 }
+
+#[test]
+fn one_that_takes_the_place_of_a_living_one_is_known_to() {
+    let now = Instant::now();
+    let mut book = Book::new(TTL);
+    let mut register = |port: u16, registration: &str| {
+        let instance = instance("echo", "e1", &format!("127.0.0.1:{port}"));
+        let joined = book.register(checked(instance), &name(registration), now);
+        let stream = book.stream_opened(registration, now).unwrap();
+        (joined.unwrap().ousted, stream)
+    };
+    assert_eq!(register(1, "r1").0, None);
+    assert_eq!(register(1, "r2").0, None, "it came back itself");
+    let (ousted, stream) = register(2, "r3");
+    assert_eq!(ousted, Some("127.0.0.1:1".parse().unwrap()));
+    book.stream_closed("r3", stream, Cause::StreamBroke);
+    let joined = book.register(
+        checked(instance("echo", "e1", "127.0.0.1:3")),
+        &name("r4"),
+        now,
+    );
+    assert_eq!(joined.unwrap().ousted, None, "it was gone");
+}
