@@ -2,7 +2,7 @@
 //! headers and `google.rpc.ErrorInfo` (DESIGN §9). A failure comes in, header lists go out. No decision whether
 //! something is a failure is made here.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -94,12 +94,17 @@ impl Failure {
         }
     }
 
-    fn sentence(&self) -> &str {
+    /// The sentence as it is told: bounded, and with this node where it names none.
+    fn sentence(&self, node: &str) -> Cow<'_, str> {
         let mut end = self.message.len().min(MESSAGE_BYTES);
         while !self.message.is_char_boundary(end) {
             end -= 1;
         }
-        self.message.get(..end).unwrap_or_default()
+        let sentence = self.message.get(..end).unwrap_or_default();
+        match sentence.contains("node ") {
+            true => sentence.into(),
+            false => format!("node {node}: {sentence}").into(),
+        }
     }
 }
 
@@ -159,15 +164,15 @@ pub fn http_headers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
     out.push(b"content-type", b"text/plain; charset=utf-8");
     out.push(
         b"content-length",
-        http_body(failure).len().to_string().as_bytes(),
+        http_body(failure, place).len().to_string().as_bytes(),
     );
     push_marks(failure, place, out);
 }
 
 /// The body that goes with [`http_headers`].
 #[must_use]
-pub fn http_body(failure: &Failure) -> String {
-    format!("{}: {}\n", failure.reason, failure.sentence())
+pub fn http_body(failure: &Failure, place: Place<'_>) -> String {
+    format!("{}: {}\n", failure.reason, failure.sentence(place.node))
 }
 
 fn push_status(failure: &Failure, place: Place<'_>, out: &mut Fields) {
@@ -175,7 +180,7 @@ fn push_status(failure: &Failure, place: Place<'_>, out: &mut Fields) {
     out.push(b"grpc-status", status.to_string().as_bytes());
     out.push(
         b"grpc-message",
-        percent_encode(failure.sentence()).as_bytes(),
+        percent_encode(&failure.sentence(place.node)).as_bytes(),
     );
     out.push(
         b"grpc-status-details-bin",
@@ -207,7 +212,7 @@ fn details(failure: &Failure, place: Place<'_>) -> String {
     }
     let status = Status {
         code: i32::from(failure.reason.grpc_status()),
-        message: failure.sentence().to_owned(),
+        message: failure.sentence(place.node).into_owned(),
         details: vec![prost_types::Any {
             type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
             value: info.encode_to_vec(),
@@ -247,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_grpc_failure_is_trailers_only_with_the_requests_content_type() {
-        let failure = Failure::new(Reason::ConnectionLost, "100 % of ‘users’ lost\n");
+        let failure = Failure::new(Reason::ConnectionLost, "100 % of ‘users’ on node b lost\n");
         let mut out = Fields::new();
         trailers_only(&failure, PLACE, b"application/grpc+json", &mut out);
         assert_eq!(out.status(), Some(200));
@@ -255,7 +260,7 @@ mod tests {
         assert_eq!(value(&out, "grpc-status"), "14");
         assert_eq!(
             value(&out, "grpc-message"),
-            "100 %25 of %E2%80%98users%E2%80%99 lost%0A"
+            "100 %25 of %E2%80%98users%E2%80%99 on node b lost%0A"
         );
         assert_eq!(value(&out, "heddle-reason"), "CONNECTION_LOST");
         assert_eq!(value(&out, "heddle-call"), "c0ffee");
@@ -322,10 +327,13 @@ mod tests {
         let failure = Failure::new(Reason::NoRoute, "no service userz");
         let mut out = Fields::new();
         http_headers(&failure, PLACE, &mut out);
-        assert_eq!(http_body(&failure), "NO_ROUTE: no service userz\n");
+        assert_eq!(
+            http_body(&failure, PLACE),
+            "NO_ROUTE: node a: no service userz\n"
+        );
         assert_eq!(
             value(&out, "content-length"),
-            http_body(&failure).len().to_string()
+            http_body(&failure, PLACE).len().to_string()
         );
         assert_eq!(value(&out, "heddle-reason"), "NO_ROUTE");
     }
@@ -351,9 +359,12 @@ mod tests {
     #[test]
     fn a_long_sentence_is_cut_between_letters() {
         let failure = Failure::new(Reason::NoRoute, "ü".repeat(2000));
-        assert_eq!(failure.sentence().len(), MESSAGE_BYTES);
+        assert_eq!(
+            failure.sentence("a").len(),
+            "node a: ".len() + MESSAGE_BYTES
+        );
         assert!(
-            percent_encode(failure.sentence())
+            percent_encode(&failure.sentence("a"))
                 .bytes()
                 .all(|b| (0x20..0x7f).contains(&b))
         );

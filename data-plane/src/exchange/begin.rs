@@ -209,8 +209,9 @@ impl Worker {
                     return;
                 }
                 other => {
+                    let other = format!("{other:?}").to_lowercase();
                     let text = format!(
-                        "{} speaks {other:?}, and this proxy carries gRPC and HTTP/2 only: call it directly",
+                        "{} speaks {other}, and this proxy carries gRPC and HTTP/2 only: call it directly",
                         service.name
                     );
                     Failure::new(Reason::NoRoute, text)

@@ -281,7 +281,7 @@ fn tell(
                 let _ = conn.h2.headers(stream, reply, true);
                 return waiting;
             }
-            let body = failure::http_body(failure);
+            let body = failure::http_body(failure, place);
             let sent = conn.h2.headers(stream, reply, false);
             let sent = sent.and_then(|()| conn.h2.data(stream, body.as_bytes(), true));
             waiting + sent.map_or(0, |sent| body.len() - sent)
