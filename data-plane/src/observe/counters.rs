@@ -63,7 +63,7 @@ counters! {
     Panics = "heddle_panics_total", "";
     /// A caller's connection spoke HTTP/1.1.
     Http1Refused = "heddle_http1_refused_total", "";
-    /// Calls refused because too many of their service were waiting.
+    /// Times that a bound was hit: calls refused because too many of their service were waiting, and what else `bound` says.
     BoundPending = "heddle_bounds_hit_total", "bound=\"pending_calls\"";
     /// Calls refused because the worker's buffers were full.
     BoundMemory = "heddle_bounds_hit_total", "bound=\"buffered_bytes\"";
@@ -85,6 +85,10 @@ counters! {
     BoundStall = "heddle_bounds_hit_total", "bound=\"stall_timeout\"";
     /// Connections closed because the peer left too much of what was written for it unread.
     BoundOutput = "heddle_bounds_hit_total", "bound=\"unread_output\"";
+    /// Streams refused because their connection had too many.
+    BoundStreams = "heddle_bounds_hit_total", "bound=\"concurrent_streams\"";
+    /// Connections closed with ENHANCE_YOUR_CALM: frames that cost much and carry nothing came too fast.
+    BoundFloods = "heddle_bounds_hit_total", "bound=\"flood\"";
     /// Connections given up because a keep-alive was not answered.
     KeepAliveLost = "heddle_keepalive_lost_total", "";
 }

@@ -60,6 +60,11 @@ impl Worker {
             return;
         }
         let peer = conn.transport.peer();
+        match error.code {
+            ErrorCode::ENHANCE_YOUR_CALM => self.metrics.counters.add(Counter::BoundFloods),
+            ErrorCode::SETTINGS_TIMEOUT => self.metrics.counters.add(Counter::BoundHandshake),
+            _ => {}
+        }
         if conn
             .up()
             .is_some_and(|up| !matches!(up.state, UpState::Ready))

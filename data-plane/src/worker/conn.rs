@@ -54,6 +54,8 @@ pub(crate) struct Conn {
     pub(crate) last_read: Instant,
     /// Answered streams whose request still comes, oldest first.
     pub(crate) linger: VecDeque<(Instant, StreamId)>,
+    /// Of the streams over the bound those that are counted.
+    pub(crate) refused: u64,
 }
 
 /// How far the end of a connection has come.
@@ -146,6 +148,7 @@ impl Conn {
             timer: None,
             last_read: now,
             linger: VecDeque::new(),
+            refused: 0,
         }
     }
 

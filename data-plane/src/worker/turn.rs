@@ -274,8 +274,20 @@ impl Worker {
             }
         }
         self.fields = fields;
+        self.count_refused(key);
         self.on_progress(key);
         self.mark_dirty(key);
+    }
+
+    fn count_refused(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let refused = conn.h2.counters().refused;
+        let more = refused - std::mem::replace(&mut conn.refused, refused);
+        if more > 0 {
+            self.metrics.counters.add_many(Counter::BoundStreams, more);
+        }
     }
 
     fn fire(&mut self, timer: Timer) {

@@ -20,4 +20,5 @@ mod relay;
 mod retries;
 mod slow;
 mod steady;
+mod told;
 mod upstream;
