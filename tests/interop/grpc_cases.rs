@@ -169,3 +169,23 @@ async fn every_case_passes_across_two_nodes_through_both_proxies() {
         joined.server
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_calls_over_a_unix_socket() {
+    let place = heddle_tests::place::folder();
+    let socket = format!("unix:{}", place.path().join("out.sock").display());
+    let mut mesh = Mesh::builder()
+        .proxy_arg("--outbound")
+        .proxy_arg(&socket)
+        .start()
+        .await;
+    mesh.echo("a", "e1").await;
+    heddle_tests::echo::reach(&mesh.channel("a"), &["e1"]).await;
+    // Its authority is the socket's path, with %2F for each slash.
+    let call = "import grpc, sys\n\
+                call = grpc.insecure_channel(sys.argv[1]).unary_unary('/heddle.echo.v1.Echo/Unary')\n\
+                print('answered', len(call(b'', timeout=20, wait_for_ready=True)))";
+    let start = Start::new("grpcio over a socket", &python()).args(["-c", call, &socket]);
+    let ran = run_within(Duration::from_secs(60), start).await;
+    assert!(ran.stdout.contains("answered"), "{}", ran.all());
+}

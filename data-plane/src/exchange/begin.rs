@@ -11,7 +11,9 @@ use super::headers::{self, CALL, TO};
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::failure::{Failure, Fault};
 use crate::observe::Counter;
-use crate::route::authority::{Decision, explain_ambiguous, explain_no_route, route};
+use crate::route::authority::{
+    Decision, explain_ambiguous, explain_no_route, is_socket_path, route,
+};
 use crate::route::{Protocol, RouteTable};
 use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
@@ -199,7 +201,13 @@ impl Worker {
             .authority()
             .or_else(|| call.request.get(b"host"));
         let path = call.request.path().unwrap_or_default();
-        let failure = match route(&table, authority, path, NAMESPACE) {
+        let decision = route(&table, authority, path, NAMESPACE);
+        if matches!(decision, Decision::NoRoute) && authority.is_some_and(is_socket_path) {
+            // As sent it would be refused by servers that read an authority strictly (the http crate's).
+            call.request.set(b":authority", b"localhost");
+            return self.route_outbound(key);
+        }
+        let failure = match decision {
             Decision::Service(service) => match service.protocol {
                 Protocol::Grpc => {
                     call.service = Some(Arc::clone(service));

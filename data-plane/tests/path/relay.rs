@@ -5,6 +5,7 @@ use heddle_proxy::listener::ListenAddr;
 use heddle_proxy::worker::Role;
 
 use crate::rig::*;
+use crate::wire::{self, Wire};
 
 async fn one_node() -> (Node, Backend) {
     let backend = Backend::echo().await;
@@ -339,4 +340,37 @@ async fn health_and_reflection_go_to_the_proxys_own_services() {
     assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
     echo_answer(request, respond).await;
     assert_eq!(call.await.unwrap().body, b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_path_of_a_unix_socket_as_authority_means_this_proxy() {
+    let (send, mut seen) = tokio::sync::mpsc::channel(1);
+    let backend = Backend::start(move |request, respond| {
+        let (send, authority) = (send.clone(), request.uri().authority().cloned());
+        Box::pin(async move {
+            send.send(authority).await.unwrap();
+            echo_answer(request, respond).await;
+        })
+    })
+    .await;
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let mut caller = Wire::connect(node.outbound).await;
+    // What grpcio sends to unix:/run/heddle/out.sock.
+    let fields = wire::CALL.map(|(name, value)| match name {
+        ":authority" => (name, "run%2Fheddle%2Fout.sock"),
+        _ => (name, value),
+    });
+    let ends = wire::END_HEADERS | wire::END_STREAM;
+    let head = wire::frame(wire::HEADERS, ends, 1, &wire::block(&fields));
+    caller.send(&head).await;
+    let authority = within(seen.recv()).await.unwrap().unwrap();
+    assert_eq!(authority.as_str(), "localhost");
+    let answer = loop {
+        let frame = caller.frame().await.unwrap();
+        if frame.kind == wire::HEADERS {
+            break frame;
+        }
+    };
+    assert_eq!(caller.decode(&answer).status(), Some(200));
 }

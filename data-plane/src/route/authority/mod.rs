@@ -143,6 +143,15 @@ fn host_of(authority: &[u8]) -> &[u8] {
         .unwrap_or(authority)
 }
 
+/// The path of a Unix socket, as gRPC's C core names the server that it dials there: with `%2F` for each slash, which
+/// no name of a service has.
+#[must_use]
+pub fn is_socket_path(authority: &[u8]) -> bool {
+    authority
+        .windows(3)
+        .any(|three| three.eq_ignore_ascii_case(b"%2F"))
+}
+
 /// IP literals, `localhost`, and nothing at all.
 fn is_literal(host: &[u8]) -> bool {
     if host.is_empty() || host.eq_ignore_ascii_case(b"localhost") {
