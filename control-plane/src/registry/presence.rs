@@ -58,7 +58,10 @@ impl Presence {
         let patience = Instant::now() + ttl + ttl / 4;
         let mut changes = registry.subscribe();
         loop {
-            match presence.take().await? {
+            match presence
+                .take(&|held| presence.is_of_a_dead_one(held))
+                .await?
+            {
                 Taken::By(seat) => {
                     registry.set_seat(Some(seat));
                     return Ok(presence);
@@ -91,7 +94,14 @@ impl Presence {
         }
     }
 
-    async fn take(&self) -> Result<Taken, StoreError> {
+    /// Of a process that was killed: it has gone for sure if no other process can have the store open, or if it served
+    /// where this one serves now.
+    fn is_of_a_dead_one(&self, held: &ReplicaRecord) -> bool {
+        let there = &held.advertise;
+        !self.registry.store().is_shared() || (!there.is_empty() && *there == self.advertise)
+    }
+
+    async fn take(&self, gone: &impl Fn(&ReplicaRecord) -> bool) -> Result<Taken, StoreError> {
         let (registry, store) = (&self.registry, self.registry.store());
         let options = registry.options();
         let key = keys::replica(&options.replica);
@@ -99,12 +109,7 @@ impl Presence {
         let record = self.record(self.late_nodes, self.xds_streams);
         if let Some(found) = &found {
             let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
-            // A process that was killed leaves its record behind. It has gone for sure if no other process can have
-            // the store open, or if it served where this one serves now.
-            let gone = held.process_id == record.process_id
-                || !store.is_shared()
-                || (!held.advertise.is_empty() && held.advertise == record.advertise);
-            if !gone {
+            if held.process_id != record.process_id && !gone(&held) {
                 return Ok(Taken::Held(held));
             }
         }
@@ -147,6 +152,7 @@ impl Presence {
                 () = options.stop.cancelled() => break,
                 () = tokio::time::sleep(look) => {}
             }
+            self.look();
             if self.renewed.elapsed() + look > options.renew_interval {
                 self.renew().await;
             }
@@ -170,6 +176,25 @@ impl Presence {
         }
     }
 
+    /// A record that somebody deleted is not missed by its lease, which is renewed on.
+    fn look(&self) {
+        let Some(seat) = self.registry.seat() else {
+            return;
+        };
+        let options = self.registry.options();
+        let missing = self.registry.read(|view| {
+            let here = view.replica(&options.replica);
+            view.revision() >= seat.at
+                && here.is_none_or(|it| *it.process_id != *options.process_id)
+        });
+        if missing {
+            tracing::warn!(
+                "this replica's record has gone from the store, or is another's; it joins anew"
+            );
+            self.registry.set_seat(None);
+        }
+    }
+
     async fn renew(&mut self) {
         self.renewed = Instant::now();
         if let Some(seat) = self.registry.seat() {
@@ -187,7 +212,8 @@ impl Presence {
                 }
             }
         }
-        let taken = self.take().await;
+        // Who came later at this one's address, and lives, would take the name back, and so on.
+        let taken = self.take(&|_| false).await;
         self.registry.on_store(&taken);
         match taken {
             Ok(Taken::By(seat)) => {

@@ -279,3 +279,35 @@ async fn a_suspects_time_runs_on_under_the_next_sweeper() {
     .await;
     assert!(second.read(|view| view.nodes().all(|node| node.suspect)));
 }
+
+#[tokio::test]
+async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other_for_ever() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", SHORT).await;
+    let (second, _) = mesh.join("c1", SHORT).await;
+    let holder = |view: &View| view.replica("c1").map(|it| it.process_id.clone());
+    until(&first, |view| {
+        holder(view).as_ref() == Some(&second.options().process_id)
+    })
+    .await;
+    tokio::time::sleep(SHORT * 2).await;
+    assert_eq!(
+        first.read(holder).as_ref(),
+        Some(&second.options().process_id)
+    );
+    one_sweeper(&first, "c1").await;
+    assert!(second.is_sweeper() && !first.is_sweeper());
+}
+
+#[tokio::test]
+async fn a_record_that_somebody_deletes_is_written_anew() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", SHORT).await;
+    one_sweeper(&first, "c1").await;
+    for key in [keys::replica("c1"), keys::duty("sweeper")] {
+        mesh.store().delete(&key).await.unwrap();
+    }
+    until(&first, |view| view.replica("c1").is_none()).await;
+    until(&first, |view| view.replica("c1").is_some()).await;
+    one_sweeper(&first, "c1").await;
+}
