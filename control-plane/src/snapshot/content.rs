@@ -1,7 +1,11 @@
 //! What clients may learn of one service: taken from the view, in canonical order, and told apart by audience. In
 //! comes the view, out go plain rows; `status` reads the same rule that hides an endpoint. No encoding here.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use heddle_proto::{
@@ -86,7 +90,7 @@ impl ServiceContent {
                     let local = audience == Audience::DirectLocal && row.loopback_node;
                     !drains(&row.endpoint)
                         && reachable(row.endpoint.address.ip(), local)
-                        && seen.insert(row.endpoint.address, ()).is_none()
+                        && seen.insert(as_dialled(row.endpoint.address), ()).is_none()
                 }
             })
             .map(|row| row.endpoint.clone())
@@ -121,17 +125,20 @@ pub fn hidden_from_direct_clients(
         let why = if drains(&endpoint) {
             "it is leaving: clients that have no better choice would call it all the same"
                 .to_owned()
-        } else if address.ip().is_unspecified() {
+        } else if address.ip().is_unspecified() || is_of_one_link(address.ip()) {
             format!("{address} is no address that a client can dial")
         } else if !reachable(address.ip(), loopback_node) {
             format!(
                 "{address} is a loopback address, and node {} reaches the control plane from elsewhere",
                 endpoint.node
             )
-        } else if let Some(first) = seen.get(&address) {
+        } else if let Some(first) = seen.get(&as_dialled(address)) {
             format!("{address} is also the address of {first}: clients take an address once")
         } else {
-            seen.insert(address, format!("{}/{}", endpoint.node, endpoint.instance));
+            seen.insert(
+                as_dialled(address),
+                format!("{}/{}", endpoint.node, endpoint.instance),
+            );
             continue;
         };
         hidden.insert((endpoint.node, endpoint.instance), why);
@@ -145,7 +152,17 @@ fn drains(endpoint: &Endpoint) -> bool {
 }
 
 fn reachable(ip: IpAddr, loopback: bool) -> bool {
-    !ip.is_unspecified() && (loopback || !ip.to_canonical().is_loopback())
+    !ip.is_unspecified() && !is_of_one_link(ip) && (loopback || !ip.to_canonical().is_loopback())
+}
+
+/// It means a host only together with an interface of the host that dials, and EDS has no place for that.
+fn is_of_one_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// What is left of an address in EDS: two that differ in their scope are one there, and gRPC rejects that.
+fn as_dialled(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip().to_canonical(), address.port())
 }
 
 fn place(endpoint: &Endpoint) -> (&str, &str, &str, &str) {

@@ -177,3 +177,31 @@ fn envoys_routes_say_what_outbound_does() {
     mesh.put("a/orders.shop/1", "10.0.0.2:80").protos.clear();
     assert_eq!(paths(&mesh.snapshot()).1, ["/u.Users/", "/x.Both/"]);
 }
+
+#[test]
+fn addresses_that_differ_in_what_eds_cannot_say_are_handed_out_once_or_not_at_all() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "[::1]:80");
+    mesh.put("a/users/2", "[::1%1]:80");
+    mesh.put("a/users/3", "[fd00::1%2]:80");
+    mesh.put("a/users/4", "[fd00::1%3]:80");
+    mesh.put("a/users/5", "[fe80::1%2]:80");
+    mesh.put("a/users/6", "127.0.0.1:80");
+    mesh.put("a/users/7", "[::ffff:127.0.0.1]:80");
+    let snapshot = mesh.snapshot();
+    let direct = endpoints(&snapshot, Audience::DirectLocal, "users.default");
+    assert_eq!(
+        direct,
+        [
+            "::1:80=HEALTHY",
+            "fd00::1:80=HEALTHY",
+            "127.0.0.1:80=HEALTHY"
+        ]
+    );
+    let all = endpoints(&snapshot, Audience::Proxy, "users.default");
+    assert_eq!(all.len(), 7);
+    let name = "users.default".parse_name();
+    let hidden = hidden_from_direct_clients(&mesh.view(), &name);
+    let hidden: Vec<&str> = hidden.keys().map(|(_, id)| &**id).collect();
+    assert_eq!(hidden, ["2", "4", "5", "7"]);
+}
