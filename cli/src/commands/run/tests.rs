@@ -122,13 +122,19 @@ async fn a_program_that_is_not_there_is_one_line() {
 async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
     let dir = tempfile::tempdir().unwrap();
     let started = dir.path().join("started");
-    for (trap, expect) in [("trap 'exit 3' TERM", 3), ("trap '' TERM", 137), (":", 0)] {
+    // A program that listens is given so long that it has heard, even if the machine stalls.
+    for (trap, patience, expect) in [
+        ("trap 'exit 3' TERM", 30, 3),
+        ("trap '' TERM", 1, 137),
+        (":", 30, 0),
+    ] {
         let _ = std::fs::remove_file(&started);
         let script = format!(
             "{trap}; sleep 1000 & echo $! > {}; wait; sleep 1000",
             started.display()
         );
-        let plan = plan("--service u --stop-timeout 1", &["sh", "-c", &script]).unwrap();
+        let line = format!("--service u --stop-timeout {patience}");
+        let plan = plan(&line, &["sh", "-c", &script]).unwrap();
         let pid_file = started.clone();
         let stop = async move {
             while std::fs::read_to_string(&pid_file)
