@@ -66,7 +66,10 @@ impl Link {
             }
         };
         assert_eq!((frame.kind, frame.stream), (HEADERS, stream));
-        assert_eq!(self.0.decode(&frame).status(), Some(200));
+        let fields = self.0.decode(&frame);
+        assert_eq!(fields.status(), Some(200));
+        let failed = fields.get(b"grpc-message").map(String::from_utf8_lossy);
+        assert_eq!(frame.flags & END_STREAM, 0, "it has ended: {failed:?}");
     }
 
     /// Sends the body of a call under way, and awaits its echo.
@@ -135,6 +138,9 @@ async fn stage() -> (Node, Backend, Link) {
         ..options("b")
     });
     b.publish(vec![on_b("e1", backend.address)]);
+    // Its connection to the service stands by then: a machine that stalls may need more than one attempt for that.
+    let client = b.client().await;
+    within(async { while client.put(b"x").await.status() != "0" {} }).await;
     let other = Link::establish(&b, "other").await;
     (b, backend, other)
 }
