@@ -25,7 +25,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     grpc, http,
-    listen::{self, ListenError, Socket},
+    listen::{self, Bound, ListenError},
     load::{self, Loads},
     opening,
     options::{ListenAddr, Options},
@@ -117,8 +117,8 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         stop: token.clone(),
     };
     let (health, routes) = plane.routes()?;
-    let grpc = listen::bind("--listen", &options.listen).await?;
-    let web = listen::bind("--http", &options.http).await?;
+    let grpc = listen::bind("--listen", &options.listen)?;
+    let web = listen::bind("--http", &options.http)?;
     replica::watch_lag(plane.registry.clone(), plane.peers.clone(), token.clone());
     // Before the first answer: whoever asks another replica about this one's clients must find it.
     let advertised = advertised(&options, &grpc);
@@ -127,6 +127,14 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         token.cancel();
         return Ok(());
     }
+    let (grpc, web) = match (listen::open(grpc), listen::open(web)) {
+        (Ok(grpc), Ok(web)) => (grpc, web),
+        (Err(error), _) | (_, Err(error)) => {
+            token.cancel();
+            plane.registry.left().await;
+            return Err(error.into());
+        }
+    };
     let ready = format!(
         "heddle-control ready: grpc {}, http {}, store {store_name}",
         listen::joined(&grpc),
@@ -301,13 +309,13 @@ fn replica_name(store: &dyn Store, options: &Options) -> String {
 }
 
 /// Where other replicas reach this one; empty: nowhere.
-fn advertised(options: &Options, grpc: &[Socket]) -> String {
+fn advertised(options: &Options, grpc: &[Bound]) -> String {
     if let Some(told) = &options.advertise {
         return format!("http://{told}");
     }
     let first = grpc.iter().find_map(|socket| match socket {
-        Socket::Tcp(_, address) => Some(*address),
-        Socket::Unix(..) => None,
+        Bound::Tcp(_, address, _) => Some(*address),
+        Bound::Unix(..) => None,
     });
     match first {
         Some(address) if !address.ip().is_unspecified() => format!("http://{address}"),

@@ -34,3 +34,31 @@ async fn started_before_its_etcd_it_waits_and_says_so() {
     let left = etcd.ctl(&["get", "heddle/replica/", "--prefix", "--keys-only"]);
     assert_eq!(left.await, "", "who stops is gone at once");
 }
+
+#[tokio::test]
+async fn while_it_waits_for_its_name_nobody_can_connect() {
+    let etcd = Etcd::single().await;
+    let start = |grpc: &str, http: &str| {
+        Start::new("heddle-control", &binary("heddle-control"))
+            .args(["--listen", grpc, "--http", http])
+            .args(["--store", &etcd.store(), "--replica", "c1"])
+            .spawn()
+    };
+    let first = [free_addr().to_string(), free_addr().to_string()];
+    let mut first = start(&first[0], &first[1]);
+    first.ready().await;
+    let addresses = [free_addr().to_string(), free_addr().to_string()];
+    let mut second = start(&addresses[0], &addresses[1]);
+    second.says("waiting for an earlier process").await;
+    for address in &addresses {
+        let refused = tokio::net::TcpStream::connect(address).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(first.stop().await.code(), Some(0));
+    let ready = second.ready().await;
+    for (key, address) in ["grpc", "http"].iter().zip(&addresses) {
+        assert_eq!(ready.get(key), address);
+        tokio::net::TcpStream::connect(address).await.unwrap();
+    }
+    assert_eq!(second.stop().await.code(), Some(0));
+}

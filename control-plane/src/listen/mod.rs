@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,7 +29,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Troubles of a listener are logged no more often.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// One bound socket.
+/// Connections that may wait to be accepted; the system has a bound of its own.
+const BACKLOG: u32 = 4096;
+
+/// A place that is taken: nobody comes in by it yet.
+#[derive(Debug)]
+pub enum Bound {
+    Tcp(TcpSocket, SocketAddr, &'static str),
+    /// It listens from the start: a file on which nobody listens is one that a dead process left behind.
+    Unix(UnixListener, SocketFile),
+}
+
+impl Bound {
+    /// Opens it.
+    pub fn listen(self) -> Result<Socket, ListenError> {
+        match self {
+            Self::Tcp(socket, address, option) => {
+                let failed = |cause| ListenError::new(option, address, cause);
+                Ok(Socket::Tcp(
+                    socket.listen(BACKLOG).map_err(failed)?,
+                    address,
+                ))
+            }
+            Self::Unix(listener, file) => Ok(Socket::Unix(listener, file)),
+        }
+    }
+}
+
+/// One open socket.
 #[derive(Debug)]
 pub enum Socket {
     Tcp(TcpListener, SocketAddr),
@@ -81,24 +108,35 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    fn new(option: &'static str, address: SocketAddr, cause: io::Error) -> Self {
+        let address = address.to_string();
+        match cause.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { option, address },
+            _ => Self::Other {
+                option,
+                address,
+                cause,
+            },
+        }
+    }
+}
+
 /// Binds every address of one option.
-pub async fn bind(
-    option: &'static str,
-    addresses: &[ListenAddr],
-) -> Result<Vec<Socket>, ListenError> {
+pub fn bind(option: &'static str, addresses: &[ListenAddr]) -> Result<Vec<Bound>, ListenError> {
     let mut sockets = Vec::new();
     for address in addresses {
         match address {
-            ListenAddr::Tcp(address) => sockets.push(tcp(option, *address).await?),
+            ListenAddr::Tcp(address) => sockets.push(tcp(option, *address)?),
             ListenAddr::Localhost(port) => {
-                let first = tcp(option, (Ipv4Addr::LOCALHOST, *port).into()).await?;
+                let first = tcp(option, (Ipv4Addr::LOCALHOST, *port).into())?;
                 // The same port on both, also when it was chosen by the system. A host without IPv6 has one only.
                 let port = match &first {
-                    Socket::Tcp(_, address) => address.port(),
-                    Socket::Unix(..) => *port,
+                    Bound::Tcp(_, address, _) => address.port(),
+                    Bound::Unix(..) => *port,
                 };
                 sockets.push(first);
-                match tcp(option, (Ipv6Addr::LOCALHOST, port).into()).await {
+                match tcp(option, (Ipv6Addr::LOCALHOST, port).into()) {
                     Ok(second) => sockets.push(second),
                     Err(ListenError::Other { .. }) => {}
                     Err(error) => return Err(error),
@@ -110,6 +148,11 @@ pub async fn bind(
     Ok(sockets)
 }
 
+/// Opens what was bound.
+pub fn open(bound: Vec<Bound>) -> Result<Vec<Socket>, ListenError> {
+    bound.into_iter().map(Bound::listen).collect()
+}
+
 /// As the ready line says it: the real addresses, joined with "+".
 pub fn joined(sockets: &[Socket]) -> String {
     sockets
@@ -119,24 +162,23 @@ pub fn joined(sockets: &[Socket]) -> String {
         .join("+")
 }
 
-async fn tcp(option: &'static str, address: SocketAddr) -> Result<Socket, ListenError> {
-    let failed = |cause: io::Error| match cause.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse {
-            option,
-            address: address.to_string(),
-        },
-        _ => ListenError::Other {
-            option,
-            address: address.to_string(),
-            cause,
-        },
+fn tcp(option: &'static str, address: SocketAddr) -> Result<Bound, ListenError> {
+    let failed = |cause| ListenError::new(option, address, cause);
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
     };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok(Socket::Tcp(listener, bound))
+    let socket = socket.map_err(failed)?;
+    // After a restart the port is free at once. One that the system chooses is never shared with another that is
+    // bound and does not listen yet.
+    socket.set_reuseaddr(address.port() != 0).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok(Bound::Tcp(socket, bound, option))
 }
 
-fn unix(option: &'static str, path: &Path) -> Result<Socket, ListenError> {
+fn unix(option: &'static str, path: &Path) -> Result<Bound, ListenError> {
     let address = format!("unix:{}", path.display());
     match UnixStream::connect(path) {
         Ok(_) => return Err(ListenError::SocketInUse { option, address }),
@@ -151,7 +193,7 @@ fn unix(option: &'static str, path: &Path) -> Result<Socket, ListenError> {
         address,
         cause,
     })?;
-    Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
 }
 
 /// One connection; it counts until it is dropped.
