@@ -102,6 +102,11 @@ fn parse_advertise(text: &str) -> Result<String, String> {
     if said.as_deref() != Some(text) {
         return Err(wrong());
     }
+    let nobody = |address: SocketAddr| address.ip().is_unspecified() || address.ip().is_multicast();
+    if text.parse().is_ok_and(nobody) {
+        // Who dials it reaches itself: a replica would take its own clients for those of this one.
+        return Err(format!("{text} is not the address of one host"));
+    }
     Ok(text.to_owned())
 }
 
@@ -272,6 +277,14 @@ mod tests {
             "a:x",
         ] {
             assert!(parse_advertise(there).is_err(), "{there}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_means_every_host_is_no_replicas() {
+        for there in ["0.0.0.0:15010", "[::]:15010", "224.0.0.1:15010"] {
+            let error = parse_advertise(there).unwrap_err();
+            assert!(error.contains("not the address of one host"), "{error}");
         }
     }
 

@@ -244,6 +244,8 @@ pub enum StoreError {
     Corrupt { path: String, cause: String },
     #[error("cannot open the store {path}: {cause}; give another path with --store embedded:PATH")]
     Open { path: String, cause: String },
+    #[error("the store {store} cannot be used: {cause}")]
+    Options { store: String, cause: String },
     /// The store did not answer in time. Whether a transaction was done is not known: it was, it was not, or it still
     /// will be when a cut heals. Whoever wrote sends again only what is the same done twice, under a condition that
     /// a newer writer breaks (a node's session under that of `alive/<node>`), or reads first what is there.

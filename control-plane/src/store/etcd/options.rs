@@ -101,8 +101,8 @@ impl EtcdOptions {
     }
 
     fn wrong(&self, cause: String) -> StoreError {
-        StoreError::Open {
-            path: format!("etcd:{}", self.urls.join(",")),
+        StoreError::Options {
+            store: format!("etcd:{}", self.urls.join(",")),
             cause,
         }
     }
@@ -221,5 +221,11 @@ mod tests {
         )
         .unwrap();
         check(&|options| options.ca = Some(path.clone()), "--store-ca");
+    }
+    #[test]
+    fn who_has_an_etcd_is_not_told_to_take_a_file() {
+        let options = EtcdOptions::new(vec!["https://h1:2379".to_owned()]);
+        let error = options.members().err().unwrap().to_string();
+        assert!(!error.contains("embedded"), "{error}");
     }
 }
