@@ -301,7 +301,7 @@ async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_
     let to = replicas.second.address.strip_prefix("http://").unwrap();
     tokio::spawn(stall(listener, to.parse().unwrap(), 1 << 20));
     let question = ClientStatusRequest::default();
-    within(async {
+    within(Box::pin(async {
         loop {
             let parts = parts(&replicas.first, question.clone(), Some("stalls")).await;
             let sizes = sizes(&parts);
@@ -312,7 +312,7 @@ async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_
                 break;
             }
         }
-    })
+    }))
     .await;
 }
 

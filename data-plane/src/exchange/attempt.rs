@@ -10,8 +10,8 @@ use heddle_proto::Reason;
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{CALL, FROM, TO};
 use super::state::{Attempt, Call, Phase};
-use crate::balance::Endpoint;
 use crate::balance::pick::pick;
+use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::upstream::pool::Dial;
@@ -149,17 +149,18 @@ impl Worker {
             .calls
             .get(key)
             .is_some_and(|call| call.role == Role::Inbound);
-        let failure = match (inbound, service.endpoints.endpoints.len()) {
-            (true, _) => {
-                let node = self.table.node();
-                Failure::new(
-                    Reason::NoEndpoints,
-                    format!("no instance of {name} on node {node} takes calls"),
-                )
-            }
-            (false, 0) => Failure::new(Reason::NoEndpoints, format!("{name} has no instance")),
-            (false, count) => {
-                let text = format!("{name} has {count} instances, and none of them takes calls");
+        let all = service.endpoints.endpoints.iter();
+        // Inbound hands calls to this node's instances only.
+        let own = |e: &&Arc<Endpoint>| !inbound || matches!(e.target, Target::Local(_));
+        let here = match inbound {
+            true => format!(" on node {}", self.table.node()),
+            false => String::new(),
+        };
+        let failure = match all.filter(own).count() {
+            0 => Failure::new(Reason::NoEndpoints, format!("{name} has no instance{here}")),
+            count => {
+                let text =
+                    format!("{name} has {count} instances{here}, and none of them takes calls");
                 Failure::new(Reason::NoHealthyEndpoints, text)
             }
         };

@@ -1,6 +1,6 @@
 //! Two nodes: a call goes through both proxies, and each says only what it may.
 
-use heddle_proxy::balance::Target;
+use heddle_proxy::balance::{Endpoint, Health, Target};
 
 use crate::rig::*;
 
@@ -120,6 +120,19 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
         16,
         "the same id on both nodes"
     );
+
+    // It says of its own instance what the caller's node would say of one that it knew to be unhealthy.
+    let sick = Endpoint {
+        health: Health::Unhealthy,
+        ..endpoint("e", "b", Target::Local(backend.address))
+    };
+    b.publish(vec![echo(vec![sick])]);
+    b.taken_up().await;
+    let reply = client.put(b"x").await;
+    let told = (reply.status(), reply.reason());
+    assert_eq!(told, ("14", "NO_HEALTHY_ENDPOINTS"), "{}", reply.message());
+    let text = "echo.default has 1 instances on node b";
+    assert!(reply.message().contains(text), "{}", reply.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]
