@@ -2,16 +2,14 @@
 //! called for long, and there again after a restart with no control plane. The control plane is the real one, frozen where
 //! it is not to answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_proto::status::v1::ListEdgesRequest;
 use heddle_tests::echo::{Failed, call, echo, payload};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::page::{get, json};
-use heddle_tests::raw::Client;
 use heddle_tests::until::{seen, until};
-use http::{HeaderMap, HeaderValue};
-use tonic::Request;
+use tonic::{Code, Request};
 
 const SERVICE: &str = "heddle-echo.default";
 
@@ -50,8 +48,8 @@ async fn unused(args: &[&str]) -> Mesh {
     mesh
 }
 
-/// Longer than a busy machine takes; a proxy itself waits for five seconds.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// Longer than a busy machine takes, and than the five seconds for which a proxy waits.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 async fn call_within(mesh: &Mesh, deadline: Duration) -> Result<String, Failed> {
     let mut request = Request::new(payload("x"));
@@ -74,21 +72,20 @@ async fn the_first_call_to_a_service_fetches_its_endpoints_within_its_deadline()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_by_their_deadline() {
+async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_after_5_s() {
     let mesh = unused(&[]).await;
     mesh.control().signal("STOP");
-    // By a client that does not watch the deadline itself: had the proxy let it pass, it would say so.
-    let client = Client::connect(mesh.node("a").outbound).await;
-    let mut headers = HeaderMap::new();
-    headers.insert("grpc-timeout", HeaderValue::from_static("2S"));
-    let path = "/heddle.echo.v1.Echo/Unary";
-    let failed = client.call("heddle-echo", path, &headers, b"").await;
-    let last = |name: &str| failed.last(name).unwrap_or_default();
-    assert_eq!(last("grpc-status"), "14", "{failed:?}");
-    assert_eq!(last("heddle-reason"), "NOT_READY", "{failed:?}");
-    for word in [SERVICE, "control plane", "node a"] {
-        assert!(last("grpc-message").contains(word), "{failed:?}");
-    }
+    // Far off, so that only the proxy ends the wait.
+    let began = Instant::now();
+    let failed = call_within(&mesh, DEADLINE).await.unwrap_err();
+    let took = began.elapsed();
+    failed.assert(
+        Code::Unavailable,
+        "NOT_READY",
+        &[SERVICE, "control plane", "node a"],
+    );
+    // A proxy reads its clock once a turn, and may have read it a moment before the call came.
+    assert!(took >= Duration::from_secs(4), "{took:?}");
     mesh.control().signal("CONT");
     until("calls go through again", async || {
         let answer = call_within(&mesh, DEADLINE).await;
