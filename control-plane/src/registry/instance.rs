@@ -31,6 +31,20 @@ impl ServiceName {
     }
 }
 
+/// Whom of those that claim a proto service a call by path may mean: services of the caller's namespace, else all. More
+/// than one is ambiguous. Callers are of the namespace `default` until they have an identity.
+pub fn meant_by_path<'a>(
+    claims: impl Iterator<Item = &'a ServiceName> + Clone,
+) -> Vec<&'a ServiceName> {
+    let own = |name: &&ServiceName| name.namespace == "default";
+    let own: Vec<_> = claims.clone().filter(own).collect();
+    if own.is_empty() {
+        claims.collect()
+    } else {
+        own
+    }
+}
+
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.service, self.namespace)

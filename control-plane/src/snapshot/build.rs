@@ -103,6 +103,7 @@ impl Builder {
         let same_protocol = old.is_some_and(|old| old.protocol == content.protocol);
         let same_protos = old.is_some_and(|old| old.protos == content.protos);
         let same_schema = old.is_some_and(|old| old.schema_sha256 == content.schema_sha256);
+        let same_life = old.is_some_and(|old| old.is_deserted() == content.is_deserted());
         let encodes = Arc::clone(&self.encodes);
         if !same_protocol {
             self.set(
@@ -129,7 +130,7 @@ impl Builder {
             );
         }
         self.contents.insert(name, content);
-        !(known && same_protos)
+        !(known && same_protos && same_life)
     }
 
     fn remove(&mut self, name: &Arc<str>, changed: &mut Changed) -> bool {

@@ -52,6 +52,12 @@ struct Row {
 }
 
 impl ServiceContent {
+    /// It has no instance left.
+    #[must_use]
+    pub fn is_deserted(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// None if the service is not known. One without instances has no endpoints, and stays what it was.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName) -> Option<Self> {

@@ -2,11 +2,7 @@
 //! metadata asks for, and the routes behind it. They say what `outbound` of our own proxy does: an authority names a
 //! service or nothing; only an IP literal or `localhost` means the proto service in the path.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use envoy_types::{
     pb::{
@@ -24,6 +20,8 @@ use envoy_types::{
     util::pack_any,
 };
 use prost::Message as _;
+
+use crate::registry::meant_by_path;
 
 use super::{
     Encodes, Kind, Resource, ServiceContent,
@@ -71,15 +69,12 @@ pub(super) fn routes<'a>(
     services: impl Iterator<Item = &'a ServiceContent>,
     encodes: &Encodes,
 ) -> Arc<Resource> {
-    let mut claims: BTreeMap<&str, BTreeSet<&Arc<str>>> = BTreeMap::new();
+    let mut claims: BTreeMap<&str, Vec<&ServiceContent>> = BTreeMap::new();
     let mut refs = Vec::new();
     let mut virtual_hosts = Vec::new();
     for service in services {
         for proto in &service.protos {
-            claims
-                .entry(&proto.name)
-                .or_default()
-                .insert(&service.full_name);
+            claims.entry(&proto.name).or_default().push(service);
         }
         refs.push((Kind::Cluster, Arc::clone(&service.full_name)));
         virtual_hosts.push(virtual_host(service));
@@ -122,10 +117,16 @@ fn virtual_host(service: &ServiceContent) -> VirtualHost {
     }
 }
 
-/// None for a proto service that several services claim: it is not routed by path.
-fn by_path(proto: &str, claimed_by: &BTreeSet<&Arc<str>>) -> Option<Route> {
-    let (Some(service), 1) = (claimed_by.first(), claimed_by.len()) else {
-        return None;
+/// None for a proto service by which several services may be meant: it is not routed by path. As Heddle's proxies have
+/// it, one without instances is in nobody's way.
+fn by_path(proto: &str, claimed_by: &[&ServiceContent]) -> Option<Route> {
+    let meant = meant_by_path(claimed_by.iter().map(|service| &service.name));
+    let meant = || claimed_by.iter().filter(|it| meant.contains(&&it.name));
+    let mut lived_in = meant().filter(|it| !it.is_deserted());
+    let service = match (lived_in.next(), lived_in.next()) {
+        (Some(one), None) => one,
+        (None, None) if meant().count() == 1 => meant().next()?,
+        _ => return None,
     };
     let mut matched = prefix(&format!("/{proto}/"));
     matched.headers = vec![HeaderMatcher {
@@ -141,5 +142,5 @@ fn by_path(proto: &str, claimed_by: &BTreeSet<&Arc<str>>) -> Option<Route> {
         )),
         ..HeaderMatcher::default()
     }];
-    Some(route_to(matched, service))
+    Some(route_to(matched, &service.full_name))
 }

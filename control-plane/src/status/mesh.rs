@@ -17,7 +17,7 @@ use tonic::{Request, Response};
 
 use crate::{
     load::Loads,
-    registry::{self, Registry, ServiceName, View},
+    registry::{self, Registry, ServiceName, View, meant_by_path},
     replica::Peers,
     snapshot::{ServiceContent, hidden_from_direct_clients},
     xds::Clients,
@@ -238,8 +238,8 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
         ambiguous_protos: protos
             .iter()
             .filter(|proto| {
-                let claims = view.proto_claims(proto);
-                claims.len() > 1 && claims.contains(name)
+                let meant = meant_by_path(view.proto_claims(proto).iter());
+                meant.len() > 1 && meant.contains(&name)
             })
             .cloned()
             .collect(),
@@ -273,4 +273,34 @@ fn not_found(view: &View, asked: &str) -> tonic::Status {
 
 pub(super) fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::fixture::{self, proto};
+
+    #[test]
+    fn a_proto_service_is_ambiguous_where_a_call_by_path_may_mean_two() {
+        let mut mesh = fixture::Mesh::new();
+        for (path, serves) in [
+            ("a/users/1", "u.Users"),
+            ("a/users.shop/1", "u.Users"),
+            ("a/one.shop/1", "x.Other"),
+            ("a/two.x/1", "x.Other"),
+        ] {
+            mesh.put(path, "10.0.0.1:80").protos = vec![proto(serves, &[])];
+        }
+        let view = mesh.view();
+        let ambiguous = |name: &str| {
+            let name = ServiceName::parse(name).unwrap();
+            service_of(&view, &name).unwrap().ambiguous_protos
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(ambiguous("users"), none, "callers are of its namespace");
+        assert_eq!(ambiguous("users.shop"), none);
+        for name in ["one.shop", "two.x"] {
+            assert_eq!(ambiguous(name), ["x.Other"], "{name}");
+        }
+    }
 }

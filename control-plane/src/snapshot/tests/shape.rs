@@ -169,13 +169,17 @@ fn envoys_routes_say_what_outbound_does() {
             "users.default.mesh"
         ]
     );
+    let both = ["/u.Users/", "/x.Both/"];
+    assert_eq!(by_path, both, "the namespace of the callers comes first");
+    mesh.put("a/other/1", "10.0.0.3:80").protos = vec![proto("x.Both", &[])];
     assert_eq!(
-        by_path,
+        paths(&mesh.snapshot()).1,
         ["/u.Users/"],
         "a proto service of two services is not routed by path"
     );
-    mesh.put("a/orders.shop/1", "10.0.0.2:80").protos.clear();
-    assert_eq!(paths(&mesh.snapshot()).1, ["/u.Users/", "/x.Both/"]);
+    mesh.remove("a/other/1");
+    let left = paths(&mesh.snapshot()).1;
+    assert_eq!(left, both, "one without instances is in nobody's way");
 }
 
 #[test]
