@@ -127,28 +127,33 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
         return ServiceName::parse(service).map(Key::Service);
     }
     if let Some(node) = key.strip_prefix(NODES) {
-        return Some(Key::Node(node));
+        return single(node).map(Key::Node);
     }
     if let Some(node) = key.strip_prefix(ALIVE) {
-        return Some(Key::Alive(node));
+        return single(node).map(Key::Alive);
     }
     if let Some(sha256) = key.strip_prefix(SCHEMAS) {
         // A part is no content that one could ask for.
-        return (!sha256.contains('/')).then_some(Key::Schema(sha256));
+        return single(sha256).map(Key::Schema);
     }
     if let Some(sha256) = key.strip_prefix(CONDEMNED) {
-        return Some(Key::Condemned(sha256));
+        return single(sha256).map(Key::Condemned);
     }
     if let Some(name) = key.strip_prefix(REPLICAS) {
-        return Some(Key::Replica(name));
+        return single(name).map(Key::Replica);
     }
     if let Some(name) = key.strip_prefix(DUTIES) {
-        return Some(Key::Duty(name));
+        return single(name).map(Key::Duty);
     }
     if let Some(id) = key.strip_prefix(EVENTS) {
-        return Some(Key::Event(id));
+        return single(id).map(Key::Event);
     }
-    key.strip_prefix(CLASHES).map(Key::Clash)
+    single(key.strip_prefix(CLASHES)?).map(Key::Clash)
+}
+
+/// A name of one part. Of more it may be the key of another mesh whose prefix begins with this one's.
+fn single(name: &str) -> Option<&str> {
+    (!name.is_empty() && !name.contains('/')).then_some(name)
 }
 
 #[cfg(test)]
@@ -190,5 +195,22 @@ mod tests {
         assert!(!instance(&key).starts_with(&instances_of("aa")));
         assert_eq!(parse("instance/a/users"), None);
         assert_eq!(parse("config/x"), None);
+    }
+
+    #[test]
+    fn keys_of_a_mesh_with_a_longer_prefix_are_none_of_this_ones() {
+        let nested = [
+            node("node/a"),
+            alive("node/a"),
+            condemned("node/0f"),
+            replica("replica/c1"),
+            duty("duty/sweeper"),
+            event("event/1-c1-0"),
+            clash("clash/a"),
+            node(""),
+        ];
+        for key in nested {
+            assert_eq!(parse(&key), None, "{key}");
+        }
     }
 }
