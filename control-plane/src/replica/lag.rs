@@ -9,7 +9,10 @@ use heddle_proto::control::v1::GetRevisionRequest;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Peers, peers::Peer};
+use super::{
+    Peers,
+    peers::{Peer, question},
+};
 use crate::{registry::Registry, store::Revision};
 
 /// Some are asked this long after the last were, and at once when there is a doubt.
@@ -54,7 +57,7 @@ async fn ask(registry: &Registry, peer: &Peer) {
     let Some(mut client) = peer.client.clone() else {
         return;
     };
-    let mut request = tonic::Request::new(GetRevisionRequest {});
+    let mut request = question(&peer.replica, GetRevisionRequest {});
     request.set_timeout(WITHIN);
     match timeout(WITHIN, client.get_revision(request)).await {
         Ok(Ok(answer)) => {

@@ -10,7 +10,10 @@ use heddle_proto::control::v1::{
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 use crate::registry::{Registry, Replica};
 
@@ -105,20 +108,25 @@ impl Peer {
     async fn list_clients(&self) -> Option<ListClientsResponse> {
         let mut client = self.client.clone()?;
         let name = &self.replica.name;
-        let question = async {
+        let answer = async {
             let _place = self.lists.acquire().await.ok()?;
-            let mut request = tonic::Request::new(ListClientsRequest {});
+            let mut request = question(&self.replica, ListClientsRequest {});
             request.set_timeout(LIST_WITHIN);
             match client.list_clients(request).await {
                 Ok(answer) => Some(answer.into_inner()),
                 Err(status) => {
                     let cause = status.message();
-                    tracing::debug!(replica = %name, cause, "another replica does not list its clients");
+                    if status.code() == Code::FailedPrecondition {
+                        // Nothing mends that by itself.
+                        tracing::warn!(replica = %name, cause, "another replica cannot be asked");
+                    } else {
+                        tracing::debug!(replica = %name, cause, "another replica does not list its clients");
+                    }
                     None
                 }
             }
         };
-        tokio::time::timeout(LIST_WITHIN, question)
+        tokio::time::timeout(LIST_WITHIN, answer)
             .await
             .ok()
             .flatten()
@@ -153,6 +161,19 @@ fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
         }
     });
     peers.collect()
+}
+
+/// The metadata of a question that says whom it is for, by its process id.
+pub(super) const ASKED: &str = "heddle-asked-process";
+
+/// A question for one replica alone: its address may lead to another one (a load balancer's, say), whose answer would
+/// be taken for its own.
+pub(super) fn question<T>(replica: &Replica, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Ok(process) = replica.process_id.parse() {
+        request.metadata_mut().insert(ASKED, process);
+    }
+    request
 }
 
 /// Connects with the first question, and again with the next one when the connection broke.

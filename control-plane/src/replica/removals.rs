@@ -8,7 +8,10 @@ use futures_util::future::join_all;
 use heddle_proto::control::v1::{AwaitRemovalRequest, AwaitRemovalResponse, InstanceRef};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Peers, peers::Peer};
+use super::{
+    Peers,
+    peers::{Peer, question},
+};
 use crate::{
     registry::{InstanceKey, Registry, View},
     session::Removals,
@@ -117,7 +120,7 @@ async fn answer_of(
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let wait = left.saturating_sub(TRAVEL).max(left / 2);
-        let mut request = tonic::Request::new(AwaitRemovalRequest {
+        let message = AwaitRemovalRequest {
             node: instance.node.to_string(),
             instance: Some(InstanceRef {
                 service: instance.service.service.clone(),
@@ -126,7 +129,8 @@ async fn answer_of(
             }),
             revision: revision.0,
             max_wait: wait.try_into().ok(),
-        });
+        };
+        let mut request = question(&peer.replica, message);
         request.set_timeout(left);
         match client.await_removal(request).await {
             Ok(answer) => return Some(answer.into_inner()),

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     configs::{Answer, ConfigStream, MAX_ANSWERS},
+    peers::ASKED,
     removals::Own,
 };
 use crate::{
@@ -62,6 +63,20 @@ impl ReplicaService {
     fn name(&self) -> &str {
         &self.own.registry.options().replica
     }
+
+    /// Refuses what another replica was asked. Older ones do not say whom they ask.
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let own = &self.own.registry.options().process_id;
+        match request.metadata().get(ASKED) {
+            Some(asked) if asked != own.as_str() => {
+                let name = self.name();
+                Err(Status::failed_precondition(format!(
+                    "replica {name} answers here, and another was asked: give that one its own --advertise"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -72,6 +87,7 @@ impl Replica for ReplicaService {
         &self,
         request: Request<ClientConfigsRequest>,
     ) -> Result<Response<ConfigStream>, Status> {
+        self.check(&request)?;
         let place = Arc::clone(&self.answers).try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!("{MAX_ANSWERS} answers are under way here"))
         })?;
@@ -83,6 +99,7 @@ impl Replica for ReplicaService {
         &self,
         request: Request<AwaitRemovalRequest>,
     ) -> Result<Response<AwaitRemovalResponse>, Status> {
+        self.check(&request)?;
         let _place = self.waits.try_acquire().map_err(|_| {
             Status::resource_exhausted(format!("{MAX_WAITS} waits for removals are under way here"))
         })?;
@@ -101,16 +118,18 @@ impl Replica for ReplicaService {
 
     async fn get_revision(
         &self,
-        _: Request<GetRevisionRequest>,
+        request: Request<GetRevisionRequest>,
     ) -> Result<Response<GetRevisionResponse>, Status> {
+        self.check(&request)?;
         let Revision(revision) = self.own.registry.read(View::revision);
         Ok(Response::new(GetRevisionResponse { revision }))
     }
 
     async fn list_clients(
         &self,
-        _: Request<ListClientsRequest>,
+        request: Request<ListClientsRequest>,
     ) -> Result<Response<ListClientsResponse>, Status> {
+        self.check(&request)?;
         Ok(Response::new(ListClientsResponse {
             clients: status::own_clients(&self.own.clients, self.name()),
             edges: self.loads.edges(None, Instant::now()),

@@ -212,3 +212,24 @@ async fn old_news_is_better_than_none() {
     drop(claimed);
     second.stop.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_address_leads_to_another_has_not_answered() {
+    let mesh = Replicas::new();
+    let first = Replica::start(&mesh, "r1").await;
+    let options = RegistryOptions {
+        advertise: first.address.clone(),
+        ..Replicas::options("r2", LONG)
+    };
+    let (second, _) = mesh.join_as(options).await;
+    for registry in [&first.registry, &second] {
+        until(registry, |view| view.replicas().count() == 2).await;
+        let peers = Peers::follow(registry.clone(), first.stop.clone());
+        let answers = within(peers.list_clients()).await;
+        let by_itself = registry.options().replica == "r2";
+        assert_eq!(answers.answers.len(), usize::from(by_itself));
+        assert_eq!(answers.unanswered.is_empty(), by_itself);
+    }
+    first.stop.cancel();
+    second.options().stop.cancel();
+}

@@ -297,7 +297,9 @@ async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
 async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_told() {
     let replicas = Replicas::start().await;
     let _streams = large(&replicas.second, 20).await;
-    let (listener, _registry, _stop) = replicas.add("stalls").await;
+    // Whose words it hands on answers for no other process.
+    let process = &replicas.second.registry.options().process_id;
+    let (listener, _registry, _stop) = replicas.add("stalls", process).await;
     let to = replicas.second.address.strip_prefix("http://").unwrap();
     tokio::spawn(stall(listener, to.parse().unwrap(), 1 << 20));
     let question = ClientStatusRequest::default();

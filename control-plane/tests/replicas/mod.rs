@@ -67,15 +67,20 @@ impl Replicas {
 
     /// A replica that others find, that takes connections, and that never says a word.
     pub(crate) async fn add_silent(&self) -> (TcpListener, Registry, CancellationToken) {
-        self.add("silent").await
+        self.add("silent", "process of silent").await
     }
 
     /// A replica that others find; what it says is the test's business.
-    pub(crate) async fn add(&self, name: &str) -> (TcpListener, Registry, CancellationToken) {
+    pub(crate) async fn add(
+        &self,
+        name: &str,
+        process: &str,
+    ) -> (TcpListener, Registry, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stop = CancellationToken::new();
         let options = RegistryOptions {
             replica: name.to_owned(),
+            process_id: process.to_owned(),
             advertise: format!("http://{}", listener.local_addr().unwrap()),
             lease_ttl: Duration::from_secs(600),
             stop: stop.clone(),

@@ -11,10 +11,10 @@ use heddle_proto::control::v1::{
 };
 use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{Request, Streaming, transport::Endpoint};
 
 use super::{
-    super::peers::{Peer, endpoint},
+    super::peers::{Peer, endpoint, question},
     Unanswered,
 };
 use crate::xds::csds::{Part, Piece};
@@ -31,23 +31,25 @@ pub(super) struct PeerConfigs {
 }
 
 enum State {
-    Unasked(Option<Box<Endpoint>>, Bytes),
+    Unasked(Option<Box<(Endpoint, Request<ClientConfigsRequest>)>>),
     Answering(Box<Streaming<ClientConfigsResponse>>),
     Ended,
 }
 
 impl PeerConfigs {
     /// It is asked with the first `next`.
-    pub(super) fn new(peer: &Peer, question: Bytes) -> Self {
+    pub(super) fn new(peer: &Peer, asked: Bytes) -> Self {
         // Without a client it cannot be reached, or is one too many.
         let reached = peer.client.as_ref().and_then(|_| endpoint(&peer.replica));
-        let endpoint = reached.map(|endpoint| {
+        let unasked = reached.map(|endpoint| {
             let endpoint = endpoint.initial_stream_window_size(WINDOW);
-            Box::new(endpoint.initial_connection_window_size(WINDOW))
+            let endpoint = endpoint.initial_connection_window_size(WINDOW);
+            let asked = ClientConfigsRequest { question: asked };
+            Box::new((endpoint, question(&peer.replica, asked)))
         });
         Self {
             name: Arc::clone(&peer.replica.name),
-            state: State::Unasked(endpoint, question),
+            state: State::Unasked(unasked),
             pieces: VecDeque::new(),
             begun: false,
         }
@@ -75,9 +77,9 @@ impl PeerConfigs {
     async fn receive(&mut self) -> Result<(), String> {
         while self.pieces.is_empty() {
             match &mut self.state {
-                State::Unasked(endpoint, question) => {
-                    let endpoint = endpoint.take().ok_or("it cannot be reached")?;
-                    let answers = open(&endpoint, std::mem::take(question)).await?;
+                State::Unasked(unasked) => {
+                    let (endpoint, question) = *unasked.take().ok_or("it cannot be reached")?;
+                    let answers = open(&endpoint, question).await?;
                     self.state = State::Answering(Box::new(answers));
                 }
                 State::Answering(answers) => match answers.message().await {
@@ -107,11 +109,11 @@ impl PeerConfigs {
 /// A connection of its own: what a slow reader leaves on it must not fill the one of other questions.
 async fn open(
     endpoint: &Endpoint,
-    question: Bytes,
+    question: Request<ClientConfigsRequest>,
 ) -> Result<Streaming<ClientConfigsResponse>, String> {
     let mut client = ReplicaClient::new(endpoint.connect_lazy());
-    let answers = client.client_configs(ClientConfigsRequest { question });
-    let answers = answers
+    let answers = client
+        .client_configs(question)
         .await
         .map_err(|status| status.message().to_owned())?;
     Ok(answers.into_inner())
