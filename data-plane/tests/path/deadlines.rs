@@ -320,7 +320,7 @@ async fn a_servers_status_cancelled_at_the_deadline_is_the_deadline_and_before_i
         let reply = client.call(call("Cancel", "60S"), b"x").await.unwrap();
         assert_eq!((reply.status(), reply.reason()), ("1", ""), "{way}");
         for method in ["Get", "Late"] {
-            let reply = client.call(call(method, "500m"), b"x").await.unwrap();
+            let reply = client.call(call(method, "2S"), b"x").await.unwrap();
             assert_eq!(
                 (reply.status(), reply.reason()),
                 ("4", "DEADLINE_EXCEEDED"),
