@@ -58,10 +58,7 @@ impl Presence {
         let patience = Instant::now() + ttl + ttl / 4;
         let mut changes = registry.subscribe();
         loop {
-            match presence
-                .take(&|held| presence.is_of_a_dead_one(held))
-                .await?
-            {
+            match presence.take(true).await? {
                 Taken::By(seat) => {
                     registry.set_seat(Some(seat));
                     return Ok(presence);
@@ -101,7 +98,8 @@ impl Presence {
         !self.registry.store().is_shared() || (!there.is_empty() && *there == self.advertise)
     }
 
-    async fn take(&self, gone: &impl Fn(&ReplicaRecord) -> bool) -> Result<Taken, StoreError> {
+    /// Takes the name if it is free or this process's; one that `joins` also takes that of a dead one.
+    async fn take(&self, joins: bool) -> Result<Taken, StoreError> {
         let (registry, store) = (&self.registry, self.registry.store());
         let options = registry.options();
         let key = keys::replica(&options.replica);
@@ -109,7 +107,8 @@ impl Presence {
         let record = self.record(self.late_nodes, self.xds_streams);
         if let Some(found) = &found {
             let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
-            if held.process_id != record.process_id && !gone(&held) {
+            let dead = joins && self.is_of_a_dead_one(&held);
+            if held.process_id != record.process_id && !dead {
                 return Ok(Taken::Held(held));
             }
         }
@@ -213,7 +212,7 @@ impl Presence {
             }
         }
         // Who came later at this one's address, and lives, would take the name back, and so on.
-        let taken = self.take(&|_| false).await;
+        let taken = self.take(false).await;
         self.registry.on_store(&taken);
         match taken {
             Ok(Taken::By(seat)) => {

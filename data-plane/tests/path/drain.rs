@@ -72,27 +72,21 @@ async fn an_unused_proxy_is_drained_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_outlives_the_goodbye_of_its_instance_ends_with_draining() {
     // Says GOAWAY with a call on the connection, waits for it a while, and closes.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(socket).await.unwrap();
-                let Some(Ok((request, mut respond))) = connection.accept().await else {
-                    return;
-                };
-                let _stream = request.uri().path().ends_with("Stream").then(|| {
-                    let mut stream = respond.send_response(ok_headers(), false).unwrap();
-                    let part = bytes::Bytes::from_static(b"part");
-                    stream.send_data(part, false).unwrap();
-                    stream
-                });
-                connection.graceful_shutdown();
-                let patience = Duration::from_millis(300);
-                let _ = tokio::time::timeout(patience, connection.accept()).await;
-            });
-        }
-    });
+    let address = each_connection(|mut connection| async move {
+        let Some(Ok((request, mut respond))) = connection.accept().await else {
+            return;
+        };
+        let _stream = request.uri().path().ends_with("Stream").then(|| {
+            let mut stream = respond.send_response(ok_headers(), false).unwrap();
+            let part = bytes::Bytes::from_static(b"part");
+            stream.send_data(part, false).unwrap();
+            stream
+        });
+        connection.graceful_shutdown();
+        let patience = Duration::from_millis(300);
+        let _ = tokio::time::timeout(patience, connection.accept()).await;
+    })
+    .await;
     for (way, nodes, service) in ways(address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;

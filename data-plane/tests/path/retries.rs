@@ -77,22 +77,16 @@ async fn a_refused_stream_is_sent_again_whatever_its_method_and_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_above_a_goaway_are_sent_again() {
     // Takes one call per connection: says goodbye with the first, which goes on.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(socket).await.unwrap();
-                if let Some(Ok((request, respond))) = connection.accept().await {
-                    connection.graceful_shutdown();
-                    tokio::spawn(echo_answer(request, respond));
-                }
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(echo_answer(request, respond));
-                }
-            });
+    let address = each_connection(|mut connection| async move {
+        if let Some(Ok((request, respond))) = connection.accept().await {
+            connection.graceful_shutdown();
+            tokio::spawn(echo_answer(request, respond));
         }
-    });
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            tokio::spawn(echo_answer(request, respond));
+        }
+    })
+    .await;
     let node = Node::start("a");
     node.publish(vec![echo(vec![local("e1", address)])]);
     let client = node.client().await;

@@ -281,6 +281,24 @@ impl Backend {
     }
 }
 
+/// A server that does with each connection as the test says.
+pub(crate) async fn each_connection<F, D>(deal: F) -> SocketAddr
+where
+    F: Fn(server::Connection<TcpStream, Bytes>) -> D + Send + Sync + 'static,
+    D: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((own_host(), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let deal = Arc::new(deal);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let deal = Arc::clone(&deal);
+            tokio::spawn(async move { deal(server::handshake(socket).await.unwrap()).await });
+        }
+    });
+    address
+}
+
 pub(crate) fn ok_headers() -> Response<()> {
     Response::builder()
         .header("content-type", "application/grpc")

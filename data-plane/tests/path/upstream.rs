@@ -32,37 +32,30 @@ async fn an_idle_connection_is_closed_and_opened_again_on_demand() {
 
 /// A peer proxy that takes the Hello and then plays dead.
 async fn dead_peer() -> std::net::SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(socket).await.unwrap();
-                let (request, mut respond) = connection.accept().await.unwrap().unwrap();
-                assert_eq!(request.uri().path(), "/heddle.link.v1.Link/Hello");
-                let answer = tokio::spawn(async move {
-                    let body = request.into_body().data().await.unwrap().unwrap();
-                    let hello = HelloRequest::decode(&body[5..]).unwrap();
-                    assert_eq!((hello.node.as_str(), hello.min_version), ("a", 1));
-                    let answer = HelloResponse {
-                        version: 1,
-                        node: "b".into(),
-                        incarnation: "x".into(),
-                    };
-                    let mut frame = vec![0, 0, 0, 0, u8::try_from(answer.encoded_len()).unwrap()];
-                    frame.extend(answer.encode_to_vec());
-                    let mut stream = respond.send_response(ok_headers(), false).unwrap();
-                    push(&mut stream, frame.into()).await;
-                    stream.send_trailers(status(0)).unwrap();
-                });
-                // The next stream shows that the answer went out; then nothing is read any more.
-                let _call = connection.accept().await;
-                answer.await.unwrap();
-                std::future::pending::<()>().await;
-            });
-        }
-    });
-    address
+    each_connection(|mut connection| async move {
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        assert_eq!(request.uri().path(), "/heddle.link.v1.Link/Hello");
+        let answer = tokio::spawn(async move {
+            let body = request.into_body().data().await.unwrap().unwrap();
+            let hello = HelloRequest::decode(&body[5..]).unwrap();
+            assert_eq!((hello.node.as_str(), hello.min_version), ("a", 1));
+            let answer = HelloResponse {
+                version: 1,
+                node: "b".into(),
+                incarnation: "x".into(),
+            };
+            let mut frame = vec![0, 0, 0, 0, u8::try_from(answer.encoded_len()).unwrap()];
+            frame.extend(answer.encode_to_vec());
+            let mut stream = respond.send_response(ok_headers(), false).unwrap();
+            push(&mut stream, frame.into()).await;
+            stream.send_trailers(status(0)).unwrap();
+        });
+        // The next stream shows that the answer went out; then nothing is read any more.
+        let _call = connection.accept().await;
+        answer.await.unwrap();
+        std::future::pending::<()>().await;
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
