@@ -3,6 +3,8 @@
 
 pub mod budget;
 pub mod rate;
+pub mod share;
 
 pub use budget::RetryBudget;
 pub use rate::Bucket;
+pub use share::{Shares, within_group_share, within_share};
