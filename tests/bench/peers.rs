@@ -78,6 +78,8 @@ pub(crate) async fn heddle(under: &[String], backends: &[SocketAddr]) -> anyhow:
     let any = "127.0.0.1:0";
     let start = start
         .args(["--node", "bench", "--workers", "1"])
+        // A mesh may run on this machine, a demo for instance: the default would join it.
+        .args(["--control", "none"])
         .args([
             "--outbound",
             any,

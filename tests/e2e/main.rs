@@ -36,3 +36,5 @@ mod events;
 mod health;
 /// Processes that are stopped before they are ready, and addresses of the other family.
 mod odd_starts;
+/// Every command and file that the documents show works as it stands there.
+mod docs;

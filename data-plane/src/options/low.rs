@@ -63,27 +63,32 @@ pub struct LowOptions {
     pub services_dir: Option<PathBuf>,
 
     /// Answers `*.mesh` by DNS. Not in this version: accepted, binds nothing
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15053")]
+    #[arg(
+        long,
+        hide = true,
+        value_name = "ADDR",
+        default_value = "127.0.0.1:15053"
+    )]
     pub dns: Vec<String>,
     /// The edge of the mesh for HTTP, gRPC-Web and WebSocket. Not in this version: accepted, binds nothing
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, hide = true, value_name = "ADDR")]
     pub gateway: Vec<String>,
     /// What the gateway shows outside. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, hide = true, value_name = "WHAT")]
     pub gateway_expose: Vec<String>,
     /// Origins whose pages may call the gateway. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, hide = true, value_name = "ORIGIN")]
     pub gateway_origin: Vec<String>,
     /// Proxies in front of the gateway whose X-Forwarded-* count. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, hide = true, value_name = "CIDR")]
     pub gateway_trusted_proxy: Vec<String>,
     /// Interactive API documentation at the gateway. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], default_value = "off")]
+    #[arg(long, hide = true, value_name = "on|off", value_parser = ["on", "off"], default_value = "off")]
     pub gateway_docs: String,
     /// How much of a failure outsiders see. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "short|full", value_parser = ["short", "full"], default_value = "short")]
+    #[arg(long, hide = true, value_name = "short|full", value_parser = ["short", "full"], default_value = "short")]
     pub gateway_errors: String,
     /// Which gateway of the mesh this is. Not in this version: accepted, has no effect
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, hide = true, value_name = "NAME")]
     pub gateway_name: Option<String>,
 }

@@ -1,0 +1,360 @@
+//! Every command and every file that README.md and docs/ show is run here as it stands there: shell lines against a real
+//! mesh or a real etcd, services files by a real proxy, bootstraps by real clients. Only the default addresses are
+//! replaced by those of the test's own mesh. A block that no test knows is a failure. Issue 10, E3.
+
+use std::path::{Path, PathBuf};
+
+use heddle_tests::echo::reach;
+use heddle_tests::etcd::Etcd;
+use heddle_tests::mesh::Mesh;
+use heddle_tests::place::{folder, free_addr};
+use heddle_tests::process::{Process, Start, run};
+use heddle_tests::tools::{binary, envoy, go_peer, root};
+use heddle_tests::until::{seen, until};
+
+/// How a block is shown to be true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Each line by a shell beside a mesh; must end with 0 and print something.
+    Mesh,
+    /// The lines together by a shell beside an etcd.
+    Etcd,
+    /// A file of `--services-dir`: its instances appear.
+    ServicesFile,
+    /// A bootstrap of a gRPC client: it reaches `xds:///users`.
+    GrpcBootstrap,
+    /// Envoy finds nothing wrong with it.
+    Envoy,
+    /// `heddle run` puts a program into the mesh.
+    Run,
+    /// Somewhere else, as said.
+    Elsewhere(&'static str),
+}
+
+/// File, first line of the block, how it is shown.
+const BLOCKS: &[(&str, &str, How)] = &[
+    (
+        "README.md",
+        "cargo run --release -- demo",
+        How::Elsewhere("e2e cli::the_demo_starts_carries_calls_and_leaves_nothing_behind"),
+    ),
+    (
+        "README.md",
+        "grpcurl -plaintext 127.0.0.1:15001 list",
+        How::Mesh,
+    ),
+    ("README.md", "cargo run --release -- status", How::Mesh),
+    (
+        "README.md",
+        "./test",
+        How::Elsewhere("who runs this test ran it"),
+    ),
+    ("README.md", "heddle run --service users", How::Run),
+    ("README.md", "service: users", How::ServicesFile),
+    (
+        "docs/benchmarks.md",
+        "cargo build --release -p heddle-proxy",
+        How::Elsewhere("./test --long"),
+    ),
+    (
+        "docs/benchmarks.md",
+        "cargo build --release -p heddle-control",
+        How::Elsewhere("./test --long"),
+    ),
+    ("docs/etcd.md", "etcdctl user add root", How::Etcd),
+    ("docs/health.md", "service: users", How::ServicesFile),
+    ("docs/xds.md", "{", How::GrpcBootstrap),
+    ("docs/xds.md", "node:", How::Envoy),
+    ("docs/xds.md", "grpcurl -plaintext", How::Mesh),
+    ("docs/xds.md", "cluster_manager:", How::Envoy),
+];
+
+/// A fenced block with a language.
+#[derive(Debug)]
+struct Block {
+    file: String,
+    line: usize,
+    text: String,
+}
+
+impl Block {
+    fn how(&self) -> Option<How> {
+        let known = |(file, first, _): &&(&str, &str, How)| {
+            *file == self.file && self.text.starts_with(first)
+        };
+        BLOCKS.iter().find(known).map(|(_, _, how)| *how)
+    }
+
+    fn name(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
+
+    /// The text with this mesh's addresses in place of the default ones.
+    fn in_mesh(&self, mesh: &Mesh) -> String {
+        let node = mesh.node("a");
+        self.text
+            .replace("127.0.0.1:15001", &node.outbound.to_string())
+            .replace("127.0.0.1:15002", &node.agent.to_string())
+            .replace("127.0.0.1:15000", &node.admin.to_string())
+            .replace("127.0.0.1:15010", &mesh.grpc.to_string())
+            .replace("127.0.0.1:15014", &mesh.http.to_string())
+    }
+}
+
+fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            markdown(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// All blocks that have a language: a figure or an output has none.
+fn blocks() -> Vec<Block> {
+    let mut files = vec![root().join("README.md")];
+    markdown(&root().join("docs"), &mut files);
+    files.sort();
+    let mut found = Vec::new();
+    for path in files {
+        let file = path
+            .strip_prefix(root())
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut open: Option<(bool, usize, String)> = None;
+        for (at, line) in text.lines().enumerate() {
+            match (line.trim_start().strip_prefix("```"), open.as_mut()) {
+                (Some(language), None) => {
+                    open = Some((!language.is_empty(), at + 2, String::new()));
+                }
+                (Some(_), Some(_)) => {
+                    if let Some((true, line, text)) = open.take() {
+                        let file = file.clone();
+                        found.push(Block { file, line, text });
+                    }
+                    open = None;
+                }
+                (None, Some((_, _, text))) => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+                (None, None) => {}
+            }
+        }
+    }
+    found
+}
+
+fn blocks_of(how: How) -> Vec<Block> {
+    let blocks: Vec<_> = blocks()
+        .into_iter()
+        .filter(|block| block.how() == Some(how))
+        .collect();
+    assert!(!blocks.is_empty(), "no block is shown by {how:?}");
+    blocks
+}
+
+#[test]
+fn every_block_is_shown_by_a_test_and_every_test_has_its_block() {
+    let blocks = blocks();
+    let unknown: Vec<_> = blocks
+        .iter()
+        .filter(|block| block.how().is_none())
+        .map(|block| (block.name(), block.text.lines().next()))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "add these to BLOCKS in tests/e2e/docs.rs: {unknown:#?}"
+    );
+    let stale: Vec<_> = BLOCKS
+        .iter()
+        .filter(|(file, first, _)| {
+            !blocks
+                .iter()
+                .any(|block| block.file == *file && block.text.starts_with(first))
+        })
+        .collect();
+    assert!(stale.is_empty(), "no document has these: {stale:#?}");
+}
+
+/// A shell in which the documents' commands are those of this build and of the pinned peers. `cargo run --release --` is
+/// the `heddle` beside this test.
+fn shell(script: &str, place: &Path) -> Start {
+    let heddle = binary("heddle");
+    let ours = heddle.parent().unwrap().display().to_string();
+    let peers = go_peer("grpcurl").parent().unwrap().display().to_string();
+    let path = format!("{ours}:{peers}:{}", std::env::var("PATH").unwrap());
+    let script = script.replace("cargo run --release -- ", "heddle ");
+    Start::new("a block of the documents", Path::new("bash"))
+        .args(["-euo", "pipefail", "-c", &script])
+        .env("PATH", path)
+        .folder(place)
+}
+
+/// The commands of a block: lines, joined where they go on.
+fn commands(text: &str) -> Vec<String> {
+    let joined = text.replace("\\\n", " ");
+    let lines = joined.lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_for_a_running_mesh_work() {
+    let mut mesh = Mesh::builder().nodes(1).start().await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    let place = folder();
+    let control = format!("http://{}", mesh.grpc);
+    for block in blocks_of(How::Mesh) {
+        for command in commands(&block.in_mesh(&mesh)) {
+            let start = shell(&command, place.path()).env("HEDDLE_CONTROL", &control);
+            if command.contains("--follow") {
+                // It goes on until it is stopped: what has happened comes first.
+                let mut process = start.spawn();
+                let what = format!("{}: {command} prints something", block.name());
+                process
+                    .line(&what, |line| (!line.is_empty()).then_some(()))
+                    .await;
+                continue;
+            }
+            let ran = run(start).await;
+            let shown = ran.code == Some(0) && !ran.stdout.is_empty();
+            assert!(shown, "{}: {command}: {}", block.name(), ran.all());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_files_are_taken() {
+    let mesh = Mesh::builder().nodes(1).start().await;
+    for (at, block) in blocks_of(How::ServicesFile).iter().enumerate() {
+        // One name for all of them in the documents; each has its own here.
+        let service = format!("users{at}");
+        let text = block
+            .text
+            .replace("service: users", &format!("service: {service}"));
+        mesh.write_services_file("a", &format!("{service}.yaml"), &text);
+        let ids = block.text.matches("{id: ").count();
+        until(&format!("the instances of {}", block.name()), async || {
+            let found = mesh.service(&service).await?;
+            let log = mesh.node("a").proxy().output();
+            seen(
+                found.endpoints.len() == ids && ids > 0,
+                format!("{found:?}\n{log}"),
+            )
+        })
+        .await;
+    }
+}
+
+/// A program that takes `--port`, as the reader's own would.
+fn my_server(place: &Path) {
+    let script = format!(
+        "#!/bin/sh\nexec {} --listen 127.0.0.1:$2 --service my-own --instance my-own\n",
+        binary("heddle-echo").display()
+    );
+    std::fs::write(place.join("my-server"), script).unwrap();
+    let path = place.join("my-server").display().to_string();
+    let made = std::process::Command::new("chmod")
+        .args(["+x", &path])
+        .status();
+    assert!(made.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_joins_by_the_shown_line() {
+    let mesh = Mesh::builder().nodes(1).start().await;
+    let place = folder();
+    my_server(place.path());
+    let agent = format!("http://{}", mesh.node("a").agent);
+    for block in blocks_of(How::Run) {
+        let start = shell(&format!("exec {}", block.text), place.path())
+            .env("HEDDLE_AGENT", &agent)
+            .env(
+                "HEDDLE_OUTBOUND",
+                format!("http://{}", mesh.node("a").outbound),
+            );
+        let mut process: Process = start.spawn();
+        until(
+            &format!("{} brings an instance", block.name()),
+            async || {
+                let found = mesh.service("users").await;
+                let healthy = found.as_ref().is_ok_and(|found| found.endpoints.len() == 1);
+                seen(healthy, format!("{found:?}\n{}", process.output()))
+            },
+        )
+        .await;
+        process.stop_well().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rights_in_etcd_are_made_and_suffice() {
+    let etcd = Etcd::single().await;
+    let place = folder();
+    for block in blocks_of(How::Etcd) {
+        let ran =
+            run(shell(&block.text, place.path()).env("ETCDCTL_ENDPOINTS", &etcd.urls()[0])).await;
+        assert_eq!(ran.code, Some(0), "{}: {}", block.name(), ran.all());
+    }
+    std::fs::write(place.path().join("word"), "change-me-too").unwrap();
+    let control = |user: &str| {
+        Start::new("heddle-control", &binary("heddle-control"))
+            .args(["--store", &etcd.store(), "--store-user", user])
+            .args(["--listen", &free_addr().to_string()])
+            .args(["--http", &free_addr().to_string()])
+            .arg("--store-password-file")
+            .arg(place.path().join("word"))
+    };
+    let mut process = control("heddle").spawn();
+    process.ready().await;
+    process.stop_well().await;
+    // And nobody comes in without them.
+    let refused = run(control("somebody")).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.all());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_client_finds_its_service_by_the_shown_bootstrap() {
+    let mut mesh = Mesh::builder().nodes(1).start().await;
+    let start = mesh.echo_start("a", "u1").args(["--service", "users"]);
+    mesh.instance("a", "u1", start).await;
+    let protoset = mesh.path("echo.protoset");
+    std::fs::write(&protoset, heddle_proto::DESCRIPTOR_SET).unwrap();
+    for block in blocks_of(How::GrpcBootstrap) {
+        let file = mesh.path("bootstrap.json");
+        std::fs::write(&file, block.in_mesh(&mesh)).unwrap();
+        let start = Start::new("grpc-go", &go_peer("xds-client")).arg("xds:///users");
+        let mut client = start
+            .arg(&protoset)
+            .env("GRPC_XDS_BOOTSTRAP", &file)
+            .spawn();
+        let what = format!("an answer by the bootstrap of {}", block.name());
+        let answered = |line: &str| line.contains("\"u1\"").then_some(());
+        client.line(&what, answered).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_takes_the_shown_bootstraps() {
+    let place = folder();
+    let [whole, part] = &blocks_of(How::Envoy)[..] else {
+        panic!("one bootstrap, and one part of it");
+    };
+    for text in [whole.text.clone(), format!("{}{}", whole.text, part.text)] {
+        let file = place.path().join("envoy.yaml");
+        std::fs::write(&file, text).unwrap();
+        let start = Start::new("envoy", &envoy())
+            .args(["--mode", "validate", "-c"])
+            .arg(&file);
+        let ran = run(start).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.all());
+    }
+}
