@@ -46,7 +46,7 @@ pub use replica::Replica;
 pub(crate) use replica::matters;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 pub use service::KnownService;
-pub use view::{Batch, View};
+pub use view::{Batch, Place, Touched, View};
 
 /// How the registry keeps its nodes.
 #[derive(Clone, Debug)]

@@ -2,21 +2,28 @@
 //! version) and the message that every client accepts: IP addresses, each locality set and with a weight of at
 //! least 1 (without it gRPC drops the locality and says nothing), priority 0.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use envoy_types::pb::{
     envoy::config::{
         core::v3::{
             Address, HealthStatus, Locality, Metadata, SocketAddress, address, socket_address,
         },
-        endpoint::v3::{
-            self as eds, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
-        },
+        endpoint::v3::{self as eds, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
     },
     google::protobuf::{Struct, UInt32Value, Value, value},
 };
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{self, WireType},
+};
 use sha2::{Digest as _, Sha256};
+
+use super::{Audience, digest::Digest, resource::version_of, row::Row, rows::Rows};
 
 /// The key under which our proxies find what xDS has no field for.
 const METADATA: &str = "heddle";
@@ -37,91 +44,164 @@ pub struct Endpoint {
     pub health: HealthStatus,
 }
 
-/// What one audience gets of one service.
-#[derive(Debug)]
-pub struct Assignment {
-    pub service: Arc<str>,
-    /// With the metadata that our proxies need.
-    pub metadata: bool,
-    /// Sorted by region, zone, node, instance.
-    pub endpoints: Vec<Endpoint>,
-}
-
-impl Assignment {
-    /// Feeds the content as clients see it: what they do not get is not in it.
-    pub(super) fn hash_into(&self, hash: &mut Sha256) {
+impl Endpoint {
+    /// Feeds what clients see of it: what they do not get is not in it.
+    pub(super) fn hash_into(&self, metadata: bool, hash: &mut Sha256) {
         let mut put = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
             hash.update(bytes);
         };
-        // Changes with the form of the encoding, so that a new release is not taken for the old content.
-        put(b"assignment 1");
-        put(self.service.as_bytes());
-        for endpoint in &self.endpoints {
-            put(endpoint.region.as_bytes());
-            put(endpoint.zone.as_bytes());
-            put(endpoint.address.to_string().as_bytes());
-            put(&endpoint.weight.to_be_bytes());
-            put(&(endpoint.health as i32).to_be_bytes());
-            if self.metadata {
-                put(endpoint.node.as_bytes());
-                put(endpoint.instance.as_bytes());
-                put(endpoint.version.as_bytes());
-                put(endpoint.inbound.to_string().as_bytes());
+        put(self.region.as_bytes());
+        put(self.zone.as_bytes());
+        put(self.address.to_string().as_bytes());
+        put(&self.weight.to_be_bytes());
+        put(&(self.health as i32).to_be_bytes());
+        if metadata {
+            put(self.node.as_bytes());
+            put(self.instance.as_bytes());
+            put(self.version.as_bytes());
+            put(self.inbound.to_string().as_bytes());
+        }
+    }
+}
+
+/// What one audience gets of one service.
+#[derive(Debug)]
+pub struct Assignment {
+    service: Arc<str>,
+    audience: Audience,
+    /// All of the service's, in canonical order.
+    rows: Rows,
+    version: Arc<str>,
+}
+
+impl Assignment {
+    /// `count` and `sum`: of the endpoints that the audience gets.
+    pub(super) fn new(
+        service: Arc<str>,
+        audience: Audience,
+        rows: Rows,
+        count: usize,
+        sum: &Digest,
+    ) -> Self {
+        let version = version_of(|hash| {
+            // Changes with the form of the encoding, so that a new release is not taken for the old content.
+            hash.update(b"assignment 2");
+            hash.update((service.len() as u64).to_be_bytes());
+            hash.update(service.as_bytes());
+            hash.update((count as u64).to_be_bytes());
+            hash.update(sum.bytes());
+        });
+        Self {
+            service,
+            audience,
+            rows,
+            version,
+        }
+    }
+
+    /// Of a service that has no endpoints.
+    pub(super) fn empty(service: Arc<str>) -> Self {
+        Self::new(
+            service,
+            Audience::Proxy,
+            Rows::default(),
+            0,
+            &Digest::default(),
+        )
+    }
+
+    #[must_use]
+    pub fn service(&self) -> &Arc<str> {
+        &self.service
+    }
+
+    pub(super) fn version(&self) -> &Arc<str> {
+        &self.version
+    }
+
+    /// `ClusterLoadAssignment { cluster_name = 1, endpoints = 2 }`, put together from what each row has encoded once.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let metadata = self.audience == Audience::Proxy;
+        let rows = self.visible();
+        let bytes: usize = rows.iter().map(|row| row.encoded(metadata).len()).sum();
+        let mut buffer = Vec::with_capacity(bytes + rows.len() / 8 + 256);
+        encoding::string::encode(1, &self.service.to_string(), &mut buffer);
+        let same = |a: &&Row, b: &&Row| {
+            (&a.endpoint.region, &a.endpoint.zone) == (&b.endpoint.region, &b.endpoint.zone)
+        };
+        for rows in rows.chunk_by(same) {
+            let head = locality(rows).encode_to_vec();
+            let body: usize = rows.iter().map(|row| row.encoded(metadata).len()).sum();
+            encoding::encode_key(2, WireType::LengthDelimited, &mut buffer);
+            encoding::encode_varint((head.len() + body) as u64, &mut buffer);
+            buffer.extend_from_slice(&head);
+            for row in rows {
+                buffer.extend_from_slice(row.encoded(metadata));
             }
         }
+        buffer
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let localities = self
-            .endpoints
-            .chunk_by(|a, b| (&a.region, &a.zone) == (&b.region, &b.zone))
-            .map(|endpoints| self.locality(endpoints))
-            .collect();
-        ClusterLoadAssignment {
-            cluster_name: self.service.to_string(),
-            endpoints: localities,
-            ..ClusterLoadAssignment::default()
+    /// The rows that the audience gets: proxies all of them, others each address once, the first that has it.
+    fn visible(&self) -> Vec<&Row> {
+        let rows = self.rows.iter().map(AsRef::as_ref);
+        if self.audience == Audience::Proxy {
+            return rows.collect();
         }
-        .encode_to_vec()
+        let mut seen = HashSet::new();
+        rows.filter(|row| {
+            let local = self.audience == Audience::DirectLocal;
+            row.is_for_direct_clients()
+                && (local || !row.is_loopback())
+                && seen.insert(row.as_dialled())
+        })
+        .collect()
     }
+}
 
-    fn locality(&self, endpoints: &[Endpoint]) -> LocalityLbEndpoints {
-        let weight = endpoints
-            .iter()
-            .fold(0_u32, |sum, each| sum.saturating_add(each.weight));
-        let (region, zone) = endpoints
-            .first()
-            .map(|first| (first.region.to_string(), first.zone.to_string()))
-            .unwrap_or_default();
-        LocalityLbEndpoints {
-            locality: Some(Locality {
-                region,
-                zone,
-                sub_zone: String::new(),
-            }),
-            load_balancing_weight: Some(UInt32Value {
-                value: weight.max(1),
-            }),
-            lb_endpoints: endpoints.iter().map(|each| self.endpoint(each)).collect(),
-            priority: 0,
-            ..LocalityLbEndpoints::default()
-        }
+/// All of it but its endpoints, which follow: fields of a message may come in any order.
+fn locality(rows: &[&Row]) -> LocalityLbEndpoints {
+    let weight = rows
+        .iter()
+        .fold(0_u32, |sum, row| sum.saturating_add(row.endpoint.weight));
+    let (region, zone) = rows
+        .first()
+        .map(|first| {
+            let endpoint = &first.endpoint;
+            (endpoint.region.to_string(), endpoint.zone.to_string())
+        })
+        .unwrap_or_default();
+    LocalityLbEndpoints {
+        locality: Some(Locality {
+            region,
+            zone,
+            sub_zone: String::new(),
+        }),
+        load_balancing_weight: Some(UInt32Value {
+            value: weight.max(1),
+        }),
+        priority: 0,
+        ..LocalityLbEndpoints::default()
     }
+}
 
-    fn endpoint(&self, endpoint: &Endpoint) -> LbEndpoint {
-        LbEndpoint {
-            health_status: endpoint.health as i32,
-            load_balancing_weight: Some(UInt32Value {
-                value: endpoint.weight.max(1),
-            }),
-            metadata: self.metadata.then(|| metadata(endpoint)),
-            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(eds::Endpoint {
-                address: Some(socket_address(endpoint.address)),
-                ..eds::Endpoint::default()
-            })),
-        }
-    }
+/// As the field `lb_endpoints` (2) of a locality.
+pub(super) fn encode_endpoint(endpoint: &Endpoint, with_metadata: bool) -> Vec<u8> {
+    let message = LbEndpoint {
+        health_status: endpoint.health as i32,
+        load_balancing_weight: Some(UInt32Value {
+            value: endpoint.weight.max(1),
+        }),
+        metadata: with_metadata.then(|| metadata(endpoint)),
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(eds::Endpoint {
+            address: Some(socket_address(endpoint.address)),
+            ..eds::Endpoint::default()
+        })),
+    };
+    let mut buffer = Vec::new();
+    encoding::message::encode(2, &message, &mut buffer);
+    buffer
 }
 
 pub(super) fn socket_address(address: SocketAddr) -> Address {

@@ -34,10 +34,12 @@ use envoy_types::{
     },
     util::pack_any,
 };
-use heddle_proto::{registry::v1::Protocol, xds::v1::ServiceIndex};
+use heddle_proto::{control::v1::ProtoService, registry::v1::Protocol, xds::v1::ServiceIndex};
 use prost::Message as _;
 
-use super::{Audience, Changed, Encodes, Kind, Resource, ServiceContent, Snapshot, outbound};
+use super::{
+    Audience, Changed, Encodes, Kind, Reading, Resource, ServiceContent, Snapshot, outbound,
+};
 
 /// Keeps the contents beside the snapshot that was made of them.
 #[derive(Default)]
@@ -45,6 +47,33 @@ pub struct Builder {
     contents: BTreeMap<Arc<str>, ServiceContent>,
     snapshot: Snapshot,
     encodes: Arc<Encodes>,
+}
+
+/// What the next snapshot changes, as far as it is made.
+#[derive(Default)]
+pub(super) struct Step {
+    changed: Changed,
+    /// Envoy's routes are no longer right.
+    routes: bool,
+}
+
+/// What of a service stands in other resources than its endpoints.
+struct Face {
+    protocol: Protocol,
+    protos: Vec<ProtoService>,
+    schema_sha256: Option<Arc<str>>,
+    deserted: bool,
+}
+
+impl Face {
+    fn of(content: &ServiceContent) -> Self {
+        Self {
+            protocol: content.protocol,
+            protos: content.protos.clone(),
+            schema_sha256: content.schema_sha256.clone(),
+            deserted: content.is_deserted(),
+        }
+    }
 }
 
 impl Builder {
@@ -74,15 +103,57 @@ impl Builder {
         revision: u64,
         services: impl IntoIterator<Item = (Arc<str>, Option<ServiceContent>)>,
     ) -> &Snapshot {
-        let mut changed = Changed::default();
-        let mut routes_changed = self.snapshot.generation == 0;
+        let mut step = Step::default();
         for (full_name, content) in services {
-            routes_changed |= match content {
-                Some(content) => self.put(content, &mut changed),
-                None => self.remove(&full_name, &mut changed),
-            };
+            match content {
+                Some(content) => {
+                    let before = self.contents.get(&full_name).map(Face::of);
+                    self.put(before.as_ref(), content, &mut step);
+                }
+                None => self.remove(&full_name, &mut step),
+            }
         }
-        if routes_changed {
+        self.finish(revision, step)
+    }
+
+    /// As `apply`, of services that changed in some of their instances.
+    pub fn update(
+        &mut self,
+        revision: u64,
+        readings: impl IntoIterator<Item = Reading>,
+    ) -> &Snapshot {
+        let mut step = Step::default();
+        for reading in readings {
+            self.take(reading, &mut step);
+        }
+        self.finish(revision, step)
+    }
+
+    /// One service, as part of the next step; gives how many endpoints it has.
+    pub(super) fn take(&mut self, reading: Reading, step: &mut Step) -> usize {
+        let name = Arc::clone(&reading.full_name);
+        let held = self.contents.remove(&name);
+        let before = held.as_ref().map(Face::of);
+        // A service that has gone leaves the names of its resources behind.
+        let listeners = held.as_ref().map(listener_names).unwrap_or_default();
+        if let Some(content) = ServiceContent::after(held, reading) {
+            let endpoints = content.endpoints();
+            self.put(before.as_ref(), content, step);
+            return endpoints;
+        }
+        if before.is_some() {
+            self.take_away(&name, listeners, step);
+        }
+        0
+    }
+
+    /// The next snapshot, with all that the step has.
+    pub(super) fn finish(&mut self, revision: u64, step: Step) -> &Snapshot {
+        let Step {
+            mut changed,
+            routes,
+        } = step;
+        if routes || self.snapshot.generation == 0 {
             let resource = outbound::routes(self.contents.values(), &self.encodes);
             self.set(
                 Some(resource),
@@ -95,15 +166,15 @@ impl Builder {
         &self.snapshot
     }
 
-    /// True if Envoy's routes are no longer right.
-    fn put(&mut self, content: ServiceContent, changed: &mut Changed) -> bool {
+    fn put(&mut self, before: Option<&Face>, content: ServiceContent, step: &mut Step) {
         let name = Arc::clone(&content.full_name);
-        let old = self.contents.get(&name);
-        let known = old.is_some();
-        let same_protocol = old.is_some_and(|old| old.protocol == content.protocol);
-        let same_protos = old.is_some_and(|old| old.protos == content.protos);
-        let same_schema = old.is_some_and(|old| old.schema_sha256 == content.schema_sha256);
-        let same_life = old.is_some_and(|old| old.is_deserted() == content.is_deserted());
+        let now = Face::of(&content);
+        let same = |of: fn(&Face, &Face) -> bool| before.is_some_and(|it| of(it, &now));
+        let same_protocol = same(|a, b| a.protocol == b.protocol);
+        let same_protos = same(|a, b| a.protos == b.protos);
+        let same_schema = same(|a, b| a.schema_sha256 == b.schema_sha256);
+        let same_life = same(|a, b| a.deserted == b.deserted);
+        let changed = &mut step.changed;
         let encodes = Arc::clone(&self.encodes);
         if !same_protocol {
             self.set(
@@ -114,7 +185,7 @@ impl Builder {
             );
         }
         self.set_assignments(&content, changed);
-        if !known {
+        if before.is_none() {
             self.set(Some(route(&name, &encodes)), Kind::Route, &name, changed);
             for listener_name in listener_names(&content) {
                 let resource = listener(&listener_name, &name, &encodes);
@@ -130,17 +201,21 @@ impl Builder {
             );
         }
         self.contents.insert(name, content);
-        !(known && same_protos && same_life)
+        step.routes |= !(same_protos && same_life);
     }
 
-    fn remove(&mut self, name: &Arc<str>, changed: &mut Changed) -> bool {
-        let Some(content) = self.contents.remove(name) else {
-            return false;
-        };
+    fn remove(&mut self, name: &Arc<str>, step: &mut Step) {
+        if let Some(content) = self.contents.remove(name) {
+            self.take_away(name, listener_names(&content), step);
+        }
+    }
+
+    fn take_away(&mut self, name: &Arc<str>, listeners: Vec<Arc<str>>, step: &mut Step) {
+        let changed = &mut step.changed;
         for kind in [Kind::Cluster, Kind::Route, Kind::ServiceIndex] {
             self.set(None, kind, name, changed);
         }
-        for listener_name in listener_names(&content) {
+        for listener_name in listeners {
             self.set(None, Kind::Listener, &listener_name, changed);
         }
         for audience in Audience::ALL {
@@ -148,7 +223,7 @@ impl Builder {
                 changed.insert(Kind::Endpoint, Arc::clone(name));
             }
         }
-        true
+        step.routes = true;
     }
 
     fn set_assignments(&mut self, content: &ServiceContent, changed: &mut Changed) {

@@ -1,20 +1,23 @@
 //! What clients may learn of one service: taken from the view, in canonical order, and told apart by audience. In
-//! comes the view, out go plain rows; `status` reads the same rule that hides an endpoint. No encoding here.
+//! comes the view, or what changed in it, out go plain rows; `status` reads the same rule that hides an endpoint. What
+//! a change costs goes by the instances that changed, not by those that are there.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
-use envoy_types::pb::envoy::config::core::v3::HealthStatus;
-use heddle_proto::{
-    control::v1::ProtoService,
-    registry::v1::{Health, Protocol},
-};
+use heddle_proto::{control::v1::ProtoService, registry::v1::Protocol};
 
-use super::{Assignment, Endpoint};
-use crate::registry::{Instance, ServiceName, View};
+use super::{
+    Assignment, Endpoint,
+    digest::Digest,
+    row::{self, Row},
+    rows::Rows,
+    tally::Tally,
+};
+use crate::registry::{Instance, KnownService, Place, ServiceName, Touched, View};
 
 /// Who asks: it decides which endpoints can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +35,7 @@ impl Audience {
 }
 
 /// One service as its resources need it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ServiceContent {
     /// "users.default"
     pub full_name: Arc<str>,
@@ -42,206 +45,296 @@ pub struct ServiceContent {
     pub protos: Vec<ProtoService>,
     /// Of most ready instances.
     pub schema_sha256: Option<Arc<str>>,
-    rows: Vec<Row>,
+    members: BTreeMap<Place, Member>,
+    tally: Tally,
+    rows: Rows,
+    all: Digest,
+    direct: Direct,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Row {
-    endpoint: Endpoint,
-    loopback_node: bool,
+/// An instance, and its row once its node is known.
+#[derive(Clone, Debug)]
+struct Member {
+    instance: Arc<Instance>,
+    row: Option<Arc<Row>>,
+}
+
+/// What clients that are no proxies get: each address once, the first row that has it.
+#[derive(Clone, Debug, Default)]
+struct Direct {
+    /// Rows by address, each list in canonical order.
+    by_address: HashMap<(IpAddr, u16), Vec<Arc<Row>>>,
+    local: Sum,
+    remote: Sum,
+}
+
+/// How many endpoints an audience gets, and their digests together.
+#[derive(Clone, Debug, Default)]
+struct Sum {
+    count: usize,
+    digest: Digest,
+}
+
+/// An instance, and what clients are to see of it.
+type Seen = (Arc<Instance>, Option<(Endpoint, bool)>);
+
+/// What the view says of one service, as far as it was asked. Read while the view stands still, so nothing is made of it
+/// here.
+#[derive(Debug)]
+pub struct Reading {
+    pub(super) full_name: Arc<str>,
+    name: ServiceName,
+    exists: bool,
+    stands_in: Option<Arc<KnownService>>,
+    /// Instances that are not named have gone.
+    all: bool,
+    seen: Vec<(Place, Option<Seen>)>,
+}
+
+impl Reading {
+    /// Looks at the instances that were touched; none: at none of them, for only its record changed.
+    #[must_use]
+    pub fn of(view: &View, name: &ServiceName, touched: Option<&Touched>) -> Self {
+        let look = |instance: &Arc<Instance>| (Arc::clone(instance), row::endpoint(view, instance));
+        let seen = match touched {
+            None => Vec::new(),
+            Some(Touched::These(places)) => places
+                .iter()
+                .map(|place| (place.clone(), view.instance_at(name, place).map(look)))
+                .collect(),
+            Some(Touched::All) => view
+                .instances(name)
+                .map(|each| {
+                    let place = (Arc::clone(&each.node), Arc::clone(&each.id));
+                    (place, Some(look(each)))
+                })
+                .collect(),
+        };
+        Self {
+            full_name: name.to_string().into(),
+            name: name.clone(),
+            exists: view.instances_in(name) > 0 || view.stands_in(name).is_some(),
+            stands_in: view.stands_in(name).cloned(),
+            all: touched == Some(&Touched::All),
+            seen,
+        }
+    }
 }
 
 impl ServiceContent {
+    /// None if the service is not known. One without instances has no endpoints, and stays what it was.
+    #[must_use]
+    pub fn of(view: &View, name: &ServiceName) -> Option<Self> {
+        Self::after(None, Reading::of(view, name, Some(&Touched::All)))
+    }
+
+    /// What it is after a reading; none: it has gone.
+    #[must_use]
+    pub(super) fn after(before: Option<Self>, reading: Reading) -> Option<Self> {
+        if !reading.exists {
+            return None;
+        }
+        let mut content = before.unwrap_or_else(|| Self {
+            full_name: Arc::clone(&reading.full_name),
+            name: reading.name.clone(),
+            protocol: Protocol::Grpc,
+            protos: Vec::new(),
+            schema_sha256: None,
+            members: BTreeMap::new(),
+            tally: Tally::default(),
+            rows: Rows::default(),
+            all: Digest::default(),
+            direct: Direct::default(),
+        });
+        content.take(reading);
+        Some(content)
+    }
+
+    fn take(&mut self, reading: Reading) {
+        if reading.all {
+            let named: BTreeSet<&Place> = reading.seen.iter().map(|(place, _)| place).collect();
+            let held = self.members.keys();
+            let gone: Vec<_> = held
+                .filter(|place| !named.contains(place))
+                .cloned()
+                .collect();
+            for place in &gone {
+                self.remove(place);
+            }
+        }
+        for (place, found) in reading.seen {
+            match found {
+                Some((instance, endpoint)) => self.put(place, instance, endpoint),
+                None => self.remove(&place),
+            }
+        }
+        let known = reading.stands_in;
+        let first = self.members.values().next();
+        if let Some(protocol) = first
+            .map(|first| first.instance.protocol)
+            .or(known.as_ref().map(|known| known.protocol))
+        {
+            self.protocol = protocol;
+        }
+        self.protos = match &known {
+            Some(known) => known.protos.clone(),
+            None => self.tally.protos(),
+        };
+        let schema = self.tally.schema().cloned();
+        self.schema_sha256 = schema.or_else(|| known.and_then(|it| it.schema_sha256.clone()));
+    }
+
+    fn put(&mut self, place: Place, instance: Arc<Instance>, endpoint: Option<(Endpoint, bool)>) {
+        let held = self.members.remove(&place);
+        let counts_alike = held.as_ref().is_some_and(|held| {
+            let held = &held.instance;
+            (&held.protos, &held.schema_sha256, held.health)
+                == (&instance.protos, &instance.schema_sha256, instance.health)
+        });
+        if !counts_alike {
+            if let Some(held) = &held {
+                self.tally.remove(&held.instance);
+            }
+            self.tally.add(&instance);
+        }
+        let old = held.and_then(|held| held.row);
+        let row = match (old, endpoint) {
+            // What was encoded of it stays.
+            (Some(old), Some((endpoint, loopback))) if old.is_of(&endpoint, loopback) => Some(old),
+            (old, new) => {
+                self.take_row(old.as_ref());
+                let new = new.map(|(endpoint, loopback)| Arc::new(Row::new(endpoint, loopback)));
+                self.put_row(new.as_ref());
+                new
+            }
+        };
+        self.members.insert(place, Member { instance, row });
+    }
+
+    fn remove(&mut self, place: &Place) {
+        if let Some(held) = self.members.remove(place) {
+            self.tally.remove(&held.instance);
+            self.take_row(held.row.as_ref());
+        }
+    }
+
+    fn put_row(&mut self, row: Option<&Arc<Row>>) {
+        if let Some(row) = row {
+            self.all.add(row.digest(true));
+            self.rows.insert(Arc::clone(row));
+            self.direct.put(row);
+        }
+    }
+
+    fn take_row(&mut self, row: Option<&Arc<Row>>) {
+        if let Some(row) = row {
+            self.all.subtract(row.digest(true));
+            self.rows.remove(row);
+            self.direct.take(row);
+        }
+    }
+
     /// It has no instance left.
     #[must_use]
     pub fn is_deserted(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// None if the service is not known. One without instances has no endpoints, and stays what it was.
+    /// How many endpoints it has.
     #[must_use]
-    pub fn of(view: &View, name: &ServiceName) -> Option<Self> {
-        let instances: Vec<_> = view.instances(name).collect();
-        let stands_in = view.stands_in(name);
-        let first = instances.first().map(|instance| instance.protocol);
-        let protocol = first.or(stands_in.map(|known| known.protocol))?;
-        let mut rows: Vec<Row> = instances
-            .iter()
-            .filter_map(|each| row(view, each))
-            .collect();
-        rows.sort_by(|a, b| place(&a.endpoint).cmp(&place(&b.endpoint)));
-        Some(Self {
-            full_name: name.to_string().into(),
-            name: name.clone(),
-            protocol,
-            protos: match stands_in {
-                Some(known) => known.protos.clone(),
-                None => protos(&instances),
-            },
-            schema_sha256: schema(&instances)
-                .or_else(|| stands_in.and_then(|known| known.schema_sha256.clone())),
-            rows,
-        })
+    pub fn endpoints(&self) -> usize {
+        self.rows.len()
     }
 
     #[must_use]
     pub fn assignment(&self, audience: Audience) -> Assignment {
-        let mut seen = BTreeMap::new();
-        let endpoints = self
-            .rows
-            .iter()
-            .filter(|row| match audience {
-                Audience::Proxy => true,
-                Audience::DirectLocal | Audience::DirectRemote => {
-                    let local = audience == Audience::DirectLocal && row.loopback_node;
-                    !drains(&row.endpoint)
-                        && reachable(row.endpoint.address.ip(), local)
-                        && seen.insert(as_dialled(row.endpoint.address), ()).is_none()
-                }
-            })
-            .map(|row| row.endpoint.clone())
-            .collect();
-        Assignment {
-            service: Arc::clone(&self.full_name),
-            metadata: audience == Audience::Proxy,
-            endpoints,
+        let (count, sum) = match audience {
+            Audience::Proxy => (self.rows.len(), &self.all),
+            Audience::DirectLocal => (self.direct.local.count, &self.direct.local.digest),
+            Audience::DirectRemote => (self.direct.remote.count, &self.direct.remote.digest),
+        };
+        let (name, rows) = (Arc::clone(&self.full_name), self.rows.clone());
+        Assignment::new(name, audience, rows, count, sum)
+    }
+}
+
+impl Direct {
+    fn put(&mut self, row: &Arc<Row>) {
+        self.change(row, |rows, found| {
+            if let Err(at) = found {
+                rows.insert(at, Arc::clone(row));
+            }
+        });
+    }
+
+    fn take(&mut self, row: &Arc<Row>) {
+        self.change(row, |rows, found| {
+            if let Ok(at) = found {
+                rows.remove(at);
+            }
+        });
+    }
+
+    /// Changes the rows of one address: the first of them counts, before and after.
+    fn change(&mut self, row: &Row, change: impl FnOnce(&mut Vec<Arc<Row>>, Result<usize, usize>)) {
+        if !row.is_for_direct_clients() {
+            return;
+        }
+        let address = row.as_dialled();
+        let mut rows = self.by_address.remove(&address).unwrap_or_default();
+        let sums = [
+            Some(&mut self.local),
+            (!row.is_loopback()).then_some(&mut self.remote),
+        ];
+        let before = rows.first().cloned();
+        let found = rows.binary_search_by(|each| each.place_cmp(row));
+        change(&mut rows, found);
+        for sum in sums.into_iter().flatten() {
+            if let Some(before) = &before {
+                sum.count -= 1;
+                sum.digest.subtract(before.digest(false));
+            }
+            if let Some(now) = rows.first() {
+                sum.count += 1;
+                sum.digest.add(now.digest(false));
+            }
+        }
+        if !rows.is_empty() {
+            self.by_address.insert(address, rows);
         }
     }
 }
 
 /// Why clients that are not proxies do not get an endpoint, by its node and instance id; absent if they do.
 #[must_use]
-pub fn hidden_from_direct_clients(
-    view: &View,
-    name: &ServiceName,
-) -> BTreeMap<(Arc<str>, Arc<str>), String> {
+pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<Place, String> {
     let mut hidden = BTreeMap::new();
     let mut seen = BTreeMap::new();
     let mut rows: Vec<Row> = view
         .instances(name)
-        .filter_map(|each| row(view, each))
+        .filter_map(|each| row::endpoint(view, each))
+        .map(|(endpoint, loopback)| Row::new(endpoint, loopback))
         .collect();
-    rows.sort_by(|a, b| place(&a.endpoint).cmp(&place(&b.endpoint)));
-    for Row {
-        endpoint,
-        loopback_node,
-    } in rows
-    {
-        let address = endpoint.address;
-        let why = if drains(&endpoint) {
+    rows.sort_by(Row::place_cmp);
+    for row in rows {
+        let (endpoint, address) = (&row.endpoint, row.endpoint.address);
+        let (node, id) = (&endpoint.node, &endpoint.instance);
+        let why = if row.drains() {
             "it is leaving: clients that have no better choice would call it all the same"
                 .to_owned()
-        } else if address.ip().is_unspecified() || is_of_one_link(address.ip()) {
+        } else if !row.is_dialled() {
             format!("{address} is no address that a client can dial")
-        } else if !reachable(address.ip(), loopback_node) {
+        } else if !row.is_reachable(row.loopback_node) {
             format!(
-                "{address} is a loopback address, and node {} reaches the control plane from elsewhere",
-                endpoint.node
+                "{address} is a loopback address, and node {node} reaches the control plane from elsewhere"
             )
-        } else if let Some(first) = seen.get(&as_dialled(address)) {
+        } else if let Some(first) = seen.get(&row.as_dialled()) {
             format!("{address} is also the address of {first}: clients take an address once")
         } else {
-            seen.insert(
-                as_dialled(address),
-                format!("{}/{}", endpoint.node, endpoint.instance),
-            );
+            seen.insert(row.as_dialled(), format!("{node}/{id}"));
             continue;
         };
-        hidden.insert((endpoint.node, endpoint.instance), why);
+        hidden.insert((Arc::clone(node), Arc::clone(id)), why);
     }
     hidden
-}
-
-/// Envoy in panic mode (few healthy endpoints) calls those that drain as well: gone for it is what is not there.
-fn drains(endpoint: &Endpoint) -> bool {
-    endpoint.health == HealthStatus::Draining
-}
-
-fn reachable(ip: IpAddr, loopback: bool) -> bool {
-    !ip.is_unspecified() && !is_of_one_link(ip) && (loopback || !ip.to_canonical().is_loopback())
-}
-
-/// It means a host only together with an interface of the host that dials, and EDS has no place for that.
-fn is_of_one_link(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-}
-
-/// What is left of an address in EDS: two that differ in their scope are one there, and gRPC rejects that.
-fn as_dialled(address: SocketAddr) -> (IpAddr, u16) {
-    (address.ip().to_canonical(), address.port())
-}
-
-fn place(endpoint: &Endpoint) -> (&str, &str, &str, &str) {
-    (
-        &endpoint.region,
-        &endpoint.zone,
-        &endpoint.node,
-        &endpoint.instance,
-    )
-}
-
-/// None while the node's record is missing: nobody could reach the instance then.
-fn row(view: &View, instance: &Instance) -> Option<Row> {
-    let node = view.node(&instance.node)?;
-    let health = match view.health(instance) {
-        Health::Healthy => HealthStatus::Healthy,
-        Health::Unhealthy => HealthStatus::Unhealthy,
-        Health::Draining => HealthStatus::Draining,
-        Health::Unknown | Health::Unspecified => HealthStatus::Unknown,
-    };
-    Some(Row {
-        loopback_node: node.loopback,
-        endpoint: Endpoint {
-            region: node.region.as_str().into(),
-            zone: node.zone.as_str().into(),
-            node: Arc::clone(&instance.node),
-            instance: Arc::clone(&instance.id),
-            version: Arc::clone(&instance.version),
-            address: instance.address,
-            inbound: node.advertise,
-            weight: instance.weight.max(1),
-            health,
-        },
-    })
-}
-
-/// The union of what the instances serve. A method counts as idempotent only if every instance that serves the
-/// proto service says so: a call that is tried again may reach any of them.
-fn protos(instances: &[&Arc<Instance>]) -> Vec<ProtoService> {
-    let mut union: BTreeMap<&str, ProtoService> = BTreeMap::new();
-    for proto in instances.iter().flat_map(|instance| &instance.protos) {
-        match union.get_mut(proto.name.as_str()) {
-            Some(known) => known
-                .idempotent_methods
-                .retain(|method| proto.idempotent_methods.contains(method)),
-            None => {
-                union.insert(&proto.name, proto.clone());
-            }
-        }
-    }
-    let mut protos: Vec<_> = union.into_values().collect();
-    for proto in &mut protos {
-        proto.idempotent_methods.sort_unstable();
-        proto.idempotent_methods.dedup();
-    }
-    protos
-}
-
-/// The schema of most ready instances; of several the first by its hash.
-fn schema(instances: &[&Arc<Instance>]) -> Option<Arc<str>> {
-    let mut votes: BTreeMap<&Arc<str>, (usize, usize)> = BTreeMap::new();
-    for instance in instances {
-        if let Some(sha256) = &instance.schema_sha256 {
-            let (ready, all) = votes.entry(sha256).or_default();
-            *ready += usize::from(instance.health == Health::Healthy);
-            *all += 1;
-        }
-    }
-    let mut best: Option<(&Arc<str>, (usize, usize))> = None;
-    for (sha256, count) in votes {
-        if best.is_none_or(|(_, most)| count > most) {
-            best = Some((sha256, count));
-        }
-    }
-    best.map(|(sha256, _)| Arc::clone(sha256))
 }

@@ -12,9 +12,9 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
-use super::{Builder, Encodes, ServiceContent, Snapshot};
+use super::{Audience, Builder, Encodes, Kind, Reading, ServiceContent, Snapshot};
 use crate::{
-    registry::{InstanceKey, ServiceName, View},
+    registry::{InstanceKey, Place, ServiceName, Touched, View},
     store::{KeyValue, Revision, keys},
 };
 
@@ -23,8 +23,10 @@ pub(crate) struct Mesh {
     instances: BTreeMap<InstanceKey, LocalInstance>,
     /// What stays known of services that had instances.
     known: BTreeMap<ServiceName, ServiceRecord>,
-    changed: BTreeSet<ServiceName>,
+    changed: BTreeMap<ServiceName, BTreeSet<Place>>,
     pub(crate) builder: Builder,
+    /// Is told of the changed instances only, and must come to the same.
+    by_instance: Builder,
     pub(crate) encodes: Arc<Encodes>,
     pub(crate) revision: u64,
 }
@@ -37,8 +39,9 @@ impl Mesh {
             nodes: BTreeMap::new(),
             instances: BTreeMap::new(),
             known: BTreeMap::new(),
-            changed: BTreeSet::new(),
+            changed: BTreeMap::new(),
             builder: Builder::new(Arc::clone(&encodes)),
+            by_instance: Builder::new(Arc::default()),
             encodes,
             revision: 1,
         };
@@ -60,16 +63,22 @@ impl Mesh {
     }
 
     pub(crate) fn node(&mut self, name: &str) -> &mut NodeRecord {
-        for key in self.instances.keys().filter(|key| &*key.node == name) {
-            self.changed.insert(key.service.clone());
+        let instances: Vec<_> = self.instances.keys().cloned().collect();
+        for key in instances.into_iter().filter(|key| &*key.node == name) {
+            self.touch(key);
         }
         self.nodes.get_mut(name).unwrap()
+    }
+
+    fn touch(&mut self, key: InstanceKey) {
+        let touched = self.changed.entry(key.service).or_default();
+        touched.insert((key.node, key.id));
     }
 
     /// Adds or changes "node/service/id".
     pub(crate) fn put(&mut self, path: &str, address: &str) -> &mut LocalInstance {
         let key = key(path);
-        self.changed.insert(key.service.clone());
+        self.touch(key.clone());
         let local = self
             .instances
             .entry(key.clone())
@@ -90,7 +99,7 @@ impl Mesh {
     pub(crate) fn remove(&mut self, path: &str) {
         let key = key(path);
         self.instances.remove(&key);
-        self.changed.insert(key.service);
+        self.touch(key);
     }
 
     pub(crate) fn view(&self) -> View {
@@ -133,16 +142,39 @@ impl Mesh {
             self.known.insert(key.service.clone(), record);
         }
         let view = self.view();
-        let changed: Vec<_> = std::mem::take(&mut self.changed)
-            .into_iter()
-            .map(|name| {
-                let full: Arc<str> = name.to_string().into();
-                (full, ServiceContent::of(&view, &name))
-            })
-            .collect();
-        self.builder.apply(self.revision, changed);
+        let changed = std::mem::take(&mut self.changed);
+        let contents = changed.keys().map(|name| {
+            let full: Arc<str> = name.to_string().into();
+            (full, ServiceContent::of(&view, name))
+        });
+        self.builder
+            .apply(self.revision, contents.collect::<Vec<_>>());
         assert_eq!(super::check(self.builder.snapshot()), []);
+        let readings = changed
+            .into_iter()
+            .map(|(name, places)| Reading::of(&view, &name, Some(&Touched::These(places))));
+        self.by_instance.update(self.revision, readings);
+        let versions = |builder: &Builder| {
+            let snapshot = builder.snapshot().clone();
+            let tables = Kind::ALL
+                .into_iter()
+                .flat_map(|kind| Audience::ALL.map(|audience| (kind, audience)));
+            tables
+                .flat_map(|(kind, audience)| {
+                    let table = snapshot.table(kind, audience).values();
+                    table
+                        .map(|it| (kind, audience, it.name.to_string(), it.version.to_string()))
+                        .collect::<Vec<_>>()
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(versions(&self.by_instance), versions(&self.builder));
         Arc::new(self.builder.snapshot().clone())
+    }
+
+    /// The newest snapshot of who is told of the changed instances only.
+    pub(crate) fn by_instance(&self) -> &Snapshot {
+        self.by_instance.snapshot()
     }
 
     /// The next snapshot, without a service.
@@ -152,6 +184,8 @@ impl Mesh {
         self.builder
             .apply(self.revision, [(full_name.into(), None)]);
         assert_eq!(super::check(self.builder.snapshot()), []);
+        self.by_instance
+            .apply(self.revision, [(full_name.into(), None)]);
         Arc::new(self.builder.snapshot().clone())
     }
 }

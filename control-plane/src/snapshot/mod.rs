@@ -5,18 +5,23 @@
 mod kind;
 mod resource;
 mod order;
+mod digest;
+mod row;
+mod rows;
+mod tally;
 mod content;
 mod assignment;
 mod build;
 mod outbound;
 mod tables;
 mod check;
+mod pacing;
 mod publish;
 
 pub use assignment::{Assignment, Endpoint};
 pub use build::Builder;
 pub use check::{Dangling, check};
-pub use content::{Audience, ServiceContent, hidden_from_direct_clients};
+pub use content::{Audience, Reading, ServiceContent, hidden_from_direct_clients};
 pub use kind::{Kind, PerKind};
 pub use order::{FLOW, ROUTES, TARGETS, made_before};
 pub use outbound::{OUTBOUND, listener as outbound_listener};

@@ -11,11 +11,16 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Builder, Encodes, ServiceContent, Snapshot, check};
-use crate::registry::{Batch, Registry, ServiceName, Subscription};
+use super::{
+    Builder, Encodes, Reading, ServiceContent, Snapshot, build::Step, check, pacing::Pacing,
+};
+use crate::registry::{Registry, Subscription};
 
 /// Changes that come within this time of each other go out together: long enough for the instances of a node that
 /// connects, short beside a call.
@@ -52,6 +57,7 @@ impl Publisher {
         let refused = Arc::new(AtomicU64::new(0));
         let task = Task {
             registry,
+            pacing: Pacing::new(revision),
             builder,
             sender,
             refused: Arc::clone(&refused),
@@ -84,6 +90,7 @@ impl Publisher {
 
 struct Task {
     registry: Registry,
+    pacing: Pacing,
     builder: Builder,
     sender: watch::Sender<Arc<Snapshot>>,
     refused: Arc<AtomicU64>,
@@ -92,24 +99,40 @@ struct Task {
 impl Task {
     async fn follow(mut self, mut changes: Subscription) {
         loop {
-            let mut batch = changes.next().await;
-            tokio::time::sleep(DEBOUNCE).await;
-            if let Some(more) = changes.next().now_or_never() {
-                batch.merge(more);
+            let rested = self.pacing.next();
+            tokio::select! {
+                biased;
+                batch = changes.next() => {
+                    self.pacing.put(batch);
+                    sleep(DEBOUNCE).await;
+                    if let Some(more) = changes.next().now_or_never() {
+                        self.pacing.put(more);
+                    }
+                }
+                () = sleep_until(rested.unwrap_or_else(Instant::now)), if rested.is_some() => {}
             }
-            self.fold(&batch);
+            self.build().await;
         }
     }
 
-    fn fold(&mut self, batch: &Batch) {
-        let changed = self.registry.read(|view| {
-            let services = batch.services.iter();
-            let content =
-                |name: &ServiceName| (name.to_string().into(), ServiceContent::of(view, name));
-            services.map(content).collect::<Vec<_>>()
-        });
-        // The batch's revision, not the view's: of what is newer only these services are in.
-        self.builder.apply(batch.revision.0, changed);
+    /// Makes the next snapshot of the services whose turn it is. Others may work between two services, and nobody else
+    /// waits for this task: sessions and their leases go their own way.
+    async fn build(&mut self) {
+        let due = self.pacing.due(Instant::now());
+        let complete = self.pacing.complete();
+        if due.is_empty() && complete == self.builder.snapshot().revision {
+            return;
+        }
+        let mut step = Step::default();
+        for (service, touched) in due {
+            let read = |view: &_| Reading::of(view, &service, touched.as_ref());
+            let reading = self.registry.read(read);
+            let endpoints = self.builder.take(reading, &mut step);
+            self.pacing.built(service, endpoints, Instant::now());
+            tokio::task::yield_now().await;
+        }
+        // Not the view's revision: of what is newer only these services are in.
+        self.builder.finish(complete, step);
         self.publish();
     }
 

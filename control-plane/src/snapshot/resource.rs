@@ -101,8 +101,8 @@ impl Resource {
     pub fn from_assignment(assignment: Assignment, encodes: &Arc<Encodes>) -> Arc<Self> {
         Arc::new(Self {
             kind: Kind::Endpoint,
-            name: Arc::clone(&assignment.service),
-            version: version_of(|hash| assignment.hash_into(hash)),
+            name: Arc::clone(assignment.service()),
+            version: Arc::clone(assignment.version()),
             refs: Vec::new(),
             source: Source::Assignment(assignment, Arc::clone(encodes)),
             encoded: OnceLock::new(),
@@ -112,15 +112,11 @@ impl Resource {
     /// The assignment of a service that has no endpoints, or is not there at all: to clients the same.
     #[must_use]
     pub fn without_endpoints(service: Arc<str>) -> Arc<Self> {
-        let assignment = Assignment {
-            service,
-            metadata: false,
-            endpoints: Vec::new(),
-        };
+        let assignment = Assignment::empty(service);
         Self::with_version(
             Kind::Endpoint,
-            Arc::clone(&assignment.service),
-            version_of(|hash| assignment.hash_into(hash)),
+            Arc::clone(assignment.service()),
+            Arc::clone(assignment.version()),
             assignment.encode().into(),
         )
     }

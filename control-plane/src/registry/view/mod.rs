@@ -23,11 +23,13 @@ use crate::store::{Changes, KeyValue, Revision, keys};
 mod claims;
 mod plane;
 mod service;
+mod touched;
 
 use claims::{Claim, Claims};
 pub(super) use plane::Duty;
 use plane::Plane;
 use service::Service;
+pub use touched::{Place, Touched};
 
 /// What one or several revisions changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct Batch {
     /// Services whose content changed: an instance, what matters to clients of the node of one, or what stands in
     /// where there is none.
     pub services: BTreeSet<ServiceName>,
+    /// Which instances of them; a service that is absent here changed in nothing but its record.
+    pub instances: BTreeMap<ServiceName, Touched>,
     /// Nodes that changed, lease included.
     pub nodes: BTreeSet<Arc<str>>,
     /// Replicas of the control plane, or their duties.
@@ -50,9 +54,23 @@ impl Batch {
     pub fn merge(&mut self, later: Self) {
         self.revision = self.revision.max(later.revision);
         self.services.extend(later.services);
+        for (service, touched) in later.instances {
+            self.instances.entry(service).or_default().merge(touched);
+        }
         self.nodes.extend(later.nodes);
         self.replicas |= later.replicas;
         self.events |= later.events;
+    }
+
+    fn touch(&mut self, service: &ServiceName, place: Place) {
+        self.services.insert(service.clone());
+        let touched = self.instances.entry(service.clone()).or_default();
+        touched.insert(place);
+    }
+
+    fn touch_all(&mut self, service: &ServiceName) {
+        self.services.insert(service.clone());
+        self.instances.insert(service.clone(), Touched::All);
     }
 }
 
@@ -101,7 +119,20 @@ impl View {
     #[must_use]
     pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<Instance>> {
         let place = (Arc::clone(&key.node), Arc::clone(&key.id));
-        self.services.get(&key.service)?.instances.get(&place)
+        self.instance_at(&key.service, &place)
+    }
+
+    /// The instance of a service at a place.
+    #[must_use]
+    pub fn instance_at(&self, service: &ServiceName, place: &Place) -> Option<&Arc<Instance>> {
+        self.services.get(service)?.instances.get(place)
+    }
+
+    /// How many instances a service has.
+    #[must_use]
+    pub fn instances_in(&self, service: &ServiceName) -> usize {
+        let service = self.services.get(service);
+        service.map_or(0, |service| service.instances.len())
     }
 
     /// By what a service is known where its instances do not say it: it has none, or none of them has told yet what
@@ -258,13 +289,15 @@ impl View {
             if new != old {
                 batch.nodes.insert(Arc::clone(name));
                 for entry in [new, old].into_iter().flatten() {
-                    batch.services.extend(entry.services.keys().cloned());
+                    for service in entry.services.keys() {
+                        batch.touch_all(service);
+                    }
                 }
             }
         }
         for name in self.services.keys().chain(older.services.keys()) {
             if self.services.get(name) != older.services.get(name) {
-                batch.services.insert(name.clone());
+                batch.touch_all(name);
                 let instances = self.instances(name).chain(older.instances(name));
                 batch
                     .nodes
@@ -311,7 +344,7 @@ impl View {
             self.put_instance(key, new);
         }
         self.settle(&key.service, claimed);
-        batch.services.insert(key.service.clone());
+        batch.touch(&key.service, (Arc::clone(&key.node), Arc::clone(&key.id)));
         batch.nodes.insert(Arc::clone(&key.node));
     }
 
@@ -403,7 +436,12 @@ impl View {
         if entry.record.as_ref().map(Node::seen_by_clients)
             != new.as_ref().map(Node::seen_by_clients)
         {
-            batch.services.extend(entry.services.keys().cloned());
+            for service in entry.services.keys() {
+                let instances = self.services.get(service).into_iter();
+                for place in instances.flat_map(|it| it.places_on(name)) {
+                    batch.touch(service, place.clone());
+                }
+            }
         }
         entry.record = new;
         batch.nodes.insert(name.into());

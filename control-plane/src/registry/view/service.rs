@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::claims::Claim;
+use super::{claims::Claim, touched::Place};
 use crate::{
     registry::{Instance, KnownService},
     store::Revision,
@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Service {
-    pub(super) instances: BTreeMap<(Arc<str>, Arc<str>), Arc<Instance>>,
+    pub(super) instances: BTreeMap<Place, Arc<Instance>>,
     /// Proto service → how many instances claim it.
     pub(super) protos: BTreeMap<Arc<str>, usize>,
     /// Its record, and when that was written.
@@ -19,6 +19,13 @@ pub(super) struct Service {
 }
 
 impl Service {
+    /// Where a node has instances of it.
+    pub(super) fn places_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Place> {
+        let first: Place = (node.into(), "".into());
+        let places = self.instances.range(first..).map(|(place, _)| place);
+        places.take_while(move |(on, _)| **on == *node)
+    }
+
     pub(super) fn stands_in(&self) -> Option<&Arc<KnownService>> {
         let (known, _) = self.record.as_ref()?;
         self.protos.is_empty().then_some(known)

@@ -1,3 +1,4 @@
+mod changes;
 mod shape;
 
 use std::{collections::BTreeSet, sync::Arc};

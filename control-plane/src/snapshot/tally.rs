@@ -1,0 +1,109 @@
+//! What the instances of one service say together: which proto services it serves, which of their methods may be tried
+//! again, and whose descriptors count. In come instances that join and leave, out go the sums; each costs what that
+//! instance says, whatever the number of the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use heddle_proto::{control::v1::ProtoService, registry::v1::Health};
+
+use crate::registry::Instance;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    protos: BTreeMap<String, Said>,
+    /// Descriptors by their hash: of how many ready instances, and of how many in all.
+    schemas: BTreeMap<Arc<str>, (usize, usize)>,
+}
+
+/// How many say that they serve a proto service, and how many of them call each method idempotent.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    times: usize,
+    methods: BTreeMap<String, usize>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, instance: &Instance) {
+        for proto in &instance.protos {
+            let said = match self.protos.get_mut(&proto.name) {
+                Some(said) => said,
+                None => self.protos.entry(proto.name.clone()).or_default(),
+            };
+            said.times += 1;
+            for method in distinct(proto) {
+                *said.methods.entry(method.to_owned()).or_default() += 1;
+            }
+        }
+        if let Some(sha256) = &instance.schema_sha256 {
+            let (ready, all) = self.schemas.entry(Arc::clone(sha256)).or_default();
+            *ready += usize::from(instance.health == Health::Healthy);
+            *all += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, instance: &Instance) {
+        for proto in &instance.protos {
+            let Some(said) = self.protos.get_mut(&proto.name) else {
+                continue;
+            };
+            said.times = said.times.saturating_sub(1);
+            if said.times == 0 {
+                self.protos.remove(&proto.name);
+                continue;
+            }
+            for method in distinct(proto) {
+                if let Some(times) = said.methods.get_mut(method) {
+                    *times -= 1;
+                    if *times == 0 {
+                        said.methods.remove(method);
+                    }
+                }
+            }
+        }
+        let sha256 = instance.schema_sha256.as_ref();
+        if let Some(sha256) = sha256
+            && let Some((ready, all)) = self.schemas.get_mut(sha256)
+        {
+            *ready -= usize::from(instance.health == Health::Healthy);
+            *all -= 1;
+            if *all == 0 {
+                self.schemas.remove(sha256);
+            }
+        }
+    }
+
+    /// The union of what the instances serve, sorted by name. A method counts as idempotent only if every instance that
+    /// serves the proto service says so: a call that is tried again may reach any of them.
+    pub(super) fn protos(&self) -> Vec<ProtoService> {
+        let proto = |(name, said): (&String, &Said)| {
+            let agreed = said
+                .methods
+                .iter()
+                .filter(|(_, times)| **times == said.times);
+            ProtoService {
+                name: name.clone(),
+                idempotent_methods: agreed.map(|(method, _)| method.clone()).collect(),
+            }
+        };
+        self.protos.iter().map(proto).collect()
+    }
+
+    /// The descriptors of most ready instances; of several the first by their hash.
+    pub(super) fn schema(&self) -> Option<&Arc<str>> {
+        let mut best: Option<(&Arc<str>, &(usize, usize))> = None;
+        for (sha256, count) in &self.schemas {
+            if best.is_none_or(|(_, most)| count > most) {
+                best = Some((sha256, count));
+            }
+        }
+        best.map(|(sha256, _)| sha256)
+    }
+}
+
+fn distinct(proto: &ProtoService) -> BTreeSet<&str> {
+    let methods = proto.idempotent_methods.iter();
+    methods.map(String::as_str).collect()
+}
