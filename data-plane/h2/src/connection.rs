@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::abuse::{Abuse, Bucket, Resets};
+use crate::abuse::{Abuse, Bucket};
 use crate::control::Sweep;
 use crate::error::{ConnectionError, ErrorCode};
-use crate::event::{Drained, StreamId, Token};
+use crate::event::{Drained, Token};
 use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
 use crate::frame::{MAX_31, PREFACE};
 use crate::hpack::{Decoder, Encoder};
@@ -17,7 +17,7 @@ use crate::message::Block;
 use crate::output::Output;
 use crate::recv::Reading;
 use crate::settings::{Config, DEFAULT_WINDOW, Peer};
-use crate::stream::{Half, Pending};
+use crate::stream::Pending;
 use crate::streams::{End, Streams};
 
 /// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
@@ -28,6 +28,10 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 const DEBUG_BYTES: usize = 256;
 /// Buffers of queued DATA that are kept for the next stream.
 const POOLED: usize = 8;
+
+/// Unwritten output of a connection that is to do with little memory: a frame of the size that every
+/// peer takes (RFC 9113 §4.2) goes out at once all the same.
+const FRUGAL_HIGH_WATER: usize = 16 * 1024;
 
 /// PINGs of the machine's own; those of the shell are told apart by being different.
 pub(crate) const PROBE_PING: [u8; 8] = *b"hdlprobe";
@@ -59,9 +63,8 @@ pub struct Counters {
 pub struct Connection {
     pub(crate) config: Config,
     pub(crate) is_server: bool,
-    /// The latest time that the shell gave, and the first.
+    /// The latest time that the shell gave.
     pub(crate) now: Instant,
-    start: Instant,
     pub(crate) failed: Option<ConnectionError>,
 
     pub(crate) reading: Reading,
@@ -92,6 +95,8 @@ pub struct Connection {
     pub(crate) probe: Probe,
 
     pub(crate) output: Output,
+    /// So much unwritten output, and everything else waits: `output_high_water`, or less.
+    pub(crate) high_water: usize,
     pub(crate) pending_bytes: usize,
     #[allow(clippy::vec_box)] // the boxes themselves move between here and their streams
     pub(crate) pool: Vec<Box<Pending>>,
@@ -132,7 +137,6 @@ impl Connection {
         Self {
             is_server,
             now,
-            start: now,
             failed: None,
             reading: match is_server {
                 true => Reading::Preface(PREFACE),
@@ -160,6 +164,7 @@ impl Connection {
             },
             probe: Probe::default(),
             output,
+            high_water: high_water(&config),
             pending_bytes: 0,
             pool: Vec::new(),
             reports: VecDeque::new(),
@@ -169,7 +174,7 @@ impl Connection {
             drain_until: None,
             shell_ping: None,
             abuse: Abuse {
-                resets: Resets::new(config.resets, now),
+                resets: Bucket::new(config.resets, now),
                 provoked: Bucket::new(config.provoked_resets, now),
                 control: Bucket::new(config.control_frames, now),
             },
@@ -188,7 +193,7 @@ impl Connection {
     /// [`Connection::poll_drained`] then.
     pub fn advance(&mut self, written: usize) {
         self.output.advance(written);
-        if self.streams.first_ready().is_some() {
+        if self.streams.any_ready() {
             self.pump();
         }
         if self.streams.live() == 0 && self.output.len() == 0 {
@@ -340,18 +345,6 @@ impl Connection {
         max.saturating_sub(self.streams.live())
     }
 
-    /// How many streams the peer lets us have open at once (client), `u32::MAX` if it names no limit.
-    /// Before its SETTINGS came, it is taken to be 100.
-    pub fn peer_stream_limit(&self) -> u32 {
-        self.peer.max_concurrent_streams
-    }
-
-    /// Whether a stream is there still, and if so, whether its response has begun (client).
-    pub fn answered(&mut self, stream: StreamId) -> Option<bool> {
-        let stream = self.streams.get(stream.0)?;
-        Some(stream.recv > Half::Headers)
-    }
-
     /// Streams of which either half has not ended, or not all was written.
     pub fn live_streams(&self) -> usize {
         self.streams.live()
@@ -367,9 +360,14 @@ impl Connection {
         self.drain_until.is_some()
     }
 
-    /// Bytes that wait here: DATA of all streams, and output.
+    /// Bytes that wait here to be sent: header lists and DATA of all streams, and output.
     pub fn queued_bytes(&self) -> usize {
         self.pending_bytes + self.output.len()
+    }
+
+    /// Bytes of the peer that wait here for the rest of their frame or header block.
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.len() + self.block.len()
     }
 
     /// Whether the peer offers extended CONNECT (RFC 8441).
@@ -382,9 +380,15 @@ impl Connection {
         self.peer.header_list_bytes
     }
 
-    /// Stops or resumes the growth of windows; what has grown stays.
-    pub fn set_grow_windows(&mut self, grow: bool) {
-        self.config.grow_windows = grow;
+    /// Whether the connection is to do with little memory: windows grow no more, those that have
+    /// grown go back to their start as they are used, and less output is kept unwritten.
+    pub fn set_frugal(&mut self, frugal: bool) {
+        self.config.frugal = frugal;
+        self.high_water = high_water(&self.config);
+        if frugal {
+            self.targets.stream = self.config.stream_window;
+            self.targets.connection = self.config.connection_window;
+        }
     }
 
     /// What happened so far.
@@ -403,21 +407,11 @@ impl Connection {
             + self.pool.capacity() * size_of::<Box<Pending>>()
     }
 
-    /// Milliseconds since the connection's start: what ages of streams are told by. Wraps after 49 days.
-    pub(crate) fn clock_ms(&self) -> u32 {
-        let since = self.now.saturating_duration_since(self.start);
-        let ms = since.as_secs() * 1000 + u64::from(since.subsec_millis());
-        u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)
-    }
-
     /// Takes a stream out and its queue with it; says by what name the shell knew it.
     pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Token> {
         let removed = self.streams.remove(id, how)?;
-        if removed.completed {
-            self.abuse.resets.completed();
-        }
         if let Some(pending) = removed.pending {
-            self.pending_bytes = self.pending_bytes.saturating_sub(pending.len());
+            self.pending_bytes = self.pending_bytes.saturating_sub(pending.bytes());
             self.give_back(pending);
         }
         Some(removed.token)
@@ -429,5 +423,12 @@ impl Connection {
             pending.recycle();
             self.pool.push(pending);
         }
+    }
+}
+
+fn high_water(config: &Config) -> usize {
+    match config.frugal {
+        true => config.output_high_water.min(FRUGAL_HIGH_WATER),
+        false => config.output_high_water,
     }
 }

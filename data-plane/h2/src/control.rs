@@ -66,10 +66,8 @@ impl Connection {
         self.counters.resets_received += 1;
         let code = ErrorCode(frame::number(payload));
         // A server can only reset what we opened; a client may open and reset for ever.
-        if self.is_server && !self.affords_reset(id) {
-            return Err(ConnectionError::calm(
-                "too many streams are reset that had hardly begun",
-            ));
+        if self.is_server && !self.abuse.resets.take(1, self.now) {
+            return Err(ConnectionError::calm("too many RST_STREAM frames"));
         }
         let Some(token) = self.drop_stream(id, End::Known) else {
             self.charge(cost::ORDINARY)?;
@@ -82,19 +80,6 @@ impl Connection {
             unprocessed: code == ErrorCode::REFUSED_STREAM,
             by: Initiator::Remote,
         }))
-    }
-
-    /// Whether the client may reset this stream too. One that is gone already costs a control
-    /// frame, no more.
-    fn affords_reset(&mut self, id: u32) -> bool {
-        let (now, clock) = (self.now, self.clock_ms());
-        match self.streams.get(id) {
-            Some(stream) if stream.send == Half::Headers => {
-                let age = clock.wrapping_sub(stream.opened_ms);
-                self.abuse.resets.unanswered(age, now)
-            }
-            _ => true,
-        }
     }
 
     /// SETTINGS (§6.5), all of it or, on an error, none.
@@ -180,6 +165,7 @@ impl Connection {
         if payload == PROBE_PING {
             if let Some(grown) = self.probe.finish(&self.targets, self.now)
                 && self.config.grow_windows
+                && !self.config.frugal
             {
                 self.targets.stream = grown.stream_target;
                 self.targets.connection = grown.connection_target;

@@ -1,5 +1,5 @@
-//! What the machine tells the shell: events of [`crate::Connection::recv`], and progress of queued
-//! DATA. Small values; bytes are slices of the input and header lists lie in the caller's
+//! What the machine tells the shell: events of [`crate::Connection::recv`], and progress of what is
+//! queued. Small values; bytes are slices of the input and header lists lie in the caller's
 //! [`crate::Fields`]. Nothing that needs memory of its own may come in.
 
 use std::fmt;
@@ -94,10 +94,13 @@ pub enum Event<'i> {
     Settings,
 }
 
-/// Queued DATA of a stream went into the output: the bytes may be released where they came from.
+/// What a stream had queued went into the output: DATA may be released where it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     pub stream: StreamId,
     pub token: Token,
+    /// DATA.
     pub bytes: usize,
+    /// Header lists, as [`crate::Connection::headers`] counted them.
+    pub list_bytes: usize,
 }

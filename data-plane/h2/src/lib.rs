@@ -10,7 +10,7 @@
 //!   the caller's [`Fields`], DATA are slices of the input.
 //! * out: [`Connection::open`], [`Connection::headers`], [`Connection::data`],
 //!   [`Connection::release`], [`Connection::reset`]; then write [`Connection::output`] and say how
-//!   far with [`Connection::advance`]. [`Connection::poll_drained`] tells which queued DATA went out.
+//!   far with [`Connection::advance`]. [`Connection::poll_drained`] tells what of the queued went out.
 //! * time: [`Connection::deadline`], [`Connection::on_deadline`].
 //! * end: [`Connection::drain`], [`Connection::close`]; a [`ConnectionError`] has its GOAWAY in the
 //!   output already.
@@ -19,17 +19,17 @@
 //!
 //! | What a peer can drive | Bound ([`Config`]) | Then | RFC 9113 |
 //! |---|---|---|---|
-//! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`]; at 4 × ENHANCE_YOUR_CALM | §6.5.2, §10.5.1 |
-//! | encoded header block | 4 × `header_list_bytes`, 24 CONTINUATION frames, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
+//! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`]; at 32 × ENHANCE_YOUR_CALM | §6.5.2, §10.5.1 |
+//! | encoded header block | 16 × `header_list_bytes`, 72 CONTINUATION frames, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
 //! | HPACK tables | 4 KiB each way | | RFC 7541 §4 |
 //! | streams at once | `max_concurrent_streams` 1000 | REFUSED_STREAM | §5.1.2 |
 //! | DATA not passed on | `stream_window` 64 KiB, growing to `max_stream_window` 4 MiB | FLOW_CONTROL_ERROR | §5.2 |
 //! | DATA on the wire | `connection_window` 1 MiB, growing to `max_connection_window` 16 MiB | FLOW_CONTROL_ERROR | §5.2 |
-//! | DATA waiting to be sent | what the shell takes from the other side | | |
-//! | unwritten output | `output_high_water` 256 KiB of DATA, then it queues | | |
-//! | responses not read | 4 × `output_high_water` 256 KiB | REFUSED_STREAM | §5.1.2 |
+//! | header lists and DATA waiting to be sent | what the shell takes from the other side | | |
+//! | unwritten output | `output_high_water` 256 KiB, 16 KiB if frugal; then lists and DATA queue | | |
+//! | responses not read | their streams are live until written: `max_concurrent_streams` | REFUSED_STREAM | §5.1.2 |
 //! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |
-//! | streams reset by the client when hardly begun, beyond four per completed one | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
+//! | RST_STREAM received | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
 //! | RST_STREAM provoked | `provoked_resets` 200 + 33/s | ENHANCE_YOUR_CALM | §10.5 |
 //! | PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown, empty DATA | `control_frames` 2000 + 100/s + 4 per useful frame | ENHANCE_YOUR_CALM | §10.5 |
 //! | parameters in one SETTINGS | 32 | ENHANCE_YOUR_CALM | §6.5 |

@@ -23,6 +23,14 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// What has come of a block that is under way.
+    pub(crate) fn len(&self) -> usize {
+        match self.head {
+            Some(_) => self.bytes.len(),
+            None => 0,
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
@@ -35,10 +43,10 @@ impl Block {
     }
 }
 
-/// New requests are refused while so much output lies unread, or four times the high water, if that
-/// is more. DATA stops at the high water, so only header lists can bring it there.
-const UNREAD_BYTES: usize = 1 << 20;
-
+/// An encoded block may be so many times as long as a decoded list may be.
+const MAX_BLOCK_TIMES: usize = 16;
+/// A buffer for blocks in pieces that grew larger than this is given back after use.
+const KEPT_BLOCK_BYTES: usize = 64 * 1024;
 /// A block as it was decoded.
 #[derive(Clone, Copy)]
 struct Decoded<'f> {
@@ -73,9 +81,13 @@ impl Connection {
         payload: &[u8],
         fields: &mut Fields,
     ) -> Answer<'i> {
-        // A block that HPACK would still decode to the end (4 times the list's bound), in frames of
-        // the least size that a peer must take, and as many again for peers that cut smaller.
-        let max_bytes = self.config.header_list_bytes.saturating_mul(4);
+        // Far over the list's bound, so that a list that is merely too large costs its own stream
+        // only; in frames of the least size that a peer must take, and as many again for peers that
+        // cut smaller.
+        let max_bytes = self
+            .config
+            .header_list_bytes
+            .saturating_mul(MAX_BLOCK_TIMES);
         let max_frames = 8 + 2 * max_bytes / (1 << 14);
         self.block.frames += 1;
         if self.block.frames > max_frames || self.block.bytes.len() + payload.len() > max_bytes {
@@ -91,7 +103,9 @@ impl Connection {
         };
         let block = std::mem::take(&mut self.block.bytes);
         let event = self.on_block(first, &block, fields);
-        self.block.bytes = block;
+        if block.capacity() <= KEPT_BLOCK_BYTES {
+            self.block.bytes = block;
+        }
         event
     }
 
@@ -110,7 +124,7 @@ impl Connection {
         }
         let outcome = outcome.map_err(|error| match error {
             HpackError::ListTooLarge => {
-                ConnectionError::calm("header list is more than four times over its limit")
+                ConnectionError::calm("header list is more than 32 times over its limit")
             }
             _ => ConnectionError::new(
                 ErrorCode::COMPRESSION_ERROR,
@@ -156,16 +170,12 @@ impl Connection {
         if self.goaway_sent.is_some_and(|last| id > last) {
             return Ok(None);
         }
-        // Responses are not held back by windows: a client that does not read them gets no more.
-        let unread = self.config.output_high_water.saturating_mul(4);
-        if self.streams.live() >= self.config.max_concurrent_streams as usize
-            || self.output.len() >= unread.max(UNREAD_BYTES)
-        {
+        // A stream whose response has not been written is live: who does not read gets no more.
+        if self.streams.live() >= self.config.max_concurrent_streams as usize {
             return self.refuse(id);
         }
         let mut stream = Stream::new(id, 0, self.peer.initial_window, self.initial_recv);
         stream.recv = Half::Body;
-        stream.opened_ms = self.clock_ms();
         if !decoded.too_large {
             match headers::request(decoded.fields, self.config.enable_connect_protocol) {
                 Ok(request) => stream.expect = request.content_length,
@@ -187,7 +197,7 @@ impl Connection {
     /// Over MAX_CONCURRENT_STREAMS (§5.1.2). Many are a flood like resets.
     fn refuse<'i>(&mut self, id: u32) -> Answer<'i> {
         self.counters.refused += 1;
-        if !self.abuse.resets.refused(self.now) {
+        if !self.abuse.resets.take(1, self.now) {
             return Err(ConnectionError::calm("too many streams over the limit"));
         }
         self.answer_reset(id, ErrorCode::REFUSED_STREAM)?;

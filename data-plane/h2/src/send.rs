@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::error::{ErrorCode, Gone, OpenError};
 use crate::event::{Drained, StreamId, Token};
 use crate::frame::MAX_31;
-use crate::stream::{Half, Stream, Then};
+use crate::stream::{Half, Pending, Stream, Then};
 use crate::streams::{End, Slot};
 
 /// The largest DATA frame that we send, even if the peer takes larger ones: so much one stream may
@@ -37,33 +37,58 @@ impl Connection {
         self.counters.streams += 1;
         let mut stream = Stream::new(id, token, self.peer.initial_window, self.initial_recv);
         stream.head = fields.method() == Some(b"HEAD");
+        let now = self.has_output_room();
         stream.send = match end_stream {
-            true => Half::Ended,
+            true if now => Half::Ended,
+            true => Half::Closing,
             false => Half::Body,
         };
         self.streams.insert(stream);
-        self.write_headers(id, fields, end_stream);
+        match now {
+            true => self.write_headers(id, fields, end_stream),
+            false => {
+                self.queue_list(id, |pending| pending.set_head(fields, end_stream));
+            }
+        }
         Ok(StreamId(id))
+    }
+
+    /// Whether a header list that comes now is written now. While the peer leaves more than the high
+    /// water of output unread, lists wait in their streams as DATA does: what a list unfolds to is
+    /// bounded by nothing else. Lists that wait already go first.
+    #[inline]
+    pub fn has_output_room(&self) -> bool {
+        self.output.len() < self.high_water && !self.streams.any_list_ready()
     }
 
     /// Sends a response, a 1xx response, or trailers: the first list that is not 1xx is the
     /// response (server), a later one trailers, which end our half whatever `end_stream` says and
-    /// queue behind queued DATA. While the peer leaves much of the output unread, 1xx are dropped.
+    /// queue behind queued DATA. Says how many bytes of memory the list takes while it waits, 0 if
+    /// it went into the output; [`Connection::poll_drained`] tells when it goes. While the peer
+    /// leaves much of the output unread, 1xx are dropped.
     pub fn headers(
         &mut self,
         stream: StreamId,
         fields: &Fields,
         end_stream: bool,
-    ) -> Result<(), Gone> {
+    ) -> Result<usize, Gone> {
+        let now = self.has_output_room();
         let stream = self.streams.get(stream.0).ok_or(Gone)?;
         let id = stream.id;
         match stream.send {
             Half::Headers => {
                 if fields.status().is_some_and(|status| status < 200) {
-                    if self.output.len() < self.config.output_high_water {
+                    if now {
                         self.write_headers(id, fields, false);
                     }
-                    return Ok(());
+                    return Ok(0);
+                }
+                if !now {
+                    stream.send = match end_stream {
+                        true => Half::Closing,
+                        false => Half::Body,
+                    };
+                    return Ok(self.queue_list(id, |pending| pending.set_head(fields, end_stream)));
                 }
                 stream.send = match end_stream {
                     true => Half::Ended,
@@ -75,31 +100,71 @@ impl Connection {
                     self.drop_stream(id, End::Known);
                 }
             }
-            Half::Body => match stream.pending.as_mut() {
-                Some(pending) => {
-                    pending.trailers.clone_from(fields);
-                    pending.then = Then::Trailers;
-                    stream.send = Half::Closing;
+            Half::Body if stream.pending.is_some() || !now => {
+                stream.send = Half::Closing;
+                return Ok(self.queue_list(id, |pending| pending.set_trailers(fields)));
+            }
+            Half::Body => {
+                stream.send = Half::Ended;
+                let over = stream.is_over();
+                self.write_trailers(id, fields);
+                if over {
+                    self.drop_stream(id, End::Known);
                 }
-                None => {
-                    stream.send = Half::Ended;
-                    let over = stream.is_over();
-                    self.write_trailers(id, fields);
-                    if over {
-                        self.drop_stream(id, End::Known);
-                    }
-                }
-            },
+            }
             Half::Closing | Half::Ended => return Err(Gone),
         }
-        Ok(())
+        Ok(0)
+    }
+
+    /// Keeps a header list in its stream until there is room in the output.
+    #[cold]
+    fn queue_list(&mut self, id: u32, put: impl FnOnce(&mut Pending) -> usize) -> usize {
+        let Some(slot) = self.streams.slot(id) else {
+            return 0;
+        };
+        let Some(stream) = self.streams.at(slot) else {
+            return 0;
+        };
+        let pool = &mut self.pool;
+        let pending = stream
+            .pending
+            .get_or_insert_with(|| pool.pop().unwrap_or_default());
+        let bytes = put(pending);
+        self.pending_bytes += bytes;
+        self.streams.place(slot);
+        bytes
+    }
+
+    /// Throws away DATA of a stream that waits here, so that trailers need not wait behind it; says
+    /// how many bytes that was. Nothing happens to a stream whose end has been queued.
+    pub fn discard(&mut self, stream: StreamId) -> usize {
+        let Some(slot) = self.streams.slot(stream.0) else {
+            return 0;
+        };
+        let Some(stream) = self.streams.at(slot) else {
+            return 0;
+        };
+        let (Half::Body, Some(pending)) = (stream.send, stream.pending.as_mut()) else {
+            return 0;
+        };
+        let discarded = pending.discard();
+        // An empty queue would have trailers wait for nothing.
+        let empty = !pending.has_head() && stream.reset.is_none();
+        let empty = stream.pending.take_if(|_| empty);
+        self.pending_bytes = self.pending_bytes.saturating_sub(discarded);
+        self.streams.place(slot);
+        if let Some(pending) = empty {
+            self.give_back(pending);
+        }
+        discarded
     }
 
     /// Sends DATA. All of it is taken; says how many bytes went into the output now. The rest waits
     /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the shell: it
     /// releases on the other side only what went out here, so no more than a window can wait.
     pub fn data(&mut self, stream: StreamId, data: &[u8], end_stream: bool) -> Result<usize, Gone> {
-        let (max, high_water) = (self.largest_data_frame(), self.config.output_high_water);
+        let (max, high_water) = (self.largest_data_frame(), self.high_water);
         let slot = self.streams.slot(stream.0).ok_or(Gone)?;
         let stream = self.streams.at(slot).ok_or(Gone)?;
         if stream.send != Half::Body {
@@ -134,6 +199,7 @@ impl Connection {
             pending.push(data);
             pending.then = then;
             self.pending_bytes += data.len();
+            self.streams.place(slot);
             return Ok(0);
         }
         let sent = self.write_data(slot, data, end_stream);
@@ -160,14 +226,15 @@ impl Connection {
         }
         let id = stream.id;
         self.output.window_update(id, increment);
-        if self.config.grow_windows && self.probe.start(id, &self.targets, self.now) {
+        let grows = self.config.grow_windows && !self.config.frugal;
+        if grows && self.probe.start(id, &self.targets, self.now) {
             self.output.ping(crate::connection::PROBE_PING);
         }
     }
 
-    /// Ends a stream with RST_STREAM, which overtakes its queued DATA, except NO_ERROR ("the rest
+    /// Ends a stream with RST_STREAM, which overtakes what it has queued, except NO_ERROR ("the rest
     /// of your request is not needed", §8.1), which waits behind it. A stream that is over already
-    /// is left alone.
+    /// is left alone; of one whose request still waits here the peer never hears.
     pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
         let Some(stream) = self.streams.get(stream.0) else {
             return;
@@ -180,6 +247,11 @@ impl Connection {
             }
             return;
         }
+        let unsent = !self.is_server && stream.pending.as_ref().is_some_and(|p| p.has_head());
+        if unsent {
+            self.drop_stream(id, End::ResetByUs);
+            return;
+        }
         self.write_reset(id, code);
     }
 
@@ -190,7 +262,7 @@ impl Connection {
         }
     }
 
-    /// Which queued DATA went into the output. Call after `recv` and after `advance`, until `None`.
+    /// Which queued DATA and header lists went into the output. Call after `recv` and after `advance`, until `None`.
     #[inline]
     pub fn poll_drained(&mut self) -> Option<Drained> {
         let report = self.reports.pop_front()?;
@@ -198,21 +270,57 @@ impl Connection {
         Some(report)
     }
 
-    /// Moves queued DATA into the output while there is room and the connection's window is open;
-    /// each stream in the ring sends one frame, then it is the next one's turn.
+    /// Moves what is queued into the output while there is room, DATA while the connection's window
+    /// is open; each stream in the rings sends one list or frame, then it is the next one's turn.
     pub(crate) fn pump(&mut self) {
-        while let Some(slot) = self.streams.first_ready() {
-            if self.send_window.available() == 0
-                || self.output.len() >= self.config.output_high_water
-            {
+        while self.output.len() < self.high_water {
+            let window = self.send_window.available() > 0;
+            let Some(slot) = self.streams.next_ready(window) else {
                 return;
-            }
+            };
             self.pump_one(slot);
         }
     }
 
-    /// One frame of queued DATA, and what follows when it was the last.
+    /// One list or one frame of what a stream has queued.
     fn pump_one(&mut self, slot: Slot) {
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        match &stream.pending {
+            Some(pending) if pending.has_head() => self.pump_head(slot),
+            Some(pending) if pending.len() > 0 => self.pump_data(slot),
+            _ => self.finish_queue(slot),
+        }
+    }
+
+    /// The request or response itself. It is encoded now and no sooner.
+    fn pump_head(&mut self, slot: Slot) {
+        let Some(stream) = self.streams.at(slot) else {
+            return;
+        };
+        let id = stream.id;
+        let Some(mut pending) = stream.pending.take() else {
+            return;
+        };
+        let (head, ends) = pending.head();
+        let bytes = head.held_bytes();
+        self.write_headers(id, head, ends);
+        pending.head_sent();
+        let more = pending.len() > 0 || pending.then != Then::Nothing;
+        if let Some(stream) = self.streams.at(slot) {
+            stream.pending = Some(pending);
+        }
+        self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
+        self.report(slot, 0, bytes);
+        match more {
+            true => self.streams.place(slot),
+            false => self.finish_queue(slot),
+        }
+    }
+
+    /// One frame of queued DATA, and what follows when it was the last.
+    fn pump_data(&mut self, slot: Slot) {
         let max = self.largest_data_frame();
         let Some(stream) = self.streams.at(slot) else {
             return;
@@ -229,11 +337,15 @@ impl Connection {
         let end_stream = last && pending.then == Then::End;
         self.output.data(stream.id, pending.front(n), end_stream);
         pending.consume(n);
+        if end_stream {
+            pending.then = Then::Nothing;
+            stream.send = Half::Ended;
+        }
         stream.send_window.take(n);
         self.send_window.take(n);
         self.pending_bytes = self.pending_bytes.saturating_sub(n);
         self.abuse.control.earn();
-        self.report(slot, n);
+        self.report(slot, n, 0);
         if last {
             self.finish_queue(slot);
         } else {
@@ -241,7 +353,7 @@ impl Connection {
         }
     }
 
-    /// The queue is empty: what follows the last byte goes out, and the queue is given back.
+    /// No list and no DATA is left: what follows goes out, and the queue is given back.
     fn finish_queue(&mut self, slot: Slot) {
         self.streams.unready(slot);
         let Some(stream) = self.streams.at(slot) else {
@@ -251,11 +363,18 @@ impl Connection {
         let Some(pending) = stream.pending.take() else {
             return;
         };
-        if pending.then != Then::Nothing {
+        if pending.ends() {
             stream.send = Half::Ended;
         }
-        if pending.then == Then::Trailers {
-            self.write_trailers(id, &pending.trailers);
+        match pending.then {
+            Then::Nothing => {}
+            Then::End => self.output.data(id, &[], true),
+            Then::Trailers => {
+                self.write_trailers(id, &pending.trailers);
+                let bytes = pending.trailers.held_bytes();
+                self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
+                self.report(slot, 0, bytes);
+            }
         }
         self.give_back(pending);
         let over = self.streams.at(slot).is_some_and(|stream| stream.is_over());
@@ -272,7 +391,7 @@ impl Connection {
     #[inline]
     fn write_data(&mut self, slot: Slot, data: &[u8], end_stream: bool) -> usize {
         let max = self.largest_data_frame();
-        let high_water = self.config.output_high_water;
+        let high_water = self.high_water;
         let connection = self.send_window.available();
         let Some(stream) = self.streams.at(slot) else {
             return 0;
@@ -308,9 +427,7 @@ impl Connection {
             return;
         };
         stream.pending = Some(pending);
-        if stream.send_window.available() > 0 {
-            self.streams.make_ready(slot);
-        }
+        self.streams.place(slot);
     }
 
     /// END_STREAM went out with DATA.
@@ -326,10 +443,8 @@ impl Connection {
 
     /// The stream's queue may go on: its window grew.
     pub(crate) fn unblock(&mut self, slot: Slot) {
-        let waits =
-            |stream: &mut Stream| stream.pending.is_some() && stream.send_window.available() > 0;
-        if self.streams.at(slot).is_some_and(waits) {
-            self.streams.make_ready(slot);
+        self.streams.place(slot);
+        if self.streams.any_ready() {
             self.pump();
         }
     }
@@ -337,18 +452,14 @@ impl Connection {
     /// Every window grew.
     pub(crate) fn unblock_all(&mut self) {
         for slot in 0..self.streams.slots() {
-            let Some(stream) = self.streams.at(slot) else {
-                continue;
-            };
-            if stream.pending.is_some() && stream.send_window.available() > 0 {
-                self.streams.make_ready(slot);
-            }
+            self.streams.place(slot);
         }
         self.pump();
     }
 
-    /// Adds to what the shell is told of sent DATA; a stream has one report in the queue at most.
-    fn report(&mut self, slot: Slot, bytes: usize) {
+    /// Adds to what the shell is told of DATA and lists that were sent; a stream has one report in the
+    /// queue at most.
+    fn report(&mut self, slot: Slot, bytes: usize, list_bytes: usize) {
         let number = self.reports_taken + self.reports.len() as u64;
         let Some(stream) = self.streams.at(slot) else {
             return;
@@ -356,13 +467,17 @@ impl Connection {
         let at = stream.report.checked_sub(self.reports_taken);
         let at = at.and_then(|at| usize::try_from(at).ok());
         match at.and_then(|at| self.reports.get_mut(at)) {
-            Some(report) => report.bytes += bytes,
+            Some(report) => {
+                report.bytes += bytes;
+                report.list_bytes += list_bytes;
+            }
             None => {
                 stream.report = number;
                 self.reports.push_back(Drained {
                     stream: stream.id(),
                     token: stream.token,
                     bytes,
+                    list_bytes,
                 });
             }
         }

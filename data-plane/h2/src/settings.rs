@@ -45,7 +45,7 @@ pub struct Config {
     pub max_connection_window: u32,
     /// Largest frame we take, 16 KiB to 16 MiB - 1. Default 16 KiB.
     pub max_frame_size: u32,
-    /// Above this much unwritten output DATA waits in its stream's queue. Default 256 KiB.
+    /// Above this much unwritten output header lists and DATA wait in their streams. Default 256 KiB.
     pub output_high_water: usize,
     /// How long the peer may take to acknowledge our SETTINGS. Default 10 s.
     pub settings_ack_timeout: Duration,
@@ -56,11 +56,11 @@ pub struct Config {
     /// Answers that the peer drew from us and does not read (acknowledgements, resets); above, the
     /// connection is closed. Default 1000.
     pub control_queue: usize,
-    /// Whether windows may grow; see [`crate::Connection::set_grow_windows`]. Default true.
+    /// Whether windows may grow with the bandwidth-delay product. Default true.
     pub grow_windows: bool,
-    /// Servers: streams that a client may reset at once after it opened them, beyond four for each
-    /// that was completed; in one burst and per second. Those that lived for a while before, or that
-    /// were answered in part, cost less or nothing (`abuse.rs`). Default 1000, 100.
+    /// Whether to do with little memory; see [`crate::Connection::set_frugal`]. Default false.
+    pub frugal: bool,
+    /// Servers: RST_STREAMs that a client may send, in one burst and per second. Default 1000, 100.
     pub resets: Rate,
     /// RST_STREAMs that the peer's errors may draw from us. Default 200, 33 per second.
     pub provoked_resets: Rate,
@@ -93,6 +93,7 @@ impl Default for Config {
             enable_connect_protocol: false,
             control_queue: 1000,
             grow_windows: true,
+            frugal: false,
             resets: Rate {
                 burst: 1000,
                 per_second: 100,

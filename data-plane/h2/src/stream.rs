@@ -7,6 +7,7 @@ use crate::Fields;
 use crate::error::ErrorCode;
 use crate::event::{StreamId, Token};
 use crate::flow::{RecvWindow, SendWindow};
+use crate::streams::Ring;
 
 /// How far one direction of a message has come. Moves only downwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,14 +22,21 @@ pub(crate) enum Half {
     Ended,
 }
 
-/// What waits for windows or room in the output. Exists only while there is DATA to send.
+/// What waits for windows or room in the output, in the order in which it goes out: a header list,
+/// DATA, and what ends them. Header lists are not encoded yet: HPACK wants the blocks in the order of
+/// sending, and a list takes less memory than what a small table entry may unfold to. Exists only
+/// while there is something to send.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
+    /// The request or response itself; empty if it has gone out.
+    head: Fields,
+    /// END_STREAM goes with `head`.
+    head_ends: bool,
     data: Vec<u8>,
     start: usize,
     /// What follows the last byte.
     pub(crate) then: Then,
-    /// Trailers, for `Then::Trailers`. Not encoded yet: blocks are encoded in the order of sending.
+    /// Trailers, for `Then::Trailers`.
     pub(crate) trailers: Fields,
 }
 
@@ -43,8 +51,60 @@ pub(crate) enum Then {
 }
 
 impl Pending {
+    /// DATA that waits.
     pub(crate) fn len(&self) -> usize {
         self.data.len().saturating_sub(self.start)
+    }
+
+    /// All that waits here, header lists too.
+    pub(crate) fn bytes(&self) -> usize {
+        self.len() + self.head.held_bytes() + self.trailers.held_bytes()
+    }
+
+    /// A request or response waits to be sent; says how much memory that takes.
+    pub(crate) fn set_head(&mut self, head: &Fields, ends: bool) -> usize {
+        self.head.clone_from(head);
+        self.head_ends = ends;
+        self.head.held_bytes()
+    }
+
+    /// Trailers wait behind everything else; says how much memory that takes.
+    pub(crate) fn set_trailers(&mut self, trailers: &Fields) -> usize {
+        self.trailers.clone_from(trailers);
+        self.then = Then::Trailers;
+        self.trailers.held_bytes()
+    }
+
+    pub(crate) fn has_head(&self) -> bool {
+        !self.head.is_empty()
+    }
+
+    /// The list that goes out first, and whether it ends the stream.
+    pub(crate) fn head(&self) -> (&Fields, bool) {
+        (&self.head, self.head_ends)
+    }
+
+    /// The first list has gone out.
+    pub(crate) fn head_sent(&mut self) {
+        self.head.clear();
+    }
+
+    /// Whether END_STREAM follows.
+    pub(crate) fn ends(&self) -> bool {
+        self.head_ends || self.then != Then::Nothing
+    }
+
+    /// What goes out next is DATA, which needs windows; everything else needs room only.
+    pub(crate) fn needs_window(&self) -> bool {
+        !self.has_head() && self.len() > 0
+    }
+
+    /// Throws DATA away that has not been sent; says how much.
+    pub(crate) fn discard(&mut self) -> usize {
+        let len = self.len();
+        self.data.clear();
+        self.start = 0;
+        len
     }
 
     pub(crate) fn push(&mut self, data: &[u8]) {
@@ -68,11 +128,18 @@ impl Pending {
     /// Ready for another stream; large buffers are given back.
     pub(crate) fn recycle(&mut self) {
         const KEPT_BYTES: usize = 64 * 1024;
+        const KEPT_LIST_BYTES: usize = 4 * 1024;
         self.data.clear();
         self.data.shrink_to(KEPT_BYTES);
         self.start = 0;
         self.then = Then::Nothing;
-        self.trailers.clear();
+        self.head_ends = false;
+        for list in [&mut self.head, &mut self.trailers] {
+            list.clear();
+            if list.capacity_bytes() > KEPT_LIST_BYTES {
+                *list = Fields::new();
+            }
+        }
     }
 }
 
@@ -84,13 +151,11 @@ pub(crate) struct Stream {
     pub(crate) send: Half,
     /// A response to this request has no body, whatever its content-length says (HEAD).
     pub(crate) head: bool,
-    /// In the ring of those that may write next.
-    pub(crate) ready: bool,
+    /// The ring of those that may write next in which it stands, if it does.
+    pub(crate) ready: Option<Ring>,
     pub(crate) prev: u32,
     pub(crate) next: u32,
     pub(crate) token: Token,
-    /// When it was opened, by [`crate::Connection`]'s own clock.
-    pub(crate) opened_ms: u32,
     pub(crate) send_window: SendWindow,
     pub(crate) recv_window: RecvWindow,
     /// What content-length still promises.
@@ -109,11 +174,10 @@ impl Stream {
             recv: Half::Headers,
             send: Half::Headers,
             head: false,
-            ready: false,
+            ready: None,
             prev: 0,
             next: 0,
             token,
-            opened_ms: 0,
             send_window: SendWindow::new(send_window),
             recv_window: RecvWindow::new(recv_window),
             expect: None,
@@ -125,6 +189,16 @@ impl Stream {
 
     pub(crate) fn id(&self) -> StreamId {
         StreamId(self.id)
+    }
+
+    /// In which ring its queue may go on, if windows allow any of it.
+    pub(crate) fn next_ring(&self) -> Option<Ring> {
+        let pending = self.pending.as_ref()?;
+        match pending.needs_window() {
+            false => Some(Ring::Lists),
+            true if self.send_window.available() > 0 => Some(Ring::Data),
+            true => None,
+        }
     }
 
     /// Both halves have ended.

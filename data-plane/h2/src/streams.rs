@@ -1,4 +1,4 @@
-//! The live streams of a connection in a slab, a map from id to place, the ring of those that may
+//! The live streams of a connection in a slab, a map from id to place, the rings of those that may
 //! write next, and the ids that ended lately. Ids and places in and out, each step O(1). What a
 //! stream may do may not come in.
 
@@ -23,8 +23,23 @@ pub(crate) struct Streams {
     free: u32,
     live: usize,
     index: Index,
-    ready: Option<u32>,
+    /// By [`Ring`]: the stream whose turn it is.
+    ready: [Option<Slot>; 2],
+    /// The ring whose turn it is when both have streams.
+    turn: Ring,
     ended: Ended,
+}
+
+/// Streams that may write next stand in one of two rings, by what they write next. Header lists and
+/// ends of streams need room in the output only, so they go on while the connection's window is
+/// closed for DATA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ring {
+    /// A header list, or the end of the stream. First come, first served: the ids of requests must
+    /// rise on the wire (RFC 9113 §5.1.1).
+    Lists,
+    /// DATA, one frame in turn.
+    Data,
 }
 
 impl Streams {
@@ -34,7 +49,8 @@ impl Streams {
             free: NONE,
             live: 0,
             index: Index::default(),
-            ready: None,
+            ready: [None; 2],
+            turn: Ring::Lists,
             ended: Ended::default(),
         }
     }
@@ -99,19 +115,15 @@ impl Streams {
     /// Takes a stream out and remembers its id. Its place is free from now on.
     pub(crate) fn remove(&mut self, id: u32, how: End) -> Option<Removed> {
         let slot = self.index.remove(id)?;
-        if self.ready.is_some() {
-            self.unready(slot);
-        }
+        self.unready(slot);
         self.ended.push(id, how);
         let place = self.slots.get_mut(slot as usize)?;
-        let completed = place.is_over();
         place.id = 0;
         place.next = self.free;
         self.free = slot;
         self.live -= 1;
         Some(Removed {
             token: place.token,
-            completed,
             pending: place.pending.take(),
         })
     }
@@ -148,24 +160,35 @@ impl Streams {
         }
     }
 
-    /// Puts a stream at the end of the ring, if it is not in it.
-    pub(crate) fn make_ready(&mut self, slot: Slot) {
+    /// Puts a stream where its queue says that it stands: at the end of a ring, or in none. One that
+    /// stands in the right ring keeps its place.
+    pub(crate) fn place(&mut self, slot: Slot) {
+        let Some(stream) = self.slots.get(slot as usize) else {
+            return;
+        };
+        let ring = stream.next_ring();
+        if ring == stream.ready {
+            return;
+        }
+        self.unready(slot);
+        if let Some(ring) = ring {
+            self.make_ready(slot, ring);
+        }
+    }
+
+    fn make_ready(&mut self, slot: Slot, ring: Ring) {
+        let first = self.ready[ring as usize];
+        let last = first.and_then(|first| Some(self.slots.get(first as usize)?.prev));
         let Some(stream) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        if stream.ready {
-            return;
-        }
-        stream.ready = true;
-        let Some(first) = self.ready else {
+        stream.ready = Some(ring);
+        let (Some(first), Some(last)) = (first, last) else {
             (stream.prev, stream.next) = (slot, slot);
-            self.ready = Some(slot);
+            self.ready[ring as usize] = Some(slot);
             return;
         };
-        let last = self.slots.get(first as usize).map_or(slot, |s| s.prev);
-        if let Some(stream) = self.slots.get_mut(slot as usize) {
-            (stream.prev, stream.next) = (last, first);
-        }
+        (stream.prev, stream.next) = (last, first);
         if let Some(stream) = self.slots.get_mut(last as usize) {
             stream.next = slot;
         }
@@ -174,21 +197,22 @@ impl Streams {
         }
     }
 
-    /// Takes a stream out of the ring.
+    /// Takes a stream out of its ring.
     pub(crate) fn unready(&mut self, slot: Slot) {
         let Some(stream) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        if !std::mem::take(&mut stream.ready) {
+        let Some(ring) = stream.ready.take() else {
             return;
-        }
+        };
         let (prev, next) = (stream.prev, stream.next);
+        let first = &mut self.ready[ring as usize];
         if next == slot {
-            self.ready = None;
+            *first = None;
             return;
         }
-        if self.ready == Some(slot) {
-            self.ready = Some(next);
+        if *first == Some(slot) {
+            *first = Some(next);
         }
         if let Some(stream) = self.slots.get_mut(prev as usize) {
             stream.next = next;
@@ -198,16 +222,43 @@ impl Streams {
         }
     }
 
-    /// The one that may write next.
+    /// Whether any stream waits to write.
     #[inline]
-    pub(crate) fn first_ready(&self) -> Option<Slot> {
-        self.ready
+    pub(crate) fn any_ready(&self) -> bool {
+        self.ready != [None, None]
     }
 
-    /// It has written: the next one's turn.
+    /// Whether a header list waits for room in the output.
+    #[inline]
+    pub(crate) fn any_list_ready(&self) -> bool {
+        self.ready[Ring::Lists as usize].is_some()
+    }
+
+    /// The one that may write next; `data`: the connection's window is open. The rings take turns,
+    /// so that neither lists nor DATA hold up the other.
+    pub(crate) fn next_ready(&mut self, data: bool) -> Option<Slot> {
+        let lists = self.ready[Ring::Lists as usize];
+        let frames = self.ready[Ring::Data as usize].filter(|_| data);
+        let (Some(list), Some(frame)) = (lists, frames) else {
+            return lists.or(frames);
+        };
+        match self.turn {
+            Ring::Lists => {
+                self.turn = Ring::Data;
+                Some(list)
+            }
+            Ring::Data => {
+                self.turn = Ring::Lists;
+                Some(frame)
+            }
+        }
+    }
+
+    /// It has written a frame of DATA: the next one's turn.
     pub(crate) fn rotate(&mut self) {
-        if let Some(first) = self.ready {
-            self.ready = self.slots.get(first as usize).map(|stream| stream.next);
+        let ready = &mut self.ready[Ring::Data as usize];
+        if let Some(first) = *ready {
+            *ready = self.slots.get(first as usize).map(|stream| stream.next);
         }
     }
 }
@@ -215,8 +266,6 @@ impl Streams {
 /// What is left of a stream that was taken out.
 pub(crate) struct Removed {
     pub(crate) token: Token,
-    /// Both halves had ended.
-    pub(crate) completed: bool,
     pub(crate) pending: Option<Box<Pending>>,
 }
 

@@ -249,7 +249,7 @@ impl Worker {
             call.up_queued = call.replay.len() - written;
         }
         if let Some(trailers) = &call.request_trailers {
-            let _ = conn.h2.headers(stream, trailers, true);
+            call.up_queued += conn.h2.headers(stream, trailers, true).unwrap_or(0);
         }
         call.up = Some(Attempt {
             conn: conn_key,

@@ -272,19 +272,19 @@ fn tell(
                 _ => failure::trailers(failure, place, reply),
             }
             failure::fit(conn.h2.peer_header_list_bytes(), reply);
-            let _ = conn.h2.headers(stream, reply, true);
-            waiting
+            waiting + conn.h2.headers(stream, reply, true).unwrap_or(0)
         }
         (false, Sent::Nothing) => {
             failure::http_headers(failure, place, reply);
             if call.request.method() == Some(b"HEAD") {
-                let _ = conn.h2.headers(stream, reply, true);
-                return waiting;
+                return waiting + conn.h2.headers(stream, reply, true).unwrap_or(0);
             }
             let body = failure::http_body(failure, place);
-            let sent = conn.h2.headers(stream, reply, false);
-            let sent = sent.and_then(|()| conn.h2.data(stream, body.as_bytes(), true));
-            waiting + sent.map_or(0, |sent| body.len() - sent)
+            let Ok(head) = conn.h2.headers(stream, reply, false) else {
+                return waiting;
+            };
+            let sent = conn.h2.data(stream, body.as_bytes(), true);
+            waiting + head + sent.map_or(0, |sent| body.len() - sent)
         }
         // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
         // stream, and no progress tells of it.

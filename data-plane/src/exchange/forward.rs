@@ -88,7 +88,7 @@ impl Worker {
     }
 
     /// Whether the worker holds more than it may: whoever adds to it now has to go.
-    fn is_over_full(&self) -> bool {
+    pub(crate) fn is_over_full(&self) -> bool {
         self.held > self.options().held_bytes
     }
 
@@ -121,7 +121,9 @@ impl Worker {
         call.request_ended = true;
         if let Some(up) = call.up {
             if let Some(conn) = self.conns.get_mut(up.conn) {
-                let _ = conn.h2.headers(up.stream, fields, true);
+                let queued = conn.h2.headers(up.stream, fields, true).unwrap_or(0);
+                call.up_queued += queued;
+                self.held += queued;
             }
             self.mark_dirty(up.conn);
         }
@@ -191,8 +193,9 @@ impl Worker {
             };
             call.progress = self.now;
             if call.down.conn == key && call.down.stream == drained.stream {
-                call.down_queued = call.down_queued.saturating_sub(drained.bytes);
-                self.held = self.held.saturating_sub(drained.bytes);
+                let sent = drained.bytes + drained.list_bytes;
+                call.down_queued = call.down_queued.saturating_sub(sent);
+                self.held = self.held.saturating_sub(sent);
                 if let Some(up) = call.up {
                     self.release(up.conn, up.stream, drained.bytes);
                 }
@@ -202,9 +205,10 @@ impl Worker {
                 .as_mut()
                 .filter(|up| up.conn == key && up.stream == drained.stream)
             {
+                let sent = drained.bytes + drained.list_bytes;
                 up.written += drained.bytes;
-                call.up_queued = call.up_queued.saturating_sub(drained.bytes);
-                self.held = self.held.saturating_sub(drained.bytes);
+                call.up_queued = call.up_queued.saturating_sub(sent);
+                self.held = self.held.saturating_sub(sent);
                 self.credit_request(call_key);
             }
         }

@@ -84,13 +84,8 @@ impl Worker {
         call.phase = Phase::Committed;
         call.progress = now;
         self.held = (self.held + call.held()).saturating_sub(before);
-        let down = call.down;
         call.sent = Sent::Headers;
-        if let Some(conn) = self.conns.get_mut(down.conn) {
-            let _ = conn.h2.headers(down.stream, fields, end);
-        }
-        self.mark_dirty(down.conn);
-        if end {
+        if self.send_list(key, fields, end) && end {
             self.response_ended(key);
         }
     }
@@ -114,12 +109,31 @@ impl Worker {
         };
         call.status = headers::grpc_status(fields);
         call.reason = marks.reason;
-        let down = call.down;
-        if let Some(conn) = self.conns.get_mut(down.conn) {
-            let _ = conn.h2.headers(down.stream, fields, true);
+        if self.send_list(key, fields, true) {
+            self.response_ended(key);
         }
+    }
+
+    /// Passes a header list on to the caller, where it waits while the caller leaves much unread. False: there is no
+    /// memory for that, and the call has ended.
+    fn send_list(&mut self, key: CallKey, fields: &Fields, end: bool) -> bool {
+        let Some(call) = self.calls.get_mut(key) else {
+            return false;
+        };
+        let down = call.down;
+        let Some(conn) = self.conns.get_mut(down.conn) else {
+            return false;
+        };
+        let queued = conn.h2.headers(down.stream, fields, end).unwrap_or(0);
+        call.down_queued += queued;
+        self.held += queued;
         self.mark_dirty(down.conn);
-        self.response_ended(key);
+        if queued == 0 || !self.is_over_full() {
+            return true;
+        }
+        self.count(Counter::BoundMemory);
+        self.cut(key, "the proxy's buffers are full");
+        false
     }
 
     pub(crate) fn on_response_too_large(

@@ -176,7 +176,7 @@ impl Worker {
         let registry = self.poll.registry();
         let now = self.now;
         let config = Config {
-            grow_windows: self.growing,
+            frugal: !self.growing,
             ..Config::default()
         };
         let keepalive = Some(self.options().keepalive_interval).filter(|_| role == Role::Inbound);

@@ -100,7 +100,7 @@ impl Worker {
         self.reply.push(b"content-type", b"application/grpc");
         if let Some(found) = self.conns.get_mut(conn) {
             let sent = found.h2.headers(stream, &self.reply, false);
-            let sent = sent.and_then(|()| found.h2.data(stream, &frame(&answer), false));
+            let sent = sent.and_then(|_| found.h2.data(stream, &frame(&answer), false));
             self.reply.clear();
             self.reply.push(b"grpc-status", b"0");
             // A link that was reset meanwhile is gone: nobody waits for the answer.

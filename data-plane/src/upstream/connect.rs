@@ -76,7 +76,7 @@ impl Worker {
             keepalive,
         };
         let config = Config {
-            grow_windows: self.growing,
+            frugal: !self.growing,
             ..Config::default()
         };
         let registry = self.poll.registry();

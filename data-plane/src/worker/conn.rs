@@ -186,12 +186,19 @@ impl Conn {
             .is_some_and(|down| matches!(down.sniff, Sniff::Open(_)))
     }
 
-    /// Whether another call may be sent on it now.
+    /// Whether another call may be sent on it now. Not while the server leaves much unread: a header list is held back
+    /// by no window, so the call waits for room here, or goes over another connection.
     pub(crate) fn has_room(&self) -> bool {
         let ready = self
             .up()
             .is_some_and(|up| matches!(up.state, UpState::Ready) && !up.leaving);
-        ready && self.ending == Ending::No && !self.h2.is_draining() && self.h2.open_slots() > 0
+        ready && self.ending == Ending::No && self.h2.open_slots() > 0 && self.h2.has_output_room()
+    }
+
+    /// The pool whose calls may wait because the server leaves much unread.
+    pub(crate) fn full_for(&self) -> Option<PoolKey> {
+        let up = self.up()?;
+        (!self.h2.has_output_room()).then_some(up.pool)
     }
 
     /// The stream was answered: what still comes of its request is thrown away for a while.

@@ -94,7 +94,7 @@ pub(crate) struct Worker {
     pub(crate) downstream: usize,
     /// Bytes taken in and not passed on, over all calls.
     pub(crate) held: usize,
-    /// Whether windows may grow: not while the worker holds half of what it may.
+    /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
     pub(crate) growing: bool,
     /// When calls are cut, once draining.
     pub(crate) draining: Option<Instant>,
@@ -261,7 +261,8 @@ impl Worker {
         }
     }
 
-    /// Stops the growth of windows on all connections near the bound of memory, and allows it again below.
+    /// Has all connections do with little memory near the bound of it, and lets them go again below: windows grow
+    /// no more, and less is kept unwritten for peers that do not read.
     pub(crate) fn bound_windows(&mut self) {
         let half = self.options().held_bytes / 2;
         let growing = match self.growing {
@@ -274,7 +275,7 @@ impl Worker {
         self.growing = growing;
         for key in self.conns.keys() {
             if let Some(conn) = self.conns.get_mut(key) {
-                conn.h2.set_grow_windows(growing);
+                conn.h2.set_frugal(!growing);
             }
         }
     }

@@ -20,8 +20,8 @@ use crate::observe::Counter;
 
 /// How often one connection is read in one turn before the others have theirs.
 const READS_PER_TURN: usize = 4;
-/// Header lists are not held back by windows: a peer that leaves so much of them unread is given up. The machine
-/// takes no new requests long before, so only what was open already comes to this.
+/// A peer that leaves so much unread is given up. Header lists and DATA wait in their streams long before, so only
+/// frames of control can come to this: acknowledgements, resets and credit for what the peer goes on sending.
 const OUTPUT_BYTES: usize = 8 << 20;
 /// How often endpoints and stalled calls are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -325,6 +325,7 @@ impl Worker {
     }
 
     pub(super) fn flush(&mut self, key: ConnKey) {
+        let full = self.conns.get(key).and_then(super::conn::Conn::full_for);
         loop {
             let Some(conn) = self.conns.get_mut(key) else {
                 return;
@@ -373,6 +374,13 @@ impl Worker {
         }
         self.on_progress(key);
         self.rearm(key);
+        // Calls may have waited until the server reads on.
+        let relieved = |conn: &super::conn::Conn| conn.h2.has_output_room();
+        if let Some(pool) = full
+            && self.conns.get(key).is_some_and(relieved)
+        {
+            self.hunger(pool);
+        }
     }
 
     /// The peer takes no more for now: gives the connection up if it has left too much unread.

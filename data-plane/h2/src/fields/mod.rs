@@ -189,6 +189,16 @@ impl Fields {
         sizes.sum()
     }
 
+    /// The memory that the list takes, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.arena.len() + self.entries.len() * size_of::<Entry>()
+    }
+
+    /// What the list keeps allocated, used or not.
+    pub fn capacity_bytes(&self) -> usize {
+        self.arena.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     /// `:method`
     pub fn method(&self) -> Option<&[u8]> {
         self.get(b":method")

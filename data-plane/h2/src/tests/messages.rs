@@ -375,6 +375,105 @@ fn lists_too_large_are_told_and_answered() {
     ));
 }
 
+/// HEADERS and CONTINUATION frames of one block.
+fn split(stream: u32, block: &[u8], flags: u8) -> Vec<Vec<u8>> {
+    let pieces = block.len().div_ceil(16_000);
+    let frame = |(n, piece): (usize, &[u8])| {
+        let end = if n + 1 == pieces { EH } else { 0 };
+        match n {
+            0 => raw(1, flags | end, stream, piece),
+            _ => raw(9, end, stream, piece),
+        }
+    };
+    block.chunks(16_000).enumerate().map(frame).collect()
+}
+
+#[test]
+fn a_list_far_over_the_limit_costs_its_own_stream_only() {
+    // Issue 10, A1e. By literals (encoded 400 KB), and by one table entry named again and again
+    // (decoded 700 KB). Each adds an entry to the table that a later list uses.
+    let mut by_literals = request();
+    for n in 0..100 {
+        by_literals.push(b"x-large", format!("{n}{}", "a".repeat(4000)).as_bytes());
+    }
+    let by_entry = [
+        &[0x82, 0x87, 0x84, 0x40, 1, b'x', 0x7f, 0x81, 0x1e][..],
+        &[b'a'; 3968],
+        &[0xbe; 170],
+    ];
+    let mut script = Script::server();
+    let literals = script.block(&by_literals);
+    let mut later = request();
+    later.push(b"x-large", format!("99{}", "a".repeat(4000)).as_bytes());
+    let open = script.headers(1, &request(), 0);
+    script.send(&[open]);
+    let frames = split(3, &literals, ES);
+    assert_eq!(
+        script.send(&frames),
+        [Seen::TooLarge {
+            stream: 3,
+            kind: Kind::Request,
+            end: true
+        }]
+    );
+    assert!(script.side.fields.capacity_bytes() <= 64 * 1024);
+    assert_eq!(script.side.conn.partial_bytes(), 0);
+    let headers = script.headers(5, &later, ES);
+    let seen = script.send(&[headers, data(1, b"goes on", ES)]);
+    let [Seen::Headers { fields, .. }, Seen::Data { bytes, .. }] = &seen[..] else {
+        panic!("{seen:?}");
+    };
+    assert_eq!(fields.len(), later.len());
+    assert_eq!(fields.last().map(|(_, value)| value.len()), Some(4002));
+    assert_eq!(bytes, b"goes on");
+    // A response, at a client.
+    let mut script = Script::client();
+    for _ in 0..3 {
+        script.side.conn.open(&request(), 0, true).unwrap();
+    }
+    let block = [&[0x88][..], &by_entry.concat()[3..]].concat();
+    let seen = script.send(&[raw(1, EH, 1, &block), raw(1, EH, 3, &[0x88, 0xbe])]);
+    assert!(matches!(
+        seen[..],
+        [
+            Seen::TooLarge {
+                stream: 1,
+                kind: Kind::Response,
+                ..
+            },
+            Seen::Headers { stream: 3, .. }
+        ]
+    ));
+    // Trailers too.
+    let block = &by_entry.concat()[3..];
+    let seen = script.send(&[raw(1, EH | ES, 3, block), raw(1, EH, 5, &[0x88, 0xbe])]);
+    assert!(matches!(
+        seen[..],
+        [
+            Seen::TooLarge {
+                stream: 3,
+                kind: Kind::Trailers,
+                ..
+            },
+            Seen::Headers { stream: 5, .. }
+        ]
+    ));
+}
+
+#[test]
+fn a_list_without_end_ends_the_connection() {
+    let mut block = vec![0x88];
+    for _ in 0..600 {
+        block.extend_from_slice(&[0, 1, b'a', 0x7f, 0x81, 0x06]);
+        block.extend_from_slice(&[b'a'; 896]);
+    }
+    let mut script = Script::client();
+    script.side.conn.open(&request(), 0, true).unwrap();
+    let seen = script.send(&split(1, &block, ES));
+    assert_eq!(seen, [Seen::Error(ErrorCode::ENHANCE_YOUR_CALM)]);
+    assert!(script.side.conn.buffer_bytes() < 8 * 1024);
+}
+
 #[test]
 fn trailers_and_responses_too_large_are_told_as_such() {
     let mut script = Script::client();

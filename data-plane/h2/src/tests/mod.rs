@@ -10,6 +10,7 @@ mod faults;
 mod states;
 mod windows;
 mod messages;
+mod lists;
 mod settings;
 mod shutdown;
 mod floods;

@@ -310,6 +310,7 @@ fn obeys(wrote: &[u8], client: bool) {
                 }
             }
             kind::RST_STREAM => {
+                assert!(!client || id <= highest, "{head:?} on an idle stream");
                 reset.insert(id, ());
             }
             kind::WINDOW_UPDATE => {}
@@ -350,6 +351,7 @@ proptest! {
         for (side, client) in [(&mut pair.client, true), (&mut pair.server, false)] {
             prop_assert_eq!(side.conn.live_streams(), 0);
             prop_assert_eq!(side.conn.queued_bytes(), 0);
+            prop_assert!(!side.conn.streams.any_ready());
             let (left, held) = (side.conn.recv_window.left(), side.conn.recv_window.held());
             prop_assert_eq!(held, 0);
             prop_assert!(left * 2 >= i64::from(side.conn.targets.connection));

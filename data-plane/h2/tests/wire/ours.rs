@@ -86,7 +86,7 @@ struct Stream {
     waits: bool,
     /// No more may be sent: our half has ended, or the stream was reset.
     sent: bool,
-    /// DATA given to the machine that has not gone into its output.
+    /// DATA and lists given to the machine that have not gone into its output.
     queued: usize,
 }
 
@@ -190,8 +190,10 @@ impl Shell<'_> {
         let Some(Step::Headers { end }) = steps.pop_front() else {
             panic!("headers come first")
         };
+        let waits = !self.machine.has_output_room();
         if let Ok(id) = self.machine.open(&fields, nth as u64 + 1, end) {
             let stream = &mut self.streams[nth];
+            stream.queued += if waits { fields.held_bytes() } else { 0 };
             (stream.id, stream.steps, stream.sent) = (Some(id), steps, end);
         }
     }
@@ -208,7 +210,7 @@ impl Shell<'_> {
         };
         let mut fields = Fields::new();
         let half = self.our_half(call);
-        let taken = match step {
+        let queued = match step {
             Step::Informational => {
                 fields.push(b":status", b"103");
                 self.machine.headers(id, &fields, false)
@@ -222,9 +224,7 @@ impl Shell<'_> {
             Step::Data { start, len, end } => {
                 self.streams[nth].sent = end;
                 let data = body(nth, start..start + len);
-                self.machine
-                    .data(id, &data, end)
-                    .map(|now| self.streams[nth].queued += len - now)
+                self.machine.data(id, &data, end).map(|now| len - now)
             }
             Step::Trailers => {
                 push_all(&mut fields, half.trailers.as_deref().unwrap_or_default());
@@ -234,14 +234,18 @@ impl Shell<'_> {
             Step::Reset(code) => {
                 self.machine.reset(id, ErrorCode(code));
                 self.streams[nth].given_up();
-                Ok(())
+                Ok(0)
             }
         };
-        // Only a stream that is over may refuse.
-        if taken.is_err() {
-            let over = !matches!(self.streams[nth].seen.end, End::Open);
-            assert!(over, "call {nth}: {step:?} was refused on a living stream");
-            self.streams[nth].sent = true;
+        let stream = &mut self.streams[nth];
+        match queued {
+            Ok(queued) => stream.queued += queued,
+            // Only a stream that is over may refuse.
+            Err(_) => {
+                let over = !matches!(stream.seen.end, End::Open);
+                assert!(over, "call {nth}: {step:?} was refused on a living stream");
+                stream.sent = true;
+            }
         }
     }
 
@@ -257,7 +261,7 @@ impl Shell<'_> {
             }
             stream.queued = stream
                 .queued
-                .checked_sub(drained.bytes)
+                .checked_sub(drained.bytes + drained.list_bytes)
                 .expect("no more than queued");
         }
     }

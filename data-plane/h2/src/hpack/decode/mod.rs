@@ -14,14 +14,20 @@ use crate::headers::Nature;
 /// How large a decoded list may become (DESIGN §10).
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Names, values and 32 for each field (RFC 9113 §6.5.2). Four times this ends the decoding.
+    /// Names, values and 32 for each field (RFC 9113 §6.5.2). [`Limits::HARD_STOP`] times this ends
+    /// the decoding.
     pub list_bytes: usize,
     /// Fields, cookie crumbs and pseudo-headers included.
     pub fields: usize,
 }
 
-/// A list of more than this many times the limit is not worth the connection.
-const HARD_STOP: usize = 4;
+impl Limits {
+    /// A list over its limit is decoded to its end all the same and thrown away, so that only its
+    /// own stream suffers (RFC 9113 §10.5.1). One that is so many times over it is taken for an
+    /// attack (an endless list, or one large entry named again and again) and ends the connection:
+    /// this bounds the bytes that one block can have us copy to 1 MiB.
+    pub const HARD_STOP: usize = 32;
+}
 
 /// What became of a block that was decoded to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +54,8 @@ pub enum HpackError {
     LateSizeUpdate,
     /// A dynamic table size update above our SETTINGS_HEADER_TABLE_SIZE (§6.3).
     SizeUpdateTooLarge,
-    /// The list passed four times its limit: decoding stopped and the table is lost
-    /// (ENHANCE_YOUR_CALM).
+    /// The list passed [`Limits::HARD_STOP`] times its limit: decoding stopped and the table is
+    /// lost (ENHANCE_YOUR_CALM).
     ListTooLarge,
 }
 
@@ -62,7 +68,7 @@ impl fmt::Display for HpackError {
             Self::BadHuffman => "header block holds a malformed Huffman string",
             Self::LateSizeUpdate => "header block changes the table size after its first field",
             Self::SizeUpdateTooLarge => "header block sets a table size above our setting",
-            Self::ListTooLarge => "header list is more than four times over its limit",
+            Self::ListTooLarge => "header list is more than 32 times over its limit",
         })
     }
 }
@@ -97,7 +103,7 @@ impl Decoder {
     ) -> Result<Outcome, HpackError> {
         let mut rest = block;
         self.take_size_updates(&mut rest)?;
-        let hard_stop = limits.list_bytes.saturating_mul(HARD_STOP);
+        let hard_stop = limits.list_bytes.saturating_mul(Limits::HARD_STOP);
         let mut list = List {
             out,
             limits,
@@ -119,6 +125,10 @@ impl Decoder {
             if !kept {
                 outcome = Outcome::TooLarge;
             }
+        }
+        if outcome == Outcome::TooLarge {
+            // Fields that did not fit may have made room for themselves: nobody needs it again.
+            list.out.arena().shrink_to(limits.list_bytes);
         }
         Ok(outcome)
     }

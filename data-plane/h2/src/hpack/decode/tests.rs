@@ -348,7 +348,7 @@ fn fields_are_counted_and_bounded() {
 }
 
 #[test]
-fn bombs_are_cut_at_four_times_the_limit() {
+fn bombs_are_cut_far_over_the_limit() {
     let limits = Limits {
         list_bytes: 32 << 10,
         fields: 256,
