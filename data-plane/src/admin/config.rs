@@ -9,6 +9,7 @@ use crate::{
     agent::session::SessionStatus,
     balance::endpoints::{Endpoint, Health, Target},
     mesh::Mesh,
+    observe::MetricsSnapshot,
     route::Protocol,
     worker::ConnectionInfo,
 };
@@ -36,7 +37,7 @@ pub fn dump(sources: &Sources, connections: &[ConnectionInfo]) -> Value {
         "listeners": *sources.listeners.borrow(),
         "session": session(sources),
         "xds": xds(sources),
-        "routing_table": table(&mesh),
+        "routing_table": table(&mesh, &sources.workers.metrics()),
         "instances": instances(sources),
         "connections": connections,
     })
@@ -68,14 +69,14 @@ fn xds(sources: &Sources) -> Value {
     })
 }
 
-fn table(mesh: &Mesh) -> Value {
+fn table(mesh: &Mesh, metrics: &MetricsSnapshot) -> Value {
     let services: Map<String, Value> = mesh
         .table
         .services()
         .map(|service| {
             let protos: Map<String, Value> =
                 service.protos.iter().map(|p| (p.name.clone(), json!(p.idempotent_methods))).collect();
-            let endpoints: Vec<_> = service.endpoints.endpoints.iter().map(|e| endpoint(e)).collect();
+            let endpoints: Vec<_> = service.endpoints.endpoints.iter().map(|e| endpoint(e, metrics)).collect();
             let protocol = match service.protocol {
                 Protocol::Grpc => "grpc",
                 Protocol::Http => "http",
@@ -90,7 +91,7 @@ fn table(mesh: &Mesh) -> Value {
     json!({ "ready": mesh.table.is_ready(), "swaps": mesh.swaps, "services": services })
 }
 
-fn endpoint(endpoint: &Endpoint) -> Value {
+fn endpoint(endpoint: &Endpoint, metrics: &MetricsSnapshot) -> Value {
     let (kind, address) = match endpoint.target {
         Target::Local(address) => ("local", address),
         Target::Node(address) => ("node", address),
@@ -111,6 +112,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
             Health::Unhealthy => "unhealthy",
             Health::Draining => "draining",
         },
+        "ejected_by_workers": metrics.ejected_by(endpoint.uid),
     })
 }
 

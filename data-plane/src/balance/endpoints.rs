@@ -151,6 +151,12 @@ impl Candidates {
         &self.groups
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
     /// Whether no endpoint takes new calls.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -48,6 +48,29 @@ impl PeakEwma {
         self.stamp = Some(now);
     }
 
+    /// Takes in that an answer takes longer than this: a call has ended without one. What is known to be slower stays.
+    pub fn at_least(&mut self, waited: Duration, now: Instant) {
+        let sample = waited.as_secs_f64();
+        let known = match self.stamp {
+            Some(stamp) => self.value * decay(now.saturating_duration_since(stamp)),
+            // A call that was hardly begun must not make an endpoint that has never answered count as fast.
+            None => FLOOR.as_secs_f64() * 2.0,
+        };
+        if sample > known {
+            self.value = sample;
+            self.stamp = Some(now);
+        }
+    }
+
+    /// The latency as it is estimated now; zero without any answer yet.
+    #[must_use]
+    pub fn estimate(&self, now: Instant) -> Duration {
+        let value = self.stamp.map_or(0.0, |stamp| {
+            self.value * decay(now.saturating_duration_since(stamp))
+        });
+        Duration::try_from_secs_f64(value).unwrap_or_default()
+    }
+
     /// The cost of one more call on an endpoint of this weight that has `pending` of them. Without any answer yet, or
     /// after a long silence: free while idle (one call finds out), dear once it has calls. Idle ones cost the same
     /// whatever they weigh, or few callers would leave all that weigh less without a call.
@@ -100,6 +123,24 @@ mod tests {
         assert!(
             ewma.cost(0, 1, later) < 0.05,
             "after three time constants it is nearly gone"
+        );
+    }
+
+    #[test]
+    fn a_call_without_an_answer_says_how_slow_the_endpoint_is_at_least() {
+        let now = Instant::now();
+        let mut ewma = PeakEwma::default();
+        ewma.at_least(ms(5), now);
+        assert_eq!(ewma.estimate(now), Duration::ZERO, "hardly begun");
+        ewma.at_least(ms(250), now);
+        assert_eq!(ewma.estimate(now), ms(250));
+        ewma.at_least(ms(100), now);
+        assert_eq!(ewma.estimate(now), ms(250), "it was known to be slower");
+        ewma.at_least(ms(100), now + DECAY);
+        assert_eq!(
+            ewma.estimate(now + DECAY),
+            ms(100),
+            "and is forgotten as an answer is"
         );
     }
 

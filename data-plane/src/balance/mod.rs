@@ -4,6 +4,7 @@
 
 pub mod endpoints;
 pub mod ewma;
+pub mod passive;
 pub mod pick;
 pub mod slow_start;
 

@@ -68,28 +68,48 @@ fn is_admitted(
     share >= f64::from(WHOLE) || (below(u64::from(WHOLE)) as f64) < share
 }
 
-/// Draws two; gives the cheaper one, and the other if it could be used too.
+/// Draws two that can be used; gives the cheaper one, and the other if there is one.
 fn duel<'c>(
     group: &'c Group,
     cost: &impl Fn(&Endpoint) -> Option<f64>,
     below: &mut impl FnMut(u64) -> u64,
 ) -> Option<(&'c Arc<Endpoint>, Option<&'c Arc<Endpoint>>)> {
-    let first = sample(group, below)?;
-    let mut second = sample(group, below)?;
-    for _ in 0..DISTINCT_TRIES {
-        if !Arc::ptr_eq(first, second) {
-            break;
-        }
-        second = sample(group, below)?;
+    let (first, a) = draw(group, None, cost, below)?;
+    // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two endpoints
+    // the one that is a little faster does not take every call.
+    match draw(group, Some(first), cost, below) {
+        Some((second, b)) if b * CLEARLY < a => Some((second, Some(first))),
+        Some((second, _)) => Some((first, Some(second))),
+        None => Some((first, None)),
     }
-    match (cost(first), cost(second)) {
-        // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two
-        // endpoints the one that is a little faster does not take every call.
-        (Some(a), Some(b)) if b * CLEARLY < a => Some((second, Some(first))),
-        (Some(_), Some(_)) => Some((first, Some(second))),
-        (Some(_), None) => Some((first, None)),
-        (None, Some(_)) => Some((second, None)),
-        (None, None) => cheapest(group, cost).map(|only| (only, None)),
+}
+
+/// Draws one that can be used and is not `other`. One drawn in vain must not decide that whoever was drawn beside it
+/// has the call: another is drawn, and at last all are looked at.
+fn draw<'c>(
+    group: &'c Group,
+    other: Option<&Arc<Endpoint>>,
+    cost: &impl Fn(&Endpoint) -> Option<f64>,
+    below: &mut impl FnMut(u64) -> u64,
+) -> Option<(&'c Arc<Endpoint>, f64)> {
+    let is_other = |endpoint: &Arc<Endpoint>| other.is_some_and(|it| Arc::ptr_eq(it, endpoint));
+    let (mut same, mut unusable) = (0, 0);
+    while same <= DISTINCT_TRIES && unusable <= USABLE_TRIES {
+        let endpoint = sample(group, below)?;
+        if is_other(endpoint) {
+            same += 1;
+        } else if let Some(cost) = cost(endpoint) {
+            return Some((endpoint, cost));
+        } else {
+            unusable += 1;
+        }
+    }
+    match unusable {
+        0 => None,
+        _ => cheapest(group, |endpoint| match is_other(endpoint) {
+            true => None,
+            false => cost(endpoint),
+        }),
     }
 }
 
@@ -98,6 +118,8 @@ fn duel<'c>(
 const CLEARLY: f64 = 1.9;
 /// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
 const DISTINCT_TRIES: usize = 4;
+/// Draws to find one that can be used.
+const USABLE_TRIES: usize = 8;
 
 fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'c Arc<Endpoint>> {
     let total = group.total_weight();
@@ -110,18 +132,16 @@ fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'
     group.members.get(at).map(|(endpoint, _)| endpoint)
 }
 
-/// Both draws were unusable: look at all of them.
-fn cheapest<'c>(
-    group: &'c Group,
-    cost: &impl Fn(&Endpoint) -> Option<f64>,
-) -> Option<&'c Arc<Endpoint>> {
+/// Looks at all of them.
+fn cheapest(
+    group: &Group,
+    cost: impl Fn(&Arc<Endpoint>) -> Option<f64>,
+) -> Option<(&Arc<Endpoint>, f64)> {
     let usable = group
         .members
         .iter()
-        .filter_map(|(e, _)| cost(e).map(|cost| (cost, e)));
-    usable
-        .min_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, endpoint)| endpoint)
+        .filter_map(|(endpoint, _)| cost(endpoint).map(|cost| (endpoint, cost)));
+    usable.min_by(|(_, a), (_, b)| a.total_cmp(b))
 }
 
 #[cfg(test)]
@@ -196,6 +216,19 @@ mod tests {
         ];
         let counts = shares(set, |e| (e.uid != 4).then_some(1.0));
         assert_eq!(counts, [0, 0, 0, 30_000, 0]);
+    }
+
+    #[test]
+    fn of_those_that_can_be_used_the_loaded_one_is_left_alone() {
+        let set: Vec<_> = (1..=4)
+            .map(|uid| endpoint(uid, 1, Health::Healthy, "z"))
+            .collect();
+        let counts = shares(set, |e| match e.uid {
+            1 | 2 => None,
+            3 => Some(9.0),
+            _ => Some(1.0),
+        });
+        assert!(counts[1] + counts[2] == 0 && counts[3] < 100, "{counts:?}");
     }
 
     #[test]

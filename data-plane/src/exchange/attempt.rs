@@ -10,6 +10,7 @@ use heddle_proto::Reason;
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{CALL, FROM, TO};
 use super::state::{Attempt, Call, Phase};
+use crate::balance::ewma::PeakEwma;
 use crate::balance::pick::pick;
 use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
@@ -72,6 +73,10 @@ impl Worker {
         let Some(pool) = self.load_for(&endpoint) else {
             return;
         };
+        if role == Role::Outbound && self.passive.has_ejected() {
+            let random = self.random();
+            self.passive.chosen(endpoint.uid, self.now, random);
+        }
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -90,25 +95,27 @@ impl Worker {
         self.send_or_wait(key, pool);
     }
 
-    /// P2C over all usable endpoints. One that failed in this call only if there is no other, and one that cannot be
-    /// dialled now only if there is not even such.
+    /// P2C over all usable endpoints. One that failed in this call only if there is no other, one that is ejected only if
+    /// there is not even such, and one that cannot be dialled now if nothing else is left.
     fn pick_outbound(
         &self,
         call: &Call,
         mut below: impl FnMut(u64) -> u64,
     ) -> Option<Arc<Endpoint>> {
         let service = call.service.as_ref()?;
-        let fresh = |endpoint: &Endpoint| {
-            let usable = !call.tried.contains(&endpoint.uid) && !self.is_unreachable(endpoint.uid);
-            usable.then(|| self.cost(endpoint))
+        let reachable = |endpoint: &Endpoint| self.cost_in_reach(endpoint);
+        let admitted = |endpoint: &Endpoint| {
+            let standing = self.passive.standing(endpoint.uid, self.now);
+            reachable(endpoint).and_then(|cost| standing.cost(cost))
         };
-        let reachable = |endpoint: &Endpoint| {
-            let usable = !self.is_unreachable(endpoint.uid);
-            usable.then(|| self.cost(endpoint))
+        let fresh = |endpoint: &Endpoint| {
+            let failed = call.tried.contains(&endpoint.uid);
+            if failed { None } else { admitted(endpoint) }
         };
         let any = |endpoint: &Endpoint| Some(self.cost(endpoint));
         let candidates = &service.candidates;
         pick(candidates, self.now, fresh, &mut below)
+            .or_else(|| pick(candidates, self.now, admitted, &mut below))
             .or_else(|| pick(candidates, self.now, reachable, &mut below))
             .or_else(|| pick(candidates, self.now, any, &mut below))
             .cloned()
@@ -129,8 +136,18 @@ impl Worker {
         let weight = endpoint.weight;
         match self.loads.get(&endpoint.uid) {
             Some(load) => load.ewma.cost(load.pending, weight, self.now),
-            None => crate::balance::ewma::PeakEwma::default().cost(0, weight, self.now),
+            None => PeakEwma::default().cost(0, weight, self.now),
         }
+    }
+
+    /// The cost of one more call, if the endpoint can be dialled now.
+    fn cost_in_reach(&self, endpoint: &Endpoint) -> Option<f64> {
+        let Some(load) = self.loads.get(&endpoint.uid) else {
+            return Some(PeakEwma::default().cost(0, endpoint.weight, self.now));
+        };
+        let pool = self.pools.arena.get(load.pool);
+        let unreachable = pool.is_some_and(crate::upstream::pool::Pool::is_unreachable);
+        (!unreachable).then(|| load.ewma.cost(load.pending, endpoint.weight, self.now))
     }
 
     /// Whether an endpoint's address has failed and has no connection since: the pool tries by itself.

@@ -9,6 +9,7 @@ use heddle_proto::Reason;
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
 use super::state::{Call, CallId, Downstream, Phase, Sent};
+use crate::balance::passive::End;
 use crate::failure::{Failure, Fault};
 use crate::observe::Counter;
 use crate::route::authority::{
@@ -338,6 +339,8 @@ impl Worker {
             Phase::Backoff => "while it waited to be tried again".to_owned(),
             Phase::Attempting | Phase::Committed => format!("at {}", call.target_name()),
         };
+        // Says nothing unless the call was under way.
+        self.unanswered(key, End::Deadline);
         let text = format!("the caller's deadline passed {waited}");
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }

@@ -7,6 +7,7 @@ use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::Reason;
 
 use super::state::{Call, Phase, Sent};
+use crate::balance::passive::End;
 use crate::failure::{self, Failure, Place};
 use crate::observe::Outcome;
 use crate::worker::conn::{CallKey, Conn};
@@ -78,7 +79,10 @@ impl Worker {
         };
         if call.sent != Sent::All || call.down_queued > 0 {
             match by {
-                Initiator::Remote => call.status = Some(CANCELLED),
+                Initiator::Remote => {
+                    call.status = Some(CANCELLED);
+                    self.unanswered(key, End::Cancelled);
+                }
                 Initiator::Local => {
                     call.status = Some(Reason::ProtocolError.grpc_status());
                     call.reason = Some(Reason::ProtocolError);
@@ -95,6 +99,7 @@ impl Worker {
         };
         if call.sent != Sent::All || call.down_queued > 0 {
             call.status = Some(CANCELLED);
+            self.unanswered(key, End::Cancelled);
         }
         self.abandon(key);
     }

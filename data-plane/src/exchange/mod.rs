@@ -7,6 +7,7 @@ pub(crate) mod parked;
 pub(crate) mod attempt;
 pub(crate) mod forward;
 pub(crate) mod response;
+pub(crate) mod endpoint_health;
 pub mod deadline;
 pub(crate) mod replay;
 pub(crate) mod retry;

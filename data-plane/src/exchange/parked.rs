@@ -167,7 +167,7 @@ impl Worker {
         let table = self.table();
         let free = self.parked.take(&table);
         for call in free {
-            self.route_call(call);
+            self.guard_call(call, |worker| worker.route_call(call));
         }
         // Who waits on was asked for by an older table.
         let waiting: Vec<_> = self.parked.by_service.keys().cloned().collect();

@@ -8,6 +8,7 @@ use heddle_proto::Reason;
 
 use super::headers::{self, Marks};
 use super::state::{Phase, Sent};
+use crate::balance::passive::End;
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
@@ -59,15 +60,17 @@ impl Worker {
             return;
         }
         let marks = self.clean(key, fields);
-        if (end || marks.unprocessed) && self.retry_marked(key, conn, marks, fields, end) {
-            return;
-        }
-        // A refusal comes fast and says nothing of how fast the endpoint answers.
-        if !marks.unprocessed {
-            self.measure(key);
-        }
         if end && self.says_deadline(key, marks, fields) {
             return self.deadline_at_server(key);
+        }
+        match marks.reason {
+            // A refusal comes fast and says nothing of how fast the endpoint answers.
+            _ if marks.unprocessed => {}
+            Some(reason) => self.failed_there(key, reason),
+            None => self.answered(key),
+        }
+        if (end || marks.unprocessed) && self.retry_marked(key, conn, marks, fields, end) {
+            return;
         }
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
@@ -103,6 +106,9 @@ impl Worker {
         let marks = self.clean(key, fields);
         if self.says_deadline(key, marks, fields) {
             return self.deadline_at_server(key);
+        }
+        if let Some(reason) = marks.reason {
+            self.failed_there(key, reason);
         }
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -185,21 +191,6 @@ impl Worker {
         Marks::default()
     }
 
-    /// The first sign of an answer: what the endpoint's latency is measured by.
-    fn measure(&mut self, key: CallKey) {
-        let now = self.now;
-        let Some(call) = self.calls.get(key) else {
-            return;
-        };
-        let (Some(up), Some(endpoint)) = (call.up, &call.endpoint) else {
-            return;
-        };
-        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
-            load.ewma
-                .observe(now.saturating_duration_since(up.started), now);
-        }
-    }
-
     /// Tries a call again that another proxy says failed there; false if its answer is to be passed on.
     fn retry_marked(
         &mut self,
@@ -272,16 +263,18 @@ impl Worker {
             let text = format!("{target} did not take the call ({code})");
             return self.retry_safe(key, conn, Failure::new(Reason::UpstreamReset, text));
         }
+        // grpc-go ends the stream so when the deadline has passed.
+        if code == ErrorCode::CANCEL && by == Initiator::Remote && self.is_at_deadline(key) {
+            self.unanswered(key, End::Deadline);
+            self.detach_upstream(key);
+            return self.deadline_at_server(key);
+        }
+        self.unanswered(key, End::Reset);
         if by == Initiator::Local {
             let text = format!("the answer of {target} breaks HTTP/2 ({code})");
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
         if code == ErrorCode::CANCEL {
-            // grpc-go ends the stream so when the deadline has passed.
-            if self.is_at_deadline(key) {
-                self.detach_upstream(key);
-                return self.deadline_at_server(key);
-            }
             return self.pass_cancel(key);
         }
         let text = format!("{target} reset the call with {code}");
@@ -304,6 +297,7 @@ impl Worker {
 
     /// The server has ended the call because its deadline passed: the caller hears that, not how the server said it.
     fn deadline_at_server(&mut self, key: CallKey) {
+        self.unanswered(key, End::Deadline);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };

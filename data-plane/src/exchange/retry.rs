@@ -8,6 +8,7 @@ use std::time::Duration;
 use heddle_proto::Reason;
 
 use super::state::{Call, Phase};
+use crate::balance::passive::{End, Standing};
 use crate::balance::{Endpoint, Target};
 use crate::failure::Failure;
 use crate::observe::Counter;
@@ -46,6 +47,7 @@ impl Worker {
             let text = format!("{target} stops, and closed the connection with the call on it");
             Failure::new(Reason::Draining, text)
         } else {
+            self.unanswered(key, End::Lost);
             let text = format!("the connection to {target} broke while the call was on it: {why}");
             Failure::new(Reason::ConnectionLost, text)
         };
@@ -150,7 +152,10 @@ impl Worker {
             return false;
         };
         match call.role {
-            Role::Outbound => has_fresh(call, |uid| !self.is_unreachable(uid)),
+            Role::Outbound => has_fresh(call, |uid| {
+                let ejected = self.passive.standing(uid, self.now) == Standing::Out;
+                !ejected && !self.is_unreachable(uid)
+            }),
             // The caller's proxy waits, not this one.
             Role::Inbound => has_fresh(call, |_| true),
         }

@@ -55,6 +55,8 @@ counters! {
     RetriesSafe = "heddle_retries_total", "kind=\"unprocessed\"";
     /// Attempts after a first one of an idempotent method.
     RetriesIdempotent = "heddle_retries_total", "kind=\"idempotent\"";
+    /// Instances ejected because calls in a row ended without an answer, and ejections lengthened by a probe that failed.
+    Ejections = "heddle_ejections_total", "";
     /// Connections closed because the peer broke HTTP/2.
     ProtocolErrorsDownstream = "heddle_protocol_errors_total", "side=\"downstream\"";
     /// Upstream connections closed because the server broke HTTP/2.

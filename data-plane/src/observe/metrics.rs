@@ -86,9 +86,20 @@ impl Series {
     }
 }
 
+/// An instance that a worker has ejected: it chooses it for calls that probe it only.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EjectedInstance {
+    /// Full name.
+    pub service: Arc<str>,
+    /// The endpoint's uid.
+    pub uid: u64,
+}
+
 /// What the control runtime can see of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerMetrics {
+    /// Written when an instance is ejected or returns, never by a call that goes well.
+    ejected: Mutex<Vec<EjectedInstance>>,
     series: Mutex<Vec<Arc<Series>>>,
     loads: Mutex<Vec<Arc<LocalityLoad>>>,
     /// Plain counters.
@@ -144,6 +155,19 @@ impl WorkerMetrics {
         let load = Arc::new(LocalityLoad::new(service, region, zone));
         loads.push(Arc::clone(&load));
         load
+    }
+
+    /// The instances that the worker has ejected.
+    #[must_use]
+    pub fn ejected(&self) -> Vec<EjectedInstance> {
+        self.ejected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn set_ejected(&self, ejected: Vec<EjectedInstance>) {
+        *self.ejected.lock().unwrap_or_else(PoisonError::into_inner) = ejected;
     }
 
     /// Adds to what callers on this node did to each service.

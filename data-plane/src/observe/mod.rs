@@ -8,5 +8,6 @@ pub mod outcome;
 pub mod snapshot;
 
 pub use counters::Counter;
+pub use metrics::EjectedInstance;
 pub use outcome::Outcome;
 pub use snapshot::MetricsSnapshot;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use heddle_proto::Reason;
 
 use super::counters::Counter;
-use super::metrics::{BUCKETS_US, STATUSES, Series, WorkerMetrics};
+use super::metrics::{BUCKETS_US, EjectedInstance, STATUSES, Series, WorkerMetrics};
 
 /// All calls of one (listener, service, method).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct MetricsSnapshot {
     pub upstream_connections: usize,
     /// Bytes taken in and not passed on.
     pub held_bytes: usize,
+    /// Ejected instances, and how many workers have ejected each.
+    pub ejected: BTreeMap<EjectedInstance, usize>,
 }
 
 impl MetricsSnapshot {
@@ -76,6 +78,9 @@ impl MetricsSnapshot {
             for (value, counter) in sum.counters.iter_mut().zip(Counter::ALL) {
                 *value += worker.counters.get(*counter);
             }
+            for instance in worker.ejected() {
+                *sum.ejected.entry(instance).or_default() += 1;
+            }
             sum.active_calls += gauge(&worker.calls);
             sum.pending_calls += gauge(&worker.pending);
             sum.waiting_calls += gauge(&worker.waiting);
@@ -101,7 +106,31 @@ impl MetricsSnapshot {
         self.write_latencies(&mut out);
         self.write_counters(&mut out);
         self.write_gauges(&mut out);
+        self.write_ejected(&mut out);
         out
+    }
+
+    fn write_ejected(&self, out: &mut String) {
+        let name = "heddle_ejected_instances";
+        let help = "Instances that at least one worker has ejected.";
+        head(out, name, "gauge", help);
+        let mut by_service: BTreeMap<&str, usize> = BTreeMap::new();
+        for instance in self.ejected.keys() {
+            *by_service.entry(&instance.service).or_default() += 1;
+        }
+        for (service, count) in by_service {
+            let _ = writeln!(out, "{name}{{service=\"{service}\"}} {count}");
+        }
+    }
+
+    /// How many workers have ejected the endpoint with this uid.
+    #[must_use]
+    pub fn ejected_by(&self, uid: u64) -> usize {
+        let of = self
+            .ejected
+            .iter()
+            .filter(|(instance, _)| instance.uid == uid);
+        of.map(|(_, workers)| workers).sum()
     }
 
     fn write_calls(&self, out: &mut String) {

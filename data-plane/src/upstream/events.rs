@@ -5,6 +5,7 @@ use heddle_h2::{ErrorCode, Event, Fields, Kind};
 use heddle_proto::Reason;
 
 use super::pool::Dial;
+use crate::balance::passive::End;
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::worker::arena::Key;
@@ -277,6 +278,7 @@ impl Worker {
             return;
         };
         let text = format!("{} broke HTTP/2: {error}", found.target_name());
+        self.unanswered(call, End::Lost);
         self.attempt_failed(call, conn, &Failure::new(Reason::ProtocolError, text));
     }
 }

@@ -321,6 +321,7 @@ impl Worker {
                 pool.uids.retain(|other| *other != uid);
             }
         }
+        self.passive.retain(|uid| known.contains(&uid));
         for key in self.pools.arena.keys() {
             self.sweep_pool(key);
         }

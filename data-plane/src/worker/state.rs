@@ -16,6 +16,7 @@ use super::arena::Arena;
 use super::conn::{CallKey, Conn, ConnKey, Ending, PoolKey};
 use super::mailbox::{Command, Seat, Shared};
 use super::timers::{TimerId, Wheel};
+use crate::balance::passive::PassiveHealth;
 use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
 use crate::exchange::state::Call;
@@ -72,6 +73,8 @@ pub(crate) struct Worker {
     pub(crate) calls: Arena<Call>,
     pub(crate) pools: Pools,
     pub(crate) loads: FxHashMap<u64, Load>,
+    /// Which instances do not answer.
+    pub(crate) passive: PassiveHealth,
     pub(crate) services: FxHashMap<Arc<str>, ServiceState>,
     /// What stands in these maps may have left the table.
     pub(crate) unswept: bool,
@@ -137,6 +140,7 @@ impl Worker {
             calls: Arena::default(),
             pools: Pools::default(),
             loads: FxHashMap::default(),
+            passive: PassiveHealth::default(),
             services: FxHashMap::default(),
             unswept: false,
             timers: Wheel::new(now),

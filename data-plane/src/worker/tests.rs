@@ -8,12 +8,15 @@ use super::*;
 use crate::observe::Counter;
 
 fn worker() -> Worker {
-    let poll = mio::Poll::new().unwrap();
-    let (mailbox, commands) = std::sync::mpsc::sync_channel(8);
-    let options = WorkerOptions {
+    worker_with(WorkerOptions {
         node: "a".to_owned(),
         ..WorkerOptions::default()
-    };
+    })
+}
+
+fn worker_with(options: WorkerOptions) -> Worker {
+    let poll = mio::Poll::new().unwrap();
+    let (mailbox, commands) = std::sync::mpsc::sync_channel(8);
     let peer = Peer {
         mailbox,
         waker: mio::Waker::new(poll.registry(), workers::WAKER).unwrap(),
@@ -137,6 +140,69 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
         (&worker.unread, &worker.dirty),
         (&vec![key], &vec![key]),
         "once, and though it was marked before"
+    );
+}
+
+/// The keys of what is due within a second over the sweep's interval.
+fn due(worker: &mut Worker) -> Vec<state::Timer> {
+    let later = worker.now + turn::SWEEP_EVERY + std::time::Duration::from_secs(1);
+    std::iter::from_fn(|| worker.timers.due(later)).collect()
+}
+
+/// Issue 10, A6.
+#[test]
+fn a_sweep_that_panics_is_done_again() {
+    use heddle_h2::{Config, Connection, Fields};
+    use std::io::Write as _;
+    let mut worker = worker_with(WorkerOptions {
+        // No clock can add it to a time.
+        stall_timeout: std::time::Duration::MAX,
+        ..WorkerOptions::default()
+    });
+    let (ours, mut theirs) = socket();
+    worker.take_unix(Role::Outbound, ours);
+    let key = worker.conns.keys()[0];
+    let mut caller = Connection::client(Config::default(), worker.now);
+    let mut request = Fields::new();
+    for (name, value) in [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/test.Echo/Get"),
+        (":authority", "echo"),
+    ] {
+        request.push(name.as_bytes(), value.as_bytes());
+    }
+    caller.open(&request, 1, false).unwrap();
+    theirs.write_all(caller.output()).unwrap();
+    worker.read(key);
+    let call = worker.calls.keys()[0];
+    worker.calls.get_mut(call).unwrap().down_queued = 1;
+    worker.held = usize::MAX;
+    let fired = std::panic::AssertUnwindSafe(|| worker.fire(state::Timer::Sweep));
+    let _ = std::panic::catch_unwind(fired);
+    assert_eq!(worker.metrics.counters.get(Counter::Panics), 1);
+    let due = due(&mut worker);
+    assert!(
+        due.iter().any(|timer| matches!(timer, state::Timer::Sweep)),
+        "{due:?}"
+    );
+}
+
+/// Issue 10, A6: an address that cannot be dialled would else be left out for ever.
+#[test]
+fn a_pool_whose_timer_a_panic_swallowed_dials_again() {
+    let mut worker = worker();
+    let dial = crate::upstream::pool::Dial::Local(([127, 0, 0, 1], 1).into());
+    let key = worker.pool_for(dial).unwrap();
+    worker.connect_failed(key, "refused", false);
+    let timer = worker.pools.arena.get_mut(key).unwrap().timer.take();
+    worker.unset(timer);
+    worker.recover();
+    let due = due(&mut worker);
+    assert!(
+        due.iter()
+            .any(|timer| matches!(timer, state::Timer::Pool(pool) if *pool == key)),
+        "{due:?}"
     );
 }
 

@@ -11,7 +11,7 @@ use heddle_h2::Fields;
 
 use super::ConnectionInfo;
 use super::arena::Key;
-use super::conn::{ConnKey, Ending, Side, UpState};
+use super::conn::{CallKey, ConnKey, Ending, Side, UpState};
 use super::mailbox::{Command, Seat};
 use super::state::{READ_BUFFER, Timer, Worker};
 use super::workers::WAKER;
@@ -24,7 +24,9 @@ const READS_PER_TURN: usize = 4;
 /// frames of control can come to this: acknowledgements, resets and credit for what the peer goes on sending.
 const OUTPUT_BYTES: usize = 8 << 20;
 /// How often endpoints and stalled calls are looked after.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// When work that a panic cut short is tried again: what panics each time must not keep the worker busy.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Runs one worker until it is told to stop.
 pub(crate) fn run(seat: Seat) {
@@ -107,9 +109,10 @@ impl Worker {
             self.table = peer.table.load_full();
             self.unswept = true;
         }
+        self.refit_ejected();
         // A table that is not ready yet may have what a call waits for: this node's own instances come first.
         for call in std::mem::take(&mut self.tableless) {
-            self.route_call(call);
+            self.guard_call(call, |worker| worker.route_call(call));
         }
         self.asked.clear();
         self.unpark();
@@ -166,9 +169,41 @@ impl Worker {
         for pool in self.pools.arena.keys() {
             self.hunger(pool);
         }
+        self.set_lost_timers();
         self.relisten_all();
         if let Some(peer) = self.shared.peers.get(self.index) {
             let _ = peer.waker.wake();
+        }
+    }
+
+    /// A timer that fired in the turn that panicked may have done nothing: what depends on it is set anew. Those of calls
+    /// and connections are handled under a guard of their own.
+    fn set_lost_timers(&mut self) {
+        let soon = self.now + AFTER_PANIC;
+        for key in self.pools.arena.keys() {
+            if let Some(pool) = self.pools.arena.get_mut(key)
+                && pool.timer.is_none()
+                && pool.retry_at.is_some()
+            {
+                pool.timer = Some(self.timers.set(soon, Timer::Pool(key)));
+            }
+        }
+        if self.draining.is_some_and(|over| over <= self.now) && !self.drained {
+            self.timers.set(soon, Timer::DrainOver);
+        }
+    }
+
+    /// Runs `work` that is for no connection; if it panics, the rest of the turn goes on.
+    fn contain(&mut self, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.count(Counter::Panics);
+        }
+    }
+
+    /// Runs `work` for a call; if it panics, the connection of its caller is closed.
+    pub(crate) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
+        if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
+            self.guard(conn, work);
         }
     }
 
@@ -290,17 +325,18 @@ impl Worker {
         }
     }
 
-    fn fire(&mut self, timer: Timer) {
+    pub(super) fn fire(&mut self, timer: Timer) {
         match timer {
-            Timer::Deadline(call) => self.on_call_deadline(call),
-            Timer::Wait(call) => self.on_call_wait(call),
+            Timer::Deadline(call) => self.guard_call(call, |worker| worker.on_call_deadline(call)),
+            Timer::Wait(call) => self.guard_call(call, |worker| worker.on_call_wait(call)),
             Timer::Conn(key) => self.guard(key, |worker| worker.on_conn_timer(key)),
             Timer::Pool(pool) => self.on_pool_timer(pool),
             Timer::Sweep => {
-                self.sweep_upstream();
-                self.cut_stalled();
-                self.accept_all();
+                // Set again before the work, which may panic.
                 self.timers.set(self.now + SWEEP_EVERY, Timer::Sweep);
+                self.contain(Self::sweep_upstream);
+                self.contain(Self::cut_stalled);
+                self.contain(Self::accept_all);
             }
             // The turn itself looks.
             Timer::Drain => self.drain_look = false,

@@ -15,6 +15,7 @@ mod link_faults;
 mod links;
 mod on_demand;
 mod order;
+mod passive_health;
 mod redials;
 mod relay;
 mod retries;

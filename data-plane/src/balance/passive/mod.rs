@@ -1,0 +1,346 @@
+//! Passive health: what the ends of calls say of an instance. An instance whose calls only end without an answer is
+//! ejected: it leaves the choice for a time that doubles, then single calls probe it, and the first answer returns it.
+//! Ends of calls come in with `now` and a random number; out goes whether an instance may be chosen. No sockets, no
+//! clock, and no statuses: an answer with an error status is an answer. Each worker judges by its own calls.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+/// So many calls in a row without an answer eject an instance.
+pub const RUN: u32 = 5;
+/// A run ends by itself if no call has joined it for so long.
+pub const RUN_GAP: Duration = Duration::from_secs(120);
+/// How long the first ejection lasts before a call probes the instance; doubles with each probe that fails.
+pub const BASE: Duration = Duration::from_secs(1);
+/// The longest wait for the next probe.
+pub const LONGEST: Duration = Duration::from_secs(30);
+/// An instance that has answered for so long after an ejection is forgiven one doubling.
+pub const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
+/// A call that its caller gave up says nothing before this, and nothing before `PATIENCE` times what the instance
+/// usually takes: callers change their minds, and hedging ones cancel whoever comes second.
+pub const CANCELLED_AFTER: Duration = Duration::from_secs(1);
+/// See [`CANCELLED_AFTER`].
+pub const PATIENCE: u32 = 4;
+/// What a call counts as a latency at least that ended by its deadline: clearly slower than what counts as fast.
+const SLOW: Duration = Duration::from_millis(100);
+/// And one that the instance reset, or whose connection broke.
+const FAILED: Duration = Duration::from_secs(1);
+
+/// How an attempt ended without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The deadline passed.
+    Deadline,
+    /// The caller gave it up.
+    Cancelled,
+    /// The instance reset it, or its answer broke the protocol.
+    Reset,
+    /// The connection broke. All calls that end so at one moment are one event.
+    Lost,
+}
+
+/// An attempt that ended without an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Unanswered {
+    /// How.
+    pub end: End,
+    /// When it was sent.
+    pub started: Instant,
+    /// How long the instance takes as far as is known; zero if it has never answered.
+    pub usual: Duration,
+}
+
+impl Unanswered {
+    /// What the attempt is worth as a latency: it has taken that long at least, and a failure that comes fast must not
+    /// make the instance look fast.
+    #[must_use]
+    pub fn latency(&self, now: Instant) -> Duration {
+        let waited = now.saturating_duration_since(self.started);
+        match self.end {
+            End::Cancelled => waited,
+            End::Deadline if waited < self.usual => waited,
+            End::Deadline => waited.max(SLOW),
+            End::Reset | End::Lost => waited.max(FAILED),
+        }
+    }
+}
+
+/// Whether an instance may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Like any other.
+    In,
+    /// It is ejected, and one call is to find out whether it answers again.
+    Probe,
+    /// It is ejected.
+    Out,
+}
+
+impl Standing {
+    /// What one more call costs there that costs so much by load: a probe is due and comes first.
+    #[inline]
+    #[must_use]
+    pub fn cost(self, by_load: f64) -> Option<f64> {
+        match self {
+            Self::In => Some(by_load),
+            Self::Probe => Some(0.0),
+            Self::Out => None,
+        }
+    }
+}
+
+/// An instance that was ejected, or is probed again after a probe that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// How long until the next probe.
+    pub time: Duration,
+    /// The how manieth time since it was well.
+    pub times: u32,
+}
+
+/// What is known of one instance with unanswered calls.
+#[derive(Clone, Debug)]
+struct Record {
+    /// Calls in a row without an answer.
+    run: u32,
+    /// When the last of them ended.
+    last: Instant,
+    /// What the instance usually took when the run began.
+    usual: Duration,
+    /// Ejections and failed probes since it was well.
+    times: u32,
+    /// Since when it is in, if it was ejected before.
+    returned: Option<Instant>,
+    out: Option<Out>,
+}
+
+/// The state of an ejected instance.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    /// When the next call may probe it.
+    probe_at: Instant,
+    /// When the last probe was sent, until its end is known.
+    probing: Option<Instant>,
+}
+
+/// All that one worker knows of instances that do not answer. As many records as there are such instances.
+#[derive(Debug, Default)]
+pub struct PassiveHealth {
+    records: FxHashMap<u64, Record>,
+    /// Ejected instances by service, the first ejected first. Bounded by half of each service's instances.
+    out: FxHashMap<Arc<str>, Vec<u64>>,
+}
+
+/// How many of so many usable instances of a service may be out at once: at least half of them stay in.
+#[must_use]
+pub fn most_out(usable: usize) -> usize {
+    usable / 2
+}
+
+impl PassiveHealth {
+    /// An instance has answered. True if that returns it to the choice.
+    #[inline]
+    pub fn answered(&mut self, uid: u64, now: Instant) -> bool {
+        !self.records.is_empty() && self.end_run(uid, now)
+    }
+
+    fn end_run(&mut self, uid: u64, now: Instant) -> bool {
+        let Some(record) = self.records.get_mut(&uid) else {
+            return false;
+        };
+        record.run = 0;
+        let returned = record.out.take().is_some();
+        if returned {
+            record.returned = Some(now);
+            self.leave_out(uid);
+        } else if record.forgiven(now) == 0 {
+            self.records.remove(&uid);
+        }
+        returned
+    }
+
+    /// An attempt on an instance of `service`, of whose instances `usable` may be chosen by their health, ended without
+    /// an answer. `random` is in 0..1. Gives the ejection if that ejects the instance, or leaves it out for longer.
+    pub fn unanswered(
+        &mut self,
+        (service, usable): (&Arc<str>, usize),
+        uid: u64,
+        call: Unanswered,
+        now: Instant,
+        random: f64,
+    ) -> Option<Ejection> {
+        let record = self.records.entry(uid).or_insert_with(|| Record {
+            run: 0,
+            last: now,
+            usual: Duration::ZERO,
+            times: 0,
+            returned: None,
+            out: None,
+        });
+        if record.out.is_some() {
+            return record.probe_failed(call, now, random);
+        }
+        if !record.counts(call, now) {
+            return None;
+        }
+        let full = record.run >= RUN;
+        let out = self.out.get(service).map_or(0, Vec::len);
+        if !full || out >= most_out(usable) {
+            return None;
+        }
+        record.times = record.forgiven(now);
+        let ejection = record.eject(now, random);
+        self.out.entry(Arc::clone(service)).or_default().push(uid);
+        Some(ejection)
+    }
+
+    /// Whether an instance may be chosen now.
+    #[inline]
+    #[must_use]
+    pub fn standing(&self, uid: u64, now: Instant) -> Standing {
+        if self.out.is_empty() {
+            return Standing::In;
+        }
+        let out = self.records.get(&uid).and_then(|record| record.out);
+        match out {
+            None => Standing::In,
+            Some(out) if out.probe_at <= now => Standing::Probe,
+            Some(_) => Standing::Out,
+        }
+    }
+
+    /// A call goes to an instance. If it is ejected, that call probes it, and the next one may after the same time.
+    #[inline]
+    pub fn chosen(&mut self, uid: u64, now: Instant, random: f64) {
+        if self.out.is_empty() {
+            return;
+        }
+        let Some(record) = self.records.get_mut(&uid) else {
+            return;
+        };
+        let time = wait(record.times, random);
+        if let Some(out) = &mut record.out
+            && out.probe_at <= now
+        {
+            out.probe_at = now + time;
+            out.probing = Some(now);
+        }
+    }
+
+    /// Whether anything has to be put right when the instances of services change.
+    #[must_use]
+    pub fn has_ejected(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// The instances of services may have changed: `usable` gives the uids that may be chosen by their health. Whoever
+    /// is over the bound returns, the first ejected first; gives who returned.
+    pub fn refit<I: IntoIterator<Item = u64>>(&mut self, usable: impl Fn(&str) -> I) -> Vec<u64> {
+        let mut returned = Vec::new();
+        let records = &mut self.records;
+        self.out.retain(|service, out| {
+            let all: Vec<u64> = usable(service).into_iter().collect();
+            let gone = out.extract_if(.., |uid| !all.contains(uid));
+            returned.extend(gone);
+            let over = out.len().saturating_sub(most_out(all.len()));
+            returned.extend(out.drain(..over));
+            !out.is_empty()
+        });
+        for uid in &returned {
+            records.remove(uid);
+        }
+        returned
+    }
+
+    /// Forgets instances that are gone; those that are ejected leave by [`PassiveHealth::refit`].
+    pub fn retain(&mut self, known: impl Fn(u64) -> bool) {
+        self.records
+            .retain(|uid, record| record.out.is_some() || known(*uid));
+    }
+
+    /// The ejected instances of all services.
+    pub fn ejected(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.out
+            .iter()
+            .flat_map(|(service, out)| out.iter().map(move |uid| (service, *uid)))
+    }
+
+    fn leave_out(&mut self, uid: u64) {
+        self.out.retain(|_, out| {
+            out.retain(|other| *other != uid);
+            !out.is_empty()
+        });
+    }
+}
+
+impl Record {
+    /// Takes an unanswered call into the run, if it says anything of the instance.
+    fn counts(&mut self, call: Unanswered, now: Instant) -> bool {
+        if self.run > 0 && now.saturating_duration_since(self.last) > RUN_GAP {
+            self.run = 0;
+        }
+        if self.run == 0 {
+            self.usual = call.usual;
+        }
+        let same_event = call.end == End::Lost && self.run > 0 && self.last == now;
+        let says = !same_event && self.says_something(call, now);
+        if says {
+            self.run = self.run.saturating_add(1);
+            self.last = now;
+        }
+        says
+    }
+
+    /// Whether the end of a call says that the instance does not answer, and not only that its caller was in a hurry.
+    fn says_something(&self, call: Unanswered, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(call.started);
+        match call.end {
+            End::Deadline => waited >= self.usual,
+            End::Cancelled => waited >= CANCELLED_AFTER.max(self.usual.saturating_mul(PATIENCE)),
+            End::Reset | End::Lost => true,
+        }
+    }
+
+    fn eject(&mut self, now: Instant, random: f64) -> Ejection {
+        self.times = self.times.saturating_add(1);
+        let time = wait(self.times, random);
+        self.out = Some(Out {
+            probe_at: now + time,
+            probing: None,
+        });
+        Ejection {
+            time,
+            times: self.times,
+        }
+    }
+
+    /// Only a call that was sent to probe says something: those sent before the ejection were counted by it.
+    fn probe_failed(&mut self, call: Unanswered, now: Instant, random: f64) -> Option<Ejection> {
+        let probing = self.out.and_then(|out| out.probing)?;
+        let probe = call.started >= probing && self.says_something(call, now);
+        probe.then(|| self.eject(now, random))
+    }
+
+    /// How many of the doublings still count.
+    fn forgiven(&self, now: Instant) -> u32 {
+        let well = self
+            .returned
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let forgiven = well.as_secs() / FORGIVEN_AFTER.as_secs();
+        self.times
+            .saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+    }
+}
+
+/// The time until the next probe, give or take a tenth, so that workers and nodes do not probe all at once.
+fn wait(times: u32, random: f64) -> Duration {
+    let doubled = BASE.saturating_mul(1 << times.saturating_sub(1).min(16));
+    doubled
+        .min(LONGEST)
+        .mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! What the ends of attempts say of their endpoints: latencies for the balancer, and unanswered calls for passive health.
+//! Ends of attempts come in; estimates, ejections and their logs and counters go out. Nothing is decided about calls.
+
+use heddle_proto::Reason;
+
+use super::state::Sent;
+use crate::balance::passive::{Ejection, End, Unanswered};
+use crate::observe::{Counter, EjectedInstance};
+use crate::worker::conn::CallKey;
+use crate::worker::{Role, Worker};
+
+/// What another proxy's failure says of the instance there, if it says anything: what the instance cannot have seen, or
+/// what the other proxy refused by itself, does not.
+fn end_of(reason: Reason) -> Option<End> {
+    match reason {
+        Reason::DeadlineExceeded => Some(End::Deadline),
+        Reason::UpstreamReset | Reason::ProtocolError => Some(End::Reset),
+        Reason::ConnectionLost => Some(End::Lost),
+        _ => None,
+    }
+}
+
+impl Worker {
+    /// Another proxy has answered with a failure of its own.
+    pub(crate) fn failed_there(&mut self, key: CallKey, reason: Reason) {
+        if let Some(end) = end_of(reason) {
+            self.unanswered(key, end);
+        }
+    }
+
+    /// The first sign of an answer: what the endpoint's latency is measured by.
+    pub(crate) fn answered(&mut self, key: CallKey) {
+        let now = self.now;
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let (Some(up), Some(endpoint)) = (call.up, &call.endpoint) else {
+            return;
+        };
+        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
+            load.ewma
+                .observe(now.saturating_duration_since(up.started), now);
+        }
+        if call.role == Role::Outbound && self.passive.answered(endpoint.uid, now) {
+            let (service, instance) = (call.service_name().unwrap_or_default(), &endpoint.id);
+            tracing::info!(%service, %instance, node = %endpoint.node, "an ejected instance answers again and takes calls");
+            self.publish_ejected();
+        }
+    }
+
+    /// The call's present attempt ends without an answer. To be said before the attempt is given up.
+    pub(crate) fn unanswered(&mut self, key: CallKey, end: End) {
+        let now = self.now;
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let (Some(up), Some(endpoint), Some(service)) = (call.up, &call.endpoint, &call.service)
+        else {
+            return;
+        };
+        // After the headers it is the caller who decides how long a stream is to be.
+        let answered = call.sent != Sent::Nothing;
+        if answered && matches!(end, End::Deadline | End::Cancelled) {
+            return;
+        }
+        let Some(load) = self.loads.get_mut(&endpoint.uid) else {
+            return;
+        };
+        let unanswered = Unanswered {
+            end,
+            started: up.started,
+            usual: load.ewma.estimate(now),
+        };
+        load.ewma.at_least(unanswered.latency(now), now);
+        // The caller's proxy chooses, and judges by the calls of its own node.
+        if call.role != Role::Outbound {
+            return;
+        }
+        let random = rand::Rng::random(&mut self.rng);
+        let of = (&service.name, service.candidates.len());
+        let ejection = self
+            .passive
+            .unanswered(of, endpoint.uid, unanswered, now, random);
+        if let Some(ejection) = ejection {
+            self.note_ejection(key, ejection);
+        }
+    }
+
+    fn note_ejection(&mut self, key: CallKey, ejection: Ejection) {
+        self.count(Counter::Ejections);
+        let Ejection { time, times } = ejection;
+        if let Some(call) = self.calls.get(key)
+            && let Some(endpoint) = &call.endpoint
+        {
+            let (service, instance) = (call.service_name().unwrap_or_default(), &endpoint.id);
+            tracing::info!(
+                %service, %instance, node = %endpoint.node, times, probe_in_ms = time.as_millis(),
+                "an instance is ejected: its calls end without an answer"
+            );
+        }
+        self.publish_ejected();
+    }
+
+    /// After a change of the table: who is out must be an instance still, and at least half of a service stays in.
+    pub(crate) fn refit_ejected(&mut self) {
+        if !self.passive.has_ejected() {
+            return;
+        }
+        let table = self.table();
+        let usable = |service: &str| {
+            let service = table.service(service);
+            let groups = service.map_or(&[][..], |service| service.candidates.groups());
+            groups
+                .iter()
+                .flat_map(|group| group.members.iter().map(|(endpoint, _)| endpoint.uid))
+        };
+        if !self.passive.refit(usable).is_empty() {
+            self.publish_ejected();
+        }
+    }
+
+    /// Tells the control side who is ejected.
+    fn publish_ejected(&self) {
+        let ejected = self.passive.ejected();
+        let ejected = ejected.map(|(service, uid)| EjectedInstance {
+            service: service.clone(),
+            uid,
+        });
+        self.metrics.set_ejected(ejected.collect());
+    }
+}
