@@ -13,6 +13,9 @@ use envoy_types::pb::envoy::service::{
     load_stats::v3::load_reporting_service_server::LoadReportingServiceServer,
     status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer,
 };
+use heddle_listen::{
+    BindError, Bound, Connections, Consent, Guard, Limits, ListenAddr, ListenOption, Socket,
+};
 use heddle_proto::{
     control::v1::{node_session_server::NodeSessionServer, replica_server::ReplicaServer},
     registry::v1::registry_server::RegistryServer,
@@ -25,10 +28,9 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     grpc, http,
-    listen::{self, Bound, ListenError},
     load::{self, Loads},
     opening,
-    options::{ListenAddr, Options},
+    options::Options,
     registry::{Lag, Registry, RegistryError, RegistryOptions},
     replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
@@ -50,8 +52,14 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    #[error(transparent)]
-    Listen(#[from] ListenError),
+    #[error("{option} {address}: {source}")]
+    Listen {
+        option: &'static str,
+        address: ListenOption,
+        source: BindError,
+    },
+    #[error("{0}")]
+    Exposed(String),
     #[error("the descriptors built into this program cannot be read: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
     #[error(
@@ -84,6 +92,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     if options.renew_interval * 2 > options.lease_ttl {
         return Err(AppError::RenewInterval);
     }
+    consented(&options)?;
     let token = CancellationToken::new();
     let mut stop = pin!(stop);
     let (store, store_name) = opening::open(&options)?;
@@ -114,11 +123,13 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         load_interval: options.load_report_interval,
         peers,
         registry,
+        grpc_connections: Connections::new("grpc", Limits::of(options.listen_connections)),
+        http_connections: Connections::new("http", Limits::of(options.http_connections)),
         stop: token.clone(),
     };
     let (health, routes) = plane.routes()?;
-    let grpc = listen::bind("--listen", &options.listen)?;
-    let web = listen::bind("--http", &options.http)?;
+    let grpc = bind("--listen", &options.listen)?;
+    let web = bind("--http", &options.http)?;
     replica::watch_lag(plane.registry.clone(), plane.peers.clone(), token.clone());
     // Before the first answer: whoever asks another replica about this one's clients must find it.
     let advertised = advertised(&options, &grpc);
@@ -127,25 +138,41 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         token.cancel();
         return Ok(());
     }
-    let (grpc, web) = match (listen::open(grpc), listen::open(web)) {
+    let (grpc, web) = match (open("--listen", grpc), open("--http", web)) {
         (Ok(grpc), Ok(web)) => (grpc, web),
         (Err(error), _) | (_, Err(error)) => {
             token.cancel();
             plane.registry.left().await;
-            return Err(error.into());
+            return Err(error);
         }
     };
     let ready = format!(
         "heddle-control ready: grpc {}, http {}, store {store_name}",
-        listen::joined(&grpc),
-        listen::joined(&web),
+        joined(&grpc),
+        joined(&web),
     );
     let mut servers = JoinSet::new();
+    let guard = Arc::new(guard(&options));
     for socket in grpc {
-        servers.spawn(grpc::serve(socket, routes.clone(), token.clone()));
+        let (places, guard) = (plane.grpc_connections.clone(), Arc::clone(&guard));
+        let routes = routes.clone();
+        servers.spawn(grpc::serve_within(
+            socket,
+            routes,
+            places,
+            guard,
+            token.clone(),
+        ));
     }
     for socket in web {
-        servers.spawn(http::serve(socket, plane.clone(), token.clone()));
+        let (places, guard) = (plane.http_connections.clone(), Arc::clone(&guard));
+        servers.spawn(http::serve(
+            socket,
+            plane.clone(),
+            places,
+            guard,
+            token.clone(),
+        ));
     }
     heddle_options::ready(&ready);
     stop.await;
@@ -163,6 +190,73 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         tracing::warn!("some connections were still open after {STOP:?}; closed");
     }
     Ok(())
+}
+
+/// What whoever reaches a listener can do: nothing tells yet who calls.
+const GRPC_RISK: &str = "can register instances, watch the mesh and act as any node";
+const HTTP_RISK: &str = "can read the state of the mesh";
+
+/// Refuses listeners beyond loopback that the operator has not named, and warns of the others.
+fn consented(options: &Options) -> Result<(), AppError> {
+    let mut consent = Consent::new(options.insecure_listen.iter().cloned());
+    let grpc = options.listen.iter().map(|at| ("--listen", at, GRPC_RISK));
+    let http = options.http.iter().map(|at| ("--http", at, HTTP_RISK));
+    let all: Vec<_> = grpc.chain(http).collect();
+    for (option, address, risk) in &all {
+        consent
+            .ask(option, address, risk)
+            .map_err(AppError::Exposed)?;
+    }
+    consent.unused().map_err(AppError::Exposed)?;
+    for (option, address, risk) in all {
+        if let Some(warning) = Consent::warning(option, address, risk) {
+            tracing::warn!("{warning}");
+        }
+    }
+    Ok(())
+}
+
+/// Binds every address of one option.
+fn bind(option: &'static str, addresses: &[ListenOption]) -> Result<Vec<Bound>, AppError> {
+    let mut all = Vec::new();
+    for address in addresses {
+        let bound = heddle_listen::bind(address).map_err(|source| AppError::Listen {
+            option,
+            address: address.clone(),
+            source,
+        })?;
+        all.extend(bound);
+    }
+    Ok(all)
+}
+
+/// Opens what was bound.
+fn open(option: &'static str, bound: Vec<Bound>) -> Result<Vec<Socket>, AppError> {
+    let opened = bound.into_iter().map(|bound| {
+        let address = ListenOption::At(bound.address());
+        bound.listen().map_err(|source| AppError::Listen {
+            option,
+            address,
+            source,
+        })
+    });
+    opened.collect()
+}
+
+/// As the ready line says it: the real addresses, joined with "+".
+fn joined(sockets: &[Socket]) -> String {
+    let addresses: Vec<String> = sockets.iter().map(ToString::to_string).collect();
+    addresses.join("+")
+}
+
+/// The names by which others mean this process.
+fn guard(options: &Options) -> Guard {
+    let advertised = options.advertise.as_deref().and_then(|told| {
+        let (host, _) = told.rsplit_once(':')?;
+        Some(host.to_owned())
+    });
+    let names = options.own_name.iter().cloned();
+    Guard::new(names.chain([host_name()]).chain(advertised))
 }
 
 /// Does the work unless it is to stop before: then there is no result.
@@ -187,6 +281,8 @@ pub(crate) struct Plane {
     pub(crate) configs: MeshConfigs,
     load_interval: Duration,
     peers: Peers,
+    pub(crate) grpc_connections: Connections,
+    pub(crate) http_connections: Connections,
     pub(crate) stop: CancellationToken,
 }
 
@@ -296,11 +392,7 @@ fn describe() -> tonic_reflection::server::Builder<'static> {
 
 /// Several replicas on one host share a store: the port tells them apart.
 fn replica_name(store: &dyn Store, options: &Options) -> String {
-    let port = options.listen.iter().find_map(|address| match address {
-        ListenAddr::Tcp(address) => Some(address.port()),
-        ListenAddr::Localhost(port) => Some(*port),
-        ListenAddr::Unix(_) => None,
-    });
+    let port = options.listen.iter().find_map(ListenOption::port);
     match (store.is_shared(), port) {
         (true, Some(0)) => format!("{}-{}", host_name(), std::process::id()),
         (true, Some(port)) => format!("{}-{port}", host_name()),
@@ -313,9 +405,9 @@ fn advertised(options: &Options, grpc: &[Bound]) -> String {
     if let Some(told) = &options.advertise {
         return format!("http://{told}");
     }
-    let first = grpc.iter().find_map(|socket| match socket {
-        Bound::Tcp(_, address, _) => Some(*address),
-        Bound::Unix(..) => None,
+    let first = grpc.iter().find_map(|bound| match bound.address() {
+        ListenAddr::Tcp(address) => Some(address),
+        ListenAddr::Unix(_) => None,
     });
     match first {
         Some(address) if !address.ip().is_unspecified() => format!("http://{address}"),

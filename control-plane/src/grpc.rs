@@ -1,12 +1,16 @@
 //! The gRPC listener: HTTP/2 connections that lead to the routes. In come sockets and routes, calls go out with where
 //! they come from and a handle on their connection: who serves a stream may have its connection end too, so that its
-//! client's next one goes through the load balancer again. No service is known here.
+//! client's next one goes through the load balancer again. What a web page could send is refused. No service is known
+//! here.
 
-use std::time::Duration;
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use http::Request;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -15,7 +19,7 @@ use tonic::{
     transport::server::{TcpConnectInfo, UdsConnectInfo},
 };
 
-use crate::listen::{self, Socket, Visitor};
+use heddle_listen::{Accepted, Connections, Guard, Limits, Socket};
 
 /// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
 /// that died without a word would else count as connected.
@@ -26,12 +30,10 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
-/// Connections at a time: two of each proxy of 10,000 (xDS, session), and some. Further ones wait in the kernel.
-const CONNECTIONS: usize = 25_000;
-/// A client has so long to say that it speaks HTTP/2; from then on it is asked whether it lives.
-const PREFACE: Duration = Duration::from_secs(10);
-/// "PRI * HTTP/2.0" and two empty lines (RFC 9113 §3.4).
-const PREFACE_BYTES: usize = 24;
+/// Connections at a time: two of each proxy of 10,000 (xDS, session), and some. Over it the idlest one goes.
+pub const CONNECTIONS: usize = 25_000;
+/// Time for the header of a request in HTTP/1.1, which is only answered with what is wrong.
+const HEADERS: Duration = Duration::from_secs(10);
 
 /// Has the connection of a call end gracefully (GOAWAY): its calls go on, new ones come on another connection. In the
 /// extensions of each request; the default is for calls that come on none.
@@ -44,30 +46,39 @@ impl ConnectionEnd {
     }
 }
 
-/// Serves until `stop`, then until all calls have ended.
+/// Serves until `stop`, then until all calls have ended; with the default bounds.
 pub async fn serve(socket: Socket, routes: Routes, stop: CancellationToken) {
-    let serve = |visitor| connection(visitor, routes.clone(), stop.clone());
-    listen::each(socket, CONNECTIONS, &stop, serve).await;
+    let connections = Connections::new("grpc", Limits::of(CONNECTIONS));
+    serve_within(socket, routes, connections, Arc::default(), stop).await;
 }
 
-async fn connection(visitor: Visitor, routes: Routes, stop: CancellationToken) {
-    let (address, end) = (visitor.address, ConnectionEnd::default());
-    let read = visitor.io.read();
-    let speaks = move || read.bytes() >= PREFACE_BYTES;
-    let silent = async {
-        tokio::time::sleep(PREFACE).await;
-        if speaks() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let handle = end.clone();
-    let calls = service_fn(move |mut request: Request<Incoming>| {
+/// The same with the bounds of a listener, which may have several sockets, and the names of this host.
+pub(crate) async fn serve_within(
+    socket: Socket,
+    routes: Routes,
+    connections: Connections,
+    guard: Arc<Guard>,
+    stop: CancellationToken,
+) {
+    let serve = |accepted| connection(accepted, routes.clone(), Arc::clone(&guard), stop.clone());
+    heddle_listen::each(socket, connections, &stop, serve).await;
+}
+
+async fn connection(
+    accepted: Accepted,
+    routes: Routes,
+    guard: Arc<Guard>,
+    stop: CancellationToken,
+) {
+    let Accepted { io, peer, place } = accepted;
+    let end = ConnectionEnd::default();
+    let calls = service_fn(|mut request: Request<Incoming>| {
         let extensions = request.extensions_mut();
         // As tonic's own server says where a call comes from; a Unix socket has no address.
-        if address.is_some() {
+        if peer.is_some() {
             extensions.insert(TcpConnectInfo {
                 local_addr: None,
-                remote_addr: address,
+                remote_addr: peer,
             });
         } else {
             extensions.insert(UdsConnectInfo {
@@ -75,28 +86,41 @@ async fn connection(visitor: Visitor, routes: Routes, stop: CancellationToken) {
                 peer_cred: None,
             });
         }
-        extensions.insert(handle.clone());
-        routes.clone().call(request.map(Body::new))
+        extensions.insert(end.clone());
+        place.call(answer(request, routes.clone(), Arc::clone(&guard)))
     });
-    let connection = builder().serve_connection(TokioIo::new(visitor.io), calls);
-    tokio::pin!(connection);
-    // A client that breaks off is its own affair.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = silent => return,
-        () = stop.cancelled() => {}
-        () = end.0.cancelled() => {}
-    }
-    if !speaks() {
-        return;
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    let builder = builder();
+    let connection = builder.serve_connection(TokioIo::new(io), calls);
+    let ended = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = end.0.cancelled() => {}
+        }
+    };
+    place
+        .serve(connection, auto::Connection::graceful_shutdown, ended)
+        .await;
 }
 
-fn builder() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+async fn answer(
+    request: Request<Incoming>,
+    mut routes: Routes,
+    guard: Arc<Guard>,
+) -> Result<Response<Body>, Infallible> {
+    match guard.check_grpc(&request) {
+        Ok(()) => routes.call(request.map(Body::new)).await,
+        Err(refusal) => Ok(refusal.response().map(Body::new)),
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
+    builder
+        .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -108,6 +132,7 @@ fn builder() -> http2::Builder<TokioExecutor> {
 
 #[cfg(test)]
 mod tests {
+    use heddle_listen::connections::FIRST_REQUEST;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
@@ -117,38 +142,91 @@ mod tests {
     use super::*;
     use crate::registry::fixture::within;
 
-    async fn start() -> (TcpStream, CancellationToken, JoinHandle<()>) {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    async fn start(places: usize) -> (TcpStream, CancellationToken, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let socket = Socket::Tcp(listener, address);
-        let server = tokio::spawn(serve(socket, Routes::default(), stop.clone()));
+        let connections = Connections::new("grpc", Limits::of(places));
+        let serving = serve_within(
+            socket,
+            Routes::default(),
+            connections,
+            Arc::default(),
+            stop.clone(),
+        );
+        let server = tokio::spawn(serving);
         (TcpStream::connect(address).await.unwrap(), stop, server)
     }
 
+    /// Issue 10, A4.
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_speak_http2_in_time_is_left() {
-        let (mut client, _stop, _server) = start().await;
-        client.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    async fn who_asks_for_nothing_in_time_is_left() {
+        for said in [&PREFACE[..16], PREFACE, b"", b"GET / HTTP/1.1\r\n"] {
+            let (mut client, _stop, _server) = start(8).await;
+            client.write_all(said).await.unwrap();
+            let mut heard = Vec::new();
+            let began = tokio::time::Instant::now();
+            // The clock runs on as soon as nothing else can happen. A reset is as good an end as any.
+            let _ = client.read_to_end(&mut heard).await;
+            assert_eq!(began.elapsed().as_secs(), FIRST_REQUEST.as_secs());
+        }
+    }
+
+    /// Issue 10, A4.
+    #[tokio::test]
+    async fn a_newcomer_takes_the_place_of_a_silent_connection() {
+        let (mut silent, _stop, _server) = start(2).await;
+        let address = silent.peer_addr().unwrap();
+        let mut others = Vec::new();
+        for _ in 0..2 {
+            let mut other = TcpStream::connect(address).await.unwrap();
+            other.write_all(PREFACE).await.unwrap();
+            within(other.read_u8()).await.unwrap();
+            others.push(other);
+        }
         let mut heard = Vec::new();
-        let began = tokio::time::Instant::now();
-        // The clock runs on as soon as nothing else can happen. A reset is as good an end as any.
-        let _ = client.read_to_end(&mut heard).await;
-        assert_eq!(began.elapsed().as_secs(), PREFACE.as_secs());
+        let _ = within(silent.read_to_end(&mut heard)).await;
     }
 
     #[tokio::test]
     async fn a_silent_connection_does_not_hold_up_the_end() {
-        let (client, stop, server) = start().await;
+        let (client, stop, server) = start(8).await;
         // A second one that is answered: the first is inside by then.
         let mut second = TcpStream::connect(client.peer_addr().unwrap())
             .await
             .unwrap();
-        let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-        second.write_all(settings).await.unwrap();
+        second.write_all(PREFACE).await.unwrap();
         within(second.read_u8()).await.unwrap();
         stop.cancel();
         within(server).await.unwrap();
         drop(client);
+    }
+
+    /// Issue 10, D3.
+    #[tokio::test]
+    async fn a_page_of_the_web_is_answered_with_why_not() {
+        for (head, expect) in [
+            ("host: evil.example\r\n", "421"),
+            ("host: 127.0.0.1\r\norigin: http://evil.example\r\n", "403"),
+            ("host: 127.0.0.1\r\nsec-fetch-site: cross-site\r\n", "403"),
+            ("host: 127.0.0.1\r\ncontent-type: text/plain\r\n", "415"),
+            (
+                "host: 127.0.0.1\r\ncontent-type: application/grpc\r\n",
+                "505",
+            ),
+        ] {
+            let (mut client, _stop, _server) = start(8).await;
+            let request = format!("POST /x.Y/Z HTTP/1.1\r\n{head}connection: close\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut heard = String::new();
+            within(client.read_to_string(&mut heard)).await.unwrap();
+            assert!(
+                heard.starts_with(&format!("HTTP/1.1 {expect}")),
+                "{head}: {heard}"
+            );
+        }
     }
 }

@@ -17,7 +17,7 @@ mod http;
 pub mod grpc;
 // ---- the process ----
 pub mod options;
-pub mod listen;
+pub use heddle_listen as listen;
 mod opening;
 pub mod app;
 #[cfg(test)]

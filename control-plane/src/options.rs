@@ -2,12 +2,14 @@
 //! what is wrong with a word. Routes and policies are no options: they belong to the registry's store.
 
 use std::{
-    env, fmt,
+    env,
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
+
+use heddle_listen::ListenOption;
 
 use crate::store::{etcd_prefix, etcd_urls};
 
@@ -21,11 +23,29 @@ pub struct Options {
     /// Where to serve gRPC (registry, node sessions, xDS, status, health, reflection): IP:PORT (port 0: a free one),
     /// localhost:PORT (127.0.0.1 and ::1) or unix:/path; may be given several times
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
-    pub listen: Vec<ListenAddr>,
+    pub listen: Vec<ListenOption>,
 
     /// Where to serve HTTP (/metrics, /healthz, /readyz); as --listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
-    pub http: Vec<ListenAddr>,
+    pub http: Vec<ListenOption>,
+
+    /// An address of --listen or --http beyond loopback, which is refused unless it is named here: nothing tells yet who
+    /// calls; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub insecure_listen: Vec<ListenOption>,
+
+    /// A further name by which others reach this process by HTTP, beside its addresses, localhost, the host's name and
+    /// --advertise: what browsers and other clients call it in `Host`; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub own_name: Vec<String>,
+
+    /// Connections at a time on --listen; over it the idlest one is closed for a new one
+    #[arg(long, value_name = "N", default_value_t = crate::grpc::CONNECTIONS)]
+    pub listen_connections: usize,
+
+    /// Connections at a time on --http; as --listen-connections
+    #[arg(long, value_name = "N", default_value_t = crate::http::CONNECTIONS)]
+    pub http_connections: usize,
 
     /// Where the mesh is kept: embedded:PATH, a durable file that is created if it is not there; `embedded` alone means
     /// $XDG_STATE_HOME/heddle/control.redb, else ~/.local/state/heddle/control.redb, else ./heddle-data/control.redb;
@@ -110,50 +130,6 @@ fn parse_advertise(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Where a listener listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddr {
-    Tcp(SocketAddr),
-    /// 127.0.0.1 and, where the host has it, `[::1]`, with the same port.
-    Localhost(u16),
-    Unix(PathBuf),
-}
-
-impl FromStr for ListenAddr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() {
-                return Err("a path must follow unix:".to_owned());
-            }
-            return Ok(Self::Unix(path.into()));
-        }
-        let port = ["localhost:", "loopback:"]
-            .iter()
-            .find_map(|word| text.strip_prefix(word));
-        if let Some(port) = port {
-            let port = port
-                .parse()
-                .map_err(|_| format!("{port} is no port (0 to 65535)"))?;
-            return Ok(Self::Localhost(port));
-        }
-        text.parse().map(Self::Tcp).map_err(|_| {
-            "must be IP:PORT (for example 127.0.0.1:15010), localhost:PORT or unix:/path".to_owned()
-        })
-    }
-}
-
-impl fmt::Display for ListenAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Localhost(port) => write!(f, "localhost:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 /// Which store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreOption {
@@ -213,25 +189,6 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listen_addresses_are_read() {
-        let read = |text: &str| text.parse::<ListenAddr>();
-        assert_eq!(
-            read("[::1]:0"),
-            Ok(ListenAddr::Tcp("[::1]:0".parse().unwrap()))
-        );
-        assert_eq!(read("localhost:80"), Ok(ListenAddr::Localhost(80)));
-        assert_eq!(read("loopback:80"), Ok(ListenAddr::Localhost(80)));
-        assert_eq!(
-            read("unix:/run/h.sock"),
-            Ok(ListenAddr::Unix("/run/h.sock".into()))
-        );
-        for wrong in ["127.0.0.1", "unix:", "localhost:x", "host:80", ""] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(read("localhost:80").unwrap().to_string(), "localhost:80");
-    }
 
     #[test]
     fn stores_are_read() {

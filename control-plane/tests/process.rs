@@ -64,17 +64,20 @@ fn what_keeps_it_from_starting_is_one_line_with_the_remedy() {
     let running = Control::start(&store, &FREE);
     let other = folder.path().join("other");
     let taken = running.value("grpc");
+    let (_, port) = taken.rsplit_once(':').unwrap();
     let said = refusal(&other, &["--listen", taken, "--http", "127.0.0.1:0"]);
     assert_eq!(
         said,
         format!(
-            "error: --listen {taken}: the port is in use; stop the process that has it, or choose another \
-             one with --listen IP:PORT"
+            "error: --listen {taken}: port {port} on 127.0.0.1 is in use by another process: stop it or choose \
+             another port (0 takes any free one)"
         )
     );
     let said = refusal(&other, &["--listen", "127.0.0.1:0", "--http", taken]);
     assert!(
-        said.starts_with(&format!("error: --http {taken}: the port is in use")),
+        said.starts_with(&format!(
+            "error: --http {taken}: port {port} on 127.0.0.1 is in use"
+        )),
         "{said}"
     );
     let said = refusal(&store, &FREE);
@@ -149,7 +152,7 @@ fn it_listens_on_several_addresses() {
         &["--listen", &unix, "--http", "127.0.0.1:0"],
     );
     assert!(
-        said.contains("another process answers on this socket"),
+        said.contains("in use by another process: stop it or choose another path"),
         "{said}"
     );
     assert_eq!(control.terminate(), Some(0));

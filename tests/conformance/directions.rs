@@ -11,12 +11,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("heddle-proto", &[]),
     ("heddle-h2", &[]),
     ("heddle-options", &[]),
-    ("heddle-control", &["heddle-proto", "heddle-options"]),
+    ("heddle-listen", &[]),
+    (
+        "heddle-control",
+        &["heddle-proto", "heddle-options", "heddle-listen"],
+    ),
     (
         "heddle-proxy",
-        &["heddle-proto", "heddle-h2", "heddle-options"],
+        &[
+            "heddle-proto",
+            "heddle-h2",
+            "heddle-options",
+            "heddle-listen",
+        ],
     ),
-    ("heddle-sdk", &["heddle-proto"]),
+    ("heddle-sdk", &["heddle-proto", "heddle-listen"]),
     (
         "heddle-echo",
         &["heddle-proto", "heddle-sdk", "heddle-options"],

@@ -32,6 +32,8 @@ mod bad_starts;
 mod cli;
 /// What has happened and why, by the status API and by `heddle events`.
 mod events;
+/// Who may reach the listeners, and how many at a time; the files that processes leave.
+mod listeners;
 /// Health checks as the whole mesh sees them, and how instances leave.
 mod health;
 /// Processes that are stopped before they are ready, and addresses of the other family.

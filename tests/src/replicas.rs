@@ -67,7 +67,11 @@ impl Replica {
         .args(["--replica", self.name])
         .args(["--store", store]);
         match &self.host {
-            Some(host) => host.inside(start),
+            // Other hosts of the test reach it there.
+            Some(host) => host
+                .inside(start)
+                .args(["--insecure-listen", &self.grpc.to_string()])
+                .args(["--insecure-listen", &self.http.to_string()]),
             None => start,
         }
     }

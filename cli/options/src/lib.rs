@@ -5,13 +5,15 @@
 mod layers;
 mod file;
 mod nearest;
+mod private;
 mod logging;
 mod process;
 
 pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
 pub use nearest::{edit_distance, nearest};
-pub use process::{fail, one_line, ready, terminated, terminated_again};
+pub use private::{create_private_dir, make_private, private_file};
+pub use process::{fail, one_line, raise_file_limit, ready, terminated, terminated_again};
 
 #[cfg(test)]
 mod tests;

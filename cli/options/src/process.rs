@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The one line on stdout that says what is ready and where. A closed stdout is no failure: somebody may have
@@ -43,6 +44,20 @@ pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
 pub async fn terminated_again() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     terminated().await;
+}
+
+/// Lets this process open as many files as the system allows it, and says how many: listeners would else run out of
+/// descriptors long before their own bounds. None if there is no limit.
+pub fn raise_file_limit() -> Option<u64> {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limits.maximum,
+        Err(_) => limits.current,
+    }
 }
 
 /// Prints "error: …" on stderr, in one line, and gives the exit code of a failed start (2).

@@ -93,6 +93,10 @@ pub(super) fn metrics(plane: &Plane) -> String {
     streams(plane, &mut text);
     questions(plane, &mut text);
     loads(plane, &mut text);
+    let listeners = [&plane.grpc_connections, &plane.http_connections];
+    let totals = listeners.map(heddle_listen::Connections::totals);
+    text.0
+        .push_str(&heddle_listen::connections::prometheus(&totals));
     text.0
 }
 

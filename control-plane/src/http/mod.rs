@@ -1,54 +1,62 @@
 //! Plain HTTP for machines that watch: `/metrics` (Prometheus), `/healthz`, `/readyz`. In come GETs, out go a few lines
-//! of text. Nothing can be changed here, and nothing in it waits for the store.
+//! of text; pages of other sites are refused. Nothing can be changed here, and nothing in it waits for the store.
 
 mod metrics;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use heddle_listen::{Accepted, Connections, Guard, Socket};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    app::Plane,
-    listen::{self, Socket, Visitor},
-    registry::Lag,
-};
+use crate::{app::Plane, registry::Lag};
 use metrics::metrics;
 
 /// A client has so long to send its request, or the next one.
 const HEADERS: Duration = Duration::from_secs(10);
 /// A connection ends after so long, at its next pause.
 const AGE: Duration = Duration::from_secs(300);
-/// Connections at a time; further ones wait in the kernel.
-const CONNECTIONS: usize = 256;
+/// Connections at a time; over it the idlest one goes.
+pub(crate) const CONNECTIONS: usize = 256;
 
-pub(crate) async fn serve(socket: Socket, plane: Plane, stop: CancellationToken) {
-    let serve = |visitor| connection(visitor, plane.clone(), stop.clone());
-    listen::each(socket, CONNECTIONS, &stop, serve).await;
+pub(crate) async fn serve(
+    socket: Socket,
+    plane: Plane,
+    connections: Connections,
+    guard: Arc<Guard>,
+    stop: CancellationToken,
+) {
+    let serve = |accepted| connection(accepted, plane.clone(), Arc::clone(&guard), stop.clone());
+    heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
-async fn connection(visitor: Visitor, plane: Plane, stop: CancellationToken) {
-    let service = service_fn(move |request| {
-        let response = answer(&plane, &request);
-        async move { Ok::<_, Infallible>(response) }
+async fn connection(accepted: Accepted, plane: Plane, guard: Arc<Guard>, stop: CancellationToken) {
+    let Accepted { io, place, .. } = accepted;
+    let service = service_fn(|request| {
+        let response = match guard.check(&request) {
+            Ok(()) => answer(&plane, &request),
+            Err(refusal) => refusal.response(),
+        };
+        place.call(async move { Ok::<_, Infallible>(response) })
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADERS);
-    let connection = server.serve_connection(TokioIo::new(visitor.io), service);
-    tokio::pin!(connection);
-    // A client that breaks off is its own affair.
+    let connection = server.serve_connection(TokioIo::new(io), service);
+    let ended = || async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(AGE) => {}
+        }
+    };
     tokio::select! {
-        _ = connection.as_mut() => return,
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(AGE) => {}
+        () = place.serve(connection, http1::Connection::graceful_shutdown, ended()) => {}
+        // One that does not read its answer is left.
+        () = async { ended().await; tokio::time::sleep(HEADERS).await } => {}
     }
-    connection.as_mut().graceful_shutdown();
-    // One that does not read its answer is left.
-    let _ = tokio::time::timeout(HEADERS, connection).await;
 }
 
 fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -3,17 +3,19 @@
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
+use heddle_listen::{Connections, Socket};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::body::Incoming;
 use prost::bytes::Bytes;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::ServiceExt as _;
 
 use super::{
     config, metrics,
-    serve::{self, Bound},
+    serve::{self, Access},
 };
 use crate::{
     agent::{Agent, session::SessionStatus},
@@ -23,8 +25,8 @@ use crate::{
     xds::client::XdsHandle,
 };
 
-/// Connections at once: scrapers and people, not services.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at once: scrapers and people, not services. Over it the idlest one goes.
+pub const ADMIN_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 100;
 
 /// All that the pages are made of.
@@ -38,31 +40,44 @@ pub struct Sources {
     pub readiness: watch::Receiver<Readiness>,
     /// Bound addresses by listener.
     pub listeners: watch::Receiver<BTreeMap<&'static str, Vec<String>>>,
+    /// Those of the control side's own listeners.
+    pub connections: Vec<Connections>,
 }
 
-/// Serves a bound socket, for ever.
-pub async fn serve(bound: Bound, sources: Arc<Sources>, grpc: Routes) {
-    serve::accept(bound, MAX_CONNECTIONS, move |stream| {
-        let service = service_fn({
-            let (sources, grpc) = (Arc::clone(&sources), grpc.clone());
-            move |request| answer(request, Arc::clone(&sources), grpc.clone())
-        });
-        serve::connection(stream, service, MAX_STREAMS)
-    })
-    .await;
+/// Serves a socket until `stop`.
+pub async fn serve(
+    socket: Socket,
+    access: Access,
+    sources: Arc<Sources>,
+    grpc: Routes,
+    stop: CancellationToken,
+) {
+    let connections = access.connections.clone();
+    let serve = |accepted| {
+        let (access, sources, grpc) = (access.clone(), Arc::clone(&sources), grpc.clone());
+        let answer =
+            move |request| answer(request, access.clone(), Arc::clone(&sources), grpc.clone());
+        serve::connection(accepted, answer, MAX_STREAMS, stop.clone())
+    };
+    heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
 async fn answer(
     request: Request<Incoming>,
+    access: Access,
     sources: Arc<Sources>,
     grpc: Routes,
 ) -> Result<Response<Body>, Infallible> {
-    let kind = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    if kind.starts_with("application/grpc") {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(heddle_listen::guard::is_grpc);
+    let checked = match is_grpc {
+        true => access.guard.check_grpc(&request),
+        false => access.guard.check(&request),
+    };
+    if let Err(refusal) = checked {
+        return Ok(refusal.response().map(Body::new));
+    }
+    if is_grpc {
         return grpc.oneshot(request).await;
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {

@@ -103,5 +103,10 @@ pub fn page(sources: &Sources) -> String {
          {name}{{result=\"ok\"}} {}\n{name}{{result=\"timed_out\"}} {}",
         stream.fetches.ok, stream.fetches.timed_out
     );
+    let connections = sources.connections.iter();
+    let totals: Vec<_> = connections
+        .map(heddle_listen::Connections::totals)
+        .collect();
+    out.push_str(&heddle_listen::connections::prometheus(&totals));
     out
 }

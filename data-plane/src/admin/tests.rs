@@ -611,13 +611,19 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
         session,
         readiness: readiness.clone(),
         listeners,
+        connections: Vec::new(),
     };
-    let (at, bound) = serve::bind(&crate::listener::ListenAddr::Tcp(
-        "127.0.0.1:0".parse().unwrap(),
-    ))
-    .unwrap();
+    let mut opened = serve::open(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = opened.pop().unwrap();
+    let at = socket.address();
+    let access = serve::Access {
+        connections: heddle_listen::Connections::new("admin", heddle_listen::Limits::of(4)),
+        guard: Arc::default(),
+    };
     let grpc = serve::common(ProxyHealth::own(readiness), Reflection::admin());
-    tokio::spawn(super::http::serve(bound, Arc::new(sources), grpc));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = super::http::serve(socket, access, Arc::new(sources), grpc, stop);
+    tokio::spawn(serving);
     at.to_string()
 }
 
@@ -625,7 +631,8 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
 async fn http(addr: &str, method: &str, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

@@ -42,7 +42,7 @@ use crate::{
         schemas::{Schemas, Wanted},
     },
 };
-use proxy::Proxy;
+use proxy::{OwnListeners, Proxy};
 
 /// Reports of workers that may wait; a lost one is made good by the next call that fails or the next check.
 const MAX_REPORTS: usize = 4096;
@@ -61,6 +61,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    for warning in &options.warnings {
+        tracing::warn!("{warning}");
+    }
     // Beats, health and xDS are small work: one thread beside this one.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -149,6 +152,7 @@ async fn serve(options: Options) -> Result<(), StartError> {
         tokio::spawn(dir.run());
     }
     let listeners = watch::Sender::new(BTreeMap::new());
+    let own = OwnListeners::new(&options);
     let proxy = Proxy {
         options,
         state,
@@ -158,6 +162,7 @@ async fn serve(options: Options) -> Result<(), StartError> {
         xds,
         readiness,
         listeners,
+        own,
     };
     proxy.start_admin(&handle)?;
     proxy.start_agent(retire)?;
@@ -231,6 +236,7 @@ type Started = (
 
 fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartError> {
     let (reports_in, reports) = mpsc::channel(MAX_REPORTS);
+    let (outbound_connections, inbound_connections) = connections(options);
     // Each worker makes one, and a new one should it break.
     let (internal_in, internal) = mpsc::channel(options.workers * 4);
     let worker_options = WorkerOptions {
@@ -239,10 +245,41 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
         incarnation: incarnation.to_owned(),
         drain_timeout: options.drain_timeout,
         own_names: options.own_names.clone(),
+        outbound_connections,
+        inbound_connections,
         ..WorkerOptions::default()
     };
     let workers = Workers::start(worker_options, reports_in, internal_in)?;
     Ok((Arc::new(workers), reports, internal))
+}
+
+/// Descriptors kept for all that is no accepted connection: files, connections to instances and nodes.
+const OTHER_FILES: usize = 1024;
+
+/// The bounds of outbound and inbound per worker: as asked for, or less if the process may not open as many files. Then
+/// each listener has its share, and none can take the descriptors of another.
+fn connections(options: &Options) -> (usize, usize) {
+    let asked = (options.outbound_connections, options.inbound_connections);
+    let Some(files) = heddle_options::raise_file_limit() else {
+        return asked;
+    };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    // An eighth at least is for the way on: each call that comes in goes out.
+    let reserved = OTHER_FILES.max(files / 8);
+    let own = options.agent_connections + options.admin_connections;
+    let left = files.saturating_sub(reserved + own) / options.workers.max(1);
+    let wanted = asked.0 + asked.1;
+    if wanted <= left {
+        return asked;
+    }
+    let share = |bound: usize| (bound.saturating_mul(left) / wanted).max(16);
+    let bounds = (share(asked.0), share(asked.1));
+    tracing::info!(
+        "this process may open {files} files (ulimit -n): each worker takes {} connections on outbound and {} on inbound",
+        bounds.0,
+        bounds.1
+    );
+    bounds
 }
 
 fn start_weaver(

@@ -4,15 +4,17 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use heddle_listen::{Connections, Guard, Limits, ListenAddr, ListenOption, Socket, SocketFile};
 use heddle_proto::registry::v1::registry_server::RegistryServer;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -22,13 +24,12 @@ use crate::{
         health::ProxyHealth,
         http::{self, Sources},
         reflection::Reflection,
-        serve,
+        serve::{self, Access},
     },
     agent::{
         Agent, api::AgentApi, retire::Retire, saved, schema::MAX_SCHEMA_BYTES,
         session::SessionHandle,
     },
-    listener::ListenAddr,
     mesh::Mesh,
     options::{Options, is_own_address},
     readiness::Readiness,
@@ -51,6 +52,41 @@ pub(super) struct Proxy {
     pub(super) xds: XdsHandle,
     pub(super) readiness: watch::Sender<Readiness>,
     pub(super) listeners: watch::Sender<BTreeMap<&'static str, Vec<String>>>,
+    pub(super) own: OwnListeners,
+}
+
+/// The listeners of the control side.
+pub(super) struct OwnListeners {
+    agent: Access,
+    admin: Access,
+    stop: CancellationToken,
+    /// Sockets that are open, for their files to go at the end.
+    files: Mutex<Vec<SocketFile>>,
+}
+
+impl OwnListeners {
+    pub(super) fn new(options: &Options) -> Self {
+        let guard = Arc::new(Guard::new(&options.host_names));
+        let access = |listener, connections| Access {
+            connections: Connections::new(listener, Limits::of(connections)),
+            guard: Arc::clone(&guard),
+        };
+        Self {
+            agent: access("agent", options.agent_connections),
+            admin: access("admin", options.admin_connections),
+            stop: CancellationToken::new(),
+            files: Mutex::default(),
+        }
+    }
+
+    /// Nobody new finds them, and what is open ends.
+    fn close(&self) {
+        self.stop.cancel();
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.drain(..) {
+            file.remove();
+        }
+    }
 }
 
 impl Proxy {
@@ -65,14 +101,18 @@ impl Proxy {
             session: session.status(),
             readiness: self.readiness.subscribe(),
             listeners: self.listeners.subscribe(),
+            connections: [&self.own.agent, &self.own.admin]
+                .map(|access| access.connections.clone())
+                .to_vec(),
         });
         let grpc = serve::common(
             ProxyHealth::own(self.readiness.subscribe()),
             Reflection::admin(),
         );
-        for addr in &self.options.admin {
-            let bound = self.bind("admin", addr)?;
-            tokio::spawn(http::serve(bound, Arc::clone(&sources), grpc.clone()));
+        for socket in self.open("admin", &self.options.admin)? {
+            let (access, sources) = (self.own.admin.clone(), Arc::clone(&sources));
+            let stop = self.own.stop.clone();
+            tokio::spawn(http::serve(socket, access, sources, grpc.clone(), stop));
         }
         Ok(())
     }
@@ -84,18 +124,37 @@ impl Proxy {
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
         let health = ProxyHealth::own(self.readiness.subscribe());
         let routes: Routes = serve::common(health, Reflection::agent()).add_service(registry);
-        for addr in &self.options.agent {
-            let bound = self.bind("agent", addr)?;
-            tokio::spawn(serve::grpc(bound, routes.clone()));
+        for socket in self.open("agent", &self.options.agent)? {
+            let (access, stop) = (self.own.agent.clone(), self.own.stop.clone());
+            tokio::spawn(serve::grpc(socket, access, routes.clone(), stop));
         }
         Ok(())
     }
 
-    fn bind(&self, listener: &'static str, addr: &ListenAddr) -> Result<serve::Bound, StartError> {
-        let (at, bound) =
-            serve::bind(addr).map_err(|source| StartError::Listen { listener, source })?;
-        self.note(listener, &at);
-        Ok(bound)
+    fn open(
+        &self,
+        listener: &'static str,
+        options: &[ListenOption],
+    ) -> Result<Vec<Socket>, StartError> {
+        let mut all = Vec::new();
+        for option in options {
+            let opened = serve::open(option).map_err(|source| StartError::Listen {
+                listener,
+                source: source.into(),
+            })?;
+            for socket in opened {
+                self.note(listener, &socket.address());
+                let mut files = self
+                    .own
+                    .files
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                files.extend(socket.file().cloned());
+                drop(files);
+                all.push(socket);
+            }
+        }
+        Ok(all)
     }
 
     pub(super) fn listen(
@@ -228,6 +287,7 @@ impl Proxy {
             }
             saved::save(state, &self.agent).await;
         }
+        self.own.close();
         info!("stopped");
     }
 }

@@ -121,6 +121,9 @@ impl Worker {
         })?;
         found.calls.push(key);
         found.h2.set_token(stream, key.pack());
+        if let Some(down) = found.down_mut() {
+            down.place.called();
+        }
         Some(key)
     }
 

@@ -234,6 +234,7 @@ impl Worker {
             if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
                 moved.down.slot = call.down.slot;
             }
+            self.places.call_ended(call.down.conn, conn, self.now);
         }
         self.give_spare(call.request, call.replay);
     }

@@ -10,6 +10,7 @@ use heddle_h2::{Config, Connection};
 use mio::{Interest, Token};
 
 use super::http1::Sniff;
+use super::places::PlaceState;
 use crate::observe::Counter;
 use crate::worker::conn::{Conn, ConnKey, Down, Side};
 use crate::worker::transport::Transport;
@@ -92,8 +93,14 @@ impl Worker {
                 // The caller was gone before we came: the next one may be there.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accepting failed; closing an idle connection to make room");
-                    if !self.close_oldest_idle() {
+                    if self.places.may_log(role, self.now) {
+                        tracing::warn!(%error, listener = role.name(), "accepting failed; closing an idle connection");
+                    }
+                    let other = match role {
+                        Role::Outbound => Role::Inbound,
+                        Role::Inbound => Role::Outbound,
+                    };
+                    if !self.close_idlest(role) && !self.close_idlest(other) {
                         return;
                     }
                 }
@@ -166,9 +173,26 @@ impl Worker {
 
     /// Makes a connection of a socket.
     fn admit(&mut self, role: Role, mut transport: Transport) {
-        if self.downstream >= self.options().max_connections {
-            self.count(Counter::BoundConnections);
-            if !self.close_oldest_idle() {
+        let (bound, counter) = match role {
+            Role::Outbound => (
+                self.options().outbound_connections,
+                Counter::BoundOutboundConnections,
+            ),
+            Role::Inbound => (
+                self.options().inbound_connections,
+                Counter::BoundInboundConnections,
+            ),
+        };
+        if self.places.open(role) >= bound {
+            self.count(counter);
+            if self.places.may_log(role, self.now) {
+                tracing::warn!(
+                    listener = role.name(),
+                    connections = bound,
+                    "a worker has no place for another connection: idle ones are closed for new ones"
+                );
+            }
+            if !self.close_idlest(role) {
                 return;
             }
         }
@@ -179,6 +203,7 @@ impl Worker {
             frugal: !self.growing,
             ..Config::default()
         };
+        let first_by = now + self.options().first_request_timeout;
         let keepalive = Some(self.options().keepalive_interval).filter(|_| role == Role::Inbound);
         let mut registered = Ok(());
         let key = self.conns.insert_with(|key: ConnKey| {
@@ -187,6 +212,7 @@ impl Worker {
             let side = Side::Down(Down {
                 role,
                 sniff: Sniff::new(),
+                place: PlaceState::new(now, first_by),
                 hello: None,
                 keepalive,
                 ping: None,
@@ -196,6 +222,7 @@ impl Worker {
         });
         let Some(key) = key else { return };
         self.downstream += 1;
+        self.places.entered(role, key, now, &mut self.conns);
         self.count(match role {
             Role::Outbound => Counter::AcceptedOutbound,
             Role::Inbound => Counter::AcceptedInbound,
@@ -214,13 +241,9 @@ impl Worker {
         self.mark_dirty(key);
     }
 
-    /// Makes room by closing the downstream connection that has been idle longest.
-    fn close_oldest_idle(&mut self) -> bool {
-        let idle = self
-            .conns
-            .iter()
-            .filter(|(_, c)| c.down().is_some() && c.calls.is_empty());
-        let Some((key, _)) = idle.min_by_key(|(_, conn)| conn.last_read) else {
+    /// Closes the idlest connection of a listener; false if all of them have a call in flight.
+    fn close_idlest(&mut self, role: Role) -> bool {
+        let Some(key) = self.places.idlest(role, &mut self.conns) else {
             return false;
         };
         if let Some(conn) = self.conns.get_mut(key) {

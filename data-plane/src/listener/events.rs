@@ -6,7 +6,7 @@ use heddle_h2::{ErrorCode, Event, Fields, Kind};
 use crate::observe::Counter;
 use crate::worker::Worker;
 use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, HELLO, LINGER, PING, Pulse, pulse};
+use crate::worker::conn::{ConnKey, Ending, HELLO, LINGER, PING, Pulse, pulse};
 
 impl Worker {
     pub(crate) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
@@ -65,7 +65,8 @@ impl Worker {
         }
     }
 
-    /// What is due on a connection that was accepted: a Hello that does not end, a proxy that may be gone.
+    /// What is due on a connection that was accepted: a Hello that does not end, a proxy that may be gone, a first
+    /// request that has not come.
     pub(crate) fn on_downstream_timer(&mut self, key: ConnKey) {
         let (now, timeout) = (self.now, self.options().keepalive_timeout);
         let Some(conn) = self.conns.get_mut(key) else {
@@ -73,6 +74,7 @@ impl Worker {
         };
         let (calls, last_read) = (conn.calls.len(), conn.last_read);
         let Some(down) = conn.down_mut() else { return };
+        let silent = down.place.first_by().is_some_and(|by| by <= now);
         let late = down.hello.take_if(|hello| hello.until <= now);
         let life = match down.keepalive.filter(|_| calls > 0) {
             Some(every) => pulse(&mut down.ping, last_read, (every, timeout), now),
@@ -84,6 +86,12 @@ impl Worker {
         if let Some(hello) = late {
             conn.h2.reset(hello.stream, ErrorCode::CANCEL);
             self.metrics.counters.add(Counter::BoundHandshake);
+        }
+        if silent && conn.ending == Ending::No {
+            conn.h2
+                .close(ErrorCode::NO_ERROR, b"no request came in time");
+            self.metrics.counters.add(Counter::BoundFirstRequest);
+            return self.begin_close(key);
         }
         match life {
             Pulse::Fine => {}

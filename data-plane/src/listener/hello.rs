@@ -41,6 +41,7 @@ impl Worker {
             bytes: Vec::new(),
             until,
         };
+        down.place.called();
         if let Some(earlier) = down.hello.replace(hello) {
             found.h2.reset(earlier.stream, ErrorCode::CANCEL);
         }

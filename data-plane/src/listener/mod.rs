@@ -6,5 +6,6 @@ pub(crate) mod accept;
 pub(crate) mod http1;
 pub(crate) mod events;
 pub(crate) mod hello;
+pub(crate) mod places;
 
 pub use bind::{ListenAddr, ListenError};

@@ -73,8 +73,10 @@ counters! {
     BoundReplay = "heddle_bounds_hit_total", "bound=\"replay_buffer\"";
     /// Retries not made because the service's retry budget was used up.
     BoundRetryBudget = "heddle_bounds_hit_total", "bound=\"retry_budget\"";
-    /// Idle connections closed because a worker had too many.
-    BoundConnections = "heddle_bounds_hit_total", "bound=\"connections\"";
+    /// New connections that found outbound full on a worker: the idlest one was closed for them.
+    BoundOutboundConnections = "heddle_bounds_hit_total", "bound=\"connections\",listener=\"outbound\"";
+    /// New connections that found inbound full on a worker: the idlest one was closed for them.
+    BoundInboundConnections = "heddle_bounds_hit_total", "bound=\"connections\",listener=\"inbound\"";
     /// Header lists over the limit.
     BoundHeaders = "heddle_bounds_hit_total", "bound=\"header_list\"";
     /// Cancels that had to wait because a connection had sent many.
@@ -83,6 +85,8 @@ counters! {
     BoundIdle = "heddle_bounds_hit_total", "bound=\"idle_timeout\"";
     /// Connections closed because their handshake took too long.
     BoundHandshake = "heddle_bounds_hit_total", "bound=\"handshake_timeout\"";
+    /// Connections closed because no request came in time.
+    BoundFirstRequest = "heddle_bounds_hit_total", "bound=\"first_request_timeout\"";
     /// Calls cut because the peer took nothing for long while buffers were nearly full.
     BoundStall = "heddle_bounds_hit_total", "bound=\"stall_timeout\"";
     /// Connections closed because the peer left too much of what was written for it unread.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::admin::{http::ADMIN_CONNECTIONS, serve::AGENT_CONNECTIONS};
+
 /// Heddle's data plane: one proxy per node. Local services call its outbound listener, other nodes its inbound.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle-proxy", version)]
@@ -39,6 +41,22 @@ pub struct LowOptions {
     /// Admin over HTTP and gRPC: /metrics /healthz /readyz /config, health, reflection
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: Vec<String>,
+    /// An address of --outbound, --agent, --admin or --dns beyond loopback, which is refused unless it is named here:
+    /// nothing tells yet who calls; repeats
+    #[arg(long, value_name = "ADDR")]
+    pub insecure_listen: Vec<String>,
+    /// Connections on outbound at a time, per worker; over it the idlest one is closed for a new one
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub outbound_connections: usize,
+    /// Connections on inbound at a time, per worker; as --outbound-connections
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub inbound_connections: usize,
+    /// Connections on the agent at a time; as --outbound-connections
+    #[arg(long, value_name = "N", default_value_t = AGENT_CONNECTIONS)]
+    pub agent_connections: usize,
+    /// Connections on admin at a time; as --outbound-connections
+    #[arg(long, value_name = "N", default_value_t = ADMIN_CONNECTIONS)]
+    pub admin_connections: usize,
     /// Where other nodes reach this node's inbound [default: the inbound listener's address]
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,

@@ -9,7 +9,9 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{listener::ListenAddr, xds::demand::Prefetch};
+use heddle_listen::{ListenAddr, ListenOption};
+
+use crate::xds::demand::Prefetch;
 
 pub use low::LowOptions;
 pub use resolve::{OptionsError, is_own_address, parse_duration};
@@ -32,9 +34,18 @@ pub struct Options {
     /// Listeners for the calls of other nodes.
     pub inbound: Vec<ListenAddr>,
     /// Listeners of the registration API.
-    pub agent: Vec<ListenAddr>,
+    pub agent: Vec<ListenOption>,
     /// Listeners of the admin API.
-    pub admin: Vec<ListenAddr>,
+    pub admin: Vec<ListenOption>,
+    /// Connections at a time on outbound and on inbound, per worker; on agent and on admin.
+    pub outbound_connections: usize,
+    pub inbound_connections: usize,
+    pub agent_connections: usize,
+    pub admin_connections: usize,
+    /// Names by which HTTP clients mean this host: host name, node name, `--own-name`, the host of `--advertise`.
+    pub host_names: Vec<String>,
+    /// What to warn of at start.
+    pub warnings: Vec<String>,
     /// Where other nodes reach inbound; `None` takes it from the bound listener.
     pub advertise: Option<SocketAddr>,
     /// Region of this node, empty by default.

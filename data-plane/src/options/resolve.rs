@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
+use heddle_listen::{Consent, ListenAddr, ListenOption};
 use heddle_proto::rules::is_dns_label;
 
 use crate::{
     agent::key::full_name,
-    listener::ListenAddr,
     xds::{demand::Prefetch, translate::split_name},
 };
 
@@ -75,12 +75,36 @@ impl LowOptions {
         let agent = listeners("--agent", &self.agent, &mut faults);
         let admin = listeners("--admin", &self.admin, &mut faults);
         // These bind nothing yet, but a word that cannot be an address is told today, not with the version that binds it.
-        listeners("--dns", &self.dns, &mut faults);
+        let dns = listeners("--dns", &self.dns, &mut faults);
         listeners("--gateway", &self.gateway, &mut faults);
+        let warnings = consented(
+            &self,
+            &[
+                (
+                    "--outbound",
+                    &outbound,
+                    "can call every service of the mesh as this node",
+                ),
+                (
+                    "--agent",
+                    &agent,
+                    "can register and remove instances of this node",
+                ),
+                ("--admin", &admin, "can read what this node is and does"),
+                ("--dns", &dns, "can ask for the names of the mesh"),
+            ],
+            &mut faults,
+        );
         let advertise = self
             .advertise
             .as_deref()
             .and_then(|word| advertise(word, &mut faults));
+        let host = self
+            .advertise
+            .as_deref()
+            .and_then(|word| word.rsplit_once(':'))
+            .map(|(host, _)| host.to_owned());
+        let host_names = own_names.iter().cloned().chain(host).collect();
         let (region, zone) = locality(self.locality.as_deref(), &mut faults);
         let drain_timeout = parse_duration(&self.drain_timeout).unwrap_or_else(|| {
             faults.push(format!(
@@ -109,10 +133,16 @@ impl LowOptions {
             control,
             state_dir: self.state_dir,
             workers,
-            outbound,
+            outbound: sockets(&outbound),
             inbound,
             agent,
             admin,
+            outbound_connections: self.outbound_connections,
+            inbound_connections: self.inbound_connections,
+            agent_connections: self.agent_connections,
+            admin_connections: self.admin_connections,
+            host_names,
+            warnings,
             advertise,
             region,
             zone,
@@ -160,52 +190,51 @@ fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {
     urls
 }
 
-fn listeners(name: &str, words: &[String], faults: &mut Vec<String>) -> Vec<ListenAddr> {
+/// The words of one listener option.
+fn listeners(name: &str, words: &[String], faults: &mut Vec<String>) -> Vec<ListenOption> {
     let mut out = Vec::new();
     for word in words {
-        match parse_listen(word) {
-            Ok(addrs) => out.extend(addrs),
-            Err(why) => faults.push(format!(
-                "{name} \"{word}\": {why}; write IP:PORT, localhost:PORT or unix:/PATH"
-            )),
+        match word.parse() {
+            Ok(option) => out.push(option),
+            Err(why) => faults.push(format!("{name} \"{word}\": {why}")),
         }
     }
     out
 }
 
-/// One word of a listener option. `localhost` is both loopback addresses, where the host has both.
-fn parse_listen(word: &str) -> Result<Vec<ListenAddr>, &'static str> {
-    if let Some(path) = word.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err("the path of a Unix socket must be absolute");
+/// The sockets of the workers; `localhost` is both loopback addresses, where the host has both.
+fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
+    let mut out = Vec::new();
+    for option in options {
+        let mut each = option.each();
+        if matches!(option, ListenOption::Localhost(_))
+            && !is_own_address(Ipv6Addr::LOCALHOST.into())
+        {
+            each.truncate(1);
         }
-        // sun_path takes 108 bytes with its end.
-        if path.len() > 107 {
-            return Err("the path of a Unix socket takes at most 107 bytes");
-        }
-        return Ok(vec![ListenAddr::Unix(PathBuf::from(path))]);
+        out.extend(each);
     }
-    if let Some(port) = word
-        .strip_prefix("localhost:")
-        .or_else(|| word.strip_prefix("loopback:"))
-    {
-        let port: u16 = port
-            .parse()
-            .map_err(|_| "the port is a number up to 65535")?;
-        let mut addrs = vec![ListenAddr::Tcp(SocketAddr::from((
-            Ipv4Addr::LOCALHOST,
-            port,
-        )))];
-        if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
-            addrs.push(ListenAddr::Tcp(SocketAddr::from((
-                Ipv6Addr::LOCALHOST,
-                port,
-            ))));
+    out
+}
+
+/// Refuses listeners beyond loopback that `--insecure-listen` does not name; gives what to warn of.
+fn consented(
+    low: &LowOptions,
+    listeners_of: &[(&str, &[ListenOption], &str)],
+    faults: &mut Vec<String>,
+) -> Vec<String> {
+    let mut consent = Consent::new(listeners("--insecure-listen", &low.insecure_listen, faults));
+    let mut warnings = Vec::new();
+    for (option, addresses, risk) in listeners_of {
+        for address in *addresses {
+            match consent.ask(option, address, risk) {
+                Ok(()) => warnings.extend(Consent::warning(option, address, risk)),
+                Err(fault) => faults.push(fault),
+            }
         }
-        return Ok(addrs);
     }
-    let addr = word.parse().map_err(|_| "this is no address")?;
-    Ok(vec![ListenAddr::Tcp(addr)])
+    faults.extend(consent.unused().err());
+    warnings
 }
 
 fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
@@ -217,20 +246,16 @@ fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
         };
         return vec![ListenAddr::Tcp(SocketAddr::from((ip, INBOUND_PORT)))];
     }
-    let mut out = Vec::new();
-    for word in &low.inbound {
-        let addrs = listeners("--inbound", std::slice::from_ref(word), faults);
-        let beyond =
-            |a: &ListenAddr| matches!(a, ListenAddr::Tcp(addr) if !addr.ip().is_loopback());
-        if !low.insecure_inbound && addrs.iter().any(beyond) {
+    let options = listeners("--inbound", &low.inbound, faults);
+    for option in &options {
+        if !low.insecure_inbound && option.is_beyond_loopback() {
             faults.push(format!(
-                "--inbound \"{word}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
+                "--inbound \"{option}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
                  if whoever reaches it may call every instance of this node, or use 127.0.0.1:15008"
             ));
         }
-        out.extend(addrs);
     }
-    out
+    sockets(&options)
 }
 
 fn advertise(word: &str, faults: &mut Vec<String>) -> Option<SocketAddr> {
@@ -404,6 +429,11 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
         ("insecure-inbound", low.insecure_inbound.to_string()),
         ("agent", low.agent.join(",")),
         ("admin", low.admin.join(",")),
+        ("insecure-listen", low.insecure_listen.join(",")),
+        ("outbound-connections", low.outbound_connections.to_string()),
+        ("inbound-connections", low.inbound_connections.to_string()),
+        ("agent-connections", low.agent_connections.to_string()),
+        ("admin-connections", low.admin_connections.to_string()),
         ("advertise", low.advertise.clone().unwrap_or_default()),
         ("locality", low.locality.clone().unwrap_or_default()),
         ("own-name", low.own_name.join(",")),

@@ -3,7 +3,9 @@ use std::time::Duration;
 use clap::Parser as _;
 
 use super::{LowOptions, Options, OptionsError, resolve::parse_duration};
-use crate::{listener::ListenAddr, xds::demand::Prefetch};
+use heddle_listen::{ListenAddr, ListenOption};
+
+use crate::xds::demand::Prefetch;
 
 fn resolve(words: &[&str]) -> Result<Options, OptionsError> {
     LowOptions::try_parse_from([&["heddle-proxy"], words].concat())
@@ -17,8 +19,8 @@ fn defaults_are_the_contract() {
     let tcp = |s: &str| ListenAddr::Tcp(s.parse().unwrap());
     assert_eq!(options.outbound, [tcp("127.0.0.1:15001")]);
     assert_eq!(options.inbound, [tcp("127.0.0.1:15008")]);
-    assert_eq!(options.agent, [tcp("127.0.0.1:15002")]);
-    assert_eq!(options.admin, [tcp("127.0.0.1:15000")]);
+    assert_eq!(options.agent, [ListenOption::At(tcp("127.0.0.1:15002"))]);
+    assert_eq!(options.admin, [ListenOption::At(tcp("127.0.0.1:15000"))]);
     assert_eq!(options.control, ["http://127.0.0.1:15010"]);
     assert_eq!(options.drain_timeout, Duration::from_secs(60));
     assert_eq!(options.prefetch, Prefetch::None);
@@ -151,6 +153,42 @@ fn inbound_beyond_loopback_needs_its_flag() {
         options.inbound,
         [ListenAddr::Tcp("0.0.0.0:15008".parse().unwrap())]
     );
+}
+
+/// Issue 10, D3.
+#[test]
+fn any_listener_beyond_loopback_needs_its_address_named() {
+    for option in ["--outbound", "--agent", "--admin", "--dns"] {
+        let OptionsError(faults) = resolve(&[option, "0.0.0.0:15999"]).unwrap_err();
+        let [fault] = &faults[..] else {
+            panic!("{faults:?}")
+        };
+        for part in [
+            option,
+            "0.0.0.0:15999",
+            "add --insecure-listen 0.0.0.0:15999",
+        ] {
+            assert!(fault.contains(part), "{part}: {fault}");
+        }
+        let named = [
+            option,
+            "0.0.0.0:15999",
+            "--insecure-listen",
+            "0.0.0.0:15999",
+        ];
+        let [warning] = &resolve(&named).unwrap().warnings[..] else {
+            panic!("{option} is not warned of")
+        };
+        assert!(warning.contains(option), "{warning}");
+        let other = [
+            option,
+            "0.0.0.0:15999",
+            "--insecure-listen",
+            "0.0.0.0:15998",
+        ];
+        assert_eq!(resolve(&other).unwrap_err().0.len(), 2);
+    }
+    assert!(resolve(&[]).unwrap().warnings.is_empty());
 }
 
 #[test]

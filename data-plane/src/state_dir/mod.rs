@@ -1,15 +1,15 @@
 //! The state dir: what a proxy keeps for its next start. Whole values go in and come out; each is written to a
 //! temporary file, synced and renamed, with a checksum, so that a power loss leaves the old or the new one. Whatever else
-//! lies in a file's place is set aside and told, never trusted and never fatal. What the values mean is the rooms' that
-//! keep them.
+//! lies in a file's place is set aside and told, never trusted and never fatal. Files and folder are this user's alone. A
+//! disk that is full at start is no reason not to start. What the values mean is the rooms' that keep them.
 
 mod keep;
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -42,53 +42,50 @@ pub enum StateDirError {
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: Arc<Path>,
-    /// Held while a file is written: two writers of one name share its temporary file.
-    writing: Arc<Mutex<()>>,
-    _lock: Arc<File>,
+    /// Held while a file is written: two writers of one name share its temporary file. The lock on the folder, which a
+    /// full disk may not have let this process take yet.
+    writing: Arc<Mutex<Option<File>>>,
 }
 
 impl StateDir {
-    /// Creates it if need be, and makes sure that it can be written and is nobody else's.
+    /// Creates it if need be, and makes sure that it can be written and is nobody else's. On a full disk it opens all
+    /// the same: what cannot be written now is written when there is space again.
     ///
     /// # Errors
     /// It cannot be used.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
-        fs::create_dir_all(path).map_err(|source| StateDirError::Create {
-            path: path.to_owned(),
-            source,
-        })?;
-        let write = |source| StateDirError::Write {
-            path: path.to_owned(),
-            source,
-        };
-        let lock_file = path.join("lock");
-        if not_a_file(&lock_file).is_some() {
-            set_aside(path, "lock", "is no file");
-        }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(lock_file)
-            .map_err(write)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StateDirError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(write(source)),
-        }
-        remove_leftovers(path);
         let dir = Self {
             path: path.into(),
             writing: Arc::default(),
-            _lock: Arc::new(lock),
         };
-        dir.write("probe", b"").map_err(write)?;
-        fs::remove_file(path.join("probe")).map_err(write)?;
+        match dir.probe() {
+            Ok(()) => {}
+            Err(StateDirError::Create { source, .. } | StateDirError::Write { source, .. })
+                if is_full(&source) =>
+            {
+                warn!(
+                    "--state-dir {}: the disk is full ({source}): this proxy starts, and what it learns is not kept \
+                     across restarts until there is space",
+                    path.display()
+                );
+            }
+            Err(error) => return Err(error),
+        }
         Ok(dir)
+    }
+
+    fn probe(&self) -> Result<(), StateDirError> {
+        *self.writing() = Some(lock(&self.path)?);
+        let write = |source| StateDirError::Write {
+            path: self.path.to_path_buf(),
+            source,
+        };
+        self.write("probe", b"").map_err(write)?;
+        fs::remove_file(self.path.join("probe")).map_err(write)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Option<File>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a value whole: after this returns it survives a power loss. If it fails the old value stays.
@@ -105,7 +102,10 @@ impl StateDir {
                 ),
             ));
         }
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.writing();
+        if writing.is_none() {
+            *writing = Some(lock(&self.path).map_err(io::Error::other)?);
+        }
         let temporary = self.path.join(format!("{name}.tmp"));
         let written = self.replace(name, &temporary, value);
         if written.is_err() {
@@ -137,7 +137,12 @@ impl StateDir {
                 set_aside(&self.path, name, what);
             }
         }
-        let mut file = File::create(temporary)?;
+        let mut private = heddle_options::private_file();
+        let mut file = private
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(temporary)?;
         file.write_all(MAGIC)?;
         file.write_all(&[LAYOUT])?;
         file.write_all(&(value.len() as u64).to_le_bytes())?;
@@ -165,6 +170,55 @@ impl StateDir {
     pub fn set_aside(&self, name: &str, why: &str) {
         set_aside(&self.path, name, why);
     }
+}
+
+/// Makes the folder if need be, tightens what an earlier version left open to others, and takes its lock.
+fn lock(path: &Path) -> Result<File, StateDirError> {
+    let create = |source| StateDirError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    let write = |source| StateDirError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    heddle_options::create_private_dir(path).map_err(create)?;
+    heddle_options::make_private(path).map_err(write)?;
+    let lock_file = path.join("lock");
+    if not_a_file(&lock_file).is_some() {
+        set_aside(path, "lock", "is no file");
+    }
+    let mut private = heddle_options::private_file();
+    let lock = private
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(lock_file)
+        .map_err(write)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(StateDirError::InUse {
+                path: path.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(write(source)),
+    }
+    remove_leftovers(path);
+    for file in entries(path, "") {
+        if not_a_file(&file).is_none()
+            && let Err(error) = heddle_options::make_private(&file)
+        {
+            warn!("{}: others may read it: {error}", file.display());
+        }
+    }
+    Ok(lock)
+}
+
+/// Whether there will be space again without anybody changing an option.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 fn set_aside(dir: &Path, name: &str, why: &str) {

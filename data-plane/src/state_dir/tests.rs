@@ -212,3 +212,24 @@ fn an_unusable_dir_is_told_by_its_flag() {
     );
     assert!(!error.contains('\n'));
 }
+
+/// Issue 10, D3.
+#[test]
+fn everything_in_it_is_this_users_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    StateDir::open(&path).unwrap().write("x", b"1").unwrap();
+    assert_eq!(mode(&path), 0o700);
+    // As an earlier version left them.
+    for (name, open) in [("", 0o755), ("lock", 0o644), ("x", 0o666)] {
+        fs::set_permissions(path.join(name), fs::Permissions::from_mode(open)).unwrap();
+    }
+    let dir = StateDir::open(&path).unwrap();
+    assert_eq!(mode(&path), 0o700);
+    for name in ["lock", "x"] {
+        assert_eq!(mode(&path.join(name)), 0o600, "{name}");
+    }
+    dir.write("x", b"2").unwrap();
+    assert_eq!(mode(&path.join("x")), 0o600);
+}

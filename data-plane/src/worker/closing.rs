@@ -28,8 +28,9 @@ impl Worker {
         self.unset(conn.timer.map(|(_, id)| id));
         let calls = std::mem::take(&mut conn.calls);
         match &mut conn.side {
-            Side::Down(_) => {
+            Side::Down(down) => {
                 self.downstream = self.downstream.saturating_sub(1);
+                self.places.left(down.role);
                 self.count(Counter::ClosedDownstream);
                 for call in calls {
                     self.on_caller_gone(call);

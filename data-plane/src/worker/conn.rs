@@ -12,6 +12,7 @@ use super::timers::TimerId;
 use super::transport::Transport;
 use crate::exchange::state::Call;
 use crate::listener::http1::Sniff;
+use crate::listener::places::PlaceState;
 use crate::policy::Bucket;
 use crate::upstream::pool::Pool;
 
@@ -80,6 +81,7 @@ pub(crate) enum Side {
 pub(crate) struct Down {
     pub(crate) role: Role,
     pub(crate) sniff: Sniff,
+    pub(crate) place: PlaceState,
     pub(crate) hello: Option<Hello>,
     /// How long it may be silent while it has calls; services on this node are not asked.
     pub(crate) keepalive: Option<Duration>,
@@ -233,7 +235,10 @@ impl Conn {
             None => self.last_read + every,
         });
         let hello = down.hello.as_ref().map(|hello| hello.until);
-        [life, hello].into_iter().flatten().min()
+        [life, hello, down.place.first_by()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn up_deadline(&self, up: &Up, idle: Duration, keepalive_timeout: Duration) -> Instant {

@@ -29,8 +29,12 @@ pub struct WorkerOptions {
     pub keepalive_timeout: Duration,
     /// Connections per endpoint and worker.
     pub connections_per_endpoint: usize,
-    /// Downstream connections per worker; over it the oldest idle one goes.
-    pub max_connections: usize,
+    /// Connections on outbound per worker; over it the idlest one goes.
+    pub outbound_connections: usize,
+    /// Connections on inbound per worker; over it the idlest one goes. Strangers there take no place of outbound's.
+    pub inbound_connections: usize,
+    /// How long a caller may take to send its first request.
+    pub first_request_timeout: Duration,
     /// Calls of one service that may wait for a connection, and as many for its endpoints, per worker.
     pub pending_calls: usize,
     /// Bytes of a request kept for another attempt.
@@ -58,7 +62,9 @@ impl Default for WorkerOptions {
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(5),
             connections_per_endpoint: 4,
-            max_connections: 10_000,
+            outbound_connections: 10_000,
+            inbound_connections: 10_000,
+            first_request_timeout: Duration::from_secs(60),
             pending_calls: 1024,
             replay_bytes: 64 * 1024,
             held_bytes: 64 * 1024 * 1024,

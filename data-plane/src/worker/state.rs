@@ -21,6 +21,7 @@ use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
 use crate::exchange::state::Call;
 use crate::listener::accept::Listener;
+use crate::listener::places::Places;
 use crate::observe::Counter;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::policy::RetryBudget;
@@ -95,6 +96,8 @@ pub(crate) struct Worker {
     pub(crate) asked: FxHashSet<Arc<str>>,
     /// How many downstream connections there are.
     pub(crate) downstream: usize,
+    /// The same by listener, and which of them goes first.
+    pub(crate) places: Places,
     /// Bytes taken in and not passed on, over all calls.
     pub(crate) held: usize,
     /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
@@ -152,6 +155,7 @@ impl Worker {
             parked: Parked::default(),
             asked: FxHashSet::default(),
             downstream: 0,
+            places: Places::default(),
             held: 0,
             growing: true,
             draining: None,

@@ -4,18 +4,19 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use heddle_listen::{SocketFile, bind_unix};
 use tokio::sync::{mpsc, watch};
 
 use super::mailbox::{Command, MAILBOX, Peer, Seat, Shared};
 use super::{ConnectionInfo, Report, Role, WorkerOptions};
-use crate::listener::bind::{bind_tcp, bind_unix};
+use crate::listener::bind::bind_tcp;
 use crate::listener::{ListenAddr, ListenError};
 use crate::observe::MetricsSnapshot;
 use crate::observe::load::{LocalityLoad, Use};
@@ -32,6 +33,8 @@ const LIST_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Of the Unix sockets: removed when a drain begins.
+    files: Mutex<Vec<SocketFile>>,
 }
 
 impl Workers {
@@ -67,6 +70,7 @@ impl Workers {
         let mut workers = Self {
             shared,
             threads: Vec::new(),
+            files: Mutex::default(),
         };
         for (index, (poll, commands)) in seats.into_iter().enumerate() {
             let shared = Arc::clone(&workers.shared);
@@ -99,10 +103,12 @@ impl Workers {
                 Ok(ListenAddr::Tcp(bound))
             }
             ListenAddr::Unix(path) => {
-                let socket = bind_unix(path)?;
+                let (socket, file) = bind_unix(path)?;
                 let peer = self.shared.peers.first().ok_or_else(stopped)?;
                 peer.send(Command::ListenUnix(role, socket))
                     .ok_or_else(stopped)?;
+                let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+                files.push(file);
                 Ok(address.clone())
             }
         }
@@ -146,6 +152,10 @@ impl Workers {
 
     /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most for the drain timeout.
     pub fn drain(&self) {
+        // First, so that nobody finds a socket that is about to close.
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.clear();
+        drop(files);
         self.shared.draining.store(true, Ordering::SeqCst);
         self.tell(|| Command::Drain);
     }

@@ -13,6 +13,7 @@ mod failures;
 mod flow;
 mod link_faults;
 mod links;
+mod listeners;
 mod on_demand;
 mod order;
 mod passive_health;

@@ -3,6 +3,7 @@
 
 use std::{io, time::Duration};
 
+use heddle_listen::Socket;
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
@@ -80,14 +81,14 @@ pub async fn serve_until_drained(
     for listener in listeners {
         let router = router.clone();
         let signal = goaway.clone().cancelled_owned();
-        match listener {
-            Listener::Tcp { socket, .. } => {
+        match listener.0 {
+            Socket::Tcp(socket, _) => {
                 let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));
                 servers.spawn(async move {
                     router.serve_with_incoming_shutdown(incoming, signal).await
                 });
             }
-            Listener::Unix { socket, file } => {
+            Socket::Unix(socket, file) => {
                 let incoming = UnixListenerStream::new(socket);
                 files.push(file);
                 servers.spawn(async move {

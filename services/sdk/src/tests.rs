@@ -17,6 +17,8 @@ use tokio::{
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
+use heddle_listen::BindError;
+
 use crate::{
     Departure, ListenError, Listener, Membership, Registration,
     backoff::{Backoff, OnceInAWhile},
@@ -309,7 +311,10 @@ async fn an_agent_address_that_is_none_is_refused_at_once() {
 async fn a_port_in_use_is_named() {
     let first = Listener::bind("127.0.0.1:0").await.unwrap();
     let error = Listener::bind(&first.to_string()).await.unwrap_err();
-    assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+    assert!(
+        matches!(error, ListenError::Bind(BindError::PortInUse { .. })),
+        "{error}"
+    );
     let port = first.advertised().unwrap().port().to_string();
     assert!(error.to_string().contains(&port), "{error}");
     assert!(matches!(
@@ -329,7 +334,7 @@ async fn a_unix_socket_is_taken_over_only_from_the_dead() {
     let live = Listener::bind(&address).await.unwrap();
     assert!(matches!(
         Listener::bind(&address).await,
-        Err(ListenError::SocketInUse(_))
+        Err(ListenError::Bind(BindError::PathInUse { .. }))
     ));
     drop(live);
     assert!(!path.exists());

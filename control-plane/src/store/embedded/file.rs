@@ -196,6 +196,8 @@ impl File {
 
 fn on_path(path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError> {
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    // An earlier version made it as the umask said.
+    heddle_options::make_private(path)?;
     Ok(Box::new(FileBackend::new(file)?))
 }
 
@@ -238,11 +240,20 @@ fn create(path: &Path) -> Result<(), redb::Error> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
+    heddle_options::create_private_dir(parent)?;
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let draft = Path::new(&draft);
-    let write = || -> Result<(), redb::Error> { write_tables(&Builder::new().create(draft)?) };
+    let write = || -> Result<(), redb::Error> {
+        let mut private = heddle_options::private_file();
+        let file = private
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(draft)?;
+        let file = FileBackend::new(file)?;
+        write_tables(&Builder::new().create_with_backend(file)?)
+    };
     let made = write().and_then(|()| match fs::hard_link(draft, path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
         _ => Ok(fs::File::open(parent)?.sync_all()?),

@@ -22,7 +22,13 @@ async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
     let service = AgentApi::new(agent.clone(), retire(&agent), |ip| ip.is_loopback());
     let (listener, addr): (_, SocketAddr) = listener().await;
     let routes = tonic::service::Routes::new(RegistryServer::new(service));
-    tokio::spawn(serve::grpc(serve::Bound::Tcp(listener), routes));
+    let access = serve::Access {
+        connections: heddle_listen::Connections::new("agent", heddle_listen::Limits::of(64)),
+        guard: std::sync::Arc::default(),
+    };
+    let socket = heddle_listen::Socket::Tcp(listener, addr);
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(serve::grpc(socket, access, routes, stop));
     let client = RegistryClient::connect(format!("http://{addr}"))
         .await
         .unwrap();

@@ -297,3 +297,20 @@ async fn killed_in_the_middle_of_writes_it_has_every_answered_one() {
         revision = left.mod_revision;
     }
 }
+
+/// Issue 10, D3.
+#[test]
+fn the_store_is_this_users_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    drop(Embedded::open(&options).unwrap());
+    assert_eq!(mode(&options.path), 0o600);
+    assert_eq!(mode(options.path.parent().unwrap()), 0o700);
+    // As an earlier version left it.
+    fs::set_permissions(&options.path, fs::Permissions::from_mode(0o644)).unwrap();
+    drop(Embedded::open(&options).unwrap());
+    assert_eq!(mode(&options.path), 0o600);
+}

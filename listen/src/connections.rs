@@ -1,0 +1,445 @@
+//! How many connections a listener holds, and which of them goes when there is no place left: the idlest, at once. A
+//! connection with a call in flight never goes; only if all have one is the new connection refused. In come connections
+//! and their calls, out goes a notice to the connection that is to end. No socket is touched here.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use http::Response;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::idle::{Idle, IdleQueue, Standing};
+
+/// A client has so long to ask for something, from when it was accepted.
+pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// A full listener is logged no more often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Connections that are being told that they go (GOAWAY); others are closed without a word. They hold no place.
+const GOODBYES: usize = 64;
+/// How long such a one may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a listener bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// See [`FIRST_REQUEST`].
+    pub first_request: Duration,
+}
+
+impl Limits {
+    /// So many connections, and the default time for the first request.
+    #[must_use]
+    pub fn of(connections: usize) -> Self {
+        Self {
+            connections: connections.max(1),
+            first_request: FIRST_REQUEST,
+        }
+    }
+}
+
+/// The connections of one listener, on however many sockets. Clones are one.
+#[derive(Clone, Debug)]
+pub struct Connections(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    listener: &'static str,
+    limits: Limits,
+    table: Mutex<Table>,
+    goodbyes: Semaphore,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// At most `limits.connections`.
+    open: HashMap<u64, Open>,
+    queue: IdleQueue<u64>,
+    next: u64,
+    logged: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Open {
+    calls: usize,
+    idle: Idle,
+    /// It has an entry in the queue.
+    queued: bool,
+    leave: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    evicted: AtomicU64,
+    refused: AtomicU64,
+    late: AtomicU64,
+}
+
+/// What a listener tells the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    pub listener: &'static str,
+    pub open: u64,
+    /// Idle connections that were closed for new ones.
+    pub evicted: u64,
+    /// New connections that were refused because all others had a call in flight.
+    pub refused: u64,
+    /// Connections that asked nothing in time.
+    pub late: u64,
+}
+
+/// The totals of several listeners, as Prometheus reads them.
+#[must_use]
+pub fn prometheus(all: &[Totals]) -> String {
+    type Read = fn(&Totals) -> u64;
+    let families: [(&str, &str, &str, Read); 4] = [
+        (
+            "gauge",
+            "heddle_listener_connections",
+            "Open connections",
+            |t| t.open,
+        ),
+        (
+            "counter",
+            "heddle_listener_evicted_total",
+            "Idle connections closed to let new ones in",
+            |t| t.evicted,
+        ),
+        (
+            "counter",
+            "heddle_listener_refused_total",
+            "New connections refused because all others had a call in flight",
+            |t| t.refused,
+        ),
+        (
+            "counter",
+            "heddle_listener_timeouts_total",
+            "Connections closed because no request came in time",
+            |t| t.late,
+        ),
+    ];
+    let mut text = String::new();
+    for (kind, name, help, read) in families {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+        for totals in all {
+            let (listener, value) = (totals.listener, read(totals));
+            text.push_str(&format!("{name}{{listener=\"{listener}\"}} {value}\n"));
+        }
+    }
+    text
+}
+
+impl Connections {
+    #[must_use]
+    pub fn new(listener: &'static str, limits: Limits) -> Self {
+        Self(Arc::new(Inner {
+            listener,
+            limits,
+            table: Mutex::default(),
+            goodbyes: Semaphore::new(GOODBYES),
+            counts: Counts::default(),
+        }))
+    }
+
+    /// What is counted so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &self.0.counts;
+        Totals {
+            listener: self.0.listener,
+            open: self.table().open.len() as u64,
+            evicted: read(&counts.evicted),
+            refused: read(&counts.refused),
+            late: read(&counts.late),
+        }
+    }
+
+    /// A place for a new connection, if need be that of the idlest one; `None` if all have a call in flight.
+    #[must_use]
+    pub fn enter(&self) -> Option<Place> {
+        let mut table = self.table();
+        if table.open.len() >= self.0.limits.connections {
+            self.log_full(&mut table);
+            if !self.evict(&mut table) {
+                self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+        }
+        let id = table.next;
+        table.next += 1;
+        let idle = Idle {
+            called: false,
+            since: Instant::now(),
+        };
+        let leave = CancellationToken::new();
+        let open = Open {
+            calls: 0,
+            idle,
+            queued: true,
+            leave: leave.clone(),
+        };
+        let Table {
+            open: all, queue, ..
+        } = &mut *table;
+        all.insert(id, open);
+        queue.push(id, idle);
+        queue.prune(all.len(), |id| standing(all, id));
+        Some(Place {
+            connections: self.clone(),
+            id,
+            leave,
+        })
+    }
+
+    /// Closes the idlest connection, where the process itself has no room for another; false if there is none.
+    pub fn make_room(&self) -> bool {
+        self.evict(&mut self.table())
+    }
+
+    fn evict(&self, table: &mut Table) -> bool {
+        let Table { open, queue, .. } = table;
+        let Some(id) = queue.pop(|id| standing(open, id)) else {
+            return false;
+        };
+        if let Some(gone) = open.remove(&id) {
+            gone.leave.cancel();
+        }
+        self.0.counts.evicted.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn log_full(&self, table: &mut Table) {
+        if table.logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
+            return;
+        }
+        table.logged = Some(Instant::now());
+        tracing::warn!(
+            listener = self.0.listener,
+            connections = self.0.limits.connections,
+            "all places for connections are taken: idle ones are closed for new ones"
+        );
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the queue is told of a connection. A busy one loses its entry until its last call ends.
+fn standing(open: &mut HashMap<u64, Open>, id: u64) -> Standing {
+    match open.get_mut(&id) {
+        None => Standing::Gone,
+        Some(open) if open.calls == 0 => Standing::Idle(open.idle),
+        Some(open) => {
+            open.queued = false;
+            Standing::Busy
+        }
+    }
+}
+
+/// The place of one connection, free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    connections: Connections,
+    id: u64,
+    leave: CancellationToken,
+}
+
+impl Place {
+    /// Counts a call from now until its answer's body has ended, or it was given up.
+    pub fn call<F, B, E>(
+        &self,
+        answer: F,
+    ) -> impl Future<Output = Result<Response<InCall<B>>, E>> + use<F, B, E>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+    {
+        let call = Call::begin(&self.connections, self.id);
+        async move {
+            let response = answer.await?;
+            Ok(response.map(|body| InCall { body, _call: call }))
+        }
+    }
+
+    /// Serves a connection to its end: until it ends by itself, asks nothing in time, has to make room for another, or
+    /// `end`; then `leave` begins its goodbye.
+    pub async fn serve<C: Future>(
+        &self,
+        connection: C,
+        leave: impl FnOnce(Pin<&mut C>),
+        end: impl Future<Output = ()>,
+    ) {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            // A client that breaks off is its own affair.
+            _ = connection.as_mut() => {}
+            () = self.late() => {}
+            () = self.leave.cancelled() => {
+                let Ok(_goodbye) = self.connections.0.goodbyes.try_acquire() else { return };
+                leave(connection.as_mut());
+                let _ = tokio::time::timeout(GOODBYE, connection).await;
+            }
+            () = end => {
+                // One that has asked nothing has nothing to be told.
+                if !self.has_called() {
+                    return;
+                }
+                leave(connection.as_mut());
+                connection.await;
+            }
+        }
+    }
+
+    async fn late(&self) {
+        tokio::time::sleep(self.connections.0.limits.first_request).await;
+        if self.has_called() {
+            std::future::pending::<()>().await;
+        }
+        let late = &self.connections.0.counts.late;
+        late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn has_called(&self) -> bool {
+        let table = self.connections.table();
+        table
+            .open
+            .get(&self.id)
+            .is_some_and(|open| open.idle.called)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.table().open.remove(&self.id);
+    }
+}
+
+/// A call in flight.
+#[derive(Debug)]
+struct Call {
+    connections: Connections,
+    id: u64,
+}
+
+impl Call {
+    fn begin(connections: &Connections, id: u64) -> Self {
+        let mut table = connections.table();
+        if let Some(open) = table.open.get_mut(&id) {
+            open.calls += 1;
+            open.idle.called = true;
+        }
+        drop(table);
+        Self {
+            connections: connections.clone(),
+            id,
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut table = self.connections.table();
+        let Table { open, queue, .. } = &mut *table;
+        let Some(open) = open.get_mut(&self.id) else {
+            return;
+        };
+        open.calls = open.calls.saturating_sub(1);
+        open.idle.since = Instant::now();
+        if open.calls == 0 && !open.queued {
+            open.queued = true;
+            queue.push(self.id, open.idle);
+        }
+    }
+}
+
+/// The body of an answer; its call is in flight until it is dropped.
+#[derive(Debug)]
+pub struct InCall<B> {
+    body: B,
+    _call: Call,
+}
+
+impl<B: Body + Unpin> Body for InCall<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> Connections {
+        Connections::new("test", Limits::of(2))
+    }
+
+    fn in_call(place: &Place) -> Call {
+        Call::begin(&place.connections, place.id)
+    }
+
+    /// Issue 10, A4.
+    #[test]
+    fn the_idlest_goes_first_and_one_that_has_asked_nothing_before_all() {
+        let connections = two();
+        let (old, silent) = (connections.enter().unwrap(), connections.enter().unwrap());
+        drop(in_call(&old));
+        let third = connections.enter().unwrap();
+        assert!(silent.leave.is_cancelled() && !old.leave.is_cancelled());
+        drop(in_call(&third));
+        let _fourth = connections.enter().unwrap();
+        assert!(old.leave.is_cancelled() && !third.leave.is_cancelled());
+        assert_eq!(connections.totals().evicted, 2);
+        assert_eq!(connections.totals().open, 2);
+    }
+
+    #[test]
+    fn one_with_a_call_stays_and_goes_only_when_it_is_idle_again() {
+        let connections = two();
+        let (first, second) = (connections.enter().unwrap(), connections.enter().unwrap());
+        let calls = (in_call(&first), in_call(&second));
+        assert!(connections.enter().is_none());
+        assert_eq!(connections.totals().refused, 1);
+        drop(calls.0);
+        assert!(connections.enter().is_some());
+        assert!(first.leave.is_cancelled() && !second.leave.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_nothing_in_time_is_left() {
+        let connections = two();
+        let place = connections.enter().unwrap();
+        let began = tokio::time::Instant::now();
+        place
+            .serve(std::future::pending::<()>(), |_| {}, std::future::pending())
+            .await;
+        assert_eq!(began.elapsed(), FIRST_REQUEST);
+        assert_eq!(connections.totals().late, 1);
+    }
+}

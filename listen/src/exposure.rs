@@ -1,0 +1,107 @@
+//! Listeners that other hosts can reach are opened only if the operator has named them: nothing yet tells who calls.
+//! Addresses come in, out goes what to warn of, or what is wrong. Which listeners are asked about is their program's.
+
+use crate::address::ListenOption;
+
+/// The option by which an address is named.
+pub const OPTION: &str = "--insecure-listen";
+
+/// The addresses beyond loopback that the operator has agreed to.
+#[derive(Clone, Debug, Default)]
+pub struct Consent {
+    named: Vec<(ListenOption, bool)>,
+}
+
+impl Consent {
+    /// What `--insecure-listen` names.
+    #[must_use]
+    pub fn new(named: impl IntoIterator<Item = ListenOption>) -> Self {
+        Self {
+            named: named.into_iter().map(|address| (address, false)).collect(),
+        }
+    }
+
+    /// Whether `address` of `option` may be opened. `risk` says what whoever reaches it can do.
+    ///
+    /// # Errors
+    /// One sentence with the option, the address, the risk and the remedy.
+    pub fn ask(&mut self, option: &str, address: &ListenOption, risk: &str) -> Result<(), String> {
+        if !address.is_beyond_loopback() {
+            return Ok(());
+        }
+        let named = self.named.iter_mut().find(|(named, _)| named == address);
+        match named {
+            Some((_, used)) => {
+                *used = true;
+                Ok(())
+            }
+            None => {
+                let loopback = match address.port() {
+                    Some(port) => format!("127.0.0.1:{port}"),
+                    None => "127.0.0.1".to_owned(),
+                };
+                Err(format!(
+                    "{option} \"{address}\" is beyond loopback, and whoever reaches it {risk}: use {loopback}, or add \
+                     {OPTION} {address} if only those can reach it who may"
+                ))
+            }
+        }
+    }
+
+    /// The sentence to warn with for an address beyond loopback that is opened.
+    #[must_use]
+    pub fn warning(option: &str, address: &ListenOption, risk: &str) -> Option<String> {
+        address.is_beyond_loopback().then(|| {
+            format!("{option} {address} is open beyond loopback without identity: whoever reaches it {risk}")
+        })
+    }
+
+    /// What was named and is no listener's address: most likely mistyped.
+    ///
+    /// # Errors
+    /// One sentence for the first of them.
+    pub fn unused(&self) -> Result<(), String> {
+        match self.named.iter().find(|(_, used)| !used) {
+            None => Ok(()),
+            Some((address, _)) => Err(format!(
+                "{OPTION} \"{address}\" is not the address of a listener beyond loopback: give it as that listener's own \
+                 option has it, or leave it out"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(word: &str) -> ListenOption {
+        word.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_beyond_loopback_must_be_named() {
+        let mut consent = Consent::new([read("10.0.0.5:1")]);
+        let mut ask = |word| consent.ask("--outbound", &read(word), "may call everything");
+        assert_eq!(ask("127.0.0.1:1"), Ok(()));
+        assert_eq!(ask("10.0.0.5:1"), Ok(()));
+        let refused = ask("0.0.0.0:15001").unwrap_err();
+        for part in [
+            "--outbound \"0.0.0.0:15001\"",
+            "may call everything",
+            "--insecure-listen 0.0.0.0:15001",
+            "127.0.0.1:15001",
+        ] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert_eq!(consent.unused(), Ok(()));
+    }
+
+    #[test]
+    fn what_names_no_listener_is_told() {
+        let mut consent = Consent::new([read("10.0.0.5:1"), read("10.0.0.5:2")]);
+        consent.ask("--agent", &read("10.0.0.5:1"), "x").unwrap();
+        let told = consent.unused().unwrap_err();
+        assert!(told.contains("\"10.0.0.5:2\""), "{told}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Which connections may be closed to let a new one in, the idlest first: those that have asked nothing yet before those
+//! that have, and of each the one that has been idle longest. Keys and times come in; no clock is read, nothing is closed.
+
+use std::{cmp::Reverse, collections::BinaryHeap, time::Instant};
+
+/// Since when a connection has had no call. The smallest is the idlest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Idle {
+    /// Whether a call has come on it. (First: the order of the fields is the order of connections.)
+    pub called: bool,
+    /// When it was accepted, or its last call ended.
+    pub since: Instant,
+}
+
+/// What a connection is doing when the queue asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Idle(Idle),
+    /// A call is in flight. Its owner pushes it again when it is idle.
+    Busy,
+    /// It has ended.
+    Gone,
+}
+
+/// A connection has at most one entry. Entries may be out of date, always by showing a connection idler than it is: they
+/// are looked up again before they are believed, so that no call pays for the order.
+#[derive(Debug)]
+pub struct IdleQueue<K> {
+    entries: BinaryHeap<Reverse<(Idle, K)>>,
+}
+
+impl<K: Copy + Ord> Default for IdleQueue<K> {
+    fn default() -> Self {
+        Self {
+            entries: BinaryHeap::new(),
+        }
+    }
+}
+
+impl<K: Copy + Ord> IdleQueue<K> {
+    /// Adds a connection that is idle and has no entry.
+    pub fn push(&mut self, key: K, idle: Idle) {
+        self.entries.push(Reverse((idle, key)));
+    }
+
+    /// The idlest connection, whose entry leaves. So do the entries of those that `look` calls busy or gone.
+    pub fn pop(&mut self, mut look: impl FnMut(K) -> Standing) -> Option<K> {
+        while let Some(Reverse((known, key))) = self.entries.pop() {
+            match look(key) {
+                Standing::Idle(now) if now <= known => return Some(key),
+                Standing::Idle(now) => self.push(key, now),
+                Standing::Busy | Standing::Gone => {}
+            }
+        }
+        None
+    }
+
+    /// Drops the entries of connections that have gone, once they are most of all: keeps the queue's size within twice
+    /// that of what it orders (`live`), and some. As in `pop` those that are busy lose theirs as well.
+    pub fn prune(&mut self, live: usize, mut look: impl FnMut(K) -> Standing) {
+        if self.entries.len() > 2 * live + 64 {
+            self.entries
+                .retain(|Reverse((_, key))| matches!(look(*key), Standing::Idle(_)));
+        }
+    }
+
+    /// How many entries there are, those of connections that have gone included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+
+    fn idle(begin: Instant, called: bool, seconds: u64) -> Idle {
+        Idle {
+            called,
+            since: begin + Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn the_idlest_goes_first_whatever_was_known_before() {
+        let begin = Instant::now();
+        let mut queue = IdleQueue::default();
+        for key in [1, 2, 3, 4] {
+            queue.push(key, idle(begin, false, 0));
+        }
+        let now = BTreeMap::from([
+            (1, Standing::Idle(idle(begin, true, 10))),
+            (2, Standing::Idle(idle(begin, true, 20))),
+            (3, Standing::Idle(idle(begin, false, 0))),
+            (4, Standing::Busy),
+        ]);
+        let mut next = || queue.pop(|key| now[&key]);
+        assert_eq!(
+            [next(), next(), next(), next()],
+            [Some(3), Some(1), Some(2), None]
+        );
+    }
+
+    #[test]
+    fn one_that_was_busy_is_back_when_it_is_pushed_again() {
+        let begin = Instant::now();
+        let mut queue = IdleQueue::default();
+        queue.push(1, idle(begin, false, 0));
+        assert_eq!(queue.pop(|_| Standing::Busy), None);
+        queue.push(1, idle(begin, true, 5));
+        let now = Standing::Idle(idle(begin, true, 5));
+        assert_eq!(queue.pop(|_| now), Some(1));
+    }
+
+    #[test]
+    fn entries_of_connections_that_have_gone_do_not_pile_up() {
+        let begin = Instant::now();
+        let mut queue = IdleQueue::default();
+        for key in 0..10_000 {
+            queue.push(key, idle(begin, false, 0));
+            queue.prune(1, |other| match other == key {
+                true => Standing::Idle(idle(begin, false, 0)),
+                false => Standing::Gone,
+            });
+        }
+        assert!(queue.len() <= 66, "{}", queue.len());
+    }
+}
