@@ -5,12 +5,16 @@
 use std::process::ExitCode;
 
 mod parent;
+mod guardian;
 mod client;
 mod output;
 mod commands;
 
 fn main() -> ExitCode {
     let mut args: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = guardian::run(&args) {
+        return code;
+    }
     let parent = parent::watch(&mut args);
     let code = commands::dispatch(args);
     parent.done();

@@ -168,12 +168,43 @@ async fn any_program_joins_is_restarted_and_leaves() {
 
 /// The one child of a process.
 fn child_of(pid: u32) -> u32 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let children = tasks.flatten().filter_map(|task| {
-        let list = std::fs::read_to_string(task.path().join("children")).ok()?;
-        list.split_whitespace().next()?.parse().ok()
-    });
-    children.into_iter().next().expect("the program runs")
+    // The other child is the guardian, which is this program again.
+    let is_guardian = |pid: &u32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("--end-group-with-stdin"))
+    };
+    let mut family = descendants(pid).into_iter().skip(1);
+    let program = family.find(|pid| !is_guardian(pid));
+    program.expect("the program runs")
+}
+
+/// Issue 10, D4: also what the program started itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_takes_its_program_along() {
+    let mesh = Mesh::builder().start().await;
+    let mut process = Start::new("heddle run", &binary("heddle"))
+        .args(["run", "--service", "users", "--instance", "u1"])
+        .args(["--health", "tcp", "--stop-timeout", "1"])
+        .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+        .args(["--", "sh", "-c"])
+        // It does not end at SIGTERM.
+        .arg(format!(
+            "trap '' TERM; sleep 1000 & exec {} --listen 127.0.0.1:$PORT --agent none",
+            binary("heddle-echo").display()
+        ))
+        .spawn();
+    process.ready().await;
+    let family = descendants(process.pid());
+    assert!(
+        family.len() >= 4,
+        "run, guardian, program, sleep: {family:?}"
+    );
+    process.kill().await;
+    until("all that it had started has ended", async || {
+        let left: Vec<_> = family.iter().filter(|pid| alive(**pid)).collect();
+        seen(left.is_empty(), format!("{left:?}"))
+    })
+    .await;
 }
 
 /// All processes that descend from this one.

@@ -1,11 +1,12 @@
 //! One run of the program: in a process group of its own, so that Ctrl-C reaches it only after it has left the mesh
-//! and a signal reaches what it started as well. In come a port and signals, out goes how it ended.
+//! and a signal reaches what it started as well; a guardian ends it if this process is killed. In come a port and
+//! signals, out goes how it ended.
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use tokio::{
 };
 
 use super::options::Plan;
+use crate::guardian::{self, Ward};
 
 /// How often a program that does not listen yet is tried.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -27,7 +29,50 @@ const HINT_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct Program {
     child: Child,
     group: Option<Pid>,
+    guardian: Option<Guardian>,
     pub(super) address: SocketAddr,
+}
+
+/// The process that ends the program's group if this one is killed. Dropped, it guards no more.
+struct Guardian(std::process::Child);
+
+impl Guardian {
+    /// Before the program, so that as little as possible lies between its start and its being guarded. A program runs
+    /// without one where none can be started.
+    fn start() -> Option<Self> {
+        let started = std::env::current_exe().and_then(|this| {
+            std::process::Command::new(this)
+                .arg(guardian::FLAG)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                // Ctrl-C is not for it.
+                .process_group(0)
+                .spawn()
+        });
+        match started {
+            Ok(child) => Some(Self(child)),
+            Err(why) => {
+                tracing::warn!("the program would outlive this process if that were killed: {why}");
+                None
+            }
+        }
+    }
+
+    fn guard(&mut self, ward: Ward) {
+        if let Some(stdin) = &mut self.0.stdin
+            && let Err(why) = stdin.write_all(ward.line().as_bytes())
+        {
+            tracing::warn!("the program would outlive this process if that were killed: {why}");
+        }
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Program {
@@ -39,6 +84,7 @@ impl Program {
                 .map_err(|why| format!("no free port: {why}"))?,
             port => port,
         };
+        let mut guardian = Guardian::start();
         let child = Command::new(&plan.program)
             .args(plan.args.iter().map(|arg| with_port(arg, port)))
             .env("PORT", port.to_string())
@@ -53,9 +99,16 @@ impl Program {
             .spawn()
             .map_err(|why| format!("cannot start {}: {why}", plan.program.to_string_lossy()))?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let (Some(guardian), Some(group)) = (&mut guardian, group) {
+            guardian.guard(Ward {
+                group,
+                patience: plan.stop_timeout,
+            });
+        }
         Ok(Self {
             child,
             group,
+            guardian,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         })
     }
@@ -98,6 +151,8 @@ impl Drop for Program {
         if self.child.id().is_some() {
             self.sweep();
         }
+        // Not before the group has ended: nothing else would end it.
+        drop(self.guardian.take());
     }
 }
 

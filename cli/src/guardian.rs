@@ -1,0 +1,92 @@
+//! A process that takes a program along when the process that started both is killed, which cannot do so any more itself:
+//! `heddle` again, with the hidden `--end-group-with-stdin`. Its standard input says which process group it guards, and
+//! ends however its parent dies; then the group is ended, by SIGTERM first. A parent that has ended the group itself kills
+//! its guardian.
+
+use std::{
+    ffi::OsString,
+    io::{self, BufRead as _, Read as _},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+
+/// The hidden flag; it stands first.
+pub(crate) const FLAG: &str = "--end-group-with-stdin";
+/// How often it is looked whether a group that was told to end has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What a guardian is told: the group, and how long it has from SIGTERM to SIGKILL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ward {
+    pub(crate) group: Pid,
+    pub(crate) patience: Duration,
+}
+
+impl Ward {
+    /// As a line of standard input.
+    pub(crate) fn line(self) -> String {
+        let Self { group, patience } = self;
+        format!("{} {}\n", group.as_raw_nonzero(), patience.as_millis())
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let (group, patience) = line.trim().split_once(' ')?;
+        Some(Self {
+            group: Pid::from_raw(group.parse().ok().filter(|group| *group > 1)?)?,
+            patience: Duration::from_millis(patience.parse().ok()?),
+        })
+    }
+}
+
+/// Guards, if `args` say so; then there is nothing else to do.
+pub(crate) fn run(args: &[OsString]) -> Option<ExitCode> {
+    if args.get(1).is_none_or(|arg| arg != FLAG) {
+        return None;
+    }
+    let mut stdin = io::stdin().lock();
+    let mut line = String::new();
+    // Without a line the parent died before it had started anything.
+    let ward = stdin
+        .read_line(&mut line)
+        .ok()
+        .and_then(|_| Ward::read(&line));
+    let mut ignored = [0; 64];
+    while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
+    if let Some(Ward { group, patience }) = ward {
+        end(group, patience);
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+fn end(group: Pid, patience: Duration) {
+    let until = Instant::now() + patience;
+    let _ = kill_process_group(group, Signal::TERM);
+    while test_kill_process_group(group).is_ok() {
+        if Instant::now() >= until {
+            let _ = kill_process_group(group, Signal::KILL);
+            return;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guardian_is_told_is_read_as_it_was_meant() {
+        let ward = Ward {
+            group: Pid::from_raw(4711).unwrap(),
+            patience: Duration::from_secs(10),
+        };
+        assert_eq!(Ward::read(&ward.line()), Some(ward));
+        // Nor is a group ever taken for "all processes" or "my own".
+        for wrong in ["", "x 1", "0 1", "1 1", "-5 1", "7", "7 x"] {
+            assert_eq!(Ward::read(wrong), None, "{wrong}");
+        }
+    }
+}
