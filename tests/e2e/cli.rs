@@ -8,7 +8,7 @@ use heddle_tests::mesh::Mesh;
 use heddle_tests::place::folder;
 use heddle_tests::process::{Process, Ran, Start, run};
 use heddle_tests::raw::Client;
-use heddle_tests::tools::{binary, go_peer};
+use heddle_tests::tools::{binary, go_peer, interop_protoset};
 use heddle_tests::until::{seen, until};
 use http::HeaderMap;
 use serde_json::Value;
@@ -164,6 +164,102 @@ async fn any_program_joins_is_restarted_and_leaves() {
     })
     .await;
     told().await.expect("that it leaves is not told");
+}
+
+/// Issue 10, B1: gRPC's interop server has no reflection. Who starts it is told so, with what to do; callers are told
+/// whose proto services are unknown; and with its descriptors it is called and described like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
+    let mesh = Mesh::builder().nodes(2).start().await;
+    let server = go_peer("interop-server");
+    let start = |options: &[&str]| {
+        Start::new("heddle run", &binary("heddle"))
+            .args(["run", "--service", "users"])
+            .args(options)
+            .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+            .arg("--")
+            .arg(server.to_str().unwrap())
+            .args(["-use_tls=false", "-port", "$PORT"])
+            .spawn()
+    };
+    let call = async |authority: &str| {
+        let client = Client::connect(mesh.node("b").outbound).await;
+        let path = "/grpc.testing.TestService/EmptyCall";
+        client.call(authority, path, &HeaderMap::new(), b"").await
+    };
+
+    let mut process = start(&[]);
+    process.ready().await;
+    until("it is told to who started it", async || {
+        let told = process.stderr().join("\n");
+        let parts = ["no gRPC server reflection", "--proto", "--descriptors"];
+        seen(parts.iter().all(|part| told.contains(part)), told.clone())
+    })
+    .await;
+    until("callers by path are told", async || {
+        let answer = call("127.0.0.1").await;
+        let message = answer.last("grpc-message").unwrap_or_default();
+        let cause = "users.default (it has no gRPC server reflection)";
+        seen(message.contains(cause), message.clone())
+    })
+    .await;
+    let shown = heddle(&mesh, &["services", "users"]).await;
+    let parts = [
+        "unknown (it has no gRPC server reflection)",
+        "--descriptors",
+    ];
+    assert!(
+        parts.iter().all(|part| shown.stdout.contains(part)),
+        "{}",
+        shown.all()
+    );
+    process.stop_well().await;
+
+    let protoset = interop_protoset();
+    let mut process = start(&["--descriptors", protoset.to_str().unwrap()]);
+    process.ready().await;
+    until("a call by path finds it", async || {
+        let answer = call("127.0.0.1").await;
+        let status = answer.last("grpc-status");
+        seen(status.as_deref() == Some("0"), format!("{answer:?}"))
+    })
+    .await;
+    let outbound = mesh.node("b").outbound.to_string();
+    let words = [
+        "-plaintext",
+        &outbound,
+        "describe",
+        "grpc.testing.TestService",
+    ];
+    let described = run(Start::new("grpcurl", &go_peer("grpcurl")).args(words)).await;
+    assert!(
+        described.stdout.contains("rpc EmptyCall"),
+        "{}",
+        described.all()
+    );
+    let told = process.stderr().join("\n");
+    assert!(!told.contains("does not know"), "{told}");
+    process.stop_well().await;
+}
+
+/// Issue 10, E3: a program that listens elsewhere, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_does_not_listen_is_told_at_once_and_waited_for() {
+    let process = Start::new("heddle run", &binary("heddle"))
+        .args(["run", "--service", "users", "--agent", "127.0.0.1:1"])
+        .args(["--", "sleep", "60"])
+        .spawn();
+    let begun = Instant::now();
+    until("it is told", async || {
+        let told = process.stderr().join("\n");
+        let parts = ["nothing listens on 127.0.0.1:", "$PORT", "--port"];
+        seen(parts.iter().all(|part| told.contains(part)), told.clone())
+    })
+    .await;
+    // 2 s are promised; the rest is for a machine that stalls.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(6), "only after {took:?}");
+    drop(process);
 }
 
 /// The one child of a process.

@@ -63,6 +63,16 @@ const BLOCKS: &[(&str, &str, How)] = &[
     ),
     ("docs/etcd.md", "etcdctl user add root", How::Etcd),
     ("docs/health.md", "service: users", How::ServicesFile),
+    (
+        "docs/services.md",
+        "protoc --include_imports",
+        How::Elsewhere("e2e cli::a_program_without_reflection… with the peers' descriptor set"),
+    ),
+    (
+        "docs/services.md",
+        "service: users",
+        How::Elsewhere("agent::tests::files::a_descriptor_file_describes_the_services_of_its_file"),
+    ),
     ("docs/xds.md", "{", How::GrpcBootstrap),
     ("docs/xds.md", "node:", How::Envoy),
     ("docs/xds.md", "grpcurl -plaintext", How::Mesh),

@@ -83,6 +83,7 @@ struct Endpoint {
     health_reason: String,
     weight: u32,
     hidden_from_direct_clients: String,
+    schema_reason: String,
 }
 
 impl From<wire::ListServicesResponse> for Services {
@@ -133,6 +134,7 @@ impl From<wire::Instance> for Endpoint {
             health_reason: instance.health_reason,
             weight: instance.weight,
             hidden_from_direct_clients: instance.hidden_from_direct_clients,
+            schema_reason: instance.schema_reason,
         }
     }
 }
@@ -142,8 +144,19 @@ impl Service {
         format!("{}/{}", self.healthy_instances, self.instances)
     }
 
-    /// The proto services; those that another mesh service claims too are not routed by path.
+    /// The proto services, or why they are not known; those that another mesh service claims too are not routed by path.
     fn offers(&self) -> String {
+        let mut reasons = self
+            .endpoints
+            .iter()
+            .map(|endpoint| &endpoint.schema_reason);
+        if self.protos.is_empty()
+            && let Some(reason) = reasons.find(|reason| !reason.is_empty())
+        {
+            // "cause: remedy"; the remedy stands with the instance.
+            let cause = reason.split(": ").next().unwrap_or_default();
+            return format!("unknown ({cause})");
+        }
         let mark = |proto: &String| {
             if self.ambiguous_protos.contains(proto) {
                 format!("{proto} (ambiguous)")
@@ -185,6 +198,7 @@ impl Tabular for Service {
         for endpoint in &self.endpoints {
             let why = [
                 &endpoint.health_reason,
+                &endpoint.schema_reason,
                 &endpoint.hidden_from_direct_clients,
             ];
             let why: Vec<&str> = why
@@ -229,7 +243,7 @@ mod tests {
             health,
             health_reason: reason.into(),
             weight: 1,
-            hidden_from_direct_clients: String::new(),
+            ..wire::Instance::default()
         };
         wire::Service {
             name: name.into(),
@@ -258,6 +272,18 @@ mod tests {
              a.shop     grpc      1/2      v1        p.A, p.B (ambiguous)\n\
              b.default  grpc      1/2      v1        p.A, p.B (ambiguous)\n"
         );
+    }
+
+    /// Issue 10, B1.
+    #[test]
+    fn a_service_whose_proto_services_are_unknown_says_why() {
+        let mut silent = service("a.shop");
+        silent.protos.clear();
+        silent.endpoints.truncate(1);
+        silent.endpoints[0].schema_reason = "it has no reflection: name them".into();
+        let table = render(Format::Table, &Service::from(silent)).unwrap();
+        assert!(table.contains("unknown (it has no reflection)"), "{table}");
+        assert!(table.contains("it has no reflection: name them"), "{table}");
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct Instance {
     pub protocol: Protocol,
     pub protos: Vec<ProtoService>,
     pub schema_sha256: Option<Arc<str>>,
+    /// Why its proto services or descriptors are not all known; empty if they are.
+    pub schema_reason: String,
     pub labels: BTreeMap<String, String>,
     /// As it was registered, for the registry API.
     pub health_check: Option<pb::HealthCheck>,
@@ -117,6 +119,7 @@ impl Instance {
             protocol,
             protos: local.protos,
             schema_sha256: (!local.schema_sha256.is_empty()).then(|| local.schema_sha256.into()),
+            schema_reason: local.schema_reason,
             labels: instance.labels.into_iter().collect(),
             health_check: instance.health,
         })

@@ -62,6 +62,7 @@ struct Face {
     protocol: Protocol,
     protos: Vec<ProtoService>,
     schema_sha256: Option<Arc<str>>,
+    schema_reason: Arc<str>,
     deserted: bool,
 }
 
@@ -71,6 +72,7 @@ impl Face {
             protocol: content.protocol,
             protos: content.protos.clone(),
             schema_sha256: content.schema_sha256.clone(),
+            schema_reason: Arc::clone(&content.schema_reason),
             deserted: content.is_deserted(),
         }
     }
@@ -173,6 +175,7 @@ impl Builder {
         let same_protocol = same(|a, b| a.protocol == b.protocol);
         let same_protos = same(|a, b| a.protos == b.protos);
         let same_schema = same(|a, b| a.schema_sha256 == b.schema_sha256);
+        let same_reason = same(|a, b| a.schema_reason == b.schema_reason);
         let same_life = same(|a, b| a.deserted == b.deserted);
         let changed = &mut step.changed;
         let encodes = Arc::clone(&self.encodes);
@@ -192,7 +195,7 @@ impl Builder {
                 self.set(Some(resource), Kind::Listener, &listener_name, changed);
             }
         }
-        if !(same_protocol && same_protos && same_schema) {
+        if !(same_protocol && same_protos && same_schema && same_reason) {
             self.set(
                 Some(index(&content, &encodes)),
                 Kind::ServiceIndex,
@@ -425,6 +428,7 @@ fn index(content: &ServiceContent, encodes: &Encodes) -> Arc<Resource> {
             .as_deref()
             .unwrap_or_default()
             .to_owned(),
+        schema_reason: content.schema_reason.to_string(),
     };
     let refs = vec![(Kind::Cluster, Arc::clone(&content.full_name))];
     let name = Arc::clone(&content.full_name);

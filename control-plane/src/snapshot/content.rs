@@ -45,6 +45,8 @@ pub struct ServiceContent {
     pub protos: Vec<ProtoService>,
     /// Of most ready instances.
     pub schema_sha256: Option<Arc<str>>,
+    /// While `protos` is empty: why they are unknown.
+    pub schema_reason: Arc<str>,
     members: BTreeMap<Place, Member>,
     tally: Tally,
     rows: Rows,
@@ -140,6 +142,7 @@ impl ServiceContent {
             protocol: Protocol::Grpc,
             protos: Vec::new(),
             schema_sha256: None,
+            schema_reason: Arc::from(""),
             members: BTreeMap::new(),
             tally: Tally::default(),
             rows: Rows::default(),
@@ -182,6 +185,18 @@ impl ServiceContent {
         };
         let schema = self.tally.schema().cloned();
         self.schema_sha256 = schema.or_else(|| known.and_then(|it| it.schema_sha256.clone()));
+        self.schema_reason = self.why_unknown().into();
+    }
+
+    /// Why nobody knows what it serves: the first instance that says so, so that every replica says the same.
+    fn why_unknown(&self) -> &str {
+        if !self.protos.is_empty() || self.protocol != Protocol::Grpc {
+            return "";
+        }
+        let mut reasons = self.members.values().map(|it| &*it.instance.schema_reason);
+        reasons
+            .find(|reason| !reason.is_empty())
+            .unwrap_or_default()
     }
 
     fn put(&mut self, place: Place, instance: Arc<Instance>, endpoint: Option<(Endpoint, bool)>) {

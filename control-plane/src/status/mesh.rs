@@ -208,6 +208,7 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             version: instance.version.to_string(),
             health: view.health(instance) as i32,
             health_reason: instance.health_reason.clone(),
+            schema_reason: instance.schema_reason.clone(),
             weight: instance.weight,
             hidden_from_direct_clients: hidden
                 .remove(&(Arc::clone(&instance.node), Arc::clone(&instance.id)))

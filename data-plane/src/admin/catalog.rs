@@ -1,14 +1,18 @@
 //! Many services' descriptors as one catalogue for reflection. Raw descriptor sets come in; raw files come out, byte for
 //! byte as the services gave them, but that files of equal name and different content are told apart as
-//! `<hash8>/<name>`, with the imports that mean them rewritten. Pure; nothing is parsed but to be read.
+//! `<hash8>/<name>`, with the imports that mean them rewritten. Pure; nothing is decoded, only read where it stands, and
+//! what the whole may cost in memory is bounded: over it the services with the fewest ready instances are left out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::bytes::Bytes;
-use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto};
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::{schema, wire};
+use crate::agent::{
+    outline::{self, Said},
+    schema::{self, Outline},
+    wire,
+};
 
 /// One service's descriptors.
 #[derive(Clone, Debug)]
@@ -22,65 +26,104 @@ pub struct Source {
     pub name: String,
 }
 
+/// A service whose descriptors are not in the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    pub service: String,
+    pub protos: Vec<String>,
+    pub why: String,
+}
+
 /// A file as it is served.
 #[derive(Clone, Debug)]
 pub struct ServedFile {
+    pub name: String,
     pub bytes: Bytes,
     /// Names, as served, of the files that it imports.
     pub imports: Vec<String>,
 }
 
+/// Where a file stands in the catalogue: a name would be held once per symbol.
+type FileIndex = u32;
+
 /// See the room sign.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    files: BTreeMap<String, ServedFile>,
-    /// Full name of each service, message, enum and extension → its file as served.
-    symbols: HashMap<String, String>,
-    /// Extended message → number → file as served.
-    extensions: HashMap<String, BTreeMap<i32, String>>,
+    files: Vec<ServedFile>,
+    by_name: HashMap<String, FileIndex>,
+    /// Full name of each service, message, enum and extension.
+    symbols: HashMap<Box<str>, FileIndex>,
+    /// Extended message → number.
+    extensions: HashMap<Box<str>, BTreeMap<i32, FileIndex>>,
+    left_out: Vec<LeftOut>,
 }
 
 impl Catalog {
-    /// The order of `sources` does not matter.
+    /// The order of `sources` does not matter. All that is kept costs at most `budget` bytes of memory.
     #[must_use]
-    pub fn build(mut sources: Vec<Source>) -> Self {
+    pub fn build(mut sources: Vec<Source>, budget: usize) -> Self {
         sources.sort_by(|a, b| b.ready.cmp(&a.ready).then_with(|| a.name.cmp(&b.name)));
         let mut catalog = Self::default();
         let mut plain: HashMap<String, [u8; 32]> = HashMap::new();
-        let mut seen = HashSet::new();
-        let mut parsed = Vec::new();
+        // Two services with one schema are one.
+        let mut seen: HashMap<Bytes, Vec<(FileIndex, Outline)>> = HashMap::new();
+        let mut left = budget;
+        let mut order = Vec::new();
         for source in &sources {
-            // Two services with one schema are one.
-            let files = if seen.insert(source.set.clone()) {
-                catalog.add(&source.set, &mut plain)
-            } else {
-                Vec::new()
-            };
-            parsed.push(files);
+            if seen.contains_key(&source.set) {
+                continue;
+            }
+            match schema::files_at_cost(&source.set) {
+                Ok((files, cost)) if cost <= left => {
+                    let (added, copied) = catalog.add(files, &mut plain);
+                    left = left.saturating_sub(cost + copied);
+                    seen.insert(source.set.clone(), added);
+                    order.push(&source.set);
+                }
+                Ok((_, cost)) => {
+                    let why = format!(
+                        "they take {} KiB of memory, and all of the mesh at most {} MiB",
+                        cost >> 10,
+                        budget >> 20
+                    );
+                    catalog.leave_out(source, why);
+                }
+                Err(error) => catalog.leave_out(source, format!("the set {error}")),
+            }
         }
         // First who implements a proto service explains it, then everything else that anybody has.
-        let mut by_set: HashMap<&Bytes, usize> = HashMap::new();
-        for (index, source) in sources.iter().enumerate() {
-            let files = parsed.get(*by_set.entry(&source.set).or_insert(index));
-            for (served, file) in files.into_iter().flatten() {
-                for service in services(file).filter(|s| source.protos.contains(s)) {
-                    catalog
-                        .symbols
-                        .entry(service)
-                        .or_insert_with(|| served.clone());
+        for source in &sources {
+            for (file, outline) in seen.get(&source.set).into_iter().flatten() {
+                for service in &outline.services {
+                    if source.protos.contains(&service.name) {
+                        catalog.symbol(&service.name, *file);
+                    }
                 }
             }
         }
-        for (served, file) in parsed.iter().flatten() {
-            catalog.index(served, file);
+        let mut indexed = HashSet::new();
+        for (file, _) in order.into_iter().filter_map(|set| seen.get(set)).flatten() {
+            if indexed.insert(*file) {
+                catalog.index(*file);
+            }
         }
         catalog
+    }
+
+    /// Whose descriptors are not here, and why.
+    #[must_use]
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// A file by its name as served.
     #[must_use]
     pub fn file(&self, name: &str) -> Option<&ServedFile> {
-        self.files.get(name)
+        self.at(*self.by_name.get(name)?)
+    }
+
+    fn at(&self, file: FileIndex) -> Option<&ServedFile> {
+        self.files.get(usize::try_from(file).ok()?)
     }
 
     /// The file that explains a symbol: a service, method, message, field, enum, value or extension.
@@ -89,7 +132,7 @@ impl Catalog {
         let mut symbol = symbol.trim_start_matches('.');
         loop {
             if let Some(file) = self.symbols.get(symbol) {
-                return Some(file);
+                return self.at(*file).map(|file| file.name.as_str());
             }
             // `package.Service.Method`, `package.Message.field`: what it stands in.
             symbol = symbol.rsplit_once('.')?.0;
@@ -99,10 +142,8 @@ impl Catalog {
     /// The file with the extension of that number.
     #[must_use]
     pub fn file_of_extension(&self, extended: &str, number: i32) -> Option<&str> {
-        self.extensions
-            .get(extended)?
-            .get(&number)
-            .map(String::as_str)
+        let file = self.extensions.get(extended)?.get(&number)?;
+        self.at(*file).map(|file| file.name.as_str())
     }
 
     /// All extensions of a message; `None` if nobody knows it.
@@ -122,7 +163,7 @@ impl Catalog {
         let mut seen = HashSet::new();
         let mut next = std::collections::VecDeque::from([name.to_owned()]);
         while let Some(name) = next.pop_front() {
-            let Some(file) = self.files.get(&name).filter(|_| seen.insert(name.clone())) else {
+            let Some(file) = self.file(&name).filter(|_| seen.insert(name.clone())) else {
                 continue;
             };
             bytes += file.bytes.len();
@@ -135,106 +176,95 @@ impl Catalog {
         out
     }
 
+    fn leave_out(&mut self, source: &Source, why: String) {
+        self.left_out.push(LeftOut {
+            service: source.name.clone(),
+            protos: source.protos.clone(),
+            why,
+        });
+    }
+
+    /// The files as they stand here now, and the bytes of those that had to be copied.
     fn add(
         &mut self,
-        set: &Bytes,
+        files: Vec<schema::RawFile>,
         plain: &mut HashMap<String, [u8; 32]>,
-    ) -> Vec<(String, FileDescriptorProto)> {
-        let files = schema::files(set).unwrap_or_default();
+    ) -> (Vec<(FileIndex, Outline)>, usize) {
         let by_name: HashMap<&str, &schema::RawFile> =
-            files.iter().map(|f| (f.parsed.name(), f)).collect();
+            files.iter().map(|f| (f.outline.name.as_str(), f)).collect();
         let mut identities = Identities {
             by_name: &by_name,
             known: HashMap::new(),
         };
-        let mut served_as: HashMap<&str, String> = HashMap::new();
+        let mut served_as: HashMap<String, String> = HashMap::new();
         for file in &files {
-            let name = file.parsed.name();
+            let name = &file.outline.name;
             let identity = identities.of(name);
-            let first = *plain.entry(name.to_owned()).or_insert(identity);
+            let first = *plain.entry(name.clone()).or_insert(identity);
             let served = if first == identity {
-                name.to_owned()
+                name.clone()
             } else {
                 format!("{}/{name}", hash8(&identity))
             };
-            served_as.insert(name, served);
+            served_as.insert(name.clone(), served);
         }
+        let mut copied = 0;
         let mut out = Vec::new();
-        for file in &files {
-            let Some(served) = served_as.get(file.parsed.name()) else {
+        for file in files {
+            let Some(served) = served_as.get(&file.outline.name) else {
                 continue;
             };
-            let bytes = rewrite(&file.bytes, served, file.parsed.name(), &served_as);
-            let import = |name: &String| served_as.get(name.as_str()).unwrap_or(name).clone();
-            let imports = file.parsed.dependency.iter().map(import).collect();
-            self.files
-                .entry(served.clone())
-                .or_insert(ServedFile { bytes, imports });
-            out.push((served.clone(), file.parsed.clone()));
+            let index = match self.by_name.get(served) {
+                Some(index) => *index,
+                None => {
+                    let import = |name: &String| served_as.get(name).unwrap_or(name).clone();
+                    let bytes = rewrite(&file.bytes, served, &file.outline.name, &served_as);
+                    if bytes.as_ptr() != file.bytes.as_ptr() {
+                        copied += bytes.len();
+                    }
+                    let index = FileIndex::try_from(self.files.len()).unwrap_or(FileIndex::MAX);
+                    self.by_name.insert(served.clone(), index);
+                    self.files.push(ServedFile {
+                        name: served.clone(),
+                        bytes,
+                        imports: file.outline.imports.iter().map(import).collect(),
+                    });
+                    index
+                }
+            };
+            out.push((index, file.outline));
         }
-        out
+        (out, copied)
     }
 
-    fn index(&mut self, served: &str, file: &FileDescriptorProto) {
-        let package = file.package();
-        for service in services(file) {
-            self.symbol(service, served);
-        }
-        for one in &file.enum_type {
-            self.symbol(qualified(package, one.name()), served);
-        }
-        self.extend(package, &file.extension, served);
-        // An own stack: nesting comes from outside.
-        let mut stack: Vec<(String, &DescriptorProto)> = file
-            .message_type
-            .iter()
-            .map(|m| (qualified(package, m.name()), m))
-            .collect();
-        while let Some((name, message)) = stack.pop() {
-            self.extend(&name, &message.extension, served);
-            for one in &message.enum_type {
-                self.symbol(qualified(&name, one.name()), served);
+    fn index(&mut self, file: FileIndex) {
+        let Some(bytes) = self.at(file).map(|file| file.bytes.clone()) else {
+            return;
+        };
+        let mut take = |said: Said<'_>| {
+            match said {
+                Said::Service(name) | Said::Type(name) => self.symbol(name, file),
+                Said::Extension {
+                    name,
+                    extended,
+                    number,
+                } => {
+                    self.symbol(name, file);
+                    let numbers = self.extensions.entry(extended.into()).or_default();
+                    numbers.entry(number).or_insert(file);
+                }
+                Said::Name(_) | Said::Import(_) | Said::IdempotentMethod(_) => {}
             }
-            stack.extend(
-                message
-                    .nested_type
-                    .iter()
-                    .map(|m| (qualified(&name, m.name()), m)),
-            );
-            self.symbol(name, served);
+            true
+        };
+        // It was read whole when it was added.
+        let _ = outline::read(&bytes, &mut take);
+    }
+
+    fn symbol(&mut self, name: &str, file: FileIndex) {
+        if !self.symbols.contains_key(name) {
+            self.symbols.insert(name.into(), file);
         }
-    }
-
-    fn extend(&mut self, scope: &str, extensions: &[FieldDescriptorProto], served: &str) {
-        for one in extensions {
-            self.symbol(qualified(scope, one.name()), served);
-            let extended = one.extendee().trim_start_matches('.').to_owned();
-            self.extensions
-                .entry(extended)
-                .or_default()
-                .entry(one.number())
-                .or_insert_with(|| served.to_owned());
-        }
-    }
-
-    fn symbol(&mut self, name: String, served: &str) {
-        self.symbols
-            .entry(name)
-            .or_insert_with(|| served.to_owned());
-    }
-}
-
-fn services(file: &FileDescriptorProto) -> impl Iterator<Item = String> {
-    file.service
-        .iter()
-        .map(|service| qualified(file.package(), service.name()))
-}
-
-fn qualified(scope: &str, name: &str) -> String {
-    if scope.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{scope}.{name}")
     }
 }
 
@@ -256,7 +286,7 @@ impl Identities<'_> {
             let imports = self
                 .by_name
                 .get(name.as_str())
-                .map(|f| f.parsed.dependency.as_slice())
+                .map(|f| f.outline.imports.as_slice())
                 .unwrap_or_default();
             if ready || !under_way.insert(name.clone()) {
                 let identity = self.hash(&name, imports);
@@ -296,7 +326,7 @@ fn hash8(identity: &[u8; 32]) -> String {
 }
 
 /// The file under another name and with other imports; everything else byte for byte.
-fn rewrite(raw: &Bytes, served: &str, name: &str, served_as: &HashMap<&str, String>) -> Bytes {
+fn rewrite(raw: &Bytes, served: &str, name: &str, served_as: &HashMap<String, String>) -> Bytes {
     const NAME: u32 = 1;
     const DEPENDENCY: u32 = 3;
     if served == name && served_as.iter().all(|(name, served)| name == served) {

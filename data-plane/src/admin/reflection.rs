@@ -22,14 +22,14 @@ use v1::{
 };
 use v1alpha::server_reflection_server as server_v1alpha;
 
-use super::catalog::{Catalog, Source};
+use super::catalog::{Catalog, LeftOut, Source};
 use crate::{
     agent::Agent,
     mesh::{Mesh, SchemaClaim},
     xds::schemas::Schemas,
 };
 
-/// Descriptors of the whole mesh in memory at most.
+/// What descriptors of the whole mesh cost in memory at most, with all names that are found by them.
 const MAX_TOTAL: usize = 128 * 1024 * 1024;
 /// One answer stays below the 4 MiB that clients take by default; what is left out is asked for by name.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -141,9 +141,16 @@ impl Reflection {
         } = &self.origin
         {
             let claims = Arc::clone(&mesh.borrow().schemas);
+            let mut claims: Vec<SchemaClaim> = claims.iter().cloned().collect();
+            // Over the bound those are left out that the fewest can answer for.
+            claims.sort_by(|a, b| {
+                b.ready
+                    .cmp(&a.ready)
+                    .then_with(|| a.service.cmp(&b.service))
+            });
             let wanted: Vec<_> = claims
-                .iter()
-                .map(|claim| fetch(agent.clone(), schemas.clone(), claim.clone()))
+                .into_iter()
+                .map(|claim| fetch(agent.clone(), schemas.clone(), claim))
                 .collect();
             let mut fetched = stream::iter(wanted).buffered(FETCHES);
             let mut total = 0;
@@ -153,13 +160,12 @@ impl Reflection {
                 if seen.insert(source.set.clone()) {
                     total += source.set.len();
                 }
-                if total > MAX_TOTAL {
-                    tracing::warn!(
-                        "the mesh's descriptors take more than 128 MiB: reflection shows a part of them"
-                    );
+                let full = total > MAX_TOTAL;
+                sources.push(source);
+                if full {
+                    // The catalogue leaves this one out and says so.
                     break;
                 }
-                sources.push(source);
             }
         }
         self.cached(sources)
@@ -175,7 +181,16 @@ impl Reflection {
         if let Some(cached) = cache.as_ref().filter(|cached| cached.made_of == made_of) {
             return Arc::clone(&cached.catalog);
         }
-        let catalog = Arc::new(Catalog::build(sources));
+        let catalog = Arc::new(Catalog::build(sources, MAX_TOTAL));
+        let left_out = catalog.left_out();
+        if let Some(first) = left_out.first() {
+            tracing::warn!(
+                services = left_out.len(),
+                "reflection leaves out descriptors, first those of {}: {}",
+                first.service,
+                first.why
+            );
+        }
         *cache = Some(Cached {
             made_of,
             catalog: Arc::clone(&catalog),
@@ -243,7 +258,7 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
         ),
         MessageRequest::FileContainingSymbol(symbol) => (
             catalog.file_of_symbol(&symbol).map(str::to_owned),
-            format!("symbol \"{symbol}\": no service of the mesh has descriptors with it"),
+            format!("symbol \"{symbol}\": {}", why_unknown(catalog, &symbol)),
         ),
         MessageRequest::FileContainingExtension(e) => (
             catalog
@@ -275,6 +290,23 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
     MessageResponse::FileDescriptorResponse(FileDescriptorResponse {
         file_descriptor_proto,
     })
+}
+
+/// Why a symbol is not described: a service of that name whose descriptors are left out is named with the reason.
+fn why_unknown(catalog: &Catalog, symbol: &str) -> String {
+    let of_it = |left_out: &&LeftOut| {
+        left_out
+            .protos
+            .iter()
+            .any(|proto| symbol.starts_with(proto))
+    };
+    let mut left_out = catalog.left_out().iter();
+    match left_out.find(of_it) {
+        Some(LeftOut { service, why, .. }) => {
+            format!("the descriptors of {service} are left out: {why}")
+        }
+        None => "no service of the mesh has descriptors with it".to_owned(),
+    }
 }
 
 fn not_found(what: &str) -> MessageResponse {

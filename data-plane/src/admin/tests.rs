@@ -97,6 +97,10 @@ fn source(name: &str, ready: usize, protos: &[&str], set: Bytes) -> Source {
     }
 }
 
+fn catalog_of(sources: Vec<Source>) -> Catalog {
+    Catalog::build(sources, usize::MAX)
+}
+
 /// What a client makes of the answer: every file whole, every import there, under the name by which it is imported.
 fn resolve(catalog: &Catalog, symbol: &str) -> HashMap<String, FileDescriptorProto> {
     let start = catalog
@@ -137,7 +141,7 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
             &["common.proto"],
         ),
     ]);
-    let catalog = Catalog::build(vec![
+    let catalog = catalog_of(vec![
         source("users.default", 1, &["users.Users"], users.clone()),
         source("orders.default", 3, &["orders.Orders"], orders),
     ]);
@@ -163,13 +167,13 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
     assert_eq!(of_users["users.proto"].service[0].method[0].name(), "Call");
 
     // The same bytes twice are one.
-    let twins = Catalog::build(vec![
+    let twins = catalog_of(vec![
         source("a.x", 1, &[], users.clone()),
         source("b.x", 1, &[], users.clone()),
     ]);
     for raw in files(&users).unwrap() {
         assert_eq!(
-            twins.file(raw.parsed.name()).unwrap().bytes,
+            twins.file(&raw.outline.name).unwrap().bytes,
             raw.bytes,
             "byte for byte"
         );
@@ -182,7 +186,7 @@ fn what_a_file_imports_is_part_of_what_it_is() {
     let api = || file("api.proto", "api", "Req", "Api", &["common.proto"]);
     let one = set(&[file("common.proto", "common", "Old", "", &[]), api()]);
     let two = set(&[file("common.proto", "common", "New", "", &[]), api()]);
-    let catalog = Catalog::build(vec![
+    let catalog = catalog_of(vec![
         source("one.x", 2, &["api.Api"], one),
         source("two.x", 1, &["api.Api"], two),
     ]);
@@ -199,13 +203,37 @@ fn who_implements_a_proto_service_explains_it() {
     // A caller with many instances carries an old copy of a service that another implements.
     let old = set(&[file("users.proto", "users", "Old", "Users", &[])]);
     let new = set(&[file("users.proto", "users", "New", "Users", &[])]);
-    let catalog = Catalog::build(vec![
+    let catalog = catalog_of(vec![
         source("web.default", 50, &["web.Web"], old),
         source("users.default", 1, &["users.Users"], new),
     ]);
     let shown = resolve(&catalog, "users.Users");
     assert_eq!(shown.len(), 1);
     assert_eq!(shown.values().next().unwrap().message_type[0].name(), "New");
+}
+
+/// Issue 10, D1: what the catalogue costs is bounded, and who is left out is named with the reason.
+#[test]
+fn over_its_budget_the_services_with_the_fewest_instances_are_left_out() {
+    let of = |name: &str| set(&[file(&format!("{name}.proto"), name, "M", "S", &[])]);
+    let sources = vec![
+        source("few.x", 1, &["few.S"], of("few")),
+        source("many.x", 9, &["many.S"], of("many")),
+        source("bad.x", 5, &["bad.S"], Bytes::from_static(b"\x0a\xff")),
+    ];
+    let cost = crate::agent::schema::files_at_cost(&of("many")).unwrap().1;
+    let catalog = Catalog::build(sources, cost + cost / 2);
+    assert!(catalog.file_of_symbol("many.S").is_some());
+    assert_eq!(catalog.file_of_symbol("few.S"), None);
+    let left_out: Vec<_> = catalog
+        .left_out()
+        .iter()
+        .map(|one| (one.service.as_str(), one.why.as_str()))
+        .collect();
+    assert_eq!(left_out.len(), 2, "{left_out:?}");
+    let why = |name: &str| left_out.iter().find(|one| one.0 == name).unwrap().1;
+    assert!(why("few.x").contains("of memory"), "{left_out:?}");
+    assert!(why("bad.x").contains("FileDescriptorSet"), "{left_out:?}");
 }
 
 #[test]
@@ -217,7 +245,7 @@ fn extensions_are_found_by_number() {
         number: Some(50001),
         ..Default::default()
     });
-    let catalog = Catalog::build(vec![source("x.x", 1, &[], set(&[one]))]);
+    let catalog = catalog_of(vec![source("x.x", 1, &[], set(&[one]))]);
     assert_eq!(catalog.extension_numbers("x.Options"), Some(vec![50001]));
     assert_eq!(
         catalog.file_of_extension("x.Options", 50001),
@@ -441,7 +469,7 @@ async fn our_own_reflection_client_reads_our_own_server() {
     let names = listed(&mesh.channel).await;
     assert!(!names.is_empty());
     assert!(matches!(
-        reflect::ask("127.0.0.1:1").await,
+        reflect::ask("127.0.0.1:1", &|_| {}).await,
         Err(reflect::ReflectError::Unreachable(_))
     ));
 }

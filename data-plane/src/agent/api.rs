@@ -296,6 +296,7 @@ fn status(node: &str, view: &View) -> InstanceStatus {
         node: node.to_owned(),
         health: view.health.into(),
         health_reason: view.reason.clone(),
+        schema_reason: view.schema_reason.clone(),
     }
 }
 

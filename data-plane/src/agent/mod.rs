@@ -4,9 +4,12 @@
 
 pub mod api;
 pub mod book;
+pub mod descriptor_file;
 pub mod gone;
 pub mod health;
 pub mod key;
+pub mod knowledge;
+pub mod outline;
 pub mod reflect;
 pub mod retire;
 pub mod saved;
@@ -28,13 +31,14 @@ use std::{
 };
 
 use heddle_proto::registry::v1::{Health, Protocol};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use book::{Book, Joined, Leaving, Refused, View, Views};
+use book::{Book, Filed, Joined, Leaving, Refused, View, Views};
 use gone::{Cause, Causes};
 use key::InstanceKey;
+use reflect::{ReflectError, Told};
 use schema::Schema;
 use validate::Checked;
 
@@ -67,11 +71,15 @@ struct Inner {
     tasks: Mutex<HashMap<Arc<str>, Tasks>>,
     /// Checks of all instances take their turns here.
     lanes: health::Lanes,
+    /// The same of questions what they serve.
+    questions: health::Lanes,
     version: watch::Sender<u64>,
 }
 
 struct Tasks {
     sightings: mpsc::Sender<Sighting>,
+    /// Asks it again what it serves.
+    ask_again: Arc<Notify>,
     _stop: DropGuard,
 }
 
@@ -91,6 +99,7 @@ impl Agent {
                 book: Mutex::new(Book::new(ttl)),
                 tasks: Mutex::new(HashMap::new()),
                 lanes: health::Lanes::default(),
+                questions: health::Lanes::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
                 version: watch::Sender::new(0),
             }),
         }
@@ -173,10 +182,18 @@ impl Agent {
             .into_iter()
             .map(|c| (c, uuid::Uuid::new_v4().to_string().into()))
             .collect();
-        let (joined, leaving) = self.edit(|book| book.set_file(file, named, Instant::now()))?;
+        let Filed {
+            joined,
+            unchanged,
+            leaving,
+        } = self.edit(|book| book.set_file(file, named, Instant::now()))?;
         for one in joined {
             info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
             self.start(one);
+        }
+        // Who writes a file anew may have changed the programs that it names as well.
+        for registration in unchanged {
+            self.ask_again(&registration);
         }
         Ok(leaving)
     }
@@ -200,9 +217,7 @@ impl Agent {
                 registration: Arc::clone(&view.registration),
                 address: view.address,
                 plan,
-                wants_schema: view.instance.protocol == i32::from(Protocol::Grpc)
-                    && view.schema.is_none()
-                    && view.instance.protos.is_empty(),
+                has_reflection: view.instance.protocol == i32::from(Protocol::Grpc),
                 ousted: None,
             };
             self.edit(|book| book.restore(view, Instant::now()));
@@ -263,8 +278,69 @@ impl Agent {
         }
     }
 
-    fn set_schema(&self, key: &InstanceKey, registration: &str, schema: Schema) {
-        self.edit(|book| book.set_schema(key, registration, schema));
+    fn listed(&self, joined: &Joined, names: &[String]) {
+        self.learn(joined, |book| {
+            book.listed(&joined.key, &joined.registration, names)
+        });
+    }
+
+    fn told(&self, joined: &Joined, told: Told) {
+        self.learn(joined, |book| {
+            book.told(&joined.key, &joined.registration, told)
+        });
+    }
+
+    fn not_told(&self, joined: &Joined, why: ReflectError) {
+        if let ReflectError::Status(status) = &why {
+            debug!(instance = %joined.key, "its reflection says: {}", status.message());
+        }
+        let starting = !why.is_answer();
+        let reason = self.reason_after(joined, |book| {
+            book.not_told(&joined.key, &joined.registration, why)
+        });
+        match reason {
+            // It may only be starting, and its health says so.
+            Some(reason) if starting => debug!(instance = %joined.key, "{reason}"),
+            Some(reason) => info!(instance = %joined.key, "{reason}"),
+            None => {}
+        }
+    }
+
+    /// Tells a new reason in the log, and descriptors that are new.
+    fn learn(&self, joined: &Joined, f: impl FnOnce(&mut Book) -> bool) {
+        let hash = || {
+            let view = self.view(&joined.key)?;
+            view.schema.as_ref().map(|schema| schema.sha256.clone())
+        };
+        let before = hash();
+        if let Some(reason) = self.reason_after(joined, f) {
+            info!(instance = %joined.key, "{reason}");
+        }
+        if let Some(sha256) = hash().filter(|now| before.as_ref() != Some(now)) {
+            info!(instance = %joined.key, %sha256, "descriptors by reflection");
+        }
+    }
+
+    /// Changes what is known of an instance; why something is missing, if that is another reason than before.
+    fn reason_after(&self, joined: &Joined, f: impl FnOnce(&mut Book) -> bool) -> Option<String> {
+        let reason = |book: &Book| {
+            book.view(&joined.key)
+                .map(|view| view.schema_reason.clone())
+                .unwrap_or_default()
+        };
+        self.edit(|book| {
+            let before = reason(book);
+            f(book);
+            let now = reason(book);
+            (now != before && !now.is_empty()).then_some(now)
+        })
+    }
+
+    /// The instance may be another process than the one that was asked what it serves.
+    fn ask_again(&self, registration: &str) {
+        if let Some(tasks) = lock(&self.inner.tasks).get(registration) {
+            tasks.ask_again.notify_one();
+        }
     }
 
     /// Returns when every instance has been looked at once: checked, and asked for its descriptors where nobody told
@@ -317,8 +393,9 @@ impl Agent {
         let (sightings, seen) = mpsc::channel(2);
         let stop = CancellationToken::new();
         let registration = Arc::clone(&joined.registration);
-        if joined.wants_schema {
-            let learn = reflect::learn(self.clone(), joined.clone());
+        let ask_again = Arc::new(Notify::new());
+        if joined.has_reflection {
+            let learn = reflect::learn(self.clone(), joined.clone(), Arc::clone(&ask_again));
             tokio::spawn(stop.clone().run_until_cancelled_owned(learn));
         }
         tokio::spawn(stop.clone().run_until_cancelled_owned(health::watch(
@@ -330,6 +407,7 @@ impl Agent {
             Arc::clone(&registration),
             Tasks {
                 sightings,
+                ask_again,
                 _stop: stop.drop_guard(),
             },
         );

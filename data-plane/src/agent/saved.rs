@@ -105,6 +105,7 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
             .iter()
             .find(|s| s.sha256 == local.schema_sha256)
             .cloned(),
+        schema_reason: local.schema_reason,
         registration: saved.registration.into(),
     };
     Some((view, checked.check))

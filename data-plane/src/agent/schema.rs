@@ -1,74 +1,144 @@
-//! Descriptors of an instance: checked, hashed and read for what routing needs. The bytes are kept as they came from
-//! end to end, because a pass through generated descriptor types drops every extension (`google.api.http`); parsed
-//! files are for reading only and are never encoded again.
+//! Descriptors of an instance: checked, bounded by what they cost once read, hashed, and read for what routing needs. The
+//! bytes are kept as they came from end to end, because a pass through generated descriptor types drops every extension
+//! (`google.api.http`). Which of the services an instance serves is `knowledge`'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use heddle_proto::control::v1::ProtoService;
-use prost::Message as _;
-use prost_types::{FileDescriptorProto, method_options::IdempotencyLevel};
 use sha2::{Digest as _, Sha256};
 
-use super::wire;
+use super::{
+    outline::{self, OutlineError, Said},
+    wire,
+};
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
+/// What one set may cost in memory once it is read and indexed for reflection: its bytes and its names. Descriptors that
+/// protoc writes cost less than twice their bytes; a set of nothing but empty messages costs thirty times of them.
+pub const MAX_SCHEMA_COST: usize = 16 * 1024 * 1024;
+/// What a name costs beside its letters: an entry of a map, twice allocated.
+const NAME_COST: usize = 96;
+
 /// A serialized `google.protobuf.FileDescriptorSet`, byte for byte as given, and its hash.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Schema {
     /// Lower-case hex SHA-256 of `bytes`.
     pub sha256: String,
     pub bytes: Bytes,
+    read: Arc<Read>,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+/// What was found in a set, once for all who hold it.
+#[derive(Debug)]
+struct Read {
+    cost: usize,
+    services: BTreeMap<String, ProtoService>,
+    /// Those of `services` that a program serves for whom somebody made the set.
+    own: Vec<String>,
+    missing_import: Option<SchemaError>,
+}
+
+impl PartialEq for Schema {
+    fn eq(&self, other: &Self) -> bool {
+        self.sha256 == other.sha256
+    }
+}
+
+impl Eq for Schema {}
+
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchemaError {
     #[error(
         "takes {0} bytes, over the bound of 4 MiB: leave out source info and what is not needed"
     )]
     TooLarge(usize),
     #[error(
-        "is no serialized google.protobuf.FileDescriptorSet ({0}): send the output of protoc --descriptor_set_out --include_imports"
+        "holds so many names that it takes more than 16 MiB of memory: leave out the files that are not needed"
+    )]
+    TooCostly,
+    #[error(
+        "is no serialized google.protobuf.FileDescriptorSet ({0}): give the output of protoc --include_imports \
+         --descriptor_set_out=FILE or of buf build -o FILE"
     )]
     Malformed(String),
+    #[error(
+        "lacks \"{import}\", which \"{file}\" imports: make it with protoc --include_imports, or with buf build"
+    )]
+    ImportMissing { file: String, import: String },
 }
 
 impl Schema {
-    /// Checks size and form.
+    /// Checks size, cost and form.
     ///
     /// # Errors
-    /// Too large, or no descriptor set.
+    /// Too large, too costly, or no descriptor set.
     pub fn parse(bytes: Bytes) -> Result<Self, SchemaError> {
         if bytes.len() > MAX_SCHEMA_BYTES {
             return Err(SchemaError::TooLarge(bytes.len()));
         }
-        let files = files(&bytes)?;
+        let (files, cost) = files_at_cost(&bytes)?;
         if files.is_empty() {
             return Err(SchemaError::Malformed("it has no file".into()));
         }
+        let missing_import = missing_import(&files);
+        let own = own_services(&files);
+        let services = files.into_iter().flat_map(|file| file.outline.services);
+        let read = Read {
+            cost,
+            services: services.map(|one| (one.name.clone(), one)).collect(),
+            own,
+            missing_import,
+        };
         Ok(Self {
             sha256: sha256_hex(&bytes),
             bytes,
+            read: Arc::new(read),
         })
+    }
+
+    /// What it costs in memory at most, once it is indexed.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.read.cost
+    }
+
+    /// The services that its files define, by name.
+    #[must_use]
+    pub fn services(&self) -> &BTreeMap<String, ProtoService> {
+        &self.read.services
+    }
+
+    /// The same without those that only came with an import: google.longrunning.Operations and its like.
+    pub fn own_services(&self) -> impl Iterator<Item = &str> {
+        self.read.own.iter().map(String::as_str)
+    }
+
+    /// The first import that is not in it.
+    #[must_use]
+    pub fn missing_import(&self) -> Option<&SchemaError> {
+        self.read.missing_import.as_ref()
     }
 
     /// A set of raw files, dependencies first, in an order that depends on their names only: equal files give an
     /// equal hash whatever order a server told them in.
     ///
     /// # Errors
-    /// Too large, or a file that is no descriptor.
+    /// Too large, too costly, or a file that is no descriptor.
     pub fn from_files(raw: &BTreeMap<String, Bytes>) -> Result<Self, SchemaError> {
-        let mut parsed = BTreeMap::new();
+        let mut cost = Cost::default();
+        let mut imports = BTreeMap::new();
         for (name, bytes) in raw {
-            let file = FileDescriptorProto::decode(bytes.clone())
-                .map_err(|e| SchemaError::Malformed(e.to_string()))?;
-            parsed.insert(name.as_str(), file);
+            imports.insert(name.as_str(), cost.outline(bytes)?.imports);
         }
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
         for name in raw.keys() {
-            visit(name, &parsed, &mut seen, &mut order);
+            visit(name, &imports, &mut seen, &mut order);
         }
         let mut out = Vec::with_capacity(raw.values().map(|b| b.len() + 8).sum());
         for name in order {
@@ -78,12 +148,54 @@ impl Schema {
         }
         Self::parse(Bytes::from(out))
     }
+
+    /// Its files, and those of `other` that it does not have.
+    ///
+    /// # Errors
+    /// Together they are too large or too costly.
+    pub fn with(&self, other: &Self) -> Result<Self, SchemaError> {
+        let raw = [other, self]
+            .into_iter()
+            .filter_map(|schema| files(&schema.bytes).ok())
+            .flatten()
+            .map(|file| (file.outline.name, file.bytes))
+            .collect();
+        Self::from_files(&raw)
+    }
+}
+
+/// Every service, but for those of google.* and grpc.* in files that another file of the set imports.
+fn own_services(files: &[RawFile]) -> Vec<String> {
+    let imports = files.iter().flat_map(|file| &file.outline.imports);
+    let imported: BTreeSet<&String> = imports.collect();
+    let well_known = |name: &str| name.starts_with("google.") || name.starts_with("grpc.");
+    files
+        .iter()
+        .flat_map(|file| {
+            let came_with = imported.contains(&file.outline.name);
+            let services = file.outline.services.iter();
+            services.filter(move |one| !(came_with && well_known(&one.name)))
+        })
+        .map(|one| one.name.clone())
+        .collect()
+}
+
+fn missing_import(files: &[RawFile]) -> Option<SchemaError> {
+    let names: BTreeSet<&str> = files.iter().map(|f| f.outline.name.as_str()).collect();
+    files.iter().find_map(|file| {
+        let mut imports = file.outline.imports.iter();
+        let import = imports.find(|import| !names.contains(import.as_str()))?;
+        Some(SchemaError::ImportMissing {
+            file: file.outline.name.clone(),
+            import: import.clone(),
+        })
+    })
 }
 
 /// Depth-first with an own stack: descriptors come from outside and may nest deeply.
 fn visit(
     root: &str,
-    parsed: &BTreeMap<&str, FileDescriptorProto>,
+    imports: &BTreeMap<&str, Vec<String>>,
     seen: &mut BTreeSet<String>,
     order: &mut Vec<String>,
 ) {
@@ -96,100 +208,121 @@ fn visit(
         if !seen.insert(name.clone()) {
             continue;
         }
-        let dependencies = parsed
-            .get(name.as_str())
-            .map(|f| f.dependency.clone())
-            .unwrap_or_default();
+        let dependencies = imports.get(name.as_str()).cloned().unwrap_or_default();
         stack.push((name, true));
         stack.extend(dependencies.into_iter().rev().map(|d| (d, false)));
     }
 }
 
-/// One file of a set: the raw bytes, and the same parsed for reading.
+/// What routing and reflection need to know of a file beside its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    pub name: String,
+    pub imports: Vec<String>,
+    pub services: Vec<ProtoService>,
+}
+
+/// One file of a set: the raw bytes, and what they say of themselves.
 #[derive(Clone, Debug)]
 pub struct RawFile {
     pub bytes: Bytes,
-    pub parsed: FileDescriptorProto,
+    pub outline: Outline,
+}
+
+/// What files cost once they are read, as it grows. The bound is [`MAX_SCHEMA_COST`].
+#[derive(Debug, Default)]
+pub struct Cost {
+    spent: usize,
+}
+
+impl Cost {
+    #[must_use]
+    pub fn spent(&self) -> usize {
+        self.spent
+    }
+
+    /// Reads one file more; its names are counted before they are taken.
+    ///
+    /// # Errors
+    /// Too costly with what was read before, or no descriptor.
+    pub fn outline(&mut self, file: &[u8]) -> Result<Outline, SchemaError> {
+        self.spent += file.len();
+        let mut found = Outline::default();
+        let mut reader = |said: Said<'_>| {
+            self.spent += cost_of(&said);
+            if self.spent > MAX_SCHEMA_COST {
+                return false;
+            }
+            match said {
+                Said::Name(name) => name.clone_into(&mut found.name),
+                Said::Import(name) => found.imports.push(name.to_owned()),
+                Said::Service(name) => found.services.push(ProtoService {
+                    name: name.to_owned(),
+                    idempotent_methods: Vec::new(),
+                }),
+                Said::IdempotentMethod(name) => {
+                    if let Some(service) = found.services.last_mut() {
+                        service.idempotent_methods.push(name.to_owned());
+                    }
+                }
+                Said::Type(_) | Said::Extension { .. } => {}
+            }
+            true
+        };
+        let read = outline::read(file, &mut reader);
+        match read {
+            _ if self.spent > MAX_SCHEMA_COST => Err(SchemaError::TooCostly),
+            Ok(()) => {
+                for service in &mut found.services {
+                    service.idempotent_methods.sort();
+                }
+                Ok(found)
+            }
+            Err(error) => Err(malformed(&error)),
+        }
+    }
+}
+
+fn cost_of(said: &Said<'_>) -> usize {
+    let entry = |name: &str| name.len() + NAME_COST;
+    match said {
+        Said::Name(name) | Said::Import(name) | Said::Service(name) => entry(name),
+        Said::IdempotentMethod(name) | Said::Type(name) => entry(name),
+        Said::Extension { name, extended, .. } => entry(name) + entry(extended),
+    }
+}
+
+fn malformed(error: &OutlineError) -> SchemaError {
+    SchemaError::Malformed(error.to_string())
 }
 
 /// The files of a serialized set, each with its raw bytes.
 ///
 /// # Errors
-/// No descriptor set.
+/// No descriptor set, or one that is too costly.
 pub fn files(set: &Bytes) -> Result<Vec<RawFile>, SchemaError> {
-    let malformed = |e: &dyn std::fmt::Display| SchemaError::Malformed(e.to_string());
+    files_at_cost(set).map(|(files, _)| files)
+}
+
+/// The same with what they cost.
+///
+/// # Errors
+/// No descriptor set, or one that is too costly.
+pub fn files_at_cost(set: &Bytes) -> Result<(Vec<RawFile>, usize), SchemaError> {
+    let mut cost = Cost::default();
     let mut out = Vec::new();
     for field in wire::fields(set) {
-        let field = field.map_err(|e| malformed(&e))?;
+        let field = field.map_err(|error| malformed(&error.into()))?;
         if field.number != 1 {
             continue;
         }
         let Some(bytes) = field.bytes else {
             return Err(SchemaError::Malformed("field 1 is no message".into()));
         };
-        let parsed = FileDescriptorProto::decode(bytes.clone()).map_err(|e| malformed(&e))?;
-        if parsed.name().is_empty() {
-            return Err(SchemaError::Malformed("a file has no name".into()));
-        }
-        out.push(RawFile { bytes, parsed });
+        let outline = cost.outline(&bytes)?;
+        out.push(RawFile { bytes, outline });
     }
-    Ok(out)
-}
-
-/// What an instance serves: the proto services it named, or all in its descriptors; with the methods that may be
-/// tried again. Sorted by name.
-#[must_use]
-pub fn protos_of(schema: Option<&Schema>, named: &[String]) -> Vec<ProtoService> {
-    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for file in schema
-        .and_then(|s| files(&s.bytes).ok())
-        .unwrap_or_default()
-    {
-        for service in &file.parsed.service {
-            let package = file.parsed.package();
-            let name = if package.is_empty() {
-                service.name().to_owned()
-            } else {
-                format!("{package}.{}", service.name())
-            };
-            let mut idempotent: Vec<String> = service
-                .method
-                .iter()
-                .filter(|method| {
-                    let level = method
-                        .options
-                        .as_ref()
-                        .map(prost_types::MethodOptions::idempotency_level);
-                    matches!(
-                        level,
-                        Some(IdempotencyLevel::NoSideEffects | IdempotencyLevel::Idempotent)
-                    )
-                })
-                .map(|method| method.name().to_owned())
-                .collect();
-            idempotent.sort();
-            found.insert(name, idempotent);
-        }
-    }
-    let served: BTreeSet<String> = if named.is_empty() {
-        found
-            .keys()
-            .filter(|name| !is_infrastructure(name))
-            .cloned()
-            .collect()
-    } else {
-        named.iter().cloned().collect()
-    };
-    served
-        .into_iter()
-        .map(|name| {
-            let idempotent_methods = found.remove(&name).unwrap_or_default();
-            ProtoService {
-                name,
-                idempotent_methods,
-            }
-        })
-        .collect()
+    Ok((out, cost.spent()))
 }
 
 /// Proto services that every server answers for itself: never a claim of a mesh service.

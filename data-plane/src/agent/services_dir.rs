@@ -1,6 +1,6 @@
 //! The folder of `--services-dir`: looked at twice a second, each file's last good content given to the agent. A file
-//! with a mistake keeps what it last said and costs one line in the log; a file that goes takes its instances along.
-//! What a file may say is `services_file`'s.
+//! with a mistake keeps what it last said and costs one line in the log; a file that goes takes its instances along. The
+//! descriptor file that one names is looked at with it. What a file may say is `services_file`'s.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{error, info};
 
-use super::{Agent, retire::Retire, services_file};
+use super::{Agent, descriptor_file, retire::Retire, services_file};
 
 /// Between two looks. Polling sees every kind of file system and every way to replace a file.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,6 +42,8 @@ struct Known {
     /// Of the content that was looked at, good or bad.
     mark: Mark,
     text: String,
+    /// The descriptor file that it names, as it was looked at.
+    descriptors: Option<(PathBuf, Option<Mark>)>,
     /// The last complaint, so that it is made once; `Some` is tried again, as its cause may lie elsewhere.
     fault: Option<String>,
 }
@@ -100,7 +102,13 @@ impl ServicesDir {
         }
         for (path, mark) in listed {
             let seen = self.files.get(&path);
-            if seen.is_none_or(|known| known.mark != mark || known.fault.is_some()) {
+            let same = |known: &Known| {
+                let descriptors = known.descriptors.as_ref();
+                known.mark == mark
+                    && known.fault.is_none()
+                    && descriptors.is_none_or(|(path, mark)| mark_of(path) == *mark)
+            };
+            if !seen.is_some_and(same) {
                 self.read(&path, mark);
             }
         }
@@ -108,9 +116,10 @@ impl ServicesDir {
 
     fn read(&mut self, path: &Path, mark: Mark) {
         let before = self.files.remove(path);
+        let mut descriptors = None;
         let (text, fault) = match read_bounded(path, mark.bytes) {
             Ok(text) => {
-                let fault = self.apply(path, &text).err();
+                let fault = self.apply(path, &text, &mut descriptors).err();
                 (text, fault)
             }
             Err(why) => (String::new(), Some(why)),
@@ -123,12 +132,28 @@ impl ServicesDir {
                 error!("{}: {fault}; {}", path.display(), self.stays(path));
             }
         }
-        self.files
-            .insert(path.to_owned(), Known { mark, text, fault });
+        let known = Known {
+            mark,
+            text,
+            descriptors,
+            fault,
+        };
+        self.files.insert(path.to_owned(), known);
     }
 
-    fn apply(&self, path: &Path, text: &str) -> Result<(), String> {
-        let wanted = services_file::parse(text, &self.is_own)?;
+    fn apply(
+        &self,
+        path: &Path,
+        text: &str,
+        descriptors: &mut Option<(PathBuf, Option<Mark>)>,
+    ) -> Result<(), String> {
+        let mut read = |named: &str| {
+            let file = path.parent().unwrap_or(&self.dir).join(named);
+            // Marked first: what is written meanwhile is seen by the next look.
+            *descriptors = Some((file.clone(), mark_of(&file)));
+            descriptor_file::read(&file)
+        };
+        let wanted = services_file::parse(text, &self.is_own, &mut read)?;
         let leaving = self
             .agent
             .set_file(path, wanted)
@@ -184,6 +209,11 @@ fn mark(path: &Path) -> io::Result<Option<Mark>> {
         bytes: meta.len(),
         inode: meta.ino(),
     }))
+}
+
+/// `None`: there is no such file now.
+fn mark_of(path: &Path) -> Option<Mark> {
+    mark(path).ok().flatten()
 }
 
 fn read_bounded(path: &Path, bytes: u64) -> Result<String, String> {

@@ -1,5 +1,6 @@
 //! One file of `--services-dir`: its text goes in, checked instances or one sentence with field and remedy come out.
-//! Pure but for the question whether an address is this host's own, which the caller answers.
+//! Pure but for two questions that the caller answers: whether an address is this host's own, and what stands in the
+//! descriptor file that it names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use super::{
     key::InstanceKey,
+    schema::Schema,
     validate::{Checked, Origin, check},
 };
 use crate::options::parse_duration;
@@ -29,6 +31,9 @@ struct ServicesFile {
     protocol: Option<String>,
     #[serde(default)]
     protos: Vec<String>,
+    /// A file with a descriptor set, for programs without reflection; relative to this file's folder.
+    #[serde(default)]
+    descriptors: Option<String>,
     /// What the gateway gives it; taken and kept for the version that has one.
     #[serde(default)]
     #[allow(dead_code)]
@@ -84,12 +89,23 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 ///
 /// # Errors
 /// One line: every fault with its field and remedy.
-pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
+pub fn parse(
+    text: &str,
+    is_own: &dyn Fn(IpAddr) -> bool,
+    descriptors: &mut dyn FnMut(&str) -> Result<Schema, String>,
+) -> Result<Vec<Checked>, String> {
     let file: ServicesFile =
         serde_saphyr::from_str(text).map_err(|error| explain(text, &error.to_string()))?;
     let mut faults = Vec::new();
     let protocol = protocol(file.protocol.as_deref(), &mut faults);
     let health = file.health.as_ref().map(|part| health(part, &mut faults));
+    let schema = match file.descriptors.as_deref().map(descriptors) {
+        Some(Err(why)) => {
+            faults.push(format!("descriptors: {why}"));
+            None
+        }
+        read => read.and_then(Result::ok),
+    };
     if file.instances.is_empty() {
         faults.push(
             "instances: is empty: name at least one {id, address}, or remove the file".to_owned(),
@@ -118,7 +134,10 @@ pub fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>
                         part.id
                     ));
                 }
-                out.push(checked);
+                out.push(match &schema {
+                    Some(schema) => checked.described_by(schema.clone()),
+                    None => checked,
+                });
             }
             Err(violations) => faults.extend(violations.into_iter().map(|v| {
                 // Of the service as a whole, or of this instance.

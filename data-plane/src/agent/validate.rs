@@ -15,7 +15,10 @@ use heddle_proto::rules::{
     is_proto_name,
 };
 
-use super::schema::{self, Schema};
+use super::{
+    knowledge::{Given, Known},
+    schema::Schema,
+};
 
 /// A fault of one field: `instance.address`, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +45,23 @@ pub struct Checked {
     pub instance: Instance,
     pub address: SocketAddr,
     pub check: CheckPlan,
+    /// What it serves by its own word.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
+}
+
+impl Checked {
+    /// The same with descriptors that were checked already.
+    #[must_use]
+    pub fn described_by(mut self, schema: Schema) -> Self {
+        let given = Given {
+            named: self.instance.protos.clone(),
+            schema: Some(schema),
+        };
+        self.protos = Known::of(&given, None).protos;
+        self.schema = given.schema;
+        self
+    }
 }
 
 /// Where the instance comes from: a file sends no keep-alive.
@@ -101,14 +119,18 @@ pub fn check(
     let (Some(address), Some(check), true) = (address, check, faults.0.is_empty()) else {
         return Err(faults.0);
     };
-    let protos = schema::protos_of(schema.as_ref(), &instance.protos);
+    let given = Given {
+        named: instance.protos.clone(),
+        schema,
+    };
+    let protos = Known::of(&given, None).protos;
     instance.address = address.to_string();
     Ok(Checked {
         instance,
         address,
         check,
         protos,
-        schema,
+        schema: given.schema,
     })
 }
 

@@ -1,5 +1,5 @@
-//! The protobuf wire format, just enough to take a message apart at its top level and put it together again without
-//! touching what it does not know (that is how extensions survive). Pure; bounds are those of the given bytes.
+//! The protobuf wire format, just enough to take a message apart and put it together again without touching what it does
+//! not know (that is how extensions survive). Pure; bounds are those of the given bytes, and nothing is copied.
 
 use bytes::Bytes;
 
@@ -28,7 +28,16 @@ pub fn fields(message: &Bytes) -> impl Iterator<Item = Result<Field, WireError>>
         if rest.is_empty() {
             return None;
         }
-        let field = next(&mut rest);
+        let field = measure(&rest).map(|found| {
+            let whole = rest.split_to(found.end);
+            let value = found.value;
+            let bytes = (found.wire_type == DELIMITED).then(|| whole.slice(value.start..value.end));
+            Field {
+                number: found.number,
+                whole,
+                bytes,
+            }
+        });
         if field.is_err() {
             rest.clear();
         }
@@ -36,37 +45,111 @@ pub fn fields(message: &Bytes) -> impl Iterator<Item = Result<Field, WireError>>
     })
 }
 
-fn next(rest: &mut Bytes) -> Result<Field, WireError> {
-    let (tag, tag_len) = varint(rest)?;
+/// The value of a field, where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value<'m> {
+    Varint(u64),
+    Bytes(&'m [u8]),
+    /// Fixed-width numbers and groups.
+    Other,
+}
+
+/// Walks the fields of `message` without counting references; ends after the first error.
+pub fn values(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), WireError>> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let found = measure(rest).and_then(|found| {
+            let value = rest.get(found.value.clone()).ok_or(WireError::Truncated)?;
+            let value = match found.wire_type {
+                VARINT => Value::Varint(found.varint),
+                DELIMITED => Value::Bytes(value),
+                _ => Value::Other,
+            };
+            rest = rest.get(found.end..).ok_or(WireError::Truncated)?;
+            Ok((found.number, value))
+        });
+        if found.is_err() {
+            rest = &[];
+        }
+        Some(found)
+    })
+}
+
+const VARINT: u64 = 0;
+const FIXED64: u64 = 1;
+const DELIMITED: u64 = 2;
+const START_GROUP: u64 = 3;
+const END_GROUP: u64 = 4;
+const FIXED32: u64 = 5;
+
+/// One field as it lies at the start of some bytes.
+struct Measured {
+    number: u32,
+    wire_type: u64,
+    value: std::ops::Range<usize>,
+    end: usize,
+    varint: u64,
+}
+
+fn measure(bytes: &[u8]) -> Result<Measured, WireError> {
+    let (tag, start) = varint(bytes)?;
     let number = u32::try_from(tag >> 3).map_err(|_| WireError::WireType)?;
-    let (value_start, len) = match tag & 7 {
-        0 => {
-            let tail = rest.get(tag_len..).ok_or(WireError::Truncated)?;
-            (tag_len, varint(tail)?.1)
+    let tail = bytes.get(start..).ok_or(WireError::Truncated)?;
+    let wire_type = tag & 7;
+    let mut number_value = 0;
+    let (skip, len) = match wire_type {
+        VARINT => {
+            let (value, len) = varint(tail)?;
+            number_value = value;
+            (0, len)
         }
-        1 => (tag_len, 8),
-        5 => (tag_len, 4),
-        2 => {
-            let tail = rest.get(tag_len..).ok_or(WireError::Truncated)?;
-            let (len, len_len) = varint(tail)?;
-            (
-                tag_len + len_len,
-                usize::try_from(len).map_err(|_| WireError::Truncated)?,
-            )
+        FIXED64 => (0, 8),
+        FIXED32 => (0, 4),
+        DELIMITED => {
+            let (len, skip) = varint(tail)?;
+            let len = usize::try_from(len).map_err(|_| WireError::Truncated)?;
+            (skip, len)
         }
+        START_GROUP => (0, group(tail)?),
         _ => return Err(WireError::WireType),
     };
-    let end = value_start
+    let value = start + skip;
+    let end = value
         .checked_add(len)
-        .filter(|end| *end <= rest.len())
+        .filter(|end| *end <= bytes.len())
         .ok_or(WireError::Truncated)?;
-    let whole = rest.split_to(end);
-    let bytes = (tag & 7 == 2).then(|| whole.slice(value_start..));
-    Ok(Field {
+    Ok(Measured {
         number,
-        whole,
-        bytes,
+        wire_type,
+        value: value..end,
+        end,
+        varint: number_value,
     })
+}
+
+/// The length of a group that has begun, with its end. Options of proto2 may be groups.
+fn group(bytes: &[u8]) -> Result<usize, WireError> {
+    let mut open = 1usize;
+    let mut at = 0;
+    while open > 0 {
+        let rest = bytes.get(at..).ok_or(WireError::Truncated)?;
+        let (tag, len) = varint(rest)?;
+        at += match tag & 7 {
+            START_GROUP => {
+                open += 1;
+                len
+            }
+            END_GROUP => {
+                open -= 1;
+                len
+            }
+            _ => measure(rest)?.end,
+        };
+    }
+    Ok(at)
 }
 
 fn varint(bytes: &[u8]) -> Result<(u64, usize), WireError> {
@@ -100,7 +183,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::{WireError, fields, put_bytes};
+    use super::{Value, WireError, fields, put_bytes, values};
 
     proptest! {
         /// Whatever comes from outside is taken apart without a panic, and what was taken apart is all there was.
@@ -143,9 +226,19 @@ mod tests {
             let found: Vec<_> = fields(&Bytes::copy_from_slice(bytes)).collect();
             assert_eq!(found, [Err(WireError::Truncated)], "{bytes:?}");
         }
-        assert_eq!(
-            fields(&Bytes::from_static(&[0x0b])).next(),
-            Some(Err(WireError::WireType))
-        );
+        for bytes in [&[0x0c][..], &[0x0e], &[0x0f, 1]] {
+            let found = fields(&Bytes::from_static(bytes)).next();
+            assert_eq!(found, Some(Err(WireError::WireType)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_passed_over_whole() {
+        // Field 1 is a group that holds a varint and another group; field 2 follows it.
+        let message = [0x0b, 0x10, 0x96, 0x01, 0x1b, 0x1c, 0x0c, 0x12, 0x01, b'x'];
+        let found: Result<Vec<_>, WireError> = values(&message).collect();
+        assert_eq!(found, Ok(vec![(1, Value::Other), (2, Value::Bytes(b"x"))]));
+        let unclosed = values(&message[..6]).next();
+        assert_eq!(unclosed, Some(Err(WireError::Truncated)));
     }
 }

@@ -27,6 +27,8 @@ pub struct ServiceSpec {
     pub namespace: String,
     pub protocol: Protocol,
     pub protos: Vec<ProtoService>,
+    /// While `protos` is empty: why they are unknown.
+    pub schema_reason: String,
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Others' endpoints are among them, if there are any: what the control plane has not named at all is held.
     pub held: bool,
@@ -39,6 +41,7 @@ impl Default for ServiceSpec {
             namespace: String::new(),
             protocol: Protocol::default(),
             protos: Vec::new(),
+            schema_reason: String::new(),
             endpoints: Vec::new(),
             held: true,
         }
@@ -107,6 +110,12 @@ impl Joiner {
             });
             let spec = Arc::make_mut(spec);
             merge_protos(&mut spec.protos, &view.protos);
+            if !spec.protos.is_empty() {
+                spec.schema_reason.clear();
+            } else if !view.schema_reason.is_empty() {
+                // What this node saw itself is newer than what the control plane tells.
+                spec.schema_reason.clone_from(&view.schema_reason);
+            }
             spec.endpoints
                 .push(Arc::new(own_endpoint(place, key, view, uid)));
             joined.locals.insert(uid, key.clone());
@@ -153,6 +162,7 @@ impl Joiner {
         if let Some(index) = &cluster.index {
             spec.protocol = index.protocol;
             spec.protos.clone_from(&index.protos);
+            spec.schema_reason.clone_from(&index.schema_reason);
             spec.protos.sort_by(|a, b| a.name.cmp(&b.name));
         }
         let others = cluster

@@ -182,6 +182,7 @@ impl Weaver {
             let mut service = Service::new(&spec.service, &spec.namespace);
             service.protocol = spec.protocol;
             service.protos.clone_from(&spec.protos);
+            service.protos_unknown = spec.schema_reason.as_str().into();
             service.held = spec.held;
             service.endpoints = Arc::clone(&endpoints);
             service.warming = warming;

@@ -69,6 +69,8 @@ pub struct Index {
     pub protos: Vec<ProtoService>,
     /// Hex, or empty.
     pub schema_sha256: String,
+    /// While `protos` is empty: why they are unknown.
+    pub schema_reason: String,
 }
 
 /// More than any service has.
@@ -259,6 +261,7 @@ pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
         protocol: protocol(index.protocol),
         protos: index.protos.into_iter().map(proto_service).collect(),
         schema_sha256: index.schema_sha256,
+        schema_reason: index.schema_reason,
     })
 }
 

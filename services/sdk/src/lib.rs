@@ -10,7 +10,8 @@ mod drain;
 pub use drain::{FINISH_WITHIN, Finish, ServeError, serve_until_drained, server};
 pub use listen::{ListenError, Listener};
 pub use register::{
-    Departure, LEAVE_WITHIN, Membership, Registration, SdkError, agent_address, outbound_address,
+    Departure, LEAVE_WITHIN, Membership, Registration, SdkError, agent_address, agent_channel,
+    outbound_address,
 };
 
 #[cfg(test)]

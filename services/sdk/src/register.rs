@@ -69,7 +69,7 @@ fn from_environment(name: &str, default: &str) -> String {
 #[derive(Clone, Debug)]
 pub struct Membership {
     pub instance: Instance,
-    /// A serialized `google.protobuf.FileDescriptorSet`; empty lets the agent ask by reflection.
+    /// A serialized `google.protobuf.FileDescriptorSet` for what reflection does not tell; may be empty.
     pub file_descriptor_set: Bytes,
     /// `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
     pub agent: String,
@@ -102,7 +102,7 @@ impl Registration {
     /// # Errors
     /// If the agent's address cannot be one. An agent that does not answer is no error.
     pub fn start(membership: Membership) -> Result<Self, SdkError> {
-        let client = RegistryClient::new(endpoint(&membership.agent)?.connect_lazy());
+        let client = RegistryClient::new(agent_channel(&membership.agent)?);
         let leaving = CancellationToken::new();
         let vanished = Arc::new(OnceLock::new());
         let (node_sender, node) = watch::channel(Arc::from(""));
@@ -167,6 +167,14 @@ impl Registration {
             Err(_) => Departure::default(),
         }
     }
+}
+
+/// A channel to an agent, connected when it is first used.
+///
+/// # Errors
+/// If the address cannot be one.
+pub fn agent_channel(address: &str) -> Result<Channel, SdkError> {
+    Ok(endpoint(address)?.connect_lazy())
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, SdkError> {

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use heddle_proto::registry::v1::Instance;
 use heddle_sdk::{Membership, Registration};
 use tokio::time::sleep;
@@ -19,6 +18,7 @@ use tokio::time::sleep;
 use super::{
     options::{Plan, Restart},
     program::{Program, code, is_free, listening},
+    unknown::tell_what_is_unknown,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -74,6 +74,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
     }
     let registration = register(plan, address)?;
     let mut told = pin!(tell_when_registered(plan, address, &registration));
+    let mut unknown = pin!(tell_what_is_unknown(plan, &registration));
     let mut said = false;
     loop {
         tokio::select! {
@@ -86,6 +87,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
                 return itself(&program, ended);
             }
             () = &mut told, if !said => said = true,
+            () = &mut unknown => {}
         }
     }
 }
@@ -110,7 +112,7 @@ fn register(plan: &Plan, address: SocketAddr) -> Result<Registration, String> {
     };
     let membership = Membership {
         instance,
-        file_descriptor_set: Bytes::new(),
+        file_descriptor_set: plan.descriptors.clone(),
         agent: plan.agent.clone(),
     };
     Registration::start(membership).map_err(|why| format!("--agent: {why}"))

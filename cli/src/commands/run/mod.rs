@@ -1,12 +1,15 @@
 //! `heddle run`: any program joins the mesh with no line of code. In comes a command line, out goes the program's exit
 //! code. `options` is what the user typed and what is registered, `program` one run of the command, `life` from start
-//! to drain. The program's own protocol is not looked into: the node's agent checks it.
+//! to drain, `unknown` what the mesh could not learn of it, `sources` which proto services may be meant. The program's own
+//! protocol is not looked into: the node's agent checks it.
 
 use std::{ffi::OsString, process::ExitCode};
 
 mod options;
 mod program;
 mod life;
+mod sources;
+mod unknown;
 
 #[cfg(test)]
 mod tests;

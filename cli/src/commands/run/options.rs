@@ -1,8 +1,13 @@
 //! The options of `heddle run` as typed, and the plan that they make once checked.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+use bytes::Bytes;
+use heddle_proto::{
+    registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind},
+    rules::{MAX_PROTO_NAME, is_proto_name},
+};
+use heddle_proxy::agent::descriptor_file;
 
 /// Run any program as an instance of a service: $PORT says where it must listen
 #[derive(Clone, Debug, clap::Parser)]
@@ -26,9 +31,13 @@ pub(crate) struct Options {
     /// Its share of calls relative to its peers
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: u32,
-    /// A proto service that it serves, where it has no server reflection; may be given several times
+    /// A proto service that it serves, beside what its server reflection lists; may be given several times
     #[arg(long, value_name = "PACKAGE.SERVICE")]
     proto: Vec<String>,
+    /// The descriptors of what it serves, where it has no server reflection: what protoc --include_imports
+    /// --descriptor_set_out=FILE or buf build -o FILE writes
+    #[arg(long, value_name = "FILE")]
+    descriptors: Option<PathBuf>,
     /// How the agent checks it: tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none
     #[arg(long, value_name = "CHECK", default_value = "tcp")]
     health: String,
@@ -76,6 +85,8 @@ pub(crate) struct Plan {
     pub(crate) args: Vec<OsString>,
     /// All but the address, which each start chooses.
     pub(crate) instance: Instance,
+    /// Its descriptor set; empty if none was given.
+    pub(crate) descriptors: Bytes,
     pub(crate) port: u16,
     pub(crate) agent: String,
     pub(crate) outbound: String,
@@ -104,6 +115,25 @@ impl Options {
                 ));
             }
         }
+        for name in &self.proto {
+            if !is_proto_name(name) {
+                return Err(format!(
+                    "--proto \"{name}\": is no full name of a proto service: write its package and name, for example \
+                     --proto shop.v1.Users (at most {MAX_PROTO_NAME} characters)"
+                ));
+            }
+        }
+        let descriptors = match &self.descriptors {
+            Some(_) if protocol == Protocol::Http => {
+                return Err(
+                    "--descriptors is for gRPC: leave it out with --protocol http".to_owned(),
+                );
+            }
+            Some(file) => descriptor_file::read(file)
+                .map(|schema| schema.bytes)
+                .map_err(|why| format!("--descriptors: {why}"))?,
+            None => Bytes::new(),
+        };
         let mut words = self.command.into_iter();
         let Some(program) = words.next() else {
             return Err("no command is given: write it after --".to_owned());
@@ -122,6 +152,7 @@ impl Options {
                 health: Some(health),
                 ..Instance::default()
             },
+            descriptors,
             port: self.port,
             agent: self.agent,
             outbound: self.outbound,

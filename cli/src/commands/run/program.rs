@@ -23,8 +23,8 @@ use crate::guardian::{self, Ward};
 
 /// How often a program that does not listen yet is tried.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// After so long a program that still does not listen is told about.
-const HINT_AFTER: Duration = Duration::from_secs(10);
+/// After so long a program that still does not listen is told about (issue 10, E3: within 2 s of its start).
+const HINT_AFTER: Duration = Duration::from_millis(1500);
 
 pub(super) struct Program {
     child: Child,
@@ -186,8 +186,10 @@ pub(super) async fn listening(address: SocketAddr) {
     let mut probe = std::pin::pin!(probe);
     if timeout(HINT_AFTER, &mut probe).await.is_err() {
         tracing::warn!(
-            "the program does not listen on {address} after {} s: it must listen on the port in $PORT",
-            HINT_AFTER.as_secs()
+            "nothing listens on {address} yet, {HINT_AFTER:?} after the start: the program must listen on the port in \
+             $PORT ({}), on 127.0.0.1 or on all addresses; one that takes its port as an argument gets it as '$PORT' in \
+             its command, one with a port of its own by --port. It joins the mesh as soon as it listens",
+            address.port()
         );
         probe.await;
     }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 use heddle_proto::registry::v1::{Protocol, health_check::Kind};
 use tokio::time::timeout;
 
-use super::{Options, life::live, options::Plan, program::with_port};
+use super::{Options, life::live, options::Plan, program::with_port, sources::proto_services};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -69,6 +69,26 @@ fn mistakes_are_told_before_anything_starts() {
         ("--service u --weight 0", &["x"], "weight"),
         ("", &["x"], "--service"),
         ("--service u", &[], "COMMAND"),
+        (
+            "--service u --proto Bad-Name",
+            &["x"],
+            "--proto shop.v1.Users",
+        ),
+        (
+            "--service u --descriptors Cargo.toml",
+            &["x"],
+            "--descriptors: Cargo.toml is no serialized",
+        ),
+        (
+            "--service u --descriptors /no/x.pb",
+            &["x"],
+            "/no/x.pb cannot be read",
+        ),
+        (
+            "--service u --protocol http --descriptors x",
+            &["x"],
+            "--descriptors is for gRPC",
+        ),
     ] {
         let fault = plan(line, command).unwrap_err();
         assert!(fault.contains(part), "{line}: {fault}");
@@ -169,4 +189,30 @@ async fn a_port_that_somebody_else_has_is_named_and_nothing_is_started() {
     let ended = timeout(PATIENCE, live(&plan, std::future::pending())).await;
     let why = ended.unwrap().unwrap_err();
     assert!(why.contains(&format!("--port {port} is in use")), "{why}");
+}
+
+/// Issue 10, B1: which `--proto` could be meant is read out of the sources that lie about.
+#[test]
+fn sources_in_the_folder_name_the_proto_services_that_may_be_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "protos/shop/users.proto",
+        "syntax = \"proto3\";\npackage shop.v1; // the package\n// service Old {\nservice Users {\n}\nservice Carts{rpc \
+         Get(A) returns (B);}",
+    );
+    write(
+        "plain.proto",
+        "service Plain {}\nmessage service { string package = 1; }",
+    );
+    write("node_modules/x.proto", "package x; service X {}");
+    write("notes.txt", "service Notes {");
+    let found = proto_services(dir.path(), 5);
+    assert_eq!(found, ["Plain", "shop.v1.Carts", "shop.v1.Users"]);
+    assert_eq!(proto_services(dir.path(), 1), ["Plain"]);
+    assert!(proto_services("/nowhere".as_ref(), 5).is_empty());
 }

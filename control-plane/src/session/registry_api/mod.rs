@@ -280,6 +280,7 @@ fn describe(view: &View, instance: &Arc<Instance>) -> InstanceStatus {
         node: instance.node.to_string(),
         health: health.into(),
         health_reason,
+        schema_reason: instance.schema_reason.clone(),
     }
 }
 

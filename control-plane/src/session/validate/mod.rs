@@ -217,6 +217,7 @@ fn local_instance(
     mut local: LocalInstance,
 ) -> Option<(InstanceKey, LocalInstance)> {
     bound_reason(&mut local.health_reason);
+    bound_reason(&mut local.schema_reason);
     local.protos.retain(|proto| is_proto_name(&proto.name));
     bound_protos(&mut local.protos);
     let hash = &local.schema_sha256;

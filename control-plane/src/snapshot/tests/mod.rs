@@ -204,6 +204,29 @@ fn whatever_clients_see_changes_the_version() {
     }
 }
 
+/// Issue 10, B1: every proxy can say why a call by path finds nobody.
+#[test]
+fn the_index_says_why_proto_services_are_unknown_and_only_then() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80").schema_reason = "no reflection: name them".to_owned();
+    let index = |snapshot: &Snapshot| -> ServiceIndex {
+        get(
+            snapshot,
+            Kind::ServiceIndex,
+            Audience::Proxy,
+            "users.default",
+        )
+    };
+    assert_eq!(
+        index(&mesh.snapshot()).schema_reason,
+        "no reflection: name them"
+    );
+    // Its descriptors alone are missing: calls find it by path.
+    mesh.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &[])];
+    let known = index(&mesh.snapshot());
+    assert_eq!((known.protos.len(), &*known.schema_reason), (1, ""));
+}
+
 #[test]
 fn every_audience_gets_what_it_can_reach() {
     let mut mesh = Mesh::new();

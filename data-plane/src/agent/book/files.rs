@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
-use super::{Book, Entry, Joined, Leaving, MAX_INSTANCES, Refused, Source};
+use super::{Book, Entry, Filed, Leaving, MAX_INSTANCES, Refused, Source};
 use crate::agent::{gone::Cause, key::InstanceKey, validate::Checked};
 
 impl Book {
@@ -17,7 +17,7 @@ impl Book {
         file: &Path,
         wanted: Vec<(Checked, Arc<str>)>,
         now: Instant,
-    ) -> Result<(Vec<Joined>, Vec<Leaving>), Refused> {
+    ) -> Result<Filed, Refused> {
         let keys: BTreeSet<_> = wanted
             .iter()
             .map(|(checked, _)| InstanceKey::of(&checked.instance))
@@ -50,28 +50,29 @@ impl Book {
             .filter(|(k, e)| is_of(e, file) && !keys.contains(*k))
             .map(|(k, _)| k.clone())
             .collect();
-        let leaving = gone
-            .iter()
-            .filter_map(|key| self.drain_key(key, None, now))
-            .collect();
-        let mut joined = Vec::new();
+        let mut filed = Filed {
+            leaving: gone
+                .iter()
+                .filter_map(|key| self.drain_key(key, None, now))
+                .collect(),
+            ..Filed::default()
+        };
         for (checked, registration) in wanted {
             let key = InstanceKey::of(&checked.instance);
-            let unchanged = self
-                .entries
-                .get(&key)
-                .is_some_and(|e| is_of(e, file) && e.view.instance == checked.instance);
-            if !unchanged {
-                joined.push(self.insert(
-                    key,
-                    checked,
-                    Source::File(file.to_owned()),
-                    &registration,
-                    None,
-                ));
+            let same = self.entries.get(&key).filter(|entry| {
+                is_of(entry, file)
+                    && entry.view.instance == checked.instance
+                    && entry.given.schema == checked.schema
+            });
+            if let Some(same) = same {
+                filed.unchanged.push(Arc::clone(&same.view.registration));
+                continue;
             }
+            let source = Source::File(file.to_owned());
+            let joined = self.insert(key, checked, source, &registration, None);
+            filed.joined.push(joined);
         }
-        Ok((joined, leaving))
+        Ok(filed)
     }
 
     /// The file is no longer there: its instances drain, though nobody took them out of it.

@@ -13,14 +13,16 @@ use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 use super::{
     gone::{Cause, Causes, Gone},
     key::InstanceKey,
-    schema::{self, Schema},
+    knowledge::{Given, Known, Learned},
     validate::Checked,
 };
 
 mod files;
+mod schemas;
 mod words;
 
-pub use words::{Joined, Leaving, Refused, Source, View, Views};
+pub use schemas::MAX_HELD_COST;
+pub use words::{Filed, Joined, Leaving, Refused, Source, View, Views};
 
 /// The most instances one node takes.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -40,6 +42,12 @@ struct Entry {
     stream: Option<u64>,
     /// Why it drains, if it did not ask to go.
     unasked: Option<Cause>,
+    /// What its registration says that it serves.
+    given: Given,
+    /// What its reflection told last.
+    learned: Option<Learned>,
+    /// It has answered whether it has reflection, or was given its time to.
+    asked: bool,
 }
 
 /// See the room sign.
@@ -146,67 +154,62 @@ impl Book {
             .filter(|p| p.stream.is_some() && p.view.address != checked.address)
             .map(|p| p.view.address);
         // The same process after a restart of the agent or of its stream goes on as it was: no flap.
-        let same = previous.map(|p| p.view).filter(|v| {
-            v.address == checked.address && v.instance.version == checked.instance.version
+        let same = previous.filter(|p| {
+            p.view.address == checked.address && p.view.instance.version == checked.instance.version
         });
-        let fresh = same.as_ref().is_none_or(|v| v.health == Health::Draining);
+        let fresh = same
+            .as_ref()
+            .is_none_or(|p| p.view.health == Health::Draining);
         let (health, reason) = match &same {
             _ if passive => (Health::Healthy, String::new()),
-            Some(view) if !fresh => (view.health, view.reason.clone()),
+            Some(p) if !fresh => (p.view.health, p.view.reason.clone()),
             _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
-        let (schema, protos) = match (checked.schema, same) {
-            (None, Some(view)) if checked.instance.protos.is_empty() => {
-                (view.schema.clone(), view.protos.clone())
-            }
-            (schema, _) => (schema, checked.protos),
+        // Descriptors that are given anew are newer than what was told once.
+        let told = same.filter(|p| checked.schema.is_none() || p.given.schema == checked.schema);
+        let (learned, asked, told_reason) = match told {
+            Some(p) => (p.learned, p.asked, p.view.schema_reason.clone()),
+            None => (None, false, String::new()),
         };
-        let grpc = checked.instance.protocol == i32::from(Protocol::Grpc);
-        let wants_schema = grpc && schema.is_none() && checked.instance.protos.is_empty();
-        let schema = schema.map(|schema| self.shared(schema));
+        let given = Given {
+            named: checked.instance.protos.clone(),
+            schema: checked.schema,
+        };
+        let Known { protos, schema } = Known::of(&given, learned.as_ref());
+        let has_reflection = checked.instance.protocol == i32::from(Protocol::Grpc);
         let joined = Joined {
             key: key.clone(),
             registration: Arc::clone(registration),
             address: checked.address,
             plan: checked.check,
-            wants_schema,
+            has_reflection,
             ousted,
         };
-        let view = Arc::new(View {
-            instance: checked.instance,
-            address: checked.address,
-            health,
-            reason,
-            protos,
-            schema,
-            registration: Arc::clone(registration),
-        });
+        let mut entry = Entry {
+            view: Arc::new(View {
+                instance: checked.instance,
+                address: checked.address,
+                health,
+                reason,
+                protos,
+                schema: None,
+                schema_reason: told_reason,
+                registration: Arc::clone(registration),
+            }),
+            source,
+            beat_by,
+            stream: None,
+            unasked: None,
+            given,
+            learned,
+            asked,
+        };
+        self.hold(&mut entry, schema);
         self.by_registration
             .insert(Arc::clone(registration), key.clone());
-        self.entries.insert(
-            key,
-            Entry {
-                view,
-                source,
-                beat_by,
-                stream: None,
-                unasked: None,
-            },
-        );
+        self.entries.insert(key, entry);
         self.version += 1;
         joined
-    }
-
-    /// Equal descriptors are held once.
-    fn shared(&self, schema: Schema) -> Schema {
-        let held = self
-            .entries
-            .values()
-            .filter_map(|entry| entry.view.schema.as_ref());
-        held.into_iter()
-            .find(|held| held.sha256 == schema.sha256)
-            .cloned()
-            .unwrap_or(schema)
     }
 
     /// A keep-alive stream begins; it now stands for the registration. `None`: unknown, register again.
@@ -355,12 +358,25 @@ impl Book {
         self.by_registration
             .insert(Arc::clone(&view.registration), key.clone());
         self.gone.is_back(&key);
+        let named = view.instance.protos.clone();
+        let names = view.protos.iter().map(|proto| proto.name.clone());
+        let learned = Learned {
+            names: names.filter(|name| !named.contains(name)).collect(),
+            schema: view.schema.clone(),
+        };
+        let knows = !learned.names.is_empty() || learned.schema.is_some();
         let entry = Entry {
             view: Arc::new(view),
             source: Source::Restored,
             beat_by: now.checked_add(self.ttl),
             stream: None,
             unasked: None,
+            given: Given {
+                named,
+                schema: None,
+            },
+            learned: knows.then_some(learned),
+            asked: false,
         };
         self.entries.insert(key, entry);
         self.version += 1;
@@ -379,16 +395,6 @@ impl Book {
                 view.health = health;
                 reason.clone_into(&mut view.reason);
             }
-        })
-    }
-
-    /// What the instance told of its descriptors.
-    pub fn set_schema(&mut self, key: &InstanceKey, registration: &str, schema: Schema) -> bool {
-        let schema = self.shared(schema);
-        let protos = schema::protos_of(Some(&schema), &[]);
-        self.change(key, registration, |view| {
-            view.schema = Some(schema);
-            view.protos = protos;
         })
     }
 
@@ -429,7 +435,7 @@ impl Book {
             let view = &entry.view;
             let grpc = view.instance.protocol == i32::from(Protocol::Grpc);
             match view.health {
-                Health::Healthy => !grpc || !view.protos.is_empty(),
+                Health::Healthy => !grpc || entry.asked || !view.protos.is_empty(),
                 _ => view.reason != UNCHECKED,
             }
         })

@@ -16,8 +16,12 @@ pub struct View {
     pub address: SocketAddr,
     pub health: Health,
     pub reason: String,
+    /// What it serves, as far as it is known.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
+    /// Why its proto services or their descriptors are not (all) known; empty: nothing is missing, or it has not been
+    /// asked yet.
+    pub schema_reason: String,
     /// Names this registration in the API.
     pub registration: Arc<str>,
 }
@@ -36,6 +40,7 @@ impl View {
                 .map(|s| s.sha256.clone())
                 .unwrap_or_default(),
             protos: self.protos.clone(),
+            schema_reason: self.schema_reason.clone(),
         }
     }
 }
@@ -54,6 +59,15 @@ pub enum Source {
     Restored,
     /// It drains; whoever drains it takes it out, or the time does.
     Leaving,
+}
+
+/// What a file's new content came to.
+#[derive(Debug, Default)]
+pub struct Filed {
+    pub joined: Vec<Joined>,
+    /// Registrations that are as they were.
+    pub unchanged: Vec<Arc<str>>,
+    pub leaving: Vec<Leaving>,
 }
 
 /// An instance that drains.
@@ -82,8 +96,8 @@ pub struct Joined {
     pub registration: Arc<str>,
     pub address: SocketAddr,
     pub plan: CheckPlan,
-    /// Its descriptors are unknown and may be asked for.
-    pub wants_schema: bool,
+    /// It speaks gRPC: it is asked what it serves.
+    pub has_reflection: bool,
     /// Where an instance of the same id lives whose place it took.
     pub ousted: Option<SocketAddr>,
 }

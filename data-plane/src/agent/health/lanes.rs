@@ -17,14 +17,19 @@ pub(crate) struct Lanes {
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self {
-            quick: Semaphore::new(QUICK),
-            slow: Semaphore::new(SLOW),
-        }
+        Self::of(QUICK, SLOW)
     }
 }
 
 impl Lanes {
+    /// So many at once, and so many more of those that failed last time.
+    pub(crate) fn of(quick: usize, slow: usize) -> Self {
+        Self {
+            quick: Semaphore::new(quick),
+            slow: Semaphore::new(slow),
+        }
+    }
+
     /// Waits for a turn; dropping what comes back ends it.
     pub(crate) async fn enter(&self, failed: bool) -> Option<SemaphorePermit<'_>> {
         let lane = if failed { &self.slow } else { &self.quick };

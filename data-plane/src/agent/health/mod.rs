@@ -48,13 +48,20 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
     let mut retry = Retry::new(FIRST_RETRY, plan.interval);
     let mut told: Option<Instant> = None;
     let mut failed = false;
+    let mut away = false;
     let mut spread = Some(SPREAD);
     loop {
         let finding = {
             let _turn = agent.inner.lanes.enter(failed).await;
             probe.ask().await
         };
-        failed = finding != Finding::Passed;
+        let passed = finding == Finding::Passed;
+        if passed && (failed || away || probe.was_cut()) {
+            // Gone and back, seen by a check, a call or a closed connection: it may be another process.
+            agent.ask_again(&joined.registration);
+            away = false;
+        }
+        failed = !passed;
         if let Some(healthy) = judge.take(&finding) {
             let again = judge.is_fresh() && told.is_some_and(|at| at.elapsed() < RETELL);
             if !again {
@@ -71,15 +78,18 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
         match timeout(pause, sightings.recv()).await {
             // Out already; its next successes bring it back.
             Ok(Some(Sighting::Refused)) => {
+                away = true;
                 judge.refused();
                 tokio::time::sleep(jittered(FIRST_RETRY, AROUND)).await;
             }
-            Ok(Some(Sighting::Lost)) => {
-                if let Err(reason) = connect(joined.address, plan.timeout).await {
+            Ok(Some(Sighting::Lost)) => match connect(joined.address, plan.timeout).await {
+                Ok(()) => agent.ask_again(&joined.registration),
+                Err(reason) => {
+                    away = true;
                     judge.refused();
                     tell(&agent, &joined, false, &reason);
                 }
-            }
+            },
             Ok(None) => return,
             Err(_) => {}
         }
@@ -101,6 +111,7 @@ async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiv
             }
             tokio::time::sleep(retry.wait()).await;
         }
+        agent.ask_again(&joined.registration);
         if out {
             // What was seen while it was out is answered by this.
             while sightings.try_recv().is_ok() {}

@@ -25,6 +25,8 @@ pub(super) struct Probe {
     plan: CheckPlan,
     /// The gRPC connection of the last check that passed: none is opened and closed at each.
     kept: Option<Channel>,
+    /// The last check found the kept connection closed.
+    cut: bool,
 }
 
 impl Probe {
@@ -33,10 +35,17 @@ impl Probe {
             address: joined.address,
             plan: joined.plan.clone(),
             kept: None,
+            cut: false,
         }
     }
 
+    /// Whether the instance has closed a connection since the check before the last one.
+    pub(super) fn was_cut(&self) -> bool {
+        self.cut
+    }
+
     pub(super) async fn ask(&mut self) -> Finding {
+        self.cut = false;
         let within = self.plan.timeout;
         let asked = async {
             match self.plan.kind {
@@ -65,7 +74,7 @@ impl Probe {
         if let Some(channel) = self.kept.take() {
             match check(channel.clone(), &self.plan.grpc_service).await {
                 // A connection that was closed meanwhile says nothing of the instance: a new one does.
-                Err(status) if std::error::Error::source(&status).is_some() => {}
+                Err(status) if std::error::Error::source(&status).is_some() => self.cut = true,
                 answer => return self.judge(answer, channel),
             }
         }

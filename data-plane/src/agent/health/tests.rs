@@ -51,7 +51,7 @@ fn probe(address: SocketAddr, check: HealthCheck) -> Probe {
         registration: "r1".into(),
         address,
         plan: checked.check,
-        wants_schema: false,
+        has_reflection: false,
         ousted: None,
     })
 }

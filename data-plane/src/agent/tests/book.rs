@@ -153,14 +153,14 @@ fn a_file_and_a_registration_do_not_fight() {
     let version = book.version();
     let same = book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))], now);
     assert_eq!(
-        same.map(|(joined, leaving)| (joined.len(), leaving)),
+        same.map(|filed| (filed.joined.len(), filed.leaving)),
         Ok((0, vec![]))
     );
     assert_eq!(book.version(), version);
     assert_eq!(book.registered().len(), 1);
     assert_eq!(book.expire(now + TTL * 9).len(), 1);
     // What the file does not name any more drains; the time takes it out if nobody does.
-    let (_, leaving) = book.set_file(file, vec![], now).unwrap();
+    let leaving = book.set_file(file, vec![], now).unwrap().leaving;
     assert_eq!(leaving.len(), 1);
     assert!(!book.has_file(file));
     assert_eq!(book.expire(now + TTL), [(key("echo", "e1"), None)]);
@@ -225,7 +225,10 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     book.deregister("taken", Cause::said("its process ended\n"));
     assert_eq!(Cause::said("\n"), None);
     // Who takes an instance out of its file asks for it; a file that is gone may be an accident.
-    let (_, edited) = book.set_file(file, vec![of_file("file")], now).unwrap();
+    let edited = book
+        .set_file(file, vec![of_file("file")], now)
+        .unwrap()
+        .leaving;
     let gone = book.file_gone(file, now);
     for leaving in edited.iter().chain(&gone) {
         book.deregister(&leaving.registration, None);

@@ -3,7 +3,9 @@ use std::{fs, net::IpAddr};
 use heddle_proto::registry::v1::Health;
 
 use super::{retire, until};
-use crate::agent::{Agent, book::Views, services_dir::ServicesDir, services_file::parse};
+use crate::agent::{
+    Agent, book::Views, services_dir::ServicesDir, services_file, validate::Checked,
+};
 
 const GOOD: &str = r#"
 service: bench-echo
@@ -20,6 +22,12 @@ instances:
 
 fn own(ip: IpAddr) -> bool {
     ip.is_loopback()
+}
+
+fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
+    services_file::parse(text, is_own, &mut |named| {
+        Err(format!("{named} is not read here"))
+    })
 }
 
 #[test]
@@ -233,4 +241,105 @@ fn what_is_no_such_value_is_told_by_its_field_and_not_in_the_parsers_words() {
     );
     let fault = parse(" \n", &own).unwrap_err();
     assert!(fault.contains("remove the file"), "{fault}");
+}
+
+/// Issue 10, B1: programs without reflection are described by a file.
+#[tokio::test]
+async fn a_descriptor_file_describes_the_services_of_its_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let agent = Agent::new("a");
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
+    let set = temp.path().join("echo.pb");
+    fs::write(&set, heddle_proto::DESCRIPTOR_SET).unwrap();
+    let text = GOOD.replace("protos: [echo.Echo]", "descriptors: echo.pb");
+    fs::write(temp.path().join("echo.yaml"), &text).unwrap();
+    dir.look();
+    let serves = |name: &str| {
+        let (_, views) = agent.views();
+        let mut protos = views.values().flat_map(|view| &view.protos);
+        protos.find(|proto| proto.name == name).cloned()
+    };
+    let echo = serves("heddle.echo.v1.Echo").expect("of the set");
+    assert_eq!(echo.idempotent_methods, ["Unary"]);
+    let (_, views) = agent.views();
+    for view in views.values() {
+        let bytes = &view.schema.as_ref().unwrap().bytes;
+        assert_eq!(&bytes[..], heddle_proto::DESCRIPTOR_SET, "byte for byte");
+        assert_eq!(view.schema_reason, "", "nothing is missing");
+    }
+
+    // The set is made anew: it has one service only, which is no longer the old one.
+    let one = prost_types::FileDescriptorProto {
+        name: Some("new.proto".into()),
+        package: Some("new".into()),
+        service: vec![prost_types::ServiceDescriptorProto {
+            name: Some("Shop".into()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let new = prost_types::FileDescriptorSet { file: vec![one] };
+    fs::write(&set, prost::Message::encode_to_vec(&new)).unwrap();
+    dir.look();
+    assert!(serves("new.Shop").is_some() && serves("heddle.echo.v1.Echo").is_none());
+
+    // A bad one is told and changes nothing.
+    let version = agent.views().0;
+    fs::write(&set, "syntax = \"proto3\";").unwrap();
+    dir.look();
+    fs::remove_file(&set).unwrap();
+    dir.look();
+    assert_eq!(agent.views().0, version);
+}
+
+/// Issue 10, B1: each fault names the file and the remedy.
+#[test]
+fn a_bad_descriptor_file_is_told_with_its_remedy() {
+    let temp = tempfile::tempdir().unwrap();
+    let lacking = prost_types::FileDescriptorProto {
+        name: Some("a.proto".into()),
+        dependency: vec!["b.proto".into()],
+        ..Default::default()
+    };
+    let lacking = prost_types::FileDescriptorSet {
+        file: vec![lacking],
+    };
+    let large = vec![0; 4 * 1024 * 1024 + 1];
+    for (name, content, parts) in [
+        (
+            "a.proto",
+            &b"syntax = \"proto3\";"[..],
+            ["a .proto source", "--include_imports"],
+        ),
+        ("a.json", b"{}", ["JSON", "--include_imports"]),
+        ("a.gz", b"\x1f\x8b\x08", ["compressed", "buf build"]),
+        ("empty.pb", b"", ["empty", "--include_imports"]),
+        (
+            "noise.pb",
+            b"\x0a\xff\x01",
+            ["no serialized", "--include_imports"],
+        ),
+        ("large.pb", &large, ["4194305 bytes", "4 MiB"]),
+        (
+            "lacking.pb",
+            &prost::Message::encode_to_vec(&lacking),
+            [
+                "lacks \"b.proto\", which \"a.proto\" imports",
+                "--include_imports",
+            ],
+        ),
+    ] {
+        let file = temp.path().join(name);
+        fs::write(&file, content).unwrap();
+        let fault = crate::agent::descriptor_file::read(&file).expect_err(name);
+        let named = fault.starts_with(&file.display().to_string());
+        assert!(
+            named && parts.iter().all(|part| fault.contains(part)),
+            "{fault}"
+        );
+    }
+    let fault = crate::agent::descriptor_file::read(temp.path()).unwrap_err();
+    assert!(fault.contains("is no file"), "{fault}");
+    let fault = parse(&format!("{GOOD}descriptors: echo.pb\n"), &own).unwrap_err();
+    assert_eq!(fault, "descriptors: echo.pb is not read here");
 }

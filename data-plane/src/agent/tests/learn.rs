@@ -42,11 +42,12 @@ async fn reflecting(version: Version) -> SocketAddr {
 async fn descriptors_are_learned_by_both_versions_of_reflection() {
     for version in [Version::V1, Version::V1Alpha] {
         let addr = reflecting(version).await;
-        let schema = reflect::ask(&addr.to_string()).await.unwrap();
+        let told = reflect::ask(&addr.to_string(), &|_| {}).await.unwrap();
+        let schema = told.learned.schema.unwrap();
         let given = files(&Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
         for file in files(&schema.bytes).unwrap() {
-            let name = file.parsed.name();
-            let original = given.iter().find(|f| f.parsed.name() == name);
+            let name = &file.outline.name;
+            let original = given.iter().find(|f| &f.outline.name == name);
             // The server's own reflection files come along; Heddle's are as given, byte for byte.
             if let Some(original) = original {
                 assert_eq!(original.bytes, file.bytes, "{name}");
@@ -75,12 +76,12 @@ async fn a_server_without_reflection_is_told_apart_from_one_that_is_not_there() 
     let server = tonic::transport::Server::builder().add_service(health);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     assert!(matches!(
-        reflect::ask(&addr.to_string()).await,
+        reflect::ask(&addr.to_string(), &|_| {}).await,
         Err(ReflectError::NoReflection)
     ));
     let nobody = free_address().await;
     assert!(matches!(
-        reflect::ask(&nobody.to_string()).await,
+        reflect::ask(&nobody.to_string(), &|_| {}).await,
         Err(ReflectError::Unreachable(_))
     ));
 }

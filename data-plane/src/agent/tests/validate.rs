@@ -1,11 +1,15 @@
 use std::collections::HashMap;
 
 use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
-use prost::bytes::Bytes;
+use prost::{Message as _, bytes::Bytes};
+use prost_types::{
+    DescriptorProto, FileDescriptorProto, FileDescriptorSet, ServiceDescriptorProto,
+};
 
 use super::instance;
 use crate::agent::{
-    schema::{Schema, files, protos_of},
+    knowledge::{Given, Known, Learned},
+    schema::{MAX_SCHEMA_BYTES, Schema, SchemaError, files},
     validate::{Origin, check},
 };
 
@@ -284,16 +288,107 @@ fn descriptors_are_checked_and_kept_byte_for_byte() {
     assert_eq!(echo.idempotent_methods, ["Unary"]);
 }
 
+/// Issue 10, B1: what is listed or named is served; other services of the same files are schema.
 #[test]
-fn named_proto_services_are_the_ones_served() {
+fn what_is_served_is_listed_or_named_or_else_the_given_set() {
     let schema = Schema::parse(Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
-    let named = ["heddle.echo.v1.Echo".to_owned(), "other.Service".to_owned()];
-    let protos = protos_of(Some(&schema), &named);
-    let names: Vec<_> = protos
-        .iter()
-        .map(|p| (p.name.as_str(), p.idempotent_methods.len()))
-        .collect();
-    assert_eq!(names, [("heddle.echo.v1.Echo", 1), ("other.Service", 0)]);
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let known = |named: &[&str], given: bool, listed: Option<&[&str]>| {
+        let given = Given {
+            named: names(named),
+            schema: given.then(|| schema.clone()),
+        };
+        let learned = listed.map(|listed| Learned {
+            names: names(listed),
+            schema: Some(schema.clone()),
+        });
+        let protos = Known::of(&given, learned.as_ref()).protos;
+        let served = protos.into_iter();
+        served
+            .map(|p| (p.name, p.idempotent_methods.len()))
+            .collect::<Vec<_>>()
+    };
+    let echo = ("heddle.echo.v1.Echo".to_owned(), 1);
+    let other = ("other.Service".to_owned(), 0);
+    let both = [echo.clone(), other.clone()];
+    for (named, given, listed, expect) in [
+        (&["other.Service", &*echo.0][..], true, None, &both[..]),
+        // In a file with others, beside one without descriptors, and beside what every server has.
+        (
+            &[],
+            false,
+            Some(&["other.Service", &*echo.0, "grpc.health.v1.Health"][..]),
+            &both,
+        ),
+        (&["other.Service"], false, Some(&[&*echo.0]), &both),
+        (&["other.Service"], true, Some(&[&*echo.0]), &both),
+        (&["other.Service"], false, None, &both[1..]),
+        (&[], true, Some(&[&*echo.0]), &both[..1]),
+        (&[], true, Some(&[]), &[]),
+    ] {
+        assert_eq!(
+            known(named, given, listed),
+            expect,
+            "{named:?} {given} {listed:?}"
+        );
+    }
+    let all = known(&[], true, None);
+    assert!(all.len() > 3 && all.contains(&echo), "{all:?}");
+}
+
+/// Issue 10, B1: what a set defines is served, but not what only came with an import.
+#[test]
+fn services_of_imported_well_known_files_are_not_what_a_set_is_for() {
+    let file = |name: &str, package: &str, imports: &[&str]| FileDescriptorProto {
+        name: Some(name.into()),
+        package: Some(package.into()),
+        dependency: imports.iter().map(|&it| it.to_owned()).collect(),
+        service: vec![ServiceDescriptorProto {
+            name: Some("S".into()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let set = FileDescriptorSet {
+        file: vec![
+            file("operations.proto", "google.longrunning", &[]),
+            file("types.proto", "shop.types", &[]),
+            file("shop.proto", "shop", &["operations.proto", "types.proto"]),
+            file("pubsub.proto", "google.pubsub", &[]),
+        ],
+    };
+    let schema = Schema::parse(set.encode_to_vec().into()).unwrap();
+    let own: Vec<_> = schema.own_services().collect();
+    assert_eq!(own, ["shop.types.S", "shop.S", "google.pubsub.S"]);
+    assert_eq!(schema.services().len(), 4);
+}
+
+/// Issue 10, D1: what a set takes once it is read is bounded, not its bytes alone.
+#[test]
+fn a_set_of_nothing_but_names_is_refused_by_what_it_costs() {
+    let file = |messages: usize, package: &str| {
+        let message = |number: usize| DescriptorProto {
+            name: Some(format!("M{number}")),
+            ..Default::default()
+        };
+        let file = FileDescriptorProto {
+            name: Some("dense.proto".into()),
+            package: Some(package.into()),
+            message_type: (0..messages).map(message).collect(),
+            ..Default::default()
+        };
+        FileDescriptorSet { file: vec![file] }
+            .encode_to_vec()
+            .into()
+    };
+    let dense: Bytes = file(300_000, "p");
+    assert!(dense.len() < MAX_SCHEMA_BYTES);
+    let refused = Schema::parse(dense).unwrap_err();
+    assert_eq!(refused, SchemaError::TooCostly);
+    assert!(Schema::parse(file(20_000, "p")).is_ok());
+    // Every name carries its package.
+    let refused = Schema::parse(file(20_000, &"p".repeat(1000))).unwrap_err();
+    assert_eq!(refused, SchemaError::TooCostly);
 }
 
 #[test]
@@ -302,19 +397,19 @@ fn equal_files_have_an_equal_hash_in_whatever_order_they_came() {
     let raw: std::collections::BTreeMap<String, Bytes> = files(&set)
         .unwrap()
         .into_iter()
-        .map(|f| (f.parsed.name().to_owned(), f.bytes))
+        .map(|f| (f.outline.name.clone(), f.bytes))
         .collect();
     let made = Schema::from_files(&raw).unwrap();
     let order: Vec<_> = files(&made.bytes)
         .unwrap()
         .iter()
-        .map(|f| f.parsed.name().to_owned())
+        .map(|f| f.outline.name.clone())
         .collect();
     assert_eq!(order.len(), raw.len());
     for file in files(&made.bytes).unwrap() {
-        assert_eq!(raw[file.parsed.name()], file.bytes, "kept byte for byte");
-        let at = order.iter().position(|n| n == file.parsed.name()).unwrap();
-        for import in &file.parsed.dependency {
+        assert_eq!(raw[&file.outline.name], file.bytes, "kept byte for byte");
+        let at = order.iter().position(|n| *n == file.outline.name).unwrap();
+        for import in &file.outline.imports {
             assert!(
                 order.iter().position(|n| n == import).unwrap() < at,
                 "{import} stands after its user"

@@ -93,7 +93,10 @@ pub fn explain_no_route(
                 ""
             },
         );
-        return format!("node {node} knows no service that implements {proto_service}{hint}");
+        let unknown = unknown_protos(table);
+        return format!(
+            "node {node} knows no service that implements {proto_service}{hint}{unknown}"
+        );
     }
     let host = String::from_utf8_lossy(host);
     let mut full = Name::default();
@@ -118,6 +121,43 @@ fn offer(near: &[&str], otherwise: &str) -> String {
         (true, false) => format!("; {otherwise}"),
         (true, true) => String::new(),
     }
+}
+
+/// Services named in one message whose proto services are unknown: one of them may be meant.
+const MAX_UNKNOWN: usize = 3;
+/// What is said of each, at most.
+const MAX_UNKNOWN_REASON: usize = 100;
+
+/// The services that may implement anything, as nobody knows what they do, and why.
+fn unknown_protos(table: &RouteTable) -> String {
+    let mut unknown = table
+        .services()
+        .filter(|service| service.protos.is_empty() && !service.protos_unknown.is_empty());
+    let named: Vec<String> = unknown
+        .by_ref()
+        .take(MAX_UNKNOWN)
+        .map(|service| {
+            // "cause: remedy"; the remedy is the same for all.
+            let cause = service
+                .protos_unknown
+                .split(": ")
+                .next()
+                .unwrap_or_default();
+            let cause: String = cause.chars().take(MAX_UNKNOWN_REASON).collect();
+            format!("{} ({cause})", service.name)
+        })
+        .collect();
+    if named.is_empty() {
+        return String::new();
+    }
+    let more = match unknown.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "; what these implement is unknown: {}{more}; name it with `protos:` or --proto, or call them by authority",
+        named.join(", ")
+    )
 }
 
 /// The sentence that goes with `Ambiguous`.

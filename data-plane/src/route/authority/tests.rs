@@ -129,3 +129,26 @@ proptest! {
         let _ = explain_no_route(&table, Some(&authority), &path, "default");
     }
 }
+
+/// Issue 10, B1: who may be meant, and why nobody knows, in a bounded sentence.
+#[test]
+fn services_that_may_implement_anything_are_named_with_the_reason() {
+    let mut builder = RouteTable::builder("a", &[]);
+    for number in 0..5 {
+        let mut service = Service::new(&format!("s{number}"), "default");
+        service.protos_unknown = "it has no reflection: name them".into();
+        builder.service(service);
+    }
+    let mut known = Service::new("known", "default");
+    known.protos.push(ProtoService {
+        name: "k.K".to_owned(),
+        ..Default::default()
+    });
+    builder.service(known);
+    let text = explain_no_route(&builder.build(), None, b"/a.B/C", "default");
+    let expect = "what these implement is unknown: s0.default (it has no reflection), \
+        s1.default (it has no reflection), s2.default (it has no reflection) and 2 more; name it with";
+    assert!(text.contains(expect), "{text}");
+    let all_known = explain_no_route(&table(), None, b"/a.B/C", "default");
+    assert!(!all_known.contains("unknown"), "{all_known}");
+}

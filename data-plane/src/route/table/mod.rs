@@ -43,6 +43,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// What it implements.
     pub protos: Vec<ProtoService>,
+    /// While `protos` is empty: why they are unknown, if somebody knows.
+    pub protos_unknown: Arc<str>,
     /// Its instances: all of them, or while not `held` those of this node.
     pub endpoints: Arc<EndpointSet>,
     /// Those in slow start.
@@ -66,6 +68,7 @@ impl Service {
             namespace: namespace.into(),
             protocol: Protocol::Grpc,
             protos: Vec::new(),
+            protos_unknown: Arc::from(""),
             endpoints: Arc::default(),
             warming: Vec::new(),
             held: true,

@@ -1,0 +1,80 @@
+//! Which proto services the .proto sources in a folder define: only to name examples, so they are read by word and not
+//! parsed. A folder comes in, full names go out. Bounded in depth, number and size; what cannot be read is passed over.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Folders in folders.
+const MAX_DEPTH: usize = 5;
+/// Files and folders looked at in all.
+const MAX_ENTRIES: usize = 5_000;
+/// One source.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// The first `most` services by name.
+pub(super) fn proto_services(folder: &Path, most: usize) -> Vec<String> {
+    let mut found = BTreeSet::new();
+    let mut left = MAX_ENTRIES;
+    let mut folders = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.filter_map(Result::ok) {
+            if left == 0 {
+                return first(found, most);
+            }
+            left -= 1;
+            let name = entry.file_name();
+            // Hidden folders and those of packages hold others' sources.
+            let skipped = ["node_modules", "target", "vendor", "venv"];
+            let is_skipped = name
+                .to_str()
+                .is_none_or(|name| name.starts_with('.') || skipped.contains(&name));
+            // Links are not followed: they may lead in circles.
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            let path = entry.path();
+            if kind.is_dir() && !is_skipped && depth < MAX_DEPTH {
+                folders.push((path, depth + 1));
+            } else if kind.is_file() && path.extension().is_some_and(|it| it == "proto") {
+                found.extend(of_file(&path));
+            }
+        }
+    }
+    first(found, most)
+}
+
+fn first(found: BTreeSet<String>, most: usize) -> Vec<String> {
+    found.into_iter().take(most).collect()
+}
+
+fn of_file(path: &Path) -> Vec<String> {
+    let small = fs::metadata(path).is_ok_and(|about| about.len() <= MAX_BYTES);
+    match fs::read_to_string(path) {
+        Ok(text) if small => services(&text),
+        _ => Vec::new(),
+    }
+}
+
+/// Reads `package a.b;` and `service C {`.
+pub(super) fn services(text: &str) -> Vec<String> {
+    let code = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
+    let mut package = String::new();
+    let mut names = Vec::new();
+    for line in code {
+        for statement in line.split(['{', '}', ';']) {
+            let mut words = statement.split_whitespace();
+            match (words.next(), words.next(), words.next()) {
+                (Some("package"), Some(name), None) => package = format!("{name}."),
+                (Some("service"), Some(name), None) => names.push(name.to_owned()),
+                _ => {}
+            }
+        }
+    }
+    let full = names.into_iter().map(|name| format!("{package}{name}"));
+    full.filter(|name| heddle_proto::rules::is_proto_name(name))
+        .collect()
+}

@@ -1,0 +1,70 @@
+//! Tells who started a program what the mesh could not learn of it: programs without server reflection are the most common
+//! reason why a call by path finds nobody. The agent's view of the instance comes in, one line per reason goes to the log.
+
+use std::time::Duration;
+
+use heddle_proto::registry::v1::{WatchInstancesRequest, registry_client::RegistryClient};
+use heddle_sdk::{Registration, agent_channel};
+use tokio::time::sleep;
+
+use super::{options::Plan, sources};
+
+/// Between two tries to hear the agent.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The most proto services that a hint names.
+const MOST: usize = 5;
+
+/// Never ends.
+pub(super) async fn tell_what_is_unknown(plan: &Plan, registration: &Registration) {
+    registration.registered().await;
+    let mut told = String::new();
+    loop {
+        // An agent that is away is the registration's to speak of.
+        let _ = watch(plan, &mut told).await;
+        sleep(PAUSE).await;
+    }
+}
+
+async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
+    let channel = agent_channel(&plan.agent).ok()?;
+    let service = format!("{}.{}", plan.instance.service, plan.instance.namespace);
+    let request = WatchInstancesRequest { service };
+    let answer = RegistryClient::new(channel).watch_instances(request).await;
+    let mut changes = answer.ok()?.into_inner();
+    while let Some(change) = changes.message().await.ok()? {
+        let own = change.changed.into_iter().find(|status| {
+            let instance = status.instance.as_ref();
+            instance.is_some_and(|instance| instance.id == plan.instance.id)
+        });
+        let Some(reason) = own.map(|status| status.schema_reason) else {
+            continue;
+        };
+        if !reason.is_empty() && reason != *told {
+            let hint = if plan.instance.protos.is_empty() {
+                hint()
+            } else {
+                String::new()
+            };
+            tracing::warn!("the mesh does not know all that the program serves: {reason}{hint}");
+        }
+        *told = reason;
+    }
+    None
+}
+
+/// Which `--proto` could be meant: what the sources in this folder define, or how it is written.
+fn hint() -> String {
+    let found = std::env::current_dir().map(|dir| sources::proto_services(&dir, MOST));
+    match found {
+        Ok(found) if !found.is_empty() => {
+            let options: Vec<String> = found.iter().map(|name| format!("--proto {name}")).collect();
+            format!(
+                "; the .proto files in this folder define: {}",
+                options.join(", ")
+            )
+        }
+        _ => {
+            "; for example --proto shop.v1.Users for \"package shop.v1; service Users\"".to_owned()
+        }
+    }
+}

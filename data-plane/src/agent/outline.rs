@@ -1,0 +1,236 @@
+//! What a descriptor file says of itself: its names, imports, services and extensions, read where they stand. Bytes of a
+//! serialized FileDescriptorProto come in, names go out one after the other. Nothing is decoded: a decoded file takes up
+//! to sixty times its bytes, and files come from outside. Options and fields are only passed over.
+
+use super::wire::{Value, WireError, values};
+
+/// Messages nest no deeper; protoc itself stops at 32.
+const MAX_DEPTH: usize = 64;
+/// The longest full name of a message, enum, extension or service, in bytes: every name carries those around it.
+const MAX_NAME: usize = 1024;
+
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OutlineError {
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    #[error("a name is not UTF-8")]
+    NotUtf8,
+    #[error("a file has no name")]
+    NoName,
+    #[error("messages nest deeper than {MAX_DEPTH}")]
+    TooDeep,
+    #[error("a full name is longer than {MAX_NAME} bytes")]
+    LongName,
+    /// Who reads it has had enough.
+    #[error("it was not read to its end")]
+    Stopped,
+}
+
+/// One thing that a file says, in the order in which it says it. Names are full names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said<'f> {
+    /// Of the file itself; first.
+    Name(&'f str),
+    /// The name of a file.
+    Import(&'f str),
+    Service(&'f str),
+    /// A method of the service said last that may be called twice for one call.
+    IdempotentMethod(&'f str),
+    /// A message or an enum.
+    Type(&'f str),
+    Extension {
+        name: &'f str,
+        extended: &'f str,
+        number: i32,
+    },
+}
+
+/// Takes what a file says; false ends the reading.
+pub trait Reader {
+    fn take(&mut self, said: Said<'_>) -> bool;
+}
+
+impl<F: FnMut(Said<'_>) -> bool> Reader for F {
+    fn take(&mut self, said: Said<'_>) -> bool {
+        self(said)
+    }
+}
+
+/// Reads a serialized FileDescriptorProto.
+///
+/// # Errors
+/// It is none, passes a bound, or the reader stopped.
+pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
+    // Fields may come in any order, and every name needs the package.
+    let (mut name, mut package) = ("", "");
+    for field in values(file) {
+        match field? {
+            (1, Value::Bytes(it)) => name = utf8(it)?,
+            (2, Value::Bytes(it)) => package = utf8(it)?,
+            _ => {}
+        }
+    }
+    if name.is_empty() {
+        return Err(OutlineError::NoName);
+    }
+    let mut walk = Walk {
+        reader,
+        scope: String::new(),
+    };
+    walk.say(Said::Name(name))?;
+    walk.inside(package, |walk| walk.file(file))
+}
+
+/// The way through one file: whose names are read at the moment.
+struct Walk<'r> {
+    reader: &'r mut dyn Reader,
+    scope: String,
+}
+
+impl Walk<'_> {
+    fn say(&mut self, said: Said<'_>) -> Result<(), OutlineError> {
+        go_on(self.reader.take(said))
+    }
+
+    /// Names that `read` meets stand in `name`.
+    fn inside(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Self) -> Result<(), OutlineError>,
+    ) -> Result<(), OutlineError> {
+        let outer = self.scope.len();
+        if outer + 1 + name.len() > MAX_NAME {
+            return Err(OutlineError::LongName);
+        }
+        if outer > 0 && !name.is_empty() {
+            self.scope.push('.');
+        }
+        self.scope.push_str(name);
+        let done = read(self);
+        self.scope.truncate(outer);
+        done
+    }
+
+    fn file(&mut self, file: &[u8]) -> Result<(), OutlineError> {
+        for field in values(file) {
+            match field? {
+                (3, Value::Bytes(it)) => self.say(Said::Import(utf8(it)?))?,
+                (4, Value::Bytes(it)) => self.message(it, 1)?,
+                (5, Value::Bytes(it)) => self.enumeration(it)?,
+                (6, Value::Bytes(it)) => self.service(it)?,
+                (7, Value::Bytes(it)) => self.extension(it)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, message: &[u8], depth: usize) -> Result<(), OutlineError> {
+        if depth > MAX_DEPTH {
+            return Err(OutlineError::TooDeep);
+        }
+        self.inside(text(message, 1)?, |walk| {
+            walk.say_scope(|scope| Said::Type(scope))?;
+            for field in values(message) {
+                match field? {
+                    (3, Value::Bytes(it)) => walk.message(it, depth + 1)?,
+                    (4, Value::Bytes(it)) => walk.enumeration(it)?,
+                    (6, Value::Bytes(it)) => walk.extension(it)?,
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn enumeration(&mut self, it: &[u8]) -> Result<(), OutlineError> {
+        self.inside(text(it, 1)?, |walk| {
+            walk.say_scope(|scope| Said::Type(scope))
+        })
+    }
+
+    fn service(&mut self, service: &[u8]) -> Result<(), OutlineError> {
+        self.inside(text(service, 1)?, |walk| {
+            walk.say_scope(|scope| Said::Service(scope))?;
+            for field in values(service) {
+                if let (2, Value::Bytes(method)) = field?
+                    && is_idempotent(method)?
+                {
+                    walk.say(Said::IdempotentMethod(text(method, 1)?))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn extension(&mut self, it: &[u8]) -> Result<(), OutlineError> {
+        let extended = text(it, 2)?.trim_start_matches('.');
+        if extended.len() > MAX_NAME {
+            return Err(OutlineError::LongName);
+        }
+        let number = i32::try_from(number(it, 3)?).unwrap_or_default();
+        self.inside(text(it, 1)?, |walk| {
+            let said = Said::Extension {
+                name: &walk.scope,
+                extended,
+                number,
+            };
+            go_on(walk.reader.take(said))
+        })
+    }
+
+    /// Says something about the name that is read at the moment.
+    fn say_scope(
+        &mut self,
+        said: impl for<'s> FnOnce(&'s str) -> Said<'s>,
+    ) -> Result<(), OutlineError> {
+        go_on(self.reader.take(said(&self.scope)))
+    }
+}
+
+fn go_on(wanted: bool) -> Result<(), OutlineError> {
+    match wanted {
+        true => Ok(()),
+        false => Err(OutlineError::Stopped),
+    }
+}
+
+/// `MethodDescriptorProto.options.idempotency_level` is NO_SIDE_EFFECTS or IDEMPOTENT.
+fn is_idempotent(method: &[u8]) -> Result<bool, OutlineError> {
+    let mut level = 0;
+    for field in values(method) {
+        if let (4, Value::Bytes(options)) = field? {
+            level = number(options, 34)?.max(level);
+        }
+    }
+    Ok(matches!(level, 1 | 2))
+}
+
+/// The text of a field; empty if it is not there.
+fn text(message: &[u8], number: u32) -> Result<&str, OutlineError> {
+    let mut found = "";
+    for field in values(message) {
+        if let (at, Value::Bytes(it)) = field?
+            && at == number
+        {
+            found = utf8(it)?;
+        }
+    }
+    Ok(found)
+}
+
+fn number(message: &[u8], number: u32) -> Result<u64, OutlineError> {
+    let mut found = 0;
+    for field in values(message) {
+        if let (at, Value::Varint(it)) = field?
+            && at == number
+        {
+            found = it;
+        }
+    }
+    Ok(found)
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, OutlineError> {
+    std::str::from_utf8(bytes).map_err(|_| OutlineError::NotUtf8)
+}

@@ -1,0 +1,345 @@
+//! One questioning of an instance by gRPC server reflection, v1 and then v1alpha: the names of its services, then their
+//! files and what these import. An address comes in, names and raw files go out, each question and all of them bounded
+//! in time, size and number. Nothing is remembered from one questioning to the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use heddle_proto::rules::{MAX_PROTOS, is_proto_name};
+use http::uri::PathAndQuery;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Streaming,
+    client::Grpc,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, ServerReflectionResponse, server_reflection_request::MessageRequest,
+    server_reflection_response::MessageResponse,
+};
+
+use super::{IN_ALL, MAX_FILES, QUESTION, ReflectError, in_full};
+use crate::agent::{
+    knowledge::Learned,
+    schema::{Cost, MAX_SCHEMA_BYTES, Schema, is_infrastructure},
+};
+
+const CONNECT: Duration = Duration::from_secs(2);
+/// Descriptors that take longer than this come after the names: calls find the service meanwhile.
+const SOON: Duration = Duration::from_millis(500);
+/// Some servers end the stream where they should answer that they do not know: a new one is opened so often.
+const MAX_REOPENED: usize = 16;
+/// Another program's words in a reason.
+const MAX_WORDS: usize = 100;
+
+/// The two names of one protocol; their messages are equal on the wire.
+const VERSIONS: [&str; 2] = [
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// What an instance told.
+#[derive(Debug)]
+pub struct Told {
+    pub learned: Learned,
+    /// Why that is not everything.
+    pub lacking: Option<ReflectError>,
+}
+
+/// Asks once. `listed` hears the names first if the descriptors take their time.
+///
+/// # Errors
+/// It named no services at all.
+pub async fn ask(
+    address: &str,
+    listed: &(dyn Fn(&[String]) + Send + Sync),
+) -> Result<Told, ReflectError> {
+    let until = Instant::now() + IN_ALL;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| ReflectError::Unreachable(error.to_string()))?
+        .connect_timeout(CONNECT);
+    let channel = timeout(CONNECT, endpoint.connect())
+        .await
+        .map_err(|_| ReflectError::Unreachable("no connection in time".to_owned()))?
+        .map_err(|error| ReflectError::Unreachable(words(&in_full(&error))))?;
+    let mut outcome = Err(ReflectError::NoReflection);
+    for path in VERSIONS {
+        outcome = list(channel.clone(), path).await;
+        if !matches!(outcome, Err(ReflectError::NoReflection)) {
+            break;
+        }
+    }
+    let (session, all) = outcome?;
+    let names = served(&all);
+    if names.is_empty() {
+        return Ok(Told {
+            learned: Learned::default(),
+            lacking: Some(ReflectError::ListsNothing),
+        });
+    }
+    let (schema, lacking) = {
+        let mut describing = std::pin::pin!(session.describe(&names, until));
+        match timeout(SOON, &mut describing).await {
+            Ok(described) => described,
+            Err(_) => {
+                listed(&names);
+                describing.await
+            }
+        }
+    };
+    Ok(Told {
+        learned: Learned { names, schema },
+        lacking,
+    })
+}
+
+/// What a list says that the instance serves: sorted, without what every server has, and no more than is ever claimed.
+fn served(all: &[String]) -> Vec<String> {
+    let names: BTreeSet<&String> = all
+        .iter()
+        .filter(|name| !is_infrastructure(name) && is_proto_name(name))
+        .collect();
+    names.into_iter().take(MAX_PROTOS).cloned().collect()
+}
+
+async fn list(
+    channel: Channel,
+    path: &'static str,
+) -> Result<(Session, Vec<String>), ReflectError> {
+    let mut session = Session {
+        channel,
+        path,
+        stream: None,
+    };
+    let question = MessageRequest::ListServices("*".into());
+    let answer = timeout(QUESTION, session.question(question)).await;
+    match answer.map_err(|_| ReflectError::Silent)?? {
+        MessageResponse::ListServicesResponse(list) => {
+            let names = list.service.into_iter().map(|service| service.name);
+            Ok((session, names.collect()))
+        }
+        MessageResponse::ErrorResponse(error) => {
+            let code = Code::from(error.error_code);
+            Err(from_status(tonic::Status::new(code, error.error_message)))
+        }
+        _ => Err(ReflectError::Protocol(
+            "another answer than asked for".into(),
+        )),
+    }
+}
+
+/// The files of a closure as it grows.
+#[derive(Default)]
+struct Files {
+    raw: BTreeMap<String, Bytes>,
+    imports: BTreeMap<String, Vec<String>>,
+    missing: BTreeSet<String>,
+    asked: BTreeSet<String>,
+    bytes: usize,
+    cost: Cost,
+}
+
+impl Files {
+    fn add(&mut self, bytes: Bytes) -> Result<(), ReflectError> {
+        let file = self.cost.outline(&bytes)?;
+        self.missing.remove(&file.name);
+        if self.raw.contains_key(&file.name) {
+            return Ok(());
+        }
+        self.bytes += bytes.len();
+        if self.bytes > MAX_SCHEMA_BYTES || self.raw.len() >= MAX_FILES {
+            return Err(ReflectError::TooLarge);
+        }
+        self.raw.insert(file.name.clone(), bytes);
+        for import in &file.imports {
+            // Asked for once: a server that lacks it says so, or gives it under another name.
+            if !self.raw.contains_key(import) && self.asked.insert(import.clone()) {
+                self.missing.insert(import.clone());
+            }
+        }
+        self.imports.insert(file.name, file.imports);
+        Ok(())
+    }
+
+    /// Leaves only files all of whose imports have come.
+    fn keep_whole(&mut self) {
+        loop {
+            let lacks = |imports: &Vec<String>| imports.iter().any(|i| !self.raw.contains_key(i));
+            let open: Vec<String> = self
+                .imports
+                .iter()
+                .filter(|(_, imports)| lacks(imports))
+                .map(|(name, _)| name.clone())
+                .collect();
+            if open.is_empty() {
+                return;
+            }
+            for name in open {
+                self.raw.remove(&name);
+                self.imports.remove(&name);
+            }
+        }
+    }
+}
+
+/// A connection on which questions are asked one after the other, mostly on one stream.
+struct Session {
+    channel: Channel,
+    path: &'static str,
+    stream: Option<Open>,
+}
+
+struct Open {
+    requests: mpsc::Sender<ServerReflectionRequest>,
+    responses: Streaming<ServerReflectionResponse>,
+}
+
+impl Session {
+    /// The descriptors of these services, as far as they come, and why they are not all there.
+    async fn describe(
+        mut self,
+        names: &[String],
+        until: Instant,
+    ) -> (Option<Schema>, Option<ReflectError>) {
+        let mut files = Files::default();
+        let mut lacking = None;
+        let gathered = self.gather(names, &mut files, &mut lacking, until).await;
+        if let Err(why) = gathered {
+            if matches!(why, ReflectError::TooLarge | ReflectError::Schema(_)) {
+                return (None, Some(why));
+            }
+            files.keep_whole();
+            lacking = Some(why);
+        }
+        if files.raw.is_empty() {
+            return (None, lacking);
+        }
+        match Schema::from_files(&files.raw) {
+            Ok(schema) => (Some(schema), lacking),
+            Err(error) => (None, Some(error.into())),
+        }
+    }
+
+    async fn gather(
+        &mut self,
+        names: &[String],
+        files: &mut Files,
+        lacking: &mut Option<ReflectError>,
+        until: Instant,
+    ) -> Result<(), ReflectError> {
+        let mut reopened = 0;
+        let mut names = names.iter();
+        loop {
+            let (question, what) = if let Some(name) = names.next() {
+                (
+                    MessageRequest::FileContainingSymbol(name.clone()),
+                    name.clone(),
+                )
+            } else if let Some(file) = files.missing.pop_first() {
+                (MessageRequest::FileByFilename(file.clone()), file)
+            } else {
+                return Ok(());
+            };
+            let each = Instant::now() + QUESTION;
+            let answer = match timeout_at(each.min(until), self.question(question)).await {
+                Err(_) if until <= each => return Err(ReflectError::Slow),
+                Err(_) => return Err(ReflectError::Silent),
+                Ok(answer) => answer,
+            };
+            match answer {
+                Ok(MessageResponse::FileDescriptorResponse(found)) => {
+                    for file in found.file_descriptor_proto {
+                        files.add(file.into())?;
+                    }
+                }
+                Ok(MessageResponse::ErrorResponse(_)) => {
+                    lacking.get_or_insert(ReflectError::Lacks(what));
+                }
+                Ok(_) => {
+                    return Err(ReflectError::Protocol(
+                        "another answer than asked for".into(),
+                    ));
+                }
+                // Some end the stream instead of saying that they do not have it.
+                Err(ReflectError::Status(_) | ReflectError::NoReflection)
+                    if reopened < MAX_REOPENED =>
+                {
+                    reopened += 1;
+                    lacking.get_or_insert(ReflectError::Lacks(what));
+                }
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// One question and its answer. After an error the next question gets a stream of its own.
+    async fn question(&mut self, asked: MessageRequest) -> Result<MessageResponse, ReflectError> {
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(asked),
+        };
+        let mut stream = match self.stream.take() {
+            Some(stream) => {
+                let sent = stream.requests.send(request).await;
+                sent.map_err(|_| ReflectError::Protocol("the stream ended early".into()))?;
+                stream
+            }
+            None => self.open(request).await?,
+        };
+        let message = stream.responses.message().await.map_err(from_status)?;
+        let answer = message.and_then(|message| message.message_response);
+        self.stream = Some(stream);
+        answer.ok_or_else(|| ReflectError::Protocol("the stream ended early".into()))
+    }
+
+    /// Some servers send no headers before they have seen a question.
+    async fn open(&self, first: ServerReflectionRequest) -> Result<Open, ReflectError> {
+        let (requests, stream) = mpsc::channel(1);
+        requests
+            .try_send(first)
+            .map_err(|error| ReflectError::Protocol(error.to_string()))?;
+        let mut client =
+            Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
+        client
+            .ready()
+            .await
+            .map_err(|error| ReflectError::Unreachable(words(&in_full(&error))))?;
+        let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> =
+            ProstCodec::default();
+        let streaming = tonic::Request::new(ReceiverStream::new(stream));
+        let responses = client
+            .streaming(streaming, PathAndQuery::from_static(self.path), codec)
+            .await
+            .map_err(from_status)?
+            .into_inner();
+        Ok(Open {
+            requests,
+            responses,
+        })
+    }
+}
+
+fn from_status(status: tonic::Status) -> ReflectError {
+    if std::error::Error::source(&status).is_some() || status.code() == Code::Unavailable {
+        return ReflectError::Unreachable(words(&super::status_words(&status)));
+    }
+    match status.code() {
+        Code::Unimplemented => ReflectError::NoReflection,
+        Code::OutOfRange | Code::ResourceExhausted => ReflectError::TooLarge,
+        _ => ReflectError::Status(Box::new(status)),
+    }
+}
+
+/// Another program's words, bounded and in one line.
+fn words(text: &str) -> String {
+    let one = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(MAX_WORDS).map(one).collect()
+}

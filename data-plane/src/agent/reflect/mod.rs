@@ -1,0 +1,172 @@
+//! Keeps what instances tell of themselves by gRPC server reflection: each is asked when it registers, when it is back
+//! after it was away, and when its services file was rewritten; with back-off while it gives no whole answer. A
+//! registration comes in, names and raw descriptors go to the agent, or why there are none. One questioning is `ask`'s,
+//! what follows from the answers is `knowledge`'s.
+
+mod ask;
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Agent,
+    book::Joined,
+    schema::{MAX_SCHEMA_BYTES, SchemaError},
+};
+use crate::retry::Retry;
+
+pub use ask::{Told, ask};
+
+/// One question, with its answer.
+const QUESTION: Duration = Duration::from_secs(5);
+/// All questions to one instance.
+const IN_ALL: Duration = Duration::from_secs(60);
+/// The most files of one service.
+const MAX_FILES: usize = 2000;
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// From the start of one questioning to the next, however often an instance goes and comes.
+const APART: Duration = Duration::from_secs(1);
+/// Instances that are asked at once; each may hold descriptors of [`MAX_SCHEMA_BYTES`], and a copy on its way.
+pub(super) const AT_ONCE: usize = 16;
+/// The same of those that gave no whole answer last time: what hangs does not delay what answers.
+pub(super) const AT_ONCE_AGAIN: usize = 8;
+
+/// Why an instance's services or their descriptors are not known, or not all.
+#[derive(Debug, thiserror::Error)]
+pub enum ReflectError {
+    #[error("it has no gRPC server reflection")]
+    NoReflection,
+    #[error("its server reflection answers {}", code_name(.0.code()))]
+    Status(Box<tonic::Status>),
+    #[error("its server reflection gives no answer within {} s", QUESTION.as_secs())]
+    Silent,
+    #[error("its server reflection has not told everything within {} s", IN_ALL.as_secs())]
+    Slow,
+    #[error("its server reflection lists no service of its own")]
+    ListsNothing,
+    #[error("its server reflection has no descriptors of {0}")]
+    Lacks(String),
+    #[error("its server reflection answers against the protocol ({0})")]
+    Protocol(String),
+    #[error("its descriptors pass the bound of {} MiB or {MAX_FILES} files", MAX_SCHEMA_BYTES >> 20)]
+    TooLarge,
+    #[error("the descriptors of its server reflection are not taken, as the set {0}")]
+    Schema(#[from] SchemaError),
+    #[error("it could not be asked for its services so far ({0})")]
+    Unreachable(String),
+}
+
+impl ReflectError {
+    /// For people, as "cause: remedy"; `protos_known`: only descriptors are missing.
+    #[must_use]
+    pub fn reason(&self, protos_known: bool) -> String {
+        match self {
+            Self::Unreachable(_) => self.to_string(),
+            _ if protos_known => format!(
+                "{self}: give its descriptors (`descriptors:`, --descriptors) to have it described"
+            ),
+            _ => format!(
+                "{self}: name its proto services (`protos:`, --proto) or give its descriptors (`descriptors:`, \
+                 --descriptors)"
+            ),
+        }
+    }
+
+    /// The instance itself has answered, or has had its time: another question now would not be told more.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, Self::Unreachable(_))
+    }
+
+    /// The questioning was cut short: what was told may be less than there is.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        matches!(
+            self,
+            Self::Silent | Self::Slow | Self::Unreachable(_) | Self::TooLarge | Self::Schema(_)
+        )
+    }
+}
+
+/// Asks, and asks again when `again` says so. The caller stops it when the registration ends.
+pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
+    let address = joined.address.to_string();
+    let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+    let mut failed = false;
+    loop {
+        let begun = Instant::now();
+        let answer = {
+            let _turn = agent.inner.questions.enter(failed).await;
+            ask(&address, &|names| agent.listed(&joined, names)).await
+        };
+        failed = match answer {
+            Ok(told) => {
+                let partial = told.lacking.as_ref().is_some_and(ReflectError::is_partial);
+                agent.told(&joined, told);
+                partial
+            }
+            Err(why) => {
+                agent.not_told(&joined, why);
+                true
+            }
+        };
+        if failed {
+            if timeout(retry.wait(), again.notified()).await.is_err() {
+                continue;
+            }
+        } else {
+            again.notified().await;
+        }
+        retry.reset();
+        sleep_until(begun + APART).await;
+    }
+}
+
+/// As gRPC writes it: `PERMISSION_DENIED`.
+fn code_name(code: tonic::Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+/// A status as a sentence: the other side's words, or why the connection broke.
+pub fn status_words(status: &tonic::Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut last = None;
+    while let Some(error) = cause {
+        last = Some(error.to_string());
+        cause = error.source();
+    }
+    match last {
+        Some(last) => format!("the connection broke ({last})"),
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// An error with its causes: tonic's own text is only "transport error".
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
