@@ -6,13 +6,15 @@ use std::{borrow::Cow, fmt};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use heddle_h2::Fields;
+use heddle_h2::{ErrorCode, Fields};
 use heddle_proto::{ERROR_DOMAIN, Reason};
 use prost::Message as _;
 use tonic_types::pb::{ErrorInfo, Status};
 
 /// Longest sentence that is sent; what is over is cut.
 const MESSAGE_BYTES: usize = 1024;
+/// gRPC's status of that name.
+const UNAVAILABLE: u8 = 14;
 
 /// Who is to blame, where a reason alone does not say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -37,6 +39,8 @@ pub struct Failure {
     pub fault: Fault,
     /// The application cannot have seen the call: told to the caller's proxy.
     pub unprocessed: bool,
+    /// The gRPC status, where it is not the reason's own.
+    status: Option<u8>,
 }
 
 impl Failure {
@@ -48,7 +52,27 @@ impl Failure {
             message: message.into(),
             fault: Fault::Service,
             unprocessed: false,
+            status: None,
         }
+    }
+
+    /// An instance reset the call with this code.
+    #[must_use]
+    pub fn reset(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::new(Reason::UpstreamReset, message).with_status(status_of_reset(code))
+    }
+
+    /// The same with a status that is not the reason's own.
+    #[must_use]
+    pub fn with_status(mut self, status: u8) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// The gRPC status that the call ends with.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        self.status.unwrap_or(self.reason.grpc_status())
     }
 
     /// The same with another one to blame.
@@ -75,13 +99,14 @@ impl Failure {
             | Reason::NoHealthyEndpoints
             | Reason::ConnectFailed
             | Reason::ConnectionLost
-            | Reason::UpstreamReset
             | Reason::RetryBudgetExhausted
             | Reason::CircuitOpen
             | Reason::Draining
             | Reason::Overloaded
             | Reason::NotReady
             | Reason::FaultInjected => 503,
+            Reason::UpstreamReset if self.status() == UNAVAILABLE => 503,
+            Reason::UpstreamReset => 502,
             Reason::DeadlineExceeded => 504,
             Reason::Denied => 403,
             Reason::Unauthenticated => 401,
@@ -90,7 +115,7 @@ impl Failure {
             Reason::RequestTooLarge => 413,
             Reason::ProtocolError if self.fault == Fault::Service => 502,
             Reason::ProtocolError => 400,
-            Reason::ResponseInvalid => 502,
+            Reason::ResponseInvalid => 500,
         }
     }
 
@@ -176,16 +201,18 @@ pub fn http_body(failure: &Failure, place: Place<'_>) -> String {
 }
 
 fn push_status(failure: &Failure, place: Place<'_>, out: &mut Fields) {
-    let status = failure.reason.grpc_status();
-    out.push(b"grpc-status", status.to_string().as_bytes());
+    out.push(b"grpc-status", failure.status().to_string().as_bytes());
     out.push(
         b"grpc-message",
         percent_encode(&failure.sentence(place.node)).as_bytes(),
     );
-    out.push(
-        b"grpc-status-details-bin",
-        details(failure, place).as_bytes(),
-    );
+    // A program outside any mesh gets these two bare, and clients compare them so.
+    if !matches!(failure.reason, Reason::DeadlineExceeded | Reason::NoRoute) {
+        out.push(
+            b"grpc-status-details-bin",
+            details(failure, place).as_bytes(),
+        );
+    }
     push_marks(failure, place, out);
 }
 
@@ -211,7 +238,7 @@ fn details(failure: &Failure, place: Place<'_>) -> String {
         note("service", service);
     }
     let status = Status {
-        code: i32::from(failure.reason.grpc_status()),
+        code: i32::from(failure.status()),
         message: failure.sentence(place.node).into_owned(),
         details: vec![prost_types::Any {
             type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
@@ -219,6 +246,19 @@ fn details(failure: &Failure, place: Place<'_>) -> String {
         }],
     };
     STANDARD_NO_PAD.encode(status.encode_to_vec())
+}
+
+/// The gRPC status of a call that the server resets with this code (PROTOCOL-HTTP2.md, "HTTP2 Transport Mapping",
+/// errors). UNAVAILABLE invites to send the call again, so it is for what cannot have run.
+#[must_use]
+pub fn status_of_reset(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::REFUSED_STREAM => UNAVAILABLE,
+        ErrorCode::CANCEL => 1,
+        ErrorCode::ENHANCE_YOUR_CALM => 8,
+        ErrorCode::INADEQUATE_SECURITY => 7,
+        _ => 13,
+    }
 }
 
 /// gRPC's Percent-Encoding of `grpc-message`: space to tilde stay, without the percent sign.
@@ -297,6 +337,57 @@ mod tests {
         assert_eq!(value(&out, "heddle-unprocessed"), "1");
     }
 
+    /// Issue 10, C1.
+    #[test]
+    fn a_deadline_and_an_unknown_method_are_told_without_details() {
+        let mut out = Fields::new();
+        for &reason in Reason::ALL {
+            trailers(&Failure::new(reason, "why"), PLACE, &mut out);
+            let bare = matches!(reason, Reason::DeadlineExceeded | Reason::NoRoute);
+            assert_eq!(
+                out.get(b"grpc-status-details-bin").is_none(),
+                bare,
+                "{reason}"
+            );
+            assert_eq!(value(&out, "heddle-reason"), reason.code());
+            assert_eq!(value(&out, "heddle-call"), "c0ffee");
+            assert_eq!(value(&out, "grpc-message"), "node a: why");
+        }
+    }
+
+    /// Issue 10, C2: gRPC's table.
+    #[test]
+    fn a_reset_has_the_status_that_grpc_gives_its_code() {
+        for (code, status, http) in [
+            (ErrorCode::NO_ERROR, 13, 502),
+            (ErrorCode::PROTOCOL_ERROR, 13, 502),
+            (ErrorCode::INTERNAL_ERROR, 13, 502),
+            (ErrorCode::FLOW_CONTROL_ERROR, 13, 502),
+            (ErrorCode::SETTINGS_TIMEOUT, 13, 502),
+            (ErrorCode::STREAM_CLOSED, 13, 502),
+            (ErrorCode::FRAME_SIZE_ERROR, 13, 502),
+            (ErrorCode::REFUSED_STREAM, 14, 503),
+            (ErrorCode::CANCEL, 1, 502),
+            (ErrorCode::COMPRESSION_ERROR, 13, 502),
+            (ErrorCode::CONNECT_ERROR, 13, 502),
+            (ErrorCode::ENHANCE_YOUR_CALM, 8, 502),
+            (ErrorCode::INADEQUATE_SECURITY, 7, 502),
+            (ErrorCode::HTTP_1_1_REQUIRED, 13, 502),
+            (ErrorCode(0xff), 13, 502),
+        ] {
+            let failure = Failure::reset(code, "reset");
+            assert_eq!(
+                (failure.status(), failure.http_status()),
+                (status, http),
+                "{code}"
+            );
+            let mut out = Fields::new();
+            trailers(&failure, PLACE, &mut out);
+            assert_eq!(value(&out, "grpc-status"), status.to_string(), "{code}");
+            assert_eq!(value(&out, "heddle-reason"), "UPSTREAM_RESET");
+        }
+    }
+
     #[test]
     fn http_gets_the_status_of_the_same_meaning() {
         for (failure, expect) in [
@@ -314,6 +405,7 @@ mod tests {
             (Failure::new(Reason::Denied, ""), 403),
             (Failure::new(Reason::DeadlineExceeded, ""), 504),
             (Failure::new(Reason::Overloaded, ""), 503),
+            (Failure::new(Reason::ResponseInvalid, ""), 500),
             (Failure::new(Reason::ProtocolError, ""), 502),
             (
                 Failure::new(Reason::ProtocolError, "").by(Fault::Caller),
@@ -342,7 +434,7 @@ mod tests {
     fn a_peer_that_takes_little_still_gets_the_status() {
         let mut out = Fields::new();
         trailers(
-            &Failure::new(Reason::NoRoute, "x".repeat(500)),
+            &Failure::new(Reason::ConnectionLost, "x".repeat(500)),
             PLACE,
             &mut out,
         );
@@ -351,7 +443,7 @@ mod tests {
         fit(Some(200), &mut out);
         assert_eq!(
             (value(&out, "grpc-status"), value(&out, "heddle-reason")),
-            ("12".into(), "NO_ROUTE".into())
+            ("14".into(), "CONNECTION_LOST".into())
         );
         assert!(out.list_bytes() <= 200);
     }

@@ -58,8 +58,8 @@ reasons! {
     ConnectFailed = "CONNECT_FAILED", 14;
     /// The connection broke while the call was on it.
     ConnectionLost = "CONNECTION_LOST", 14;
-    /// The instance reset the call.
-    UpstreamReset = "UPSTREAM_RESET", 14;
+    /// The instance reset the call; the status is the one that gRPC has for its HTTP/2 code.
+    UpstreamReset = "UPSTREAM_RESET", 13;
     /// The call could have been tried again, but the service's retry budget is used up.
     RetryBudgetExhausted = "RETRY_BUDGET_EXHAUSTED", 14;
     /// The service's circuit breaker is open.

@@ -22,7 +22,7 @@ async fn next<T>(reports: &mut mpsc::UnboundedReceiver<T>) -> T {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reset_by_the_service_keeps_its_code() {
+async fn a_cancel_by_the_service_is_cancelled() {
     let go = Arc::new(Semaphore::new(0));
     let raw = RawMesh::start(move |mut call: Call| {
         let go = Arc::clone(&go);
@@ -48,7 +48,9 @@ async fn a_reset_by_the_service_keeps_its_code() {
     for (way, addr) in raw.ways() {
         let client = Client::connect(addr).await;
         let answer = client.call(RAW, "/raw.Raw/Early", &none, b"x").await;
-        assert_eq!(answer.reset, Some(Reason::CANCEL), "{way}: {answer:?}");
+        let told = ["grpc-status", "heddle-reason"].map(|name| answer.last(name));
+        let cancelled = ["1", "UPSTREAM_RESET"].map(|value| Some(value.to_owned()));
+        assert_eq!(told, cancelled, "{way}: {answer:?}");
 
         // After headers and a message, when both have arrived.
         let (response, mut stream) = client.begin(RAW, "/raw.Raw/Late", &none).await;
@@ -60,8 +62,10 @@ async fn a_reset_by_the_service_keeps_its_code() {
             "{way}"
         );
         client.call(RAW, "/raw.Raw/Go", &none, b"x").await;
-        let error = body(&mut answer).await.unwrap_err();
-        assert_eq!(error.reason(), Some(Reason::CANCEL), "{way}: {error:?}");
+        body(&mut answer).await.unwrap();
+        let trailers = answer.trailers().await.unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "1", "{way}: {trailers:?}");
+        assert_eq!(trailers["heddle-reason"], "UPSTREAM_RESET", "{way}");
     }
 }
 

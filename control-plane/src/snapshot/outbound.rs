@@ -32,8 +32,10 @@ use super::{
 /// The name of the listener and of its routes: no service can be called so.
 pub const OUTBOUND: &str = "heddle/outbound";
 
-/// Authorities that mean "route by the proto service".
-const BY_PATH: &str = r"^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$";
+/// Authorities that mean "route by the proto service": an IP literal, IPv6 also with a zone, or `localhost`, each with or
+/// without the final dot and a port. Envoy compares this header as it was sent.
+const BY_PATH: &str =
+    r"(?i)^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-f:.]+(%[^\]]+)?\])\.?(:[0-9]{1,5})?$";
 
 /// The socket listener for one Envoy.
 #[must_use]
@@ -105,10 +107,13 @@ pub(super) fn routes<'a>(
 
 fn virtual_host(service: &ServiceContent) -> VirtualHost {
     let full_name = &service.full_name;
-    let mut domains = vec![full_name.to_string(), format!("{full_name}.mesh")];
+    // Envoy compares hosts in lower case and without their port.
+    let mut names = vec![full_name.to_string(), format!("{full_name}.mesh")];
     if service.name.namespace == "default" {
-        domains.push(service.name.service.clone());
+        names.push(service.name.service.clone());
     }
+    let from_root = names.iter().map(|name| format!("{name}."));
+    let domains = from_root.chain(names.iter().cloned()).collect();
     VirtualHost {
         name: full_name.to_string(),
         domains,

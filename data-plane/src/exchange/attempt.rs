@@ -326,12 +326,25 @@ impl Worker {
         }
     }
 
-    /// Puts in what the next hop needs: the rest of the deadline, and on a link who calls whom.
+    /// Puts in what the next hop needs: its scheme, that a gRPC client takes trailers, the rest of the deadline, and on a
+    /// link who calls whom.
     fn edit_request(&mut self, key: CallKey, link: bool) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        // Every hop is plain today, whatever the caller's own was.
+        if call
+            .request
+            .scheme()
+            .is_some_and(|scheme| scheme != b"http")
+        {
+            call.request.set(b":scheme", b"http");
+        }
+        // gRPC servers take a client without it for one behind a proxy that drops trailers, and some refuse it.
+        if call.grpc && call.request.get(b"te") != Some(b"trailers") {
+            call.request.set(b"te", b"trailers");
+        }
         if let Some(deadline) = call.deadline {
             deadline::render(deadline.saturating_duration_since(now), &mut self.text);
             call.request.set(GRPC_TIMEOUT, &self.text);

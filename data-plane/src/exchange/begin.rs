@@ -197,6 +197,7 @@ impl Worker {
             return;
         };
         headers::strip(&mut call.request);
+        headers::mend_authority(&mut call.request);
         // It may have waited for one by an older table.
         call.service = None;
         // A request may name its authority in Host alone (RFC 9113 §8.3.1).
@@ -339,7 +340,11 @@ impl Worker {
             Phase::Pending(_) => {
                 format!("while it waited for a connection to {}", call.target_name())
             }
-            Phase::Backoff => "while it waited to be tried again".to_owned(),
+            Phase::Backoff => format!(
+                "while it waited to be tried again: {} attempts did not reach {}",
+                call.attempts,
+                call.target_name()
+            ),
             Phase::Attempting | Phase::Committed => format!("at {}", call.target_name()),
         };
         // Says nothing unless the call was under way.

@@ -44,7 +44,7 @@ impl Worker {
         call.down_queued = queued;
         call.sent = Sent::All;
         call.phase = Phase::Finishing;
-        call.status = Some(failure.reason.grpc_status());
+        call.status = Some(failure.status());
         call.reason = Some(failure.reason);
         self.mark_dirty(down.conn);
         self.finish_if_done(key);
@@ -58,18 +58,6 @@ impl Worker {
         if call.phase == Phase::Finishing && call.down_queued == 0 {
             self.complete(key);
         }
-    }
-
-    /// The server cancelled the call: handed on as what it is.
-    pub(crate) fn pass_cancel(&mut self, key: CallKey) {
-        self.detach_upstream(key);
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        call.status = Some(CANCELLED);
-        let down = call.down;
-        self.reset(down.conn, down.stream, ErrorCode::CANCEL);
-        self.remove(key);
     }
 
     /// The caller reset its stream, or our machine did for a fault of the caller's.
@@ -295,7 +283,11 @@ fn tell(
         // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
         // stream, and no progress tells of it.
         (false, _) => {
-            conn.h2.reset(stream, ErrorCode::INTERNAL_ERROR);
+            let code = match failure.status() {
+                CANCELLED => ErrorCode::CANCEL,
+                _ => ErrorCode::INTERNAL_ERROR,
+            };
+            conn.h2.reset(stream, code);
             0
         }
     }

@@ -4,6 +4,8 @@
 use heddle_h2::Fields;
 use heddle_proto::Reason;
 
+use crate::route::authority::without_zone;
+
 /// Every header of Heddle's own begins with this.
 const OWN: &[u8] = b"heddle-";
 
@@ -13,12 +15,31 @@ pub(crate) const TO: &[u8] = b"heddle-to";
 pub(crate) const FROM: &[u8] = b"heddle-from";
 /// The call's id.
 pub(crate) const CALL: &[u8] = b"heddle-call";
+/// gRPC's status of that name.
+const UNKNOWN: u8 = 2;
 
 /// Takes out every `heddle-*` field. Most lists have none and are only read.
 pub(crate) fn strip(fields: &mut Fields) {
     if fields.iter().any(|field| field.name.starts_with(OWN)) {
         fields.retain(|field| !field.name.starts_with(OWN));
     }
+}
+
+/// Mends an authority that servers which read it strictly (the http crate's) would refuse: an empty one, and the zone of
+/// an IPv6 address, which means something on the caller's host only.
+pub(crate) fn mend_authority(fields: &mut Fields) {
+    let mended = match fields.authority() {
+        Some(b"") => match fields.get(b"host") {
+            None | Some(b"") => b"localhost".to_vec(),
+            Some(host) => host.to_vec(),
+        },
+        Some(authority) => match without_zone(authority) {
+            Some(mended) => mended,
+            None => return,
+        },
+        None => return,
+    };
+    fields.set(b":authority", &mended);
 }
 
 /// The parts of `heddle-to`.
@@ -66,12 +87,13 @@ pub(crate) fn is_grpc(content_type: Option<&[u8]>) -> bool {
     matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-/// `grpc-status`, if it is a number.
+/// `grpc-status`, if there is one. What is no status of gRPC's counts as UNKNOWN, as it does for clients.
 pub(crate) fn grpc_status(fields: &Fields) -> Option<u8> {
-    std::str::from_utf8(fields.get(b"grpc-status")?)
-        .ok()?
-        .parse()
-        .ok()
+    Some(match fields.get(b"grpc-status")? {
+        [digit @ b'0'..=b'9'] => digit - b'0',
+        [b'1', digit @ b'0'..=b'6'] => 10 + digit - b'0',
+        _ => UNKNOWN,
+    })
 }
 
 #[cfg(test)]
@@ -121,6 +143,27 @@ mod tests {
         assert!(fields.is_empty());
     }
 
+    /// Issue 10, C2.
+    #[test]
+    fn an_authority_that_servers_refuse_is_mended() {
+        for (given, host, expect) in [
+            ("", None, "localhost"),
+            ("", Some(""), "localhost"),
+            ("", Some("users:1"), "users:1"),
+            ("[fe80::1%25eth0]:15001", None, "[fe80::1]:15001"),
+            ("[fe80::1%eth0]", None, "[fe80::1]"),
+            ("[::1]:2", None, "[::1]:2"),
+            ("users", Some("other"), "users"),
+        ] {
+            let mut fields = list(&[(":authority", given), ("a", "1")]);
+            if let Some(host) = host {
+                fields.push(b"host", host.as_bytes());
+            }
+            mend_authority(&mut fields);
+            assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given}");
+        }
+    }
+
     #[test]
     fn three_parts_name_an_instance() {
         assert_eq!(
@@ -134,6 +177,27 @@ mod tests {
         for bad in ["", "a/b", "a//c", "/b/c", "a/b/"] {
             assert_eq!(parse_to(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    /// Issue 10, C2.
+    #[test]
+    fn what_is_no_status_of_grpc_counts_as_unknown() {
+        for (value, expect) in [
+            ("0", 0),
+            ("5", 5),
+            ("16", 16),
+            ("17", 2),
+            ("255", 2),
+            ("256", 2),
+            ("-1", 2),
+            ("+5", 2),
+            ("OK", 2),
+            ("", 2),
+        ] {
+            let found = grpc_status(&list(&[("grpc-status", value)]));
+            assert_eq!(found, Some(expect), "{value:?}");
+        }
+        assert_eq!(grpc_status(&list(&[])), None);
     }
 
     #[test]

@@ -147,15 +147,17 @@ impl Worker {
         conn: ConnKey,
         stream: StreamId,
         key: CallKey,
-        kind: Kind,
+        (kind, end): (Kind, bool),
         fields: &mut Fields,
     ) {
         self.count(Counter::BoundHeaders);
         if !self.is_current(key, conn, stream) {
             return;
         }
-        let status = headers::grpc_status(fields).filter(|_| kind == Kind::Trailers);
-        let Some(status) = status else {
+        let trailers_only = kind == Kind::Response && end;
+        let status = fields.get(b"grpc-status").map(<[u8]>::to_vec);
+        let ends = kind == Kind::Trailers || trailers_only;
+        let Some(status) = status.filter(|status| ends && status.len() <= STATUS) else {
             let target = self
                 .calls
                 .get(key)
@@ -169,12 +171,22 @@ impl Worker {
         let message = fields
             .get(b"grpc-message")
             .map(|m| m.get(..MESSAGE).unwrap_or(m).to_vec());
+        let http_status = fields.get(b":status").unwrap_or(b"200").to_vec();
+        let content_type = fields.get(b"content-type").unwrap_or(b"application/grpc");
+        let content_type = content_type.get(..MESSAGE).unwrap_or(content_type).to_vec();
         fields.clear();
-        fields.push(b"grpc-status", status.to_string().as_bytes());
+        if trailers_only {
+            fields.push(b":status", &http_status);
+            fields.push(b"content-type", &content_type);
+        }
+        fields.push(b"grpc-status", &status);
         if let Some(message) = message {
             fields.push(b"grpc-message", &message);
         }
-        self.on_trailers(conn, stream, key, fields);
+        match trailers_only {
+            true => self.on_response(conn, stream, key, fields, true),
+            false => self.on_trailers(conn, stream, key, fields),
+        }
     }
 
     /// Takes Heddle's own headers out; on a link they are read first.
@@ -210,9 +222,12 @@ impl Worker {
             .up
             .filter(|_| !end || !call.request_ended || call.up_queued > 0);
         let text = fields.get(b"grpc-message").unwrap_or_default();
-        let failure = Failure::new(reason, String::from_utf8_lossy(text));
+        let mut failure = Failure::new(reason, String::from_utf8_lossy(text));
+        if let Some(status) = headers::grpc_status(fields) {
+            failure = failure.with_status(status);
+        }
         if marks.unprocessed {
-            return self.can_retry_safe(key) && {
+            return self.can_retry_unseen(key, reason) && {
                 self.cancel_rest(open);
                 self.retry_safe(key, conn, failure);
                 true
@@ -226,7 +241,8 @@ impl Worker {
                 | Reason::ConnectFailed
                 | Reason::Draining
         );
-        broken && self.can_retry_idempotent(key) && {
+        let cancelled = failure.status() == CANCELLED;
+        broken && !cancelled && self.can_retry_idempotent(key) && {
             self.cancel_rest(open);
             self.attempt_failed(key, conn, &failure);
             true
@@ -261,7 +277,8 @@ impl Worker {
         let target = call.target_name();
         if unprocessed {
             let text = format!("{target} did not take the call ({code})");
-            return self.retry_safe(key, conn, Failure::new(Reason::UpstreamReset, text));
+            let failure = Failure::reset(ErrorCode::REFUSED_STREAM, text);
+            return self.retry_safe(key, conn, failure);
         }
         // grpc-go ends the stream so when the deadline has passed.
         if code == ErrorCode::CANCEL && by == Initiator::Remote && self.is_at_deadline(key) {
@@ -274,11 +291,14 @@ impl Worker {
             let text = format!("the answer of {target} breaks HTTP/2 ({code})");
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
-        if code == ErrorCode::CANCEL {
-            return self.pass_cancel(key);
-        }
         let text = format!("{target} reset the call with {code}");
-        self.attempt_failed(key, conn, &Failure::new(Reason::UpstreamReset, text));
+        let failure = Failure::reset(code, text);
+        if code == ErrorCode::CANCEL {
+            // Its server has given the call up, and does not ask for another attempt.
+            self.detach_upstream(key);
+            return self.fail(key, &failure);
+        }
+        self.attempt_failed(key, conn, &failure);
     }
 
     /// Servers that keep the deadline themselves end the call when it has passed, often a moment before our timer.
@@ -332,3 +352,5 @@ impl Worker {
 
 /// Longest message delivered with trailers that were too large.
 const MESSAGE: usize = 4096;
+/// And the longest status: a number.
+const STATUS: usize = 8;

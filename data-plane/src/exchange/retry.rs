@@ -18,13 +18,15 @@ use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
 use crate::worker::{Role, Worker};
 
-/// How often a call is tried again where it failed before, if there is nowhere else.
+/// How often a call is tried again where it could not be carried out before, if there is nowhere else.
 const REPEATS: u32 = 2;
 /// Attempts of an idempotent method that may each have reached the application: one that breaks its server is not to
 /// break all of them.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
-/// The first wait before an endpoint that failed in this call is tried again; doubles.
+/// The first wait before an endpoint that failed in this call is tried again; doubles ...
 const AGAIN: Duration = Duration::from_millis(20);
+/// ... so many times.
+const DOUBLINGS: u32 = 4;
 
 impl Worker {
     /// The connection broke while the call was on it; `drained`: its server had said goodbye, and the call outlived its
@@ -81,7 +83,9 @@ impl Worker {
         self.fail(key, failure);
     }
 
-    /// An attempt on a connection failed without the application having seen it.
+    /// An attempt on a connection failed without the application having seen it. A living instance that refused it
+    /// (REFUSED_STREAM, or a GOAWAY below it) may take it on its next connection, so the call goes on within its deadline;
+    /// without one its attempts are bounded, or a server that refuses everything would be asked for ever.
     pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
@@ -116,15 +120,35 @@ impl Worker {
 
     fn again_or_fail(&mut self, key: CallKey, failure: Failure) {
         self.refresh_service(key);
-        if !self.can_retry_safe(key) {
+        if !self.can_retry_unseen(key, failure.reason) {
             let failure = self.blame(key, failure);
             return self.fail(key, &failure);
         }
         self.count(Counter::RetriesSafe);
-        self.again(key);
+        let refused_first = failure.reason == Reason::UpstreamReset
+            && self
+                .calls
+                .get(key)
+                .is_some_and(|call| call.role == Role::Outbound && call.repeats == 0);
+        match refused_first {
+            true => self.again_at_once(key),
+            false => self.again(key),
+        }
     }
 
-    pub(crate) fn can_retry_safe(&self, key: CallKey) -> bool {
+    /// Whether a call that failed for this reason, unseen by the application, may be tried again.
+    pub(crate) fn can_retry_unseen(&self, key: CallKey, reason: Reason) -> bool {
+        let Some(call) = self.calls.get(key).filter(|call| call.can_replay()) else {
+            return false;
+        };
+        let refused = reason == Reason::UpstreamReset && call.role == Role::Outbound;
+        if refused && call.deadline.is_some() {
+            return true;
+        }
+        call.attempts < self.options().max_attempts && (refused || has_where(call))
+    }
+
+    fn can_retry_safe(&self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
@@ -161,6 +185,16 @@ impl Worker {
         }
     }
 
+    /// Tries a call again that an instance refused for the first time. It stands before the calls that come later when it
+    /// waits for the instance's next connection: those would else be taken in its place.
+    fn again_at_once(&mut self, key: CallKey) {
+        if let Some(call) = self.calls.get_mut(key) {
+            leave_endpoint(call);
+            call.repeats += 1;
+        }
+        self.begin_attempt(key);
+    }
+
     /// Tries the call again: at once on an endpoint that has not failed in this call, else after a moment.
     fn again(&mut self, key: CallKey) {
         let random = self.random();
@@ -168,11 +202,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.phase = Phase::Backoff;
-        let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
-        if let Some(uid) = failed.filter(|uid| !call.tried.contains(uid)) {
-            call.tried.push(uid);
-        }
+        leave_endpoint(call);
         if fresh {
             return self.begin_attempt(key);
         }
@@ -180,10 +210,19 @@ impl Worker {
         if let Some(service) = call.service.clone().filter(|s| waits(call.role, s)) {
             return self.park_unheld(key, &service);
         }
-        let doubled = AGAIN.saturating_mul(1 << call.repeats.min(6));
+        let doubled = AGAIN.saturating_mul(1 << call.repeats.min(DOUBLINGS));
         call.repeats += 1;
         let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
         call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
+    }
+}
+
+/// The attempt on the call's endpoint is over, and another endpoint is preferred for the next.
+fn leave_endpoint(call: &mut Call) {
+    call.phase = Phase::Backoff;
+    let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
+    if let Some(uid) = failed.filter(|uid| !call.tried.contains(uid)) {
+        call.tried.push(uid);
     }
 }
 

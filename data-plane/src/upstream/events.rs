@@ -63,9 +63,10 @@ impl Worker {
                 stream,
                 token,
                 kind,
-                ..
+                end_stream,
             } => {
-                self.on_response_too_large(conn, stream, Key::unpack(token), kind, fields);
+                let call = Key::unpack(token);
+                self.on_response_too_large(conn, stream, call, (kind, end_stream), fields);
             }
             Event::Data {
                 stream,

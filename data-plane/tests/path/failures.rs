@@ -80,7 +80,8 @@ async fn each_failure_has_its_reason_and_names_what_is_wrong() {
         );
         assert_eq!(reply.get("content-type"), "application/grpc+json");
         assert_eq!(reply.get("heddle-call").len(), 16);
-        assert!(!reply.get("grpc-status-details-bin").is_empty());
+        let details = reply.get("grpc-status-details-bin");
+        assert_eq!(details.is_empty(), reason == "NO_ROUTE", "{uri}");
     }
     let metrics = node
         .until("five failures", |m| {

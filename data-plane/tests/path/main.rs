@@ -14,6 +14,7 @@ mod flow;
 mod link_faults;
 mod links;
 mod listeners;
+mod meaning;
 mod on_demand;
 mod order;
 mod passive_health;

@@ -7,6 +7,7 @@ use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::Report;
 
 use crate::rig::*;
+use crate::wire::{self, Wire};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_refuses_costs_no_call_and_is_reported() {
@@ -98,6 +99,89 @@ async fn calls_above_a_goaway_are_sent_again() {
     while let Some(reply) = tasks.join_next().await {
         let reply = reply.unwrap();
         assert_eq!(reply.status(), "0", "{}", reply.message());
+    }
+}
+
+/// A server that takes so many calls of each connection and retires it then; what came beyond is above its GOAWAY.
+async fn retires_after(calls: usize) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind((own_host(), 0))
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut server = Wire::accept(&listener).await;
+            tokio::spawn(async move {
+                let mut last = 0;
+                for _ in 0..calls {
+                    // Requests without a body: each is one frame.
+                    let Some(frame) = server.frame().await else {
+                        return;
+                    };
+                    if frame.kind != wire::HEADERS {
+                        continue;
+                    }
+                    last = frame.stream;
+                    let ends = wire::END_HEADERS | wire::END_STREAM;
+                    let answer = [
+                        (":status", "200"),
+                        ("content-type", "application/grpc"),
+                        ("grpc-status", "0"),
+                    ];
+                    let answer = wire::frame(wire::HEADERS, ends, last, &wire::block(&answer));
+                    server.send(&answer).await;
+                }
+                let goodbye = [last.to_be_bytes(), [0; 4]].concat();
+                server
+                    .send(&wire::frame(wire::GOAWAY, 0, 0, &goodbye))
+                    .await;
+                while server.frame().await.is_some() {}
+            });
+        }
+    });
+    address
+}
+
+async fn bodiless(client: &Client, timeout: Option<&str>) -> Reply {
+    let mut call = request("Put");
+    if let Some(timeout) = timeout {
+        call = call.header("grpc-timeout", timeout);
+    }
+    let (response, _send) = client.open(call.body(()).unwrap(), true).await;
+    within(read_reply(response)).await.unwrap()
+}
+
+/// Issue 10, A6.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_an_instance_refuses_go_on_within_their_deadline() {
+    // Far more at once than a connection takes: most are refused several times.
+    for (way, nodes, service) in ways(retires_after(4).await) {
+        nodes[0].publish(vec![service]);
+        let client = nodes[0].client().await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..60 {
+            let client = client.clone();
+            tasks.spawn(async move { bodiless(&client, Some("50S")).await });
+        }
+        while let Some(reply) = tasks.join_next().await {
+            let reply = reply.unwrap();
+            assert_eq!(reply.status(), "0", "{way}: {}", reply.message());
+        }
+    }
+}
+
+/// Issue 10, A6.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_everything_is_not_asked_for_ever() {
+    for (way, nodes, service) in ways(retires_after(0).await) {
+        nodes[0].publish(vec![service]);
+        let client = nodes[0].client().await;
+        let reply = bodiless(&client, None).await;
+        let told = (reply.status(), reply.reason());
+        assert_eq!(told, ("14", "UPSTREAM_RESET"), "{way}: {}", reply.message());
+        let reply = bodiless(&client, Some("700m")).await;
+        let told = (reply.status(), reply.reason());
+        assert_eq!(told, ("4", "DEADLINE_EXCEEDED"), "{way}");
     }
 }
 
@@ -330,7 +414,7 @@ async fn a_call_that_breaks_its_servers_does_not_break_all_of_them() {
     let all = backends.iter().map(|backend| local("e", backend.address));
     node.publish(vec![echo(all.collect())]);
     let reply = node.client().await.get(b"x").await;
-    assert_eq!((reply.status(), reply.reason()), ("14", "UPSTREAM_RESET"));
+    assert_eq!((reply.status(), reply.reason()), ("13", "UPSTREAM_RESET"));
     let broken: usize = backends.iter().map(Backend::calls).sum();
     assert_eq!(broken, 3, "an idempotent call is sent three times at most");
 }

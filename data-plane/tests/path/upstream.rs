@@ -145,5 +145,5 @@ async fn a_response_that_is_cut_short_by_no_error_is_a_failure() {
     let node = Node::start("a");
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
     let reply = node.client().await.put(b"x").await;
-    assert_eq!((reply.status(), reply.reason()), ("14", "UPSTREAM_RESET"));
+    assert_eq!((reply.status(), reply.reason()), ("13", "UPSTREAM_RESET"));
 }

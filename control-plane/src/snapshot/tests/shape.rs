@@ -163,10 +163,15 @@ fn envoys_routes_say_what_outbound_does() {
         [
             "*",
             "orders.shop",
+            "orders.shop.",
             "orders.shop.mesh",
+            "orders.shop.mesh.",
             "users",
+            "users.",
             "users.default",
-            "users.default.mesh"
+            "users.default.",
+            "users.default.mesh",
+            "users.default.mesh."
         ]
     );
     let both = ["/u.Users/", "/x.Both/"];

@@ -173,14 +173,30 @@ pub fn explain_ambiguous(services: &[Arc<Service>], path: &[u8]) -> String {
     )
 }
 
-/// The host of an authority: without user, port and brackets' port.
+/// The host of an authority: without port, and without the dot that ends a name from the root.
 fn host_of(authority: &[u8]) -> &[u8] {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|b| *b == b']').map(|at| at + 1),
         _ => authority.iter().rposition(|b| *b == b':'),
     };
-    end.and_then(|end| authority.get(..end))
-        .unwrap_or(authority)
+    let host = end
+        .and_then(|end| authority.get(..end))
+        .unwrap_or(authority);
+    match host {
+        [name @ .., b'.'] if !name.is_empty() => name,
+        _ => host,
+    }
+}
+
+/// The authority without the zone of its IPv6 address, if it has one: `[fe80::1%25eth0]:80` is `[fe80::1]:80`.
+#[must_use]
+pub fn without_zone(authority: &[u8]) -> Option<Vec<u8>> {
+    let percent = authority.iter().position(|b| *b == b'%')?;
+    let end = authority.iter().position(|b| *b == b']')?;
+    if !is_literal(host_of(authority)) {
+        return None;
+    }
+    Some([authority.get(..percent)?, authority.get(end..)?].concat())
 }
 
 /// The path of a Unix socket, as gRPC's C core names the server that it dials there: with `%2F` for each slash, which
@@ -192,7 +208,7 @@ pub fn is_socket_path(authority: &[u8]) -> bool {
         .any(|three| three.eq_ignore_ascii_case(b"%2F"))
 }
 
-/// IP literals, `localhost`, and nothing at all.
+/// IP literals, IPv6 also with a zone, `localhost`, and nothing at all.
 fn is_literal(host: &[u8]) -> bool {
     if host.is_empty() || host.eq_ignore_ascii_case(b"localhost") {
         return true;
@@ -201,7 +217,10 @@ fn is_literal(host: &[u8]) -> bool {
         return false;
     };
     match text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        Some(v6) => {
+            let (address, zone) = v6.split_once('%').unwrap_or((v6, "any"));
+            !zone.is_empty() && address.parse::<Ipv6Addr>().is_ok()
+        }
         None => host.first().is_some_and(u8::is_ascii_digit) && text.parse::<Ipv4Addr>().is_ok(),
     }
 }
@@ -247,7 +266,6 @@ impl Name {
 
     /// `users`, `users.shop` and `users.shop.mesh` → `users.shop`.
     fn full(&mut self, host: &[u8], namespace: &str) -> Option<&str> {
-        let host = host.strip_suffix(b".").unwrap_or(host);
         let mut labels = host.split(|b| *b == b'.');
         match (labels.next()?, labels.next(), labels.next(), labels.next()) {
             (service, None, ..) => self.join(service, namespace.as_bytes()),
