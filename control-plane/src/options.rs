@@ -11,7 +11,7 @@ use std::{
 
 use heddle_listen::ListenOption;
 
-use crate::store::{etcd_prefix, etcd_urls};
+use crate::store::{etcd_prefix, etcd_urls, keys};
 
 /// Longest name of a replica: a host's name and a port fit.
 const MAX_REPLICA: usize = 128;
@@ -108,6 +108,9 @@ fn parse_replica(text: &str) -> Result<String, String> {
         return Err(format!(
             "must be 1 to {MAX_REPLICA} letters, digits, '-', '_' or '.'"
         ));
+    }
+    if keys::is_reserved(text) {
+        return Err("is a word of Heddle's own: choose another name".to_owned());
     }
     Ok(text.to_owned())
 }

@@ -1,6 +1,8 @@
 //! What the words of a registration may be: the bounds that the comments of `registry.proto` promise. Agent and control
-//! plane both check by these, so that no agent takes an instance which the control plane then refuses with its whole
-//! node. How a fault is told is each one's own.
+//! plane both check by these, so that an agent of the same version takes no instance which the control plane then
+//! refuses. How a fault is told is each one's own.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Versions, regions and the like, in characters.
 pub const MAX_TEXT: usize = 63;
@@ -41,9 +43,64 @@ pub fn is_proto_name(name: &str) -> bool {
     name.len() <= MAX_PROTO_NAME && name.split('.').all(identifier)
 }
 
+/// Why an address is not that of one program on one host, as the end of a sentence that begins with the address; none if
+/// it may be. The address is canonical: no IPv4 one in the form of an IPv6 one.
+#[must_use]
+pub fn unfit(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    // 0.x.x.x is "this host" to the kernel, as 0.0.0.0 is (RFC 1122 §3.2.1.3).
+    let this_host = matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 0);
+    if address.is_unspecified() || this_host {
+        return Some("is every address of a host and none: write the one at which it listens");
+    }
+    if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Some("is the address of many hosts: write one of this host's own");
+    }
+    if link_local {
+        return Some(
+            "is link-local, it means another host on each link: write another address of this host",
+        );
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{is_dns_label, is_proto_name};
+    use super::{is_dns_label, is_proto_name, unfit};
+
+    #[test]
+    fn addresses() {
+        for (address, word) in [
+            ("0.0.0.0", "every address"),
+            ("0.0.0.1", "every address"),
+            ("::", "every address"),
+            ("224.0.0.1", "many hosts"),
+            ("255.255.255.255", "many hosts"),
+            ("ff02::1", "many hosts"),
+            ("169.254.169.254", "link-local"),
+            ("fe80::1", "link-local"),
+            ("febf::1", "link-local"),
+        ] {
+            let why = unfit(address.parse().unwrap());
+            assert!(
+                why.is_some_and(|why| why.contains(word)),
+                "{address}: {why:?}"
+            );
+        }
+        for address in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "169.253.0.1",
+            "::1",
+            "fd00::1",
+            "fec0::1",
+        ] {
+            assert_eq!(unfit(address.parse().unwrap()), None, "{address}");
+        }
+    }
 
     #[test]
     fn labels() {

@@ -7,6 +7,10 @@ use super::{LeaseError, NodeIdentity, event::Fact};
 
 /// How many superseded processes a node remembers.
 const MAX_SUPERSEDED: usize = 8;
+/// An epoch that a process brings may be so much higher than what is known here: a store that was lost or set back knows
+/// less than the processes of that time. Epochs rise by one with each take-over, so an honest one never comes near it,
+/// and all the false ones of a lifetime do not come near the end of the numbers.
+const MAX_AHEAD: u64 = 1 << 32;
 
 /// A new process takes over at once. The same process keeps its epoch. One that was superseded comes back only
 /// when its successor does not live. A node without a record gets an epoch above `floor`: its record may have been
@@ -17,8 +21,16 @@ pub(super) fn claim(
     identity: &NodeIdentity,
     floor: u64,
 ) -> Result<NodeRecord, LeaseError> {
+    let known = held.map_or(floor, |held| held.epoch.max(floor));
+    if identity.epoch > known.saturating_add(MAX_AHEAD) {
+        return Err(LeaseError::EpochTooHigh {
+            node: identity.name.clone(),
+            epoch: identity.epoch,
+            known,
+        });
+    }
     let (epoch, mut superseded) = match held {
-        None => (identity.epoch.max(floor + 1), Vec::new()),
+        None => (identity.epoch.max(floor.saturating_add(1)), Vec::new()),
         Some(held) if held.process_id == identity.process_id => {
             (held.epoch, held.superseded.clone())
         }
@@ -41,7 +53,7 @@ pub(super) fn claim(
                 process_id: held.process_id.clone(),
                 epoch: held.epoch,
             });
-            (held.epoch.max(identity.epoch) + 1, superseded)
+            (held.epoch.max(identity.epoch).saturating_add(1), superseded)
         }
     };
     superseded.retain(|old| old.process_id != identity.process_id);
@@ -59,6 +71,8 @@ pub(super) fn claim(
         suspect: false,
         suspect_ms: 0,
         superseded,
+        listeners: identity.listeners.iter().map(ToString::to_string).collect(),
+        host: identity.host.clone(),
     })
 }
 
@@ -115,6 +129,8 @@ mod tests {
             zone: String::new(),
             version: "0.1.0".into(),
             loopback: false,
+            listeners: vec![],
+            host: String::new(),
         }
     }
 
@@ -188,6 +204,34 @@ mod tests {
                 .epoch,
             10
         );
+    }
+
+    /// Issue 10, D2: an epoch of 2^64-1 was believed, and the next one wrapped to 0.
+    #[test]
+    fn an_epoch_that_nobody_can_have_given_is_refused() {
+        let held = claim(None, false, &identity("p1", 0), 0).unwrap();
+        for epoch in [u64::MAX, u64::MAX - 1, 1 << 63, 2 + MAX_AHEAD] {
+            for held in [None, Some(&held)] {
+                for process in ["p1", "p2"] {
+                    let error = claim(held, false, &identity(process, epoch), 0).unwrap_err();
+                    assert!(
+                        matches!(&error, LeaseError::EpochTooHigh { node, .. } if node == "a"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+        let far = claim(Some(&held), false, &identity("p2", 1 + MAX_AHEAD), 0).unwrap();
+        assert_eq!(far.epoch, 2 + MAX_AHEAD);
+        // Of a store that was filled by an older version: it stays at the end, and does not begin anew.
+        let last = NodeRecord {
+            epoch: u64::MAX,
+            ..held
+        };
+        let next = claim(Some(&last), false, &identity("p2", 0), 0).unwrap();
+        assert_eq!(next.epoch, u64::MAX);
+        let floor = claim(None, false, &identity("p2", 0), u64::MAX).unwrap();
+        assert_eq!(floor.epoch, u64::MAX);
     }
 
     #[test]

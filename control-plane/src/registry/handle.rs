@@ -4,7 +4,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ struct Inner {
     chronicle: Chronicle,
     reach: Reach,
     lags: Lags,
+    /// Counts the changes of where proxies listen.
+    listeners: AtomicU64,
     /// How many xDS streams are here; unset: none.
     streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
@@ -94,6 +99,7 @@ impl Registry {
             chronicle: Chronicle::default(),
             reach: Reach::default(),
             lags: Lags::default(),
+            listeners: AtomicU64::new(0),
             streams: OnceLock::new(),
         }));
         let stop = registry.options().stop.clone();
@@ -148,7 +154,7 @@ impl Registry {
 
     /// A request to the store ended so.
     pub(super) fn on_store<T>(&self, result: &Result<T, StoreError>) {
-        self.0.reach.on_result(result);
+        self.0.reach.on_result(result, self.options().lease_ttl);
     }
 
     /// Ends a lease that nobody needs; if that fails it runs out by itself.
@@ -186,10 +192,14 @@ impl Registry {
         Subscription(mailbox)
     }
 
-    /// Descriptors by their hex SHA-256, as the service gave them. None if unknown, or while the store cannot be
-    /// read (the log says which).
-    pub async fn schema(&self, sha256: &str) -> Option<Bytes> {
-        schema::load(self.store(), sha256).await
+    /// Descriptors by their hex SHA-256, as the service gave them. None if there are none.
+    ///
+    /// # Errors
+    /// The store cannot be read: whether there are any is not known.
+    pub async fn schema(&self, sha256: &str) -> Result<Option<Bytes>, StoreError> {
+        let found = schema::load(self.store(), sha256).await;
+        self.on_store(&found);
+        found
     }
 
     /// Keeps descriptors of a service under their hash; they are checked first.
@@ -223,6 +233,13 @@ impl Registry {
             .or_insert_with(|| watch::Sender::new(None));
         sender.send_replace(now);
         sender.subscribe()
+    }
+
+    /// A number that rises whenever a proxy listens somewhere else than before: then instances that were taken may lie
+    /// where a proxy listens. Read before the view: what changes meanwhile is another number.
+    #[must_use]
+    pub fn listener_changes(&self) -> u64 {
+        self.0.listeners.load(Ordering::Acquire)
     }
 
     /// The node was heard of.
@@ -341,6 +358,9 @@ impl Registry {
     }
 
     fn publish(&self, batch: &Batch) {
+        if batch.listeners {
+            self.0.listeners.fetch_add(1, Ordering::Release);
+        }
         {
             let mut watches = lock(&self.0.node_watches);
             for name in &batch.nodes {

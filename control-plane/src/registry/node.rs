@@ -6,6 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use heddle_proto::store::v1::{AliveRecord, ClashRecord, NodeRecord};
 use prost::Message as _;
 
+use super::NodeIdentity;
 use crate::store::{KeyValue, Revision};
 
 /// One node. It stays known, with its epoch, after its lease has gone.
@@ -31,6 +32,10 @@ pub struct Node {
     pub replica: String,
     /// The revision at which its present session took its lease; 0 when it is not alive.
     pub session: Revision,
+    /// Where its proxy listens, `advertise` not included.
+    pub listeners: Vec<SocketAddr>,
+    /// The network stack of its proxy; empty: not known.
+    pub host: String,
     /// Another process that keeps claiming this name while its holder lives.
     pub clash: Option<Clash>,
 }
@@ -69,8 +74,37 @@ impl Node {
             version: record.version,
             replica: String::new(),
             session: Revision(0),
+            listeners: record
+                .listeners
+                .iter()
+                .filter_map(|at| at.parse().ok())
+                .collect(),
+            host: record.host,
             clash: None,
         })
+    }
+
+    /// A node as it describes itself, before its record says so.
+    #[must_use]
+    pub fn described(identity: &NodeIdentity) -> Self {
+        Self {
+            name: identity.name.as_str().into(),
+            epoch: identity.epoch,
+            process_id: identity.process_id.clone(),
+            advertise: identity.advertise,
+            region: identity.region.clone(),
+            zone: identity.zone.clone(),
+            loopback: identity.loopback,
+            alive: false,
+            suspect: false,
+            suspect_for: Duration::ZERO,
+            version: identity.version.clone(),
+            replica: String::new(),
+            session: Revision(0),
+            listeners: identity.listeners.clone(),
+            host: identity.host.clone(),
+            clash: None,
+        }
     }
 
     pub(super) fn with_clash(mut self, clash: Option<&Clash>) -> Self {
@@ -83,6 +117,15 @@ impl Node {
         self.replica = alive.map(|alive| alive.replica.clone()).unwrap_or_default();
         self.session = alive.map_or(Revision(0), |alive| alive.session);
         self
+    }
+
+    /// Whether both proxies have their loopback addresses in common. Of one that does not say it is known only whether it
+    /// reaches the control plane over loopback, and so runs beside it.
+    pub(super) fn shares_host(&self, other: &Self) -> bool {
+        if self.host.is_empty() || other.host.is_empty() {
+            return self.loopback && other.loopback;
+        }
+        self.host == other.host
     }
 
     /// What of a node stands in its endpoints: a change of anything else is no news for clients.

@@ -82,18 +82,18 @@ async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, S
     Ok(store.txn(txn).await?.succeeded)
 }
 
-pub(super) async fn load(store: &dyn Store, sha256: &str) -> Option<Bytes> {
-    match read(store, sha256).await {
-        Ok(Some(Some(bytes))) => Some(bytes),
-        Ok(Some(None)) => {
-            tracing::error!(sha256, "descriptors of the store cannot be read");
-            None
+/// None: there are none, or what is there is none (the log says so).
+pub(super) async fn load(store: &dyn Store, sha256: &str) -> Result<Option<Bytes>, StoreError> {
+    match read(store, sha256).await? {
+        Some(Some(bytes)) => Ok(Some(bytes)),
+        Some(None) => {
+            tracing::error!(
+                sha256,
+                "what the store has under this hash is no descriptors of it; taken as missing"
+            );
+            Ok(None)
         }
-        Ok(None) => None,
-        Err(error) => {
-            tracing::warn!(sha256, %error, "descriptors cannot be read from the store");
-            None
-        }
+        None => Ok(None),
     }
 }
 

@@ -116,7 +116,8 @@ async fn remove(
     cause: &str,
 ) -> Result<(), StoreError> {
     let store = registry.store();
-    let found = store.range_keys(&keys::instances_of(node), None).await?;
+    let mut found = store.range_keys(&keys::instances_of(node), None).await?;
+    found.items.retain(|item| is_instance(&item.key));
     let instances = found.items.len();
     // A transaction whose answer is lost may be done long after the next one was: then it must tell nothing again.
     let first_time = found
@@ -165,6 +166,11 @@ async fn remove(
     Ok(())
 }
 
+/// Not so: what another mesh keeps under a prefix that ends with this one's folder of instances.
+fn is_instance(key: &str) -> bool {
+    matches!(keys::parse(key), Some(keys::Key::Instance(_)))
+}
+
 fn came_back(node: &str) -> Result<(), StoreError> {
     tracing::info!(
         node,
@@ -206,6 +212,9 @@ async fn note(
     let store = registry.store();
     let mut due = Vec::new();
     for item in store.range(keys::NODES, None).await?.items {
+        let Some(keys::Key::Node(_)) = keys::parse(&item.key) else {
+            continue;
+        };
         let Ok(mut record) = NodeRecord::decode(item.value) else {
             continue;
         };

@@ -9,6 +9,7 @@ use crate::{registry::InstanceKey, store::Revision};
 mod node;
 mod registry_api;
 mod refusal;
+mod rejected;
 mod validate;
 #[cfg(test)]
 mod fixture;

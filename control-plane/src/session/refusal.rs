@@ -34,6 +34,30 @@ impl Faults {
             .push(FieldViolation::new(field, description));
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    /// Adds those of another part.
+    pub(super) fn append(&mut self, other: Self) {
+        self.more += other.more;
+        for violation in other.violations {
+            self.add(violation.field, violation.description);
+        }
+    }
+
+    /// The field of the first fault, and what is wrong with it and how many others there are.
+    pub(super) fn summary(self) -> (String, String) {
+        let others = (self.violations.len() + self.more).saturating_sub(1);
+        let first = self.violations.into_iter().next();
+        let (field, mut description) =
+            first.map_or_else(Default::default, |it| (it.field, it.description));
+        if others > 0 {
+            description.push_str(&format!(" (and {others} more)"));
+        }
+        (field, description)
+    }
+
     /// INVALID_ARGUMENT with all faults, if there is one.
     pub(super) fn check(self) -> Result<(), Status> {
         let Some(first) = self.violations.first() else {
@@ -54,7 +78,7 @@ impl Faults {
 }
 
 /// What a peer sent may stand in a field's path or a text; it must not make them long.
-fn short(text: String) -> String {
+pub(super) fn short(text: String) -> String {
     if text.chars().count() <= MAX_TEXT {
         return text;
     }
@@ -104,6 +128,7 @@ pub(super) fn lost_lease(error: &LeaseError) -> Status {
                 ("epoch", epoch.to_string()),
             ],
         ),
+        LeaseError::EpochTooHigh { .. } => invalid("hello.epoch", message),
         LeaseError::Lapsed { node } => with_reason(
             Code::Unavailable,
             "LEASE_LAPSED",

@@ -1,5 +1,6 @@
 //! Each reference resolves, or the snapshot is not published: a client that is told of a route to a cluster that
-//! does not exist fails calls. Looks at what the last step changed only, and at what may have pointed there.
+//! does not exist fails calls. Looks only at what changed since the last snapshot that was published, and at what may have
+//! pointed there.
 
 use std::{fmt, sync::Arc};
 
@@ -24,28 +25,38 @@ impl fmt::Display for Dangling {
     }
 }
 
-/// The references of a snapshot that its last step broke or brought.
+/// The references of a snapshot that are broken, as far as what changed since the snapshot of generation `published`
+/// could have broken or brought them. That one passed; those between did not, and what is wrong in them is wrong still
+/// until a later step mends it. If it is too old for the steps to be known, everything is looked at.
 #[must_use]
-pub fn check(snapshot: &Snapshot) -> Vec<Dangling> {
-    let Some(step) = snapshot.last_step() else {
-        return Vec::new();
-    };
+pub fn check(snapshot: &Snapshot, published: u64) -> Vec<Dangling> {
     let mut dangling = Vec::new();
+    let Some(steps) = snapshot.steps_since(published) else {
+        for kind in Kind::ALL {
+            look_at_all(snapshot, kind, &mut dangling);
+        }
+        return dangling;
+    };
+    let steps: Vec<&Changed> = steps.collect();
     for kind in Kind::ALL {
-        for name in step.of(kind) {
+        for name in steps.iter().flat_map(|step| step.of(kind)) {
             if let Some(resource) = snapshot.get(kind, Audience::Proxy, name) {
                 look(snapshot, resource, &mut dangling);
             }
         }
     }
-    if took_targets(snapshot, step) {
+    if steps.iter().any(|step| took_targets(snapshot, step)) {
         for &kind in ROUTES.iter().chain(TARGETS) {
-            for resource in snapshot.table(kind, Audience::Proxy).values() {
-                look(snapshot, resource, &mut dangling);
-            }
+            look_at_all(snapshot, kind, &mut dangling);
         }
     }
     dangling
+}
+
+fn look_at_all(snapshot: &Snapshot, kind: Kind, dangling: &mut Vec<Dangling>) {
+    for resource in snapshot.table(kind, Audience::Proxy).values() {
+        look(snapshot, resource, dangling);
+    }
 }
 
 /// Something went that others may point at. Rare: a service without instances stays for long.

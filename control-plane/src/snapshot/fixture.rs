@@ -147,9 +147,10 @@ impl Mesh {
             let full: Arc<str> = name.to_string().into();
             (full, ServiceContent::of(&view, name))
         });
+        let before = self.builder.snapshot().generation;
         self.builder
             .apply(self.revision, contents.collect::<Vec<_>>());
-        assert_eq!(super::check(self.builder.snapshot()), []);
+        assert_eq!(super::check(self.builder.snapshot(), before), []);
         let readings = changed
             .into_iter()
             .map(|(name, places)| Reading::of(&view, &name, Some(&Touched::These(places))));
@@ -181,9 +182,10 @@ impl Mesh {
     pub(crate) fn forget(&mut self, full_name: &str) -> Arc<Snapshot> {
         self.revision += 1;
         self.known.remove(&ServiceName::parse(full_name).unwrap());
+        let before = self.builder.snapshot().generation;
         self.builder
             .apply(self.revision, [(full_name.into(), None)]);
-        assert_eq!(super::check(self.builder.snapshot()), []);
+        assert_eq!(super::check(self.builder.snapshot(), before), []);
         self.by_instance
             .apply(self.revision, [(full_name.into(), None)]);
         Arc::new(self.builder.snapshot().clone())

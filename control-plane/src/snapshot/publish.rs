@@ -53,12 +53,14 @@ impl Publisher {
             .into_iter()
             .map(|each| (Arc::clone(&each.full_name), Some(each)));
         let first = builder.apply(revision, contents).clone();
+        let published = first.generation;
         let (sender, snapshots) = watch::channel(Arc::new(first));
         let refused = Arc::new(AtomicU64::new(0));
         let task = Task {
             registry,
             pacing: Pacing::new(revision),
             builder,
+            published,
             sender,
             refused: Arc::clone(&refused),
         };
@@ -67,6 +69,16 @@ impl Publisher {
             snapshots,
             encodes,
             refused,
+        }
+    }
+
+    /// One whose snapshots a test makes.
+    #[cfg(test)]
+    pub(crate) fn of(snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
+        Self {
+            snapshots,
+            encodes: Arc::default(),
+            refused: Arc::default(),
         }
     }
 
@@ -92,6 +104,8 @@ struct Task {
     registry: Registry,
     pacing: Pacing,
     builder: Builder,
+    /// The generation of the snapshot that was published last: later ones did not pass.
+    published: u64,
     sender: watch::Sender<Arc<Snapshot>>,
     refused: Arc<AtomicU64>,
 }
@@ -136,10 +150,11 @@ impl Task {
         self.publish();
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let snapshot = self.builder.snapshot();
-        let faults = check(snapshot);
+        let faults = check(snapshot, self.published);
         if faults.is_empty() {
+            self.published = snapshot.generation;
             self.sender.send_replace(Arc::new(snapshot.clone()));
             return;
         }

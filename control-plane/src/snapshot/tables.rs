@@ -67,11 +67,6 @@ impl Snapshot {
         Some(self.log.iter().skip(skip).map(AsRef::as_ref))
     }
 
-    /// What the last step changed.
-    pub(super) fn last_step(&self) -> Option<&Changed> {
-        self.log.back().map(AsRef::as_ref)
-    }
-
     /// Sets a resource, or takes it away; true if that changed its version.
     pub(super) fn set(
         &mut self,

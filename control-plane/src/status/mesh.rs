@@ -207,7 +207,7 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             address: instance.address.to_string(),
             version: instance.version.to_string(),
             health: view.health(instance) as i32,
-            health_reason: instance.health_reason.clone(),
+            health_reason: view.health_reason(instance),
             schema_reason: instance.schema_reason.clone(),
             weight: instance.weight,
             hidden_from_direct_clients: hidden
@@ -280,6 +280,26 @@ pub(super) fn count(number: usize) -> u32 {
 mod tests {
     use super::*;
     use crate::snapshot::fixture::{self, proto};
+
+    /// Issue 10, D2: `GetService` told UNKNOWN without a word why.
+    #[test]
+    fn an_instance_of_a_suspect_node_is_unknown_and_says_why() {
+        let mut mesh = fixture::Mesh::new();
+        mesh.put("a/users/1", "10.0.0.1:80");
+        mesh.put("b/users/2", "10.0.0.2:80").health_reason = "all well".into();
+        mesh.node("a").suspect = true;
+        let view = mesh.view();
+        let users = ServiceName::parse("users").unwrap();
+        let service = service_of(&view, &users).unwrap();
+        let told: Vec<_> = service
+            .endpoints
+            .iter()
+            .map(|it| (it.health(), it.health_reason.as_str()))
+            .collect();
+        let lapsed = "the lease of its node a lapsed together with many others";
+        let expected = [(Health::Unknown, lapsed), (Health::Healthy, "all well")];
+        assert_eq!(told, expected);
+    }
 
     #[test]
     fn a_proto_service_is_ambiguous_where_a_call_by_path_may_mean_two() {

@@ -95,6 +95,21 @@ pub fn clash(node: &str) -> String {
     format!("{CLASHES}{node}")
 }
 
+/// The whole to which a part of descriptors belongs, if the key is that of a part.
+#[must_use]
+pub fn whole_of_part(key: &str) -> Option<&str> {
+    let (whole, part) = key.rsplit_once('/')?;
+    let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && matches!(parse(whole), Some(Key::Schema(_)))).then_some(whole)
+}
+
+/// Not free as the name of a node or a replica: in a mesh whose prefix ends with a folder of this one's, a key of its own
+/// would look like that of such a node.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    name == EPOCH_FLOOR
+}
+
 /// A key taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key<'a> {
@@ -116,15 +131,14 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
     if let Some(rest) = key.strip_prefix(INSTANCES) {
         let mut parts = rest.splitn(3, '/');
         let (node, service, id) = (parts.next()?, parts.next()?, parts.next()?);
-        let service = ServiceName::parse(service)?;
         return Some(Key::Instance(InstanceKey {
-            node: node.into(),
-            service,
-            id: id.into(),
+            node: single(node)?.into(),
+            service: full_name(service)?,
+            id: single(id)?.into(),
         }));
     }
     if let Some(service) = key.strip_prefix(SERVICES) {
-        return ServiceName::parse(service).map(Key::Service);
+        return full_name(service).map(Key::Service);
     }
     if let Some(node) = key.strip_prefix(NODES) {
         return single(node).map(Key::Node);
@@ -134,10 +148,10 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
     }
     if let Some(sha256) = key.strip_prefix(SCHEMAS) {
         // A part is no content that one could ask for.
-        return single(sha256).map(Key::Schema);
+        return hex(sha256).map(Key::Schema);
     }
     if let Some(sha256) = key.strip_prefix(CONDEMNED) {
-        return single(sha256).map(Key::Condemned);
+        return hex(sha256).map(Key::Condemned);
     }
     if let Some(name) = key.strip_prefix(REPLICAS) {
         return single(name).map(Key::Replica);
@@ -151,9 +165,21 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
     single(key.strip_prefix(CLASHES)?).map(Key::Clash)
 }
 
-/// A name of one part. Of more it may be the key of another mesh whose prefix begins with this one's.
+/// A name of one part. Of more it may be the key of another mesh whose prefix begins with this one's, and so may its own
+/// key that has one part only.
 fn single(name: &str) -> Option<&str> {
-    (!name.is_empty() && !name.contains('/')).then_some(name)
+    (!name.is_empty() && !name.contains('/') && !is_reserved(name)).then_some(name)
+}
+
+/// `<service>.<namespace>`, both as they were written.
+fn full_name(name: &str) -> Option<ServiceName> {
+    let whole = name.contains('.') && !name.contains('/');
+    whole.then(|| ServiceName::parse(name)).flatten()
+}
+
+fn hex(name: &str) -> Option<&str> {
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    (!name.is_empty() && name.bytes().all(is_hex)).then_some(name)
 }
 
 #[cfg(test)]
@@ -180,6 +206,8 @@ mod tests {
         );
         check(schema("00ff"), "schema/00ff", Key::Schema("00ff"));
         assert_eq!(parse(&schema_part("00ff", 0)), None);
+        assert_eq!(whole_of_part(&schema_part("00ff", 0)), Some("schema/00ff"));
+        assert_eq!(whole_of_part("schema/00ff"), None);
         assert!(schema_part("00ff", 3).starts_with(&schema_parts("00ff")));
         check(condemned("0f"), "condemned/0f", Key::Condemned("0f"));
         check(replica("c1"), "replica/c1", Key::Replica("c1"));
@@ -197,20 +225,39 @@ mod tests {
         assert_eq!(parse("config/x"), None);
     }
 
+    /// Issue 10, D2.
     #[test]
     fn keys_of_a_mesh_with_a_longer_prefix_are_none_of_this_ones() {
-        let nested = [
-            node("node/a"),
-            alive("node/a"),
-            condemned("node/0f"),
-            replica("replica/c1"),
-            duty("duty/sweeper"),
-            event("event/1-c1-0"),
-            clash("clash/a"),
-            node(""),
+        let folders = [
+            NODES, ALIVE, INSTANCES, SERVICES, SCHEMAS, CONDEMNED, REPLICAS, DUTIES, EVENTS,
+            CLASHES,
         ];
+        let instance = InstanceKey {
+            node: "a".into(),
+            service: ServiceName::parse("users.shop").unwrap(),
+            id: "u-1".into(),
+        };
+        let keys = [
+            node("a"),
+            alive("a"),
+            super::instance(&instance),
+            service(&instance.service),
+            schema("00ff"),
+            schema_part("00ff", 7),
+            condemned("0f"),
+            replica("c1"),
+            duty("sweeper"),
+            event("1-c1-0"),
+            clash("a"),
+            EPOCH_FLOOR.to_owned(),
+        ];
+        let nested = folders
+            .iter()
+            .flat_map(|folder| keys.iter().map(move |key| format!("{folder}{key}")))
+            .chain([node("")]);
         for key in nested {
             assert_eq!(parse(&key), None, "{key}");
+            assert_eq!(whole_of_part(&key), None, "{key}");
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     grpc::ConnectionEnd,
+    registry::Registry,
     snapshot::{Kind, Snapshot, outbound_listener},
 };
 
@@ -301,12 +302,23 @@ impl<'a, V: Variant> Stream<'a, V> {
         }
     }
 
+    /// Goes on to the newest snapshot. Who asks whether all clients have acknowledged a removal waits for its snapshot
+    /// first, and does not count a client that has not asked for the service: what is composed for a client that asks
+    /// a moment later must not be of an older one.
+    fn follow(&mut self) {
+        // An error is the end of the publisher, which the main loop sees.
+        if self.snapshots.has_changed().unwrap_or(false) {
+            self.observe();
+        }
+    }
+
     fn observe(&mut self) {
         self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         self.member.client.session().observe(&self.snapshot);
     }
 
     fn send_all(&mut self) -> Result<(), Status> {
+        self.follow();
         let before = self.examined();
         loop {
             let next = self.member.client.session().next::<V>(&self.snapshot);
@@ -348,7 +360,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         let registry = self.ads.registry().clone();
         Some(async move {
             let descriptors = if is_sha256(&name) {
-                registry.schema(&name).await
+                read_schema(&registry, &name).await
             } else {
                 None
             };
@@ -366,6 +378,23 @@ impl<'a, V: Variant> Stream<'a, V> {
             Some(response) => self.send(Kind::Schema, response),
             None => Ok(()),
         }
+    }
+}
+
+/// None: the store has no such descriptors. While it cannot be asked the client waits: "does not exist" would be a lie
+/// on which it acts.
+async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
+    let mut told = false;
+    loop {
+        match registry.schema(sha256).await {
+            Ok(found) => return found,
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(sha256, %error, "descriptors cannot be read from the store; trying again every second");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(SCHEMA_RETRY).await;
     }
 }
 

@@ -57,6 +57,7 @@ impl Registry for AgentApi {
             return Err(bad_request(&[Violation {
                 field: "instance".into(),
                 description: "is missing: say service, id and address".into(),
+                alone: false,
             }]));
         };
         let checked = check(
@@ -71,6 +72,7 @@ impl Registry for AgentApi {
             .register(checked)
             .map_err(|refused| match refused {
                 Refused::Full => Status::resource_exhausted(refused.to_string()),
+                Refused::OwnListener { .. } => bad_request(&[Violation::of_address(&refused)]),
                 Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => {
                     Status::already_exists(refused.to_string())
                 }
@@ -204,10 +206,11 @@ async fn keep_alive(
         return;
     };
     let mut cause = Cause::StreamBroke;
-    while let Some(health) = agent.beat(&registration) {
+    while let Some((health, health_reason)) = agent.beat(&registration) {
         let sent = answers
             .send(Ok(KeepAliveResponse {
                 health: health.into(),
+                health_reason,
             }))
             .await;
         if sent.is_err() {

@@ -26,6 +26,8 @@ pub enum Cause {
     NotBack(Duration),
     /// Its file of `--services-dir` is no longer there.
     FileGone(PathBuf),
+    /// One of the proxy's own listeners lies at its address.
+    OwnListener(&'static str),
     /// As who took it out says.
     Said(String),
 }
@@ -52,6 +54,9 @@ impl fmt::Display for Cause {
                 )
             }
             Self::FileGone(file) => write!(f, "its services file {} is gone", file.display()),
+            Self::OwnListener(name) => {
+                write!(f, "its address is where this proxy itself listens ({name})")
+            }
             Self::Said(words) => f.write_str(words),
         }
     }

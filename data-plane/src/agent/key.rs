@@ -40,6 +40,21 @@ impl InstanceKey {
         }
     }
 
+    /// The way back; the namespace may be left out.
+    #[must_use]
+    pub fn from_ref(name: InstanceRef) -> Self {
+        let namespace = if name.namespace.is_empty() {
+            "default".to_owned()
+        } else {
+            name.namespace
+        };
+        Self {
+            namespace,
+            service: name.service,
+            id: name.id,
+        }
+    }
+
     /// The same of one that went.
     #[must_use]
     pub fn to_gone(&self, cause: String) -> GoneInstance {

@@ -9,6 +9,7 @@ pub mod gone;
 pub mod health;
 pub mod key;
 pub mod knowledge;
+pub mod listeners;
 pub mod outline;
 pub mod reflect;
 pub mod retire;
@@ -25,6 +26,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -33,11 +35,12 @@ use std::{
 use heddle_proto::registry::v1::{Health, Protocol};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use book::{Book, Filed, Joined, Leaving, Refused, View, Views};
 use gone::{Cause, Causes};
 use key::InstanceKey;
+use listeners::Listeners;
 use reflect::{ReflectError, Told};
 use schema::Schema;
 use validate::Checked;
@@ -54,6 +57,13 @@ pub enum Sighting {
     Refused,
     /// Its connection broke: look at once.
     Lost,
+}
+
+/// What became of the instances that a file names.
+#[derive(Debug, Default)]
+pub struct FileSet {
+    pub leaving: Vec<Leaving>,
+    pub left_out: Vec<Refused>,
 }
 
 /// The agent's shared state. Clones are one.
@@ -73,6 +83,7 @@ struct Inner {
     lanes: health::Lanes,
     /// The same of questions what they serve.
     questions: health::Lanes,
+    listeners: Listeners,
     version: watch::Sender<u64>,
 }
 
@@ -100,6 +111,7 @@ impl Agent {
                 tasks: Mutex::new(HashMap::new()),
                 lanes: health::Lanes::default(),
                 questions: health::Lanes::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
+                listeners: Listeners::default(),
                 version: watch::Sender::new(0),
             }),
         }
@@ -153,11 +165,41 @@ impl Agent {
         self.book().registered()
     }
 
+    /// Where this proxy itself listens.
+    #[must_use]
+    pub fn listeners(&self) -> &Listeners {
+        &self.inner.listeners
+    }
+
+    /// The proxy listens here, or will. An instance that has this address is out.
+    pub fn add_listener(&self, name: &'static str, at: SocketAddr) {
+        self.inner.listeners.add(name, at);
+        let (_, views) = self.views();
+        for (key, view) in &views {
+            if let Some(listener) = self.inner.listeners.at(view.address) {
+                error!(instance = %key, address = %view.address, listener, "its address is this proxy's own: out");
+                self.take_out(&view.registration, Some(Cause::OwnListener(listener)));
+            }
+        }
+    }
+
+    fn own_listener(&self, checked: &Checked) -> Option<Refused> {
+        let listener = self.inner.listeners.at(checked.address)?;
+        Some(Refused::OwnListener {
+            key: InstanceKey::of(&checked.instance),
+            address: checked.address,
+            listener,
+        })
+    }
+
     /// Adds or replaces an instance; its checks begin at once.
     ///
     /// # Errors
-    /// A file holds it, or the node is full.
+    /// A file holds it, the node is full, or its address is that of one of the proxy's listeners.
     pub fn register(&self, checked: Checked) -> Result<Arc<str>, Refused> {
+        if let Some(refused) = self.own_listener(&checked) {
+            return Err(refused);
+        }
         let registration: Arc<str> = uuid::Uuid::new_v4().to_string().into();
         let joined = self.edit(|book| book.register(checked, &registration, Instant::now()))?;
         info!(instance = %joined.key, address = %joined.address, "registered");
@@ -173,15 +215,20 @@ impl Agent {
         Ok(registration)
     }
 
-    /// The file now names exactly these; what it does not name any more drains.
+    /// The file now names exactly these; what it does not name any more drains. Those whose address is that of one of the
+    /// proxy's listeners are left out.
     ///
     /// # Errors
     /// One of them is somebody else's.
-    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<Vec<Leaving>, Refused> {
-        let named = wanted
-            .into_iter()
-            .map(|c| (c, uuid::Uuid::new_v4().to_string().into()))
-            .collect();
+    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<FileSet, Refused> {
+        let mut left_out = Vec::new();
+        let mut named = Vec::new();
+        for checked in wanted {
+            match self.own_listener(&checked) {
+                Some(refused) => left_out.push(refused),
+                None => named.push((checked, uuid::Uuid::new_v4().to_string().into())),
+            }
+        }
         let Filed {
             joined,
             unchanged,
@@ -195,7 +242,7 @@ impl Agent {
         for registration in unchanged {
             self.ask_again(&registration);
         }
-        Ok(leaving)
+        Ok(FileSet { leaving, left_out })
     }
 
     /// The file is no longer there: its instances drain.
@@ -209,9 +256,13 @@ impl Agent {
         self.book().has_file(file)
     }
 
-    /// Puts back what the last process had.
+    /// Puts back what the last process had; not what lies where the proxy listens now.
     pub fn restore(&self, views: Vec<(View, validate::CheckPlan)>) {
         for (view, plan) in views {
+            if let Some(listener) = self.inner.listeners.at(view.address) {
+                warn!(address = %view.address, listener, "an instance of the last run has this proxy's own address: left out");
+                continue;
+            }
             let joined = Joined {
                 key: InstanceKey::of(&view.instance),
                 registration: Arc::clone(&view.registration),
@@ -258,7 +309,7 @@ impl Agent {
         self.edit(|book| book.stream_opened(registration, Instant::now()))
     }
 
-    fn beat(&self, registration: &str) -> Option<Health> {
+    fn beat(&self, registration: &str) -> Option<(Health, String)> {
         self.book().beat(registration, Instant::now())
     }
 
@@ -340,6 +391,19 @@ impl Agent {
     fn ask_again(&self, registration: &str) {
         if let Some(tasks) = lock(&self.inner.tasks).get(registration) {
             tasks.ask_again.notify_one();
+        }
+    }
+
+    /// The control plane does not take this registration, or takes it.
+    fn set_refused(&self, key: &InstanceKey, registration: &str, reason: Option<&str>) {
+        if self.edit(|book| book.set_refused(key, registration, reason)) {
+            match reason {
+                Some(reason) => error!(
+                    instance = %key, reason,
+                    "the control plane does not take this instance: nobody calls it until it is registered in another way"
+                ),
+                None => info!(instance = %key, "the control plane takes this instance now"),
+            }
         }
     }
 

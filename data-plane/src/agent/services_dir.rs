@@ -1,6 +1,7 @@
 //! The folder of `--services-dir`: looked at twice a second, each file's last good content given to the agent. A file
-//! with a mistake keeps what it last said and costs one line in the log; a file that goes takes its instances along. The
-//! descriptor file that one names is looked at with it. What a file may say is `services_file`'s.
+//! with a mistake keeps what it last said and costs one line in the log, as does an instance that cannot be taken, which is
+//! left out alone; a file that goes takes its instances along. The descriptor file that one names is looked at with it.
+//! What a file may say is `services_file`'s.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +46,16 @@ struct Known {
     /// The descriptor file that it names, as it was looked at.
     descriptors: Option<(PathBuf, Option<Mark>)>,
     /// The last complaint, so that it is made once; `Some` is tried again, as its cause may lie elsewhere.
-    fault: Option<String>,
+    fault: Option<Fault>,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, PartialEq, Eq)]
+enum Fault {
+    /// It is not taken as it is now.
+    Mistake(String),
+    /// These of its instances are not taken, the others are.
+    LeftOut(Vec<String>),
 }
 
 impl ServicesDir {
@@ -122,14 +132,14 @@ impl ServicesDir {
                 let fault = self.apply(path, &text, &mut descriptors).err();
                 (text, fault)
             }
-            Err(why) => (String::new(), Some(why)),
+            Err(why) => (String::new(), Some(Fault::Mistake(why))),
         };
         if let Some(fault) = &fault {
             let again = before
                 .as_ref()
                 .is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
             if !again {
-                error!("{}: {fault}; {}", path.display(), self.stays(path));
+                self.complain(path, fault);
             }
         }
         let known = Known {
@@ -141,25 +151,47 @@ impl ServicesDir {
         self.files.insert(path.to_owned(), known);
     }
 
+    fn complain(&self, path: &Path, fault: &Fault) {
+        let file = path.display();
+        match fault {
+            Fault::Mistake(why) => error!("{file}: {why}; {}", self.stays(path)),
+            Fault::LeftOut(which) => {
+                let others = if self.agent.has_file(path) {
+                    "the other instances are in use"
+                } else {
+                    "none of its instances is in"
+                };
+                error!("{file}: {}; {others}", which.join("; "));
+            }
+        }
+    }
+
     fn apply(
         &self,
         path: &Path,
         text: &str,
         descriptors: &mut Option<(PathBuf, Option<Mark>)>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         let mut read = |named: &str| {
             let file = path.parent().unwrap_or(&self.dir).join(named);
             // Marked first: what is written meanwhile is seen by the next look.
             *descriptors = Some((file.clone(), mark_of(&file)));
             descriptor_file::read(&file)
         };
-        let wanted = services_file::parse(text, &self.is_own, &mut read)?;
-        let leaving = self
+        let parsed = services_file::parse(text, &self.is_own, &mut read).map_err(Fault::Mistake)?;
+        let set = self
             .agent
-            .set_file(path, wanted)
-            .map_err(|refused| format!("instances: {refused}"))?;
-        self.retire.of_file(leaving);
-        Ok(())
+            .set_file(path, parsed.instances)
+            .map_err(|refused| Fault::Mistake(format!("instances: {refused}")))?;
+        self.retire.of_file(set.leaving);
+        let mut left_out = parsed.left_out;
+        let own = set.left_out.iter();
+        left_out.extend(own.map(|refused| format!("instances: {refused}")));
+        if left_out.is_empty() {
+            Ok(())
+        } else {
+            Err(Fault::LeftOut(left_out))
+        }
     }
 
     fn stays(&self, path: &Path) -> &'static str {

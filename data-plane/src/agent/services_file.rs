@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{
     key::InstanceKey,
     schema::Schema,
-    validate::{Checked, Origin, check},
+    validate::{Checked, Origin, Violation, check},
 };
 use crate::options::parse_duration;
 
@@ -85,15 +85,23 @@ struct InstancePart {
 /// The most that one file may take.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// What a file names.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    pub instances: Vec<Checked>,
+    /// Instances whose address cannot be taken, each in one line with field and remedy: those beside them can.
+    pub left_out: Vec<String>,
+}
+
 /// Reads one file's text.
 ///
 /// # Errors
-/// One line: every fault with its field and remedy.
+/// One line: every mistake with its field and remedy.
 pub fn parse(
     text: &str,
     is_own: &dyn Fn(IpAddr) -> bool,
     descriptors: &mut dyn FnMut(&str) -> Result<Schema, String>,
-) -> Result<Vec<Checked>, String> {
+) -> Result<Parsed, String> {
     let file: ServicesFile =
         serde_saphyr::from_str(text).map_err(|error| explain(text, &error.to_string()))?;
     let mut faults = Vec::new();
@@ -111,7 +119,7 @@ pub fn parse(
             "instances: is empty: name at least one {id, address}, or remove the file".to_owned(),
         );
     }
-    let mut out = Vec::new();
+    let mut parsed = Parsed::default();
     let mut seen = BTreeSet::new();
     for (index, part) in file.instances.iter().enumerate() {
         let instance = Instance {
@@ -134,10 +142,14 @@ pub fn parse(
                         part.id
                     ));
                 }
-                out.push(match &schema {
+                parsed.instances.push(match &schema {
                     Some(schema) => checked.described_by(schema.clone()),
                     None => checked,
                 });
+            }
+            Err(violations) if violations.iter().all(|v| v.alone) => {
+                let told = violations.iter().map(|v| at_address(index, v));
+                parsed.left_out.extend(told);
             }
             Err(violations) => faults.extend(violations.into_iter().map(|v| {
                 // Of the service as a whole, or of this instance.
@@ -155,10 +167,14 @@ pub fn parse(
     let mut told = BTreeSet::new();
     faults.retain(|fault| told.insert(fault.clone()));
     if faults.is_empty() {
-        Ok(out)
+        Ok(parsed)
     } else {
         Err(faults.join("; "))
     }
+}
+
+fn at_address(index: usize, violation: &Violation) -> String {
+    format!("instances[{index}].address: {}", violation.description)
 }
 
 fn protocol(word: Option<&str>, faults: &mut Vec<String>) -> Protocol {

@@ -12,7 +12,7 @@ use heddle_proto::control::v1::ProtoService;
 use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
 use heddle_proto::rules::{
     MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTO_NAME, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
-    is_proto_name,
+    is_proto_name, unfit,
 };
 
 use super::{
@@ -25,6 +25,19 @@ use super::{
 pub struct Violation {
     pub field: String,
     pub description: String,
+    /// It is no mistake in writing: the instance cannot be taken as it is, and others beside it can.
+    pub alone: bool,
+}
+
+impl Violation {
+    /// An address that cannot be taken, in the words of who refuses it.
+    pub(super) fn of_address(why: &impl ToString) -> Self {
+        Self {
+            field: "instance.address".into(),
+            description: why.to_string(),
+            alone: true,
+        }
+    }
 }
 
 /// How an instance's health is learned, with all defaults filled in.
@@ -143,7 +156,11 @@ impl Faults {
         } else {
             format!("instance.{field}")
         };
-        self.0.push(Violation { field, description });
+        self.0.push(Violation {
+            field,
+            description,
+            alone: false,
+        });
     }
 }
 
@@ -186,19 +203,35 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
         Ok(addr) if addr.port() == 0 => {
             format!("\"{addr}\" has port 0: give the port on which the instance listens")
         }
-        Ok(addr) if addr.ip().is_unspecified() => {
-            format!(
-                "\"{addr}\" is every address and none: write 127.0.0.1:{} or an address of this host",
-                addr.port()
-            )
-        }
-        Ok(addr) if !is_own(addr.ip()) => format!(
-            "\"{addr}\" is not an address of this host: an instance registers with the agent of its own node"
-        ),
-        Ok(addr) => return Some(addr),
+        Ok(addr) => match not_here(addr, is_own) {
+            None => return Some(addr),
+            Some(why) => {
+                faults.0.push(Violation::of_address(&why));
+                return None;
+            }
+        },
     };
     faults.add("address", why);
     None
+}
+
+/// Why an address is none of an instance of this host.
+fn not_here(addr: SocketAddr, is_own: &dyn Fn(IpAddr) -> bool) -> Option<String> {
+    let ip = addr.ip();
+    if ip.is_unspecified() {
+        let port = addr.port();
+        return Some(format!(
+            "\"{addr}\" is every address and none: write 127.0.0.1:{port} or an address of this host"
+        ));
+    }
+    if let Some(why) = unfit(ip) {
+        return Some(format!("\"{addr}\" {why}"));
+    }
+    (!is_own(ip)).then(|| {
+        format!(
+            "\"{addr}\" is not an address of this host: an instance registers with the agent of its own node"
+        )
+    })
 }
 
 fn labels(instance: &Instance, faults: &mut Faults) {

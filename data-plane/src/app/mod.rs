@@ -114,6 +114,7 @@ async fn serve(options: Options) -> Result<(), StartError> {
         .map(StateDir::open)
         .transpose()?;
     let agent = Agent::new(&options.node);
+    proxy::plan_listeners(&agent, &options);
     if let Some(state) = &state {
         agent.restore(saved::load(state, &options.node));
         tokio::spawn(saved::keep(state.clone(), agent.clone()));

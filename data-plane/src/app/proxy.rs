@@ -176,6 +176,9 @@ impl Proxy {
     }
 
     fn note(&self, listener: &'static str, at: &ListenAddr) {
+        if let ListenAddr::Tcp(addr) = at {
+            self.agent.add_listener(listener, *addr);
+        }
         self.listeners
             .send_modify(|all| all.entry(listener).or_default().push(at.to_string()));
     }
@@ -289,6 +292,23 @@ impl Proxy {
         }
         self.own.close();
         info!("stopped");
+    }
+}
+
+/// Before the first instance is taken: none may lie where a listener will.
+pub(super) fn plan_listeners(agent: &Agent, options: &Options) {
+    let each = |options: &[ListenOption]| options.iter().flat_map(ListenOption::each).collect();
+    for (listener, addrs) in [
+        ("outbound", options.outbound.clone()),
+        ("inbound", options.inbound.clone()),
+        ("agent", each(&options.agent)),
+        ("admin", each(&options.admin)),
+    ] {
+        for addr in addrs {
+            if let ListenAddr::Tcp(addr) = addr {
+                agent.add_listener(listener, addr);
+            }
+        }
     }
 }
 

@@ -368,7 +368,8 @@ async fn keep_alive(
                     backoff.reset();
                     if answer.health() != health {
                         health = answer.health();
-                        tracing::info!(health = health.as_str_name(), "as the agent sees this instance");
+                        let reason = &answer.health_reason;
+                        tracing::info!(health = health.as_str_name(), reason, "as the agent sees this instance");
                     }
                 }
                 Ok(None) => return "ended the keep-alive stream".to_owned(),

@@ -125,6 +125,7 @@ impl Registry for FakeAgent {
                 let _ = sender
                     .send(Ok(KeepAliveResponse {
                         health: Health::Healthy.into(),
+                        ..KeepAliveResponse::default()
                     }))
                     .await;
             }

@@ -63,7 +63,9 @@ impl Collector<'_> {
         }
         let parts = store.range_keys(&keys::schema_parts(sha256), None).await?;
         let mut then = vec![Op::delete(&keys::schema(sha256)), Op::delete(&key)];
-        then.extend(parts.items.iter().map(|part| Op::delete(&part.key)));
+        let parts = parts.items.iter().map(|part| &part.key);
+        let parts = parts.filter(|key| keys::whole_of_part(key).is_some());
+        then.extend(parts.map(|key| Op::delete(key)));
         let cause =
             format!("no instance and no service has named the descriptors {sha256} for long");
         let fact = Fact::of_mesh("schema-removed", &cause);
@@ -86,11 +88,9 @@ impl Collector<'_> {
             .range_keys(keys::SCHEMAS, None)
             .await?;
         let wholes: BTreeSet<&str> = found.items.iter().map(|item| &*item.key).collect();
-        let whole_of = |key: &str| key.rsplit_once('/').map(|(whole, _)| whole.to_owned());
-        let is_orphan = |key: &Arc<str>| {
-            keys::parse(key).is_none()
-                && whole_of(key).is_some_and(|whole| !wholes.contains(whole.as_str()))
-        };
+        // Only what is a part for sure: another mesh's prefix may end with this one's folder of descriptors.
+        let is_orphan =
+            |key: &Arc<str>| keys::whole_of_part(key).is_some_and(|whole| !wholes.contains(whole));
         let keys = found.items.iter().map(|item| &item.key);
         let orphans = keys.filter(|key| is_orphan(key)).cloned().collect();
         self.parts.observe(orphans, now());
@@ -99,10 +99,10 @@ impl Collector<'_> {
             .parts
             .due(now(), options.look, options.max_unused_schemas);
         for key in due {
-            let Some(whole) = whole_of(&key) else {
+            let Some(whole) = keys::whole_of_part(&key) else {
                 continue;
             };
-            let compare = vec![Compare::absent(&whole)];
+            let compare = vec![Compare::absent(whole)];
             self.write(compare, vec![Op::delete(&key)], &[]).await?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //! instances and its changes; out go durable revisions. Every write is under the condition that the lease is still
 //! this session's, so that no older process, no older stream and no node that was swept can overwrite a newer state.
 
-use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 use heddle_proto::{
@@ -38,6 +38,10 @@ pub struct NodeIdentity {
     pub zone: String,
     pub version: String,
     pub loopback: bool,
+    /// Where its proxy listens.
+    pub listeners: Vec<SocketAddr>,
+    /// The network stack of its proxy; empty: not known.
+    pub host: String,
 }
 
 /// One change of a node's instances.
@@ -62,6 +66,15 @@ pub enum LeaseError {
         node: String,
         process_id: String,
         epoch: u64,
+    },
+    #[error(
+        "{epoch} is no epoch of node {node}, the highest is {known}: send the one that Welcome gave to this process, or \
+         0 in its first Hello"
+    )]
+    EpochTooHigh {
+        node: String,
+        epoch: u64,
+        known: u64,
     },
     #[error("the lease of node {node} lapsed; open a new session with the full set")]
     Lapsed { node: String },
@@ -151,24 +164,27 @@ impl NodeLease {
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
         let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
+        // What is no instance is not this mesh's: another one's prefix may end with this one's folder of instances.
         let mut held: BTreeMap<_, _> = found
             .items
             .into_iter()
-            .map(|item| (item.key, local(item.value)))
+            .filter_map(|item| match keys::parse(&item.key)? {
+                keys::Key::Instance(key) => Some((item.key, (key, local(item.value)))),
+                _ => None,
+            })
             .collect();
         let mut puts = BTreeMap::new();
         for (key, local) in instances {
             let name = keys::instance(&key);
-            if held.remove(name.as_str()).flatten().as_ref() != Some(&local) {
+            let before = held.remove(name.as_str()).and_then(|(_, local)| local);
+            if before.as_ref() != Some(&local) {
                 puts.insert(name.clone(), self.put(&key, &name, local));
             }
         }
         self.write(puts.into_values().collect()).await?;
-        let delete = |name: Arc<str>| match keys::parse(&name) {
-            Some(keys::Key::Instance(key)) => Write::delete(&key, why(&key)),
-            _ => Write::of(Op::Delete { key: name }),
-        };
-        self.write(held.into_keys().map(delete).collect()).await
+        let gone = held.into_values();
+        let deletes = gone.map(|(key, _)| Write::delete(&key, why(&key)));
+        self.write(deletes.collect()).await
     }
 
     /// The full set of a node that tells of nothing that went.

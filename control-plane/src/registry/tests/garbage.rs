@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use heddle_proto::store::v1::{InstanceRecord, NodeRecord};
 use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use sha2::{Digest as _, Sha256};
@@ -67,7 +68,7 @@ async fn descriptors_that_a_value_does_not_hold_lie_in_parts_and_come_back_whole
     registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
     registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
     fixture.until(|view| view.has_schema(&sha256)).await;
-    assert_eq!(registry.schema(&sha256).await.unwrap(), bytes);
+    assert_eq!(registry.schema(&sha256).await, Ok(Some(bytes)));
     let found = registry.store().range(keys::SCHEMAS, None).await.unwrap();
     assert!(found.items.len() > 3, "{}", found.items.len());
     let longest = found.items.iter().map(|item| item.value.len()).max();
@@ -76,7 +77,7 @@ async fn descriptors_that_a_value_does_not_hold_lie_in_parts_and_come_back_whole
     // A part is lost: nothing is better than a torn half.
     let part = keys::schema_part(&sha256, 1);
     registry.store().delete(&part).await.unwrap();
-    assert_eq!(registry.schema(&sha256).await, None);
+    assert_eq!(registry.schema(&sha256).await, Ok(None));
 }
 
 #[tokio::test]
@@ -132,7 +133,7 @@ async fn condemned_descriptors_are_asked_for_again_and_acquitted() {
         .unwrap();
     until(registry, |view| !view.has_schema(&sha256)).await;
     until(registry, |view| view.has_schema(&sha256)).await;
-    assert_eq!(registry.schema(&sha256).await.unwrap(), bytes);
+    assert_eq!(registry.schema(&sha256).await, Ok(Some(bytes)));
 }
 
 #[tokio::test]
@@ -178,4 +179,84 @@ async fn a_node_that_has_gone_for_long_is_forgotten_but_not_that_its_old_process
     };
     let refused = NodeLease::claim(registry, &old).await.err().unwrap();
     assert!(refused.to_string().contains("p4"), "{refused}");
+}
+
+/// Issue 10, D2: a mesh's prefix may extend another's, even by the name of one of its folders. What tidies the one must
+/// not touch the other.
+#[tokio::test]
+async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
+    let fixture = tidy().await;
+    let registry = &fixture.registry;
+    let store = registry.store();
+    let (key, local) = instance("node", "users/u1");
+    let service = keys::service(&key.service);
+    let record = InstanceRecord {
+        node: "node".into(),
+        epoch: 1,
+        local: Some(local),
+    };
+    let node = NodeRecord {
+        name: "node".into(),
+        epoch: 1,
+        advertise: "10.0.0.1:15008".into(),
+        suspect: true,
+        ..NodeRecord::default()
+    };
+    let inner: Vec<(String, Bytes)> = vec![
+        (keys::node("node"), node.encode_to_vec().into()),
+        (keys::instance(&key), record.encode_to_vec().into()),
+        (service, Bytes::new()),
+        (keys::schema("00ff"), Bytes::new()),
+        (keys::schema_part("0f", 3), Bytes::new()),
+        (keys::condemned("0f"), Bytes::new()),
+        (keys::event("1-c1-0"), Bytes::new()),
+        (keys::EPOCH_FLOOR.to_owned(), Bytes::from_static(b"7")),
+    ];
+    let folders = [
+        keys::NODES,
+        keys::INSTANCES,
+        keys::SERVICES,
+        keys::SCHEMAS,
+        keys::CONDEMNED,
+        keys::EVENTS,
+    ];
+    let mut put = Vec::new();
+    for folder in folders {
+        for (key, value) in &inner {
+            let key = format!("{folder}{key}");
+            let at = store.put(&key, value.clone()).await.unwrap();
+            put.push((key, at));
+        }
+    }
+    // Names that the inner mesh's keys begin with.
+    for name in ["node", "instance", "schema", "service"] {
+        let mut lease = NodeLease::claim(registry, &identity(name, "p1"))
+            .await
+            .unwrap();
+        let set = vec![instance(name, "users/u1")];
+        lease.replace_all(set).await.unwrap();
+        let revision = lease.leave().await.unwrap();
+        registry.reached(revision).await;
+    }
+    // What is this mesh's own has come and gone by then.
+    fixture
+        .until(|view| view.nodes().next().is_none() && view.services().next().is_none())
+        .await;
+    // Later than anything that the collector had found at the same time.
+    store
+        .put(&keys::schema_part("00aa", 0), Bytes::new())
+        .await
+        .unwrap();
+    let mut changes = registry.subscribe();
+    within(async {
+        let orphan = keys::schema_part("00aa", 0);
+        while store.get(&orphan).await.unwrap().is_some() {
+            changes.next().await;
+        }
+    })
+    .await;
+    for (key, at) in put {
+        let found = store.get(&key).await.unwrap();
+        assert_eq!(found.map(|it| it.mod_revision), Some(at), "{key}");
+    }
 }

@@ -2,9 +2,12 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::registry::{
-    LeaseError, NodeLease, NodeWrite, Registry,
-    fixture::{Replicas, identity, instance, names, until, within},
+use crate::{
+    registry::{
+        LeaseError, NodeLease, NodeWrite, Registry,
+        fixture::{Replicas, identity, instance, names, until, within},
+    },
+    store::StoreError,
 };
 
 /// Longer than a machine stalls.
@@ -139,5 +142,27 @@ async fn a_replica_that_is_cut_off_alone_sends_its_nodes_away_before_their_lease
             services.extend(batch.services);
         }
         assert_eq!(services, BTreeSet::new(), "no flap");
+    }
+}
+
+/// Issue 10, D2: one request that the store failed per TTL held the sweeper off for ever.
+#[tokio::test]
+async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
+    let mesh = Replicas::new();
+    let (registry, _wire) = mesh.join("c1", TTL).await;
+    until(&registry, |_| registry.is_sweeper()).await;
+    let lease = node(&registry, "a").await;
+    let failing = async {
+        loop {
+            let cause = "no leader".to_owned();
+            registry.on_store::<()>(&Err(StoreError::Unavailable { cause }));
+            registry.on_store(&Ok(()));
+            tokio::time::sleep(TTL / 2).await;
+        }
+    };
+    drop(lease);
+    tokio::select! {
+        () = until(&registry, |view| names(view).is_empty()) => {}
+        () = failing => {}
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -22,12 +23,14 @@ use crate::store::{Changes, KeyValue, Revision, keys};
 
 mod claims;
 mod plane;
+mod proxies;
 mod service;
 mod touched;
 
 use claims::{Claim, Claims};
 pub(super) use plane::Duty;
 use plane::Plane;
+use proxies::Proxies;
 use service::Service;
 pub use touched::{Place, Touched};
 
@@ -47,6 +50,8 @@ pub struct Batch {
     pub replicas: bool,
     /// Something happened that `View::events` tells.
     pub events: bool,
+    /// Where proxies listen.
+    pub listeners: bool,
 }
 
 impl Batch {
@@ -60,6 +65,7 @@ impl Batch {
         self.nodes.extend(later.nodes);
         self.replicas |= later.replicas;
         self.events |= later.events;
+        self.listeners |= later.listeners;
     }
 
     fn touch(&mut self, service: &ServiceName, place: Place) {
@@ -93,6 +99,7 @@ pub struct View {
     schemas: BTreeSet<Arc<str>>,
     condemned: BTreeSet<Arc<str>>,
     plane: Plane,
+    proxies: Proxies,
     instances: usize,
 }
 
@@ -190,11 +197,21 @@ impl View {
     }
 
     /// Instances of one node, sorted by service and id.
-    pub fn instances_of(&self, node: &str) -> impl Iterator<Item = &Arc<Instance>> {
+    pub fn instances_of<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Instance>> + use<'a> {
         self.services_on(node).flat_map(move |service| {
-            self.instances(service)
-                .filter(move |instance| &*instance.node == node)
+            let of_service = self.services.get(service).into_iter();
+            of_service.flat_map(move |service| service.instances_of(node))
         })
+    }
+
+    /// The node whose proxy listens at the address of an instance of `on`, which need not be known here as it is: `on`
+    /// itself, or another that lives.
+    #[must_use]
+    pub fn proxy_at(&self, on: &Node, address: SocketAddr) -> Option<Arc<str>> {
+        self.proxies.at(on, address, |name| self.node(name))
     }
 
     /// The mesh services that implement a proto service: more than one is ambiguous. Services without instances count
@@ -211,6 +228,18 @@ impl View {
             Some(node) if node.suspect && instance.health == Health::Healthy => Health::Unknown,
             _ => instance.health,
         }
+    }
+
+    /// Why an instance has the health that `health` tells, in a sentence; empty if there is nothing to say.
+    #[must_use]
+    pub fn health_reason(&self, instance: &Instance) -> String {
+        if self.health(instance) == instance.health {
+            return instance.health_reason.clone();
+        }
+        format!(
+            "the lease of its node {} lapsed together with many others",
+            instance.node
+        )
     }
 
     /// The store holds these descriptors, and they are to stay.
@@ -282,6 +311,7 @@ impl View {
             revision: self.revision,
             replicas: self.plane.other_replicas(&older.plane),
             events: self.plane.other_events(&older.plane),
+            listeners: self.proxies != older.proxies,
             ..Batch::default()
         };
         for name in self.nodes.keys().chain(older.nodes.keys()) {
@@ -443,6 +473,7 @@ impl View {
                 }
             }
         }
+        batch.listeners |= self.proxies.change(entry.record.as_ref(), new.as_ref());
         entry.record = new;
         batch.nodes.insert(name.into());
         self.forget_empty(name);
@@ -453,10 +484,9 @@ impl View {
         let entry = self.nodes.entry(name.into()).or_default();
         if entry.alive != new {
             batch.nodes.insert(name.into());
-            entry.record = entry
-                .record
-                .take()
-                .map(|node| node.with_lease(new.as_ref()));
+            let old = entry.record.take();
+            entry.record = old.clone().map(|node| node.with_lease(new.as_ref()));
+            batch.listeners |= self.proxies.change(old.as_ref(), entry.record.as_ref());
             entry.alive = new;
         }
         self.forget_empty(name);

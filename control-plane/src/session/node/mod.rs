@@ -6,8 +6,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::Fuse};
 use heddle_proto::control::v1::{
-    Ack, Change, ControlMessage, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload, ack,
-    control_message, node_message,
+    Ack, Change, ControlMessage, NodeMessage, Rejection, RemovalAnswer, RemovalQuery, SchemaUpload,
+    ack, control_message, node_message,
 };
 use prost::Message as _;
 use tokio::{
@@ -18,8 +18,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{Removals, refusal, validate};
-use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry};
+use super::{
+    Removals, refusal,
+    rejected::{self, Rejected},
+    validate,
+};
+use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry, View};
 
 mod opening;
 
@@ -71,6 +75,8 @@ struct Session {
     /// Descriptors that this node was asked for; others are not taken.
     wanted: std::collections::HashSet<String>,
     queries: JoinSet<()>,
+    /// The state of the proxies' listeners by which its instances were judged last.
+    judged: u64,
     /// When it was tried last to renew the lease.
     tried: Instant,
 }
@@ -78,7 +84,8 @@ struct Session {
 /// Changes that are written together.
 #[derive(Default)]
 struct Together {
-    sequences: Vec<u64>,
+    /// By sequence, with what of each is not taken.
+    changes: Vec<(u64, Vec<Rejection>)>,
     writes: Vec<NodeWrite>,
 }
 
@@ -182,17 +189,46 @@ impl Session {
                 format!("{found} came where {expected} was due: changes are numbered from 1");
             return Err(refusal::invalid("change.sequence", text).into());
         }
-        together
-            .writes
-            .extend(validate::change(&self.node, change)?);
-        together.sequences.push(expected);
+        let validate::Changes { writes, rejected } = validate::change(&self.node, change)?;
+        let (writes, rejected) = self.fit(writes, rejected);
+        together.writes.extend(writes);
+        together.changes.push((expected, rejected::told(rejected)));
         self.sequence = expected;
         Ok(())
     }
 
+    /// Takes out of a change what lies where a proxy listens. What is not taken is removed: it is no longer what it was.
+    fn fit(
+        &self,
+        mut writes: Vec<NodeWrite>,
+        mut rejected: Vec<Rejected>,
+    ) -> (Vec<NodeWrite>, Vec<Rejected>) {
+        self.registry.read(|view| {
+            let on = view.node(&self.node);
+            let at_a_proxy = |write: &mut NodeWrite| match write {
+                NodeWrite::Put(key, local) => {
+                    rejected::at_a_proxy(view, on?, key, rejected::address(local)?)
+                }
+                NodeWrite::Remove(..) => None,
+            };
+            let lost = writes.extract_if(.., |write| {
+                let found = at_a_proxy(write);
+                let is_one = found.is_some();
+                rejected.extend(found);
+                is_one
+            });
+            lost.for_each(drop);
+            writes.extend(removals(view, &rejected));
+        });
+        for one in &rejected {
+            one.log(&self.node);
+        }
+        (writes, rejected)
+    }
+
     async fn write(&mut self, together: &mut Together) -> Result<(), End> {
-        let Together { sequences, writes } = std::mem::take(together);
-        if sequences.is_empty() {
+        let Together { changes, writes } = std::mem::take(together);
+        if changes.is_empty() {
             return Ok(());
         }
         let schemas = writes.iter().filter_map(|write| match write {
@@ -206,13 +242,14 @@ impl Session {
             self.wanted.clear();
         }
         self.wanted.extend(missing.iter().cloned());
-        for sequence in sequences {
+        for (sequence, rejected) in changes {
             let missing_schemas = std::mem::take(&mut missing);
             let of = Some(ack::Of::Change(sequence));
             let ack = Ack {
                 of,
                 revision: revision.0,
                 missing_schemas,
+                rejected,
             };
             self.answer(control_message::Message::Ack(ack)).await?;
         }
@@ -230,14 +267,39 @@ impl Session {
 
     async fn on_beat(&mut self, sequence: u64) -> Result<(), End> {
         self.renew().await?;
+        let rejected = self.judge_again().await?;
         let revision = self.registry.read(|view| view.revision().0);
         let of = Some(ack::Of::Beat(sequence));
         let ack = Ack {
             of,
             revision,
             missing_schemas: Vec::new(),
+            rejected: rejected::told(rejected),
         };
         self.answer(control_message::Message::Ack(ack)).await
+    }
+
+    /// Takes out instances that lie where a proxy listens since they were taken. Only looked at when some proxy listens
+    /// somewhere else than before.
+    async fn judge_again(&mut self) -> Result<Vec<Rejected>, End> {
+        let changes = self.registry.listener_changes();
+        if changes == self.judged {
+            return Ok(Vec::new());
+        }
+        let found = |view: &View| {
+            let rejected = rejected::at_proxies(view, &self.node);
+            let writes = removals(view, &rejected);
+            (rejected, writes)
+        };
+        let (rejected, writes) = self.registry.read(found);
+        if !writes.is_empty() {
+            for one in &rejected {
+                one.log(&self.node);
+            }
+            self.lease.change(writes).await?;
+        }
+        self.judged = changes;
+        Ok(rejected)
     }
 
     /// Bad descriptors are no reason to end the session: the next one would bring them again.
@@ -324,6 +386,16 @@ impl Session {
             }
         }
     }
+}
+
+/// An earlier state of what is not taken goes, and says why.
+fn removals(view: &View, rejected: &[Rejected]) -> Vec<NodeWrite> {
+    let taken_before = rejected.iter().filter_map(|one| {
+        let key = one.key.clone()?;
+        view.instance(&key)?;
+        Some(NodeWrite::Remove(key, Some(one.cause())))
+    });
+    taken_before.collect()
 }
 
 /// A write may wait for a store that does not answer. Once its node has gone it is waited for only for as long as the

@@ -15,8 +15,8 @@ use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectI
 
 use super::{Answer, End, Inbound, Session, missing, stopping};
 use crate::{
-    registry::{MAX_SCHEMA_BYTES, NodeLease, Registry},
-    session::{Removals, refusal, validate},
+    registry::{MAX_SCHEMA_BYTES, Node, NodeLease, Registry},
+    session::{Removals, refusal, rejected, validate},
 };
 
 /// Longest message of a node: a Hello with thousands of instances, or a SchemaUpload.
@@ -132,8 +132,9 @@ impl Opening {
         let seen = hello.revision;
         let validate::Said {
             identity,
-            instances,
-            gone,
+            mut instances,
+            mut gone,
+            mut rejected,
         } = validate::hello(hello, self.loopback).inspect_err(|status| {
             let cause = status.message();
             tracing::warn!(
@@ -147,6 +148,24 @@ impl Opening {
                 %error, "a node session is refused");
         })?;
         let opened = Instant::now();
+        let judged = self.registry.listener_changes();
+        // The view may not show it yet as it is now.
+        let on = Node::described(&identity);
+        self.registry.read(|view| {
+            instances.retain(|(key, local)| {
+                let address = rejected::address(local);
+                let found = address.and_then(|at| rejected::at_a_proxy(view, &on, key, at));
+                let fits = found.is_none();
+                rejected.extend(found);
+                fits
+            });
+        });
+        for one in &rejected {
+            one.log(&identity.name);
+            if let Some(key) = &one.key {
+                gone.insert(key.clone(), Some(one.cause()));
+            }
+        }
         let schemas = instances
             .iter()
             .map(|(_, local)| local.schema_sha256.as_str());
@@ -171,6 +190,7 @@ impl Opening {
             revision: revision.0,
             missing_schemas: missing.clone(),
             replica: options.replica.clone(),
+            rejected: rejected::told(rejected),
         };
         let session = Session {
             node: identity.name.as_str().into(),
@@ -181,6 +201,7 @@ impl Opening {
             sequence: 0,
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
+            judged,
             // The claim was a while ago: the first message renews it.
             tried: opened,
         };

@@ -1,6 +1,8 @@
 use std::sync::atomic::Ordering;
 
-use heddle_proto::control::v1::{Beat, GoneInstance, Hello, InstanceRef, Leave};
+use heddle_proto::control::v1::{
+    Beat, GoneInstance, Hello, InstanceRef, Leave, LocalInstance, Rejection,
+};
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 use tonic_types::StatusExt as _;
@@ -194,6 +196,27 @@ async fn a_newer_process_takes_over_and_the_older_is_told_by_whom() {
     );
 }
 
+/// Issue 10, D2: it was believed, and the next process of the node would have begun at 0.
+#[tokio::test]
+async fn an_epoch_that_nobody_gave_is_refused_and_changes_nothing() {
+    let mesh = Mesh::new().await;
+    let (mut first, welcome) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
+    assert_eq!(welcome.epoch, 1);
+    let mut liar = Peer::connect(mesh.server).await;
+    let high = Hello {
+        epoch: u64::MAX,
+        ..hello("a", "p2", vec![])
+    };
+    liar.send(Up::Hello(high)).await;
+    let status = liar.end().await;
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    let field = &status.get_details_bad_request().unwrap().field_violations[0];
+    assert_eq!(field.field, "hello.epoch");
+    assert!(field.description.contains("or 0 in its first"), "{field:?}");
+    first.send(Up::Beat(Beat { sequence: 1 })).await;
+    assert_eq!(ack(&mut first).await.of, Some(ack::Of::Beat(1)));
+}
+
 #[tokio::test]
 async fn the_same_process_resumes_without_a_flap() {
     let mesh = Mesh::new().await;
@@ -255,11 +278,8 @@ async fn a_node_that_uploads_for_long_keeps_its_lease() {
 #[tokio::test]
 async fn bad_messages_end_the_session_and_change_nothing() {
     let mesh = Mesh::new().await;
-    let mut bad_hello = hello("a", "p1", vec![instance("a", "users/u1").1]);
-    bad_hello.instances[0].instance.as_mut().unwrap().address = "nowhere".into();
     let unfit = hello("Not_A_Label", "p1", vec![]);
     for (first, field) in [
-        (Up::Hello(bad_hello), "hello.instances[0].instance.address"),
         (Up::Hello(unfit), "hello.node"),
         (Up::Beat(Beat { sequence: 1 }), "hello"),
     ] {
@@ -329,7 +349,10 @@ async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
     );
     peer.send(upload(&bytes)).await;
     mesh.fixture.until(|view| view.has_schema(&sha256)).await;
-    assert_eq!(mesh.fixture.registry.schema(&sha256).await.unwrap(), bytes);
+    assert_eq!(
+        mesh.fixture.registry.schema(&sha256).await,
+        Ok(Some(bytes.into()))
+    );
 
     peer.send(Up::Change(Change {
         sequence: 2,
@@ -351,7 +374,7 @@ async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
     peer.send(Up::Schema(unasked)).await;
     peer.send(Up::Beat(Beat { sequence: 1 })).await;
     ack(&mut peer).await;
-    assert_eq!(mesh.fixture.registry.schema(&sha256).await, None);
+    assert_eq!(mesh.fixture.registry.schema(&sha256).await, Ok(None));
 }
 
 #[tokio::test]
@@ -530,4 +553,124 @@ async fn the_cause_that_a_node_gives_is_an_event_by_change_and_by_hello() {
         told,
         expected.map(|(id, cause)| (id.to_owned(), cause.to_owned()))
     );
+}
+
+fn at(name: &str, address: &str) -> LocalInstance {
+    let mut local = instance("a", name).1;
+    local.instance.as_mut().unwrap().address = address.into();
+    local
+}
+
+/// "id field", sorted as they came.
+fn told(rejected: &[Rejection]) -> Vec<String> {
+    let of = |it: &Rejection| format!("{} {}", it.instance.as_ref().unwrap().id, it.field);
+    rejected.iter().map(of).collect()
+}
+
+/// Issue 10, B3: one bad instance refused the whole node, for ever.
+#[tokio::test]
+async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
+    let mesh = Mesh::new().await;
+    let mut newer = at("users/newer", "127.0.0.1:21002");
+    newer.instance.as_mut().unwrap().protocol = 77;
+    let set = vec![
+        at("users/u1", "127.0.0.1:21001"),
+        newer,
+        at("users/link", "169.254.1.1:80"),
+    ];
+    let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
+    assert_eq!(
+        told(&welcome.rejected),
+        ["newer instance.protocol", "link instance.address"]
+    );
+    let text = &welcome.rejected[0].description;
+    assert!(text.contains("77") && text.contains("newer"), "{text}");
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/users.default/u1"]
+    );
+
+    // Of a change the same; what was taken before and is not any longer goes, and it is told why.
+    let change = Change {
+        sequence: 1,
+        upserted: vec![
+            at("users/u1", "0.0.0.0:80"),
+            at("users/u2", "127.0.0.1:21003"),
+        ],
+        removed: vec![],
+    };
+    peer.send(Up::Change(change)).await;
+    let first = ack(&mut peer).await;
+    assert_eq!(first.of, Some(ack::Of::Change(1)));
+    assert_eq!(told(&first.rejected), ["u1 instance.address"]);
+    assert_eq!(mesh.names_at(first.revision).await, ["a/users.default/u2"]);
+    let causes: Vec<_> = mesh.fixture.registry.read(|view| {
+        let expired = view
+            .events()
+            .filter(|it| it.record.kind == "instance-expired");
+        expired.map(|it| it.record.cause.clone()).collect()
+    });
+    assert!(
+        causes.len() == 1 && causes[0].starts_with("refused: instance.address: 0.0.0.0 "),
+        "{causes:?}"
+    );
+    // And the session goes on.
+    peer.send(upsert(2, "users/u3")).await;
+    let second = ack(&mut peer).await;
+    assert_eq!(told(&second.rejected), Vec::<String>::new());
+}
+
+/// Issue 10, B3.
+#[tokio::test]
+async fn no_instance_is_taken_where_a_proxy_listens() {
+    let mesh = Mesh::new().await;
+    let proxy = |node: &str, process: &str, port: u16, set| Hello {
+        advertise: format!("10.0.0.1:{port}8"),
+        listeners: vec![format!("127.0.0.1:{port}1"), format!("0.0.0.0:{port}8")],
+        host: "h1".into(),
+        ..hello(node, process, set)
+    };
+    let own = vec![
+        at("users/outbound", "127.0.0.1:1501"),
+        at("users/mapped", "[::ffff:127.0.0.1]:1501"),
+        at("users/wildcard", "127.0.0.1:1508"),
+        at("users/inbound", "10.0.0.1:1508"),
+        at("users/good", "127.0.0.1:2501"),
+    ];
+    let (mut a, welcome) = Peer::open(mesh.server, proxy("a", "p1", 150, own)).await;
+    assert_eq!(
+        told(&welcome.rejected),
+        ["outbound", "mapped", "wildcard", "inbound"].map(|id| format!("{id} instance.address"))
+    );
+    let text = &welcome.rejected[0].description;
+    assert!(
+        text.contains("127.0.0.1:1501 is where the proxy of node a listens"),
+        "{text}"
+    );
+    assert_eq!(
+        mesh.names_at(welcome.revision).await,
+        ["a/users.default/good"]
+    );
+
+    // Another proxy of the host begins to listen where an instance is: the next beat says so.
+    let (_b, welcome) = Peer::open(mesh.server, proxy("b", "p2", 250, vec![])).await;
+    within(mesh.fixture.registry.reached(Revision(welcome.revision))).await;
+    a.send(Up::Beat(Beat { sequence: 1 })).await;
+    let beat = ack(&mut a).await;
+    assert_eq!(beat.of, Some(ack::Of::Beat(1)));
+    assert_eq!(told(&beat.rejected), ["good instance.address"]);
+    mesh.fixture.until(|view| names(view).is_empty()).await;
+    // Once.
+    a.send(Up::Beat(Beat { sequence: 2 })).await;
+    assert_eq!(told(&ack(&mut a).await.rejected), Vec::<String>::new());
+    let again = Change {
+        sequence: 1,
+        upserted: vec![at("users/good", "10.0.0.1:2508")],
+        removed: vec![],
+    };
+    a.send(Up::Change(again)).await;
+    let refused = ack(&mut a).await;
+    assert_eq!(told(&refused.rejected), ["good instance.address"]);
+    let text = &refused.rejected[0].description;
+    assert!(text.contains("the proxy of node b"), "{text}");
 }

@@ -251,15 +251,6 @@ fn describe_service(view: &View, service: &ServiceName) -> pb::Service {
 }
 
 fn describe(view: &View, instance: &Arc<Instance>) -> InstanceStatus {
-    let health = view.health(instance);
-    let health_reason = if health == instance.health {
-        instance.health_reason.clone()
-    } else {
-        format!(
-            "the lease of its node {} lapsed together with many others",
-            instance.node
-        )
-    };
     InstanceStatus {
         instance: Some(pb::Instance {
             service: instance.service.service.clone(),
@@ -278,8 +269,8 @@ fn describe(view: &View, instance: &Arc<Instance>) -> InstanceStatus {
             labels: instance.labels.clone().into_iter().collect(),
         }),
         node: instance.node.to_string(),
-        health: health.into(),
-        health_reason,
+        health: view.health(instance).into(),
+        health_reason: view.health_reason(instance),
         schema_reason: instance.schema_reason.clone(),
     }
 }

@@ -1,43 +1,71 @@
 //! What a node may say: every field of a Hello or a Change, checked before anything is written. In come messages as
-//! they arrived; out go the registry's own types with defaults filled in, or all faults with their field paths. No
-//! look at the registry here: the same message is always judged the same.
+//! they arrived; out go the registry's own types with defaults filled in and the instances that are not taken, each with
+//! its fault, or all faults of the node itself with their field paths. No look at the registry here: the same message is
+//! always judged the same.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use heddle_proto::{
     control::v1::{Change, GoneInstance, Hello, InstanceRef, LocalInstance, ProtoService},
-    registry::v1::{Instance, Protocol},
+    registry::v1::{Health, Instance, Protocol, health_check::Kind},
     rules::{
         MAX_LABEL, MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
-        is_proto_name,
+        is_proto_name, unfit,
     },
 };
 use prost::Message;
 use tonic::Status;
 
-use super::refusal::Faults;
-use crate::registry::{Gone, InstanceKey, NodeIdentity, NodeWrite, ServiceName};
+use super::{refusal::Faults, rejected::Rejected};
+use crate::{
+    registry::{Gone, InstanceKey, NodeIdentity, NodeWrite, ServiceName},
+    store::keys,
+};
 
 /// Most instances of one node.
 pub(super) const MAX_INSTANCES: usize = 10_000;
 const MAX_REASON: usize = 1024;
+/// Name of a network stack.
+const MAX_HOST: usize = 128;
 /// Of what an instance serves: with its service's record it stands in one transaction, and a store bounds that.
 const MAX_PROTOS_BYTES: usize = 256 << 10;
+
+/// Listeners of one proxy that are looked at.
+const MAX_LISTENERS: usize = 64;
 
 /// What a node says of itself when it opens a session.
 #[derive(Debug)]
 pub(super) struct Said {
     pub(super) identity: NodeIdentity,
-    /// Everything it has.
+    /// Everything it has that is taken.
     pub(super) instances: Vec<(InstanceKey, LocalInstance)>,
     /// What it has no longer, as far as it remembers.
     pub(super) gone: Gone,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+/// What a change writes, in order, and what of it is not taken.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) writes: Vec<NodeWrite>,
+    pub(super) rejected: Vec<Rejected>,
 }
 
 /// A node's identity, everything it has, and what it has no longer.
 pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     let mut faults = Faults::default();
     dns_label(&mut faults, "hello.node", &hello.node);
+    if keys::is_reserved(&hello.node) {
+        let text = format!(
+            "{} is a word of Heddle's own: give the node another name",
+            hello.node
+        );
+        faults.add("hello.node", text);
+    }
     if hello.process_id.is_empty() {
         faults.add(
             "hello.process_id",
@@ -48,29 +76,14 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     text(&mut faults, "hello.region", &hello.region, MAX_TEXT);
     text(&mut faults, "hello.zone", &hello.zone, MAX_TEXT);
     text(&mut faults, "hello.version", &hello.version, MAX_TEXT);
-    let advertise = address(&mut faults, "hello.advertise", &hello.advertise);
+    text(&mut faults, "hello.host", &hello.host, MAX_HOST);
+    let advertise = address(&mut faults, "hello.advertise", &hello.advertise, many_hosts);
     if hello.instances.len() > MAX_INSTANCES {
         let found = hello.instances.len();
         faults.add(
             "hello.instances",
             format!("{found} instances; at most {MAX_INSTANCES} per node"),
         );
-    }
-    let node: Arc<str> = hello.node.as_str().into();
-    let mut seen = HashSet::new();
-    let mut instances = Vec::new();
-    for (n, local) in hello.instances.into_iter().enumerate() {
-        let field = format!("hello.instances[{n}]");
-        let Some((key, local)) = local_instance(&mut faults, &field, &node, local) else {
-            continue;
-        };
-        if !seen.insert(key.clone()) {
-            faults.add(
-                format!("{field}.instance.id"),
-                "the same instance stands twice",
-            );
-        }
-        instances.push((key, local));
     }
     if hello.gone.len() > MAX_INSTANCES {
         let found = hello.gone.len();
@@ -79,14 +92,24 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
             format!("{found} instances; at most {MAX_INSTANCES}"),
         );
     }
-    let mut gone = Gone::new();
-    for (n, one) in hello.gone.into_iter().enumerate() {
-        let (key, cause) = gone_instance(&mut faults, &format!("hello.gone[{n}]"), &node, one);
-        gone.insert(key, cause);
-    }
     faults.check()?;
     // No fault was found, so there is an address.
     let advertise = advertise.ok_or_else(|| Status::invalid_argument("hello.advertise"))?;
+    let node: Arc<str> = hello.node.as_str().into();
+    let mut seen = HashSet::new();
+    let (mut instances, mut rejected) = (Vec::new(), Vec::new());
+    for local in hello.instances {
+        match local_instance(&node, local) {
+            Ok((key, _)) if !seen.insert(key.clone()) => {
+                let text = "the same instance stands twice; the first one counts";
+                rejected.push(Rejected::new(key, "instance.id", text));
+            }
+            Ok(taken) => instances.push(taken),
+            Err(one) => rejected.push(*one),
+        }
+    }
+    let gone = hello.gone.into_iter();
+    let gone = gone.filter_map(|one| gone_instance(&node, one)).collect();
     let identity = NodeIdentity {
         name: hello.node,
         process_id: hello.process_id,
@@ -97,16 +120,29 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
         zone: hello.zone,
         version: hello.version,
         loopback,
+        listeners: listeners(&hello.listeners),
+        host: hello.host,
     };
     Ok(Said {
         identity,
         instances,
         gone,
+        rejected,
     })
 }
 
-/// What a change writes, in order.
-pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Vec<NodeWrite>, Status> {
+/// Where a proxy says that it listens. What is no address (a newer proxy may have other listeners) is left out, and of
+/// very many the last: they guard against loops, and are no reason to refuse a node.
+fn listeners(told: &[String]) -> Vec<SocketAddr> {
+    let parsed = told.iter().filter_map(|at| at.parse().ok());
+    let mut listeners: Vec<_> = parsed.take(MAX_LISTENERS).collect();
+    listeners.sort_unstable();
+    listeners.dedup();
+    listeners
+}
+
+/// What a change writes, in order. An instance that is not taken is taken out: what it was before it is no longer.
+pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Changes, Status> {
     let mut faults = Faults::default();
     let count = change.upserted.len() + change.removed.len();
     if count > MAX_INSTANCES {
@@ -115,20 +151,20 @@ pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Vec<NodeWrite>, 
             format!("{count} instances; at most {MAX_INSTANCES} at a time"),
         );
     }
-    let mut writes = Vec::with_capacity(count.min(MAX_INSTANCES));
-    for (n, one) in change.removed.into_iter().enumerate() {
-        let field = format!("change.removed[{n}]");
-        let (key, cause) = gone_instance(&mut faults, &field, node, one);
-        writes.push(NodeWrite::Remove(key, cause));
+    faults.check()?;
+    let mut changes = Changes::default();
+    for one in change.removed {
+        let gone = gone_instance(node, one);
+        let write = gone.map(|(key, cause)| NodeWrite::Remove(key, cause));
+        changes.writes.extend(write);
     }
-    for (n, local) in change.upserted.into_iter().enumerate() {
-        let field = format!("change.upserted[{n}]");
-        if let Some((key, local)) = local_instance(&mut faults, &field, node, local) {
-            writes.push(NodeWrite::Put(key, Box::new(local)));
+    for local in change.upserted {
+        match local_instance(node, local) {
+            Ok((key, local)) => changes.writes.push(NodeWrite::Put(key, Box::new(local))),
+            Err(one) => changes.rejected.push(*one),
         }
     }
-    faults.check()?;
-    Ok(writes)
+    Ok(changes)
 }
 
 /// The instance that a removal query asks about.
@@ -143,22 +179,19 @@ pub(super) fn removed_instance(
     Ok(key)
 }
 
-/// Which one, and why if it did not ask to go.
-fn gone_instance(
-    faults: &mut Faults,
-    field: &str,
-    node: &Arc<str>,
-    gone: GoneInstance,
-) -> (InstanceKey, Option<String>) {
+/// Which one, and why if it did not ask to go. None: no instance can have such a name, so there is nothing to take out.
+fn gone_instance(node: &Arc<str>, gone: GoneInstance) -> Option<(InstanceKey, Option<String>)> {
     let name = InstanceRef {
         service: gone.service,
         namespace: gone.namespace,
         id: gone.id,
     };
-    let key = instance_key(faults, field, node, name);
+    let mut faults = Faults::default();
+    let key = instance_key(&mut faults, "removed", node, name);
+    faults.check().ok()?;
     let mut cause = gone.cause;
     bound_reason(&mut cause);
-    (key, Some(cause).filter(|cause| !cause.is_empty()))
+    Some((key, Some(cause).filter(|cause| !cause.is_empty())))
 }
 
 /// What programs made is cut to its bounds, not refused.
@@ -208,14 +241,13 @@ fn bound_protos(protos: &mut Vec<ProtoService>) {
     });
 }
 
-/// What people wrote is refused where it is bad; what programs derived (a reason, names out of descriptors) is cut to
-/// its bounds: one odd service must not keep its whole node out of the mesh.
+/// What people wrote is refused where it is bad, and only the instance with it; what programs derived (a reason, names
+/// out of descriptors) is cut to its bounds.
 fn local_instance(
-    faults: &mut Faults,
-    field: &str,
     node: &Arc<str>,
     mut local: LocalInstance,
-) -> Option<(InstanceKey, LocalInstance)> {
+) -> Result<(InstanceKey, LocalInstance), Box<Rejected>> {
+    let mut faults = Faults::default();
     bound_reason(&mut local.health_reason);
     bound_reason(&mut local.schema_reason);
     local.protos.retain(|proto| is_proto_name(&proto.name));
@@ -225,36 +257,53 @@ fn local_instance(
     let is_hash = hash.len() == 64 && hash.bytes().all(is_hex);
     if !hash.is_empty() && !is_hash {
         let text = "must be 64 lower-case hex digits, or empty";
-        faults.add(format!("{field}.schema_sha256"), text);
+        faults.add("schema_sha256", text);
+    }
+    if Health::try_from(local.health).is_err() {
+        faults.add("health", unknown(local.health, "state"));
     }
     let Some(instance) = &mut local.instance else {
-        faults.add(format!("{field}.instance"), "must be given");
-        return None;
+        faults.add("instance", "must be given");
+        return Err(Box::new(Rejected::of(None, InstanceRef::default(), faults)));
     };
-    let key = instance_fields(faults, &format!("{field}.instance"), node, instance);
-    Some((key, local))
-}
-
-/// Checks a registration as it stands, and fills in its defaults.
-fn instance_fields(
-    faults: &mut Faults,
-    field: &str,
-    node: &Arc<str>,
-    instance: &mut Instance,
-) -> InstanceKey {
     let name = InstanceRef {
         service: instance.service.clone(),
         namespace: instance.namespace.clone(),
         id: instance.id.clone(),
     };
-    let key = instance_key(faults, field, node, name);
+    let mut of_name = Faults::default();
+    let key = instance_key(&mut of_name, "instance", node, name.clone());
+    let is_named = of_name.is_empty();
+    faults.append(of_name);
+    instance_fields(&mut faults, "instance", &key, instance);
+    if faults.is_empty() {
+        return Ok((key, local));
+    }
+    let key = is_named.then_some(key);
+    Err(Box::new(Rejected::of(key, name, faults)))
+}
+
+/// A word of a newer version of the protocol.
+fn unknown(number: i32, what: &str) -> String {
+    format!(
+        "{number} is no {what} that this control plane knows: is the proxy newer? Upgrade the control plane first"
+    )
+}
+
+/// Checks a registration as it stands, and fills in its defaults.
+fn instance_fields(faults: &mut Faults, field: &str, key: &InstanceKey, instance: &mut Instance) {
     text(
         faults,
         format!("{field}.version"),
         &instance.version,
         MAX_TEXT,
     );
-    if let Some(address) = address(faults, &format!("{field}.address"), &instance.address) {
+    if let Some(address) = address(
+        faults,
+        &format!("{field}.address"),
+        &instance.address,
+        unfit,
+    ) {
         instance.address = address.to_string();
     }
     match Protocol::try_from(instance.protocol) {
@@ -269,9 +318,17 @@ fn instance_fields(
         Err(_) => {
             faults.add(
                 format!("{field}.protocol"),
-                format!("{} is not a protocol", instance.protocol),
+                unknown(instance.protocol, "protocol"),
             );
         }
+    }
+    if let Some(check) = &instance.health
+        && Kind::try_from(check.kind).is_err()
+    {
+        faults.add(
+            format!("{field}.health.kind"),
+            unknown(check.kind, "kind of health check"),
+        );
     }
     if instance.weight > MAX_WEIGHT {
         faults.add(
@@ -309,7 +366,6 @@ fn instance_fields(
     }
     instance.weight = instance.weight.max(1);
     instance.namespace.clone_from(&key.service.namespace);
-    key
 }
 
 fn or_default(namespace: String) -> String {
@@ -340,7 +396,18 @@ fn text(faults: &mut Faults, field: impl Into<String>, value: &str, max: usize) 
     }
 }
 
-fn address(faults: &mut Faults, field: &str, address: &str) -> Option<SocketAddr> {
+/// Why other nodes cannot reach a node there; a link-local address they may.
+fn many_hosts(address: IpAddr) -> Option<&'static str> {
+    let many = address.is_unspecified() || address.is_multicast();
+    many.then_some("is not the address of one host")
+}
+
+fn address(
+    faults: &mut Faults,
+    field: &str,
+    address: &str,
+    unfit: fn(IpAddr) -> Option<&'static str>,
+) -> Option<SocketAddr> {
     let Ok(parsed) = address.parse::<SocketAddr>() else {
         let shown: String = address.chars().take(100).collect();
         faults.add(
@@ -349,14 +416,13 @@ fn address(faults: &mut Faults, field: &str, address: &str) -> Option<SocketAddr
         );
         return None;
     };
+    // An IPv4 address in the form of an IPv6 one is the same place.
+    let parsed = SocketAddr::new(parsed.ip().to_canonical(), parsed.port());
     if parsed.port() == 0 {
         faults.add(field, "port 0 cannot be reached");
     }
-    if parsed.ip().is_unspecified() || parsed.ip().is_multicast() {
-        faults.add(
-            field,
-            format!("{} is not the address of one host", parsed.ip()),
-        );
+    if let Some(why) = unfit(parsed.ip()) {
+        faults.add(field, format!("{} {why}", parsed.ip()));
     }
     Some(parsed)
 }

@@ -1,7 +1,9 @@
 use tonic_types::StatusExt as _;
 
+use heddle_proto::registry::v1::HealthCheck;
+
 use super::*;
-use crate::registry::fixture::instance;
+use crate::{registry::fixture::instance, session::rejected};
 
 fn good() -> Hello {
     Hello {
@@ -36,9 +38,27 @@ fn faults(spoil: impl FnOnce(&mut Hello)) -> Vec<String> {
         .collect()
 }
 
-/// As above, for the first instance's registration.
-fn instance_faults(spoil: impl FnOnce(&mut Instance)) -> Vec<String> {
-    faults(|hello| spoil(hello.instances[0].instance.as_mut().unwrap()))
+/// The field that the first instance is not taken for, when `spoil` has spoilt it; all others are.
+fn local_fault(spoil: impl FnOnce(&mut LocalInstance)) -> (String, String) {
+    let mut message = good();
+    message.instances.push(instance("a", "users/u2").1);
+    spoil(&mut message.instances[0]);
+    let said = hello(message, false).unwrap();
+    let taken: Vec<_> = said
+        .instances
+        .iter()
+        .map(|(key, _)| key.to_string())
+        .collect();
+    assert_eq!(taken, ["a/users.default/u2"]);
+    let [Rejected { rejection, .. }] = &said.rejected[..] else {
+        panic!("{:?}", said.rejected);
+    };
+    (rejection.field.clone(), rejection.description.clone())
+}
+
+/// As above, for its registration.
+fn instance_fault(spoil: impl FnOnce(&mut Instance)) -> String {
+    local_fault(|local| spoil(local.instance.as_mut().unwrap())).0
 }
 
 #[test]
@@ -56,7 +76,9 @@ fn a_good_hello_has_its_defaults_filled_in() {
         identity,
         instances,
         gone,
+        rejected,
     } = hello(message, true).unwrap();
+    assert_eq!(rejected, []);
     assert_eq!(
         (identity.name.as_str(), identity.epoch, identity.loopback),
         ("a", 0, true)
@@ -84,7 +106,17 @@ fn a_good_hello_has_its_defaults_filled_in() {
 
 #[test]
 fn each_bad_field_of_a_node_is_named() {
-    for node in ["", "Node", "a_b", "-a", "a-", "a.b", &"x".repeat(64), "ä"] {
+    for node in [
+        "",
+        "Node",
+        "a_b",
+        "-a",
+        "a-",
+        "a.b",
+        &"x".repeat(64),
+        "ä",
+        "epoch-floor",
+    ] {
         assert_eq!(
             faults(|hello| hello.node = node.into()),
             ["hello.node"],
@@ -94,10 +126,6 @@ fn each_bad_field_of_a_node_is_named() {
     assert_eq!(
         faults(|hello| hello.process_id.clear()),
         ["hello.process_id"]
-    );
-    assert_eq!(
-        faults(|hello| hello.gone = vec![gone("u1", ""), gone("U2", "")]),
-        ["hello.gone[1].id"]
     );
     assert_eq!(
         faults(|hello| hello.gone = vec![gone("u1", ""); MAX_INSTANCES + 1]),
@@ -130,67 +158,125 @@ fn each_bad_field_of_a_node_is_named() {
     );
 }
 
+/// Issue 10, B3: one of them refused its whole node.
 #[test]
-fn each_bad_field_of_an_instance_is_named() {
-    let field = |name: &str| vec![format!("hello.instances[0].instance.{name}")];
+fn each_bad_field_of_an_instance_is_named_and_the_others_are_taken() {
+    let field = |name: &str| format!("instance.{name}");
+    type Spoil = fn(&mut Instance);
+    let bad: [(&str, Spoil); 11] = [
+        ("service", |it| it.service = "Users".into()),
+        ("namespace", |it| it.namespace = "a b".into()),
+        ("id", |it| it.id = "u/1".into()),
+        ("version", |it| it.version = "v".repeat(64)),
+        ("protocol", |it| it.protocol = 3),
+        ("protocol", |it| it.protocol = 99),
+        ("health.kind", |it| {
+            it.health = Some(HealthCheck {
+                kind: 99,
+                ..HealthCheck::default()
+            });
+        }),
+        ("weight", |it| it.weight = 1001),
+        ("protos[0]", |it| it.protos = vec!["a..B".into()]),
+        ("labels", |it| {
+            it.labels = (0..33).map(|n| (n.to_string(), "".into())).collect();
+        }),
+        ("labels[\"k\"]", |it| {
+            it.labels = [("k".into(), "x".repeat(257))].into();
+        }),
+    ];
+    for (name, spoil) in bad {
+        assert_eq!(instance_fault(spoil), field(name));
+    }
+    for address in [
+        "localhost:80",
+        "10.0.0.1",
+        "10.0.0.1:0",
+        "0.0.0.0:80",
+        "[::]:80",
+        "[::ffff:0.0.0.0]:80",
+        "224.0.0.1:80",
+        "169.254.169.254:80",
+        "[::ffff:169.254.169.254]:80",
+        "[fe80::1]:80",
+        "[fe80::1%2]:80",
+    ] {
+        let found = instance_fault(|it| it.address = address.into());
+        assert_eq!(found, field("address"), "{address}");
+    }
+    assert_eq!(local_fault(|it| it.instance = None).0, "instance");
     assert_eq!(
-        instance_faults(|it| it.service = "Users".into()),
-        field("service")
+        local_fault(|it| it.schema_sha256 = "AB".into()).0,
+        "schema_sha256"
     );
-    assert_eq!(
-        instance_faults(|it| it.namespace = "a b".into()),
-        field("namespace")
-    );
-    assert_eq!(instance_faults(|it| it.id = "u/1".into()), field("id"));
-    assert_eq!(
-        instance_faults(|it| it.version = "v".repeat(64)),
-        field("version")
-    );
-    assert_eq!(
-        instance_faults(|it| it.address = "localhost:80".into()),
-        field("address")
-    );
-    assert_eq!(instance_faults(|it| it.protocol = 3), field("protocol"));
-    assert_eq!(instance_faults(|it| it.protocol = 99), field("protocol"));
-    assert_eq!(instance_faults(|it| it.weight = 1001), field("weight"));
-    assert_eq!(
-        instance_faults(|it| it.protos = vec!["a..B".into()]),
-        field("protos[0]")
-    );
-    assert_eq!(
-        instance_faults(|it| it.labels = (0..33).map(|n| (n.to_string(), "".into())).collect()),
-        field("labels")
-    );
-    assert_eq!(
-        instance_faults(|it| it.labels = [("k".into(), "x".repeat(257))].into()),
-        field("labels[\"k\"]")
-    );
-    let local = |spoil: fn(&mut LocalInstance)| faults(|hello| spoil(&mut hello.instances[0]));
-    assert_eq!(
-        local(|it| it.instance = None),
-        ["hello.instances[0].instance"]
-    );
-    assert_eq!(
-        local(|it| it.schema_sha256 = "AB".into()),
-        ["hello.instances[0].schema_sha256"]
-    );
-    let twice = faults(|hello| hello.instances.push(hello.instances[0].clone()));
-    assert_eq!(twice, ["hello.instances[1].instance.id"]);
+    let (name, text) = local_fault(|it| it.health = 99);
+    assert_eq!(name, "health");
+    assert!(text.contains("Upgrade the control plane first"), "{text}");
 }
 
 #[test]
-fn a_refusal_stays_small_whatever_was_sent() {
+fn of_the_same_instance_twice_the_first_counts() {
     let mut message = good();
-    let mut bad = message.instances.remove(0);
-    bad.instance.as_mut().unwrap().service = "X".repeat(5000);
-    bad.instance.as_mut().unwrap().labels = [("\u{7}".repeat(100_000), String::new())].into();
-    message.instances = vec![bad; 1000];
+    message.instances.push(message.instances[0].clone());
+    let said = hello(message, false).unwrap();
+    assert_eq!(said.instances.len(), 1);
+    assert_eq!(said.rejected[0].rejection.field, "instance.id");
+}
+
+#[test]
+fn what_is_told_stays_small_whatever_was_sent() {
+    let mut message = good();
+    message.node = "X".repeat(5000);
+    message.advertise = "Y".repeat(5000);
     let status = hello(message, false).unwrap_err();
     assert!(
         status.details().len() + status.message().len() < 8000,
         "it travels in a header"
     );
     assert!(status.message().contains("more)"), "{status}");
+
+    let mut message = good();
+    let mut bad = message.instances.remove(0);
+    bad.instance.as_mut().unwrap().service = "X".repeat(5000);
+    bad.instance.as_mut().unwrap().labels = [("\u{7}".repeat(100_000), String::new())].into();
+    message.instances = vec![bad; MAX_INSTANCES];
+    let said = hello(message, false).unwrap();
+    let rejected = rejected::told(said.rejected);
+    assert_eq!(rejected.len(), MAX_INSTANCES);
+    assert!(rejected[0].description.contains("more)"), "{rejected:?}");
+    let bytes: usize = rejected.iter().map(Message::encoded_len).sum();
+    assert!(bytes < 4 << 20, "it travels in one message: {bytes}");
+}
+
+#[test]
+fn an_ipv4_address_in_the_form_of_an_ipv6_one_is_the_ipv4_one() {
+    let mut message = good();
+    message.advertise = "[::ffff:10.0.0.1]:15008".into();
+    let registration = message.instances[0].instance.as_mut().unwrap();
+    registration.address = "[::ffff:127.0.0.1]:21001".into();
+    let said = hello(message, false).unwrap();
+    assert_eq!(said.identity.advertise.to_string(), "10.0.0.1:15008");
+    let registration = said.instances[0].1.instance.as_ref().unwrap();
+    assert_eq!(registration.address, "127.0.0.1:21001");
+}
+
+#[test]
+fn listeners_are_addresses_and_not_too_many() {
+    let mut message = good();
+    let many = (1..1000).map(|port| format!("127.0.0.1:{port}"));
+    message.listeners = ["unix:/run/x", "[::]:15001"]
+        .map(ToOwned::to_owned)
+        .into_iter()
+        .chain(many)
+        .collect();
+    let said = hello(message, false).unwrap();
+    assert_eq!(said.identity.listeners.len(), MAX_LISTENERS);
+    assert!(
+        said.identity
+            .listeners
+            .contains(&"[::]:15001".parse().unwrap())
+    );
+    assert_eq!(faults(|hello| hello.host = "x".repeat(200)), ["hello.host"]);
 }
 
 #[test]
@@ -204,7 +290,8 @@ fn changes_are_judged_like_the_full_set() {
             gone("u3", &format!("line\n{}", "x".repeat(5000))),
         ],
     };
-    let writes = change(&node, message).unwrap();
+    let Changes { writes, rejected } = change(&node, message).unwrap();
+    assert_eq!(rejected, []);
     assert!(
         matches!(&writes[0], NodeWrite::Remove(key, None) if key.to_string() == "a/users.default/u1")
     );
@@ -216,15 +303,18 @@ fn changes_are_judged_like_the_full_set() {
         matches!(&writes[2], NodeWrite::Put(key, _) if key.to_string() == "a/users.default/u2")
     );
 
+    // What no instance can be named cannot be there, and is no reason to refuse the rest.
+    let mut bad = instance("a", "users/u2").1;
+    bad.instance.as_mut().unwrap().address = "0.0.0.0:1".into();
     let message = Change {
+        upserted: vec![bad, instance("a", "users/u3").1],
         removed: vec![gone("", "")],
         ..Change::default()
     };
-    let status = change(&node, message).unwrap_err();
-    assert!(
-        status.message().starts_with("change.removed[0].id"),
-        "{status}"
-    );
+    let Changes { writes, rejected } = change(&node, message).unwrap();
+    assert!(matches!(&writes[..], [NodeWrite::Put(key, _)] if &*key.id == "u3"));
+    assert_eq!(rejected[0].rejection.field, "instance.address");
+    assert!(rejected[0].key.is_some());
     let status = removed_instance(&node, None).unwrap_err();
     assert!(
         status

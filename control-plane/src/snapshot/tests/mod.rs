@@ -338,12 +338,12 @@ fn a_dangling_reference_is_found() {
     mesh.put("a/users/1", "10.0.0.1:80");
     mesh.put("a/orders/1", "10.0.0.2:80");
     let mut snapshot = (*mesh.snapshot()).clone();
-    let name: Arc<str> = "users.default".into();
-    assert!(snapshot.set(Kind::Cluster, Audience::Proxy, &name, None));
-    let mut changed = Changed::default();
-    changed.insert(Kind::Cluster, name);
-    snapshot.step(99, changed);
-    let faults: Vec<_> = check(&snapshot).iter().map(ToString::to_string).collect();
+    let published = snapshot.generation;
+    take_cluster(&mut snapshot, "users.default");
+    let faults: Vec<_> = check(&snapshot, published)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(
         faults,
         [
@@ -352,6 +352,49 @@ fn a_dangling_reference_is_found() {
             "service_index users.default points at cluster users.default, which does not exist",
         ]
     );
+}
+
+/// A fault of the builder: a cluster goes, and what points at it stays.
+fn take_cluster(snapshot: &mut Snapshot, name: &str) {
+    let name: Arc<str> = name.into();
+    assert!(snapshot.set(Kind::Cluster, Audience::Proxy, &name, None));
+    let mut changed = Changed::default();
+    changed.insert(Kind::Cluster, name);
+    snapshot.step(99, changed);
+}
+
+/// Issue 10, D2: the check looked at the last step only, so that a snapshot that was refused went out with the next
+/// change of anything else.
+#[test]
+fn a_dangling_reference_is_found_until_it_is_mended_whatever_else_changes() {
+    let mut mesh = Mesh::new();
+    mesh.put("a/users/1", "10.0.0.1:80");
+    mesh.put("a/orders/1", "10.0.0.2:80");
+    let mut snapshot = (*mesh.snapshot()).clone();
+    let published = snapshot.generation;
+    let cluster = snapshot
+        .get(Kind::Cluster, Audience::Proxy, "users.default")
+        .cloned();
+    take_cluster(&mut snapshot, "users.default");
+    let faults = check(&snapshot, published);
+    assert_eq!(faults.len(), 3);
+    // More steps than a snapshot remembers, too.
+    for round in 0..70 {
+        let mut changed = Changed::default();
+        changed.insert(Kind::Endpoint, "orders.default".into());
+        snapshot.step(100 + round, changed);
+        let found = check(&snapshot, published);
+        assert!(
+            faults.iter().all(|fault| found.contains(fault)),
+            "{found:?}"
+        );
+    }
+    let name: Arc<str> = "users.default".into();
+    assert!(snapshot.set(Kind::Cluster, Audience::Proxy, &name, cluster));
+    let mut changed = Changed::default();
+    changed.insert(Kind::Cluster, name);
+    snapshot.step(200, changed);
+    assert_eq!(check(&snapshot, published), []);
 }
 
 #[test]

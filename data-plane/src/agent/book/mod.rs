@@ -48,6 +48,15 @@ struct Entry {
     learned: Option<Learned>,
     /// It has answered whether it has reflection, or was given its time to.
     asked: bool,
+    /// The control plane does not take it: nobody is to call it, whatever its check says meanwhile.
+    refused: Option<Checks>,
+}
+
+/// What an instance's check said last.
+#[derive(Debug)]
+struct Checks {
+    health: Health,
+    reason: String,
 }
 
 /// See the room sign.
@@ -162,7 +171,11 @@ impl Book {
             .is_none_or(|p| p.view.health == Health::Draining);
         let (health, reason) = match &same {
             _ if passive => (Health::Healthy, String::new()),
-            Some(p) if !fresh => (p.view.health, p.view.reason.clone()),
+            // Whether the control plane takes it as it is now is not known yet.
+            Some(p) if !fresh => match &p.refused {
+                Some(checks) => (checks.health, checks.reason.clone()),
+                None => (p.view.health, p.view.reason.clone()),
+            },
             _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
         // Descriptors that are given anew are newer than what was told once.
@@ -203,6 +216,7 @@ impl Book {
             given,
             learned,
             asked,
+            refused: None,
         };
         self.hold(&mut entry, schema);
         self.by_registration
@@ -228,14 +242,14 @@ impl Book {
         Some(stream)
     }
 
-    /// A beat. `None`: the registration is gone.
-    pub fn beat(&mut self, registration: &str, now: Instant) -> Option<Health> {
+    /// A beat; how the instance is, and why. `None`: the registration is gone.
+    pub fn beat(&mut self, registration: &str, now: Instant) -> Option<(Health, String)> {
         let ttl = self.ttl;
         let entry = self.entry_of(registration)?;
         if entry.source != Source::Leaving {
             entry.beat_by = now.checked_add(ttl);
         }
-        Some(entry.view.health)
+        Some((entry.view.health, entry.view.reason.clone()))
     }
 
     /// A keep-alive stream broke, or has no beats: its instance is out at once, unless a newer stream stands for it.
@@ -377,6 +391,7 @@ impl Book {
             },
             learned: knows.then_some(learned),
             asked: false,
+            refused: None,
         };
         self.entries.insert(key, entry);
         self.version += 1;
@@ -390,10 +405,49 @@ impl Book {
         health: Health,
         reason: &str,
     ) -> bool {
+        let entry = self.entries.get_mut(key);
+        let entry = entry.filter(|entry| &*entry.view.registration == registration);
+        if let Some(refused) = entry.and_then(|entry| entry.refused.as_mut()) {
+            refused.health = health;
+            reason.clone_into(&mut refused.reason);
+            return false;
+        }
         self.change(key, registration, |view| {
             if view.health != Health::Draining {
                 view.health = health;
                 reason.clone_into(&mut view.reason);
+            }
+        })
+    }
+
+    /// The control plane does not take this registration, for the given reason, or takes it: then it is as its check says.
+    /// True if that is news.
+    pub fn set_refused(
+        &mut self,
+        key: &InstanceKey,
+        registration: &str,
+        reason: Option<&str>,
+    ) -> bool {
+        let entry = self.entries.get_mut(key);
+        let Some(entry) = entry.filter(|entry| &*entry.view.registration == registration) else {
+            return false;
+        };
+        let (health, reason) = match (reason, entry.refused.take()) {
+            (None, None) => return false,
+            (None, Some(Checks { health, reason })) => (health, reason),
+            (Some(reason), before) => {
+                let checks = before.unwrap_or_else(|| Checks {
+                    health: entry.view.health,
+                    reason: entry.view.reason.clone(),
+                });
+                entry.refused = Some(checks);
+                (Health::Unhealthy, reason.to_owned())
+            }
+        };
+        self.change(key, registration, |view| {
+            if view.health != Health::Draining {
+                view.health = health;
+                view.reason = reason;
             }
         })
     }

@@ -85,6 +85,15 @@ pub enum Refused {
     HeldByFile { key: InstanceKey, file: PathBuf },
     #[error("{key} has registered itself: choose another id, or take it out of the file")]
     HeldByRegistration { key: InstanceKey },
+    #[error(
+        "{address} is where this proxy itself listens ({listener}), and calls to {key} would go round for ever: give the \
+         address at which the instance itself listens"
+    )]
+    OwnListener {
+        key: InstanceKey,
+        address: SocketAddr,
+        listener: &'static str,
+    },
     #[error("this node has {MAX_INSTANCES} instances, the most that one node takes")]
     Full,
 }

@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, book::Views, gone::Causes, reflect::status_words};
+use super::{Agent, book::Views, gone::Causes, listeners::network_stack, reflect::status_words};
 use crate::{
     retry::{Retry, Rotation, jittered},
     xds::dial,
@@ -243,11 +243,18 @@ impl Session {
             instances: views.values().map(|v| v.to_local()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.revision.load(Ordering::Relaxed),
+            listeners: self.listeners(),
+            host: network_stack(),
             gone: gone
                 .into_iter()
                 .map(|(key, cause)| key.to_gone(words(cause)))
                 .collect(),
         }
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        let all = self.agent.listeners().addresses();
+        all.iter().map(ToString::to_string).collect()
     }
 
     fn end_of(&self, status: &Status) -> End {
@@ -275,7 +282,9 @@ impl Session {
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
         let beat = span(welcome.renew_interval, Duration::from_secs(3));
         let patience = patience(ttl, beat);
+        let sent = views.keys().cloned().collect();
         let mut stream = Stream::new(requests, responses, patience, version, views);
+        stream.judged(&self.agent, sent, &welcome.rejected);
         if let Err(why) = stream.upload(&self.agent, &welcome.missing_schemas).await {
             return End::Broken(why);
         }
@@ -303,7 +312,7 @@ impl Session {
                         Ok(None) => return Err(End::Broken("it ended the session".into())),
                         Err(status) => return Err(self.end_of(&status)),
                     };
-                    let missing = stream.take(message, &self.revision);
+                    let missing = stream.take(&self.agent, message, &self.revision);
                     stream.upload(&self.agent, &missing).await.map_err(End::Broken)?;
                 }
                 changed = changes.changed() => {

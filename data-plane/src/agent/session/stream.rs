@@ -11,8 +11,8 @@ use std::{
 };
 
 use heddle_proto::control::v1::{
-    Beat, Change, ControlMessage, NodeMessage, RemovalAnswer, RemovalQuery, SchemaUpload, Welcome,
-    ack, control_message, node_message,
+    Beat, Change, ControlMessage, LocalInstance, NodeMessage, Rejection, RemovalAnswer,
+    RemovalQuery, SchemaUpload, Welcome, ack, control_message, node_message,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::agent::{
     Agent,
-    book::Views,
+    book::{View, Views},
     gone::{Cause, Causes},
     key::InstanceKey,
     schema::MAX_SCHEMA_BYTES,
@@ -39,6 +39,14 @@ pub(super) struct Open {
     pub(super) welcome: Welcome,
     pub(super) version: u64,
     pub(super) views: Views,
+}
+
+/// A Change that is not acknowledged yet.
+struct InFlight {
+    sequence: u64,
+    /// The agent's change that it brings up to.
+    version: u64,
+    upserted: Vec<InstanceKey>,
 }
 
 /// One connection's state.
@@ -55,9 +63,10 @@ pub(super) struct Stream {
     acknowledged: u64,
     /// What it has, or will have once `in_flight` is acknowledged.
     sent: Views,
-    /// The Change under way: its sequence and the agent's change that it brings up to. One at a time: what
-    /// happens meanwhile goes into the next one.
-    in_flight: Option<(u64, u64)>,
+    /// The Change under way. One at a time: what happens meanwhile goes into the next one.
+    in_flight: Option<InFlight>,
+    /// What the control plane does not take, as it was judged: it is sent again when it is another, or with the next Hello.
+    rejected: BTreeMap<InstanceKey, LocalInstance>,
     pub(super) waiting: Vec<Removal>,
     asked: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
     asks: u64,
@@ -82,6 +91,7 @@ impl Stream {
             acknowledged: version,
             sent: views,
             in_flight: None,
+            rejected: BTreeMap::new(),
             waiting: Vec::new(),
             asked: BTreeMap::new(),
             asks: 0,
@@ -92,13 +102,18 @@ impl Stream {
     pub(super) async fn step(&mut self, agent: &Agent) -> Result<(), String> {
         if self.in_flight.is_none() {
             let (version, now, mut gone) = agent.untold(self.acknowledged);
-            let change = difference(&self.sent, &now, &mut gone);
+            self.rejected.retain(|key, _| now.contains_key(key));
+            let (change, upserted) = self.difference(&now, &mut gone);
             self.sent = now;
             if change.upserted.is_empty() && change.removed.is_empty() {
                 self.acknowledged = version;
             } else {
                 self.sequence += 1;
-                self.in_flight = Some((self.sequence, version));
+                self.in_flight = Some(InFlight {
+                    sequence: self.sequence,
+                    version,
+                    upserted,
+                });
                 let change = Change {
                     sequence: self.sequence,
                     ..change
@@ -136,18 +151,26 @@ impl Stream {
     }
 
     /// Takes one message; the schemas that it names as missing.
-    pub(super) fn take(&mut self, message: ControlMessage, revision: &AtomicU64) -> Vec<String> {
+    pub(super) fn take(
+        &mut self,
+        agent: &Agent,
+        message: ControlMessage,
+        revision: &AtomicU64,
+    ) -> Vec<String> {
         self.heard = Instant::now();
         match message.message {
             Some(control_message::Message::Ack(ack)) => {
                 revision.fetch_max(ack.revision, Ordering::Relaxed);
-                if let (Some(ack::Of::Change(sequence)), Some((wanted, version))) =
-                    (ack.of, self.in_flight)
-                    && sequence >= wanted
-                {
-                    self.in_flight = None;
-                    self.acknowledged = version;
+                let is_of = |change: &mut InFlight| match ack.of {
+                    Some(ack::Of::Change(sequence)) => sequence >= change.sequence,
+                    _ => false,
+                };
+                let mut judged = Vec::new();
+                if let Some(change) = self.in_flight.take_if(is_of) {
+                    self.acknowledged = change.version;
+                    judged = change.upserted;
                 }
+                self.judged(agent, judged, &ack.rejected);
                 ack.missing_schemas
             }
             Some(control_message::Message::RemovalAnswer(RemovalAnswer {
@@ -165,6 +188,74 @@ impl Stream {
             }
             Some(control_message::Message::Welcome(_)) | None => Vec::new(),
         }
+    }
+
+    /// The control plane has judged these instances as they were sent: it takes all but the rejected ones, of which some
+    /// may have been taken before.
+    pub(super) fn judged(
+        &mut self,
+        agent: &Agent,
+        mut sent: Vec<InstanceKey>,
+        rejected: &[Rejection],
+    ) {
+        for rejection in rejected {
+            let key = InstanceKey::from_ref(rejection.instance.clone().unwrap_or_default());
+            sent.retain(|taken| *taken != key);
+            // Gone meanwhile, or none of ours.
+            let Some(view) = self.sent.get(&key) else {
+                continue;
+            };
+            let Rejection {
+                field, description, ..
+            } = rejection;
+            let reason = format!("refused by the control plane: {field}: {description}");
+            agent.set_refused(&key, &view.registration, Some(&reason));
+            self.rejected.insert(key, content(view, field));
+        }
+        for key in sent {
+            self.rejected.remove(&key);
+            if let Some(view) = self.sent.get(&key) {
+                agent.set_refused(&key, &view.registration, None);
+            }
+        }
+    }
+
+    /// What turns `sent` into `now`, without what the control plane would reject again; why it went what has gone; and
+    /// which instances it brings.
+    fn difference(&self, now: &Views, gone: &mut Causes) -> (Change, Vec<InstanceKey>) {
+        let mut change = Change::default();
+        let mut keys = Vec::new();
+        for (key, view) in now {
+            let old = self.sent.get(key);
+            if old.is_some_and(|old| Arc::ptr_eq(old, view)) {
+                continue;
+            }
+            let local = view.to_local();
+            // Another registration of the same instance is no change for the mesh.
+            let is_same = old.is_some_and(|old| old.to_local() == local);
+            if !is_same && !self.was_rejected(key, view) {
+                keys.push(key.clone());
+                change.upserted.push(local);
+            }
+        }
+        let left = self.sent.keys().filter(|key| !now.contains_key(*key));
+        change.removed = left
+            .map(|key| match gone.remove(key) {
+                Some(cause) => key.to_gone(words(cause)),
+                // More have gone than are remembered.
+                None => key.to_gone("why is not remembered: too many went".to_owned()),
+            })
+            .collect();
+        (change, keys)
+    }
+
+    fn was_rejected(&self, key: &InstanceKey, view: &View) -> bool {
+        let judged = self.rejected.get(key);
+        judged.is_some_and(|judged| {
+            // Judged with its health if it was that.
+            let field = if judged.health == 0 { "" } else { "health" };
+            *judged == content(view, field)
+        })
     }
 
     /// Until when it must have said something: each beat is answered.
@@ -214,29 +305,16 @@ impl Stream {
     }
 }
 
-/// What turns `sent` into `now`; and why it went what has gone.
-fn difference(sent: &Views, now: &Views, gone: &mut Causes) -> Change {
-    let other = |key: &InstanceKey, view| sent.get(key).is_none_or(|old| !Arc::ptr_eq(old, view));
-    Change {
-        sequence: 0,
-        upserted: now
-            .iter()
-            .filter(|(key, view)| other(key, view))
-            .map(|(key, view)| (sent.get(key).map(|v| v.to_local()), view.to_local()))
-            // Another registration of the same instance is no change for the mesh.
-            .filter(|(old, new)| old.as_ref() != Some(new))
-            .map(|(_, new)| new)
-            .collect(),
-        removed: sent
-            .keys()
-            .filter(|key| !now.contains_key(*key))
-            .map(|key| match gone.remove(key) {
-                Some(cause) => key.to_gone(words(cause)),
-                // More have gone than are remembered.
-                None => key.to_gone("why is not remembered: too many went".to_owned()),
-            })
-            .collect(),
+/// What of an instance the control plane judges: how its check ends is its own affair, unless it was just that which it
+/// did not understand.
+fn content(view: &View, field: &str) -> LocalInstance {
+    let mut local = view.to_local();
+    local.schema_reason.clear();
+    if field != "health" {
+        local.health = 0;
+        local.health_reason.clear();
     }
+    local
 }
 
 /// As it is sent: empty for one that asked to go.

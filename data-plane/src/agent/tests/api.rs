@@ -43,6 +43,30 @@ fn request(id: &str) -> RegisterRequest {
     }
 }
 
+/// Issue 10, B3: a call to it would go round until its deadline.
+#[tokio::test]
+async fn an_instance_is_not_registered_where_the_proxy_itself_listens() {
+    let (agent, mut client) = api(LONG).await;
+    agent.add_listener("outbound", "127.0.0.1:15001".parse().unwrap());
+    agent.add_listener("admin", "[::]:15000".parse().unwrap());
+    for (address, listener) in [
+        ("127.0.0.1:15001", "outbound"),
+        ("[::ffff:127.0.0.1]:15001", "outbound"),
+        ("127.0.0.5:15000", "admin"),
+        ("[::1]:15000", "admin"),
+    ] {
+        let mut bad = request("e1");
+        bad.instance.as_mut().unwrap().address = address.into();
+        let status = client.register(bad).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{address}");
+        let found = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(found[0].field, "instance.address");
+        let text = &found[0].description;
+        assert!(text.contains(&format!("listens ({listener})")), "{text}");
+    }
+    client.register(request("e2")).await.unwrap();
+}
+
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]

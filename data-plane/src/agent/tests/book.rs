@@ -39,7 +39,10 @@ fn without_a_beat_an_instance_is_out_after_the_ttl() {
     assert_eq!(book.next_expiry(), Some(now + TTL));
     let stream = book.stream_opened("r1", now + TTL / 2).unwrap();
     assert_eq!(book.expire(now + TTL), [], "it has beaten meanwhile");
-    assert_eq!(book.beat("r1", now + TTL), Some(Health::Healthy));
+    assert_eq!(
+        book.beat("r1", now + TTL),
+        Some((Health::Healthy, String::new()))
+    );
     let out = book.expire(now + TTL * 2);
     assert_eq!(out, [(key("echo", "e1"), Some(Cause::NoBeat(TTL)))]);
     assert_eq!(book.beat("r1", now), None);
@@ -185,7 +188,10 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     assert!(!view(&book).reason.is_empty());
     // A check's success does not bring it back; beats do not keep it; the next process does not serve it.
     assert!(!book.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
-    assert_eq!(book.beat("r1", now + TTL / 2), Some(Health::Draining));
+    assert_eq!(
+        book.beat("r1", now + TTL / 2),
+        Some((Health::Draining, crate::agent::book::DRAINING.to_owned()))
+    );
     assert!(book.registered().is_empty());
     assert_eq!(
         book.drain("r1", None, now + TTL / 2).unwrap().version,

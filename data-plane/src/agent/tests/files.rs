@@ -4,7 +4,10 @@ use heddle_proto::registry::v1::Health;
 
 use super::{retire, until};
 use crate::agent::{
-    Agent, book::Views, services_dir::ServicesDir, services_file, validate::Checked,
+    Agent,
+    book::Views,
+    services_dir::ServicesDir,
+    services_file::{self, Parsed},
 };
 
 const GOOD: &str = r#"
@@ -24,7 +27,7 @@ fn own(ip: IpAddr) -> bool {
     ip.is_loopback()
 }
 
-fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, String> {
+fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Parsed, String> {
     services_file::parse(text, is_own, &mut |named| {
         Err(format!("{named} is not read here"))
     })
@@ -32,7 +35,7 @@ fn parse(text: &str, is_own: &dyn Fn(IpAddr) -> bool) -> Result<Vec<Checked>, St
 
 #[test]
 fn the_contracts_own_example_is_read() {
-    let found = parse(GOOD, &own).unwrap();
+    let found = parse(GOOD, &own).unwrap().instances;
     let seen: Vec<_> = found
         .iter()
         .map(|c| (c.instance.id.as_str(), c.address.port(), c.instance.weight))
@@ -79,12 +82,6 @@ fn each_mistake_is_one_line_with_field_and_remedy() {
             "kind: tcp, interval: soon",
             "health.interval:",
             "5s",
-        ),
-        (
-            "127.0.0.1:21002",
-            "192.0.2.1:21002",
-            "instances[1].address:",
-            "own node",
         ),
         (
             "127.0.0.1:21001",
@@ -342,4 +339,48 @@ fn a_bad_descriptor_file_is_told_with_its_remedy() {
     assert!(fault.contains("is no file"), "{fault}");
     let fault = parse(&format!("{GOOD}descriptors: echo.pb\n"), &own).unwrap_err();
     assert_eq!(fault, "descriptors: echo.pb is not read here");
+}
+
+/// Issue 10, B3: one instance that cannot be taken kept all others of its file out.
+#[tokio::test]
+async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
+    for (address, word) in [
+        ("192.0.2.1:21002", "own node"),
+        ("0.0.0.0:21002", "127.0.0.1:21002"),
+        ("[::]:21002", "every address"),
+        ("169.254.1.1:21002", "link-local"),
+        ("[fe80::1]:21002", "link-local"),
+        ("[::ffff:169.254.1.1]:21002", "link-local"),
+    ] {
+        let parsed = parse(&GOOD.replace("127.0.0.1:21002", address), &own).unwrap();
+        assert_eq!(parsed.instances.len(), 1, "{address}");
+        let told = &parsed.left_out[0];
+        assert!(
+            told.starts_with("instances[1].address: ") && told.contains(word),
+            "{told}"
+        );
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("echo.yaml");
+    let agent = Agent::new("a");
+    agent.add_listener("outbound", "127.0.0.1:15001".parse().unwrap());
+    agent.add_listener("inbound", "0.0.0.0:15008".parse().unwrap());
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
+    for bad in [
+        "127.0.0.1:15001",
+        "[::ffff:127.0.0.1]:15001",
+        "127.0.0.3:15008",
+    ] {
+        fs::write(&file, GOOD.replace("127.0.0.1:21002", bad)).unwrap();
+        dir.look();
+        assert_eq!(ids(&agent), ["bench-echo/e1"], "{bad}");
+    }
+    fs::write(&file, GOOD).unwrap();
+    dir.look();
+    assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
+    // The proxy begins to listen where one is, known only now.
+    agent.add_listener("admin", "127.0.0.1:21001".parse().unwrap());
+    assert_eq!(ids(&agent), ["bench-echo/e2"]);
+    dir.look();
+    assert_eq!(ids(&agent), ["bench-echo/e2"], "it stays out");
 }

@@ -7,19 +7,21 @@ use std::{
 
 use futures_util::Stream;
 use heddle_proto::control::v1::{
-    Ack, ControlMessage, GoneInstance, Hello, NodeMessage, RemovalAnswer, Welcome, ack,
-    control_message, node_message,
+    Ack, Change, ControlMessage, GoneInstance, Hello, InstanceRef, NodeMessage, Rejection,
+    RemovalAnswer, Welcome, ack, control_message, node_message,
     node_session_server::{NodeSession, NodeSessionServer},
 };
+use heddle_proto::registry::v1::Health;
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{checked, instance, listener, soon};
+use super::{checked, instance, listener, soon, until};
 use crate::agent::{
     Agent,
+    book::Views,
     gone::Cause,
     session::{Identity, Session, SessionHandle, SessionStatus},
     validate::{Origin, check},
@@ -115,6 +117,7 @@ impl Visit {
             revision: 7,
             missing_schemas: missing.to_vec(),
             replica: "test".into(),
+            rejected: vec![],
         }))
         .await;
     }
@@ -123,7 +126,7 @@ impl Visit {
         let ack = Ack {
             of: Some(ack::Of::Change(sequence)),
             revision: 8,
-            missing_schemas: vec![],
+            ..Ack::default()
         };
         self.say(control_message::Message::Ack(ack)).await;
     }
@@ -470,4 +473,125 @@ async fn without_any_session_yet_a_removal_is_answered_at_once() {
     let answer = handle.removal(&key, version, Duration::from_secs(60)).await;
     assert!(!answer.acknowledged && answer.unacknowledged[0].contains("not connected"));
     assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+fn rejection(id: &str) -> Rejection {
+    Rejection {
+        instance: Some(InstanceRef {
+            service: "echo".into(),
+            namespace: "default".into(),
+            id: id.into(),
+        }),
+        field: "instance.protocol".into(),
+        description: "77 is no protocol".into(),
+    }
+}
+
+async fn change(visit: &mut Visit) -> Change {
+    match visit.next().await {
+        node_message::Message::Change(change) => change,
+        other => panic!("{other:?} instead of Change"),
+    }
+}
+
+fn upserted(change: &Change) -> Vec<&str> {
+    let instances = change.upserted.iter();
+    instances
+        .map(|it| it.instance.as_ref().unwrap().id.as_str())
+        .collect()
+}
+
+const REFUSED: &str = "refused by the control plane: instance.protocol: 77 is no protocol";
+
+/// Issue 10, B3: the others are in use, the instance says why it is not, and it is not sent again as it is.
+#[tokio::test]
+async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_changes() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    for (id, port) in [("bad", 1), ("good", 2)] {
+        let checked = checked(instance("echo", id, &format!("127.0.0.1:{port}")));
+        agent.register(checked).unwrap();
+    }
+    let _handle = start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    assert_eq!(ids(&visit.hello().await), ["bad", "good"]);
+    let welcome = |rejected| {
+        control_message::Message::Welcome(Welcome {
+            epoch: 1,
+            rejected,
+            ..Welcome::default()
+        })
+    };
+    visit.say(welcome(vec![rejection("bad")])).await;
+    let of = |views: &Views, id: &str| {
+        let mut found = views.iter().filter(|(key, _)| key.id == id);
+        let (_, view) = found.next().unwrap();
+        (view.health, view.reason.clone())
+    };
+    until(&agent, "it is refused", |views| {
+        of(views, "bad") == (Health::Unhealthy, REFUSED.to_owned())
+    })
+    .await;
+    assert_eq!(of(&agent.views().1, "good").0, Health::Healthy);
+    // A check, and something else that happens: it is not sent.
+    let (key, view) = {
+        let (_, views) = agent.views();
+        let (key, view) = views.iter().next().unwrap();
+        (key.clone(), Arc::clone(view))
+    };
+    agent.set_health(&key, &view.registration, Health::Healthy, "");
+    assert_eq!(of(&agent.views().1, "bad").0, Health::Unhealthy);
+    agent
+        .register(checked(instance("echo", "third", "127.0.0.1:3")))
+        .unwrap();
+    let first = change(&mut visit).await;
+    assert_eq!(upserted(&first), ["third"]);
+    visit.acknowledge(1).await;
+    // It changes: it is sent, and not taken again.
+    let mut other = instance("echo", "bad", "127.0.0.1:4");
+    other.version = "v2".into();
+    agent.register(checked(other)).unwrap();
+    let second = change(&mut visit).await;
+    assert_eq!(upserted(&second), ["bad"]);
+    visit
+        .say(control_message::Message::Ack(Ack {
+            of: Some(ack::Of::Change(2)),
+            rejected: vec![rejection("bad")],
+            ..Ack::default()
+        }))
+        .await;
+    until(&agent, "it is refused again", |views| {
+        of(views, "bad") == (Health::Unhealthy, REFUSED.to_owned())
+    })
+    .await;
+    // Now it is taken, and is as it says itself.
+    agent
+        .register(checked(instance("echo", "bad", "127.0.0.1:5")))
+        .unwrap();
+    assert_eq!(upserted(&change(&mut visit).await), ["bad"]);
+    visit.acknowledge(3).await;
+    until(&agent, "it is healthy", |views| {
+        of(views, "bad").0 == Health::Healthy
+    })
+    .await;
+    // One that was taken is not any longer, as a beat's answer says: the session that follows tells of it again.
+    visit
+        .say(control_message::Message::Ack(Ack {
+            of: Some(ack::Of::Beat(1)),
+            rejected: vec![rejection("good")],
+            ..Ack::default()
+        }))
+        .await;
+    until(&agent, "the other is refused", |views| {
+        of(views, "good").0 == Health::Unhealthy
+    })
+    .await;
+    drop(visit);
+    let mut visit = soon("a new session", visits.recv()).await.unwrap();
+    assert_eq!(ids(&visit.hello().await), ["bad", "good", "third"]);
+    visit.say(welcome(vec![])).await;
+    until(&agent, "all are taken", |views| {
+        views.values().all(|view| view.health == Health::Healthy)
+    })
+    .await;
 }

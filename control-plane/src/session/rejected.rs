@@ -1,0 +1,125 @@
+//! Instances that are not taken: the rest of a node's message is in use all the same. In come faults of one instance, and
+//! addresses at which a proxy listens; out goes what the node is told of it, bounded. What is wrong with a word is for
+//! `validate` to say.
+
+use std::net::SocketAddr;
+
+use heddle_proto::control::v1::{InstanceRef, LocalInstance, Rejection};
+
+use super::refusal::{Faults, short};
+use crate::registry::{InstanceKey, Node, View};
+
+/// Words about the instances of one message, all together: with their names they stay below the 4 MiB that a message of
+/// gRPC has by default, however many they are.
+const MAX_WORDS: usize = 1 << 20;
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Rejected {
+    /// None: no instance can have its name.
+    pub(super) key: Option<InstanceKey>,
+    pub(super) rejection: Rejection,
+}
+
+impl Rejected {
+    pub(super) fn new(key: InstanceKey, field: &str, description: &str) -> Self {
+        let name = InstanceRef {
+            service: key.service.service.clone(),
+            namespace: key.service.namespace.clone(),
+            id: key.id.to_string(),
+        };
+        let mut faults = Faults::default();
+        faults.add(field, description);
+        Self::of(Some(key), name, faults)
+    }
+
+    /// For the first of its faults; how many more there are is said.
+    pub(super) fn of(key: Option<InstanceKey>, name: InstanceRef, faults: Faults) -> Self {
+        let (field, description) = faults.summary();
+        // A name that is none may be long.
+        let instance = InstanceRef {
+            service: short(name.service),
+            namespace: short(name.namespace),
+            id: short(name.id),
+        };
+        let rejection = Rejection {
+            instance: Some(instance),
+            field,
+            description,
+        };
+        Self { key, rejection }
+    }
+
+    /// Why an earlier state of it goes.
+    pub(super) fn cause(&self) -> String {
+        let Rejection {
+            field, description, ..
+        } = &self.rejection;
+        format!("refused: {field}: {description}")
+    }
+
+    pub(super) fn log(&self, node: &str) {
+        let Rejection {
+            instance,
+            field,
+            description,
+        } = &self.rejection;
+        let name = instance.clone().unwrap_or_default();
+        tracing::warn!(
+            event = "instance-refused",
+            node,
+            service = name.service,
+            namespace = name.namespace,
+            instance = name.id,
+            field,
+            description,
+            "an instance is not taken; the others of its node are"
+        );
+    }
+}
+
+/// As a node is told.
+pub(super) fn told(rejected: Vec<Rejected>) -> Vec<Rejection> {
+    let mut left = MAX_WORDS;
+    let bounded = rejected.into_iter().map(|Rejected { mut rejection, .. }| {
+        let words = rejection.field.len() + rejection.description.len();
+        if words > left {
+            left = 0;
+            rejection.field.clear();
+            "as the first ones of this message".clone_into(&mut rejection.description);
+        }
+        left = left.saturating_sub(words);
+        rejection
+    });
+    bounded.collect()
+}
+
+/// The instance lies where a proxy listens, its node's own or another one that lives: a call to it would go round for ever.
+pub(super) fn at_a_proxy(
+    view: &View,
+    on: &Node,
+    key: &InstanceKey,
+    address: SocketAddr,
+) -> Option<Rejected> {
+    let proxy = view.proxy_at(on, address)?;
+    let text = format!(
+        "{address} is where the proxy of node {proxy} listens, and calls would go round for ever: give the address at \
+         which the instance itself listens"
+    );
+    Some(Rejected::new(key.clone(), "instance.address", &text))
+}
+
+/// Those of a node that were taken, and that lie where a proxy listens now.
+pub(super) fn at_proxies(view: &View, node: &str) -> Vec<Rejected> {
+    let Some(on) = view.node(node) else {
+        return Vec::new();
+    };
+    let instances = view.instances_of(node);
+    let rejected = instances.filter_map(|it| at_a_proxy(view, on, &it.key(), it.address));
+    rejected.collect()
+}
+
+/// The address of a registration that was found good.
+pub(super) fn address(local: &LocalInstance) -> Option<SocketAddr> {
+    local.instance.as_ref()?.address.parse().ok()
+}
