@@ -37,7 +37,9 @@ impl Worker {
                 self.service_state(&name).budget.deposit(now);
             }
         }
-        self.begin_attempt(key);
+        if self.admit_call(key) {
+            self.begin_attempt(key);
+        }
     }
 
     /// Health and reflection: the control side answers, on this worker's own connection to it.
@@ -243,14 +245,13 @@ impl Worker {
         let now = self.now;
         let link = self.is_link(conn_key);
         self.edit_request(key, link);
-        let bound = self.replay_bound();
+        let bound = self.replay_bound(key);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
         let Some(conn) = self.conns.get_mut(conn_key) else {
             return;
         };
-        let before = call.held();
         let trailers = call.request_trailers.is_some();
         let body = call.replay.len() > 0;
         let end = call.request_ended && !trailers;
@@ -263,10 +264,11 @@ impl Worker {
         let mut written = 0;
         if body {
             written = conn.h2.data(stream, call.replay.bytes(), end).unwrap_or(0);
-            call.up_queued = call.replay.len() - written;
+            call.up_queued.add(call.replay.len() - written, now);
         }
         if let Some(trailers) = &call.request_trailers {
-            call.up_queued += conn.h2.headers(stream, trailers, true).unwrap_or(0);
+            let queued = conn.h2.headers(stream, trailers, true).unwrap_or(0);
+            call.up_queued.add(queued, now);
         }
         call.up = Some(Attempt {
             conn: conn_key,
@@ -277,14 +279,13 @@ impl Worker {
             link,
         });
         call.attempts += 1;
-        call.progress = now;
         call.phase = Phase::Attempting;
         if call.replay.len() > bound {
             call.replay.give_up();
             call.phase = Phase::Committed;
             self.metrics.counters.add(Counter::BoundReplay);
         }
-        self.held = (self.held + call.held()).saturating_sub(before);
+        self.account(key);
         self.mark_dirty(conn_key);
         self.credit_request(key);
     }
@@ -318,11 +319,11 @@ impl Worker {
             .is_some_and(|pool| pool.dial.is_link())
     }
 
-    /// How much of a request may be kept: nothing more once the worker holds half of what it may.
-    pub(crate) fn replay_bound(&self) -> usize {
-        match self.held > self.options().held_bytes / 2 {
-            true => 0,
-            false => self.options().replay_bytes,
+    /// How much of a request may be kept: nothing more once its caller or its service holds more than its share.
+    pub(crate) fn replay_bound(&self, key: CallKey) -> usize {
+        match self.over_share(key) {
+            Some(_) => 0,
+            None => self.options().replay_bytes,
         }
     }
 

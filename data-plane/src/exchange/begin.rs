@@ -8,6 +8,8 @@ use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
+use super::holding::Accounted;
+use super::queued::Queued;
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::balance::passive::End;
 use crate::failure::{Failure, Fault};
@@ -108,10 +110,10 @@ impl Worker {
             charged: false,
             tried: Vec::new(),
             repeats: 0,
-            down_queued: 0,
-            up_queued: 0,
+            down_queued: Queued::new(now),
+            up_queued: Queued::new(now),
+            accounted: Accounted::default(),
             started: now,
-            progress: now,
             deadline: None,
             deadline_timer: None,
             wait_timer: None,
@@ -124,6 +126,7 @@ impl Worker {
         if let Some(down) = found.down_mut() {
             down.place.called();
         }
+        self.account(key);
         Some(key)
     }
 
@@ -161,23 +164,15 @@ impl Worker {
         true
     }
 
-    /// Whether the worker has room for one more call; false if it is answered.
-    fn admit_call(&mut self, key: CallKey) -> bool {
-        if self.held < self.options().held_bytes {
+    /// Whether the call's connection and its service, once known, are within their shares of the worker's memory; false
+    /// if the call is answered.
+    pub(crate) fn admit_call(&mut self, key: CallKey) -> bool {
+        let Some(over) = self.over_share(key) else {
             return true;
-        }
-        self.count(Counter::BoundMemory);
-        let failure = self.blame(key, self.too_much_held());
+        };
+        let failure = self.blame(key, self.overloaded(key, over));
         self.fail(key, &failure);
         false
-    }
-
-    pub(crate) fn too_much_held(&self) -> Failure {
-        let node = &self.options().node;
-        let mib = self.options().held_bytes >> 20;
-        let text =
-            format!("the proxy on node {node} holds {mib} MiB that receivers have not taken yet");
-        Failure::new(Reason::Overloaded, text)
     }
 
     /// Finds the service (outbound) or the instance (inbound) and sends the call on its way.

@@ -39,14 +39,16 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(down.conn) else {
             return self.complete(key);
         };
-        let queued = tell(conn, call, failure, place, &mut self.reply);
-        self.held = (self.held + queued).saturating_sub(call.down_queued);
-        call.down_queued = queued;
+        match tell(conn, call, failure, place, &mut self.reply) {
+            Some(queued) => call.down_queued.add(queued, self.now),
+            None => call.down_queued.clear(),
+        }
         call.sent = Sent::All;
         call.phase = Phase::Finishing;
         call.status = Some(failure.status());
         call.reason = Some(failure.reason);
         self.mark_dirty(down.conn);
+        self.account(key);
         self.finish_if_done(key);
     }
 
@@ -55,7 +57,7 @@ impl Worker {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        if call.phase == Phase::Finishing && call.down_queued == 0 {
+        if call.phase == Phase::Finishing && call.down_queued.is_empty() {
             self.complete(key);
         }
     }
@@ -65,7 +67,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent != Sent::All || call.down_queued > 0 {
+        if call.sent != Sent::All || !call.down_queued.is_empty() {
             match by {
                 Initiator::Remote => {
                     call.status = Some(CANCELLED);
@@ -85,7 +87,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent != Sent::All || call.down_queued > 0 {
+        if call.sent != Sent::All || !call.down_queued.is_empty() {
             call.status = Some(CANCELLED);
             self.unanswered(key, End::Cancelled);
         }
@@ -154,7 +156,8 @@ impl Worker {
         let Some(up) = call.up else {
             return self.detach_upstream(key);
         };
-        let over = call.phase == Phase::Finishing && call.request_ended && call.up_queued == 0;
+        let over =
+            call.phase == Phase::Finishing && call.request_ended && call.up_queued.is_empty();
         if !over {
             self.cancel_upstream(up.conn, up.stream);
         }
@@ -167,8 +170,8 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let queued = std::mem::take(&mut call.up_queued);
-        self.held = self.held.saturating_sub(queued);
+        let queued = !call.up_queued.is_empty();
+        call.up_queued.clear();
         let up = call.up.take();
         if std::mem::take(&mut call.charged)
             && let Some(load) = call
@@ -189,6 +192,9 @@ impl Worker {
                 reported.end(call.status == Some(OK), took);
             }
         }
+        if queued {
+            self.account(key);
+        }
         let Some(up) = up else { return };
         let Some(conn) = self.conns.get_mut(up.conn) else {
             return;
@@ -207,10 +213,10 @@ impl Worker {
 
     /// The end of a call: its one outcome, and nothing left of it.
     fn remove(&mut self, key: CallKey) {
-        let Some(call) = self.calls.remove(key) else {
+        let Some(mut call) = self.calls.remove(key) else {
             return;
         };
-        self.held = self.held.saturating_sub(call.held());
+        self.discharge(&mut call);
         self.unset(call.deadline_timer);
         self.unset(call.wait_timer);
         self.record(&call);
@@ -243,16 +249,16 @@ impl Worker {
     }
 }
 
-/// Puts a failure into the caller's machine and says how much of the response waits there then. A stream that the
-/// caller has reset meanwhile takes nothing, and nobody waits for it.
+/// Puts a failure into the caller's machine and says how much of it waits there; `None` if the stream was reset, with
+/// all that waited. A stream that the caller has reset meanwhile takes nothing, and nobody waits for it.
 fn tell(
     conn: &mut Conn,
     call: &Call,
     failure: &Failure,
     place: Place<'_>,
     reply: &mut Fields,
-) -> usize {
-    let (stream, waiting) = (call.down.stream, call.down_queued);
+) -> Option<usize> {
+    let stream = call.down.stream;
     match (call.grpc, call.sent) {
         (true, sent) => {
             let content_type = call.request.get(b"content-type");
@@ -266,19 +272,19 @@ fn tell(
                 _ => failure::trailers(failure, place, reply),
             }
             failure::fit(conn.h2.peer_header_list_bytes(), reply);
-            waiting + conn.h2.headers(stream, reply, true).unwrap_or(0)
+            Some(conn.h2.headers(stream, reply, true).unwrap_or(0))
         }
         (false, Sent::Nothing) => {
             failure::http_headers(failure, place, reply);
             if call.request.method() == Some(b"HEAD") {
-                return waiting + conn.h2.headers(stream, reply, true).unwrap_or(0);
+                return Some(conn.h2.headers(stream, reply, true).unwrap_or(0));
             }
             let body = failure::http_body(failure, place);
             let Ok(head) = conn.h2.headers(stream, reply, false) else {
-                return waiting;
+                return Some(0);
             };
             let sent = conn.h2.data(stream, body.as_bytes(), true);
-            waiting + head + sent.map_or(0, |sent| body.len() - sent)
+            Some(head + sent.map_or(0, |sent| body.len() - sent))
         }
         // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
         // stream, and no progress tells of it.
@@ -288,7 +294,7 @@ fn tell(
                 _ => ErrorCode::INTERNAL_ERROR,
             };
             conn.h2.reset(stream, code);
-            0
+            None
         }
     }
 }

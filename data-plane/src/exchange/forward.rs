@@ -23,7 +23,6 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return self.release(conn, stream, data.len());
         };
-        let before = call.held();
         call.received += data.len();
         call.request_ended |= end;
         match (call.up, call.phase) {
@@ -33,9 +32,11 @@ impl Worker {
             (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
                 // Nobody has it yet: kept whatever its size, which the caller's window bounds.
                 call.replay.hold(data);
-                self.held = (self.held + call.held()).saturating_sub(before);
-                if !data.is_empty() && self.is_over_full() {
-                    return self.refuse_more(key);
+                self.account(key);
+                if !data.is_empty()
+                    && let Some(over) = self.over_share(key)
+                {
+                    return self.overload(key, over);
                 }
             }
             _ => {
@@ -50,11 +51,11 @@ impl Worker {
 
     /// Sends on what has come of the request, to where it is being sent.
     fn send_request_data(&mut self, key: CallKey, up: Attempt, data: &[u8], end: bool) {
-        let bound = self.replay_bound();
+        let (bound, now) = (self.replay_bound(key), self.now);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let (before, down) = (call.held(), call.down);
+        let (before, down) = (call.replay.len() + call.up_queued.bytes(), call.down);
         if call.phase == Phase::Attempting && !call.replay.push(data, bound) {
             call.phase = Phase::Committed;
             self.metrics.counters.add(Counter::BoundReplay);
@@ -66,7 +67,7 @@ impl Worker {
         let thrown = match (sent, call.up.as_mut()) {
             (Some(Ok(sent)), Some(up)) => {
                 up.written += sent;
-                call.up_queued += data.len() - sent;
+                call.up_queued.add(data.len() - sent, now);
                 false
             }
             // The server takes no more of it: what still comes is thrown away.
@@ -75,28 +76,16 @@ impl Worker {
                 true
             }
         };
-        let grown = call.held() > before;
-        self.held = (self.held + call.held()).saturating_sub(before);
+        let grown = call.replay.len() + call.up_queued.bytes() > before;
+        self.account(key);
         self.mark_dirty(up.conn);
-        if grown && self.is_over_full() {
-            return self.refuse_more(key);
+        if grown && let Some(over) = self.over_share(key) {
+            return self.overload(key, over);
         }
         match thrown {
             true => self.release(down.conn, down.stream, data.len()),
             false => self.credit_request(key),
         }
-    }
-
-    /// Whether the worker holds more than it may: whoever adds to it now has to go.
-    pub(crate) fn is_over_full(&self) -> bool {
-        self.held > self.options().held_bytes
-    }
-
-    /// Ends a call that would have the worker hold more than it may.
-    fn refuse_more(&mut self, key: CallKey) {
-        self.count(Counter::BoundMemory);
-        let failure = self.too_much_held();
-        self.fail(key, &failure);
     }
 
     /// Gives back to the caller's window what has been written upstream for the first time.
@@ -114,22 +103,27 @@ impl Worker {
     }
 
     pub(crate) fn on_request_trailers(&mut self, key: CallKey, fields: &mut Fields) {
+        let now = self.now;
+        let over = self.over_share(key);
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
         headers::strip(fields);
         call.request_ended = true;
+        if let Some(over) = over.filter(|_| call.sent != Sent::All) {
+            return self.overload(key, over);
+        }
+        if call.can_replay() {
+            call.request_trailers = Some(Box::new(fields.clone()));
+        }
         if let Some(up) = call.up {
             if let Some(conn) = self.conns.get_mut(up.conn) {
                 let queued = conn.h2.headers(up.stream, fields, true).unwrap_or(0);
-                call.up_queued += queued;
-                self.held += queued;
+                call.up_queued.add(queued, now);
             }
             self.mark_dirty(up.conn);
         }
-        if let Some(call) = self.calls.get_mut(key).filter(|call| call.can_replay()) {
-            call.request_trailers = Some(Box::new(fields.clone()));
-        }
+        self.account(key);
         self.finish_if_done(key);
     }
 
@@ -164,15 +158,18 @@ impl Worker {
         let Some(Ok(sent)) = sent else {
             return self.release(conn, stream, data.len());
         };
-        call.down_queued += data.len() - sent;
-        call.progress = self.now;
-        self.held += data.len() - sent;
+        let queued = data.len() - sent;
+        if queued > 0 {
+            call.down_queued.add(queued, self.now);
+        }
         self.mark_dirty(down.conn);
         self.release(conn, stream, sent);
-        if sent < data.len() && self.is_over_full() {
-            self.count(Counter::BoundMemory);
-            // A failure would have to wait behind what is queued.
-            return self.cut(key, "the proxy's buffers are full");
+        if queued > 0 {
+            self.account(key);
+            self.count_machine(down.conn);
+            if let Some(over) = self.over_share(key) {
+                return self.overload(key, over);
+            }
         }
         if end {
             // Plain HTTP, or a server that forgot its trailers: passed on as it is.
@@ -191,50 +188,24 @@ impl Worker {
             let Some(call) = self.calls.get_mut(call_key) else {
                 continue;
             };
-            call.progress = self.now;
+            let (now, sent) = (self.now, drained.bytes + drained.list_bytes);
             if call.down.conn == key && call.down.stream == drained.stream {
-                let sent = drained.bytes + drained.list_bytes;
-                call.down_queued = call.down_queued.saturating_sub(sent);
-                self.held = self.held.saturating_sub(sent);
+                call.down_queued.take(sent, now);
                 if let Some(up) = call.up {
                     self.release(up.conn, up.stream, drained.bytes);
                 }
+                self.account(call_key);
                 self.finish_if_done(call_key);
             } else if let Some(up) = call
                 .up
                 .as_mut()
                 .filter(|up| up.conn == key && up.stream == drained.stream)
             {
-                let sent = drained.bytes + drained.list_bytes;
                 up.written += drained.bytes;
-                call.up_queued = call.up_queued.saturating_sub(sent);
-                self.held = self.held.saturating_sub(sent);
+                call.up_queued.take(sent, now);
+                self.account(call_key);
                 self.credit_request(call_key);
             }
-        }
-    }
-
-    /// Cuts calls whose receiver has taken nothing for long, while the worker holds much.
-    pub(crate) fn cut_stalled(&mut self) {
-        if self.held <= self.options().held_bytes / 2 {
-            return;
-        }
-        let limit = self.options().stall_timeout;
-        let stalled = |call: &super::state::Call| {
-            call.down_queued + call.up_queued > 0 && self.now >= call.progress + limit
-        };
-        let cut: Vec<CallKey> = self
-            .calls
-            .iter()
-            .filter(|(_, call)| stalled(call))
-            .map(|(key, _)| key)
-            .collect();
-        for key in cut {
-            self.count(Counter::BoundStall);
-            self.cut(
-                key,
-                "the receiver has taken nothing for long, and the proxy's buffers are nearly full",
-            );
         }
     }
 }

@@ -42,6 +42,23 @@ pub(crate) fn mend_authority(fields: &mut Fields) {
     fields.set(b":authority", &mended);
 }
 
+/// A list that takes no more than this is kept as it is.
+const TRIMMED_BYTES: usize = 2 * 1024;
+
+/// Reduces a large request to what is still asked of it once it will not be sent again.
+pub(crate) fn trim(fields: &mut Fields) {
+    if fields.held_bytes() <= TRIMMED_BYTES {
+        return;
+    }
+    let mut rest = Fields::new();
+    for name in [&b":method"[..], b":path", b"content-type"] {
+        if let Some(value) = fields.get(name) {
+            rest.push(name, value);
+        }
+    }
+    *fields = rest;
+}
+
 /// The parts of `heddle-to`.
 pub(crate) fn parse_to(value: &[u8]) -> Option<(&str, &str, &str)> {
     let mut parts = std::str::from_utf8(value).ok()?.splitn(3, '/');

@@ -6,6 +6,8 @@ pub(crate) mod begin;
 pub(crate) mod parked;
 pub(crate) mod attempt;
 pub(crate) mod forward;
+pub(crate) mod holding;
+pub(crate) mod queued;
 pub(crate) mod response;
 pub(crate) mod endpoint_health;
 pub mod deadline;

@@ -72,7 +72,6 @@ impl Worker {
         if (end || marks.unprocessed) && self.retry_marked(key, conn, marks, fields, end) {
             return;
         }
-        let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -81,14 +80,20 @@ impl Worker {
             call.status = headers::grpc_status(fields);
         }
         call.reason = marks.reason;
-        let before = call.held();
         call.replay.give_up();
         call.request_trailers = None;
         call.phase = Phase::Committed;
-        call.progress = now;
-        self.held = (self.held + call.held()).saturating_sub(before);
-        call.sent = Sent::Headers;
-        if self.send_list(key, fields, end) && end {
+        if !end {
+            headers::trim(&mut call.request);
+            self.account(key);
+        }
+        if !self.send_list(key, fields, end) {
+            return;
+        }
+        if let Some(call) = self.calls.get_mut(key) {
+            call.sent = Sent::Headers;
+        }
+        if end {
             self.response_ended(key);
         }
     }
@@ -123,6 +128,7 @@ impl Worker {
     /// Passes a header list on to the caller, where it waits while the caller leaves much unread. False: there is no
     /// memory for that, and the call has ended.
     fn send_list(&mut self, key: CallKey, fields: &Fields, end: bool) -> bool {
+        let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return false;
         };
@@ -130,16 +136,25 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(down.conn) else {
             return false;
         };
-        let queued = conn.h2.headers(down.stream, fields, end).unwrap_or(0);
-        call.down_queued += queued;
-        self.held += queued;
-        self.mark_dirty(down.conn);
-        if queued == 0 || !self.is_over_full() {
+        if conn.h2.has_output_room() && call.down_queued.is_empty() {
+            let _ = conn.h2.headers(down.stream, fields, end);
+            self.mark_dirty(down.conn);
             return true;
         }
-        self.count(Counter::BoundMemory);
-        self.cut(key, "the proxy's buffers are full");
-        false
+        self.count_machine(down.conn);
+        if let Some(over) = self.over_share(key) {
+            self.overload(key, over);
+            return false;
+        }
+        let (Some(call), Some(conn)) = (self.calls.get_mut(key), self.conns.get_mut(down.conn))
+        else {
+            return false;
+        };
+        let queued = conn.h2.headers(down.stream, fields, end).unwrap_or(0);
+        call.down_queued.add(queued, now);
+        self.account(key);
+        self.mark_dirty(down.conn);
+        true
     }
 
     pub(crate) fn on_response_too_large(
@@ -220,7 +235,7 @@ impl Worker {
         };
         let open = call
             .up
-            .filter(|_| !end || !call.request_ended || call.up_queued > 0);
+            .filter(|_| !end || !call.request_ended || !call.up_queued.is_empty());
         let text = fields.get(b"grpc-message").unwrap_or_default();
         let mut failure = Failure::new(reason, String::from_utf8_lossy(text));
         if let Some(status) = headers::grpc_status(fields) {

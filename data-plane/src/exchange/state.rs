@@ -7,6 +7,8 @@ use std::time::Instant;
 use heddle_h2::{Fields, StreamId};
 use heddle_proto::Reason;
 
+use super::holding::Accounted;
+use super::queued::Queued;
 use super::replay::Replay;
 use crate::balance::Endpoint;
 use crate::route::Service;
@@ -94,10 +96,10 @@ pub(crate) struct Call {
     /// How often it was tried again where it had failed before, for want of another endpoint.
     pub(crate) repeats: u32,
     /// Bytes waiting in the machines of either side.
-    pub(crate) down_queued: usize,
-    pub(crate) up_queued: usize,
+    pub(crate) down_queued: Queued,
+    pub(crate) up_queued: Queued,
+    pub(crate) accounted: Accounted,
     pub(crate) started: Instant,
-    pub(crate) progress: Instant,
     pub(crate) deadline: Option<Instant>,
     pub(crate) deadline_timer: Option<TimerId>,
     pub(crate) wait_timer: Option<TimerId>,
@@ -108,9 +110,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Bytes that are taken in and not passed on.
-    pub(crate) fn held(&self) -> usize {
-        self.replay.len() + self.down_queued + self.up_queued
+    /// Bytes that the call itself keeps.
+    pub(crate) fn kept(&self) -> usize {
+        let trailers = self.request_trailers.as_ref();
+        let trailers = trailers.map_or(0, |trailers| trailers.held_bytes());
+        self.replay.len() + self.request.held_bytes() + trailers
     }
 
     /// Whether it may still be tried again.

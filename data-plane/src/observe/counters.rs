@@ -67,8 +67,12 @@ counters! {
     Http1Refused = "heddle_http1_refused_total", "";
     /// Times that a bound was hit: calls refused because too many of their service were waiting, and what else `bound` says.
     BoundPending = "heddle_bounds_hit_total", "bound=\"pending_calls\"";
-    /// Calls refused because the worker's buffers were full.
+    /// Calls refused or ended because the worker's buffers were full.
     BoundMemory = "heddle_bounds_hit_total", "bound=\"buffered_bytes\"";
+    /// Calls refused or ended because their caller's connection held more than its share of the worker's buffers.
+    BoundCallerShare = "heddle_bounds_hit_total", "bound=\"buffered_bytes_of_caller\"";
+    /// Calls refused or ended because the calls of their service held more than their share of the worker's buffers.
+    BoundServiceShare = "heddle_bounds_hit_total", "bound=\"buffered_bytes_of_service\"";
     /// Calls that outgrew the replay buffer and can no longer be tried again.
     BoundReplay = "heddle_bounds_hit_total", "bound=\"replay_buffer\"";
     /// Retries not made because the service's retry budget was used up.

@@ -289,6 +289,7 @@ impl Worker {
         };
         conn.transport.deregister(self.poll.registry());
         self.unset(conn.timer.map(|(_, id)| id));
+        self.forget_machine(conn.machine);
         self.count(Counter::ClosedUpstream);
         if let Some(pool) = conn.up().map(|up| up.pool) {
             self.leave_pool(pool, key);

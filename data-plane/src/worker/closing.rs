@@ -26,6 +26,7 @@ impl Worker {
         };
         conn.transport.deregister(self.poll.registry());
         self.unset(conn.timer.map(|(_, id)| id));
+        self.forget_machine(conn.machine);
         let calls = std::mem::take(&mut conn.calls);
         match &mut conn.side {
             Side::Down(down) => {

@@ -10,6 +10,7 @@ use super::Role;
 use super::arena::Key;
 use super::timers::TimerId;
 use super::transport::Transport;
+use crate::exchange::queued::MIN_TAKEN;
 use crate::exchange::state::Call;
 use crate::listener::http1::Sniff;
 use crate::listener::places::PlaceState;
@@ -55,6 +56,12 @@ pub(crate) struct Conn {
     pub(crate) last_read: Instant,
     /// Answered streams whose request still comes, oldest first.
     pub(crate) linger: VecDeque<(Instant, StreamId)>,
+    /// What its calls hold elsewhere, charged to it as their caller.
+    pub(crate) charged: usize,
+    /// What waits in its machine, as it was counted last.
+    pub(crate) machine: usize,
+    /// While its socket is full: since when the peer has read next to nothing, and what it has read since.
+    stall: Option<(Instant, usize)>,
     /// Of the streams over the bound those that are counted.
     pub(crate) refused: u64,
 }
@@ -150,6 +157,9 @@ impl Conn {
             timer: None,
             last_read: now,
             linger: VecDeque::new(),
+            charged: 0,
+            machine: 0,
+            stall: None,
             refused: 0,
         }
     }
@@ -195,6 +205,26 @@ impl Conn {
             .up()
             .is_some_and(|up| matches!(up.state, UpState::Ready) && !up.leaving);
         ready && self.ending == Ending::No && self.h2.open_slots() > 0 && self.h2.has_output_room()
+    }
+
+    /// The socket took so many bytes, and no more for now. One byte now and then is no progress.
+    pub(crate) fn note_stall(&mut self, written: usize, now: Instant) {
+        let (since, taken) = self.stall.unwrap_or((now, 0));
+        let taken = taken + written;
+        self.stall = match taken >= MIN_TAKEN {
+            true => Some((now, 0)),
+            false => Some((since, taken)),
+        };
+    }
+
+    /// The socket took all that there was.
+    pub(crate) fn end_stall(&mut self) {
+        self.stall = None;
+    }
+
+    /// Since when the peer has read next to nothing of what waits for it.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        self.stall.map(|(since, _)| since)
     }
 
     /// The pool whose calls may wait because the server leaves much unread.

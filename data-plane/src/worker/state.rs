@@ -32,6 +32,8 @@ use crate::upstream::pool::{Load, Pools};
 pub(crate) const READ_BUFFER: usize = 128 * 1024;
 /// Buffers of finished calls kept for new ones.
 const SPARES: usize = 256;
+/// The list of a request that took more is not kept.
+const SPARE_BYTES: usize = 8 * 1024;
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +60,8 @@ pub(crate) struct ServiceState {
     pub(crate) budget: RetryBudget,
     /// Calls waiting in pools.
     pub(crate) pending: usize,
+    /// What its calls hold of the worker's memory, to within a few KiB a call.
+    pub(crate) held: usize,
 }
 
 #[derive(Debug)]
@@ -98,7 +102,8 @@ pub(crate) struct Worker {
     pub(crate) downstream: usize,
     /// The same by listener, and which of them goes first.
     pub(crate) places: Places,
-    /// Bytes taken in and not passed on, over all calls.
+    /// Bytes that are buffered: what calls keep and what waits in the machines of all connections. See
+    /// `exchange/holding.rs`.
     pub(crate) held: usize,
     /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
     pub(crate) growing: bool,
@@ -201,6 +206,7 @@ impl Worker {
             .or_insert_with(|| ServiceState {
                 budget: RetryBudget::new(rate, now),
                 pending: 0,
+                held: 0,
             })
     }
 
@@ -211,7 +217,7 @@ impl Worker {
 
     /// Gives a finished call's buffers back.
     pub(crate) fn give_spare(&mut self, mut fields: Fields, mut replay: Replay) {
-        if self.spares.len() < SPARES {
+        if self.spares.len() < SPARES && fields.capacity_bytes() <= SPARE_BYTES {
             fields.clear();
             replay.reset();
             self.spares.push((fields, replay));

@@ -176,7 +176,8 @@ fn a_sweep_that_panics_is_done_again() {
     theirs.write_all(caller.output()).unwrap();
     worker.read(key);
     let call = worker.calls.keys()[0];
-    worker.calls.get_mut(call).unwrap().down_queued = 1;
+    let now = worker.now;
+    worker.calls.get_mut(call).unwrap().down_queued.add(1, now);
     worker.held = usize::MAX;
     let fired = std::panic::AssertUnwindSafe(|| worker.fire(state::Timer::Sweep));
     let _ = std::panic::catch_unwind(fired);

@@ -220,7 +220,9 @@ impl Worker {
         }));
         if closed.is_err() {
             tracing::error!("closing a connection after a panic panicked; it is dropped");
-            self.conns.remove(key);
+            if let Some(conn) = self.conns.remove(key) {
+                self.forget_machine(conn.machine);
+            }
         }
     }
 
@@ -391,11 +393,14 @@ impl Worker {
                     // A short write: the socket is full, and tells when it is not.
                     if written < whole {
                         conn.blocked = true;
+                        conn.note_stall(written, self.now);
                         break self.bound_output(key);
                     }
+                    conn.end_stall();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     conn.blocked = true;
+                    conn.note_stall(0, self.now);
                     break self.bound_output(key);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -410,6 +415,7 @@ impl Worker {
         }
         self.on_progress(key);
         self.rearm(key);
+        self.count_machine(key);
         // Calls may have waited until the server reads on.
         let relieved = |conn: &super::conn::Conn| conn.h2.has_output_room();
         if let Some(pool) = full

@@ -21,6 +21,7 @@ mod passive_health;
 mod redials;
 mod relay;
 mod retries;
+mod shares_output;
 mod slow;
 mod steady;
 mod told;

@@ -1,0 +1,113 @@
+//! What of one call waits in a machine for its receiver, and how fast the receiver takes it. Counts and `now` come
+//! in; whether the receiver is too slow goes out. Bytes themselves and who they belong to may not come in.
+
+use std::time::{Duration, Instant};
+
+/// A receiver that owes bytes takes at least so many in each stall timeout (16 KiB in 30 s, 546 bytes a second), or
+/// all that waits; one byte now and then is no progress. Only looked at while the worker holds half of what it may:
+/// consumers may pause for minutes otherwise.
+pub(crate) const MIN_TAKEN: usize = 16 * 1024;
+
+/// Bytes that wait for one receiver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queued {
+    bytes: usize,
+    /// When the present measurement of the receiver began, and what it has taken since.
+    since: Instant,
+    taken: usize,
+}
+
+impl Queued {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            bytes: 0,
+            since: now,
+            taken: 0,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// So many more wait. What comes in says nothing of the receiver.
+    pub(crate) fn add(&mut self, bytes: usize, now: Instant) {
+        if self.bytes == 0 {
+            (self.since, self.taken) = (now, 0);
+        }
+        self.bytes += bytes;
+    }
+
+    /// The receiver took so many.
+    pub(crate) fn take(&mut self, bytes: usize, now: Instant) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.taken += bytes;
+        if self.taken >= MIN_TAKEN {
+            (self.since, self.taken) = (now, 0);
+        }
+    }
+
+    /// What waited was thrown away.
+    pub(crate) fn clear(&mut self) {
+        self.bytes = 0;
+    }
+
+    /// So many of what waited were thrown away, which is no progress.
+    pub(crate) fn discard(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// The receiver has taken less than [`MIN_TAKEN`] for so long, and bytes wait for it.
+    pub(crate) fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
+        self.bytes > 0 && now >= self.since + limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_byte_now_and_then_is_a_stall_and_a_slow_steady_reader_is_not() {
+        let start = Instant::now();
+        let (mut dribble, mut steady) = (Queued::new(start), Queued::new(start));
+        dribble.add(1 << 20, start);
+        steady.add(1 << 20, start);
+        let mut now = start;
+        for second in 1..=60 {
+            now = start + Duration::from_secs(second);
+            steady.take(600, now);
+            assert!(!steady.is_stalled(now, LIMIT), "{second} s");
+            if second % 29 == 0 {
+                dribble.take(1, now);
+            }
+            // What comes in does not count for the receiver.
+            dribble.add(1000, now);
+        }
+        assert!(dribble.is_stalled(now, LIMIT));
+        assert!(!dribble.is_stalled(start + LIMIT / 2, LIMIT));
+    }
+
+    #[test]
+    fn a_receiver_is_measured_from_when_bytes_wait_for_it() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(3600);
+        let mut queued = Queued::new(start);
+        assert!(!queued.is_stalled(later, LIMIT), "nothing waits");
+        queued.add(10, later);
+        assert!(!queued.is_stalled(later, LIMIT));
+        assert!(queued.is_stalled(later + LIMIT, LIMIT));
+        queued.take(10, later + LIMIT);
+        assert!(queued.is_empty() && !queued.is_stalled(later + 2 * LIMIT, LIMIT));
+        queued.add(10, later + 3 * LIMIT);
+        assert!(!queued.is_stalled(later + 3 * LIMIT, LIMIT));
+        queued.discard(10);
+        assert!(queued.is_empty());
+    }
+}
