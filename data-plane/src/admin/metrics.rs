@@ -43,6 +43,12 @@ pub fn page(sources: &Sources) -> String {
         "Instances of this node that take calls.",
         healthy as u64,
     );
+    let unknown = views.values().filter(|v| !v.schema_reason.is_empty());
+    gauge(
+        "heddle_agent_schemas_unknown",
+        "Instances of this node whose proto services or descriptors are not all known.",
+        unknown.count() as u64,
+    );
     gauge(
         "heddle_mesh_services",
         "Services in the routing table.",

@@ -181,6 +181,8 @@ impl Reflection {
         if let Some(cached) = cache.as_ref().filter(|cached| cached.made_of == made_of) {
             return Arc::clone(&cached.catalog);
         }
+        // Two of them at once would pass the bound.
+        *cache = None;
         let catalog = Arc::new(Catalog::build(sources, MAX_TOTAL));
         let left_out = catalog.left_out();
         if let Some(first) = left_out.first() {
