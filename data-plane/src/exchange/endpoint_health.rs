@@ -1,6 +1,8 @@
 //! What the ends of attempts say of their endpoints: latencies for the balancer, and unanswered calls for passive health.
 //! Ends of attempts come in; estimates, ejections and their logs and counters go out. Nothing is decided about calls.
 
+use std::time::Duration;
+
 use heddle_proto::Reason;
 
 use super::state::Sent;
@@ -8,6 +10,11 @@ use crate::balance::passive::{Ejection, End, Unanswered};
 use crate::observe::{Counter, EjectedInstance};
 use crate::worker::conn::CallKey;
 use crate::worker::{Role, Worker};
+
+/// A cancel in the last part of the time that a call had is its deadline: a tenth of the time, ...
+const NEAR_PART: u32 = 10;
+/// ... and a little, for what the request took on its way.
+const NEAR: Duration = Duration::from_millis(5);
 
 /// What another proxy's failure says of the instance there, if it says anything: what the instance cannot have seen, or
 /// what the other proxy refused by itself, does not.
@@ -46,6 +53,20 @@ impl Worker {
             tracing::info!(%service, %instance, node = %endpoint.node, "an ejected instance answers again and takes calls");
             self.publish_ejected();
         }
+    }
+
+    /// The caller gives its call up. Clients keep their deadline themselves, and began to count a little before the proxy:
+    /// near its end that is the deadline, and not a change of mind.
+    pub(crate) fn given_up(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let near = call.deadline.is_some_and(|at| {
+            let whole = at.saturating_duration_since(call.started);
+            at.saturating_duration_since(self.now) <= whole / NEAR_PART + NEAR
+        });
+        let end = if near { End::Deadline } else { End::Cancelled };
+        self.unanswered(key, end);
     }
 
     /// The call's present attempt ends without an answer. To be said before the attempt is given up.

@@ -7,7 +7,6 @@ use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::Reason;
 
 use super::state::{Call, Phase, Sent};
-use crate::balance::passive::End;
 use crate::failure::{self, Failure, Place};
 use crate::observe::Outcome;
 use crate::worker::conn::{CallKey, Conn};
@@ -71,7 +70,7 @@ impl Worker {
             match by {
                 Initiator::Remote => {
                     call.status = Some(CANCELLED);
-                    self.unanswered(key, End::Cancelled);
+                    self.given_up(key);
                 }
                 Initiator::Local => {
                     call.status = Some(Reason::ProtocolError.grpc_status());
@@ -89,7 +88,7 @@ impl Worker {
         };
         if call.sent != Sent::All || !call.down_queued.is_empty() {
             call.status = Some(CANCELLED);
-            self.unanswered(key, End::Cancelled);
+            self.given_up(key);
         }
         self.abandon(key);
     }

@@ -49,43 +49,56 @@ fn ways(hung: &Backend, well: &Backend) -> Vec<(&'static str, Vec<Node>, Vec<End
     ]
 }
 
+/// Who sees first that a call's deadline has passed.
+#[derive(Clone, Copy, Debug)]
+enum Clock {
+    Proxy,
+    /// As gRPC's clients do, which cancel the call then.
+    Caller,
+}
+
+/// A call with a deadline. It fails, or is answered with OK.
+async fn call_with_deadline(client: Client, clock: Clock) {
+    let call = request("Put").header("grpc-timeout", "100m");
+    let (response, mut send) = client.open(call.body(()).unwrap(), false).await;
+    send.send_data(bytes::Bytes::new(), true).unwrap();
+    let reply = read_reply(response);
+    let reply = match clock {
+        Clock::Proxy => within(reply).await,
+        Clock::Caller => {
+            let own = tokio::time::timeout(Duration::from_millis(97), reply).await;
+            let Ok(reply) = own else {
+                return send.send_reset(h2::Reason::CANCEL);
+            };
+            reply
+        }
+    };
+    let reply = reply.unwrap();
+    assert!(matches!(reply.status(), "0" | "4"), "{}", reply.message());
+}
+
 /// Calls with a deadline, `callers` at once, until the instance is ejected.
-async fn call_until_ejected(node: &Node, uid: u64, callers: usize) {
+async fn call_until_ejected(node: &Node, uid: u64, callers: usize, clock: Clock) {
     let client = node.client().await;
     let begun = Instant::now();
     while node.workers.metrics().ejected_by(uid) == 0 {
         assert!(begun.elapsed() < LONG, "it is never ejected");
-        let calls = (0..callers).map(|_| {
-            let client = client.clone();
-            let call = request("Put").header("grpc-timeout", "100m");
-            async move { client.call(call.body(()).unwrap(), b"x").await.unwrap() }
-        });
-        for reply in futures_join(calls).await {
-            assert!(matches!(reply.status(), "0" | "4"), "{}", reply.message());
+        let calls = (0..callers).map(|_| call_with_deadline(client.clone(), clock));
+        let tasks: Vec<_> = calls.map(tokio::spawn).collect();
+        for task in tasks {
+            task.await.unwrap();
         }
     }
 }
 
-async fn futures_join<F>(calls: impl Iterator<Item = F>) -> Vec<Reply>
-where
-    F: Future<Output = Reply> + Send + 'static,
-{
-    let tasks: Vec<_> = calls.map(tokio::spawn).collect();
-    let mut replies = Vec::new();
-    for task in tasks {
-        replies.push(task.await.unwrap());
-    }
-    replies
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_answers_nothing_leaves_the_choice_until_it_answers_again() {
-    for callers in [1, 8] {
+    for (callers, clock) in [(1, Clock::Proxy), (8, Clock::Proxy), (8, Clock::Caller)] {
         let ((hung, release), well) = (hung().await, Backend::echo().await);
         for (way, nodes, endpoints) in ways(&hung, &well) {
             let (node, uid) = (&nodes[0], endpoints[0].uid);
             node.publish(vec![echo(endpoints)]);
-            call_until_ejected(node, uid, callers).await;
+            call_until_ejected(node, uid, callers, clock).await;
             let metrics = node.workers.metrics();
             let text = metrics.prometheus();
             assert!(
