@@ -15,6 +15,7 @@ use envoy_types::pb::envoy::service::{
 };
 use heddle_listen::{
     BindError, Bound, Connections, Consent, Guard, Limits, ListenAddr, ListenOption, Socket,
+    files::{Asked, within_files},
 };
 use heddle_proto::{
     control::v1::{node_session_server::NodeSessionServer, replica_server::ReplicaServer},
@@ -88,11 +89,12 @@ pub enum AppError {
 ///
 /// # Errors
 /// If it cannot start; each says what to do.
-pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), AppError> {
+pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Result<(), AppError> {
     if options.renew_interval * 2 > options.lease_ttl {
         return Err(AppError::RenewInterval);
     }
     consented(&options)?;
+    let reduced = bound_by_files(&mut options);
     let token = CancellationToken::new();
     let mut stop = pin!(stop);
     let (store, store_name) = opening::open(&options)?;
@@ -174,6 +176,9 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
             token.clone(),
         ));
     }
+    if let Some(reduced) = reduced {
+        tracing::info!("{reduced}");
+    }
     heddle_options::ready(&ready);
     stop.await;
     tracing::info!("stopping");
@@ -214,6 +219,25 @@ fn consented(options: &Options) -> Result<(), AppError> {
         }
     }
     Ok(())
+}
+
+/// Reduces the bounds of connections to what the process may open files for; says so once it has started.
+fn bound_by_files(options: &mut Options) -> Option<String> {
+    let files = heddle_options::raise_file_limit()?;
+    let asked = [options.listen_connections, options.http_connections];
+    let asked = asked.map(|bound| Asked { bound, times: 1 });
+    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &asked);
+    let &[grpc, http] = &bounds[..] else {
+        return None;
+    };
+    let reduced = grpc < options.listen_connections || http < options.http_connections;
+    (options.listen_connections, options.http_connections) = (grpc, http);
+    reduced.then(|| {
+        format!(
+            "this process may open {files} files (ulimit -Hn), too few for all connections that it may have: it takes \
+             {grpc} on --listen and {http} on --http"
+        )
+    })
 }
 
 /// Binds every address of one option.

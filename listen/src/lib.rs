@@ -6,6 +6,7 @@
 pub mod address;
 pub mod connections;
 pub mod exposure;
+pub mod files;
 pub mod guard;
 pub mod idle;
 pub mod serve;

@@ -69,6 +69,45 @@ async fn silent_strangers_stop_neither_health_nor_registration() {
     drop(held);
 }
 
+/// Issue 10, A4: with fewer files than the bounds of its listeners ask for, each listener keeps its share of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_do_not_take_the_last_file_of_a_process() {
+    let place = folder();
+    let few = |start: Start| {
+        let script = "ulimit -n 300; exec \"$@\"";
+        start.behind(Path::new("/bin/sh"), &["-c", script, "sh"])
+    };
+    let control = Start::new("heddle-control", &binary("heddle-control"))
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .arg("--store")
+        .arg(format!("embedded:{}", place.path().join("store").display()));
+    let mut control = few(control).spawn();
+    let listeners = control.ready().await;
+    let addr = |name: &str| -> SocketAddr { listeners.get(name).parse().unwrap() };
+    let _held = silent(addr("grpc"), 400).await;
+    answers(addr("http"), "/readyz").await;
+    let start = proxy()
+        .args(["--outbound", "127.0.0.1:0", "--agent", "127.0.0.1:0"])
+        .args([
+            "--admin",
+            "127.0.0.1:0",
+            "--dns",
+            "127.0.0.1:0",
+            "--workers",
+            "1",
+        ]);
+    let mut proxy = few(start).spawn();
+    let listeners = proxy.ready().await;
+    let addr = |name: &str| -> SocketAddr { listeners.get(name).parse().unwrap() };
+    let _held = (
+        silent(addr("inbound"), 200).await,
+        silent(addr("agent"), 200).await,
+    );
+    answers(addr("admin"), "/readyz").await;
+    proxy.stop_well().await;
+    control.stop_well().await;
+}
+
 /// One request in HTTP/1.1; its status.
 async fn asked(addr: SocketAddr, request: &str) -> String {
     let ask = async {

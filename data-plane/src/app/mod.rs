@@ -16,6 +16,7 @@ use std::{
     time::Instant,
 };
 
+use heddle_listen::files::{Asked, within_files};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -102,9 +103,10 @@ enum StartError {
     Advertise,
 }
 
-async fn serve(options: Options) -> Result<(), StartError> {
+async fn serve(mut options: Options) -> Result<(), StartError> {
     // Before the first listener opens: whoever reaches one may say stop at once, and that is a drain too.
     let mut told = pin!(heddle_options::terminated());
+    let reduced = bound_by_files(&mut options);
     let incarnation = uuid::Uuid::new_v4().to_string();
     let revision = Arc::new(AtomicU64::new(0));
     let (readiness, _) = readiness::channel();
@@ -170,6 +172,9 @@ async fn serve(options: Options) -> Result<(), StartError> {
     let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
     session.set_advertise(proxy.advertise(&inbound)?);
     tokio::spawn(session.run());
+    if let Some(reduced) = reduced {
+        tracing::info!("{reduced}");
+    }
 
     let routable = tokio::select! {
         biased;
@@ -237,7 +242,6 @@ type Started = (
 
 fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartError> {
     let (reports_in, reports) = mpsc::channel(MAX_REPORTS);
-    let (outbound_connections, inbound_connections) = connections(options);
     // Each worker makes one, and a new one should it break.
     let (internal_in, internal) = mpsc::channel(options.workers * 4);
     let worker_options = WorkerOptions {
@@ -246,41 +250,39 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
         incarnation: incarnation.to_owned(),
         drain_timeout: options.drain_timeout,
         own_names: options.own_names.clone(),
-        outbound_connections,
-        inbound_connections,
+        outbound_connections: options.outbound_connections,
+        inbound_connections: options.inbound_connections,
         ..WorkerOptions::default()
     };
     let workers = Workers::start(worker_options, reports_in, internal_in)?;
     Ok((Arc::new(workers), reports, internal))
 }
 
-/// Descriptors kept for all that is no accepted connection: files, connections to instances and nodes.
-const OTHER_FILES: usize = 1024;
-
-/// The bounds of outbound and inbound per worker: as asked for, or less if the process may not open as many files. Then
-/// each listener has its share, and none can take the descriptors of another.
-fn connections(options: &Options) -> (usize, usize) {
-    let asked = (options.outbound_connections, options.inbound_connections);
-    let Some(files) = heddle_options::raise_file_limit() else {
-        return asked;
+/// Reduces the bounds of connections to what the process may open files for; says so once it has started.
+fn bound_by_files(options: &mut Options) -> Option<String> {
+    let files = heddle_options::raise_file_limit()?;
+    let of = |bound, times| Asked { bound, times };
+    let asked = [
+        of(options.outbound_connections, options.workers),
+        of(options.inbound_connections, options.workers),
+        of(options.agent_connections, 1),
+        of(options.admin_connections, 1),
+    ];
+    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &asked);
+    let &[outbound, inbound, agent, admin] = &bounds[..] else {
+        return None;
     };
-    let files = usize::try_from(files).unwrap_or(usize::MAX);
-    // An eighth at least is for the way on: each call that comes in goes out.
-    let reserved = OTHER_FILES.max(files / 8);
-    let own = options.agent_connections + options.admin_connections;
-    let left = files.saturating_sub(reserved + own) / options.workers.max(1);
-    let wanted = asked.0 + asked.1;
-    if wanted <= left {
-        return asked;
-    }
-    let share = |bound: usize| (bound.saturating_mul(left) / wanted).max(16);
-    let bounds = (share(asked.0), share(asked.1));
-    tracing::info!(
-        "this process may open {files} files (ulimit -n): each worker takes {} connections on outbound and {} on inbound",
-        bounds.0,
-        bounds.1
-    );
-    bounds
+    options.outbound_connections = outbound;
+    options.inbound_connections = inbound;
+    options.agent_connections = agent;
+    options.admin_connections = admin;
+    let mut both = asked.iter().zip(&bounds);
+    both.any(|(asked, bound)| asked.bound > *bound).then(|| {
+        format!(
+            "this process may open {files} files (ulimit -Hn), too few for all connections that it may have: it takes \
+             {outbound} on outbound and {inbound} on inbound per worker, {agent} on agent, {admin} on admin"
+        )
+    })
 }
 
 fn start_weaver(

@@ -89,6 +89,13 @@ impl OwnListeners {
     }
 }
 
+impl Drop for OwnListeners {
+    /// Also where the start failed half-way.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl Proxy {
     /// Admin answers from the first moment, to say why the rest does not yet.
     pub(super) fn start_admin(&self, session: &SessionHandle) -> Result<(), StartError> {

@@ -1,0 +1,55 @@
+//! How many connections listeners may hold if the process may open only so many files: each keeps its share, so that none
+//! can take the descriptors of another. Numbers come in, numbers go out.
+
+/// A bound of connections that `times` sockets have each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub bound: usize,
+    pub times: usize,
+}
+
+/// The bounds, reduced where they would take more than three quarters of `files`: the rest is for files and for the
+/// connections that the process opens itself. The largest bounds are cut first; a small listener keeps what it asked for.
+#[must_use]
+pub fn within_files(files: usize, asked: &[Asked]) -> Vec<usize> {
+    let budget = files - files / 4;
+    let takes = |cap: usize| {
+        let each = asked
+            .iter()
+            .map(|of| of.bound.min(cap).saturating_mul(of.times));
+        each.fold(0_usize, usize::saturating_add)
+    };
+    let largest = asked.iter().map(|of| of.bound).max().unwrap_or(0);
+    // The highest cap that fits.
+    let (mut fits, mut too_much) = (0, largest.saturating_add(1));
+    while too_much - fits > 1 {
+        let middle = fits + (too_much - fits) / 2;
+        match takes(middle) <= budget {
+            true => fits = middle,
+            false => too_much = middle,
+        }
+    }
+    asked.iter().map(|of| of.bound.min(fits).max(1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bounds_are_cut_and_small_ones_stay() {
+        let asked = [(10_000, 2), (10_000, 2), (4096, 1), (256, 1)]
+            .map(|(bound, times)| Asked { bound, times });
+        for (files, expect) in [
+            (1_000_000, [10_000, 10_000, 4096, 256]),
+            (20_000, [2948, 2948, 2948, 256]),
+            (1024, [128, 128, 128, 128]),
+            (8, [1, 1, 1, 1]),
+        ] {
+            let bounds = within_files(files, &asked);
+            let taken: usize = bounds.iter().zip(&asked).map(|(b, of)| b * of.times).sum();
+            assert!(taken <= files, "{files}: {bounds:?}");
+            assert_eq!(bounds, expect, "{files}");
+        }
+    }
+}
