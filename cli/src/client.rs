@@ -9,6 +9,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::exit::Exit;
+
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A mesh of thousands of instances answers with more than tonic's 4 MiB.
@@ -53,6 +55,22 @@ pub(crate) enum ClientError {
     },
     #[error("no control plane is named; say where it is with --control URL")]
     Nowhere,
+}
+
+impl ClientError {
+    /// Whether the answer is no, late, or there is nobody to give one.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Address { .. } | Self::Nowhere => Exit::Usage,
+            Self::Unreachable { .. } | Self::Ended { .. } | Self::Stranger { .. } => Exit::Nobody,
+            Self::Slow { .. } => Exit::Late,
+            Self::Refused { code, .. } => match code {
+                Code::DeadlineExceeded => Exit::Late,
+                Code::Unavailable => Exit::Nobody,
+                _ => Exit::No,
+            },
+        }
+    }
 }
 
 /// A control plane that has accepted a connection.
@@ -171,7 +189,7 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Control, ControlOptions};
+    use super::{Control, ControlOptions, Exit};
 
     #[tokio::test]
     async fn a_missing_control_plane_is_one_line_with_where_and_what_to_do() {
@@ -184,6 +202,7 @@ mod tests {
         })
         .await
         .unwrap_err();
+        assert_eq!(error.exit(), Exit::Nobody);
         let text = error.to_string();
         assert!(
             text.contains(&url) && text.contains("refused") && text.contains("--control"),
@@ -194,8 +213,10 @@ mod tests {
             let options = ControlOptions {
                 control: vec![control.into()],
             };
-            let text = Control::connect(&options).await.unwrap_err().to_string();
+            let error = Control::connect(&options).await.unwrap_err();
+            let text = error.to_string();
             assert!(text.contains(part), "{control}: {text}");
+            assert_eq!(error.exit(), Exit::Usage, "{text}");
         }
     }
 }

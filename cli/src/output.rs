@@ -39,6 +39,8 @@ pub(crate) fn render(
 pub(crate) struct Table {
     head: &'static [&'static str],
     shows_head: bool,
+    /// Of the columns, at least.
+    widths: Vec<usize>,
     rows: Vec<Vec<String>>,
 }
 
@@ -47,16 +49,29 @@ impl Table {
         Self {
             head,
             shows_head: true,
+            widths: Vec::new(),
             rows: Vec::new(),
         }
     }
 
-    /// For rows that are told one by one.
-    pub(crate) fn headless(head: &'static [&'static str]) -> Self {
-        Self {
-            shows_head: false,
-            ..Self::new(head)
-        }
+    /// The rows so far, and an empty table that goes on below them: without a head, its columns at least as wide.
+    pub(crate) fn printed(&mut self) -> String {
+        let text = self.to_string();
+        self.widths = self.widths();
+        self.shows_head = false;
+        self.rows.clear();
+        text
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let of = |column: usize| {
+            let head = self.head.get(column).map_or(0, |cell| cell.len());
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+            let before = self.widths.get(column).copied().unwrap_or(0);
+            head.max(widest).max(before)
+        };
+        (0..self.head.len()).map(of).collect()
     }
 
     pub(crate) fn row(&mut self, cells: Vec<String>) {
@@ -70,16 +85,7 @@ impl fmt::Display for Table {
         let head: Vec<String> = self.head.iter().map(|&cell| cell.to_owned()).collect();
         let shown = self.shows_head.then_some(&head);
         let lines: Vec<&Vec<String>> = shown.into_iter().chain(&self.rows).collect();
-        let widths: Vec<usize> = (0..head.len())
-            .map(|column| {
-                lines
-                    .iter()
-                    .filter_map(|line| line.get(column))
-                    .map(|cell| cell.chars().count())
-                    .max()
-            })
-            .map(Option::unwrap_or_default)
-            .collect();
+        let widths = self.widths();
         for line in lines {
             let mut text = String::new();
             for (cell, &width) in line.iter().zip(&widths) {
@@ -92,7 +98,7 @@ impl fmt::Display for Table {
 }
 
 /// One cell: never empty, and no control character of a stranger's text reaches the terminal.
-fn clean(cell: &str) -> String {
+pub(crate) fn clean(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
@@ -122,5 +128,18 @@ mod tests {
              müller  healthy  -\n\
              b       -        \\u{1b}[31mred\\n\n"
         );
+    }
+
+    #[test]
+    fn rows_that_come_later_keep_to_the_columns() {
+        let mut table = Table::new(&["NAME", "STATE"]);
+        table.row(vec!["a-long-one".into(), "healthy".into()]);
+        assert_eq!(table.printed(), "NAME        STATE\na-long-one  healthy\n");
+        table.row(vec!["b".into(), "gone".into()]);
+        assert_eq!(table.printed(), "b           gone\n");
+        table.row(vec!["one-that-is-longer".into(), "gone".into()]);
+        table.row(vec!["c".into(), "gone".into()]);
+        let widened = "one-that-is-longer  gone\nc                   gone\n";
+        assert_eq!(table.printed(), widened);
     }
 }

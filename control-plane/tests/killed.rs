@@ -414,7 +414,7 @@ async fn events_are_told_as_they_happen() {
         .unwrap();
     let mut status = MeshStatusClient::new(connection);
     let mut events = status
-        .watch_events(WatchEventsRequest {})
+        .watch_events(WatchEventsRequest::default())
         .await
         .unwrap()
         .into_inner();

@@ -4,6 +4,7 @@
 
 mod reason;
 pub mod rules;
+pub mod status_code;
 
 pub use reason::{ERROR_DOMAIN, Reason};
 

@@ -73,7 +73,7 @@ async fn the_mesh_is_shown_as_table_json_and_yaml() {
     assert_eq!(state["services"][0]["endpoints"][1]["id"], "e2");
 
     let ran = heddle(&mesh, &["services", "heddle-ecko"]).await;
-    assert_eq!(ran.code, Some(2), "{}", ran.all());
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
     assert!(
         ran.stderr.contains("heddle-echo"),
         "no nearest name in {}",
@@ -86,11 +86,59 @@ async fn a_control_plane_that_is_not_there_is_one_line_with_the_remedy() {
     let mut mesh = Mesh::builder().start().await;
     mesh.stop_control().await;
     let ran = heddle(&mesh, &["status"]).await;
-    assert_eq!(ran.code, Some(2), "{}", ran.all());
+    assert_eq!(ran.code, Some(4), "{}", ran.all());
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.all());
     for part in [mesh.grpc.to_string().as_str(), "--control"] {
         assert!(ran.stderr.contains(part), "{}", ran.all());
     }
+}
+
+/// Issue 10, E1: the verdict, its problems by name, and the exit codes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_verdict_and_the_exit_code_say_whether_the_mesh_is_well() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "e1").await;
+    mesh.control_has(&["e1"]).await;
+    let verdict = async |mesh: &Mesh, expected: &str, code: i32, named: &str| {
+        until(&format!("the verdict is {expected}"), async || {
+            let ran = heddle(mesh, &["status", "-o", "json"]).await;
+            let state: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
+            let is = state["verdict"] == expected && ran.code == Some(code);
+            seen(is && ran.stdout.contains(named), ran.all())
+        })
+        .await;
+    };
+    verdict(&mesh, "OK", 0, "\"problems\": []").await;
+
+    // Nobody listens there.
+    let file = format!(
+        "service: filed\nhealth: {{kind: tcp}}\ninstances:\n  - {{id: f1, address: \"{}\"}}\n",
+        heddle_tests::place::free_addr()
+    );
+    mesh.write_services_file("a", "filed.yaml", &file);
+    verdict(&mesh, "FAILING", 1, "service.unhealthy").await;
+    let ran = heddle(&mesh, &["status"]).await;
+    let first = ran.stdout.lines().next();
+    assert!(first == Some("FAILING"), "{}", ran.all());
+    assert!(
+        ran.stdout.contains("try: heddle services filed"),
+        "{}",
+        ran.all()
+    );
+
+    let ran = heddle(&mesh, &["services", "a.b.c"]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
+    let ran = heddle(&mesh, &["events", "--since", "soon"]).await;
+    assert_eq!(ran.code, Some(2), "{}", ran.all());
+    let full = Start::new("heddle", std::path::Path::new("sh"))
+        .args(["-c"])
+        .arg(format!(
+            "{} services --control http://{} >/dev/full",
+            binary("heddle").display(),
+            mesh.grpc
+        ));
+    let ran = run(full).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
 }
 
 /// gRPC's interop server as `users` on node a, by `heddle run`: a program with no line of ours in it.
@@ -143,7 +191,8 @@ async fn any_program_joins_is_restarted_and_leaves() {
     let died = "its process ended by itself (signal: 9 (SIGKILL))";
     let told = async || {
         let events = mesh.events().await.into_iter();
-        let of_it = events.filter(|event| event.instance == "u1");
+        let of_it =
+            events.filter(|event| event.instance == "u1" && event.kind == "instance-expired");
         let causes: Vec<_> = of_it.map(|event| event.cause).collect();
         seen(causes == [died], format!("{causes:?}"))
     };

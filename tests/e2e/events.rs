@@ -164,6 +164,44 @@ async fn a_file_that_is_gone_is_told_and_an_entry_that_is_taken_out_is_not() {
     assert_eq!(expired(&mesh).await, [line("filed.default", "f1", &cause)]);
 }
 
+/// Issue 10, E1: what operators ask of the last hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_come_and_leave_are_told_and_can_be_asked_for() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "e1").await;
+    mesh.control_has(&["e1"]).await;
+    mesh.stop_instance("a", "e1").await;
+    let asked = [
+        "--kind",
+        "instance-joined,instance-left",
+        "--service",
+        "heddle-echo",
+    ];
+    until("both are told", async || {
+        let ran = run(events(&mesh, &[&asked[..], &["-o", "json"]].concat())).await;
+        let told: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
+        let told = told["events"].as_array().cloned().unwrap_or_default();
+        let kinds: Vec<_> = told
+            .iter()
+            .filter_map(|event| event["kind"].as_str())
+            .collect();
+        seen(kinds == ["instance-joined", "instance-left"], ran.all())
+    })
+    .await;
+    for words in [
+        ["--service", "other"],
+        ["--kind", "node-forgotten"],
+        ["--since", "0s"],
+    ] {
+        let ran = run(events(&mesh, &words)).await;
+        assert_eq!(ran.code, Some(0), "{words:?}: {}", ran.all());
+        assert_eq!(ran.stdout.lines().count(), 1, "{words:?}: {}", ran.all());
+    }
+    let ran = run(events(&mesh, &["--kind", "No Kind"])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
+    assert!(ran.stderr.contains("kinds: "), "{}", ran.all());
+}
+
 /// Awaits that it has told of this.
 async fn tells(follow: &mut Process, kind: &str, instance: &str) -> Value {
     let what = format!("{kind} of {instance:?}");

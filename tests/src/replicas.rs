@@ -207,7 +207,10 @@ impl Mesh {
 
     /// What has happened in this mesh so far, oldest first.
     pub async fn events(&self) -> Vec<Event> {
-        let answered = self.status().watch_events(WatchEventsRequest {}).await;
+        let answered = self
+            .status()
+            .watch_events(WatchEventsRequest::default())
+            .await;
         let mut answers = answered.expect("events are served").into_inner();
         let mut events = Vec::new();
         loop {

@@ -13,7 +13,9 @@ pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
 pub use nearest::{edit_distance, nearest};
 pub use private::{create_private_dir, make_private, private_file};
-pub use process::{fail, one_line, raise_file_limit, ready, terminated, terminated_again};
+pub use process::{
+    complain, fail, one_line, raise_file_limit, ready, terminated, terminated_again,
+};
 
 #[cfg(test)]
 mod tests;

@@ -60,13 +60,18 @@ pub fn raise_file_limit() -> Option<u64> {
     }
 }
 
-/// Prints "error: …" on stderr, in one line, and gives the exit code of a failed start (2).
-pub fn fail(message: impl Display) -> ExitCode {
+/// Prints "error: …" on stderr, in one line.
+pub fn complain(message: impl Display) {
     let _ = writeln!(
         io::stderr().lock(),
         "error: {}",
         one_line(&message.to_string())
     );
+}
+
+/// [`complain`], and the exit code of a failed start (2).
+pub fn fail(message: impl Display) -> ExitCode {
+    complain(message);
     ExitCode::from(2)
 }
 

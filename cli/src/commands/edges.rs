@@ -10,7 +10,7 @@ use crate::output::{Table, Tabular};
 
 /// Show who calls whom: rate, success and latency as proxies, Envoys and gRPC clients report them
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle edges", version)]
+#[command(name = "heddle edges", version, after_help = crate::exit::HELP)]
 struct Options {
     /// Only calls to this service: users, or users.shop for one of another namespace
     service: Option<String>,

@@ -1,48 +1,69 @@
 //! `heddle events [--follow]`: what happened to nodes, instances, services and replicas, and why. Following, it prints
 //! each event as it comes, and goes on with another replica when the one that tells them stops.
 
-use std::{
-    collections::BTreeSet,
-    ffi::OsString,
-    io::{self, Write as _},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeSet, ffi::OsString, process::ExitCode, time::Duration};
 
 use heddle_proto::status::v1::{self as wire, WatchEventsRequest, WatchEventsResponse};
 use serde::Serialize;
 use tonic::Streaming;
 
-use super::{ViewOptions, runtime, show};
+use super::{ViewOptions, print, runtime, show};
 use crate::{
     client::{ClientError, Control},
+    exit::{Exit, fail},
     output::{Format, Table, Tabular},
 };
 
 /// Pause before the next try when no control plane answers.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Ids that are remembered, so that another replica's tale does not repeat them: a replica tells at most about 1,000.
-const MAX_TOLD: usize = 10_000;
+/// Ids that are remembered, so that another replica does not repeat them: each keeps at most about 1,000 events.
+const MAX_PRINTED: usize = 10_000;
 
 /// Show what happened to nodes, instances, services and replicas, and why
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle events", version)]
+#[command(name = "heddle events", version, after_help = crate::exit::HELP)]
 struct Options {
     /// Go on with what happens next; JSON is then one event a line, YAML one a document
     #[arg(long, short)]
     follow: bool,
+    /// Only what has happened within so long, as 10m or 1h [default: all that is kept, about an hour]
+    #[arg(long, value_name = "DURATION", value_parser = since)]
+    since: Option<Duration>,
+    /// Only events of this kind, as node-expired; repeats
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kind: Vec<String>,
+    /// Only events of this service: users, or users.shop for one of another namespace
+    #[arg(long, value_name = "SERVICE", default_value = "")]
+    service: String,
     #[command(flatten)]
     view: ViewOptions,
+}
+
+impl Options {
+    fn question(&self) -> WatchEventsRequest {
+        WatchEventsRequest {
+            since: self.since.and_then(|since| since.try_into().ok()),
+            until_now: !self.follow,
+            kinds: self.kind.clone(),
+            service: self.service.clone(),
+        }
+    }
+}
+
+fn since(word: &str) -> Result<Duration, String> {
+    heddle_proxy::options::parse_duration(word)
+        .ok_or_else(|| "must be a number with ms, s, m or h, as 10m".to_owned())
 }
 
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let options: Options = heddle_options::parse("HEDDLE_EVENTS", args);
     heddle_options::init_logging("warn");
+    let question = options.question();
     if options.follow {
-        return follow(&options.view);
+        return follow(&options.view, &question);
     }
     show(&options.view, async |control| {
-        let mut answers = watch(control).await?;
+        let mut answers = watch(control, &question).await?;
         let mut events = Vec::new();
         loop {
             let answer = control.next(&mut answers).await?;
@@ -54,29 +75,32 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     })
 }
 
-async fn watch(control: &Control) -> Result<Streaming<WatchEventsResponse>, ClientError> {
+async fn watch(
+    control: &Control,
+    question: &WatchEventsRequest,
+) -> Result<Streaming<WatchEventsResponse>, ClientError> {
     let mut mesh = control.mesh.clone();
-    control
-        .answer(mesh.watch_events(WatchEventsRequest {}))
-        .await
+    control.answer(mesh.watch_events(question.clone())).await
 }
 
 /// Until it is interrupted, or nobody reads any more.
-fn follow(options: &ViewOptions) -> ExitCode {
+fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(why) => return heddle_options::fail(why),
+        Err(why) => return fail(why, Exit::Nobody),
     };
-    let mut told = BTreeSet::new();
+    let mut printer = Printer::new(options.output);
     runtime.block_on(async {
         // That there is nobody at all is told at once; later ones come back.
         let mut control = match Control::connect(&options.control).await {
             Ok(control) => control,
-            Err(why) => return heddle_options::fail(why),
+            Err(why) => return fail(&why, why.exit()),
         };
         loop {
-            let why = match tell(&control, options.output, &mut told).await {
-                Ok(()) => return ExitCode::SUCCESS,
+            let why = match follow_one(&control, question, &mut printer).await {
+                Ok(code) => return code,
+                // It would say so again.
+                Err(why) if why.exit() == Exit::No => return fail(&why, Exit::No),
                 Err(why) => why,
             };
             tracing::warn!("{why}; trying again");
@@ -90,32 +114,67 @@ fn follow(options: &ViewOptions) -> ExitCode {
     })
 }
 
-/// Ends well when nobody reads.
-async fn tell(
+/// Prints what one replica says until it stops, or until nobody reads any more: then that is the exit code.
+async fn follow_one(
     control: &Control,
-    format: Format,
-    told: &mut BTreeSet<String>,
-) -> Result<(), ClientError> {
-    let mut answers = watch(control).await?;
+    question: &WatchEventsRequest,
+    printer: &mut Printer,
+) -> Result<ExitCode, ClientError> {
+    let mut answers = watch(control, question).await?;
     loop {
         let answer = control.message(&mut answers).await?;
-        for event in answer.events {
-            if !told.insert(event.id.clone()) {
-                continue;
-            }
-            while told.len() > MAX_TOLD {
-                told.pop_first();
-            }
-            let text = Event::from(event).line(format);
-            let mut out = io::stdout().lock();
-            if out
-                .write_all(text.as_bytes())
-                .and_then(|()| out.flush())
-                .is_err()
-            {
-                return Ok(());
+        match print(&printer.text(answer.events)) {
+            Ok(true) => {}
+            Ok(false) => return Ok(ExitCode::SUCCESS),
+            Err(why) => {
+                let why = format!("the events cannot be written: {why}");
+                return Ok(fail(why, Exit::No));
             }
         }
+    }
+}
+
+/// Events as they come, each once, whichever replicas tell them.
+struct Printer {
+    format: Format,
+    table: Table,
+    printed: BTreeSet<String>,
+}
+
+impl Printer {
+    fn new(format: Format) -> Self {
+        Self {
+            format,
+            table: Table::new(HEAD),
+            printed: BTreeSet::new(),
+        }
+    }
+
+    /// Those that are new. The first table has its head, also if nothing has happened yet.
+    fn text(&mut self, events: Vec<wire::Event>) -> String {
+        let mut text = String::new();
+        for event in events {
+            if !self.printed.insert(event.id.clone()) {
+                continue;
+            }
+            while self.printed.len() > MAX_PRINTED {
+                self.printed.pop_first();
+            }
+            let event = Event::from(event);
+            match self.format {
+                Format::Table => self.table.row(event.cells()),
+                // These values have no map and no float: they can always be written.
+                Format::Json => text += &(serde_json::to_string(&event).unwrap_or_default() + "\n"),
+                Format::Yaml => {
+                    let event = serde_saphyr::to_string(&event).unwrap_or_default();
+                    text += &format!("---\n{event}");
+                }
+            }
+        }
+        if self.format == Format::Table {
+            text = self.table.printed();
+        }
+        text
     }
 }
 
@@ -169,20 +228,6 @@ impl Event {
         .map(Clone::clone)
         .to_vec()
     }
-
-    /// As it is told alone.
-    fn line(&self, format: Format) -> String {
-        match format {
-            Format::Table => {
-                let mut table = Table::headless(HEAD);
-                table.row(self.cells());
-                table.to_string()
-            }
-            // These values have no map and no float: they can always be written.
-            Format::Json => serde_json::to_string(self).unwrap_or_default() + "\n",
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(self).unwrap_or_default()),
-        }
-    }
 }
 
 impl Tabular for Events {
@@ -218,7 +263,7 @@ fn time(unix_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Events, time, wire};
+    use super::{Event, Events, Printer, time, wire};
     use crate::output::{Format, render};
 
     fn event() -> Event {
@@ -243,15 +288,34 @@ mod tests {
             "TIME                      EVENT         NODE  SERVICE  INSTANCE  REPLICA  CAUSE\n\
              2025-11-25T02:11:53.120Z  node-expired  a     -        -         r1       silent for 10 s\n"
         );
-        assert_eq!(
-            event().line(Format::Table),
-            "2025-11-25T02:11:53.120Z  node-expired  a  -  -  r1  silent for 10 s\n"
-        );
-        let line = event().line(Format::Json);
-        assert_eq!(line.lines().count(), 1);
-        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(json["cause"], "silent for 10 s");
-        assert!(event().line(Format::Yaml).starts_with("---\ntime: "));
+    }
+
+    #[test]
+    fn followed_events_have_a_head_and_keep_to_their_columns() {
+        let of = |id: &str, kind: &str| wire::Event {
+            id: id.into(),
+            kind: kind.into(),
+            node: "a".into(),
+            replica: "r1".into(),
+            ..wire::Event::default()
+        };
+        let mut printer = Printer::new(Format::Table);
+        let first = printer.text(vec![of("1", "node-expired")]);
+        assert!(first.starts_with("TIME  "), "{first}");
+        let second = printer.text(vec![of("1", "node-expired"), of("2", "node-left")]);
+        let column = |text: &str| text.lines().last().unwrap().find(" a ");
+        assert_eq!(second.lines().count(), 1, "{second}");
+        assert_eq!(column(&first), column(&second), "{first}{second}");
+
+        let mut json = Printer::new(Format::Json);
+        let lines = json.text(vec![of("1", "node-expired"), of("2", "node-left")]);
+        let kinds: Vec<_> = lines
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].clone())
+            .collect();
+        assert_eq!(kinds, ["node-expired", "node-left"]);
+        let yaml = Printer::new(Format::Yaml).text(vec![of("1", "node-left")]);
+        assert!(yaml.starts_with("---\ntime: "), "{yaml}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     client::{ClientError, Control, ControlOptions},
+    exit::{self, Exit, fail},
     output::{Format, Tabular, render},
 };
 
@@ -123,7 +124,10 @@ fn overview() -> Command {
     Command::new("heddle")
         .about("A gRPC service mesh: one proxy per node puts every call on the right thread")
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help("Each command has a --help of its own.")
+        .after_help(format!(
+            "Each command has a --help of its own. {}.",
+            exit::HELP
+        ))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands(subcommands)
@@ -145,29 +149,49 @@ struct ViewOptions {
     output: Format,
 }
 
-/// Connects, asks, prints.
+/// Connects, asks, prints: [`Exit::Yes`] if that works.
 fn show<A: Serialize + Tabular>(
     options: &ViewOptions,
     ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
 ) -> ExitCode {
+    judge(options, ask, |_| Exit::Yes)
+}
+
+/// Connects, asks, prints, and ends as the answer is.
+fn judge<A: Serialize + Tabular>(
+    options: &ViewOptions,
+    ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
+    exit: impl FnOnce(&A) -> Exit,
+) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(why) => return heddle_options::fail(why),
+        Err(why) => return fail(why, Exit::Nobody),
     };
     let answer = runtime.block_on(async {
         let control = Control::connect(&options.control).await?;
         ask(&control).await
     });
-    match answer
-        .map_err(|why| why.to_string())
-        .and_then(|answer| render(options.output, &answer))
-    {
-        Ok(text) => {
-            // A reader that has gone (`| head`) is no failure.
-            let _ = io::stdout().lock().write_all(text.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Err(why) => heddle_options::fail(why),
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(why) => return fail(&why, why.exit()),
+    };
+    let text = match render(options.output, &answer) {
+        Ok(text) => text,
+        Err(why) => return fail(why, Exit::No),
+    };
+    match print(&text) {
+        Ok(_) => exit(&answer).into(),
+        Err(why) => fail(format!("the answer cannot be written: {why}"), Exit::No),
+    }
+}
+
+/// Writes to standard output; false if its reader has gone (`| head`), which is no failure.
+fn print(text: &str) -> io::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(why) => Err(why),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::output::{Table, Tabular};
 
 /// List proxies and other xDS clients with what each has acknowledged or rejected
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle proxies", version)]
+#[command(name = "heddle proxies", version, after_help = crate::exit::HELP)]
 struct Options {
     #[command(flatten)]
     view: ViewOptions,
@@ -41,6 +41,10 @@ struct Proxy {
     address: String,
     variant: String,
     replica: String,
+    /// IN_SYNC, STALE or REJECTING.
+    sync: String,
+    /// For how long the oldest response without an answer has been waiting for it.
+    lag_seconds: f64,
     types: Vec<TypeStatus>,
 }
 
@@ -78,6 +82,7 @@ impl From<wire::ListProxiesResponse> for Proxies {
 
 impl From<wire::Proxy> for Proxy {
     fn from(proxy: wire::Proxy) -> Self {
+        let sync = proxy.sync().as_str_name().to_owned();
         let mut types: Vec<TypeStatus> = proxy
             .types
             .into_iter()
@@ -101,6 +106,8 @@ impl From<wire::Proxy> for Proxy {
             address: proxy.address,
             variant: proxy.variant,
             replica: proxy.replica,
+            sync,
+            lag_seconds: proxy.lag_seconds,
             types,
         }
     }
@@ -112,6 +119,18 @@ impl From<wire::Refused> for Refused {
             name: refused.name,
             version: refused.version,
             reason: refused.reason,
+        }
+    }
+}
+
+impl Proxy {
+    /// A word for people, with its age where that says something.
+    fn sync(&self) -> String {
+        match self.sync.as_str() {
+            "IN_SYNC" => "in sync".to_owned(),
+            "STALE" => format!("stale for {:.0} s", self.lag_seconds),
+            "REJECTING" => "rejecting".to_owned(),
+            _ => String::new(),
         }
     }
 }
@@ -148,6 +167,7 @@ impl Tabular for Proxies {
             "FROM",
             "REPLICA",
             "VARIANT",
+            "SYNC",
             "TYPE",
             "ASKED",
             "HOLDS",
@@ -156,13 +176,14 @@ impl Tabular for Proxies {
         ]);
         for proxy in &self.proxies {
             let who = [
-                &proxy.node_id,
-                &proxy.role,
-                &proxy.address,
-                &proxy.replica,
-                &proxy.variant,
+                proxy.node_id.clone(),
+                proxy.role.clone(),
+                proxy.address.clone(),
+                proxy.replica.clone(),
+                proxy.variant.clone(),
+                proxy.sync(),
             ];
-            let who: Vec<String> = who.into_iter().cloned().collect();
+            let who: Vec<String> = who.into_iter().collect();
             if proxy.types.is_empty() {
                 let mut row = who.clone();
                 row.extend(["", "0", "0", "", "asks for nothing"].map(str::to_owned));
@@ -219,6 +240,12 @@ mod tests {
             variant: "delta".into(),
             types,
             replica: "r1".into(),
+            sync: match node {
+                "a" => wire::proxy::Sync::Rejecting.into(),
+                "b" => wire::proxy::Sync::Stale.into(),
+                _ => wire::proxy::Sync::InSync.into(),
+            },
+            lag_seconds: 41.5,
         };
         let mut isolated = of("Route", "no such field");
         isolated.refused = ["users.default", "web.default"]
@@ -238,11 +265,11 @@ mod tests {
         });
         assert_eq!(
             render(Format::Table, &answer).unwrap(),
-            "CLIENT  ROLE   FROM         REPLICA  VARIANT  TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
-             a       proxy  127.0.0.1:9  r1       delta    Cluster  all    3      7/ab          acknowledged\n\
-             a       proxy  127.0.0.1:9  r1       delta    Route    2      3      7/ab          rejected 8/cd: no such field\n\
-             b       proxy  127.0.0.1:9  r1       delta    -        0      0      -             asks for nothing\n\
-             c       proxy  127.0.0.1:9  r1       delta    Route    2      3      7/ab          refuses users.default: no such field (and 1 more)\n\
+            "CLIENT  ROLE   FROM         REPLICA  VARIANT  SYNC            TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
+             a       proxy  127.0.0.1:9  r1       delta    rejecting       Cluster  all    3      7/ab          acknowledged\n\
+             a       proxy  127.0.0.1:9  r1       delta    rejecting       Route    2      3      7/ab          rejected 8/cd: no such field\n\
+             b       proxy  127.0.0.1:9  r1       delta    stale for 42 s  -        0      0      -             asks for nothing\n\
+             c       proxy  127.0.0.1:9  r1       delta    in sync         Route    2      3      7/ab          refuses users.default: no such field (and 1 more)\n\
              \n\
              did not answer: r2 (their clients are missing here)\n"
         );

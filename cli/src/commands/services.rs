@@ -13,7 +13,7 @@ use crate::output::{Table, Tabular};
 
 /// List the services of the mesh, or show one with its instances
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle services", version)]
+#[command(name = "heddle services", version, after_help = crate::exit::HELP)]
 struct Options {
     /// One service: users, or users.shop for one of another namespace
     name: Option<String>,

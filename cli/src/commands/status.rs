@@ -5,12 +5,18 @@ use std::{ffi::OsString, process::ExitCode};
 use heddle_proto::status::v1::{self as wire, GetMeshRequest, Mesh};
 use serde::Serialize;
 
-use super::{ViewOptions, show};
-use crate::output::{Table, Tabular};
+use super::{ViewOptions, judge};
+use crate::{
+    client::Control,
+    exit::{Exit, HELP},
+    output::{Table, Tabular, clean},
+};
 
-/// Show the mesh at a glance: replicas, nodes, services, instances, clients
+/// Say whether the mesh is well, and show it at a glance: problems, replicas, nodes, services, instances, clients
+///
+/// Ends with 1 when the verdict is FAILING.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "heddle status", version)]
+#[command(name = "heddle status", version, after_help = HELP)]
 struct Options {
     #[command(flatten)]
     view: ViewOptions,
@@ -19,17 +25,26 @@ struct Options {
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let options: Options = heddle_options::parse("HEDDLE_STATUS", args);
     heddle_options::init_logging("warn");
-    show(&options.view, async |control| {
+    let ask = async |control: &Control| {
         let mut mesh = control.mesh.clone();
         control
             .answer(mesh.get_mesh(GetMeshRequest {}))
             .await
             .map(Answer::from)
+    };
+    judge(&options.view, ask, |answer| match answer.verdict.as_str() {
+        "FAILING" => Exit::No,
+        _ => Exit::Yes,
     })
 }
 
 #[derive(Debug, Serialize)]
 struct Answer {
+    /// OK, DEGRADED or FAILING; UNKNOWN from a control plane that does not judge yet.
+    verdict: String,
+    problems: Vec<Problem>,
+    /// Left out of `problems`.
+    more_problems: u32,
     version: String,
     store: String,
     revision: u64,
@@ -40,6 +55,27 @@ struct Answer {
     clients: u32,
     replicas: Vec<Replica>,
     nodes: Vec<Node>,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    check: String,
+    severity: String,
+    subject: String,
+    sentence: String,
+    remedy: String,
+}
+
+impl From<wire::Problem> for Problem {
+    fn from(problem: wire::Problem) -> Self {
+        Self {
+            severity: problem.severity().as_str_name().to_owned(),
+            check: problem.check,
+            subject: problem.subject,
+            sentence: problem.sentence,
+            remedy: problem.remedy,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -63,12 +99,14 @@ struct Node {
     epoch: u64,
     version: String,
     suspect: bool,
+    left: bool,
     replica: String,
     clash: String,
 }
 
 impl From<Mesh> for Answer {
     fn from(mesh: Mesh) -> Self {
+        let verdict = mesh.verdict().as_str_name().to_owned();
         let mut nodes: Vec<Node> = mesh
             .nodes
             .into_iter()
@@ -82,6 +120,7 @@ impl From<Mesh> for Answer {
                 epoch: node.epoch,
                 version: node.version,
                 suspect: node.suspect,
+                left: node.left,
                 replica: node.replica,
                 clash: node.clash,
             })
@@ -95,6 +134,9 @@ impl From<Mesh> for Answer {
             xds_streams: replica.xds_streams,
         };
         Self {
+            verdict,
+            problems: mesh.problems.into_iter().map(Problem::from).collect(),
+            more_problems: mesh.more_problems,
             version: mesh.version,
             store: mesh.store,
             revision: mesh.revision,
@@ -139,8 +181,10 @@ impl Tabular for Answer {
         }
         let alive = self.nodes.iter().filter(|node| node.alive).count();
         format!(
-            "Heddle {}, store {} at revision {}, replica {}\n\
+            "{}\n{}Heddle {}, store {} at revision {}, replica {}\n\
              {alive} of {} alive, {}, {} of {} healthy, {} here\n\n{}{table}{}",
+            self.verdict,
+            self.problems(),
             self.version,
             self.store,
             self.revision,
@@ -157,6 +201,20 @@ impl Tabular for Answer {
 }
 
 impl Answer {
+    /// Two lines for each.
+    fn problems(&self) -> String {
+        let lines = self.problems.iter().map(|problem| {
+            let (severity, check) = (problem.severity.to_lowercase(), clean(&problem.check));
+            let (sentence, remedy) = (clean(&problem.sentence), clean(&problem.remedy));
+            format!("  {severity} {check}: {sentence}\n    try: {remedy}\n")
+        });
+        let more = match self.more_problems {
+            0 => String::new(),
+            more => format!("  and {more} more\n"),
+        };
+        lines.chain([more]).collect()
+    }
+
     /// A table of their own, where there are any.
     fn replicas(&self) -> String {
         if self.replicas.is_empty() {
@@ -193,6 +251,7 @@ impl Node {
         match (self.alive, self.suspect) {
             (true, _) => "alive",
             (false, true) => "suspect",
+            (false, false) if self.left => "left",
             (false, false) => "lapsed",
         }
     }
@@ -208,7 +267,9 @@ fn count(number: impl TryInto<u64>, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use heddle_proto::status::v1::{Mesh, Node, Replica};
+    use heddle_proto::status::v1::{
+        Mesh, Node, Problem, Replica, mesh::Verdict, problem::Severity,
+    };
 
     use super::Answer;
     use crate::output::{Format, render};
@@ -224,6 +285,7 @@ mod tests {
             instances: 2,
             version: "0.1.0".into(),
             suspect: name == "c",
+            left: false,
             replica: if alive { "r1".into() } else { String::new() },
             clash: if alive {
                 "process 7 (had epoch 2)".into()
@@ -249,6 +311,15 @@ mod tests {
             clients: 2,
             replica: "r1".into(),
             replicas: vec![replica("r1", &["sweeper"]), replica("r2", &[])],
+            verdict: Verdict::Failing.into(),
+            problems: vec![Problem {
+                check: "node.lapsed".into(),
+                severity: Severity::Error.into(),
+                subject: "b".into(),
+                sentence: "node b has been silent\n".into(),
+                remedy: "start its proxy".into(),
+            }],
+            more_problems: 2,
         })
     }
 
@@ -256,7 +327,11 @@ mod tests {
     fn the_table_says_it_at_a_glance() {
         assert_eq!(
             render(Format::Table, &mesh()).unwrap(),
-            "Heddle 0.1.0, store embedded at revision 42, replica r1\n\
+            "FAILING\n  \
+               error node.lapsed: node b has been silent\\n\n    \
+                 try: start its proxy\n  \
+               and 2 more\n\
+             Heddle 0.1.0, store embedded at revision 42, replica r1\n\
              1 of 3 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients here\n\
              \n\
              REPLICA  ADDRESS          DUTIES   STREAMS  VERSION\n\
@@ -281,5 +356,7 @@ mod tests {
         assert_eq!(json, yaml);
         assert_eq!(json["nodes"][0]["name"], "a");
         assert_eq!(json["revision"], 42);
+        assert_eq!(json["verdict"], "FAILING");
+        assert_eq!(json["problems"][0]["severity"], "ERROR");
     }
 }

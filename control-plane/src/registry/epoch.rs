@@ -70,6 +70,7 @@ pub(super) fn claim(
         loopback: identity.loopback,
         suspect: false,
         suspect_ms: 0,
+        left: false,
         superseded,
         listeners: identity.listeners.iter().map(ToString::to_string).collect(),
         host: identity.host.clone(),

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Batch, Node, RegistryError, RegistryOptions, SchemaError, View, duty,
     event::Chronicle,
+    instance_events::{self, InstanceEvents},
     lag::Lags,
     presence::{Presence, Seat},
     reach::Reach,
@@ -51,6 +52,7 @@ struct Inner {
     /// This replica's record is gone.
     left: CancellationToken,
     chronicle: Chronicle,
+    instance_events: InstanceEvents,
     reach: Reach,
     lags: Lags,
     /// Counts the changes of where proxies listen.
@@ -97,6 +99,7 @@ impl Registry {
             seat: Mutex::default(),
             left: CancellationToken::new(),
             chronicle: Chronicle::default(),
+            instance_events: InstanceEvents::default(),
             reach: Reach::default(),
             lags: Lags::default(),
             listeners: AtomicU64::new(0),
@@ -106,6 +109,10 @@ impl Registry {
         tokio::spawn(
             stop.clone()
                 .run_until_cancelled_owned(registry.clone().follow(changes)),
+        );
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(instance_events::run(registry.clone())),
         );
         Ok(registry)
     }
@@ -171,6 +178,10 @@ impl Registry {
 
     pub(super) fn set_seat(&self, seat: Option<Seat>) {
         *lock(&self.0.seat) = seat;
+    }
+
+    pub(super) fn instance_events(&self) -> &InstanceEvents {
+        &self.0.instance_events
     }
 
     pub(super) fn chronicle(&self) -> &Chronicle {

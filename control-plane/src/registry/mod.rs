@@ -12,6 +12,7 @@ mod instance;
 mod node;
 mod replica;
 mod event;
+mod instance_events;
 mod view;
 mod handle;
 mod epoch;

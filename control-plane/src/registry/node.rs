@@ -25,6 +25,8 @@ pub struct Node {
     pub alive: bool,
     /// Its lease lapsed together with many others: its instances stay in use, as UNKNOWN.
     pub suspect: bool,
+    /// Its last process said that it leaves for good.
+    pub left: bool,
     /// For how long it has been suspect, as a sweeper noted last.
     pub suspect_for: Duration,
     pub version: String,
@@ -70,6 +72,7 @@ impl Node {
             loopback: record.loopback,
             alive: false,
             suspect: record.suspect,
+            left: record.left,
             suspect_for: Duration::from_millis(record.suspect_ms),
             version: record.version,
             replica: String::new(),
@@ -97,6 +100,7 @@ impl Node {
             loopback: identity.loopback,
             alive: false,
             suspect: false,
+            left: false,
             suspect_for: Duration::ZERO,
             version: identity.version.clone(),
             replica: String::new(),

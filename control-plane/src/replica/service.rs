@@ -131,7 +131,7 @@ impl Replica for ReplicaService {
     ) -> Result<Response<ListClientsResponse>, Status> {
         self.check(&request)?;
         Ok(Response::new(ListClientsResponse {
-            clients: status::own_clients(&self.own.clients, self.name()),
+            clients: status::own_clients(&self.own.registry, &self.own.clients),
             edges: self.loads.edges(None, Instant::now()),
         }))
     }

@@ -114,6 +114,11 @@ impl Mesh {
             .nodes
             .iter()
             .map(|(name, record)| entry(keys::node(name), record.encode_to_vec()));
+        let alive = self
+            .nodes
+            .iter()
+            .filter(|(_, record)| !record.suspect)
+            .map(|(name, _)| entry(keys::alive(name), Vec::new()));
         let instances = self.instances.iter().map(|(key, local)| {
             let record = InstanceRecord {
                 node: key.node.to_string(),
@@ -126,7 +131,11 @@ impl Mesh {
             .known
             .iter()
             .map(|(name, record)| entry(keys::service(name), record.encode_to_vec()));
-        let items: Vec<_> = nodes.chain(instances).chain(services).collect();
+        let items: Vec<_> = nodes
+            .chain(alive)
+            .chain(instances)
+            .chain(services)
+            .collect();
         View::load(Revision(self.revision), &items)
     }
 

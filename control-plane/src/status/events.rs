@@ -1,12 +1,12 @@
 //! `WatchEvents`: what happened and why, as the view tells it. In comes the view, out go messages: first all that it
 //! knows, then what is new. A reader that is slow skips nothing that the view still holds, and costs no queue.
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc};
+use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
-use heddle_proto::status::v1::{Event, WatchEventsResponse};
+use heddle_proto::status::v1::{Event, WatchEventsRequest, WatchEventsResponse};
 
-use crate::registry::{self, Registry, Subscription};
+use crate::registry::{self, Registry, ServiceName, Subscription};
 
 /// Events in one message; a cause is a sentence, so a message has at most about 100 KiB.
 const AT_ONCE: usize = 100;
@@ -14,10 +14,76 @@ const AT_ONCE: usize = 100;
 pub(super) type Events =
     Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, tonic::Status>> + Send>>;
 
-pub(super) fn watch(registry: Registry) -> Events {
+/// Kinds in one question.
+const MAX_KINDS: usize = 100;
+
+/// Which events are asked for.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    /// Not older than this, by the replicas' clocks.
+    since_unix_ms: u64,
+    until_now: bool,
+    kinds: Vec<String>,
+    /// As events name it.
+    service: Option<String>,
+}
+
+impl Filter {
+    /// `now` is the time of day in milliseconds since 1970.
+    pub(super) fn parse(request: WatchEventsRequest, now: u64) -> Result<Self, tonic::Status> {
+        let refused = |text: &str| Err(tonic::Status::invalid_argument(text));
+        let since = match request.since.map(Duration::try_from) {
+            None => None,
+            Some(Ok(since)) => Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            Some(Err(_)) => {
+                return refused("since: must not be negative: it is how long ago, as \"600s\"");
+            }
+        };
+        if request.kinds.len() > MAX_KINDS {
+            return refused("kinds: at most 100; leave it out for all");
+        }
+        let is_word = |kind: &String| {
+            let letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+            !kind.is_empty() && kind.len() <= 64 && kind.bytes().all(letter)
+        };
+        if let Some(kind) = request.kinds.iter().find(|kind| !is_word(kind)) {
+            let kind: String = kind.chars().take(64).collect();
+            return refused(&format!(
+                "kinds: {kind:?} is no kind of event; they look like \"node-expired\""
+            ));
+        }
+        let service = match request.service.as_str() {
+            "" => None,
+            name => match ServiceName::parse(name).filter(|_| name.len() <= 256) {
+                Some(name) => Some(name.to_string()),
+                None => {
+                    return refused(
+                        "service: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
+                    );
+                }
+            },
+        };
+        Ok(Self {
+            since_unix_ms: since.map_or(0, |since| now.saturating_sub(since)),
+            until_now: request.until_now,
+            kinds: request.kinds,
+            service,
+        })
+    }
+
+    fn admits(&self, event: &registry::Event) -> bool {
+        let record = &event.record;
+        record.unix_ms >= self.since_unix_ms
+            && (self.kinds.is_empty() || self.kinds.contains(&record.kind))
+            && self.service.as_ref().is_none_or(|it| *it == record.service)
+    }
+}
+
+pub(super) fn watch(registry: Registry, filter: Filter) -> Events {
     let watcher = Watcher {
         changes: registry.subscribe(),
         registry,
+        filter,
         sent: BTreeSet::new(),
         initial_done: false,
         ended: false,
@@ -28,6 +94,7 @@ pub(super) fn watch(registry: Registry) -> Events {
 struct Watcher {
     registry: Registry,
     changes: Subscription,
+    filter: Filter,
     /// Those of the view that were sent; ids of several replicas do not come in order.
     sent: BTreeSet<Arc<str>>,
     initial_done: bool,
@@ -45,6 +112,7 @@ impl Watcher {
             if !events.is_empty() || !self.initial_done {
                 let initial_done = is_all && !self.initial_done;
                 self.initial_done |= is_all;
+                self.ended = self.filter.until_now && is_all;
                 let response = WatchEventsResponse {
                     events,
                     initial_done,
@@ -68,7 +136,8 @@ impl Watcher {
     /// Some events that were not sent yet, oldest first, and whether they are all.
     fn unsent(&mut self) -> (Vec<Event>, bool) {
         let (events, left, held) = self.registry.read(|view| {
-            let mut unsent = view.events().filter(|event| !self.sent.contains(&event.id));
+            let asked = view.events().filter(|event| self.filter.admits(event));
+            let mut unsent = asked.filter(|event| !self.sent.contains(&event.id));
             let events: Vec<_> = unsent.by_ref().take(AT_ONCE).cloned().collect();
             let held: BTreeSet<_> = view.events().map(|event| Arc::clone(&event.id)).collect();
             (events, unsent.next().is_some(), held)
@@ -96,5 +165,64 @@ fn said(event: &registry::Event) -> Event {
         cause: record.cause,
         replica: record.replica,
         unix_ms: record.unix_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_proto::store::v1::EventRecord;
+
+    use super::*;
+
+    fn event(kind: &str, service: &str, unix_ms: u64) -> registry::Event {
+        registry::Event {
+            id: "1".into(),
+            record: EventRecord {
+                kind: kind.into(),
+                service: service.into(),
+                unix_ms,
+                ..EventRecord::default()
+            },
+        }
+    }
+
+    #[test]
+    fn events_are_chosen_by_age_kind_and_service() {
+        let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+        let request = WatchEventsRequest {
+            since: Some(seconds(60)),
+            kinds: vec!["node-left".into(), "instance-left".into()],
+            service: "users".into(),
+            ..WatchEventsRequest::default()
+        };
+        let filter = Filter::parse(request, 100_000).unwrap();
+        for (event, admitted) in [
+            (event("instance-left", "users.default", 40_000), true),
+            (event("instance-left", "users.default", 39_999), false),
+            (event("instance-joined", "users.default", 50_000), false),
+            (event("instance-left", "users.shop", 50_000), false),
+        ] {
+            assert_eq!(filter.admits(&event), admitted, "{event:?}");
+        }
+        let all = Filter::parse(WatchEventsRequest::default(), 0).unwrap();
+        assert!(all.admits(&event("any", "", 0)) && !all.until_now);
+
+        let bad = [
+            (Some(seconds(-1)), "", "", "since"),
+            (None, "Node Left", "", "kinds"),
+            (None, "", "a.b.c", "service"),
+        ];
+        for (since, kind, service, field) in bad {
+            let kinds = (!kind.is_empty()).then(|| kind.to_owned());
+            let request = WatchEventsRequest {
+                since,
+                kinds: kinds.into_iter().collect(),
+                service: service.into(),
+                ..WatchEventsRequest::default()
+            };
+            let status = Filter::parse(request, 0).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().starts_with(field), "{status:?}");
+        }
     }
 }

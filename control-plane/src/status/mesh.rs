@@ -26,7 +26,7 @@ use crate::{
 use super::{
     edges,
     events::{self, Events},
-    proxies,
+    proxies, verdict,
 };
 
 /// So many names are suggested for one that does not exist.
@@ -64,14 +64,28 @@ impl MeshStatus for Status {
 
     async fn watch_events(
         &self,
-        _: Request<WatchEventsRequest>,
+        request: Request<WatchEventsRequest>,
     ) -> Result<Response<Events>, tonic::Status> {
-        Ok(Response::new(events::watch(self.registry.clone())))
+        let now = (self.registry.options().wall_ms)();
+        let filter = events::Filter::parse(request.into_inner(), now)?;
+        Ok(Response::new(events::watch(self.registry.clone(), filter)))
     }
 
     async fn get_mesh(&self, _: Request<GetMeshRequest>) -> Result<Response<Mesh>, tonic::Status> {
         let clients = self.clients.len();
-        let mut mesh = self.registry.read(mesh);
+        let all = self.proxies().await;
+        let beside = verdict::Beside {
+            proxies: &all.proxies,
+            unanswered: &all.unanswered,
+            store_away: self.registry.store_away(),
+            lags: self.registry.lag().borrow().is_some(),
+            replica: &self.registry.options().replica,
+        };
+        let mut mesh = self.registry.read(|view| {
+            let mut mesh = mesh(view);
+            verdict::judge(&mut mesh, view, &beside);
+            mesh
+        });
         mesh.clients = count(clients);
         mesh.store = self.registry.store().engine().to_owned();
         mesh.replica.clone_from(&self.registry.options().replica);
@@ -108,9 +122,7 @@ impl MeshStatus for Status {
         &self,
         _: Request<ListProxiesRequest>,
     ) -> Result<Response<ListProxiesResponse>, tonic::Status> {
-        let own = proxies::own_clients(&self.clients, &self.registry.options().replica);
-        let answers = self.peers.list_clients().await;
-        Ok(Response::new(proxies::all(own, answers)))
+        Ok(Response::new(self.proxies().await))
     }
 
     async fn list_edges(
@@ -130,6 +142,12 @@ impl MeshStatus for Status {
 }
 
 impl Status {
+    /// The clients of all replicas that answer within 2 s.
+    async fn proxies(&self) -> ListProxiesResponse {
+        let own = proxies::own_clients(&self.registry, &self.clients);
+        proxies::all(own, self.peers.list_clients().await)
+    }
+
     /// A service that is known, by the name that a person wrote into this field.
     fn find(&self, field: &str, asked: &str) -> Result<ServiceName, tonic::Status> {
         if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
@@ -174,6 +192,7 @@ fn node(view: &View, node: &registry::Node) -> Node {
         instances: count(view.instances_on(&node.name)),
         version: node.version.clone(),
         suspect: node.suspect,
+        left: node.left,
         replica: node.replica.clone(),
         clash: node.clash.as_ref().map(clash).unwrap_or_default(),
     }

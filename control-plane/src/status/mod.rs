@@ -5,6 +5,7 @@
 mod events;
 mod mesh;
 mod proxies;
+mod verdict;
 mod edges;
 mod csds;
 

@@ -12,13 +12,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{Metrics, NodeInfo, Session};
 use crate::{registry::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
 
 /// So many refused resources of a type are shown.
 const MAX_REFUSED: usize = 20;
+/// Proxies whose streams ended and that are remembered, for status alone; those that left first are forgotten first.
+const MAX_DEPARTED: usize = 10_000;
 
 /// The connected clients. Clones share them.
 #[derive(Clone, Default)]
@@ -27,6 +29,8 @@ pub struct Clients(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     connected: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// When the last stream of a proxy ended that has not come back to this replica; at most [`MAX_DEPARTED`].
+    departed: Mutex<BTreeMap<String, Instant>>,
     last_id: AtomicU64,
     /// Raised whenever a client acknowledged endpoints or went away.
     progress: watch::Sender<u64>,
@@ -41,6 +45,8 @@ pub struct Client {
     pub address: String,
     pub variant: &'static str,
     session: Mutex<Session>,
+    /// Since when it owes an answer and has given none.
+    owes: Mutex<Option<Instant>>,
     /// Its stream has ended.
     gone: AtomicBool,
 }
@@ -49,6 +55,17 @@ impl Client {
     /// Short and without waiting.
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         lock(&self.session)
+    }
+
+    /// A response was sent: it owes an answer, from now on if it owed none.
+    pub(super) fn was_sent(&self, now: Instant) {
+        lock(&self.owes).get_or_insert(now);
+    }
+
+    /// It answered something: whatever else it owes, it does not stand still.
+    pub(super) fn has_answered(&self, now: Instant) {
+        let owes = self.session().awaits_answer();
+        *lock(&self.owes) = owes.then_some(now);
     }
 
     /// It uses the service and has not acknowledged its state at this revision.
@@ -90,9 +107,11 @@ impl Clients {
             address,
             variant,
             session: Mutex::new(session),
+            owes: Mutex::default(),
             gone: AtomicBool::new(false),
         });
         lock(&self.0.connected).insert(id, Arc::clone(&client));
+        lock(&self.0.departed).remove(&client.node.id);
         Membership {
             id,
             client,
@@ -126,6 +145,35 @@ impl Clients {
             .iter()
             .map(|client| ClientStatus::of(client))
             .collect()
+    }
+
+    /// Proxies that had a stream here and have none now, and for how long.
+    #[must_use]
+    pub fn departed(&self) -> Vec<(String, Duration)> {
+        let departed = lock(&self.0.departed);
+        let gone = departed.iter();
+        gone.map(|(id, at)| (id.clone(), at.elapsed())).collect()
+    }
+
+    fn depart(&self, client: &Client) {
+        if client.node.role != "proxy" {
+            return;
+        }
+        let id = &client.node.id;
+        let has_another = lock(&self.0.connected)
+            .values()
+            .any(|other| other.node.id == *id);
+        if has_another {
+            return;
+        }
+        let mut departed = lock(&self.0.departed);
+        departed.insert(id.clone(), Instant::now());
+        if departed.len() > MAX_DEPARTED {
+            let first = departed.iter().min_by_key(|(_, at)| **at);
+            if let Some(first) = first.map(|(id, _)| id.clone()) {
+                departed.remove(&first);
+            }
+        }
     }
 
     /// Looks at one client at a time, so that a thousand acknowledgements cost a thousand looks; and once more at
@@ -201,6 +249,7 @@ pub(super) struct Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         lock(&self.clients.0.connected).remove(&self.id);
+        self.clients.depart(&self.client);
         self.client.gone.store(true, Ordering::Relaxed);
         self.clients.progressed();
     }
@@ -213,6 +262,8 @@ pub struct ClientStatus {
     pub role: String,
     pub address: String,
     pub variant: &'static str,
+    /// For how long it has owed an answer and given none.
+    pub owes_for: Option<Duration>,
     pub kinds: Vec<KindStatus>,
 }
 
@@ -275,6 +326,9 @@ impl ClientStatus {
             role: client.node.role.clone(),
             address: client.address.clone(),
             variant: client.variant,
+            owes_for: lock(&client.owes)
+                .filter(|_| session.awaits_answer())
+                .map(|since| since.elapsed()),
             kinds,
         }
     }

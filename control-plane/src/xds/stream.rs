@@ -271,6 +271,9 @@ impl<'a, V: Variant> Stream<'a, V> {
                 Status::resource_exhausted(violation.to_string())
             })?;
         self.ads.clients().metrics().heard(kind, heard);
+        if matches!(heard, Heard::Rejected | Heard::Acknowledged) {
+            client.has_answered(Instant::now());
+        }
         match heard {
             Heard::Rejected => self.tell_rejection(kind),
             Heard::Acknowledged if kind == Kind::Endpoint => self.ads.clients().progressed(),
@@ -347,7 +350,9 @@ impl<'a, V: Variant> Stream<'a, V> {
             .clients()
             .metrics()
             .sent(kind, response.encoded_len());
-        self.pace.sent(Instant::now());
+        let now = Instant::now();
+        self.pace.sent(now);
+        self.member.client.was_sent(now);
         self.responses
             .try_send(Ok(response))
             .map_err(|_| Status::resource_exhausted("the client does not read its responses"))

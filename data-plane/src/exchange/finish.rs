@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use heddle_h2::{ErrorCode, Fields, Initiator};
-use heddle_proto::Reason;
+use heddle_proto::{Reason, status_code::is_error};
 
 use super::state::{Call, Phase, Sent};
 use crate::failure::{self, Failure, Place};
@@ -12,8 +12,7 @@ use crate::observe::Outcome;
 use crate::worker::conn::{CallKey, Conn};
 use crate::worker::{Role, Worker};
 
-/// gRPC's OK and CANCELLED.
-const OK: u8 = 0;
+/// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
 impl Worker {
@@ -188,7 +187,8 @@ impl Worker {
                 let took = up.map_or(Duration::ZERO, |up| {
                     self.now.saturating_duration_since(up.started)
                 });
-                reported.end(call.status == Some(OK), took);
+                let ok = call.status.is_some_and(|status| !is_error(status));
+                reported.end(ok, took);
             }
         }
         if queued {

@@ -36,9 +36,9 @@ struct Numbers {
 pub struct Load {
     /// Attempts begun.
     pub issued: u64,
-    /// Ended with OK.
+    /// Ended without an error ([`heddle_proto::status_code::is_error`]).
     pub succeeded: u64,
-    /// Ended in any other way.
+    /// Ended with an error, or without any status.
     pub failed: u64,
     /// Begun and not ended, now.
     pub in_progress: u64,

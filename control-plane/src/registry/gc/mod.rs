@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Registry, View,
     duty::{Held, now},
-    event::{Fact, MAX_EVENTS},
+    event::{Event, Fact, MAX_EVENTS},
+    instance_events,
 };
 use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
 
@@ -93,16 +94,26 @@ impl Collector<'_> {
         self.trim_events().await
     }
 
-    /// Over the number the oldest go, some more at a time: else each new event would cost a transaction.
+    /// Over the number the oldest go, some more at a time: else each new event would cost a transaction. Those that only
+    /// tell the ordinary course have half of the places: however many they are, they drive out no other.
     async fn trim_events(&self) -> Result<(), StoreError> {
+        let ordinary =
+            |event: &&Arc<Event>| instance_events::KINDS.contains(&event.record.kind.as_str());
         loop {
             let old: Vec<Op> = self.registry.read(|view| {
-                let too_many = view.events().len().saturating_sub(MAX_EVENTS);
-                let spare = if too_many > 0 { MAX_TXN_OPS / 2 } else { 0 };
-                view.events()
-                    .take((too_many + spare).min(MAX_TXN_OPS))
-                    .map(|event| Op::delete(&keys::event(&event.id)))
-                    .collect()
+                let over = |len: usize, most: usize| match len.saturating_sub(most) {
+                    0 => 0,
+                    too_many => (too_many + MAX_TXN_OPS / 2).min(MAX_TXN_OPS),
+                };
+                let count = view.events().filter(ordinary).count();
+                let too_many = over(count, MAX_EVENTS / 2);
+                let delete = |event: &Arc<Event>| Op::delete(&keys::event(&event.id));
+                if too_many > 0 {
+                    let oldest = view.events().filter(ordinary).take(too_many);
+                    return oldest.map(delete).collect();
+                }
+                let too_many = over(view.events().len(), MAX_EVENTS);
+                view.events().take(too_many).map(delete).collect()
             });
             if old.is_empty() || !self.write(vec![], old, &[]).await? {
                 return Ok(());

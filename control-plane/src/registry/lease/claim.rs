@@ -1,6 +1,8 @@
 //! How a session comes to hold its node. In come the node's identity and what the store holds of its name; out goes the
 //! lease with which it writes, or who is in the way. Nothing of the node's instances is written here.
 
+use std::collections::BTreeMap;
+
 use heddle_proto::store::v1::{AliveRecord, NodeRecord};
 use prost::Message as _;
 use tokio::time::Instant;
@@ -102,6 +104,7 @@ impl NodeLease {
             session: result.revision,
             last: result.revision,
             renewed: begun,
+            written: BTreeMap::new(),
         }))
     }
 }

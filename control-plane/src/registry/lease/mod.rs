@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, net::SocketAddr, pin::pin, time::Duration};
 use futures_util::future::join_all;
 use heddle_proto::{
     control::v1::LocalInstance,
+    registry::v1::Health,
     store::v1::{AliveRecord, InstanceRecord, NodeRecord},
 };
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{InstanceKey, Registry, event::Fact, service};
+use super::{InstanceKey, Registry, event::Fact, instance_events::Change, service};
 use crate::store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
 
 mod batch;
@@ -50,6 +51,30 @@ pub enum NodeWrite {
     Put(InstanceKey, Box<LocalInstance>),
     /// With the cause, if it did not ask to go.
     Remove(InstanceKey, Option<String>),
+}
+
+/// What an instance did by one write.
+enum News {
+    Put(Health, String),
+    /// It asked to.
+    Left,
+    /// Told in the transaction itself.
+    Lost,
+}
+
+/// What an event of an instance says.
+fn cause_of(local: &LocalInstance) -> String {
+    let instance = local.instance.as_ref();
+    let address = instance.map_or("", |it| it.address.as_str());
+    let version = match instance.map_or("", |it| it.version.as_str()) {
+        "" => String::new(),
+        version => format!("version {version} "),
+    };
+    match (local.health(), local.health_reason.as_str()) {
+        (Health::Unhealthy, "") => format!("{version}at {address}, unhealthy"),
+        (Health::Unhealthy, reason) => format!("{version}at {address}, unhealthy: {reason}"),
+        _ => format!("{version}at {address}"),
+    }
 }
 
 /// Instances that went, as their node tells: why, or none if they asked to.
@@ -105,6 +130,8 @@ pub struct NodeLease {
     last: Revision,
     /// When the lease was renewed last.
     renewed: Instant,
+    /// The node's instances as this session wrote them last, for the events of what changes.
+    written: BTreeMap<InstanceKey, Health>,
 }
 
 impl NodeLease {
@@ -143,7 +170,7 @@ impl NodeLease {
             Some(told) => told.clone(),
             None => Some(unknown.clone()),
         };
-        self.replace(instances, why).await
+        self.replace(instances, why, true).await
     }
 
     /// Why an instance goes that the node does not tell of at all.
@@ -160,7 +187,12 @@ impl NodeLease {
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,
         why: impl Fn(&InstanceKey) -> Option<String>,
+        tells_left: bool,
     ) -> Result<Revision, LeaseError> {
+        let now: BTreeMap<_, _> = instances
+            .iter()
+            .map(|(key, local)| (key.clone(), (local.health(), cause_of(local))))
+            .collect();
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
         let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
@@ -173,6 +205,10 @@ impl NodeLease {
                 _ => None,
             })
             .collect();
+        let known: BTreeMap<InstanceKey, Health> = held
+            .values()
+            .filter_map(|(key, local)| Some((key.clone(), local.as_ref()?.health())))
+            .collect();
         let mut puts = BTreeMap::new();
         for (key, local) in instances {
             let name = keys::instance(&key);
@@ -181,10 +217,43 @@ impl NodeLease {
                 puts.insert(name.clone(), self.put(&key, &name, local));
             }
         }
+        let asked: Vec<_> = known
+            .iter()
+            .filter(|(key, _)| !now.contains_key(*key) && why(key).is_none())
+            .map(|(key, _)| key.clone())
+            .collect();
+        self.written = known;
         self.write(puts.into_values().collect()).await?;
         let gone = held.into_values();
         let deletes = gone.map(|(key, _)| Write::delete(&key, why(&key)));
-        self.write(deletes.collect()).await
+        let revision = self.write(deletes.collect()).await?;
+        for (key, (health, cause)) in &now {
+            self.tell_put(key, *health, cause);
+        }
+        if tells_left {
+            for key in &asked {
+                self.tell_left(key);
+            }
+        }
+        self.written.retain(|key, _| now.contains_key(key));
+        Ok(revision)
+    }
+
+    /// An instance was written: an event, if it is new or its health has changed.
+    fn tell_put(&mut self, key: &InstanceKey, health: Health, cause: &str) {
+        let before = self.written.insert(key.clone(), health);
+        if let Some(change) = Change::of(before, health) {
+            let events = self.registry.instance_events();
+            events.add(change, key, cause.to_owned());
+        }
+    }
+
+    fn tell_left(&mut self, key: &InstanceKey) {
+        self.written.remove(key);
+        let cause = "it asked to leave".to_owned();
+        self.registry
+            .instance_events()
+            .add(Change::Left, key, cause);
     }
 
     /// The full set of a node that tells of nothing that went.
@@ -200,18 +269,40 @@ impl NodeLease {
     /// what comes before what goes.
     pub async fn change(&mut self, writes: Vec<NodeWrite>) -> Result<Revision, LeaseError> {
         let mut ops = BTreeMap::new();
+        let mut news = BTreeMap::new();
         for write in writes {
-            let (name, op) = match write {
+            let (key, op, what) = match write {
                 NodeWrite::Put(key, local) => {
                     let name = keys::instance(&key);
+                    let what = News::Put(local.health(), cause_of(&local));
                     let op = self.put(&key, &name, *local);
-                    (name, op)
+                    (key, op, what)
                 }
-                NodeWrite::Remove(key, cause) => (keys::instance(&key), Write::delete(&key, cause)),
+                NodeWrite::Remove(key, cause) => {
+                    let what = match &cause {
+                        Some(_) => News::Lost,
+                        None => News::Left,
+                    };
+                    let op = Write::delete(&key, cause);
+                    (key, op, what)
+                }
             };
-            ops.insert(name, op);
+            ops.insert(keys::instance(&key), op);
+            news.insert(key, what);
         }
-        let writes: Vec<Write> = ops.into_values().collect();
+        let revision = self.write_all(ops.into_values().collect()).await?;
+        for (key, what) in news {
+            match what {
+                News::Put(health, cause) => self.tell_put(&key, health, &cause),
+                News::Left if self.written.contains_key(&key) => self.tell_left(&key),
+                News::Left => {}
+                News::Lost => drop(self.written.remove(&key)),
+            }
+        }
+        Ok(revision)
+    }
+
+    async fn write_all(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
         if writes.len() <= WRITES_PER_TXN {
             return self.write(writes).await;
         }
@@ -256,8 +347,10 @@ impl NodeLease {
     /// The node goes for good: its instances leave at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
         // That they go with it is what its own event says.
-        self.replace(Vec::new(), |_| None).await?;
-        let txn = self.fenced(vec![Op::delete(&keys::alive(&self.node))]);
+        self.replace(Vec::new(), |_| None, false).await?;
+        let mut then = vec![Op::delete(&keys::alive(&self.node))];
+        then.extend(self.left_record().await?);
+        let txn = self.fenced(then);
         let (process, epoch) = (&self.process_id, self.epoch);
         let cause = format!("process {process} (epoch {epoch}) said that it leaves");
         let fact = Fact::of_node("node-left", &self.node, &cause);
@@ -270,6 +363,21 @@ impl NodeLease {
             Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The node's record as it stays behind: that the node left is no fault of anybody's. While this session holds the
+    /// node nobody else writes it.
+    async fn left_record(&self) -> Result<Option<Op>, StoreError> {
+        let key = keys::node(&self.node);
+        let found = self.registry.store().get(&key).await?;
+        let record = found.and_then(|found| NodeRecord::decode(found.value).ok());
+        Ok(record.map(|record| {
+            let left = NodeRecord {
+                left: true,
+                ..record
+            };
+            Op::put(&key, left.encode_to_vec())
+        }))
     }
 
     fn put(&self, key: &InstanceKey, name: &str, local: LocalInstance) -> Write {

@@ -1,22 +1,32 @@
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use heddle_proto::{registry::v1::Health, store::v1::EventRecord};
+
 use crate::{
     registry::{
-        NodeLease, RegistryOptions,
+        Event, NodeLease, NodeWrite, RegistryOptions, View,
         event::{Fact, MAX_EVENTS},
         fixture::{Fixture, identity, instance, names, until, within},
+        instance_events,
     },
     store::{Op, Txn, keys},
 };
 
 fn kinds(fixture: &Fixture) -> Vec<String> {
     fixture.registry.read(|view| {
-        let of_nodes = view.events().filter(|event| !event.record.node.is_empty());
+        // What instances do in the ordinary course is told a moment later than it is done.
+        let is_of_node = |record: &EventRecord| {
+            !record.node.is_empty() && !instance_events::KINDS.contains(&record.kind.as_str())
+        };
+        let of_nodes = view.events().filter(|event| is_of_node(&event.record));
         of_nodes.map(|event| event.record.kind.clone()).collect()
     })
 }
@@ -45,8 +55,8 @@ async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction()
     drop(lease);
     fixture.until(|view| names(view).is_empty()).await;
     fixture.registry.read(|view| {
-        let last = view.events().next_back().unwrap();
-        assert_eq!(last.record.kind, "node-expired");
+        let expired = |event: &&Arc<Event>| event.record.kind == "node-expired";
+        let last = view.events().find(expired).unwrap();
         let cause = &last.record.cause;
         assert!(
             cause.contains("no beat for 2s") && cause.contains("its 1 instances are removed"),
@@ -120,6 +130,67 @@ async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
 fn jumping() -> u64 {
     static HOURS: AtomicU64 = AtomicU64::new(500_000);
     HOURS.fetch_sub(1, Ordering::Relaxed) * 3_600_000
+}
+
+/// Issue 10, E1.
+#[tokio::test]
+async fn what_instances_do_in_the_ordinary_course_is_told() {
+    let fixture = Fixture::new().await;
+    let mut lease = claim(&fixture, "p1").await;
+    let told = |view: &View, kind: &str, cause: &str| {
+        view.events().any(|event| {
+            let record = &event.record;
+            record.kind == kind && record.instance == "u1" && record.cause.contains(cause)
+        })
+    };
+    fixture
+        .until(|view| told(view, "instance-joined", "at "))
+        .await;
+    let (key, mut local) = instance("a", "users/u1");
+    local.set_health(Health::Unhealthy);
+    local.health_reason = "connection refused".into();
+    let write = NodeWrite::Put(key.clone(), Box::new(local));
+    lease.change(vec![write]).await.unwrap();
+    let refused = "unhealthy: connection refused";
+    fixture
+        .until(|view| told(view, "instance-unhealthy", refused))
+        .await;
+    let (_, mut local) = instance("a", "users/u1");
+    local.set_health(Health::Healthy);
+    let write = NodeWrite::Put(key.clone(), Box::new(local));
+    lease.change(vec![write]).await.unwrap();
+    fixture
+        .until(|view| told(view, "instance-healthy", "at "))
+        .await;
+    let write = NodeWrite::Remove(key, None);
+    lease.change(vec![write]).await.unwrap();
+    let left = "it asked to leave";
+    fixture
+        .until(|view| told(view, "instance-left", left))
+        .await;
+}
+
+/// However many instances come and go, what else happened stays in the log.
+#[tokio::test]
+async fn ordinary_events_drive_out_no_others() {
+    let fixture = Fixture::new().await;
+    for (kind, count) in [("node-expired", 300), ("instance-joined", MAX_EVENTS)] {
+        for n in 0..count {
+            let fact = Fact::of_node(kind, "a", &format!("n{n}"));
+            let facts = [fact];
+            let txn = fixture.registry.txn_told(Txn::default(), &facts);
+            txn.await.unwrap();
+        }
+    }
+    let of = |view: &View, kind: &str| {
+        let events = view.events().filter(|event| event.record.kind == kind);
+        events.count()
+    };
+    fixture
+        .until(|view| {
+            of(view, "node-expired") == 300 && of(view, "instance-joined") <= MAX_EVENTS / 2
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -1,0 +1,332 @@
+//! Whether the mesh is well. In come the view, the xDS clients of all replicas and what this replica knows of its store;
+//! out go problems, each with what to do, and the verdict that they come to. Pure: it asks nobody and changes nothing.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use heddle_proto::{
+    registry::v1::Health,
+    status::v1::{Mesh, Problem, Proxy, mesh::Verdict, problem::Severity, proxy::Sync},
+};
+
+use super::mesh::count;
+use crate::registry::{Node, ServiceName, View};
+
+/// Problems in one answer; how many more there are is told.
+const MAX_PROBLEMS: usize = 100;
+
+/// What the view does not show.
+pub(super) struct Beside<'a> {
+    /// The xDS clients of all replicas that answered.
+    pub(super) proxies: &'a [Proxy],
+    /// Replicas that did not answer.
+    pub(super) unanswered: &'a [String],
+    /// For how long the store has not answered this replica.
+    pub(super) store_away: Option<Duration>,
+    /// This replica misses what another one has seen.
+    pub(super) lags: bool,
+    /// The replica that answers.
+    pub(super) replica: &'a str,
+}
+
+/// Puts the verdict into an answer.
+pub(super) fn judge(mesh: &mut Mesh, view: &View, beside: &Beside<'_>) {
+    let mut problems = of_control(beside);
+    problems.extend(of_nodes(view));
+    problems.extend(of_services(view));
+    problems.extend(beside.proxies.iter().filter_map(of_proxy));
+    let errs = |problem: &Problem| problem.severity() == Severity::Error;
+    mesh.set_verdict(match (problems.is_empty(), problems.iter().any(errs)) {
+        (true, _) => Verdict::Ok,
+        (false, false) => Verdict::Degraded,
+        (false, true) => Verdict::Failing,
+    });
+    problems.sort_by(|a, b| {
+        let key = |it: &Problem| (!errs(it), it.check.clone(), it.subject.clone());
+        key(a).cmp(&key(b))
+    });
+    mesh.more_problems = count(problems.len().saturating_sub(MAX_PROBLEMS));
+    problems.truncate(MAX_PROBLEMS);
+    mesh.problems = problems;
+}
+
+fn problem(
+    check: &str,
+    severity: Severity,
+    subject: &str,
+    sentence: String,
+    remedy: &str,
+) -> Problem {
+    Problem {
+        check: check.to_owned(),
+        severity: severity.into(),
+        subject: subject.to_owned(),
+        sentence,
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn of_control(beside: &Beside<'_>) -> Vec<Problem> {
+    let replica = beside.replica;
+    let away = beside.store_away.map(|away| {
+        let sentence = format!(
+            "the store has not answered replica {replica} for {} s: the mesh serves on, and no change is kept",
+            away.as_secs()
+        );
+        let remedy = "look at the store (etcd's members and their quorum, or the disk), and at replica's log";
+        problem("store.away", Severity::Error, replica, sentence, remedy)
+    });
+    let lags = beside.lags.then(|| {
+        let sentence = format!(
+            "replica {replica} has missed for seconds what another replica has seen: it sends its clients there"
+        );
+        let remedy = "look at the network between this replica and the store";
+        problem("control.lag", Severity::Error, replica, sentence, remedy)
+    });
+    let unanswered = beside.unanswered.iter().map(|name| {
+        let sentence = format!("replica {name} did not answer within 2 s");
+        let remedy = "look at its log and at the address that it advertises (--advertise)";
+        problem(
+            "control.unanswered",
+            Severity::Warning,
+            name,
+            sentence,
+            remedy,
+        )
+    });
+    away.into_iter().chain(lags).chain(unanswered).collect()
+}
+
+/// A node that expired is a problem for as long as its event is kept, about an hour: one that was taken away for good must
+/// not be one for ever.
+fn of_nodes(view: &View) -> Vec<Problem> {
+    let expired: BTreeSet<&str> = view
+        .events()
+        .filter(|event| event.record.kind == "node-expired")
+        .map(|event| event.record.node.as_str())
+        .collect();
+    view.nodes()
+        .flat_map(|node| of_node(view, node, expired.contains(&*node.name)))
+        .collect()
+}
+
+fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
+    let name = &*node.name;
+    let mut problems = Vec::new();
+    if node.suspect {
+        let sentence = format!(
+            "the lease of node {name} lapsed together with many others': its {} instances stay in use, unproved",
+            view.instances_on(&node.name)
+        );
+        let remedy = "look at the network between the nodes and the control plane";
+        problems.push(problem(
+            "node.suspect",
+            Severity::Warning,
+            name,
+            sentence,
+            remedy,
+        ));
+    } else if !node.alive && !node.left && (expired || view.instances_on(&node.name) > 0) {
+        let sentence =
+            format!("node {name} has not renewed its lease: its instances are out of use");
+        let remedy = "start its proxy again, or look at its way to the control plane; if it is gone for good this \
+                      passes within an hour";
+        problems.push(problem(
+            "node.lapsed",
+            Severity::Error,
+            name,
+            sentence,
+            remedy,
+        ));
+    }
+    if let Some(clash) = &node.clash {
+        let sentence = format!(
+            "node {name} is claimed by another living process too: {}",
+            clash.process_id
+        );
+        let remedy = "give each proxy a --node name of its own";
+        problems.push(problem(
+            "node.clash",
+            Severity::Error,
+            name,
+            sentence,
+            remedy,
+        ));
+    }
+    problems
+}
+
+fn of_services(view: &View) -> Vec<Problem> {
+    view.services()
+        .filter_map(|name| of_service(view, name))
+        .collect()
+}
+
+/// Instances that drain are on their way out: they count for nothing.
+fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
+    let (mut all, mut out, mut why) = (0, 0, None);
+    for instance in view.instances(name) {
+        let health = view.health(instance);
+        if health == Health::Draining {
+            continue;
+        }
+        all += 1;
+        if health == Health::Unhealthy {
+            out += 1;
+            why = why.or(Some((instance.id.clone(), instance.health_reason.clone())));
+        }
+    }
+    let (id, reason) = why?;
+    let severity = match out == all {
+        true => Severity::Error,
+        false => Severity::Warning,
+    };
+    let sentence = format!("{out} of {all} instances of {name} are unhealthy; {id}: {reason}");
+    let remedy = format!("heddle services {name} shows each with its reason");
+    Some(problem(
+        "service.unhealthy",
+        severity,
+        &name.to_string(),
+        sentence,
+        &remedy,
+    ))
+}
+
+fn of_proxy(proxy: &Proxy) -> Option<Problem> {
+    let id = &proxy.node_id;
+    match proxy.sync() {
+        Sync::Stale if proxy.variant.is_empty() => {
+            // Its node says the same, unless it serves with no state of its control plane.
+            (proxy.lag_seconds >= 30.0).then(|| {
+                let sentence = format!(
+                    "proxy {id} has had no xDS stream for {:.0} s: it serves with what it knew",
+                    proxy.lag_seconds
+                );
+                let remedy = "look at its log, and at its way to the control plane (--control)";
+                problem("xds.stale", Severity::Error, id, sentence, remedy)
+            })
+        }
+        Sync::Stale => {
+            let sentence = format!(
+                "{id} has not answered what it was sent for {:.0} s: it serves with an older state",
+                proxy.lag_seconds
+            );
+            let remedy = "look whether that process hangs";
+            Some(problem("xds.stale", Severity::Error, id, sentence, remedy))
+        }
+        Sync::Rejecting => {
+            let of = proxy
+                .types
+                .iter()
+                .find(|of| !of.rejected_reason.is_empty() || !of.refused.is_empty());
+            let why = of.map_or(String::new(), |of| match of.refused.first() {
+                Some(first) => format!("{}: {}", first.name, first.reason),
+                None => of.rejected_reason.clone(),
+            });
+            let sentence =
+                format!("{id} refuses what it was sent and keeps its earlier state: {why}");
+            let remedy = "heddle proxies shows all that it refuses";
+            Some(problem(
+                "xds.rejecting",
+                Severity::Error,
+                id,
+                sentence,
+                remedy,
+            ))
+        }
+        Sync::Unknown | Sync::InSync => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::fixture;
+
+    fn judged(view: &View, beside: &Beside<'_>) -> (Verdict, Vec<String>) {
+        let mut mesh = Mesh::default();
+        judge(&mut mesh, view, beside);
+        let short = |it: &Problem| format!("{} {}", it.check, it.subject);
+        assert!(mesh.problems.iter().all(|it| {
+            !it.sentence.is_empty() && !it.remedy.is_empty() && it.severity() != Severity::Unknown
+        }));
+        (mesh.verdict(), mesh.problems.iter().map(short).collect())
+    }
+
+    fn quiet() -> Beside<'static> {
+        Beside {
+            proxies: &[],
+            unanswered: &[],
+            store_away: None,
+            lags: false,
+            replica: "r1",
+        }
+    }
+
+    fn set_health(mesh: &mut fixture::Mesh, path: &str, health: Health) {
+        let local = mesh.put(path, "10.0.0.1:80");
+        local.set_health(health);
+        local.health_reason = "refused".into();
+    }
+
+    #[test]
+    fn a_mesh_in_which_all_works_is_ok() {
+        let mut mesh = fixture::Mesh::new();
+        set_health(&mut mesh, "a/users/1", Health::Healthy);
+        set_health(&mut mesh, "a/users/2", Health::Draining);
+        assert_eq!(judged(&mesh.view(), &quiet()), (Verdict::Ok, Vec::new()));
+    }
+
+    #[test]
+    fn some_unhealthy_instances_degrade_and_a_service_with_no_other_fails() {
+        let mut mesh = fixture::Mesh::new();
+        set_health(&mut mesh, "a/users/1", Health::Healthy);
+        set_health(&mut mesh, "a/users/2", Health::Unhealthy);
+        let named = vec!["service.unhealthy users.default".to_owned()];
+        let (verdict, problems) = judged(&mesh.view(), &quiet());
+        assert_eq!((verdict, problems), (Verdict::Degraded, named.clone()));
+        set_health(&mut mesh, "a/users/1", Health::Unhealthy);
+        set_health(&mut mesh, "a/web/1", Health::Healthy);
+        assert_eq!(judged(&mesh.view(), &quiet()), (Verdict::Failing, named));
+    }
+
+    #[test]
+    fn stores_replicas_and_clients_are_named() {
+        let mesh = fixture::Mesh::new();
+        let stale = Proxy {
+            node_id: "a".into(),
+            variant: "delta".into(),
+            sync: Sync::Stale.into(),
+            lag_seconds: 31.0,
+            ..Proxy::default()
+        };
+        // It has gone just now: it may be restarting.
+        let gone = Proxy {
+            node_id: "b".into(),
+            variant: String::new(),
+            lag_seconds: 3.0,
+            ..stale.clone()
+        };
+        let rejecting = Proxy {
+            node_id: "c".into(),
+            sync: Sync::Rejecting.into(),
+            ..stale.clone()
+        };
+        let beside = Beside {
+            proxies: &[stale, gone, rejecting],
+            unanswered: &["r2".into()],
+            store_away: Some(Duration::from_secs(3)),
+            lags: true,
+            ..quiet()
+        };
+        let (verdict, problems) = judged(&mesh.view(), &beside);
+        assert_eq!(verdict, Verdict::Failing);
+        let expected = [
+            "control.lag r1",
+            "store.away r1",
+            "xds.rejecting c",
+            "xds.stale a",
+            "control.unanswered r2",
+        ];
+        assert_eq!(problems, expected, "errors first");
+    }
+}

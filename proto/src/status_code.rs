@@ -1,0 +1,24 @@
+//! Which gRPC statuses count as errors: the one list for load reports, metrics and whatever else tells how well a service
+//! does. Source: OpenTelemetry's semantic conventions for gRPC servers (1.44).
+
+/// gRPC's UNKNOWN, also for a `grpc-status` that is none.
+pub const UNKNOWN: u8 = 2;
+
+/// UNKNOWN, `DEADLINE_EXCEEDED`, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and `DATA_LOSS`: the service failed. Any other status
+/// is an answer: `NOT_FOUND` or `PERMISSION_DENIED` may be what the caller has to hear. Numbers that gRPC does not know
+/// count as UNKNOWN.
+#[must_use]
+pub const fn is_error(status: u8) -> bool {
+    matches!(status, UNKNOWN | 4 | 12 | 13 | 14 | 15 | 17..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_error;
+
+    #[test]
+    fn answers_are_told_from_errors() {
+        let errors: Vec<u8> = (0..=18).filter(|&status| is_error(status)).collect();
+        assert_eq!(errors, [2, 4, 12, 13, 14, 15, 17, 18]);
+    }
+}
