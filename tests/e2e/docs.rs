@@ -64,6 +64,11 @@ const BLOCKS: &[(&str, &str, How)] = &[
     ("docs/etcd.md", "etcdctl user add root", How::Etcd),
     ("docs/health.md", "service: users", How::ServicesFile),
     (
+        "docs/listeners.md",
+        "heddle-control --listen 10.0.0.5",
+        How::Elsewhere("e2e listeners::an_address_beyond_loopback_is_refused_unless_it_is_named"),
+    ),
+    (
         "docs/services.md",
         "protoc --include_imports",
         How::Elsewhere("e2e cli::a_program_without_reflection… with the peers' descriptor set"),
