@@ -28,6 +28,7 @@ use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    budget::{Admission, Budget, MeshSize, default_memory},
     grpc, http,
     load::{self, Loads},
     opening,
@@ -127,6 +128,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         registry,
         grpc_connections: Connections::new("grpc", Limits::of(options.listen_connections)),
         http_connections: Connections::new("http", Limits::of(options.http_connections)),
+        budget: Budget::new(options.client_memory.unwrap_or_else(default_memory)),
         stop: token.clone(),
     };
     let (health, routes) = plane.routes()?;
@@ -157,10 +159,11 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     let guard = Arc::new(guard(&options));
     for socket in grpc {
         let (places, guard) = (plane.grpc_connections.clone(), Arc::clone(&guard));
-        let routes = routes.clone();
+        let (routes, admission) = (routes.clone(), plane.admission());
         servers.spawn(grpc::serve_within(
             socket,
             routes,
+            admission,
             places,
             guard,
             token.clone(),
@@ -303,6 +306,7 @@ pub(crate) struct Plane {
     pub(crate) clients: Clients,
     pub(crate) loads: Loads,
     pub(crate) configs: MeshConfigs,
+    pub(crate) budget: Budget,
     load_interval: Duration,
     peers: Peers,
     pub(crate) grpc_connections: Connections,
@@ -324,6 +328,22 @@ const SERVED: &[&str] = &[
 ];
 
 impl Plane {
+    fn admission(&self) -> Admission {
+        let (registry, clients) = (self.registry.clone(), self.clients.clone());
+        Admission::new(self.budget.clone(), move || {
+            let (services, instances, nodes) = registry.read(|view| {
+                let (services, nodes) = (view.services().count(), view.nodes().count());
+                (services, view.instance_count(), nodes)
+            });
+            MeshSize {
+                services,
+                instances,
+                nodes,
+                clients: clients.len(),
+            }
+        })
+    }
+
     fn routes(&self) -> Result<(HealthReporter, Routes), AppError> {
         let (health, health_server) = tonic_health::server::health_reporter();
         let removals = Arc::new(MeshRemovals::new(

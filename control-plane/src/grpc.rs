@@ -14,20 +14,23 @@ use hyper_util::{
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
-    codegen::Service as _,
     service::Routes,
     transport::server::{TcpConnectInfo, UdsConnectInfo},
 };
 
 use heddle_listen::{Accepted, Connections, Guard, Limits, Socket};
 
+use crate::budget::{Account, Admission};
+
 /// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
 /// that died without a word would else count as connected.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Windows: a node's descriptors (4 MiB) go through without a wait, and small frames of many streams on one connection
-/// stay far from the bounds of the HTTP/2 library.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Windows: so much a client may send that nobody reads yet. Each connection is charged for its own from the start
+/// (`budget::CONNECTION`), for no call has a say in what it is filled with.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// So much of an answer its transport holds beside the message that it was given last.
+const SEND_BUFFER: usize = 64 << 10;
 /// Calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
 /// Connections at a time: two of each proxy of 10,000 (xDS, session), and some. Over it the idlest one goes.
@@ -47,30 +50,42 @@ impl ConnectionEnd {
 }
 
 /// Serves until `stop`, then until all calls have ended; with the default bounds.
-pub async fn serve(socket: Socket, routes: Routes, stop: CancellationToken) {
+pub async fn serve(socket: Socket, routes: Routes, admission: Admission, stop: CancellationToken) {
     let connections = Connections::new("grpc", Limits::of(CONNECTIONS));
-    serve_within(socket, routes, connections, Arc::default(), stop).await;
+    serve_within(socket, routes, admission, connections, Arc::default(), stop).await;
 }
 
 /// The same with the bounds of a listener, which may have several sockets, and the names of this host.
 pub(crate) async fn serve_within(
     socket: Socket,
     routes: Routes,
+    admission: Admission,
     connections: Connections,
     guard: Arc<Guard>,
     stop: CancellationToken,
 ) {
-    let serve = |accepted| connection(accepted, routes.clone(), Arc::clone(&guard), stop.clone());
+    let entry = Arc::new(Entry {
+        routes,
+        admission,
+        guard,
+    });
+    let serve = |accepted| connection(accepted, Arc::clone(&entry), stop.clone());
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
-async fn connection(
-    accepted: Accepted,
+/// What each call goes through.
+struct Entry {
     routes: Routes,
+    admission: Admission,
     guard: Arc<Guard>,
-    stop: CancellationToken,
-) {
+}
+
+async fn connection(accepted: Accepted, entry: Arc<Entry>, stop: CancellationToken) {
     let Accepted { io, peer, place } = accepted;
+    let (account, _charge) = match entry.admission.connect(peer) {
+        Ok(admitted) => admitted,
+        Err(refusal) => return tracing::info!(%refusal, "a connection is closed"),
+    };
     let end = ConnectionEnd::default();
     let calls = service_fn(|mut request: Request<Incoming>| {
         let extensions = request.extensions_mut();
@@ -87,7 +102,7 @@ async fn connection(
             });
         }
         extensions.insert(end.clone());
-        place.call(answer(request, routes.clone(), Arc::clone(&guard)))
+        place.call(answer(request, account.clone(), Arc::clone(&entry)))
     });
     let builder = builder();
     let connection = builder.serve_connection(TokioIo::new(io), calls);
@@ -104,11 +119,14 @@ async fn connection(
 
 async fn answer(
     request: Request<Incoming>,
-    mut routes: Routes,
-    guard: Arc<Guard>,
+    account: Account,
+    entry: Arc<Entry>,
 ) -> Result<Response<Body>, Infallible> {
-    match guard.check_grpc(&request) {
-        Ok(()) => routes.call(request.map(Body::new)).await,
+    match entry.guard.check_grpc(&request) {
+        Ok(()) => {
+            let routes = entry.routes.clone();
+            entry.admission.call(account, request, routes).await
+        }
         Err(refusal) => Ok(refusal.response().map(Body::new)),
     }
 }
@@ -126,6 +144,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEPALIVE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_PER_CONNECTION);
     builder
 }
@@ -140,6 +159,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::budget::{Budget, MeshSize};
     use crate::registry::fixture::within;
 
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -153,6 +173,7 @@ mod tests {
         let serving = serve_within(
             socket,
             Routes::default(),
+            Admission::new(Budget::new(1 << 30), MeshSize::default),
             connections,
             Arc::default(),
             stop.clone(),

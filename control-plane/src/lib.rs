@@ -14,6 +14,7 @@ pub mod load;
 pub mod replica;
 pub mod status;
 mod http;
+pub mod budget;
 pub mod grpc;
 // ---- the process ----
 pub mod options;

@@ -11,7 +11,10 @@ use std::{
 
 use heddle_listen::ListenOption;
 
-use crate::store::{etcd_prefix, etcd_urls, keys};
+use crate::{
+    budget::parse_memory,
+    store::{etcd_prefix, etcd_urls, keys},
+};
 
 /// Longest name of a replica: a host's name and a port fit.
 const MAX_REPLICA: usize = 128;
@@ -87,6 +90,13 @@ pub struct Options {
     /// this host's own address with its port]
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise)]
     pub advertise: Option<String>,
+
+    /// Memory for all that clients hold here: connections, what they send until it is handled, answers until they are
+    /// read, streams and what they subscribe to. One peer (an IPv4 address or an IPv6 /64) gets four times what is left,
+    /// so at most 80 % of it, and beneath it each connection likewise; who asks for more is refused with
+    /// RESOURCE_EXHAUSTED. At least 128MiB [default: half of the memory of this machine, or of its cgroup's limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub client_memory: Option<usize>,
 
     /// A node that is silent for so long has gone
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]

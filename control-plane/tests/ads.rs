@@ -5,6 +5,7 @@
 
 mod csds;
 mod hostile;
+mod memory;
 mod plane;
 mod replicas;
 mod reports;

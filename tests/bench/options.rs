@@ -70,7 +70,7 @@ pub(crate) struct Instructions {
 
 #[derive(Args)]
 pub(crate) struct Control {
-    /// Connected delta clients, each of which uses every service
+    /// Connected delta clients, each of which uses every service; 0 leaves the parts with services of one size out
     #[arg(long, default_value_t = 1_000)]
     pub(crate) clients: usize,
     #[arg(long, default_value_t = 1_000)]
@@ -87,6 +87,15 @@ pub(crate) struct Control {
     /// Instances that live at once in the last part, a thousand to a node; 0 leaves it out
     #[arg(long, default_value_t = 100_000)]
     pub(crate) live: usize,
+    /// Endpoints of one service whose instances leave and join again and again, one part for each number
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000,9900")]
+    pub(crate) churn: Vec<usize>,
+    /// Delta clients that use it
+    #[arg(long, default_value_t = 10)]
+    pub(crate) churn_clients: usize,
+    /// Streams of each of three kinds that hold as much memory as they get; 0 leaves them out
+    #[arg(long, default_value_t = 0)]
+    pub(crate) greedy: usize,
     /// A --store of heddle-control (etcd:URL,…), empty at the start [default: an embedded one for each part]
     #[arg(long)]
     pub(crate) store: Option<String>,

@@ -90,6 +90,7 @@ pub(super) fn metrics(plane: &Plane) -> String {
         plane.publisher.refused(),
     );
     store(plane, &mut text);
+    client_memory(plane, &mut text);
     streams(plane, &mut text);
     questions(plane, &mut text);
     loads(plane, &mut text);
@@ -145,6 +146,45 @@ fn store(plane: &Plane, text: &mut Text) {
         store.leases,
     );
     text.one("gauge", "heddle_store_keys", "Keys", store.keys);
+}
+
+fn client_memory(plane: &Plane, text: &mut Text) {
+    let (limit, used, largest) = plane.budget.figures();
+    let refused = plane.budget.refused();
+    for (kind, name, help, value) in [
+        (
+            "gauge",
+            "heddle_client_memory_limit_bytes",
+            "Memory for all that clients hold here (--client-memory)",
+            limit as u64,
+        ),
+        (
+            "gauge",
+            "heddle_client_memory_bytes",
+            "What they hold of it",
+            used as u64,
+        ),
+        (
+            "gauge",
+            "heddle_client_memory_largest_bytes",
+            "What the peer holds that holds most",
+            largest as u64,
+        ),
+    ] {
+        text.one(kind, name, help, value);
+    }
+    text.labelled(
+        "heddle_client_memory_refused_total",
+        "What was refused because of this bound",
+        "what",
+        [
+            ("connection", &refused.connections),
+            ("call", &refused.calls),
+            ("message", &refused.messages),
+            ("answer", &refused.answers),
+        ]
+        .map(|(what, counter)| (what, counter.load(Ordering::Relaxed))),
+    );
 }
 
 fn streams(plane: &Plane, text: &mut Text) {
@@ -221,6 +261,11 @@ fn streams(plane: &Plane, text: &mut Text) {
             "heddle_xds_muted_total",
             "Times that a client spoke too fast and had to wait",
             &counters.muted,
+        ),
+        (
+            "heddle_xds_held_back_total",
+            "Times that newer states of large resources had to wait for their turn",
+            &counters.held_back,
         ),
         (
             "heddle_xds_behind_total",
@@ -331,11 +376,22 @@ impl Text {
         &mut self,
         name: &str,
         help: &str,
-        rows: impl Iterator<Item = (&'a str, u64)>,
+        rows: impl IntoIterator<Item = (&'a str, u64)>,
+    ) {
+        self.labelled(name, help, "service", rows);
+    }
+
+    /// Values of the label that need no escaping.
+    fn labelled<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        rows: impl IntoIterator<Item = (&'a str, u64)>,
     ) {
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} counter\n");
-        for (service, value) in rows {
-            let _ = writeln!(self.0, "{name}{{service=\"{service}\"}} {value}");
+        for (value, count) in rows {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{value}\"}} {count}");
         }
     }
 

@@ -15,6 +15,7 @@ use heddle_proto::status::v1::Edge;
 use tokio::time::Instant;
 
 use super::{Load, Place, Report};
+use crate::budget::{Shares, Who};
 
 /// Most streams at a time.
 pub const MAX_STREAMS: usize = 10_000;
@@ -38,15 +39,29 @@ struct Inner {
     refused: AtomicU64,
 }
 
-#[derive(Default)]
 struct Book {
     streams: BTreeMap<u64, Reporter>,
     last_id: u64,
-    entries: usize,
+    /// Whose streams and rows: one peer leaves room for others.
+    shares: Shares,
+    entries: Shares,
     totals: BTreeMap<String, Totals>,
 }
 
+impl Default for Book {
+    fn default() -> Self {
+        Self {
+            streams: BTreeMap::new(),
+            last_id: 0,
+            shares: Shares::new(MAX_STREAMS),
+            entries: Shares::new(MAX_ENTRIES),
+            totals: BTreeMap::new(),
+        }
+    }
+}
+
 struct Reporter {
+    who: Who,
     caller: String,
     role: String,
     loads: BTreeMap<Place, Told>,
@@ -76,20 +91,23 @@ pub struct ServiceTotals {
 
 /// There are as many streams as there may be.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this replica takes load reports of {MAX_STREAMS} streams and of no more")]
+#[error(
+    "this replica takes load reports of {MAX_STREAMS} streams, of one peer four times what is left, and of no more"
+)]
 pub struct TooManyStreams;
 
 impl Loads {
     /// A stream begins; `role` as in the lists of clients.
-    pub fn join(&self, caller: &str, role: &str) -> Result<Membership, TooManyStreams> {
+    pub fn join(&self, who: Who, caller: &str, role: &str) -> Result<Membership, TooManyStreams> {
         let mut book = self.book();
-        if book.streams.len() >= MAX_STREAMS {
+        if book.shares.take(who, 1).is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
             return Err(TooManyStreams);
         }
         book.last_id += 1;
         let id = book.last_id;
         let reporter = Reporter {
+            who,
             caller: caller.to_owned(),
             role: role.to_owned(),
             loads: BTreeMap::new(),
@@ -97,6 +115,7 @@ impl Loads {
         book.streams.insert(id, reporter);
         Ok(Membership {
             id,
+            who,
             loads: self.clone(),
         })
     }
@@ -146,7 +165,7 @@ impl Loads {
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         let book = self.book();
-        (book.streams.len(), book.entries)
+        (book.streams.len(), book.entries.used())
     }
 
     /// Reports taken.
@@ -194,6 +213,7 @@ fn edge(reporter: &Reporter, place: &Place, load: &Load) -> Edge {
 /// A stream's place in the book, until it is dropped.
 pub struct Membership {
     id: u64,
+    who: Who,
     loads: Loads,
 }
 
@@ -206,7 +226,7 @@ impl Membership {
         book.forget(self.id);
         let mut loads = BTreeMap::new();
         for (place, load) in report.loads {
-            if book.entries + loads.len() >= MAX_ENTRIES {
+            if book.entries.take(self.who, 1).is_err() {
                 left_out += 1;
                 continue;
             }
@@ -226,19 +246,21 @@ impl Drop for Membership {
         let mut book = self.loads.book();
         book.forget(self.id);
         book.streams.remove(&self.id);
+        book.shares.give(self.who, 1);
     }
 }
 
 impl Book {
     fn forget(&mut self, id: u64) {
         if let Some(reporter) = self.streams.get_mut(&id) {
-            self.entries -= std::mem::take(&mut reporter.loads).len();
+            let rows = std::mem::take(&mut reporter.loads).len();
+            self.entries.give(reporter.who, rows);
         }
     }
 
+    /// Of these each row was taken already.
     fn put(&mut self, id: u64, loads: BTreeMap<Place, Told>) {
         if let Some(reporter) = self.streams.get_mut(&id) {
-            self.entries += loads.len();
             reporter.loads = loads;
         }
     }

@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Loads, Report, book::Membership};
 use crate::{
+    budget::{Account, Who},
     registry::{Registry, ServiceName},
     xds::NodeInfo,
 };
@@ -70,6 +71,8 @@ impl LoadReportingService for LoadReports {
         // The answer to the first request, and the last word.
         let (answers, receiver) = mpsc::channel(2);
         let reports = self.clone();
+        let account = request.extensions().get::<Account>();
+        let who = account.map(Account::who).unwrap_or_default();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 biased;
@@ -77,7 +80,7 @@ impl LoadReportingService for LoadReports {
                     Err(Status::unavailable("the control plane is stopping"))
                 }
                 () = answers.closed() => Ok(()),
-                ended = reports.serve(request.into_inner(), &answers) => ended,
+                ended = reports.serve(who, request.into_inner(), &answers) => ended,
             };
             if let Err(status) = ended {
                 // A client that does not read is told by its connection.
@@ -91,6 +94,7 @@ impl LoadReportingService for LoadReports {
 impl LoadReports {
     async fn serve(
         &self,
+        who: Who,
         mut requests: Streaming<LoadStatsRequest>,
         answers: &mpsc::Sender<Answer>,
     ) -> Result<(), Status> {
@@ -104,7 +108,7 @@ impl LoadReports {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let member = self
             .loads
-            .join(&node.id, &node.role)
+            .join(who, &node.id, &node.role)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
         // Room for it is there: it is the first.
         let _ = answers.try_send(Ok(self.wish()));

@@ -11,6 +11,7 @@ use envoy_types::pb::{
 use tokio::time::Instant;
 
 use super::*;
+use crate::budget::{Peer, Who};
 
 const USUAL: Duration = Duration::from_secs(10);
 
@@ -176,8 +177,8 @@ fn edges(loads: &Loads) -> Vec<String> {
 #[test]
 fn an_edge_lives_as_long_as_the_last_report_of_its_stream() {
     let loads = Loads::default();
-    let proxy = loads.join("node-b", "proxy").unwrap();
-    let stock = loads.join("a", "grpc-go").unwrap();
+    let proxy = loads.join(Who::default(), "node-b", "proxy").unwrap();
+    let stock = loads.join(Who::default(), "a", "grpc-go").unwrap();
     proxy.report(
         read(&[
             cluster("users.default", vec![row("b", 1, 1, 0), row("a", 1, 1, 0)]),
@@ -228,7 +229,7 @@ fn an_edge_lives_as_long_as_the_last_report_of_its_stream() {
 #[test]
 fn a_client_that_falls_silent_has_no_calls() {
     let loads = Loads::default();
-    let stream = loads.join("a", "grpc-go").unwrap();
+    let stream = loads.join(Who::default(), "a", "grpc-go").unwrap();
     let start = now();
     let users = cluster("users.default", vec![row("", 1, 1, 0)]);
     stream.report(read(&[users]), USUAL, start);
@@ -241,13 +242,13 @@ fn a_client_that_falls_silent_has_no_calls() {
 #[test]
 fn the_newest_stream_of_a_proxy_speaks_for_it() {
     let loads = Loads::default();
-    let dead = loads.join("node-a", "proxy").unwrap();
+    let dead = loads.join(Who::default(), "node-a", "proxy").unwrap();
     dead.report(
         read(&[cluster("users.default", vec![row("a", 1, 1, 0)])]),
         USUAL,
         now(),
     );
-    let lives = loads.join("node-a", "proxy").unwrap();
+    let lives = loads.join(Who::default(), "node-a", "proxy").unwrap();
     lives.report(
         read(&[cluster("users.default", vec![row("b", 1, 1, 0)])]),
         USUAL,
@@ -255,8 +256,8 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
     );
     assert_eq!(edges(&loads), ["node-a users.default eu/b"]);
     // Stock clients share a node id as they like.
-    let first = loads.join("stock", "grpc-go").unwrap();
-    let second = loads.join("stock", "grpc-go").unwrap();
+    let first = loads.join(Who::default(), "stock", "grpc-go").unwrap();
+    let second = loads.join(Who::default(), "stock", "grpc-go").unwrap();
     for stream in [&first, &second] {
         stream.report(
             read(&[cluster("users.default", vec![row("", 1, 1, 0)])]),
@@ -266,7 +267,7 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
     }
     assert_eq!(edges(&loads).len(), 3);
     // Even as a proxy does.
-    let namesake = loads.join("node-a", "grpc-go").unwrap();
+    let namesake = loads.join(Who::default(), "node-a", "grpc-go").unwrap();
     namesake.report(
         read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]),
         USUAL,
@@ -281,13 +282,25 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
 #[test]
 fn streams_rows_and_sums_are_bounded() {
     let loads = Loads::default();
-    let mut streams: Vec<_> = (0..MAX_STREAMS)
-        .map(|n| loads.join(&format!("c{n}"), "x").unwrap())
-        .collect();
-    assert_eq!(loads.join("more", "x").err(), Some(TooManyStreams));
+    let who = |host: u8| Who {
+        peer: Peer::of(Some([10, 0, 0, host].into())),
+        connection: 0,
+    };
+    let mut streams = Vec::new();
+    while let Ok(stream) = loads.join(who(1), &format!("c{}", streams.len()), "x") {
+        streams.push(stream);
+    }
+    assert!((7_500..8_000).contains(&streams.len()), "{}", streams.len());
     assert_eq!(loads.refused(), 1);
-    streams.pop();
-    let last = loads.join("more", "x").unwrap();
+    // Of other hosts: they find room, and there is an end of it.
+    let mut others = Vec::new();
+    let host = |n: usize| who(u8::try_from(2 + n / 20).unwrap());
+    while let Ok(stream) = loads.join(host(others.len()), "other", "x") {
+        others.push(stream);
+    }
+    let open = streams.len() + others.len();
+    assert!(others.len() > 1_000 && open <= MAX_STREAMS, "{open}");
+    let last = others.pop().unwrap();
 
     let everything = |cluster: &str| Some(cluster.to_owned());
     let large = |from: usize| {
@@ -300,13 +313,16 @@ fn streams_rows_and_sums_are_bounded() {
         stream.report(large(n * 4000), USUAL, now());
     }
     last.report(large(0), USUAL, now());
-    assert_eq!(loads.size(), (MAX_STREAMS, MAX_ENTRIES));
-    assert_eq!(loads.left_out(), 31 * 4000 - MAX_ENTRIES as u64);
+    let (open_now, rows) = loads.size();
+    assert_eq!(open_now, open);
+    assert!(rows > 80_000 && rows <= MAX_ENTRIES, "{rows}");
+    assert!(loads.left_out() > 0, "one peer cannot fill it");
+    assert_eq!(loads.left_out(), (31 * 4_000 - rows) as u64);
     let totals = loads.totals();
     assert_eq!(totals.len(), 1001);
     let sum: u64 = totals.iter().map(|of| of.succeeded).sum();
     assert_eq!(
-        sum, MAX_ENTRIES as u64,
+        sum, rows as u64,
         "what has no sum of its own is in the others'"
     );
 }

@@ -31,6 +31,7 @@ use tonic::{
 
 use super::*;
 use crate::{
+    budget::{Admission, Budget, MeshSize},
     grpc,
     listen::Socket,
     load::Loads,
@@ -81,7 +82,13 @@ impl Replica {
                 stop.clone(),
             ));
         let socket = Socket::Tcp(listener, bound);
-        tokio::spawn(grpc::serve(socket, routes.routes(), stop.clone()));
+        let admission = Admission::new(Budget::new(1 << 30), MeshSize::default);
+        tokio::spawn(grpc::serve(
+            socket,
+            routes.routes(),
+            admission,
+            stop.clone(),
+        ));
         Self {
             registry,
             wire,

@@ -282,8 +282,11 @@ impl Agent {
         let Who::Node(node, process) = self.who else {
             return Err(End::Broken("no node".into()));
         };
-        let accept =
-            |replica: &super::replica::Replica, requests| replica.sessions.begin(requests, false);
+        let accept = |replica: &super::replica::Replica, requests| {
+            replica
+                .sessions
+                .begin(requests, false, crate::budget::Account::default())
+        };
         let mut socket: Talk = dial(
             &self.world,
             &mut self.dice,

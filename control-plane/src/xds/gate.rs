@@ -10,6 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Limits, NodeInfo, Refusal, limits::Bucket};
+use crate::budget::{Shares, Who};
 
 /// One client, over all its connections: its address without the port, which is another one each time, and its node id.
 pub(super) type ClientKey = (String, String);
@@ -29,19 +30,26 @@ struct Inner {
 }
 
 struct State {
-    open: usize,
+    /// Streams that are open, and whose: by where they come from, for a client can make up node ids.
+    open: Shares,
     opened: u64,
     clients: BTreeMap<ClientKey, usize>,
     admission: Bucket,
+    /// KiB of large resources, of all clients.
+    large: Bucket,
 }
 
 impl Gate {
     pub(super) fn new(limits: Limits) -> Self {
         let state = State {
-            open: 0,
+            open: Shares::new(limits.streams),
             opened: 0,
             clients: BTreeMap::new(),
             admission: Bucket::new(limits.streams_per_second, limits.streams_at_once),
+            large: Bucket::new(
+                limits.all_large_kib_per_second,
+                limits.all_large_kib_at_once,
+            ),
         };
         Self(Arc::new(Inner {
             limits,
@@ -55,15 +63,24 @@ impl Gate {
 
     /// A stream begins. Its slot is free again when the last of its holders is gone: the task that serves it, and the
     /// responses that the transport still has.
-    pub(super) fn open(&self) -> Result<Arc<Slot>, Refusal> {
+    pub(super) fn open(&self, who: Who) -> Result<Arc<Slot>, Refusal> {
         let mut state = self.state();
-        if state.open >= self.0.limits.streams {
-            return Err(Refusal::Full(self.0.limits.streams));
-        }
-        state.open += 1;
+        state.open.take(who, 1).map_err(|denied| {
+            let most = self.0.limits.streams;
+            if denied.peer_used == 0 {
+                return Refusal::Full(most);
+            }
+            Refusal::Share {
+                peer: denied.peer,
+                held: denied.peer_used,
+                open: denied.used,
+                most,
+            }
+        })?;
         state.opened += 1;
         Ok(Arc::new(Slot {
             number: state.opened,
+            who,
             gate: self.clone(),
             client: Mutex::default(),
         }))
@@ -98,6 +115,11 @@ impl Gate {
         Ok(wait)
     }
 
+    /// So many KiB of large resources go out; gives how long the next ones have to wait.
+    pub(super) fn sent_large(&self, kib: u32, now: Instant) -> Duration {
+        self.state().large.take(now, kib)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
     }
@@ -106,6 +128,7 @@ impl Gate {
 /// A stream's place.
 pub(super) struct Slot {
     number: u64,
+    who: Who,
     gate: Gate,
     client: Mutex<Option<ClientKey>>,
 }
@@ -121,7 +144,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let client = lock(&self.client).take();
         let mut state = self.gate.state();
-        state.open = state.open.saturating_sub(1);
+        state.open.give(self.who, 1);
         if let Some(client) = client
             && let Some(count) = state.clients.get_mut(&client)
         {

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use crate::snapshot::{Audience, Kind, OUTBOUND, Resource, Snapshot};
 
+/// A load assignment of some 300 endpoints.
+pub const LARGE: usize = 64 << 10;
+
 /// How one client sees snapshots.
 #[derive(Debug)]
 pub struct Lens {
@@ -13,6 +16,8 @@ pub struct Lens {
     pub outbound: Option<Arc<Resource>>,
     /// The schema fetched last for this client: its name, and the resource if the store has it.
     pub schema: Option<(Arc<str>, Option<Arc<Resource>>)>,
+    /// The client was sent so many bytes of large resources that newer states of those it holds wait.
+    pub large_wait: bool,
 }
 
 impl Lens {
@@ -22,6 +27,7 @@ impl Lens {
             audience,
             outbound: None,
             schema: None,
+            large_wait: false,
         }
     }
 
@@ -75,6 +81,12 @@ impl Lens {
         let all = (!matches!(kind, Kind::Listener | Kind::Schema))
             .then(|| snapshot.table(kind, self.audience).keys());
         own.chain(all.into_iter().flatten())
+    }
+
+    /// A resource so large that it is sent at a bounded rate, and the client has had enough of them for now.
+    #[must_use]
+    pub fn holds_back(&self, resource: &Resource) -> bool {
+        self.large_wait && resource.size() > LARGE
     }
 
     /// Whether it is known if this exists: a schema only once it was fetched.

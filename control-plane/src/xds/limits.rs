@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::budget::Peer;
+
 /// The bounds of a replica's streams.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -22,6 +24,12 @@ pub struct Limits {
     /// each 50 names in it. What is more waits in its connection.
     pub units_per_second: u32,
     pub units_at_once: u32,
+    /// Newer states of large resources (more than 64 KiB, some 300 endpoints) go to one client at so many KiB a second,
+    /// and to all together; so many at once after a quiet time. What changes meanwhile goes together.
+    pub large_kib_per_second: u32,
+    pub large_kib_at_once: u32,
+    pub all_large_kib_per_second: u32,
+    pub all_large_kib_at_once: u32,
     /// A client that owes an answer for so long, and shows no other sign of life, is cut off.
     pub stuck_after: Duration,
     /// Where there are several replicas, a stream ends after about so long (20 % more or less), so that clients that
@@ -43,6 +51,10 @@ impl Default for Limits {
             admission_wait: Duration::from_secs(2),
             units_per_second: 1_000,
             units_at_once: 2_000,
+            large_kib_per_second: 4 << 10,
+            large_kib_at_once: 4 << 10,
+            all_large_kib_per_second: 128 << 10,
+            all_large_kib_at_once: 256 << 10,
             stuck_after: Duration::from_secs(60),
             max_age: Duration::from_secs(30 * 60),
             sheds_per_second: 10,
@@ -56,6 +68,16 @@ impl Default for Limits {
 pub enum Refusal {
     #[error("this replica serves {0} xDS streams and takes no more: try another replica")]
     Full(usize),
+    #[error(
+        "{peer} have {held} of the {open} xDS streams here, of at most {most}, and get no more: close some, or connect \
+         to another replica"
+    )]
+    Share {
+        peer: Peer,
+        held: usize,
+        open: usize,
+        most: usize,
+    },
     #[error(
         "node {node} has {most} xDS streams from its address here and gets no more: close some, or give each process a \
          node.id of its own"

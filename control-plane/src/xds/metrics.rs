@@ -30,6 +30,8 @@ pub struct Metrics {
     pub lagging: AtomicU64,
     /// Times that a client spoke too fast and was made to wait.
     pub muted: AtomicU64,
+    /// Times that newer states of large resources had to wait.
+    pub held_back: AtomicU64,
     /// Streams ended because the client had seen a newer revision.
     pub behind: AtomicU64,
 }

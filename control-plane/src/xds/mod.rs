@@ -12,6 +12,7 @@ mod delta;
 mod session;
 mod wire;
 mod clients;
+mod cost;
 mod metrics;
 mod limits;
 mod gate;
@@ -23,7 +24,7 @@ mod service;
 pub(crate) mod csds;
 
 pub use clients::{Client, ClientStatus, Clients, KindStatus, RefusedStatus};
-pub use lens::Lens;
+pub use lens::{LARGE, Lens};
 pub use limits::{Limits, Refusal};
 pub use metrics::Metrics;
 pub use news::Hold;

@@ -65,7 +65,7 @@ impl Subscription {
     pub(super) fn unsent(&self, snapshot: &Snapshot, lens: &Lens) -> bool {
         let new = |name: &Arc<str>| {
             self.visible(snapshot, lens, name)
-                .is_some_and(|resource| self.lacks(&resource))
+                .is_some_and(|resource| self.lacks(&resource) && !self.waits(lens, &resource))
         };
         let probed = self.probes.iter().flatten().any(new);
         match &self.pending {
@@ -131,6 +131,10 @@ impl Subscription {
             }
             let forced = self.forced.contains(&name);
             match self.visible(snapshot, lens, &name) {
+                // A newer state of what the client has: it can wait, and the newest will do.
+                Some(resource) if !forced && self.waits(lens, &resource) => {
+                    left.insert(name);
+                }
                 Some(resource) if forced || self.lacks(&resource) => {
                     if bytes > 0 && bytes + resource.size() > limit {
                         left.insert(name);
@@ -274,6 +278,11 @@ impl Subscription {
             None if named => lens.stand_in(self.kind, name),
             None => None,
         }
+    }
+
+    /// The client is to be sent this, but not now: it holds an older state of it.
+    fn waits(&self, lens: &Lens, resource: &Resource) -> bool {
+        self.holds(&resource.name) && self.lacks(resource) && lens.holds_back(resource)
     }
 
     /// The client is to be sent this.

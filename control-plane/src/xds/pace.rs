@@ -27,6 +27,9 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Pace {
     speech: Bucket,
+    large: Bucket,
+    /// No newer state of a large resource goes out before.
+    large_from: Option<Instant>,
     /// Nothing is read from the client before.
     mute_until: Option<Instant>,
     stuck_after: Duration,
@@ -49,6 +52,8 @@ impl Pace {
             limits.max_age * u32::try_from(800 + scattered(seed) % 401).unwrap_or(1_000) / 1_000;
         Self {
             speech: Bucket::new(limits.units_per_second, limits.units_at_once),
+            large: Bucket::new(limits.large_kib_per_second, limits.large_kib_at_once),
+            large_from: None,
             mute_until: None,
             stuck_after: limits.stuck_after,
             alive: now,
@@ -84,6 +89,23 @@ impl Pace {
 
     pub(super) fn unmute(&mut self) {
         self.mute_until = None;
+    }
+
+    /// So many KiB of large resources went out; `others`: how long all clients together make it wait. True if it has to
+    /// wait for the next ones.
+    pub(super) fn sent_large(&mut self, kib: u32, others: Duration, now: Instant) -> bool {
+        let wait = self.large.take(now, kib).max(others);
+        self.large_from = (!wait.is_zero()).then(|| now + wait);
+        self.large_from.is_some()
+    }
+
+    /// None: large resources may go out.
+    pub(super) fn large_from(&self) -> Option<Instant> {
+        self.large_from
+    }
+
+    pub(super) fn free_large(&mut self) {
+        self.large_from = None;
     }
 
     /// A response goes out: the client's time begins.

@@ -31,7 +31,7 @@ use super::{
     stream::{Peer, RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
-use crate::{grpc::ConnectionEnd, registry::Registry, snapshot::Publisher};
+use crate::{budget::Account, grpc::ConnectionEnd, registry::Registry, snapshot::Publisher};
 
 /// What reflection says of this service and of the others of Envoy: a serialized `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
@@ -97,6 +97,7 @@ impl Ads {
             address,
             local,
             connection: ConnectionEnd::default(),
+            account: Account::default(),
         };
         self.accept::<V>(peer, requests).queue
     }
@@ -107,7 +108,7 @@ impl Ads {
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> Responses<V::Response> {
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let slot = match self.gate().open() {
+        let slot = match self.gate().open(peer.account.who()) {
             Ok(slot) => {
                 let held = Arc::clone(&slot);
                 tokio::spawn(run::<V>(self.clone(), peer, held, requests, sender));
@@ -220,10 +221,12 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
             None => ("unix".to_owned(), true),
         };
         let connection = request.extensions().get::<ConnectionEnd>().cloned();
+        let account = request.extensions().get::<Account>().cloned();
         let peer = Peer {
             address,
             local,
             connection: connection.unwrap_or_default(),
+            account: account.unwrap_or_default(),
         };
         let responses = self.0.accept::<V>(peer, request.into_inner());
         ready(Ok(Response::new(responses)))

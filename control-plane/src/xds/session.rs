@@ -17,7 +17,7 @@ use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, 
 pub trait Variant: Send + 'static {
     /// For status and metrics.
     const WORD: &'static str;
-    type Request: Send + Sync + 'static;
+    type Request: prost::Message + 'static;
     type Response: prost::Message + 'static;
 
     fn node(request: &Self::Request) -> Option<&Node>;
@@ -143,6 +143,11 @@ impl Session {
         } else {
             Hold::These(used)
         }
+    }
+
+    /// Newer states of large resources wait, or wait no longer.
+    pub fn hold_back_large(&mut self, wait: bool) {
+        self.lens.large_wait = wait;
     }
 
     /// A response is under way that the client still has a reason to answer.

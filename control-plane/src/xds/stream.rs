@@ -14,10 +14,11 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    Ads, Heard, Lens, NodeError, NodeInfo, Refusal, Session, Variant, clients::Membership,
+    Ads, Heard, LARGE, Lens, NodeError, NodeInfo, Refusal, Session, Variant, clients::Membership,
     elsewhere::left_behind, gate::Slot, metrics::count, pace::Pace,
 };
 use crate::{
+    budget::{Account, Charge},
     grpc::ConnectionEnd,
     registry::Registry,
     snapshot::{Kind, Snapshot, outbound_listener},
@@ -32,6 +33,11 @@ const BEHIND: Duration = Duration::from_secs(2);
 /// How often a schema that was asked for before it was uploaded is looked for again.
 const SCHEMA_RETRY: Duration = Duration::from_secs(1);
 
+/// What is kept of a name beside the name itself, at most.
+const ADDED: usize = 256;
+/// What a client holds is counted when so much may have come to it: the count takes as long as there are names.
+const COUNT_AFTER: usize = 64 << 10;
+
 /// Rejections of one client are logged no more often.
 const REJECTION_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,6 +48,7 @@ pub(super) struct Peer {
     /// It reaches us over loopback or a Unix socket.
     pub(super) local: bool,
     pub(super) connection: ConnectionEnd,
+    pub(super) account: Account,
 }
 
 /// Runs a stream; what ends it is told to the client.
@@ -100,6 +107,7 @@ async fn serve<V: Variant>(
             fetch = stream.fetch_schema().map(Box::pin);
         }
         let mute = stream.pace.mute_until();
+        let large = stream.pace.large_from();
         let misses = stream.member.client.session().misses_schemas();
         tokio::select! {
             biased;
@@ -122,6 +130,10 @@ async fn serve<V: Variant>(
             }
             () = tokio::time::sleep_until(mute.unwrap_or_else(Instant::now)), if mute.is_some() => {
                 stream.pace.unmute();
+            }
+            () = tokio::time::sleep_until(large.unwrap_or_else(Instant::now)), if large.is_some() => {
+                stream.pace.free_large();
+                stream.member.client.session().hold_back_large(false);
             }
             () = &mut tick => {
                 stream.look()?;
@@ -152,7 +164,9 @@ async fn admit(ads: &Ads, peer: &Peer, slot: &Slot, node: &NodeInfo) -> Result<(
             let text = refusal.to_string();
             Err(match refusal {
                 Refusal::Busy { .. } => Status::unavailable(text),
-                Refusal::Full(_) | Refusal::Client { .. } => Status::resource_exhausted(text),
+                Refusal::Full(_) | Refusal::Share { .. } | Refusal::Client { .. } => {
+                    Status::resource_exhausted(text)
+                }
             })
         }
     }
@@ -179,6 +193,11 @@ pub(super) struct Stream<'a, V: Variant> {
     warned: bool,
     /// When a rejection was logged last.
     told: Option<Instant>,
+    /// For what is kept of the client's subscriptions.
+    charge: Charge,
+    account: Account,
+    /// What was added since that was counted, at most.
+    added: usize,
 }
 
 impl<'a, V: Variant> Stream<'a, V> {
@@ -210,6 +229,9 @@ impl<'a, V: Variant> Stream<'a, V> {
             member,
             pace,
             connection: peer.connection,
+            charge: peer.account.charge(),
+            account: peer.account,
+            added: 0,
             stays,
             warned: false,
             told: None,
@@ -274,6 +296,8 @@ impl<'a, V: Variant> Stream<'a, V> {
         if matches!(heard, Heard::Rejected | Heard::Acknowledged) {
             client.has_answered(Instant::now());
         }
+        self.added += request.encoded_len() + V::names(request) * ADDED;
+        self.count_cost()?;
         match heard {
             Heard::Rejected => self.tell_rejection(kind),
             Heard::Acknowledged if kind == Kind::Endpoint => self.ads.clients().progressed(),
@@ -346,16 +370,45 @@ impl<'a, V: Variant> Stream<'a, V> {
     }
 
     fn send(&mut self, kind: Kind, response: V::Response) -> Result<(), Status> {
-        self.ads
-            .clients()
-            .metrics()
-            .sent(kind, response.encoded_len());
+        let bytes = response.encoded_len();
+        self.ads.clients().metrics().sent(kind, bytes);
+        self.added += bytes;
+        self.count_cost()?;
+        if kind == Kind::Endpoint && bytes > LARGE {
+            self.pace_large(bytes);
+        }
         let now = Instant::now();
         self.pace.sent(now);
         self.member.client.was_sent(now);
         self.responses
             .try_send(Ok(response))
             .map_err(|_| Status::resource_exhausted("the client does not read its responses"))
+    }
+
+    /// A large response goes out: newer states of what is in it wait, so long as its size demands.
+    fn pace_large(&mut self, bytes: usize) {
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        let others = self.ads.gate().sent_large(kib, now);
+        if self.pace.sent_large(kib, others, now) {
+            count(&self.ads.clients().metrics().held_back);
+            self.member.client.session().hold_back_large(true);
+        }
+    }
+
+    /// Charges the client for what is kept of it.
+    fn count_cost(&mut self) -> Result<(), Status> {
+        if self.added < COUNT_AFTER.max(self.charge.bytes() / 4) && self.charge.bytes() > 0 {
+            return Ok(());
+        }
+        self.added = 0;
+        let client = &self.member.client;
+        let cost = client.session().cost();
+        self.charge.set("this stream", cost).map_err(|refusal| {
+            self.account.count_refused();
+            tracing::warn!(node = %client.node.id, %refusal, "an xDS stream is ended");
+            refusal.into()
+        })
     }
 
     fn fetch_schema(

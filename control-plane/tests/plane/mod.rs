@@ -11,10 +11,11 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use heddle_control::{
+    budget::{Admission, Budget, MeshSize},
     grpc,
     listen::Socket,
     load::{self, Loads},
-    registry::{IdleOptions, Registry, RegistryOptions},
+    registry::{IdleOptions, Registry, RegistryOptions, View},
     replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
     snapshot::{Kind, Publisher},
@@ -66,6 +67,7 @@ pub(crate) struct Plane {
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
     pub(crate) registry: Registry,
+    pub(crate) budget: Budget,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -112,11 +114,27 @@ impl Plane {
         Self::build(store, name, idle, Limits::default()).await
     }
 
+    /// With so much memory for clients.
+    pub(crate) async fn of_memory(store: &Path, bytes: usize) -> Self {
+        let (idle, limits) = (IdleOptions::default(), Limits::default());
+        Self::budgeted(Self::store(store), "control", idle, limits, bytes).await
+    }
+
     pub(crate) async fn build(
         store: Arc<dyn Store>,
         name: &str,
         idle: IdleOptions,
         limits: Limits,
+    ) -> Self {
+        Self::budgeted(store, name, idle, limits, 1 << 30).await
+    }
+
+    async fn budgeted(
+        store: Arc<dyn Store>,
+        name: &str,
+        idle: IdleOptions,
+        limits: Limits,
+        client_memory: usize,
     ) -> Self {
         let stop = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -160,18 +178,31 @@ impl Plane {
         let mut routes = Routes::builder();
         routes
             .add_service(session::service(registry.clone(), Arc::new(removals)))
+            .add_service(session::registry_service(registry.clone()))
             .add_service(mesh)
             .add_service(own)
             .add_service(reports)
             .add_service(status::csds(configs))
             .add_service(ads);
         let socket = Socket::Tcp(listener, bound);
-        let server = tokio::spawn(grpc::serve(socket, routes.routes(), stop.clone()));
+        let budget = Budget::new(client_memory);
+        let sized = registry.clone();
+        let admission = Admission::new(budget.clone(), move || MeshSize {
+            instances: sized.read(View::instance_count),
+            ..MeshSize::default()
+        });
+        let server = tokio::spawn(grpc::serve(
+            socket,
+            routes.routes(),
+            admission,
+            stop.clone(),
+        ));
         Self {
             address,
             publisher,
             clients,
             registry,
+            budget,
             stop,
             server,
         }
@@ -400,6 +431,12 @@ impl DeltaStream {
     /// With the node as it stands in the request.
     pub(crate) async fn say(&self, request: DeltaDiscoveryRequest) {
         self.out.send(request).await.unwrap();
+    }
+
+    /// False: the stream has ended.
+    pub(crate) async fn try_send(&mut self, mut request: DeltaDiscoveryRequest) -> bool {
+        request.node = self.node.take();
+        self.out.send(request).await.is_ok()
     }
 
     pub(crate) async fn try_next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {

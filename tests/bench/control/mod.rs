@@ -2,7 +2,9 @@
 //! that are told, all real gRPC streams. In come sizes, out go figures as lines and as JSON. The control plane is
 //! measured as the process that users run; nothing of its code comes in here.
 
+mod churn;
 mod clients;
+mod greedy;
 mod nodes;
 mod plane;
 mod wire;
@@ -35,8 +37,14 @@ pub(crate) fn run(options: &Control) -> anyhow::Result<()> {
         .build()?;
     let mut figures = Figures::default();
     runtime.block_on(async {
-        writes(options, &mut figures).await?;
-        pushes(options, &mut figures).await?;
+        if options.clients > 0 {
+            writes(options, &mut figures).await?;
+            pushes(options, &mut figures).await?;
+        }
+        churn::run(options, &mut figures).await?;
+        if options.greedy > 0 {
+            greedy::run(options, &mut figures).await?;
+        }
         if options.live > 0 {
             live(options, &mut figures).await?;
         }

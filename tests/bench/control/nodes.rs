@@ -81,6 +81,16 @@ impl Node {
         })
     }
 
+    /// The number of the next change.
+    pub(super) fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    pub(super) async fn say(&self, message: NodeMessage) -> anyhow::Result<()> {
+        Ok(self.requests.send(message).await?)
+    }
+
     /// Changes the weight of the node's instance of a service; returns the number of the change.
     pub(super) async fn change(&mut self, service: usize, weight: u32) -> anyhow::Result<u64> {
         self.sequence += 1;
@@ -141,13 +151,13 @@ async fn acks(mut answers: Streaming<ControlMessage>, progress: watch::Sender<u6
     }
 }
 
-fn message(message: node_message::Message) -> NodeMessage {
+pub(super) fn message(message: node_message::Message) -> NodeMessage {
     NodeMessage {
         message: Some(message),
     }
 }
 
-fn instance(node: usize, number: usize, weight: u32) -> LocalInstance {
+pub(super) fn instance(node: usize, number: usize, weight: u32) -> LocalInstance {
     LocalInstance {
         instance: Some(Instance {
             service: service(number),

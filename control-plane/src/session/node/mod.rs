@@ -25,8 +25,10 @@ use super::{
 };
 use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry, View};
 
+mod brought;
 mod opening;
 
+use brought::Brought;
 #[cfg(test)]
 pub(crate) use opening::Sessions;
 pub use opening::{MAX_MESSAGE_BYTES, service};
@@ -77,6 +79,8 @@ struct Session {
     queries: JoinSet<()>,
     /// The state of the proxies' listeners by which its instances were judged last.
     judged: u64,
+    /// What its instances cost.
+    brought: Brought,
     /// When it was tried last to renew the lease.
     tried: Instant,
 }
@@ -152,9 +156,9 @@ impl Session {
         for message in messages {
             let message = match message {
                 Ok(message) => message.message,
-                Err(_) => {
+                Err(status) => {
                     self.write(&mut together).await?;
-                    return Err(End::Closed);
+                    return Err(broken(status));
                 }
             };
             if let Some(node_message::Message::Change(change)) = message {
@@ -189,6 +193,9 @@ impl Session {
                 format!("{found} came where {expected} was due: changes are numbered from 1");
             return Err(refusal::invalid("change.sequence", text).into());
         }
+        self.brought
+            .add(&self.registry, &self.node, &change.upserted)
+            .map_err(Status::from)?;
         let validate::Changes { writes, rejected } = validate::change(&self.node, change)?;
         let (writes, rejected) = self.fit(writes, rejected);
         together.writes.extend(writes);
@@ -403,6 +410,14 @@ fn removals(view: &View, rejected: &[Rejected]) -> Vec<NodeWrite> {
 async fn given_up(answers: mpsc::Sender<Answer>, lease_ttl: Duration) {
     answers.closed().await;
     tokio::time::sleep(lease_ttl).await;
+}
+
+/// Why a stream of messages broke off: a node that was over a bound of this side is told so.
+fn broken(status: Status) -> End {
+    match status.code() {
+        tonic::Code::ResourceExhausted => status.into(),
+        _ => End::Closed,
+    }
 }
 
 fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Message {

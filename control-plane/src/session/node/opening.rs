@@ -13,8 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
 
-use super::{Answer, End, Inbound, Session, missing, stopping};
+use super::{Answer, Brought, End, Inbound, Session, broken, missing, stopping};
 use crate::{
+    budget::Account,
     registry::{MAX_SCHEMA_BYTES, Node, NodeLease, Registry},
     session::{Removals, refusal, rejected, validate},
 };
@@ -52,7 +53,9 @@ impl NodeSession for Sessions {
         let peer = request.remote_addr();
         let local = request.extensions().get::<UdsConnectInfo>().is_some();
         let loopback = local || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-        let answers = self.begin(request.into_inner(), loopback);
+        let account = request.extensions().get::<Account>().cloned();
+        let account = account.unwrap_or_default();
+        let answers = self.begin(request.into_inner(), loopback, account);
         Ok(Response::new(Box::pin(answers)))
     }
 }
@@ -67,6 +70,7 @@ impl Sessions {
         &self,
         inbound: impl Stream<Item = Result<NodeMessage, Status>> + Send + 'static,
         loopback: bool,
+        account: Account,
     ) -> ReceiverStream<Answer> {
         let (answers, out) = mpsc::channel(ANSWERS);
         let inbound: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(inbound);
@@ -74,6 +78,7 @@ impl Sessions {
             registry: self.registry.clone(),
             removals: Arc::clone(&self.removals),
             loopback,
+            account,
             inbound: inbound.fuse(),
             answers: answers.clone(),
         };
@@ -94,6 +99,7 @@ struct Opening {
     registry: Registry,
     removals: Arc<dyn Removals>,
     loopback: bool,
+    account: Account,
     inbound: Inbound,
     answers: mpsc::Sender<Answer>,
 }
@@ -109,7 +115,8 @@ impl Opening {
             Err(_) => {
                 return Err(Status::deadline_exceeded("no Hello came within 10 s").into());
             }
-            Ok(None | Some(Err(_))) => return Err(End::Closed),
+            Ok(Some(Err(status))) => return Err(broken(status)),
+            Ok(None) => return Err(End::Closed),
             Ok(Some(Ok(message))) => match message.message {
                 Some(node_message::Message::Hello(hello)) => hello,
                 _ => return Err(refusal::invalid("hello", "must be the first message").into()),
@@ -130,6 +137,10 @@ impl Opening {
 
     async fn welcome(self, hello: Hello) -> Result<(Session, Inbound), End> {
         let seen = hello.revision;
+        let mut brought = Brought::new(self.account);
+        brought
+            .add(&self.registry, "", &hello.instances)
+            .map_err(Status::from)?;
         let validate::Said {
             identity,
             mut instances,
@@ -202,6 +213,7 @@ impl Opening {
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
             judged,
+            brought,
             // The claim was a while ago: the first message renews it.
             tried: opened,
         };

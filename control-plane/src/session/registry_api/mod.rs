@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::Stream;
@@ -16,17 +17,29 @@ use heddle_proto::registry::v1::{
     WatchInstancesResponse,
     registry_server::{Registry as Api, RegistryServer},
 };
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::refusal;
-use crate::registry::{Instance, Registry, ServiceName, Subscription, View};
+use crate::{
+    budget::{Account, Charge, Refusal},
+    registry::{Instance, Place, Registry, ServiceName, Subscription, Touched, View},
+};
 
-/// Instances in one message of a watch.
+/// Instances in one message of a watch, and their bytes: one larger instance goes alone.
 const CHUNK: usize = 500;
+const CHUNK_BYTES: usize = 256 << 10;
 /// Messages that wait for a watcher; then its changes coalesce.
-const WAITING: usize = 4;
+const WAITING: usize = 1;
+/// What a watch costs, with a message that waits and one that is made; and for each instance that its client holds.
+const WATCH: usize = 64 << 10;
+const WATCHED: usize = 128;
+/// How long the last word waits for a reader.
+const LAST_WORD: Duration = Duration::from_secs(60);
+/// Changes of so long go together: a watcher of a service that never stands still gets no message for each.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The gRPC service for the control plane's server.
 #[must_use]
@@ -104,13 +117,20 @@ impl Api for RegistryApi {
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let wanted = parse_filter(&request.get_ref().service)?;
         let (out, answers) = mpsc::channel(WAITING);
-        let watcher = Watcher {
+        let account = request.extensions().get::<Account>().cloned();
+        let account = account.unwrap_or_default();
+        let mut watcher = Watcher {
             changes: self.registry.subscribe(),
             registry: self.registry.clone(),
             wanted,
             sent: BTreeMap::new(),
+            instances: 0,
+            charge: account.charge(),
+            account,
+            last: None,
             out,
         };
+        watcher.admit(0)?;
         let stop = self.registry.options().stop.clone();
         tokio::spawn(stop.run_until_cancelled_owned(watcher.run()));
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -123,88 +143,208 @@ struct Watcher {
     changes: Subscription,
     /// None: all services.
     wanted: Option<ServiceName>,
-    sent: BTreeMap<ServiceName, BTreeMap<String, InstanceStatus>>,
+    /// The registry's own instances, not copies.
+    sent: BTreeMap<ServiceName, BTreeMap<Place, Sent>>,
+    /// How many of them.
+    instances: usize,
+    /// For what is sent.
+    charge: Charge,
+    account: Account,
+    /// Of the first answer, until it is known whether more follow.
+    last: Option<WatchInstancesResponse>,
     out: mpsc::Sender<Answer>,
+}
+
+/// An instance as the client was told of it.
+struct Sent {
+    instance: Arc<Instance>,
+    health: Health,
+}
+
+impl Sent {
+    fn is(&self, instance: &Arc<Instance>, health: Health) -> bool {
+        let same = Arc::ptr_eq(&self.instance, instance) || self.instance == *instance;
+        same && self.health == health
+    }
+}
+
+/// Why a watch ends.
+enum End {
+    /// Its client has gone.
+    Gone,
+    Refused(Refusal),
+}
+
+/// What a client lacks of one service, and what it holds too much.
+#[derive(Default)]
+struct Difference {
+    changed: Vec<(Place, Arc<Instance>, Health)>,
+    removed: Vec<Place>,
 }
 
 impl Watcher {
     async fn run(mut self) {
+        if let Err(End::Refused(refusal)) = self.watch().await {
+            let Self { account, out, .. } = self;
+            account.count_refused();
+            // One that reads nothing is not told; it holds nothing more meanwhile.
+            let told = out.send(Err(refusal.into()));
+            let _ = tokio::time::timeout(LAST_WORD, told).await;
+        }
+    }
+
+    async fn watch(&mut self) -> Result<(), End> {
         let present = match &self.wanted {
             Some(service) => BTreeSet::from([service.clone()]),
             None => self
                 .registry
                 .read(|view| view.services().cloned().collect()),
         };
-        let mut initial = self.difference(&present);
-        match initial.last_mut() {
-            Some(last) => last.initial_done = true,
-            None => initial.push(WatchInstancesResponse {
-                initial_done: true,
-                ..Default::default()
-            }),
+        self.last = Some(WatchInstancesResponse::default());
+        for service in present {
+            self.tell(&service, Touched::All).await?;
         }
-        if !self.send(initial).await {
-            return;
-        }
+        let mut last = self.last.take().unwrap_or_default();
+        last.initial_done = true;
+        self.send(last).await?;
         loop {
-            let batch = tokio::select! {
+            let mut batch = tokio::select! {
                 batch = self.changes.next() => batch,
-                () = self.out.closed() => return,
+                () = self.out.closed() => return Err(End::Gone),
             };
-            let mut services = batch.services;
-            if let Some(wanted) = &self.wanted {
-                services.retain(|service| service == wanted);
+            for service in batch.services {
+                if self
+                    .wanted
+                    .as_ref()
+                    .is_some_and(|wanted| *wanted != service)
+                {
+                    continue;
+                }
+                let touched = batch.instances.remove(&service);
+                self.tell(&service, touched.unwrap_or_default()).await?;
             }
-            let messages = self.difference(&services);
-            if !self.send(messages).await {
-                return;
-            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn send(&self, messages: Vec<WatchInstancesResponse>) -> bool {
-        for message in messages {
-            if self.out.send(Ok(message)).await.is_err() {
-                return false;
-            }
+    /// Tells what the client lacks of a service, and what it holds too much, among the instances that were touched.
+    async fn tell(&mut self, service: &ServiceName, touched: Touched) -> Result<(), End> {
+        let held = self.sent.entry(service.clone()).or_default();
+        let difference = self
+            .registry
+            .read(|view| difference(view, service, held, touched));
+        let before = held.len();
+        for place in &difference.removed {
+            held.remove(place);
         }
-        true
+        for (place, instance, health) in &difference.changed {
+            let sent = Sent {
+                instance: Arc::clone(instance),
+                health: *health,
+            };
+            held.insert(place.clone(), sent);
+        }
+        let now = held.len();
+        if now == 0 {
+            self.sent.remove(service);
+        }
+        self.admit(self.instances - before + now)?;
+        self.send_all(service, difference).await
     }
 
-    /// What the client does not hold yet of these services, and what it holds too much.
-    fn difference(&mut self, services: &BTreeSet<ServiceName>) -> Vec<WatchInstancesResponse> {
-        let mut changed = Vec::new();
-        let mut removed = Vec::new();
-        for service in services {
-            let now: BTreeMap<String, InstanceStatus> = self.registry.read(|view| {
-                let instances = view.instances(service);
-                instances
-                    .map(|it| (it.key().to_string(), describe(view, it)))
-                    .collect()
-            });
-            let before = self.sent.remove(service).unwrap_or_default();
-            let news = now
-                .iter()
-                .filter(|(key, status)| before.get(*key) != Some(*status));
-            changed.extend(news.map(|(_, status)| status.clone()));
-            removed.extend(before.into_keys().filter(|key| !now.contains_key(key)));
-            if !now.is_empty() {
-                self.sent.insert(service.clone(), now);
+    /// The client is about to hold so many instances.
+    fn admit(&mut self, instances: usize) -> Result<(), Refusal> {
+        self.instances = instances;
+        let bytes = WATCH + instances * WATCHED;
+        self.charge.set("this watch of instances", bytes)
+    }
+
+    async fn send_all(&mut self, service: &ServiceName, difference: Difference) -> Result<(), End> {
+        let (mut message, mut bytes) = (WatchInstancesResponse::default(), 0);
+        for (_, instance, _) in difference.changed {
+            let status = self.registry.read(|view| describe(view, &instance));
+            let length = status.encoded_len();
+            if message.changed.len() == CHUNK || (bytes > 0 && bytes + length > CHUNK_BYTES) {
+                self.send(std::mem::take(&mut message)).await?;
+                bytes = 0;
+            }
+            bytes += length;
+            message.changed.push(status);
+        }
+        if !message.changed.is_empty() {
+            self.send(message).await?;
+        }
+        for places in difference.removed.chunks(CHUNK) {
+            let removed = places.iter();
+            let message = WatchInstancesResponse {
+                removed: removed
+                    .map(|(node, id)| format!("{node}/{service}/{id}"))
+                    .collect(),
+                ..WatchInstancesResponse::default()
+            };
+            self.send(message).await?;
+        }
+        Ok(())
+    }
+
+    /// While the first answer is made, the last message of it is kept back: it says that all is told.
+    async fn send(&mut self, message: WatchInstancesResponse) -> Result<(), End> {
+        let message = match &mut self.last {
+            Some(last) => std::mem::replace(last, message),
+            None => message,
+        };
+        if message == WatchInstancesResponse::default() {
+            return Ok(());
+        }
+        self.out.send(Ok(message)).await.map_err(|_| End::Gone)
+    }
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+fn difference(
+    view: &View,
+    service: &ServiceName,
+    held: &BTreeMap<Place, Sent>,
+    touched: Touched,
+) -> Difference {
+    let mut difference = Difference::default();
+    let mut look = |place: &Place, instance: &Arc<Instance>| {
+        let health = view.health(instance);
+        if held
+            .get(place)
+            .is_none_or(|sent| !sent.is(instance, health))
+        {
+            let changed = (place.clone(), Arc::clone(instance), health);
+            difference.changed.push(changed);
+        }
+    };
+    match touched {
+        Touched::All => {
+            for instance in view.instances(service) {
+                look(
+                    &(Arc::clone(&instance.node), Arc::clone(&instance.id)),
+                    instance,
+                );
+            }
+            let gone = |place: &&Place| view.instance_at(service, place).is_none();
+            difference.removed = held.keys().filter(gone).cloned().collect();
+        }
+        Touched::These(places) => {
+            for place in places {
+                match view.instance_at(service, &place) {
+                    Some(instance) => look(&place, instance),
+                    None if held.contains_key(&place) => difference.removed.push(place),
+                    None => {}
+                }
             }
         }
-        let mut messages: Vec<_> = changed
-            .chunks(CHUNK)
-            .map(|chunk| WatchInstancesResponse {
-                changed: chunk.to_vec(),
-                ..Default::default()
-            })
-            .collect();
-        messages.extend(removed.chunks(CHUNK).map(|chunk| WatchInstancesResponse {
-            removed: chunk.to_vec(),
-            ..Default::default()
-        }));
-        messages
     }
+    difference
 }
 
 fn go_to_the_agent() -> Status {

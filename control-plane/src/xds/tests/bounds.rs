@@ -8,7 +8,17 @@ use super::super::{
     limits::Bucket,
     pace::{Pace, Verdict},
 };
-use crate::snapshot::Audience;
+use crate::{
+    budget::{Peer, Who},
+    snapshot::Audience,
+};
+
+fn who(host: u8) -> Who {
+    Who {
+        peer: Peer::of(Some([10, 0, 0, host].into())),
+        connection: 0,
+    }
+}
 
 fn node(id: &str) -> NodeInfo {
     NodeInfo {
@@ -47,15 +57,15 @@ fn a_bucket_lets_a_burst_through_and_then_a_rate() {
 fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {
     let now = Instant::now();
     let gate = Gate::new(Limits {
-        streams: 5,
+        streams: 6,
         streams_per_client: 2,
         streams_per_second: 10,
         streams_at_once: 2,
         admission_wait: MS * 100,
         ..Limits::default()
     });
-    let slots: Vec<_> = (0..5).map(|_| gate.open().unwrap()).collect();
-    assert_eq!(gate.open().err(), Some(Refusal::Full(5)));
+    let slots: Vec<_> = (0..5).map(|host| gate.open(who(host)).unwrap()).collect();
+    assert_eq!(gate.open(who(9)).err(), Some(Refusal::Full(6)));
     let admit =
         |slot: usize, address: &str, id: &str| gate.admit(&slots[slot], address, &node(id), now);
     assert_eq!(admit(0, "10.0.0.1:1", "a"), Ok(Duration::ZERO));
@@ -93,7 +103,34 @@ fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {
     let later = now + MS * 1_000;
     let again = gate.admit(&slots[3], "10.0.0.1:9", &node("a"), later);
     assert_eq!(again, Ok(Duration::ZERO));
-    assert!(gate.open().is_ok());
+    assert!(gate.open(who(9)).is_ok());
+}
+
+/// Issue 10, D1: whatever node ids it makes up, and by however many connections.
+#[test]
+fn one_peer_cannot_take_all_streams() {
+    let gate = Gate::new(Limits {
+        streams: 1_000,
+        ..Limits::default()
+    });
+    let mut greedy = Vec::new();
+    let refusal = loop {
+        let connection = greedy.len() as u64 / 10;
+        match gate.open(Who {
+            connection,
+            ..who(1)
+        }) {
+            Ok(slot) => greedy.push(slot),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert!((780..=800).contains(&greedy.len()), "{}", greedy.len());
+    let text = refusal.to_string();
+    assert!(text.contains("clients of 10.0.0.1 have"), "{text}");
+    let others: Vec<_> = (2..50).map(|host| gate.open(who(host)).unwrap()).collect();
+    assert_eq!(others.len(), 48, "others find room");
+    greedy.truncate(500);
+    assert!(gate.open(who(1)).is_ok());
 }
 
 fn pace(now: Instant) -> Pace {

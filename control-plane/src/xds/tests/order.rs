@@ -6,7 +6,11 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use prost::Message as _;
 
 use super::{super::*, clients::*};
-use crate::snapshot::{Audience, Encodes, Kind, fixture::Mesh, outbound_listener};
+use crate::snapshot::{
+    Audience, Encodes, Kind,
+    fixture::{Mesh, proto},
+    outbound_listener,
+};
 
 #[test]
 fn one_response_is_under_way_and_changes_meanwhile_go_together() {
@@ -154,6 +158,61 @@ fn a_response_over_the_bound_is_continued() {
     assert!(!client.settle().is_empty());
     assert!((0..60).all(|service| acknowledged(&client, service) == Some(true)));
     assert_eq!(client.names(Kind::Endpoint).len(), 60);
+}
+
+/// Issue 10, D1.
+#[test]
+fn a_newer_state_of_something_large_waits_and_nothing_waits_for_it() {
+    let mut mesh = Mesh::new();
+    for number in 0..800 {
+        let address = format!("10.0.{}.{}:80", number / 200, number % 200);
+        mesh.put(&format!("a/large/i{number}"), &address);
+    }
+    mesh.put("a/small/1", "10.1.0.1:80");
+    let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
+    client.session.hold_back_large(true);
+    client.ask(Kind::Cluster, &[], &[]);
+    client.ask(
+        Kind::Endpoint,
+        &["large.default", "small.default", "new.default"],
+        &[],
+    );
+    client.ask(Kind::ServiceIndex, &[], &[]);
+    client.settle();
+    assert_eq!(
+        client.names(Kind::Endpoint),
+        ["large.default", "small.default"],
+        "what it does not have comes at once"
+    );
+    for round in 1..4 {
+        mesh.put("a/large/i7", &format!("10.9.0.{round}:80"));
+        mesh.put("a/small/1", &format!("10.9.1.{round}:80"));
+        if round == 2 {
+            mesh.put("a/new/1", "10.9.2.1:80").protos = vec![proto("n.New", &[])];
+        }
+        client.see(&mesh.snapshot());
+        let told = client.settle();
+        let endpoints = if round == 2 {
+            "endpoint +new.default +small.default"
+        } else {
+            "endpoint +small.default"
+        };
+        assert!(told.contains(&endpoints.to_owned()), "{told:?}");
+        assert_eq!(told.len(), if round == 2 { 3 } else { 1 }, "{told:?}");
+    }
+    let acknowledged = |client: &DeltaClient, name: &str| {
+        let subscription = client.session.subscription(Kind::Endpoint);
+        subscription.acknowledged_at(name, client.snapshot.revision)
+    };
+    assert_eq!(acknowledged(&client, "small.default"), Some(true));
+    assert_eq!(acknowledged(&client, "large.default"), Some(false));
+    client.session.hold_back_large(false);
+    assert_eq!(
+        client.settle(),
+        ["endpoint +large.default"],
+        "once, the newest"
+    );
+    assert_eq!(acknowledged(&client, "large.default"), Some(true));
 }
 
 #[test]

@@ -1,0 +1,40 @@
+//! What a call holds beside its messages, by its method: an estimate made before anything is. In come the method and the
+//! size of the mesh, out go bytes. An answer that lists the mesh is admitted before it is put together.
+
+/// The task of a call, its stream and its headers, and what its transport holds of an answer (`grpc::SEND_BUFFER`).
+const CALL: usize = 32 << 10;
+/// The ids of the events that a watcher was told: at most about 1,000.
+const EVENTS: usize = 64 << 10;
+
+/// One row of an answer, as a message and encoded.
+const INSTANCE: usize = 1 << 10;
+const SERVICE: usize = 512;
+const NODE: usize = 512;
+const CLIENT: usize = 4 << 10;
+
+/// How much there is of what answers list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MeshSize {
+    pub services: usize,
+    pub instances: usize,
+    pub nodes: usize,
+    pub clients: usize,
+}
+
+pub(super) fn of(path: &str, mesh: impl FnOnce() -> MeshSize) -> usize {
+    let more = match path {
+        "/heddle.registry.v1.Registry/ListServices" => mesh().services * SERVICE,
+        "/heddle.registry.v1.Registry/ListInstances" => mesh().instances * INSTANCE,
+        "/heddle.status.v1.MeshStatus/ListServices" => {
+            let mesh = mesh();
+            mesh.services * SERVICE + mesh.instances * INSTANCE
+        }
+        "/heddle.status.v1.MeshStatus/GetMesh" => mesh().nodes * NODE,
+        "/heddle.status.v1.MeshStatus/ListProxies"
+        | "/heddle.status.v1.MeshStatus/ListEdges"
+        | "/heddle.control.v1.Replica/ListClients" => mesh().clients * CLIENT,
+        "/heddle.status.v1.MeshStatus/WatchEvents" => EVENTS,
+        _ => 0,
+    };
+    CALL + more
+}

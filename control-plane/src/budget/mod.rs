@@ -1,0 +1,208 @@
+//! The memory that clients hold in this process, under one bound: their connections, what they send until it is
+//! handled, what is ready for them until they read it, and what is kept for as long as a call of theirs lasts. In come
+//! what is about to be held and by whom, out goes a charge that ends with it, or a refusal that names the bound and the
+//! remedy. What the mesh itself is made of (nodes, instances, descriptors) is in the registry and not counted here, but
+//! for what one session brings.
+
+mod call;
+mod costs;
+mod machine;
+mod shares;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+pub use call::Admission;
+pub use costs::MeshSize;
+pub use machine::{MIN_MEMORY, default_memory, parse_memory};
+pub use shares::{Denied, Peer, Shares, Who};
+
+/// What a connection holds at least: its window (`grpc::CONNECTION_WINDOW`), which it may fill whether or not anybody
+/// reads, and the buffers of its transport.
+pub(crate) const CONNECTION: usize = (256 << 10) + (32 << 10);
+
+/// The bound. Clones share it.
+#[derive(Clone)]
+pub struct Budget(Arc<Inner>);
+
+struct Inner {
+    shares: Mutex<Shares>,
+    connections: AtomicU64,
+    refused: Counters,
+}
+
+/// What was refused since the process began.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Connections closed at once.
+    pub(crate) connections: AtomicU64,
+    /// Calls that were not begun.
+    pub(crate) calls: AtomicU64,
+    /// Messages of clients that were not read, and what they asked to be kept.
+    pub(crate) messages: AtomicU64,
+    /// Answers that were not sent.
+    pub(crate) answers: AtomicU64,
+}
+
+/// Nothing more for this client now.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "{what} would take {} of memory, and {} hold {} of the {} that this control plane has for clients (all together \
+     {}): close streams and connections that are not needed, read what was sent, ask for less at a time, or give the \
+     control plane a larger --client-memory",
+    megabytes(*amount), denied.peer, megabytes(denied.peer_used), megabytes(denied.limit), megabytes(denied.used)
+)]
+pub struct Refusal {
+    what: &'static str,
+    amount: usize,
+    denied: Denied,
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> Self {
+        Self::resource_exhausted(refusal.to_string())
+    }
+}
+
+fn megabytes(bytes: usize) -> String {
+    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+impl Budget {
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Inner {
+            shares: Mutex::new(Shares::new(bytes)),
+            connections: AtomicU64::new(0),
+            refused: Counters::default(),
+        }))
+    }
+
+    /// The account of a new connection, and the charge for the connection itself.
+    pub(crate) fn connect(&self, peer: Peer) -> Result<(Account, Charge), Refusal> {
+        let connection = self.0.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let account = Account(Some(Arc::new(Holder {
+            budget: self.clone(),
+            who: Who { peer, connection },
+        })));
+        let mut charge = account.charge();
+        match charge.set("one more connection", CONNECTION) {
+            Ok(()) => Ok((account, charge)),
+            Err(refusal) => {
+                count(&self.0.refused.connections);
+                Err(refusal)
+            }
+        }
+    }
+
+    pub(crate) fn refused(&self) -> &Counters {
+        &self.0.refused
+    }
+
+    /// The bound, what is used of it, and what the peer uses that uses most.
+    #[must_use]
+    pub fn figures(&self) -> (usize, usize, usize) {
+        let shares = self.shares();
+        (shares.limit(), shares.used(), shares.largest())
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        let shares = &self.0.shares;
+        shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+struct Holder {
+    budget: Budget,
+    who: Who,
+}
+
+/// One connection's account. In the extensions of each request; the default is for calls that come by none, and has no
+/// bound.
+#[derive(Clone, Default)]
+pub struct Account(Option<Arc<Holder>>);
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.who().fmt(f)
+    }
+}
+
+impl Account {
+    /// Whose it is.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        self.0.as_ref().map_or_else(Who::default, |it| it.who)
+    }
+
+    /// A charge of nothing, which can grow.
+    #[must_use]
+    pub fn charge(&self) -> Charge {
+        Charge {
+            account: self.clone(),
+            bytes: 0,
+        }
+    }
+
+    fn budget(&self) -> Option<&Budget> {
+        self.0.as_ref().map(|holder| &holder.budget)
+    }
+
+    /// What the client asked to be kept was refused.
+    pub(crate) fn count_refused(&self) {
+        if let Some(budget) = self.budget() {
+            count(&budget.0.refused.messages);
+        }
+    }
+}
+
+/// So much is held for a client; given back when it is dropped.
+pub struct Charge {
+    account: Account,
+    bytes: usize,
+}
+
+impl Charge {
+    /// It is so much from now on; what is held stays as it was if there is no room for more. `what` is held, as the
+    /// refusal says it.
+    pub fn set(&mut self, what: &'static str, bytes: usize) -> Result<(), Refusal> {
+        let Some(holder) = &self.account.0 else {
+            return Ok(());
+        };
+        if let Some(more) = bytes.checked_sub(self.bytes) {
+            let taken = holder.budget.shares().take(holder.who, more);
+            taken.map_err(|denied| Refusal {
+                what,
+                amount: bytes,
+                denied,
+            })?;
+        } else {
+            holder.budget.shares().give(holder.who, self.bytes - bytes);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(holder) = &self.account.0 {
+            holder.budget.shares().give(holder.who, self.bytes);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What one node's instances cost while its session lasts, charged to the connection that brings them: a peer can make up
+//! nodes, each with thousands of instances. In come instances as they are told, out go refusals. Estimated from what is
+//! said; counted anew in the view when that has doubled, or when there is no room: what left is not told apart before.
+
+use heddle_proto::control::v1::LocalInstance;
+use prost::Message as _;
+
+use crate::{
+    budget::{Account, Charge, Refusal},
+    registry::{Instance, Registry},
+};
+
+/// An instance in the view, in the history of the store and in snapshots, beside what it says of itself.
+const INSTANCE: usize = 1 << 10;
+/// How often what it says of itself is kept.
+const COPIES: usize = 3;
+
+pub(super) struct Brought {
+    account: Account,
+    charge: Charge,
+    /// What the last count came to.
+    counted: usize,
+}
+
+impl Brought {
+    pub(super) fn new(account: Account) -> Self {
+        Self {
+            charge: account.charge(),
+            account,
+            counted: 0,
+        }
+    }
+
+    /// The node is about to have these beside what it has.
+    pub(super) fn add(
+        &mut self,
+        registry: &Registry,
+        node: &str,
+        instances: &[LocalInstance],
+    ) -> Result<(), Refusal> {
+        let added: usize = instances
+            .iter()
+            .map(|local| INSTANCE + local.encoded_len() * COPIES)
+            .sum();
+        if added == 0 {
+            return Ok(());
+        }
+        let estimate = self.charge.bytes() + added;
+        if estimate <= self.counted.saturating_mul(2).max(INSTANCE * 64)
+            && self.set(estimate).is_ok()
+        {
+            return Ok(());
+        }
+        let held: usize = registry.read(|view| view.instances_of(node).map(|it| cost(it)).sum());
+        self.counted = held + added;
+        self.set(self.counted)
+            .inspect_err(|_| self.account.count_refused())
+    }
+
+    fn set(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.charge.set("the instances of this node", bytes)
+    }
+}
+
+fn cost(instance: &Instance) -> usize {
+    let labels = instance
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len() + 64);
+    let protos = instance
+        .protos
+        .iter()
+        .map(heddle_proto::control::v1::ProtoService::encoded_len);
+    let own = instance.health_reason.len() + labels.sum::<usize>() + protos.sum::<usize>();
+    INSTANCE + own * COPIES
+}
