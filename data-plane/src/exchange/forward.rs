@@ -166,10 +166,9 @@ impl Worker {
         self.release(conn, stream, sent);
         if queued > 0 {
             self.account(key);
-            self.count_machine(down.conn);
-            if let Some(over) = self.over_share(key) {
-                return self.overload(key, over);
-            }
+        }
+        if let Some(over) = self.over_share_after_writing(key, down.conn) {
+            return self.overload(key, over);
         }
         if end {
             // Plain HTTP, or a server that forgot its trailers: passed on as it is.

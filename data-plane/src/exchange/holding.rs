@@ -22,6 +22,10 @@ use crate::worker::{Role, Worker};
 
 /// A service is charged in steps of so much, so that small calls need not look it up.
 const SERVICE_STEP: usize = 4 * 1024;
+/// Who holds less than this is let in over its share, from a reserve of an eighth on top of the bound: however many do
+/// not read, others go on.
+const NEWCOMER_BYTES: usize = 16 * 1024;
+const RESERVE: usize = 8;
 /// A connection may bring so much of an unfinished frame or header block without being asked.
 const PARTIAL_BYTES: usize = 32 * 1024;
 
@@ -143,11 +147,14 @@ impl Worker {
             return None;
         }
         let (total, bound) = (self.held, self.options().held_bytes);
-        if total >= bound {
+        if total >= bound + bound / RESERVE {
             return Some(Over::Worker);
         }
         let conn = self.conns.get(key)?;
         let used = conn.charged + conn.machine;
+        if used < NEWCOMER_BYTES {
+            return None;
+        }
         let within = match conn.down().map(|down| down.role) {
             Some(Role::Outbound) => within_share(used, total, bound),
             Some(Role::Inbound) | None => within_group_share(used, total, bound),
@@ -159,6 +166,9 @@ impl Worker {
     fn over_share_of_service(&self, role: Role, name: &str) -> Option<Over> {
         let (total, bound) = (self.held, self.options().held_bytes);
         let used = self.services.get(name).map_or(0, |state| state.held);
+        if used < NEWCOMER_BYTES {
+            return None;
+        }
         let within = match role {
             Role::Outbound => within_group_share(used, total, bound),
             Role::Inbound => within_share(used, total, bound),
@@ -174,6 +184,24 @@ impl Worker {
         let call = self.calls.get(key)?;
         let caller = self.over_share_of_conn(call.down.conn);
         caller.or_else(|| self.over_share_of_service(call.role, call.service_name()?))
+    }
+
+    /// The same before more waits for the caller. What it has not been offered yet is no fault of a caller that reads:
+    /// it is written first.
+    pub(crate) fn over_share_after_writing(
+        &mut self,
+        key: CallKey,
+        caller: ConnKey,
+    ) -> Option<Over> {
+        if self.is_far_from_full() {
+            return None;
+        }
+        self.count_machine(caller);
+        self.over_share(key)?;
+        if self.conns.get(caller).is_some_and(|conn| !conn.blocked) {
+            self.flush(caller);
+        }
+        self.over_share(key)
     }
 
     /// Why a call cannot be taken, or not go on; counted.

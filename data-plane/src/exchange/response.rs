@@ -141,8 +141,7 @@ impl Worker {
             self.mark_dirty(down.conn);
             return true;
         }
-        self.count_machine(down.conn);
-        if let Some(over) = self.over_share(key) {
+        if let Some(over) = self.over_share_after_writing(key, down.conn) {
             self.overload(key, over);
             return false;
         }

@@ -362,7 +362,7 @@ impl Worker {
         self.flushing = round;
     }
 
-    pub(super) fn flush(&mut self, key: ConnKey) {
+    pub(crate) fn flush(&mut self, key: ConnKey) {
         let full = self.conns.get(key).and_then(super::conn::Conn::full_for);
         loop {
             let Some(conn) = self.conns.get_mut(key) else {

@@ -355,7 +355,7 @@ async fn endless() -> Backend {
 
 /// A caller's connection whose windows are wide open, with calls under way of which it reads nothing.
 async fn unread(node: &Node, calls: u32) -> Wire {
-    let mut wire = Wire::connect(node.outbound).await;
+    let mut wire = Wire::connect_narrow(node.outbound).await;
     const WINDOW: u32 = (1 << 31) - 1;
     let mut bytes = frame(
         SETTINGS,
@@ -364,6 +364,8 @@ async fn unread(node: &Node, calls: u32) -> Wire {
         &[&[0, 4][..], &WINDOW.to_be_bytes()].concat(),
     );
     bytes.extend(frame(WINDOW_UPDATE, 0, 0, &(WINDOW - 65_535).to_be_bytes()));
+    // It reads nothing, the other side's settings neither.
+    bytes.extend(frame(SETTINGS, ACK, 0, &[]));
     for n in 0..calls {
         bytes.extend(frame(
             HEADERS,
@@ -424,6 +426,41 @@ async fn callers_that_do_not_read_are_refused_and_others_are_not() {
         metrics.counter(Counter::BoundReplay),
         0,
         "honest callers may still be tried again"
+    );
+}
+
+/// A2: the same by many connections, each of which leaves little unread, and nothing that waits in a stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_that_do_not_read_leave_room_for_others() {
+    let (echoes, floods) = (Backend::echo().await, endless().await);
+    let node = Node::with(WorkerOptions {
+        held_bytes: 6 << 20,
+        ..one_worker("a")
+    });
+    node.publish(vec![
+        echo(vec![local("e1", echoes.address)]),
+        bulk(vec![local("k1", floods.address)]),
+    ]);
+    let client = node.client().await;
+    let mut attackers = Vec::new();
+    for _ in 0..300 {
+        attackers.push(unread(&node, 1).await);
+    }
+    let refused = |m: &heddle_proxy::observe::MetricsSnapshot| {
+        m.counter(Counter::BoundCallerShare) + m.counter(Counter::BoundServiceShare)
+    };
+    within(async {
+        while refused(&node.workers.metrics()) < 100 {
+            all_well(honest(&client)).await;
+        }
+    })
+    .await;
+    all_well(honest(&client)).await;
+    let metrics = node.workers.metrics();
+    assert_eq!(
+        metrics.counter(Counter::BoundMemory),
+        0,
+        "the reserve is not used up"
     );
 }
 

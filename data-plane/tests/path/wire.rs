@@ -88,6 +88,16 @@ impl Wire {
         wire
     }
 
+    /// The same with little room in the socket: what is not read stays with the peer.
+    pub(crate) async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut wire = Self::over(socket.connect(address).await.unwrap());
+        wire.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat())
+            .await;
+        wire
+    }
+
     pub(crate) async fn accept(listener: &TcpListener) -> Self {
         let (socket, _) = listener.accept().await.unwrap();
         let mut wire = Self::over(socket);
