@@ -191,7 +191,11 @@ fn host_of(authority: &[u8]) -> &[u8] {
 /// The authority without the zone of its IPv6 address, if it has one: `[fe80::1%25eth0]:80` is `[fe80::1]:80`.
 #[must_use]
 pub fn without_zone(authority: &[u8]) -> Option<Vec<u8>> {
-    let percent = authority.iter().position(|b| *b == b'%')?;
+    // The cheapest question first: nearly no authority is such an address.
+    let percent = match authority {
+        [b'[', ..] => authority.iter().position(|b| *b == b'%')?,
+        _ => return None,
+    };
     let end = authority.iter().position(|b| *b == b']')?;
     if !is_literal(host_of(authority)) {
         return None;
