@@ -398,7 +398,7 @@ mod tests {
             .map_while(|_| admission.connect(Some(([10, 0, 0, 1], 1).into())).ok())
             .collect();
         assert!(
-            (340..370).contains(&connections.len()),
+            (390..415).contains(&connections.len()),
             "{}",
             connections.len()
         );

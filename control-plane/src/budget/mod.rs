@@ -179,7 +179,7 @@ impl Charge {
         let Some(holder) = &self.account.0 else {
             return Ok(());
         };
-        if let Some(more) = bytes.checked_sub(self.bytes) {
+        if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
             let taken = holder.budget.shares().take(holder.who, more);
             taken.map_err(|denied| Refusal {
                 what,

@@ -3,7 +3,9 @@
 //!
 //! The rule is a dynamic threshold: who asks may have [`ALPHA`] times what is left, and no more. Alone it gets 80 % of
 //! the bound; each further one finds room, and those that have much get nothing more until there is more left. It holds
-//! for each peer, and beneath it for each of its connections, because all programs of one host share its address.
+//! for each peer, and beneath it for each of its connections, because all programs of one host share its address. A
+//! connection that has little may have it also when its peer has used up its share: up to [`SMALL_ALPHA`] times what is
+//! left, so that programs that ask for little live beside one of their host that asks for everything.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,9 @@ use std::{
 
 /// How many times what is left one may have.
 const ALPHA: usize = 4;
+/// The same for connections that have less than this part of the bound.
+const SMALL_ALPHA: usize = 8;
+const SMALL: usize = 256;
 
 /// Whose use counts together: not what a client calls itself, for it can make up names, but where it comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +108,9 @@ impl Shares {
     }
 
     pub fn take(&mut self, who: Who, amount: usize) -> Result<(), Denied> {
+        if amount == 0 {
+            return Ok(());
+        }
         let of_peer = self.peers.get(&who.peer).copied().unwrap_or_default();
         let of_connection = self.connections.get(&who).copied().unwrap_or_default();
         let denied = Denied {
@@ -114,16 +122,16 @@ impl Shares {
         // All as it would be afterwards, so that one large take is held to the rule as many small ones are.
         let left = (self.limit - self.used.min(self.limit)).checked_sub(amount);
         let left = left.ok_or(denied)?;
-        let peer_left = left.saturating_mul(ALPHA).checked_sub(of_peer + amount);
+        let is_small = of_connection + amount <= self.limit / SMALL;
+        let alpha = if is_small { SMALL_ALPHA } else { ALPHA };
+        let peer_left = left.saturating_mul(alpha).checked_sub(of_peer + amount);
         let peer_left = peer_left.ok_or(denied)?;
-        if of_connection + amount > peer_left.saturating_mul(ALPHA) {
+        if !is_small && of_connection + amount > peer_left.saturating_mul(ALPHA) {
             return Err(denied);
         }
-        if amount > 0 {
-            self.used += amount;
-            self.peers.insert(who.peer, of_peer + amount);
-            self.connections.insert(who, of_connection + amount);
-        }
+        self.used += amount;
+        self.peers.insert(who.peer, of_peer + amount);
+        self.connections.insert(who, of_connection + amount);
         Ok(())
     }
 
@@ -169,14 +177,14 @@ mod tests {
     fn one_peer_gets_most_of_it_and_the_next_one_finds_room() {
         let mut shares = Shares::new(10_000);
         let mut one = 0;
-        for connection in 0..50 {
+        for connection in 0..5 {
             one += all(&mut shares, who(1, connection));
         }
-        assert!((7_900..=8_000).contains(&one), "{one}");
+        assert!((7_900..=8_100).contains(&one), "{one}");
         let two = all(&mut shares, who(2, 0));
-        assert!((1_400..=1_600).contains(&two), "{two}");
-        assert!(all(&mut shares, who(3, 0)) >= 250);
-        assert_eq!(all(&mut shares, who(1, 99)), 0, "it has enough");
+        assert!((1_300..=1_600).contains(&two), "{two}");
+        assert!(all(&mut shares, who(3, 0)) >= 200);
+        assert_eq!(all(&mut shares, who(1, 0)), 0, "it has enough");
     }
 
     #[test]
@@ -186,6 +194,33 @@ mod tests {
         let second = all(&mut shares, who(1, 2));
         assert!((600..=800).contains(&second), "{second}");
         assert_eq!(all(&mut shares, who(1, 1)), 0);
+    }
+
+    #[test]
+    fn connections_that_ask_for_little_live_beside_greedy_ones_of_their_host() {
+        let mut shares = Shares::new(256_000);
+        for connection in 0..10 {
+            all(&mut shares, who(1, connection));
+        }
+        let greedy = shares.used();
+        for modest in 100..110 {
+            assert!(shares.take(who(1, modest), 900).is_ok(), "{modest}");
+            assert!(
+                shares.take(who(1, modest), 1_000).is_err(),
+                "no longer little"
+            );
+        }
+        assert!(
+            shares.take(who(2, 0), 5_000).is_ok(),
+            "another host finds room"
+        );
+        let mut many = 0;
+        while shares.take(who(1, 1_000 + many), 900).is_ok() {
+            many += 1;
+        }
+        assert!(shares.used() < 256_000 * 9 / 10, "{greedy}, {many}");
+        assert!(shares.take(who(3, 0), 5_000).is_ok(), "and yet another");
+        assert!(shares.take(who(1, 0), 0).is_ok(), "nothing is always there");
     }
 
     #[test]
