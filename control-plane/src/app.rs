@@ -17,6 +17,7 @@ use heddle_listen::{
     BindError, Bound, Connections, Consent, Guard, Limits, ListenAddr, ListenOption, Socket,
     files::{Asked, within_files},
 };
+use heddle_options::Tasks;
 use heddle_proto::{
     control::v1::{node_session_server::NodeSessionServer, replica_server::ReplicaServer},
     registry::v1::registry_server::RegistryServer,
@@ -72,6 +73,11 @@ pub enum AppError {
         "{option} is for an etcd store, but the mesh is kept in {store}: give --store etcd:URL,… or leave it out"
     )]
     NotForStore { option: &'static str, store: String },
+    #[error(
+        "the background task {0} has ended, which is a fault of Heddle (the log says how): this process has stopped so that \
+         it is started anew"
+    )]
+    TaskEnded(&'static str),
     #[error("{0} and {1} go together: give both or none")]
     Together(&'static str, &'static str),
     #[error("{option} {path}: {cause}")]
@@ -99,6 +105,12 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     let token = CancellationToken::new();
     let mut stop = pin!(stop);
     let (store, store_name) = opening::open(&options)?;
+    let tasks = Tasks::default();
+    tasks.vital("store", {
+        let store = Arc::clone(&store);
+        let ended = async move { store.ended().await };
+        token.clone().run_until_cancelled_owned(ended)
+    });
     let registry_options = RegistryOptions {
         replica: options
             .replica
@@ -106,6 +118,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
             .unwrap_or_else(|| replica_name(&*store, &options)),
         lease_ttl: options.lease_ttl,
         renew_interval: options.renew_interval,
+        tasks: tasks.clone(),
         stop: token.clone(),
         ..RegistryOptions::default()
     };
@@ -183,7 +196,12 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         tracing::info!("{reduced}");
     }
     heddle_options::ready(&ready);
-    stop.await;
+    let failed = tokio::select! {
+        biased;
+        () = &mut stop => None,
+        name = tasks.failed() => Some(name),
+        _ = servers.join_next() => Some("listener"),
+    };
     tracing::info!("stopping");
     for name in SERVED {
         health
@@ -197,7 +215,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     if tokio::time::timeout(STOP, ended).await.is_err() {
         tracing::warn!("some connections were still open after {STOP:?}; closed");
     }
-    Ok(())
+    failed.map_or(Ok(()), |name| Err(AppError::TaskEnded(name)))
 }
 
 /// What whoever reaches a listener can do: nothing tells yet who calls.
@@ -388,30 +406,33 @@ impl Plane {
             .add_service(health_server)
             .add_service(describe().build_v1()?)
             .add_service(describe().build_v1alpha()?);
-        let reporter = health.clone();
-        let lag = self.registry.lag();
-        let tell = async move {
-            for name in SERVED {
-                reporter
-                    .set_service_status(*name, ServingStatus::Serving)
-                    .await;
-            }
-            tell_lag(reporter, lag).await;
-        };
-        tokio::spawn(self.stop.clone().run_until_cancelled_owned(tell));
+        let (reporter, registry, stop) = (health.clone(), self.registry.clone(), self.stop.clone());
+        self.registry.options().tasks.restarted("health", move || {
+            let tell = tell_health(reporter.clone(), registry.lag());
+            stop.clone().run_until_cancelled_owned(tell)
+        });
         Ok((health, routes.routes()))
     }
 }
 
 /// While this replica lags it is no place for xDS clients; all else goes on.
-async fn tell_lag(health: HealthReporter, mut lag: watch::Receiver<Option<Lag>>) {
-    while lag.changed().await.is_ok() {
-        let status = match *lag.borrow_and_update() {
-            Some(_) => ServingStatus::NotServing,
-            None => ServingStatus::Serving,
+async fn tell_health(health: HealthReporter, mut lag: watch::Receiver<Option<Lag>>) {
+    for name in SERVED {
+        health
+            .set_service_status(*name, ServingStatus::Serving)
+            .await;
+    }
+    loop {
+        let lags = lag.borrow_and_update().is_some();
+        let status = match lags {
+            true => ServingStatus::NotServing,
+            false => ServingStatus::Serving,
         };
         for name in ["", Ads::NAME] {
             health.set_service_status(name, status).await;
+        }
+        if lag.changed().await.is_err() {
+            return;
         }
     }
 }

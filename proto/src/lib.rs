@@ -8,6 +8,10 @@ pub mod status_code;
 
 pub use reason::{ERROR_DOMAIN, Reason};
 
+/// Reason in the `google.rpc.ErrorInfo` of a replica that shows an older revision than its client has seen, with `revision`
+/// and `seen` in its metadata.
+pub const BEHIND: &str = "BEHIND";
+
 /// Every .proto of this crate with its imports and comments: a serialized
 /// `google.protobuf.FileDescriptorSet`, for reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/heddle.bin"));

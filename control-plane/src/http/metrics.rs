@@ -89,6 +89,13 @@ pub(super) fn metrics(plane: &Plane) -> String {
         "Snapshots with a reference that does not resolve: a fault of Heddle",
         plane.publisher.refused(),
     );
+    let tasks = plane.registry.options().tasks.ended();
+    text.labelled(
+        "heddle_tasks_ended_total",
+        "Background tasks that ended though nobody had told them to: a fault of Heddle",
+        "task",
+        tasks,
+    );
     store(plane, &mut text);
     client_memory(plane, &mut text);
     streams(plane, &mut text);
@@ -371,7 +378,6 @@ impl Text {
         );
     }
 
-    /// Names of services are letters, digits, '-', '_' and '.': nothing in them needs escaping.
     fn per_service<'a>(
         &mut self,
         name: &str,

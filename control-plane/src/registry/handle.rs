@@ -105,15 +105,24 @@ impl Registry {
             listeners: AtomicU64::new(0),
             streams: OnceLock::new(),
         }));
-        let stop = registry.options().stop.clone();
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(registry.clone().follow(changes)),
-        );
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(instance_events::run(registry.clone())),
-        );
+        let follower = registry.clone();
+        // Begun anew it reads the store anew: nothing that it missed is lost.
+        let mut first = Some(changes);
+        registry
+            .options()
+            .tasks
+            .restarted("registry-follower", move || {
+                let stop = follower.options().stop.clone();
+                stop.run_until_cancelled_owned(follower.clone().follow(first.take()))
+            });
+        let telling = registry.clone();
+        registry
+            .options()
+            .tasks
+            .restarted("instance-events", move || {
+                let stop = telling.options().stop.clone();
+                stop.run_until_cancelled_owned(instance_events::run(telling.clone()))
+            });
         Ok(registry)
     }
 
@@ -125,12 +134,18 @@ impl Registry {
             self.reached(seat.at).await;
         }
         let left = self.0.left.clone();
-        tokio::spawn(async move {
+        let (tasks, stop) = (&self.options().tasks, self.options().stop.clone());
+        tasks.vital("replica-presence", async move {
+            // Whoever waits for its end hears of any.
+            let _left = left.drop_guard();
             presence.run().await;
-            left.cancel();
+            (!stop.is_cancelled()).then_some(())
         });
-        let stop = self.options().stop.clone();
-        tokio::spawn(stop.run_until_cancelled_owned(duty::run(self.clone())));
+        let registry = self.clone();
+        tasks.restarted("sweeper", move || {
+            let stop = registry.options().stop.clone();
+            stop.run_until_cancelled_owned(duty::run(registry.clone()))
+        });
         Ok(())
     }
 
@@ -326,7 +341,12 @@ impl Registry {
         &*self.0.store
     }
 
-    async fn follow(self, mut changes: Watch) {
+    /// From the changes that follow the view, or from a new look at the store.
+    async fn follow(self, changes: Option<Watch>) {
+        let mut changes = match changes {
+            Some(changes) => changes,
+            None => self.reload().await,
+        };
         loop {
             match changes.next().await {
                 Some(Ok(changes)) => self.fold(&changes),
@@ -334,6 +354,7 @@ impl Registry {
                     tracing::warn!(%error, "the registry reads its store again");
                     changes = self.reload().await;
                 }
+                // The store is closed.
                 None => return,
             }
         }

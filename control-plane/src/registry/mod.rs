@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use heddle_options::Tasks;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::StoreError;
@@ -68,6 +69,8 @@ pub struct RegistryOptions {
     pub idle: IdleOptions,
     /// How long other things stay that nobody uses.
     pub gc: GcOptions,
+    /// What is told when one of the registry's tasks ends by itself.
+    pub tasks: Tasks,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
     /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests have others.
@@ -85,6 +88,7 @@ impl Default for RegistryOptions {
             expiry: ExpiryOptions::default(),
             idle: IdleOptions::default(),
             gc: GcOptions::default(),
+            tasks: Tasks::default(),
             stop: CancellationToken::new(),
             wall_ms: event::wall_ms,
         }

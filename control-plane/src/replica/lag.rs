@@ -26,31 +26,37 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Asks until `stop`.
 pub fn watch_lag(registry: Registry, peers: Peers, stop: CancellationToken) {
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let mut turn = 0;
-        loop {
-            tokio::select! {
-                () = sleep(EVERY) => {}
-                () = registry.doubted() => {}
-            }
-            let all = peers.now();
-            let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
-            // Who knew more is asked every time: its word counts for a few seconds only.
-            let knew = registry
-                .lag()
-                .borrow()
-                .as_ref()
-                .map(|lag| Arc::clone(&lag.by));
-            let knew = all
-                .iter()
-                .filter(|it| Some(&it.replica.name) == knew.as_ref());
-            let asked = in_turn.chain(knew);
-            join_all(asked.map(|peer| ask(&registry, peer))).await;
-            registry.look_for_lag();
-            turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
-            sleep(PAUSE).await;
+    let tasks = registry.options().tasks.clone();
+    tasks.restarted("replica-lag", move || {
+        let ask = ask_in_turn(registry.clone(), peers.clone());
+        stop.clone().run_until_cancelled_owned(ask)
+    });
+}
+
+async fn ask_in_turn(registry: Registry, peers: Peers) {
+    let mut turn = 0;
+    loop {
+        tokio::select! {
+            () = sleep(EVERY) => {}
+            () = registry.doubted() => {}
         }
-    }));
+        let all = peers.now();
+        let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
+        // Who knew more is asked every time: its word counts for a few seconds only.
+        let knew = registry
+            .lag()
+            .borrow()
+            .as_ref()
+            .map(|lag| Arc::clone(&lag.by));
+        let knew = all
+            .iter()
+            .filter(|it| Some(&it.replica.name) == knew.as_ref());
+        let asked = in_turn.chain(knew);
+        join_all(asked.map(|peer| ask(&registry, peer))).await;
+        registry.look_for_lag();
+        turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
+        sleep(PAUSE).await;
+    }
 }
 
 async fn ask(registry: &Registry, peer: &Peer) {

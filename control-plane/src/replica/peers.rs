@@ -15,7 +15,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::registry::{Registry, Replica};
+use crate::registry::{Registry, Replica, Subscription};
 
 /// Most other replicas that are asked; further ones count as not answering.
 const MAX_PEERS: usize = 64;
@@ -55,16 +55,17 @@ impl Peers {
     /// Follows the registry's list until `stop`.
     #[must_use]
     pub fn follow(registry: Registry, stop: CancellationToken) -> Self {
-        let mut changes = registry.subscribe();
+        // Subscribed first, then read: nothing falls between, also when it is begun anew.
+        let changes = registry.subscribe();
         let (sender, peers) = watch::channel(Arc::new(next(&registry, &[])));
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
-            loop {
-                if changes.next().await.replicas {
-                    let now = next(&registry, &sender.borrow());
-                    sender.send_replace(Arc::new(now));
-                }
-            }
-        }));
+        let sender = Arc::new(sender);
+        let tasks = registry.options().tasks.clone();
+        let mut first = Some(changes);
+        tasks.restarted("replica-peers", move || {
+            let changes = first.take().unwrap_or_else(|| registry.subscribe());
+            let follow = follow(registry.clone(), changes, Arc::clone(&sender));
+            stop.clone().run_until_cancelled_owned(follow)
+        });
         Self(peers)
     }
 
@@ -198,4 +199,16 @@ pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
     Some(endpoint)
+}
+
+async fn follow(
+    registry: Registry,
+    mut changes: Subscription,
+    sender: Arc<watch::Sender<Arc<Vec<Peer>>>>,
+) {
+    loop {
+        let now = next(&registry, &sender.borrow());
+        sender.send_replace(Arc::new(now));
+        while !changes.next().await.replicas {}
+    }
 }

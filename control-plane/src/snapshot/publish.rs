@@ -64,7 +64,11 @@ impl Publisher {
             sender,
             refused: Arc::clone(&refused),
         };
-        tokio::spawn(stop.run_until_cancelled_owned(task.follow(changes)));
+        let tasks = task.registry.options().tasks.clone();
+        tasks.vital(
+            "snapshot-publisher",
+            stop.run_until_cancelled_owned(task.follow(changes)),
+        );
         Self {
             snapshots,
             encodes,

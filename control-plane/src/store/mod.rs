@@ -343,6 +343,11 @@ pub trait Store: Send + Sync + 'static {
     /// Changes of the keys with this prefix, from `from` on, itself included.
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch>;
 
+    /// Waits until a part of the engine has ended without which it answers nothing any more.
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+
     fn counters(&self) -> StoreCounters;
 
     /// Puts one key, whatever it was.

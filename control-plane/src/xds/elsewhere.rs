@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use heddle_proto::{BEHIND, ERROR_DOMAIN};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
     Ads, Variant,
@@ -86,6 +88,15 @@ impl<V: Variant> Stream<'_, V> {
         Err(self.elsewhere(
             "reconnect: this replica holds more xDS streams than its share, and others fewer",
         ))
+    }
+
+    /// The end of a stream whose client has seen a newer revision than this replica shows.
+    pub(super) fn behind(&self, revision: u64, seen: u64, text: String) -> Status {
+        self.connection.begin();
+        let metadata = [("revision", revision), ("seen", seen)];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_string()));
+        let details = ErrorDetails::with_error_info(BEHIND, ERROR_DOMAIN, metadata);
+        Status::with_error_details(Code::Unavailable, text, details)
     }
 
     /// The end of a stream whose client shall go to another replica. With its connection it goes through the load

@@ -260,7 +260,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             node = %self.member.client.node.id,
             "{text} (if the store was replaced by an older or an empty one, restart the client)"
         );
-        Err(self.elsewhere(text))
+        Err(self.behind(self.snapshot.revision, seen, text))
     }
 
     async fn hear(&mut self, request: &V::Request) -> Result<(), Status> {

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use heddle_listen::{Connections, Socket};
+use heddle_options::Tasks;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -42,6 +43,7 @@ pub struct Sources {
     pub listeners: watch::Receiver<BTreeMap<&'static str, Vec<String>>>,
     /// Those of the control side's own listeners.
     pub connections: Vec<Connections>,
+    pub tasks: Tasks,
 }
 
 /// Serves a socket until `stop`.

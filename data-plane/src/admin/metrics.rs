@@ -114,5 +114,14 @@ pub fn page(sources: &Sources) -> String {
         .map(heddle_listen::Connections::totals)
         .collect();
     out.push_str(&heddle_listen::connections::prometheus(&totals));
+    let name = "heddle_tasks_ended_total";
+    let _ = writeln!(
+        out,
+        "# HELP {name} Background tasks that ended though nobody had told them to: a fault of Heddle.\n\
+         # TYPE {name} counter"
+    );
+    for (task, value) in sources.tasks.ended() {
+        let _ = writeln!(out, "{name}{{task=\"{task}\"}} {value}");
+    }
     out
 }

@@ -640,6 +640,7 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
         readiness: readiness.clone(),
         listeners,
         connections: Vec::new(),
+        tasks: heddle_options::Tasks::default(),
     };
     let mut opened = serve::open(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let socket = opened.pop().unwrap();

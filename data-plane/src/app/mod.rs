@@ -17,7 +17,9 @@ use std::{
 };
 
 use heddle_listen::files::{Asked, within_files};
+use heddle_options::Tasks;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{health::ProxyHealth, reflection::Reflection, serve},
@@ -101,6 +103,11 @@ enum StartError {
         "--inbound has no TCP address that other nodes could dial: give --advertise HOST:PORT, or --control none"
     )]
     Advertise,
+    #[error(
+        "the background task {0} has ended, which is a fault of Heddle (the log says how): this process has drained and \
+         stopped so that it is started anew"
+    )]
+    TaskEnded(&'static str),
 }
 
 async fn serve(mut options: Options) -> Result<(), StartError> {
@@ -117,27 +124,42 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         .transpose()?;
     let agent = Agent::new(&options.node);
     proxy::plan_listeners(&agent, &options);
+    let tasks = Tasks::default();
     if let Some(state) = &state {
         agent.restore(saved::load(state, &options.node));
-        tokio::spawn(saved::keep(state.clone(), agent.clone()));
+        let (state, agent) = (state.clone(), agent.clone());
+        tasks.restarted("saved-instances", move || {
+            while_fed(saved::keep(state.clone(), agent.clone()))
+        });
     }
-    tokio::spawn(agent.clone().sweep());
+    let swept = agent.clone();
+    tasks.restarted("agent-sweep", move || on(swept.clone().sweep()));
 
     let (schemas, wanted) = Schemas::new();
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;
-    let xds = start_xds(&options, state.as_ref(), &revision, wanted, &workers);
-    let mesh = start_weaver(&options, &agent, &xds, &workers);
+    let xds = start_xds(
+        &options,
+        state.as_ref(),
+        &revision,
+        wanted,
+        &workers,
+        &tasks,
+    );
+    let mesh = start_weaver(&options, &agent, &xds, &workers, &tasks);
     let uses = xds.uses.clone();
-    tokio::spawn(take_reports(
-        reports,
-        mesh.clone(),
-        agent.clone(),
-        uses.clone(),
-    ));
+    let reports = take_reports(reports, mesh.clone(), agent.clone(), uses.clone());
+    tasks.vital(
+        "worker-reports",
+        until_drained(reports, readiness.subscribe()),
+    );
 
     let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone(), uses);
     let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
-    tokio::spawn(serve::internal(internal, serve::common(health, reflection)));
+    let internal = serve::internal(internal, serve::common(health, reflection));
+    tasks.vital(
+        "internal-listener",
+        until_drained(internal, readiness.subscribe()),
+    );
 
     let identity = Identity {
         node: options.node.clone(),
@@ -152,7 +174,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     if let Some(dir) = &options.services_dir {
         let mut dir = ServicesDir::new(dir, agent.clone(), retire.clone(), is_own_address);
         dir.look();
-        tokio::spawn(dir.run());
+        tasks.vital("services-dir", on(dir.run()));
     }
     let listeners = watch::Sender::new(BTreeMap::new());
     let own = OwnListeners::new(&options);
@@ -166,29 +188,69 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         readiness,
         listeners,
         own,
+        tasks: tasks.clone(),
     };
     proxy.start_admin(&handle)?;
     proxy.start_agent(retire)?;
     let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
     session.set_advertise(proxy.advertise(&inbound)?);
-    tokio::spawn(session.run());
     if let Some(reduced) = reduced {
         tracing::info!("{reduced}");
     }
+    // Without a control plane it has nothing to do.
+    let alone = proxy.options.control.is_empty();
+    tasks.vital("node-session", async move {
+        session.run().await;
+        (!alone).then_some(())
+    });
 
     let routable = tokio::select! {
         biased;
         () = &mut told => false,
+        _ = tasks.failed() => false,
         () = proxy.until_routable() => true,
     };
+    let mut failed = None;
     if routable {
         proxy.listen(Role::Outbound, &proxy.options.outbound)?;
         proxy.readiness.send_replace(Readiness::Ready);
         heddle_options::ready(&proxy.ready_line());
-        told.await;
+        tokio::select! {
+            biased;
+            () = told => {}
+            name = tasks.failed() => failed = Some(name),
+        }
     }
     proxy.stop().await;
-    Ok(())
+    failed.map_or(Ok(()), |name| Err(StartError::TaskEnded(name)))
+}
+
+/// A task that goes on for as long as the process does.
+async fn on(work: impl Future<Output = ()>) -> Option<()> {
+    work.await;
+    Some(())
+}
+
+/// A task that ends with what it is fed from, whose end is told elsewhere: only a panic of its own counts.
+async fn while_fed(work: impl Future<Output = ()>) -> Option<()> {
+    work.await;
+    None
+}
+
+/// A task that ends when it is told to stop.
+async fn until_stopped(work: impl Future<Output = ()>, stop: CancellationToken) -> Option<()> {
+    work.await;
+    (!stop.is_cancelled()).then_some(())
+}
+
+/// A task that ends with the workers, which drain when the proxy stops.
+async fn until_drained(
+    work: impl Future<Output = ()>,
+    readiness: watch::Receiver<Readiness>,
+) -> Option<()> {
+    work.await;
+    let stops = matches!(*readiness.borrow(), Readiness::Draining);
+    (!stops).then_some(())
 }
 
 fn start_xds(
@@ -197,6 +259,7 @@ fn start_xds(
     revision: &Arc<AtomicU64>,
     wanted: mpsc::Receiver<Wanted>,
     workers: &Arc<Workers>,
+    tasks: &Tasks,
 ) -> XdsHandle {
     let last_good = state.and_then(|state| last_good::load(state, &options.node));
     let (resources, seen) = last_good.unwrap_or((Resources::default(), 0));
@@ -222,15 +285,22 @@ fn start_xds(
         wanted,
         Arc::clone(&callers),
     );
-    tokio::spawn(load::report(asker, callers, handle.channel.clone()));
-    if let Some(state) = state {
-        tokio::spawn(last_good::keep(
-            state.clone(),
-            options.node.clone(),
-            handle.snapshot.clone(),
-        ));
+    let channel = handle.channel.clone();
+    tasks.restarted("load-reports", move || {
+        let (asker, callers) = (asker.clone(), Arc::clone(&callers));
+        while_fed(load::report(asker, callers, channel.clone()))
+    });
+    if let Some(state) = state.cloned() {
+        let (node, snapshot) = (options.node.clone(), handle.snapshot.clone());
+        tasks.restarted("last-good-state", move || {
+            while_fed(last_good::keep(
+                state.clone(),
+                node.clone(),
+                snapshot.clone(),
+            ))
+        });
     }
-    tokio::spawn(client.run());
+    tasks.vital("xds-client", on(client.run()));
     handle
 }
 
@@ -290,6 +360,7 @@ fn start_weaver(
     agent: &Agent,
     xds: &XdsHandle,
     workers: &Arc<Workers>,
+    tasks: &Tasks,
 ) -> watch::Receiver<Mesh> {
     let place = Place {
         node: options.node.clone(),
@@ -299,7 +370,8 @@ fn start_weaver(
     };
     let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.view.clone());
     let publisher = Arc::clone(workers);
-    tokio::spawn(weaver.run(move |table| publisher.publish(table)));
+    let run = weaver.run(move |table| publisher.publish(table));
+    tasks.vital("routing-table", while_fed(run));
     mesh
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use heddle_listen::{Connections, Guard, Limits, ListenAddr, ListenOption, Socket, SocketFile};
+use heddle_options::Tasks;
 use heddle_proto::registry::v1::registry_server::RegistryServer;
 use tokio::{
     sync::watch,
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
-use super::StartError;
+use super::{StartError, until_stopped};
 use crate::{
     admin::{
         health::ProxyHealth,
@@ -53,6 +54,7 @@ pub(super) struct Proxy {
     pub(super) readiness: watch::Sender<Readiness>,
     pub(super) listeners: watch::Sender<BTreeMap<&'static str, Vec<String>>>,
     pub(super) own: OwnListeners,
+    pub(super) tasks: Tasks,
 }
 
 /// The listeners of the control side.
@@ -108,6 +110,7 @@ impl Proxy {
             session: session.status(),
             readiness: self.readiness.subscribe(),
             listeners: self.listeners.subscribe(),
+            tasks: self.tasks.clone(),
             connections: [&self.own.agent, &self.own.admin]
                 .map(|access| access.connections.clone())
                 .to_vec(),
@@ -119,7 +122,9 @@ impl Proxy {
         for socket in self.open("admin", &self.options.admin)? {
             let (access, sources) = (self.own.admin.clone(), Arc::clone(&sources));
             let stop = self.own.stop.clone();
-            tokio::spawn(http::serve(socket, access, sources, grpc.clone(), stop));
+            let served = http::serve(socket, access, sources, grpc.clone(), stop.clone());
+            self.tasks
+                .vital("admin-listener", until_stopped(served, stop));
         }
         Ok(())
     }
@@ -133,7 +138,9 @@ impl Proxy {
         let routes: Routes = serve::common(health, Reflection::agent()).add_service(registry);
         for socket in self.open("agent", &self.options.agent)? {
             let (access, stop) = (self.own.agent.clone(), self.own.stop.clone());
-            tokio::spawn(serve::grpc(socket, access, routes.clone(), stop));
+            let served = serve::grpc(socket, access, routes.clone(), stop.clone());
+            self.tasks
+                .vital("agent-listener", until_stopped(served, stop));
         }
         Ok(())
     }

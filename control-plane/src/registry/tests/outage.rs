@@ -166,3 +166,18 @@ async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
         () = failing => {}
     }
 }
+
+/// Issue 10, D2: nobody noticed, and the replica served its old view for ever.
+#[tokio::test]
+async fn a_follower_that_panics_is_begun_anew_and_misses_nothing() {
+    let mesh = Replicas::new();
+    let (first, _) = mesh.join("c1", Duration::from_secs(600)).await;
+    let (second, wire) = mesh.join("c2", Duration::from_secs(600)).await;
+    wire.poison();
+    let _a = node(&first, "a").await;
+    until(&second, |view| names(view) == ["a/users.default/u1"]).await;
+    let ended = second.options().tasks.ended();
+    assert!(ended.contains(&("registry-follower", 1)), "{ended:?}");
+    let _b = node(&first, "b").await;
+    until(&second, |view| names(view).len() == 2).await;
+}

@@ -4,6 +4,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -62,6 +63,8 @@ pub struct Embedded {
     queue: Option<Queue>,
     slots: Arc<Semaphore>,
     writer: Option<std::thread::JoinHandle<()>>,
+    /// Its sender goes with the writer's thread.
+    ended: watch::Receiver<()>,
 }
 
 /// What readers and the writer share.
@@ -93,8 +96,13 @@ impl Embedded {
         let (queue, jobs) = writer::queue();
         let writer = Writer::new(Arc::clone(&shared), options.clone(), file, jobs);
         let thread = std::thread::Builder::new().name("heddle-store".to_owned());
+        let (writes, ended) = watch::channel(());
         let writer = thread
-            .spawn(move || writer.run())
+            .spawn(move || {
+                // Dropped with the thread, however it ends.
+                let _writes = writes;
+                writer.run();
+            })
             .map_err(|error| StoreError::Open {
                 path: options.path.display().to_string(),
                 cause: format!("no thread for its writer: {error}"),
@@ -105,6 +113,7 @@ impl Embedded {
             queue: Some(queue),
             slots,
             writer: Some(writer),
+            ended,
         })
     }
 
@@ -196,6 +205,11 @@ impl Store for Embedded {
             self.shared.lock().history().watch(prefix, from, 0)?;
             Ok(Watch::new(stream::unfold(cursor, Cursor::step)))
         })
+    }
+
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let mut ended = self.ended.clone();
+        Box::pin(async move { while ended.changed().await.is_ok() {} })
     }
 
     fn counters(&self) -> StoreCounters {

@@ -15,6 +15,7 @@
 //!   gives all a full TTL again when its leader changes.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -334,6 +335,11 @@ impl Store for Etcd {
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {
         let opening = self.watching(prefix, from);
         Box::pin(async move { Ok(Watch::new(stream::unfold(opening.await?, Watching::step))) })
+    }
+
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        // Without its task no lease is kept alive any more.
+        Box::pin(self.beats.closed())
     }
 
     fn counters(&self) -> StoreCounters {

@@ -11,7 +11,7 @@ use heddle_proto::control::v1::{
     RemovalAnswer, Welcome, ack, control_message, node_message,
     node_session_server::{NodeSession, NodeSessionServer},
 };
-use heddle_proto::registry::v1::Health;
+use heddle_proto::registry::v1::{Health, Instance, Protocol};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -503,13 +503,21 @@ fn upserted(change: &Change) -> Vec<&str> {
 
 const REFUSED: &str = "refused by the control plane: instance.protocol: 77 is no protocol";
 
+/// One that nobody asks what it serves: answers would be further changes.
+fn plain(id: &str, port: u16) -> Instance {
+    Instance {
+        protocol: Protocol::Http.into(),
+        ..instance("echo", id, &format!("127.0.0.1:{port}"))
+    }
+}
+
 /// Issue 10, B3: the others are in use, the instance says why it is not, and it is not sent again as it is.
 #[tokio::test]
 async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_changes() {
     let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     for (id, port) in [("bad", 1), ("good", 2)] {
-        let checked = checked(instance("echo", id, &format!("127.0.0.1:{port}")));
+        let checked = checked(plain(id, port));
         agent.register(checked).unwrap();
     }
     let _handle = start(&agent, vec![format!("http://{addr}")]);
@@ -541,14 +549,12 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     };
     agent.set_health(&key, &view.registration, Health::Healthy, "");
     assert_eq!(of(&agent.views().1, "bad").0, Health::Unhealthy);
-    agent
-        .register(checked(instance("echo", "third", "127.0.0.1:3")))
-        .unwrap();
+    agent.register(checked(plain("third", 3))).unwrap();
     let first = change(&mut visit).await;
     assert_eq!(upserted(&first), ["third"]);
     visit.acknowledge(1).await;
     // It changes: it is sent, and not taken again.
-    let mut other = instance("echo", "bad", "127.0.0.1:4");
+    let mut other = plain("bad", 4);
     other.version = "v2".into();
     agent.register(checked(other)).unwrap();
     let second = change(&mut visit).await;
@@ -565,9 +571,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     })
     .await;
     // Now it is taken, and is as it says itself.
-    agent
-        .register(checked(instance("echo", "bad", "127.0.0.1:5")))
-        .unwrap();
+    agent.register(checked(plain("bad", 5))).unwrap();
     assert_eq!(upserted(&change(&mut visit).await), ["bad"]);
     visit.acknowledge(3).await;
     until(&agent, "it is healthy", |views| {

@@ -16,12 +16,14 @@ use std::{
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
+use heddle_proto::{BEHIND, ERROR_DOMAIN};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
+use tonic_types::StatusExt as _;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -115,6 +117,34 @@ pub struct XdsClient {
     channel: watch::Sender<Option<Channel>>,
 }
 
+/// Why there is no stream.
+#[derive(Debug, PartialEq, Eq)]
+struct Broken {
+    why: String,
+    /// The replica shows an older revision than this proxy has seen.
+    behind: bool,
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Self {
+        Self { why, behind: false }
+    }
+}
+
+impl Broken {
+    /// By the reason in its details. A control plane of 0.1.0 and before has it in its words only.
+    fn of(status: &Status) -> Self {
+        let behind = match status.get_details_error_info() {
+            Some(info) => info.reason == BEHIND && info.domain == ERROR_DOMAIN,
+            None => status.message().starts_with("this replica is at revision "),
+        };
+        Self {
+            why: status_words(status),
+            behind,
+        }
+    }
+}
+
 impl XdsClient {
     /// Begins with `resources` (empty, or the last good state, which is in use).
     #[must_use]
@@ -174,21 +204,21 @@ impl XdsClient {
             return self.meanwhile(true, std::future::pending()).await;
         };
         let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
-        let mut behind = None;
+        let mut behind_since = None;
         loop {
             let url = replicas.take();
             let started = Instant::now();
-            let why = match self.connect(url).await {
+            let Broken { why, behind } = match self.connect(url).await {
                 Ok((mut stream, responses)) => {
                     self.status
                         .send_modify(|s| s.connected = Some(url.to_owned()));
                     info!(url, "xDS stream open");
                     self.drive(&mut stream, responses).await
                 }
-                Err(why) => why,
+                Err(broken) => broken,
             };
             self.channel.send_replace(None);
-            self.note_behind(&why, &mut behind);
+            self.note_behind(behind, &mut behind_since);
             self.tell_broken(url, why);
             if started.elapsed() > OPENING {
                 retry.reset();
@@ -198,8 +228,8 @@ impl XdsClient {
     }
 
     /// What a client has seen never goes back, unless the store itself did.
-    fn note_behind(&self, why: &str, since: &mut Option<Instant>) {
-        if !why.contains("is at revision") {
+    fn note_behind(&self, behind: bool, since: &mut Option<Instant>) {
+        if !behind {
             *since = None;
             return;
         }
@@ -247,7 +277,7 @@ impl XdsClient {
     async fn connect(
         &mut self,
         url: &str,
-    ) -> Result<(Stream, Streaming<DeltaDiscoveryResponse>), String> {
+    ) -> Result<(Stream, Streaming<DeltaDiscoveryResponse>), Broken> {
         let channel = self.meanwhile(false, in_time(dial(url))).await?;
         // The first questions, then one per response and change.
         let (requests, questions) = mpsc::channel(32);
@@ -259,7 +289,7 @@ impl XdsClient {
         let open = async {
             let questions = ReceiverStream::new(questions);
             let opened = client.delta_aggregated_resources(questions).await;
-            opened.map_err(|status| status_words(&status))
+            opened.map_err(|status| Broken::of(&status))
         };
         let responses = self.meanwhile(false, in_time(open)).await?.into_inner();
         // Called since the first questions.
@@ -273,15 +303,15 @@ impl XdsClient {
         &mut self,
         stream: &mut Stream,
         mut responses: Streaming<DeltaDiscoveryResponse>,
-    ) -> String {
+    ) -> Broken {
         let mut ticks = interval(TICK.min(self.demand.look_every()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let done = tokio::select! {
                 response = responses.message() => match response {
                     Ok(Some(response)) => self.take(stream, &response).await,
-                    Ok(None) => return "it ended the stream".into(),
-                    Err(status) => return status_words(&status),
+                    Ok(None) => return "it ended the stream".to_owned().into(),
+                    Err(status) => return Broken::of(&status),
                 },
                 Some(service) = self.uses.recv() => {
                     self.note_uses(&service);
@@ -294,7 +324,7 @@ impl XdsClient {
                 }
             };
             if let Err(why) = done {
-                return why;
+                return why.into();
             }
         }
     }
@@ -419,10 +449,10 @@ impl XdsClient {
 }
 
 /// A replica that does not answer is given up in time.
-async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+async fn in_time<T, E: From<String>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     match timeout(OPENING, work).await {
         Ok(done) => done,
-        Err(_) => Err(format!("no answer within {OPENING:?}")),
+        Err(_) => Err(format!("no answer within {OPENING:?}").into()),
     }
 }
 
@@ -433,7 +463,11 @@ mod tests {
         time::Instant,
     };
 
-    use super::{Asker, Demand, LONGEST_BEHIND, Resources, XdsClient};
+    use heddle_proto::{BEHIND, ERROR_DOMAIN};
+    use tonic::{Code, Status};
+    use tonic_types::{ErrorDetails, StatusExt as _};
+
+    use super::{Asker, Broken, Demand, LONGEST_BEHIND, Resources, XdsClient};
     use crate::xds::{demand::Prefetch, schemas::Schemas, tests::Nobody};
 
     #[tokio::test]
@@ -456,16 +490,42 @@ mod tests {
         );
         let seen = || client.revision.load(Ordering::Relaxed);
         client.revision.store(9, Ordering::Relaxed);
-        let behind = "Unavailable: this replica is at revision 3 and the client has seen 9";
         let mut since = None;
-        client.note_behind(behind, &mut since);
+        client.note_behind(true, &mut since);
         assert_eq!(seen(), 9, "another replica may be up to date");
         let long_ago = Instant::now().checked_sub(LONGEST_BEHIND);
         since = long_ago;
-        client.note_behind("connection refused", &mut since);
+        client.note_behind(false, &mut since);
         assert_eq!((since, seen()), (None, 9), "that is another trouble");
         since = long_ago;
-        client.note_behind(behind, &mut since);
+        client.note_behind(true, &mut since);
         assert_eq!(seen(), 0);
+    }
+
+    /// Issue 10, D2: it was taken from the words of any failure.
+    #[test]
+    fn a_replica_that_is_behind_says_so_by_a_reason() {
+        let words = "this replica is at revision 3 and the client has seen 9: try another replica, or again later";
+        let info = |reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, []);
+            Status::with_error_details(Code::Unavailable, "in other words", details)
+        };
+        for (status, behind) in [
+            (info(BEHIND), true),
+            (info("STORE_AWAY"), false),
+            (Status::unavailable(words), true),
+            (
+                Status::unavailable(
+                    "this replica lags: it is at revision 3, and replica c2 has seen 9; reconnect",
+                ),
+                false,
+            ),
+            (
+                Status::internal("the proxy in between is at revision 7 of its configuration"),
+                false,
+            ),
+        ] {
+            assert_eq!(Broken::of(&status).behind, behind, "{status}");
+        }
     }
 }
