@@ -50,7 +50,12 @@ impl Bucket {
     /// Useful traffic came by.
     #[inline]
     pub(crate) fn earn(&mut self) {
-        self.tokens = self.tokens.saturating_add(EARNED).min(self.burst);
+        self.add(EARNED);
+    }
+
+    #[inline]
+    fn add(&mut self, tokens: i32) {
+        self.tokens = self.tokens.saturating_add(tokens).min(self.burst);
     }
 
     #[cold]
@@ -65,11 +70,59 @@ impl Bucket {
     }
 }
 
+/// A stream that its client resets after so many milliseconds, or after it was answered in part,
+/// is an ordinary cancel: a deadline, a hedged request, a user who left. Younger ones are what a
+/// rapid reset attack (CVE-2023-44487) is made of: they escape the bound of concurrent streams,
+/// while a client that lets each live this long is held by it.
+const SETTLED_MS: u32 = 25;
+/// So many resets of streams that had hardly begun are paid for by one stream that was completed:
+/// of a request that is hedged four times, four of five attempts are reset.
+const RESETS_PER_COMPLETED: i32 = 4;
+/// The cost of one reset at once.
+const FULL_COST: i32 = SETTLED_MS as i32;
+
+/// Resets by a client. What one costs is the part of [`SETTLED_MS`] that its stream did not live.
+#[derive(Debug)]
+pub(crate) struct Resets {
+    bucket: Bucket,
+}
+
+impl Resets {
+    /// `rate` counts streams that are reset at once.
+    pub(crate) fn new(rate: Rate, now: Instant) -> Self {
+        let rate = Rate {
+            burst: rate.burst.saturating_mul(SETTLED_MS),
+            per_second: rate.per_second.saturating_mul(SETTLED_MS),
+        };
+        Self {
+            bucket: Bucket::new(rate, now),
+        }
+    }
+
+    /// A stream without any answer was reset after `age_ms`; false when it was one too many.
+    pub(crate) fn unanswered(&mut self, age_ms: u32, now: Instant) -> bool {
+        let missing = SETTLED_MS.saturating_sub(age_ms);
+        self.bucket
+            .take(i32::try_from(missing).unwrap_or(FULL_COST), now)
+    }
+
+    /// A stream over the limit was refused, which costs us as much as one that is reset at once.
+    pub(crate) fn refused(&mut self, now: Instant) -> bool {
+        self.bucket.take(FULL_COST, now)
+    }
+
+    /// Both halves of a stream have ended as they should.
+    #[inline]
+    pub(crate) fn completed(&mut self) {
+        self.bucket.add(RESETS_PER_COMPLETED * FULL_COST);
+    }
+}
+
 /// All buckets of a connection.
 #[derive(Debug)]
 pub(crate) struct Abuse {
-    /// RST_STREAM received.
-    pub(crate) resets: Bucket,
+    /// RST_STREAM received, and streams refused.
+    pub(crate) resets: Resets,
     /// RST_STREAM that the peer's errors drew from us.
     pub(crate) provoked: Bucket,
     /// Everything else that carries no message.

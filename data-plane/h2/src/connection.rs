@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::abuse::{Abuse, Bucket};
+use crate::abuse::{Abuse, Bucket, Resets};
 use crate::control::Sweep;
 use crate::error::{ConnectionError, ErrorCode};
-use crate::event::{Drained, Token};
+use crate::event::{Drained, StreamId, Token};
 use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
 use crate::frame::{MAX_31, PREFACE};
 use crate::hpack::{Decoder, Encoder};
@@ -17,7 +17,7 @@ use crate::message::Block;
 use crate::output::Output;
 use crate::recv::Reading;
 use crate::settings::{Config, DEFAULT_WINDOW, Peer};
-use crate::stream::Pending;
+use crate::stream::{Half, Pending};
 use crate::streams::{End, Streams};
 
 /// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
@@ -63,8 +63,9 @@ pub struct Counters {
 pub struct Connection {
     pub(crate) config: Config,
     pub(crate) is_server: bool,
-    /// The latest time that the shell gave.
+    /// The latest time that the shell gave, and the first.
     pub(crate) now: Instant,
+    start: Instant,
     pub(crate) failed: Option<ConnectionError>,
 
     pub(crate) reading: Reading,
@@ -137,6 +138,7 @@ impl Connection {
         Self {
             is_server,
             now,
+            start: now,
             failed: None,
             reading: match is_server {
                 true => Reading::Preface(PREFACE),
@@ -174,7 +176,7 @@ impl Connection {
             drain_until: None,
             shell_ping: None,
             abuse: Abuse {
-                resets: Bucket::new(config.resets, now),
+                resets: Resets::new(config.resets, now),
                 provoked: Bucket::new(config.provoked_resets, now),
                 control: Bucket::new(config.control_frames, now),
             },
@@ -345,6 +347,18 @@ impl Connection {
         max.saturating_sub(self.streams.live())
     }
 
+    /// How many streams the peer lets us have open at once (client), `u32::MAX` if it names no limit.
+    /// Before its SETTINGS came, it is taken to be 100.
+    pub fn peer_stream_limit(&self) -> u32 {
+        self.peer.max_concurrent_streams
+    }
+
+    /// Whether a stream is there still, and if so, whether its response has begun (client).
+    pub fn answered(&mut self, stream: StreamId) -> Option<bool> {
+        let stream = self.streams.get(stream.0)?;
+        Some(stream.recv > Half::Headers)
+    }
+
     /// Streams of which either half has not ended, or not all was written.
     pub fn live_streams(&self) -> usize {
         self.streams.live()
@@ -407,9 +421,19 @@ impl Connection {
             + self.pool.capacity() * size_of::<Box<Pending>>()
     }
 
+    /// Milliseconds since the connection's start: what ages of streams are told by. Wraps after 49 days.
+    pub(crate) fn clock_ms(&self) -> u32 {
+        let since = self.now.saturating_duration_since(self.start);
+        let ms = since.as_secs() * 1000 + u64::from(since.subsec_millis());
+        u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)
+    }
+
     /// Takes a stream out and its queue with it; says by what name the shell knew it.
     pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Token> {
         let removed = self.streams.remove(id, how)?;
+        if removed.completed {
+            self.abuse.resets.completed();
+        }
         if let Some(pending) = removed.pending {
             self.pending_bytes = self.pending_bytes.saturating_sub(pending.bytes());
             self.give_back(pending);

@@ -66,8 +66,10 @@ impl Connection {
         self.counters.resets_received += 1;
         let code = ErrorCode(frame::number(payload));
         // A server can only reset what we opened; a client may open and reset for ever.
-        if self.is_server && !self.abuse.resets.take(1, self.now) {
-            return Err(ConnectionError::calm("too many RST_STREAM frames"));
+        if self.is_server && !self.affords_reset(id) {
+            return Err(ConnectionError::calm(
+                "too many streams are reset that had hardly begun",
+            ));
         }
         let Some(token) = self.drop_stream(id, End::Known) else {
             self.charge(cost::ORDINARY)?;
@@ -80,6 +82,19 @@ impl Connection {
             unprocessed: code == ErrorCode::REFUSED_STREAM,
             by: Initiator::Remote,
         }))
+    }
+
+    /// Whether the client may reset this stream too. One that is gone already costs a control
+    /// frame, no more.
+    fn affords_reset(&mut self, id: u32) -> bool {
+        let (now, clock) = (self.now, self.clock_ms());
+        match self.streams.get(id) {
+            Some(stream) if stream.send == Half::Headers => {
+                let age = clock.wrapping_sub(stream.opened_ms);
+                self.abuse.resets.unanswered(age, now)
+            }
+            _ => true,
+        }
     }
 
     /// SETTINGS (§6.5), all of it or, on an error, none.

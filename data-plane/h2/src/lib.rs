@@ -29,7 +29,7 @@
 //! | unwritten output | `output_high_water` 256 KiB, 16 KiB if frugal; then lists and DATA queue | | |
 //! | responses not read | their streams are live until written: `max_concurrent_streams` | REFUSED_STREAM | §5.1.2 |
 //! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |
-//! | RST_STREAM received | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
+//! | streams reset by the client when hardly begun, beyond four per completed one | `resets` 1000 + 100/s (server) | ENHANCE_YOUR_CALM | §10.5 |
 //! | RST_STREAM provoked | `provoked_resets` 200 + 33/s | ENHANCE_YOUR_CALM | §10.5 |
 //! | PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown, empty DATA | `control_frames` 2000 + 100/s + 4 per useful frame | ENHANCE_YOUR_CALM | §10.5 |
 //! | parameters in one SETTINGS | 32 | ENHANCE_YOUR_CALM | §6.5 |

@@ -176,6 +176,7 @@ impl Connection {
         }
         let mut stream = Stream::new(id, 0, self.peer.initial_window, self.initial_recv);
         stream.recv = Half::Body;
+        stream.opened_ms = self.clock_ms();
         if !decoded.too_large {
             match headers::request(decoded.fields, self.config.enable_connect_protocol) {
                 Ok(request) => stream.expect = request.content_length,
@@ -197,7 +198,7 @@ impl Connection {
     /// Over MAX_CONCURRENT_STREAMS (§5.1.2). Many are a flood like resets.
     fn refuse<'i>(&mut self, id: u32) -> Answer<'i> {
         self.counters.refused += 1;
-        if !self.abuse.resets.take(1, self.now) {
+        if !self.abuse.resets.refused(self.now) {
             return Err(ConnectionError::calm("too many streams over the limit"));
         }
         self.answer_reset(id, ErrorCode::REFUSED_STREAM)?;

@@ -60,7 +60,9 @@ pub struct Config {
     pub grow_windows: bool,
     /// Whether to do with little memory; see [`crate::Connection::set_frugal`]. Default false.
     pub frugal: bool,
-    /// Servers: RST_STREAMs that a client may send, in one burst and per second. Default 1000, 100.
+    /// Servers: streams that a client may reset at once after it opened them, beyond four for each
+    /// that was completed; in one burst and per second. Those that lived for a while before, or that
+    /// were answered in part, cost less or nothing (`abuse.rs`). Default 1000, 100.
     pub resets: Rate,
     /// RST_STREAMs that the peer's errors may draw from us. Default 200, 33 per second.
     pub provoked_resets: Rate,

@@ -156,6 +156,8 @@ pub(crate) struct Stream {
     pub(crate) prev: u32,
     pub(crate) next: u32,
     pub(crate) token: Token,
+    /// When it was opened, by [`crate::Connection`]'s own clock.
+    pub(crate) opened_ms: u32,
     pub(crate) send_window: SendWindow,
     pub(crate) recv_window: RecvWindow,
     /// What content-length still promises.
@@ -178,6 +180,7 @@ impl Stream {
             prev: 0,
             next: 0,
             token,
+            opened_ms: 0,
             send_window: SendWindow::new(send_window),
             recv_window: RecvWindow::new(recv_window),
             expect: None,

@@ -118,12 +118,14 @@ impl Streams {
         self.unready(slot);
         self.ended.push(id, how);
         let place = self.slots.get_mut(slot as usize)?;
+        let completed = place.is_over();
         place.id = 0;
         place.next = self.free;
         self.free = slot;
         self.live -= 1;
         Some(Removed {
             token: place.token,
+            completed,
             pending: place.pending.take(),
         })
     }
@@ -266,6 +268,8 @@ impl Streams {
 /// What is left of a stream that was taken out.
 pub(crate) struct Removed {
     pub(crate) token: Token,
+    /// Both halves had ended.
+    pub(crate) completed: bool,
     pub(crate) pending: Option<Box<Pending>>,
 }
 

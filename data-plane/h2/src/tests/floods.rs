@@ -58,6 +58,99 @@ fn resets_at_an_honest_rate_go_on_for_ever() {
     assert_eq!(n, u32::MAX);
 }
 
+/// Opens a stream per millisecond and resets each after `life` milliseconds, with no answer to any.
+fn cancels_after(life: u32) -> u32 {
+    let mut script = Script::server();
+    taken(&mut script, |script, n| {
+        script.now += Duration::from_millis(1);
+        let mut frames = vec![script.headers(2 * n + 1, &request(), ES)];
+        if let Some(old) = n.checked_sub(life) {
+            frames.push(rst(2 * old + 1, ErrorCode::CANCEL));
+        }
+        frames
+    })
+}
+
+#[test]
+fn cancels_at_a_deadline_are_no_flood_however_many() {
+    // Issue 10, A3: a busy client with deadlines, whose server hangs.
+    assert_eq!(cancels_after(25), u32::MAX);
+    assert_eq!(cancels_after(200), u32::MAX);
+    // Shorter ones cost what they are short of that: here 20 ms each, of which 100 × 25 ms a second are free.
+    let taken = cancels_after(5);
+    assert!((1000..2000).contains(&taken), "{taken}");
+}
+
+#[test]
+fn resets_of_streams_that_lived_longer_but_not_long_are_cut_later() {
+    let mut script = Script::server();
+    // A hundred at a time, each of which is open for 5 ms: four times the rate of the bucket.
+    let n = taken(&mut script, |script, n| {
+        let ids: Vec<u32> = (0..100).map(|i| 2 * (100 * n + i) + 1).collect();
+        let open: Vec<_> = ids
+            .iter()
+            .map(|id| script.headers(*id, &request(), ES))
+            .collect();
+        script.send(&open);
+        script.now += Duration::from_millis(5);
+        ids.iter().map(|id| rst(*id, ErrorCode::CANCEL)).collect()
+    });
+    assert!((12..20).contains(&n), "{n}");
+}
+
+/// Opens streams: of each `of` the first is answered and ends, the others are reset at once.
+fn hedged(of: u32) -> u32 {
+    let mut script = Script::server();
+    taken(&mut script, |script, n| {
+        let mut frames = Vec::new();
+        for i in 0..of {
+            let id = 2 * (of * n + i) + 1;
+            let open = script.headers(id, &request(), ES);
+            script.send(&[open]);
+            if i == 0 {
+                let conn = &mut script.side.conn;
+                conn.headers(StreamId(id), &response(), true).unwrap();
+            } else {
+                frames.push(rst(id, ErrorCode::CANCEL));
+            }
+        }
+        frames
+    })
+}
+
+#[test]
+fn a_client_that_completes_much_may_reset_much() {
+    // Issue 10, A3: requests that are hedged, the losers of which are reset at once.
+    assert_eq!(hedged(2), u32::MAX);
+    assert_eq!(hedged(5), u32::MAX);
+    // An attacker that completes one in a hundred is none of these.
+    let n = hedged(100);
+    assert!(n <= 11, "{n}");
+}
+
+#[test]
+fn streams_that_were_answered_may_be_reset_at_once() {
+    let mut script = Script::server();
+    let n = taken(&mut script, |script, n| {
+        let id = 2 * n + 1;
+        let open = script.headers(id, &request(), ES);
+        script.send(&[open]);
+        let conn = &mut script.side.conn;
+        conn.headers(StreamId(id), &response(), false).unwrap();
+        vec![rst(id, ErrorCode::CANCEL)]
+    });
+    assert_eq!(n, u32::MAX);
+}
+
+#[test]
+fn resets_of_streams_that_are_gone_are_cut() {
+    let mut script = Script::server();
+    let open = script.headers(1, &request(), ES);
+    script.send(&[open, rst(1, ErrorCode::CANCEL)]);
+    let n = taken(&mut script, |_, _| vec![rst(1, ErrorCode::CANCEL)]);
+    assert!((1900..=2100).contains(&n), "{n}");
+}
+
 #[test]
 fn provoked_resets_are_cut() {
     // CVE-2025-8671: each way to make us reset a stream of the peer's.
