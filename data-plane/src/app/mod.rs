@@ -322,6 +322,8 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
         own_names: options.own_names.clone(),
         outbound_connections: options.outbound_connections,
         inbound_connections: options.inbound_connections,
+        upstream_connections: options.upstream_connections,
+        pending_timeout: options.pending_timeout,
         ..WorkerOptions::default()
     };
     let workers = Workers::start(worker_options, reports_in, internal_in)?;

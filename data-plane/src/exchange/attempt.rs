@@ -34,7 +34,12 @@ impl Worker {
                 .map(|service| Arc::clone(&service.name));
             self.unset(timer);
             if let Some(name) = name {
-                self.service_state(&name).budget.deposit(now);
+                let state = self.service_state(&name);
+                state.budget.deposit(now);
+                let number = state.number;
+                if let Some(call) = self.calls.get_mut(key) {
+                    call.account.service = number;
+                }
             }
         }
         if self.admit_call(key) {
@@ -94,6 +99,7 @@ impl Worker {
         }
         call.endpoint = Some(endpoint);
         call.charged = true;
+        call.waits_since = None;
         self.send_or_wait(key, pool);
     }
 
@@ -187,8 +193,10 @@ impl Worker {
     }
 
     fn send_or_wait(&mut self, key: CallKey, pool: PoolKey) {
-        let waits = self.pools.arena.get(pool).is_some_and(|pool| pool.live > 0);
-        match self.room_in(pool).filter(|_| !waits) {
+        let Some(account) = self.calls.get(key).map(|call| call.account) else {
+            return;
+        };
+        match self.stream_for(account, pool) {
             Some(conn) => self.send_attempt(key, conn),
             None if self.is_hopeless(pool) => {
                 let pool = self.pools.arena.get(pool);
@@ -205,26 +213,7 @@ impl Worker {
                 let failure = self.blame(key, Failure::new(Reason::ConnectFailed, text));
                 self.fail(key, &failure);
             }
-            None => {
-                let name = self
-                    .calls
-                    .get(key)
-                    .and_then(|c| c.service.as_ref())
-                    .map(|s| Arc::clone(&s.name));
-                if self.pending_full(name.as_ref(), pool) {
-                    let text = format!(
-                        "{} calls already wait for a connection to {}",
-                        self.options().pending_calls,
-                        self.calls
-                            .get(key)
-                            .map(Call::target_name)
-                            .unwrap_or_default()
-                    );
-                    let failure = self.blame(key, Failure::new(Reason::Overloaded, text));
-                    return self.fail(key, &failure);
-                }
-                self.enqueue(key, pool);
-            }
+            None => self.wait_for_stream(key, pool),
         }
     }
 
@@ -252,6 +241,9 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(conn_key) else {
             return;
         };
+        let Some(pool) = conn.up().map(|up| up.pool) else {
+            return;
+        };
         let trailers = call.request_trailers.is_some();
         let body = call.replay.len() > 0;
         let end = call.request_ended && !trailers;
@@ -261,6 +253,9 @@ impl Worker {
         };
         let slot = conn.calls.len();
         conn.calls.push(key);
+        if let Some(pool) = self.pools.arena.get_mut(pool) {
+            pool.streams.take(call.account);
+        }
         let mut written = 0;
         if body {
             written = conn.h2.data(stream, call.replay.bytes(), end).unwrap_or(0);
@@ -276,6 +271,8 @@ impl Worker {
             slot,
             started: now,
             written,
+            pool,
+            charged: true,
             link,
         });
         call.attempts += 1;
@@ -309,7 +306,7 @@ impl Worker {
         self.enqueue(key, pool);
     }
 
-    fn is_link(&self, conn: ConnKey) -> bool {
+    pub(crate) fn is_link(&self, conn: ConnKey) -> bool {
         let pool = self
             .conns
             .get(conn)

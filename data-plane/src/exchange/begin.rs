@@ -18,6 +18,7 @@ use crate::route::authority::{
     Decision, explain_ambiguous, explain_no_route, is_socket_path, route,
 };
 use crate::route::{Protocol, RouteTable};
+use crate::upstream::account::Account;
 use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
 use crate::worker::{Role, Worker};
@@ -104,6 +105,10 @@ impl Worker {
             credited: 0,
             sent: Sent::Nothing,
             service: None,
+            account: Account {
+                service: 0,
+                caller: conn,
+            },
             endpoint: None,
             wanted: None,
             attempts: 0,
@@ -117,6 +122,7 @@ impl Worker {
             deadline: None,
             deadline_timer: None,
             wait_timer: None,
+            waits_since: None,
             status: None,
             http_status: 0,
             reason: None,
@@ -243,19 +249,19 @@ impl Worker {
 
     fn await_table(&mut self, key: CallKey) {
         let bound = self.options().pending_calls;
-        if self.tableless.len() >= bound {
-            self.count(Counter::BoundPending);
-            let node = &self.options().node;
-            let text = format!(
-                "{bound} calls already wait for the first state of the proxy on node {node}"
-            );
-            return self.fail(key, &Failure::new(Reason::Overloaded, text));
-        }
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        if let Err(no_place) = self.tableless.push(key, call.account.caller, bound) {
+            self.count(no_place.counter());
+            let node = &self.options().node;
+            let text = format!(
+                "{} for the first state of the proxy on node {node}",
+                no_place.text()
+            );
+            return self.fail(key, &Failure::new(Reason::Overloaded, text));
+        }
         call.phase = Phase::Table;
-        self.tableless.push(key);
         self.start_wait(key);
     }
 
@@ -316,6 +322,7 @@ impl Worker {
                 self.refresh_service(key);
                 self.begin_attempt(key);
             }
+            Phase::Pending(pool) => self.on_pending_timeout(key, pool),
             _ => {}
         }
     }
@@ -332,8 +339,9 @@ impl Worker {
                 "while it waited for the control plane to tell the endpoints of {}",
                 call.target_name()
             ),
-            Phase::Pending(_) => {
-                format!("while it waited for a connection to {}", call.target_name())
+            Phase::Pending(pool) => {
+                let (_, held) = self.what_holds(key, pool);
+                format!("while it waited {held}")
             }
             Phase::Backoff => format!(
                 "while it waited to be tried again: {} attempts did not reach {}",

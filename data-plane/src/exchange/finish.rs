@@ -139,7 +139,7 @@ impl Worker {
         };
         let timer = call.wait_timer.take();
         match (call.phase, &call.service) {
-            (Phase::Table, _) => self.tableless.retain(|other| *other != key),
+            (Phase::Table, _) => drop(self.tableless.remove(key)),
             (Phase::Endpoints, Some(service)) => self.parked.remove(&service.name, key),
             _ => {}
         }
@@ -157,7 +157,7 @@ impl Worker {
         let over =
             call.phase == Phase::Finishing && call.request_ended && call.up_queued.is_empty();
         if !over {
-            self.cancel_upstream(up.conn, up.stream);
+            self.cancel_upstream(key);
         }
         self.detach_upstream(key);
         self.after_stream(up.conn);
@@ -168,6 +168,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        let account = call.account;
         let queued = !call.up_queued.is_empty();
         call.up_queued.clear();
         let up = call.up.take();
@@ -195,6 +196,9 @@ impl Worker {
             self.account(key);
         }
         let Some(up) = up else { return };
+        if up.charged {
+            self.give_stream(up.pool, account);
+        }
         let Some(conn) = self.conns.get_mut(up.conn) else {
             return;
         };

@@ -4,6 +4,7 @@
 
 pub(crate) mod begin;
 pub(crate) mod parked;
+pub(crate) mod waiting_places;
 pub(crate) mod attempt;
 pub(crate) mod forward;
 pub(crate) mod holding;

@@ -10,10 +10,10 @@ use heddle_proto::Reason;
 use rustc_hash::FxHashMap;
 
 use super::state::Phase;
+use super::waiting_places::{NoPlace, WaitingPlaces};
 use crate::failure::Failure;
-use crate::observe::Counter;
 use crate::route::{RouteTable, Service};
-use crate::worker::conn::CallKey;
+use crate::worker::conn::{CallKey, ConnKey};
 use crate::worker::state::Timer;
 use crate::worker::{Report, Worker};
 
@@ -25,7 +25,7 @@ const LONGEST_MARGIN: Duration = Duration::from_millis(100);
 /// Waiting calls by the full name of the service that they wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
-    by_service: FxHashMap<Arc<str>, Vec<CallKey>>,
+    by_service: FxHashMap<Arc<str>, WaitingPlaces>,
     count: usize,
 }
 
@@ -34,25 +34,32 @@ impl Parked {
         self.count
     }
 
-    /// False if `bound` of the service wait already.
-    fn push(&mut self, service: &Arc<str>, call: CallKey, bound: usize) -> bool {
+    /// Of the calls to one service `bound` may wait, and of these one caller may have its share.
+    fn push(
+        &mut self,
+        service: &Arc<str>,
+        call: CallKey,
+        caller: ConnKey,
+        bound: usize,
+    ) -> Result<(), NoPlace> {
         let calls = self.by_service.entry(Arc::clone(service)).or_default();
-        let room = calls.len() < bound;
-        if room {
-            calls.push(call);
-            self.count += 1;
+        let placed = calls.push(call, caller, bound);
+        match placed {
+            Ok(()) => self.count += 1,
+            Err(_) if calls.len() == 0 => drop(self.by_service.remove(service)),
+            Err(_) => {}
         }
-        room
+        placed
     }
 
     pub(crate) fn remove(&mut self, service: &str, call: CallKey) {
         let Some(calls) = self.by_service.get_mut(service) else {
             return;
         };
-        let before = calls.len();
-        calls.retain(|other| *other != call);
-        self.count -= before - calls.len();
-        if calls.is_empty() {
+        if calls.remove(call) {
+            self.count -= 1;
+        }
+        if calls.len() == 0 {
             self.by_service.remove(service);
         }
     }
@@ -65,7 +72,7 @@ impl Parked {
                 .service(name)
                 .is_some_and(|service| must_wait(service));
             if !waits {
-                free.append(calls);
+                free.extend(calls.take());
             }
             waits
         });
@@ -127,11 +134,20 @@ impl Worker {
 
     fn park(&mut self, key: CallKey, service: &Arc<Service>, told: bool) {
         let bound = self.options().pending_calls;
-        if !told || !self.parked.push(&service.name, key, bound) {
-            self.count(Counter::BoundPending);
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let placed = match told {
+            true => self
+                .parked
+                .push(&service.name, key, call.account.caller, bound),
+            false => Err(NoPlace::Full { bound }),
+        };
+        if let Err(no_place) = placed {
+            self.count(no_place.counter());
             let node = &self.options().node;
             let why = match told {
-                true => format!("{bound} calls already wait for its endpoints"),
+                true => format!("{} for its endpoints", no_place.text()),
                 false => "too many services are called for the first time".to_owned(),
             };
             let text = format!(
@@ -182,7 +198,7 @@ impl Worker {
     pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
         for service in services {
-            if self.services.get(service).is_some_and(|s| s.pending == 0) {
+            if self.services.get(service).is_some_and(|s| s.held == 0) {
                 self.services.remove(service);
             }
         }
@@ -248,11 +264,13 @@ mod tests {
         let names: [Arc<str>; 2] = ["a.default".into(), "b.default".into()];
         let calls = [1, 2, 3, 4].map(CallKey::unpack);
         for (call, name) in calls.iter().zip([0, 0, 0, 1]) {
-            assert!(parked.push(&names[name], *call, 3));
+            let caller = ConnKey::unpack(call.pack());
+            assert_eq!(parked.push(&names[name], *call, caller, 3), Ok(()));
         }
-        assert!(
-            !parked.push(&names[0], CallKey::unpack(5), 3),
-            "over the bound"
+        let (fifth, caller) = (CallKey::unpack(5), ConnKey::unpack(5));
+        assert_eq!(
+            parked.push(&names[0], fifth, caller, 3),
+            Err(NoPlace::Full { bound: 3 })
         );
         parked.remove("a.default", calls[1]);
         assert_eq!(parked.len(), 3);

@@ -241,8 +241,10 @@ impl Worker {
             failure = failure.with_status(status);
         }
         if marks.unprocessed {
-            return self.can_retry_unseen(key, reason) && {
-                self.cancel_rest(open);
+            // There may be other instances by now, for one that has waited there.
+            self.refresh_service(key);
+            return self.can_retry_unseen(key, reason) && self.may_retry_refused(key, reason) && {
+                self.cancel_rest(key, open);
                 self.retry_safe(key, conn, failure);
                 true
             };
@@ -257,16 +259,16 @@ impl Worker {
         );
         let cancelled = failure.status() == CANCELLED;
         broken && !cancelled && self.can_retry_idempotent(key) && {
-            self.cancel_rest(open);
+            self.cancel_rest(key, open);
             self.attempt_failed(key, conn, &failure);
             true
         }
     }
 
     /// The server has answered and the request is not all sent: the rest is not needed.
-    fn cancel_rest(&mut self, open: Option<super::state::Attempt>) {
-        if let Some(up) = open {
-            self.cancel_upstream(up.conn, up.stream);
+    fn cancel_rest(&mut self, key: CallKey, open: Option<super::state::Attempt>) {
+        if open.is_some() {
+            self.cancel_upstream(key);
         }
     }
 

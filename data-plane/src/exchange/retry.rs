@@ -155,6 +155,24 @@ impl Worker {
         call.can_replay() && call.attempts < self.options().max_attempts && has_where(call)
     }
 
+    /// Whether a call that another proxy refused may be tried again. One for which that had no room goes to another
+    /// instance only, and within the budget: where it was refused it would wait anew, and add to the load.
+    pub(crate) fn may_retry_refused(&mut self, key: CallKey, reason: Reason) -> bool {
+        if reason != Reason::Overloaded {
+            return true;
+        }
+        let now = self.now;
+        let Some(call) = self.calls.get(key).filter(|call| has_fresh(call, |_| true)) else {
+            return false;
+        };
+        let name = call.service.as_ref().map(|service| service.name.clone());
+        let affords = name.is_some_and(|name| self.service_state(&name).budget.withdraw(now));
+        if !affords {
+            self.count(Counter::BoundRetryBudget);
+        }
+        affords
+    }
+
     pub(crate) fn can_retry_idempotent(&self, key: CallKey) -> bool {
         let Some(call) = self
             .calls

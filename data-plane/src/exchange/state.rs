@@ -12,6 +12,7 @@ use super::queued::Queued;
 use super::replay::Replay;
 use crate::balance::Endpoint;
 use crate::route::Service;
+use crate::upstream::account::Account;
 use crate::worker::Role;
 use crate::worker::conn::{ConnKey, PoolKey};
 use crate::worker::timers::TimerId;
@@ -61,6 +62,9 @@ pub(crate) struct Attempt {
     pub(crate) started: Instant,
     /// Request bytes that this attempt has written.
     pub(crate) written: usize,
+    pub(crate) pool: PoolKey,
+    /// The stream is charged to the call's account in that pool.
+    pub(crate) charged: bool,
     /// The peer is another proxy.
     pub(crate) link: bool,
 }
@@ -84,6 +88,7 @@ pub(crate) struct Call {
     pub(crate) credited: usize,
     pub(crate) sent: Sent,
     pub(crate) service: Option<Arc<Service>>,
+    pub(crate) account: Account,
     /// Of the present or last attempt.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     /// Inbound: the uid of the instance that the caller's proxy chose, if it is here.
@@ -103,6 +108,8 @@ pub(crate) struct Call {
     pub(crate) deadline: Option<Instant>,
     pub(crate) deadline_timer: Option<TimerId>,
     pub(crate) wait_timer: Option<TimerId>,
+    /// Since when the present attempt has been waiting for a stream.
+    pub(crate) waits_since: Option<Instant>,
     /// Known once the response or a failure has told it.
     pub(crate) status: Option<u8>,
     pub(crate) http_status: u16,

@@ -67,6 +67,14 @@ counters! {
     Http1Refused = "heddle_http1_refused_total", "";
     /// Times that a bound was hit: calls refused because too many of their service were waiting, and what else `bound` says.
     BoundPending = "heddle_bounds_hit_total", "bound=\"pending_calls\"";
+    /// Calls refused because their caller's connection had its share of the places of waiting calls.
+    BoundPendingShare = "heddle_bounds_hit_total", "bound=\"pending_share\"";
+    /// Calls refused because they had waited for a stream to their instance for as long as any may.
+    BoundPendingTimeout = "heddle_bounds_hit_total", "bound=\"pending_timeout\"";
+    /// Calls that had to wait because all connections that an endpoint may have had their limit of streams in use.
+    BoundUpstreamStreams = "heddle_bounds_hit_total", "bound=\"upstream_streams\"";
+    /// Calls that had to wait because their caller's connection or service had its share of the streams to an endpoint.
+    BoundStreamShare = "heddle_bounds_hit_total", "bound=\"upstream_stream_share\"";
     /// Calls refused or ended because the worker's buffers were full.
     BoundMemory = "heddle_bounds_hit_total", "bound=\"buffered_bytes\"";
     /// Calls refused or ended because their caller's connection held more than its share of the worker's buffers.

@@ -69,6 +69,12 @@ pub struct LowOptions {
     /// How long calls may go on after SIGTERM before they are cut
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub drain_timeout: String,
+    /// Most connections that a worker opens to one instance or node; another is opened while calls wait for a stream
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub upstream_connections: u16,
+    /// How long a call waits for a stream to its instance before it fails with OVERLOADED
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub pending_timeout: String,
     /// Services whose endpoints are held before anybody has called them (`users` or `users.shop`), or `all`; repeats
     /// [default: none; the endpoints of a service are fetched at its first call]
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]

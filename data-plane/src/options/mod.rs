@@ -54,6 +54,10 @@ pub struct Options {
     pub zone: String,
     /// How long calls may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Most connections of a worker to one instance or node.
+    pub upstream_connections: usize,
+    /// How long a call waits for a stream to its instance.
+    pub pending_timeout: Duration,
     /// Whose endpoints are fetched without a call.
     pub prefetch: Prefetch,
     /// A service that nobody has used for so long is dropped until it is called again.

@@ -35,6 +35,13 @@ impl std::error::Error for OptionsError {}
 /// Services are looked at no more often than would make sense of less.
 const SHORTEST_SERVICE_IDLE: Duration = Duration::from_secs(1);
 
+/// More connections to one address would cost more than they carry.
+const MOST_UPSTREAM_CONNECTIONS: u16 = 1024;
+/// A shorter wait would fail calls for which a connection is just being opened.
+const SHORTEST_PENDING_TIMEOUT: Duration = Duration::from_millis(100);
+/// Who would wait longer has long forgotten the call.
+const LONGEST_PENDING_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Port of inbound where none is given.
 const INBOUND_PORT: u16 = 15008;
 
@@ -113,6 +120,8 @@ impl LowOptions {
             ));
             Duration::ZERO
         });
+        let upstream_connections = upstream_connections(self.upstream_connections, &mut faults);
+        let pending_timeout = pending_timeout(&self.pending_timeout, &mut faults);
         let prefetch = prefetch(&self.prefetch, &mut faults);
         let service_idle = service_idle(&self.service_idle, &mut faults);
         let workers = workers(self.workers, &mut faults);
@@ -147,6 +156,8 @@ impl LowOptions {
             region,
             zone,
             drain_timeout,
+            upstream_connections,
+            pending_timeout,
             prefetch,
             service_idle,
             services_dir: self.services_dir,
@@ -336,6 +347,28 @@ fn service_idle(word: &str, faults: &mut Vec<String>) -> Duration {
     }
 }
 
+fn upstream_connections(given: u16, faults: &mut Vec<String>) -> usize {
+    if !(1..=MOST_UPSTREAM_CONNECTIONS).contains(&given) {
+        faults.push(format!(
+            "--upstream-connections {given} is out of range: use 1 to {MOST_UPSTREAM_CONNECTIONS}"
+        ));
+    }
+    usize::from(given)
+}
+
+fn pending_timeout(word: &str, faults: &mut Vec<String>) -> Duration {
+    let fault = match parse_duration(word) {
+        Some(wait) if wait < SHORTEST_PENDING_TIMEOUT => format!(
+            "is too short: use at least {SHORTEST_PENDING_TIMEOUT:?}, or calls fail while a connection is being opened"
+        ),
+        Some(wait) if wait > LONGEST_PENDING_TIMEOUT => "is too long: use at most 1h".to_owned(),
+        Some(wait) => return wait,
+        None => "is no duration: write for example 5s, 500ms or 1m".to_owned(),
+    };
+    faults.push(format!("--pending-timeout \"{word}\" {fault}"));
+    Duration::ZERO
+}
+
 fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
     match given {
         Some(n) if (1..=64).contains(&n) => usize::from(n),
@@ -438,6 +471,8 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
         ("locality", low.locality.clone().unwrap_or_default()),
         ("own-name", low.own_name.join(",")),
         ("drain-timeout", low.drain_timeout.clone()),
+        ("upstream-connections", low.upstream_connections.to_string()),
+        ("pending-timeout", low.pending_timeout.clone()),
         ("prefetch", low.prefetch.join(",")),
         ("service-idle", low.service_idle.clone()),
         ("services-dir", path(&low.services_dir)),

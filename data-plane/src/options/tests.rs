@@ -23,6 +23,8 @@ fn defaults_are_the_contract() {
     assert_eq!(options.admin, [ListenOption::At(tcp("127.0.0.1:15000"))]);
     assert_eq!(options.control, ["http://127.0.0.1:15010"]);
     assert_eq!(options.drain_timeout, Duration::from_secs(60));
+    assert_eq!(options.upstream_connections, 16);
+    assert_eq!(options.pending_timeout, Duration::from_secs(5));
     assert_eq!(options.prefetch, Prefetch::None);
     assert_eq!(options.service_idle, Duration::from_secs(3600));
     assert!((1..=4).contains(&options.workers));
@@ -189,6 +191,26 @@ fn any_listener_beyond_loopback_needs_its_address_named() {
         assert_eq!(resolve(&other).unwrap_err().0.len(), 2);
     }
     assert!(resolve(&[]).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn limits_of_waiting_calls_are_checked() {
+    let options = resolve(&["--upstream-connections", "1", "--pending-timeout", "500ms"]).unwrap();
+    assert_eq!(options.upstream_connections, 1);
+    assert_eq!(options.pending_timeout, Duration::from_millis(500));
+    for (words, expect) in [
+        (["--upstream-connections", "0"], "use 1 to 1024"),
+        (["--upstream-connections", "1025"], "use 1 to 1024"),
+        (["--pending-timeout", "soon"], "\"soon\" is no duration"),
+        (["--pending-timeout", "1ms"], "at least 100ms"),
+        (["--pending-timeout", "9999999999999h"], "at most 1h"),
+    ] {
+        let faults = resolve(&words).unwrap_err().0;
+        assert!(
+            faults.len() == 1 && faults[0].contains(expect),
+            "{faults:?}"
+        );
+    }
 }
 
 #[test]

@@ -11,18 +11,16 @@ use heddle_proto::link::v1::{HelloRequest, HelloResponse};
 use mio::Token;
 use prost::Message as _;
 
+use super::cancels::Cancels;
 use super::link::{HELLO_PATH, VERSION, frame, unframe};
 use super::pool::Dial;
 use crate::failure::Failure;
 use crate::observe::Counter;
-use crate::policy::Bucket;
 use crate::worker::conn::{Conn, ConnKey, HELLO, PoolKey, Side, Up, UpState};
 use crate::worker::state::Timer;
 use crate::worker::transport::Transport;
 use crate::worker::{Report, Worker};
 
-/// Cancels that one server may get at once, and per second: under what servers close connections for.
-const CANCELS: (u32, u32) = (100, 50);
 /// How long a connection to a local instance may be silent while it has calls. gRPC servers by default close
 /// connections that ping more often than every five minutes; a dead local process closes its socket anyway.
 const LOCAL_KEEPALIVE: Duration = Duration::from_secs(330);
@@ -66,9 +64,7 @@ impl Worker {
         let up = Up {
             pool: pool_key,
             state: UpState::Connecting(now + self.options().connect_timeout),
-            cancels: Bucket::new(CANCELS.0, CANCELS.1, now),
-            late_cancels: std::collections::VecDeque::new(),
-            cancel_at: None,
+            cancels: Cancels::new(now),
             ping: None,
             idle_since: now,
             goaway: None,
@@ -161,7 +157,10 @@ impl Worker {
                 }
             }
             UpState::Hello(..) => {}
-            UpState::Ready => self.hunger(pool),
+            UpState::Ready => {
+                self.note_limit(key, pool);
+                self.hunger(pool);
+            }
         }
     }
 
@@ -278,8 +277,17 @@ impl Worker {
             pool.retry_at = None;
             pool.last_error = None;
         }
+        self.note_limit(key, pool_key);
         self.hunger(pool_key);
         self.rearm(key);
+    }
+
+    /// Keeps in the pool how many streams the peer allows on a connection.
+    fn note_limit(&mut self, key: ConnKey, pool: PoolKey) {
+        let limit = self.conns.get(key).map(|conn| conn.h2.peer_stream_limit());
+        if let Some(pool) = self.pools.arena.get_mut(pool) {
+            pool.limit = limit;
+        }
     }
 
     /// A connection that was not ready yet cannot be.
@@ -332,7 +340,6 @@ impl Worker {
             return self.dial_if_needed(key);
         }
         while let Some(call) = self.next_waiting(key) {
-            self.dequeue(call);
             let target = self
                 .calls
                 .get(call)

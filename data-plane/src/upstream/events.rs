@@ -9,7 +9,7 @@ use crate::balance::passive::End;
 use crate::failure::Failure;
 use crate::observe::Counter;
 use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, Ending, HELLO, PING, Pulse, Up, UpState, pulse};
+use crate::worker::conn::{ConnKey, Ending, HELLO, LATE, PING, Pulse, Up, UpState, pulse};
 use crate::worker::{Report, Worker};
 
 impl Worker {
@@ -44,6 +44,26 @@ impl Worker {
             Event::TooLarge { token: HELLO, .. } => {
                 self.open_failed(conn, "its answer to Hello is too large", false);
             }
+            Event::Headers {
+                token: LATE,
+                stream,
+                ..
+            }
+            | Event::TooLarge {
+                token: LATE,
+                stream,
+                ..
+            }
+            | Event::Data {
+                token: LATE,
+                stream,
+                ..
+            }
+            | Event::Reset {
+                token: LATE,
+                stream,
+                ..
+            } => self.on_late_event(conn, stream),
             Event::Headers {
                 stream,
                 token,
@@ -88,11 +108,7 @@ impl Worker {
             }
             Event::GoAway { code, .. } => self.on_goaway(conn, code),
             Event::Settings => self.on_settings(conn),
-            Event::PingAck(_) => {
-                if let Some(up) = self.conns.get_mut(conn).and_then(|conn| conn.up_mut()) {
-                    up.ping = None;
-                }
-            }
+            Event::PingAck(payload) => self.on_ping_ack(conn, payload),
         }
     }
 
@@ -103,8 +119,9 @@ impl Worker {
             return;
         };
         let empty = conn.calls.is_empty();
+        let limit = conn.h2.peer_stream_limit();
         let Some(up) = conn.up_mut() else { return };
-        let (pool, leaving) = (up.pool, up.leaving);
+        let (pool, leaving) = (up.pool, up.leaving || up.cancels.is_burdened(limit));
         if empty {
             up.idle_since = now;
             up.ping = None;
@@ -157,6 +174,7 @@ impl Worker {
     /// A connection broke: its pool dials again when there is need, and the agent hears of it.
     pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, up: &Up, broken: bool, why: &str) {
         self.leave_pool(up.pool, key);
+        self.give_all_late(up);
         if !matches!(up.state, UpState::Ready) {
             // Never ready: the waiting calls must hear of it. The connection is gone already.
             return self.connect_failed(up.pool, why, false);
@@ -216,55 +234,6 @@ impl Worker {
                 }
             }
             _ => {}
-        }
-    }
-
-    /// Cancels a stream, at once or when the server's rate allows it.
-    pub(crate) fn cancel_upstream(&mut self, key: ConnKey, stream: heddle_h2::StreamId) {
-        let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        let Some(up) = conn.up_mut() else { return };
-        match up.cancels.take(now) {
-            Ok(()) if up.late_cancels.is_empty() => conn.h2.reset(stream, ErrorCode::CANCEL),
-            taken => {
-                up.late_cancels.push_back(stream);
-                up.cancel_at = Some(now + taken.err().unwrap_or_default());
-                // Until then nothing of it is taken from the window, so that the server stops by itself.
-                conn.h2.set_token(stream, 0);
-                self.count(Counter::BoundCancels);
-            }
-        }
-        self.mark_dirty(key);
-        self.rearm(key);
-    }
-
-    fn send_late_cancels(&mut self, key: ConnKey) {
-        let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        let Some(up) = conn.up_mut() else { return };
-        let mut due = Vec::new();
-        up.cancel_at = None;
-        while let Some(stream) = up.late_cancels.front().copied() {
-            match up.cancels.take(now) {
-                Ok(()) => {
-                    up.late_cancels.pop_front();
-                    due.push(stream);
-                }
-                Err(wait) => {
-                    up.cancel_at = Some(now + wait);
-                    break;
-                }
-            }
-        }
-        for stream in &due {
-            conn.h2.reset(*stream, ErrorCode::CANCEL);
-        }
-        if !due.is_empty() {
-            self.after_stream(key);
         }
     }
 

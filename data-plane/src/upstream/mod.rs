@@ -3,7 +3,11 @@
 //! endpoints is made here.
 
 pub(crate) mod pool;
+pub(crate) mod queue;
+pub(crate) mod waiting;
+pub(crate) mod account;
 pub(crate) mod connect;
 pub(crate) mod events;
+pub(crate) mod cancels;
 pub(crate) mod link;
 pub mod backoff;

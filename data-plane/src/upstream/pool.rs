@@ -1,24 +1,28 @@
-//! The connections to one address of one worker, and the calls that wait for room on them. Calls come in, a
-//! connection or a place in the queue goes out; when to dial is decided here, dialling itself is `connect`.
+//! The connections to one address of one worker: few and full ones while they do, up to the bound as long as calls
+//! wait for a stream. Endpoints come in, a connection with room goes out; when to dial is decided here, dialling
+//! itself is `connect`, and the calls that wait are `queue`.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 
+use super::account::Streams;
 use super::backoff::Backoff;
+use super::waiting::Waiting;
 use crate::balance::ewma::PeakEwma;
 use crate::balance::{Endpoint, Target};
-use crate::exchange::state::Phase;
-use crate::observe::Counter;
 use crate::observe::load::LocalityLoad;
+use crate::policy::Shares;
 use crate::worker::Worker;
 use crate::worker::arena::Arena;
-use crate::worker::conn::{CallKey, ConnKey, PoolKey};
+use crate::worker::conn::{ConnKey, PoolKey};
 use crate::worker::state::Timer;
 use crate::worker::timers::TimerId;
+
+/// What HTTP/2 recommends a peer to allow at least (RFC 9113 §6.5.2), until it has said so.
+const UNKNOWN_LIMIT: u32 = 100;
 
 /// Where a pool dials.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,10 +61,12 @@ impl Dial {
 pub(crate) struct Pool {
     pub(crate) dial: Dial,
     pub(crate) conns: Vec<ConnKey>,
-    /// Calls in the order they came; those that have gone elsewhere since are skipped.
-    pub(crate) waiting: VecDeque<CallKey>,
-    /// How many of them still wait.
-    pub(crate) live: usize,
+    /// Calls that wait for a stream.
+    pub(crate) waiting: Waiting,
+    /// Streams in use, by whose calls.
+    pub(crate) streams: Streams,
+    /// How many streams the peer allows on a connection, as it said last.
+    pub(crate) limit: Option<u32>,
     /// Connections that are not ready yet.
     pub(crate) opening: usize,
     pub(crate) backoff: Backoff,
@@ -80,8 +86,29 @@ impl Pool {
     }
 
     /// Whether there is a connection that has been opened.
-    fn has_ready(&self) -> bool {
+    pub(crate) fn has_ready(&self) -> bool {
         self.conns.len() > self.opening
+    }
+
+    /// How many streams all connections may carry, if there are as many as there may be.
+    pub(crate) fn capacity(&self, most_connections: usize) -> usize {
+        let limit = usize::try_from(self.limit.unwrap_or(UNKNOWN_LIMIT)).unwrap_or(usize::MAX);
+        most_connections.max(1).saturating_mul(limit)
+    }
+
+    /// How many connections may be under way at once for the calls that wait.
+    fn wanted(&self) -> usize {
+        match self.limit {
+            // Whether one is enough is known once it has been opened.
+            _ if self.conns.len() == self.opening => 1,
+            None => 1,
+            // Its peer wants no calls, and says so when that changes.
+            Some(0) => 0,
+            Some(limit) => {
+                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+                self.waiting.len().div_ceil(limit)
+            }
+        }
     }
 }
 
@@ -103,6 +130,8 @@ pub(crate) struct Pools {
     pub(crate) by_dial: FxHashMap<Dial, PoolKey>,
     /// Calls waiting in all of them.
     pub(crate) pending: usize,
+    /// The same by service, and there by caller; none is kept without a waiting call.
+    pub(crate) places: FxHashMap<u32, Shares<ConnKey>>,
 }
 
 impl Worker {
@@ -112,10 +141,11 @@ impl Worker {
             return Some(*pool);
         }
         let pool = self.pools.arena.insert_with(|_| Pool {
+            streams: Streams::new(dial.is_link()),
+            limit: None,
             dial: dial.clone(),
             conns: Vec::new(),
-            waiting: VecDeque::new(),
-            live: 0,
+            waiting: Waiting::default(),
             opening: 0,
             backoff: Backoff::default(),
             retry_at: None,
@@ -160,71 +190,27 @@ impl Worker {
         })
     }
 
-    /// Puts a call at the end of the pool's queue and sees to it that somebody dials.
-    pub(crate) fn enqueue(&mut self, key: CallKey, pool_key: PoolKey) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        call.phase = Phase::Pending(pool_key);
-        if let Some(name) = call
-            .service
-            .as_ref()
-            .map(|service| Arc::clone(&service.name))
-        {
-            self.service_state(&name).pending += 1;
-        }
-        self.pools.pending += 1;
-        let Some(pool) = self.pools.arena.get_mut(pool_key) else {
-            return;
-        };
-        pool.live += 1;
-        if pool.waiting.len() > 64 + 2 * pool.live {
-            let calls = &self.calls;
-            let waits = |key: &CallKey| {
-                calls
-                    .get(*key)
-                    .is_some_and(|c| c.phase == Phase::Pending(pool_key))
-            };
-            pool.waiting.retain(waits);
-        }
-        pool.waiting.push_back(key);
-        if self.room_in(pool_key).is_some() {
-            self.hunger(pool_key);
-        }
-        self.dial_if_needed(pool_key);
-    }
-
-    /// A call does not wait in its pool any more.
-    pub(crate) fn dequeue(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        let Phase::Pending(pool) = call.phase else {
-            return;
-        };
-        call.phase = Phase::Backoff;
-        self.pools.pending = self.pools.pending.saturating_sub(1);
-        if let Some(state) = call
-            .service
-            .as_ref()
-            .and_then(|s| self.services.get_mut(&s.name))
-        {
-            state.pending = state.pending.saturating_sub(1);
-        }
-        if let Some(pool) = self.pools.arena.get_mut(pool) {
-            pool.live = pool.live.saturating_sub(1);
-        }
-    }
-
-    /// Opens a connection if calls wait and none is being opened, up to the bound per address.
+    /// Opens a connection if calls wait that those being opened are too few for, up to the bound per address.
     pub(crate) fn dial_if_needed(&mut self, key: PoolKey) {
-        let (now, bound) = (self.now, self.options().connections_per_endpoint.max(1));
+        let (now, most) = (self.now, self.options().upstream_connections.max(1));
         let Some(pool) = self.pools.arena.get_mut(key) else {
             return;
         };
-        if pool.live == 0 || pool.opening > 0 || pool.conns.len() >= bound {
+        if pool.waiting.is_empty() || pool.conns.len() >= most || pool.opening >= pool.wanted() {
             return;
         }
+        // What has room takes the next ones at the end of the turn, and those that their share holds back wait on.
+        if self.room_in(key).is_some() {
+            return;
+        }
+        let Some(pool) = self
+            .pools
+            .arena
+            .get_mut(key)
+            .filter(|pool| pool.has_eligible(most))
+        else {
+            return;
+        };
         match pool.retry_at {
             Some(at) if at > now => {
                 if pool.timer.is_none() {
@@ -258,39 +244,15 @@ impl Worker {
 
     /// Marks a pool as one whose waiting calls may find room now.
     pub(crate) fn hunger(&mut self, key: PoolKey) {
-        if self.pools.arena.get(key).is_some_and(|pool| pool.live > 0)
-            && !self.hungry.contains(&key)
-        {
+        let waits = |pool: &Pool| !pool.waiting.is_empty();
+        if self.pools.arena.get(key).is_some_and(waits) && !self.hungry.contains(&key) {
             self.hungry.push(key);
         }
     }
 
-    /// Gives waiting calls the room that has come free in this turn.
-    pub(crate) fn feed_pools(&mut self) {
-        while let Some(key) = self.hungry.pop() {
-            while let Some(conn) = self.room_in(key) {
-                let Some(call) = self.next_waiting(key) else {
-                    break;
-                };
-                self.dequeue(call);
-                self.send_attempt(call, conn);
-            }
-            self.dial_if_needed(key);
-        }
-    }
-
-    pub(crate) fn next_waiting(&mut self, key: PoolKey) -> Option<CallKey> {
-        let pool = self.pools.arena.get_mut(key)?;
-        let calls = &self.calls;
-        std::iter::from_fn(|| pool.waiting.pop_front()).find(|call| {
-            calls
-                .get(*call)
-                .is_some_and(|call| call.phase == Phase::Pending(key))
-        })
-    }
-
     /// A connection leaves its pool: it takes no more calls.
     pub(crate) fn leave_pool(&mut self, key: PoolKey, conn: ConnKey) {
+        self.give_streams_of(key, conn);
         if let Some(pool) = self.pools.arena.get_mut(key) {
             pool.conns.retain(|other| *other != conn);
         }
@@ -325,9 +287,8 @@ impl Worker {
         for key in self.pools.arena.keys() {
             self.sweep_pool(key);
         }
-        self.services.retain(|name, state| {
-            state.pending > 0 || state.held > 0 || table.service(name).is_some()
-        });
+        self.services
+            .retain(|name, state| state.held > 0 || table.service(name).is_some());
         // What still has calls goes with a later sweep.
         let deserted = |pool: &Pool| pool.uids.is_empty() && pool.dial != Dial::Internal;
         self.unswept = self.loads.keys().any(|uid| !known.contains(uid))
@@ -338,7 +299,7 @@ impl Worker {
         let Some(pool) = self.pools.arena.get(key) else {
             return;
         };
-        if !pool.uids.is_empty() || pool.live > 0 || pool.dial == Dial::Internal {
+        if !pool.uids.is_empty() || !pool.waiting.is_empty() || pool.dial == Dial::Internal {
             return;
         }
         for conn in pool.conns.clone() {
@@ -360,19 +321,5 @@ impl Worker {
             self.unset(pool.timer);
             self.pools.by_dial.remove(&pool.dial);
         }
-    }
-
-    /// Whether too many calls of a service, or of the proxy's own services, already wait.
-    pub(crate) fn pending_full(&mut self, service: Option<&Arc<str>>, pool: PoolKey) -> bool {
-        let bound = self.options().pending_calls;
-        let waiting = match service {
-            Some(service) => self.service_state(service).pending,
-            None => self.pools.arena.get(pool).map_or(0, |pool| pool.live),
-        };
-        let full = waiting >= bound;
-        if full {
-            self.count(Counter::BoundPending);
-        }
-        full
     }
 }

@@ -14,7 +14,7 @@ use crate::exchange::queued::MIN_TAKEN;
 use crate::exchange::state::Call;
 use crate::listener::http1::Sniff;
 use crate::listener::places::PlaceState;
-use crate::policy::Bucket;
+use crate::upstream::cancels::Cancels;
 use crate::upstream::pool::Pool;
 
 pub(crate) type ConnKey = Key<Conn>;
@@ -25,8 +25,12 @@ pub(crate) type PoolKey = Key<Pool>;
 pub(crate) const LINGER: u64 = u64::MAX;
 /// Token of the stream that carries a link's Hello.
 pub(crate) const HELLO: u64 = u64::MAX - 1;
+/// Token of a stream whose cancel waits to be sent.
+pub(crate) const LATE: u64 = u64::MAX - 2;
 /// What a keep-alive carries; nobody reads it.
 pub(crate) const PING: [u8; 8] = *b"heddle\0\0";
+/// What a PING carries whose answer says which streams another proxy has had.
+pub(crate) const PING_SETTLED: [u8; 8] = *b"heddle\0s";
 /// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
 pub(crate) const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How many such streams one connection may have; the oldest is reset first.
@@ -113,11 +117,8 @@ pub(crate) struct Hello {
 pub(crate) struct Up {
     pub(crate) pool: PoolKey,
     pub(crate) state: UpState,
-    /// Bounds the cancels sent to a server, which may count them against all callers.
-    pub(crate) cancels: Bucket,
-    /// Cancels that wait for the rate.
-    pub(crate) late_cancels: VecDeque<StreamId>,
-    pub(crate) cancel_at: Option<Instant>,
+    /// Cancels of calls, which are not all sent at once.
+    pub(crate) cancels: Cancels,
     /// A keep-alive that was not answered yet.
     pub(crate) ping: Option<Instant>,
     /// Since when it has no call.
@@ -201,9 +202,10 @@ impl Conn {
     /// Whether another call may be sent on it now. Not while the server leaves much unread: a header list is held back
     /// by no window, so the call waits for room here, or goes over another connection.
     pub(crate) fn has_room(&self) -> bool {
-        let ready = self
-            .up()
-            .is_some_and(|up| matches!(up.state, UpState::Ready) && !up.leaving);
+        let limit = self.h2.peer_stream_limit();
+        let ready = self.up().is_some_and(|up| {
+            matches!(up.state, UpState::Ready) && !up.leaving && !up.cancels.is_burdened(limit)
+        });
         ready && self.ending == Ending::No && self.h2.open_slots() > 0 && self.h2.has_output_room()
     }
 
@@ -282,7 +284,7 @@ impl Conn {
                 None => self.last_read + up.keepalive,
             },
         };
-        up.cancel_at.map_or(state, |at| at.min(state))
+        up.cancels.due().map_or(state, |at| at.min(state))
     }
 }
 

@@ -27,16 +27,19 @@ pub struct WorkerOptions {
     pub keepalive_interval: Duration,
     /// And given up if it gives none for this long.
     pub keepalive_timeout: Duration,
-    /// Connections per endpoint and worker.
-    pub connections_per_endpoint: usize,
+    /// Connections per endpoint and worker: another is opened while calls wait for a stream.
+    pub upstream_connections: usize,
     /// Connections on outbound per worker; over it the idlest one goes.
     pub outbound_connections: usize,
     /// Connections on inbound per worker; over it the idlest one goes. Strangers there take no place of outbound's.
     pub inbound_connections: usize,
     /// How long a caller may take to send its first request.
     pub first_request_timeout: Duration,
-    /// Calls of one service that may wait for a connection, and as many for its endpoints, per worker.
+    /// Calls of one service that may wait for a stream, and as many for its endpoints, per worker. One caller's
+    /// connection may have 1,024 of them, which is more than it has streams; the rest is for others.
     pub pending_calls: usize,
+    /// How long such a call waits for a stream before it is refused.
+    pub pending_timeout: Duration,
     /// Bytes of a request kept for another attempt.
     pub replay_bytes: usize,
     /// Bytes taken in and not passed on, per worker; over it new calls are refused.
@@ -61,11 +64,12 @@ impl Default for WorkerOptions {
             upstream_idle: Duration::from_secs(300),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(5),
-            connections_per_endpoint: 4,
+            upstream_connections: 16,
             outbound_connections: 10_000,
             inbound_connections: 10_000,
             first_request_timeout: Duration::from_secs(60),
-            pending_calls: 1024,
+            pending_calls: 1280,
+            pending_timeout: Duration::from_secs(5),
             replay_bytes: 64 * 1024,
             held_bytes: 64 * 1024 * 1024,
             stall_timeout: Duration::from_secs(30),

@@ -20,6 +20,7 @@ use crate::balance::passive::PassiveHealth;
 use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
 use crate::exchange::state::Call;
+use crate::exchange::waiting_places::WaitingPlaces;
 use crate::listener::accept::Listener;
 use crate::listener::places::Places;
 use crate::observe::Counter;
@@ -58,10 +59,10 @@ pub(crate) enum Timer {
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     pub(crate) budget: RetryBudget,
-    /// Calls waiting in pools.
-    pub(crate) pending: usize,
     /// What its calls hold of the worker's memory, to within a few KiB a call.
     pub(crate) held: usize,
+    /// By which its calls are accounted; never given again.
+    pub(crate) number: u32,
 }
 
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub(crate) struct Worker {
     /// Which instances do not answer.
     pub(crate) passive: PassiveHealth,
     pub(crate) services: FxHashMap<Arc<str>, ServiceState>,
+    /// How many services have been given a number.
+    services_numbered: u32,
     /// What stands in these maps may have left the table.
     pub(crate) unswept: bool,
     pub(crate) timers: Wheel<Timer>,
@@ -93,7 +96,7 @@ pub(crate) struct Worker {
     /// Pools whose waiting calls may find room.
     pub(crate) hungry: Vec<PoolKey>,
     /// Calls waiting for the first table.
-    pub(crate) tableless: Vec<CallKey>,
+    pub(crate) tableless: WaitingPlaces,
     /// Calls waiting for the endpoints of their service.
     pub(crate) parked: Parked,
     /// Services that this worker has asked the control side for since the table came.
@@ -150,13 +153,14 @@ impl Worker {
             loads: FxHashMap::default(),
             passive: PassiveHealth::default(),
             services: FxHashMap::default(),
+            services_numbered: 0,
             unswept: false,
             timers: Wheel::new(now),
             dirty: Vec::new(),
             flushing: Vec::new(),
             unread: Vec::new(),
             hungry: Vec::new(),
-            tableless: Vec::new(),
+            tableless: WaitingPlaces::default(),
             parked: Parked::default(),
             asked: FxHashSet::default(),
             downstream: 0,
@@ -201,13 +205,15 @@ impl Worker {
         // The budget is per node: each worker has its share of the steady part.
         let workers = u64::try_from(self.shared.peers.len()).unwrap_or(1).max(1);
         let (rate, now) = (10_000 / workers, self.now);
-        self.services
-            .entry(Arc::clone(name))
-            .or_insert_with(|| ServiceState {
+        let numbered = &mut self.services_numbered;
+        self.services.entry(Arc::clone(name)).or_insert_with(|| {
+            *numbered = numbered.wrapping_add(1).max(1);
+            ServiceState {
                 budget: RetryBudget::new(rate, now),
-                pending: 0,
                 held: 0,
-            })
+                number: *numbered,
+            }
+        })
     }
 
     /// Buffers for a new call, from a finished one if there is one.

@@ -111,7 +111,7 @@ impl Worker {
         }
         self.refit_ejected();
         // A table that is not ready yet may have what a call waits for: this node's own instances come first.
-        for call in std::mem::take(&mut self.tableless) {
+        for call in self.tableless.take() {
             self.guard_call(call, |worker| worker.route_call(call));
         }
         self.asked.clear();

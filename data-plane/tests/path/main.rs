@@ -22,6 +22,7 @@ mod redials;
 mod relay;
 mod retries;
 mod shares_output;
+mod shares_streams;
 mod slow;
 mod steady;
 mod told;

@@ -56,6 +56,7 @@ pub(crate) fn options(name: &str) -> WorkerOptions {
         incarnation: format!("incarnation-{name}"),
         // Calls that a test has waiting wait until it lets them go on, however slow the machine is.
         ready_timeout: LONG,
+        pending_timeout: LONG,
         ..WorkerOptions::default()
     }
 }

@@ -45,7 +45,7 @@ async fn a_caller_that_does_not_read_keeps_no_room_of_its_server() {
     })
     .await;
     let node = Node::with(WorkerOptions {
-        connections_per_endpoint: 1,
+        upstream_connections: 1,
         ..one_worker()
     });
     node.publish(vec![echo(vec![local("e1", backend.address)])]);

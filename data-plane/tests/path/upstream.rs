@@ -1,7 +1,8 @@
 //! Upstream connections over time: idle ones go, silent peers are found, cancels are rationed.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use heddle_proto::link::v1::{HelloRequest, HelloResponse};
 use heddle_proxy::balance::Target;
@@ -80,10 +81,15 @@ async fn a_peer_that_is_silent_with_calls_on_it_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_cancels_do_not_reach_one_server_at_once() {
-    const CANCELLED: usize = 400;
-    let backend = Backend::start(|_, mut respond| {
+    // So many that some must wait, and not so many that the connection is given up for it.
+    const CANCELLED: usize = 240;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let backend = Backend::start(move |_, mut respond| {
+        let count = Arc::clone(&count);
         Box::pin(async move {
             let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            count.fetch_add(1, Ordering::SeqCst);
         })
     })
     .await;
@@ -93,18 +99,72 @@ async fn many_cancels_do_not_reach_one_server_at_once() {
     });
     node.publish(vec![echo(vec![local("e1", backend.address)])]);
     let client = node.client().await;
+    // Keeps the connection in use.
+    let (_held, _open) = client.open(request("Put").body(()).unwrap(), false).await;
     let mut streams = Vec::new();
-    // A hundred go at once and fifty more in each second: these come together in less than five.
     for _ in 0..CANCELLED {
         streams.push(client.open(request("Put").body(()).unwrap(), false).await);
     }
-    backend.until_calls(CANCELLED).await;
+    backend.until_calls(1 + CANCELLED).await;
+    let start = Instant::now();
     for (_, send) in &mut streams {
         send.send_reset(h2::Reason::CANCEL);
     }
-    let metrics = node.until("all have ended", |m| m.active_calls == 0).await;
-    assert!(metrics.counter(Counter::BoundCancels) >= 40, "{metrics:?}");
-    drop(streams);
+    within(async {
+        while seen.load(Ordering::SeqCst) < CANCELLED {
+            // A hundred go at once and fifty more in each second.
+            let seen = seen.load(Ordering::SeqCst);
+            let allowed = 101 + start.elapsed().as_millis() / 20;
+            assert!(seen as u128 <= allowed, "{seen} instead of {allowed}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let metrics = node.workers.metrics();
+    assert!(metrics.counter(Counter::BoundCancels) > 0, "{metrics:?}");
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_calls_that_hang_take_no_streams_from_others() {
+    // Issue 10, A3: cancels that wait for their rate kept the streams of their server.
+    const STREAMS: usize = 800;
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(1200);
+    let backend = Backend::with(builder, |request, mut respond| {
+        Box::pin(async move {
+            if request.uri().path().ends_with("Put") {
+                return echo_answer(request, respond).await;
+            }
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        })
+    })
+    .await;
+    let node = Node::with(WorkerOptions {
+        workers: 1,
+        upstream_connections: 1,
+        ..options("a")
+    });
+    node.publish(vec![echo(vec![local("e1", backend.address)])]);
+    let (one, other) = (node.client().await, node.client().await);
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        let client = if n % 2 == 0 { &one } else { &other };
+        streams.push(client.open(request("Hang").body(()).unwrap(), false).await);
+    }
+    backend.until_calls(STREAMS).await;
+    for (_, send) in &mut streams {
+        send.send_reset(h2::Reason::CANCEL);
+    }
+    // A hundred cancels go at once. With the others in its way the connection is given up once it has no call.
+    for _ in 0..10 {
+        assert_eq!(one.put(b"x").await.status(), "0");
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 2);
+    node.until("nothing is left", |m| {
+        (m.active_calls, m.pending_calls) == (0, 0)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

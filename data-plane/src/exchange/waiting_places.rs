@@ -1,0 +1,118 @@
+//! The places of calls that wait for one thing (a table, endpoints, a stream): so many in all, of which one caller
+//! connection has its share, so that a caller that floods leaves places to others. Calls come in with the connection
+//! they came on; who is over the bound or its share hears so.
+
+use crate::observe::Counter;
+use crate::policy::Shares;
+use crate::worker::conn::{CallKey, ConnKey};
+
+/// Why a call got no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// All `bound` are taken.
+    Full { bound: usize },
+    /// The caller's connection has used up its share.
+    Share { own: usize, bound: usize },
+}
+
+impl NoPlace {
+    pub(crate) fn counter(self) -> Counter {
+        match self {
+            Self::Full { .. } => Counter::BoundPending,
+            Self::Share { .. } => Counter::BoundPendingShare,
+        }
+    }
+
+    /// For sentences: `1024 calls already wait`.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::Full { bound } => format!("{bound} calls already wait"),
+            Self::Share { own, bound } => format!(
+                "{own} calls of the caller's connection already wait, its share of {bound} places"
+            ),
+        }
+    }
+}
+
+/// Whether `caller` may have one more of `bound` places.
+pub(crate) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> Result<(), NoPlace> {
+    if taken.total() >= bound {
+        return Err(NoPlace::Full { bound });
+    }
+    match taken.admits(&caller, bound) {
+        true => Ok(()),
+        false => Err(NoPlace::Share {
+            own: taken.used(&caller),
+            bound,
+        }),
+    }
+}
+
+/// Waiting calls in the order they came. Bounded by the `bound` given to [`WaitingPlaces::push`].
+#[derive(Debug, Default)]
+pub(crate) struct WaitingPlaces {
+    calls: Vec<(CallKey, ConnKey)>,
+    taken: Shares<ConnKey>,
+}
+
+impl WaitingPlaces {
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        call: CallKey,
+        caller: ConnKey,
+        bound: usize,
+    ) -> Result<(), NoPlace> {
+        place(&self.taken, caller, bound)?;
+        self.calls.push((call, caller));
+        self.taken.add(&caller, 1);
+        Ok(())
+    }
+
+    /// A call waits no longer; false if it did not wait here.
+    pub(crate) fn remove(&mut self, call: CallKey) -> bool {
+        let Some(at) = self.calls.iter().position(|(other, _)| *other == call) else {
+            return false;
+        };
+        let (_, caller) = self.calls.remove(at);
+        self.taken.sub(&caller, 1);
+        true
+    }
+
+    /// Takes all out.
+    pub(crate) fn take(&mut self) -> Vec<CallKey> {
+        let calls = std::mem::take(self).calls;
+        calls.into_iter().map(|(call, _)| call).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_leaves_places_to_others() {
+        let mut places = WaitingPlaces::default();
+        let [flood, other] = [1, 2].map(ConnKey::unpack);
+        let mut calls = (1..).map(CallKey::unpack);
+        let first = CallKey::unpack(1);
+        let mut refused = None;
+        while refused.is_none() {
+            refused = places.push(calls.next().unwrap(), flood, 10).err();
+        }
+        assert_eq!(refused, Some(NoPlace::Share { own: 8, bound: 10 }));
+        assert_eq!(places.push(calls.next().unwrap(), other, 10), Ok(()));
+        assert!(places.remove(first) && !places.remove(first));
+        let third = ConnKey::unpack(3);
+        for _ in 0..2 {
+            assert_eq!(places.push(calls.next().unwrap(), third, 10), Ok(()));
+        }
+        let full = places.push(calls.next().unwrap(), other, 10);
+        assert_eq!(full, Err(NoPlace::Full { bound: 10 }));
+        assert_eq!(places.take().len(), 10);
+        assert_eq!((places.len(), places.taken.total()), (0, 0));
+    }
+}

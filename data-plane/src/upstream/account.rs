@@ -1,0 +1,151 @@
+//! Whom the streams of a pool are charged to: each caller connection, and on a link, which carries the calls to all
+//! services of its node, each service. Counts come in, who may take another stream goes out; the rule is
+//! `policy::share`.
+
+use crate::policy::Shares;
+use crate::worker::conn::ConnKey;
+
+/// What one call is accounted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// The service's number on this worker; 0 for the proxy's own services.
+    pub(crate) service: u32,
+    /// The connection that the call came on: of a local program, or on inbound of another proxy.
+    pub(crate) caller: ConnKey,
+}
+
+/// Whose share of the streams is used up, and how many it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Caller(usize),
+    Service(usize),
+}
+
+/// The streams of one pool that are in use, those included whose cancel waits to be sent.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    callers: Shares<ConnKey>,
+    /// Only where several services share the pool.
+    services: Option<Shares<u32>>,
+}
+
+impl Streams {
+    pub(crate) fn new(has_services: bool) -> Self {
+        Self {
+            callers: Shares::default(),
+            services: has_services.then(Shares::default),
+        }
+    }
+
+    /// How many are in use.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        self.callers.total()
+    }
+
+    pub(crate) fn take(&mut self, account: Account) {
+        self.callers.add(&account.caller, 1);
+        if let Some(services) = &mut self.services {
+            services.add(&account.service, 1);
+        }
+    }
+
+    pub(crate) fn give(&mut self, account: Account) {
+        self.callers.sub(&account.caller, 1);
+        if let Some(services) = &mut self.services {
+            services.sub(&account.service, 1);
+        }
+    }
+
+    /// Whether nobody can be over its share, so that nobody need be looked up: nearly always.
+    #[inline]
+    pub(crate) fn is_ample(&self, bound: usize) -> bool {
+        // One user of all that is in use would be within its share.
+        crate::policy::within_share(self.callers.total(), self.callers.total(), bound)
+    }
+
+    pub(crate) fn admits_service(&self, service: u32, bound: usize) -> bool {
+        let services = self.services.as_ref();
+        services.is_none_or(|services| services.admits_group(&service, bound))
+    }
+
+    pub(crate) fn admits_caller(&self, caller: ConnKey, bound: usize) -> bool {
+        self.callers.admits(&caller, bound)
+    }
+
+    /// Why an account may not take another of `bound` streams; `None` if it may.
+    pub(crate) fn over(&self, account: Account, bound: usize) -> Option<Over> {
+        if self.is_ample(bound) {
+            return None;
+        }
+        if !self.admits_service(account.service, bound) {
+            let services = self.services.as_ref();
+            return Some(Over::Service(
+                services.map_or(0, |services| services.used(&account.service)),
+            ));
+        }
+        let caller = &account.caller;
+        (!self.callers.admits(caller, bound)).then(|| Over::Caller(self.callers.used(caller)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(service: u32, caller: u64) -> Account {
+        Account {
+            service,
+            caller: ConnKey::unpack(caller),
+        }
+    }
+
+    /// Takes streams for an account until it may not have another.
+    fn fill(streams: &mut Streams, account: Account, bound: usize) -> Over {
+        loop {
+            match streams.over(account, bound) {
+                None => streams.take(account),
+                Some(over) => return over,
+            }
+        }
+    }
+
+    #[test]
+    fn one_caller_and_one_service_each_leave_room_for_others() {
+        let mut streams = Streams::new(true);
+        assert_eq!(
+            fill(&mut streams, account(1, 1), 1000),
+            Over::Caller(800),
+            "a caller alone"
+        );
+        let mut caller = 2;
+        while let Over::Caller(_) = fill(&mut streams, account(1, caller), 1000) {
+            caller += 1;
+        }
+        let used = streams.in_use();
+        assert!((900..950).contains(&used), "the service's share: {used}");
+        assert_eq!(streams.over(account(2, 9), 1000), None, "another service");
+        for _ in 0..800 {
+            streams.give(account(1, 1));
+        }
+        assert_eq!(streams.over(account(1, 1), 1000), None);
+    }
+
+    #[test]
+    fn an_instance_is_not_kept_free_for_other_services() {
+        let mut streams = Streams::new(false);
+        for caller in 1..200 {
+            fill(&mut streams, account(1, caller), 1000);
+        }
+        assert!(streams.in_use() > 990, "{}", streams.in_use());
+    }
+
+    #[test]
+    fn few_streams_are_all_used() {
+        for bound in 1..=4 {
+            let mut streams = Streams::new(true);
+            fill(&mut streams, account(1, 1), bound);
+            assert_eq!(streams.in_use(), bound);
+        }
+    }
+}
