@@ -1,10 +1,11 @@
 //! Every message and service of Heddle, generated from the .proto files beside this crate, the list of reasons that a
-//! failure can have, and the rules for names and sizes. The two planes meet only here and in xDS. No behaviour comes in
-//! here.
+//! failure can have, and the rules that both planes must share: for names and sizes, and who owns a path. The two
+//! planes meet only here and in xDS. No other behaviour comes in here.
 
 mod reason;
 pub mod rules;
 pub mod status_code;
+pub mod paths;
 
 pub use reason::{ERROR_DOMAIN, Reason};
 

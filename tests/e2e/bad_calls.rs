@@ -4,7 +4,7 @@
 use heddle_tests::echo::{Failed, call, channel_as, echo, payload, reach};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::raw::{Answer, Client};
-use heddle_tests::until::{PATIENCE, until};
+use heddle_tests::until::PATIENCE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -67,36 +67,6 @@ async fn a_mistyped_authority_is_no_route_and_names_the_nearest() {
         "NO_ROUTE",
         &["something-else"],
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_ambiguous_proto_service_names_its_claimants_and_is_reached_by_authority() {
-    let mut mesh = one_echo().await;
-    let start = mesh.echo_start("a", "o1").args(["--service", "other"]);
-    mesh.instance("a", "o1", start).await;
-    let addr = mesh.node("a").outbound;
-    let failed = until("the proto service is ambiguous", async || {
-        match call(addr, payload("x")).await {
-            Err(failed) if failed.code == Code::FailedPrecondition => Ok(failed),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    failed.assert(
-        Code::FailedPrecondition,
-        "AMBIGUOUS_ROUTE",
-        &[
-            "heddle-echo.default",
-            "other.default",
-            "heddle.echo.v1.Echo",
-        ],
-    );
-    reach(&channel_as(addr, "other"), &["o1"]).await;
-    reach(&channel_as(addr, "heddle-echo"), &["e1"]).await;
-
-    // With the second claimant gone the path is enough again.
-    mesh.stop_instance("a", "o1").await;
-    reach(&mesh.channel("a"), &["e1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,8 @@ mod upstream;
 mod admin;
 /// Calls that cannot be routed or are not HTTP/2.
 mod bad_calls;
+/// Who gets the calls that name a proto service and no mesh service.
+mod paths;
 /// Registrations and services files with mistakes.
 mod bad_registrations;
 /// Processes that cannot start, or start alone.

@@ -70,7 +70,17 @@ struct Service {
     healthy_instances: u32,
     schema_sha256: String,
     ambiguous_protos: Vec<String>,
+    paths: Vec<Path>,
     endpoints: Vec<Endpoint>,
+}
+
+/// Who gets the calls that name a proto service and no mesh service.
+#[derive(Debug, Serialize)]
+struct Path {
+    proto: String,
+    owner: String,
+    stand_in: String,
+    claimed: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,7 +124,19 @@ impl From<wire::Service> for Service {
             healthy_instances: service.healthy_instances,
             schema_sha256: service.schema_sha256,
             ambiguous_protos: service.ambiguous_protos,
+            paths: service.paths.into_iter().map(Path::from).collect(),
             endpoints,
+        }
+    }
+}
+
+impl From<wire::Path> for Path {
+    fn from(path: wire::Path) -> Self {
+        Self {
+            proto: path.proto,
+            owner: path.owner,
+            stand_in: path.stand_in,
+            claimed: path.claimed,
         }
     }
 }
@@ -144,7 +166,7 @@ impl Service {
         format!("{}/{}", self.healthy_instances, self.instances)
     }
 
-    /// The proto services, or why they are not known; those that another mesh service claims too are not routed by path.
+    /// The proto services, or why they are not known; where calls by path do not reach this service it is said who gets them.
     fn offers(&self) -> String {
         let mut reasons = self
             .endpoints
@@ -157,14 +179,30 @@ impl Service {
             let cause = reason.split(": ").next().unwrap_or_default();
             return format!("unknown ({cause})");
         }
-        let mark = |proto: &String| {
-            if self.ambiguous_protos.contains(proto) {
-                format!("{proto} (ambiguous)")
-            } else {
-                proto.clone()
-            }
+        let mark = |proto: &String| match self.note(proto) {
+            Some(note) => format!("{proto} ({note})"),
+            None => proto.clone(),
         };
         self.protos.iter().map(mark).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Service {
+    fn note(&self, proto: &String) -> Option<String> {
+        if self.ambiguous_protos.contains(proto) {
+            return Some("ambiguous".to_owned());
+        }
+        // An older control plane says nothing of it.
+        let path = self.paths.iter().find(|path| path.proto == *proto)?;
+        match (path.owner.as_str(), path.stand_in.as_str()) {
+            ("", _) if path.claimed => Some("path unclear".to_owned()),
+            ("", _) => Some("by name only".to_owned()),
+            (owner, "") if owner == self.name => None,
+            (owner, "") => Some(format!("path: {owner}")),
+            (owner, stand_in) if owner == self.name => Some(format!("away, path: {stand_in}")),
+            (owner, stand_in) if stand_in == self.name => Some(format!("path: for {owner}")),
+            (owner, stand_in) => Some(format!("path: {stand_in} for {owner}")),
+        }
     }
 }
 
@@ -258,7 +296,38 @@ mod tests {
             ],
             schema_sha256: "0123456789abcdef".into(),
             ambiguous_protos: vec!["p.B".into()],
+            paths: vec![],
         }
+    }
+
+    /// Issue 10, B2: who owns a path is shown where it is not the service itself.
+    #[test]
+    fn proto_services_say_who_gets_their_calls_by_path() {
+        let path = |proto: &str, owner: &str, stand_in: &str, claimed| wire::Path {
+            proto: proto.into(),
+            owner: owner.into(),
+            stand_in: stand_in.into(),
+            claimed,
+        };
+        let check = |name: &str, paths: Vec<wire::Path>, expect: &str| {
+            let mut service = service(name);
+            service.ambiguous_protos.clear();
+            service.paths = paths;
+            assert_eq!(Service::from(service).offers(), expect);
+        };
+        let (users, canary) = ("users.default", "canary.default");
+        let own = || path("p.A", users, "", true);
+        check(users, vec![own()], "p.A, p.B");
+        check(canary, vec![own()], "p.A (path: users.default), p.B");
+        let none = path("p.B", "", "", false);
+        check(
+            canary,
+            vec![own(), none],
+            "p.A (path: users.default), p.B (by name only)",
+        );
+        let away = || vec![path("p.A", users, canary, true)];
+        check(users, away(), "p.A (away, path: canary.default), p.B");
+        check(canary, away(), "p.A (path: for users.default), p.B");
     }
 
     #[test]

@@ -61,6 +61,18 @@ pub(super) fn metrics(plane: &Plane) -> String {
     );
     text.one(
         "gauge",
+        "heddle_registry_path_claims",
+        "Claims of paths by services",
+        plane.registry.read(|view| view.claim_counts("").0) as u64,
+    );
+    text.one(
+        "counter",
+        "heddle_registry_path_claims_refused_total",
+        "Claims of paths over the bounds: their services are called by name only",
+        plane.registry.refused_claims(),
+    );
+    text.one(
+        "gauge",
         "heddle_registry_nodes",
         "Nodes known, those that have gone of late included",
         nodes as u64,

@@ -6,7 +6,7 @@ use heddle_proto::store::v1::DutyRecord;
 use prost::Message as _;
 use std::time::{Duration, Instant};
 
-use super::{Registry, Subscription, event::Fact, gc, keep, presence::Seat, sweep};
+use super::{Registry, Subscription, claims, event::Fact, gc, keep, presence::Seat, sweep};
 use crate::store::{Compare, Op, Revision, StoreError, Txn, keys};
 
 /// Verdicts about nodes that lapsed, records of services, garbage.
@@ -40,7 +40,8 @@ pub(super) async fn run(registry: Registry) {
             tokio::join!(
                 sweep::run(&registry, held),
                 keep::run(&registry, held),
-                gc::run(&registry, held)
+                gc::run(&registry, held),
+                claims::run(&registry, held)
             )
         };
         tokio::select! {

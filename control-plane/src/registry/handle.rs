@@ -57,6 +57,8 @@ struct Inner {
     lags: Lags,
     /// Counts the changes of where proxies listen.
     listeners: AtomicU64,
+    /// Claims of paths that were over the bounds.
+    refused_claims: AtomicU64,
     /// How many xDS streams are here; unset: none.
     streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
@@ -103,6 +105,7 @@ impl Registry {
             reach: Reach::default(),
             lags: Lags::default(),
             listeners: AtomicU64::new(0),
+            refused_claims: AtomicU64::new(0),
             streams: OnceLock::new(),
         }));
         let follower = registry.clone();
@@ -295,6 +298,32 @@ impl Registry {
         lock(&self.0.beats).len()
     }
 
+    /// So many claims of paths are over the bounds: their services are called by name only.
+    pub(super) fn on_refused_claims(&self, refused: usize) {
+        if refused == 0 {
+            return;
+        }
+        let before = self
+            .0
+            .refused_claims
+            .fetch_add(refused as u64, Ordering::Relaxed);
+        if before == 0 {
+            let options = &self.options().claims;
+            tracing::warn!(
+                refused,
+                at_most = options.at_most,
+                at_most_in_namespace = options.at_most_in_namespace,
+                "too many paths are claimed: further services are called by name only"
+            );
+        }
+    }
+
+    /// Claims of paths that were over the bounds since start.
+    #[must_use]
+    pub fn refused_claims(&self) -> u64 {
+        self.0.refused_claims.load(Ordering::Relaxed)
+    }
+
     /// How this replica's xDS streams are counted, for the others to know; the first to say so is asked.
     pub(crate) fn count_streams_by(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
         let _ = self.0.streams.set(Box::new(count));
@@ -460,9 +489,10 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
     let duties = store.range(keys::DUTIES, Some(at)).await?;
     let events = store.range(keys::EVENTS, Some(at)).await?;
     let clashes = store.range(keys::CLASHES, Some(at)).await?;
+    let claims = store.range(keys::CLAIMS, Some(at)).await?;
     let ranges = [
         &nodes, &alive, &instances, &services, &schemas, &condemned, &replicas, &duties, &events,
-        &clashes,
+        &clashes, &claims,
     ];
     let view = View::load(at, ranges.into_iter().flat_map(|range| &range.items));
     let changes = store.watch("", at.next()).await?;

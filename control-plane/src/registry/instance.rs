@@ -9,6 +9,8 @@ use heddle_proto::{
     store::v1::InstanceRecord,
 };
 
+use super::service::claims_paths;
+
 /// A service's full name; written "users.default".
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
@@ -28,20 +30,6 @@ impl ServiceName {
             service: service.to_owned(),
             namespace: namespace.to_owned(),
         })
-    }
-}
-
-/// Whom of those that claim a proto service a call by path may mean: services of the caller's namespace, else all. More
-/// than one is ambiguous. Callers are of the namespace `default` until they have an identity.
-pub fn meant_by_path<'a>(
-    claims: impl Iterator<Item = &'a ServiceName> + Clone,
-) -> Vec<&'a ServiceName> {
-    let own = |name: &&ServiceName| name.namespace == "default";
-    let own: Vec<_> = claims.clone().filter(own).collect();
-    if own.is_empty() {
-        claims.collect()
-    } else {
-        own
     }
 }
 
@@ -81,6 +69,8 @@ pub struct Instance {
     pub schema_sha256: Option<Arc<str>>,
     /// Why its proto services or descriptors are not all known; empty if they are.
     pub schema_reason: String,
+    /// It claims the paths of `protos`.
+    pub claim_paths: bool,
     pub labels: BTreeMap<String, String>,
     /// As it was registered, for the registry API.
     pub health_check: Option<pb::HealthCheck>,
@@ -103,6 +93,7 @@ impl Instance {
             health => health,
         };
         let instance = local.instance?;
+        let claim_paths = claims_paths(Some(&instance));
         let protocol = match instance.protocol() {
             Protocol::Unspecified => Protocol::Grpc,
             protocol => protocol,
@@ -120,6 +111,7 @@ impl Instance {
             protos: local.protos,
             schema_sha256: (!local.schema_sha256.is_empty()).then(|| local.schema_sha256.into()),
             schema_reason: local.schema_reason,
+            claim_paths,
             labels: instance.labels.into_iter().collect(),
             health_check: instance.health,
         })

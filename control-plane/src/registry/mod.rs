@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::StoreError;
 
 mod instance;
+mod by_path;
 mod node;
 mod replica;
 mod event;
@@ -28,6 +29,7 @@ mod sweep;
 mod service;
 mod idle;
 mod keep;
+mod claims;
 mod gc;
 mod schema;
 #[cfg(test)]
@@ -35,12 +37,14 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use by_path::{ByPath, CALLERS, Named, by_path, owner_among};
+pub use claims::ClaimOptions;
 pub use event::Event;
 pub use expiry::ExpiryOptions;
 pub use gc::GcOptions;
 pub use handle::{Registry, Subscription};
 pub use idle::IdleOptions;
-pub use instance::{Instance, InstanceKey, ServiceName, meant_by_path};
+pub use instance::{Instance, InstanceKey, ServiceName};
 pub use lag::Lag;
 pub use lease::{Gone, LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::{Clash, Node};
@@ -71,6 +75,8 @@ pub struct RegistryOptions {
     pub gc: GcOptions,
     /// What is told when one of the registry's tasks ends by itself.
     pub tasks: Tasks,
+    /// How long services keep the paths that they claim, and how many there may be.
+    pub claims: ClaimOptions,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
     /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests have others.
@@ -89,6 +95,7 @@ impl Default for RegistryOptions {
             idle: IdleOptions::default(),
             gc: GcOptions::default(),
             tasks: Tasks::default(),
+            claims: ClaimOptions::default(),
             stop: CancellationToken::new(),
             wall_ms: event::wall_ms,
         }

@@ -12,13 +12,26 @@ use heddle_proto::{
 use super::{Instance, InstanceKey, View};
 
 /// What callers need to know of a service that has no instance: they are told "no endpoints", not "no such service".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownService {
     /// Never "unspecified", but in a default one.
     pub protocol: Protocol,
     /// Sorted by name.
     pub protos: Vec<ProtoService>,
     pub schema_sha256: Option<Arc<str>>,
+    /// It claims the paths of `protos`.
+    pub claim_paths: bool,
+}
+
+impl Default for KnownService {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::default(),
+            protos: Vec::new(),
+            schema_sha256: None,
+            claim_paths: true,
+        }
+    }
 }
 
 impl KnownService {
@@ -28,19 +41,27 @@ impl KnownService {
             protocol.unwrap_or_default(),
             local.protos.clone(),
             &local.schema_sha256,
+            claims_paths(local.instance.as_ref()),
         )
     }
 
     pub(super) fn of(instance: &Instance) -> Self {
         let schema = instance.schema_sha256.as_deref().unwrap_or_default();
-        Self::new(instance.protocol, instance.protos.clone(), schema)
+        let protos = instance.protos.clone();
+        Self::new(instance.protocol, protos, schema, instance.claim_paths)
     }
 
     pub(super) fn parse(record: ServiceRecord) -> Self {
-        Self::new(record.protocol(), record.protos, &record.schema_sha256)
+        let (protocol, claim_paths) = (record.protocol(), !record.no_paths);
+        Self::new(protocol, record.protos, &record.schema_sha256, claim_paths)
     }
 
-    fn new(protocol: Protocol, mut protos: Vec<ProtoService>, schema_sha256: &str) -> Self {
+    fn new(
+        protocol: Protocol,
+        mut protos: Vec<ProtoService>,
+        schema_sha256: &str,
+        claim_paths: bool,
+    ) -> Self {
         for proto in &mut protos {
             proto.idempotent_methods.sort_unstable();
             proto.idempotent_methods.dedup();
@@ -53,6 +74,7 @@ impl KnownService {
             },
             protos,
             schema_sha256: (!schema_sha256.is_empty()).then(|| schema_sha256.into()),
+            claim_paths,
         }
     }
 
@@ -61,6 +83,7 @@ impl KnownService {
             protocol: self.protocol.into(),
             protos: self.protos.clone(),
             schema_sha256: self.schema_sha256.as_deref().unwrap_or_default().to_owned(),
+            no_paths: !self.claim_paths,
         }
     }
 
@@ -68,10 +91,18 @@ impl KnownService {
     /// so far) takes nothing back.
     pub(super) fn followed_by(&self, next: Self) -> Self {
         if next.protos.is_empty() && next.protocol == self.protocol {
-            return self.clone();
+            return Self {
+                claim_paths: next.claim_paths,
+                ..self.clone()
+            };
         }
         next
     }
+}
+
+/// Whether an instance claims the paths of what it serves: yes, unless it says no.
+pub(super) fn claims_paths(instance: Option<&pb::Instance>) -> bool {
+    instance.and_then(|it| it.claim_paths).unwrap_or(true)
 }
 
 /// What must be written of its service together with an instance; none if the record is right. The first instance of

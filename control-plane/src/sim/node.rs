@@ -30,6 +30,9 @@ const RENEW: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(5);
 const SUPERSEDED_PAUSE: Duration = Duration::from_secs(15);
 
+/// All services serve it, and each wants its path.
+pub(super) const SHARED: &str = "shared.v1.Api";
+
 /// Service and id.
 pub(super) type Name = (String, String);
 
@@ -75,10 +78,12 @@ impl Book {
                 ..Instance::default()
             }),
             health: Health::Healthy.into(),
-            protos: vec![ProtoService {
-                name: format!("{}.v1.Api", name.0),
-                idempotent_methods: vec![],
-            }],
+            protos: [&format!("{}.v1.Api", name.0), SHARED]
+                .map(|name| ProtoService {
+                    name: name.to_owned(),
+                    idempotent_methods: vec![],
+                })
+                .into(),
             ..LocalInstance::default()
         };
         self.instances.insert(name.clone(), local);

@@ -12,7 +12,7 @@ use super::{
     world::{Who, World, lock},
 };
 use crate::{
-    registry::{ExpiryOptions, IdleOptions, InstanceKey, Registry, RegistryOptions},
+    registry::{ClaimOptions, ExpiryOptions, IdleOptions, InstanceKey, Registry, RegistryOptions},
     session::{Removals, Sessions},
     snapshot::Publisher,
     store::Revision,
@@ -23,6 +23,8 @@ use crate::{
 pub(super) const SUSPECT_FOR: Duration = Duration::from_secs(40);
 /// Short, so that services are forgotten and their clusters go.
 const FORGET_AFTER: Duration = Duration::from_secs(25);
+/// Short, so that paths get other owners.
+const RELEASE_AFTER: Duration = Duration::from_secs(20);
 
 thread_local!(static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) });
 
@@ -61,6 +63,11 @@ pub(super) fn start(world: &World, n: usize) {
                 expiry: ExpiryOptions {
                     suspect_for: SUSPECT_FOR,
                     ..ExpiryOptions::default()
+                },
+                claims: ClaimOptions {
+                    release_after: RELEASE_AFTER,
+                    note_every: RELEASE_AFTER / 5,
+                    ..ClaimOptions::default()
                 },
                 idle: IdleOptions {
                     forget_after: FORGET_AFTER,

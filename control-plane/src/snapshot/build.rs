@@ -34,7 +34,11 @@ use envoy_types::{
     },
     util::pack_any,
 };
-use heddle_proto::{control::v1::ProtoService, registry::v1::Protocol, xds::v1::ServiceIndex};
+use heddle_proto::{
+    control::v1::ProtoService,
+    registry::v1::Protocol,
+    xds::v1::{PathClaim, ServiceIndex},
+};
 use prost::Message as _;
 
 use super::{
@@ -61,6 +65,7 @@ pub(super) struct Step {
 struct Face {
     protocol: Protocol,
     protos: Vec<ProtoService>,
+    claims: Vec<PathClaim>,
     schema_sha256: Option<Arc<str>>,
     schema_reason: Arc<str>,
     deserted: bool,
@@ -71,6 +76,7 @@ impl Face {
         Self {
             protocol: content.protocol,
             protos: content.protos.clone(),
+            claims: content.claims.clone(),
             schema_sha256: content.schema_sha256.clone(),
             schema_reason: Arc::clone(&content.schema_reason),
             deserted: content.is_deserted(),
@@ -174,6 +180,7 @@ impl Builder {
         let same = |of: fn(&Face, &Face) -> bool| before.is_some_and(|it| of(it, &now));
         let same_protocol = same(|a, b| a.protocol == b.protocol);
         let same_protos = same(|a, b| a.protos == b.protos);
+        let same_claims = same(|a, b| a.claims == b.claims);
         let same_schema = same(|a, b| a.schema_sha256 == b.schema_sha256);
         let same_reason = same(|a, b| a.schema_reason == b.schema_reason);
         let same_life = same(|a, b| a.deserted == b.deserted);
@@ -195,7 +202,7 @@ impl Builder {
                 self.set(Some(resource), Kind::Listener, &listener_name, changed);
             }
         }
-        if !(same_protocol && same_protos && same_schema && same_reason) {
+        if !(same_protocol && same_protos && same_claims && same_schema && same_reason) {
             self.set(
                 Some(index(&content, &encodes)),
                 Kind::ServiceIndex,
@@ -204,7 +211,7 @@ impl Builder {
             );
         }
         self.contents.insert(name, content);
-        step.routes |= !(same_protos && same_life);
+        step.routes |= !(same_claims && same_life);
     }
 
     fn remove(&mut self, name: &Arc<str>, step: &mut Step) {
@@ -429,6 +436,8 @@ fn index(content: &ServiceContent, encodes: &Encodes) -> Arc<Resource> {
             .unwrap_or_default()
             .to_owned(),
         schema_reason: content.schema_reason.to_string(),
+        claims: content.claims.clone(),
+        claims_kept: true,
     };
     let refs = vec![(Kind::Cluster, Arc::clone(&content.full_name))];
     let name = Arc::clone(&content.full_name);

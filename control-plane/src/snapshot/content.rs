@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use heddle_proto::{control::v1::ProtoService, registry::v1::Protocol};
+use heddle_proto::{control::v1::ProtoService, registry::v1::Protocol, xds::v1::PathClaim};
 
 use super::{
     Assignment, Endpoint,
@@ -17,7 +17,10 @@ use super::{
     rows::Rows,
     tally::Tally,
 };
-use crate::registry::{Instance, KnownService, Place, ServiceName, Touched, View};
+use crate::{
+    registry::{Instance, KnownService, Place, ServiceName, Touched, View},
+    store::Revision,
+};
 
 /// Who asks: it decides which endpoints can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +46,8 @@ pub struct ServiceContent {
     pub protocol: Protocol,
     /// Union over the instances, sorted by name.
     pub protos: Vec<ProtoService>,
+    /// Which of them it claims by path, sorted by name.
+    pub claims: Vec<PathClaim>,
     /// Of most ready instances.
     pub schema_sha256: Option<Arc<str>>,
     /// While `protos` is empty: why they are unknown.
@@ -88,6 +93,7 @@ pub struct Reading {
     name: ServiceName,
     exists: bool,
     stands_in: Option<Arc<KnownService>>,
+    claims: Vec<PathClaim>,
     /// Instances that are not named have gone.
     all: bool,
     seen: Vec<(Place, Option<Seen>)>,
@@ -117,6 +123,7 @@ impl Reading {
             name: name.clone(),
             exists: view.instances_in(name) > 0 || view.stands_in(name).is_some(),
             stands_in: view.stands_in(name).cloned(),
+            claims: view.path_claims(name).into_iter().map(path_claim).collect(),
             all: touched == Some(&Touched::All),
             seen,
         }
@@ -141,6 +148,7 @@ impl ServiceContent {
             name: reading.name.clone(),
             protocol: Protocol::Grpc,
             protos: Vec::new(),
+            claims: Vec::new(),
             schema_sha256: None,
             schema_reason: Arc::from(""),
             members: BTreeMap::new(),
@@ -172,6 +180,7 @@ impl ServiceContent {
             }
         }
         let known = reading.stands_in;
+        self.claims = reading.claims;
         let first = self.members.values().next();
         if let Some(protocol) = first
             .map(|first| first.instance.protocol)
@@ -352,4 +361,11 @@ pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<P
         hidden.insert((Arc::clone(node), Arc::clone(id)), why);
     }
     hidden
+}
+
+fn path_claim((proto, since): (Arc<str>, Revision)) -> PathClaim {
+    PathClaim {
+        proto: proto.to_string(),
+        since: since.0,
+    }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Mesh {
     instances: BTreeMap<InstanceKey, LocalInstance>,
     /// What stays known of services that had instances.
     known: BTreeMap<ServiceName, ServiceRecord>,
+    /// Since when paths are claimed, by proto service; all others since revision 1.
+    claimed: BTreeMap<(String, ServiceName), u64>,
     changed: BTreeMap<ServiceName, BTreeSet<Place>>,
     pub(crate) builder: Builder,
     /// Is told of the changed instances only, and must come to the same.
@@ -39,6 +41,7 @@ impl Mesh {
             nodes: BTreeMap::new(),
             instances: BTreeMap::new(),
             known: BTreeMap::new(),
+            claimed: BTreeMap::new(),
             changed: BTreeMap::new(),
             builder: Builder::new(Arc::clone(&encodes)),
             by_instance: Builder::new(Arc::default()),
@@ -102,6 +105,13 @@ impl Mesh {
         self.touch(key);
     }
 
+    /// Since when a service claims the path of a proto service.
+    pub(crate) fn claim(&mut self, service: &str, proto: &str, since: u64) {
+        let service = ServiceName::parse(service).unwrap();
+        self.changed.entry(service.clone()).or_default();
+        self.claimed.insert((proto.to_owned(), service), since);
+    }
+
     pub(crate) fn view(&self) -> View {
         let entry = |key: String, value: Vec<u8>| KeyValue {
             key: key.into(),
@@ -131,10 +141,27 @@ impl Mesh {
             .known
             .iter()
             .map(|(name, record)| entry(keys::service(name), record.encode_to_vec()));
+        let served = self.instances.iter().flat_map(|(key, local)| {
+            let protos = local.protos.iter();
+            protos.map(|proto| (proto.name.clone(), key.service.clone()))
+        });
+        let known = self.known.iter().flat_map(|(name, record)| {
+            let protos = record.protos.iter();
+            protos.map(|proto| (proto.name.clone(), name.clone()))
+        });
+        let paths: BTreeSet<_> = served.chain(known).collect();
+        let claims = paths.into_iter().map(|path| {
+            let since = self.claimed.get(&path).copied().unwrap_or(1);
+            KeyValue {
+                create_revision: Revision(since),
+                ..entry(keys::claim(&path.0, &path.1), Vec::new())
+            }
+        });
         let items: Vec<_> = nodes
             .chain(alive)
             .chain(instances)
             .chain(services)
+            .chain(claims)
             .collect();
         View::load(Revision(self.revision), &items)
     }
@@ -147,6 +174,7 @@ impl Mesh {
                 protocol: local.instance.as_ref().unwrap().protocol,
                 protos: local.protos.clone(),
                 schema_sha256: local.schema_sha256.clone(),
+                no_paths: false,
             };
             self.known.insert(key.service.clone(), record);
         }

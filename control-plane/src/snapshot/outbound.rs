@@ -19,9 +19,10 @@ use envoy_types::{
     },
     util::pack_any,
 };
+use heddle_proto::paths::{Claimant, Rank};
 use prost::Message as _;
 
-use crate::registry::meant_by_path;
+use crate::registry::{ByPath, CALLERS, Named, ServiceName, by_path};
 
 use super::{
     Encodes, Kind, Resource, ServiceContent,
@@ -71,12 +72,21 @@ pub(super) fn routes<'a>(
     services: impl Iterator<Item = &'a ServiceContent>,
     encodes: &Encodes,
 ) -> Arc<Resource> {
-    let mut claims: BTreeMap<&str, Vec<&ServiceContent>> = BTreeMap::new();
+    let mut claims: BTreeMap<&str, Vec<Claimant<'a, &'a ServiceContent>>> = BTreeMap::new();
     let mut refs = Vec::new();
     let mut virtual_hosts = Vec::new();
     for service in services {
-        for proto in &service.protos {
-            claims.entry(&proto.name).or_default().push(service);
+        for claim in &service.claims {
+            let claimant = Claimant {
+                service,
+                name: &service.name.service,
+                rank: match claim.since {
+                    0 => Rank::Unordered,
+                    since => Rank::Since(since),
+                },
+                deserted: service.is_deserted(),
+            };
+            claims.entry(&claim.proto).or_default().push(claimant);
         }
         refs.push((Kind::Cluster, Arc::clone(&service.full_name)));
         virtual_hosts.push(virtual_host(service));
@@ -86,7 +96,7 @@ pub(super) fn routes<'a>(
         domains: vec!["*".to_owned()],
         routes: claims
             .into_iter()
-            .filter_map(|(proto, claimed_by)| by_path(proto, &claimed_by))
+            .filter_map(|(proto, claimants)| route_by_path(proto, claimants))
             .collect(),
         ..VirtualHost::default()
     });
@@ -122,16 +132,20 @@ fn virtual_host(service: &ServiceContent) -> VirtualHost {
     }
 }
 
-/// None for a proto service by which several services may be meant: it is not routed by path. As Heddle's proxies have
-/// it, one without instances is in nobody's way.
-fn by_path(proto: &str, claimed_by: &[&ServiceContent]) -> Option<Route> {
-    let meant = meant_by_path(claimed_by.iter().map(|service| &service.name));
-    let meant = || claimed_by.iter().filter(|it| meant.contains(&&it.name));
-    let mut lived_in = meant().filter(|it| !it.is_deserted());
-    let service = match (lived_in.next(), lived_in.next()) {
-        (Some(one), None) => one,
-        (None, None) if meant().count() == 1 => meant().next()?,
-        _ => return None,
+impl Named for &ServiceContent {
+    fn name(&self) -> &ServiceName {
+        &self.name
+    }
+}
+
+/// None for a proto service by which several services may be meant: it is not routed by path. Envoy's callers are of the
+/// same namespace as those of Heddle's proxies, and the rule is the same.
+fn route_by_path(proto: &str, claimants: Vec<Claimant<'_, &ServiceContent>>) -> Option<Route> {
+    let ByPath::One {
+        serves: service, ..
+    } = by_path(claimants, CALLERS)
+    else {
+        return None;
     };
     let mut matched = prefix(&format!("/{proto}/"));
     matched.headers = vec![HeaderMatcher {

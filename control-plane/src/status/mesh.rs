@@ -4,11 +4,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use heddle_proto::{
+    paths::Owner,
     registry::v1::Health,
     status::v1::{
         GetMeshRequest, GetServiceRequest, Instance, ListEdgesRequest, ListEdgesResponse,
         ListProxiesRequest, ListProxiesResponse, ListServicesRequest, ListServicesResponse, Mesh,
-        Node, Replica, Service, WatchEventsRequest,
+        Node, Path, Replica, Service, WatchEventsRequest,
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
@@ -17,7 +18,7 @@ use tonic::{Request, Response};
 
 use crate::{
     load::Loads,
-    registry::{self, Registry, ServiceName, View, meant_by_path},
+    registry::{self, ByPath, CALLERS, Registry, ServiceName, View},
     replica::Peers,
     snapshot::{ServiceContent, hidden_from_direct_clients},
     xds::Clients,
@@ -257,15 +258,32 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             .to_owned(),
         ambiguous_protos: protos
             .iter()
-            .filter(|proto| {
-                let meant = meant_by_path(view.proto_claims(proto).iter());
-                meant.len() > 1 && meant.contains(&name)
+            .filter(|proto| match view.by_path(proto, CALLERS) {
+                ByPath::Ambiguous(meant) => meant.contains(&name),
+                ByPath::Nobody | ByPath::One { .. } => false,
             })
             .cloned()
             .collect(),
+        paths: protos.iter().map(|proto| path(view, proto, name)).collect(),
         protos,
         endpoints,
     })
+}
+
+/// Who gets the calls of a proto service in the namespace of a service that serves it.
+fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
+    let (owner, stand_in) = match view.path_owner(proto, &service.namespace) {
+        Owner::One { owner, serves } if owner != serves => (owner.to_string(), serves.to_string()),
+        Owner::One { owner, .. } => (owner.to_string(), String::new()),
+        Owner::Nobody | Owner::Unclear(_) => (String::new(), String::new()),
+    };
+    let claimed = view.path_claimants(proto).any(|it| it.service == service);
+    Path {
+        proto: proto.to_owned(),
+        owner,
+        stand_in,
+        claimed,
+    }
 }
 
 /// With the nearest names, and with what there is if the mesh is small.
@@ -328,9 +346,11 @@ mod tests {
             ("a/users.shop/1", "u.Users"),
             ("a/one.shop/1", "x.Other"),
             ("a/two.x/1", "x.Other"),
+            ("a/three.x/1", "x.Other"),
         ] {
             mesh.put(path, "10.0.0.1:80").protos = vec![proto(serves, &[])];
         }
+        mesh.claim("three.x", "x.Other", 2);
         let view = mesh.view();
         let ambiguous = |name: &str| {
             let name = ServiceName::parse(name).unwrap();
@@ -339,8 +359,39 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(ambiguous("users"), none, "callers are of its namespace");
         assert_eq!(ambiguous("users.shop"), none);
+        assert_eq!(ambiguous("three.x"), none, "another owns it there");
         for name in ["one.shop", "two.x"] {
             assert_eq!(ambiguous(name), ["x.Other"], "{name}");
         }
+    }
+
+    /// Issue 10, B2: the status says who owns a path, and who stands in.
+    #[test]
+    fn a_service_says_who_owns_the_paths_of_what_it_serves() {
+        let mut mesh = fixture::Mesh::new();
+        for path in ["a/users/1", "a/users-canary/1", "a/quiet/1"] {
+            mesh.put(path, "10.0.0.1:80").protos = vec![proto("u.Users", &[])];
+        }
+        let quiet = mesh.put("a/quiet/1", "10.0.0.1:80");
+        quiet.instance.as_mut().unwrap().claim_paths = Some(false);
+        mesh.claim("users", "u.Users", 7);
+        mesh.claim("users-canary", "u.Users", 8);
+        mesh.snapshot();
+        let check = |mesh: &fixture::Mesh, stand_in: &str| {
+            let view = mesh.view();
+            for (name, claimed) in [("users", true), ("users-canary", true), ("quiet", false)] {
+                let service = ServiceName::parse(name).unwrap();
+                let path = Path {
+                    proto: "u.Users".to_owned(),
+                    owner: "users.default".to_owned(),
+                    stand_in: stand_in.to_owned(),
+                    claimed,
+                };
+                assert_eq!(service_of(&view, &service).unwrap().paths, [path], "{name}");
+            }
+        };
+        check(&mesh, "");
+        mesh.remove("a/users/1");
+        check(&mesh, "users-canary.default");
     }
 }

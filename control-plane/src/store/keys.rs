@@ -14,6 +14,9 @@ pub const REPLICAS: &str = "replica/";
 pub const DUTIES: &str = "duty/";
 pub const EVENTS: &str = "event/";
 pub const CLASHES: &str = "clash/";
+pub const CLAIMS: &str = "claim/";
+/// Claims of proto services. Other kinds of paths have names of their own beside it.
+const CLAIMS_OF_PROTOS: &str = "claim/proto/";
 /// A number: no node that is claimed anew gets an epoch at or below it.
 pub const EPOCH_FLOOR: &str = "epoch-floor";
 
@@ -110,6 +113,14 @@ pub fn is_reserved(name: &str) -> bool {
     name == EPOCH_FLOOR
 }
 
+/// `ClaimRecord`: this service claims the path of a proto service in its namespace. Of several such keys the one that was
+/// created first owns the path.
+#[must_use]
+pub fn claim(proto: &str, service: &ServiceName) -> String {
+    let ServiceName { service, namespace } = service;
+    format!("{CLAIMS_OF_PROTOS}{namespace}/{proto}/{service}")
+}
+
 /// A key taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key<'a> {
@@ -123,6 +134,10 @@ pub enum Key<'a> {
     Duty(&'a str),
     Event(&'a str),
     Clash(&'a str),
+    Claim {
+        proto: &'a str,
+        service: ServiceName,
+    },
 }
 
 /// What a key names; none for keys of another kind (of a newer version, say).
@@ -136,6 +151,18 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
             service: full_name(service)?,
             id: single(id)?.into(),
         }));
+    }
+    if let Some(rest) = key.strip_prefix(CLAIMS_OF_PROTOS) {
+        let mut parts = rest.splitn(3, '/');
+        let (namespace, proto, service) = (parts.next()?, parts.next()?, parts.next()?);
+        let service = ServiceName {
+            service: single(service)?.to_owned(),
+            namespace: single(namespace)?.to_owned(),
+        };
+        return Some(Key::Claim {
+            proto: single(proto)?,
+            service,
+        });
     }
     if let Some(service) = key.strip_prefix(SERVICES) {
         return full_name(service).map(Key::Service);
@@ -215,6 +242,16 @@ mod tests {
         check(event("1-c1-0"), "event/1-c1-0", Key::Event("1-c1-0"));
         check(clash("a"), "clash/a", Key::Clash("a"));
         check(
+            claim("users.v1.Users", &key.service),
+            "claim/proto/shop/users.v1.Users/users",
+            Key::Claim {
+                proto: "users.v1.Users",
+                service: key.service.clone(),
+            },
+        );
+        assert_eq!(parse("claim/proto/shop/users.v1.Users"), None);
+        assert_eq!(parse("claim/http/shop/x/users"), None, "of a later version");
+        check(
             instance(&key),
             "instance/a/users.shop/u-1",
             Key::Instance(key.clone()),
@@ -230,7 +267,7 @@ mod tests {
     fn keys_of_a_mesh_with_a_longer_prefix_are_none_of_this_ones() {
         let folders = [
             NODES, ALIVE, INSTANCES, SERVICES, SCHEMAS, CONDEMNED, REPLICAS, DUTIES, EVENTS,
-            CLASHES,
+            CLASHES, CLAIMS,
         ];
         let instance = InstanceKey {
             node: "a".into(),
@@ -249,6 +286,7 @@ mod tests {
             duty("sweeper"),
             event("1-c1-0"),
             clash("a"),
+            claim("users.v1.Users", &instance.service),
             EPOCH_FLOOR.to_owned(),
         ];
         let nested = folders

@@ -20,6 +20,8 @@ pub struct Source {
     pub set: Bytes,
     /// Proto services that it implements: its files explain them.
     pub protos: Vec<String>,
+    /// Those of them whose calls by path it gets: it explains them, whoever else has them.
+    pub owned: Vec<String>,
     /// Instances that take calls: who has more of them explains what several have.
     pub ready: usize,
     /// Breaks ties, so that every proxy shows the same.
@@ -91,12 +93,16 @@ impl Catalog {
                 Err(error) => catalog.leave_out(source, format!("the set {error}")),
             }
         }
-        // First who implements a proto service explains it, then everything else that anybody has.
-        for source in &sources {
-            for (file, outline) in seen.get(&source.set).into_iter().flatten() {
-                for service in &outline.services {
-                    if source.protos.contains(&service.name) {
-                        catalog.symbol(&service.name, *file);
+        // First who gets the calls of a proto service explains it, then who implements it, then everything else that
+        // anybody has.
+        let owned: fn(&Source) -> &Vec<String> = |source| &source.owned;
+        for explained in [owned, |source| &source.protos] {
+            for source in &sources {
+                for (file, outline) in seen.get(&source.set).into_iter().flatten() {
+                    for service in &outline.services {
+                        if explained(source).contains(&service.name) {
+                            catalog.symbol(&service.name, *file);
+                        }
                     }
                 }
             }

@@ -66,8 +66,8 @@ pub struct Reflection {
 }
 
 struct Cached {
-    /// What it was made of: service, content and rank.
-    made_of: Vec<(String, usize, Bytes)>,
+    /// What it was made of: service, rank, content, and the paths that it owns.
+    made_of: Vec<(String, usize, Bytes, Vec<String>)>,
     catalog: Arc<Catalog>,
 }
 
@@ -130,6 +130,7 @@ impl Reflection {
             sources.push(Source {
                 set: Bytes::from_static(set),
                 protos: services.iter().map(|&name| name.to_owned()).collect(),
+                owned: Vec::new(),
                 ready: 0,
                 name: "own".to_owned(),
             });
@@ -175,7 +176,7 @@ impl Reflection {
     fn cached(&self, sources: Vec<Source>) -> Arc<Catalog> {
         let made_of: Vec<_> = sources
             .iter()
-            .map(|s| (s.name.clone(), s.ready, s.set.clone()))
+            .map(|s| (s.name.clone(), s.ready, s.set.clone(), s.owned.clone()))
             .collect();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cached) = cache.as_ref().filter(|cached| cached.made_of == made_of) {
@@ -324,6 +325,7 @@ fn own_sources() -> Vec<Source> {
     let own = |name: &str, set: &'static [u8]| Source {
         set: Bytes::from_static(set),
         protos: OWN_SERVICES.iter().map(|&s| s.to_owned()).collect(),
+        owned: Vec::new(),
         ready: 0,
         // Sorts after every mesh service.
         name: format!("~{name}"),
@@ -348,6 +350,7 @@ async fn fetch(agent: Agent, schemas: Schemas, claim: SchemaClaim) -> Option<Sou
             return Some(Source {
                 set,
                 protos: claim.protos,
+                owned: claim.owned,
                 ready: claim.ready,
                 name: claim.service,
             });

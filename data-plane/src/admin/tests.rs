@@ -92,6 +92,7 @@ fn source(name: &str, ready: usize, protos: &[&str], set: Bytes) -> Source {
     Source {
         set,
         protos: protos.iter().map(|&p| p.to_owned()).collect(),
+        owned: Vec::new(),
         ready,
         name: name.into(),
     }
@@ -99,6 +100,20 @@ fn source(name: &str, ready: usize, protos: &[&str], set: Bytes) -> Source {
 
 fn catalog_of(sources: Vec<Source>) -> Catalog {
     Catalog::build(sources, usize::MAX)
+}
+
+/// Issue 10, B2: reflection agrees with routing on who owns a path.
+#[test]
+fn who_gets_the_calls_of_a_proto_service_explains_it_and_not_who_has_more_instances() {
+    let schema = |message: &str| set(&[file("users.proto", "users", message, "Users", &[])]);
+    let mut owner = source("users", 1, &["users.Users"], schema("User"));
+    owner.owned = vec!["users.Users".to_owned()];
+    let canary = source("canary", 5, &["users.Users"], schema("Member"));
+    let catalog = catalog_of(vec![canary, owner]);
+    let files = resolve(&catalog, "users.Users");
+    let messages: Vec<_> = files.values().flat_map(|file| &file.message_type).collect();
+    let names: Vec<_> = messages.iter().map(|message| message.name()).collect();
+    assert_eq!(names, ["User"]);
 }
 
 /// What a client makes of the answer: every file whole, every import there, under the name by which it is imported.

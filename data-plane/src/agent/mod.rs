@@ -37,7 +37,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, info, warn};
 
-use book::{Book, Filed, Joined, Leaving, Refused, View, Views};
+use book::{Book, ClaimOrder, Filed, Joined, Leaving, Refused, View, Views};
 use gone::{Cause, Causes};
 use key::InstanceKey;
 use listeners::Listeners;
@@ -133,6 +133,12 @@ impl Agent {
     pub fn views(&self) -> (u64, Views) {
         let book = self.book();
         (book.version(), book.views())
+    }
+
+    /// In which order the services of this node claimed their paths.
+    #[must_use]
+    pub fn claims(&self) -> ClaimOrder {
+        self.book().claims().clone()
     }
 
     /// The same, and those that went and that the control plane does not know of: it knows all up to the change `known`.
@@ -257,8 +263,9 @@ impl Agent {
     }
 
     /// Puts back what the last process had; not what lies where the proxy listens now.
-    pub fn restore(&self, views: Vec<(View, validate::CheckPlan)>) {
-        for (view, plan) in views {
+    pub fn restore(&self, last: saved::Restored) {
+        self.edit(|book| book.restore_claims(&last.claims));
+        for (view, plan) in last.instances {
             if let Some(listener) = self.inner.listeners.at(view.address) {
                 warn!(address = %view.address, listener, "an instance of the last run has this proxy's own address: left out");
                 continue;

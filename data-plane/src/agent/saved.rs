@@ -32,6 +32,25 @@ struct Saved {
     instances: Vec<SavedInstance>,
     #[prost(bytes = "bytes", repeated, tag = "3")]
     schemas: Vec<Bytes>,
+    /// Who claimed which path, the oldest claim first.
+    #[prost(message, repeated, tag = "4")]
+    claims: Vec<SavedClaim>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SavedClaim {
+    #[prost(string, tag = "1")]
+    service: String,
+    #[prost(string, tag = "2")]
+    proto: String,
+}
+
+/// What the last process of this node had.
+#[derive(Default)]
+pub struct Restored {
+    pub instances: Vec<(View, CheckPlan)>,
+    /// Service and proto service, the oldest claim first.
+    pub claims: Vec<(String, String)>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -44,14 +63,14 @@ struct SavedInstance {
 
 /// What the last process of this node had. Their addresses were checked when they registered.
 #[must_use]
-pub fn load(dir: &StateDir, node: &str) -> Vec<(View, CheckPlan)> {
+pub fn load(dir: &StateDir, node: &str) -> Restored {
     dir.read(FILE)
         .map(|bytes| parse(dir, bytes, node))
         .unwrap_or_default()
 }
 
 /// A value that is not this node's, or none at all, is set aside.
-pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Vec<(View, CheckPlan)> {
+pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
     let saved = match Saved::decode(bytes) {
         Ok(saved) if saved.node == node => saved,
         Ok(saved) => {
@@ -59,11 +78,11 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Vec<(View, Chec
                 FILE,
                 &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
             );
-            return Vec::new();
+            return Restored::default();
         }
         Err(error) => {
             dir.set_aside(FILE, &error.to_string());
-            return Vec::new();
+            return Restored::default();
         }
     };
     let schemas: Vec<_> = saved
@@ -82,7 +101,11 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Vec<(View, Chec
             restored.len()
         );
     }
-    restored
+    let claims = saved.claims.into_iter().map(|it| (it.service, it.proto));
+    Restored {
+        instances: restored,
+        claims: claims.collect(),
+    }
 }
 
 fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)> {
@@ -117,17 +140,20 @@ pub async fn keep(dir: StateDir, agent: Agent) {
     let mut keeper = Keeper::new(dir, FILE, REST, loss);
     let mut changes = agent.changes();
     let mut written: Vec<Arc<View>> = Vec::new();
+    let mut written_claims = Vec::new();
     loop {
         changes.borrow_and_update();
-        let now = agent.registered();
-        let same =
-            now.len() == written.len() && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
+        let (now, claims) = (agent.registered(), agent.claims().in_order());
+        let same = claims == written_claims
+            && now.len() == written.len()
+            && now.iter().zip(&written).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
-            let (node, views) = (agent.node().to_owned(), now.clone());
-            if !keeper.write(move || encode(&node, &views)).await {
+            let node = agent.node().to_owned();
+            let (views, order) = (now.clone(), claims.clone());
+            if !keeper.write(move || encode(&node, &views, order)).await {
                 continue;
             }
-            written = now;
+            (written, written_claims) = (now, claims);
         }
         if changes.changed().await.is_err() {
             return;
@@ -138,13 +164,14 @@ pub async fn keep(dir: StateDir, agent: Agent) {
 /// Writes what is registered now.
 pub async fn save(dir: &StateDir, agent: &Agent) {
     let (node, views) = (agent.node().to_owned(), agent.registered());
-    let written = dir.write_off_thread(FILE, move || encode(&node, &views));
+    let claims = agent.claims().in_order();
+    let written = dir.write_off_thread(FILE, move || encode(&node, &views, claims));
     if let Err(error) = written.await {
         warn!("the state dir cannot be written: {error}");
     }
 }
 
-fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {
+fn encode(node: &str, views: &[Arc<View>], claims: Vec<(String, String)>) -> Vec<u8> {
     let mut seen = BTreeSet::new();
     let mut total = 0;
     let mut schemas = Vec::new();
@@ -165,6 +192,10 @@ fn encode(node: &str, views: &[Arc<View>]) -> Vec<u8> {
         node: node.to_owned(),
         instances,
         schemas,
+        claims: claims
+            .into_iter()
+            .map(|(service, proto)| SavedClaim { service, proto })
+            .collect(),
     }
     .encode_to_vec()
 }

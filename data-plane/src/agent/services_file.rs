@@ -34,6 +34,9 @@ struct ServicesFile {
     /// A file with a descriptor set, for programs without reflection; relative to this file's folder.
     #[serde(default)]
     descriptors: Option<String>,
+    /// Whether it claims the paths of its proto services; absent: yes.
+    #[serde(default)]
+    claim_paths: Option<bool>,
     /// What the gateway gives it; taken and kept for the version that has one.
     #[serde(default)]
     #[allow(dead_code)]
@@ -133,6 +136,7 @@ pub fn parse(
             protos: file.protos.clone(),
             health: health.clone(),
             labels: file.labels.clone().into_iter().collect(),
+            claim_paths: file.claim_paths,
         };
         match check(instance, &Bytes::new(), Origin::File, is_own) {
             Ok(checked) => {

@@ -12,11 +12,11 @@ use heddle_proto::{control::v1 as control, registry::v1::Health as OwnHealth};
 use super::{Place, known::KnownServices, uids::Uids};
 use crate::{
     agent::{
-        book::{View, Views},
+        book::{ClaimOrder, View, Views},
         key::InstanceKey,
     },
     balance::endpoints::{Endpoint, Health, Target},
-    route::{ProtoService, Protocol},
+    route::{ProtoService, Protocol, Rank},
     xds::{self, translate},
 };
 
@@ -56,6 +56,8 @@ pub struct SchemaClaim {
     pub hashes: Vec<String>,
     /// Proto services that it implements.
     pub protos: Vec<String>,
+    /// Those of them whose calls by path it gets.
+    pub owned: Vec<String>,
     /// Instances that take calls.
     pub ready: usize,
 }
@@ -82,6 +84,7 @@ impl Joiner {
         &mut self,
         place: &Place,
         own: &Views,
+        order: &ClaimOrder,
         xds: &xds::View,
         now: Instant,
     ) -> Joined {
@@ -96,6 +99,7 @@ impl Joiner {
         }
         for (key, view) in own {
             let name = key.full_service();
+            let service = name.clone();
             let uid = self
                 .uids
                 .get(&name, &place.node, &key.id, Target::Local(view.address));
@@ -109,7 +113,11 @@ impl Joiner {
                 })
             });
             let spec = Arc::make_mut(spec);
-            merge_protos(&mut spec.protos, &view.protos);
+            let claims = view.claims_paths();
+            merge_protos(&mut spec.protos, &view.protos, |proto| {
+                let number = claims.then(|| order.number(&service, proto))?;
+                Some(number.map_or(Rank::Unordered, Rank::Local))
+            });
             if !spec.protos.is_empty() {
                 spec.schema_reason.clear();
             } else if !view.schema_reason.is_empty() {
@@ -216,8 +224,13 @@ fn own_endpoint(place: &Place, key: &InstanceKey, view: &View, uid: u64) -> Endp
 }
 
 /// The union, sorted by name. A method counts as idempotent only if all that serve its proto service say so, as in the
-/// control plane's index: a call may be tried again on any of them.
-pub(super) fn merge_protos(protos: &mut Vec<ProtoService>, more: &[control::ProtoService]) {
+/// control plane's index: a call may be tried again on any of them. `rank` is that of the claims of those that are added: a
+/// claim that the control plane has told of stays as it is.
+pub(super) fn merge_protos(
+    protos: &mut Vec<ProtoService>,
+    more: &[control::ProtoService],
+    rank: impl Fn(&str) -> Option<Rank>,
+) {
     for proto in more {
         match protos.binary_search_by(|p| p.name.as_str().cmp(&proto.name)) {
             Ok(at) => {
@@ -225,9 +238,13 @@ pub(super) fn merge_protos(protos: &mut Vec<ProtoService>, more: &[control::Prot
                     known
                         .idempotent_methods
                         .retain(|method| proto.idempotent_methods.contains(method));
+                    known.claim = known.claim.or_else(|| rank(&proto.name));
                 }
             }
-            Err(at) => protos.insert(at, translate::proto_service(proto.clone())),
+            Err(at) => {
+                let claim = rank(&proto.name);
+                protos.insert(at, translate::proto_service(proto.clone(), claim));
+            }
         }
     }
 }
@@ -256,6 +273,7 @@ fn claim(name: &str, spec: &ServiceSpec, own: &Views, xds: &xds::View) -> Schema
         service: name.to_owned(),
         hashes,
         protos: spec.protos.iter().map(|p| p.name.clone()).collect(),
+        owned: Vec::new(),
         ready: spec.endpoints.iter().filter(|e| e.health.usable()).count(),
     }
 }

@@ -2,6 +2,7 @@
 //! joined with everybody else's (from xDS) into one routing table, swapped whole and only when its content changed.
 //! No sockets come in here; what a call does with the table is the data path's.
 
+mod conflicts;
 mod join;
 mod known;
 mod uids;
@@ -21,7 +22,7 @@ use tracing::debug;
 use crate::{
     agent::{Agent, key::InstanceKey},
     balance::{endpoints::EndpointSet, slow_start::SlowStart},
-    route::{RouteTable, Service},
+    route::{RouteTable, Service, table::Claim},
     xds,
 };
 
@@ -50,6 +51,8 @@ pub struct Place {
     pub zone: String,
 }
 
+/// The namespace of callers, until they have an identity.
+const NAMESPACE: &str = "default";
 /// Changes within this time are one table: long enough for the parts of one change, too short to be noticed.
 const SETTLE: Duration = Duration::from_millis(3);
 
@@ -63,7 +66,21 @@ pub struct Weaver {
     made: BTreeMap<String, (Arc<ServiceSpec>, Arc<EndpointSet>)>,
     slow_start: SlowStart,
     was_ready: bool,
+    /// Whose paths the services of this node do not own, as it was told last.
+    conflicts: conflicts::Conflicts,
     mesh: watch::Sender<Mesh>,
+}
+
+/// Fills in whose calls by path each service gets: reflection shows its schema.
+fn set_owned(schemas: &mut [SchemaClaim], table: &RouteTable) {
+    for schema in schemas {
+        let protos = schema.protos.iter();
+        let owned = protos.filter(|proto| match table.claim(proto, NAMESPACE) {
+            Claim::One(service) => *service.name == *schema.service,
+            Claim::None | Claim::Many(_) => false,
+        });
+        schema.owned = owned.cloned().collect();
+    }
 }
 
 impl Weaver {
@@ -91,6 +108,7 @@ impl Weaver {
             made: BTreeMap::new(),
             slow_start: SlowStart::default(),
             was_ready: false,
+            conflicts: conflicts::Conflicts::default(),
             mesh,
         };
         (weaver, receiver)
@@ -120,10 +138,11 @@ impl Weaver {
 
     fn weave(&mut self, publish: &impl Fn(Arc<RouteTable>)) {
         let (agent_version, views) = self.agent.views();
+        let order = self.agent.claims();
         let xds = Arc::clone(&self.xds.borrow());
         let ready = xds.complete;
         let now = tokio::time::Instant::now().into_std();
-        let joined = self.joiner.join(&self.place, &views, &xds, now);
+        let mut joined = self.joiner.join(&self.place, &views, &order, &xds, now);
         let swaps = self.mesh.borrow().swaps;
         let same = swaps > 0
             && ready == self.was_ready
@@ -133,6 +152,7 @@ impl Weaver {
                 .iter()
                 .all(|(name, spec)| self.made.get(name).is_some_and(|(old, _)| old == spec));
         if same {
+            set_owned(&mut joined.schemas, &self.mesh.borrow().table);
             self.mesh.send_modify(|mesh| {
                 mesh.agent_version = agent_version;
                 mesh.schemas = Arc::new(joined.schemas);
@@ -143,6 +163,8 @@ impl Weaver {
         self.was_ready = ready;
         debug!(services = self.made.len(), ready, "routing table swapped");
         publish(Arc::clone(&table));
+        set_owned(&mut joined.schemas, &table);
+        self.conflicts.look(&table, &views);
         self.mesh.send_replace(Mesh {
             table,
             agent_version,

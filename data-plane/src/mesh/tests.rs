@@ -11,7 +11,7 @@ use crate::{
         validate::{Origin, check},
     },
     balance::endpoints::{Health, Target},
-    route::{ProtoService, RouteTable, table::Claim},
+    route::{ProtoService, Rank, RouteTable, table::Claim},
     xds::{self, Assignment, Cluster, Index, Remote},
 };
 
@@ -255,8 +255,88 @@ fn a_method_is_idempotent_only_if_every_instance_says_so() {
         idempotent_methods: methods.iter().map(|&m| m.to_owned()).collect(),
     };
     let mut protos = Vec::new();
-    merge_protos(&mut protos, &[serves(&["Get", "List"])]);
-    merge_protos(&mut protos, &[serves(&["Get", "Put"])]);
+    merge_protos(&mut protos, &[serves(&["Get", "List"])], |_| None);
+    merge_protos(&mut protos, &[serves(&["Get", "Put"])], |_| None);
     assert_eq!(protos.len(), 1);
     assert_eq!(protos[0].idempotent_methods, ["Get"]);
+}
+
+/// Who gets the calls of `u.Users` by path.
+fn by_path(table: &RouteTable) -> String {
+    match table.claim("u.Users", "default") {
+        Claim::None => "nobody".to_owned(),
+        Claim::One(service) => service.name.to_string(),
+        Claim::Many(several) => format!("{} services", several.len()),
+    }
+}
+
+/// Issue 10, B2: with no control plane the first to register owns the path, whatever its name.
+#[tokio::test]
+async fn with_no_control_plane_the_oldest_registration_owns_the_path() {
+    let mut loom = Loom::new();
+    loom.next().await;
+    let first = own(&loom.agent, "users", "u1", "127.0.0.1:21001", &["u.Users"]);
+    loom.next().await;
+    own(
+        &loom.agent,
+        "a-canary",
+        "c1",
+        "127.0.0.1:21002",
+        &["u.Users"],
+    );
+    assert_eq!(by_path(&*loom.next().await), "users.default");
+    // An upgrade keeps it; in between the other one stands in.
+    loom.agent.deregister(&first).unwrap();
+    assert_eq!(by_path(&*loom.next().await), "a-canary.default");
+    own(&loom.agent, "users", "u2", "127.0.0.1:21003", &["u.Users"]);
+    assert_eq!(by_path(&*loom.next().await), "users.default");
+}
+
+/// Issue 10, B2: what the control plane said last comes before what only this node knows.
+#[tokio::test]
+async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node() {
+    let mut loom = Loom::new();
+    loom.next().await;
+    own(&loom.agent, "users", "u1", "127.0.0.1:21001", &["u.Users"]);
+    assert_eq!(by_path(&*loom.next().await), "users.default");
+    let told = |claims: &[(&str, Option<Rank>)]| {
+        let clusters = claims.iter().map(|(name, claim)| {
+            let proto = ProtoService {
+                name: "u.Users".into(),
+                claim: *claim,
+                ..ProtoService::default()
+            };
+            let index = Index {
+                protos: vec![proto],
+                ..Index::default()
+            };
+            let endpoints = vec![remote("b", "o1", "10.0.0.2:15008")];
+            let cluster = Cluster {
+                assignment: Some(Arc::new(Assignment { endpoints })),
+                index: Some(Arc::new(index)),
+            };
+            ((*name).to_owned(), cluster)
+        });
+        Arc::new(xds::View {
+            clusters: clusters.collect(),
+            complete: true,
+        })
+    };
+    let since = |revision| Some(Rank::Since(revision));
+    loom.xds.send_replace(told(&[("other.default", since(9))]));
+    assert_eq!(by_path(&*loom.next().await), "other.default");
+    let both = told(&[("other.default", since(9)), ("users.default", since(7))]);
+    loom.xds.send_replace(both);
+    assert_eq!(by_path(&*loom.next().await), "users.default");
+    loom.xds.send_replace(told(&[("other.default", None)]));
+    assert_eq!(
+        by_path(&*loom.next().await),
+        "users.default",
+        "it claims no paths"
+    );
+    // An older control plane tells of no claims.
+    let unordered = Some(Rank::Unordered);
+    let older = told(&[("other.default", unordered), ("users.default", unordered)]);
+    loom.xds.send_replace(older);
+    assert_eq!(by_path(&*loom.next().await), "2 services");
 }

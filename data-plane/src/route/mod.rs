@@ -6,4 +6,5 @@ pub mod authority;
 pub mod nearest;
 pub mod table;
 
+pub use heddle_proto::paths::Rank;
 pub use table::{Builder, ProtoService, Protocol, RouteTable, Service};

@@ -1,7 +1,11 @@
 //! From the bytes of one resource to what the routing table needs of it, or the field that is wrong and why. Pure: one
 //! resource at a time, no stream, no other resources.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use envoy_types::pb::{
     envoy::config::{
@@ -22,7 +26,7 @@ use prost::{Message as _, bytes::Bytes};
 use crate::{
     agent::schema::{self, MAX_SCHEMA_BYTES},
     balance::endpoints::Health,
-    route::{ProtoService, Protocol},
+    route::{ProtoService, Protocol, Rank},
 };
 
 /// Why a resource is rejected: goes to the control plane as it stands.
@@ -257,9 +261,25 @@ pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
             format!("\"{hash}\" is no hex SHA-256"),
         ));
     }
+    let claims: HashMap<String, u64> = index
+        .claims
+        .into_iter()
+        .map(|claim| (claim.proto, claim.since))
+        .collect();
+    let rank = |proto: &str| match claims.get(proto) {
+        // An older control plane has no claims: all are of equal rank.
+        _ if !index.claims_kept => Some(Rank::Unordered),
+        None => None,
+        Some(0) => Some(Rank::Unordered),
+        Some(since) => Some(Rank::Since(*since)),
+    };
+    let protos = index.protos.into_iter().map(|proto| {
+        let claim = rank(&proto.name);
+        proto_service(proto, claim)
+    });
     Ok(Index {
         protocol: protocol(index.protocol),
-        protos: index.protos.into_iter().map(proto_service).collect(),
+        protos: protos.collect(),
         schema_sha256: index.schema_sha256,
         schema_reason: index.schema_reason,
     })
@@ -277,10 +297,14 @@ pub fn protocol(protocol: i32) -> Protocol {
 
 /// As the registry has it, as the table wants it.
 #[must_use]
-pub fn proto_service(proto: heddle_proto::control::v1::ProtoService) -> ProtoService {
+pub fn proto_service(
+    proto: heddle_proto::control::v1::ProtoService,
+    claim: Option<Rank>,
+) -> ProtoService {
     ProtoService {
         name: proto.name,
         idempotent_methods: proto.idempotent_methods,
+        claim,
     }
 }
 

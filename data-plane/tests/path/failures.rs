@@ -25,13 +25,18 @@ async fn each_failure_has_its_reason_and_names_what_is_wrong() {
         health: Health::Unhealthy,
         ..local("e1", ([127, 0, 0, 1], 9).into())
     };
-    let mut sick_service = echo(vec![sick]);
+    let mut sick_service = echo(vec![sick.clone()]);
     sick_service.protos.clear();
+    let claims = |name: &str| {
+        let mut service = named(name, "test.Two");
+        service.endpoints = echo(vec![sick.clone()]).endpoints;
+        service
+    };
     node.publish(vec![
         sick_service,
         named("empty", "test.Empty"),
-        named("one", "test.Two"),
-        named("two", "test.Two"),
+        claims("one"),
+        claims("two"),
     ]);
     let client = node.client().await;
     for (uri, status, reason, words) in [

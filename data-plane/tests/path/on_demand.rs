@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use heddle_proxy::observe::load::{Load, take_all};
-use heddle_proxy::route::Service;
+use heddle_proxy::route::{Rank, Service};
 use heddle_proxy::worker::{Report, WorkerOptions};
 
 use crate::rig::*;
@@ -145,11 +145,70 @@ async fn of_two_that_claim_a_path_the_one_with_instances_is_found_by_asking_for_
     node.until("it waits on", |m| m.waiting_calls == 1).await;
     node.publish(vec![echo(vec![local("e1", backend.address)]), old()]);
     assert_eq!(call.await.unwrap().status(), "0");
-    // Both have some: ambiguous, as ever.
+    // Both have some, and no order is known (an older control plane): ambiguous.
     let two = also("old", echo(vec![local("e2", backend.address)]));
     node.publish(vec![echo(vec![local("e1", backend.address)]), two]);
     let reply = node.client().await.get(b"x").await;
     assert_eq!(reply.reason(), "AMBIGUOUS_ROUTE");
+}
+
+/// Issue 10, B2: the owner of a path is asked for alone, and if it has no instance another claimant gets the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_of_a_path_gets_its_calls_and_while_it_has_no_instance_the_next_one_does() {
+    let (owner, canary) = (Backend::echo().await, Backend::echo().await);
+    let since = |mut service: Service, revision| {
+        service.protos[0].claim = Some(Rank::Since(revision));
+        service
+    };
+    let canaries = || vec![local("c1", canary.address)];
+    let mut node = Node::start("a");
+    let client = node.client().await;
+    node.publish(vec![
+        since(echo(vec![local("e1", owner.address)]), 7),
+        since(also("a-canary", echo(canaries())), 9),
+    ]);
+    for _ in 0..10 {
+        assert_eq!(client.put(b"x").await.status(), "0");
+    }
+    assert_eq!((owner.calls(), canary.calls()), (10, 0));
+
+    // Its endpoints are not held any longer: whether it has any is found out first.
+    let unknown = since(unheld(echo(vec![])), 7);
+    let other = || since(also("a-canary", echo(canaries())), 9);
+    node.publish(vec![unknown, other()]);
+    let waiting = client.clone();
+    let call = tokio::spawn(async move { waiting.put(b"x").await });
+    assert_eq!(wanted(&mut node).await, "echo.default");
+    node.until("it waits", |m| m.waiting_calls == 1).await;
+    node.publish(vec![since(echo(vec![]), 7), other()]);
+    let reply = call.await.unwrap();
+    assert_eq!(reply.status(), "0", "{}", reply.message());
+    assert_eq!((owner.calls(), canary.calls()), (10, 1));
+
+    // Neither has any: the owner says so.
+    let empty = since(also("a-canary", echo(vec![])), 9);
+    node.publish(vec![since(echo(vec![]), 7), empty]);
+    let reply = client.put(b"x").await;
+    assert_eq!(reply.reason(), "NO_ENDPOINTS");
+    assert!(
+        reply.message().contains("echo.default"),
+        "{}",
+        reply.message()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_claims_no_path_is_named_to_who_calls_by_path() {
+    let backend = Backend::echo().await;
+    let node = Node::start("a");
+    let mut quiet = echo(vec![local("e1", backend.address)]);
+    quiet.protos[0].claim = None;
+    node.publish(vec![quiet]);
+    let reply = node.client().await.put(b"x").await;
+    assert_eq!(reply.reason(), "NO_ROUTE");
+    for words in ["claims the path of test.Echo", "-authority echo.default"] {
+        assert!(reply.message().contains(words), "{}", reply.message());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

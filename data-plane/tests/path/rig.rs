@@ -150,6 +150,7 @@ pub(crate) fn echo(endpoints: Vec<Endpoint>) -> Service {
     service.protos = vec![ProtoService {
         name: "test.Echo".to_owned(),
         idempotent_methods: vec!["Get".to_owned()],
+        ..ProtoService::default()
     }];
     service.endpoints = Arc::new(EndpointSet {
         endpoints: endpoints.into_iter().map(Arc::new).collect(),

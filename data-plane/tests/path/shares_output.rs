@@ -35,6 +35,7 @@ fn bulk(endpoints: Vec<heddle_proxy::balance::Endpoint>) -> Service {
     service.protos = vec![ProtoService {
         name: "test.Bulk".to_owned(),
         idempotent_methods: Vec::new(),
+        ..ProtoService::default()
     }];
     service.endpoints = Arc::new(heddle_proxy::balance::EndpointSet {
         endpoints: endpoints.into_iter().map(Arc::new).collect(),

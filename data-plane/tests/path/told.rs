@@ -69,9 +69,11 @@ async fn every_failure_names_the_node_that_made_it() {
             name: "test.Two".to_owned(),
             ..Default::default()
         }];
+        service.endpoints = echo(vec![local("e1", ([127, 0, 0, 1], 9).into())]).endpoints;
         service
     };
-    node.publish(vec![claims("one"), claims("two")]);
+    let empty = Service::new("one", "default");
+    node.publish(vec![empty, claims("two"), claims("three")]);
     let client = node.client().await;
     let long = "x".repeat(40_000);
     for (uri, reason, header) in [

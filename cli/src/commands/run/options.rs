@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// --descriptor_set_out=FILE or buf build -o FILE writes
     #[arg(long, value_name = "FILE")]
     descriptors: Option<PathBuf>,
+    /// Claim no paths: calls reach it by its service's name only, as a canary beside a service that serves the same
+    #[arg(long)]
+    no_paths: bool,
     /// How the agent checks it: tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none
     #[arg(long, value_name = "CHECK", default_value = "tcp")]
     health: String,
@@ -150,6 +153,7 @@ impl Options {
                 weight: self.weight,
                 protos: self.proto,
                 health: Some(health),
+                claim_paths: self.no_paths.then_some(false),
                 ..Instance::default()
             },
             descriptors,

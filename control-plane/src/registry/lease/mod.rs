@@ -13,7 +13,9 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{InstanceKey, Registry, event::Fact, instance_events::Change, service};
+use super::{
+    InstanceKey, Registry, ServiceName, claims, event::Fact, instance_events::Change, service,
+};
 use crate::store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
 
 mod batch;
@@ -197,7 +199,7 @@ impl NodeLease {
         let found = self.registry.store().range(&prefix, None).await?;
         let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
         // What is no instance is not this mesh's: another one's prefix may end with this one's folder of instances.
-        let mut held: BTreeMap<_, _> = found
+        let mut held: BTreeMap<_, (InstanceKey, Option<LocalInstance>)> = found
             .items
             .into_iter()
             .filter_map(|item| match keys::parse(&item.key)? {
@@ -209,13 +211,17 @@ impl NodeLease {
             .values()
             .filter_map(|(key, local)| Some((key.clone(), local.as_ref()?.health())))
             .collect();
+        let is_news = |(key, local): &(InstanceKey, LocalInstance)| {
+            let held = held.remove(keys::instance(key).as_str());
+            held.and_then(|(_, local)| local).as_ref() != Some(local)
+        };
+        let news: Vec<_> = instances.into_iter().filter(is_news).collect();
+        let joining = news.iter().map(|(key, local)| (&key.service, local));
+        self.claim_paths(joining).await?;
         let mut puts = BTreeMap::new();
-        for (key, local) in instances {
+        for (key, local) in news {
             let name = keys::instance(&key);
-            let before = held.remove(name.as_str()).and_then(|(_, local)| local);
-            if before.as_ref() != Some(&local) {
-                puts.insert(name.clone(), self.put(&key, &name, local));
-            }
+            puts.insert(name.clone(), self.put(&key, &name, local));
         }
         let asked: Vec<_> = known
             .iter()
@@ -268,6 +274,11 @@ impl NodeLease {
     /// Writes changes; of several to one instance the last one counts. Together if one transaction holds them, else
     /// what comes before what goes.
     pub async fn change(&mut self, writes: Vec<NodeWrite>) -> Result<Revision, LeaseError> {
+        let joining = writes.iter().filter_map(|write| match write {
+            NodeWrite::Put(key, local) => Some((&key.service, &**local)),
+            NodeWrite::Remove(..) => None,
+        });
+        self.claim_paths(joining).await?;
         let mut ops = BTreeMap::new();
         let mut news = BTreeMap::new();
         for write in writes {
@@ -378,6 +389,24 @@ impl NodeLease {
             };
             Op::put(&key, left.encode_to_vec())
         }))
+    }
+
+    /// Claims the paths of what instances serve, before these join: so a path never has a server and no owner. Once per
+    /// service and proto service; instances that join later find the claim there.
+    async fn claim_paths<'a>(
+        &mut self,
+        joining: impl Iterator<Item = (&'a ServiceName, &'a LocalInstance)>,
+    ) -> Result<(), LeaseError> {
+        let options = &self.registry.options().claims;
+        let wanted = self
+            .registry
+            .read(|view| claims::wanted(view, options, joining));
+        self.registry.on_refused_claims(wanted.refused);
+        for round in wanted.rounds {
+            self.write(round.into_iter().map(Write::of).collect())
+                .await?;
+        }
+        Ok(())
     }
 
     fn put(&self, key: &InstanceKey, name: &str, local: LocalInstance) -> Write {

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::registry::{
-    ExpiryOptions, GcOptions, IdleOptions, NodeLease, Registry, RegistryOptions,
+    ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, NodeLease, Registry, RegistryOptions,
     event::MAX_EVENTS,
     fixture::{Fixture, identity, instance, names},
 };
@@ -95,6 +95,11 @@ async fn come_and_go(cycles: usize) {
         idle: IdleOptions {
             forget_after: Duration::from_millis(500),
             ..IdleOptions::default()
+        },
+        claims: ClaimOptions {
+            release_after: Duration::from_millis(500),
+            note_every: Duration::from_millis(200),
+            ..ClaimOptions::default()
         },
         gc: GcOptions {
             look: Duration::from_millis(200),

@@ -1,71 +1,162 @@
-//! Who claims which proto service, over all services. In come the claims of one service before and after a change,
-//! out goes who counts. Nothing here knows instances.
+//! Who claims the path of which proto service, over all services: what services claim now, and what the store holds of
+//! it. In come the claims of one service before and after a change, and the store's records; out go claimants with their
+//! rank. Nothing here knows instances, and nothing is decided: that is `heddle_proto::paths`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use crate::registry::ServiceName;
+use heddle_proto::{
+    paths::{Claimant, Rank},
+    store::v1::ClaimRecord,
+};
 
-/// Which proto services a service claims, and how.
+use super::release;
+use crate::{registry::ServiceName, store::Revision};
+
+/// Which proto services a service claims, and whether it has instances.
 #[derive(Default, PartialEq)]
-pub(super) struct Claim {
+pub(super) struct Claimed {
     pub(super) empty: bool,
     pub(super) protos: Vec<Arc<str>>,
 }
 
-/// Who claims one proto service.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Claimants {
-    /// Services with instances.
-    used: BTreeSet<ServiceName>,
-    /// Services without: they count only where there is no other.
-    empty: BTreeSet<ServiceName>,
+/// A claim as the store holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::registry) struct StoredClaim {
+    pub(in crate::registry) created: Revision,
+    pub(in crate::registry) modified: Revision,
+    pub(in crate::registry) record: ClaimRecord,
 }
 
-impl Claimants {
-    fn of(&mut self, empty: bool) -> &mut BTreeSet<ServiceName> {
-        if empty {
-            &mut self.empty
-        } else {
-            &mut self.used
-        }
-    }
-}
-
-static NOBODY: BTreeSet<ServiceName> = BTreeSet::new();
+/// A proto service, and a service that claims its path.
+pub(in crate::registry) type PathOf = (Arc<str>, ServiceName);
 
 /// All claims.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Claims(BTreeMap<Arc<str>, Claimants>);
+pub(super) struct Claims {
+    /// Proto service → who claims it now, and whether that service is empty.
+    claimants: BTreeMap<Arc<str>, BTreeMap<ServiceName, bool>>,
+    stored: BTreeMap<ServiceName, BTreeMap<Arc<str>, StoredClaim>>,
+    /// How many are stored in each namespace.
+    in_namespace: BTreeMap<String, usize>,
+    count: usize,
+}
 
 impl Claims {
-    /// Services with instances; only where none of them claims it those without.
-    pub(super) fn of(&self, proto: &str) -> &BTreeSet<ServiceName> {
-        match self.0.get(proto) {
-            Some(claimants) if claimants.used.is_empty() => &claimants.empty,
-            Some(claimants) => &claimants.used,
-            None => &NOBODY,
-        }
+    /// Who claims a proto service in any namespace, sorted by name.
+    pub(super) fn claimants<'a>(
+        &'a self,
+        proto: &str,
+    ) -> impl Iterator<Item = Claimant<'a, &'a ServiceName>> {
+        let claimants = self.claimants.get_key_value(proto);
+        let claimants = claimants.into_iter().flat_map(|(proto, services)| {
+            services
+                .iter()
+                .map(move |(service, empty)| (proto, service, *empty))
+        });
+        claimants.map(|(proto, service, deserted)| Claimant {
+            service,
+            name: &service.service,
+            rank: match self.since(service, proto) {
+                Revision(0) => Rank::Unordered,
+                Revision(since) => Rank::Since(since),
+            },
+            deserted,
+        })
     }
 
-    /// Puts what a service claims now in the place of what it claimed before.
-    pub(super) fn change(&mut self, service: &ServiceName, before: Claim, now: Claim) {
+    /// Since when a service has its claim in the store; 0: it has none.
+    pub(super) fn since(&self, service: &ServiceName, proto: &str) -> Revision {
+        self.stored_one(service, proto)
+            .map_or(Revision(0), |claim| claim.created)
+    }
+
+    pub(super) fn stored(
+        &self,
+        service: &ServiceName,
+    ) -> impl Iterator<Item = (&Arc<str>, &StoredClaim)> {
+        self.stored.get(service).into_iter().flatten()
+    }
+
+    pub(super) fn stored_one(&self, service: &ServiceName, proto: &str) -> Option<&StoredClaim> {
+        self.stored.get(service)?.get(proto)
+    }
+
+    /// Services that have claims in the store, whether they still exist or not.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.stored.keys()
+    }
+
+    /// How many are stored, in all and in this namespace.
+    pub(super) fn counts(&self, namespace: &str) -> (usize, usize) {
+        let here = self.in_namespace.get(namespace).copied();
+        (self.count, here.unwrap_or_default())
+    }
+
+    /// Puts what a service claims now in the place of what it claimed before; adds the proto services concerned.
+    pub(super) fn change(
+        &mut self,
+        service: &ServiceName,
+        before: Claimed,
+        now: Claimed,
+        changed: &mut BTreeSet<PathOf>,
+    ) {
         if now == before {
             return;
         }
         for proto in before.protos {
-            if let Some(claimants) = self.0.get_mut(&proto) {
-                claimants.of(before.empty).remove(service);
-                if *claimants == Claimants::default() {
-                    self.0.remove(&proto);
+            if let Some(claimants) = self.claimants.get_mut(&proto) {
+                claimants.remove(service);
+                if claimants.is_empty() {
+                    self.claimants.remove(&proto);
                 }
             }
+            changed.insert((proto, service.clone()));
         }
         for proto in now.protos {
-            let claimants = self.0.entry(proto).or_default();
-            claimants.of(now.empty).insert(service.clone());
+            let claimants = self.claimants.entry(Arc::clone(&proto)).or_default();
+            claimants.insert(service.clone(), now.empty);
+            changed.insert((proto, service.clone()));
+        }
+    }
+
+    /// Takes over what the store says of one claim. True: since when it is there has changed.
+    pub(super) fn set(
+        &mut self,
+        service: &ServiceName,
+        proto: &str,
+        claim: Option<StoredClaim>,
+    ) -> bool {
+        let before = self.since(service, proto);
+        let now = claim.as_ref().map_or(Revision(0), |claim| claim.created);
+        match claim {
+            Some(claim) => {
+                let of_service = self.stored.entry(service.clone()).or_default();
+                if of_service.insert(proto.into(), claim).is_none() {
+                    self.count += 1;
+                    *self
+                        .in_namespace
+                        .entry(service.namespace.clone())
+                        .or_default() += 1;
+                }
+            }
+            None => self.remove(service, proto),
+        }
+        before != now
+    }
+
+    fn remove(&mut self, service: &ServiceName, proto: &str) {
+        let Some(of_service) = self.stored.get_mut(service) else {
+            return;
+        };
+        if of_service.remove(proto).is_some() {
+            self.count = self.count.saturating_sub(1);
+            release(&mut self.in_namespace, service.namespace.as_str());
+        }
+        if of_service.is_empty() {
+            self.stored.remove(service);
         }
     }
 }

@@ -10,14 +10,16 @@ use std::{
 };
 
 use heddle_proto::{
+    paths::{Claimant, Owner},
     registry::v1::Health,
-    store::v1::{InstanceRecord, NodeRecord, ServiceRecord},
+    store::v1::{ClaimRecord, InstanceRecord, NodeRecord, ServiceRecord},
 };
 use prost::Message as _;
 
 use crate::registry::{
-    Event, Instance, InstanceKey, KnownService, Node, Replica, ServiceName,
+    ByPath, Event, Instance, InstanceKey, KnownService, Node, Replica, ServiceName, by_path,
     node::{Alive, Clash},
+    owner_among,
 };
 use crate::store::{Changes, KeyValue, Revision, keys};
 
@@ -27,11 +29,12 @@ mod proxies;
 mod service;
 mod touched;
 
-use claims::{Claim, Claims};
+use claims::{Claimed, Claims};
+pub(super) use claims::{PathOf, StoredClaim};
 pub(super) use plane::Duty;
 use plane::Plane;
 use proxies::Proxies;
-use service::Service;
+use service::{Record, Service};
 pub use touched::{Place, Touched};
 
 /// What one or several revisions changed.
@@ -52,6 +55,8 @@ pub struct Batch {
     pub events: bool,
     /// Where proxies listen.
     pub listeners: bool,
+    /// Claims of paths that came or went, or whose service has instances now and had none, or the reverse.
+    pub paths: BTreeSet<PathOf>,
 }
 
 impl Batch {
@@ -66,6 +71,7 @@ impl Batch {
         self.replicas |= later.replicas;
         self.events |= later.events;
         self.listeners |= later.listeners;
+        self.paths.extend(later.paths);
     }
 
     fn touch(&mut self, service: &ServiceName, place: Place) {
@@ -151,15 +157,15 @@ impl View {
 
     /// What the service's record says, whether it is needed or not.
     pub(super) fn recorded(&self, service: &ServiceName) -> Option<&KnownService> {
-        let (known, _) = self.services.get(service)?.record.as_ref()?;
-        Some(known)
+        let record = self.services.get(service)?.record.as_ref()?;
+        Some(&record.known)
     }
 
     /// If the service has no instance: when its record was written last.
     pub(super) fn empty_since_write(&self, service: &ServiceName) -> Option<Revision> {
         let service = self.services.get(service)?;
-        let (_, at) = service.record.as_ref()?;
-        service.instances.is_empty().then_some(*at)
+        let record = service.record.as_ref()?;
+        service.instances.is_empty().then_some(record.modified)
     }
 
     /// Instances of all services.
@@ -214,11 +220,73 @@ impl View {
         self.proxies.at(on, address, |name| self.node(name))
     }
 
-    /// The mesh services that implement a proto service: more than one is ambiguous. Services without instances count
-    /// only where no other implements it.
+    /// The services that claim the path of a proto service now, in all namespaces, sorted by name.
+    pub fn path_claimants<'a>(
+        &'a self,
+        proto: &str,
+    ) -> impl Iterator<Item = Claimant<'a, &'a ServiceName>> {
+        self.claims.claimants(proto)
+    }
+
+    /// Who owns the path of a proto service in a namespace.
     #[must_use]
-    pub fn proto_claims(&self, proto: &str) -> &BTreeSet<ServiceName> {
-        self.claims.of(proto)
+    pub fn path_owner(&self, proto: &str, namespace: &str) -> Owner<&ServiceName> {
+        owner_among(self.path_claimants(proto), namespace)
+    }
+
+    /// Whom a call by path means, of a caller in this namespace.
+    #[must_use]
+    pub fn by_path(&self, proto: &str, namespace: &str) -> ByPath<&ServiceName> {
+        by_path(self.path_claimants(proto).collect(), namespace)
+    }
+
+    /// The proto services whose paths a service claims now, sorted, each with the revision since which the claim is in
+    /// the store; 0: it is not.
+    #[must_use]
+    pub fn path_claims(&self, service: &ServiceName) -> Vec<(Arc<str>, Revision)> {
+        let mut protos = self.claim(service).protos;
+        protos.sort_unstable();
+        let since = |proto: Arc<str>| {
+            let since = self.claims.since(service, &proto);
+            (proto, since)
+        };
+        protos.into_iter().map(since).collect()
+    }
+
+    /// The claims of a service that the store holds, by proto service.
+    pub(super) fn stored_claims(
+        &self,
+        service: &ServiceName,
+    ) -> impl Iterator<Item = (&Arc<str>, &StoredClaim)> {
+        self.claims.stored(service)
+    }
+
+    pub(super) fn stored_claim(&self, service: &ServiceName, proto: &str) -> Option<&StoredClaim> {
+        self.claims.stored_one(service, proto)
+    }
+
+    /// Services of which the store holds claims, whether they still exist or not.
+    pub(super) fn claiming_services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.claims.services()
+    }
+
+    /// How many claims the store holds, in all and in this namespace.
+    #[must_use]
+    pub fn claim_counts(&self, namespace: &str) -> (usize, usize) {
+        self.claims.counts(namespace)
+    }
+
+    /// An instance of the service serves this proto service and claims its path.
+    pub(super) fn serves_path(&self, service: &ServiceName, proto: &str) -> bool {
+        self.services
+            .get(service)
+            .is_some_and(|service| service.serves_path(proto))
+    }
+
+    /// When the record of a service was first written: who is the older one.
+    pub(super) fn known_since(&self, service: &ServiceName) -> Option<Revision> {
+        let record = self.services.get(service)?.record.as_ref()?;
+        Some(record.created)
     }
 
     /// An instance's health as clients see it: those of a suspect node are UNKNOWN.
@@ -325,9 +393,25 @@ impl View {
                 }
             }
         }
+        for name in self.claims.services().chain(older.claims.services()) {
+            let (new, old) = (self.claims.stored(name), older.claims.stored(name));
+            if !new.eq(old) {
+                let stored = self.claims.stored(name).chain(older.claims.stored(name));
+                let paths = stored.map(|(proto, _)| (Arc::clone(proto), name.clone()));
+                batch.paths.extend(paths);
+                if self.services.contains_key(name) {
+                    batch.services.insert(name.clone());
+                }
+            }
+        }
         for name in self.services.keys().chain(older.services.keys()) {
             if self.services.get(name) != older.services.get(name) {
                 batch.touch_all(name);
+                let claims = self.claim(name).protos.into_iter();
+                let claims = claims.chain(older.claim(name).protos);
+                batch
+                    .paths
+                    .extend(claims.map(|proto| (proto, name.clone())));
                 let instances = self.instances(name).chain(older.instances(name));
                 batch
                     .nodes
@@ -351,6 +435,9 @@ impl View {
             Some(keys::Key::Replica(name)) => batch.replicas |= self.plane.set_replica(name, value),
             Some(keys::Key::Duty(name)) => batch.replicas |= self.plane.set_duty(name, value),
             Some(keys::Key::Event(id)) => batch.events |= self.plane.set_event(id, value),
+            Some(keys::Key::Claim { proto, service }) => {
+                self.set_claim(proto, &service, value, batch);
+            }
             None => {}
         }
     }
@@ -373,7 +460,7 @@ impl View {
         if let Some(new) = new {
             self.put_instance(key, new);
         }
-        self.settle(&key.service, claimed);
+        self.settle(&key.service, claimed, batch);
         batch.touch(&key.service, (Arc::clone(&key.node), Arc::clone(&key.id)));
         batch.nodes.insert(Arc::clone(&key.node));
     }
@@ -388,6 +475,12 @@ impl View {
         };
         for proto in &instance.protos {
             release(&mut service.protos, proto.name.as_str());
+            if instance.claim_paths {
+                release(&mut service.claimed, proto.name.as_str());
+            }
+        }
+        if instance.claim_paths {
+            service.claiming = service.claiming.saturating_sub(1);
         }
         if let Some(entry) = self.nodes.get_mut(&key.node) {
             release(&mut entry.services, &key.service);
@@ -401,7 +494,11 @@ impl View {
         for proto in &instance.protos {
             let name = proto.name.as_str();
             *service.protos.entry(name.into()).or_default() += 1;
+            if instance.claim_paths {
+                *service.claimed.entry(name.into()).or_default() += 1;
+            }
         }
+        service.claiming += usize::from(instance.claim_paths);
         let node = self.nodes.entry(Arc::clone(&key.node)).or_default();
         *node.services.entry(key.service.clone()).or_default() += 1;
         service
@@ -417,7 +514,11 @@ impl View {
                 tracing::error!(key = %value.key, %error, "a record of the store cannot be read; left out");
                 ServiceRecord::default()
             });
-            (Arc::new(KnownService::parse(record)), value.mod_revision)
+            Record {
+                known: Arc::new(KnownService::parse(record)),
+                created: value.create_revision,
+                modified: value.mod_revision,
+            }
         });
         if record.is_none() && !self.services.contains_key(&name) {
             return;
@@ -425,13 +526,36 @@ impl View {
         let before = self.services.get(&name).map(|it| it.stands_in().cloned());
         let claimed = self.claim(&name);
         self.services.entry(name.clone()).or_default().record = record;
-        self.settle(&name, claimed);
+        self.settle(&name, claimed, batch);
         if before != self.services.get(&name).map(|it| it.stands_in().cloned()) {
             batch.services.insert(name);
         }
     }
 
-    fn claim(&self, name: &ServiceName) -> Claim {
+    fn set_claim(
+        &mut self,
+        proto: &str,
+        service: &ServiceName,
+        value: Option<&KeyValue>,
+        batch: &mut Batch,
+    ) {
+        let claim = value.map(|value| StoredClaim {
+            created: value.create_revision,
+            modified: value.mod_revision,
+            // The key alone says that the path is claimed.
+            record: ClaimRecord::decode(value.value.clone()).unwrap_or_default(),
+        });
+        if !self.claims.set(service, proto, claim) {
+            return;
+        }
+        batch.paths.insert((proto.into(), service.clone()));
+        let claims = |service: &Service| service.claim().protos.iter().any(|it| **it == *proto);
+        if self.services.get(service).is_some_and(claims) {
+            batch.services.insert(service.clone());
+        }
+    }
+
+    fn claim(&self, name: &ServiceName) -> Claimed {
         self.services
             .get(name)
             .map(Service::claim)
@@ -439,12 +563,12 @@ impl View {
     }
 
     /// A service has changed: it goes if nothing is left of it, and claims what it claims now.
-    fn settle(&mut self, name: &ServiceName, claimed: Claim) {
+    fn settle(&mut self, name: &ServiceName, claimed: Claimed, batch: &mut Batch) {
         if self.services.get(name).is_some_and(Service::is_gone) {
             self.services.remove(name);
         }
         let now = self.claim(name);
-        self.claims.change(name, claimed, now);
+        self.claims.change(name, claimed, now, &mut batch.paths);
     }
 
     fn set_node(&mut self, name: &str, value: Option<&KeyValue>, batch: &mut Batch) {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{claims::Claim, touched::Place};
+use super::{claims::Claimed, touched::Place};
 use crate::{
     registry::{Instance, KnownService},
     store::Revision,
@@ -12,10 +12,21 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Service {
     pub(super) instances: BTreeMap<Place, Arc<Instance>>,
-    /// Proto service → how many instances claim it.
+    /// Proto service → how many instances serve it.
     pub(super) protos: BTreeMap<Arc<str>, usize>,
-    /// Its record, and when that was written.
-    pub(super) record: Option<(Arc<KnownService>, Revision)>,
+    /// Proto service → how many instances claim its path.
+    pub(super) claimed: BTreeMap<Arc<str>, usize>,
+    /// Instances that claim the paths of what they serve.
+    pub(super) claiming: usize,
+    pub(super) record: Option<Record>,
+}
+
+/// What the store says of a service, with or without instances.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Record {
+    pub(super) known: Arc<KnownService>,
+    pub(super) created: Revision,
+    pub(super) modified: Revision,
 }
 
 impl Service {
@@ -27,20 +38,31 @@ impl Service {
     }
 
     pub(super) fn stands_in(&self) -> Option<&Arc<KnownService>> {
-        let (known, _) = self.record.as_ref()?;
-        self.protos.is_empty().then_some(known)
+        let record = self.record.as_ref()?;
+        self.protos.is_empty().then_some(&record.known)
     }
 
-    pub(super) fn claim(&self) -> Claim {
+    /// One of its instances serves this proto service, as far as is known, and claims its path.
+    pub(super) fn serves_path(&self, proto: &str) -> bool {
+        let is_known = |known: &Arc<KnownService>| {
+            let claims = known.claim_paths && self.claiming > 0;
+            claims && known.protos.iter().any(|it| it.name == proto)
+        };
+        self.claimed.contains_key(proto) || self.stands_in().is_some_and(is_known)
+    }
+
+    pub(super) fn claim(&self) -> Claimed {
+        let wanted = self.instances.is_empty() || self.claiming > 0;
         let protos = match self.stands_in() {
-            Some(known) => known
+            Some(known) if known.claim_paths && wanted => known
                 .protos
                 .iter()
                 .map(|proto| proto.name.as_str().into())
                 .collect(),
-            None => self.protos.keys().cloned().collect(),
+            Some(_) => Vec::new(),
+            None => self.claimed.keys().cloned().collect(),
         };
-        Claim {
+        Claimed {
             empty: self.instances.is_empty(),
             protos,
         }

@@ -35,6 +35,11 @@ enum Step {
         service: u8,
         variant: Option<u8>,
     },
+    Claim {
+        service: u8,
+        proto: u8,
+        there: bool,
+    },
     /// What the control plane writes about itself, by the kind of its key.
     Plane {
         kind: u8,
@@ -69,8 +74,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             variant,
         },
     );
+    let claim =
+        (0..3_u8, 0..2_u8, proptest::bool::weighted(0.7)).prop_map(|(service, proto, there)| {
+            Step::Claim {
+                service,
+                proto,
+                there,
+            }
+        });
     proptest::collection::vec(
-        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema, 3 => service, 3 => plane],
+        prop_oneof![6 => instance, 2 => node, 2 => alive, 1 => schema, 3 => service, 3 => plane, 3 => claim],
         1..60,
     )
 }
@@ -122,6 +135,14 @@ impl Step {
                 keys::schema(&hash.to_string()),
                 there.then(|| b"x".to_vec()),
             ),
+            Self::Claim {
+                service,
+                proto,
+                there,
+            } => (
+                keys::claim(&format!("p{proto}.Api"), &service_name(service)),
+                there.then(Vec::new),
+            ),
             Self::Plane {
                 kind,
                 name,
@@ -130,6 +151,7 @@ impl Step {
             Self::Service { service, variant } => {
                 let record = variant.map(|variant| ServiceRecord {
                     protos: proto_services(variant),
+                    no_paths: variant == 2,
                     ..ServiceRecord::default()
                 });
                 (
@@ -204,6 +226,7 @@ fn instance_record(key: &InstanceKey, variant: u8) -> Vec<u8> {
                 namespace: key.service.namespace.clone(),
                 id: key.id.to_string(),
                 address: format!("127.0.0.1:{}", 1000 + u16::from(variant)),
+                claim_paths: (variant == 2).then_some(false),
                 ..pb::Instance::default()
             }),
             health: 1,
@@ -223,10 +246,11 @@ fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
         let revision = Revision(n as u64 + 2);
         let (key, value) = step.key_and_value();
         let key: Arc<str> = key.into();
+        let created = state.get(&key).map(|held| held.create_revision);
         let now = value.map(|value| KeyValue {
             key: Arc::clone(&key),
             value: value.into(),
-            create_revision: revision,
+            create_revision: created.unwrap_or(revision),
             mod_revision: revision,
             lease: None,
         });
@@ -266,7 +290,9 @@ fn shown(view: &View) -> HashMap<String, String> {
     }
     for n in 0..3 {
         let proto = format!("p{n}.Api");
-        let claims = format!("{:?}", view.proto_claims(&proto));
+        let claimants: Vec<_> = view.path_claimants(&proto).collect();
+        let owner = view.path_owner(&proto, "x");
+        let claims = format!("{claimants:?} {owner:?}");
         shown.insert(proto, claims);
         shown.insert(
             format!("schema {n}"),
@@ -298,8 +324,9 @@ fn services_in(view: &View) -> HashMap<ServiceName, String> {
             format!("{instance:?} {node:?}")
         });
         let stands_in = view.stands_in(service);
+        let claims = view.path_claims(service);
         format!(
-            "{stands_in:?}\n{}",
+            "{stands_in:?} {claims:?}\n{}",
             instances.collect::<Vec<_>>().join("\n")
         )
     };
@@ -461,30 +488,49 @@ fn names_are_parsed() {
     }
 }
 
-/// What the claims must be, from the view's other answers.
-fn claims_by_definition(view: &View, proto: &str) -> BTreeSet<ServiceName> {
+/// Who must claim a path, and whether it has no instance, from the view's other answers.
+fn claimants_by_definition(view: &View, proto: &str) -> Vec<(ServiceName, bool)> {
+    let names = |protos: &[ProtoService]| protos.iter().any(|it| it.name == proto);
     let claims = |service: &&ServiceName| {
-        let mut instances = view.instances(service).flat_map(|it| &it.protos);
-        let known = view.stands_in(service).into_iter();
-        let mut known = known.flat_map(|known| &known.protos);
-        instances.any(|it| it.name == proto) || known.any(|it| it.name == proto)
+        let empty = view.instances(service).next().is_none();
+        let mut claiming = view.instances(service).filter(|it| it.claim_paths);
+        match view.stands_in(service) {
+            Some(known) => {
+                let wanted = empty || claiming.next().is_some();
+                known.claim_paths && wanted && names(&known.protos)
+            }
+            None => claiming.any(|it| names(&it.protos)),
+        }
     };
-    let used = |service: &&ServiceName| view.instances(service).next().is_some();
-    let all: BTreeSet<_> = view.services().filter(claims).collect();
-    let used: BTreeSet<_> = all.iter().copied().filter(used).collect();
-    let counted = if used.is_empty() { all } else { used };
-    counted.into_iter().cloned().collect()
+    let with_life = |service: &ServiceName| {
+        let empty = view.instances(service).next().is_none();
+        (service.clone(), empty)
+    };
+    view.services().filter(claims).map(with_life).collect()
 }
 
 proptest! {
     #[test]
-    fn services_without_instances_claim_only_what_no_other_claims(steps in steps()) {
-        let (_, changes) = history(&steps);
+    fn a_path_is_claimed_by_those_that_serve_it_and_owned_by_the_oldest_claim(steps in steps()) {
+        let (states, changes) = history(&steps);
         let mut view = View::load(Revision(1), []);
-        for changes in &changes {
+        for (state, changes) in states[1..].iter().zip(&changes) {
             view.apply(changes, &mut Batch::default());
             for proto in ["p0.Api", "p1.Api"] {
-                prop_assert_eq!(view.proto_claims(proto), &claims_by_definition(&view, proto));
+                let claimants = view.path_claimants(proto);
+                let claimants: Vec<_> = claimants.map(|it| (it.service.clone(), it.deserted)).collect();
+                prop_assert_eq!(&claimants, &claimants_by_definition(&view, proto));
+                let since = |service: &ServiceName| {
+                    let key = keys::claim(proto, service);
+                    let stored = state.iter().find(|item| *item.key == *key);
+                    stored.map(|item| item.create_revision)
+                };
+                let oldest = claimants.iter().filter_map(|(it, _)| Some((since(it)?, it))).min();
+                if let Some((_, oldest)) = oldest {
+                    let owner = view.path_owner(proto, "x");
+                    let is_it = matches!(owner, Owner::One { owner, .. } if owner == oldest);
+                    prop_assert!(is_it, "{:?} is not {:?}", owner, oldest);
+                }
             }
         }
     }

@@ -407,6 +407,7 @@ fn describe(view: &View, instance: &Arc<Instance>) -> InstanceStatus {
                 .collect(),
             health: instance.health_check.clone(),
             labels: instance.labels.clone().into_iter().collect(),
+            claim_paths: (!instance.claim_paths).then_some(false),
         }),
         node: instance.node.to_string(),
         health: view.health(instance).into(),

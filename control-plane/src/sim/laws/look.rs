@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
+use heddle_proto::paths::Owner;
+
 use super::truth::{Stored, is_contested, read, rightful, wanted};
 use crate::{
     sim::{
         client::{Flavor, Held},
+        node::SHARED,
         replica::SUSPECT_FOR,
         world::{Seat, Who, World, lock},
     },
@@ -194,6 +197,7 @@ pub(in crate::sim) fn converged(world: &World) {
         }
     }
     same_views(world, stored.revision);
+    paths_are_owned(world, &stored);
     let cluster = lock(&world.store);
     let all = cluster
         .machine
@@ -240,6 +244,44 @@ fn same_views(world: &World, revision: Revision) {
             "I3 convergence",
             format_args!("{} replicas serve", replicas.len()),
         );
+    }
+}
+
+/// Each service with instances has its claim, those that are long gone have none, and the oldest claim owns the path that
+/// all services want.
+fn paths_are_owned(world: &World, stored: &Stored) {
+    let services = stored
+        .instances
+        .values()
+        .map(|(_, service, _)| service.clone());
+    let lived_in: BTreeSet<String> = services.collect();
+    let prefix = format!("claim/proto/default/{SHARED}/");
+    let claims = lock(&world.store).machine.range(&prefix, None, false);
+    let claims = claims.map(|it| it.items).unwrap_or_default();
+    let name = |key: &str| format!("{}.default", key.trim_start_matches(&prefix));
+    let claimed: BTreeSet<String> = claims.iter().map(|item| name(&item.key)).collect();
+    if claimed != lived_in {
+        world.broken(
+            "I8 paths",
+            format_args!("{claimed:?} claim a path, and {lived_in:?} have instances"),
+        );
+    }
+    let oldest = claims.iter().min_by_key(|item| item.create_revision);
+    let oldest = oldest.map(|item| name(&item.key));
+    for (n, replica) in lock(&world.replicas).iter() {
+        let owner = replica
+            .registry
+            .read(|view| match view.path_owner(SHARED, "default") {
+                Owner::One { owner, .. } => Some(owner.to_string()),
+                Owner::Nobody | Owner::Unclear(_) => None,
+            });
+        // Without instances none of them has a claim any longer, and any may say that it has none.
+        if oldest.is_some() && owner != oldest {
+            world.broken(
+                "I8 paths",
+                format_args!("by r{n} {owner:?} owns a path, the oldest claim is of {oldest:?}"),
+            );
+        }
     }
 }
 

@@ -149,10 +149,18 @@ fn envoys_routes_say_what_outbound_does() {
             .map(|route| {
                 let matched = route.r#match.as_ref().unwrap();
                 assert_eq!(matched.headers[0].name, ":authority");
-                match &matched.path_specifier {
-                    Some(route_match::PathSpecifier::Prefix(prefix)) => prefix.clone(),
-                    other => panic!("{other:?}"),
-                }
+                let Some(route_match::PathSpecifier::Prefix(prefix)) = &matched.path_specifier
+                else {
+                    panic!("{matched:?}");
+                };
+                let Some(route::Action::Route(to)) = &route.action else {
+                    panic!("{route:?}");
+                };
+                let Some(route_action::ClusterSpecifier::Cluster(cluster)) = &to.cluster_specifier
+                else {
+                    panic!("{to:?}");
+                };
+                format!("{prefix} {cluster}")
             })
             .collect();
         (domains.into_iter().collect::<Vec<_>>(), paths)
@@ -174,17 +182,74 @@ fn envoys_routes_say_what_outbound_does() {
             "users.default.mesh."
         ]
     );
-    let both = ["/u.Users/", "/x.Both/"];
-    assert_eq!(by_path, both, "the namespace of the callers comes first");
-    mesh.put("a/other/1", "10.0.0.3:80").protos = vec![proto("x.Both", &[])];
+    let users = ["/u.Users/ users.default", "/x.Both/ users.default"];
+    assert_eq!(by_path, users, "the namespace of the callers comes first");
+
+    // Issue 10, B2: the oldest claim owns the path, and others harm nobody.
+    mesh.claim("users", "x.Both", 5);
+    mesh.claim("a-canary", "x.Both", 6);
+    mesh.put("a/a-canary/1", "10.0.0.3:80").protos = vec![proto("x.Both", &[])];
+    let quiet = mesh.put("a/quiet/1", "10.0.0.4:80");
+    quiet.protos = vec![proto("q.Quiet", &[])];
+    quiet.instance.as_mut().unwrap().claim_paths = Some(false);
+    assert_eq!(paths(&mesh.snapshot()).1, users);
+    mesh.remove("a/users/1");
+    let stood_in = ["/u.Users/ users.default", "/x.Both/ a-canary.default"];
     assert_eq!(
         paths(&mesh.snapshot()).1,
-        ["/u.Users/"],
-        "a proto service of two services is not routed by path"
+        stood_in,
+        "the owner has no instance"
     );
-    mesh.remove("a/other/1");
-    let left = paths(&mesh.snapshot()).1;
-    assert_eq!(left, both, "one without instances is in nobody's way");
+    mesh.put("a/users/2", "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.Both", &[])];
+    assert_eq!(paths(&mesh.snapshot()).1, users, "it is back");
+
+    // Services of several other namespaces: none comes first.
+    mesh.put("a/one.x/1", "10.0.0.5:80").protos = vec![proto("z.Z", &[])];
+    mesh.put("a/one.y/1", "10.0.0.6:80").protos = vec![proto("z.Z", &[])];
+    assert_eq!(paths(&mesh.snapshot()).1, users);
+    mesh.remove("a/one.x/1");
+    let z = paths(&mesh.snapshot()).1.pop();
+    assert_eq!(
+        z.as_deref(),
+        Some("/z.Z/ one.y"),
+        "one without instances is in nobody's way"
+    );
+}
+
+/// Issue 10, B2: proxies are told of claims and since when they stand, and a change of one changes one index.
+#[test]
+fn an_index_tells_which_paths_are_claimed_and_since_when() {
+    let mut mesh = Mesh::new();
+    for path in ["a/users/1", "a/canary/1"] {
+        mesh.put(path, "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.X", &[])];
+    }
+    let quiet = mesh.put("a/quiet/1", "10.0.0.4:80");
+    quiet.protos = vec![proto("u.Users", &[])];
+    quiet.instance.as_mut().unwrap().claim_paths = Some(false);
+    mesh.claim("users", "u.Users", 5);
+    let claims = |snapshot: &Snapshot, name: &str| {
+        let index: ServiceIndex = get(snapshot, Kind::ServiceIndex, Audience::Proxy, name);
+        assert!(index.claims_kept);
+        let claims = index.claims.into_iter();
+        claims
+            .map(|claim| (claim.proto, claim.since))
+            .collect::<Vec<_>>()
+    };
+    let claim = |proto: &str, since| (proto.to_owned(), since);
+    let snapshot = mesh.snapshot();
+    assert_eq!(
+        claims(&snapshot, "users.default"),
+        [claim("u.Users", 5), claim("x.X", 1)]
+    );
+    assert_eq!(claims(&snapshot, "quiet.default"), []);
+    mesh.claim("users", "u.Users", 9);
+    let next = mesh.snapshot();
+    assert_eq!(claims(&next, "users.default")[0], claim("u.Users", 9));
+    let version = |snapshot: &Snapshot| {
+        let canary = snapshot.get(Kind::ServiceIndex, Audience::Proxy, "canary.default");
+        canary.unwrap().version.clone()
+    };
+    assert_eq!(version(&next), version(&snapshot));
 }
 
 #[test]

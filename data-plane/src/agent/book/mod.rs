@@ -17,10 +17,12 @@ use super::{
     validate::Checked,
 };
 
+mod claims;
 mod files;
 mod schemas;
 mod words;
 
+pub use claims::ClaimOrder;
 pub use schemas::MAX_HELD_COST;
 pub use words::{Filed, Joined, Leaving, Refused, Source, View, Views};
 
@@ -65,6 +67,7 @@ pub struct Book {
     entries: BTreeMap<InstanceKey, Entry>,
     by_registration: BTreeMap<Arc<str>, InstanceKey>,
     gone: Gone,
+    claims: ClaimOrder,
     version: u64,
     ttl: Duration,
     streams: u64,
@@ -80,6 +83,7 @@ impl Book {
             entries: BTreeMap::new(),
             by_registration: BTreeMap::new(),
             gone: Gone::default(),
+            claims: ClaimOrder::default(),
             version: 0,
             ttl,
             streams: 0,
@@ -98,6 +102,17 @@ impl Book {
             .iter()
             .map(|(key, entry)| (key.clone(), Arc::clone(&entry.view)))
             .collect()
+    }
+
+    /// In which order services claimed their paths.
+    #[must_use]
+    pub fn claims(&self) -> &ClaimOrder {
+        &self.claims
+    }
+
+    /// The order in which the last process of this node had them; before its instances are put back.
+    pub fn restore_claims(&mut self, places: &[(String, String)]) {
+        self.claims.restore(places);
     }
 
     #[must_use]
@@ -221,6 +236,7 @@ impl Book {
         self.hold(&mut entry, schema);
         self.by_registration
             .insert(Arc::clone(registration), key.clone());
+        self.claims.add(&entry.view);
         self.entries.insert(key, entry);
         self.version += 1;
         joined
@@ -315,6 +331,7 @@ impl Book {
 
     /// Takes out whose beat is overdue; and why, but for those that had asked to go.
     pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Option<Cause>)> {
+        self.claims.forget(now);
         let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
         let keys: Vec<_> = self
             .entries
@@ -379,6 +396,7 @@ impl Book {
             schema: view.schema.clone(),
         };
         let knows = !learned.names.is_empty() || learned.schema.is_some();
+        self.claims.add(&view);
         let entry = Entry {
             view: Arc::new(view),
             source: Source::Restored,
@@ -479,6 +497,7 @@ impl Book {
     fn remove_entry(&mut self, key: &InstanceKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         self.by_registration.remove(&entry.view.registration);
+        self.claims.remove(&entry.view);
         Some(entry)
     }
 

@@ -89,6 +89,10 @@ impl Book {
         entry.view = Arc::new(view);
         self.hold(&mut entry, schema);
         let changed = *entry.view != *before;
+        if entry.view.protos != before.protos {
+            self.claims.add(&entry.view);
+            self.claims.remove(&before);
+        }
         if !changed {
             entry.view = before;
         }

@@ -27,6 +27,12 @@ pub struct View {
 }
 
 impl View {
+    /// Whether its service claims the paths of what it serves: yes, unless it says no.
+    #[must_use]
+    pub fn claims_paths(&self) -> bool {
+        self.instance.claim_paths.unwrap_or(true)
+    }
+
     /// As the node session tells it.
     #[must_use]
     pub fn to_local(&self) -> LocalInstance {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use heddle_proto::control::v1::{
-    ControlMessage, Hello, NodeMessage, control_message, node_message,
+    ControlMessage, Hello, LocalInstance, NodeMessage, control_message, node_message,
     node_session_client::NodeSessionClient,
 };
 use tokio::{
@@ -240,7 +240,7 @@ impl Session {
             advertise: self.identity.advertise.clone(),
             region: self.identity.region.clone(),
             zone: self.identity.zone.clone(),
-            instances: views.values().map(|v| v.to_local()).collect(),
+            instances: self.in_order_of_claims(views),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.revision.load(Ordering::Relaxed),
             listeners: self.listeners(),
@@ -255,6 +255,17 @@ impl Session {
     fn listeners(&self) -> Vec<String> {
         let all = self.agent.listeners().addresses();
         all.iter().map(ToString::to_string).collect()
+    }
+
+    /// The oldest claims of paths come first: the control plane takes them in this order.
+    fn in_order_of_claims(&self, views: &Views) -> Vec<LocalInstance> {
+        let claims = self.agent.claims();
+        let mut instances: Vec<_> = views.iter().collect();
+        instances.sort_by_key(|(key, _)| claims.oldest(&key.full_service()).unwrap_or(u64::MAX));
+        instances
+            .into_iter()
+            .map(|(_, view)| view.to_local())
+            .collect()
     }
 
     fn end_of(&self, status: &Status) -> End {

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::agent::{
     Agent,
-    book::{View, Views},
+    book::{ClaimOrder, View, Views},
     gone::{Cause, Causes},
     key::InstanceKey,
     schema::MAX_SCHEMA_BYTES,
@@ -103,7 +103,7 @@ impl Stream {
         if self.in_flight.is_none() {
             let (version, now, mut gone) = agent.untold(self.acknowledged);
             self.rejected.retain(|key, _| now.contains_key(key));
-            let (change, upserted) = self.difference(&now, &mut gone);
+            let (change, upserted) = self.difference(&now, &mut gone, &agent.claims());
             self.sent = now;
             if change.upserted.is_empty() && change.removed.is_empty() {
                 self.acknowledged = version;
@@ -222,14 +222,26 @@ impl Stream {
 
     /// What turns `sent` into `now`, without what the control plane would reject again; why it went what has gone; and
     /// which instances it brings.
-    fn difference(&self, now: &Views, gone: &mut Causes) -> (Change, Vec<InstanceKey>) {
+    fn difference(
+        &self,
+        now: &Views,
+        gone: &mut Causes,
+        claims: &ClaimOrder,
+    ) -> (Change, Vec<InstanceKey>) {
         let mut change = Change::default();
         let mut keys = Vec::new();
-        for (key, view) in now {
+        let is_other = |key: &InstanceKey, view: &Arc<View>| {
             let old = self.sent.get(key);
-            if old.is_some_and(|old| Arc::ptr_eq(old, view)) {
-                continue;
-            }
+            old.is_none_or(|old| !Arc::ptr_eq(old, view))
+        };
+        let mut others: Vec<_> = now
+            .iter()
+            .filter(|(key, view)| is_other(key, view))
+            .collect();
+        // The oldest claims of paths come first: the control plane takes them in this order.
+        others.sort_by_key(|(key, _)| claims.oldest(&key.full_service()).unwrap_or(u64::MAX));
+        for (key, view) in others {
+            let old = self.sent.get(key);
             let local = view.to_local();
             // Another registration of the same instance is no change for the mesh.
             let is_same = old.is_some_and(|old| old.to_local() == local);

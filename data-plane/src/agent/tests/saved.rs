@@ -51,9 +51,9 @@ async fn what_is_not_this_nodes_is_set_aside() {
         .register(super::checked(instance("echo", "e1", "127.0.0.1:7001")))
         .unwrap();
     saved::save(&dir, &before).await;
-    assert!(saved::load(&dir, "b").is_empty());
+    assert!(saved::load(&dir, "b").instances.is_empty());
     dir.write("instances", b"\xff\xff no message").unwrap();
-    assert!(saved::load(&dir, "a").is_empty());
+    assert!(saved::load(&dir, "a").instances.is_empty());
     let aside = fs::read_dir(temp.path()).unwrap().filter_map(Result::ok);
     let aside = aside
         .filter(|e| e.file_name().to_string_lossy().contains(".bad-"))
@@ -94,4 +94,37 @@ async fn a_value_mangled_at_any_byte_is_no_crash() {
     let after = Agent::new("a");
     after.restore(saved::parse(&dir, twice.into(), "a"));
     assert_eq!(after.views().1.len(), 2);
+}
+
+/// Issue 10, B2: with no control plane a restart keeps who claimed a path first, also of a service that is away.
+#[tokio::test]
+async fn the_order_of_claims_survives_a_restart_and_an_upgrade() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(temp.path()).unwrap();
+    let before = Agent::new("a");
+    let register = |agent: &Agent, service: &str, id: &str| {
+        let instance = Instance {
+            protos: vec!["u.Users".to_owned()],
+            ..instance(service, id, "127.0.0.1:7001")
+        };
+        agent.register(super::checked(instance)).unwrap()
+    };
+    let first = register(&before, "users", "u1");
+    register(&before, "canary", "c1");
+    let quiet = Instance {
+        protos: vec!["u.Users".to_owned()],
+        claim_paths: Some(false),
+        ..instance("quiet", "q1", "127.0.0.1:7002")
+    };
+    before.register(super::checked(quiet)).unwrap();
+    before.deregister(&first).unwrap();
+    saved::save(&dir, &before).await;
+
+    let after = Agent::new("a");
+    after.restore(saved::load(&dir, "a"));
+    register(&after, "third", "t1");
+    register(&after, "users", "u2");
+    let claims = after.claims().in_order();
+    let order: Vec<_> = claims.iter().map(|(service, _)| service.as_str()).collect();
+    assert_eq!(order, ["users.default", "canary.default", "third.default"]);
 }

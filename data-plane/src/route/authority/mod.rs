@@ -15,7 +15,7 @@ pub enum Decision<'t> {
     Service(&'t Arc<Service>),
     /// To the proxy itself: health and reflection, routed by path.
     Internal,
-    /// Several services implement the proto service.
+    /// Several services claim the path of the proto service, and none of them comes first.
     Ambiguous(&'t [Arc<Service>]),
     /// Nowhere.
     NoRoute,
@@ -83,6 +83,15 @@ pub fn explain_no_route(
                 and the authority names no service"
             );
         };
+        let mut unclaimed = table.unclaimed(proto_service).map(|service| &*service.name);
+        if let Some(first) = unclaimed.next() {
+            let names: Vec<&str> = std::iter::once(first).chain(unclaimed).take(3).collect();
+            return format!(
+                "no service that node {node} knows claims the path of {proto_service}; it is implemented by {}: call it \
+                 by its name, for example by the authority {first} (grpcurl -authority {first})",
+                names.join(", ")
+            );
+        }
         let near = nearest(proto_service, table.proto_services(), 3);
         let none = table.proto_services().next().is_none();
         let hint = offer(
@@ -166,8 +175,17 @@ pub fn explain_ambiguous(services: &[Arc<Service>], path: &[u8]) -> String {
     let proto_service = split_path(path).map_or("this proto service", |(service, _)| service);
     let names: Vec<&str> = services.iter().map(|s| &*s.name).collect();
     let first = names.first().copied().unwrap_or_default();
+    let mut namespaces = services.iter().map(|s| &s.namespace);
+    let of_one = namespaces
+        .next()
+        .is_some_and(|first| namespaces.all(|other| other == first));
+    let why = if of_one {
+        "there is no order among them, as the control plane is older than this proxy"
+    } else {
+        "no service of the caller's namespace does"
+    };
     format!(
-        "{proto_service} is implemented by {}: choose one by authority, for example {first} \
+        "the path of {proto_service} is claimed by {}, and {why}: choose one by authority, for example {first} \
          (grpcurl -authority {first})",
         names.join(", ")
     )

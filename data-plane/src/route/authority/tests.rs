@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::route::table::{ProtoService, Service};
+use crate::{
+    balance::endpoints::{Endpoint, EndpointSet},
+    route::table::{ProtoService, Service},
+};
 
 fn table() -> RouteTable {
     let mut builder = RouteTable::builder("Node-A", &["mesh.Example.org".to_owned()]);
@@ -19,6 +22,10 @@ fn table() -> RouteTable {
                 ..Default::default()
             })
             .collect();
+        // Of those that have none any may say so.
+        service.endpoints = Arc::new(EndpointSet {
+            endpoints: vec![Arc::new(Endpoint::of_test(1))],
+        });
         builder.service(service);
     }
     builder.build()

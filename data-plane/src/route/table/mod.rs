@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use heddle_proto::paths::{Claimant, Owner, Rank, owner};
 use rustc_hash::FxHashMap;
 
 use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Target};
@@ -22,12 +23,25 @@ pub enum Protocol {
 }
 
 /// A proto service that a mesh service implements.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProtoService {
     /// `package.Service`
     pub name: String,
     /// Methods that the schema calls idempotent or free of side effects.
     pub idempotent_methods: Vec<String>,
+    /// The rank of the service's claim of its path; `None`: it claims none, and is called by its name only.
+    pub claim: Option<Rank>,
+}
+
+impl Default for ProtoService {
+    /// Claimed, in no order: as an older control plane tells it.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            idempotent_methods: Vec::new(),
+            claim: Some(Rank::Unordered),
+        }
+    }
 }
 
 /// One mesh service.
@@ -102,14 +116,14 @@ impl Service {
     }
 }
 
-/// Who implements a proto service, as one caller sees it.
+/// Who gets the calls of a proto service by path, as one caller sees it.
 #[derive(Clone, Copy, Debug)]
 pub enum Claim<'t> {
     /// Nobody.
     None,
     /// One mesh service.
     One(&'t Arc<Service>),
-    /// Several: not routed by path.
+    /// Several of other namespaces, or with no order among them: not routed by path.
     Many(&'t [Arc<Service>]),
 }
 
@@ -124,8 +138,10 @@ pub struct RouteTable {
     /// Sorted by name.
     services: Vec<Arc<Service>>,
     by_name: FxHashMap<Arc<str>, Arc<Service>>,
-    /// Sorted by namespace, then name.
+    /// Who gets the calls by path of each namespace, sorted by namespace: one, unless there is no order among several.
     by_proto: FxHashMap<String, Vec<Arc<Service>>>,
+    /// Proto services whose owner has no instance, and another gets its calls: the owners.
+    away: FxHashMap<String, Vec<Arc<Service>>>,
 }
 
 impl RouteTable {
@@ -186,7 +202,7 @@ impl RouteTable {
         self.service(name.join(service.as_bytes(), namespace.as_bytes())?)
     }
 
-    /// Who implements a proto service: first in the caller's namespace, then among all others.
+    /// Who gets the calls of a proto service: first in the caller's namespace, then among all others.
     #[must_use]
     pub fn claim(&self, proto_service: &str, namespace: &str) -> Claim<'_> {
         let Some(all) = self.by_proto.get(proto_service) else {
@@ -203,6 +219,25 @@ impl RouteTable {
             ([], all) => only_lived_in(all).map_or(Claim::Many(all), Claim::One),
             (own, _) => Claim::Many(own),
         }
+    }
+
+    /// Who owns the path of a proto service in a namespace, be it that another stands in for it.
+    #[must_use]
+    pub fn path_owner(&self, proto_service: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let here = |service: &&Arc<Service>| *service.namespace == *namespace;
+        let away = self.away.get(proto_service);
+        let mut away = away.into_iter().flatten().filter(here);
+        let mut serving = self.by_proto.get(proto_service)?.iter().filter(here);
+        let (one, other) = (serving.next(), serving.next());
+        away.next().or(one.filter(|_| other.is_none()))
+    }
+
+    /// Services that implement a proto service and claim its path nowhere.
+    pub fn unclaimed<'t>(&'t self, proto_service: &str) -> impl Iterator<Item = &'t Arc<Service>> {
+        self.services().filter(move |service| {
+            let mut protos = service.protos.iter();
+            protos.any(|proto| proto.name == proto_service && proto.claim.is_none())
+        })
     }
 
     /// An equal table that shares no counted pointer of a call's way with this one: each worker has its own, since
@@ -224,11 +259,12 @@ impl RouteTable {
         let by_name = index(&services);
         let same = |service: &Arc<Service>| by_name.get(&service.name).cloned();
         let claims = |all: &Vec<Arc<Service>>| all.iter().filter_map(same).collect();
-        let by_proto = self
-            .by_proto
-            .iter()
-            .map(|(name, all)| (name.clone(), claims(all)))
-            .collect();
+        let copied = |of: &FxHashMap<String, Vec<Arc<Service>>>| {
+            of.iter()
+                .map(|(name, all)| (name.clone(), claims(all)))
+                .collect()
+        };
+        let (by_proto, away) = (copied(&self.by_proto), copied(&self.away));
         Self {
             node: Arc::clone(&self.node),
             own_names: self.own_names.clone(),
@@ -238,6 +274,7 @@ impl RouteTable {
             services,
             by_name,
             by_proto,
+            away,
         }
     }
 
@@ -275,25 +312,33 @@ impl Builder {
         zone.clone_into(&mut self.zone);
     }
 
-    /// Computes who claims which proto service and which endpoints are usable from here.
+    /// Computes who owns which path and which endpoints are usable from here.
     #[must_use]
     pub fn build(self) -> RouteTable {
         let mut services = Vec::with_capacity(self.services.len());
-        let mut by_proto: FxHashMap<String, Vec<Arc<Service>>> = FxHashMap::default();
+        let mut claimed: FxHashMap<String, Vec<(Arc<Service>, Rank)>> = FxHashMap::default();
         for mut service in self.services.into_values() {
             service.prepare(&self.region, &self.zone);
             let service = Arc::new(service);
             for proto in &service.protos {
-                let claims = by_proto.entry(proto.name.clone()).or_default();
-                if !claims.iter().any(|other| Arc::ptr_eq(other, &service)) {
-                    claims.push(Arc::clone(&service));
+                let claims = claimed.entry(proto.name.clone()).or_default();
+                if let Some(rank) = proto.claim
+                    && !claims.iter().any(|(other, _)| Arc::ptr_eq(other, &service))
+                {
+                    claims.push((Arc::clone(&service), rank));
                 }
             }
             services.push(service);
         }
-        for claims in by_proto.values_mut() {
-            drop_deserted(claims);
-            claims.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let mut away = FxHashMap::default();
+        let mut by_proto = FxHashMap::default();
+        for (proto, mut claims) in claimed {
+            claims.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+            let (serving, owners) = decide(&claims);
+            if !owners.is_empty() {
+                away.insert(proto.clone(), owners);
+            }
+            by_proto.insert(proto, serving);
         }
         let mut own_names: Vec<String> = self
             .own_names
@@ -310,6 +355,7 @@ impl Builder {
             by_name: index(&services),
             services,
             by_proto,
+            away,
         }
     }
 }
@@ -329,15 +375,29 @@ fn only_lived_in(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
     lived_in.next().filter(|_| lived_in.next().is_none())
 }
 
-/// A service that left lingers for a while without instances: it gives way to those of its namespace that have some, or
-/// a service could not take another's place by path.
-fn drop_deserted(claims: &mut Vec<Arc<Service>>) {
-    let lived_in: Vec<Arc<str>> = claims
-        .iter()
-        .filter(|service| !deserted(service))
-        .map(|service| Arc::clone(&service.namespace))
-        .collect();
-    claims.retain(|service| !deserted(service) || !lived_in.contains(&service.namespace));
+/// Who gets the calls of one proto service, of each namespace; and the owners for which another stands in. The claims are
+/// sorted by namespace.
+fn decide(claims: &[(Arc<Service>, Rank)]) -> (Vec<Arc<Service>>, Vec<Arc<Service>>) {
+    let (mut serving, mut away) = (Vec::new(), Vec::new());
+    for of_namespace in claims.chunk_by(|(a, _), (b, _)| a.namespace == b.namespace) {
+        let claimants = of_namespace.iter().map(|(service, rank)| Claimant {
+            service,
+            name: &service.service,
+            rank: *rank,
+            deserted: deserted(service),
+        });
+        match owner(claimants.collect()) {
+            Owner::Nobody => {}
+            Owner::One { owner, serves } => {
+                serving.push(Arc::clone(serves));
+                if !Arc::ptr_eq(owner, serves) {
+                    away.push(Arc::clone(owner));
+                }
+            }
+            Owner::Unclear(several) => serving.extend(several.into_iter().map(Arc::clone)),
+        }
+    }
+    (serving, away)
 }
 
 #[cfg(test)]

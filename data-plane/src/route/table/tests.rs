@@ -11,6 +11,9 @@ fn table(services: &[(&str, &str, &[&str])]) -> RouteTable {
                 ..Default::default()
             })
             .collect();
+        service.endpoints = Arc::new(EndpointSet {
+            endpoints: vec![Arc::new(Endpoint::of_test(1))],
+        });
         builder.service(service);
     }
     builder.build()
@@ -60,34 +63,96 @@ fn the_callers_namespace_comes_first() {
         names(table.claim("e.E", "zoo")),
         ["echo.default", "echo.shop"]
     );
-    assert_eq!(names(table.claim("f.F", "zoo")), ["fish.zoo", "goat.zoo"]);
+    assert_eq!(
+        names(table.claim("f.F", "zoo")),
+        ["fish.zoo", "goat.zoo"],
+        "an older control plane gives no order"
+    );
     assert_eq!(names(table.claim("f.F", "shop")), ["echo.shop"]);
     assert_eq!(names(table.claim("x.X", "shop")), [""; 0]);
 }
 
-#[test]
-fn a_deserted_service_gives_way_in_its_namespace_only() {
+/// Services that serve `e.E`: name, namespace, the rank of their claim, and how many instances they have.
+fn claiming(services: &[(&str, &str, Option<Rank>, usize)]) -> RouteTable {
     let endpoint = Arc::new(Endpoint {
         health: crate::balance::Health::Draining,
         ..Endpoint::of_test(1)
     });
     let mut builder = RouteTable::builder("a", &[]);
-    for (name, namespace, instances) in [
-        ("old", "default", 0),
-        ("new", "default", 1),
-        ("old", "shop", 0),
-    ] {
+    for (name, namespace, claim, instances) in services {
         let mut service = Service::new(name, namespace);
         service.protos = vec![ProtoService {
             name: "e.E".to_owned(),
+            claim: *claim,
             ..Default::default()
         }];
         service.endpoints = Arc::new(EndpointSet {
-            endpoints: vec![Arc::clone(&endpoint); instances],
+            endpoints: vec![Arc::clone(&endpoint); *instances],
         });
         builder.service(service);
     }
-    let table = builder.build();
+    builder.build()
+}
+
+/// Issue 10, B2: who claimed the path first owns it, in each namespace.
+#[test]
+fn the_oldest_claim_of_a_namespace_owns_the_path() {
+    let since = |revision| Some(Rank::Since(revision));
+    let table = claiming(&[
+        ("a-canary", "default", since(9), 1),
+        ("users", "default", since(7), 1),
+        ("users", "shop", since(1), 1),
+        ("quiet", "zoo", None, 1),
+    ]);
+    for table in [table.replica(), table] {
+        assert_eq!(names(table.claim("e.E", "default")), ["users.default"]);
+        assert_eq!(names(table.claim("e.E", "shop")), ["users.shop"]);
+        let others = names(table.claim("e.E", "zoo"));
+        assert_eq!(
+            others,
+            ["users.default", "users.shop"],
+            "who claims nothing is none"
+        );
+        let owner = |namespace| {
+            table
+                .path_owner("e.E", namespace)
+                .map(|it| it.name.to_string())
+        };
+        assert_eq!(owner("default").as_deref(), Some("users.default"));
+        assert_eq!(owner("zoo"), None);
+        let unclaimed: Vec<_> = table.unclaimed("e.E").map(|it| &*it.name).collect();
+        assert_eq!(unclaimed, ["quiet.zoo"]);
+        assert!(table.proto_services().any(|name| name == "e.E"));
+    }
+}
+
+/// Issue 10, B2: claims of services whose instances have gone are nobody's obstacle.
+#[test]
+fn an_owner_without_instances_keeps_its_path_and_another_stands_in() {
+    let since = |revision| Some(Rank::Since(revision));
+    let table = claiming(&[
+        ("canary", "default", since(9), 1),
+        ("users", "default", since(7), 0),
+        ("one", "shop", since(2), 0),
+        ("two", "shop", since(3), 0),
+    ]);
+    for table in [table.replica(), table] {
+        assert_eq!(names(table.claim("e.E", "default")), ["canary.default"]);
+        let owner = table.path_owner("e.E", "default").unwrap();
+        assert_eq!(&*owner.name, "users.default");
+        // None could answer: the owner says so, and no call strays into another namespace.
+        assert_eq!(names(table.claim("e.E", "shop")), ["one.shop"]);
+        assert_eq!(names(table.claim("e.E", "zoo")), ["canary.default"]);
+    }
+}
+
+#[test]
+fn a_deserted_service_gives_way_in_its_namespace_only() {
+    let table = claiming(&[
+        ("old", "default", Some(Rank::Unordered), 0),
+        ("new", "default", Some(Rank::Unordered), 1),
+        ("old", "shop", Some(Rank::Unordered), 0),
+    ]);
     assert_eq!(names(table.claim("e.E", "default")), ["new.default"]);
     // A call must not stray into another namespace because its own is empty for a moment.
     assert_eq!(names(table.claim("e.E", "shop")), ["old.shop"]);

@@ -1,0 +1,149 @@
+//! Whom a call means that names a proto service and no mesh service: first within the namespace of the caller, then among
+//! the other namespaces. In come those that claim the path, out goes the owner. Pure; within one namespace it is
+//! `heddle_proto::paths` that decides.
+
+use std::collections::BTreeMap;
+
+use heddle_proto::paths::{Claimant, Owner, owner};
+
+use super::ServiceName;
+
+/// The namespace of callers, until they have an identity.
+pub const CALLERS: &str = "default";
+
+/// Whom a call by path means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ByPath<S> {
+    Nobody,
+    One {
+        owner: S,
+        /// Gets the calls while the owner has no instance; else the owner itself.
+        serves: S,
+    },
+    /// Several: it is not routed.
+    Ambiguous(Vec<S>),
+}
+
+/// A claimant that can say of which namespace it is.
+pub trait Named: Copy {
+    fn name(&self) -> &ServiceName;
+}
+
+impl Named for &ServiceName {
+    fn name(&self) -> &ServiceName {
+        self
+    }
+}
+
+/// Who owns the path in one namespace.
+pub fn owner_among<'n, S: Named>(
+    claimants: impl Iterator<Item = Claimant<'n, S>>,
+    namespace: &str,
+) -> Owner<S> {
+    let here = |it: &Claimant<'_, S>| it.service.name().namespace == namespace;
+    owner(claimants.filter(here).collect())
+}
+
+/// Whom a call of a caller in this namespace means.
+pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -> ByPath<S> {
+    let mut namespaces: BTreeMap<String, Vec<Claimant<'n, S>>> = BTreeMap::new();
+    for claimant in claimants {
+        let of = claimant.service.name().namespace.clone();
+        namespaces.entry(of).or_default().push(claimant);
+    }
+    if let Some(own) = namespaces.remove(namespace) {
+        return clear(owner(own));
+    }
+    let mut owners = Vec::new();
+    for claimants in namespaces.into_values() {
+        let lives = claimants.iter().any(|it| !it.deserted);
+        match owner(claimants) {
+            Owner::Nobody => {}
+            one @ Owner::One { .. } => owners.push((lives, one)),
+            Owner::Unclear(several) => {
+                let each = |service| {
+                    (
+                        lives,
+                        Owner::One {
+                            owner: service,
+                            serves: service,
+                        },
+                    )
+                };
+                owners.extend(several.into_iter().map(each));
+            }
+        }
+    }
+    // Those without instances are not in the way of the only one that has some.
+    let living = owners.iter().filter(|(lives, _)| *lives).count();
+    if living == 1 {
+        owners.retain(|(lives, _)| *lives);
+    }
+    match owners.as_slice() {
+        [] => ByPath::Nobody,
+        [(_, one)] => clear(one.clone()),
+        several => {
+            let service = |(_, owner): &(bool, Owner<S>)| match owner {
+                Owner::One { owner, .. } => Some(*owner),
+                Owner::Nobody | Owner::Unclear(_) => None,
+            };
+            ByPath::Ambiguous(several.iter().filter_map(service).collect())
+        }
+    }
+}
+
+fn clear<S>(owner: Owner<S>) -> ByPath<S> {
+    match owner {
+        Owner::Nobody => ByPath::Nobody,
+        Owner::One { owner, serves } => ByPath::One { owner, serves },
+        Owner::Unclear(several) => ByPath::Ambiguous(several),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_proto::paths::Rank;
+
+    use super::*;
+
+    fn decide(claimants: &[(&str, u64, bool)], namespace: &str) -> String {
+        let names: Vec<_> = claimants
+            .iter()
+            .map(|(name, ..)| ServiceName::parse(name).unwrap())
+            .collect();
+        let claimants = names
+            .iter()
+            .zip(claimants)
+            .map(|(service, (_, since, deserted))| Claimant {
+                service,
+                name: &service.service,
+                rank: Rank::Since(*since),
+                deserted: *deserted,
+            });
+        match by_path(claimants.collect(), namespace) {
+            ByPath::Nobody => "nobody".to_owned(),
+            ByPath::One { serves, .. } => serves.to_string(),
+            ByPath::Ambiguous(several) => {
+                let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+                names.join(" or ")
+            }
+        }
+    }
+
+    #[test]
+    fn the_callers_namespace_comes_first_and_only_several_other_ones_are_ambiguous() {
+        let claimants = [
+            ("b.default", 7, false),
+            ("a.default", 9, false),
+            ("c.shop", 1, false),
+        ];
+        assert_eq!(decide(&claimants, "default"), "b.default");
+        assert_eq!(decide(&claimants, "shop"), "c.shop");
+        assert_eq!(decide(&claimants, "zoo"), "b.default or c.shop");
+        assert_eq!(decide(&[], "zoo"), "nobody");
+        // Its own comes first even without instances; of others those are not in the way.
+        let empty = [("a.default", 1, true), ("c.shop", 2, false)];
+        assert_eq!(decide(&empty, "default"), "a.default");
+        assert_eq!(decide(&empty, "zoo"), "c.shop");
+    }
+}

@@ -1,0 +1,176 @@
+//! In which order the services of this node first claimed the paths of what they serve: who owns a path as long as no
+//! control plane says so. In come instances that join and go, and the time (`now` is given); out go numbers, the lowest
+//! of which is the oldest. A service that has gone keeps its place for a while: an upgrade replaces all its instances.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::View;
+
+/// A service without an instance that serves it keeps its place for so long, as in the control plane.
+const KEPT: Duration = Duration::from_secs(600);
+/// Of more places without an instance the oldest go earlier.
+const MOST_KEPT: usize = 1000;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Place {
+    number: u64,
+    instances: usize,
+    /// When it was first seen without an instance.
+    vacant_since: Option<Instant>,
+}
+
+/// See the room sign. By the full name of the service, then by proto service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClaimOrder {
+    places: BTreeMap<String, BTreeMap<String, Place>>,
+    last: u64,
+}
+
+impl ClaimOrder {
+    /// The place of a service among those that claim the path of a proto service here.
+    #[must_use]
+    pub fn number(&self, service: &str, proto: &str) -> Option<u64> {
+        Some(self.places.get(service)?.get(proto)?.number)
+    }
+
+    /// The oldest place of a service.
+    #[must_use]
+    pub fn oldest(&self, service: &str) -> Option<u64> {
+        let places = self.places.get(service)?.values();
+        places.map(|place| place.number).min()
+    }
+
+    /// Service and proto service, the oldest claim first: what the state dir keeps.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<(String, String)> {
+        let mut all: Vec<_> = self
+            .places
+            .iter()
+            .flat_map(|(service, places)| {
+                places
+                    .iter()
+                    .map(move |(proto, it)| (it.number, service, proto))
+            })
+            .collect();
+        all.sort_unstable();
+        let names = |(_, service, proto): (u64, &String, &String)| (service.clone(), proto.clone());
+        all.into_iter().map(names).collect()
+    }
+
+    pub(super) fn add(&mut self, view: &View) {
+        for proto in claimed(view) {
+            let place = self.place(&view_service(view), proto);
+            place.instances += 1;
+            place.vacant_since = None;
+        }
+    }
+
+    pub(super) fn remove(&mut self, view: &View) {
+        let Some(places) = self.places.get_mut(&view_service(view)) else {
+            return;
+        };
+        for proto in claimed(view) {
+            if let Some(place) = places.get_mut(proto) {
+                place.instances = place.instances.saturating_sub(1);
+            }
+        }
+    }
+
+    /// What the last process of this node knew, the oldest first; before any instance joins.
+    pub(super) fn restore(&mut self, places: &[(String, String)]) {
+        for (service, proto) in places {
+            self.place(service, proto);
+        }
+    }
+
+    /// Forgets those whose time is up, and of too many the oldest. Called every few seconds.
+    pub(super) fn forget(&mut self, now: Instant) {
+        let mut vacant = Vec::new();
+        for place in self.places.values_mut().flat_map(BTreeMap::values_mut) {
+            if place.instances == 0 {
+                let since = *place.vacant_since.get_or_insert(now);
+                vacant.push((since, place.number));
+            }
+        }
+        if vacant.is_empty() {
+            return;
+        }
+        vacant.sort_unstable();
+        let too_many = vacant.len().saturating_sub(MOST_KEPT);
+        let is_old = |since: Instant| now.saturating_duration_since(since) >= KEPT;
+        let old = vacant.partition_point(|(since, _)| is_old(*since));
+        let Some(&last) = old
+            .max(too_many)
+            .checked_sub(1)
+            .and_then(|at| vacant.get(at))
+        else {
+            return;
+        };
+        for places in self.places.values_mut() {
+            let stays = |place: &Place| {
+                let since = place.vacant_since.filter(|_| place.instances == 0);
+                since.is_none_or(|since| (since, place.number) > last)
+            };
+            places.retain(|_, place| stays(place));
+        }
+        self.places.retain(|_, places| !places.is_empty());
+    }
+
+    fn place(&mut self, service: &str, proto: &str) -> &mut Place {
+        let places = self.places.entry(service.to_owned()).or_default();
+        let last = &mut self.last;
+        places.entry(proto.to_owned()).or_insert_with(|| {
+            *last += 1;
+            Place {
+                number: *last,
+                instances: 0,
+                vacant_since: None,
+            }
+        })
+    }
+}
+
+/// What an instance serves and claims.
+fn claimed(view: &View) -> impl Iterator<Item = &str> {
+    let claims = view.claims_paths();
+    let protos = view.protos.iter().filter(move |_| claims);
+    protos.map(|proto| proto.name.as_str())
+}
+
+fn view_service(view: &View) -> String {
+    format!("{}.{}", view.instance.service, view.instance.namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ClaimOrder, KEPT, MOST_KEPT};
+    use std::time::{Duration, Instant};
+
+    fn names(number: usize) -> Vec<(String, String)> {
+        let name = |n| (format!("s{n:04}.default"), "p.P".to_owned());
+        (0..number).map(name).collect()
+    }
+
+    #[test]
+    fn a_place_is_kept_for_its_time_and_of_too_many_the_oldest_go() {
+        let mut order = ClaimOrder::default();
+        let start = Instant::now();
+        order.restore(&names(1));
+        order.forget(start);
+        order.restore(&names(2));
+        order.forget(start + Duration::from_secs(1));
+        assert_eq!(order.in_order(), names(2));
+        order.forget(start + KEPT);
+        assert_eq!(order.in_order(), names(2)[1..]);
+        let many = names(MOST_KEPT + 3);
+        order.restore(&many);
+        order.forget(start + KEPT);
+        // The second service has been vacant for the longest time, then those with the lowest numbers.
+        assert_eq!(order.in_order().len(), MOST_KEPT);
+        assert_eq!(order.in_order().last(), many.last());
+        assert_eq!(order.number("s0001.default", "p.P"), None);
+    }
+}
