@@ -232,7 +232,8 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
             let code = if request.uri().path().ends_with("Get") {
                 0
             } else {
-                5
+                // gRPC's INTERNAL: an error, and no answer as NOT_FOUND is.
+                13
             };
             let mut send = respond.send_response(ok_headers(), false).unwrap();
             let mut body = request.into_body();
@@ -249,7 +250,7 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
     for _ in 0..3 {
         assert_eq!(client.get(b"x").await.status(), "0");
     }
-    assert_eq!(client.put(b"x").await.status(), "5");
+    assert_eq!(client.put(b"x").await.status(), "13");
     let (head, mut open) = client.open(request("Get").body(()).unwrap(), false).await;
     push(&mut open, "x".into()).await.unwrap();
     backend.until_calls(5).await;
@@ -280,7 +281,7 @@ async fn loads_and_uses_are_counted_and_go_with_the_service() {
     let again = take_all(&node.workers.loads(), 9, |_| true);
     let sums: BTreeMap<_, _> = again["echo.default"]
         .values()
-        .map(|l| (l.issued, l.succeeded))
+        .map(|l| (l.issued, l.failed))
         .collect();
-    assert_eq!(sums, [(1, 1)].into());
+    assert_eq!(sums, [(1, 0)].into());
 }
