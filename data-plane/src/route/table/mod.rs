@@ -215,6 +215,8 @@ impl RouteTable {
             .take_while(|s| *s.namespace == *namespace)
             .count();
         match (own.get(..len).unwrap_or_default(), all.as_slice()) {
+            // It is implemented, and nobody claims its path.
+            (_, []) => Claim::None,
             ([one], _) | ([], [one]) => Claim::One(one),
             ([], all) => only_lived_in(all).map_or(Claim::Many(all), Claim::One),
             (own, _) => Claim::Many(own),
