@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use heddle_tests::mesh::Mesh;
+use heddle_tests::mesh::{Builder, Mesh};
 use heddle_tests::raw::{Call, Client, Habits, Server, body};
 use heddle_tests::until::{seen, until};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -36,13 +36,26 @@ impl RawMesh {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::start_in(Mesh::builder(), habits, answer).await
+    }
+
+    /// The same in a mesh of a test's own options.
+    pub(crate) async fn start_in<A, F>(mesh: Builder, habits: Habits, answer: A) -> Self
+    where
+        A: Fn(Call) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let answer = Arc::new(answer);
         let server = Server::start_with(habits, move |mut call| {
             let answer = Arc::clone(&answer);
             async move {
-                if call.request.uri().path() == READY {
+                let path = call.request.uri().path();
+                if path == READY {
                     let _ = body(call.request.body_mut()).await;
                     call.answer(&[b"yes"], ok());
+                } else if path.starts_with("/grpc.reflection.") {
+                    // The agent asks whether there is any.
+                    call.answer(&[], fields(&[("grpc-status", "12")]));
                 } else {
                     answer(call).await;
                 }
@@ -53,7 +66,7 @@ impl RawMesh {
             "service: raw\nprotocol: grpc\nprotos: [raw.Raw]\ninstances:\n  - {{id: r1, address: \"{}\"}}\n",
             server.addr
         );
-        let mesh = Mesh::builder()
+        let mesh = mesh
             .nodes(2)
             .services_file("b", "raw.yaml", &file)
             .start()

@@ -33,7 +33,10 @@ async fn a_service_that_allows_few_streams_is_given_no_more_and_all_calls_are_an
         max_streams: Some(u32::try_from(ALLOWED).unwrap()),
         ..Habits::default()
     };
-    let raw = RawMesh::start_with(habits, move |mut call: Call| {
+    let mesh = Mesh::builder()
+        .proxy_arg("--upstream-connections")
+        .proxy_arg("2");
+    let raw = RawMesh::start_in(mesh, habits, move |mut call: Call| {
         let (now, most) = (Arc::clone(&counter), Arc::clone(&maximum));
         async move {
             let _ = body(call.request.body_mut()).await;
@@ -52,7 +55,7 @@ async fn a_service_that_allows_few_streams_is_given_no_more_and_all_calls_are_an
             answered(&answer, way);
         }
     }
-    // Two connections per worker are what a full service may be given.
+    // Two connections of each of at most four workers.
     let most = most.load(Ordering::Relaxed);
     assert!(
         (1..=ALLOWED * 2 * 4).contains(&most),

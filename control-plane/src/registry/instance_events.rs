@@ -153,12 +153,16 @@ fn summary(changes: &[One], more: usize) -> Vec<Fact> {
     facts
 }
 
-/// What remains to be told: of an instance that went to and fro within one gathering only how it ended.
+/// What remains to be told: that an instance joined, that it left, and of one whose health went to and fro within one
+/// gathering only how that ended.
 fn settled(changes: &[One]) -> Vec<&One> {
-    let mut last: BTreeMap<(&InstanceKey, bool), &One> = BTreeMap::new();
+    let mut last: BTreeMap<(&InstanceKey, Change), &One> = BTreeMap::new();
     for one in changes {
-        let of_health = matches!(one.change, Change::Unhealthy | Change::Healthy);
-        last.insert((&one.key, of_health), one);
+        let what = match one.change {
+            Change::Joined | Change::Left => one.change,
+            Change::Unhealthy | Change::Healthy => Change::Healthy,
+        };
+        last.insert((&one.key, what), one);
     }
     last.into_values().collect()
 }
@@ -217,6 +221,15 @@ mod tests {
                 ("instance-left", "it asked to leave".to_owned()),
             ]
         );
+    }
+
+    #[test]
+    fn one_that_joins_and_leaves_at_once_did_both() {
+        let both = [Change::Joined, Change::Left];
+        let changes = both.map(|change| one(change, "a/users/u1", ""));
+        let told = summary(&changes, 0);
+        let kinds: Vec<_> = told.iter().map(|fact| fact.said().0).collect();
+        assert_eq!(kinds, ["instance-joined", "instance-left"]);
     }
 
     #[test]
