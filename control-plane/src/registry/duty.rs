@@ -114,6 +114,26 @@ pub(super) fn now() -> Instant {
 }
 
 impl Registry {
+    /// Writes under the condition that this replica still holds the right, and waits until the view shows it. False: it
+    /// does not hold it any longer, or what it looked at has changed.
+    pub(super) async fn txn_of_duty(
+        &self,
+        held: Held,
+        mut compare: Vec<Compare>,
+        then: Vec<Op>,
+        facts: &[Fact],
+    ) -> Result<bool, StoreError> {
+        compare.push(held.compare());
+        let txn = Txn {
+            compare,
+            then,
+            ..Txn::default()
+        };
+        let result = self.txn_told(txn, facts).await?;
+        self.reached(result.revision).await;
+        Ok(result.succeeded)
+    }
+
     /// This replica's right to sweep, if the view says that it has it.
     pub(super) fn held(&self) -> Option<Held> {
         let options = self.options();

@@ -18,7 +18,7 @@ use super::{
     event::Fact,
     view::{PathOf, StoredClaim},
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
+use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
 
 mod vacant;
 mod wanted;
@@ -314,7 +314,7 @@ impl Keeper<'_> {
     /// If somebody was quicker, these are looked at again.
     async fn write(
         &mut self,
-        mut compare: Vec<Compare>,
+        compare: Vec<Compare>,
         then: Vec<Op>,
         facts: &[Fact],
         paths: &[PathOf],
@@ -322,15 +322,9 @@ impl Keeper<'_> {
         if then.is_empty() {
             return Ok(());
         }
-        compare.push(self.held.compare());
-        let txn = Txn {
-            compare,
-            then,
-            ..Txn::default()
-        };
-        let result = self.registry.txn_told(txn, facts).await?;
-        self.registry.reached(result.revision).await;
-        if result.succeeded {
+        let registry = self.registry;
+        let txn = registry.txn_of_duty(self.held, compare, then, facts);
+        if txn.await? {
             for fact in facts {
                 fact.log("who gets the calls of a path");
             }

@@ -7,7 +7,7 @@ use crate::registry::{
     InstanceKey, NodeLease, RegistryOptions,
     fixture::{Fixture, Replicas, identity, instance, service, until, within},
 };
-use crate::store::Revision;
+use crate::store::{Revision, Txn};
 
 const API: &str = "users.v1.Api";
 

@@ -10,7 +10,7 @@ use super::{
     event::{Event, Fact, MAX_EVENTS},
     instance_events,
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, Txn, keys};
+use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
 
 mod aged;
 mod nodes;
@@ -121,22 +121,15 @@ impl Collector<'_> {
         }
     }
 
-    /// False: this replica is not the sweeper any longer, or what it looked at has changed.
+    /// See [`Registry::txn_of_duty`].
     async fn write(
         &self,
-        mut compare: Vec<Compare>,
+        compare: Vec<Compare>,
         then: Vec<Op>,
         facts: &[Fact],
     ) -> Result<bool, StoreError> {
-        compare.push(self.held.compare());
-        let txn = Txn {
-            compare,
-            then,
-            ..Txn::default()
-        };
-        let result = self.registry.txn_told(txn, facts).await?;
-        self.registry.reached(result.revision).await;
-        Ok(result.succeeded)
+        let registry = self.registry;
+        registry.txn_of_duty(self.held, compare, then, facts).await
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     idle::{self, Idle},
     service,
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError, Txn, TxnResult, keys};
+use crate::store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError, keys};
 
 /// Services in one transaction: each is compared, deleted and told of, or written with its record.
 const AT_ONCE: usize = MAX_TXN_OPS / 4;
@@ -123,11 +123,11 @@ async fn forget(
         return Ok(true);
     }
     let compare = empty.iter().map(|(key, at)| Compare::unchanged(key, *at));
-    let compare = compare.chain([held.compare()]).collect();
     let facts: Vec<_> = empty.iter().map(|(key, _)| forgotten(key)).collect();
     let deletes = empty.iter().map(|(key, _)| Op::delete(key)).collect();
-    let result = write(registry, compare, deletes, &facts).await?;
-    if result.succeeded {
+    let txn = registry.txn_of_duty(held, compare.collect(), deletes, &facts);
+    let succeeded = txn.await?;
+    if succeeded {
         for (service, _) in &empty {
             let service = service.strip_prefix(keys::SERVICES);
             tracing::info!(
@@ -137,7 +137,7 @@ async fn forget(
             );
         }
     }
-    Ok(result.succeeded)
+    Ok(succeeded)
 }
 
 fn forgotten(key: &str) -> Fact {
@@ -164,30 +164,16 @@ async fn record(
     if records.is_empty() {
         return Ok(());
     }
-    let compare = records.iter().map(|(key, _)| Compare::absent(key));
-    let compare = compare.chain([held.compare()]).collect();
+    let compare = records
+        .iter()
+        .map(|(key, _)| Compare::absent(key))
+        .collect();
     let puts = records
         .into_iter()
         .map(|(key, record)| Op::put(&key, record));
     // If another was quicker the view shows it soon, or they are tried again.
-    write(registry, compare, puts.collect(), &[]).await?;
-    Ok(())
-}
-
-async fn write(
-    registry: &Registry,
-    compare: Vec<Compare>,
-    then: Vec<Op>,
-    facts: &[Fact],
-) -> Result<TxnResult, StoreError> {
-    let txn = Txn {
-        compare,
-        then,
-        ..Txn::default()
-    };
-    let result = registry.txn_told(txn, facts).await?;
-    registry.reached(result.revision).await;
-    Ok(result)
+    let txn = registry.txn_of_duty(held, compare, puts.collect(), &[]);
+    txn.await.map(drop)
 }
 
 #[cfg(test)]

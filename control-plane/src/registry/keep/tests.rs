@@ -117,13 +117,13 @@ async fn a_service_that_is_used_again_is_not_forgotten_by_who_looked_before() {
     let set = vec![instance("a", "users/u2")];
     let revision = lease.replace_all(set).await.unwrap();
     let compare = vec![Compare::unchanged("service/users.default", at)];
-    let late = write(
-        registry,
+    let late = registry.txn_of_duty(
+        fixture.held(),
         compare,
         vec![Op::delete("service/users.default")],
         &[],
     );
-    assert!(!late.await.unwrap().succeeded);
+    assert!(!late.await.unwrap());
     registry.reached(revision).await;
     forget(registry, fixture.held(), std::slice::from_ref(&users))
         .await
