@@ -55,13 +55,11 @@ pub enum NodeWrite {
     Remove(InstanceKey, Option<String>),
 }
 
-/// What an instance did by one write.
-enum News {
-    Put(Health, String),
-    /// It asked to.
-    Left,
-    /// Told in the transaction itself.
-    Lost,
+/// What one write of an instance means once it is done.
+struct Step {
+    /// None: the instance is gone.
+    health: Option<Health>,
+    event: Option<(Change, String)>,
 }
 
 /// What an event of an instance says.
@@ -191,10 +189,6 @@ impl NodeLease {
         why: impl Fn(&InstanceKey) -> Option<String>,
         tells_left: bool,
     ) -> Result<Revision, LeaseError> {
-        let now: BTreeMap<_, _> = instances
-            .iter()
-            .map(|(key, local)| (key.clone(), (local.health(), cause_of(local))))
-            .collect();
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
         let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
@@ -207,7 +201,7 @@ impl NodeLease {
                 _ => None,
             })
             .collect();
-        let known: BTreeMap<InstanceKey, Health> = held
+        self.written = held
             .values()
             .filter_map(|(key, local)| Some((key.clone(), local.as_ref()?.health())))
             .collect();
@@ -218,48 +212,55 @@ impl NodeLease {
         let news: Vec<_> = instances.into_iter().filter(is_news).collect();
         let joining = news.iter().map(|(key, local)| (&key.service, local));
         self.claim_paths(joining).await?;
-        let mut puts = BTreeMap::new();
+        let (mut puts, mut steps) = (BTreeMap::new(), BTreeMap::new());
         for (key, local) in news {
             let name = keys::instance(&key);
+            steps.insert(key.clone(), self.put_step(&key, &local));
             puts.insert(name.clone(), self.put(&key, &name, local));
         }
-        let asked: Vec<_> = known
-            .iter()
-            .filter(|(key, _)| !now.contains_key(*key) && why(key).is_none())
-            .map(|(key, _)| key.clone())
-            .collect();
-        self.written = known;
         self.write(puts.into_values().collect()).await?;
-        let gone = held.into_values();
-        let deletes = gone.map(|(key, _)| Write::delete(&key, why(&key)));
-        let revision = self.write(deletes.collect()).await?;
-        for (key, (health, cause)) in &now {
-            self.tell_put(key, *health, cause);
+        let mut deletes = Vec::new();
+        for (key, _) in held.into_values() {
+            let cause = why(&key);
+            let asked = cause.is_none() && tells_left;
+            steps.insert(key.clone(), self.removal_step(&key, asked));
+            deletes.push(Write::delete(&key, cause));
         }
-        if tells_left {
-            for key in &asked {
-                self.tell_left(key);
-            }
-        }
-        self.written.retain(|key, _| now.contains_key(key));
+        let revision = self.write(deletes).await?;
+        self.take_steps(steps);
         Ok(revision)
     }
 
-    /// An instance was written: an event, if it is new or its health has changed.
-    fn tell_put(&mut self, key: &InstanceKey, health: Health, cause: &str) {
-        let before = self.written.insert(key.clone(), health);
-        if let Some(change) = Change::of(before, health) {
-            let events = self.registry.instance_events();
-            events.add(change, key, cause.to_owned());
+    /// What it means that an instance is written like this: an event, if it is new or its health changes.
+    fn put_step(&self, key: &InstanceKey, local: &LocalInstance) -> Step {
+        let health = local.health();
+        let change = Change::of(self.written.get(key).copied(), health);
+        Step {
+            health: Some(health),
+            event: change.map(|change| (change, cause_of(local))),
         }
     }
 
-    fn tell_left(&mut self, key: &InstanceKey) {
-        self.written.remove(key);
-        let cause = "it asked to leave".to_owned();
-        self.registry
-            .instance_events()
-            .add(Change::Left, key, cause);
+    /// What it means that an instance is removed. One that did not ask to is told of in the transaction itself.
+    fn removal_step(&self, key: &InstanceKey, asked: bool) -> Step {
+        let leaves = asked && self.written.contains_key(key);
+        Step {
+            health: None,
+            event: leaves.then(|| (Change::Left, "it asked to leave".to_owned())),
+        }
+    }
+
+    /// It is written.
+    fn take_steps(&mut self, steps: BTreeMap<InstanceKey, Step>) {
+        for (key, Step { health, event }) in steps {
+            if let Some((change, cause)) = event {
+                self.registry.instance_events().add(change, &key, cause);
+            }
+            match health {
+                Some(health) => self.written.insert(key, health),
+                None => self.written.remove(&key),
+            };
+        }
     }
 
     /// The full set of a node that tells of nothing that went.
@@ -279,37 +280,26 @@ impl NodeLease {
             NodeWrite::Remove(..) => None,
         });
         self.claim_paths(joining).await?;
-        let mut ops = BTreeMap::new();
-        let mut news = BTreeMap::new();
+        let (mut ops, mut steps) = (BTreeMap::new(), BTreeMap::new());
         for write in writes {
-            let (key, op, what) = match write {
+            let (key, op, step) = match write {
                 NodeWrite::Put(key, local) => {
                     let name = keys::instance(&key);
-                    let what = News::Put(local.health(), cause_of(&local));
+                    let step = self.put_step(&key, &local);
                     let op = self.put(&key, &name, *local);
-                    (key, op, what)
+                    (key, op, step)
                 }
                 NodeWrite::Remove(key, cause) => {
-                    let what = match &cause {
-                        Some(_) => News::Lost,
-                        None => News::Left,
-                    };
+                    let step = self.removal_step(&key, cause.is_none());
                     let op = Write::delete(&key, cause);
-                    (key, op, what)
+                    (key, op, step)
                 }
             };
             ops.insert(keys::instance(&key), op);
-            news.insert(key, what);
+            steps.insert(key, step);
         }
         let revision = self.write_all(ops.into_values().collect()).await?;
-        for (key, what) in news {
-            match what {
-                News::Put(health, cause) => self.tell_put(&key, health, &cause),
-                News::Left if self.written.contains_key(&key) => self.tell_left(&key),
-                News::Left => {}
-                News::Lost => drop(self.written.remove(&key)),
-            }
-        }
+        self.take_steps(steps);
         Ok(revision)
     }
 
