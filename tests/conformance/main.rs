@@ -8,6 +8,8 @@
 
 /// Who may depend on whom (DESIGN §3).
 mod directions;
+/// Which module of a crate may use which.
+mod modules;
 /// Every room has its sign.
 mod signs;
 /// h2spec against both listeners of a proxy.
