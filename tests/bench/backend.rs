@@ -1,4 +1,4 @@
-//! Two echo servers in one process, as two instances of a service: a call is answered with its own message and OK.
+//! Two echo servers in one process, as two instances of a service. Each call is answered with its own message and OK.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;

@@ -1,5 +1,4 @@
-//! What a call of the benchmark looks like on the wire, for both ends: its headers, its message, and whether a reply is
-//! the right one.
+//! A call of the benchmark on the wire, for both ends: headers, message, and the check of the response.
 
 use heddle_h2::Fields;
 

@@ -1,5 +1,5 @@
-//! Instructions per call: the clock of a virtual machine wanders, the number of instructions does not. heddle-proxy runs
-//! under callgrind twice with different numbers of calls; the difference leaves start-up and shutdown out.
+//! Instructions per call, which do not vary as the clock of a virtual machine does. heddle-proxy runs under callgrind
+//! twice with different numbers of calls; the difference excludes start-up and shutdown.
 
 use std::path::Path;
 use std::time::Duration;

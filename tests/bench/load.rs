@@ -1,5 +1,5 @@
-//! The load generator: so many connections with so many calls each, every one followed at once by the next. Each reply
-//! is checked whole; one that is wrong or missing ends the benchmark.
+//! The load generator: a number of connections with a number of calls each; a finished call is followed by the next.
+//! Each response is checked completely; a wrong or missing one ends the benchmark.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const STUCK: Duration = Duration::from_secs(20);
 
 pub(crate) struct Load {
     poll: Poll,
-    wires: Vec<(Wire, Book)>,
+    wires: Vec<(Wire, InFlight)>,
     requests: Requests,
     buffer: Vec<u8>,
     fields: Fields,
@@ -26,7 +26,7 @@ pub(crate) struct Load {
 }
 
 /// The calls of one connection, by token.
-struct Book {
+struct InFlight {
     calls: Vec<Call>,
     dirty: bool,
 }
@@ -82,7 +82,7 @@ impl Load {
             };
             wires.push((
                 wire,
-                Book {
+                InFlight {
                     calls: vec![call; shape.streams],
                     dirty: true,
                 },
@@ -97,11 +97,11 @@ impl Load {
             fields,
             tally,
         };
-        for (wire, book) in &mut load.wires {
-            for token in 0..book.calls.len() {
+        for (wire, in_flight) in &mut load.wires {
+            for token in 0..in_flight.calls.len() {
                 begin(
                     &mut wire.machine,
-                    book,
+                    in_flight,
                     token,
                     now,
                     &mut load.requests,
@@ -144,9 +144,13 @@ impl Load {
     }
 
     fn turn(&mut self) -> anyhow::Result<()> {
-        for (wire, book) in self.wires.iter_mut().filter(|(_, book)| book.dirty) {
+        for (wire, in_flight) in self
+            .wires
+            .iter_mut()
+            .filter(|(_, in_flight)| in_flight.dirty)
+        {
             wire.flush()?;
-            book.dirty = false;
+            in_flight.dirty = false;
         }
         let mut events = Events::with_capacity(128);
         self.poll.poll(&mut events, Some(STUCK))?;
@@ -155,16 +159,16 @@ impl Load {
         }
         let now = Instant::now();
         for event in &events {
-            let (wire, book) = &mut self.wires[event.token().0];
+            let (wire, in_flight) = &mut self.wires[event.token().0];
             let (requests, tally) = (&mut self.requests, &mut self.tally);
             let open = wire.read(
                 &mut self.buffer,
                 &mut self.fields,
                 |machine, event, fields| {
-                    on_event(machine, event, fields, book, now, requests, tally);
+                    on_event(machine, event, fields, in_flight, now, requests, tally);
                 },
             )?;
-            book.dirty = true;
+            in_flight.dirty = true;
             if let Some(fault) = self.tally.fault.take() {
                 bail!(fault);
             }
@@ -178,7 +182,7 @@ impl Load {
 
 fn begin(
     machine: &mut Connection,
-    book: &mut Book,
+    in_flight: &mut InFlight,
     token: usize,
     now: Instant,
     requests: &mut Requests,
@@ -186,7 +190,7 @@ fn begin(
 ) {
     tally.next += 1;
     let number = tally.next;
-    book.calls[token] = Call {
+    in_flight.calls[token] = Call {
         number,
         started: now,
         answered: false,
@@ -209,7 +213,7 @@ fn on_event(
     machine: &mut Connection,
     event: Event<'_>,
     fields: &Fields,
-    book: &mut Book,
+    in_flight: &mut InFlight,
     now: Instant,
     requests: &mut Requests,
     tally: &mut Tally,
@@ -221,7 +225,7 @@ fn on_event(
             end_stream,
             ..
         } => {
-            let call = &mut book.calls[slot(token)];
+            let call = &mut in_flight.calls[slot(token)];
             let right = match kind {
                 Kind::Response => {
                     !end_stream
@@ -241,7 +245,7 @@ fn on_event(
             data,
             end_stream,
         } => {
-            let call = &mut book.calls[slot(token)];
+            let call = &mut in_flight.calls[slot(token)];
             let right = requests.is_piece(call.number, call.received, data) && !end_stream;
             call.received += data.len();
             machine.release(stream, data.len());
@@ -258,9 +262,11 @@ fn on_event(
         tally.fault = Some(format!("a wrong reply: {event:?}, headers {fields:?}"));
     } else if ended {
         tally.in_flight -= 1;
-        tally.latencies.push(now - book.calls[slot(token)].started);
+        tally
+            .latencies
+            .push(now - in_flight.calls[slot(token)].started);
         if !tally.stopping {
-            begin(machine, book, slot(token), now, requests, tally);
+            begin(machine, in_flight, slot(token), now, requests, tally);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What a call costs through Heddle, beside a raw TCP relay and stock Envoy in the same minutes on the same core,
-//! and what an endpoint update costs the control plane.
-//! Release binaries that were built beforehand come in; a table and JSON go out. Proxies stand on core 0, load and
-//! backends on core 1. Nothing of a proxy's own code may come in here: it is measured as the process that users run.
+//! Benchmarks: the cost of a call through Heddle compared with a raw TCP relay and stock Envoy, measured in the same
+//! minutes on the same core, and the cost of an endpoint update in the control plane. Takes release binaries that were
+//! built before; gives a table and JSON. Proxies run on core 0, load and backends on core 1. No code of a proxy is linked
+//! here: it is measured as its own process.
 //!
 //!     cargo build --release && cargo run --release -p heddle-tests --bin bench -- compare
 #![allow(

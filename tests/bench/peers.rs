@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use heddle_tests::process::{Process, Start};
-use heddle_tests::{place, tools};
+use heddle_tests::{temp, tools};
 use tempfile::TempDir;
 
 use crate::call::PROTO_SERVICE;
@@ -64,7 +64,7 @@ async fn tcp(backends: &[SocketAddr]) -> anyhow::Result<Running> {
 
 /// heddle-proxy with one worker, its instances from a file and no control plane; `under` is what runs it.
 pub(crate) async fn heddle(under: &[String], backends: &[SocketAddr]) -> anyhow::Result<Running> {
-    let folder = place::folder();
+    let folder = temp::folder();
     let services = folder.path().join("services");
     std::fs::create_dir(&services)?;
     std::fs::write(services.join("bench-echo.yaml"), services_file(backends))?;
@@ -116,8 +116,8 @@ fn services_file(backends: &[SocketAddr]) -> String {
 
 /// Envoy as it comes, one worker, no access log, one route to the backends in turn.
 async fn envoy(backends: &[SocketAddr]) -> anyhow::Result<Running> {
-    let folder = place::folder();
-    let address = place::free_addr();
+    let folder = temp::folder();
+    let address = temp::free_addr();
     let file = folder.path().join("envoy.yaml");
     std::fs::write(&file, envoy_file(address, backends))?;
     let start = pinned("envoy", PROXY_CORE, &tools::envoy())

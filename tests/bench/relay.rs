@@ -1,5 +1,5 @@
-//! A relay of bytes, the floor under every proxy: for each connection one to a backend, what one side says is said to
-//! the other. One thread, one epoll, no look at the bytes.
+//! A byte relay, the lower bound for every proxy: one backend connection per client connection, bytes copied both ways.
+//! One thread, one epoll, no parsing.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! What the rounds say: medians, ratios taken inside each round, as a table and as JSON.
+//! Results of the rounds: medians and ratios within each round, as a table and as JSON.
 
 use std::path::Path;
 

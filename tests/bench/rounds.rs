@@ -1,5 +1,5 @@
-//! The rounds: every peer once in every shape, one right after the other, so that a ratio is of two measurements that
-//! lie within a second; and the processor time of a peer, from the kernel's own book.
+//! The rounds: every peer once in every shape, directly one after the other, so that a ratio compares measurements of
+//! the same second. CPU time comes from the kernel's accounting.
 
 use std::os::unix::process::CommandExt;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! One HTTP/2 connection of the load generator or of a backend: a socket and the machine of heddle-h2. A slower stack
-//! than the one that is measured would distort every ratio.
+//! One HTTP/2 connection of the load generator or a backend: a socket and a heddle-h2 connection. A slower stack than
+//! the measured one would distort every ratio.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;

@@ -1,12 +1,12 @@
-//! The control plane away under load, proxies restarted meanwhile from their state dirs: nobody notices.
+//! The control plane is down under load, and proxies restart meanwhile from their state dirs: no call fails.
 
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::{call, payload, reach};
-use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::load::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 
-use crate::open::{Open, takes_no_callers};
+use crate::open_stream::{OpenStream, refuses_connections};
 
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -95,10 +95,10 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
         open.push(open_on(&mesh, node, "c1").await);
     }
     mesh.node("c").proxy().signal("TERM");
-    takes_no_callers(&mesh, "c").await;
+    refuses_connections(&mesh, "c").await;
     load.more(100).await;
     for stream in open {
-        stream.goes_on().await;
+        stream.continues().await;
     }
     mesh.proxy_exits("c").await;
     load.more(100).await;
@@ -117,9 +117,9 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
     mesh.start_control().await;
     mesh.control_has(&["a1", "c1"]).await;
     load.more(100).await;
-    let book = load.finish().await;
-    book.assert_none_failed(400);
-    let answered = book.answered_since(back);
+    let log = load.finish().await;
+    log.assert_none_failed(400);
+    let answered = log.answered_since(back);
     assert!(answered.contains_key("c1"), "{answered:?}");
 
     // And it leads again: who goes from there is called no more.
@@ -130,10 +130,10 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
 }
 
 /// A stream through a node's proxy that stands on this instance.
-async fn open_on(mesh: &Mesh, node: &str, id: &str) -> Open {
+async fn open_on(mesh: &Mesh, node: &str, id: &str) -> OpenStream {
     // Choice is random among equals: so many are never needed.
     for _ in 0..200 {
-        let stream = Open::through(mesh.channel(node)).await;
+        let stream = OpenStream::start(mesh.channel(node)).await;
         if stream.instance == id {
             return stream;
         }

@@ -1,53 +1,53 @@
-//! etcd's leader killed or frozen and its quorum lost, under load from two nodes' proxies and from stock clients: reads go on from
-//! what the replicas know, and what happened meanwhile is told when etcd is back.
+//! etcd's leader killed or frozen and its quorum lost, under load from two nodes' proxies and from stock clients: reads
+//! continue from the replicas' views, and changes made meanwhile arrive when etcd is back.
 
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::reach;
-use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::load::{Kind, Load, Plan};
 
-use crate::scene::{BASE, Place, Scene, cluster};
+use crate::fixture::{BASE, Fixture, Hosts, cluster};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_leader_killed_costs_no_call() {
-    let mut scene = Scene::start(Place::Here).await;
-    let leader = scene.etcd.leader().await;
-    scene.etcd.kill(leader).await;
-    scene.goes_on().await;
-    scene.follows().await;
-    scene.etcd.restart(leader).await;
-    scene.finish().await;
+    let mut fixture = Fixture::start(Hosts::Same).await;
+    let leader = fixture.etcd.leader().await;
+    fixture.etcd.kill(leader).await;
+    fixture.calls_continue().await;
+    fixture.endpoints_update().await;
+    fixture.etcd.restart(leader).await;
+    fixture.finish().await;
 }
 
 /// It keeps its connections and answers nothing: everybody has to notice by themselves.
 #[tokio::test(flavor = "multi_thread")]
 async fn its_leader_frozen_costs_no_call() {
-    let mut scene = Scene::start(Place::Here).await;
-    let leader = scene.etcd.leader().await;
-    scene.etcd.freeze(leader);
-    scene.goes_on().await;
-    scene.follows().await;
-    scene.etcd.thaw(leader);
-    scene.finish().await;
+    let mut fixture = Fixture::start(Hosts::Same).await;
+    let leader = fixture.etcd.leader().await;
+    fixture.etcd.freeze(leader);
+    fixture.calls_continue().await;
+    fixture.endpoints_update().await;
+    fixture.etcd.thaw(leader);
+    fixture.finish().await;
 }
 
 /// The leader and one more are killed for so long.
 async fn without_quorum(outage: Duration) {
-    let mut scene = Scene::start(Place::Here).await;
+    let mut fixture = Fixture::start(Hosts::Same).await;
     let begun = Instant::now();
-    let lost = scene.etcd.lose_quorum().await;
-    scene.goes_on().await;
+    let lost = fixture.etcd.lose_quorum().await;
+    fixture.calls_continue().await;
 
     // A node is of use to itself: what registers on it is reached from it at once.
-    scene.add("a", "a2").await;
-    reach(&scene.mesh.channel("a"), &["a1", "a2", "b1"]).await;
-    scene.goes_on_until(begun + outage).await;
+    fixture.add("a", "a2").await;
+    reach(&fixture.mesh.channel("a"), &["a1", "a2", "b1"]).await;
+    fixture.calls_continue_until(begun + outage).await;
 
-    scene.etcd.regain_quorum(lost).await;
-    scene.everybody_reaches(&["a1", "a2", "b1"]).await;
-    scene.mesh.replicas_agree(&["a1", "a2", "b1"]).await;
-    scene.mesh.stop_instance("a", "a2").await;
-    scene.finish().await;
+    fixture.etcd.regain_quorum(lost).await;
+    fixture.all_callers_reach(&["a1", "a2", "b1"]).await;
+    fixture.mesh.replicas_agree(&["a1", "a2", "b1"]).await;
+    fixture.mesh.stop_instance("a", "a2").await;
+    fixture.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +65,7 @@ async fn its_quorum_lost_for_a_minute_costs_no_call() {
 /// Only callers with a proxy here: who calls an instance directly and cannot be told that it goes may see it gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
-    let (mut etcd, builder, _) = cluster(Place::Here).await;
+    let (mut etcd, builder, _) = cluster(Hosts::Same).await;
     let mut mesh = builder.start().await;
     for (node, id) in BASE.into_iter().chain([("b", "b2")]) {
         mesh.echo(node, id).await;
@@ -98,7 +98,7 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
 /// What a store that does not answer is asked again and again is told once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
-    let (mut etcd, builder, _) = cluster(Place::Here).await;
+    let (mut etcd, builder, _) = cluster(Hosts::Same).await;
     let mut mesh = builder.start().await;
     for (node, id) in BASE.into_iter().chain([("a", "a2"), ("b", "b2")]) {
         mesh.echo(node, id).await;

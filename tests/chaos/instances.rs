@@ -1,17 +1,17 @@
-//! Instances that stop and instances that die, under load from their own node and from another.
+//! Instances stopped and killed, under load from their own node and from another.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::reach;
-use heddle_tests::ledger::{Book, Kind, Load, Plan};
+use heddle_tests::http_get::json;
+use heddle_tests::load::{CallLog, Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::json;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use serde_json::Value;
 use tonic::Code;
 
-use crate::open::Open;
+use crate::open_stream::OpenStream;
 
 /// Two nodes with two instances each, all reached from both.
 async fn four_instances() -> Mesh {
@@ -39,9 +39,9 @@ async fn an_instance_that_stops_costs_no_call() {
     load.more(200).await;
     mesh.stop_instance("a", "a2").await;
     load.more(200).await;
-    let book = load.finish().await;
-    book.assert_none_failed(600);
-    assert!(!book.answered_since(stopped).contains_key("b1"));
+    let log = load.finish().await;
+    log.assert_none_failed(600);
+    assert!(!log.answered_since(stopped).contains_key("b1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +64,7 @@ const VICTIM: &str = "instance b1 of heddle-echo.default on node b";
 
 /// The death of `b1` under load.
 struct Kill {
-    book: Book,
+    log: CallLog,
     /// Before the signal.
     killed: Instant,
     /// It has been reaped, so the kernel has closed its connections and refuses new ones: whatever reaches its proxy from
@@ -99,7 +99,7 @@ async fn kill_under(kind: Kind) -> Kill {
     let knock = there.accept().map(|(_, from)| from);
     assert!(knock.is_err(), "a connection from {knock:?}");
     Kill {
-        book: load.finish().await,
+        log: load.finish().await,
         killed,
         dead,
     }
@@ -130,13 +130,13 @@ async fn has_calls(mesh: &Mesh, node: &str, id: &str) -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_may_be_repeated_survive_the_death_of_their_instance() {
-    kill_under(Kind::Safe).await.book.assert_none_failed(800);
+    kill_under(Kind::Safe).await.log.assert_none_failed(800);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
-    let Kill { book, killed, dead } = kill_under(Kind::Unsafe).await;
-    for entry in book.failed() {
+    let Kill { log, killed, dead } = kill_under(Kind::Unsafe).await;
+    for entry in log.failed() {
         let words = format!("{entry:?}, killed at {killed:?}, dead at {dead:?}");
         assert!(entry.begun < dead, "sent to the dead: {words}");
         assert!(entry.ended >= killed, "failed before the kill: {words}");
@@ -144,9 +144,9 @@ async fn of_the_rest_only_those_in_flight_fail_and_say_why() {
         failed.assert(Code::Unavailable, "CONNECTION_LOST", &[VICTIM]);
     }
     // Each caller had one call in flight at most.
-    let failed = book.failed().len();
-    assert!((1..=CALLERS * 2).contains(&failed), "{}", book.summary());
-    let after = book.answered_since(dead);
+    let failed = log.failed().len();
+    assert!((1..=CALLERS * 2).contains(&failed), "{}", log.summary());
+    let after = log.answered_since(dead);
     let answered: Vec<_> = after.keys().collect();
     assert_eq!(answered, ["a1", "a2", "b2"], "{after:?}");
 }
@@ -159,7 +159,7 @@ async fn of_open_streams_exactly_those_on_it_are_lost() {
     for node in ["a", "b"] {
         let mut on_it = 0;
         while on_it < EACH_WAY {
-            let stream = Open::through(mesh.channel(node)).await;
+            let stream = OpenStream::start(mesh.channel(node)).await;
             on_it += usize::from(stream.instance == "b1");
             open.push(stream);
             assert!(open.len() < 200, "{on_it} streams through {node} are on b1");
@@ -173,7 +173,7 @@ async fn of_open_streams_exactly_those_on_it_are_lost() {
         failed.assert(Code::Unavailable, "CONNECTION_LOST", &[VICTIM]);
     }
     for stream in others {
-        stream.goes_on().await;
+        stream.continues().await;
     }
 }
 

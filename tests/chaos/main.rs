@@ -1,4 +1,4 @@
-//! Chaos: something is killed, stopped or cut off under steady load, and the ledger is read afterwards.
+//! Chaos tests: something is killed, stopped or cut off under constant load, and every call is accounted for.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -6,16 +6,16 @@
     reason = "a test fails loudly"
 )]
 
-/// Streams that are open when it happens.
-mod open;
-/// Instances that stop and instances that die.
+/// Streams that are open during the fault.
+mod open_stream;
+/// Instances stopped and killed.
 mod instances;
-/// The control plane away, and proxies restarted without it.
+/// The control plane down, and proxies restarted meanwhile.
 mod control_plane;
-/// Proxies that drain and proxies that die.
+/// Proxies drained and killed.
 mod proxies;
-/// Three replicas on three etcds, with everybody who calls.
-mod scene;
+/// Three replicas on three etcds, with all kinds of callers.
+mod fixture;
 /// Replicas of the control plane killed, restarted, cut off.
 mod replicas;
 /// etcd's leader killed, its quorum lost.

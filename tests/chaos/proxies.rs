@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::{call, payload, reach};
-use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::load::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 
-use crate::open::{Open, takes_no_callers};
+use crate::open_stream::{OpenStream, refuses_connections};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open() {
@@ -17,7 +17,7 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
     let stream = told_to_stop_twice(&mut mesh).await;
     // Time itself is what is tested: one that stopped at once would have gone.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    stream.goes_on().await;
+    stream.continues().await;
     // In less than the time that a drain may take: idle connections keep no proxy alive.
     mesh.proxy_exits("a").await;
     drop(idle);
@@ -25,12 +25,12 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
 
 /// Twice, as launchers do that signal a process and then its group: that is not yet "at once". Gives a call that was in
 /// flight before.
-async fn told_to_stop_twice(mesh: &mut Mesh) -> Open {
+async fn told_to_stop_twice(mesh: &mut Mesh) -> OpenStream {
     for _ in 0..10 {
-        let stream = Open::through(mesh.channel("a")).await;
+        let stream = OpenStream::start(mesh.channel("a")).await;
         let told = Instant::now();
         mesh.node("a").proxy().signal("TERM");
-        takes_no_callers(mesh, "a").await;
+        refuses_connections(mesh, "a").await;
         mesh.node("a").proxy().signal("TERM");
         if told.elapsed() < Duration::from_secs(1) {
             return stream;
@@ -77,9 +77,9 @@ async fn the_death_of_a_node_moves_the_calls_of_the_others() {
     mesh.start_proxy("b").await;
     reach(&mesh.channel("a"), &["b1", "c1"]).await;
     load.more(100).await;
-    let book = load.finish().await;
-    book.assert_none_failed(400);
-    assert!(book.answered_since(killed).contains_key("c1"));
+    let log = load.finish().await;
+    log.assert_none_failed(400);
+    assert!(log.answered_since(killed).contains_key("c1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

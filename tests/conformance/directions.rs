@@ -1,5 +1,5 @@
-//! Who may depend on whom (DESIGN §3), read from `cargo metadata`: the two planes meet only in `proto` and xDS, the
-//! protocol core stands alone, and nothing depends on the command line or on the tests.
+//! The allowed dependencies between crates (DESIGN §3), read from `cargo metadata`: the two planes share only `proto`
+//! and xDS, heddle-h2 depends on nothing, and nothing depends on the command line or the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

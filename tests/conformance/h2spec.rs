@@ -1,6 +1,6 @@
-//! h2spec, which nobody here wrote, against both listeners of a proxy. It tests RFC 7540; the cases in which RFC 9113
-//! differs stand in docs/conformance.md with their section, and this test holds that table to what really happens: a
-//! case that fails and is not in it fails the test, and so does a row whose case passes.
+//! h2spec against both listeners of a proxy. It tests RFC 7540; the cases in which RFC 9113 differs are listed in
+//! docs/conformance.md with their section. A failing case that is not listed fails the test, and so does a listed case
+//! that passes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Start, run_within};
 use heddle_tests::raw::{Call, Client, Server, body};
 use heddle_tests::tools::{go_peer, root};
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use http::{HeaderMap, Response};
 
 /// All of h2spec's cases.

@@ -1,4 +1,4 @@
-//! Conformance: what a specification or this house demands, checked against the real thing.
+//! Conformance with specifications, and with the rules of this repository for its own sources.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,7 +10,7 @@
 mod directions;
 /// Which module of a crate may use which.
 mod modules;
-/// Every room has its sign.
-mod signs;
+/// Every module has module docs.
+mod module_docs;
 /// h2spec against both listeners of a proxy.
 mod h2spec;

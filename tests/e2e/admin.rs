@@ -1,10 +1,9 @@
-//! What a proxy tells of itself on its admin port, and of the mesh by gRPC health on outbound; and the HTTP port of the
-//! control plane.
+//! The admin port of a proxy, gRPC health by service on outbound, and the HTTP port of the control plane.
 
 use heddle_tests::echo::{call, payload, reach};
+use heddle_tests::http_get::get;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::get;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use serde_json::Value;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;

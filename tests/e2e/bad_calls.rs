@@ -1,10 +1,10 @@
-//! Calls that cannot be routed, are too large or are not HTTP/2: each gets the specific error of DESIGN §9, and nobody
-//! else notices.
+//! Calls that cannot be routed, are too large or are not HTTP/2: each gets the specific error of DESIGN §9, and other
+//! calls are not affected.
 
 use heddle_tests::echo::{Failed, call, channel_as, echo, payload, reach};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::raw::{Answer, Client};
-use heddle_tests::until::PATIENCE;
+use heddle_tests::wait::TIMEOUT;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -191,7 +191,7 @@ async fn whoever_breaks_the_protocol_is_cut_off_alone() {
         let mut socket = TcpStream::connect(addr).await.unwrap();
         socket.write_all(&bytes).await.unwrap();
         let mut said = Vec::new();
-        let end = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut said)).await;
+        let end = tokio::time::timeout(TIMEOUT, socket.read_to_end(&mut said)).await;
         let end = end.unwrap_or_else(|_| panic!("{fault}: the connection stays open"));
         // Closed in order, after a GOAWAY where HTTP/2 was spoken: not torn down with a TCP reset.
         assert!(end.is_ok(), "{fault}: {end:?}");

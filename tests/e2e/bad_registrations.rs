@@ -1,10 +1,10 @@
-//! Registrations and services files with mistakes: refused with the field and the remedy, and nothing else is touched.
+//! Registrations and services files with errors: refused with field and remedy, without effect on anything else.
 
 use heddle_proto::registry::v1::registry_client::RegistryClient;
 use heddle_proto::registry::v1::{Instance, Protocol, RegisterRequest};
 use heddle_tests::echo::{channel, reach};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 

@@ -1,13 +1,13 @@
-//! Processes that cannot start say why in one line that names the thing and the remedy, and exit with 2; those that can
-//! start alone do so.
+//! Processes that cannot start print one line with the cause and the remedy, and exit with 2. Processes that can start
+//! without others do.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::{call, payload, reach};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::folder;
 use heddle_tests::process::{Ran, Start, run};
+use heddle_tests::temp::folder;
 use heddle_tests::tools::binary;
 
 /// Exit code 2 and one `error:` line with all these words.
@@ -177,11 +177,11 @@ async fn a_proxy_without_a_control_plane_starts_says_so_and_serves_its_own_node(
         start.elapsed()
     );
     let control = mesh.grpc.to_string();
-    heddle_tests::until::until(
+    heddle_tests::wait::until(
         "the log tells that the control plane is not there",
         async || {
             let said = mesh.node("a").proxy().stderr().join("\n");
-            heddle_tests::until::seen(said.contains(&control), said)
+            heddle_tests::wait::seen(said.contains(&control), said)
         },
     )
     .await;
@@ -238,7 +238,7 @@ async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
     let outbound = ready.get("outbound").parse().unwrap();
     let failed = call(outbound, payload("x")).await.unwrap_err();
     assert!(failed.reason.is_some(), "{failed:?}");
-    process.stop_well().await;
+    process.stop_cleanly().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,9 +269,9 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
         mesh.start_proxy("a").await;
         reach(&mesh.channel("a"), &["e1"]).await;
         let mut said = String::new();
-        heddle_tests::until::until(&format!("{case}: both are set aside"), async || {
+        heddle_tests::wait::until(&format!("{case}: both are set aside"), async || {
             said = mesh.node("a").proxy().stderr().join("\n");
-            heddle_tests::until::seen(said.matches("set aside").count() >= 2, &said)
+            heddle_tests::wait::seen(said.matches("set aside").count() >= 2, &said)
         })
         .await;
         assert!(!said.contains("panicked"), "{case}: {said}");

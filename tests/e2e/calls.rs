@@ -1,5 +1,5 @@
-//! Calls through the mesh: on one node and across two, spread over all instances, by path and by authority, unary and
-//! streaming. The way that a call takes is read from the kernel's tables.
+//! Calls through the mesh: within one node and across two, spread over all instances, by path and by authority, unary
+//! and streaming. The path of a call is read from the kernel's connection tables.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,10 +8,10 @@ use futures_util::StreamExt as _;
 use heddle_proto::echo::v1::EchoRequest;
 use heddle_tests::echo::{call, channel_as, echo, payload, reach};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::folder;
 use heddle_tests::raw::Client;
 use heddle_tests::sockets::peers_of;
-use heddle_tests::until::{seen, until};
+use heddle_tests::temp::folder;
+use heddle_tests::wait::{seen, until};
 
 /// Until the kernel's table shows the connection: what is open elsewhere may hide a row while it is read.
 async fn until_peers(pid: u32, peer: SocketAddr) {

@@ -1,15 +1,15 @@
-//! The command line as a newcomer types it: `heddle demo` shows a whole mesh, `heddle run` puts a program into one,
-//! `heddle status | services | proxies` tell its state.
+//! The command line: `heddle demo` starts a whole mesh, `heddle run` adds a program to one, `heddle status | services |
+//! proxies` show its state.
 
 use std::time::{Duration, Instant};
 
 use heddle_tests::echo::{call, payload, reach};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::folder;
 use heddle_tests::process::{Process, Ran, Start, run};
 use heddle_tests::raw::Client;
+use heddle_tests::temp::folder;
 use heddle_tests::tools::{binary, go_peer, interop_protoset};
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use http::HeaderMap;
 use serde_json::Value;
 
@@ -113,7 +113,7 @@ async fn the_verdict_and_the_exit_code_say_whether_the_mesh_is_well() {
     // Nobody listens there.
     let file = format!(
         "service: filed\nhealth: {{kind: tcp}}\ninstances:\n  - {{id: f1, address: \"{}\"}}\n",
-        heddle_tests::place::free_addr()
+        heddle_tests::temp::free_addr()
     );
     mesh.write_services_file("a", "filed.yaml", &file);
     verdict(&mesh, "FAILING", 1, "service.unhealthy").await;
@@ -199,7 +199,7 @@ async fn any_program_joins_is_restarted_and_leaves() {
     until("its death is told", told).await;
 
     let program = child_of(process.pid());
-    process.stop_well().await;
+    process.stop_cleanly().await;
     assert!(!alive(program), "it runs on");
     until("the service has left the mesh", async || {
         let client = Client::connect(mesh.node("b").outbound).await;
@@ -262,7 +262,7 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
         "{}",
         shown.all()
     );
-    process.stop_well().await;
+    process.stop_cleanly().await;
 
     let protoset = interop_protoset();
     let mut process = start(&["--descriptors", protoset.to_str().unwrap()]);
@@ -288,7 +288,7 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
     );
     let told = process.stderr().join("\n");
     assert!(!told.contains("does not know"), "{told}");
-    process.stop_well().await;
+    process.stop_cleanly().await;
 }
 
 /// Issue 10, E3: a program that listens elsewhere, or not at all.

@@ -1,16 +1,16 @@
-//! Every command and every file that README.md and docs/ show is run here as it stands there: shell lines against a real
-//! mesh or a real etcd, services files by a real proxy, bootstraps by real clients. Only the default addresses are
-//! replaced by those of the test's own mesh. A block that no test knows is a failure. Issue 10, E3.
+//! Runs every command and file of README.md and docs/ (issue 10, E3): shell commands against a real mesh or a real
+//! etcd, services files with a real proxy, bootstraps with real clients. Only the default addresses are replaced by
+//! those of the test's mesh. A block that is not in the table fails.
 
 use std::path::{Path, PathBuf};
 
 use heddle_tests::echo::reach;
 use heddle_tests::etcd::Etcd;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::{folder, free_addr};
 use heddle_tests::process::{Process, Start, run};
+use heddle_tests::temp::{folder, free_addr};
 use heddle_tests::tools::{binary, envoy, go_peer, root};
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 
 /// How a block is shown to be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +202,7 @@ fn every_block_is_shown_by_a_test_and_every_test_has_its_block() {
 
 /// A shell in which the documents' commands are those of this build and of the pinned peers. `cargo run --release --` is
 /// the `heddle` beside this test.
-fn shell(script: &str, place: &Path) -> Start {
+fn shell(script: &str, dir: &Path) -> Start {
     let heddle = binary("heddle");
     let ours = heddle.parent().unwrap().display().to_string();
     let peers = go_peer("grpcurl").parent().unwrap().display().to_string();
@@ -211,7 +211,7 @@ fn shell(script: &str, place: &Path) -> Start {
     Start::new("a block of the documents", Path::new("bash"))
         .args(["-euo", "pipefail", "-c", &script])
         .env("PATH", path)
-        .folder(place)
+        .folder(dir)
 }
 
 /// The commands of a block: lines, joined where they go on.
@@ -229,11 +229,11 @@ async fn commands_for_a_running_mesh_work() {
     let mut mesh = Mesh::builder().nodes(1).start().await;
     mesh.echo("a", "e1").await;
     reach(&mesh.channel("a"), &["e1"]).await;
-    let place = folder();
+    let dir = folder();
     let control = format!("http://{}", mesh.grpc);
     for block in blocks_of(How::Mesh) {
         for command in commands(&block.in_mesh(&mesh)) {
-            let start = shell(&command, place.path()).env("HEDDLE_CONTROL", &control);
+            let start = shell(&command, dir.path()).env("HEDDLE_CONTROL", &control);
             if command.contains("--follow") {
                 // It goes on until it is stopped: what has happened comes first.
                 let mut process = start.spawn();
@@ -274,13 +274,13 @@ async fn services_files_are_taken() {
 }
 
 /// A program that takes `--port`, as the reader's own would.
-fn my_server(place: &Path) {
+fn my_server(dir: &Path) {
     let script = format!(
         "#!/bin/sh\nexec {} --listen 127.0.0.1:$2 --service my-own --instance my-own\n",
         binary("heddle-echo").display()
     );
-    std::fs::write(place.join("my-server"), script).unwrap();
-    let path = place.join("my-server").display().to_string();
+    std::fs::write(dir.join("my-server"), script).unwrap();
+    let path = dir.join("my-server").display().to_string();
     let made = std::process::Command::new("chmod")
         .args(["+x", &path])
         .status();
@@ -290,11 +290,11 @@ fn my_server(place: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_joins_by_the_shown_line() {
     let mesh = Mesh::builder().nodes(1).start().await;
-    let place = folder();
-    my_server(place.path());
+    let dir = folder();
+    my_server(dir.path());
     let agent = format!("http://{}", mesh.node("a").agent);
     for block in blocks_of(How::Run) {
-        let start = shell(&format!("exec {}", block.text), place.path())
+        let start = shell(&format!("exec {}", block.text), dir.path())
             .env("HEDDLE_AGENT", &agent)
             .env(
                 "HEDDLE_OUTBOUND",
@@ -310,31 +310,31 @@ async fn a_program_joins_by_the_shown_line() {
             },
         )
         .await;
-        process.stop_well().await;
+        process.stop_cleanly().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rights_in_etcd_are_made_and_suffice() {
     let etcd = Etcd::single().await;
-    let place = folder();
+    let dir = folder();
     for block in blocks_of(How::Etcd) {
         let ran =
-            run(shell(&block.text, place.path()).env("ETCDCTL_ENDPOINTS", &etcd.urls()[0])).await;
+            run(shell(&block.text, dir.path()).env("ETCDCTL_ENDPOINTS", &etcd.urls()[0])).await;
         assert_eq!(ran.code, Some(0), "{}: {}", block.name(), ran.all());
     }
-    std::fs::write(place.path().join("word"), "change-me-too").unwrap();
+    std::fs::write(dir.path().join("word"), "change-me-too").unwrap();
     let control = |user: &str| {
         Start::new("heddle-control", &binary("heddle-control"))
             .args(["--store", &etcd.store(), "--store-user", user])
             .args(["--listen", &free_addr().to_string()])
             .args(["--http", &free_addr().to_string()])
             .arg("--store-password-file")
-            .arg(place.path().join("word"))
+            .arg(dir.path().join("word"))
     };
     let mut process = control("heddle").spawn();
     process.ready().await;
-    process.stop_well().await;
+    process.stop_cleanly().await;
     // And nobody comes in without them.
     let refused = run(control("somebody")).await;
     assert_eq!(refused.code, Some(2), "{}", refused.all());
@@ -363,12 +363,12 @@ async fn a_grpc_client_finds_its_service_by_the_shown_bootstrap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn envoy_takes_the_shown_bootstraps() {
-    let place = folder();
+    let dir = folder();
     let [whole, part] = &blocks_of(How::Envoy)[..] else {
         panic!("one bootstrap, and one part of it");
     };
     for text in [whole.text.clone(), format!("{}{}", whole.text, part.text)] {
-        let file = place.path().join("envoy.yaml");
+        let file = dir.path().join("envoy.yaml");
         std::fs::write(&file, text).unwrap();
         let start = Start::new("envoy", &envoy())
             .args(["--mode", "validate", "-c"])

@@ -1,5 +1,5 @@
-//! What has happened, as people are told: instances that die, with why they went; those that leave, of which nothing is
-//! told; and `heddle events --follow`, which tells it as it happens.
+//! Events: instances that die, with the cause; instances that leave, which are not reported as expired; and `heddle
+//! events --follow`.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use heddle_proto::status::v1::Event;
 use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Process, Start, run};
 use heddle_tests::tools::binary;
-use heddle_tests::until::{PATIENCE, seen, until, within};
+use heddle_tests::wait::{TIMEOUT, seen, until, within};
 use serde_json::Value;
 
 const EXPIRED: &str = "instance-expired";
@@ -82,7 +82,7 @@ async fn one_that_hangs_is_told_to_have_no_beat() {
     mesh.control_has(&["hangs"]).await;
     process.signal("STOP");
     // The agent waits for 15 s.
-    within(PATIENCE * 2, "it is told", async || {
+    within(TIMEOUT * 2, "it is told", async || {
         let told = expired(&mesh).await;
         let silent = line("heddle-echo.default", "hangs", "no beat for 15s");
         seen(told == [silent], format!("{told:?}"))

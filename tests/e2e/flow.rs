@@ -1,5 +1,5 @@
-//! Large messages, long streams, and streams that stall: bytes are all there in their order, and whoever does not read
-//! stops only himself.
+//! Large messages, long streams and stalled streams: all bytes arrive in order, and a peer that does not read stops
+//! only its own stream.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use heddle_proto::echo::v1::EchoRequest;
 use heddle_tests::echo::{echo, payload, reach};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::raw::{Call, Client, body, frame, read};
-use heddle_tests::until::PATIENCE;
+use heddle_tests::wait::TIMEOUT;
 use http::HeaderMap;
 
 use crate::raw_service::{RAW, RawMesh, ok};
@@ -116,7 +116,7 @@ async fn neighbours_pass(client: &Client, way: &str) {
     let none = HeaderMap::new();
     for number in 0..100 {
         let call = client.call(RAW, "/raw.Raw/Small", &none, b"x");
-        let answer = tokio::time::timeout(PATIENCE, call).await;
+        let answer = tokio::time::timeout(TIMEOUT, call).await;
         let answer = answer.unwrap_or_else(|_| panic!("{way}: neighbour {number} is stuck"));
         assert_eq!(
             answer.last("grpc-status").as_deref(),
@@ -137,7 +137,7 @@ async fn a_caller_that_does_not_read_stops_only_its_own_stream() {
         neighbours_pass(&client, way).await;
         // And the stalled one goes on where it stopped.
         let mut stalled = response.into_body();
-        let all = tokio::time::timeout(PATIENCE, body(&mut stalled)).await;
+        let all = tokio::time::timeout(TIMEOUT, body(&mut stalled)).await;
         let all = all.expect("the flood ends").unwrap();
         assert!(all == frame(&pattern(FLOOD)), "{way}: {} bytes", all.len());
         assert_eq!(stalled.trailers().await.unwrap(), Some(ok()), "{way}");
@@ -168,7 +168,7 @@ async fn a_service_that_does_not_read_stops_only_its_own_stream() {
         client
             .call(RAW, "/raw.Raw/Go", &HeaderMap::new(), b"x")
             .await;
-        let answer = tokio::time::timeout(PATIENCE, read(response)).await;
+        let answer = tokio::time::timeout(TIMEOUT, read(response)).await;
         let answer = answer.expect("the upload ends");
         assert_eq!(
             answer.last("grpc-status").as_deref(),

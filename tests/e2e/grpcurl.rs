@@ -1,5 +1,5 @@
-//! The mesh as grpcurl sees it, with no proto file at hand: every node lists, describes and calls what runs anywhere;
-//! the control plane answers for its own APIs.
+//! grpcurl without a proto file: every node lists, describes and calls all services of the mesh; the control plane
+//! answers for its own APIs.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Ran, Start, run};
 use heddle_tests::stock::{Client, Kind};
 use heddle_tests::tools::go_peer;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use serde_json::Value;
 
 async fn grpcurl(addr: SocketAddr, before: &[&str], after: &[&str]) -> Ran {

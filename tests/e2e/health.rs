@@ -1,4 +1,5 @@
-//! Health checks as the whole mesh sees them, and how instances leave: states with their reasons in status, no call lost.
+//! Health checks as seen by the whole mesh, and how instances leave: each state with its reason in the status API, and
+//! no call fails.
 
 use std::time::Duration;
 
@@ -6,9 +7,9 @@ use heddle_proto::registry::v1::{
     DeregisterRequest, Health, HealthCheck, Instance, RegisterRequest, health_check::Kind,
 };
 use heddle_tests::echo::reach;
-use heddle_tests::ledger::{Kind as CallKind, Load, Plan};
+use heddle_tests::load::{Kind as CallKind, Load, Plan};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic_health::ServingStatus;
 
@@ -94,7 +95,7 @@ async fn one_that_stops_is_left_by_all_before_it_goes_and_no_call_fails() {
     let through = [mesh.node("a").outbound, mesh.node("b").outbound];
     let load = Load::start(&Plan::new(CallKind::Unsafe, &through));
     load.more(200).await;
-    leaves.stop_well().await;
+    leaves.stop_cleanly().await;
     // It goes as soon as all know, and not because one that does not answer has had its time.
     let said = leaves.output();
     assert!(!said.contains("before every client knows"), "{said}");

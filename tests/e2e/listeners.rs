@@ -1,16 +1,17 @@
-//! Who may reach the listeners of the real processes, and how many at a time; the files that they leave (issue 10, A4 and D3).
+//! Who can reach the listeners of the real processes, how many connections they accept, and the permissions of their
+//! files (issue 10, A4 and D3).
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use heddle_tests::http_get;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page;
-use heddle_tests::place::{folder, free_addr};
 use heddle_tests::process::{Start, run};
+use heddle_tests::temp::{folder, free_addr};
 use heddle_tests::tools::{binary, system};
-use heddle_tests::until::{PATIENCE, seen, until, within};
+use heddle_tests::wait::{TIMEOUT, seen, until, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -25,7 +26,7 @@ async fn silent(addr: SocketAddr, count: usize) -> Vec<TcpStream> {
 
 async fn answers(addr: SocketAddr, path: &str) {
     until(&format!("{addr}{path} answers"), async || {
-        let answer = page::get(addr, path).await;
+        let answer = http_get::get(addr, path).await;
         seen(matches!(answer, Ok((200, _))), format!("{answer:?}"))
     })
     .await;
@@ -58,7 +59,7 @@ async fn silent_strangers_stop_neither_health_nor_registration() {
     // Registers by the agent, is told to the control plane, is found by outbound.
     mesh.echo("a", "e1").await;
     heddle_tests::echo::reach(&mesh.channel("a"), &["e1"]).await;
-    let (_, metrics) = page::get(admin, "/metrics").await.unwrap();
+    let (_, metrics) = http_get::get(admin, "/metrics").await.unwrap();
     let evicted = metrics
         .lines()
         .find_map(|line| line.strip_prefix("heddle_listener_evicted_total{listener=\"agent\"} "));
@@ -104,8 +105,8 @@ async fn strangers_do_not_take_the_last_file_of_a_process() {
         silent(addr("agent"), 200).await,
     );
     answers(addr("admin"), "/readyz").await;
-    proxy.stop_well().await;
-    control.stop_well().await;
+    proxy.stop_cleanly().await;
+    control.stop_cleanly().await;
 }
 
 /// One request in HTTP/1.1; its status.
@@ -118,7 +119,7 @@ async fn asked(addr: SocketAddr, request: &str) -> String {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         answer.lines().next().unwrap_or_default().to_owned()
     };
-    tokio::time::timeout(PATIENCE, ask).await.unwrap()
+    tokio::time::timeout(TIMEOUT, ask).await.unwrap()
 }
 
 /// Issue 10, D3: what a page of the web can have a browser send.
@@ -193,7 +194,7 @@ async fn an_address_beyond_loopback_is_refused_unless_it_is_named() {
         .spawn();
     assert_eq!(named.ready().await.get("grpc"), open);
     named.says("--listen 0.0.0.0").await;
-    named.stop_well().await;
+    named.stop_cleanly().await;
 }
 
 async fn refused(start: Start, words: &[&str]) {
@@ -265,8 +266,8 @@ async fn state_store_and_sockets_are_the_users_alone_whatever_the_umask() {
     {
         assert_eq!(mode(&path(file)), 0o600, "{file}");
     }
-    proxy.stop_well().await;
-    control.stop_well().await;
+    proxy.stop_cleanly().await;
+    control.stop_cleanly().await;
     for kept in std::fs::read_dir(path("state")).unwrap() {
         let kept = kept.unwrap().path();
         assert_eq!(mode(&kept), 0o600, "{}", kept.display());
@@ -320,13 +321,13 @@ async fn a_proxy_starts_on_a_full_state_disk_and_writes_when_it_can() {
         .spawn();
     echo.ready().await;
     until("the instance is registered", async || {
-        let answer = page::get(admin, "/metrics").await;
+        let answer = http_get::get(admin, "/metrics").await;
         let has = |text: &str| text.contains("heddle_agent_instances 1");
         seen(matches!(&answer, Ok((200, text)) if has(text)), "not yet")
     })
     .await;
     std::fs::remove_file(&filler).unwrap();
-    within(PATIENCE, "what was learnt is written", async || {
+    within(TIMEOUT, "what was learnt is written", async || {
         let files: Vec<_> = std::fs::read_dir(&state)
             .map(|all| {
                 all.filter_map(Result::ok)
@@ -338,6 +339,6 @@ async fn a_proxy_starts_on_a_full_state_disk_and_writes_when_it_can() {
         kept.then_some(()).ok_or_else(|| format!("{files:?}"))
     })
     .await;
-    echo.stop_well().await;
-    process.stop_well().await;
+    echo.stop_cleanly().await;
+    process.stop_cleanly().await;
 }

@@ -1,4 +1,4 @@
-//! End to end: the real binaries, as their users see them. A module per behaviour.
+//! End-to-end tests of the real binaries as users see them. One module per behaviour.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

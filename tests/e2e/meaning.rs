@@ -1,5 +1,4 @@
-//! What the parties say to each other arrives as it was meant, over one hop and over two: resets, deadlines, cancels,
-//! trailers-only answers, metadata.
+//! Resets, deadlines, cancels, trailers-only responses and metadata keep their meaning over one hop and over two.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -7,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use h2::Reason;
 use heddle_tests::raw::{Answer, Call, Client, body, frame, read};
-use heddle_tests::until::PATIENCE;
+use heddle_tests::wait::TIMEOUT;
 use http::{HeaderMap, Response};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -15,7 +14,7 @@ use crate::raw_service::{RAW, RawMesh, custom, fields, ok};
 
 /// Waits for a report of the raw service, as long as a slow machine may need.
 async fn next<T>(reports: &mut mpsc::UnboundedReceiver<T>) -> T {
-    tokio::time::timeout(PATIENCE, reports.recv())
+    tokio::time::timeout(TIMEOUT, reports.recv())
         .await
         .expect("the service reports in time")
         .expect("the service runs")
@@ -134,7 +133,7 @@ async fn expired<R>(
         let headers = fields(&[("grpc-timeout", &format!("{given}m"))]);
         let answer = client.call(RAW, path, &headers, b"x").await;
         let begun = !answer.headers_only || path == "/raw.Raw/Early";
-        let patience = if begun { PATIENCE / 3 } else { PATIENCE / 30 };
+        let patience = if begun { TIMEOUT / 3 } else { TIMEOUT / 30 };
         match tokio::time::timeout(patience, reports.recv()).await {
             Ok(report) if begun => return (answer, given, report.expect("the service runs")),
             _ => {}

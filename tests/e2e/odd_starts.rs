@@ -1,10 +1,10 @@
-//! Processes that are stopped before they are ready, and addresses of the other family.
+//! Processes that are stopped before they are ready, and addresses of another family.
 
 use heddle_proto::status::v1::{GetMeshRequest, mesh_status_client::MeshStatusClient};
-use heddle_tests::place::folder;
 use heddle_tests::process::Start;
+use heddle_tests::temp::folder;
 use heddle_tests::tools::binary;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 
 fn proxy(control: &str) -> Start {
     Start::new("heddle-proxy", &binary("heddle-proxy"))
@@ -22,7 +22,7 @@ async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
             .spawn();
         process.says("is not reachable").await;
         process.signal(signal);
-        process.exit_well().await;
+        process.exit_cleanly().await;
         assert!(process.stdout().is_empty(), "{}", process.output());
     }
 }
@@ -50,7 +50,7 @@ async fn inbound_on_every_address_is_told_by_the_family_of_the_control_plane() {
             seen(told == [&format!("{host}{port}")], format!("{told:?}"))
         })
         .await;
-        process.stop_well().await;
-        control.stop_well().await;
+        process.stop_cleanly().await;
+        control.stop_cleanly().await;
     }
 }

@@ -1,14 +1,13 @@
-//! A proxy holds the endpoints of those services that its callers use: fetched at the first call, dropped when nobody has
-//! called for long, and there again after a restart with no control plane. The control plane is the real one, frozen where
-//! it is not to answer.
+//! Endpoints on demand: fetched at the first call to a service, dropped after a long time without calls, and available
+//! after a restart without a control plane. The control plane is real, and frozen where it must not answer.
 
 use std::time::{Duration, Instant};
 
 use heddle_proto::status::v1::ListEdgesRequest;
 use heddle_tests::echo::{Failed, call, echo, payload};
+use heddle_tests::http_get::{get, json};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::{get, json};
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use tonic::{Code, Request};
 
 const SERVICE: &str = "heddle-echo.default";

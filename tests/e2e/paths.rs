@@ -1,12 +1,12 @@
-//! Who owns a path (issue 10, B2): the first service of a namespace that registered a proto service gets the calls that
-//! name no mesh service; a second one harms nobody, and everybody who shows it agrees.
+//! Path ownership (issue 10, B2): the first service of a namespace that registers a proto service gets the calls that
+//! name no mesh service. A second one does no harm, and all views agree on the owner.
 
 use heddle_proto::status::v1::Path;
 use heddle_tests::echo::{call, channel_as, payload, reach};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Start, run};
 use heddle_tests::tools::binary;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use tonic::Code;
 
 const ECHO: &str = "heddle.echo.v1.Echo";
@@ -187,7 +187,7 @@ async fn only_services_of_several_other_namespaces_are_ambiguous_and_are_named()
 async fn a_services_file_and_heddle_run_can_leave_paths_to_others() {
     let mut mesh = Mesh::builder().start().await;
     // A program of its own, that is registered by the file alone.
-    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], heddle_tests::place::free_port()));
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], heddle_tests::temp::free_port()));
     let alone = Start::new("heddle-echo alone", &binary("heddle-echo"))
         .args(["--listen", &listen.to_string(), "--instance", "f1"])
         .args(["--agent", "none"]);
@@ -222,5 +222,5 @@ async fn a_services_file_and_heddle_run_can_leave_paths_to_others() {
     reach(&mesh.channel("a"), &["e1"]).await;
     all_reach(&mesh, 20, &["e1"]).await;
     assert_eq!(conflicts(&mesh).await, []);
-    program.stop_well().await;
+    program.stop_cleanly().await;
 }

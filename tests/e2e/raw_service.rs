@@ -1,12 +1,12 @@
-//! A raw HTTP/2 service `raw.default` on node b of a mesh of two: a call through b makes one hop, a call through a makes
-//! two. Each test says how the service answers and asserts the same of both ways.
+//! A raw HTTP/2 service `raw.default` on node b of a mesh of two: a call through b makes one hop, a call through a
+//! makes two. Each test says how the service answers, and asserts the same for both.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use heddle_tests::mesh::{Builder, Mesh};
 use heddle_tests::raw::{Call, Client, Habits, Server, body};
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The authority that tests name the service by.

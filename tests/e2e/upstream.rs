@@ -1,5 +1,5 @@
-//! Services that are full, retire their connections, or are not there: the proxy queues, moves and tries again what
-//! provably was not processed, and the caller sees an answer.
+//! Services that are full, retire their connections, or are down: the proxy queues, moves and retries what provably was
+//! not processed, and the caller gets a response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use heddle_tests::echo::{call, payload};
+use heddle_tests::http_get::json;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::page::json;
-use heddle_tests::place::free_addr;
 use heddle_tests::raw::{Answer, Call, Client, Habits, body};
-use heddle_tests::until::{seen, until};
+use heddle_tests::temp::free_addr;
+use heddle_tests::wait::{seen, until};
 use http::HeaderMap;
 
 use crate::raw_service::{RAW, RawMesh, ok};

@@ -1,5 +1,5 @@
-//! Stock Envoy, by ADS in both protocols, with a listener of its own whose routes, clusters and endpoints come from our
-//! control plane: same resources, a stranger's proxy.
+//! Stock Envoy with both variants of ADS, and a listener whose routes, clusters and endpoints come from the control
+//! plane.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use heddle_h2::{Config, Connection, Event, Fields};
 use heddle_tests::echo::{Failed, channel_as, echo, payload, reach};
 use heddle_tests::envoy::{Envoy, bootstrap};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::free_addr;
 use heddle_tests::raw::{Client, frame};
-use heddle_tests::until::PATIENCE;
+use heddle_tests::temp::free_addr;
+use heddle_tests::wait::TIMEOUT;
 use http::HeaderMap;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -129,7 +129,7 @@ async fn status_of(proxy: SocketAddr, authority: &str) -> Option<String> {
         let output = client.output().to_vec();
         socket.write_all(&output).await.unwrap();
         client.advance(output.len());
-        let read = tokio::time::timeout(PATIENCE, socket.read(&mut buffer));
+        let read = tokio::time::timeout(TIMEOUT, socket.read(&mut buffer));
         let len = read.await.expect("an answer in time").unwrap();
         assert!(len > 0, "{authority}: the connection was closed");
         let mut bytes = &buffer[..len];

@@ -1,17 +1,17 @@
-//! A service that nobody here wrote joins unchanged: gRPC's interop server, registered by a services file, driven
-//! through the mesh by gRPC's Go client and by stock grpcio. Every case that needs neither TLS nor a cloud credential,
-//! but for Go's `pick_first_unary`, which wants several servers with ids and fails against this server directly too.
+//! gRPC's interop server joins unchanged by a services file, and is called through the mesh by gRPC's Go client and by
+//! stock grpcio. Every case that needs neither TLS nor a cloud credential, except Go's `pick_first_unary`, which needs
+//! several servers with ids and fails against this server directly too.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use heddle_tests::mesh::Mesh;
-use heddle_tests::place::free_addr;
 use heddle_tests::process::{Process, Start, run_within};
 use heddle_tests::raw;
 use heddle_tests::sockets::peers_of;
+use heddle_tests::temp::free_addr;
 use heddle_tests::tools::{go_peer, interop_protoset, python, script};
-use heddle_tests::until::until;
+use heddle_tests::wait::until;
 
 const GO_CASES: &[&str] = &[
     "empty_unary",
@@ -172,7 +172,7 @@ async fn every_case_passes_across_two_nodes_through_both_proxies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpcio_calls_over_a_unix_socket() {
-    let place = heddle_tests::place::folder();
+    let place = heddle_tests::temp::folder();
     let socket = format!("unix:{}", place.path().join("out.sock").display());
     let mut mesh = Mesh::builder()
         .proxy_arg("--outbound")

@@ -1,6 +1,6 @@
-//! Interop: programs that nobody here wrote. `grpc_cases` puts the gRPC project's own server into the mesh and drives it
-//! with the project's own clients; `proxyless` (grpcio, grpc-go, grpc-js) and `envoy` are stock xDS clients of the control
-//! plane, `outage` takes it from them, and `removal` has all of them call instances that come and go.
+//! Interop with third-party programs. `grpc_cases` runs the gRPC project's own server in the mesh and calls it with the
+//! project's clients; `proxyless` (grpcio, grpc-go, grpc-js) and `envoy` are stock xDS clients of the control plane;
+//! `outage` stops the control plane; `removal` removes and adds instances.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,16 +1,15 @@
-//! The control plane away for ten seconds while stock xDS clients call, stopped with SIGTERM or killed: no call of theirs
-//! fails before, meanwhile or after, and they follow the mesh again. In come clients that call already; which they are
-//! and how they were started is said elsewhere.
+//! The control plane is down for ten seconds, stopped with SIGTERM or killed, while stock xDS clients call: no call
+//! fails, and afterwards they get updates again. The clients and how they are started are given by the caller.
 
 use std::time::{Duration, Instant};
 
 use heddle_proto::status::v1::ListProxiesRequest;
 use heddle_tests::echo::{channel, reach};
 use heddle_tests::envoy::Envoy;
-use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::load::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::stock::Client;
-use heddle_tests::until::{seen, within};
+use heddle_tests::wait::{seen, within};
 use tonic::transport::Channel;
 
 const AWAY: Duration = Duration::from_secs(10);
@@ -31,7 +30,7 @@ pub(crate) enum Loss {
     Killed,
 }
 
-/// A stock client whose calls are all in a book.
+/// A stock client whose calls are all recorded.
 pub(crate) enum Caller {
     /// It calls by itself.
     Grpc(Client),

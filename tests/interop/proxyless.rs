@@ -1,6 +1,5 @@
-//! Stock gRPC clients, Python's, Go's and Node's, with `xds:///heddle-echo` and nothing but a bootstrap file: no proxy of
-//! ours between them and the instances, only our control plane. All of them at once: the slowest to dial again sets the
-//! time.
+//! Stock gRPC clients (Python, Go, Node) with `xds:///heddle-echo` and only a bootstrap file, without a proxy. All run
+//! at once: the one that reconnects last determines the time.
 
 use heddle_tests::stock::{Client, Kind};
 

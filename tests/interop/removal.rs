@@ -1,9 +1,9 @@
-//! Instances that come and go while stock clients call them directly: with the acknowledged drain none of the four sees
-//! an error, because an instance goes on serving until each of them has said that it knows.
+//! Instances come and go while stock clients call them directly. With the acknowledged drain none of the clients sees
+//! an error, because an instance serves until each of them has acknowledged its removal.
 
 use heddle_tests::echo::{channel, reach};
 use heddle_tests::envoy::Envoy;
-use heddle_tests::ledger::{Kind, Load, Plan};
+use heddle_tests::load::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 use heddle_tests::stock::{self, Client};
 

@@ -1,5 +1,5 @@
-//! Calls of heddle-echo through a proxy, and what a failed one carries: status, sentence, reason, details. The client is
-//! a plain gRPC client that knows one address, as a service of the mesh would be.
+//! Calls to heddle-echo through a proxy, and the contents of a failure: status, message, reason, details. The client is a
+//! plain gRPC client with one address, as a service of the mesh has it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::until::until;
+use crate::wait::until;
 
 /// A channel to `addr`; calls carry `addr` as authority, so that they are routed by their path.
 pub fn channel(addr: SocketAddr) -> Channel {

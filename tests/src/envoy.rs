@@ -1,13 +1,13 @@
-//! Stock Envoy as an xDS client of ours: one ADS stream to any of several replicas, clusters by CDS (wildcard), endpoints
-//! by EDS, routes by RDS into a listener of its own. In comes where the replicas are; out comes an address to call.
+//! Stock Envoy as an xDS client: one ADS stream to any of several replicas, clusters by CDS (wildcard), endpoints by EDS,
+//! routes by RDS into its own listener. Takes the addresses of the replicas and gives an address to call.
 
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
 use crate::mesh::Mesh;
-use crate::place::free_addr;
 use crate::process::{Process, Start};
+use crate::temp::free_addr;
 use crate::tools::envoy;
 
 /// One that runs until it is dropped.

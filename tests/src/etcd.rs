@@ -1,6 +1,5 @@
-//! A real etcd for one test: a single member or a cluster, each member a process of its own on free ports with its data
-//! in a temporary folder. Members are killed, frozen and started again by their number, from 0; their addresses and
-//! their data stay. Nothing of Heddle comes in: it is the store as operators have it.
+//! A real etcd for one test: a single member or a cluster, each member in its own process on free ports with its data in a
+//! temporary folder. Members are killed, frozen and restarted by their number, from 0, and keep their addresses and data.
 //!
 //! ```no_run
 //! # async fn test() {
@@ -19,11 +18,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::page;
-use crate::place::{folder, free_port};
+use crate::http_get;
 use crate::process::{Process, Start, run};
+use crate::temp::{folder, free_port};
 use crate::tools::go_peer;
-use crate::until::{seen, until};
+use crate::wait::{seen, until};
 
 /// What to start.
 pub struct Builder {
@@ -255,7 +254,7 @@ impl Etcd {
                 let output = self.process(member).output();
                 panic!("etcd member {member} exited with {status}:\n{output}");
             }
-            let (status, body) = page::get(addr, "/health").await?;
+            let (status, body) = http_get::get(addr, "/health").await?;
             seen(status == 200, body)
         })
         .await;
@@ -269,7 +268,7 @@ impl Etcd {
                 if member.process.is_none() {
                     continue;
                 }
-                let (_, body) = page::get(member.metrics, "/metrics").await?;
+                let (_, body) = http_get::get(member.metrics, "/metrics").await?;
                 if body.lines().any(|line| line == "etcd_server_is_leader 1") {
                     leading.push(n);
                 }

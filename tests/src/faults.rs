@@ -1,5 +1,5 @@
-//! What can be done to a running mesh: signals to a process, and a TCP forwarder between two parties that can be cut,
-//! frozen and healed. Only children of the test are touched, by their id.
+//! Faults for a running mesh: signals to a process, and a TCP forwarder that can be cut and healed. Only child processes of
+//! the test are signalled, by their id.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::until::PATIENCE;
+use crate::wait::TIMEOUT;
 
 /// Sends a signal by name to one process. After `STOP` it has stopped: the signal goes to one of its threads, and on a busy
 /// machine others may run on until that one has its turn.
@@ -22,7 +22,7 @@ pub fn signal(pid: u32, signal: &str) {
         .expect("sh runs");
     assert!(status.success(), "kill -{signal} {pid} failed");
     if signal == "STOP" {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !has_stopped(pid) {
             assert!(Instant::now() < end, "process {pid} does not stop");
             std::thread::sleep(Duration::from_millis(1));
@@ -55,7 +55,7 @@ impl Forwarder {
     /// Listens on a free loopback port.
     pub async fn to(target: SocketAddr) -> Self {
         let mut forwarder = Self {
-            addr: crate::place::free_addr(),
+            addr: crate::temp::free_addr(),
             target,
             open: watch::Sender::new(false),
             task: None,

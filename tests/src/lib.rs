@@ -1,6 +1,6 @@
-//! The harness of Heddle's tests: it starts the real binaries and the real peers on free ports, waits for them by
-//! their own APIs, breaks them on purpose, keeps book of every call, and always stops what it started. Nothing is
-//! mocked here, nothing is skipped, and no product code comes in.
+//! The test harness: starts the real binaries and the real peers on free ports, waits for states through their own APIs,
+//! injects faults, records every call, and always stops what it started. Nothing is mocked or skipped here, and no
+//! product code comes in.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,23 +9,23 @@
 )]
 
 /// Free ports and temporary folders.
-pub mod place;
-/// Children that always die, with their output kept and their ready line read.
+pub mod temp;
+/// Child processes that are always killed, with their output and ready line.
 pub mod process;
-/// The pinned peers, found or a loud failure.
+/// Paths of binaries and pinned peers; a missing one is a failure.
 pub mod tools;
-/// Awaiting a state, with the last one seen printed when time is up.
-pub mod until;
+/// Waits for a state; prints the last one seen on timeout.
+pub mod wait;
 /// etcd, single or a cluster, for the control plane to keep the mesh in.
 pub mod etcd;
 /// Control plane, nodes and instances: what every end-to-end test builds first.
 pub mod mesh;
 /// The replicas of its control plane.
 pub mod replicas;
-/// Several hosts on one machine, plugged in and unplugged.
+/// Several hosts on one machine, as network namespaces that can be unplugged.
 pub mod netns;
-/// One address for several replicas.
-pub mod front;
+/// A TCP load balancer in front of several replicas.
+pub mod load_balancer;
 /// Stock gRPC clients that find their service by xDS.
 pub mod stock;
 /// Stock Envoy as an xDS client.
@@ -34,11 +34,11 @@ pub mod envoy;
 pub mod echo;
 /// HTTP/2 by hand, for what a gRPC library hides.
 pub mod raw;
-/// A page of an HTTP port.
-pub mod page;
+/// One GET over HTTP/1.1.
+pub mod http_get;
 /// Who is connected to whom, from the kernel's own tables.
 pub mod sockets;
-/// Steady load with a book in which every call stands once.
-pub mod ledger;
+/// Constant load, with a log of every call.
+pub mod load;
 /// Kill, stop, freeze, cut.
 pub mod faults;

@@ -1,5 +1,5 @@
-//! A mesh for one test: the real control plane, a real proxy per node and instances, each a process of its own on free
-//! loopback ports with its state in a temporary folder. Whatever is started here is stopped here.
+//! A mesh for one test: the real control plane, one real proxy per node, and instances, each in its own process on free
+//! loopback ports with its state in a temporary folder. Everything started here is stopped here.
 //!
 //! ```no_run
 //! # async fn test() {
@@ -20,11 +20,11 @@ use tonic::transport::Channel;
 
 use crate::echo::channel;
 use crate::netns::Network;
-use crate::place::{folder, free_addr, free_port};
 use crate::process::{Process, Start};
 use crate::replicas::{REPLICAS, Replica};
+use crate::temp::{folder, free_addr, free_port};
 use crate::tools::binary;
-use crate::until::{seen, until};
+use crate::wait::{seen, until};
 
 /// Names of nodes in their order.
 pub const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -259,7 +259,7 @@ impl Mesh {
             .proxy
             .take()
             .expect("the proxy runs")
-            .stop_well()
+            .stop_cleanly()
             .await;
     }
 
@@ -269,7 +269,7 @@ impl Mesh {
             .proxy
             .take()
             .expect("the proxy runs")
-            .exit_well()
+            .exit_cleanly()
             .await;
     }
 
@@ -354,7 +354,7 @@ impl Mesh {
         self.instances
             .remove(&key)
             .expect("an instance of this mesh")
-            .stop_well()
+            .stop_cleanly()
             .await;
     }
 

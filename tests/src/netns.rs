@@ -1,6 +1,6 @@
-//! Several hosts on one machine: a network namespace for each, all on one bridge, this machine's own namespace on it as
-//! well. Whole hosts are unplugged and plugged in again, and single ways between two of them are cut. What is made here
-//! is removed here; what a killed test left behind is removed by the next one. Needs root and iproute2.
+//! Several hosts on one machine: one network namespace each, all connected to one bridge, with this machine's own
+//! namespace. A host can be unplugged, and the path between two of them can be blocked. Everything is removed at the end;
+//! what a killed test left is removed by the next one. Needs root and iproute2.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Network {
         let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
         let pid = std::process::id();
         if *next == 0 {
-            sweep(pid);
+            remove_stale(pid);
         }
         let number = *next;
         *next += 1;
@@ -91,7 +91,7 @@ impl Network {
         host.ip(&format!("address add {}/24 dev eth0", host.addr));
         host.ip("link set lo up");
         host.ip("link set eth0 up");
-        // What comes from an address that a host cannot answer is dropped: a lost way is lost in both directions.
+        // What comes from an address that a host cannot answer is dropped: a blocked path is blocked in both directions.
         let strict = "echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter";
         inside(&host.namespace, &["sh", "-c", strict]);
         host
@@ -106,7 +106,7 @@ impl Default for Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // Never fails loudly: the test may be failing already, and the next one sweeps.
+        // Errors are ignored: the test may be failing already, and the next one removes what is left.
         let _ = try_ip(&format!("link delete {}", self.bridge));
     }
 }
@@ -126,7 +126,7 @@ impl Host {
         start.behind(&iproute(), &["netns", "exec", &self.namespace])
     }
 
-    /// Nothing comes in or goes out any more; nobody is told, as behind a switch that died.
+    /// Drops all packets in both directions without any notification, as behind a dead switch.
     pub fn unplug(&self) {
         ip(&format!("link set {} nomaster", self.plug));
     }
@@ -135,12 +135,12 @@ impl Host {
         ip(&format!("link set {} master {}", self.plug, self.bridge));
     }
 
-    /// What it sends to this address is lost, and what comes from there; the rest of the network is there.
-    pub fn lose(&self, addr: IpAddr) {
+    /// Drops packets to and from this address; the rest of the network stays reachable.
+    pub fn block(&self, addr: IpAddr) {
         self.ip(&format!("route add blackhole {addr}/32"));
     }
 
-    pub fn find(&self, addr: IpAddr) {
+    pub fn unblock(&self, addr: IpAddr) {
         self.ip(&format!("route delete blackhole {addr}/32"));
     }
 
@@ -207,7 +207,7 @@ fn free_subnet(pid: u32, number: u32) -> [u8; 3] {
 }
 
 /// Removes the networks of processes that are gone, and of one that had the process id of this one, which has none yet.
-fn sweep(own: u32) {
+fn remove_stale(own: u32) {
     let gone = |pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists();
     for name in names("/run/netns") {
         let pid = name
@@ -243,7 +243,7 @@ mod tests {
     use super::{Host, Network};
     use crate::process::{Start, run};
     use crate::tools::system;
-    use crate::until::{seen, within};
+    use crate::wait::{seen, within};
 
     /// A bridge or a host that has lost another's address asks for it after half a minute or more: what is found sooner
     /// was not lost.
@@ -280,9 +280,9 @@ mod tests {
         assert!(!reaches(&host, addr).await);
         host.plug_in();
         finds(&host, addr).await;
-        host.lose(addr.ip());
+        host.block(addr.ip());
         assert!(!reaches(&host, addr).await);
-        host.find(addr.ip());
+        host.unblock(addr.ip());
         finds(&host, addr).await;
         let namespace = format!("/run/netns/{}", host.namespace);
         assert!(std::path::Path::new(&namespace).exists());

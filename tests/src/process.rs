@@ -1,5 +1,5 @@
-//! Children that always die: killed by their id when dropped, whatever happened to the test. Their output is kept and
-//! printed when the test fails; their ready line (`<name> ready: key value, key value`) is awaited and taken apart.
+//! Child processes that are killed by their id when dropped, however the test ends. Their output is kept and printed when
+//! the test fails. Their ready line (`<name> ready: key value, key value`) is awaited and parsed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,18 +9,18 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::until::{PATIENCE, seen, within};
+use crate::wait::{TIMEOUT, seen, within};
 
-/// One child with everything it has said so far.
+/// One child process with its output so far.
 pub struct Process {
     name: String,
     child: Child,
-    said: Arc<Mutex<Said>>,
+    output: Arc<Mutex<Output>>,
     status: Option<ExitStatus>,
 }
 
 #[derive(Default)]
-struct Said {
+struct Output {
     stdout: Vec<String>,
     stderr: Vec<String>,
     /// Both, in the order of arrival.
@@ -28,7 +28,7 @@ struct Said {
     open: usize,
 }
 
-/// A ready line taken apart: the words before `ready:`, then key and value.
+/// A parsed ready line: keys and values.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(pub BTreeMap<String, String>);
 
@@ -92,7 +92,7 @@ impl Start {
         self
     }
 
-    /// The same command as an argument of another one, which must execute it in its own place (`ip netns exec`).
+    /// The same command as an argument of another one, which must `exec` it (`ip netns exec`).
     pub fn behind(self, program: &Path, words: &[&str]) -> Self {
         let mut command = Command::new(program);
         command.args(words).arg(self.command.get_program());
@@ -126,38 +126,38 @@ impl Start {
             let program = Path::new(self.command.get_program()).display();
             panic!("cannot start {program}: {error}; `./test` builds what is missing")
         });
-        let said = Arc::new(Mutex::new(Said {
+        let output = Arc::new(Mutex::new(Output {
             open: 2,
-            ..Said::default()
+            ..Output::default()
         }));
-        keep(&said, child.stdout.take().expect("piped"), true);
-        keep(&said, child.stderr.take().expect("piped"), false);
+        keep(&output, child.stdout.take().expect("piped"), true);
+        keep(&output, child.stderr.take().expect("piped"), false);
         Process {
             name: self.name,
             child,
-            said,
+            output,
             status: None,
         }
     }
 }
 
-fn keep(said: &Arc<Mutex<Said>>, stream: impl Read + Send + 'static, stdout: bool) {
-    let said = Arc::clone(said);
+fn keep(output: &Arc<Mutex<Output>>, stream: impl Read + Send + 'static, stdout: bool) {
+    let output = Arc::clone(output);
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
-            let mut said = said.lock().unwrap();
-            said.all.push(text.clone());
+            let mut output = output.lock().unwrap();
+            output.all.push(text.clone());
             if stdout {
-                said.stdout.push(text);
+                output.stdout.push(text);
             } else {
-                said.stderr.push(text);
+                output.stderr.push(text);
             }
         }
-        said.lock().unwrap().open -= 1;
+        output.lock().unwrap().open -= 1;
     });
 }
 
@@ -173,7 +173,7 @@ impl Process {
     /// Its ready line; panics with all its output when it exits or stays silent.
     pub async fn ready(&mut self) -> Ready {
         let what = format!("{} prints its ready line", self.name);
-        within(PATIENCE, &what, async || {
+        within(TIMEOUT, &what, async || {
             if let Some(ready) = self.stdout().iter().find_map(|line| Ready::parse(line)) {
                 return Ok(ready);
             }
@@ -198,16 +198,16 @@ impl Process {
     }
 
     /// Waits until it has exited.
-    pub async fn exit_within(&mut self, patience: Duration) -> ExitStatus {
+    pub async fn exit_within(&mut self, timeout: Duration) -> ExitStatus {
         let what = format!("{} exits", self.name);
-        let status = within(patience, &what, async || {
+        let status = within(timeout, &what, async || {
             self.exited()
                 .ok_or_else(|| format!("it runs; its output:\n{}", self.output()))
         })
         .await;
-        // What it said itself is there soon, on a busy machine too; a grandchild may hold the pipes for ever.
+        // Its own output arrives soon, on a busy machine too; a grandchild may keep the pipes open for ever.
         for _ in 0..400 {
-            if self.said.lock().unwrap().open == 0 {
+            if self.output.lock().unwrap().open == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
@@ -217,7 +217,7 @@ impl Process {
 
     /// Waits until a line of standard output satisfies `find`.
     pub async fn line<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        within(PATIENCE, what, async || {
+        within(TIMEOUT, what, async || {
             self.stdout()
                 .iter()
                 .find_map(|line| find(line))
@@ -229,7 +229,7 @@ impl Process {
     /// Waits until its output, either stream, has this text.
     pub async fn says(&mut self, text: &str) {
         let what = format!("{} says {text:?}", self.name);
-        within(PATIENCE, &what, async || {
+        within(TIMEOUT, &what, async || {
             let output = self.output();
             seen(output.contains(text), output)
         })
@@ -237,20 +237,20 @@ impl Process {
     }
 
     pub fn stdout(&self) -> Vec<String> {
-        self.said.lock().unwrap().stdout.clone()
+        self.output.lock().unwrap().stdout.clone()
     }
 
     pub fn stderr(&self) -> Vec<String> {
-        self.said.lock().unwrap().stderr.clone()
+        self.output.lock().unwrap().stderr.clone()
     }
 
     /// Both streams, in the order of arrival.
     pub fn output(&self) -> String {
-        self.said.lock().unwrap().all.join("\n")
+        self.output.lock().unwrap().all.join("\n")
     }
 
     /// Writes one line to its standard input.
-    pub fn tell(&mut self, line: &str) {
+    pub fn write_line(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("standard input is open");
         writeln!(stdin, "{line}").expect("the child reads its standard input");
         stdin.flush().expect("the child reads its standard input");
@@ -266,18 +266,18 @@ impl Process {
     /// SIGTERM, and waits for the end.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal("TERM");
-        self.exit_within(PATIENCE).await
+        self.exit_within(TIMEOUT).await
     }
 
     /// SIGTERM, and waits for the end; it must exit with 0.
-    pub async fn stop_well(&mut self) {
+    pub async fn stop_cleanly(&mut self) {
         self.signal("TERM");
-        self.exit_well().await;
+        self.exit_cleanly().await;
     }
 
     /// Waits for the end; it must exit with 0.
-    pub async fn exit_well(&mut self) {
-        let status = self.exit_within(PATIENCE).await;
+    pub async fn exit_cleanly(&mut self) {
+        let status = self.exit_within(TIMEOUT).await;
         assert!(
             status.success(),
             "{}: {status}\n{}",
@@ -289,7 +289,7 @@ impl Process {
     /// SIGKILL, and waits for the end.
     pub async fn kill(&mut self) {
         self.signal("KILL");
-        self.exit_within(PATIENCE).await;
+        self.exit_within(TIMEOUT).await;
     }
 }
 
@@ -300,13 +300,13 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
         if std::thread::panicking() {
-            let said = self
-                .said
+            let output = self
+                .output
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let last = said.all.len().saturating_sub(60);
+            let last = output.all.len().saturating_sub(60);
             eprintln!("---- {} ({}), its last lines:", self.name, self.child.id());
-            for line in &said.all[last..] {
+            for line in &output.all[last..] {
                 eprintln!("{line}");
             }
         }
@@ -327,16 +327,16 @@ impl Ran {
     }
 }
 
-/// Runs it and waits for its end, at most [`PATIENCE`].
+/// Runs it and waits for its end, at most [`TIMEOUT`].
 pub async fn run(start: Start) -> Ran {
-    run_within(PATIENCE, start).await
+    run_within(TIMEOUT, start).await
 }
 
 /// Runs it and waits for its end.
-pub async fn run_within(patience: Duration, start: Start) -> Ran {
+pub async fn run_within(timeout: Duration, start: Start) -> Ran {
     let mut process = start.spawn();
     drop(process.child.stdin.take());
-    let status = process.exit_within(patience).await;
+    let status = process.exit_within(timeout).await;
     Ran {
         code: status.code(),
         stdout: process.stdout().join("\n"),

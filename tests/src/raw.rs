@@ -1,5 +1,5 @@
-//! HTTP/2 by hand, on the `h2` crate: a server that answers exactly as a test says, and a client that shows what a gRPC
-//! library hides (whether the headers ended the stream, which code a reset had, what order headers came in).
+//! Raw HTTP/2 on the `h2` crate: a server that answers exactly as a test says, and a client that shows what a gRPC library
+//! hides (whether the headers ended the stream, the code of a reset, the order of headers).
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::place::free_addr;
+use crate::temp::free_addr;
 
 /// Ample, so that only the test's own stalls stall anything.
 const CONNECTION_WINDOW: u32 = 64 << 20;
@@ -54,7 +54,7 @@ impl Call {
     }
 }
 
-/// What a server does apart from answering.
+/// The behaviour of a server apart from its responses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Habits {
     /// SETTINGS_MAX_CONCURRENT_STREAMS.

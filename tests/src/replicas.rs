@@ -11,13 +11,13 @@ use heddle_proto::status::v1::{
 use tonic::transport::Channel;
 
 use crate::echo::channel;
-use crate::front::Target;
+use crate::load_balancer::Target;
 use crate::mesh::Mesh;
 use crate::netns::{Host, Network};
-use crate::place::free_addr;
 use crate::process::{Process, Ready, Start};
+use crate::temp::free_addr;
 use crate::tools::binary;
-use crate::until::{seen, until};
+use crate::wait::{seen, until};
 
 /// Names of replicas in their order.
 pub const REPLICAS: [&str; 3] = ["r1", "r2", "r3"];
@@ -97,7 +97,7 @@ impl Mesh {
         replicas.filter(|replica| replica.process.is_some())
     }
 
-    /// Where the replicas are, as a front or a list of servers needs them.
+    /// The addresses of the replicas, for a load balancer or a list of servers.
     pub fn targets(&self) -> Vec<Target> {
         self.replicas
             .iter()
@@ -127,7 +127,7 @@ impl Mesh {
     /// Stops one with SIGTERM; it must exit with 0.
     pub async fn stop_replica(&mut self, name: &str) {
         let process = self.replica_mut(name).process.take();
-        process.expect("the replica runs").stop_well().await;
+        process.expect("the replica runs").stop_cleanly().await;
     }
 
     /// Kills one with SIGKILL.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::mesh::Mesh;
 use crate::process::{Process, Start};
 use crate::tools::{go_peer, node_modules, python, script, system};
-use crate::until::{seen, until};
+use crate::wait::{seen, until};
 
 /// Which one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// `control` is the one address that it has of the control plane: for several replicas a [`crate::front::Front`].
+    /// `control` is the one address that it has of the control plane: for several replicas a [`crate::load_balancer::LoadBalancer`].
     /// gRPC falls back to a second one of its list only for what it has never had (gRFC A71), grpc-js not at all.
     pub fn start(kind: Kind, mesh: &Mesh, control: SocketAddr) -> Self {
         let name = kind.name();

@@ -1,5 +1,5 @@
-//! Where the programs are that tests run: Heddle's own binaries, built by the same cargo run, and the pinned peers that
-//! `./test` puts under `target/`. A missing one is a failure that says how to get it; nothing is ever skipped.
+//! Paths of the programs that tests run: Heddle's own binaries, built by the same cargo run, and the pinned peers that
+//! `./test` installs under `target/`. A missing one is a failure that says how to get it; nothing is skipped.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! What readers, writers, leases and watches see while members of a cluster are killed, frozen and come back: nothing
-//! that was answered is lost, nothing is given twice, and no call hangs.
+//! What readers, writers, leases and watches see while members of a cluster are killed, frozen and restarted: no
+//! acknowledged write is lost, no change is delivered twice, and no call hangs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use heddle_control::store::{
     Watch,
 };
 use heddle_tests::etcd::Etcd;
-use heddle_tests::until::{PATIENCE, seen, until};
+use heddle_tests::wait::{TIMEOUT, seen, until};
 
-use crate::laws::open;
+use crate::engines::open;
 
 /// The bound of a call (5 s) and what a busy machine adds.
 const BOUND: Duration = Duration::from_secs(15);
@@ -80,7 +80,7 @@ async fn keep(store: &Engine, lease: LeaseId) {
 async fn follow(watch: &mut Watch, revisions: &[Revision]) {
     let mut given = Vec::new();
     while given.len() < revisions.len() {
-        let next = tokio::time::timeout(PATIENCE, watch.next()).await;
+        let next = tokio::time::timeout(TIMEOUT, watch.next()).await;
         let Changes { revision, events } = next.expect("the watch is silent").unwrap().unwrap();
         given.extend(events.iter().map(|_| revision));
     }
@@ -207,7 +207,7 @@ async fn a_watch_that_was_away_when_history_went_is_told() {
     let now = now["header"]["revision"].as_u64().unwrap();
     etcd.ctl(&["compact", &now.to_string()]).await;
     let error = loop {
-        match tokio::time::timeout(PATIENCE, watch.next()).await.unwrap() {
+        match tokio::time::timeout(TIMEOUT, watch.next()).await.unwrap() {
             Some(Ok(changes)) => assert!(changes.events.is_empty(), "{changes:?}"),
             Some(Err(error)) => break error,
             None => panic!("it ended without a word"),
@@ -234,7 +234,7 @@ async fn a_quiet_prefix_keeps_up_with_a_busy_etcd() {
     }
     let mut reached = at;
     while reached < Revision(at.0 + 5) {
-        let changes = tokio::time::timeout(PATIENCE, watch.next())
+        let changes = tokio::time::timeout(TIMEOUT, watch.next())
             .await
             .unwrap()
             .unwrap()
@@ -248,7 +248,7 @@ async fn a_quiet_prefix_keeps_up_with_a_busy_etcd() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_and_tls_are_spoken() {
-    let folder = heddle_tests::place::folder();
+    let folder = heddle_tests::temp::folder();
     let path = |name: &str| folder.path().join(name);
     let certs = heddle_tests::tools::go_peer("certs");
     let made = heddle_tests::process::Start::new("certs", &certs)

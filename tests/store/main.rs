@@ -1,5 +1,5 @@
-//! The store of the control plane on real etcds: the laws that every engine keeps, and what happens to readers, writers,
-//! leases and watches while members are killed, frozen and cut off. The engine runs in the test; etcd does not.
+//! The control plane's store on real etcds: the conformance suite of all engines, and what readers, writers, leases and
+//! watches see while members are killed, frozen and cut off. The engine runs in the test; etcd in its own processes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,5 +16,5 @@ use heddle_control::store::{
 #[path = "../../control-plane/src/store/conformance/mod.rs"]
 mod conformance;
 mod faults;
-mod laws;
+mod engines;
 mod starting;

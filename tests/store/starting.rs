@@ -1,8 +1,8 @@
-//! The control plane's process on an etcd: it may be started first, waits and says so, and stops when it is told to.
+//! heddle-control on an etcd: it can be started first, waits, logs that it waits, and stops when told to.
 
 use heddle_tests::etcd::Etcd;
-use heddle_tests::place::free_addr;
 use heddle_tests::process::{Process, Start};
+use heddle_tests::temp::free_addr;
 use heddle_tests::tools::binary;
 
 fn control(etcd: &Etcd) -> Process {

@@ -1,5 +1,5 @@
-//! What changes cost in a service of one size: each by itself, and when all of its instances leave and join again and
-//! again. Meanwhile honest nodes say Hello: how long they wait is what a session feels of the work for others.
+//! The cost of changes in a service of a given size: single changes, and all instances leaving and joining repeatedly.
+//! Meanwhile other nodes send Hellos; their latency shows the effect on other sessions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use heddle_proto::control::v1::{Change, GoneInstance, LocalInstance, node_messag
 use super::clients::Fleet;
 use super::nodes::{Node, instance, message};
 use super::plane::Plane;
-use super::{Figures, PATIENCE, REST, at, millis, number};
+use super::{Figures, REST, TIMEOUT, at, millis, number};
 use crate::options::Control;
 use crate::rounds::micros;
 
@@ -36,7 +36,7 @@ pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Res
         put(&mut node, endpoints).await?;
         let names = vec![format!("{}.default", super::nodes::service(SERVICE))];
         let mut fleet = Fleet::connect(plane.grpc, options.churn_clients, names);
-        fleet.settled(PATIENCE).await?;
+        fleet.settled(TIMEOUT).await?;
         tokio::time::sleep(REST).await;
         let of = |what: &str| format!("{endpoints} endpoints: {what}");
 

@@ -1,6 +1,6 @@
-//! A fleet of delta clients in one process, each a gRPC stream on a connection of its own: it asks as a proxy does that
-//! uses every service, acknowledges what comes, and comes back with the versions that it saw. All hold the same once
-//! they have settled, so what they hold is kept once.
+//! Many delta clients in one process, each a gRPC stream on its own connection. Each subscribes as a proxy that uses
+//! every service, acknowledges responses, and reconnects with the versions that it has. Their state is the same once
+//! they have settled, so it is kept once.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,6 +1,5 @@
-//! Clients that hold as much of the control plane's memory as they get: watches that nobody reads, and streams that ask
-//! for names that they made up, each under a node id of its own. Seen is what the process takes, and how many were
-//! refused.
+//! Clients that use as much memory of the control plane as they can: watches that nobody reads, and streams with made-
+//! up names, each with its own node id. Measured are the memory of the process and the number of refused calls.
 
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ const NAME: usize = 400;
 const NODES: usize = 10;
 const INSTANCES: usize = 1_000;
 /// So long a call is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
     let plane = Plane::start(options.store.as_deref()).await?;
@@ -43,18 +42,18 @@ pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Res
         for number in 0..streams_each {
             let mut registry = RegistryClient::new(channel.clone());
             let watch = registry.watch_instances(WatchInstancesRequest::default());
-            match tokio::time::timeout(PATIENCE, watch).await {
+            match tokio::time::timeout(TIMEOUT, watch).await {
                 Ok(Ok(watch)) => watches.push(watch),
                 _ => refused += 1,
             }
             let mut status = MeshStatusClient::new(channel.clone());
             let watch = status.watch_events(WatchEventsRequest::default());
-            match tokio::time::timeout(PATIENCE, watch).await {
+            match tokio::time::timeout(TIMEOUT, watch).await {
                 Ok(Ok(watch)) => events.push(watch),
                 _ => refused += 1,
             }
             let asking = ask(channel.clone(), each * options.greedy + number);
-            match tokio::time::timeout(PATIENCE, asking).await {
+            match tokio::time::timeout(TIMEOUT, asking).await {
                 Ok(Ok(stream)) => streams.push(stream),
                 _ => refused += 1,
             }

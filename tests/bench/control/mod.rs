@@ -1,6 +1,6 @@
-//! What an endpoint update costs: a release heddle-control on core 0, and on core 1 the nodes that write and the clients
-//! that are told, all real gRPC streams. In come sizes, out go figures as lines and as JSON. The control plane is
-//! measured as the process that users run; nothing of its code comes in here.
+//! The cost of an endpoint update: a release heddle-control on core 0, and on core 1 the nodes that write and the
+//! clients that receive, all over real gRPC streams. Takes sizes and gives figures as lines and as JSON. The control
+//! plane runs as its own process; none of its code is linked here.
 
 mod churn;
 mod clients;
@@ -21,7 +21,7 @@ use nodes::Node;
 use plane::Plane;
 
 /// Longest wait for anything that is under way.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// A control plane may be measured when it has come to rest.
 const REST: Duration = Duration::from_secs(2);
 /// Changes under way per node while the store is saturated.
@@ -87,7 +87,7 @@ async fn pushes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> 
         .collect();
     let start = Instant::now();
     let mut fleet = Fleet::connect(plane.grpc, options.clients, names);
-    fleet.settled(PATIENCE).await?;
+    fleet.settled(TIMEOUT).await?;
     figures.put(
         "first state of all clients, s",
         start.elapsed().as_secs_f64(),
@@ -135,7 +135,7 @@ async fn change(
     let start = Instant::now();
     let node = nodes.get_mut(node).context("there is a node")?;
     node.change(service, weight).await?;
-    Ok(fleet.each_after(before, PATIENCE).await? - start)
+    Ok(fleet.each_after(before, TIMEOUT).await? - start)
 }
 
 /// The control plane is killed and comes back: how long until everybody has what changes then.
@@ -150,7 +150,7 @@ async fn resync(
     let start = Instant::now();
     plane.restart().await?;
     let ready = start.elapsed();
-    fleet.connected(PATIENCE).await?;
+    fleet.connected(TIMEOUT).await?;
     let connected = start.elapsed();
     let sent = plane.metric("heddle_xds_response_bytes_total").await?;
     *nodes = open(plane, options).await?;

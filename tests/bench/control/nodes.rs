@@ -1,5 +1,5 @@
-//! Nodes with their instances: each is one session, as an agent holds it, that says Hello with all it has and then sends
-//! changes. How many changes are under way is the caller's affair.
+//! Simulated nodes with instances: each has one session, as an agent has, sends a Hello with its full set and then
+//! changes. The caller decides how many changes are in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

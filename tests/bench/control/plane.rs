@@ -1,12 +1,12 @@
-//! The control plane under test: a release heddle-control on a core of its own, on either store, and what the kernel and
-//! its own `/metrics` say of it.
+//! The control plane under test: a release heddle-control on its own core, on either store, with figures from the
+//! kernel and its `/metrics`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use heddle_tests::process::Process;
-use heddle_tests::{page, place};
+use heddle_tests::{http_get, temp};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -27,12 +27,12 @@ pub(super) struct Plane {
 impl Plane {
     /// `store` is an option of heddle-control; none means an embedded store in a new folder.
     pub(super) async fn start(store: Option<&str>) -> anyhow::Result<Self> {
-        let folder = place::folder();
+        let folder = temp::folder();
         let store = store.map_or_else(
             || format!("embedded:{}", folder.path().join("store").display()),
             str::to_owned,
         );
-        let (grpc, http) = (place::free_addr(), place::free_addr());
+        let (grpc, http) = (temp::free_addr(), temp::free_addr());
         Ok(Self {
             process: spawn(grpc, http, &store).await?,
             grpc,
@@ -70,7 +70,7 @@ impl Plane {
 
     /// A counter of `/metrics`, all its labels together.
     pub(super) async fn metric(&self, name: &str) -> anyhow::Result<u64> {
-        let (status, text) = page::get(self.http, "/metrics")
+        let (status, text) = http_get::get(self.http, "/metrics")
             .await
             .map_err(anyhow::Error::msg)?;
         ensure!(status == 200, "/metrics answers {status}");

@@ -1,5 +1,6 @@
-//! The delta protocol as far as a client needs it: messages of `envoy.service.discovery.v3` with the fields that are
-//! used here, so that a thousand clients in one process cost little: a resource's content stays a slice of what arrived.
+//! The delta protocol as far as a client needs it: messages of `envoy.service.discovery.v3` with only the fields used
+//! here, so that a thousand clients in one process cost little. The content of a resource stays a slice of the received
+//! bytes.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,10 @@
-//! A stream of calls that stays open over a fault: it stands on one instance, and either goes on there or is lost. And
-//! how a proxy is seen to stop, which lets open streams go on.
+//! A stream that stays open during a fault: it is on one instance, and either continues there or fails. Also how to see
+//! that a proxy is stopping while open streams continue.
 
 use heddle_proto::echo::v1::{EchoRequest, EchoResponse};
 use heddle_tests::echo::{Failed, echo, payload};
 use heddle_tests::mesh::Mesh;
-use heddle_tests::until::{seen, until};
+use heddle_tests::wait::{seen, until};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,14 +12,14 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 /// A stream that is open on an instance, as that instance itself has answered.
-pub(crate) struct Open {
+pub(crate) struct OpenStream {
     pub(crate) instance: String,
     send: mpsc::Sender<EchoRequest>,
     answers: Streaming<EchoResponse>,
 }
 
-impl Open {
-    pub(crate) async fn through(channel: Channel) -> Self {
+impl OpenStream {
+    pub(crate) async fn start(channel: Channel) -> Self {
         let (send, requests) = mpsc::channel(1);
         send.send(payload("first")).await.unwrap();
         let mut client = echo(channel);
@@ -33,8 +33,8 @@ impl Open {
         }
     }
 
-    /// It goes on where it was, and ends well.
-    pub(crate) async fn goes_on(mut self) {
+    /// It continues on the same instance and ends with OK.
+    pub(crate) async fn continues(mut self) {
         self.send.send(payload("second")).await.unwrap();
         let second = self.answers.message().await.expect("an answer").unwrap();
         assert_eq!(second.payload, "second");
@@ -43,15 +43,15 @@ impl Open {
         assert!(self.answers.message().await.expect("an end").is_none());
     }
 
-    /// It is lost, and says why.
+    /// It fails, with this error.
     pub(crate) async fn fails(mut self) -> Failed {
         let answer = self.answers.message().await;
         Failed::from(&answer.expect_err("the stream is lost"))
     }
 }
 
-/// Awaits that a node's proxy that was told to stop has begun to.
-pub(crate) async fn takes_no_callers(mesh: &Mesh, node: &str) {
+/// Waits until a node's proxy that was told to stop accepts no more connections.
+pub(crate) async fn refuses_connections(mesh: &Mesh, node: &str) {
     let outbound = mesh.node(node).outbound;
     until(&format!("node {node} takes no more callers"), async || {
         let connected = TcpStream::connect(outbound).await;

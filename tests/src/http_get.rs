@@ -1,4 +1,4 @@
-//! One GET of an HTTP/1.1 port, written by hand: what `curl` would show. Status and body come back, headers do not.
+//! One GET over HTTP/1.1, written by hand. Returns status and body, not the headers.
 
 use std::net::SocketAddr;
 

@@ -1,11 +1,11 @@
-//! Every room has its sign: each `mod.rs`, and each file of more than a hundred lines, opens with a `//!` comment of a
-//! few words that says what comes in, what goes out and what may not come in. Only that there is one can be tested.
+//! Each `mod.rs`, and each file of more than a hundred lines, begins with a `//!` comment that says what the module does and
+//! what may not come in. Only that there is one can be tested.
 
 use std::path::{Path, PathBuf};
 
 use heddle_tests::tools::root;
 
-const HOUSES: [&str; 6] = [
+const ROOTS: [&str; 6] = [
     "proto/src",
     "control-plane",
     "data-plane",
@@ -28,25 +28,28 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn every_room_has_its_sign() {
+fn every_module_has_docs() {
     let mut files = Vec::new();
-    for house in HOUSES {
-        sources(&root().join(house), &mut files);
+    for folder in ROOTS {
+        sources(&root().join(folder), &mut files);
     }
     assert!(files.len() > 60, "only {} files found", files.len());
-    let unsigned: Vec<String> = files
+    let undocumented: Vec<String> = files
         .iter()
         .filter(|path| {
             let text = std::fs::read_to_string(path).unwrap();
-            let room = path.ends_with("mod.rs") || text.lines().count() > LONG;
+            let must_have_docs = path.ends_with("mod.rs") || text.lines().count() > LONG;
             let is_tests = path.ends_with("tests.rs")
                 || path.components().any(|part| part.as_os_str() == "tests");
             let of_tests = is_tests && !path.starts_with(root().join("tests"));
-            let sign = text.lines().take_while(|line| line.starts_with("//!"));
-            let words: usize = sign.map(|line| line.split_whitespace().count() - 1).sum();
-            room && !of_tests && words < FEW_WORDS
+            let docs = text.lines().take_while(|line| line.starts_with("//!"));
+            let words: usize = docs.map(|line| line.split_whitespace().count() - 1).sum();
+            must_have_docs && !of_tests && words < FEW_WORDS
         })
         .map(|path| path.strip_prefix(root()).unwrap().display().to_string())
         .collect();
-    assert!(unsigned.is_empty(), "no sign on {unsigned:#?}");
+    assert!(
+        undocumented.is_empty(),
+        "no module docs in {undocumented:#?}"
+    );
 }

@@ -1,5 +1,5 @@
-//! Steady load with a book. Every call that is begun stands in it once, with its answer checked against what was sent,
-//! or with the reason of its failure; a call that is neither is itself a failure of the test.
+//! Constant load with a log. Every call that is started has exactly one entry, with its checked response or the reason of
+//! its failure. A missing or doubled entry fails the test.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::echo::{Failed, channel, echo};
-use crate::until::until;
+use crate::wait::until;
 
 /// Which method is called: what a proxy may do when the instance dies under it depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Plan {
     }
 }
 
-/// One line of the book.
+/// One call in the log.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub number: u64,
@@ -61,11 +61,11 @@ pub struct Entry {
     pub answer: Result<String, Failed>,
 }
 
-/// A load that runs.
+/// A running load.
 pub struct Load {
     stop: Arc<AtomicBool>,
     begun: Arc<AtomicU64>,
-    book: Arc<Mutex<Vec<Entry>>>,
+    log: Arc<Mutex<Vec<Entry>>>,
     callers: Vec<JoinHandle<()>>,
 }
 
@@ -74,7 +74,7 @@ impl Load {
         let mut load = Self {
             stop: Arc::default(),
             begun: Arc::default(),
-            book: Arc::default(),
+            log: Arc::default(),
             callers: Vec::new(),
         };
         for &through in &plan.through {
@@ -87,14 +87,14 @@ impl Load {
 
     fn caller(&self, through: SocketAddr, plan: Plan) -> JoinHandle<()> {
         let (stop, begun) = (Arc::clone(&self.stop), Arc::clone(&self.begun));
-        let book = Arc::clone(&self.book);
+        let log = Arc::clone(&self.log);
         tokio::spawn(async move {
             let client = echo(channel(through));
             while !stop.load(Ordering::Relaxed) {
                 let number = begun.fetch_add(1, Ordering::Relaxed);
                 let start = Instant::now();
                 let answer = one(client.clone(), &plan, number).await;
-                book.lock().unwrap().push(Entry {
+                log.lock().unwrap().push(Entry {
                     number,
                     through,
                     begun: start,
@@ -106,11 +106,11 @@ impl Load {
         })
     }
 
-    /// Waits until so many further calls have been answered.
+    /// Waits until this many more calls have ended.
     pub async fn more(&self, calls: usize) {
-        let start = self.book.lock().unwrap().len();
+        let start = self.log.lock().unwrap().len();
         until("the load goes on", async || {
-            let now = self.book.lock().unwrap().len() - start;
+            let now = self.log.lock().unwrap().len() - start;
             if now >= calls {
                 Ok(())
             } else {
@@ -120,13 +120,13 @@ impl Load {
         .await;
     }
 
-    /// Ends the load, waits for the calls in flight, and gives the book, in which every call stands once.
-    pub async fn finish(self) -> Book {
+    /// Ends the load, waits for the calls in flight, and returns the log.
+    pub async fn finish(self) -> CallLog {
         self.stop.store(true, Ordering::Relaxed);
         for caller in self.callers {
             caller.await.expect("a caller does not panic");
         }
-        let mut entries = std::mem::take(&mut *self.book.lock().unwrap());
+        let mut entries = std::mem::take(&mut *self.log.lock().unwrap());
         entries.sort_by_key(|entry| entry.number);
         let begun = self.begun.load(Ordering::Relaxed);
         let numbers: Vec<u64> = entries.iter().map(|entry| entry.number).collect();
@@ -135,7 +135,7 @@ impl Load {
             (0..begun).collect::<Vec<u64>>(),
             "a call was lost or doubled"
         );
-        Book { entries }
+        CallLog { entries }
     }
 }
 
@@ -173,11 +173,11 @@ async fn one(mut client: EchoClient<Channel>, plan: &Plan, number: u64) -> Resul
 }
 
 /// Every call of a load.
-pub struct Book {
+pub struct CallLog {
     pub entries: Vec<Entry>,
 }
 
-impl Book {
+impl CallLog {
     /// The calls that failed.
     pub fn failed(&self) -> Vec<&Entry> {
         self.entries
@@ -207,7 +207,7 @@ impl Book {
         counts
     }
 
-    /// What failed and why, for messages.
+    /// The failed calls and why, for messages.
     pub fn summary(&self) -> String {
         let failed = self.failed();
         let mut text = format!("{} of {} calls failed", failed.len(), self.entries.len());

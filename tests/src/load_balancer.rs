@@ -1,6 +1,6 @@
-//! One address for several replicas, as a load balancer in front of them gives it: TCP, in turn, with a health check by
-//! `/readyz` that ends the connections of a replica that has gone silent. It knows no HTTP/2 and no xDS; a stock gRPC
-//! client, which knows one address of the control plane, needs it.
+//! A TCP load balancer in front of several replicas: round robin, with a health check by `/readyz` that ends the
+//! connections of a replica that does not answer. It knows no HTTP/2 and no xDS. Stock gRPC clients need it, because
+//! they can have only one address of the control plane.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,50 +13,50 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::faults::relay;
-use crate::page::get;
+use crate::http_get::get;
 
 /// Between two checks of one replica.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
 /// A check has so long: much longer than a busy machine needs.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
-/// One replica behind a front.
+/// One replica behind the load balancer.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
 }
 
-struct Behind {
+struct Backend {
     target: Target,
     up: watch::Sender<bool>,
 }
 
 /// Passes connections on until it is dropped.
-pub struct Front {
+pub struct LoadBalancer {
     pub addr: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
-impl Front {
+impl LoadBalancer {
     /// Listens on a free loopback port; all targets count as up until a check says otherwise.
-    pub async fn over(targets: &[Target]) -> Self {
-        let addr = crate::place::free_addr();
+    pub async fn start(targets: &[Target]) -> Self {
+        let addr = crate::temp::free_addr();
         let listener = TcpListener::bind(addr).await.expect("a free port");
-        let behind: Arc<Vec<Behind>> = Arc::new(
+        let backends: Arc<Vec<Backend>> = Arc::new(
             targets
                 .iter()
-                .map(|&target| Behind {
+                .map(|&target| Backend {
                     target,
                     up: watch::Sender::new(true),
                 })
                 .collect(),
         );
         let mut tasks = JoinSet::new();
-        for number in 0..behind.len() {
-            tasks.spawn(check(Arc::clone(&behind), number));
+        for number in 0..backends.len() {
+            tasks.spawn(check(Arc::clone(&backends), number));
         }
-        tasks.spawn(accept(listener, behind));
+        tasks.spawn(accept(listener, backends));
         Self {
             addr,
             _tasks: tasks,
@@ -64,8 +64,8 @@ impl Front {
     }
 }
 
-async fn check(behind: Arc<Vec<Behind>>, number: usize) {
-    let Behind { target, up } = &behind[number];
+async fn check(backends: Arc<Vec<Backend>>, number: usize) {
+    let Backend { target, up } = &backends[number];
     loop {
         let page = timeout(CHECK_WITHIN, get(target.http, "/readyz")).await;
         let ready = matches!(page, Ok(Ok((200, _))));
@@ -74,20 +74,20 @@ async fn check(behind: Arc<Vec<Behind>>, number: usize) {
     }
 }
 
-async fn accept(listener: TcpListener, behind: Arc<Vec<Behind>>) {
-    let turn = Arc::new(AtomicUsize::new(0));
+async fn accept(listener: TcpListener, backends: Arc<Vec<Backend>>) {
+    let next = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(pass(near, Arc::clone(&behind), Arc::clone(&turn)));
+        connections.spawn(pass(near, Arc::clone(&backends), Arc::clone(&next)));
     }
 }
 
-/// To the first replica in turn that is up and takes the connection.
-async fn pass(near: TcpStream, behind: Arc<Vec<Behind>>, turn: Arc<AtomicUsize>) {
-    let first = turn.fetch_add(1, Ordering::Relaxed);
-    for step in 0..behind.len() {
-        let Behind { target, up } = &behind[(first + step) % behind.len()];
+/// Forwards to the next replica that is up and accepts the connection.
+async fn pass(near: TcpStream, backends: Arc<Vec<Backend>>, next: Arc<AtomicUsize>) {
+    let first = next.fetch_add(1, Ordering::Relaxed);
+    for step in 0..backends.len() {
+        let Backend { target, up } = &backends[(first + step) % backends.len()];
         let mut up = up.subscribe();
         if !*up.borrow_and_update() {
             continue;
@@ -106,9 +106,9 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinHandle;
 
-    use super::{Front, Target};
-    use crate::place::free_addr;
-    use crate::until::{seen, until};
+    use super::{LoadBalancer, Target};
+    use crate::temp::free_addr;
+    use crate::wait::{seen, until};
 
     /// Answers each connection with its number, and `/readyz` with 200.
     async fn replica(number: u8) -> (Target, JoinHandle<()>) {
@@ -142,8 +142,8 @@ mod tests {
         (Target { grpc, http }, task)
     }
 
-    async fn answered(front: &Front) -> Result<(u8, TcpStream), String> {
-        let connected = TcpStream::connect(front.addr).await;
+    async fn answered(balancer: &LoadBalancer) -> Result<(u8, TcpStream), String> {
+        let connected = TcpStream::connect(balancer.addr).await;
         let mut socket = connected.map_err(|error| error.to_string())?;
         let number = socket.read_u8().await.map_err(|error| error.to_string())?;
         Ok((number, socket))
@@ -153,15 +153,15 @@ mod tests {
     async fn a_replica_that_goes_loses_its_connections_to_another() {
         let (first, serving) = replica(1).await;
         let (second, _other) = replica(2).await;
-        let front = Front::over(&[first, second]).await;
-        let (number, mut socket) = answered(&front).await.unwrap();
+        let balancer = LoadBalancer::start(&[first, second]).await;
+        let (number, mut socket) = answered(&balancer).await.unwrap();
         assert_eq!(number, 1);
         serving.abort();
         assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)));
         until("all come to the one that is left", async || {
             let mut numbers = Vec::new();
             for _ in 0..3 {
-                numbers.push(answered(&front).await?.0);
+                numbers.push(answered(&balancer).await?.0);
             }
             seen(numbers == [2, 2, 2], format!("{numbers:?}"))
         })

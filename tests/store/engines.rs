@@ -1,4 +1,4 @@
-//! The conformance suite of the store, on one member and on a cluster, on this etcd and on the older line.
+//! The conformance suite of the store on one etcd member, on a cluster, and on the older release line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(crate) fn open(etcd: &Etcd) -> Arc<Engine> {
     Arc::new(Engine::open(&EtcdOptions::new(etcd.urls())).unwrap())
 }
 
-async fn keeps_the_laws(etcd: Etcd) {
+async fn conforms(etcd: Etcd) {
     let (store, other) = (open(&etcd), open(&etcd));
     let etcd = Arc::new(etcd);
     let forget = {
@@ -35,18 +35,18 @@ async fn keeps_the_laws(etcd: Etcd) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_single_etcd_keeps_the_laws() {
-    keeps_the_laws(Etcd::single().await).await;
+async fn a_single_etcd_conforms() {
+    conforms(Etcd::single().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_keeps_the_laws() {
-    keeps_the_laws(Etcd::cluster().await).await;
+async fn a_cluster_conforms() {
+    conforms(Etcd::cluster().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etcd_of_the_older_line_keeps_the_laws() {
-    keeps_the_laws(Etcd::builder().program(go_peer("etcd-3.5")).start().await).await;
+async fn an_etcd_of_the_older_line_conforms() {
+    conforms(Etcd::builder().program(go_peer("etcd-3.5")).start().await).await;
 }
 
 /// It was seen to lose changes: it says that a watch is further than it is.

@@ -1,5 +1,5 @@
-//! Ports and folders for one test. Ports come from outside the kernel's ephemeral range and are given to one process at
-//! a time, so that what is stopped and started again finds its port free, and nobody else answers there meanwhile.
+//! Free ports and temporary folders for one test. Ports come from outside the kernel's ephemeral range and are given to one process at
+//! a time, so that a process that is restarted finds its port free, and no other process answers there in the meantime.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::{Range, RangeInclusive};
@@ -11,26 +11,26 @@ const FIRST: u16 = 16_000;
 /// process gives out the rest, even while nothing listens there.
 const BLOCK: u16 = 100;
 
-struct Ours {
+struct Reserved {
     held: Vec<TcpListener>,
     left: Range<u16>,
 }
 
-static OURS: Mutex<Ours> = Mutex::new(Ours {
+static RESERVED: Mutex<Reserved> = Mutex::new(Reserved {
     held: Vec::new(),
     left: 0..0,
 });
 
 /// A TCP port on which nothing listens, given out once: by this process, and by no other while this one lives.
 pub fn free_port() -> u16 {
-    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        if let Some(port) = ours.left.find(|&port| listen(port).is_some()) {
+        if let Some(port) = reserved.left.find(|&port| listen(port).is_some()) {
             return port;
         }
         let (first, held) = free_block();
-        ours.held.push(held);
-        ours.left = first + 1..first + BLOCK;
+        reserved.held.push(held);
+        reserved.left = first + 1..first + BLOCK;
     }
 }
 
