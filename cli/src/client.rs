@@ -3,6 +3,7 @@
 
 use std::{error::Error as _, time::Duration};
 
+use heddle_proto::error_text::root_cause;
 use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
 use tonic::{
     Code, Response, Status, Streaming,
@@ -115,7 +116,7 @@ impl Control {
             .await
             .map_err(|why| ClientError::Unreachable {
                 url: whole.clone(),
-                why: innermost(&why),
+                why: root_cause(&why),
             })?;
         let mesh = MeshStatusClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
         Ok(Self { url: whole, mesh })
@@ -157,7 +158,7 @@ impl Control {
         match (status.code(), status.source()) {
             (Code::Unavailable | Code::Unknown, Some(why)) => ClientError::Unreachable {
                 url,
-                why: innermost(why),
+                why: root_cause(why),
             },
             (Code::Unimplemented, _) => ClientError::Stranger {
                 url,
@@ -176,15 +177,6 @@ impl Control {
             url: self.url.clone(),
         }
     }
-}
-
-/// The cause at the bottom: those above it only say that something failed.
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::{
     registry::RegistryError,
     store::{Embedded, EmbeddedOptions, Etcd, EtcdOptions, Store, StoreError},
 };
+use heddle_pacing::Backoff;
 
 /// Pauses between looks at a store that does not answer begin and end here.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -89,7 +90,7 @@ fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
 pub(crate) async fn when_it_answers<T>(
     mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
 ) -> Result<T, RegistryError> {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
         match ask().await {
             Err(RegistryError::Store(StoreError::Unavailable { cause })) => {
@@ -97,9 +98,7 @@ pub(crate) async fn when_it_answers<T>(
             }
             done => return done,
         }
-        // Replicas that wait for one store do not ask all at the same time.
-        let share = 50 + uuid::Uuid::new_v4().as_u128() % 50;
-        tokio::time::sleep(pause * u32::try_from(share).unwrap_or(100) / 100).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        // With jitter: replicas that wait for one store do not ask all at the same time.
+        tokio::time::sleep(backoff.fail()).await;
     }
 }

@@ -23,7 +23,7 @@ pub mod agent;
 pub mod xds;
 pub mod mesh;
 pub mod state_dir;
-pub mod retry;
+pub mod control_urls;
 // ---- what it shows
 pub mod readiness;
 pub mod admin;

@@ -3,6 +3,7 @@
 //! planes meet only here and in xDS. No other behaviour comes in here.
 
 mod reason;
+pub mod error_text;
 pub mod rules;
 pub mod status_code;
 pub mod paths;

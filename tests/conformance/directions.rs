@@ -12,9 +12,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("heddle-h2", &[]),
     ("heddle-options", &[]),
     ("heddle-listen", &[]),
+    ("heddle-pacing", &[]),
     (
         "heddle-control",
-        &["heddle-proto", "heddle-options", "heddle-listen"],
+        &[
+            "heddle-proto",
+            "heddle-options",
+            "heddle-listen",
+            "heddle-pacing",
+        ],
     ),
     (
         "heddle-proxy",
@@ -23,9 +29,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "heddle-h2",
             "heddle-options",
             "heddle-listen",
+            "heddle-pacing",
         ],
     ),
-    ("heddle-sdk", &["heddle-proto", "heddle-listen"]),
+    (
+        "heddle-sdk",
+        &["heddle-proto", "heddle-listen", "heddle-pacing"],
+    ),
     (
         "heddle-echo",
         &["heddle-proto", "heddle-sdk", "heddle-options"],
@@ -35,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "heddle-proto",
             "heddle-options",
+            "heddle-pacing",
             "heddle-control",
             "heddle-proxy",
             "heddle-sdk",

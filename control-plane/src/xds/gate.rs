@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use heddle_pacing::TokenBucket;
 use tokio::time::Instant;
 
-use super::{Limits, NodeInfo, Refusal, limits::Bucket};
+use super::{Limits, NodeInfo, Refusal};
 use crate::budget::{Shares, Who};
 
 /// One client, over all its connections: its address without the port, which is another one each time, and its node id.
@@ -34,9 +35,9 @@ struct State {
     open: Shares,
     opened: u64,
     clients: BTreeMap<ClientKey, usize>,
-    admission: Bucket,
+    admission: TokenBucket,
     /// KiB of large resources, of all clients.
-    large: Bucket,
+    large: TokenBucket,
 }
 
 impl Gate {
@@ -45,10 +46,10 @@ impl Gate {
             open: Shares::new(limits.streams),
             opened: 0,
             clients: BTreeMap::new(),
-            admission: Bucket::new(limits.streams_per_second, limits.streams_at_once),
-            large: Bucket::new(
-                limits.all_large_kib_per_second,
+            admission: TokenBucket::new(limits.streams_at_once, limits.streams_per_second),
+            large: TokenBucket::new(
                 limits.all_large_kib_at_once,
+                limits.all_large_kib_per_second,
             ),
         };
         Self(Arc::new(Inner {
@@ -105,8 +106,8 @@ impl Gate {
         }
         let wait = state
             .admission
-            .take_within(now, 1, limits.admission_wait)
-            .ok_or(Refusal::Busy {
+            .take_within(now.into_std(), 1, limits.admission_wait)
+            .map_err(|_| Refusal::Busy {
                 per_second: limits.streams_per_second,
             })?;
         *state.clients.entry(client.clone()).or_default() += 1;
@@ -117,7 +118,7 @@ impl Gate {
 
     /// So many KiB of large resources go out; gives how long the next ones have to wait.
     pub(super) fn sent_large(&self, kib: u32, now: Instant) -> Duration {
-        self.state().large.take(now, kib)
+        self.state().large.take(now.into_std(), kib)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::budget::Peer;
 
 /// The bounds of a replica's streams.
@@ -87,55 +85,4 @@ pub enum Refusal {
         "more xDS clients connect at once than this replica serves ({per_second} a second): try again in a second"
     )]
     Busy { per_second: u32 },
-}
-
-/// Lets so many units through in a second, and a burst after a quiet time.
-#[derive(Debug)]
-pub(super) struct Bucket {
-    per_unit: Duration,
-    burst: Duration,
-    /// When everything that was taken is paid for.
-    paid: Option<Instant>,
-}
-
-impl Bucket {
-    pub(super) fn new(per_second: u32, at_once: u32) -> Self {
-        let per_unit = Duration::from_secs(1) / per_second.max(1);
-        Self {
-            per_unit,
-            burst: per_unit * at_once,
-            paid: None,
-        }
-    }
-
-    /// Takes units; gives how long to wait for them.
-    pub(super) fn take(&mut self, now: Instant, units: u32) -> Duration {
-        let (paid, wait) = self.look(now, units);
-        self.paid = Some(paid);
-        wait
-    }
-
-    /// Takes units if that costs no longer a wait.
-    pub(super) fn take_within(
-        &mut self,
-        now: Instant,
-        units: u32,
-        most: Duration,
-    ) -> Option<Duration> {
-        let (paid, wait) = self.look(now, units);
-        if wait > most {
-            return None;
-        }
-        self.paid = Some(paid);
-        Some(wait)
-    }
-
-    fn look(&self, now: Instant, units: u32) -> (Instant, Duration) {
-        let from = self.paid.map_or(now, |paid| paid.max(now));
-        let paid = from + self.per_unit * units;
-        let wait = paid
-            .saturating_duration_since(now)
-            .saturating_sub(self.burst);
-        (paid, wait)
-    }
 }

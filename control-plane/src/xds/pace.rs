@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use heddle_pacing::TokenBucket;
 use tokio::time::Instant;
 
-use super::{Limits, limits::Bucket};
+use super::Limits;
 
 /// Longest time between two looks at a stream.
 const MAX_TICK: Duration = Duration::from_secs(15);
@@ -26,8 +27,8 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 pub(super) struct Pace {
-    speech: Bucket,
-    large: Bucket,
+    speech: TokenBucket,
+    large: TokenBucket,
     /// No newer state of a large resource goes out before.
     large_from: Option<Instant>,
     /// Nothing is read from the client before.
@@ -51,8 +52,8 @@ impl Pace {
         let life =
             limits.max_age * u32::try_from(800 + scattered(seed) % 401).unwrap_or(1_000) / 1_000;
         Self {
-            speech: Bucket::new(limits.units_per_second, limits.units_at_once),
-            large: Bucket::new(limits.large_kib_per_second, limits.large_kib_at_once),
+            speech: TokenBucket::new(limits.units_at_once, limits.units_per_second),
+            large: TokenBucket::new(limits.large_kib_at_once, limits.large_kib_per_second),
             large_from: None,
             mute_until: None,
             stuck_after: limits.stuck_after,
@@ -77,7 +78,7 @@ impl Pace {
     pub(super) fn heard(&mut self, names: usize, now: Instant) -> bool {
         self.alive = now;
         let units = u32::try_from(1 + names / NAMES_PER_UNIT).unwrap_or(u32::MAX);
-        let wait = self.speech.take(now, units);
+        let wait = self.speech.take(now.into_std(), units);
         self.mute_until = (!wait.is_zero()).then(|| now + wait);
         self.mute_until.is_some()
     }
@@ -94,7 +95,7 @@ impl Pace {
     /// So many KiB of large resources went out; `others`: how long all clients together make it wait. True if it has to
     /// wait for the next ones.
     pub(super) fn sent_large(&mut self, kib: u32, others: Duration, now: Instant) -> bool {
-        let wait = self.large.take(now, kib).max(others);
+        let wait = self.large.take(now.into_std(), kib).max(others);
         self.large_from = (!wait.is_zero()).then(|| now + wait);
         self.large_from.is_some()
     }

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
+use heddle_pacing::TokenBucket;
 use tokio::time::Instant;
 
 use super::{
     Limits,
     gate::{ClientKey, client_key},
-    limits::Bucket,
 };
 
 /// So many streams above the mean are no excess, however few there are in all.
@@ -38,7 +38,7 @@ pub(super) fn excess(own: usize, others: &[usize], away: usize) -> usize {
 /// What this replica has sent away of late. All of it is bounded by the rate at which it does so.
 #[derive(Debug)]
 pub(super) struct Shedding {
-    rate: Bucket,
+    rate: TokenBucket,
     /// What others say of themselves may be so old.
     lag: Duration,
     /// Streams that went within the lag.
@@ -55,7 +55,7 @@ pub(super) struct Shedding {
 impl Shedding {
     pub(super) fn new(limits: &Limits, lag: Duration) -> Self {
         Self {
-            rate: Bucket::new(limits.sheds_per_second, 1),
+            rate: TokenBucket::new(1, limits.sheds_per_second),
             lag,
             recent: VecDeque::new(),
             span: limits.max_age,
@@ -77,7 +77,7 @@ impl Shedding {
             self.begun = Some(now);
             self.left = own;
         }
-        if self.left == 0 || self.rate.take_within(now, 1, Duration::ZERO).is_none() {
+        if self.left == 0 || self.rate.try_take(now.into_std()).is_err() {
             return false;
         }
         self.left -= 1;

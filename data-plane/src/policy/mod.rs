@@ -2,9 +2,7 @@
 //! or no goes out. Nothing here calls out, and no sockets may come in.
 
 pub mod budget;
-pub mod rate;
 pub mod share;
 
 pub use budget::RetryBudget;
-pub use rate::Bucket;
 pub use share::{Shares, within_group_share, within_share};

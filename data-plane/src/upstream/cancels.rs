@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use heddle_h2::{ErrorCode, StreamId};
+use heddle_pacing::TokenBucket;
 
 use super::account::Account;
 use crate::observe::Counter;
-use crate::policy::Bucket;
 use crate::worker::Worker;
 use crate::worker::conn::{CallKey, ConnKey, LATE, PING_SETTLED, PoolKey, Side, Up};
 
@@ -30,7 +30,7 @@ const MOST: usize = 256;
 /// The cancels of one connection.
 #[derive(Debug)]
 pub(crate) struct Cancels {
-    rate: Bucket,
+    rate: TokenBucket,
     /// In the order they came; each of a stream that lives, so no more than the connection has streams.
     late: VecDeque<Late>,
     /// The next PING to a proxy goes out no earlier than this.
@@ -63,7 +63,7 @@ enum Ready {
 impl Cancels {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            rate: Bucket::new(RATE.0, RATE.1, now),
+            rate: TokenBucket::new(RATE.0, RATE.1),
             late: VecDeque::new(),
             ask_at: now,
             due: None,
@@ -98,7 +98,7 @@ impl Cancels {
     /// Whether a cancel may go at once that may be sent at `ready`. None overtakes another, and a token is only spent
     /// for one that goes.
     fn goes_now(&mut self, ready: Instant, now: Instant) -> bool {
-        self.late.is_empty() && ready <= now && self.rate.take(now).is_ok()
+        self.late.is_empty() && ready <= now && self.rate.try_take(now).is_ok()
     }
 
     /// Takes out what the server has had for long enough; to an instance no more than the rate allows.
@@ -106,7 +106,7 @@ impl Cancels {
         let wait = match self.late.front()?.ready {
             Ready::At(at) if at > now => at - now,
             Ready::At(_) if link => return self.late.pop_front(),
-            Ready::At(_) => match self.rate.take(now) {
+            Ready::At(_) => match self.rate.try_take(now) {
                 Ok(()) => return self.late.pop_front(),
                 Err(wait) => wait,
             },

@@ -314,7 +314,7 @@ impl Worker {
             return;
         };
         pool.opening = pool.opening.saturating_sub(1);
-        let at = now + pool.backoff.fail(random);
+        let at = now + pool.backoff.fail_with(random);
         pool.retry_at = Some(at);
         if pool.timer.is_none() {
             pool.timer = Some(self.timers.set(at, Timer::Pool(key)));

@@ -10,4 +10,3 @@ pub(crate) mod connect;
 pub(crate) mod events;
 pub(crate) mod cancels;
 pub(crate) mod link;
-pub mod backoff;

@@ -4,12 +4,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use heddle_pacing::Backoff;
 use rustc_hash::FxHashMap;
 
 use super::account::Streams;
-use super::backoff::Backoff;
 use super::waiting::Waiting;
 use crate::balance::ewma::PeakEwma;
 use crate::balance::{Endpoint, Target};
@@ -21,6 +21,9 @@ use crate::worker::conn::{ConnKey, PoolKey};
 use crate::worker::state::Timer;
 use crate::worker::timers::TimerId;
 
+/// How long an address rests after its first failed dial, and at the most.
+const FIRST_REDIAL: Duration = Duration::from_millis(50);
+const LAST_REDIAL: Duration = Duration::from_secs(3);
 /// What HTTP/2 recommends a peer to allow at least (RFC 9113 §6.5.2), until it has said so.
 const UNKNOWN_LIMIT: u32 = 100;
 
@@ -147,7 +150,7 @@ impl Worker {
             conns: Vec::new(),
             waiting: Waiting::default(),
             opening: 0,
-            backoff: Backoff::default(),
+            backoff: Backoff::new(FIRST_REDIAL, LAST_REDIAL),
             retry_at: None,
             timer: None,
             uids: Vec::new(),

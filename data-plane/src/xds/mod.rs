@@ -19,10 +19,10 @@ use std::{
     time::Duration,
 };
 
+use heddle_proto::error_text::with_causes;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    agent::reflect::in_full,
     observe::load::{LocalityLoad, Use},
     worker::Workers,
 };
@@ -118,5 +118,5 @@ pub async fn dial(url: &str) -> Result<Channel, String> {
         .initial_connection_window_size(16 * 1024 * 1024)
         .connect()
         .await
-        .map_err(|e| in_full(&e))
+        .map_err(|e| with_causes(&e))
 }

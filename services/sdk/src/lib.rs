@@ -3,7 +3,7 @@
 //! No routing, no address of another service and no transport of its own may come in here.
 
 mod register;
-mod backoff;
+mod once_in_a_while;
 mod listen;
 mod drain;
 

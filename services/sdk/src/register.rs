@@ -8,6 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use heddle_pacing::Backoff;
+use heddle_proto::error_text::status_cause;
 use heddle_proto::registry::v1::{
     DeregisterRequest, Health, Instance, KeepAliveRequest, RegisterRequest, RegisterResponse,
     registry_client::RegistryClient,
@@ -23,8 +25,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::backoff::{Backoff, OnceInAWhile};
+use crate::once_in_a_while::OnceInAWhile;
 
+/// An agent that is away is asked again for ever, 0.1 to 2 s apart (DESIGN §5): with jitter, between half and all of these.
+pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(200);
+pub(crate) const LAST_RETRY: Duration = Duration::from_secs(2);
 /// How long leaving may take in all (DESIGN §6).
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// What the agent is told to wait for acknowledgements: less than we wait for its answer.
@@ -207,7 +212,7 @@ struct Member {
 
 impl Member {
     async fn live(mut self) -> Departure {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let mut register = std::pin::pin!(register(self.client.clone(), self.request.clone()));
             let answer = tokio::select! {
@@ -227,7 +232,7 @@ impl Member {
                 }
                 Err(status) => self.say(&refusal(&status)),
             }
-            let pause = backoff.next(&mut rand::rng());
+            let pause = backoff.fail();
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.leaving.cancelled() => return Departure::default(),
@@ -292,21 +297,10 @@ async fn register(
 fn refusal(status: &Status) -> String {
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded => {
-            format!("does not answer ({})", cause(status))
+            format!("does not answer ({})", status_cause(status))
         }
         code => format!("refuses this registration: {code:?}: {}", status.message()),
     }
-}
-
-/// The innermost cause: tonic's own text ("transport error") says nothing that helps.
-fn cause(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(inner) = source {
-        text = inner.to_string();
-        source = inner.source();
-    }
-    text
 }
 
 /// How often to beat, and how long a missing answer means that the agent has gone.
@@ -381,7 +375,7 @@ async fn keep_alive(
 }
 
 fn broken(status: &Status) -> String {
-    format!("broke the keep-alive stream ({})", cause(status))
+    format!("broke the keep-alive stream ({})", status_cause(status))
 }
 
 async fn deregister(
@@ -405,7 +399,7 @@ async fn deregister(
             }
         }
         Ok(Err(status)) => Departure {
-            unacknowledged: vec![format!("agent: {}", cause(&status))],
+            unacknowledged: vec![format!("agent: {}", status_cause(&status))],
             ..Departure::default()
         },
         Err(_) => Departure {

@@ -5,6 +5,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use heddle_pacing::Backoff;
 use heddle_proto::registry::v1::{
     registry_server::{Registry, RegistryServer},
     *,
@@ -21,7 +22,8 @@ use heddle_listen::BindError;
 
 use crate::{
     Departure, ListenError, Listener, Membership, Registration,
-    backoff::{Backoff, OnceInAWhile},
+    once_in_a_while::OnceInAWhile,
+    register::{FIRST_RETRY, LAST_RETRY},
     serve_until_drained, server,
 };
 
@@ -418,17 +420,16 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
 
 #[test]
 fn waits_grow_to_two_seconds_and_never_fall_under_a_tenth() {
-    let mut rng = rand::rng();
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     for _ in 0..1_000 {
-        let wait = backoff.next(&mut rng);
+        let wait = backoff.fail();
         assert!(
             (Duration::from_millis(100)..=Duration::from_secs(2)).contains(&wait),
             "{wait:?}"
         );
     }
     backoff.reset();
-    assert!(backoff.next(&mut rng) <= Duration::from_millis(200));
+    assert!(backoff.fail() <= Duration::from_millis(200));
 }
 
 #[test]

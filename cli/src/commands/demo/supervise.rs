@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use heddle_pacing::Backoff;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -150,7 +151,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self) {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let mut process = match self.spawn() {
                 Ok(process) => process,
@@ -178,6 +179,7 @@ impl Keeper {
                 return self.give_up(why).await;
             }
             let part = self.part.name.clone();
+            let pause = backoff.fail_exact();
             self.say(Event::Died {
                 part,
                 how,
@@ -189,7 +191,6 @@ impl Keeper {
                 () = sleep(pause) => {}
                 () = self.stop.cancelled() => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

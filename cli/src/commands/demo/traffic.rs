@@ -21,7 +21,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use crate::client::innermost;
+use heddle_proto::error_text::root_cause;
 
 const CALL_WITHIN: Duration = Duration::from_secs(5);
 /// Calls of one node that may wait for an answer; more are not begun, and counted as missed.
@@ -128,7 +128,7 @@ pub(super) fn reason(status: &Status) -> String {
         .and_then(|reason| reason.to_str().ok());
     match (given, status.source()) {
         (Some(reason), _) => format!("{reason}: {}", status.message()),
-        (None, Some(why)) => format!("the proxy does not answer: {}", innermost(why)),
+        (None, Some(why)) => format!("the proxy does not answer: {}", root_cause(why)),
         (None, None) => format!("{:?}: {}", status.code(), status.message()),
     }
 }

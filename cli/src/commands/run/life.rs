@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use heddle_pacing::Backoff;
 use heddle_proto::registry::v1::Instance;
 use heddle_sdk::{Membership, Registration};
 use tokio::time::sleep;
@@ -35,7 +36,7 @@ enum End {
 /// Runs the program until it ends for good or `stop`; gives the exit code to pass on.
 pub(super) async fn live(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
     let mut stop = pin!(stop);
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     is_free(plan.port).await?;
     loop {
         let began = Instant::now();
@@ -53,14 +54,14 @@ pub(super) async fn live(plan: &Plan, stop: impl Future<Output = ()>) -> Result<
             return Ok(code(status));
         }
         if began.elapsed() >= WELL_AFTER {
-            pause = FIRST_PAUSE;
+            backoff.reset();
         }
+        let pause = backoff.fail_exact();
         tracing::warn!("the program ended ({status}); starting it again in {pause:?}");
         tokio::select! {
             () = sleep(pause) => {}
             () = stop.as_mut() => return Ok(code(status)),
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, pin::pin, time::Duration};
 
 use futures_util::future::join_all;
+use heddle_pacing::Backoff;
 use heddle_proto::{
     control::v1::LocalInstance,
     registry::v1::Health,
@@ -417,7 +418,7 @@ impl NodeLease {
     /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
     async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
         let mut left = transactions(writes, |fact| self.registry.entry(fact));
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut lost = false;
         while !left.is_empty() {
             let results = self.try_write(&left).await;
@@ -441,8 +442,8 @@ impl NodeLease {
             if !left.is_empty() {
                 lost = true;
                 self.wait_for_store()?;
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
+                // Without jitter: this replica's node sessions do not share a moment.
+                tokio::time::sleep(backoff.fail_exact()).await;
             }
         }
         if lost {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::Stream;
+use heddle_pacing::Backoff;
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::{
@@ -140,7 +141,7 @@ impl Client {
         again: Again,
     ) -> Result<A, Fault> {
         let end = Instant::now() + self.bound;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let member = self.current();
             let left = end.saturating_duration_since(Instant::now());
@@ -160,11 +161,11 @@ impl Client {
                 Fault::Unknown(_) => again == Again::Harmless,
                 _ => false,
             };
+            let pause = backoff.fail();
             if !may_again || Instant::now() + pause >= end {
                 return Err(fault);
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

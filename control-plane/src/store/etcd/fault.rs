@@ -2,8 +2,7 @@
 //! better, or not knowing whether it was done. In comes a gRPC status, out goes the verdict; only the texts and codes
 //! that etcd documents are known here, and nothing is called.
 
-use std::error::Error as _;
-
+use heddle_proto::error_text::{chain, status_with_causes};
 use tonic::{Code, ConnectError, Status};
 
 /// How a call failed.
@@ -41,42 +40,18 @@ pub(super) fn judge(status: &Status) -> Fault {
         Code::ResourceExhausted if has("too many requests") => Fault::NotDone(said()),
         Code::Unavailable if has("no leader") => Fault::NotDone(said()),
         Code::FailedPrecondition if has("not supported for learner") => Fault::NotDone(said()),
-        _ if was_not_sent(status) => Fault::NotDone(causes(status)),
+        _ if was_not_sent(status) => Fault::NotDone(status_with_causes(status)),
         Code::InvalidArgument
         | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::Unimplemented => Fault::Refused(said()),
-        _ => Fault::Unknown(causes(status)),
+        _ => Fault::Unknown(status_with_causes(status)),
     }
 }
 
 /// There was no connection on which it could have gone out.
 fn was_not_sent(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
-}
-
-/// The status and what lies under it, each once.
-fn causes(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    if text.is_empty() {
-        text = status.code().description().to_owned();
-    }
-    let mut source = status.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
+    chain(status).any(<dyn std::error::Error>::is::<ConnectError>)
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use tokio::time::Instant;
 use super::super::{
     Limits, NodeInfo, Refusal,
     gate::Gate,
-    limits::Bucket,
     pace::{Pace, Verdict},
 };
 use crate::{
@@ -31,27 +30,6 @@ fn node(id: &str) -> NodeInfo {
 }
 
 const MS: Duration = Duration::from_millis(1);
-
-#[test]
-fn a_bucket_lets_a_burst_through_and_then_a_rate() {
-    let start = Instant::now();
-    let mut bucket = Bucket::new(100, 3);
-    let waits: Vec<_> = (0..5).map(|_| bucket.take(start, 1)).collect();
-    assert_eq!(waits, [0, 0, 0, 10, 20].map(|each| MS * each));
-    let later = start + MS * 1_000;
-    let waits: Vec<_> = (0..4).map(|_| bucket.take(later, 1)).collect();
-    assert_eq!(
-        waits,
-        [0, 0, 0, 10].map(|each| MS * each),
-        "a quiet second earns no more than a burst"
-    );
-    assert_eq!(bucket.take_within(later, 1, MS * 15), None, "20 ms");
-    assert_eq!(
-        bucket.take_within(later, 1, MS * 20),
-        Some(MS * 20),
-        "a refusal costs nothing"
-    );
-}
 
 #[test]
 fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {

@@ -16,7 +16,7 @@ use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{Agent, Sighting, book::Joined};
-use crate::retry::{Retry, jittered};
+use heddle_pacing::{Backoff, jittered};
 use judge::{Finding, Judge};
 use probe::{Probe, connect};
 
@@ -45,7 +45,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
     let plan = &joined.plan;
     let mut judge = Judge::new(plan);
     let mut probe = Probe::new(&joined);
-    let mut retry = Retry::new(FIRST_RETRY, plan.interval);
+    let mut backoff = Backoff::new(FIRST_RETRY, plan.interval);
     let mut told: Option<Instant> = None;
     let mut failed = false;
     let mut away = false;
@@ -71,7 +71,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
         }
         let pause = if judge.is_fresh() {
             // It may only be starting.
-            retry.wait().min(plan.interval)
+            backoff.fail().min(plan.interval)
         } else {
             jittered(plan.interval, spread.take().unwrap_or(AROUND))
         };
@@ -100,16 +100,16 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
 async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
     while let Some(sighting) = sightings.recv().await {
         let mut out = sighting == Sighting::Refused;
-        let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         if out {
-            tokio::time::sleep(retry.wait()).await;
+            tokio::time::sleep(backoff.fail()).await;
         }
         while let Err(reason) = connect(joined.address, joined.plan.timeout).await {
             if !out {
                 tell(&agent, &joined, false, &reason);
                 out = true;
             }
-            tokio::time::sleep(retry.wait()).await;
+            tokio::time::sleep(backoff.fail()).await;
         }
         agent.ask_again(&joined.registration);
         if out {

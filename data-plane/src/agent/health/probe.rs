@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use heddle_proto::error_text::{root_cause, status_text};
 use heddle_proto::registry::v1::health_check::Kind;
 use tokio::{net::TcpStream, time::timeout};
 use tonic::{
@@ -14,7 +15,7 @@ use tonic_health::pb::{
 };
 
 use super::{http, judge::Finding, printable};
-use crate::agent::{book::Joined, reflect::status_words, validate::CheckPlan};
+use crate::agent::{book::Joined, validate::CheckPlan};
 
 /// An answer of the health service is one number.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -89,7 +90,7 @@ impl Probe {
             Err(error) => Finding::Failed(format!(
                 "no connection to {}: {}",
                 self.address,
-                innermost(&error)
+                root_cause(&error)
             )),
         }
     }
@@ -119,7 +120,7 @@ impl Probe {
             ),
             _ => format!(
                 "its health check failed: {}",
-                printable(&status_words(&status))
+                printable(&status_text(&status))
             ),
         })
     }
@@ -140,12 +141,4 @@ pub(super) async fn connect(address: SocketAddr, within: Duration) -> Result<(),
         Ok(Err(error)) => Err(format!("no connection to {address}: {error}")),
         Err(_) => Err(format!("no connection to {address} within {within:?}")),
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use heddle_proto::error_text::{status_text, with_causes};
 use heddle_proto::rules::{MAX_PROTOS, is_proto_name};
 use http::uri::PathAndQuery;
 use tokio::{
@@ -26,7 +27,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_response::MessageResponse,
 };
 
-use super::{IN_ALL, MAX_FILES, QUESTION, ReflectError, in_full};
+use super::{IN_ALL, MAX_FILES, QUESTION, ReflectError};
 use crate::agent::{
     knowledge::Learned,
     schema::{Cost, MAX_SCHEMA_BYTES, Schema, is_infrastructure},
@@ -69,7 +70,7 @@ pub async fn ask(
     let channel = timeout(CONNECT, endpoint.connect())
         .await
         .map_err(|_| ReflectError::Unreachable("no connection in time".to_owned()))?
-        .map_err(|error| ReflectError::Unreachable(words(&in_full(&error))))?;
+        .map_err(|error| ReflectError::Unreachable(words(&with_causes(&error))))?;
     let mut outcome = Err(ReflectError::NoReflection);
     for path in VERSIONS {
         outcome = list(channel.clone(), path).await;
@@ -311,7 +312,7 @@ impl Session {
         client
             .ready()
             .await
-            .map_err(|error| ReflectError::Unreachable(words(&in_full(&error))))?;
+            .map_err(|error| ReflectError::Unreachable(words(&with_causes(&error))))?;
         let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> =
             ProstCodec::default();
         let streaming = tonic::Request::new(ReceiverStream::new(stream));
@@ -329,7 +330,7 @@ impl Session {
 
 fn from_status(status: tonic::Status) -> ReflectError {
     if std::error::Error::source(&status).is_some() || status.code() == Code::Unavailable {
-        return ReflectError::Unreachable(words(&super::status_words(&status)));
+        return ReflectError::Unreachable(words(&status_text(&status)));
     }
     match status.code() {
         Code::Unimplemented => ReflectError::NoReflection,

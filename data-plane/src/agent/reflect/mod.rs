@@ -20,7 +20,7 @@ use super::{
     book::Joined,
     schema::{MAX_SCHEMA_BYTES, SchemaError},
 };
-use crate::retry::Retry;
+use heddle_pacing::Backoff;
 
 pub use ask::{Told, ask};
 
@@ -99,7 +99,7 @@ impl ReflectError {
 /// Asks, and asks again when `again` says so. The caller stops it when the registration ends.
 pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
     let address = joined.address.to_string();
-    let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut failed = false;
     loop {
         let begun = Instant::now();
@@ -119,13 +119,13 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
             }
         };
         if failed {
-            if timeout(retry.wait(), again.notified()).await.is_err() {
+            if timeout(backoff.fail(), again.notified()).await.is_err() {
                 continue;
             }
         } else {
             again.notified().await;
         }
-        retry.reset();
+        backoff.reset();
         sleep_until(begun + APART).await;
     }
 }
@@ -140,33 +140,4 @@ fn code_name(code: tonic::Code) -> String {
         name.push(letter.to_ascii_uppercase());
     }
     name
-}
-
-/// A status as a sentence: the other side's words, or why the connection broke.
-pub fn status_words(status: &tonic::Status) -> String {
-    let mut cause = std::error::Error::source(status);
-    let mut last = None;
-    while let Some(error) = cause {
-        last = Some(error.to_string());
-        cause = error.source();
-    }
-    match last {
-        Some(last) => format!("the connection broke ({last})"),
-        None if status.message().is_empty() => status.code().description().to_owned(),
-        None => format!("{:?}: {}", status.code(), status.message()),
-    }
-}
-
-/// An error with its causes: tonic's own text is only "transport error".
-pub fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

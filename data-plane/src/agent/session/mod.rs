@@ -13,10 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use heddle_pacing::{Backoff, jittered};
 use heddle_proto::control::v1::{
     ControlMessage, Hello, LocalInstance, NodeMessage, control_message, node_message,
     node_session_client::NodeSessionClient,
 };
+use heddle_proto::error_text::status_text;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, sleep_until, timeout},
@@ -26,11 +28,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, book::Views, gone::Causes, listeners::network_stack, reflect::status_words};
-use crate::{
-    retry::{Retry, Rotation, jittered},
-    xds::dial,
-};
+use super::{Agent, book::Views, gone::Causes, listeners::network_stack};
+use crate::{control_urls::Rotation, xds::dial};
 
 use handle::Removal;
 pub use handle::{Acknowledged, SessionHandle};
@@ -140,7 +139,7 @@ impl Session {
         let Some(mut replicas) = Rotation::new(&urls) else {
             return;
         };
-        let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let url = replicas.take();
             let started = Instant::now();
@@ -153,12 +152,12 @@ impl Session {
                 Err(end) => end,
             };
             if started.elapsed() > OPENING {
-                retry.reset();
+                backoff.reset();
             }
             let pause = match end {
                 End::Broken(why) => {
                     self.tell_broken(url, why);
-                    retry.wait()
+                    backoff.fail()
                 }
                 End::Superseded(by) => {
                     error!(
@@ -273,7 +272,7 @@ impl Session {
         if status.code() == Code::Aborted && info.is_some_and(|i| i.reason == "SUPERSEDED") {
             return End::Superseded(status.message().to_owned());
         }
-        End::Broken(status_words(status))
+        End::Broken(status_text(status))
     }
 
     async fn serve(&mut self, open: Open) -> End {

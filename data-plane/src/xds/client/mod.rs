@@ -16,6 +16,8 @@ use std::{
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
+use heddle_pacing::Backoff;
+use heddle_proto::error_text::status_text;
 use heddle_proto::{BEHIND, ERROR_DOMAIN};
 use tokio::{
     sync::{mpsc, watch},
@@ -34,10 +36,7 @@ use super::{
     resources::{Applied, Resources},
     schemas::Wanted,
 };
-use crate::{
-    agent::reflect::status_words,
-    retry::{Retry, Rotation},
-};
+use crate::control_urls::Rotation;
 
 use stream::Stream;
 pub(super) use stream::node;
@@ -139,7 +138,7 @@ impl Broken {
             None => status.message().starts_with("this replica is at revision "),
         };
         Self {
-            why: status_words(status),
+            why: status_text(status),
             behind,
         }
     }
@@ -203,7 +202,7 @@ impl XdsClient {
             // Nobody to ask.
             return self.meanwhile(true, std::future::pending()).await;
         };
-        let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let mut behind_since = None;
         loop {
             let url = replicas.take();
@@ -221,9 +220,9 @@ impl XdsClient {
             self.note_behind(behind, &mut behind_since);
             self.tell_broken(url, why);
             if started.elapsed() > OPENING {
-                retry.reset();
+                backoff.reset();
             }
-            self.meanwhile(true, sleep(retry.wait())).await;
+            self.meanwhile(true, sleep(backoff.fail())).await;
         }
     }
 

@@ -21,6 +21,7 @@ use envoy_types::pb::{
     },
     google::protobuf,
 };
+use heddle_pacing::{Backoff, jittered};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -33,10 +34,7 @@ use super::{
     Callers,
     client::{Asker, node},
 };
-use crate::{
-    observe::load::{Load, Locality as Place, take_all},
-    retry::{Retry, jittered},
-};
+use crate::observe::load::{Load, Locality as Place, take_all};
 
 /// The metric by which latencies travel: milliseconds, summed over the requests that ended.
 pub const LATENCY: &str = "heddle.latency_ms";
@@ -90,7 +88,7 @@ pub async fn report(
     callers: Arc<dyn Callers>,
     mut channel: watch::Receiver<Option<Channel>>,
 ) {
-    let mut retry = Retry::new(FIRST_RETRY, LAST_RETRY);
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     loop {
         let Ok(connected) = channel.wait_for(Option::is_some).await.map(|c| c.clone()) else {
             return;
@@ -109,9 +107,9 @@ pub async fn report(
         } else {
             debug!("load reports interrupted: {end}");
             if started.elapsed() > LAST_RETRY {
-                retry.reset();
+                backoff.reset();
             }
-            retry.wait()
+            backoff.fail()
         };
         tokio::select! {
             () = sleep(pause) => {}

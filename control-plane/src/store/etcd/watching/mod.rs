@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use heddle_pacing::Backoff;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -87,18 +88,18 @@ impl Watching {
             space,
         };
         let end = Instant::now() + bound;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let fault = match watching.connect().await {
                 Ok(()) => return Ok(watching),
                 Err(Broken::Compacted { first }) => return Err(watching.compacted(first)),
                 Err(Broken::Fault(fault)) => fault,
             };
+            let pause = backoff.fail();
             if matches!(fault, Fault::Refused(_)) || Instant::now() + pause >= end {
                 return Err(watching.client.tell(fault));
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -194,7 +195,7 @@ impl Watching {
     }
 
     async fn reconnect(&mut self) -> Result<(), Broken> {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             match self.connect().await {
                 Ok(()) => return Ok(()),
@@ -203,8 +204,7 @@ impl Watching {
                 }
                 Err(compacted) => return Err(compacted),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            tokio::time::sleep(backoff.fail()).await;
         }
     }
 

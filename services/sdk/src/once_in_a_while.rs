@@ -1,0 +1,28 @@
+//! How often to say that the last attempt failed. Pure: `now` is given.
+
+use std::time::{Duration, Instant};
+
+/// Lets a message through when it differs from the last one, or 30 s after it.
+#[derive(Debug, Default)]
+pub(crate) struct OnceInAWhile {
+    last: Option<(String, Instant)>,
+}
+
+impl OnceInAWhile {
+    const PAUSE: Duration = Duration::from_secs(30);
+
+    pub(crate) fn due(&mut self, message: &str, now: Instant) -> bool {
+        let quiet = self
+            .last
+            .as_ref()
+            .is_some_and(|(text, at)| text == message && now.duration_since(*at) < Self::PAUSE);
+        if !quiet {
+            self.last = Some((message.to_owned(), now));
+        }
+        !quiet
+    }
+
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+}
