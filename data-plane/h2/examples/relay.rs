@@ -20,7 +20,7 @@ fn main() {
     let mut bench = Bench::new(number(2, 8), number(3, 32), number(4, 128), rich);
     bench.run(1000);
     let (before, calls) = (bench.done, number(0, 20_000));
-    #[allow(clippy::disallowed_methods)] // this is the shell: it may look at the clock
+    #[allow(clippy::disallowed_methods)] // this is the application: it may look at the clock
     let start = Instant::now();
     bench.run(calls);
     let done = bench.done - before;
@@ -67,7 +67,7 @@ fn list(pairs: &[(&str, &str)]) -> Fields {
 }
 
 impl Bench {
-    #[allow(clippy::disallowed_methods)] // this is the shell
+    #[allow(clippy::disallowed_methods)] // this is the application
     fn new(callers: usize, streams: usize, bytes: usize, rich: bool) -> Self {
         let now = Instant::now();
         let mut request = list(&[

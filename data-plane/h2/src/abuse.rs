@@ -1,7 +1,7 @@
-//! Bounds on what a peer can make us do for nothing: token buckets over resets and control frames
-//! (RFC 9113 §10.5). Frames come in as costs and `now`; "enough" goes out, and the connection ends
-//! with ENHANCE_YOUR_CALM. Ordinary traffic earns what it uses, so a long honest connection is
-//! never cut for its age. Frames themselves may not come in.
+//! Limits on what a peer can make us do for nothing: token buckets for resets and control frames
+//! (RFC 9113 §10.5). A frame costs tokens; when they run out, the connection ends with
+//! ENHANCE_YOUR_CALM. Ordinary traffic earns tokens, so that a long honest connection is never
+//! closed for its age. Takes costs and `now`; knows no frames.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ pub(crate) const SETTINGS_PER_FRAME: u32 = 32;
 /// a WINDOW_UPDATE for the stream, one for the connection, and a PING that measures.
 const EARNED: i32 = 4;
 
-/// So many at once, and so many more each second.
+/// A token bucket.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     tokens: i32,
@@ -33,8 +33,8 @@ impl Bucket {
         }
     }
 
-    /// Pays; false when there is not enough. Time is only looked at when the bucket is empty, so
-    /// a busy honest peer costs a subtraction.
+    /// Takes tokens; false if there are too few. Time is used only when the bucket is empty, so a
+    /// busy honest peer costs one subtraction.
     #[inline]
     pub(crate) fn take(&mut self, cost: i32, now: Instant) -> bool {
         if self.tokens < cost {
@@ -47,7 +47,7 @@ impl Bucket {
         true
     }
 
-    /// Useful traffic came by.
+    /// A useful frame was received or sent.
     #[inline]
     pub(crate) fn earn(&mut self) {
         self.add(EARNED);

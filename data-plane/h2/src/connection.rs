@@ -1,13 +1,13 @@
-//! One HTTP/2 connection, either side: its whole state, and the verbs that concern the connection
-//! rather than a stream. Bytes of the peer come in by [`Connection::recv`] (`recv.rs`), commands of
-//! the shell by the verbs of `send.rs`; events, output and a deadline go out. Sockets, clocks and
-//! the meaning of messages may not come in.
+//! One HTTP/2 connection, either side: its state, and the methods that concern the whole
+//! connection. The peer's bytes enter by [`Connection::recv`] (`recv.rs`), the application's
+//! commands by the methods of `send.rs`; events, output and a deadline are the results. No sockets,
+//! no clocks, no meaning of messages.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::abuse::{Abuse, Bucket, Resets};
-use crate::control::Sweep;
+use crate::control::Unprocessed;
 use crate::error::{ConnectionError, ErrorCode};
 use crate::event::{Drained, StreamId, Token};
 use crate::flow::{Probe, RecvWindow, SendWindow, Targets};
@@ -22,18 +22,18 @@ use crate::streams::{End, Streams};
 
 /// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
 const HEADER_TABLE_BYTES: usize = 4096;
-/// How long a client may take to see the first GOAWAY of a drain, if it answers no PING.
+/// How long the second GOAWAY of a drain waits for a client that does not answer the PING.
 const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 /// Debug data of a GOAWAY is cut to this.
 const DEBUG_BYTES: usize = 256;
-/// Buffers of queued DATA that are kept for the next stream.
+/// Number of queue buffers kept for later streams.
 const POOLED: usize = 8;
 
-/// Unwritten output of a connection that is to do with little memory: a frame of the size that every
-/// peer takes (RFC 9113 §4.2) goes out at once all the same.
+/// High water of a connection that must save memory: still enough for a frame of the size that every
+/// peer accepts (RFC 9113 §4.2).
 const FRUGAL_HIGH_WATER: usize = 16 * 1024;
 
-/// PINGs of the machine's own; those of the shell are told apart by being different.
+/// Payloads of the connection's own PINGs. The application may not use them.
 pub(crate) const PROBE_PING: [u8; 8] = *b"hdlprobe";
 pub(crate) const DRAIN_PING: [u8; 8] = *b"hdldrain";
 
@@ -63,18 +63,18 @@ pub struct Counters {
 pub struct Connection {
     pub(crate) config: Config,
     pub(crate) is_server: bool,
-    /// The latest time that the shell gave, and the first.
+    /// The latest time given by the application; `start` is the first.
     pub(crate) now: Instant,
     start: Instant,
     pub(crate) failed: Option<ConnectionError>,
 
     pub(crate) reading: Reading,
-    /// The beginning of a frame whose rest has not come.
+    /// The beginning of a frame whose rest has not arrived.
     pub(crate) partial: Vec<u8>,
     pub(crate) block: Block,
     /// Since when a frame or header block has been under way.
     pub(crate) incomplete_since: Option<Instant>,
-    pub(crate) sweep: Option<Sweep>,
+    pub(crate) unprocessed_above: Option<Unprocessed>,
 
     pub(crate) decoder: Decoder,
     pub(crate) encoder: Encoder,
@@ -96,7 +96,7 @@ pub struct Connection {
     pub(crate) probe: Probe,
 
     pub(crate) output: Output,
-    /// So much unwritten output, and everything else waits: `output_high_water`, or less.
+    /// With this much unwritten output, everything else waits: `output_high_water`, or less.
     pub(crate) high_water: usize,
     pub(crate) pending_bytes: usize,
     #[allow(clippy::vec_box)] // the boxes themselves move between here and their streams
@@ -109,7 +109,7 @@ pub struct Connection {
     pub(crate) goaway_received: Option<u32>,
     /// The second GOAWAY of a drain is due then, or at the answer to its PING.
     pub(crate) drain_until: Option<Instant>,
-    pub(crate) shell_ping: Option<[u8; 8]>,
+    pub(crate) application_ping: Option<[u8; 8]>,
     pub(crate) abuse: Abuse,
     pub(crate) counters: Counters,
 }
@@ -147,7 +147,7 @@ impl Connection {
             partial: Vec::new(),
             block: Block::default(),
             incomplete_since: None,
-            sweep: None,
+            unprocessed_above: None,
             decoder: Decoder::new(HEADER_TABLE_BYTES),
             encoder: Encoder::new(),
             peer: Peer::new(),
@@ -174,7 +174,7 @@ impl Connection {
             goaway_sent: None,
             goaway_received: None,
             drain_until: None,
-            shell_ping: None,
+            application_ping: None,
             abuse: Abuse {
                 resets: Resets::new(config.resets, now),
                 provoked: Bucket::new(config.provoked_resets, now),
@@ -221,20 +221,20 @@ impl Connection {
     }
 
     /// Sends a PING, whose answer comes as [`crate::Event::PingAck`]. False: one is under way (or
-    /// the payload is one that the machine uses itself, `hdlprobe` and `hdldrain`).
+    /// the payload is one that the connection uses itself, `hdlprobe` and `hdldrain`).
     pub fn ping(&mut self, payload: [u8; 8]) -> bool {
         let own = payload == PROBE_PING || payload == DRAIN_PING;
-        if self.shell_ping.is_some() || self.failed.is_some() || own {
+        if self.application_ping.is_some() || self.failed.is_some() || own {
             return false;
         }
-        self.shell_ping = Some(payload);
+        self.application_ping = Some(payload);
         self.output.ping(payload);
         true
     }
 
-    /// Begins a graceful end (§6.8). A server says so with GOAWAY 2^31-1 and a PING, still takes
-    /// what the client sends until it knows, and then says which streams it took; a client just
-    /// opens no more. Live streams finish.
+    /// Starts a graceful shutdown (§6.8). A server sends GOAWAY 2^31-1 and a PING, accepts streams
+    /// until the client has seen them, and then sends the last accepted stream id. A client only
+    /// opens no more streams. Live streams finish.
     pub fn drain(&mut self, now: Instant) {
         self.now = now;
         if self.goaway_sent.is_some() || self.failed.is_some() {
@@ -257,7 +257,7 @@ impl Connection {
     }
 
     /// Sends GOAWAY now. With NO_ERROR live streams may still finish; with any other code the
-    /// connection is over, and the shell flushes the output and closes.
+    /// connection is over, and the application flushes the output and closes.
     pub fn close(&mut self, code: ErrorCode, debug: &[u8]) {
         if self.failed.is_some() {
             return;
@@ -274,7 +274,7 @@ impl Connection {
         }
     }
 
-    /// The peer broke the connection: tell it, and forget all streams.
+    /// The peer caused a connection error: send GOAWAY, and drop all streams.
     pub(crate) fn fail(&mut self, error: ConnectionError) {
         self.drain_until = None;
         self.send_goaway(self.last_id, error.code, error.reason.as_bytes());
@@ -294,7 +294,7 @@ impl Connection {
         self.pool.clear();
         self.reports.clear();
         self.pending_bytes = 0;
-        self.sweep = None;
+        self.unprocessed_above = None;
         self.partial = Vec::new();
         self.block = Block::default();
     }
@@ -327,7 +327,8 @@ impl Connection {
             return Err(error);
         }
         if past(self.incomplete_since, self.config.header_block_timeout) {
-            let error = ConnectionError::calm("a frame or header block did not end in time");
+            let error =
+                ConnectionError::enhance_your_calm("a frame or header block did not end in time");
             self.fail(error);
             return Err(error);
         }
@@ -428,7 +429,7 @@ impl Connection {
         u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)
     }
 
-    /// Takes a stream out and its queue with it; says by what name the shell knew it.
+    /// Takes a stream out and its queue with it; says by what name the application knew it.
     pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Token> {
         let removed = self.streams.remove(id, how)?;
         if removed.completed {

@@ -1,7 +1,7 @@
-//! Frames that carry no message (RFC 9113 §6.3 – §6.9): windows, resets, settings, pings, the end
-//! of the connection; one function per frame type. Whole payloads come in, their lengths judged
-//! already; what they change goes into the connection, and an event out where the shell must know.
-//! DATA and header blocks may not come in.
+//! Frames that carry no message (RFC 9113 §6.3 – §6.9): WINDOW_UPDATE, RST_STREAM, SETTINGS, PING,
+//! GOAWAY, PRIORITY; one function per type. Takes complete payloads whose lengths are already
+//! checked; changes the connection and returns an event where the application must know. No DATA
+//! and no header blocks.
 
 use crate::abuse::SETTINGS_PER_FRAME;
 use crate::connection::{Connection, DRAIN_PING, PROBE_PING};
@@ -14,9 +14,9 @@ use crate::settings::HEADER_TABLE_SIZE;
 use crate::stream::Half;
 use crate::streams::End;
 
-/// Streams above the last id of the peer's GOAWAY, told one by one.
+/// The scan for streams above the last id of the peer's GOAWAY, which are reported one by one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sweep {
+pub(crate) struct Unprocessed {
     from: usize,
     last: u32,
 }
@@ -66,8 +66,8 @@ impl Connection {
         self.counters.resets_received += 1;
         let code = ErrorCode(frame::number(payload));
         // A server can only reset what we opened; a client may open and reset for ever.
-        if self.is_server && !self.affords_reset(id) {
-            return Err(ConnectionError::calm(
+        if self.is_server && !self.may_reset(id) {
+            return Err(ConnectionError::enhance_your_calm(
                 "too many streams are reset that had hardly begun",
             ));
         }
@@ -86,7 +86,7 @@ impl Connection {
 
     /// Whether the client may reset this stream too. One that is gone already costs a control
     /// frame, no more.
-    fn affords_reset(&mut self, id: u32) -> bool {
+    fn may_reset(&mut self, id: u32) -> bool {
         let (now, clock) = (self.now, self.clock_ms());
         match self.streams.get(id) {
             Some(stream) if stream.send == Half::Headers => {
@@ -104,9 +104,11 @@ impl Connection {
             return Ok(None);
         }
         if head.len / 6 > SETTINGS_PER_FRAME {
-            return Err(ConnectionError::calm("too many parameters in SETTINGS"));
+            return Err(ConnectionError::enhance_your_calm(
+                "too many parameters in SETTINGS",
+            ));
         }
-        self.charge(cost::DEAR)?;
+        self.charge(cost::EXPENSIVE)?;
         let mut peer = self.peer.clone();
         peer.first();
         for (id, value) in frame::settings(payload) {
@@ -188,8 +190,8 @@ impl Connection {
             }
         } else if payload == DRAIN_PING {
             self.finish_drain();
-        } else if self.shell_ping == Some(payload) {
-            self.shell_ping = None;
+        } else if self.application_ping == Some(payload) {
+            self.application_ping = None;
             return Ok(Some(Event::PingAck(payload)));
         } else {
             self.charge(cost::ORDINARY)?;
@@ -211,28 +213,31 @@ impl Connection {
                 "GOAWAY raised its last stream id",
             ));
         }
-        self.charge(cost::DEAR)?;
+        self.charge(cost::EXPENSIVE)?;
         self.goaway_received = Some(last);
         let len = head.len.saturating_sub(8);
         let (debug, n) = take(input, len);
         self.skip(len - n);
         // A client's GOAWAY counts pushed streams; those that it opened go on.
         if !self.is_server {
-            self.sweep = Some(Sweep { from: 0, last });
+            self.unprocessed_above = Some(Unprocessed { from: 0, last });
         }
         Ok(Event::GoAway { code, debug })
     }
 
     /// The next stream that the peer's GOAWAY says it will not act on.
-    pub(crate) fn sweep<'i>(&mut self) -> Option<Event<'i>> {
-        let sweep = self.sweep?;
-        let Some((id, next)) = self.streams.scan(sweep.from, sweep.last) else {
-            self.sweep = None;
+    pub(crate) fn next_unprocessed<'i>(&mut self) -> Option<Event<'i>> {
+        let unprocessed_above = self.unprocessed_above?;
+        let Some((id, next)) = self
+            .streams
+            .scan(unprocessed_above.from, unprocessed_above.last)
+        else {
+            self.unprocessed_above = None;
             return None;
         };
-        self.sweep = Some(Sweep {
+        self.unprocessed_above = Some(Unprocessed {
             from: next,
-            ..sweep
+            ..unprocessed_above
         });
         let token = self.drop_stream(id, End::ResetByUs)?;
         Some(Event::Reset {

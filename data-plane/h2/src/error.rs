@@ -1,7 +1,6 @@
-//! What can go wrong, in two kinds that are never one type: a [`ConnectionError`] ends the whole
-//! connection (RFC 9113 §5.4.1), a stream's end is an event with an [`ErrorCode`] (§5.4.2). Also the
-//! small refusals that the shell's commands can meet. Text for callers of a mesh may not come in:
-//! reasons here are for logs.
+//! Errors of two kinds: a [`ConnectionError`] ends the whole connection (RFC 9113 §5.4.1); the end
+//! of a stream is an event with an [`ErrorCode`] (§5.4.2). Also the errors of the application's
+//! commands. The reasons are for logs, not for callers of a mesh.
 
 use std::fmt;
 
@@ -89,7 +88,7 @@ impl ConnectionError {
         Self::new(ErrorCode::FLOW_CONTROL_ERROR, reason)
     }
 
-    pub(crate) const fn calm(reason: &'static str) -> Self {
+    pub(crate) const fn enhance_your_calm(reason: &'static str) -> Self {
         Self::new(ErrorCode::ENHANCE_YOUR_CALM, reason)
     }
 }
@@ -141,7 +140,7 @@ impl std::error::Error for Gone {}
 /// Who ended a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initiator {
-    /// This machine, for a fault of the peer on that stream.
+    /// This side, for an error of the peer on that stream.
     Local,
     /// The peer: RST_STREAM, or a GOAWAY below the stream.
     Remote,

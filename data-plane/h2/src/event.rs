@@ -1,6 +1,6 @@
-//! What the machine tells the shell: events of [`crate::Connection::recv`], and progress of what is
-//! queued. Small values; bytes are slices of the input and header lists lie in the caller's
-//! [`crate::Fields`]. Nothing that needs memory of its own may come in.
+//! The results of [`crate::Connection::recv`], and the progress of queued output. Small values:
+//! bytes are slices of the input, and header lists are in the caller's [`crate::Fields`]. No value
+//! allocates memory.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// The shell's own handle of a stream, given back in every event; 0 until set.
+/// The application's own handle of a stream, given back in every event; 0 until set.
 pub type Token = u64;
 
 /// What a header list is.
@@ -56,7 +56,7 @@ pub enum Event<'i> {
         end_stream: bool,
     },
     /// A header list over `header_list_bytes` or `header_fields`; `fields` holds what fitted, not
-    /// checked for validity. The shell answers (431, RESOURCE_EXHAUSTED) or resets.
+    /// checked for validity. The application answers (431, RESOURCE_EXHAUSTED) or resets.
     TooLarge {
         stream: StreamId,
         token: Token,

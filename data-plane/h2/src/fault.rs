@@ -1,7 +1,6 @@
-//! What the peer does wrong, and what it costs it (RFC 9113 §5.1, §5.4, §10.5): frames on streams
-//! that are idle or closed, errors of one stream, frames that carry no message. Ids and costs come
-//! in; RST_STREAM goes into the output, an event to the shell, or an error ends the connection.
-//! Honest lateness may not count as a fault.
+//! Errors of the peer and what they cost it (RFC 9113 §5.1, §5.4, §10.5): frames on idle or closed
+//! streams, stream errors, frames without a message. Takes ids and costs; writes RST_STREAM,
+//! returns an event, or ends the connection. Frames that are merely late are not errors.
 
 use crate::connection::Connection;
 use crate::error::{ConnectionError, ErrorCode, Initiator};
@@ -12,8 +11,8 @@ use crate::streams::End;
 /// Costs of frames that carry no message (see `abuse.rs`).
 pub(crate) mod cost {
     pub(crate) const ORDINARY: i32 = 1;
-    /// Takes more work than others, or draws an answer.
-    pub(crate) const DEAR: i32 = 4;
+    /// Costs more work than others, or requires an answer.
+    pub(crate) const EXPENSIVE: i32 = 4;
 }
 
 impl Connection {
@@ -46,7 +45,7 @@ impl Connection {
     pub(crate) fn stream_error<'i>(&mut self, id: u32, code: ErrorCode) -> Answer<'i> {
         self.counters.stream_errors += 1;
         if !self.abuse.provoked.take(1, self.now) {
-            return Err(ConnectionError::calm("too many stream errors"));
+            return Err(ConnectionError::enhance_your_calm("too many stream errors"));
         }
         self.answer_reset(id, code)?;
         let Some(token) = self.drop_stream(id, End::ResetByUs) else {
@@ -68,19 +67,21 @@ impl Connection {
         self.bound_control()
     }
 
-    /// Pays for a frame that carries no message.
+    /// Charges for a frame that carries no message.
     #[inline]
     pub(crate) fn charge(&mut self, cost: i32) -> Result<(), ConnectionError> {
         match self.abuse.control.take(cost, self.now) {
             true => Ok(()),
-            false => Err(ConnectionError::calm("too many control frames")),
+            false => Err(ConnectionError::enhance_your_calm(
+                "too many control frames",
+            )),
         }
     }
 
-    /// The peer draws answers and does not read them.
+    /// Whether the peer reads the answers that it causes.
     pub(crate) fn bound_control(&self) -> Result<(), ConnectionError> {
         match self.output.unread_control() > self.config.control_queue {
-            true => Err(ConnectionError::calm("answers are not read")),
+            true => Err(ConnectionError::enhance_your_calm("answers are not read")),
             false => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
-//! Windows (RFC 9113 §5.2, §6.9): how much may still be sent, how much the peer may still send,
-//! and how far the latter should grow. Numbers in, numbers out; streams and the connection use the
-//! same types. Frames may not come in.
+//! Flow-control windows (RFC 9113 §5.2, §6.9): how much may still be sent, how much the peer may
+//! still send, and how far its window should grow. Streams and the connection use the same types.
+//! Only numbers, no frames.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Frame heads and payload layouts (RFC 9113 §4.1, §6): bytes in, numbers and slices out, and the
-//! reverse. Lengths and padding are judged here; states of streams and connections may not come in.
+//! Frame headers and payload layouts (RFC 9113 §4.1, §6), parsing and writing. Checks lengths and
+//! padding; knows no states of streams or connections.
 
 use crate::error::{ConnectionError, ErrorCode};
 

@@ -1,11 +1,11 @@
-//! Whether a decoded header list is a valid request, response or trailer section (RFC 9113 §8.2,
-//! §8.3; RFC 8441 for `:protocol`). Each field is judged by its bytes once, when a literal is
-//! decoded, and the HPACK tables keep the [`Nature`] with the entry; a list comes in with these, and
-//! what the machine must know of it goes out, or what is wrong with it. Sizes are judged before
-//! (HPACK), meaning after (the shell): neither may come in.
+//! Checks that a decoded header list is a valid request, response or trailer section (RFC 9113
+//! §8.2, §8.3; RFC 8441 for `:protocol`). Each field is classified by its bytes once, when a
+//! literal is decoded, and the HPACK tables keep its [`FieldClass`]. Returns what the connection
+//! must know of the list, or what is wrong with it. Sizes are checked before (HPACK), meaning after
+//! (the application).
 
 use crate::Fields;
-use crate::fields::Judged;
+use crate::fields::ClassifiedField;
 
 /// What is wrong with a list: the stream ends with PROTOCOL_ERROR (§8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 /// What a field is, by its own bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Nature {
-    /// Nobody has looked.
+pub(crate) enum FieldClass {
+    /// Not classified yet.
     #[default]
-    Unjudged,
-    /// Valid in any list, and nothing that the machine must look at.
+    Unclassified,
+    /// Valid in any list, and nothing that the connection must look at.
     Ordinary,
     ContentLength,
     Host,
@@ -39,7 +39,7 @@ pub(crate) enum Nature {
     ConnectionSpecific,
 }
 
-impl Nature {
+impl FieldClass {
     /// Looks at every byte of a field.
     pub(crate) const fn of(name: &[u8], value: &[u8]) -> Self {
         if let [b':', ..] = name {
@@ -109,13 +109,13 @@ impl Nature {
     }
 }
 
-/// What the machine must know of a request.
+/// What the connection must know of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) content_length: Option<u64>,
 }
 
-/// What the machine must know of a response.
+/// What the connection must know of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -142,19 +142,21 @@ struct Regular<'a> {
 
 pub(crate) fn request(fields: &Fields, connect_protocol: bool) -> Result<Request, Malformed> {
     let mut pseudo = Pseudo::default();
-    let mut fields = fields.iter_judged();
+    let mut fields = fields.iter_classified();
     let regular = loop {
         let Some(field) = fields.next() else {
             break Regular::default();
         };
-        let twice = match field.nature() {
-            Nature::Method => pseudo.method.replace(field.value()).is_some(),
-            Nature::Authority => pseudo.authority.replace(field.value()).is_some(),
-            Nature::Scheme => std::mem::replace(&mut pseudo.scheme, true),
-            Nature::Path => std::mem::replace(&mut pseudo.path, true) || pseudo.asterisk,
-            Nature::Asterisk => std::mem::replace(&mut pseudo.asterisk, true) || pseudo.path,
-            Nature::Protocol if connect_protocol => std::mem::replace(&mut pseudo.protocol, true),
-            nature if nature.is_pseudo() => return Err(nature.fault()),
+        let twice = match field.class() {
+            FieldClass::Method => pseudo.method.replace(field.value()).is_some(),
+            FieldClass::Authority => pseudo.authority.replace(field.value()).is_some(),
+            FieldClass::Scheme => std::mem::replace(&mut pseudo.scheme, true),
+            FieldClass::Path => std::mem::replace(&mut pseudo.path, true) || pseudo.asterisk,
+            FieldClass::Asterisk => std::mem::replace(&mut pseudo.asterisk, true) || pseudo.path,
+            FieldClass::Protocol if connect_protocol => {
+                std::mem::replace(&mut pseudo.protocol, true)
+            }
+            class if class.is_pseudo() => return Err(class.fault()),
             _ => break regular(Some(field).into_iter().chain(fields))?,
         };
         if twice {
@@ -197,9 +199,9 @@ impl Pseudo<'_> {
 }
 
 pub(crate) fn response(fields: &Fields) -> Result<Response, Malformed> {
-    let mut fields = fields.iter_judged();
+    let mut fields = fields.iter_classified();
     let status = match fields.next() {
-        Some(field) if field.nature() == Nature::Status => parse_status(field.value())?,
+        Some(field) if field.class() == FieldClass::Status => parse_status(field.value())?,
         _ => return Err(Malformed("response does not start with :status")),
     };
     let regular = regular(fields)?;
@@ -210,23 +212,25 @@ pub(crate) fn response(fields: &Fields) -> Result<Response, Malformed> {
 }
 
 pub(crate) fn trailers(fields: &Fields) -> Result<(), Malformed> {
-    regular(fields.iter_judged()).map(|_| ())
+    regular(fields.iter_classified()).map(|_| ())
 }
 
 /// The regular fields, all that is left of the list: no pseudo-header field may come any more.
 #[inline]
-fn regular<'a>(fields: impl Iterator<Item = Judged<'a>>) -> Result<Regular<'a>, Malformed> {
+fn regular<'a>(
+    fields: impl Iterator<Item = ClassifiedField<'a>>,
+) -> Result<Regular<'a>, Malformed> {
     let mut regular = Regular::default();
     for field in fields {
-        match field.nature() {
-            Nature::Ordinary => {}
-            Nature::ContentLength => {
+        match field.class() {
+            FieldClass::Ordinary => {}
+            FieldClass::ContentLength => {
                 let length = parse_length(field.value())?;
                 if regular.content_length.replace(length).is_some() {
                     return Err(TWICE);
                 }
             }
-            Nature::Host => {
+            FieldClass::Host => {
                 if regular.host.replace(field.value()).is_some() {
                     return Err(TWICE);
                 }

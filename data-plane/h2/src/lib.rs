@@ -1,23 +1,24 @@
-//! HTTP/2 for the mesh's data path as one sans-IO machine (RFC 9113, RFC 7541): bytes of a peer and
-//! commands of the shell come in, events and bytes to write go out. The same [`Connection`] serves
-//! as client and as server. No sockets, no clock (`now` is an argument), no runtime, no dependency
-//! but std, so that it can be fuzzed, replayed and tested in virtual time; and no meaning of gRPC,
-//! services or routes.
+//! HTTP/2 for the mesh's data path as a sans-IO state machine (RFC 9113, RFC 7541): takes the peer's
+//! bytes and the application's commands, gives events and bytes to write. The application is the code
+//! that uses this crate and does the I/O. A [`Connection`] is a client or a server. No sockets, no
+//! clock (`now` is an argument), no runtime, so that it can be fuzzed, replayed and tested on virtual
+//! time; and no meaning of gRPC, services or routes.
 //!
-//! # Verbs
+//! # Interface
 //!
-//! * in: [`Connection::recv`] takes bytes and gives one [`Event`] after another; header lists lie in
+//! * Input: [`Connection::recv`] takes bytes and gives one [`Event`] after another; header lists are in
 //!   the caller's [`Fields`], DATA are slices of the input.
-//! * out: [`Connection::open`], [`Connection::headers`], [`Connection::data`],
-//!   [`Connection::release`], [`Connection::reset`]; then write [`Connection::output`] and say how
-//!   far with [`Connection::advance`]. [`Connection::poll_drained`] tells what of the queued went out.
-//! * time: [`Connection::deadline`], [`Connection::on_deadline`].
-//! * end: [`Connection::drain`], [`Connection::close`]; a [`ConnectionError`] has its GOAWAY in the
+//! * Output: [`Connection::open`], [`Connection::headers`], [`Connection::data`],
+//!   [`Connection::release`], [`Connection::reset`]; then write [`Connection::output`] and report how
+//!   much was written with [`Connection::advance`]. [`Connection::poll_drained`] reports what left the
+//!   queues.
+//! * Time: [`Connection::deadline`], [`Connection::on_deadline`].
+//! * End: [`Connection::drain`], [`Connection::close`]; after a [`ConnectionError`] the GOAWAY is in the
 //!   output already.
 //!
 //! # Limits
 //!
-//! | What a peer can drive | Bound ([`Config`]) | Then | RFC 9113 |
+//! | What a peer can drive | Limit ([`Config`]) | Beyond it | RFC 9113 |
 //! |---|---|---|---|
 //! | decoded header list | `header_list_bytes` 32 KiB, `header_fields` 256 | [`Event::TooLarge`]; at 32 × ENHANCE_YOUR_CALM | §6.5.2, §10.5.1 |
 //! | encoded header block | 16 × `header_list_bytes`, 72 CONTINUATION frames, `header_block_timeout` 10 s | ENHANCE_YOUR_CALM | §6.10 |
@@ -25,7 +26,7 @@
 //! | streams at once | `max_concurrent_streams` 1000 | REFUSED_STREAM | §5.1.2 |
 //! | DATA not passed on | `stream_window` 64 KiB, growing to `max_stream_window` 4 MiB | FLOW_CONTROL_ERROR | §5.2 |
 //! | DATA on the wire | `connection_window` 1 MiB, growing to `max_connection_window` 16 MiB | FLOW_CONTROL_ERROR | §5.2 |
-//! | header lists and DATA waiting to be sent | what the shell takes from the other side | | |
+//! | header lists and DATA waiting to be sent | what the application takes from the other side | | |
 //! | unwritten output | `output_high_water` 256 KiB, 16 KiB if frugal; then lists and DATA queue | | |
 //! | responses not read | their streams are live until written: `max_concurrent_streams` | REFUSED_STREAM | §5.1.2 |
 //! | answers not read | `control_queue` 1000 | ENHANCE_YOUR_CALM | §10.5 |

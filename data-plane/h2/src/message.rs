@@ -1,6 +1,6 @@
-//! HEADERS and CONTINUATION → requests, responses, trailers (RFC 9113 §6.2, §6.10, §8.1), in the
-//! state that their stream is in. Every block is decoded, wanted or not, or the HPACK tables part
-//! ways; then the stream's fate is decided. What a list means beyond its validity may not come in.
+//! HEADERS and CONTINUATION frames → requests, responses and trailers (RFC 9113 §6.2, §6.10, §8.1),
+//! by the state of their stream. Every block is decoded, even of a stream that is gone, because the
+//! HPACK tables would diverge otherwise. Only the validity of a list matters here, not its meaning.
 
 use crate::Fields;
 use crate::connection::Connection;
@@ -91,7 +91,9 @@ impl Connection {
         let max_frames = 8 + 2 * max_bytes / (1 << 14);
         self.block.frames += 1;
         if self.block.frames > max_frames || self.block.bytes.len() + payload.len() > max_bytes {
-            return Err(ConnectionError::calm("header block is too long"));
+            return Err(ConnectionError::enhance_your_calm(
+                "header block is too long",
+            ));
         }
         self.block.bytes.extend_from_slice(payload);
         if !head.has(flag::END_HEADERS) {
@@ -123,9 +125,9 @@ impl Connection {
             self.last_id = self.last_id.max(head.stream);
         }
         let outcome = outcome.map_err(|error| match error {
-            HpackError::ListTooLarge => {
-                ConnectionError::calm("header list is more than 32 times over its limit")
-            }
+            HpackError::ListTooLarge => ConnectionError::enhance_your_calm(
+                "header list is more than 32 times over its limit",
+            ),
             _ => ConnectionError::new(
                 ErrorCode::COMPRESSION_ERROR,
                 "header block cannot be decoded",
@@ -199,7 +201,9 @@ impl Connection {
     fn refuse<'i>(&mut self, id: u32) -> Answer<'i> {
         self.counters.refused += 1;
         if !self.abuse.resets.refused(self.now) {
-            return Err(ConnectionError::calm("too many streams over the limit"));
+            return Err(ConnectionError::enhance_your_calm(
+                "too many streams over the limit",
+            ));
         }
         self.answer_reset(id, ErrorCode::REFUSED_STREAM)?;
         self.streams.remember(id, End::ResetByUs);

@@ -1,6 +1,5 @@
-//! The one contiguous buffer of bytes to be written, and how frames are put into it. Frames come
-//! in whole and in order; a slice goes out and is told how far it was written. Who may write next
-//! may not come in: that is `send.rs`.
+//! The contiguous buffer of bytes to be written. Takes complete frames in order; gives a slice, and
+//! is told how much of it was written. Who may write next is decided in `send.rs`.
 
 use crate::error::ErrorCode;
 use crate::frame::{HEAD_BYTES, Head, flag, kind};
@@ -31,7 +30,7 @@ struct LastData {
 /// Frames grow no longer than this by joining: every peer takes so much (RFC 9113 §4.2).
 const JOINED_BYTES: usize = 16 * 1024;
 
-/// How many answers that the peer drew from us lie unread in the output. Two generations: when the
+/// The number of answers to the peer that are still in the output. Two generations: when the
 /// output has moved past the end of the older one, the newer takes its place. All of the newer are
 /// unread, so an honest slow reader is never wronged; the older are at most as many.
 #[derive(Debug, Default)]

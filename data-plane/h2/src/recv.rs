@@ -1,8 +1,8 @@
-//! Bytes of the peer → frames → events (RFC 9113 §4, §6). Bytes come in cut anywhere; DATA goes out
-//! as slices of them, header lists in the caller's [`crate::Fields`]; frames that carry no message
-//! are dealt with in `control.rs`, header blocks in `message.rs`. An error here is of the
-//! connection; an error of one stream is answered with RST_STREAM and told as an event. What the
-//! messages mean may not come in.
+//! The peer's bytes → frames → events (RFC 9113 §4, §6). The bytes may be split anywhere. DATA is
+//! returned as slices of them, header lists in the caller's [`crate::Fields`]. Frames without a
+//! message are in `control.rs`, header blocks in `message.rs`. An error here is one of the
+//! connection; a stream error is answered with RST_STREAM and returned as an event. No meaning of
+//! messages.
 
 use std::time::Instant;
 
@@ -64,8 +64,8 @@ impl Connection {
     }
 
     fn read<'i>(&mut self, input: &mut &'i [u8], fields: &mut Fields) -> Answer<'i> {
-        if self.sweep.is_some()
-            && let Some(event) = self.sweep()
+        if self.unprocessed_above.is_some()
+            && let Some(event) = self.next_unprocessed()
         {
             return Ok(Some(event));
         }
@@ -328,7 +328,7 @@ impl Connection {
     /// Bytes of a stream's body, as they are handed on.
     #[inline]
     fn on_piece<'i>(&mut self, id: u32, piece: &'i [u8], end_stream: bool) -> Answer<'i> {
-        // The shell may have reset the stream since the frame began.
+        // The application may have reset the stream since the frame began.
         let Some(stream) = self.streams.get(id) else {
             return Ok(None);
         };
@@ -336,7 +336,7 @@ impl Connection {
             return self.stream_error(id, ErrorCode::PROTOCOL_ERROR);
         }
         if piece.is_empty() && !end_stream {
-            self.charge(cost::DEAR)?;
+            self.charge(cost::EXPENSIVE)?;
             return Ok(None);
         }
         let event = Event::Data {

@@ -1,7 +1,6 @@
-//! Commands of the shell → frames (RFC 9113 §6, §8.1): who may write next, under both windows and
-//! the room in the output, each stream in its turn. Header lists and DATA come in as the shell has
-//! them; what cannot go now is queued in its stream and reported when it went. Bytes of the peer
-//! may not come in.
+//! The application's commands → frames (RFC 9113 §6, §8.1), and the order in which streams write:
+//! within both windows and the space in the output, one stream after the other. What cannot be
+//! written now is queued in its stream and reported when it is written. No input of the peer.
 
 use crate::Fields;
 use crate::connection::Connection;
@@ -11,8 +10,8 @@ use crate::frame::MAX_31;
 use crate::stream::{Half, Pending, Stream, Then};
 use crate::streams::{End, Slot};
 
-/// The largest DATA frame that we send, even if the peer takes larger ones: so much one stream may
-/// write before it is the next one's turn.
+/// The largest DATA frame that we send, even if the peer accepts larger ones: what one stream may
+/// write before the next one.
 const TURN_BYTES: usize = 64 * 1024;
 
 impl Connection {
@@ -117,7 +116,7 @@ impl Connection {
         Ok(0)
     }
 
-    /// Keeps a header list in its stream until there is room in the output.
+    /// Keeps a header list in its stream until there is space in the output.
     #[cold]
     fn queue_list(&mut self, id: u32, put: impl FnOnce(&mut Pending) -> usize) -> usize {
         let Some(slot) = self.streams.slot(id) else {
@@ -132,7 +131,7 @@ impl Connection {
             .get_or_insert_with(|| pool.pop().unwrap_or_default());
         let bytes = put(pending);
         self.pending_bytes += bytes;
-        self.streams.place(slot);
+        self.streams.update_ready(slot);
         bytes
     }
 
@@ -153,7 +152,7 @@ impl Connection {
         let empty = !pending.has_head() && stream.reset.is_none();
         let empty = stream.pending.take_if(|_| empty);
         self.pending_bytes = self.pending_bytes.saturating_sub(discarded);
-        self.streams.place(slot);
+        self.streams.update_ready(slot);
         if let Some(pending) = empty {
             self.give_back(pending);
         }
@@ -161,7 +160,7 @@ impl Connection {
     }
 
     /// Sends DATA. All of it is taken; says how many bytes went into the output now. The rest waits
-    /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the shell: it
+    /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the application: it
     /// releases on the other side only what went out here, so no more than a window can wait.
     pub fn data(&mut self, stream: StreamId, data: &[u8], end_stream: bool) -> Result<usize, Gone> {
         let (max, high_water) = (self.largest_data_frame(), self.high_water);
@@ -199,7 +198,7 @@ impl Connection {
             pending.push(data);
             pending.then = then;
             self.pending_bytes += data.len();
-            self.streams.place(slot);
+            self.streams.update_ready(slot);
             return Ok(0);
         }
         let sent = self.write_data(slot, data, end_stream);
@@ -255,7 +254,7 @@ impl Connection {
         self.write_reset(id, code);
     }
 
-    /// Gives a stream the shell's handle, which comes back in every event.
+    /// Gives a stream the application's handle, which comes back in every event.
     pub fn set_token(&mut self, stream: StreamId, token: Token) {
         if let Some(stream) = self.streams.get(stream.0) {
             stream.token = token;
@@ -314,7 +313,7 @@ impl Connection {
         self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
         self.report(slot, 0, bytes);
         match more {
-            true => self.streams.place(slot),
+            true => self.streams.update_ready(slot),
             false => self.finish_queue(slot),
         }
     }
@@ -328,7 +327,7 @@ impl Connection {
         let window = stream.send_window.available();
         let Some(pending) = stream.pending.as_mut().filter(|_| window > 0) else {
             // Blocked on its own window: a WINDOW_UPDATE or SETTINGS brings it back.
-            self.streams.unready(slot);
+            self.streams.remove_ready(slot);
             return;
         };
         let len = pending.len();
@@ -355,7 +354,7 @@ impl Connection {
 
     /// No list and no DATA is left: what follows goes out, and the queue is given back.
     fn finish_queue(&mut self, slot: Slot) {
-        self.streams.unready(slot);
+        self.streams.remove_ready(slot);
         let Some(stream) = self.streams.at(slot) else {
             return;
         };
@@ -427,7 +426,7 @@ impl Connection {
             return;
         };
         stream.pending = Some(pending);
-        self.streams.place(slot);
+        self.streams.update_ready(slot);
     }
 
     /// END_STREAM went out with DATA.
@@ -443,7 +442,7 @@ impl Connection {
 
     /// The stream's queue may go on: its window grew.
     pub(crate) fn unblock(&mut self, slot: Slot) {
-        self.streams.place(slot);
+        self.streams.update_ready(slot);
         if self.streams.any_ready() {
             self.pump();
         }
@@ -452,12 +451,12 @@ impl Connection {
     /// Every window grew.
     pub(crate) fn unblock_all(&mut self) {
         for slot in 0..self.streams.slots() {
-            self.streams.place(slot);
+            self.streams.update_ready(slot);
         }
         self.pump();
     }
 
-    /// Adds to what the shell is told of DATA and lists that were sent; a stream has one report in the
+    /// Adds to what the application is told of DATA and lists that were sent; a stream has one report in the
     /// queue at most.
     fn report(&mut self, slot: Slot, bytes: usize, list_bytes: usize) {
         let number = self.reports_taken + self.reports.len() as u64;

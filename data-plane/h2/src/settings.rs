@@ -1,6 +1,6 @@
-//! SETTINGS both ways (RFC 9113 §6.5): what we ask for, what the peer asks for, and when each
-//! holds. [`Config`] is what the shell may choose; the peer's values are checked here before any of
-//! them is used. Effects on streams and windows may not come in: `recv.rs` applies them.
+//! SETTINGS in both directions (RFC 9113 §6.5): our values, the peer's values, and when each
+//! applies. [`Config`] is what the application can choose; the peer's values are checked here
+//! before they are used. Their effects on streams and windows are applied in `control.rs`.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ mod id {
     pub(super) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
-/// What the shell chooses for one connection. The defaults are those of the mesh.
+/// What the application chooses for one connection. The defaults are those of the mesh.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Decoded header list: names, values and 32 per field. Default 32 KiB.

@@ -1,7 +1,7 @@
-//! One stream: its state (RFC 9113 §5.1), windows, and what waits to be sent. The two halves end
-//! each on its own, so the state is the pair of them: open (neither ended), half-closed local (send
-//! ended), half-closed remote (recv ended); idle and closed streams are not kept at all, and
-//! reserved ones cannot be, as pushes are refused. Frames and other streams may not come in.
+//! One stream: its state (RFC 9113 §5.1), its windows, and what waits to be sent. Each half ends by
+//! itself, so the state is a pair: open (neither ended), half-closed local (send ended),
+//! half-closed remote (recv ended). Idle and closed streams are not kept; reserved ones cannot
+//! exist, as pushes are refused. Knows no frames and no other streams.
 
 use crate::Fields;
 use crate::error::ErrorCode;
@@ -16,13 +16,13 @@ pub(crate) enum Half {
     Headers,
     /// Header list done; DATA or trailers may follow.
     Body,
-    /// Only ours: the shell has ended it, queued DATA must go first.
+    /// Only ours: the application has ended it, queued DATA must go first.
     Closing,
     /// END_STREAM has passed.
     Ended,
 }
 
-/// What waits for windows or room in the output, in the order in which it goes out: a header list,
+/// What waits for windows or space in the output, in the order in which it goes out: a header list,
 /// DATA, and what ends them. Header lists are not encoded yet: HPACK wants the blocks in the order of
 /// sending, and a list takes less memory than what a small table entry may unfold to. Exists only
 /// while there is something to send.

@@ -1,19 +1,19 @@
-//! The live streams of a connection in a slab, a map from id to place, the rings of those that may
-//! write next, and the ids that ended lately. Ids and places in and out, each step O(1). What a
-//! stream may do may not come in.
+//! The live streams of a connection: a slab, a map from id to slot, the queues of streams that may
+//! write next, and the ids of recently ended streams. Every operation is O(1). What a stream may do
+//! is not decided here.
 
 use std::collections::VecDeque;
 
 use crate::event::Token;
 use crate::stream::{Pending, Stream};
 
-/// A place in the slab; only good until the stream there is removed.
+/// An index in the slab; valid until its stream is removed.
 pub(crate) type Slot = u32;
 
 const NONE: u32 = u32::MAX;
 /// An idle connection keeps no larger slab or map than this.
 const IDLE_SLOTS: usize = 8;
-/// Ids of ended streams that are remembered: late frames on them are no fault.
+/// Number of ended stream ids that are remembered: late frames on them are not errors.
 const REMEMBERED: usize = 256;
 
 /// Live streams.
@@ -23,15 +23,15 @@ pub(crate) struct Streams {
     free: u32,
     live: usize,
     index: Index,
-    /// By [`Ring`]: the stream whose turn it is.
+    /// By [`Ring`]: the stream that writes next.
     ready: [Option<Slot>; 2],
-    /// The ring whose turn it is when both have streams.
+    /// The ring that is served next if both have streams.
     turn: Ring,
     ended: Ended,
 }
 
-/// Streams that may write next stand in one of two rings, by what they write next. Header lists and
-/// ends of streams need room in the output only, so they go on while the connection's window is
+/// Streams that may write next are in one of two rings, by what they write next. Header lists and
+/// ends of streams need space in the output only, so they go on while the connection's window is
 /// closed for DATA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ring {
@@ -81,7 +81,7 @@ impl Streams {
         self.slots.iter_mut().filter(|stream| stream.id != 0)
     }
 
-    /// How many places the slab has; some may be vacant.
+    /// The size of the slab, vacant slots included.
     pub(crate) fn slots(&self) -> Slot {
         u32::try_from(self.slots.len()).unwrap_or(NONE)
     }
@@ -112,10 +112,10 @@ impl Streams {
         self.index.insert(id, slot);
     }
 
-    /// Takes a stream out and remembers its id. Its place is free from now on.
+    /// Removes a stream and remembers its id. Its slot is free from then on.
     pub(crate) fn remove(&mut self, id: u32, how: End) -> Option<Removed> {
         let slot = self.index.remove(id)?;
-        self.unready(slot);
+        self.remove_ready(slot);
         self.ended.push(id, how);
         let place = self.slots.get_mut(slot as usize)?;
         let completed = place.is_over();
@@ -130,12 +130,12 @@ impl Streams {
         })
     }
 
-    /// A stream that we ended without its ever being kept.
+    /// Remembers a stream that was refused before it was stored.
     pub(crate) fn remember(&mut self, id: u32, how: End) {
         self.ended.push(id, how);
     }
 
-    /// How a stream ended that is not there any more, if that was lately.
+    /// How a stream ended that is not there any more, if that was recently.
     pub(crate) fn ended(&self, id: u32) -> Option<End> {
         self.ended.find(id)
     }
@@ -164,7 +164,7 @@ impl Streams {
 
     /// Puts a stream where its queue says that it stands: at the end of a ring, or in none. One that
     /// stands in the right ring keeps its place.
-    pub(crate) fn place(&mut self, slot: Slot) {
+    pub(crate) fn update_ready(&mut self, slot: Slot) {
         let Some(stream) = self.slots.get(slot as usize) else {
             return;
         };
@@ -172,7 +172,7 @@ impl Streams {
         if ring == stream.ready {
             return;
         }
-        self.unready(slot);
+        self.remove_ready(slot);
         if let Some(ring) = ring {
             self.make_ready(slot, ring);
         }
@@ -200,7 +200,7 @@ impl Streams {
     }
 
     /// Takes a stream out of its ring.
-    pub(crate) fn unready(&mut self, slot: Slot) {
+    pub(crate) fn remove_ready(&mut self, slot: Slot) {
         let Some(stream) = self.slots.get_mut(slot as usize) else {
             return;
         };
@@ -230,7 +230,7 @@ impl Streams {
         self.ready != [None, None]
     }
 
-    /// Whether a header list waits for room in the output.
+    /// Whether a header list waits for space in the output.
     #[inline]
     pub(crate) fn any_list_ready(&self) -> bool {
         self.ready[Ring::Lists as usize].is_some()

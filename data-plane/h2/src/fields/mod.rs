@@ -1,11 +1,10 @@
-//! One header list (request, response or trailers) in one reusable arena: the room between HPACK,
-//! the connection machine and the shell. Names and values come in and go out as bytes in the order
-//! of the wire, duplicates kept, pseudo-headers first. No validity rules and no meaning of gRPC may
-//! come in: those belong to the machine and to the shell.
+//! One header list (request, response or trailers) in one reusable arena, used by HPACK, the
+//! connection and the application. Names and values are bytes in the order of the wire, duplicates
+//! kept, pseudo-headers first. No rules of validity and no meaning of gRPC.
 
 use std::fmt;
 
-use crate::headers::Nature;
+use crate::headers::FieldClass;
 use crate::hpack::Marks;
 
 /// A header list: every name and value in one arena, so that a list that is cleared and filled
@@ -61,18 +60,18 @@ impl<'a> Marked<'a> {
 
 /// A field as the rules of validity see it; its bytes are only looked up when asked for.
 #[derive(Clone, Copy)]
-pub(crate) struct Judged<'a> {
+pub(crate) struct ClassifiedField<'a> {
     arena: &'a [u8],
     entry: &'a Entry,
 }
 
-impl<'a> Judged<'a> {
+impl<'a> ClassifiedField<'a> {
     #[inline]
-    pub(crate) fn nature(&self) -> Nature {
-        match self.entry.marks.nature {
-            Nature::Unjudged => {
+    pub(crate) fn class(&self) -> FieldClass {
+        match self.entry.marks.class {
+            FieldClass::Unclassified => {
                 let field = field_in(self.arena, self.entry);
-                Nature::of(field.name, field.value)
+                FieldClass::of(field.name, field.value)
             }
             known => known,
         }
@@ -107,11 +106,11 @@ impl Fields {
     }
 
     /// The fields for the rules of validity.
-    pub(crate) fn iter_judged(&self) -> impl Iterator<Item = Judged<'_>> {
+    pub(crate) fn iter_classified(&self) -> impl Iterator<Item = ClassifiedField<'_>> {
         let arena = &self.arena;
         self.entries
             .iter()
-            .map(move |entry| Judged { arena, entry })
+            .map(move |entry| ClassifiedField { arena, entry })
     }
 
     /// Appends a field. Pseudo-headers are pushed first, by the caller's care.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::headers::Nature;
+use crate::headers::FieldClass;
 
 fn sample() -> Fields {
     let mut fields = Fields::new();
@@ -75,7 +75,7 @@ fn set_takes_the_sensitive_mark_and_the_known_hash_away() {
         static_index: 2,
         name_hash: 5,
         name_id: 3,
-        nature: Nature::Ordinary,
+        class: FieldClass::Ordinary,
     };
     fields.push_marked(&Marked {
         bytes: b"nv",
@@ -94,7 +94,7 @@ fn set_takes_the_sensitive_mark_and_the_known_hash_away() {
             static_index: 0,
             name_hash: 5,
             name_id: 3,
-            nature: Nature::Unjudged,
+            class: FieldClass::Unclassified,
         }
     );
     assert!(!marked[1].sensitive);

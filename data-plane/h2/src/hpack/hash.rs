@@ -1,7 +1,7 @@
-//! The hash that both HPACK tables share: a decoder keeps it with each table entry and hands it on
+//! The hash that both HPACK tables share: a decoder keeps it with each table entry and passes it on
 //! in [`crate::Fields`], so that the encoder of another connection finds its own entry without
-//! reading the bytes again. Bytes come in, a non-zero `u32` goes out (0 stands for "not known").
-//! Nothing may rely on it being free of collisions: who looks up compares the bytes.
+//! reading the bytes again. Takes bytes, gives a non-zero `u32` (0: not known). Collisions are
+//! possible: a look-up compares the bytes.
 
 /// Odd constants with well-mixed bits (the fractional part of the golden ratio, and of √2).
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,6 +1,6 @@
-//! How an encoder finds its own table's entries: a small cache from hash to entry, and the memory
-//! of which fields repeat. Hashes come in, guesses go out; who asks compares the bytes. Nothing
-//! here grows with traffic, and no chosen hash can make a look-up take more than four steps.
+//! How an encoder finds entries of its own table: a small cache from hash to entry, and a record of
+//! which fields repeat. Takes hashes, gives candidates; the caller compares the bytes. Nothing here
+//! grows with traffic, and no chosen hash makes a look-up take more than four steps.
 
 use super::table::Table;
 use crate::fields::Marked;

@@ -1,6 +1,6 @@
-//! Prefixed integers (RFC 7541 §5.1), the smallest piece of both directions. Bytes in, numbers out,
-//! and back. Numbers over 2^32-1 and encodings of more than five continuation octets may not come
-//! in: nothing in HTTP/2 is that large, and an endless run of octets is an attack.
+//! Prefixed integers (RFC 7541 §5.1), reading and writing. Numbers over 2^32-1 and encodings of
+//! more than five continuation octets are refused: nothing in HTTP/2 is that large, and an endless
+//! run of octets is an attack.
 
 use super::HpackError;
 

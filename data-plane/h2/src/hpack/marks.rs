@@ -1,11 +1,11 @@
-//! What the HPACK tables know of a field without reading its bytes. A decoder keeps marks with
-//! each table entry and hands them on in [`crate::Fields`], so that the encoder of another
-//! connection finds its own entry by a hash that is already there. Marks may be missing (zero) but
-//! never wrong: what changes a field's bytes takes its marks away.
+//! What the HPACK tables know of a field without reading its bytes. A decoder keeps marks with each
+//! table entry and passes them on in [`crate::Fields`], so that the encoder of another connection
+//! finds its own entry by an existing hash. Marks may be missing (zero) but never wrong: changing
+//! the bytes of a field clears its marks.
 
 use super::hash::{field_hash, name_hash};
 use super::statics::name_id_of;
-use crate::headers::Nature;
+use crate::headers::FieldClass;
 
 /// The marks of one field; zero in each place stands for "not known".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) struct Marks {
     /// The entry of the static table that has this name and this value.
     pub(crate) static_index: u8,
     /// What its bytes were found to be; of no interest to HPACK itself.
-    pub(crate) nature: Nature,
+    pub(crate) class: FieldClass,
 }
 
 impl Marks {
@@ -27,7 +27,7 @@ impl Marks {
         Self {
             hash: 0,
             static_index: 0,
-            nature: Nature::Unjudged,
+            class: FieldClass::Unclassified,
             ..self
         }
     }

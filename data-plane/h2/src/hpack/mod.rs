@@ -1,8 +1,8 @@
 //! HPACK (RFC 7541): header blocks → [`Fields`] and back, with one table per connection and
-//! direction. Whole blocks come in (the machine joins CONTINUATION frames), lists bounded by size
-//! and count go out; an encoder takes a list and appends a block. Validity of names and values and
-//! the states of streams may not come in: a block of a dead stream is decoded like any other, or
-//! the tables part ways.
+//! direction. Decodes complete blocks (the connection joins CONTINUATION frames) into lists that
+//! are limited in size and count; encodes a list by appending a block. No validity of names and
+//! values and no stream states: a block of a closed stream is decoded like any other, because the
+//! tables would diverge otherwise.
 
 mod integer;
 mod huffman;

@@ -1,11 +1,11 @@
 //! The static table (RFC 7541 appendix A) with its hashes, and what an encoder should know of
-//! well-known names. Only constants: the compiler builds everything, and a look-up by name is one
-//! probe by the hash that the field carries anyway.
+//! well-known names. Only constants, built by the compiler; a look-up by name is one probe by the
+//! hash that the field already has.
 
 use super::Marks;
 use super::hash::{field_hash, name_hash};
 use crate::fields::Marked;
-use crate::headers::Nature;
+use crate::headers::FieldClass;
 
 /// Entries 1 to 61 of the static table, in order.
 #[rustfmt::skip]
@@ -204,7 +204,7 @@ const fn static_entries() -> [StaticEntry; STATIC.len()] {
         name_hash: 0,
         name_id: 0,
         static_index: 0,
-        nature: Nature::Unjudged,
+        class: FieldClass::Unclassified,
     };
     let mut entries = [StaticEntry {
         start: 0,
@@ -222,7 +222,7 @@ const fn static_entries() -> [StaticEntry; STATIC.len()] {
             name_hash,
             name_id: KNOWN_NAMES.slots[place(&KNOWN_NAMES, name)],
             static_index: at as u8 + 1,
-            nature: Nature::of(name, value),
+            class: FieldClass::of(name, value),
         };
         entries[at] = StaticEntry {
             start,
@@ -342,7 +342,7 @@ mod tests {
             assert_eq!((field.name(), field.value()), (*name, *value));
             let marks = Marks {
                 static_index: field.marks.static_index,
-                nature: Nature::of(name, value),
+                class: FieldClass::of(name, value),
                 ..Marks::default()
             };
             assert_eq!(field.marks, marks.with_name(name).with_value(value));

@@ -1,7 +1,7 @@
-//! The dynamic table of one direction (RFC 7541 §2.3.2, §4): fields come in at the young end and
-//! fall out at the old one. Entries lie in one byte arena in the order they came, each with its
-//! hashes; nothing is allocated for a single entry. Which fields are worth a place is not decided
-//! here, and no entry larger than the table may come to stand in it.
+//! The dynamic table of one direction (RFC 7541 §2.3.2, §4): new fields are added at one end and
+//! evicted at the other. Entries are in one byte arena in their order, each with its hashes; no
+//! entry is allocated by itself. Which fields are worth storing is not decided here; an entry
+//! larger than the table is never stored.
 
 use std::collections::VecDeque;
 

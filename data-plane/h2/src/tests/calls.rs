@@ -1,4 +1,4 @@
-//! Whole calls between two machines.
+//! Whole calls between two connections.
 
 use super::pair::*;
 use crate::{ErrorCode, Initiator, Kind};

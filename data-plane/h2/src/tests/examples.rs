@@ -1,4 +1,4 @@
-//! The examples of RFC 9113 §8.8, each read by the side that it is for and written by the other.
+//! The examples of RFC 9113 §8.8, each read by its receiver and written by its sender.
 
 use super::pair::{Seen, list, pairs, request};
 use super::script::*;

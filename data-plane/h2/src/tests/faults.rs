@@ -1,4 +1,5 @@
-//! Frames that are wrong whatever the streams' states: each names its error (RFC 9113 §4 – §6).
+//! Frames that are invalid whatever the state of the streams, each with its error (RFC 9113 §4 –
+//! §6).
 
 use super::pair::{Seen, request};
 use super::script::*;

@@ -1,4 +1,4 @@
-//! What a peer can drive is bounded: each flood ends with ENHANCE_YOUR_CALM, and its honest
+//! Limits on what a peer can drive: each flood ends with ENHANCE_YOUR_CALM, and its honest
 //! counterpart does not (RFC 9113 §10.5).
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::pair::{Seen, list, request, response};
 use super::script::*;
 use crate::{Config, ErrorCode, StreamId};
 
-/// How many of these the machine takes before it calms the peer; output is read if `reads`.
+/// How many of these the connection takes before it calms the peer; output is read if `reads`.
 fn taken(script: &mut Script, mut frame: impl FnMut(&mut Script, u32) -> Vec<Vec<u8>>) -> u32 {
     for n in 0..20_000 {
         let frames = frame(script, n);

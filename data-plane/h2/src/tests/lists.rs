@@ -1,5 +1,5 @@
-//! Header lists wait for room in the output as DATA does (issue 10, A1): not encoded, in the order of
-//! their stream, each stream in its turn, and whatever the windows say.
+//! Header lists wait for space in the output as DATA does (issue 10, A1): not encoded, in the order
+//! of their stream, one stream after the other, whatever the windows.
 
 use super::pair::{Pair, Seen, list, request, response, trailers};
 use super::script::*;
@@ -21,7 +21,7 @@ fn large(first: Fields, n: u32) -> Fields {
     fields
 }
 
-/// All that the machine has to write, as a peer takes it that reads on.
+/// All that the connection has to write, as a peer takes it that reads on.
 fn all_answers(script: &mut Script) -> Vec<String> {
     let mut lines = Vec::new();
     while !script.side.conn.output().is_empty() {

@@ -1,4 +1,4 @@
-//! What a connection and a stream cost in memory.
+//! The memory of a connection and of a stream.
 
 use super::pair::{Pair, request, response, trailers};
 use crate::Connection;

@@ -1,5 +1,5 @@
-//! What makes a message malformed (RFC 9113 §8.1.1, §8.2, §8.3), seen from outside: it is reset
-//! with PROTOCOL_ERROR and never handed on. And lists that are too large.
+//! Malformed messages (RFC 9113 §8.1.1, §8.2, §8.3): reset with PROTOCOL_ERROR and never passed on.
+//! Also header lists that are too large.
 
 use super::pair::{Seen, list, request, response};
 use super::script::*;

@@ -1,4 +1,4 @@
-//! Tests of the machine as its users see it: two machines joined in memory, or one machine against
+//! Tests of the public interface: two connections joined in memory, or one connection against
 //! scripted frames.
 
 mod pair;

@@ -1,5 +1,5 @@
-//! A client and a server machine joined in memory, with virtual time, and what each saw as plain
-//! values. Bytes may be cut anywhere on the way.
+//! A client and a server connection joined in memory on virtual time, with what each received as
+//! plain values. The bytes may be split anywhere.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ pub(super) fn trailers() -> Fields {
     list(&[("grpc-status", "0"), ("grpc-message", "")])
 }
 
-/// One machine and what it saw.
+/// One connection and what it saw.
 pub(super) struct Side {
     pub(super) conn: Connection,
     pub(super) fields: Fields,

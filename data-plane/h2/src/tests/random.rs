@@ -1,4 +1,4 @@
-//! Random legal traffic between two machines, cut into random pieces: everything arrives, once, in
+//! Random legal traffic between two connections, split at random: everything arrives once and in
 //! order, and nothing is left behind.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use super::script::{ES, Script, data};
 use crate::frame::{Head, PREFACE, kind};
 use crate::{Config, ErrorCode, Fields, StreamId};
 
-/// One step of a shell.
+/// One step of an application.
 #[derive(Clone, Debug)]
 enum Step {
     Open {
@@ -285,7 +285,7 @@ impl Book {
     }
 }
 
-/// Everything a machine wrote obeys the rules that a reader cannot always see broken: stream ids
+/// Everything that a connection wrote obeys the rules that a reader cannot always see broken: stream ids
 /// rise, nothing follows END_STREAM but RST_STREAM, nothing at all follows RST_STREAM, one RST.
 fn obeys(wrote: &[u8], client: bool) {
     let mut rest = wrote.strip_prefix(PREFACE).unwrap_or(wrote);
@@ -365,7 +365,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_answered_and_never_trip_the_machine(
+    fn any_bytes_are_answered_and_never_panic(
         server in any::<bool>(),
         frames in prop::collection::vec(
             (0..12u8, any::<u8>(), 0..8u32, prop::collection::vec(any::<u8>(), 0..40)),

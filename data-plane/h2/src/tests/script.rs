@@ -1,4 +1,4 @@
-//! One machine against frames written by hand. What it answers is shown as one line per frame, so
+//! One connection against frames written by hand. Its answers are shown as one line per frame, so
 //! that a test reads like the exchange.
 
 use std::time::{Duration, Instant};
@@ -61,13 +61,13 @@ pub(super) fn goaway(last: u32, code: ErrorCode, debug: &[u8]) -> Vec<u8> {
     raw(kind::GOAWAY, 0, 0, &payload)
 }
 
-/// The machine under test, and the other end as a script.
+/// The connection under test, and the other end as a script.
 pub(super) struct Script {
     pub(super) side: Side,
     pub(super) now: Instant,
     encoder: Encoder,
     decoder: Decoder,
-    /// The header lists that the machine sent, in order.
+    /// The header lists that the connection sent, in order.
     pub(super) lists: Vec<Fields>,
 }
 
@@ -132,7 +132,7 @@ impl Script {
         block
     }
 
-    /// The machine reads these frames at once; says what it saw.
+    /// The connection reads these frames at once; says what it saw.
     pub(super) fn send(&mut self, frames: &[Vec<u8>]) -> Vec<Seen> {
         let _ = self.side.take(&frames.concat(), self.now);
         self.side.news()
@@ -143,7 +143,7 @@ impl Script {
         let _ = self.side.conn.on_deadline(self.now);
     }
 
-    /// What the machine wrote since last asked, one line a frame.
+    /// What the connection wrote since last asked, one line a frame.
     pub(super) fn answers(&mut self) -> Vec<String> {
         let bytes = self.side.give(usize::MAX);
         let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(&bytes);

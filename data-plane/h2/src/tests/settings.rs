@@ -1,4 +1,4 @@
-//! SETTINGS both ways (RFC 9113 §6.5).
+//! SETTINGS in both directions (RFC 9113 §6.5).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! GOAWAY both ways, drain, PING (RFC 9113 §6.7, §6.8).
+//! GOAWAY in both directions, draining, PING (RFC 9113 §6.7, §6.8).
 
 use std::time::Duration;
 
@@ -229,13 +229,16 @@ fn a_draining_client_opens_no_more_and_finishes() {
 #[test]
 fn pings_are_answered_and_ours_is_told_apart() {
     let mut pair = Pair::new();
-    assert!(pair.client.conn.ping(*b"shell-01"));
-    assert!(!pair.client.conn.ping(*b"shell-02"), "one at a time");
-    assert!(!pair.server.conn.ping(*b"hdlprobe"), "the machine's own");
+    assert!(pair.client.conn.ping(*b"appli-01"));
+    assert!(!pair.client.conn.ping(*b"appli-02"), "one at a time");
+    assert!(
+        !pair.server.conn.ping(*b"hdlprobe"),
+        "reserved by the connection"
+    );
     pair.run();
-    assert_eq!(pair.client.news(), [Seen::PingAck(*b"shell-01")]);
+    assert_eq!(pair.client.news(), [Seen::PingAck(*b"appli-01")]);
     assert_eq!(pair.server.news(), []);
-    assert!(pair.client.conn.ping(*b"shell-02"));
+    assert!(pair.client.conn.ping(*b"appli-02"));
     let mut script = Script::client();
     let ack = raw(6, 1, 0, b"whatever");
     assert_eq!(script.send(&[ack]), [], "an answer to nothing is nothing");

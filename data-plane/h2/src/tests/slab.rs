@@ -1,4 +1,4 @@
-//! The slab, its map and its rings against plain collections.
+//! The slab, its map and its queues compared with plain collections.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -66,7 +66,7 @@ proptest! {
                         None => {}
                     }
                     streams.at(slot).unwrap().pending = to.map(|_| pending);
-                    streams.place(slot);
+                    streams.update_ready(slot);
                     if !stays {
                         for ring in &mut rings {
                             ring.retain(|other| *other != id);

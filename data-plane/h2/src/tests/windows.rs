@@ -1,4 +1,5 @@
-//! Flow control (RFC 9113 §5.2, §6.9): what may be sent, what is credited, and that nothing leaks.
+//! Flow control (RFC 9113 §5.2, §6.9): what may be sent, what is credited, and that no credit is
+//! lost.
 
 use std::time::Duration;
 
@@ -105,7 +106,7 @@ fn more_than_the_window_is_an_error() {
 }
 
 #[test]
-fn padding_is_credited_by_the_machine() {
+fn padding_is_credited_by_the_connection() {
     // A thousand frames of 9 bytes and 255 of padding: four times the window.
     let mut script = holding(fixed());
     let frame = data(1, &[&[255], &b"123456789"[..], &[0; 255]].concat(), PADDED);

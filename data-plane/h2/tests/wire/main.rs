@@ -1,8 +1,8 @@
-//! Our machine against the `h2` crate over a pipe, in both roles, under random legal traffic: what
-//! one side was told to send is what the other side must have seen, whatever the sizes of reads,
-//! windows and frames. Each test plays many seeds; a failure names its seed, and
-//! `HEDDLE_WIRE_SEED=N` plays that one alone (`HEDDLE_WIRE_ROUNDS=N` plays so many).
-//! Malformed traffic may not come in here: the machine's own tests have it.
+//! heddle-h2 against the `h2` crate over a pipe, in both roles, under random legal traffic: what
+//! one side sends is what the other side must receive, whatever the sizes of reads, windows and
+//! frames. Each test runs many seeds; a failure names its seed, and `HEDDLE_WIRE_SEED=N` runs only
+//! that one (`HEDDLE_WIRE_ROUNDS=N` sets the number). Malformed traffic is covered by the crate's
+//! own tests.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -50,7 +50,7 @@ async fn our_server(plan: &Plan) -> Seens {
     }
 }
 
-/// The control: what fails here too is a fault of the plan, not of our machine.
+/// The control: what fails here too is a fault of the plan, not of heddle-h2.
 async fn theirs_alone(plan: &Plan) -> Seens {
     let (client_end, server_end) = mangle::pipe(plan);
     let client = tokio::spawn(theirs::call(plan.clone(), client_end));

@@ -1,12 +1,12 @@
-//! The pipe between the two sides: it cuts the bytes into pieces of random sizes, and on the way
-//! to our machine it can also rewrite the frames of the `h2` crate, which by itself never pads,
-//! never adds priorities, and seldom splits a header block.
+//! The pipe between the two sides: splits the bytes at random, and can rewrite the frames of the
+//! `h2` crate on their way to heddle-h2, because that crate never pads, never adds priorities, and
+//! seldom splits a header block.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
 
 use crate::plan::{Plan, Random};
 
-/// The ends for our machine and for the `h2` crate.
+/// The ends for heddle-h2 and for the `h2` crate.
 pub(crate) fn pipe(plan: &Plan) -> (DuplexStream, DuplexStream) {
     let (our_end, near) = duplex(plan.pipe.buffer);
     let (their_end, far) = duplex(plan.pipe.buffer);

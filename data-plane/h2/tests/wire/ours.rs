@@ -1,5 +1,5 @@
-//! Our machine as the plan's client or server: a small shell around it that reads, writes, sends
-//! and releases in random order and sizes.
+//! heddle-h2 as client or server of the plan: a small I/O loop that reads, writes, sends and
+//! releases in random order and sizes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ struct Stream {
     waits: bool,
     /// No more may be sent: our half has ended, or the stream was reset.
     sent: bool,
-    /// DATA and lists given to the machine that have not gone into its output.
+    /// DATA and lists given to the connection that have not gone into its output.
     queued: usize,
 }
 
@@ -382,7 +382,7 @@ impl Shell<'_> {
         }
     }
 
-    /// With all calls over, the machine holds nothing of them.
+    /// With all calls over, the connection holds nothing of them.
     fn assert_quiet(&mut self) {
         let unread = self
             .plan

@@ -1,10 +1,10 @@
-//! What is to happen on one connection: calls with their headers, bodies and ends, and how the
-//! pipe treats the bytes; all from one seed. Also what each side saw, and how it must compare.
+//! The plan of one connection from one seed: calls with headers, bodies and ends, and how the pipe
+//! treats the bytes. Also what each side received, and how the two must compare.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which side of the connection our machine is.
+/// Which side of the connection heddle-h2 is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Client,
@@ -81,7 +81,7 @@ pub(crate) struct Pipe {
     pub(crate) piece: usize,
     /// What the pipe holds.
     pub(crate) buffer: usize,
-    /// Towards our machine: pad, split and intersperse frames.
+    /// Towards heddle-h2: pad, split and intersperse frames.
     pub(crate) mangle: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The `h2` crate as the plan's server and as its client.
+//! The `h2` crate as client and as server of the plan.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};

@@ -9,7 +9,7 @@ use super::table::{Table, lookup};
 use super::{Marks, huffman, integer};
 use crate::Fields;
 use crate::fields::FIELD_OVERHEAD;
-use crate::headers::Nature;
+use crate::headers::FieldClass;
 
 /// How large a decoded list may become (DESIGN §10).
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +186,7 @@ impl Decoder {
         read_string(rest, arena)?;
         let bytes = arena.get(start..).unwrap_or_default();
         let (name, value) = bytes.split_at_checked(name_len).unwrap_or_default();
-        marks.nature = Nature::of(name, value);
+        marks.class = FieldClass::of(name, value);
         if let Literal::Indexed = kind {
             // The name was copied first: adding may evict the entry that it came from (§4.4).
             marks = marks.with_name(name).with_value(value);
