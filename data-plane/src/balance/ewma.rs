@@ -34,6 +34,8 @@ impl PeakEwma {
         let sample = latency.as_secs_f64();
         self.value = match self.stamp {
             Some(_) if sample > self.value => sample,
+            // Of many answers in one turn only the first need look at the clock.
+            Some(stamp) if stamp == now => self.value * (1.0 - SHARE) + sample * SHARE,
             Some(stamp) => {
                 let elapsed = now.saturating_duration_since(stamp);
                 let share = match is_silent(elapsed, self.value) {
@@ -79,6 +81,8 @@ impl PeakEwma {
         let latency = match self.stamp {
             None if pending == 0 => FLOOR.as_secs_f64(),
             None => UNKNOWN.as_secs_f64(),
+            // It only falls with time, and below the floor all latencies are equal: no need to know how far.
+            Some(_) if self.value <= FLOOR.as_secs_f64() => FLOOR.as_secs_f64(),
             Some(stamp) => {
                 let elapsed = now.saturating_duration_since(stamp);
                 match pending == 0 && is_silent(elapsed, self.value) {

@@ -27,20 +27,13 @@ impl Worker {
     pub(crate) fn begin_attempts(&mut self, key: CallKey) {
         let now = self.now;
         if let Some(call) = self.calls.get_mut(key) {
-            let timer = call.wait_timer.take();
-            let name = call
-                .service
-                .as_ref()
-                .map(|service| Arc::clone(&service.name));
-            self.unset(timer);
-            if let Some(name) = name {
-                let state = self.service_state(&name);
+            if let Some(service) = &call.service {
+                let state = self.services.of(&service.name, now);
                 state.budget.deposit(now);
-                let number = state.number;
-                if let Some(call) = self.calls.get_mut(key) {
-                    call.account.service = number;
-                }
+                call.account.service = state.number();
             }
+            let timer = call.wait_timer.take();
+            self.unset(timer);
         }
         if self.admit_call(key) {
             self.begin_attempt(key);
@@ -317,6 +310,7 @@ impl Worker {
     }
 
     /// How much of a request may be kept: nothing more once its caller or its service holds more than its share.
+    #[inline]
     pub(crate) fn replay_bound(&self, key: CallKey) -> usize {
         match self.over_share(key) {
             Some(_) => 0,
@@ -372,6 +366,6 @@ impl Worker {
         self.text
             .extend_from_slice(self.shared.options.node.as_bytes());
         call.request.set(FROM, &self.text);
-        call.request.set(CALL, call.id.as_str().as_bytes());
+        call.request.set(CALL, call.id.text().as_str().as_bytes());
     }
 }

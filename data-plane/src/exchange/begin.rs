@@ -8,7 +8,7 @@ use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
-use super::holding::Accounted;
+use super::holding::{Accounted, Over};
 use super::queued::Queued;
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::balance::passive::End;
@@ -85,9 +85,9 @@ impl Worker {
             Role::Inbound => request.get(CALL).and_then(CallId::parse),
             Role::Outbound => None,
         };
-        let id = given.unwrap_or_else(|| CallId::new(rand::Rng::random(&mut self.rng)));
+        let id = given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng)));
         let grpc = headers::is_grpc(request.get(b"content-type"));
-        let now = self.now;
+        let (now, kept) = (self.now, request.held_bytes());
         let found = self.conns.get_mut(conn)?;
         let slot = found.calls.len();
         let key = self.calls.insert_with(|_| Call {
@@ -117,7 +117,7 @@ impl Worker {
             repeats: 0,
             down_queued: Queued::new(now),
             up_queued: Queued::new(now),
-            accounted: Accounted::default(),
+            accounted: Accounted::of_new(kept),
             started: now,
             deadline: None,
             deadline_timer: None,
@@ -132,7 +132,7 @@ impl Worker {
         if let Some(down) = found.down_mut() {
             down.place.called();
         }
-        self.account(key);
+        self.charge_new(conn, kept);
         Some(key)
     }
 
@@ -172,10 +172,16 @@ impl Worker {
 
     /// Whether the call's connection and its service, once known, are within their shares of the worker's memory; false
     /// if the call is answered.
+    #[inline]
     pub(crate) fn admit_call(&mut self, key: CallKey) -> bool {
-        let Some(over) = self.over_share(key) else {
-            return true;
-        };
+        match self.over_share(key) {
+            None => true,
+            Some(over) => self.refuse_over_share(key, over),
+        }
+    }
+
+    #[cold]
+    fn refuse_over_share(&mut self, key: CallKey, over: Over) -> bool {
         let failure = self.blame(key, self.overloaded(key, over));
         self.fail(key, &failure);
         false

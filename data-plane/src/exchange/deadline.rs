@@ -29,20 +29,20 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
 
 /// The finest unit that fits in eight digits; never zero, which some servers take for "none".
 pub fn render(left: Duration, out: &mut Vec<u8>) {
-    const MAX: u128 = 99_999_999;
-    let units: [(u128, u8); 5] = [
-        (left.as_micros(), b'u'),
-        (left.as_millis(), b'm'),
-        (u128::from(left.as_secs()), b'S'),
-        (u128::from(left.as_secs() / 60), b'M'),
-        (u128::from(left.as_secs() / 3600), b'H'),
-    ];
-    let (number, unit) = units
-        .into_iter()
-        .find(|(n, _)| *n <= MAX)
-        .unwrap_or((MAX, b'H'));
+    const MAX: u64 = 99_999_999;
+    let secs = left.as_secs();
+    let fraction =
+        |per_second: u64, part: u32| secs.saturating_mul(per_second).saturating_add(part.into());
+    let (number, unit) = match fraction(1_000_000, left.subsec_micros()) {
+        micros @ ..=MAX => (micros, b'u'),
+        _ => match fraction(1_000, left.subsec_millis()) {
+            millis @ ..=MAX => (millis, b'm'),
+            _ => coarse(secs, MAX),
+        },
+    };
     let mut digits = [0u8; 8];
-    let mut number = number.max(1);
+    // Eight digits fit in 32 bits, where a division costs least.
+    let mut number = u32::try_from(number.max(1)).unwrap_or(u32::MAX);
     let mut at = digits.len();
     while number > 0 && at > 0 {
         at -= 1;
@@ -54,6 +54,13 @@ pub fn render(left: Duration, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
     out.push(unit);
+}
+
+#[cold]
+fn coarse(secs: u64, most: u64) -> (u64, u8) {
+    let units = [(secs, b'S'), (secs / 60, b'M'), (secs / 3600, b'H')];
+    let fits = units.into_iter().find(|(n, _)| *n <= most);
+    fits.unwrap_or((most, b'H'))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Ends of calls: answers that the proxy makes itself, cancels either way, and the one `Outcome` of each call. What
 //! is known of the call comes in; after this nothing of it is left but its counts.
 
+use std::mem::take;
 use std::time::Duration;
 
 use heddle_h2::{ErrorCode, Fields, Initiator};
@@ -26,9 +27,10 @@ impl Worker {
         if call.sent == Sent::All {
             return;
         }
-        tracing::debug!(call = call.id.as_str(), %failure, "a call failed in the proxy");
+        let id = call.id.text();
+        tracing::debug!(call = id.as_str(), %failure, "a call failed in the proxy");
         let place = Place {
-            call: call.id.as_str(),
+            call: id.as_str(),
             node: &self.shared.options.node,
             service: call.service.as_ref().map(|service| &*service.name),
             link: call.role == Role::Inbound,
@@ -97,7 +99,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        tracing::debug!(call = call.id.as_str(), why, "a call was cut");
+        tracing::debug!(call = call.id.text().as_str(), why, "a call was cut");
         call.status = Some(Reason::Overloaded.grpc_status());
         call.reason = Some(Reason::Overloaded);
         let down = call.down;
@@ -172,7 +174,7 @@ impl Worker {
         let queued = !call.up_queued.is_empty();
         call.up_queued.clear();
         let up = call.up.take();
-        if std::mem::take(&mut call.charged)
+        if take(&mut call.charged)
             && let Some(load) = call
                 .endpoint
                 .as_ref()
@@ -216,39 +218,38 @@ impl Worker {
 
     /// The end of a call: its one outcome, and nothing left of it.
     fn remove(&mut self, key: CallKey) {
-        let Some(mut call) = self.calls.remove(key) else {
+        self.discharge(key);
+        let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        self.discharge(&mut call);
-        self.unset(call.deadline_timer);
-        self.unset(call.wait_timer);
-        self.record(&call);
-        if let Some(conn) = self.conns.get_mut(call.down.conn)
-            && conn.calls.get(call.down.slot) == Some(&key)
-        {
-            conn.calls.swap_remove(call.down.slot);
-            let moved = conn.calls.get(call.down.slot).copied();
-            if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
-                moved.down.slot = call.down.slot;
-            }
-            self.places.call_ended(call.down.conn, conn, self.now);
-        }
-        self.give_spare(call.request, call.replay);
-    }
-
-    fn record(&mut self, call: &Call) {
-        let path = call.request.path().unwrap_or_default();
-        let path = std::str::from_utf8(path).unwrap_or_default();
+        let (request, replay) = (take(&mut call.request), take(&mut call.replay));
+        let (down, timers) = (call.down, [call.deadline_timer, call.wait_timer]);
+        let path = request.path().unwrap_or_default();
         self.recorder.record(&Outcome {
             role: call.role,
             service: call.service_name().unwrap_or("unknown"),
-            method: path.strip_prefix('/').unwrap_or(path),
+            method: path.strip_prefix(b"/").unwrap_or(path),
             status: call.status.unwrap_or(CANCELLED),
             reason: call.reason,
             attempts: call.attempts,
             duration: self.now.saturating_duration_since(call.started),
             endpoint: call.endpoint.as_ref().map(|endpoint| endpoint.uid),
         });
+        self.calls.discard(key);
+        for timer in timers {
+            self.unset(timer);
+        }
+        if let Some(conn) = self.conns.get_mut(down.conn)
+            && conn.calls.get(down.slot) == Some(&key)
+        {
+            conn.calls.swap_remove(down.slot);
+            let moved = conn.calls.get(down.slot).copied();
+            if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
+                moved.down.slot = down.slot;
+            }
+            self.places.call_ended(down.conn, conn, self.now);
+        }
+        self.give_spare(request, replay);
     }
 }
 

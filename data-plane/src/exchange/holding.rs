@@ -39,6 +39,17 @@ pub(crate) struct Accounted {
     service: Option<(Arc<str>, usize)>,
 }
 
+impl Accounted {
+    /// What a new call is charged for, which keeps its request's headers only. A service is charged once it is known.
+    pub(crate) fn of_new(kept: usize) -> Self {
+        Self {
+            kept,
+            caller: kept,
+            service: None,
+        }
+    }
+}
+
 /// Whose share is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -74,6 +85,14 @@ impl Worker {
         }
     }
 
+    /// Charges a call that has been made just now.
+    pub(crate) fn charge_new(&mut self, caller: ConnKey, kept: usize) {
+        self.held += kept;
+        if let Some(conn) = self.conns.get_mut(caller) {
+            conn.charged += kept;
+        }
+    }
+
     #[cold]
     fn charge_service(&mut self, key: CallKey, bytes: usize) {
         let Some(call) = self.calls.get_mut(key) else {
@@ -84,7 +103,7 @@ impl Worker {
         let old = std::mem::replace(&mut call.accounted.service, new.clone());
         self.discharge_service(old);
         if let Some((name, bytes)) = new {
-            self.service_state(&name).held += bytes;
+            self.services.of(&name, self.now).held += bytes;
         }
     }
 
@@ -98,7 +117,10 @@ impl Worker {
     }
 
     /// A call has ended: nothing is charged for it any more.
-    pub(crate) fn discharge(&mut self, call: &mut Call) {
+    pub(crate) fn discharge(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
         let charged = std::mem::take(&mut call.accounted);
         self.held = self.held.saturating_sub(charged.kept);
         if let Some(conn) = self.conns.get_mut(call.down.conn) {
@@ -137,6 +159,7 @@ impl Worker {
     }
 
     /// Below half of the bound nobody can be over a share of it.
+    #[inline]
     fn is_far_from_full(&self) -> bool {
         self.held <= self.options().held_bytes / 2
     }
@@ -176,11 +199,17 @@ impl Worker {
         (!within).then_some(Over::Service)
     }
 
-    /// Whether a call may hold no more, and for whose sake.
+    /// Whether a call may hold no more, and for whose sake. Asked several times in each call.
+    #[inline]
     pub(crate) fn over_share(&self, key: CallKey) -> Option<Over> {
-        if self.is_far_from_full() {
-            return None;
+        match self.is_far_from_full() {
+            true => None,
+            false => self.over_share_when_full(key),
         }
+    }
+
+    #[cold]
+    fn over_share_when_full(&self, key: CallKey) -> Option<Over> {
         let call = self.calls.get(key)?;
         let caller = self.over_share_of_conn(call.down.conn);
         caller.or_else(|| self.over_share_of_service(call.role, call.service_name()?))
@@ -188,14 +217,20 @@ impl Worker {
 
     /// The same before more waits for the caller. What it has not been offered yet is no fault of a caller that reads:
     /// it is written first.
+    #[inline]
     pub(crate) fn over_share_after_writing(
         &mut self,
         key: CallKey,
         caller: ConnKey,
     ) -> Option<Over> {
-        if self.is_far_from_full() {
-            return None;
+        match self.is_far_from_full() {
+            true => None,
+            false => self.over_share_when_written(key, caller),
         }
+    }
+
+    #[cold]
+    fn over_share_when_written(&mut self, key: CallKey, caller: ConnKey) -> Option<Over> {
         self.count_machine(caller);
         self.over_share(key)?;
         if self.conns.get(caller).is_some_and(|conn| !conn.blocked) {

@@ -16,4 +16,5 @@ pub(crate) mod replay;
 pub(crate) mod retry;
 pub(crate) mod finish;
 pub(crate) mod headers;
+pub(crate) mod services;
 pub(crate) mod state;

@@ -197,11 +197,7 @@ impl Worker {
     /// Nobody has called these services for long: what is counted of them goes.
     pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
-        for service in services {
-            if self.services.get(service).is_some_and(|s| s.held == 0) {
-                self.services.remove(service);
-            }
-        }
+        self.services.retain(|name| !services.contains(name));
         for load in self.loads.values_mut() {
             let gone = |l: &Arc<crate::observe::load::LocalityLoad>| services.contains(&l.service);
             if load.reported.as_ref().is_some_and(gone) {

@@ -69,7 +69,7 @@ impl Worker {
                 .get(key)
                 .and_then(|call| call.service.as_ref())
                 .map(|s| s.name.clone());
-            if name.is_some_and(|name| self.service_state(&name).budget.withdraw(now)) {
+            if name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now)) {
                 self.count(Counter::RetriesIdempotent);
                 return self.again(key);
             }
@@ -166,7 +166,7 @@ impl Worker {
             return false;
         };
         let name = call.service.as_ref().map(|service| service.name.clone());
-        let affords = name.is_some_and(|name| self.service_state(&name).budget.withdraw(now));
+        let affords = name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now));
         if !affords {
             self.count(Counter::BoundRetryBudget);
         }

@@ -147,30 +147,25 @@ impl Call {
     }
 }
 
-/// A call's id: as the caller's proxy gave it, or new.
+/// A call's id: new, or as the caller's proxy gave it. A new one is written out only where it is said, which most calls
+/// never need.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CallId {
+pub(crate) enum CallId {
+    New(u64),
+    Given(IdText),
+}
+
+/// An id as it stands in headers, messages and logs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdText {
     bytes: [u8; Self::MAX],
     len: u8,
 }
 
 impl CallId {
-    const MAX: usize = 40;
-
-    /// Sixteen hexadecimal digits.
-    pub(crate) fn new(random: u64) -> Self {
-        let mut bytes = [b'0'; Self::MAX];
-        for (place, byte) in bytes.chunks_exact_mut(2).zip(random.to_be_bytes()) {
-            if let [high, low] = place {
-                (*high, *low) = (hex(byte >> 4), hex(byte & 15));
-            }
-        }
-        Self { bytes, len: 16 }
-    }
-
     /// Another proxy's, if it is one that may stand in a header and a log.
     pub(crate) fn parse(value: &[u8]) -> Option<Self> {
-        let fits = (1..=Self::MAX).contains(&value.len());
+        let fits = (1..=IdText::MAX).contains(&value.len());
         if !fits
             || !value
                 .iter()
@@ -178,13 +173,32 @@ impl CallId {
         {
             return None;
         }
-        let mut bytes = [0; Self::MAX];
+        let mut bytes = [0; IdText::MAX];
         bytes.get_mut(..value.len())?.copy_from_slice(value);
-        Some(Self {
+        Some(Self::Given(IdText {
             bytes,
             len: u8::try_from(value.len()).ok()?,
-        })
+        }))
     }
+
+    /// A new id is sixteen hexadecimal digits.
+    pub(crate) fn text(&self) -> IdText {
+        let random = match self {
+            Self::New(random) => random,
+            Self::Given(text) => return *text,
+        };
+        let mut bytes = [b'0'; IdText::MAX];
+        for (place, byte) in bytes.chunks_exact_mut(2).zip(random.to_be_bytes()) {
+            if let [high, low] = place {
+                (*high, *low) = (hex(byte >> 4), hex(byte & 15));
+            }
+        }
+        IdText { bytes, len: 16 }
+    }
+}
+
+impl IdText {
+    const MAX: usize = 40;
 
     pub(crate) fn as_str(&self) -> &str {
         let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
@@ -206,14 +220,10 @@ mod tests {
 
     #[test]
     fn an_id_is_made_or_taken_over_if_it_is_harmless() {
-        assert_eq!(
-            CallId::new(0x0123_4567_89ab_cdef).as_str(),
-            "0123456789abcdef"
-        );
-        assert_eq!(
-            CallId::parse(b"0123456789abcdef").unwrap().as_str(),
-            "0123456789abcdef"
-        );
+        let new = CallId::New(0x0123_4567_89ab_cdef);
+        assert_eq!(new.text().as_str(), "0123456789abcdef");
+        let given = CallId::parse(b"0123456789abcdef").unwrap();
+        assert_eq!(given.text().as_str(), "0123456789abcdef");
         for bad in [&b""[..], b"a b", b"a\"", &[b'a'; 41]] {
             assert!(CallId::parse(bad).is_none(), "{bad:?}");
         }

@@ -198,7 +198,7 @@ impl WorkerMetrics {
 
 #[derive(Debug, Default)]
 struct ServiceSeries {
-    methods: FxHashMap<Box<str>, Arc<Series>>,
+    methods: FxHashMap<Box<[u8]>, Arc<Series>>,
     other: Option<Arc<Series>>,
 }
 
@@ -261,19 +261,22 @@ impl Recorder {
         let Some(service) = services.get_mut(name) else {
             return;
         };
-        let named = !WITHOUT_METHOD.contains(&outcome.status)
+        let may_be_named = !WITHOUT_METHOD.contains(&outcome.status)
             && outcome.reason.is_none()
-            && service.methods.len() < MAX_METHODS
-            && is_method(outcome.method);
-        let series = match (&service.other, named) {
-            (Some(other), false) => Arc::clone(other),
+            && service.methods.len() < MAX_METHODS;
+        let method = method_name(outcome.method).filter(|_| may_be_named);
+        let series = match (&service.other, method) {
+            (Some(other), None) => Arc::clone(other),
             _ => {
-                let method = if named { outcome.method } else { "other" };
-                let series = Arc::new(Series::new(outcome.role, name, method));
+                let label = method.unwrap_or("other");
+                let series = Arc::new(Series::new(outcome.role, name, label));
                 self.shared.register(&series);
-                match named {
-                    true => drop(service.methods.insert(method.into(), Arc::clone(&series))),
-                    false => service.other = Some(Arc::clone(&series)),
+                match method {
+                    Some(method) => {
+                        let method = method.as_bytes().into();
+                        service.methods.insert(method, Arc::clone(&series));
+                    }
+                    None => service.other = Some(Arc::clone(&series)),
                 }
                 series
             }
@@ -283,9 +286,11 @@ impl Recorder {
 }
 
 /// `package.Service/Method` in the letters that protobuf allows: nothing else becomes a label.
-fn is_method(path: &str) -> bool {
-    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'/');
-    path.len() <= 200 && path.bytes().filter(|b| *b == b'/').count() == 1 && path.bytes().all(word)
+fn method_name(path: &[u8]) -> Option<&str> {
+    let word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'/');
+    let slashes = path.iter().filter(|b| **b == b'/').count();
+    let fits = path.len() <= 200 && slashes == 1 && path.iter().all(word);
+    std::str::from_utf8(path).ok().filter(|_| fits)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -300,11 +305,11 @@ mod tests {
     fn invented_methods_make_no_series() {
         let shared = Arc::new(WorkerMetrics::default());
         let mut recorder = Recorder::new(Arc::clone(&shared));
-        let mut end = |method, status| {
+        let mut end = |method: &str, status| {
             recorder.record(&Outcome {
                 role: Role::Outbound,
                 service: "echo.default",
-                method,
+                method: method.as_bytes(),
                 status,
                 reason: None,
                 attempts: 1,

@@ -14,8 +14,8 @@ pub struct Outcome<'a> {
     pub role: Role,
     /// Full name of the mesh service, or `unknown` when routing found none.
     pub service: &'a str,
-    /// The method as in the path; made bounded where it is counted.
-    pub method: &'a str,
+    /// The method as in the path, which need not be text; made bounded where it is counted.
+    pub method: &'a [u8],
     /// The gRPC status the caller saw; for a call that is not gRPC the one with the meaning of its HTTP status.
     pub status: u8,
     /// Why it failed, if a proxy made the failure.

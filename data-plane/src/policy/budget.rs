@@ -19,7 +19,7 @@ pub struct RetryBudget {
     balance: u64,
     /// What calls added in this window and the last: bounds what may be saved up.
     deposits: [u64; 2],
-    window_start: Instant,
+    window_end: Instant,
     accrued: Instant,
 }
 
@@ -31,7 +31,7 @@ impl RetryBudget {
             per_second,
             balance: per_second,
             deposits: [0, 0],
-            window_start: now,
+            window_end: now + WINDOW,
             accrued: now,
         }
     }
@@ -72,16 +72,16 @@ impl RetryBudget {
     }
 
     fn roll(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.window_start);
-        if passed >= WINDOW {
-            let [_, current] = self.deposits;
-            self.deposits = if passed < WINDOW * 2 {
-                [current, 0]
-            } else {
-                [0, 0]
-            };
-            self.window_start = now;
+        if now < self.window_end {
+            return;
         }
+        let [_, current] = self.deposits;
+        self.deposits = if now < self.window_end + WINDOW {
+            [current, 0]
+        } else {
+            [0, 0]
+        };
+        self.window_end = now + WINDOW;
     }
 }
 

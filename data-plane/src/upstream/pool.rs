@@ -290,8 +290,7 @@ impl Worker {
         for key in self.pools.arena.keys() {
             self.sweep_pool(key);
         }
-        self.services
-            .retain(|name, state| state.held > 0 || table.service(name).is_some());
+        self.services.retain(|name| table.service(name).is_some());
         // What still has calls goes with a later sweep.
         let deserted = |pool: &Pool| pool.uids.is_empty() && pool.dial != Dial::Internal;
         self.unswept = self.loads.keys().any(|uid| !known.contains(uid))

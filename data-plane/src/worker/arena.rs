@@ -127,6 +127,25 @@ impl<T> Arena<T> {
             return None;
         }
         let value = place.value.take()?;
+        self.free(key);
+        Some(value)
+    }
+
+    /// Removes a value without moving it, which for a large one is most of the work.
+    pub(crate) fn discard(&mut self, key: Key<T>) {
+        let Some(place) = self.places.get_mut(key.index as usize) else {
+            return;
+        };
+        if place.generation == key.generation && place.value.is_some() {
+            place.value = None;
+            self.free(key);
+        }
+    }
+
+    fn free(&mut self, key: Key<T>) {
+        let Some(place) = self.places.get_mut(key.index as usize) else {
+            return;
+        };
         place.generation = if place.generation >= GENERATIONS {
             1
         } else {
@@ -134,7 +153,6 @@ impl<T> Arena<T> {
         };
         self.free.push(key.index);
         self.len -= 1;
-        Some(value)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -173,5 +191,9 @@ mod tests {
         assert_eq!(Key::unpack(new.pack()), new);
         assert!(new.pack() != 0);
         assert_eq!((arena.len(), arena.keys()), (1, vec![new]));
+        arena.discard(old);
+        assert_eq!(arena.get(new), Some(&"new"));
+        arena.discard(new);
+        assert_eq!((arena.len(), arena.get(new)), (0, None));
     }
 }

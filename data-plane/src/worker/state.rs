@@ -19,13 +19,13 @@ use super::timers::{TimerId, Wheel};
 use crate::balance::passive::PassiveHealth;
 use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
+use crate::exchange::services::Services;
 use crate::exchange::state::Call;
 use crate::exchange::waiting_places::WaitingPlaces;
 use crate::listener::accept::Listener;
 use crate::listener::places::Places;
 use crate::observe::Counter;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
-use crate::policy::RetryBudget;
 use crate::route::RouteTable;
 use crate::upstream::pool::{Load, Pools};
 
@@ -55,16 +55,6 @@ pub(crate) enum Timer {
     DrainOver,
 }
 
-/// What a worker knows of a service beside the table.
-#[derive(Debug)]
-pub(crate) struct ServiceState {
-    pub(crate) budget: RetryBudget,
-    /// What its calls hold of the worker's memory, to within a few KiB a call.
-    pub(crate) held: usize,
-    /// By which its calls are accounted; never given again.
-    pub(crate) number: u32,
-}
-
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) index: usize,
@@ -81,9 +71,7 @@ pub(crate) struct Worker {
     pub(crate) loads: FxHashMap<u64, Load>,
     /// Which instances do not answer.
     pub(crate) passive: PassiveHealth,
-    pub(crate) services: FxHashMap<Arc<str>, ServiceState>,
-    /// How many services have been given a number.
-    services_numbered: u32,
+    pub(crate) services: Services,
     /// What stands in these maps may have left the table.
     pub(crate) unswept: bool,
     pub(crate) timers: Wheel<Timer>,
@@ -152,8 +140,7 @@ impl Worker {
             pools: Pools::default(),
             loads: FxHashMap::default(),
             passive: PassiveHealth::default(),
-            services: FxHashMap::default(),
-            services_numbered: 0,
+            services: Services::new(shared.peers.len()),
             unswept: false,
             timers: Wheel::new(now),
             dirty: Vec::new(),
@@ -198,22 +185,6 @@ impl Worker {
             conn.dirty = true;
             self.dirty.push(key);
         }
-    }
-
-    /// The state of a service, made at its first call.
-    pub(crate) fn service_state(&mut self, name: &Arc<str>) -> &mut ServiceState {
-        // The budget is per node: each worker has its share of the steady part.
-        let workers = u64::try_from(self.shared.peers.len()).unwrap_or(1).max(1);
-        let (rate, now) = (10_000 / workers, self.now);
-        let numbered = &mut self.services_numbered;
-        self.services.entry(Arc::clone(name)).or_insert_with(|| {
-            *numbered = numbered.wrapping_add(1).max(1);
-            ServiceState {
-                budget: RetryBudget::new(rate, now),
-                held: 0,
-                number: *numbered,
-            }
-        })
     }
 
     /// Buffers for a new call, from a finished one if there is one.

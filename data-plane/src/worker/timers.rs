@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 /// Width of a slot.
 const TICK_MS: u64 = 2;
-const TICK: Duration = Duration::from_millis(TICK_MS);
 /// Slots; a multiple of 64 for the map of used ones.
 const SLOTS: usize = 1024;
 /// Ends a list.
@@ -153,8 +152,10 @@ impl<K: Copy> Wheel<K> {
     }
 
     fn tick(&self, at: Instant) -> u64 {
-        let ticks = at.saturating_duration_since(self.start).as_nanos() / TICK.as_nanos();
-        u64::try_from(ticks).unwrap_or(u64::MAX / 2)
+        // In whole milliseconds, since divisions of 128 bits take long.
+        let since = at.saturating_duration_since(self.start);
+        let whole = since.as_secs().saturating_mul(1000);
+        whole.saturating_add(since.subsec_millis().into()) / TICK_MS
     }
 
     fn unlink(&mut self, index: u32) {

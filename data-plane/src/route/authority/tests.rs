@@ -142,6 +142,12 @@ fn sentences_name_what_is_wrong_and_what_to_do() {
 
 proptest! {
     #[test]
+    fn an_ipv4_address_is_what_the_standard_library_takes_for_one(text in "[0-9]{0,4}(\\.[0-9]{0,4}){2,4}") {
+        let parsed = text.parse::<std::net::Ipv4Addr>();
+        prop_assert_eq!(is_v4(text.as_bytes()), parsed.is_ok(), "{}", text);
+    }
+
+    #[test]
     fn no_input_panics(authority in proptest::collection::vec(any::<u8>(), 0..300), path in proptest::collection::vec(any::<u8>(), 0..300)) {
         let table = table();
         let _ = route(&table, Some(&authority), &path, "default");

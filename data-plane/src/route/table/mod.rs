@@ -127,6 +127,9 @@ pub enum Claim<'t> {
     Many(&'t [Arc<Service>]),
 }
 
+/// By the name of a proto service, as it stands in paths.
+type ByProto<T> = FxHashMap<Box<[u8]>, Vec<T>>;
+
 /// All that a call's way depends on, at one moment.
 #[derive(Debug)]
 pub struct RouteTable {
@@ -139,9 +142,9 @@ pub struct RouteTable {
     services: Vec<Arc<Service>>,
     by_name: FxHashMap<Arc<str>, Arc<Service>>,
     /// Who gets the calls by path of each namespace, sorted by namespace: one, unless there is no order among several.
-    by_proto: FxHashMap<String, Vec<Arc<Service>>>,
+    by_proto: ByProto<Arc<Service>>,
     /// Proto services whose owner has no instance, and another gets its calls: the owners.
-    away: FxHashMap<String, Vec<Arc<Service>>>,
+    away: ByProto<Arc<Service>>,
 }
 
 impl RouteTable {
@@ -204,10 +207,14 @@ impl RouteTable {
 
     /// Who gets the calls of a proto service: first in the caller's namespace, then among all others.
     #[must_use]
-    pub fn claim(&self, proto_service: &str, namespace: &str) -> Claim<'_> {
-        let Some(all) = self.by_proto.get(proto_service) else {
+    pub fn claim(&self, proto_service: impl AsRef<[u8]>, namespace: &str) -> Claim<'_> {
+        let Some(all) = self.by_proto.get(proto_service.as_ref()) else {
             return Claim::None;
         };
+        // It has the calls of all namespaces.
+        if let [one] = all.as_slice() {
+            return Claim::One(one);
+        }
         let start = all.partition_point(|s| *s.namespace < *namespace);
         let own = all.get(start..).unwrap_or_default();
         let len = own
@@ -217,7 +224,7 @@ impl RouteTable {
         match (own.get(..len).unwrap_or_default(), all.as_slice()) {
             // It is implemented, and nobody claims its path.
             (_, []) => Claim::None,
-            ([one], _) | ([], [one]) => Claim::One(one),
+            ([one], _) => Claim::One(one),
             ([], all) => only_lived_in(all).map_or(Claim::Many(all), Claim::One),
             (own, _) => Claim::Many(own),
         }
@@ -227,9 +234,13 @@ impl RouteTable {
     #[must_use]
     pub fn path_owner(&self, proto_service: &str, namespace: &str) -> Option<&Arc<Service>> {
         let here = |service: &&Arc<Service>| *service.namespace == *namespace;
-        let away = self.away.get(proto_service);
+        let away = self.away.get(proto_service.as_bytes());
         let mut away = away.into_iter().flatten().filter(here);
-        let mut serving = self.by_proto.get(proto_service)?.iter().filter(here);
+        let mut serving = self
+            .by_proto
+            .get(proto_service.as_bytes())?
+            .iter()
+            .filter(here);
         let (one, other) = (serving.next(), serving.next());
         away.next().or(one.filter(|_| other.is_none()))
     }
@@ -261,7 +272,7 @@ impl RouteTable {
         let by_name = index(&services);
         let same = |service: &Arc<Service>| by_name.get(&service.name).cloned();
         let claims = |all: &Vec<Arc<Service>>| all.iter().filter_map(same).collect();
-        let copied = |of: &FxHashMap<String, Vec<Arc<Service>>>| {
+        let copied = |of: &ByProto<Arc<Service>>| {
             of.iter()
                 .map(|(name, all)| (name.clone(), claims(all)))
                 .collect()
@@ -282,7 +293,8 @@ impl RouteTable {
 
     /// Every proto service that somebody implements.
     pub fn proto_services(&self) -> impl Iterator<Item = &str> {
-        self.by_proto.keys().map(String::as_str)
+        let names = self.by_proto.keys();
+        names.filter_map(|name| std::str::from_utf8(name).ok())
     }
 }
 
@@ -318,12 +330,12 @@ impl Builder {
     #[must_use]
     pub fn build(self) -> RouteTable {
         let mut services = Vec::with_capacity(self.services.len());
-        let mut claimed: FxHashMap<String, Vec<(Arc<Service>, Rank)>> = FxHashMap::default();
+        let mut claimed: ByProto<(Arc<Service>, Rank)> = FxHashMap::default();
         for mut service in self.services.into_values() {
             service.prepare(&self.region, &self.zone);
             let service = Arc::new(service);
             for proto in &service.protos {
-                let claims = claimed.entry(proto.name.clone()).or_default();
+                let claims = claimed.entry(proto.name.as_bytes().into()).or_default();
                 if let Some(rank) = proto.claim
                     && !claims.iter().any(|(other, _)| Arc::ptr_eq(other, &service))
                 {
