@@ -3,6 +3,13 @@
 //! The two sides share immutable tables and bounded channels; no lock and no async runtime come onto the path,
 //! and nothing of the control plane's code comes in here: the two meet only in `heddle-proto` and in xDS.
 
+// ---- what the path of a call stands on
+mod arena;
+mod keys;
+mod timers;
+mod caller;
+mod connection;
+
 // ---- the way of a request: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ ->
 // ---- exchange/ -> observe/, and failure says what went wrong
 pub mod worker;

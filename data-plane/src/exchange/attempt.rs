@@ -13,11 +13,13 @@ use super::state::{Attempt, Call, Phase};
 use crate::balance::ewma::PeakEwma;
 use crate::balance::pick::pick;
 use crate::balance::{Endpoint, Target};
+use crate::caller::Role;
+use crate::connection::Conn;
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::observe::Counter;
 use crate::upstream::pool::Dial;
-use crate::worker::conn::{CallKey, ConnKey, PoolKey};
-use crate::worker::{Role, Worker};
+use crate::worker::Worker;
 
 /// How long a call waits for the next dial of an address that has failed, when there is no other.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -234,28 +236,27 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(conn_key) else {
             return;
         };
-        let Some(pool) = conn.up().map(|up| up.pool) else {
+        let Some(pool) = conn.pool() else {
             return;
         };
         let trailers = call.request_trailers.is_some();
         let body = call.replay.len() > 0;
         let end = call.request_ended && !trailers;
-        let stream = match conn.h2.open(&call.request, key.pack(), end && !body) {
+        let stream = match conn.open(&call.request, key.pack(), end && !body) {
             Ok(stream) => stream,
             Err(error) => return self.open_refused(key, conn_key, error),
         };
-        let slot = conn.calls.len();
-        conn.calls.push(key);
+        let slot = conn.add_call(key);
         if let Some(pool) = self.pools.arena.get_mut(pool) {
             pool.streams.take(call.account);
         }
         let mut written = 0;
         if body {
-            written = conn.h2.data(stream, call.replay.bytes(), end).unwrap_or(0);
+            written = conn.data(stream, call.replay.bytes(), end).unwrap_or(0);
             call.up_queued.add(call.replay.len() - written, now);
         }
         if let Some(trailers) = &call.request_trailers {
-            let queued = conn.h2.headers(stream, trailers, true).unwrap_or(0);
+            let queued = conn.headers(stream, trailers, true).unwrap_or(0);
             call.up_queued.add(queued, now);
         }
         call.up = Some(Attempt {
@@ -282,31 +283,20 @@ impl Worker {
 
     /// The room was taken meanwhile: the call waits in its pool again.
     fn open_refused(&mut self, key: CallKey, conn: ConnKey, error: OpenError) {
-        let Some(pool) = self
-            .conns
-            .get(conn)
-            .and_then(|conn| conn.up())
-            .map(|up| up.pool)
-        else {
+        let Some(pool) = self.conns.get(conn).and_then(Conn::pool) else {
             return;
         };
         if error != OpenError::Full {
             self.leave_pool(pool, conn);
-            if let Some(up) = self.conns.get_mut(conn).and_then(|conn| conn.up_mut()) {
-                up.leaving = true;
+            if let Some(opened) = self.conns.get_mut(conn).and_then(|conn| conn.opened_mut()) {
+                opened.leave();
             }
         }
         self.enqueue(key, pool);
     }
 
     pub(crate) fn is_link(&self, conn: ConnKey) -> bool {
-        let pool = self
-            .conns
-            .get(conn)
-            .and_then(|conn| conn.up())
-            .map(|up| up.pool);
-        pool.and_then(|pool| self.pools.arena.get(pool))
-            .is_some_and(|pool| pool.dial.is_link())
+        self.conns.get(conn).is_some_and(Conn::is_link)
     }
 
     /// How much of a request may be kept: nothing more once its caller or its service holds more than its share.

@@ -12,16 +12,17 @@ use super::holding::{Accounted, Over};
 use super::queued::Queued;
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::balance::passive::End;
+use crate::caller::Account;
+use crate::caller::Role;
 use crate::failure::{Failure, Fault};
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::route::authority::{
     Decision, explain_ambiguous, explain_no_route, is_socket_path, route,
 };
 use crate::route::{Protocol, RouteTable};
-use crate::upstream::account::Account;
-use crate::worker::conn::{CallKey, ConnKey};
-use crate::worker::state::Timer;
-use crate::worker::{Role, Worker};
+use crate::timers::Timer;
+use crate::worker::Worker;
 
 /// Namespace of callers that are known by their node only.
 const NAMESPACE: &str = "default";
@@ -67,7 +68,7 @@ impl Worker {
     }
 
     fn role_of(&self, conn: ConnKey) -> Option<Role> {
-        Some(self.conns.get(conn)?.down()?.role)
+        self.conns.get(conn)?.role()
     }
 
     /// Makes the call and takes its headers over.
@@ -89,7 +90,7 @@ impl Worker {
         let grpc = headers::is_grpc(request.get(b"content-type"));
         let (now, kept) = (self.now, request.held_bytes());
         let found = self.conns.get_mut(conn)?;
-        let slot = found.calls.len();
+        let slot = found.calls().len();
         let key = self.calls.insert_with(|_| Call {
             role,
             phase: Phase::Backoff,
@@ -127,11 +128,7 @@ impl Worker {
             http_status: 0,
             reason: None,
         })?;
-        found.calls.push(key);
-        found.h2.set_token(stream, key.pack());
-        if let Some(down) = found.down_mut() {
-            down.place.called();
-        }
+        found.begin_call(stream, key);
         self.charge_new(conn, kept);
         Some(key)
     }

@@ -7,9 +7,10 @@ use heddle_proto::Reason;
 
 use super::state::Sent;
 use crate::balance::passive::{Ejection, End, Unanswered};
+use crate::caller::Role;
+use crate::keys::CallKey;
 use crate::observe::{Counter, EjectedInstance};
-use crate::worker::conn::CallKey;
-use crate::worker::{Role, Worker};
+use crate::worker::Worker;
 
 /// A cancel in the last part of the time that a call had is its deadline: a tenth of the time, ...
 const NEAR_PART: u32 = 10;

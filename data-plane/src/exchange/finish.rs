@@ -8,10 +8,12 @@ use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::{Reason, status_code::is_error};
 
 use super::state::{Call, Phase, Sent};
+use crate::caller::Role;
+use crate::connection::Conn;
 use crate::failure::{self, Failure, Place};
+use crate::keys::CallKey;
 use crate::observe::Outcome;
-use crate::worker::conn::{CallKey, Conn};
-use crate::worker::{Role, Worker};
+use crate::worker::Worker;
 
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
@@ -204,15 +206,12 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(up.conn) else {
             return;
         };
-        if conn.calls.get(up.slot) == Some(&key) {
-            conn.calls.swap_remove(up.slot);
-            let moved = conn.calls.get(up.slot).copied();
-            let moved = moved
-                .and_then(|moved| self.calls.get_mut(moved))
-                .and_then(|call| call.up.as_mut());
-            if let Some(moved) = moved {
-                moved.slot = up.slot;
-            }
+        let moved = conn.remove_call(key, up.slot).flatten();
+        let moved = moved
+            .and_then(|moved| self.calls.get_mut(moved))
+            .and_then(|call| call.up.as_mut());
+        if let Some(moved) = moved {
+            moved.slot = up.slot;
         }
     }
 
@@ -239,15 +238,9 @@ impl Worker {
         for timer in timers {
             self.unset(timer);
         }
-        if let Some(conn) = self.conns.get_mut(down.conn)
-            && conn.calls.get(down.slot) == Some(&key)
-        {
-            conn.calls.swap_remove(down.slot);
-            let moved = conn.calls.get(down.slot).copied();
-            if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
-                moved.down.slot = down.slot;
-            }
-            self.places.call_ended(down.conn, conn, self.now);
+        let moved = self.conns.end_call(down.conn, key, down.slot, self.now);
+        if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
+            moved.down.slot = down.slot;
         }
         self.give_spare(request, replay);
     }
@@ -275,19 +268,19 @@ fn tell(
                 ),
                 _ => failure::trailers(failure, place, reply),
             }
-            failure::fit(conn.h2.peer_header_list_bytes(), reply);
-            Some(conn.h2.headers(stream, reply, true).unwrap_or(0))
+            failure::fit(conn.peer_header_list_bytes(), reply);
+            Some(conn.headers(stream, reply, true).unwrap_or(0))
         }
         (false, Sent::Nothing) => {
             failure::http_headers(failure, place, reply);
             if call.request.method() == Some(b"HEAD") {
-                return Some(conn.h2.headers(stream, reply, true).unwrap_or(0));
+                return Some(conn.headers(stream, reply, true).unwrap_or(0));
             }
             let body = failure::http_body(failure, place);
-            let Ok(head) = conn.h2.headers(stream, reply, false) else {
+            let Ok(head) = conn.headers(stream, reply, false) else {
                 return Some(0);
             };
-            let sent = conn.h2.data(stream, body.as_bytes(), true);
+            let sent = conn.data(stream, body.as_bytes(), true);
             Some(head + sent.map_or(0, |sent| body.len() - sent))
         }
         // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
@@ -297,7 +290,7 @@ fn tell(
                 CANCELLED => ErrorCode::CANCEL,
                 _ => ErrorCode::INTERNAL_ERROR,
             };
-            conn.h2.reset(stream, code);
+            conn.reset(stream, code);
             None
         }
     }

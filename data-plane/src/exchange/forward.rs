@@ -6,10 +6,11 @@ use heddle_h2::{Fields, StreamId};
 use super::begin::too_large_headers;
 use super::headers;
 use super::state::{Attempt, Phase, Sent};
+use crate::arena::Key;
+use crate::connection::Conn;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::worker::Worker;
-use crate::worker::arena::Key;
-use crate::worker::conn::{CallKey, ConnKey};
 
 impl Worker {
     pub(crate) fn on_request_data(
@@ -63,7 +64,7 @@ impl Worker {
         let sent = self
             .conns
             .get_mut(up.conn)
-            .map(|conn| conn.h2.data(up.stream, data, end));
+            .map(|conn| conn.data(up.stream, data, end));
         let thrown = match (sent, call.up.as_mut()) {
             (Some(Ok(sent)), Some(up)) => {
                 up.written += sent;
@@ -118,7 +119,7 @@ impl Worker {
         }
         if let Some(up) = call.up {
             if let Some(conn) = self.conns.get_mut(up.conn) {
-                let queued = conn.h2.headers(up.stream, fields, true).unwrap_or(0);
+                let queued = conn.headers(up.stream, fields, true).unwrap_or(0);
                 call.up_queued.add(queued, now);
             }
             self.mark_dirty(up.conn);
@@ -154,7 +155,7 @@ impl Worker {
         let sent = self
             .conns
             .get_mut(down.conn)
-            .map(|conn| conn.h2.data(down.stream, data, end));
+            .map(|conn| conn.data(down.stream, data, end));
         let Some(Ok(sent)) = sent else {
             return self.release(conn, stream, data.len());
         };
@@ -178,11 +179,7 @@ impl Worker {
 
     /// DATA that waited in a connection's machine has been written: the other side gets its credit.
     pub(crate) fn on_progress(&mut self, key: ConnKey) {
-        while let Some(drained) = self
-            .conns
-            .get_mut(key)
-            .and_then(|conn| conn.h2.poll_drained())
-        {
+        while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
             let call_key = Key::unpack(drained.token);
             let Some(call) = self.calls.get_mut(call_key) else {
                 continue;

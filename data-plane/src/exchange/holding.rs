@@ -14,11 +14,13 @@ use heddle_proto::Reason;
 
 use super::queued::MIN_TAKEN;
 use super::state::{Call, Sent};
+use crate::caller::Role;
+use crate::connection::Conn;
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::policy::{within_group_share, within_share};
-use crate::worker::conn::{CallKey, ConnKey, Ending};
-use crate::worker::{Role, Worker};
+use crate::worker::Worker;
 
 /// A service is charged in steps of so much, so that small calls need not look it up.
 const SERVICE_STEP: usize = 4 * 1024;
@@ -78,7 +80,7 @@ impl Worker {
         if caller != before
             && let Some(conn) = self.conns.get_mut(down)
         {
-            conn.charged = (conn.charged + caller).saturating_sub(before);
+            conn.charge(before, caller);
         }
         if stale {
             self.charge_service(key, all);
@@ -89,7 +91,7 @@ impl Worker {
     pub(crate) fn charge_new(&mut self, caller: ConnKey, kept: usize) {
         self.held += kept;
         if let Some(conn) = self.conns.get_mut(caller) {
-            conn.charged += kept;
+            conn.charge(0, kept);
         }
     }
 
@@ -124,7 +126,7 @@ impl Worker {
         let charged = std::mem::take(&mut call.accounted);
         self.held = self.held.saturating_sub(charged.kept);
         if let Some(conn) = self.conns.get_mut(call.down.conn) {
-            conn.charged = conn.charged.saturating_sub(charged.caller);
+            conn.charge(charged.caller, 0);
         }
         self.discharge_service(charged.service);
     }
@@ -134,15 +136,12 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let partial = conn.h2.partial_bytes();
-        let now = conn.h2.queued_bytes() + partial;
-        if now == conn.machine {
+        let Some((before, now)) = conn.measure_machine() else {
             return;
-        }
-        self.held = (self.held + now).saturating_sub(conn.machine);
-        conn.machine = now;
-        if partial > PARTIAL_BYTES
-            && conn.down().is_some()
+        };
+        self.held = (self.held + now).saturating_sub(before);
+        if conn.partial_bytes() > PARTIAL_BYTES
+            && conn.is_accepted()
             && self.over_share_of_conn(key).is_some()
         {
             self.count(Counter::BoundCallerShare);
@@ -174,11 +173,11 @@ impl Worker {
             return Some(Over::Worker);
         }
         let conn = self.conns.get(key)?;
-        let used = conn.charged + conn.machine;
+        let used = conn.held_bytes();
         if used < NEWCOMER_BYTES {
             return None;
         }
-        let within = match conn.down().map(|down| down.role) {
+        let within = match conn.role() {
             Some(Role::Outbound) => within_share(used, total, bound),
             Some(Role::Inbound) | None => within_group_share(used, total, bound),
         };
@@ -233,7 +232,11 @@ impl Worker {
     fn over_share_when_written(&mut self, key: CallKey, caller: ConnKey) -> Option<Over> {
         self.count_machine(caller);
         self.over_share(key)?;
-        if self.conns.get(caller).is_some_and(|conn| !conn.blocked) {
+        if self
+            .conns
+            .get(caller)
+            .is_some_and(|conn| !conn.is_blocked())
+        {
             self.flush(caller);
         }
         self.over_share(key)
@@ -286,7 +289,7 @@ impl Worker {
             return self.cut(key, &failure.message);
         }
         if let Some(conn) = self.conns.get_mut(call.down.conn) {
-            let discarded = conn.h2.discard(call.down.stream);
+            let discarded = conn.discard(call.down.stream);
             call.down_queued.discard(discarded);
         }
         self.fail(key, failure);
@@ -305,9 +308,9 @@ impl Worker {
                 .stalled_since()
                 .is_some_and(|since| now >= since + limit);
             // A link that does not read at all is given up by its keep-alive.
-            let caller = conn.down().map(|down| down.role) == Some(Role::Outbound);
-            if stalled && caller && conn.ending == Ending::No {
-                conns.push((conn.charged + conn.machine, key));
+            let caller = conn.role() == Some(Role::Outbound);
+            if stalled && caller && !conn.is_ending() {
+                conns.push((conn.held_bytes(), key));
             }
         }
         conns.sort_unstable_by_key(|(used, _)| std::cmp::Reverse(*used));
@@ -326,7 +329,7 @@ impl Worker {
             let stalled = |queued: &super::queued::Queued| queued.is_stalled(now, limit);
             if stalled(&call.down_queued) || stalled(&call.up_queued) {
                 let conn = self.conns.get(call.down.conn);
-                let used = conn.map_or(0, |conn| conn.charged + conn.machine);
+                let used = conn.map_or(0, Conn::held_bytes);
                 let up = call.up.map(|up| up.conn);
                 calls.push((used, key, [Some(call.down.conn), up]));
             }

@@ -12,10 +12,11 @@ use rustc_hash::FxHashMap;
 use super::state::Phase;
 use super::waiting_places::{NoPlace, WaitingPlaces};
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
+use crate::observe::Report;
 use crate::route::{RouteTable, Service};
-use crate::worker::conn::{CallKey, ConnKey};
-use crate::worker::state::Timer;
-use crate::worker::{Report, Worker};
+use crate::timers::Timer;
+use crate::worker::Worker;
 
 /// A wait ends this part of the rest of a deadline before it, so that the caller still hears why, ...
 const MARGIN_PART: u32 = 10;

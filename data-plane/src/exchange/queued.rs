@@ -3,10 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// A receiver that owes bytes takes at least so many in each stall timeout (16 KiB in 30 s, 546 bytes a second), or
-/// all that waits; one byte now and then is no progress. Only looked at while the worker holds half of what it may:
-/// consumers may pause for minutes otherwise.
-pub(crate) const MIN_TAKEN: usize = 16 * 1024;
+pub(crate) use crate::connection::MIN_TAKEN;
 
 /// Bytes that wait for one receiver.
 #[derive(Clone, Copy, Debug)]

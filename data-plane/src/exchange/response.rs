@@ -10,10 +10,10 @@ use super::headers::{self, Marks};
 use super::state::{Phase, Sent};
 use crate::balance::passive::End;
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
 use crate::worker::Worker;
-use crate::worker::conn::{CallKey, ConnKey};
 
 /// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
 const SERVERS_CLOCK: Duration = Duration::from_millis(5);
@@ -43,7 +43,7 @@ impl Worker {
         };
         let down = call.down;
         if let Some(conn) = self.conns.get_mut(down.conn) {
-            let _ = conn.h2.headers(down.stream, fields, false);
+            let _ = conn.headers(down.stream, fields, false);
         }
         self.mark_dirty(down.conn);
     }
@@ -136,8 +136,8 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(down.conn) else {
             return false;
         };
-        if conn.h2.has_output_room() && call.down_queued.is_empty() {
-            let _ = conn.h2.headers(down.stream, fields, end);
+        if conn.has_output_room() && call.down_queued.is_empty() {
+            let _ = conn.headers(down.stream, fields, end);
             self.mark_dirty(down.conn);
             return true;
         }
@@ -149,7 +149,7 @@ impl Worker {
         else {
             return false;
         };
-        let queued = conn.h2.headers(down.stream, fields, end).unwrap_or(0);
+        let queued = conn.headers(down.stream, fields, end).unwrap_or(0);
         call.down_queued.add(queued, now);
         self.account(key);
         self.mark_dirty(down.conn);

@@ -10,13 +10,14 @@ use heddle_proto::Reason;
 use super::state::{Call, Phase};
 use crate::balance::passive::{End, Standing};
 use crate::balance::{Endpoint, Target};
+use crate::caller::Role;
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::route::Service;
 use crate::route::authority::split_path;
-use crate::worker::conn::{CallKey, ConnKey};
-use crate::worker::state::Timer;
-use crate::worker::{Role, Worker};
+use crate::timers::Timer;
+use crate::worker::Worker;
 
 /// How often a call is tried again where it could not be carried out before, if there is nowhere else.
 const REPEATS: u32 = 2;

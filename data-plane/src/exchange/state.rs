@@ -11,11 +11,11 @@ use super::holding::Accounted;
 use super::queued::Queued;
 use super::replay::Replay;
 use crate::balance::Endpoint;
+use crate::caller::Account;
+use crate::caller::Role;
+use crate::keys::{ConnKey, PoolKey};
 use crate::route::Service;
-use crate::upstream::account::Account;
-use crate::worker::Role;
-use crate::worker::conn::{ConnKey, PoolKey};
-use crate::worker::timers::TimerId;
+use crate::timers::TimerId;
 
 /// How far a call has come. It can be tried again in every phase before `Committed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

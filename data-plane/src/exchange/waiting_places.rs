@@ -2,9 +2,9 @@
 //! connection has its share, so that a caller that floods leaves places to others. Calls come in with the connection
 //! they came on; who is over the bound or its share hears so.
 
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::policy::Shares;
-use crate::worker::conn::{CallKey, ConnKey};
 
 /// Why a call got no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

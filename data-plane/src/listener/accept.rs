@@ -6,15 +6,13 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
 
-use heddle_h2::{Config, Connection};
 use mio::{Interest, Token};
 
-use super::http1::Sniff;
-use super::places::PlaceState;
+use crate::caller::{Caller, Role};
+use crate::connection::AcceptOptions;
+use crate::connection::Transport;
 use crate::observe::Counter;
-use crate::worker::conn::{Conn, ConnKey, Down, Side};
-use crate::worker::transport::Transport;
-use crate::worker::{Command, Role, Worker};
+use crate::worker::{Command, Worker};
 
 /// Tokens from here on are listeners (the last of all is the waker).
 pub(crate) const LISTENERS: usize = usize::MAX - 0xffff;
@@ -93,7 +91,7 @@ impl Worker {
                 // The caller was gone before we came: the next one may be there.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    if self.places.may_log(role, self.now) {
+                    if self.conns.may_log_full(role, self.now) {
                         tracing::warn!(%error, listener = role.name(), "accepting failed; closing an idle connection");
                     }
                     let other = match role {
@@ -139,7 +137,7 @@ impl Worker {
         // While draining, the other one may have none left and count as done.
         let stays = self.shared.draining.load(Ordering::SeqCst);
         let Some((other, load)) =
-            least.filter(|(_, load)| !stays && clearly_more(self.downstream, *load))
+            least.filter(|(_, load)| !stays && clearly_more(self.conns.accepted(), *load))
         else {
             return self.admit(role, transport);
         };
@@ -172,7 +170,7 @@ impl Worker {
     }
 
     /// Makes a connection of a socket.
-    fn admit(&mut self, role: Role, mut transport: Transport) {
+    fn admit(&mut self, role: Role, transport: Transport) {
         let (bound, counter) = match role {
             Role::Outbound => (
                 self.options().outbound_connections,
@@ -183,9 +181,9 @@ impl Worker {
                 Counter::BoundInboundConnections,
             ),
         };
-        if self.places.open(role) >= bound {
+        if self.conns.accepted_by(role) >= bound {
             self.count(counter);
-            if self.places.may_log(role, self.now) {
+            if self.conns.may_log_full(role, self.now) {
                 tracing::warn!(
                     listener = role.name(),
                     connections = bound,
@@ -196,40 +194,29 @@ impl Worker {
                 return;
             }
         }
-        transport.tune();
-        let registry = self.poll.registry();
+        transport.set_options();
         let now = self.now;
-        let config = Config {
-            frugal: !self.growing,
-            ..Config::default()
+        let caller = Caller {
+            role,
+            peer: transport.peer(),
         };
-        let first_by = now + self.options().first_request_timeout;
-        let keepalive = Some(self.options().keepalive_interval).filter(|_| role == Role::Inbound);
-        let mut registered = Ok(());
-        let key = self.conns.insert_with(|key: ConnKey| {
-            registered =
-                transport.register(registry, Token(usize::try_from(key.pack()).unwrap_or(0)));
-            let side = Side::Down(Down {
-                role,
-                sniff: Sniff::new(),
-                place: PlaceState::new(now, first_by),
-                hello: None,
-                keepalive,
-                ping: None,
-                goodbye: false,
-            });
-            Conn::new(transport, Connection::server(config, now), side, now)
-        });
-        let Some(key) = key else { return };
-        self.downstream += 1;
-        self.places.entered(role, key, now, &mut self.conns);
+        let options = AcceptOptions {
+            caller,
+            first_request_by: now + self.options().first_request_timeout,
+            keepalive: Some(self.options().keepalive_interval).filter(|_| role == Role::Inbound),
+            frugal: !self.growing,
+        };
+        let key = match self.conns.accept(transport, options, now) {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(%error, peer = %caller.peer, "an accepted connection cannot be watched; it is closed");
+                return;
+            }
+        };
         self.count(match role {
             Role::Outbound => Counter::AcceptedOutbound,
             Role::Inbound => Counter::AcceptedInbound,
         });
-        if let Err(error) = registered {
-            return self.lose(key, &error.to_string());
-        }
         if self.draining.is_some() {
             self.say_goodbye(key);
         }
@@ -243,15 +230,11 @@ impl Worker {
 
     /// Closes the idlest connection of a listener; false if all of them have a call in flight.
     fn close_idlest(&mut self, role: Role) -> bool {
-        let Some(key) = self.places.idlest(role, &mut self.conns) else {
+        let Some(key) = self.conns.idlest(role) else {
             return false;
         };
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.h2.close(
-                heddle_h2::ErrorCode::NO_ERROR,
-                b"idle, and the proxy has too many connections",
-            );
-            let _ = conn.transport.write(conn.h2.output());
+            conn.close_now(b"idle, and the proxy has too many connections");
         }
         self.lose(key, "idle, and there were too many");
         true

@@ -3,10 +3,11 @@
 
 use heddle_h2::{ErrorCode, Event, Fields, Kind};
 
+use crate::arena::Key;
+use crate::connection::{Due, HELLO, LINGER};
+use crate::keys::ConnKey;
 use crate::observe::Counter;
 use crate::worker::Worker;
-use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, Ending, HELLO, LINGER, PING, Pulse, pulse};
 
 impl Worker {
     pub(crate) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
@@ -55,11 +56,7 @@ impl Worker {
                 ..
             } => {}
             Event::Reset { token, by, .. } => self.on_caller_reset(Key::unpack(token), by),
-            Event::PingAck(_) => {
-                if let Some(down) = self.conns.get_mut(conn).and_then(|conn| conn.down_mut()) {
-                    down.ping = None;
-                }
-            }
+            Event::PingAck(payload) => self.on_ping_ack(conn, payload),
             // A client has nothing to say goodbye to; its settings are the machine's matter.
             Event::GoAway { .. } | Event::Settings => {}
         }
@@ -72,34 +69,21 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let (calls, last_read) = (conn.calls.len(), conn.last_read);
-        let Some(down) = conn.down_mut() else { return };
-        let silent = down.place.first_by().is_some_and(|by| by <= now);
-        let late = down.hello.take_if(|hello| hello.until <= now);
-        let life = match down.keepalive.filter(|_| calls > 0) {
-            Some(every) => pulse(&mut down.ping, last_read, (every, timeout), now),
-            None => {
-                down.ping = None;
-                Pulse::Fine
-            }
-        };
-        if let Some(hello) = late {
-            conn.h2.reset(hello.stream, ErrorCode::CANCEL);
+        let due = conn.check_accepted(timeout, now);
+        if conn.cancel_late_hello(now) {
             self.metrics.counters.add(Counter::BoundHandshake);
         }
-        if silent && conn.ending == Ending::No {
-            conn.h2
-                .close(ErrorCode::NO_ERROR, b"no request came in time");
-            self.metrics.counters.add(Counter::BoundFirstRequest);
-            return self.begin_close(key);
-        }
-        match life {
-            Pulse::Fine => {}
-            Pulse::Ask => drop(conn.h2.ping(PING)),
-            Pulse::Lost => {
+        match due {
+            Due::FirstRequest => {
+                conn.goodbye(ErrorCode::NO_ERROR, b"no request came in time");
+                self.count(Counter::BoundFirstRequest);
+                self.begin_close(key);
+            }
+            Due::KeepaliveLost => {
                 self.count(Counter::KeepAliveLost);
                 self.lose(key, "it did not answer a keep-alive");
             }
+            _ => {}
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The first stream of a link, answered on the worker itself: both sides say their version, node and incarnation.
 //! The request's bytes come in, one response goes out. No calls are routed here.
 
-use heddle_h2::{ErrorCode, Fields, StreamId};
+use heddle_h2::{Fields, StreamId};
 use heddle_proto::link::v1::{HelloRequest, HelloResponse};
 use prost::Message as _;
 
+use crate::connection::Accepted;
+use crate::keys::ConnKey;
 use crate::upstream::link::{HELLO_PATH, VERSION, frame, unframe};
 use crate::worker::Worker;
-use crate::worker::conn::{ConnKey, HELLO, Hello};
 
 /// Longest Hello that is taken.
 const HELLO_BYTES: usize = 64 * 1024;
@@ -32,19 +33,7 @@ impl Worker {
         let Some(found) = self.conns.get_mut(conn) else {
             return true;
         };
-        found.h2.set_token(stream, HELLO);
-        let Some(down) = found.down_mut() else {
-            return true;
-        };
-        let hello = Hello {
-            stream,
-            bytes: Vec::new(),
-            until,
-        };
-        down.place.called();
-        if let Some(earlier) = down.hello.replace(hello) {
-            found.h2.reset(earlier.stream, ErrorCode::CANCEL);
-        }
+        found.begin_hello(stream, until);
         if end {
             self.answer_hello(conn, stream);
         }
@@ -59,25 +48,17 @@ impl Worker {
         end: bool,
     ) {
         self.release(conn, stream, data.len());
-        let Some(down) = self.conns.get_mut(conn).and_then(|conn| conn.down_mut()) else {
-            return;
-        };
-        let Some(hello) = down.hello.as_mut().filter(|hello| hello.stream == stream) else {
-            return;
-        };
-        if hello.bytes.len() + data.len() > HELLO_BYTES {
-            down.hello = None;
-            return self.refuse_hello(conn, stream, TOO_LARGE, "the Hello is over 64 KiB");
-        }
-        hello.bytes.extend_from_slice(data);
-        if end {
-            self.answer_hello(conn, stream);
+        let accepted = self.conns.get_mut(conn).and_then(|c| c.accepted_mut());
+        match accepted.and_then(|accepted| accepted.push_hello(stream, data, HELLO_BYTES)) {
+            Some(true) if end => self.answer_hello(conn, stream),
+            Some(true) | None => {}
+            Some(false) => self.refuse_hello(conn, stream, TOO_LARGE, "the Hello is over 64 KiB"),
         }
     }
 
     fn answer_hello(&mut self, conn: ConnKey, stream: StreamId) {
-        let down = self.conns.get_mut(conn).and_then(|conn| conn.down_mut());
-        let Some(Hello { bytes, .. }) = down.and_then(|down| down.hello.take()) else {
+        let accepted = self.conns.get_mut(conn).and_then(|c| c.accepted_mut());
+        let Some(bytes) = accepted.and_then(Accepted::take_hello) else {
             return;
         };
         let Some(hello) = unframe(&bytes).and_then(|message| HelloRequest::decode(message).ok())
@@ -100,12 +81,12 @@ impl Worker {
         self.reply.push(b":status", b"200");
         self.reply.push(b"content-type", b"application/grpc");
         if let Some(found) = self.conns.get_mut(conn) {
-            let sent = found.h2.headers(stream, &self.reply, false);
-            let sent = sent.and_then(|_| found.h2.data(stream, &frame(&answer), false));
+            let sent = found.headers(stream, &self.reply, false);
+            let sent = sent.and_then(|_| found.data(stream, &frame(&answer), false));
             self.reply.clear();
             self.reply.push(b"grpc-status", b"0");
             // A link that was reset meanwhile is gone: nobody waits for the answer.
-            let _ = sent.and_then(|_| found.h2.headers(stream, &self.reply, true));
+            let _ = sent.and_then(|_| found.headers(stream, &self.reply, true));
         }
         self.mark_dirty(conn);
     }
@@ -121,7 +102,7 @@ impl Worker {
         );
         let now = self.now;
         if let Some(found) = self.conns.get_mut(conn) {
-            let _ = found.h2.headers(stream, &self.reply, true);
+            let _ = found.headers(stream, &self.reply, true);
             found.linger_on(stream, now);
         }
         self.mark_dirty(conn);

@@ -3,9 +3,7 @@
 
 pub mod bind;
 pub(crate) mod accept;
-pub(crate) mod http1;
 pub(crate) mod events;
 pub(crate) mod hello;
-pub(crate) mod places;
 
 pub use bind::{ListenAddr, ListenError};

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::counters::{Counters, bump};
 use super::load::{LocalityLoad, Use};
 use super::outcome::Outcome;
-use crate::worker::Role;
+use crate::caller::Role;
 
 /// Upper bounds of the latency buckets in microseconds; the last bucket has none.
 pub const BUCKETS_US: [u64; 16] = [

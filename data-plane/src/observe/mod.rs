@@ -5,9 +5,11 @@ pub mod counters;
 pub mod load;
 pub mod metrics;
 pub mod outcome;
+pub mod report;
 pub mod snapshot;
 
 pub use counters::Counter;
 pub use metrics::EjectedInstance;
 pub use outcome::Outcome;
+pub use report::Report;
 pub use snapshot::MetricsSnapshot;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use heddle_proto::Reason;
 
-use crate::worker::Role;
+use crate::caller::Role;
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug)]

@@ -2,17 +2,9 @@
 //! services of its node, each service. Counts come in, who may take another stream goes out; the rule is
 //! `policy::share`.
 
+use crate::caller::Account;
+use crate::keys::ConnKey;
 use crate::policy::Shares;
-use crate::worker::conn::ConnKey;
-
-/// What one call is accounted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Account {
-    /// The service's number on this worker; 0 for the proxy's own services.
-    pub(crate) service: u32,
-    /// The connection that the call came on: of a local program, or on inbound of another proxy.
-    pub(crate) caller: ConnKey,
-}
 
 /// Whose share of the streams is used up, and how many it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

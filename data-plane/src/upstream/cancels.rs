@@ -1,159 +1,12 @@
-//! Cancels of calls that are passed on to their server. A server may count them against all callers of a connection,
-//! and close it: so to an instance they go at a rate, and to another proxy in a way that it does not count. What must
-//! wait keeps its stream until it is sent or the server has ended the stream by itself, and stays charged to its
-//! caller. A connection with many of them takes no new calls. Streams come in, RST_STREAM goes out.
+//! Cancels of calls are passed on to their server by the connection (`connection/cancels`), at a rate that harms nobody
+//! else; what their streams were charged to is given back to the pool here.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use heddle_h2::StreamId;
 
-use heddle_h2::{ErrorCode, StreamId};
-use heddle_pacing::TokenBucket;
-
-use super::account::Account;
+use crate::connection::{Attempted, Cancelled};
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::worker::Worker;
-use crate::worker::conn::{CallKey, ConnKey, LATE, PING_SETTLED, PoolKey, Side, Up};
-
-/// Cancels that one connection may send at once, and per second: under what servers close connections for.
-const RATE: (u32, u32) = (100, 50);
-const BURST: usize = RATE.0 as usize;
-/// Streams that were opened so long ago are reset. Servers on the `h2` crate (hyper, tonic) close a connection with 21
-/// streams that were reset before they had been accepted. A proxy does not count streams that it has had for 25 ms
-/// (heddle-h2's `abuse`); it has had one when it answers a PING that was sent after it.
-const SETTLED: Duration = Duration::from_millis(30);
-/// How often such PINGs are sent at most: they are counted too.
-const ASK_EVERY: Duration = Duration::from_millis(50);
-/// With so many cancels waiting, or half of the streams that the server allows, a connection takes no new calls; once
-/// its last call has ended it is closed, which cancels them all.
-const MOST: usize = 256;
-
-/// The cancels of one connection.
-#[derive(Debug)]
-pub(crate) struct Cancels {
-    rate: TokenBucket,
-    /// In the order they came; each of a stream that lives, so no more than the connection has streams.
-    late: VecDeque<Late>,
-    /// The next PING to a proxy goes out no earlier than this.
-    ask_at: Instant,
-    /// When some are to be sent, or asked for.
-    due: Option<Instant>,
-}
-
-/// A cancel that waits.
-#[derive(Clone, Copy, Debug)]
-struct Late {
-    stream: StreamId,
-    account: Account,
-    /// The stream is charged to the account in its pool.
-    charged: bool,
-    ready: Ready,
-}
-
-/// When a cancel may be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ready {
-    /// To a proxy: some time after the next PING.
-    Waits,
-    /// Some time after the answer to the PING that is under way.
-    Asked,
-    /// To an instance if the rate allows it then.
-    At(Instant),
-}
-
-impl Cancels {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self {
-            rate: TokenBucket::new(RATE.0, RATE.1),
-            late: VecDeque::new(),
-            ask_at: now,
-            due: None,
-        }
-    }
-
-    /// When it has to be looked after.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// Whether so many wait that the connection takes no new calls. `limit` is the server's.
-    #[inline]
-    pub(crate) fn is_burdened(&self, limit: u32) -> bool {
-        let half = usize::try_from(limit / 2).unwrap_or(MOST).max(1);
-        self.late.len() >= half.min(MOST)
-    }
-
-    /// The accounts that streams of the pool are charged to.
-    pub(crate) fn charged(&self) -> impl Iterator<Item = Account> {
-        let charged = self.late.iter().filter(|late| late.charged);
-        charged.map(|late| late.account)
-    }
-
-    /// The connection has left its pool: nothing of it is charged there any more.
-    pub(crate) fn uncharge(&mut self) {
-        for late in &mut self.late {
-            late.charged = false;
-        }
-    }
-
-    /// Whether a cancel may go at once that may be sent at `ready`. None overtakes another, and a token is only spent
-    /// for one that goes.
-    fn goes_now(&mut self, ready: Instant, now: Instant) -> bool {
-        self.late.is_empty() && ready <= now && self.rate.try_take(now).is_ok()
-    }
-
-    /// Takes out what the server has had for long enough; to an instance no more than the rate allows.
-    fn next(&mut self, link: bool, now: Instant) -> Option<Late> {
-        let wait = match self.late.front()?.ready {
-            Ready::At(at) if at > now => at - now,
-            Ready::At(_) if link => return self.late.pop_front(),
-            Ready::At(_) => match self.rate.try_take(now) {
-                Ok(()) => return self.late.pop_front(),
-                Err(wait) => wait,
-            },
-            Ready::Waits | Ready::Asked => return None,
-        };
-        self.due = Some(now + wait);
-        None
-    }
-
-    /// Whether a PING is to go out now for those that wait.
-    fn asks(&mut self, now: Instant) -> bool {
-        if self
-            .late
-            .back()
-            .is_none_or(|last| last.ready != Ready::Waits)
-        {
-            return false;
-        }
-        if self.ask_at > now {
-            self.due = Some(self.due.map_or(self.ask_at, |due| due.min(self.ask_at)));
-            return false;
-        }
-        true
-    }
-
-    /// The PING has gone out.
-    fn asked(&mut self, now: Instant) {
-        self.ask_at = now + ASK_EVERY;
-        let waits = |late: &&mut Late| late.ready == Ready::Waits;
-        for late in self.late.iter_mut().filter(waits) {
-            late.ready = Ready::Asked;
-        }
-    }
-
-    /// The PING was answered.
-    fn answered(&mut self, now: Instant) {
-        let asked = |late: &&mut Late| late.ready == Ready::Asked;
-        for late in self.late.iter_mut().filter(asked) {
-            late.ready = Ready::At(now + SETTLED);
-        }
-    }
-
-    fn remove(&mut self, stream: StreamId) -> Option<Late> {
-        let at = self.late.iter().position(|late| late.stream == stream)?;
-        self.late.remove(at)
-    }
-}
 
 impl Worker {
     /// Cancels a call's attempt at its server, at once or when that harms nobody.
@@ -163,47 +16,30 @@ impl Worker {
             return;
         };
         let stuck = call.request_ended && !call.up_queued.is_empty();
-        let (account, Some(attempt)) = (call.account, call.up.as_mut()) else {
+        let (account, Some(up)) = (call.account, call.up.as_mut()) else {
             return;
         };
-        let (key, stream) = (attempt.conn, attempt.stream);
+        let attempted = Attempted {
+            stream: up.stream,
+            started: up.started,
+            account,
+            charged: up.charged,
+            stuck,
+        };
+        let key = up.conn;
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        // Nothing is left to cancel if the stream has ended meanwhile.
-        let Some(answered) = conn.h2.answered(stream) else {
-            return;
-        };
-        let Side::Up(up) = &mut conn.side else { return };
-        // To a proxy so few go by the rate that it may count them.
-        let ready = match answered || attempt.link {
-            true => now,
-            false => attempt.started + SETTLED,
-        };
-        // A proxy does not count streams that it has answered in part. And the end of a request that waits for its
-        // server's window keeps its memory until the stream is reset.
-        let free = attempt.link && answered || stuck;
-        if free || up.cancels.goes_now(ready, now) {
-            conn.h2.reset(stream, ErrorCode::CANCEL);
-        } else {
-            up.cancels.late.push_back(Late {
-                stream,
-                account,
-                charged: std::mem::take(&mut attempt.charged),
-                ready: match attempt.link {
-                    true => Ready::Waits,
-                    false => Ready::At(ready),
-                },
-            });
-            // Until then nothing of it is taken from the window, so that the server stops by itself, and what waits to
-            // be sent is thrown away.
-            conn.h2.set_token(stream, LATE);
-            conn.h2.discard(stream);
-            // Others wait for their stream to settle, which is no bound.
-            if ready <= now || up.cancels.late.len() > BURST {
-                self.count(Counter::BoundCancels);
+        match conn.cancel(attempted, now) {
+            Cancelled::Gone => return,
+            Cancelled::Sent => {}
+            Cancelled::Waits { at_bound } => {
+                up.charged = false;
+                if at_bound {
+                    self.count(Counter::BoundCancels);
+                }
+                self.send_late_cancels(key);
             }
-            self.send_late_cancels(key);
         }
         self.mark_dirty(key);
     }
@@ -211,190 +47,42 @@ impl Worker {
     /// Sends the cancels that may go now, and has the connection looked after when others may.
     pub(crate) fn send_late_cancels(&mut self, key: ConnKey) {
         let now = self.now;
-        let link = self.is_link(key);
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Side::Up(up) = &mut conn.side else { return };
-        let (pool, cancels) = (up.pool, &mut up.cancels);
-        cancels.due = None;
-        let mut free = Vec::new();
-        while let Some(late) = cancels.next(link, now) {
-            conn.h2.reset(late.stream, ErrorCode::CANCEL);
-            free.push(late);
+        let Some(pool) = conn.pool() else { return };
+        let sent = conn.send_cancels(now);
+        for account in sent.charged {
+            self.give_stream(pool, account);
         }
-        // If another PING is under way, its answer brings us here again.
-        if link && cancels.asks(now) && conn.h2.ping(PING_SETTLED) {
-            cancels.asked(now);
-        }
-        for late in &free {
-            self.give_late(pool, *late);
-        }
-        if !free.is_empty() {
+        if sent.any {
             self.after_stream(key);
         }
         self.mark_dirty(key);
         self.rearm(key);
     }
 
-    /// The answer to a PING: of whatever was sent before it the server knows.
+    /// The answer to a PING.
     pub(crate) fn on_ping_ack(&mut self, key: ConnKey, payload: [u8; 8]) {
         let now = self.now;
-        let Some(up) = self.conns.get_mut(key).and_then(|conn| conn.up_mut()) else {
-            return;
-        };
-        up.ping = None;
-        if payload == PING_SETTLED {
-            up.cancels.answered(now);
-        }
-        if !up.cancels.late.is_empty() {
+        let conn = self.conns.get_mut(key);
+        if conn.is_some_and(|conn| conn.on_ping_ack(payload, now)) {
             self.send_late_cancels(key);
         }
     }
 
     /// Something came on a stream whose cancel waits: it may have ended by itself.
     pub(crate) fn on_late_event(&mut self, key: ConnKey, stream: StreamId) {
-        let link = self.is_link(key);
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Side::Up(up) = &mut conn.side else { return };
-        match conn.h2.answered(stream) {
-            Some(true) if link => conn.h2.reset(stream, ErrorCode::CANCEL),
-            Some(_) => return,
-            None => {}
-        }
-        let pool = up.pool;
-        if let Some(late) = up.cancels.remove(stream) {
-            self.give_late(pool, late);
+        let (Some(pool), Some(charged)) = (conn.pool(), conn.end_cancelled(stream)) else {
+            return;
+        };
+        if let Some(account) = charged {
+            self.give_stream(pool, account);
         }
         self.mark_dirty(key);
         self.after_stream(key);
-    }
-
-    /// Gives back what the streams of a lost connection were charged to.
-    pub(crate) fn give_all_late(&mut self, up: &Up) {
-        for account in up.cancels.charged() {
-            self.give_stream(up.pool, account);
-        }
-    }
-
-    fn give_late(&mut self, pool: PoolKey, late: Late) {
-        if late.charged {
-            self.give_stream(pool, late.account);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::worker::arena::Key;
-
-    fn late(stream: StreamId, ready: Ready) -> Late {
-        Late {
-            stream,
-            account: Account {
-                service: 1,
-                caller: Key::unpack(1),
-            },
-            charged: true,
-            ready,
-        }
-    }
-
-    /// Numbers of streams, as a machine gives them.
-    fn streams(count: usize) -> Vec<StreamId> {
-        let config = heddle_h2::Config::default();
-        let mut h2 = heddle_h2::Connection::client(config, Instant::now());
-        let mut request = heddle_h2::Fields::new();
-        request.push(b":method", b"POST");
-        let open = |_| {
-            let stream = h2.open(&request, 0, true).unwrap();
-            h2.reset(stream, ErrorCode::CANCEL);
-            stream
-        };
-        (0..count).map(open).collect()
-    }
-
-    #[test]
-    fn a_flood_of_cancels_spends_tokens_only_on_what_is_sent() {
-        // Issue 10, A3: a thousand a second for ten seconds, of which the server ends a half by itself.
-        let start = Instant::now();
-        let mut cancels = Cancels::new(start);
-        let mut sent = 0;
-        for (ms, stream) in (0..).zip(streams(10_000)) {
-            let now = start + Duration::from_millis(ms);
-            match cancels.goes_now(now, now) {
-                true => sent += 1,
-                false => cancels.late.push_back(late(stream, Ready::At(now))),
-            }
-            sent += std::iter::from_fn(|| cancels.next(false, now)).count();
-            if ms % 2 == 0 {
-                cancels.remove(stream);
-            }
-        }
-        assert!((590..=601).contains(&sent), "{sent}: a burst, and the rate");
-        assert!(cancels.late.len() <= 5000, "those that have ended are gone");
-        // All of them go by the rate, and no more.
-        let later = start + Duration::from_secs(20);
-        let burst = std::iter::from_fn(|| cancels.next(false, later)).count();
-        assert_eq!(burst, 100);
-    }
-
-    #[test]
-    fn to_an_instance_a_cancel_goes_when_it_can_have_accepted_the_stream() {
-        let now = Instant::now();
-        let mut cancels = Cancels::new(now);
-        let ready = now + SETTLED;
-        assert!(!cancels.goes_now(ready, now));
-        for stream in streams(100) {
-            cancels.late.push_back(late(stream, Ready::At(ready)));
-        }
-        assert!(cancels.next(false, now).is_none());
-        assert_eq!(cancels.due(), Some(ready));
-        let sent = std::iter::from_fn(|| cancels.next(false, ready)).count();
-        assert_eq!(sent, 100, "no token was spent before");
-    }
-
-    #[test]
-    fn to_a_proxy_a_cancel_goes_when_its_stream_has_settled() {
-        let start = Instant::now();
-        let ms = |ms| start + Duration::from_millis(ms);
-        let mut cancels = Cancels::new(start);
-        let streams = streams(3);
-        let [first, second, third] = streams[..] else {
-            panic!("three");
-        };
-        cancels.late.push_back(late(first, Ready::Waits));
-        assert!(cancels.asks(ms(0)));
-        cancels.asked(ms(0));
-        cancels.late.push_back(late(second, Ready::Waits));
-        assert!(!cancels.asks(ms(1)), "not so soon again");
-        assert_eq!(cancels.due(), Some(ms(50)));
-        assert!(cancels.next(true, ms(10)).is_none(), "no answer yet");
-        cancels.answered(ms(10));
-        assert!(cancels.next(true, ms(39)).is_none());
-        assert_eq!(cancels.next(true, ms(40)).unwrap().stream, first);
-        assert!(cancels.next(true, ms(40)).is_none(), "asked for later");
-        assert!(cancels.asks(ms(50)));
-        cancels.asked(ms(50));
-        cancels.late.push_back(late(third, Ready::Waits));
-        cancels.answered(ms(60));
-        assert_eq!(cancels.next(true, ms(90)).unwrap().stream, second);
-        assert!(cancels.next(true, ms(90)).is_none());
-    }
-
-    #[test]
-    fn a_connection_with_many_waiting_cancels_takes_no_calls() {
-        let mut cancels = Cancels::new(Instant::now());
-        assert!(!cancels.is_burdened(0) && !cancels.is_burdened(1));
-        let streams = streams(256);
-        for (n, stream) in streams.into_iter().enumerate() {
-            assert_eq!(cancels.is_burdened(100), n >= 50);
-            assert!(!cancels.is_burdened(u32::MAX));
-            cancels.late.push_back(late(stream, Ready::Waits));
-        }
-        assert!(cancels.is_burdened(u32::MAX));
     }
 }

@@ -5,21 +5,20 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use heddle_h2::{Config, Connection, Fields};
+use heddle_h2::Fields;
 use heddle_proto::Reason;
 use heddle_proto::link::v1::{HelloRequest, HelloResponse};
-use mio::Token;
 use prost::Message as _;
 
-use super::cancels::Cancels;
 use super::link::{HELLO_PATH, VERSION, frame, unframe};
 use super::pool::Dial;
+use crate::connection::{Conn, HELLO, OpenState, Opened, Transport};
 use crate::failure::Failure;
+use crate::keys::{ConnKey, PoolKey};
 use crate::observe::Counter;
-use crate::worker::conn::{Conn, ConnKey, HELLO, PoolKey, Side, Up, UpState};
-use crate::worker::state::Timer;
-use crate::worker::transport::Transport;
-use crate::worker::{Report, Worker};
+use crate::observe::Report;
+use crate::timers::Timer;
+use crate::worker::Worker;
 
 /// How long a connection to a local instance may be silent while it has calls. gRPC servers by default close
 /// connections that ping more often than every five minutes; a dead local process closes its socket anyway.
@@ -44,7 +43,7 @@ impl Worker {
             Ok(transport) => transport,
             Err(error) => return self.connect_failed(pool_key, &error.to_string(), false),
         };
-        transport.tune();
+        transport.set_options();
         if let Err(error) = self.add_connection(pool_key, &dial, transport) {
             self.connect_failed(pool_key, &error.to_string(), false);
         }
@@ -54,46 +53,16 @@ impl Worker {
         &mut self,
         pool_key: PoolKey,
         dial: &Dial,
-        mut transport: Transport,
+        transport: Transport,
     ) -> io::Result<()> {
         let now = self.now;
         let keepalive = match dial.is_link() {
             true => self.options().keepalive_interval,
             false => LOCAL_KEEPALIVE,
         };
-        let up = Up {
-            pool: pool_key,
-            state: UpState::Connecting(now + self.options().connect_timeout),
-            cancels: Cancels::new(now),
-            ping: None,
-            idle_since: now,
-            goaway: None,
-            leaving: false,
-            keepalive,
-        };
-        let config = Config {
-            frugal: !self.growing,
-            ..Config::default()
-        };
-        let registry = self.poll.registry();
-        let mut registered = Ok(());
-        let key = self.conns.insert_with(|key: ConnKey| {
-            registered =
-                transport.register(registry, Token(usize::try_from(key.pack()).unwrap_or(0)));
-            Conn::new(
-                transport,
-                Connection::client(config, now),
-                Side::Up(up),
-                now,
-            )
-        });
-        let Some(key) = key else {
-            return Err(io::Error::other("too many connections"));
-        };
-        if let Err(error) = registered {
-            self.conns.remove(key);
-            return Err(error);
-        }
+        let until = now + self.options().connect_timeout;
+        let opened = Opened::new(pool_key, dial.is_link(), keepalive, until, now);
+        let key = self.conns.open(transport, opened, !self.growing, now)?;
         if let Some(pool) = self.pools.arena.get_mut(pool_key) {
             pool.conns.push(key);
         }
@@ -121,10 +90,10 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        match conn.transport.connected() {
+        match conn.advance_handshake() {
             Ok(true) => {
-                if let Some(up) = conn.up_mut() {
-                    up.state = UpState::Settings(until);
+                if let Some(opened) = conn.opened_mut() {
+                    opened.await_settings(until);
                 }
                 self.mark_dirty(key);
             }
@@ -142,24 +111,17 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Some(up) = conn.up_mut() else { return };
-        let pool = up.pool;
-        match up.state {
-            UpState::Connecting(until) | UpState::Settings(until) => {
-                let link = self
-                    .pools
-                    .arena
-                    .get(pool)
-                    .is_some_and(|pool| pool.dial.is_link());
-                match link {
-                    true => self.say_hello(key, until),
-                    false => self.ready(key),
-                }
-            }
-            UpState::Hello(..) => {}
-            UpState::Ready => {
+        let Some(opened) = conn.opened() else { return };
+        let pool = opened.pool();
+        match *opened.state() {
+            OpenState::Connecting(until) | OpenState::Settings(until) => match opened.is_link() {
+                true => self.say_hello(key, until),
+                false => self.ready(key),
+            },
+            OpenState::Hello(..) => {}
+            OpenState::Ready => {
                 self.note_limit(key, pool);
-                self.hunger(pool);
+                self.mark_runnable(pool);
             }
         }
     }
@@ -175,7 +137,7 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Some(pool) = conn.up().map(|up| up.pool) else {
+        let Some(pool) = conn.pool() else {
             return;
         };
         let node = match self.pools.arena.get(pool).map(|pool| &pool.dial) {
@@ -193,17 +155,16 @@ impl Worker {
         ] {
             request.push(name, value);
         }
-        let sent = match conn.h2.open(&request, HELLO, false) {
+        let sent = match conn.open(&request, HELLO, false) {
             Ok(stream) => conn
-                .h2
                 .data(stream, &frame(&hello), true)
                 .map_err(|gone| gone.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match sent {
             Ok(_) => {
-                if let Some(up) = conn.up_mut() {
-                    up.state = UpState::Hello(until, Vec::new());
+                if let Some(opened) = conn.opened_mut() {
+                    opened.await_hello(until);
                 }
                 self.mark_dirty(key);
             }
@@ -213,29 +174,22 @@ impl Worker {
 
     /// Bytes of the answer to our Hello.
     pub(crate) fn on_hello_answer(&mut self, key: ConnKey, data: &[u8]) {
-        let state = self
-            .conns
-            .get_mut(key)
-            .and_then(|conn| conn.up_mut())
-            .map(|up| &mut up.state);
-        if let Some(UpState::Hello(_, bytes)) = state {
-            // A true answer is far smaller; the rest of a false one is not needed to tell.
-            if bytes.len() + data.len() <= HELLO_BYTES {
-                bytes.extend_from_slice(data);
-            }
+        let opened = self.conns.get_mut(key).and_then(|conn| conn.opened_mut());
+        if let Some(opened) = opened {
+            opened.push_hello(data, HELLO_BYTES);
         }
     }
 
     /// The answer to our Hello is complete, with the trailers in `fields`.
     pub(crate) fn on_hello_end(&mut self, key: ConnKey, fields: &Fields) {
-        let Some(up) = self.conns.get_mut(key).and_then(|conn| conn.up_mut()) else {
+        let Some(opened) = self.conns.get(key).and_then(|conn| conn.opened()) else {
             return;
         };
-        let UpState::Hello(_, bytes) = &up.state else {
+        let OpenState::Hello(_, bytes) = opened.state() else {
             return;
         };
         let answer = unframe(bytes).and_then(|message| HelloResponse::decode(message).ok());
-        let dial = self.pools.arena.get(up.pool).map(|pool| &pool.dial);
+        let dial = self.pools.arena.get(opened.pool()).map(|pool| &pool.dial);
         let Some(Dial::Node(_, expected)) = dial else {
             return;
         };
@@ -265,12 +219,10 @@ impl Worker {
 
     fn ready(&mut self, key: ConnKey) {
         let now = self.now;
-        let Some(up) = self.conns.get_mut(key).and_then(|conn| conn.up_mut()) else {
-            return;
-        };
-        up.state = UpState::Ready;
-        up.idle_since = now;
-        let pool_key = up.pool;
+        let opened = self.conns.get_mut(key).and_then(|conn| conn.opened_mut());
+        let Some(opened) = opened else { return };
+        opened.become_ready(now);
+        let pool_key = opened.pool();
         if let Some(pool) = self.pools.arena.get_mut(pool_key) {
             pool.opening = pool.opening.saturating_sub(1);
             pool.backoff.reset();
@@ -278,13 +230,13 @@ impl Worker {
             pool.last_error = None;
         }
         self.note_limit(key, pool_key);
-        self.hunger(pool_key);
+        self.mark_runnable(pool_key);
         self.rearm(key);
     }
 
     /// Keeps in the pool how many streams the peer allows on a connection.
     fn note_limit(&mut self, key: ConnKey, pool: PoolKey) {
-        let limit = self.conns.get(key).map(|conn| conn.h2.peer_stream_limit());
+        let limit = self.conns.get(key).map(Conn::stream_limit);
         if let Some(pool) = self.pools.arena.get_mut(pool) {
             pool.limit = limit;
         }
@@ -292,14 +244,12 @@ impl Worker {
 
     /// A connection that was not ready yet cannot be.
     pub(crate) fn open_failed(&mut self, key: ConnKey, why: &str, refused: bool) {
-        let Some(mut conn) = self.conns.remove(key) else {
+        let Some(conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
-        conn.transport.deregister(self.poll.registry());
-        self.unset(conn.timer.map(|(_, id)| id));
-        self.forget_machine(conn.machine);
+        self.forget_machine(conn.machine_bytes());
         self.count(Counter::ClosedUpstream);
-        if let Some(pool) = conn.up().map(|up| up.pool) {
+        if let Some(pool) = conn.pool() {
             self.leave_pool(pool, key);
             self.connect_failed(pool, why, refused);
         }

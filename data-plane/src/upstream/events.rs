@@ -5,12 +5,14 @@ use heddle_h2::{ErrorCode, Event, Fields, Kind};
 use heddle_proto::Reason;
 
 use super::pool::Dial;
+use crate::arena::Key;
 use crate::balance::passive::End;
+use crate::connection::{Conn, Due, HELLO, LATE};
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::worker::arena::Key;
-use crate::worker::conn::{ConnKey, Ending, HELLO, LATE, PING, Pulse, Up, UpState, pulse};
-use crate::worker::{Report, Worker};
+use crate::observe::Report;
+use crate::worker::Worker;
 
 impl Worker {
     pub(crate) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
@@ -115,32 +117,26 @@ impl Worker {
     /// A stream has ended: there may be room for a waiting call, or nothing left to do.
     pub(crate) fn after_stream(&mut self, key: ConnKey) {
         let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else {
+        let conn = self.conns.get_mut(key);
+        let Some(end) = conn.and_then(|conn| conn.on_stream_end(now)) else {
             return;
         };
-        let empty = conn.calls.is_empty();
-        let limit = conn.h2.peer_stream_limit();
-        let Some(up) = conn.up_mut() else { return };
-        let (pool, leaving) = (up.pool, up.leaving || up.cancels.is_burdened(limit));
-        if empty {
-            up.idle_since = now;
-            up.ping = None;
-        }
-        if empty && leaving {
+        if end.last {
             self.retire(key);
         }
-        self.hunger(pool);
+        self.mark_runnable(end.pool);
     }
 
     fn on_goaway(&mut self, key: ConnKey, code: ErrorCode) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let empty = conn.calls.is_empty();
-        let Some(up) = conn.up_mut() else { return };
-        up.leaving = true;
-        up.goaway = Some(code);
-        let (pool, ready) = (up.pool, matches!(up.state, UpState::Ready));
+        let empty = conn.calls().is_empty();
+        let Some(opened) = conn.opened_mut() else {
+            return;
+        };
+        opened.on_goaway(code);
+        let (pool, ready) = (opened.pool(), opened.is_ready());
         if !ready {
             return self.open_failed(
                 key,
@@ -152,7 +148,7 @@ impl Worker {
         if empty {
             self.retire(key);
         }
-        self.hunger(pool);
+        self.mark_runnable(pool);
     }
 
     /// Closes a connection that has no calls.
@@ -160,27 +156,35 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Some(up) = conn.up_mut() else { return };
-        up.leaving = true;
-        let (pool, ready) = (up.pool, matches!(up.state, UpState::Ready));
+        let Some(opened) = conn.opened_mut() else {
+            return;
+        };
+        opened.leave();
+        let (pool, ready) = (opened.pool(), opened.is_ready());
         if !ready {
             return;
         }
-        conn.h2.close(ErrorCode::NO_ERROR, b"");
+        conn.goodbye(ErrorCode::NO_ERROR, b"");
         self.leave_pool(pool, key);
         self.begin_close(key);
     }
 
     /// A connection broke: its pool dials again when there is need, and the agent hears of it.
-    pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, up: &Up, broken: bool, why: &str) {
-        self.leave_pool(up.pool, key);
-        self.give_all_late(up);
-        if !matches!(up.state, UpState::Ready) {
-            // Never ready: the waiting calls must hear of it. The connection is gone already.
-            return self.connect_failed(up.pool, why, false);
+    pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, conn: &mut Conn, why: &str) {
+        let charged = conn.uncharge_cancels();
+        let broken = !conn.is_ending();
+        let Some(opened) = conn.opened() else { return };
+        let pool_key = opened.pool();
+        self.leave_pool(pool_key, key);
+        for account in charged {
+            self.give_stream(pool_key, account);
         }
-        let report = broken && !up.leaving;
-        let Some(pool) = self.pools.arena.get(up.pool) else {
+        if !opened.is_ready() {
+            // Never ready: the waiting calls must hear of it. The connection is gone already.
+            return self.connect_failed(pool_key, why, false);
+        }
+        let report = broken && !opened.is_leaving();
+        let Some(pool) = self.pools.arena.get(pool_key) else {
             return;
         };
         if report && matches!(pool.dial, Dial::Local(_)) {
@@ -191,7 +195,7 @@ impl Worker {
                     .try_send(Report::EndpointLost { uid: *uid });
             }
         }
-        self.hunger(up.pool);
+        self.mark_runnable(pool_key);
     }
 
     /// What is due on an upstream connection.
@@ -205,45 +209,32 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        if conn.ending != Ending::No {
+        if conn.is_ending() {
             return;
         }
-        let (calls, last_read) = (conn.calls.len(), conn.last_read);
-        let Some(up) = conn.up_mut() else { return };
-        match up.state {
-            UpState::Connecting(until) if until <= now => {
+        match conn.check_opened(idle, timeout, now) {
+            Due::Connect => {
                 self.count(Counter::BoundHandshake);
                 self.open_failed(key, "it did not answer in time", false);
             }
-            UpState::Settings(until) | UpState::Hello(until, _) if until <= now => {
+            Due::Ready => {
                 self.count(Counter::BoundHandshake);
                 self.open_failed(key, "it accepted and then said nothing", false);
             }
-            UpState::Ready if calls == 0 && up.idle_since + idle <= now => {
+            Due::Idle => {
                 self.count(Counter::BoundIdle);
                 self.retire(key);
             }
-            UpState::Ready if calls > 0 => {
-                match pulse(&mut up.ping, last_read, (up.keepalive, timeout), now) {
-                    Pulse::Fine => {}
-                    Pulse::Ask => drop(conn.h2.ping(PING)),
-                    Pulse::Lost => {
-                        self.count(Counter::KeepAliveLost);
-                        self.lose(key, "it did not answer a keep-alive");
-                    }
-                }
+            Due::KeepaliveLost => {
+                self.count(Counter::KeepAliveLost);
+                self.lose(key, "it did not answer a keep-alive");
             }
-            _ => {}
+            Due::Nothing | Due::FirstRequest => {}
         }
     }
 
     /// The server broke HTTP/2 while a call was on the connection.
-    pub(crate) fn on_server_broke(
-        &mut self,
-        call: crate::worker::conn::CallKey,
-        conn: ConnKey,
-        error: &str,
-    ) {
+    pub(crate) fn on_server_broke(&mut self, call: CallKey, conn: ConnKey, error: &str) {
         let Some(found) = self.calls.get(call) else {
             return;
         };

@@ -11,15 +11,16 @@ use rustc_hash::FxHashMap;
 
 use super::account::Streams;
 use super::waiting::Waiting;
+use crate::arena::Arena;
 use crate::balance::ewma::PeakEwma;
 use crate::balance::{Endpoint, Target};
+use crate::connection::Conn;
+use crate::keys::{ConnKey, PoolKey, PoolKind};
 use crate::observe::load::LocalityLoad;
 use crate::policy::Shares;
+use crate::timers::Timer;
+use crate::timers::TimerId;
 use crate::worker::Worker;
-use crate::worker::arena::Arena;
-use crate::worker::conn::{ConnKey, PoolKey};
-use crate::worker::state::Timer;
-use crate::worker::timers::TimerId;
 
 /// How long an address rests after its first failed dial, and at the most.
 const FIRST_REDIAL: Duration = Duration::from_millis(50);
@@ -129,7 +130,7 @@ pub(crate) struct Load {
 /// All pools of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
-    pub(crate) arena: Arena<Pool>,
+    pub(crate) arena: Arena<PoolKind, Pool>,
     pub(crate) by_dial: FxHashMap<Dial, PoolKey>,
     /// Calls waiting in all of them.
     pub(crate) pending: usize,
@@ -186,11 +187,10 @@ impl Worker {
     /// A connection of the pool that takes one more stream: the first, since few and full ones batch better.
     pub(crate) fn room_in(&self, pool: PoolKey) -> Option<ConnKey> {
         let conns = &self.pools.arena.get(pool)?.conns;
-        conns.iter().copied().find(|key| {
-            self.conns
-                .get(*key)
-                .is_some_and(super::super::worker::conn::Conn::has_room)
-        })
+        conns
+            .iter()
+            .copied()
+            .find(|key| self.conns.get(*key).is_some_and(Conn::has_room))
     }
 
     /// Opens a connection if calls wait that those being opened are too few for, up to the bound per address.
@@ -246,10 +246,10 @@ impl Worker {
     }
 
     /// Marks a pool as one whose waiting calls may find room now.
-    pub(crate) fn hunger(&mut self, key: PoolKey) {
+    pub(crate) fn mark_runnable(&mut self, key: PoolKey) {
         let waits = |pool: &Pool| !pool.waiting.is_empty();
-        if self.pools.arena.get(key).is_some_and(waits) && !self.hungry.contains(&key) {
-            self.hungry.push(key);
+        if self.pools.arena.get(key).is_some_and(waits) && !self.runnable.contains(&key) {
+            self.runnable.push(key);
         }
     }
 
@@ -308,7 +308,7 @@ impl Worker {
             if self
                 .conns
                 .get(conn)
-                .is_some_and(|conn| conn.calls.is_empty())
+                .is_some_and(|conn| conn.calls().is_empty())
             {
                 self.retire(conn);
             }

@@ -4,16 +4,18 @@
 
 use heddle_proto::Reason;
 
-use super::account::{Account, Over, Streams};
+use super::account::{Over, Streams};
 use super::pool::Pool;
 use super::waiting::{Anybody, Eligible};
+use crate::caller::Account;
+use crate::connection::Conn;
 use crate::exchange::state::{Call, Phase};
 use crate::exchange::waiting_places::{NoPlace, place};
 use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::observe::Counter;
+use crate::timers::Timer;
 use crate::worker::Worker;
-use crate::worker::conn::{CallKey, ConnKey, PoolKey};
-use crate::worker::state::Timer;
 
 /// Whoever is within its share of a pool's streams.
 struct WithinShare<'p> {
@@ -117,7 +119,7 @@ impl Worker {
         let room = self.room_in(pool_key).is_some();
         self.count_bound(pool_key, account, room);
         if room {
-            self.hunger(pool_key);
+            self.mark_runnable(pool_key);
         }
         self.dial_if_needed(pool_key);
     }
@@ -168,7 +170,7 @@ impl Worker {
     /// Gives waiting calls the streams that have come free in this turn.
     pub(crate) fn feed_pools(&mut self) {
         let most = self.options().upstream_connections;
-        while let Some(key) = self.hungry.pop() {
+        while let Some(key) = self.runnable.pop() {
             while let Some(conn) = self.room_in(key) {
                 let next = self.pools.arena.get_mut(key);
                 let Some(call) = next.and_then(|pool| pool.next_eligible(most)) else {
@@ -242,7 +244,7 @@ impl Worker {
         };
         let has_slots = |key: &ConnKey| {
             let conn = self.conns.get(*key);
-            conn.is_some_and(|conn| conn.h2.open_slots() > 0 && !conn.h2.has_output_room())
+            conn.is_some_and(Conn::is_held_by_output)
         };
         if pool.conns.iter().any(has_slots) {
             return "it leaves unread what was sent before".to_owned();
@@ -283,7 +285,7 @@ impl Worker {
         let Some(conn_of) = self.conns.get_mut(conn) else {
             return;
         };
-        for call in &conn_of.calls {
+        for call in conn_of.calls() {
             let Some(call) = self.calls.get_mut(*call) else {
                 continue;
             };
@@ -293,11 +295,8 @@ impl Worker {
                 pool.streams.give(account);
             }
         }
-        if let Some(up) = conn_of.up_mut() {
-            up.cancels
-                .charged()
-                .for_each(|account| pool.streams.give(account));
-            up.cancels.uncharge();
+        for account in conn_of.uncharge_cancels() {
+            pool.streams.give(account);
         }
     }
 }

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use super::account::Account;
-use crate::worker::conn::{CallKey, ConnKey};
+use crate::caller::Account;
+use crate::keys::{CallKey, ConnKey};
 
 /// The waiting calls of one pool. Bounded by the places of each service (`pending_calls`).
 #[derive(Debug, Default)]
@@ -154,7 +154,7 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::arena::Key;
+    use crate::arena::Key;
 
     fn account(service: u32, caller: u64) -> Account {
         Account {

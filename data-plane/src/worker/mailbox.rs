@@ -66,10 +66,12 @@ pub(crate) struct Shared {
     pub(crate) drained: watch::Sender<usize>,
 }
 
-/// Where a worker's thread begins.
-pub(crate) struct Seat {
+/// What a worker starts with.
+pub(crate) struct WorkerInit {
     pub(crate) index: usize,
     pub(crate) poll: mio::Poll,
+    /// Of `poll`.
+    pub(crate) registry: mio::Registry,
     pub(crate) commands: Receiver<Command>,
     pub(crate) shared: Arc<Shared>,
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heddle_h2::{ErrorCode, Fields, StreamId};
 use rand::rngs::SmallRng;
@@ -12,21 +12,21 @@ use rand::{Rng, SeedableRng};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::WorkerOptions;
-use super::arena::Arena;
-use super::conn::{CallKey, Conn, ConnKey, Ending, PoolKey};
-use super::mailbox::{Command, Seat, Shared};
-use super::timers::{TimerId, Wheel};
+use super::mailbox::{Command, Shared, WorkerInit};
+use crate::arena::Arena;
 use crate::balance::passive::PassiveHealth;
+use crate::connection::Connections;
 use crate::exchange::parked::Parked;
 use crate::exchange::replay::Replay;
 use crate::exchange::services::Services;
 use crate::exchange::state::Call;
 use crate::exchange::waiting_places::WaitingPlaces;
+use crate::keys::{CallKind, ConnKey, PoolKey};
 use crate::listener::accept::Listener;
-use crate::listener::places::Places;
 use crate::observe::Counter;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::route::RouteTable;
+use crate::timers::{TimerId, Timers};
 use crate::upstream::pool::{Load, Pools};
 
 /// Bytes read at once: what the kernel gives a busy connection in a turn.
@@ -35,25 +35,6 @@ pub(crate) const READ_BUFFER: usize = 128 * 1024;
 const SPARES: usize = 256;
 /// The list of a request that took more is not kept.
 const SPARE_BYTES: usize = 8 * 1024;
-
-/// What a timer is for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Timer {
-    /// A call's deadline.
-    Deadline(CallKey),
-    /// A call that waits: for a table, for endpoints, or to be tried again.
-    Wait(CallKey),
-    /// Whatever is next for a connection.
-    Conn(ConnKey),
-    /// A pool may dial again.
-    Pool(PoolKey),
-    /// Look for endpoints and pools that are gone, and for calls that stall.
-    Sweep,
-    /// Look whether the drain is done.
-    Drain,
-    /// The drain has taken long enough.
-    DrainOver,
-}
 
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -65,8 +46,8 @@ pub(crate) struct Worker {
     pub(crate) now: Instant,
     pub(crate) table: Arc<RouteTable>,
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) conns: Arena<Conn>,
-    pub(crate) calls: Arena<Call>,
+    pub(crate) conns: Connections,
+    pub(crate) calls: Arena<CallKind, Call>,
     pub(crate) pools: Pools,
     pub(crate) loads: FxHashMap<u64, Load>,
     /// Which instances do not answer.
@@ -74,25 +55,17 @@ pub(crate) struct Worker {
     pub(crate) services: Services,
     /// What stands in these maps may have left the table.
     pub(crate) unswept: bool,
-    pub(crate) timers: Wheel<Timer>,
-    /// Connections with something to write.
-    pub(crate) dirty: Vec<ConnKey>,
-    /// Empty between turns: takes the place of `dirty` while that is worked through.
+    pub(crate) timers: Timers,
+    /// Empty between turns: the connections that are flushed in this round.
     pub(crate) flushing: Vec<ConnKey>,
-    /// Connections with more to read than one turn allows.
-    pub(crate) unread: Vec<ConnKey>,
     /// Pools whose waiting calls may find room.
-    pub(crate) hungry: Vec<PoolKey>,
+    pub(crate) runnable: Vec<PoolKey>,
     /// Calls waiting for the first table.
     pub(crate) tableless: WaitingPlaces,
     /// Calls waiting for the endpoints of their service.
     pub(crate) parked: Parked,
     /// Services that this worker has asked the control side for since the table came.
     pub(crate) asked: FxHashSet<Arc<str>>,
-    /// How many downstream connections there are.
-    pub(crate) downstream: usize,
-    /// The same by listener, and which of them goes first.
-    pub(crate) places: Places,
     /// Bytes that are buffered: what calls keep and what waits in the machines of all connections. See
     /// `exchange/holding.rs`.
     pub(crate) held: usize,
@@ -116,13 +89,14 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(seat: Seat) -> Self {
-        let Seat {
+    pub(crate) fn new(init: WorkerInit) -> Self {
+        let WorkerInit {
             index,
             poll,
+            registry,
             commands,
             shared,
-        } = seat;
+        } = init;
         let now = Instant::now();
         let metrics = match shared.peers.get(index) {
             Some(peer) => Arc::clone(&peer.metrics),
@@ -135,23 +109,19 @@ impl Worker {
             now,
             table: Arc::new(RouteTable::empty(&shared.options.node)),
             listeners: Vec::new(),
-            conns: Arena::default(),
+            conns: Connections::new(registry),
             calls: Arena::default(),
             pools: Pools::default(),
             loads: FxHashMap::default(),
             passive: PassiveHealth::default(),
             services: Services::new(shared.peers.len()),
             unswept: false,
-            timers: Wheel::new(now),
-            dirty: Vec::new(),
+            timers: Timers::new(now),
             flushing: Vec::new(),
-            unread: Vec::new(),
-            hungry: Vec::new(),
+            runnable: Vec::new(),
             tableless: WaitingPlaces::default(),
             parked: Parked::default(),
             asked: FxHashSet::default(),
-            downstream: 0,
-            places: Places::default(),
             held: 0,
             growing: true,
             draining: None,
@@ -179,12 +149,7 @@ impl Worker {
 
     /// Puts a connection on the list of those to flush at the end of the turn.
     pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conns.get_mut(key)
-            && !conn.dirty
-        {
-            conn.dirty = true;
-            self.dirty.push(key);
-        }
+        self.conns.mark_to_flush(key);
     }
 
     /// Buffers for a new call, from a finished one if there is one.
@@ -214,42 +179,24 @@ impl Worker {
 
     /// The bytes of a stream have been passed on: its sender may send more.
     pub(crate) fn release(&mut self, conn: ConnKey, stream: StreamId, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        if let Some(conn) = self.conns.get_mut(conn) {
-            conn.h2.release(stream, bytes);
-        }
-        self.mark_dirty(conn);
+        self.conns.release(conn, stream, bytes);
     }
 
     /// Resets a stream of a connection.
     pub(crate) fn reset(&mut self, key: ConnKey, stream: StreamId, code: ErrorCode) {
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.h2.reset(stream, code);
-        }
-        self.mark_dirty(key);
+        self.conns.reset(key, stream, code);
     }
 
     /// Sets a connection's timer to what is next for it, if that is sooner than what is set.
     pub(crate) fn rearm(&mut self, key: ConnKey) {
-        let (idle, keepalive) = (
-            self.options().upstream_idle,
-            self.options().keepalive_timeout,
-        );
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        let Some(at) = conn.deadline(idle, keepalive) else {
-            return;
-        };
-        match conn.timer {
-            Some((set, _)) if set <= at => {}
-            old => {
-                conn.timer = Some((at, self.timers.set(at, Timer::Conn(key))));
-                self.unset(old.map(|(_, id)| id));
-            }
-        }
+        let times = self.times();
+        self.conns.rearm(key, &mut self.timers, times);
+    }
+
+    /// How long an upstream connection may be idle, and how long a keepalive may take.
+    pub(crate) fn times(&self) -> (Duration, Duration) {
+        let options = self.options();
+        (options.upstream_idle, options.keepalive_timeout)
     }
 
     /// Has all connections do with little memory near the bound of it, and lets them go again below: windows grow
@@ -264,36 +211,25 @@ impl Worker {
             return;
         }
         self.growing = growing;
-        for key in self.conns.keys() {
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.h2.set_frugal(!growing);
-            }
-        }
+        self.conns.set_frugal(!growing);
     }
 
     /// Writes the gauges that others read.
     pub(crate) fn publish_gauges(&self) {
         WorkerMetrics::set(&self.metrics.calls, self.calls.len());
-        WorkerMetrics::set(&self.metrics.downstream, self.downstream);
-        let upstream = self.conns.len().saturating_sub(self.downstream);
-        WorkerMetrics::set(&self.metrics.upstream, upstream);
+        WorkerMetrics::set(&self.metrics.downstream, self.conns.accepted());
+        WorkerMetrics::set(&self.metrics.upstream, self.conns.opened());
         WorkerMetrics::set(&self.metrics.held_bytes, self.held);
         WorkerMetrics::set(&self.metrics.pending, self.pools.pending);
         let waiting = self.tableless.len() + self.parked.len();
         WorkerMetrics::set(&self.metrics.waiting, waiting);
         if let Some(peer) = self.shared.peers.get(self.index) {
-            peer.load.store(self.downstream, Ordering::Relaxed);
+            peer.load.store(self.conns.accepted(), Ordering::Relaxed);
         }
     }
 
     /// Begins to close a connection: what is in its output is still written.
     pub(crate) fn begin_close(&mut self, key: ConnKey) {
-        let until = self.now + super::conn::CLOSE_TIME;
-        if let Some(conn) = self.conns.get_mut(key)
-            && conn.ending == Ending::No
-        {
-            conn.ending = Ending::Flush(until);
-        }
-        self.mark_dirty(key);
+        self.conns.begin_close(key, self.now);
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::mailbox::{Peer, Seat, Shared};
+use super::mailbox::{Peer, Shared, WorkerInit};
 use super::state::Worker;
 use super::*;
 use crate::observe::Counter;
@@ -32,8 +32,9 @@ fn worker_with(options: WorkerOptions) -> Worker {
         draining: false.into(),
         drained: watch::Sender::new(0),
     });
-    Worker::new(Seat {
+    Worker::new(WorkerInit {
         index: 0,
+        registry: poll.registry().try_clone().unwrap(),
         poll,
         commands,
         shared,
@@ -52,7 +53,7 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
     let key = worker.conns.keys()[0];
     worker.guard(key, |_| panic!("a bug"));
     assert_eq!(worker.metrics.counters.get(Counter::Panics), 1);
-    assert_eq!((worker.conns.len(), worker.downstream), (1, 1));
+    assert_eq!((worker.conns.keys().len(), worker.conns.accepted()), (1, 1));
     let mut byte = [0];
     assert_eq!(
         std::io::Read::read(&mut theirs, &mut byte).unwrap(),
@@ -65,9 +66,9 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
 fn an_idle_connection_is_small() {
     // Its machine keeps tables and buffers beside: all of it is to stay under 8 KiB.
     assert!(
-        size_of::<conn::Conn>() <= 4096,
+        size_of::<crate::connection::Conn>() <= 4096,
         "{}",
-        size_of::<conn::Conn>()
+        size_of::<crate::connection::Conn>()
     );
     assert!(
         size_of::<crate::exchange::state::Call>() <= 768,
@@ -119,7 +120,7 @@ fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_l
     let dial = crate::upstream::pool::Dial::Local(([127, 0, 0, 1], 1).into());
     let key = worker.pool_for(dial).unwrap();
     worker.connect_failed(key, "refused", false);
-    let ready = arena::Key::unpack(1 << 32);
+    let ready = crate::arena::Key::unpack(1 << 32);
     worker.pools.arena.get_mut(key).unwrap().conns.push(ready);
     worker.now += std::time::Duration::from_secs(1);
     worker.on_pool_timer(key);
@@ -133,18 +134,18 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
     let (ours, _theirs) = socket();
     worker.take_unix(Role::Outbound, ours);
     let key = worker.conns.keys()[0];
-    worker.dirty.clear();
+    worker.conns.take_to_flush(&mut Vec::new());
     worker.recover();
     worker.recover();
     assert_eq!(
-        (&worker.unread, &worker.dirty),
-        (&vec![key], &vec![key]),
+        worker.conns.marked(),
+        (&[key][..], &[key][..]),
         "once, and though it was marked before"
     );
 }
 
 /// The keys of what is due within a second over the sweep's interval.
-fn due(worker: &mut Worker) -> Vec<state::Timer> {
+fn due(worker: &mut Worker) -> Vec<crate::timers::Timer> {
     let later = worker.now + turn::SWEEP_EVERY + std::time::Duration::from_secs(1);
     std::iter::from_fn(|| worker.timers.due(later)).collect()
 }
@@ -179,12 +180,13 @@ fn a_sweep_that_panics_is_done_again() {
     let now = worker.now;
     worker.calls.get_mut(call).unwrap().down_queued.add(1, now);
     worker.held = usize::MAX;
-    let fired = std::panic::AssertUnwindSafe(|| worker.fire(state::Timer::Sweep));
+    let fired = std::panic::AssertUnwindSafe(|| worker.fire(crate::timers::Timer::Sweep));
     let _ = std::panic::catch_unwind(fired);
     assert_eq!(worker.metrics.counters.get(Counter::Panics), 1);
     let due = due(&mut worker);
     assert!(
-        due.iter().any(|timer| matches!(timer, state::Timer::Sweep)),
+        due.iter()
+            .any(|timer| matches!(timer, crate::timers::Timer::Sweep)),
         "{due:?}"
     );
 }
@@ -202,7 +204,7 @@ fn a_pool_whose_timer_a_panic_swallowed_dials_again() {
     let due = due(&mut worker);
     assert!(
         due.iter()
-            .any(|timer| matches!(timer, state::Timer::Pool(pool) if *pool == key)),
+            .any(|timer| matches!(timer, crate::timers::Timer::Pool(pool) if *pool == key)),
         "{due:?}"
     );
 }
@@ -249,14 +251,19 @@ fn a_write_that_fails_does_not_lose_what_the_peer_said_before() {
     worker.read(key);
     theirs.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").unwrap();
     theirs.shutdown(std::net::Shutdown::Read).unwrap();
-    let before = worker.conns.get(key).unwrap().h2.output().len();
+    let before = worker.conns.get(key).unwrap().output_bytes();
     worker.flush(key);
-    assert_eq!(worker.unread, [key], "it is to be read to its end");
-    worker.conns.get_mut(key).unwrap().write_failed = None;
+    assert_eq!(
+        worker.conns.marked().0,
+        [key],
+        "it is to be read to its end"
+    );
+    worker.conns.get_mut(key).unwrap().set_write_error(None);
     worker.read(key);
     let conn = worker.conns.get(key).unwrap();
-    assert_eq!(conn.h2.output().len(), before + 17, "its PING was heard");
-    worker.conns.get_mut(key).unwrap().write_failed = Some("broken pipe".to_owned());
+    assert_eq!(conn.output_bytes(), before + 17, "its PING was heard");
+    let broken = Some("broken pipe".to_owned());
+    worker.conns.get_mut(key).unwrap().set_write_error(broken);
     worker.read(key);
-    assert_eq!(worker.conns.len(), 0, "and then it is gone");
+    assert_eq!(worker.conns.keys(), [], "and then it is gone");
 }

@@ -9,28 +9,27 @@ use std::time::{Duration, Instant};
 
 use heddle_h2::Fields;
 
-use super::ConnectionInfo;
-use super::arena::Key;
-use super::conn::{CallKey, ConnKey, Ending, Side, UpState};
-use super::mailbox::{Command, Seat};
-use super::state::{READ_BUFFER, Timer, Worker};
+use super::mailbox::{Command, WorkerInit};
+use super::state::{READ_BUFFER, Worker};
 use super::workers::WAKER;
+use super::{ConnectionInfo, Role};
+use crate::arena::Key;
+use crate::connection::{Conn, Input, OutputState, Sniff};
+use crate::keys::{CallKey, ConnKey};
 use crate::listener::accept::LISTENERS;
 use crate::observe::Counter;
+use crate::timers::Timer;
 
 /// How often one connection is read in one turn before the others have theirs.
 const READS_PER_TURN: usize = 4;
-/// A peer that leaves so much unread is given up. Header lists and DATA wait in their streams long before, so only
-/// frames of control can come to this: acknowledgements, resets and credit for what the peer goes on sending.
-const OUTPUT_BYTES: usize = 8 << 20;
 /// How often endpoints and stalled calls are looked after.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// When work that a panic cut short is tried again: what panics each time must not keep the worker busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Runs one worker until it is told to stop.
-pub(crate) fn run(seat: Seat) {
-    let mut worker = Worker::new(seat);
+pub(crate) fn run(init: WorkerInit) {
+    let mut worker = Worker::new(init);
     let mut events = mio::Events::with_capacity(1024);
     let first = worker.now + SWEEP_EVERY;
     worker.timers.set(first, Timer::Sweep);
@@ -46,9 +45,9 @@ pub(crate) fn run(seat: Seat) {
 impl Worker {
     /// False once told to stop.
     fn turn(&mut self, events: &mut mio::Events) -> bool {
-        let wait = match self.unread.is_empty() {
-            true => self.timers.wait(self.now),
-            false => Some(Duration::ZERO),
+        let wait = match self.conns.has_to_read() {
+            true => Some(Duration::ZERO),
+            false => self.timers.wait(self.now),
         };
         if let Err(error) = self.poll.poll(events, wait)
             && error.kind() != io::ErrorKind::Interrupted
@@ -57,16 +56,13 @@ impl Worker {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.now = Instant::now();
-        for key in std::mem::take(&mut self.unread) {
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.unread = false;
-                self.attend(key);
-            }
+        for key in self.conns.take_to_read() {
+            self.attend(key);
         }
         for event in events.iter() {
             match event.token() {
                 WAKER => {
-                    if !self.obey() {
+                    if !self.handle_commands() {
                         return false;
                     }
                 }
@@ -87,7 +83,7 @@ impl Worker {
         true
     }
 
-    fn obey(&mut self) -> bool {
+    fn handle_commands(&mut self) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::ListenTcp(role, socket) => self.listen_tcp(role, socket),
@@ -121,14 +117,14 @@ impl Worker {
     fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
         if event.is_writable() {
             if let Some(conn) = self.conns.get_mut(key) {
-                conn.blocked = false;
+                conn.on_writable();
             }
             self.mark_dirty(key);
         }
         if (event.is_read_closed() || event.is_error())
             && let Some(conn) = self.conns.get_mut(key)
         {
-            conn.read_closed = true;
+            conn.on_input_end();
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.attend(key);
@@ -146,8 +142,8 @@ impl Worker {
     }
 
     fn look_connected(&mut self, key: ConnKey) {
-        let up = self.conns.get(key).and_then(|conn| conn.up());
-        if up.is_some_and(|up| matches!(up.state, UpState::Connecting(_))) {
+        let conn = self.conns.get(key);
+        if conn.is_some_and(Conn::is_handshaking) {
             self.on_connecting(key);
         }
     }
@@ -157,17 +153,9 @@ impl Worker {
     pub(super) fn recover(&mut self) {
         self.count(Counter::Panics);
         self.fields = Fields::new();
-        self.unread.clear();
-        self.dirty.clear();
-        for key in self.conns.keys() {
-            if let Some(conn) = self.conns.get_mut(key) {
-                (conn.unread, conn.dirty, conn.blocked) = (false, false, false);
-            }
-            self.mark_unread(key);
-            self.mark_dirty(key);
-        }
+        self.conns.mark_all();
         for pool in self.pools.arena.keys() {
-            self.hunger(pool);
+            self.mark_runnable(pool);
         }
         self.set_lost_timers();
         self.relisten_all();
@@ -220,8 +208,8 @@ impl Worker {
         }));
         if closed.is_err() {
             tracing::error!("closing a connection after a panic panicked; it is dropped");
-            if let Some(conn) = self.conns.remove(key) {
-                self.forget_machine(conn.machine);
+            if let Some(conn) = self.conns.remove(key, &mut self.timers) {
+                self.forget_machine(conn.machine_bytes());
             }
         }
     }
@@ -232,36 +220,22 @@ impl Worker {
         buffer.resize(READ_BUFFER, 0);
         for round in 0.. {
             if round == READS_PER_TURN {
-                self.mark_unread(key);
+                self.conns.mark_to_read(key);
                 break;
             }
             let Some(conn) = self.conns.get_mut(key) else {
                 break;
             };
-            match conn.transport.read(&mut buffer) {
-                Ok(0) => {
-                    let why = conn.write_failed.take();
-                    self.lose(key, why.as_deref().unwrap_or("the peer closed it"));
-                    break;
-                }
-                Ok(len) => {
-                    conn.last_read = self.now;
-                    // A short read means that there was no more, and the next edge tells of what comes: one more
-                    // read would mostly be a system call for nothing. Unless the end of the stream waits.
-                    let more = len == READ_BUFFER || conn.read_closed;
+            match conn.read(&mut buffer, self.now) {
+                Input::Bytes { len, more } => {
                     self.feed(key, buffer.get(..len).unwrap_or_default());
                     if !more {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let blocked = error.kind() == io::ErrorKind::WouldBlock;
-                    match conn.write_failed.take() {
-                        Some(why) => self.lose(key, &why),
-                        None if !blocked => self.lose(key, &error.to_string()),
-                        None => {}
-                    }
+                Input::Blocked => break,
+                Input::Closed(why) => {
+                    self.lose(key, &why);
                     break;
                 }
             }
@@ -274,34 +248,27 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        if conn.ending != Ending::No {
+        if conn.is_ending() {
             return;
         }
-        let mut bytes = bytes;
-        if let Side::Down(down) = &mut conn.side {
-            let before = down.sniff;
-            down.sniff = before.feed(bytes);
-            match down.sniff {
-                crate::listener::http1::Sniff::Open(_) => return,
-                crate::listener::http1::Sniff::Http1 => return self.refuse_http1(key),
-                crate::listener::http1::Sniff::Http2 => {
-                    let mut held = before.held_back();
-                    self.recv(key, &mut held);
-                }
-            }
+        let (before, after) = conn.identify(bytes);
+        match after {
+            Sniff::Open(_) => return,
+            Sniff::Http1 => return self.refuse_http1(key),
+            Sniff::Http2 => self.recv(key, before.held_back()),
         }
-        self.recv(key, &mut bytes);
+        self.recv(key, bytes);
     }
 
-    fn recv(&mut self, key: ConnKey, bytes: &mut &[u8]) {
+    fn recv(&mut self, key: ConnKey, mut bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let mut fields = std::mem::take(&mut self.fields);
         while let Some(conn) = self.conns.get_mut(key) {
-            let down = conn.down().is_some();
-            match conn.h2.recv(bytes, &mut fields, self.now) {
-                Ok(Some(event)) if down => self.on_down_event(key, event, &mut fields),
+            let accepted = conn.is_accepted();
+            match conn.receive(&mut bytes, &mut fields, self.now) {
+                Ok(Some(event)) if accepted => self.on_down_event(key, event, &mut fields),
                 Ok(Some(event)) => self.on_up_event(key, event, &mut fields),
                 Ok(None) => break,
                 Err(error) => {
@@ -320,8 +287,7 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let refused = conn.h2.counters().refused;
-        let more = refused - std::mem::replace(&mut conn.refused, refused);
+        let more = conn.newly_refused();
         if more > 0 {
             self.metrics.counters.add_many(Counter::BoundStreams, more);
         }
@@ -349,11 +315,9 @@ impl Worker {
     /// Flushes until nothing is dirty: writing on one side gives credit on the other.
     fn flush_all(&mut self) {
         let mut round = std::mem::take(&mut self.flushing);
-        while !self.dirty.is_empty() {
-            std::mem::swap(&mut self.dirty, &mut round);
+        while self.conns.take_to_flush(&mut round) {
             for key in round.drain(..) {
-                if let Some(conn) = self.conns.get_mut(key) {
-                    conn.dirty = false;
+                if self.conns.begin_flush(key) {
                     self.guard(key, |worker| worker.flush(key));
                 }
             }
@@ -363,93 +327,36 @@ impl Worker {
     }
 
     pub(crate) fn flush(&mut self, key: ConnKey) {
-        let full = self.conns.get(key).and_then(super::conn::Conn::full_for);
-        loop {
-            let Some(conn) = self.conns.get_mut(key) else {
-                return;
-            };
-            let connecting = matches!(conn.up().map(|up| &up.state), Some(UpState::Connecting(_)));
-            // A caller of HTTP/1 must not be sent the frames of HTTP/2.
-            let unknown = conn.is_unknown() && conn.ending == Ending::No;
-            let over = matches!(conn.ending, Ending::Wait(_)) || conn.write_failed.is_some();
-            if connecting || unknown || over {
-                break;
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let full = conn.full_for();
+        match conn.flush(self.now) {
+            OutputState::Done | OutputState::Blocked => {}
+            OutputState::Overfull => {
+                self.count(Counter::BoundOutput);
+                self.lose(key, "it leaves unread what is written for it");
             }
-            let output = conn.h2.output();
-            if output.is_empty() {
-                if let Ending::Flush(until) = conn.ending {
-                    conn.ending = Ending::Wait(until);
-                    conn.transport.shutdown_write();
-                }
-                break;
-            }
-            if conn.blocked {
-                break self.bound_output(key);
-            }
-            let whole = output.len();
-            match conn.transport.write(output) {
-                Ok(written) => {
-                    conn.h2.advance(written);
-                    // A short write: the socket is full, and tells when it is not.
-                    if written < whole {
-                        conn.blocked = true;
-                        conn.note_stall(written, self.now);
-                        break self.bound_output(key);
-                    }
-                    conn.end_stall();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    conn.blocked = true;
-                    conn.note_stall(0, self.now);
-                    break self.bound_output(key);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // Answers may still lie in the socket: it is read to its end first.
-                    conn.read_closed = true;
-                    conn.write_failed = Some(error.to_string());
-                    self.mark_unread(key);
-                    break;
-                }
-            }
+            OutputState::Failed => self.conns.mark_to_read(key),
         }
         self.on_progress(key);
         self.rearm(key);
         self.count_machine(key);
         // Calls may have waited until the server reads on.
-        let relieved = |conn: &super::conn::Conn| conn.h2.has_output_room();
+        let relieved = |conn: &Conn| conn.has_output_room();
         if let Some(pool) = full
             && self.conns.get(key).is_some_and(relieved)
         {
-            self.hunger(pool);
-        }
-    }
-
-    /// The peer takes no more for now: gives the connection up if it has left too much unread.
-    fn bound_output(&mut self, key: ConnKey) {
-        let much = |conn: &super::conn::Conn| conn.h2.output().len() > OUTPUT_BYTES;
-        if self.conns.get(key).is_some_and(much) {
-            self.count(Counter::BoundOutput);
-            self.lose(key, "it leaves unread what is written for it");
-        }
-    }
-
-    /// Has a connection read again in the next turn.
-    fn mark_unread(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conns.get_mut(key)
-            && !conn.unread
-        {
-            conn.unread = true;
-            self.unread.push(key);
+            self.mark_runnable(pool);
         }
     }
 
     fn list_connections(&self) -> Vec<ConnectionInfo> {
-        let info = |conn: &super::conn::Conn| ConnectionInfo {
+        let info = |conn: &Conn| ConnectionInfo {
             worker: self.index,
-            kind: conn.down().map_or("upstream", |down| down.role.name()),
-            peer: conn.transport.peer(),
-            streams: conn.h2.live_streams(),
+            kind: conn.role().map_or("upstream", Role::name),
+            peer: conn.peer().to_string(),
+            streams: conn.live_streams(),
         };
         self.conns.iter().map(|(_, conn)| info(conn)).collect()
     }

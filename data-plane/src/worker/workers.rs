@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use heddle_listen::{SocketFile, bind_unix};
 use tokio::sync::{mpsc, watch};
 
-use super::mailbox::{Command, MAILBOX, Peer, Seat, Shared};
+use super::mailbox::{Command, MAILBOX, Peer, Shared, WorkerInit};
 use super::{ConnectionInfo, Report, Role, WorkerOptions};
 use crate::listener::bind::bind_tcp;
 use crate::listener::{ListenAddr, ListenError};
@@ -46,7 +46,7 @@ impl Workers {
         internal: mpsc::Sender<UnixStream>,
     ) -> io::Result<Self> {
         let mut peers = Vec::new();
-        let mut seats = Vec::new();
+        let mut inits = Vec::new();
         for _ in 0..options.workers.max(1) {
             let poll = mio::Poll::new()?;
             let (mailbox, commands) = sync_channel(MAILBOX);
@@ -57,7 +57,7 @@ impl Workers {
                 metrics: Arc::new(WorkerMetrics::default()),
                 table: ArcSwap::from_pointee(RouteTable::empty(&options.node)),
             });
-            seats.push((poll, commands));
+            inits.push((poll.registry().try_clone()?, poll, commands));
         }
         let shared = Arc::new(Shared {
             options,
@@ -72,18 +72,19 @@ impl Workers {
             threads: Vec::new(),
             files: Mutex::default(),
         };
-        for (index, (poll, commands)) in seats.into_iter().enumerate() {
+        for (index, (registry, poll, commands)) in inits.into_iter().enumerate() {
             let shared = Arc::clone(&workers.shared);
-            let seat = Seat {
+            let init = WorkerInit {
                 index,
                 poll,
+                registry,
                 commands,
                 shared,
             };
             let thread = std::thread::Builder::new().name(format!("worker-{index}"));
             workers
                 .threads
-                .push(thread.spawn(move || super::run(seat))?);
+                .push(thread.spawn(move || super::run(init))?);
         }
         Ok(workers)
     }

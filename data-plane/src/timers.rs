@@ -1,8 +1,32 @@
-//! A timer wheel: setting and unsetting cost the same however many timers run. Instants come in, keys of what is
-//! due go out; the clock is the caller's. One turn of the wheel is about two seconds; what is due later stays in
-//! its slot for several turns.
+//! A timer wheel, and what the timers of a worker are for. Setting and unsetting a timer cost the same however many
+//! run. Instants come in, what is due goes out; the caller reads the clock. One turn of the wheel is about two seconds;
+//! a timer that is due later stays in its slot for several turns.
 
 use std::time::{Duration, Instant};
+
+use crate::keys::{CallKey, ConnKey, PoolKey};
+
+/// All timers of one worker.
+pub(crate) type Timers = Wheel<Timer>;
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Timer {
+    /// A call's deadline.
+    Deadline(CallKey),
+    /// The end of a call's wait: for a table, for endpoints, for a stream, or for the next attempt.
+    Wait(CallKey),
+    /// The next event of a connection.
+    Conn(ConnKey),
+    /// A pool may dial again.
+    Pool(PoolKey),
+    /// Look for endpoints and pools that are gone, and for calls that stall.
+    Sweep,
+    /// Look whether the drain is done.
+    Drain,
+    /// The drain has taken long enough.
+    DrainOver,
+}
 
 /// Width of a slot.
 const TICK_MS: u64 = 2;
@@ -20,7 +44,7 @@ pub(crate) struct TimerId {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry<K> {
-    /// `None` when the place is free.
+    /// `None` when the entry is free.
     key: Option<K>,
     at: u64,
     generation: u32,
@@ -29,7 +53,7 @@ struct Entry<K> {
     after: u32,
 }
 
-/// All timers of one worker.
+/// Timers by the instant at which they are due.
 #[derive(Debug)]
 pub(crate) struct Wheel<K> {
     start: Instant,

@@ -1,9 +1,10 @@
-//! A slab whose keys are never mistaken: each carries the generation of its place, so that a key of something
-//! that has ended finds nothing. Values come in, keys go out. Nothing else is known here.
+//! A slab with generational keys: the key of a value that was removed finds nothing, although its slot is used again.
+//! Values come in, keys go out. Nothing may come in that knows what the values are.
 
 use std::marker::PhantomData;
 
-/// Where a value lies in an [`Arena`]; never found again once the value is gone.
+/// Names a value in an [`Arena`]. `T` only marks the kind of value, so that keys of different arenas are not mixed up and
+/// can be used by modules that do not know the values.
 pub(crate) struct Key<T> {
     index: u32,
     generation: u32,
@@ -55,101 +56,103 @@ impl<T> std::fmt::Debug for Key<T> {
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct Slot<T> {
     generation: u32,
     value: Option<T>,
 }
 
-/// Values by key; places are used again.
+/// Values of type `T` by keys of kind `K`.
 #[derive(Debug)]
-pub(crate) struct Arena<T> {
-    places: Vec<Place<T>>,
+pub(crate) struct Arena<K, T> {
+    of: PhantomData<fn() -> K>,
+    slots: Vec<Slot<T>>,
     free: Vec<u32>,
     len: usize,
 }
 
-impl<T> Default for Arena<T> {
+impl<K, T> Default for Arena<K, T> {
     fn default() -> Self {
         Self {
-            places: Vec::new(),
+            of: PhantomData,
+            slots: Vec::new(),
             free: Vec::new(),
             len: 0,
         }
     }
 }
 
-impl<T> Arena<T> {
-    /// Puts in what `make` makes of its own key. `None` when all 2^32 places are taken.
-    pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key<T>) -> T) -> Option<Key<T>> {
+impl<K, T> Arena<K, T> {
+    /// Inserts the value that `make` returns for its key. `None` when all 2^32 slots are taken.
+    pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key<K>) -> T) -> Option<Key<K>> {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
-                let index = u32::try_from(self.places.len()).ok()?;
-                self.places.push(Place {
+                let index = u32::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot {
                     generation: 1,
                     value: None,
                 });
                 index
             }
         };
-        let place = self.places.get_mut(index as usize)?;
+        let slot = self.slots.get_mut(index as usize)?;
         let key = Key {
             index,
-            generation: place.generation,
+            generation: slot.generation,
             of: PhantomData,
         };
-        place.value = Some(make(key));
+        slot.value = Some(make(key));
         self.len += 1;
         Some(key)
     }
 
-    pub(crate) fn get(&self, key: Key<T>) -> Option<&T> {
-        let place = self.places.get(key.index as usize)?;
-        if place.generation == key.generation {
-            place.value.as_ref()
+    pub(crate) fn get(&self, key: Key<K>) -> Option<&T> {
+        let slot = self.slots.get(key.index as usize)?;
+        if slot.generation == key.generation {
+            slot.value.as_ref()
         } else {
             None
         }
     }
 
-    pub(crate) fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
-        let place = self.places.get_mut(key.index as usize)?;
-        if place.generation == key.generation {
-            place.value.as_mut()
+    pub(crate) fn get_mut(&mut self, key: Key<K>) -> Option<&mut T> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        if slot.generation == key.generation {
+            slot.value.as_mut()
         } else {
             None
         }
     }
 
-    pub(crate) fn remove(&mut self, key: Key<T>) -> Option<T> {
-        let place = self.places.get_mut(key.index as usize)?;
-        if place.generation != key.generation {
+    pub(crate) fn remove(&mut self, key: Key<K>) -> Option<T> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        if slot.generation != key.generation {
             return None;
         }
-        let value = place.value.take()?;
+        let value = slot.value.take()?;
         self.free(key);
         Some(value)
     }
 
     /// Removes a value without moving it, which for a large one is most of the work.
-    pub(crate) fn discard(&mut self, key: Key<T>) {
-        let Some(place) = self.places.get_mut(key.index as usize) else {
+    pub(crate) fn discard(&mut self, key: Key<K>) {
+        let Some(slot) = self.slots.get_mut(key.index as usize) else {
             return;
         };
-        if place.generation == key.generation && place.value.is_some() {
-            place.value = None;
+        if slot.generation == key.generation && slot.value.is_some() {
+            slot.value = None;
             self.free(key);
         }
     }
 
-    fn free(&mut self, key: Key<T>) {
-        let Some(place) = self.places.get_mut(key.index as usize) else {
+    fn free(&mut self, key: Key<K>) {
+        let Some(slot) = self.slots.get_mut(key.index as usize) else {
             return;
         };
-        place.generation = if place.generation >= GENERATIONS {
+        slot.generation = if slot.generation >= GENERATIONS {
             1
         } else {
-            place.generation + 1
+            slot.generation + 1
         };
         self.free.push(key.index);
         self.len -= 1;
@@ -159,19 +162,19 @@ impl<T> Arena<T> {
         self.len
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
-        self.places.iter().zip(0u32..).filter_map(|(place, index)| {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key<K>, &T)> {
+        self.slots.iter().zip(0u32..).filter_map(|(slot, index)| {
             let key = Key {
                 index,
-                generation: place.generation,
+                generation: slot.generation,
                 of: PhantomData,
             };
-            place.value.as_ref().map(|value| (key, value))
+            slot.value.as_ref().map(|value| (key, value))
         })
     }
 
     /// The keys of all values, for loops that change the arena.
-    pub(crate) fn keys(&self) -> Vec<Key<T>> {
+    pub(crate) fn keys(&self) -> Vec<Key<K>> {
         self.iter().map(|(key, _)| key).collect()
     }
 }
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_key_outlives_its_value_and_finds_nothing() {
-        let mut arena = Arena::default();
+        let mut arena: Arena<(), &str> = Arena::default();
         let old = arena.insert_with(|_| "old").unwrap();
         assert_eq!(arena.remove(old), Some("old"));
         let new = arena.insert_with(|_| "new").unwrap();

@@ -1,5 +1,5 @@
-//! Tells HTTP/1.1 from HTTP/2 by the first bytes, and answers it: outbound carries HTTP/2 until the runtime for
-//! plain web traffic comes. Bytes in, a verdict out; pure.
+//! Tells HTTP/1.1 from HTTP/2 by the first bytes of a connection, and has the answer to HTTP/1.1, which is not carried
+//! yet. Bytes come in, the protocol goes out; pure.
 
 /// The start of HTTP/2's preface.
 const PREFACE: &[u8] = b"PRI ";
@@ -18,12 +18,12 @@ const METHODS: [&[u8]; 9] = [
 /// The longest of them.
 const LONGEST: usize = 8;
 
-/// What the first bytes of a connection have shown.
+/// What the first bytes of a connection have shown of its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sniff {
     /// These bytes came, and they can be the beginning of either.
     Open(Start),
-    /// It is HTTP/2, or so wrong that the HTTP/2 machine shall say so.
+    /// It is HTTP/2, or nothing known: then the HTTP/2 machine rejects it.
     Http2,
     /// It is HTTP/1.x.
     Http1,
@@ -54,10 +54,10 @@ impl Sniff {
             return self;
         };
         for byte in bytes {
-            let Some(place) = start.bytes.get_mut(start.len) else {
+            let Some(next) = start.bytes.get_mut(start.len) else {
                 return Self::Http2;
             };
-            *place = *byte;
+            *next = *byte;
             start.len += 1;
             let seen = start.bytes();
             if METHODS.contains(&seen) {
@@ -71,7 +71,7 @@ impl Sniff {
         Self::Open(start)
     }
 
-    /// The bytes that came before those that decided: the machine has not seen them.
+    /// The bytes that came before the protocol was known, which the machine has not seen.
     pub(crate) fn held_back(&self) -> &[u8] {
         match self {
             Self::Open(start) => start.bytes(),
@@ -98,12 +98,12 @@ mod tests {
         let seen = pieces
             .iter()
             .fold(Sniff::new(), |sniff, piece| sniff.feed(piece));
-        let told = match seen {
+        let found = match seen {
             Sniff::Open(_) => std::str::from_utf8(seen.held_back()).unwrap(),
             Sniff::Http2 => "HTTP/2",
             Sniff::Http1 => "HTTP/1",
         };
-        assert_eq!(told, expect, "{pieces:?}");
+        assert_eq!(found, expect, "{pieces:?}");
     }
 
     #[test]

@@ -1,0 +1,208 @@
+//! What is kept of a connection that was accepted: its caller, what its first bytes have shown, the Hello that is coming
+//! in on a link, its keepalive and its drain. Events of the connection come in; requests are the calls' matter.
+
+use std::time::{Duration, Instant};
+
+use heddle_h2::{ErrorCode, StreamId};
+
+use super::conn::{Conn, Due, HELLO, PING, Side};
+use super::idlest::IdleState;
+use super::keepalive::{Keepalive, KeepaliveState};
+use super::sniff::Sniff;
+use crate::caller::Caller;
+
+/// How long a connection that has shown nothing may keep a drain open: it may have been accepted a moment ago, with
+/// its first call still unread.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    caller: Caller,
+    sniff: Sniff,
+    pub(super) idle: IdleState,
+    hello: Option<Hello>,
+    /// Only of links: services of this node are not asked.
+    keepalive: Option<Keepalive>,
+    /// GOAWAY of a drain has been sent.
+    draining: bool,
+}
+
+/// How a connection is accepted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AcceptOptions {
+    pub(crate) caller: Caller,
+    /// When its first request is to have come.
+    pub(crate) first_request_by: Instant,
+    /// How long it may be silent while it has calls.
+    pub(crate) keepalive: Option<Duration>,
+    /// It does with little memory from the start.
+    pub(crate) frugal: bool,
+}
+
+/// The Hello that is coming in on a link.
+#[derive(Debug)]
+struct Hello {
+    stream: StreamId,
+    /// What has come of it.
+    bytes: Vec<u8>,
+    /// When it is to be complete.
+    until: Instant,
+}
+
+impl Accepted {
+    pub(super) fn new(options: AcceptOptions, now: Instant) -> Self {
+        Self {
+            caller: options.caller,
+            sniff: Sniff::new(),
+            idle: IdleState::new(now, options.first_request_by),
+            hello: None,
+            keepalive: options.keepalive.map(Keepalive::new),
+            draining: false,
+        }
+    }
+
+    pub(crate) fn caller(&self) -> Caller {
+        self.caller
+    }
+
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(self.sniff, Sniff::Open(_))
+    }
+
+    pub(super) fn identify(&mut self, bytes: &[u8]) -> (Sniff, Sniff) {
+        let before = self.sniff;
+        self.sniff = before.feed(bytes);
+        (before, self.sniff)
+    }
+
+    pub(super) fn on_request(&mut self) {
+        self.idle.on_request();
+    }
+
+    /// A PING was answered.
+    pub(crate) fn on_ping_ack(&mut self) {
+        if let Some(keepalive) = &mut self.keepalive {
+            keepalive.reset();
+        }
+    }
+
+    /// Adds bytes of the Hello on `stream`. `Some(false)`: it is over `most` bytes now, and dropped. `None`: that stream
+    /// has no Hello any more.
+    pub(crate) fn push_hello(
+        &mut self,
+        stream: StreamId,
+        data: &[u8],
+        most: usize,
+    ) -> Option<bool> {
+        let hello = self.hello.as_mut().filter(|hello| hello.stream == stream)?;
+        if hello.bytes.len() + data.len() > most {
+            self.hello = None;
+            return Some(false);
+        }
+        hello.bytes.extend_from_slice(data);
+        Some(true)
+    }
+
+    /// The bytes of a Hello that is complete.
+    pub(crate) fn take_hello(&mut self) -> Option<Vec<u8>> {
+        self.hello.take().map(|hello| hello.bytes)
+    }
+}
+
+impl Conn {
+    /// A Hello comes in on `stream`; an earlier one is cancelled.
+    pub(crate) fn begin_hello(&mut self, stream: StreamId, until: Instant) {
+        self.h2.set_token(stream, HELLO);
+        let Side::Accepted(accepted) = &mut self.side else {
+            return;
+        };
+        accepted.on_request();
+        let hello = Hello {
+            stream,
+            bytes: Vec::new(),
+            until,
+        };
+        if let Some(earlier) = accepted.hello.replace(hello) {
+            self.h2.reset(earlier.stream, ErrorCode::CANCEL);
+        }
+    }
+
+    /// Cancels a Hello that has not come in time; true if there was one.
+    pub(crate) fn cancel_late_hello(&mut self, now: Instant) -> bool {
+        let Side::Accepted(accepted) = &mut self.side else {
+            return false;
+        };
+        let Some(hello) = accepted.hello.take_if(|hello| hello.until <= now) else {
+            return false;
+        };
+        self.h2.reset(hello.stream, ErrorCode::CANCEL);
+        true
+    }
+
+    pub(super) fn accepted_deadline(
+        &self,
+        accepted: &Accepted,
+        keepalive_timeout: Duration,
+    ) -> Option<Instant> {
+        let keepalive = accepted.keepalive.filter(|_| !self.calls.is_empty());
+        let keepalive = keepalive.map(|k| k.deadline(self.last_read, keepalive_timeout));
+        let hello = accepted.hello.as_ref().map(|hello| hello.until);
+        let first_request = accepted.idle.first_request_by();
+        [keepalive, hello, first_request]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What is due on an accepted connection; a PING is sent here.
+    pub(crate) fn check_accepted(&mut self, timeout: Duration, now: Instant) -> Due {
+        let (calls, last_read, ending) = (self.calls.len(), self.last_read, self.is_ending());
+        let Side::Accepted(accepted) = &mut self.side else {
+            return Due::Nothing;
+        };
+        let state = match &mut accepted.keepalive {
+            Some(keepalive) if calls > 0 => keepalive.check(last_read, timeout, now),
+            Some(keepalive) => {
+                keepalive.reset();
+                KeepaliveState::Alive
+            }
+            None => KeepaliveState::Alive,
+        };
+        if !ending && accepted.idle.first_request_by().is_some_and(|by| by <= now) {
+            return Due::FirstRequest;
+        }
+        match state {
+            KeepaliveState::Alive => Due::Nothing,
+            KeepaliveState::Due => {
+                self.h2.ping(PING);
+                Due::Nothing
+            }
+            KeepaliveState::Lost => Due::KeepaliveLost,
+        }
+    }
+
+    /// Sends the GOAWAY of a drain; false if that was done before, or it is no accepted connection.
+    pub(crate) fn begin_drain(&mut self, now: Instant) -> bool {
+        let Side::Accepted(accepted) = &mut self.side else {
+            return false;
+        };
+        if std::mem::replace(&mut accepted.draining, true) {
+            return false;
+        }
+        self.h2.drain(now);
+        true
+    }
+
+    /// Whether no call is left on it and none can come any more. An opened one brings none.
+    pub(crate) fn is_drained(&self, now: Instant) -> bool {
+        let Some(accepted) = self.accepted() else {
+            return true;
+        };
+        let ending = self.is_ending();
+        let told = ending || accepted.draining && !self.h2.is_drain_open();
+        let idle = ending || self.h2.live_streams() == 0;
+        told && idle && self.h2.output().is_empty()
+            || self.is_unknown() && now >= self.last_read + FIRST_BYTES
+    }
+}

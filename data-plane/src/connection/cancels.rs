@@ -1,0 +1,412 @@
+//! Cancels of calls on their way to the server. A server may count them against all callers of a connection and close
+//! it: so to an instance they are sent at a limited rate, and to another proxy in a way that it does not count. A cancel
+//! that has to wait keeps its stream until it is sent or the server has ended the stream, and the stream stays charged
+//! to its caller. A connection with many of them takes no new calls. Streams come in, RST_STREAM goes out.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use heddle_h2::{ErrorCode, StreamId};
+use heddle_pacing::TokenBucket;
+
+use super::conn::{Conn, LATE, Side};
+use crate::caller::Account;
+
+/// What a PING carries whose answer says which streams another proxy has had.
+const PING_SETTLED: [u8; 8] = *b"heddle\0s";
+
+/// Cancels that one connection may send at once, and per second: under what servers close connections for.
+const RATE: (u32, u32) = (100, 50);
+const BURST: usize = RATE.0 as usize;
+/// Streams that were opened so long ago are reset. Servers on the `h2` crate (hyper, tonic) close a connection with 21
+/// streams that were reset before they had been accepted. A proxy does not count streams that it has had for 25 ms
+/// (heddle-h2's `abuse`); it has had one when it answers a PING that was sent after it.
+const SETTLED: Duration = Duration::from_millis(30);
+/// How often such PINGs are sent at most: they are counted too.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// With so many cancels waiting, or half of the streams that the server allows, a connection takes no new calls; once
+/// its last call has ended it is closed, which cancels them all.
+const MOST: usize = 256;
+
+/// The cancels of one connection.
+#[derive(Debug)]
+pub(super) struct Cancels {
+    rate: TokenBucket,
+    /// In the order they came; each of a stream that lives, so no more than the connection has streams.
+    late: VecDeque<Late>,
+    /// The next PING to a proxy goes out no earlier than this.
+    ask_at: Instant,
+    /// When some are to be sent, or asked for.
+    due: Option<Instant>,
+}
+
+/// A cancel that waits.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    stream: StreamId,
+    account: Account,
+    /// The stream is charged to the account in its pool.
+    charged: bool,
+    ready: Ready,
+}
+
+/// When a cancel may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ready {
+    /// To a proxy: some time after the next PING.
+    Waits,
+    /// Some time after the answer to the PING that is under way.
+    Asked,
+    /// To an instance if the rate allows it then.
+    At(Instant),
+}
+
+impl Cancels {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            rate: TokenBucket::new(RATE.0, RATE.1),
+            late: VecDeque::new(),
+            ask_at: now,
+            due: None,
+        }
+    }
+
+    /// When it has to be looked after.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether so many wait that the connection takes no new calls. `limit` is the server's.
+    #[inline]
+    pub(super) fn is_burdened(&self, limit: u32) -> bool {
+        let half = usize::try_from(limit / 2).unwrap_or(MOST).max(1);
+        self.late.len() >= half.min(MOST)
+    }
+
+    /// The accounts that streams of the pool are charged to.
+    pub(super) fn charged(&self) -> impl Iterator<Item = Account> {
+        let charged = self.late.iter().filter(|late| late.charged);
+        charged.map(|late| late.account)
+    }
+
+    /// The connection has left its pool: nothing of it is charged there any more.
+    pub(super) fn uncharge(&mut self) {
+        for late in &mut self.late {
+            late.charged = false;
+        }
+    }
+
+    /// Whether a cancel may go at once that may be sent at `ready`. None overtakes another, and a token is only spent
+    /// for one that goes.
+    fn goes_now(&mut self, ready: Instant, now: Instant) -> bool {
+        self.late.is_empty() && ready <= now && self.rate.try_take(now).is_ok()
+    }
+
+    /// Takes out what the server has had for long enough; to an instance no more than the rate allows.
+    fn next(&mut self, link: bool, now: Instant) -> Option<Late> {
+        let wait = match self.late.front()?.ready {
+            Ready::At(at) if at > now => at - now,
+            Ready::At(_) if link => return self.late.pop_front(),
+            Ready::At(_) => match self.rate.try_take(now) {
+                Ok(()) => return self.late.pop_front(),
+                Err(wait) => wait,
+            },
+            Ready::Waits | Ready::Asked => return None,
+        };
+        self.due = Some(now + wait);
+        None
+    }
+
+    /// Whether a PING is to go out now for those that wait.
+    fn asks(&mut self, now: Instant) -> bool {
+        if self
+            .late
+            .back()
+            .is_none_or(|last| last.ready != Ready::Waits)
+        {
+            return false;
+        }
+        if self.ask_at > now {
+            self.due = Some(self.due.map_or(self.ask_at, |due| due.min(self.ask_at)));
+            return false;
+        }
+        true
+    }
+
+    /// The PING has gone out.
+    fn asked(&mut self, now: Instant) {
+        self.ask_at = now + ASK_EVERY;
+        let waits = |late: &&mut Late| late.ready == Ready::Waits;
+        for late in self.late.iter_mut().filter(waits) {
+            late.ready = Ready::Asked;
+        }
+    }
+
+    /// The PING was answered.
+    fn answered(&mut self, now: Instant) {
+        let asked = |late: &&mut Late| late.ready == Ready::Asked;
+        for late in self.late.iter_mut().filter(asked) {
+            late.ready = Ready::At(now + SETTLED);
+        }
+    }
+
+    fn remove(&mut self, stream: StreamId) -> Option<Late> {
+        let at = self.late.iter().position(|late| late.stream == stream)?;
+        self.late.remove(at)
+    }
+}
+
+/// The attempt of a call that is to be cancelled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempted {
+    pub(crate) stream: StreamId,
+    pub(crate) started: Instant,
+    pub(crate) account: Account,
+    /// The stream is charged to the account in its pool.
+    pub(crate) charged: bool,
+    /// The end of its request waits for the server's window.
+    pub(crate) stuck: bool,
+}
+
+/// What became of a cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cancelled {
+    Sent,
+    /// It waits, and what the stream is charged to is kept with it.
+    Waits {
+        /// For the rate, and not only for the stream to settle.
+        at_bound: bool,
+    },
+    /// The stream has ended meanwhile.
+    Gone,
+}
+
+/// The cancels that could be sent.
+#[derive(Debug, Default)]
+pub(crate) struct SentCancels {
+    pub(crate) any: bool,
+    /// The accounts that their streams were charged to.
+    pub(crate) charged: Vec<Account>,
+}
+
+impl Conn {
+    /// Cancels an attempt on an opened connection, at once or when that harms nobody.
+    pub(crate) fn cancel(&mut self, attempt: Attempted, now: Instant) -> Cancelled {
+        let stream = attempt.stream;
+        let Some(answered) = self.h2.answered(stream) else {
+            return Cancelled::Gone;
+        };
+        let Side::Opened(opened) = &mut self.side else {
+            return Cancelled::Gone;
+        };
+        let link = opened.is_link();
+        // To a proxy so few go by the rate that it may count them.
+        let ready = match answered || link {
+            true => now,
+            false => attempt.started + SETTLED,
+        };
+        // A proxy does not count streams that it has answered in part. And the end of a request that waits for its
+        // server's window keeps its memory until the stream is reset.
+        let free = link && answered || attempt.stuck;
+        let cancels = &mut opened.cancels;
+        if free || cancels.goes_now(ready, now) {
+            self.h2.reset(stream, ErrorCode::CANCEL);
+            return Cancelled::Sent;
+        }
+        cancels.late.push_back(Late {
+            stream,
+            account: attempt.account,
+            charged: attempt.charged,
+            ready: match link {
+                true => Ready::Waits,
+                false => Ready::At(ready),
+            },
+        });
+        let at_bound = ready <= now || cancels.late.len() > BURST;
+        // Until then nothing of it is taken from the window, so that the server stops by itself, and what waits to be
+        // sent is thrown away.
+        self.h2.set_token(stream, LATE);
+        self.h2.discard(stream);
+        Cancelled::Waits { at_bound }
+    }
+
+    /// Sends the cancels that may go now, and notes when others may.
+    pub(crate) fn send_cancels(&mut self, now: Instant) -> SentCancels {
+        let mut sent = SentCancels::default();
+        let Side::Opened(opened) = &mut self.side else {
+            return sent;
+        };
+        let link = opened.is_link();
+        let cancels = &mut opened.cancels;
+        cancels.due = None;
+        while let Some(late) = cancels.next(link, now) {
+            self.h2.reset(late.stream, ErrorCode::CANCEL);
+            sent.any = true;
+            sent.charged.extend(late.charged.then_some(late.account));
+        }
+        // If another PING is under way, its answer brings us here again.
+        if link && cancels.asks(now) && self.h2.ping(PING_SETTLED) {
+            cancels.asked(now);
+        }
+        sent
+    }
+
+    /// A PING was answered: the server knows of whatever was sent before it. True if cancels wait.
+    pub(crate) fn on_ping_ack(&mut self, payload: [u8; 8], now: Instant) -> bool {
+        match &mut self.side {
+            Side::Accepted(accepted) => {
+                accepted.on_ping_ack();
+                false
+            }
+            Side::Opened(opened) => {
+                opened.keepalive.reset();
+                if payload == PING_SETTLED {
+                    opened.cancels.answered(now);
+                }
+                !opened.cancels.late.is_empty()
+            }
+        }
+    }
+
+    /// Something came on a stream whose cancel waits. `None` while the stream goes on; else the account that it was
+    /// charged to, if it was.
+    #[allow(
+        clippy::option_option,
+        reason = "whether it has ended, and what that frees"
+    )]
+    pub(crate) fn end_cancelled(&mut self, stream: StreamId) -> Option<Option<Account>> {
+        let Side::Opened(opened) = &mut self.side else {
+            return None;
+        };
+        match self.h2.answered(stream) {
+            Some(true) if opened.is_link() => self.h2.reset(stream, ErrorCode::CANCEL),
+            Some(_) => return None,
+            None => {}
+        }
+        let late = opened.cancels.remove(stream);
+        Some(late.filter(|late| late.charged).map(|late| late.account))
+    }
+
+    /// The accounts that streams with waiting cancels are charged to; they are charged no longer.
+    pub(crate) fn uncharge_cancels(&mut self) -> Vec<Account> {
+        let Side::Opened(opened) = &mut self.side else {
+            return Vec::new();
+        };
+        let charged = opened.cancels.charged().collect();
+        opened.cancels.uncharge();
+        charged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::Key;
+
+    fn late(stream: StreamId, ready: Ready) -> Late {
+        Late {
+            stream,
+            account: Account {
+                service: 1,
+                caller: Key::unpack(1),
+            },
+            charged: true,
+            ready,
+        }
+    }
+
+    /// Numbers of streams, as a machine gives them.
+    fn streams(count: usize) -> Vec<StreamId> {
+        let config = heddle_h2::Config::default();
+        let mut h2 = heddle_h2::Connection::client(config, Instant::now());
+        let mut request = heddle_h2::Fields::new();
+        request.push(b":method", b"POST");
+        let open = |_| {
+            let stream = h2.open(&request, 0, true).unwrap();
+            h2.reset(stream, ErrorCode::CANCEL);
+            stream
+        };
+        (0..count).map(open).collect()
+    }
+
+    #[test]
+    fn a_flood_of_cancels_spends_tokens_only_on_what_is_sent() {
+        // Issue 10, A3: a thousand a second for ten seconds, of which the server ends a half by itself.
+        let start = Instant::now();
+        let mut cancels = Cancels::new(start);
+        let mut sent = 0;
+        for (ms, stream) in (0..).zip(streams(10_000)) {
+            let now = start + Duration::from_millis(ms);
+            match cancels.goes_now(now, now) {
+                true => sent += 1,
+                false => cancels.late.push_back(late(stream, Ready::At(now))),
+            }
+            sent += std::iter::from_fn(|| cancels.next(false, now)).count();
+            if ms % 2 == 0 {
+                cancels.remove(stream);
+            }
+        }
+        assert!((590..=601).contains(&sent), "{sent}: a burst, and the rate");
+        assert!(cancels.late.len() <= 5000, "those that have ended are gone");
+        // All of them go by the rate, and no more.
+        let later = start + Duration::from_secs(20);
+        let burst = std::iter::from_fn(|| cancels.next(false, later)).count();
+        assert_eq!(burst, 100);
+    }
+
+    #[test]
+    fn to_an_instance_a_cancel_goes_when_it_can_have_accepted_the_stream() {
+        let now = Instant::now();
+        let mut cancels = Cancels::new(now);
+        let ready = now + SETTLED;
+        assert!(!cancels.goes_now(ready, now));
+        for stream in streams(100) {
+            cancels.late.push_back(late(stream, Ready::At(ready)));
+        }
+        assert!(cancels.next(false, now).is_none());
+        assert_eq!(cancels.due(), Some(ready));
+        let sent = std::iter::from_fn(|| cancels.next(false, ready)).count();
+        assert_eq!(sent, 100, "no token was spent before");
+    }
+
+    #[test]
+    fn to_a_proxy_a_cancel_goes_when_its_stream_has_settled() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let mut cancels = Cancels::new(start);
+        let streams = streams(3);
+        let [first, second, third] = streams[..] else {
+            panic!("three");
+        };
+        cancels.late.push_back(late(first, Ready::Waits));
+        assert!(cancels.asks(ms(0)));
+        cancels.asked(ms(0));
+        cancels.late.push_back(late(second, Ready::Waits));
+        assert!(!cancels.asks(ms(1)), "not so soon again");
+        assert_eq!(cancels.due(), Some(ms(50)));
+        assert!(cancels.next(true, ms(10)).is_none(), "no answer yet");
+        cancels.answered(ms(10));
+        assert!(cancels.next(true, ms(39)).is_none());
+        assert_eq!(cancels.next(true, ms(40)).unwrap().stream, first);
+        assert!(cancels.next(true, ms(40)).is_none(), "asked for later");
+        assert!(cancels.asks(ms(50)));
+        cancels.asked(ms(50));
+        cancels.late.push_back(late(third, Ready::Waits));
+        cancels.answered(ms(60));
+        assert_eq!(cancels.next(true, ms(90)).unwrap().stream, second);
+        assert!(cancels.next(true, ms(90)).is_none());
+    }
+
+    #[test]
+    fn a_connection_with_many_waiting_cancels_takes_no_calls() {
+        let mut cancels = Cancels::new(Instant::now());
+        assert!(!cancels.is_burdened(0) && !cancels.is_burdened(1));
+        let streams = streams(256);
+        for (n, stream) in streams.into_iter().enumerate() {
+            assert_eq!(cancels.is_burdened(100), n >= 50);
+            assert!(!cancels.is_burdened(u32::MAX));
+            cancels.late.push_back(late(stream, Ready::Waits));
+        }
+        assert!(cancels.is_burdened(u32::MAX));
+    }
+}

@@ -1,0 +1,154 @@
+//! How many connections each listener of a worker has accepted, and which of them is closed when there may be no more: the
+//! idlest. Connections and ends of calls come in, the connection that is to go comes out. Nothing is closed here.
+
+use std::time::{Duration, Instant};
+
+use heddle_listen::{Idle, IdleQueue, Standing};
+
+use super::conn::{Conn, Side};
+use crate::arena::{Arena, Key};
+use crate::caller::Role;
+use crate::keys::{ConnKey, ConnKind};
+
+/// How often it is logged that a listener is full.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// What is known of one connection.
+#[derive(Debug)]
+pub(super) struct IdleState {
+    idle: Idle,
+    /// When its first request is to have come.
+    first_request_by: Instant,
+    /// It has an entry in the queue.
+    queued: bool,
+}
+
+impl IdleState {
+    pub(super) fn new(now: Instant, first_request_by: Instant) -> Self {
+        Self {
+            idle: idle_from(now),
+            first_request_by,
+            queued: true,
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn on_request(&mut self) {
+        self.idle.called = true;
+    }
+
+    /// When the first request is to have come, until it has.
+    pub(super) fn first_request_by(&self) -> Option<Instant> {
+        (!self.idle.called).then_some(self.first_request_by)
+    }
+}
+
+fn idle_from(now: Instant) -> Idle {
+    Idle {
+        called: false,
+        since: now,
+    }
+}
+
+/// The accepted connections of both listeners.
+#[derive(Debug, Default)]
+pub(super) struct ByListener {
+    outbound: OfListener,
+    inbound: OfListener,
+}
+
+#[derive(Debug, Default)]
+struct OfListener {
+    open: usize,
+    queue: IdleQueue<u64>,
+    logged: Option<Instant>,
+}
+
+impl ByListener {
+    /// How many connections a listener has.
+    pub(super) fn open(&self, role: Role) -> usize {
+        match role {
+            Role::Outbound => self.outbound.open,
+            Role::Inbound => self.inbound.open,
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        role: Role,
+        key: ConnKey,
+        now: Instant,
+        arena: &mut Arena<ConnKind, Conn>,
+    ) {
+        let of = self.of(role);
+        of.open += 1;
+        of.queue.push(key.pack(), idle_from(now));
+        let open = of.open;
+        of.queue.prune(open, |key| standing(arena, key));
+    }
+
+    pub(super) fn remove(&mut self, role: Role) {
+        let of = self.of(role);
+        of.open = of.open.saturating_sub(1);
+    }
+
+    /// A call of a connection has ended, perhaps its last.
+    pub(super) fn on_call_end(&mut self, key: ConnKey, conn: &mut Conn, now: Instant) {
+        let Side::Accepted(accepted) = &mut conn.side else {
+            return;
+        };
+        if !conn.calls.is_empty() {
+            return;
+        }
+        let role = accepted.caller().role;
+        let state = &mut accepted.idle;
+        state.idle.since = now;
+        if !state.queued {
+            state.queued = true;
+            self.of(role).queue.push(key.pack(), state.idle);
+        }
+    }
+
+    /// The connection of a listener that is to go first; none if all have a call in flight.
+    pub(super) fn idlest(
+        &mut self,
+        role: Role,
+        arena: &mut Arena<ConnKind, Conn>,
+    ) -> Option<ConnKey> {
+        let key = self.of(role).queue.pop(|key| standing(arena, key))?;
+        Some(Key::unpack(key))
+    }
+
+    /// Whether it is time again to log that a listener is full.
+    pub(super) fn may_log(&mut self, role: Role, now: Instant) -> bool {
+        let logged = &mut self.of(role).logged;
+        let may = logged.is_none_or(|at| now.saturating_duration_since(at) >= LOG_EVERY);
+        if may {
+            *logged = Some(now);
+        }
+        may
+    }
+
+    fn of(&mut self, role: Role) -> &mut OfListener {
+        match role {
+            Role::Outbound => &mut self.outbound,
+            Role::Inbound => &mut self.inbound,
+        }
+    }
+}
+
+/// What the queue is told of a connection. A busy one loses its entry until its last call ends.
+fn standing(arena: &mut Arena<ConnKind, Conn>, key: u64) -> Standing {
+    let Some(conn) = arena.get_mut(Key::unpack(key)) else {
+        return Standing::Gone;
+    };
+    let busy = !conn.calls.is_empty();
+    let Side::Accepted(accepted) = &mut conn.side else {
+        return Standing::Gone;
+    };
+    if busy {
+        accepted.idle.queued = false;
+        return Standing::Busy;
+    }
+    Standing::Idle(accepted.idle.idle)
+}

@@ -1,0 +1,162 @@
+//! The streams of a connection, the calls that they belong to, and the bytes that both hold. Calls by key and frames come
+//! in; what a call is may not come in.
+
+use std::time::{Duration, Instant};
+
+use heddle_h2::{Drained, ErrorCode, Fields, Gone, OpenError, StreamId};
+
+use super::conn::{Conn, LINGER, Side};
+use crate::keys::CallKey;
+
+/// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+/// How many such streams one connection may have; the oldest is reset first.
+const LINGER_STREAMS: usize = 128;
+
+impl Conn {
+    pub(crate) fn calls(&self) -> &[CallKey] {
+        &self.calls
+    }
+
+    /// Its calls, which have no stream here any more.
+    pub(crate) fn take_calls(&mut self) -> Vec<CallKey> {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Adds a call; returns its index.
+    pub(crate) fn add_call(&mut self, call: CallKey) -> usize {
+        self.calls.push(call);
+        self.calls.len() - 1
+    }
+
+    /// Takes the call at an index out if it is still there. `Some(Some(moved))`: that one has its index now.
+    #[allow(
+        clippy::option_option,
+        reason = "whether it was there, and what took its place"
+    )]
+    pub(crate) fn remove_call(&mut self, call: CallKey, index: usize) -> Option<Option<CallKey>> {
+        if self.calls.get(index) != Some(&call) {
+            return None;
+        }
+        self.calls.swap_remove(index);
+        Some(self.calls.get(index).copied())
+    }
+
+    /// A request has come: its stream is the call's from now on.
+    pub(crate) fn begin_call(&mut self, stream: StreamId, call: CallKey) {
+        self.calls.push(call);
+        self.h2.set_token(stream, call.pack());
+        if let Side::Accepted(accepted) = &mut self.side {
+            accepted.on_request();
+        }
+    }
+
+    /// Opens a stream for a token.
+    pub(crate) fn open(
+        &mut self,
+        request: &Fields,
+        token: u64,
+        end: bool,
+    ) -> Result<StreamId, OpenError> {
+        self.h2.open(request, token, end)
+    }
+
+    /// Sends a header list; returns how many bytes of it wait in the machine.
+    pub(crate) fn headers(
+        &mut self,
+        stream: StreamId,
+        fields: &Fields,
+        end: bool,
+    ) -> Result<usize, Gone> {
+        self.h2.headers(stream, fields, end)
+    }
+
+    /// Sends DATA; returns how many bytes of it have gone to the output.
+    pub(crate) fn data(&mut self, stream: StreamId, data: &[u8], end: bool) -> Result<usize, Gone> {
+        self.h2.data(stream, data, end)
+    }
+
+    pub(crate) fn reset(&mut self, stream: StreamId, code: ErrorCode) {
+        self.h2.reset(stream, code);
+    }
+
+    /// The bytes of a stream have been passed on: its sender may send more.
+    pub(crate) fn release(&mut self, stream: StreamId, bytes: usize) {
+        self.h2.release(stream, bytes);
+    }
+
+    /// Throws away what waits to be sent on a stream; returns how many bytes.
+    pub(crate) fn discard(&mut self, stream: StreamId) -> usize {
+        self.h2.discard(stream)
+    }
+
+    /// What of a stream has gone from the machine's queue to the output.
+    pub(crate) fn next_drained(&mut self) -> Option<Drained> {
+        self.h2.poll_drained()
+    }
+
+    /// Whether a header list goes to the output at once.
+    pub(crate) fn has_output_room(&self) -> bool {
+        self.h2.has_output_room()
+    }
+
+    pub(crate) fn peer_header_list_bytes(&self) -> Option<u32> {
+        self.h2.peer_header_list_bytes()
+    }
+
+    pub(crate) fn live_streams(&self) -> usize {
+        self.h2.live_streams()
+    }
+
+    /// The stream was answered: what still comes of its request is thrown away for a while.
+    pub(crate) fn linger_on(&mut self, stream: StreamId, now: Instant) {
+        self.h2.set_token(stream, LINGER);
+        if self.linger.len() >= LINGER_STREAMS
+            && let Some((_, oldest)) = self.linger.pop_front()
+        {
+            self.h2.reset(oldest, ErrorCode::NO_ERROR);
+        }
+        self.linger.push_back((now + LINGER_TIME, stream));
+    }
+
+    /// Bytes that its calls and its machine hold.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.charged + self.machine
+    }
+
+    /// One of its calls holds `now` bytes elsewhere and held `before`.
+    pub(crate) fn charge(&mut self, before: usize, now: usize) {
+        self.charged = (self.charged + now).saturating_sub(before);
+    }
+
+    /// Bytes in its machine as measured last.
+    pub(crate) fn machine_bytes(&self) -> usize {
+        self.machine
+    }
+
+    /// Bytes of a frame or header block that is not complete yet.
+    pub(crate) fn partial_bytes(&self) -> usize {
+        self.h2.partial_bytes()
+    }
+
+    /// Measures the bytes in its machine; `None` if they have not changed, else what they were and are.
+    pub(crate) fn measure_machine(&mut self) -> Option<(usize, usize)> {
+        let now = self.h2.queued_bytes() + self.h2.partial_bytes();
+        if now == self.machine {
+            return None;
+        }
+        Some((std::mem::replace(&mut self.machine, now), now))
+    }
+
+    /// Does with little memory: windows do not grow, and less is kept unwritten for a peer that does not read.
+    pub(super) fn set_frugal(&mut self, frugal: bool) {
+        self.h2.set_frugal(frugal);
+    }
+
+    /// Resets answered streams whose request has gone on for too long.
+    pub(crate) fn end_lingering(&mut self, now: Instant) {
+        while let Some((_, stream)) = self.linger.pop_front_if(|(until, _)| *until <= now) {
+            self.h2.reset(stream, ErrorCode::NO_ERROR);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The keys of connections, calls and pools. They stand below the modules that own the values, so that each of these
+//! can name the others' values without depending on their types. Only keys may come in here.
+
+use crate::arena::Key;
+
+/// Marks keys of connections.
+#[derive(Debug)]
+pub(crate) enum ConnKind {}
+/// Marks keys of calls.
+#[derive(Debug)]
+pub(crate) enum CallKind {}
+/// Marks keys of pools.
+#[derive(Debug)]
+pub(crate) enum PoolKind {}
+
+pub(crate) type ConnKey = Key<ConnKind>;
+pub(crate) type CallKey = Key<CallKind>;
+pub(crate) type PoolKey = Key<PoolKind>;
