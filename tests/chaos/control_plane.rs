@@ -27,7 +27,7 @@ async fn ten_seconds_without_it_cost_no_call_even_to_a_proxy_that_restarts() {
     let gone = Instant::now();
     load.more(200).await;
 
-    // Node c serves callers only; its proxy comes back with no control plane to ask.
+    // Node c has only callers; its proxy restarts without a control plane.
     mesh.stop_proxy("c").await;
     mesh.start_proxy("c").await;
     let first = call(mesh.node("c").outbound, payload("first")).await;
@@ -46,7 +46,7 @@ async fn ten_seconds_without_it_cost_no_call_even_to_a_proxy_that_restarts() {
     late.finish().await.assert_none_failed(100);
     load.finish().await.assert_none_failed(700);
 
-    // And it leads again: what starts now is seen everywhere.
+    // And updates arrive again: a new instance is reached from everywhere.
     mesh.echo("c", "c1").await;
     for node in ["a", "b", "c"] {
         reach(&mesh.channel(node), &["a1", "b1", "b2", "c1"]).await;
@@ -71,7 +71,7 @@ async fn a_node_is_of_use_to_itself_while_the_control_plane_is_away() {
     mesh.control_has(&["a2"]).await;
 }
 
-/// Nobody can be told that it goes and comes: its links say so, and its state dir knows who is on it.
+/// The stop and start cannot be reported: other proxies see it by their links, and the state dir has its instances.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
     let mut mesh = Mesh::builder().nodes(3).start().await;
@@ -89,7 +89,7 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
     load.more(100).await;
     mesh.kill_control().await;
 
-    // What it has accepted it finishes, from its own callers and from others.
+    // It finishes what it has accepted, from its own callers and from others.
     let mut open = Vec::new();
     for node in ["a", "c"] {
         open.push(open_on(&mesh, node, "c1").await);
@@ -110,7 +110,7 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
         first.expect("the first call after the ready line").payload,
         "first"
     );
-    // Before the control plane could tell anybody, and from elsewhere too.
+    // Before the control plane could report it, and from other nodes too.
     for node in ["a", "b", "c"] {
         reach(&mesh.channel(node), &["a1", "c1"]).await;
     }
@@ -122,14 +122,14 @@ async fn a_node_that_drains_and_restarts_without_it_costs_no_call() {
     let answered = log.answered_since(back);
     assert!(answered.contains_key("c1"), "{answered:?}");
 
-    // And it leads again: who goes from there is called no more.
+    // And updates arrive again: an instance that leaves is no longer called.
     mesh.stop_instance("c", "c1").await;
     for node in ["a", "b", "c"] {
         reach(&mesh.channel(node), &["a1"]).await;
     }
 }
 
-/// A stream through a node's proxy that stands on this instance.
+/// A stream through a node's proxy to this instance.
 async fn open_on(mesh: &Mesh, node: &str, id: &str) -> OpenStream {
     // Choice is random among equals: so many are never needed.
     for _ in 0..200 {
@@ -141,7 +141,7 @@ async fn open_on(mesh: &Mesh, node: &str, id: &str) -> OpenStream {
     panic!("no stream through node {node} stands on {id}");
 }
 
-/// The same outage for a minute and several proxies killed in it.
+/// The same outage for a minute, with several proxies killed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes a minute: ./test --long"]
 async fn a_minute_without_it_and_proxies_killed_meanwhile() {
@@ -175,7 +175,7 @@ async fn a_minute_without_it_and_proxies_killed_meanwhile() {
     load.finish().await.assert_none_failed(calls);
 }
 
-/// Longer than any lease and any back-off of ours, and instances come and go on their nodes all the time.
+/// Longer than any lease and back-off, while instances come and go on their nodes.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: ./test --long"]
 async fn three_minutes_without_it_cost_no_call_and_nothing_flaps_afterwards() {
@@ -193,7 +193,7 @@ async fn three_minutes_without_it_cost_no_call_and_nothing_flaps_afterwards() {
 
     mesh.kill_control().await;
     let end = Instant::now() + Duration::from_secs(180);
-    // One of those that all nodes call goes too; node b alone can be told.
+    // An instance that all nodes call stops too; only its own node b can know.
     mesh.stop_instance("b", "b0").await;
     reach(&mesh.channel("b"), &["a1", "b1"]).await;
     mesh.echo("c", "c1").await;
@@ -220,7 +220,7 @@ async fn three_minutes_without_it_cost_no_call_and_nothing_flaps_afterwards() {
     load.finish().await.assert_none_failed(calls);
 }
 
-/// For longer than a lease and the time that a new sweeper lets pass, these are there, and no node is given up.
+/// For longer than a lease and the time that a new leader waits, these instances are there and no node expires.
 async fn nothing_flaps(mesh: &Mesh, load: &Load, ids: &[&str]) {
     let end = Instant::now() + Duration::from_secs(25);
     while Instant::now() < end {
@@ -230,11 +230,11 @@ async fn nothing_flaps(mesh: &Mesh, load: &Load, ids: &[&str]) {
         load.more(100).await;
     }
     let events = mesh.events().await;
-    let told = |kinds: &[&str]| {
-        let mut told = events.iter().map(|event| event.kind.as_str());
-        told.any(|kind| kinds.contains(&kind))
+    let has_event = |kinds: &[&str]| {
+        let mut kinds_found = events.iter().map(|event| event.kind.as_str());
+        kinds_found.any(|kind| kinds.contains(&kind))
     };
-    assert!(told(&["node-joined"]), "{events:#?}");
+    assert!(has_event(&["node-joined"]), "{events:#?}");
     let given_up = ["node-expired", "node-suspect", "node-superseded"];
-    assert!(!told(&given_up), "{events:#?}");
+    assert!(!has_event(&given_up), "{events:#?}");
 }

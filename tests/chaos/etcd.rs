@@ -19,7 +19,7 @@ async fn its_leader_killed_costs_no_call() {
     fixture.finish().await;
 }
 
-/// It keeps its connections and answers nothing: everybody has to notice by themselves.
+/// It keeps its connections and answers nothing, so every client has to detect it.
 #[tokio::test(flavor = "multi_thread")]
 async fn its_leader_frozen_costs_no_call() {
     let mut fixture = Fixture::start(Hosts::Same).await;
@@ -31,14 +31,14 @@ async fn its_leader_frozen_costs_no_call() {
     fixture.finish().await;
 }
 
-/// The leader and one more are killed for so long.
+/// Kills the leader and one more member for this time.
 async fn without_quorum(outage: Duration) {
     let mut fixture = Fixture::start(Hosts::Same).await;
     let begun = Instant::now();
     let lost = fixture.etcd.lose_quorum().await;
     fixture.calls_continue().await;
 
-    // A node is of use to itself: what registers on it is reached from it at once.
+    // A node works for itself: an instance that registers on it is reached from it at once.
     fixture.add("a", "a2").await;
     reach(&fixture.mesh.channel("a"), &["a1", "a2", "b1"]).await;
     fixture.calls_continue_until(begun + outage).await;
@@ -62,7 +62,7 @@ async fn its_quorum_lost_for_a_minute_costs_no_call() {
     without_quorum(Duration::from_secs(60)).await;
 }
 
-/// Only callers with a proxy here: who calls an instance directly and cannot be told that it goes may see it gone.
+/// Only callers with a proxy: a direct client cannot learn of the removal and may see the instance gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
     let (mut etcd, builder, _) = cluster(Hosts::Same).await;
@@ -95,7 +95,7 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
     load.finish().await.assert_none_failed(400);
 }
 
-/// What a store that does not answer is asked again and again is told once.
+/// Writes are repeated while the store does not answer; each event must exist once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
     let (mut etcd, builder, _) = cluster(Hosts::Same).await;
@@ -106,7 +106,7 @@ async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
     mesh.replicas_agree(&["a1", "a2", "b1", "b2"]).await;
     let lost = etcd.lose_quorum().await;
     mesh.kill_instance("a", "a2").await;
-    // Longer than a lease, so that sessions end and are opened anew: time itself is what is tested.
+    // Longer than a lease, so that sessions end and are reopened: the time itself is tested.
     tokio::time::sleep(Duration::from_secs(12)).await;
     mesh.kill_instance("b", "b2").await;
     reach(&mesh.channel("b"), &["a1", "b1"]).await;
@@ -115,8 +115,8 @@ async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
     mesh.replicas_agree(&["a1", "b1"]).await;
     let events = mesh.events().await.into_iter();
     let expired = events.filter(|event| event.kind == "instance-expired");
-    let mut told: Vec<_> = expired.map(|it| (it.instance, it.cause)).collect();
-    told.sort();
+    let mut expired_instances: Vec<_> = expired.map(|it| (it.instance, it.cause)).collect();
+    expired_instances.sort();
     let broke = |id: &str| (id.to_owned(), "its keep-alive stream broke".to_owned());
-    assert_eq!(told, [broke("a2"), broke("b2")]);
+    assert_eq!(expired_instances, [broke("a2"), broke("b2")]);
 }

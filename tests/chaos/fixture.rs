@@ -19,11 +19,11 @@ use heddle_tests::stock::{self, Client};
 pub(crate) enum Hosts {
     /// All on this host's loopback.
     Same,
-    /// Each replica on a host of its own; nodes, clients and etcd on this one, etcd at an address of its own.
+    /// Each replica on its own host; nodes, clients and etcd on this one, etcd at its own address.
     Separate,
 }
 
-/// The nodes, and what is on them from the start.
+/// The nodes and their first instances.
 pub(crate) const BASE: [(&str, &str); 2] = [("a", "a1"), ("b", "b1")];
 
 // Dropped in this order: callers first, etcd last.
@@ -117,8 +117,8 @@ impl Fixture {
     pub(crate) async fn finish(mut self) {
         self.endpoints_update().await;
         self.mesh.replicas_agree(&["a1", "b1"]).await;
-        // The fault was the control plane's: both nodes lived all the time, and their sessions moved within the lease; and
-        // no instance went that had not asked to.
+        // Only the control plane had a fault: both nodes were up all the time and their sessions moved within the lease, so
+        // no node and no instance may have expired.
         let events = self.mesh.events().await;
         let mut kinds = events.iter().map(|event| event.kind.as_str());
         assert!(
@@ -150,7 +150,7 @@ async fn all_reach(mesh: &Mesh, envoy: &Envoy, stock: &[Client], ids: &[&str]) {
     }
 }
 
-/// etcd, a mesh that is on it, and the address at which instances are reached from everywhere.
+/// etcd, a mesh on it, and the address at which instances are reachable from everywhere.
 pub(crate) async fn cluster(hosts: Hosts) -> (Etcd, Builder, IpAddr) {
     let mesh = |etcd: &Etcd| Mesh::builder().nodes(2).replicas(3, &etcd.store());
     if hosts == Hosts::Same {
@@ -162,6 +162,6 @@ pub(crate) async fn cluster(hosts: Hosts) -> (Etcd, Builder, IpAddr) {
     let (here, store) = (network.here(), network.also_here());
     let etcd = Etcd::builder().members(3).host(store).start().await;
     let mesh = mesh(&etcd).network(network);
-    // A client that reaches the control plane from elsewhere is not told of loopback addresses.
+    // A client that reaches the control plane from another host gets no loopback addresses.
     (etcd, mesh, here)
 }

@@ -59,16 +59,16 @@ async fn calls_in_flight_on_an_instance_that_stops_are_finished() {
 
 /// Callers on each of the two nodes.
 const CALLERS: usize = 10;
-/// As a failure names the instance that is killed.
+/// How a failure names the killed instance.
 const VICTIM: &str = "instance b1 of heddle-echo.default on node b";
 
-/// The death of `b1` under load.
+/// What happened when `b1` was killed under load.
 struct Kill {
     log: CallLog,
     /// Before the signal.
     killed: Instant,
-    /// It has been reaped, so the kernel has closed its connections and refuses new ones: whatever reaches its proxy from
-    /// now on comes after the news. Calls begun between the two may still have been in flight on it.
+    /// It has been reaped, so the kernel has closed its connections and refuses new ones, and its proxy knows it before
+    /// any later call. Calls begun between the two may still have been in flight on it.
     dead: Instant,
 }
 
@@ -81,8 +81,8 @@ async fn kill_under(kind: Kind) -> Kill {
         ..plan(&mesh, kind)
     });
     load.more(200).await;
-    // What it has in flight stays so until the kill, however long that takes: it answers no more. The further calls have
-    // passed the proxies after the last of its answers.
+    // Its calls in flight stay so until the kill, however long that takes, because it is frozen. The further calls passed
+    // the proxies after its last answer.
     mesh.freeze_instance("b", "b1");
     load.more(5).await;
     let address = has_calls(&mesh, "b", "b1").await;
@@ -90,7 +90,7 @@ async fn kill_under(kind: Kind) -> Kill {
     mesh.kill_instance("b", "b1").await;
     let dead = Instant::now();
     load.more(300).await;
-    // A second later, and then some more calls: nobody even knocks where the dead one was.
+    // A second later and some calls later, no connection to the dead instance's address is attempted.
     tokio::time::sleep((killed + Duration::from_secs(1)).saturating_duration_since(Instant::now()))
         .await;
     let there = TcpListener::bind(address).expect("its address is free");
@@ -105,8 +105,8 @@ async fn kill_under(kind: Kind) -> Kill {
     }
 }
 
-/// Awaits calls in flight on an instance, as its node's proxy sees them: the balancer owes no instance a call at any one
-/// moment. Gives its address.
+/// Waits for calls in flight on an instance, as its node's proxy sees them: at a given moment the balancer may have sent it
+/// none. Returns its address.
 async fn has_calls(mesh: &Mesh, node: &str, id: &str) -> SocketAddr {
     let admin = mesh.node(node).admin;
     until("calls are in flight on the instance", async || {
@@ -177,7 +177,7 @@ async fn of_open_streams_exactly_those_on_it_are_lost() {
     }
 }
 
-/// Kill upon kill, each instance started again under its own name.
+/// Repeated kills, each instance restarted under its own name.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes a minute: ./test --long"]
 async fn twenty_kills_in_a_row_cost_no_call_that_may_be_repeated() {

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-/// A stream that is open on an instance, as that instance itself has answered.
+/// An open stream, and the instance that answered its first message.
 pub(crate) struct OpenStream {
     pub(crate) instance: String,
     send: mpsc::Sender<EchoRequest>,

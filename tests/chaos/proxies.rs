@@ -15,27 +15,27 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
     let idle = mesh.channel("a");
     reach(&idle, &["a1"]).await;
     let stream = told_to_stop_twice(&mut mesh).await;
-    // Time itself is what is tested: one that stopped at once would have gone.
+    // The time itself is tested: a proxy that stopped at once would be gone.
     tokio::time::sleep(Duration::from_secs(2)).await;
     stream.continues().await;
-    // In less than the time that a drain may take: idle connections keep no proxy alive.
+    // In less than the drain timeout: idle connections do not keep a proxy alive.
     mesh.proxy_exits("a").await;
     drop(idle);
 }
 
-/// Twice, as launchers do that signal a process and then its group: that is not yet "at once". Gives a call that was in
-/// flight before.
+/// Signals twice, as launchers do that signal a process and then its group: that does not yet mean "stop at once". Returns a
+/// call that was in flight before.
 async fn told_to_stop_twice(mesh: &mut Mesh) -> OpenStream {
     for _ in 0..10 {
         let stream = OpenStream::start(mesh.channel("a")).await;
-        let told = Instant::now();
+        let signalled = Instant::now();
         mesh.node("a").proxy().signal("TERM");
         refuses_connections(mesh, "a").await;
         mesh.node("a").proxy().signal("TERM");
-        if told.elapsed() < Duration::from_secs(1) {
+        if signalled.elapsed() < Duration::from_secs(1) {
             return stream;
         }
-        // This machine was too slow: a second later it is told anew, and may stop at once.
+        // This machine was too slow: a second signal after a second means "stop at once".
         drop(stream);
         mesh.proxy_exits("a").await;
         mesh.start_proxy("a").await;

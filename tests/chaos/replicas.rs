@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::fixture::{BASE, Fixture, Hosts};
 
-/// Longer than a lease (10 s): whoever could not renew it has lost it.
+/// Longer than a lease (10 s): a node that could not renew it has lost it.
 const CUT: Duration = Duration::from_secs(13);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,7 +31,7 @@ async fn restarting_one_after_another_costs_no_call() {
     fixture.finish().await;
 }
 
-/// Its node and its clients, of whom none is told that their connections lead nowhere now.
+/// Its node and its clients get no notification that their connections are dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_is_cut_off_from_all_costs_no_call() {
     let fixture = Fixture::start(Hosts::Separate).await;
@@ -43,8 +43,8 @@ async fn one_that_is_cut_off_from_all_costs_no_call() {
     fixture.finish().await;
 }
 
-/// Its clients reach it all the time; it must not keep their nodes where no lease is renewed, nor any client where no
-/// news come in.
+/// Its clients reach it all the time. It must send away the nodes, whose leases it cannot renew, and the clients, for whom it
+/// gets no updates.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_is_cut_off_from_etcd_alone_costs_no_call() {
     let mut fixture = Fixture::start(Hosts::Separate).await;
@@ -58,8 +58,8 @@ async fn one_that_is_cut_off_from_etcd_alone_costs_no_call() {
     fixture.finish().await;
 }
 
-/// Those that it leads would call an instance on and on that has gone for all others. (A node whose own session is there
-/// cannot tell anybody that an instance goes before it has moved, which takes as long as an instance waits.)
+/// Without lag detection its clients would keep calling an instance that is removed everywhere else. (A node whose session is
+/// there can report a removal only after it has moved, which takes as long as an instance waits.)
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_stops_unheard_by_one_costs_no_call() {
     let mut fixture = Fixture::start(Hosts::Separate).await;
@@ -75,7 +75,7 @@ async fn an_instance_that_stops_unheard_by_one_costs_no_call() {
     fixture.finish().await;
 }
 
-/// The replica that leads Envoy, and a node whose session another one holds.
+/// The replica of Envoy, and a node whose session is at another replica.
 async fn envoys_and_not_of(fixture: &mut Fixture) -> (&'static str, &'static str) {
     loop {
         let victim = fixture.replica_of_envoy().await;
@@ -84,7 +84,7 @@ async fn envoys_and_not_of(fixture: &mut Fixture) -> (&'static str, &'static str
                 return (victim, node);
             }
         }
-        // All are at one: wherever chance takes them.
+        // All are at one replica: restart it until chance separates them.
         fixture.mesh.stop_replica(victim).await;
         for (node, _) in BASE {
             fixture.mesh.replica_of(node, victim).await;

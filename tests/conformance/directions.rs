@@ -6,7 +6,7 @@ use std::process::Command;
 
 use heddle_tests::tools::root;
 
-/// What each crate may depend on inside the workspace, tests of its own aside.
+/// Workspace crates that each crate may depend on outside of its tests.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("heddle-proto", &[]),
     ("heddle-h2", &[]),
@@ -63,7 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What the protocol core may use from outside, its own tests aside: nothing that does I/O or reads a clock.
+/// External crates that heddle-h2 may use outside of its tests: none that does I/O or reads a clock.
 const CORE_MAY_USE: &[&str] = &["rustc-hash", "slab"];
 
 struct Crate {

@@ -56,7 +56,7 @@ async fn h2spec(mesh: &Mesh, addr: SocketAddr) -> (Report, String) {
         .args(["--host", &addr.ip().to_string()])
         .args(["--port", &addr.port().to_string()])
         .args(["--path", PATH])
-        // Longer than a busy machine stalls; a case that fails waits so long, no other does.
+        // Longer than a busy machine stalls; only a failing case waits this long.
         .args(["--timeout", "10", "--strict", "--junit-report"])
         .arg(&junit);
     let ran = run_within(Duration::from_secs(500), start).await;

@@ -6,9 +6,9 @@
     reason = "a test fails loudly"
 )]
 
-/// Who may depend on whom (DESIGN §3).
+/// Allowed dependencies between crates (DESIGN §3).
 mod directions;
-/// Which module of a crate may use which.
+/// Allowed dependencies between modules of a crate.
 mod modules;
 /// Every module has module docs.
 mod module_docs;

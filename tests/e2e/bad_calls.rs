@@ -61,7 +61,7 @@ async fn a_mistyped_authority_is_no_route_and_names_the_nearest() {
         let failed = call_as(&mesh, authority).await;
         failed.assert(Code::Unimplemented, "NO_ROUTE", &["heddle-echo"]);
     }
-    // A method path that is known does not save a wrong name: it never falls back.
+    // A wrong name never falls back to the path, even if the path is known.
     call_as(&mesh, "something-else.entirely").await.assert(
         Code::Unimplemented,
         "NO_ROUTE",
@@ -77,7 +77,7 @@ async fn a_service_whose_last_instance_left_says_so() {
     mesh.stop_instance("a", "e2").await;
     let addr = mesh.node("a").outbound;
     for _ in 0..2 {
-        // At once, not after a while: the service stays known, and what it lacks is said.
+        // At once: the service stays known, and the message says what is missing.
         let failed = call(addr, payload("x")).await.unwrap_err();
         failed.assert(Code::Unavailable, "NO_ENDPOINTS", &["heddle-echo"]);
     }

@@ -71,7 +71,7 @@ async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
                 ..instance()
             },
         ),
-        // An address of documentation (RFC 5737): of no host at all, so not of this one.
+        // A documentation address (RFC 5737), which no host has.
         (
             "address",
             Instance {
@@ -168,7 +168,7 @@ async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
         .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 
-    // Nothing of it came through, as a good one that comes after it shows, and what ran still runs.
+    // None of them had an effect, as a valid one after them shows; earlier instances are still there.
     let good = Instance {
         service: "zoo".to_owned(),
         ..instance()
@@ -193,7 +193,7 @@ async fn the_control_plane_sends_a_registration_to_the_agent() {
 
 const GOOD: &str = "service: good\nprotos: [good.v1.Good]\ninstances:\n  - {id: g1, address: \"127.0.0.1:7001\"}\n";
 
-/// The names of the services that have instances, once they are these; a service stays known after its last one left.
+/// Waits until exactly these services have instances; a service stays known after its last one left.
 async fn services_are(mesh: &Mesh, expected: &[&str]) {
     until("the services of the mesh", async || {
         let mut control = RegistryClient::new(channel(mesh.grpc));
@@ -234,19 +234,19 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
     };
     said(&["bad.yaml", "service", "Bad_Name"]).await;
 
-    // Mended while the proxy runs.
+    // Corrected while the proxy runs.
     mesh.write_services_file("a", "bad.yaml", &bad.replace("Bad_Name", "mended"));
     services_are(&mesh, &["good.default", "mended.default"]).await;
 
-    // Broken again, beyond YAML: what was there stays, as a mistake must not take a service down. A file that comes after
-    // that shows it.
+    // Invalid YAML again: the earlier content stays, because an error must not take a service down. A later file shows
+    // that this one was read.
     mesh.write_services_file("a", "bad.yaml", "service: [");
     said(&["bad.yaml", "its last good content stays"]).await;
     let after = GOOD.replace("good", "after").replace("g1", "a1");
     mesh.write_services_file("a", "after.yaml", &after);
     services_are(&mesh, &["after.default", "good.default", "mended.default"]).await;
 
-    // Words that are not options are mistakes too.
+    // Unknown options are errors too.
     mesh.write_services_file(
         "a",
         "typo.yaml",
@@ -254,7 +254,7 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
     );
     said(&["typo.yaml", "wieght"]).await;
 
-    // Gone with its file.
+    // Removed with its file.
     std::fs::remove_file(mesh.node("a").services_dir.join("bad.yaml")).unwrap();
     services_are(&mesh, &["after.default", "good.default"]).await;
 }

@@ -53,7 +53,7 @@ async fn a_port_in_use_is_named() {
     let mut mesh = Mesh::builder().start().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
-    let place = folder();
+    let dir = folder();
     for flag in ["--listen", "--http"] {
         let other = if flag == "--listen" {
             "--http"
@@ -62,13 +62,13 @@ async fn a_port_in_use_is_named() {
         };
         let start = Start::new("heddle-control", &binary("heddle-control"))
             .args([flag, &addr.to_string(), other, "127.0.0.1:0", "--store"])
-            .arg(format!("embedded:{}", place.path().join(flag).display()));
+            .arg(format!("embedded:{}", dir.path().join(flag).display()));
         let words = [flag, &addr.to_string(), "in use", "choose another"];
         refused(&run(start).await, &words);
     }
     for taken in ["outbound", "inbound", "agent", "admin"] {
         let addr = match taken {
-            // Held by another proxy, whose workers share the port among themselves: it must not be shared with us.
+            // Used by another proxy, whose workers share the port with each other: a second proxy must not share it.
             "outbound" => mesh.node("a").outbound,
             "inbound" => mesh.node("a").inbound,
             _ => addr,
@@ -83,7 +83,7 @@ async fn a_port_in_use_is_named() {
                 "127.0.0.1:0",
             ])
             .arg("--state-dir")
-            .arg(place.path().join(taken));
+            .arg(dir.path().join(taken));
         for listener in ["outbound", "inbound", "agent", "admin"] {
             let at = if listener == taken {
                 addr.to_string()
@@ -103,15 +103,15 @@ async fn a_port_in_use_is_named() {
         ];
         refused(&run(start).await, &words);
     }
-    // Whoever has the ports was not disturbed.
+    // The processes that use the ports were not affected.
     mesh.echo("a", "e1").await;
     reach(&mesh.channel("a"), &["e1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unusable_state_dir_or_store_is_named() {
-    let place = folder();
-    let file = place.path().join("a-file");
+    let dir = folder();
+    let file = dir.path().join("a-file");
     std::fs::write(&file, "not a folder").unwrap();
     // Even root cannot make a folder under a file.
     let state = file.join("state");
@@ -206,7 +206,7 @@ async fn nothing_depends_on_the_order_of_starts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
-    let place = folder();
+    let dir = folder();
     let mut process = Start::new("heddle-proxy", &binary("heddle-proxy"))
         .args([
             "--node",
@@ -226,7 +226,7 @@ async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
         ])
         .args(["--dns", "127.0.0.1:0"])
         .arg("--state-dir")
-        .arg(place.path().join("state"))
+        .arg(dir.path().join("state"))
         .spawn();
     let ready = process.ready().await;
     assert_eq!(ready.get("node"), "a");
@@ -277,7 +277,7 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
         assert!(!said.contains("panicked"), "{case}: {said}");
         mesh.stop_proxy("a").await;
     }
-    // Folders in their places, somebody's files in them.
+    // Folders in place of the files, with files of somebody else in them.
     for file in ["xds", "instances"] {
         let _ = std::fs::remove_file(state.join(file));
         std::fs::create_dir_all(state.join(file).join("inside")).unwrap();
@@ -289,6 +289,6 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
     let bad = names().filter(|entry| entry.file_name().to_string_lossy().contains(".bad-"));
     let bad: Vec<_> = bad.map(|entry| entry.file_name()).collect();
     assert_eq!(bad.len(), 6, "the newest three of each: {bad:?}");
-    // What it wrote meanwhile is good again.
+    // What it has written since is valid.
     assert!(state.join("xds").is_file() && !state.join("xds.tmp").exists());
 }

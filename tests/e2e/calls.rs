@@ -13,7 +13,7 @@ use heddle_tests::sockets::peers_of;
 use heddle_tests::temp::folder;
 use heddle_tests::wait::{seen, until};
 
-/// Until the kernel's table shows the connection: what is open elsewhere may hide a row while it is read.
+/// Waits until the kernel's table shows the connection: a row can be missed while the table is read.
 async fn until_peers(pid: u32, peer: SocketAddr) {
     until("the connection that the call took", async || {
         let peers = peers_of(pid);
@@ -68,7 +68,7 @@ async fn calls_of_one_connection_are_spread_over_all_instances() {
     }
     let channel = mesh.channel("a");
     reach(&channel, &["e1", "e2", "e3", "e4"]).await;
-    // Balanced by measured load, not by turns: one that was slow once gets little for a few seconds, and then its part.
+    // Balanced by measured load, not round robin: one that was slow once gets few calls for a few seconds.
     until("all instances have their part of 400 calls", async || {
         let calls = futures_util::stream::iter(0..400)
             .map(|_| {
@@ -194,8 +194,8 @@ async fn the_services_own_failure_is_relayed_and_never_marked_as_ours() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_is_as_good_as_a_port() {
-    let place = folder();
-    let path = place.path().join("outbound.sock");
+    let dir = folder();
+    let path = dir.path().join("outbound.sock");
     let mut mesh = Mesh::builder()
         .proxy_arg("--outbound")
         .proxy_arg(&format!("unix:{}", path.display()))

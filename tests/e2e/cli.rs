@@ -141,7 +141,7 @@ async fn the_verdict_and_the_exit_code_say_whether_the_mesh_is_well() {
     assert_eq!(ran.code, Some(1), "{}", ran.all());
 }
 
-/// gRPC's interop server as `users` on node a, by `heddle run`: a program with no line of ours in it.
+/// gRPC's interop server as `users` on node a, by `heddle run`: a third-party program.
 fn run_users(mesh: &Mesh) -> Process {
     let server = go_peer("interop-server");
     Start::new("heddle run", &binary("heddle"))
@@ -176,7 +176,7 @@ async fn any_program_joins_is_restarted_and_leaves() {
     assert_eq!((ready.get("instance"), ready.get("node")), ("u1", "a"));
     users_answer(&mesh).await;
 
-    // The program dies: it is started again and takes calls again.
+    // The program dies: it is restarted and gets calls again.
     heddle_tests::faults::signal(child_of(process.pid()), "KILL");
     let again = async || {
         let lines = process.stdout();
@@ -189,14 +189,14 @@ async fn any_program_joins_is_restarted_and_leaves() {
     until("the program is started again", again).await;
     users_answer(&mesh).await;
     let died = "its process ended by itself (signal: 9 (SIGKILL))";
-    let told = async || {
+    let only_the_kill_expired = async || {
         let events = mesh.events().await.into_iter();
         let of_it =
             events.filter(|event| event.instance == "u1" && event.kind == "instance-expired");
         let causes: Vec<_> = of_it.map(|event| event.cause).collect();
         seen(causes == [died], format!("{causes:?}"))
     };
-    until("its death is told", told).await;
+    until("its death is reported as an event", only_the_kill_expired).await;
 
     let program = child_of(process.pid());
     process.stop_cleanly().await;
@@ -212,11 +212,13 @@ async fn any_program_joins_is_restarted_and_leaves() {
         )
     })
     .await;
-    told().await.expect("that it leaves is not told");
+    only_the_kill_expired()
+        .await
+        .expect("no event reports that it left");
 }
 
-/// Issue 10, B1: gRPC's interop server has no reflection. Who starts it is told so, with what to do; callers are told
-/// whose proto services are unknown; and with its descriptors it is called and described like any other.
+/// Issue 10, B1: gRPC's interop server has no reflection. `heddle run` says so with a remedy, the error message for callers
+/// names the service, and with its descriptors it is called and described like any other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
     let mesh = Mesh::builder().nodes(2).start().await;
@@ -239,13 +241,16 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
 
     let mut process = start(&[]);
     process.ready().await;
-    until("it is told to who started it", async || {
-        let told = process.stderr().join("\n");
+    until("heddle run reports it", async || {
+        let stderr = process.stderr().join("\n");
         let parts = ["no gRPC server reflection", "--proto", "--descriptors"];
-        seen(parts.iter().all(|part| told.contains(part)), told.clone())
+        seen(
+            parts.iter().all(|part| stderr.contains(part)),
+            stderr.clone(),
+        )
     })
     .await;
-    until("callers by path are told", async || {
+    until("the error of a call by path names it", async || {
         let answer = call("127.0.0.1").await;
         let message = answer.last("grpc-message").unwrap_or_default();
         let cause = "users.default (it has no gRPC server reflection)";
@@ -286,8 +291,8 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
         "{}",
         described.all()
     );
-    let told = process.stderr().join("\n");
-    assert!(!told.contains("does not know"), "{told}");
+    let stderr = process.stderr().join("\n");
+    assert!(!stderr.contains("does not know"), "{stderr}");
     process.stop_cleanly().await;
 }
 
@@ -299,13 +304,16 @@ async fn a_program_that_does_not_listen_is_told_at_once_and_waited_for() {
         .args(["--", "sleep", "60"])
         .spawn();
     let begun = Instant::now();
-    until("it is told", async || {
-        let told = process.stderr().join("\n");
+    until("it is reported", async || {
+        let stderr = process.stderr().join("\n");
         let parts = ["nothing listens on 127.0.0.1:", "$PORT", "--port"];
-        seen(parts.iter().all(|part| told.contains(part)), told.clone())
+        seen(
+            parts.iter().all(|part| stderr.contains(part)),
+            stderr.clone(),
+        )
     })
     .await;
-    // 2 s are promised; the rest is for a machine that stalls.
+    // 2 s are promised; the rest is for a slow machine.
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(6), "only after {took:?}");
     drop(process);
@@ -372,10 +380,10 @@ fn descendants(pid: u32) -> Vec<u32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
-    let place = folder();
+    let dir = folder();
     let mut demo = Start::new("heddle demo", &binary("heddle"))
         .args(["demo", "--free-ports"])
-        .env("TMPDIR", place.path())
+        .env("TMPDIR", dir.path())
         .spawn();
     let ready = demo.ready().await;
     for node in ["node-a", "node-b", "node-c"] {
@@ -413,11 +421,11 @@ async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
     );
     let left: Vec<_> = all.iter().filter(|&&pid| alive(pid)).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
-    let files: Vec<_> = std::fs::read_dir(place.path()).unwrap().flatten().collect();
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
     assert!(files.is_empty(), "left behind: {files:?}");
 }
 
-/// Types what the demo tells to type, as it stands there.
+/// Runs the commands that the demo prints, unchanged.
 async fn every_line_to_type_works(demo: &Process) {
     let grpcurl = go_peer("grpcurl");
     let peers = grpcurl.parent().unwrap().display().to_string();
@@ -428,7 +436,7 @@ async fn every_line_to_type_works(demo: &Process) {
         .iter()
         .filter_map(|line| line.strip_prefix("  "))
         .filter(|line| line.starts_with("grpcurl ") || line.contains("heddle "))
-        // The last one waits for a program of the reader's.
+        // The last one waits for a program of the user.
         .filter(|line| !line.contains(" run --service "))
         .collect();
     let of = |word: &str| to_type.iter().filter(|line| line.contains(word)).count();

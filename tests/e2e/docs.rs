@@ -12,12 +12,12 @@ use heddle_tests::temp::{folder, free_addr};
 use heddle_tests::tools::{binary, envoy, go_peer, root};
 use heddle_tests::wait::{seen, until};
 
-/// How a block is shown to be true.
+/// How a block is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
-    /// Each line by a shell beside a mesh; must end with 0 and print something.
+    /// Each line in a shell with a running mesh; must exit with 0 and print something.
     Mesh,
-    /// The lines together by a shell beside an etcd.
+    /// All lines in one shell with a running etcd.
     Etcd,
     /// A file of `--services-dir`: its instances appear.
     ServicesFile,
@@ -27,11 +27,11 @@ enum How {
     Envoy,
     /// `heddle run` puts a program into the mesh.
     Run,
-    /// Somewhere else, as said.
+    /// By another test.
     Elsewhere(&'static str),
 }
 
-/// File, first line of the block, how it is shown.
+/// File, first line of the block, how it is tested.
 const BLOCKS: &[(&str, &str, How)] = &[
     (
         "README.md",
@@ -131,7 +131,7 @@ fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// All blocks that have a language: a figure or an output has none.
+/// All blocks with a language; figures and outputs have none.
 fn blocks() -> Vec<Block> {
     let mut files = vec![root().join("README.md")];
     markdown(&root().join("docs"), &mut files);
@@ -200,8 +200,8 @@ fn every_block_is_shown_by_a_test_and_every_test_has_its_block() {
     assert!(stale.is_empty(), "no document has these: {stale:#?}");
 }
 
-/// A shell in which the documents' commands are those of this build and of the pinned peers. `cargo run --release --` is
-/// the `heddle` beside this test.
+/// A shell that runs the binaries of this build and the pinned peers. `cargo run --release --` becomes the `heddle` of this
+/// build.
 fn shell(script: &str, dir: &Path) -> Start {
     let heddle = binary("heddle");
     let ours = heddle.parent().unwrap().display().to_string();
@@ -235,7 +235,7 @@ async fn commands_for_a_running_mesh_work() {
         for command in commands(&block.in_mesh(&mesh)) {
             let start = shell(&command, dir.path()).env("HEDDLE_CONTROL", &control);
             if command.contains("--follow") {
-                // It goes on until it is stopped: what has happened comes first.
+                // It runs until it is stopped; earlier events come first.
                 let mut process = start.spawn();
                 let what = format!("{}: {command} prints something", block.name());
                 process
@@ -254,7 +254,7 @@ async fn commands_for_a_running_mesh_work() {
 async fn services_files_are_taken() {
     let mesh = Mesh::builder().nodes(1).start().await;
     for (at, block) in blocks_of(How::ServicesFile).iter().enumerate() {
-        // One name for all of them in the documents; each has its own here.
+        // The documents use one name; here each file has its own.
         let service = format!("users{at}");
         let text = block
             .text
@@ -273,7 +273,7 @@ async fn services_files_are_taken() {
     }
 }
 
-/// A program that takes `--port`, as the reader's own would.
+/// A program with `--port`, as a user's own would be.
 fn my_server(dir: &Path) {
     let script = format!(
         "#!/bin/sh\nexec {} --listen 127.0.0.1:$2 --service my-own --instance my-own\n",
@@ -335,7 +335,7 @@ async fn the_rights_in_etcd_are_made_and_suffice() {
     let mut process = control("heddle").spawn();
     process.ready().await;
     process.stop_cleanly().await;
-    // And nobody comes in without them.
+    // And no other user is accepted.
     let refused = run(control("somebody")).await;
     assert_eq!(refused.code, Some(2), "{}", refused.all());
 }

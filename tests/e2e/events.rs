@@ -20,7 +20,7 @@ fn events(mesh: &Mesh, words: &[&str]) -> Start {
         .args(["--control", &format!("http://{}", mesh.grpc)])
 }
 
-/// The events of instances as the status API has them: service, instance, cause.
+/// The `instance-expired` events of the status API: service, instance, cause.
 async fn expired(mesh: &Mesh) -> Vec<[String; 3]> {
     let events = mesh.events().await.into_iter();
     let expired = events.filter(|event| event.kind == EXPIRED);
@@ -51,17 +51,17 @@ async fn one_that_dies_is_told_with_its_cause_and_one_that_stops_is_not() {
     mesh.control_has(&["stays", "stops"]).await;
     mesh.stop_instance("a", "stops").await;
     mesh.control_has(&["stays"]).await;
-    // An event comes with what it tells of: there is none to wait for.
+    // An event is written with its change: there is nothing to wait for.
     let ran = run(events(&mesh, &["-o", "json"])).await;
     assert_eq!(ran.code, Some(0), "{}", ran.all());
-    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
-    let told = told["events"].as_array().unwrap();
-    let expired: Vec<_> = told
+    let found: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let found = found["events"].as_array().unwrap();
+    let expired: Vec<_> = found
         .iter()
         .filter(|event| event["kind"] == EXPIRED)
         .collect();
     let [event] = &*expired else {
-        panic!("{told:#?}");
+        panic!("{found:#?}");
     };
     for (field, value) in [
         ("node", "a"),
@@ -82,10 +82,10 @@ async fn one_that_hangs_is_told_to_have_no_beat() {
     mesh.control_has(&["hangs"]).await;
     process.signal("STOP");
     // The agent waits for 15 s.
-    within(TIMEOUT * 2, "it is told", async || {
-        let told = expired(&mesh).await;
+    within(TIMEOUT * 2, "the event is reported", async || {
+        let found = expired(&mesh).await;
         let silent = line("heddle-echo.default", "hangs", "no beat for 15s");
-        seen(told == [silent], format!("{told:?}"))
+        seen(found == [silent], format!("{found:?}"))
     })
     .await;
     process.signal("CONT");
@@ -104,8 +104,8 @@ async fn why_one_went_is_told_once_the_control_plane_is_back() {
     mesh.stop_instance("a", "stops").await;
     mesh.start_control().await;
     mesh.control_has(&["stays"]).await;
-    let told = expired(&mesh).await;
-    assert_eq!(told, [line("heddle-echo.default", "dies", BROKE)]);
+    let found = expired(&mesh).await;
+    assert_eq!(found, [line("heddle-echo.default", "dies", BROKE)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +121,7 @@ async fn no_instance_expires_when_its_nodes_proxy_is_restarted() {
             mesh.stop_proxy("a").await;
         }
         mesh.start_proxy("a").await;
-        // Comes after all that the new process says of its instances.
+        // Arrives after everything that the new process reports of its instances.
         mesh.echo("a", later).await;
         until("the later one is there", async || {
             let service = mesh.service("heddle-echo").await?;
@@ -177,11 +177,11 @@ async fn instances_that_come_and_leave_are_told_and_can_be_asked_for() {
         "--service",
         "heddle-echo",
     ];
-    until("both are told", async || {
+    until("both events are reported", async || {
         let ran = run(events(&mesh, &[&asked[..], &["-o", "json"]].concat())).await;
-        let told: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
-        let told = told["events"].as_array().cloned().unwrap_or_default();
-        let kinds: Vec<_> = told
+        let found: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
+        let found = found["events"].as_array().cloned().unwrap_or_default();
+        let kinds: Vec<_> = found
             .iter()
             .filter_map(|event| event["kind"].as_str())
             .collect();
@@ -202,14 +202,14 @@ async fn instances_that_come_and_leave_are_told_and_can_be_asked_for() {
     assert!(ran.stderr.contains("kinds: "), "{}", ran.all());
 }
 
-/// Awaits that it has told of this.
-async fn tells(follow: &mut Process, kind: &str, instance: &str) -> Value {
+/// Waits for an event in the output of `heddle events --follow`.
+async fn wait_for_event(follow: &mut Process, kind: &str, instance: &str) -> Value {
     let what = format!("{kind} of {instance:?}");
-    let told = |line: &str| {
+    let found = |line: &str| {
         let event: Value = serde_json::from_str(line).ok()?;
         (event["kind"] == kind && event["instance"] == instance).then_some(event)
     };
-    follow.line(&what, told).await
+    follow.line(&what, found).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,23 +220,28 @@ async fn who_follows_is_told_at_once_and_goes_on_after_a_restart_of_the_control_
     }
     mesh.control_has(&["e1", "e2"]).await;
     let mut follow = events(&mesh, &["--follow", "-o", "json"]).spawn();
-    // What had happened before comes first.
-    tells(&mut follow, "node-joined", "").await;
+    // Earlier events come first.
+    wait_for_event(&mut follow, "node-joined", "").await;
     mesh.kill_instance("a", "e1").await;
-    let event = tells(&mut follow, EXPIRED, "e1").await;
+    let event = wait_for_event(&mut follow, EXPIRED, "e1").await;
     assert_eq!(event["cause"], BROKE, "{event}");
 
     mesh.stop_control().await;
     mesh.start_control().await;
     mesh.control_has(&["e2"]).await;
     mesh.kill_instance("a", "e2").await;
-    tells(&mut follow, EXPIRED, "e2").await;
+    wait_for_event(&mut follow, EXPIRED, "e2").await;
     let lines = follow.stdout();
     let ids: BTreeSet<_> = lines
         .iter()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].to_string())
         .collect();
-    assert_eq!(ids.len(), lines.len(), "told twice: {}", follow.output());
+    assert_eq!(
+        ids.len(),
+        lines.len(),
+        "reported twice: {}",
+        follow.output()
+    );
     assert_eq!(follow.exited(), None, "it goes on");
     follow.kill().await;
 }

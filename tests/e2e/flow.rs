@@ -14,7 +14,7 @@ use http::HeaderMap;
 
 use crate::raw_service::{RAW, RawMesh, ok};
 
-/// Bytes that differ from place to place, so that a lost or doubled piece shows.
+/// Bytes that differ by position, so that a lost or doubled piece is noticed.
 fn pattern(len: usize) -> Vec<u8> {
     let byte = |at: usize| u8::try_from((at % 251) ^ (at >> 16 & 0x7f)).unwrap();
     (0..len).map(byte).collect()
@@ -135,7 +135,7 @@ async fn a_caller_that_does_not_read_stops_only_its_own_stream() {
         stream.send_data(frame(b"x"), true).unwrap();
         let response = response.await.unwrap();
         neighbours_pass(&client, way).await;
-        // And the stalled one goes on where it stopped.
+        // And the stalled one continues where it stopped.
         let mut stalled = response.into_body();
         let all = tokio::time::timeout(TIMEOUT, body(&mut stalled)).await;
         let all = all.expect("the flood ends").unwrap();

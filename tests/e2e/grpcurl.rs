@@ -21,7 +21,7 @@ async fn grpcurl(addr: SocketAddr, before: &[&str], after: &[&str]) -> Ran {
     run(start).await
 }
 
-/// Output of a run that succeeds, in the end.
+/// The output of the first run that succeeds.
 async fn answers(addr: SocketAddr, before: &[&str], after: &[&str]) -> String {
     let what = format!("grpcurl {before:?} {addr} {after:?}");
     until(&what, async || {
@@ -145,7 +145,7 @@ async fn the_control_plane_tells_the_state_of_the_mesh() {
 
 const CLIENT_STATUS: &str = "envoy.service.status.v3.ClientStatusDiscoveryService";
 
-/// A client that CSDS tells of, and what it was sent: type, name, client status.
+/// A client in a CSDS response, and its resources: type, name, client status.
 type Told = (String, Vec<[String; 3]>);
 
 /// Each client in the answer's order.

@@ -74,7 +74,7 @@ async fn what_an_instance_says_of_itself_is_seen_everywhere_with_its_reason() {
     };
     let answer = agent.deregister(leave).await.unwrap().into_inner();
     assert!(answer.acknowledged, "{answer:?}");
-    // All know by then that it gets nothing new; that it is gone is told a moment later.
+    // By then every client has acknowledged that it gets no new calls; its removal arrives a moment later.
     let left = health(&mesh, "shop").await.unwrap();
     let drains = |(state, _): &(Health, String)| *state == Health::Draining;
     assert!(left.iter().all(drains), "{left:?}");
@@ -96,7 +96,7 @@ async fn one_that_stops_is_left_by_all_before_it_goes_and_no_call_fails() {
     let load = Load::start(&Plan::new(CallKind::Unsafe, &through));
     load.more(200).await;
     leaves.stop_cleanly().await;
-    // It goes as soon as all know, and not because one that does not answer has had its time.
+    // It leaves when all clients have acknowledged, not because a wait ran out.
     let said = leaves.output();
     assert!(!said.contains("before every client knows"), "{said}");
     load.more(200).await;

@@ -15,7 +15,7 @@ use heddle_tests::wait::{TIMEOUT, seen, until, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Connections that are opened and say nothing.
+/// Opens connections that send nothing.
 async fn silent(addr: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     for _ in 0..count {
@@ -32,7 +32,7 @@ async fn answers(addr: SocketAddr, path: &str) {
     .await;
 }
 
-/// Issue 10, A4: of each listener more connections are held open in silence than it has places.
+/// Issue 10, A4: more silent connections than each listener accepts.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_strangers_stop_neither_health_nor_registration() {
     let mut builder = Mesh::builder();
@@ -56,7 +56,7 @@ async fn silent_strangers_stop_neither_health_nor_registration() {
             answers(http, path).await;
         }
     }
-    // Registers by the agent, is told to the control plane, is found by outbound.
+    // Registered at the agent, sent to the control plane, found by outbound.
     mesh.echo("a", "e1").await;
     heddle_tests::echo::reach(&mesh.channel("a"), &["e1"]).await;
     let (_, metrics) = http_get::get(admin, "/metrics").await.unwrap();
@@ -70,10 +70,10 @@ async fn silent_strangers_stop_neither_health_nor_registration() {
     drop(held);
 }
 
-/// Issue 10, A4: with fewer files than the bounds of its listeners ask for, each listener keeps its share of them.
+/// Issue 10, A4: with a smaller limit of open files than its listeners could use, each listener keeps its share.
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_do_not_take_the_last_file_of_a_process() {
-    let place = folder();
+    let dir = folder();
     let few = |start: Start| {
         let script = "ulimit -n 300; exec \"$@\"";
         start.behind(Path::new("/bin/sh"), &["-c", script, "sh"])
@@ -81,7 +81,7 @@ async fn strangers_do_not_take_the_last_file_of_a_process() {
     let control = Start::new("heddle-control", &binary("heddle-control"))
         .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
         .arg("--store")
-        .arg(format!("embedded:{}", place.path().join("store").display()));
+        .arg(format!("embedded:{}", dir.path().join("store").display()));
     let mut control = few(control).spawn();
     let listeners = control.ready().await;
     let addr = |name: &str| -> SocketAddr { listeners.get(name).parse().unwrap() };
@@ -122,7 +122,7 @@ async fn asked(addr: SocketAddr, request: &str) -> String {
     tokio::time::timeout(TIMEOUT, ask).await.unwrap()
 }
 
-/// Issue 10, D3: what a page of the web can have a browser send.
+/// Issue 10, D3: requests that a web page can make a browser send.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_page_can_neither_read_nor_register_anything() {
     let mesh = Mesh::builder().start().await;
@@ -172,13 +172,13 @@ async fn a_web_page_can_neither_read_nor_register_anything() {
 /// Issue 10, D3.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_beyond_loopback_is_refused_unless_it_is_named() {
-    let place = folder();
+    let dir = folder();
     let port = free_addr().port();
     let open = format!("0.0.0.0:{port}");
     let control = || {
         Start::new("heddle-control", &binary("heddle-control"))
             .arg("--store")
-            .arg(format!("embedded:{}", place.path().join("store").display()))
+            .arg(format!("embedded:{}", dir.path().join("store").display()))
     };
     for (flag, other) in [("--listen", "--http"), ("--http", "--listen")] {
         let start = control().args([flag, &open, other, "127.0.0.1:0"]);
@@ -223,8 +223,8 @@ fn mode(path: &Path) -> u32 {
 /// Issue 10, D3: with umask 000.
 #[tokio::test(flavor = "multi_thread")]
 async fn state_store_and_sockets_are_the_users_alone_whatever_the_umask() {
-    let place = folder();
-    let path = |name: &str| place.path().join(name);
+    let dir = folder();
+    let path = |name: &str| dir.path().join(name);
     let unix = |name: &str| format!("unix:{}", path(name).display());
     let open = |start: Start| {
         start.behind(
@@ -276,7 +276,7 @@ async fn state_store_and_sockets_are_the_users_alone_whatever_the_umask() {
     assert!(left.is_empty(), "socket files that were left: {left:?}");
 }
 
-/// A tiny file system; it goes with this.
+/// A tiny file system, unmounted when dropped.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -302,7 +302,7 @@ impl Drop for Disk {
 async fn a_proxy_starts_on_a_full_state_disk_and_writes_when_it_can() {
     let disk = Disk::new();
     let filler = disk.0.path().join("filler");
-    // As much as there is.
+    // Fills the disk.
     let _ = std::fs::write(&filler, vec![0; 1 << 20]);
     let state = disk.0.path().join("state");
     let mut process = proxy()

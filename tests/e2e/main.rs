@@ -6,39 +6,39 @@
     reason = "a test fails loudly"
 )]
 
-/// A raw HTTP/2 service in the mesh, for tests of what exactly comes through.
+/// A raw HTTP/2 service in the mesh, for tests of what exactly is forwarded.
 mod raw_service;
 /// Calls on one node and across two, by path and by authority, of all four kinds.
 mod calls;
-/// Endpoints are fetched at the first call and dropped when nobody calls.
+/// Endpoints are fetched at the first call and dropped after a time without calls.
 mod on_demand;
-/// The mesh as grpcurl sees it, with no proto file at hand.
+/// grpcurl without a proto file.
 mod grpcurl;
-/// What the parties say to each other arrives as it was meant: resets, deadlines, cancels, metadata.
+/// Resets, deadlines, cancels and metadata keep their meaning.
 mod meaning;
 /// Large messages, long streams, and streams that stall.
 mod flow;
-/// Services that are full, retire their connections, or are not there.
+/// Services that are full, retire their connections, or are down.
 mod upstream;
-/// What a proxy tells of itself on its admin port, and of the mesh by gRPC health.
+/// The admin port of a proxy, and gRPC health on outbound.
 mod admin;
 /// Calls that cannot be routed or are not HTTP/2.
 mod bad_calls;
-/// Who gets the calls that name a proto service and no mesh service.
+/// Path ownership.
 mod paths;
-/// Registrations and services files with mistakes.
+/// Registrations and services files with errors.
 mod bad_registrations;
-/// Processes that cannot start, or start alone.
+/// Processes that cannot start, or start without others.
 mod bad_starts;
 /// The command line: demo, run, status.
 mod cli;
-/// What has happened and why, by the status API and by `heddle events`.
+/// Events, by the status API and by `heddle events`.
 mod events;
-/// Who may reach the listeners, and how many at a time; the files that processes leave.
+/// Who can reach the listeners, connection limits, file permissions.
 mod listeners;
-/// Health checks as the whole mesh sees them, and how instances leave.
+/// Health checks, and how instances leave.
 mod health;
-/// Processes that are stopped before they are ready, and addresses of the other family.
+/// Processes that are stopped before they are ready, and addresses of another family.
 mod odd_starts;
-/// Every command and file that the documents show works as it stands there.
+/// Every command and file of the documents works.
 mod docs;

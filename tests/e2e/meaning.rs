@@ -47,9 +47,9 @@ async fn a_cancel_by_the_service_is_cancelled() {
     for (way, addr) in raw.ways() {
         let client = Client::connect(addr).await;
         let answer = client.call(RAW, "/raw.Raw/Early", &none, b"x").await;
-        let told = ["grpc-status", "heddle-reason"].map(|name| answer.last(name));
+        let headers = ["grpc-status", "heddle-reason"].map(|name| answer.last(name));
         let cancelled = ["1", "UPSTREAM_RESET"].map(|value| Some(value.to_owned()));
-        assert_eq!(told, cancelled, "{way}: {answer:?}");
+        assert_eq!(headers, cancelled, "{way}: {answer:?}");
 
         // After headers and a message, when both have arrived.
         let (response, mut stream) = client.begin(RAW, "/raw.Raw/Late", &none).await;
@@ -107,7 +107,7 @@ async fn an_expired_deadline_is_status_4_and_reaches_the_service_as_cancel() {
                 "{way}, {path}: {answer:?}"
             );
             assert_eq!(reset, Some(Reason::CANCEL), "{way}, {path}");
-            // How much exactly depends on speed here; `path::deadlines` of the data plane has deadlines that do not.
+            // The exact value depends on speed here; it does not in `path::deadlines` of the data plane.
             let left = milliseconds(
                 timeout
                     .expect("grpc-timeout is passed on")
@@ -122,8 +122,8 @@ async fn an_expired_deadline_is_status_4_and_reaches_the_service_as_cancel() {
     }
 }
 
-/// A call whose deadline passes once it is where its path says, how many milliseconds it was given, and what the service
-/// reports of it. On a machine that stalls the deadline may pass before: then the call is given more.
+/// A call whose deadline passes at the stage that its path names: the milliseconds that it was given, and what the service
+/// reports of it. On a slow machine the deadline may pass earlier; then the call is repeated with more time.
 async fn expired<R>(
     client: &Client,
     path: &str,
@@ -154,7 +154,7 @@ fn milliseconds(timeout: &str) -> u64 {
     }
 }
 
-/// A service that never answers and reports of each call that it came (`None`) and how it was reset.
+/// A service that never answers, and reports each call when it arrives (`None`) and how it was reset.
 async fn hanging() -> (RawMesh, mpsc::UnboundedReceiver<Option<Reason>>) {
     let (report, reports) = mpsc::unbounded_channel();
     let raw = RawMesh::start(move |mut call: Call| {

@@ -15,7 +15,7 @@ fn proxy(control: &str) -> Start {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
-    // Nothing answers there, so that outbound waits for two seconds.
+    // Nothing answers there, so outbound waits for two seconds.
     for signal in ["TERM", "INT"] {
         let mut process = proxy("http://127.0.0.1:1")
             .args(["--inbound", "127.0.0.1:0"])
@@ -29,9 +29,9 @@ async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inbound_on_every_address_is_told_by_the_family_of_the_control_plane() {
-    let place = folder();
+    let dir = folder();
     for (host, store) in [("[::1]", "six"), ("127.0.0.1", "four")] {
-        let store = format!("embedded:{}", place.path().join(store).display());
+        let store = format!("embedded:{}", dir.path().join(store).display());
         let mut control = Start::new("heddle-control", &binary("heddle-control"))
             .args(["--listen", &format!("{host}:0"), "--http", "127.0.0.1:0"])
             .args(["--store", &store])
@@ -46,8 +46,11 @@ async fn inbound_on_every_address_is_told_by_the_family_of_the_control_plane() {
         until("the node's inbound in status", async || {
             let mesh = status.get_mesh(GetMeshRequest {}).await;
             let mesh = mesh.map_err(|why| why.to_string())?.into_inner();
-            let told: Vec<_> = mesh.nodes.iter().map(|node| &node.advertise).collect();
-            seen(told == [&format!("{host}{port}")], format!("{told:?}"))
+            let advertised: Vec<_> = mesh.nodes.iter().map(|node| &node.advertise).collect();
+            seen(
+                advertised == [&format!("{host}{port}")],
+                format!("{advertised:?}"),
+            )
         })
         .await;
         process.stop_cleanly().await;

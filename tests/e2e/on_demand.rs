@@ -12,7 +12,7 @@ use tonic::{Code, Request};
 
 const SERVICE: &str = "heddle-echo.default";
 
-/// What node a knows of the service: whether its endpoints are held, and how many.
+/// Whether node a is subscribed to the service's endpoints, and how many there are.
 async fn known(mesh: &Mesh) -> Result<(bool, usize), String> {
     let config = json(mesh.node("a").admin, "/config").await?;
     let service = &config["routing_table"]["services"][SERVICE];
@@ -34,7 +34,7 @@ async fn metric(mesh: &Mesh, line: &str) -> Option<u64> {
     found.and_then(|value| value.trim().parse().ok())
 }
 
-/// Two nodes and an instance on b, which a knows by name only.
+/// Two nodes and an instance on b, of which a knows only the name.
 async fn unused(args: &[&str]) -> Mesh {
     let mut builder = Mesh::builder().nodes(2);
     for arg in args {
@@ -74,7 +74,7 @@ async fn the_first_call_to_a_service_fetches_its_endpoints_within_its_deadline()
 async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_after_5_s() {
     let mesh = unused(&[]).await;
     mesh.control().signal("STOP");
-    // Far off, so that only the proxy ends the wait.
+    // Long, so that only the proxy ends the wait.
     let began = Instant::now();
     let failed = call_within(&mesh, DEADLINE).await.unwrap_err();
     let took = began.elapsed();
@@ -83,7 +83,7 @@ async fn while_the_control_plane_is_frozen_first_calls_are_not_ready_after_5_s()
         "NOT_READY",
         &[SERVICE, "control plane", "node a"],
     );
-    // A proxy reads its clock once a turn, and may have read it a moment before the call came.
+    // A proxy reads its clock once per turn, maybe shortly before the call arrived.
     assert!(took >= Duration::from_secs(4), "{took:?}");
     mesh.control().signal("CONT");
     until("calls go through again", async || {
@@ -139,7 +139,7 @@ async fn what_nobody_calls_is_dropped_and_fetched_again() {
 async fn what_was_in_use_is_served_after_a_restart_with_no_control_plane() {
     let mut mesh = unused(&[]).await;
     call_within(&mesh, DEADLINE).await.unwrap();
-    // A state dir that has more than the name: the inbound of b.
+    // The state dir has more than the name: the inbound address of b.
     let inbound = mesh.node("b").inbound.to_string();
     mesh.saved("a", "xds", &inbound).await;
     mesh.kill_control().await;

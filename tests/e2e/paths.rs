@@ -11,7 +11,7 @@ use tonic::Code;
 
 const ECHO: &str = "heddle.echo.v1.Echo";
 
-/// Starts an instance of another service that serves the same.
+/// Starts an instance of another service with the same proto service.
 async fn other(mesh: &mut Mesh, service: &str, id: &str) {
     let (name, namespace) = service.split_once('.').unwrap_or((service, "default"));
     let words = ["--service", name, "--namespace", namespace];
@@ -19,7 +19,7 @@ async fn other(mesh: &mut Mesh, service: &str, id: &str) {
     mesh.instance("a", id, start).await;
 }
 
-/// Each of these calls by path is answered, and by one of these instances.
+/// Asserts that each of these calls by path is answered by one of these instances.
 async fn all_reach(mesh: &Mesh, calls: usize, instances: &[&str]) {
     for n in 0..calls {
         let answer = call(mesh.node("a").outbound, payload("x")).await;
@@ -65,11 +65,11 @@ async fn a_second_service_with_the_same_proto_harms_nobody_and_everybody_names_t
     let mut mesh = Mesh::builder().nodes(2).start().await;
     mesh.echo("a", "e1").await;
     reach(&mesh.channel("a"), &["e1"]).await;
-    // Sorts before the owner: names decide nothing.
+    // Sorts before the owner: names do not matter.
     other(&mut mesh, "a-canary", "c1").await;
     reach(&channel_as(mesh.node("a").outbound, "a-canary"), &["c1"]).await;
     all_reach(&mesh, 30, &["e1"]).await;
-    // From a node that has none of them.
+    // From a node without any of them.
     reach(&mesh.channel("b"), &["e1"]).await;
 
     let owner = [path("heddle-echo.default", "")];
@@ -98,17 +98,17 @@ async fn a_second_service_with_the_same_proto_harms_nobody_and_everybody_names_t
         &["c1", "c2"],
     )
     .await;
-    let told = until("the conflict is told", async || {
-        let told = conflicts(&mesh).await;
-        if told.is_empty() {
-            Err(format!("{told:?}"))
+    let found = until("the conflict is reported", async || {
+        let found = conflicts(&mesh).await;
+        if found.is_empty() {
+            Err(format!("{found:?}"))
         } else {
-            Ok(told)
+            Ok(found)
         }
     })
     .await;
-    let [(service, cause)] = &*told else {
-        panic!("once for all instances: {told:?}");
+    let [(service, cause)] = &*found else {
+        panic!("once for all instances: {found:?}");
     };
     assert_eq!(service, "a-canary.default");
     assert!(
@@ -132,7 +132,7 @@ async fn an_upgrade_and_a_restart_of_everything_keep_the_path_with_no_control_pl
     other(&mut mesh, "a-canary", "c1").await;
     reach(&channel_as(mesh.node("a").outbound, "a-canary"), &["c1"]).await;
 
-    // All instances go: the other one stands in until one is back.
+    // All of the owner's instances leave: the other service stands in until one is back.
     mesh.stop_instance("a", "e1").await;
     reach(&mesh.channel("a"), &["c1"]).await;
     let stands_in = [path("heddle-echo.default", "a-canary.default")];
@@ -141,7 +141,7 @@ async fn an_upgrade_and_a_restart_of_everything_keep_the_path_with_no_control_pl
     reach(&mesh.channel("a"), &["e2"]).await;
     all_reach(&mesh, 20, &["e2"]).await;
 
-    // The control plane, and then the proxy without it.
+    // Restarts the control plane, and then the proxy without it.
     mesh.kill_control().await;
     mesh.start_control().await;
     all_reach(&mesh, 20, &["e2"]).await;
@@ -177,7 +177,7 @@ async fn only_services_of_several_other_namespaces_are_ambiguous_and_are_named()
     let names = [ECHO, "one.shop", "three.zoo", "-authority one.shop"];
     failed.assert(Code::FailedPrecondition, "AMBIGUOUS_ROUTE", &names);
     reach(&channel_as(mesh.node("a").outbound, "three.zoo"), &["z1"]).await;
-    // Who claims no path in the callers' namespace decides nothing, who claims it does.
+    // A service without a claim in the callers' namespace does not count; one with a claim does.
     mesh.echo("a", "e1").await;
     reach(&mesh.channel("a"), &["e1"]).await;
     all_reach(&mesh, 10, &["e1"]).await;
@@ -186,7 +186,7 @@ async fn only_services_of_several_other_namespaces_are_ambiguous_and_are_named()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_services_file_and_heddle_run_can_leave_paths_to_others() {
     let mut mesh = Mesh::builder().start().await;
-    // A program of its own, that is registered by the file alone.
+    // A program that only the file registers.
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], heddle_tests::temp::free_port()));
     let alone = Start::new("heddle-echo alone", &binary("heddle-echo"))
         .args(["--listen", &listen.to_string(), "--instance", "f1"])

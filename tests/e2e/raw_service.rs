@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use heddle_tests::mesh::{Builder, Mesh};
-use heddle_tests::raw::{Call, Client, Habits, Server, body};
+use heddle_tests::raw::{Behaviour, Call, Client, Server, body};
 use heddle_tests::wait::{seen, until};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The authority that tests name the service by.
+/// The authority of the service in tests.
 pub(crate) const RAW: &str = "raw.default";
 
-/// Answered by the harness itself, to await that calls are routed.
+/// Answered by the harness itself, to wait until calls are routed.
 const READY: &str = "/raw.Raw/Ready";
 
 pub(crate) struct RawMesh {
@@ -27,26 +27,26 @@ impl RawMesh {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_with(Habits::default(), answer).await
+        Self::start_with(Behaviour::default(), answer).await
     }
 
-    /// The same with a service of these habits.
-    pub(crate) async fn start_with<A, F>(habits: Habits, answer: A) -> Self
+    /// The same with this behaviour of the service.
+    pub(crate) async fn start_with<A, F>(behaviour: Behaviour, answer: A) -> Self
     where
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_in(Mesh::builder(), habits, answer).await
+        Self::start_in(Mesh::builder(), behaviour, answer).await
     }
 
-    /// The same in a mesh of a test's own options.
-    pub(crate) async fn start_in<A, F>(mesh: Builder, habits: Habits, answer: A) -> Self
+    /// The same in a mesh with the test's own options.
+    pub(crate) async fn start_in<A, F>(mesh: Builder, behaviour: Behaviour, answer: A) -> Self
     where
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let answer = Arc::new(answer);
-        let server = Server::start_with(habits, move |mut call| {
+        let server = Server::start_with(behaviour, move |mut call| {
             let answer = Arc::clone(&answer);
             async move {
                 let path = call.request.uri().path();
@@ -87,7 +87,7 @@ impl RawMesh {
         raw
     }
 
-    /// The outbound addresses to call through, with words for messages.
+    /// The outbound addresses to call through, each with a description for messages.
     pub(crate) fn ways(&self) -> [(&'static str, SocketAddr); 2] {
         [
             ("one hop", self.mesh.node("b").outbound),

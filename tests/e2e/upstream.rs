@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use heddle_tests::echo::{call, payload};
 use heddle_tests::http_get::json;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::raw::{Answer, Call, Client, Habits, body};
+use heddle_tests::raw::{Answer, Behaviour, Call, Client, body};
 use heddle_tests::temp::free_addr;
 use heddle_tests::wait::{seen, until};
 use http::HeaderMap;
@@ -29,14 +29,14 @@ async fn a_service_that_allows_few_streams_is_given_no_more_and_all_calls_are_an
     const ALLOWED: usize = 4;
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (counter, maximum) = (Arc::clone(&now), Arc::clone(&most));
-    let habits = Habits {
+    let behaviour = Behaviour {
         max_streams: Some(u32::try_from(ALLOWED).unwrap()),
-        ..Habits::default()
+        ..Behaviour::default()
     };
     let mesh = Mesh::builder()
         .proxy_arg("--upstream-connections")
         .proxy_arg("2");
-    let raw = RawMesh::start_in(mesh, habits, move |mut call: Call| {
+    let raw = RawMesh::start_in(mesh, behaviour, move |mut call: Call| {
         let (now, most) = (Arc::clone(&counter), Arc::clone(&maximum));
         async move {
             let _ = body(call.request.body_mut()).await;
@@ -65,13 +65,13 @@ async fn a_service_that_allows_few_streams_is_given_no_more_and_all_calls_are_an
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_retires_its_connections_costs_no_call() {
-    let habits = Habits {
+    let behaviour = Behaviour {
         retire_after: Some(7),
-        ..Habits::default()
+        ..Behaviour::default()
     };
     let connections = Arc::new(AtomicUsize::new(0));
     let seen_connections = Arc::clone(&connections);
-    let raw = RawMesh::start_with(habits, move |mut call: Call| {
+    let raw = RawMesh::start_with(behaviour, move |mut call: Call| {
         let connections = Arc::clone(&seen_connections);
         async move {
             connections.fetch_max(call.connections, Ordering::Relaxed);
@@ -101,7 +101,7 @@ async fn a_service_that_retires_its_connections_costs_no_call() {
 async fn an_instance_that_refuses_connections_costs_no_call() {
     let mut mesh = Mesh::builder().nodes(2).start().await;
     mesh.echo("b", "e1").await;
-    // A second instance at an address where nobody listens, taken as healthy until it refuses.
+    // A second instance at an address without a listener, healthy until it refuses a connection.
     let file = format!(
         "service: heddle-echo\nprotos: [heddle.echo.v1.Echo]\nhealth: {{kind: none}}\n\
          instances:\n  - {{id: dead, address: \"{}\"}}\n",

@@ -35,7 +35,7 @@ async fn by_deltas_it_follows_the_mesh_and_outlives_the_control_plane() {
     follows_the_mesh_and_outlives_the_control_plane("DELTA_GRPC").await;
 }
 
-/// With one word of node metadata Envoy gets a whole outbound listener from the control plane.
+/// With one entry in its node metadata Envoy gets a whole outbound listener from the control plane.
 #[tokio::test(flavor = "multi_thread")]
 async fn as_an_outbound_proxy_that_asks_for_its_listener() {
     let mut mesh = Mesh::builder().start().await;
@@ -51,7 +51,7 @@ async fn as_an_outbound_proxy_that_asks_for_its_listener() {
     for proxy in [listen, mesh.node("a").outbound] {
         every_spelling_of_a_name_means_its_service(proxy).await;
     }
-    // Same names, same outcome as through a proxy of ours: a wrong one is not served by anyone.
+    // Same names, same outcome as through a Heddle proxy: a wrong name is not served.
     let mut wrong = echo(channel_as(listen, "heddle-ecko"));
     let failed = Failed::from(&wrong.unary(payload("x")).await.unwrap_err());
     assert_eq!(failed.code, tonic::Code::Unimplemented, "{failed:?}");
@@ -70,7 +70,7 @@ fn outbound(mesh: &Mesh) -> (Envoy, SocketAddr) {
 
 const UNARY: &str = "/heddle.echo.v1.Echo/Unary";
 
-/// Issue 10, C2: case, port and final dot of a name say nothing.
+/// Issue 10, C2: case, port and final dot of a name do not matter.
 async fn every_spelling_of_a_name_means_its_service(proxy: SocketAddr) {
     for (authority, instance) in [
         ("heddle-echo", "e1"),
@@ -89,7 +89,7 @@ async fn every_spelling_of_a_name_means_its_service(proxy: SocketAddr) {
     }
 }
 
-/// Issue 10, C2: nor do those of an address, or its zone.
+/// Issue 10, C2: nor do port, case and zone of an address.
 async fn every_spelling_of_an_address_means_the_path(proxy: SocketAddr) {
     for authority in [
         "localhost",

@@ -92,7 +92,7 @@ async fn go_client(addr: SocketAddr) -> Vec<String> {
             .arg("-use_tls=false")
             .args(["-server_host", &addr.ip().to_string()])
             .args(["-server_port", &addr.port().to_string()])
-            // A slow machine is not a failure.
+            // A slow machine must not fail the test.
             .args(["-soak_per_iteration_max_acceptable_latency_ms", "10000"])
             .args(["-soak_overall_timeout_seconds", "60"])
             .args(["-test_case", case]);
@@ -107,8 +107,8 @@ async fn go_client(addr: SocketAddr) -> Vec<String> {
     failed
 }
 
-/// How many cases the Python client has: those of the Go client but for `orca_per_rpc` (grpcio takes the report out of
-/// the trailers and shows it to nobody), and large calls from many threads at once.
+/// Number of cases of the Python client: those of the Go client except `orca_per_rpc` (grpcio removes the report from the
+/// trailers), and large calls from many threads at once.
 const PYTHON_CASES: usize = GO_CASES.len();
 
 async fn python_client(addr: SocketAddr) -> Vec<String> {
@@ -151,7 +151,7 @@ async fn every_case_passes_across_two_nodes_through_both_proxies() {
     let joined = join(2, "b", "a").await;
     every_case_passes(joined.caller).await;
 
-    // The way that the calls took, as the kernel has it.
+    // The path of the calls, from the kernel.
     let (a, b) = (joined.mesh.node("a"), joined.mesh.node("b"));
     let (of_a, of_b) = (peers_of(a.pid()), peers_of(b.pid()));
     assert!(
@@ -172,8 +172,8 @@ async fn every_case_passes_across_two_nodes_through_both_proxies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpcio_calls_over_a_unix_socket() {
-    let place = heddle_tests::temp::folder();
-    let socket = format!("unix:{}", place.path().join("out.sock").display());
+    let dir = heddle_tests::temp::folder();
+    let socket = format!("unix:{}", dir.path().join("out.sock").display());
     let mut mesh = Mesh::builder()
         .proxy_arg("--outbound")
         .proxy_arg(&socket)

@@ -14,16 +14,16 @@ use tonic::transport::Channel;
 
 const AWAY: Duration = Duration::from_secs(10);
 
-/// A client dials again when its back-off says so, which has grown while the control plane was away: Envoy's is up to 2 s
+/// A client reconnects by its back-off, which has grown while the control plane was down: Envoy's is up to 2 s
 /// (its bootstrap), gRPC's goes 1, 1.6, 2.6, 4.1, 6.6, 10.5 s. grpc-go has two of them, one for the connection and one for
 /// the stream on it, and where the stream's ends just before the connection is there it waits a whole turn more: some
 /// 16 s after ten without a control plane. More than a turn beyond that, for a slow machine.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
-/// Calls of each that are waited for: before, meanwhile and afterwards. How many more there are is the machine's.
+/// Calls of each client that are awaited before, during and after. How many more there are depends on the machine.
 const AT_LEAST: usize = 60;
 
-/// How the control plane goes.
+/// How the control plane stops.
 #[derive(Clone, Copy)]
 pub(crate) enum Loss {
     Stopped,
@@ -32,9 +32,9 @@ pub(crate) enum Loss {
 
 /// A stock client whose calls are all recorded.
 pub(crate) enum Caller {
-    /// It calls by itself.
+    /// It makes calls itself.
     Grpc(Client),
-    /// It is called through.
+    /// Calls go through it.
     Envoy {
         envoy: Envoy,
         calls: Channel,
@@ -72,7 +72,7 @@ impl Caller {
         }
     }
 
-    /// Not one has failed.
+    /// Asserts that none has failed.
     async fn finish(self) {
         match self {
             Self::Grpc(client) => assert!(client.calls().len() >= AT_LEAST),
@@ -90,7 +90,7 @@ pub(crate) async fn mesh() -> Mesh {
     mesh
 }
 
-/// Of a mesh as above and callers that reach its two instances.
+/// Takes a mesh as above and callers that reach its two instances.
 pub(crate) async fn costs_no_call(mut mesh: Mesh, callers: Vec<Caller>, losses: &[Loss]) {
     all_reach(&callers, &["e0", "e1"]).await;
     follow(&mut mesh, &callers, 0).await;
@@ -119,10 +119,10 @@ pub(crate) async fn costs_no_call(mut mesh: Mesh, callers: Vec<Caller>, losses: 
     }
 }
 
-/// All that is told at first is told from the store, as the node is frozen and tells nothing. An empty store would show
-/// nowhere else for sure: nodes that are awake are back before most clients, and those by the state of the world name
-/// the revision that they have seen and are told nothing older (docs/xds.md, *Versions*): they call on as if the control
-/// plane were still away. A delta client cannot name it, so only Envoy's lost calls then, if it came before the node.
+/// The first answers come from the store alone, because the node is frozen. Only so an empty store is certain to be noticed:
+/// running nodes reconnect before most clients, and state-of-the-world clients send the revision that they have seen and get
+/// nothing older (docs/xds.md, *Versions*), so they would call on as if the control plane were still down. A delta client
+/// cannot send it, so only Envoy would lose calls, and only if it reconnected before the node.
 async fn returns(mesh: &mut Mesh, there: &[&str]) {
     mesh.node("a").proxy().signal("STOP");
     mesh.start_control().await;
@@ -141,7 +141,7 @@ async fn is_back(mesh: &Mesh, node_id: &str) {
     .await;
 }
 
-/// An instance that comes is reached by all, one that goes by none.
+/// A new instance is reached by all, a removed one by none.
 async fn follow(mesh: &mut Mesh, callers: &[Caller], round: usize) {
     let [oldest, stays, new] = [round, round + 1, round + 2].map(|n| format!("e{n}"));
     mesh.echo("a", &new).await;

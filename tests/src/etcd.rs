@@ -169,8 +169,8 @@ impl Etcd {
         }
     }
 
-    /// Kills the leader and one more, and says which: the member that is left knows at once that it has no leader. (One
-    /// that leads and is left alone answers keep-alives until it notices, an election timeout later.)
+    /// Kills the leader and one more member, and returns both: the remaining member knows at once that it has no leader. (A
+    /// leader that is left alone answers keep-alives for another election timeout.)
     pub async fn lose_quorum(&mut self) -> [usize; 2] {
         let leader = self.leader().await;
         let other = (leader + 1) % self.members.len();

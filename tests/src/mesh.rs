@@ -283,7 +283,7 @@ impl Mesh {
             .await;
     }
 
-    /// Waits until a file of a node's state dir has this word: state goes to disk a moment after it is in use, and a
+    /// Waits until a file of a node's state dir contains this word: state is written shortly after it is in use, and a
     /// SIGKILL before that would rightly forget it.
     pub async fn saved(&self, node: &str, file: &str, word: &str) {
         let path = self.node(node).state_dir.join(file);
@@ -312,8 +312,8 @@ impl Mesh {
         self.echo_on(node, id, IpAddr::from([127, 0, 0, 1]))
     }
 
-    /// The same, at an address that is also reached from elsewhere. Its port is given to nobody else when it has gone: who
-    /// still calls it there reaches no instance of another test.
+    /// The same, at an address that other hosts can reach. Its port is not reused after it has gone: late calls to it reach no
+    /// instance of another test.
     pub fn echo_on(&self, node: &str, id: &str, ip: IpAddr) -> Start {
         let listen = SocketAddr::new(ip, free_port());
         Start::new(

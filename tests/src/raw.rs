@@ -56,7 +56,7 @@ impl Call {
 
 /// The behaviour of a server apart from its responses.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Habits {
+pub struct Behaviour {
     /// SETTINGS_MAX_CONCURRENT_STREAMS.
     pub max_streams: Option<u32>,
     /// After so many requests on a connection it says GOAWAY and finishes what it has.
@@ -75,10 +75,10 @@ impl Server {
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_with(Habits::default(), answer).await
+        Self::start_with(Behaviour::default(), answer).await
     }
 
-    pub async fn start_with<A, F>(habits: Habits, answer: A) -> Self
+    pub async fn start_with<A, F>(behaviour: Behaviour, answer: A) -> Self
     where
         A: Fn(Call) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -91,7 +91,7 @@ impl Server {
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let number = connections.fetch_add(1, Ordering::Relaxed) + 1;
-                tokio::spawn(serve(socket, habits, Arc::clone(&answer), number));
+                tokio::spawn(serve(socket, behaviour, Arc::clone(&answer), number));
             }
         });
         Self { addr, task }
@@ -106,14 +106,14 @@ impl Drop for Server {
 
 async fn serve(
     socket: TcpStream,
-    habits: Habits,
+    behaviour: Behaviour,
     answer: Arc<dyn Fn(Call) -> Answering + Send + Sync>,
     connections: usize,
 ) {
     let _ = socket.set_nodelay(true);
     let mut builder = h2::server::Builder::new();
     builder.initial_connection_window_size(CONNECTION_WINDOW);
-    if let Some(max_streams) = habits.max_streams {
+    if let Some(max_streams) = behaviour.max_streams {
         builder.max_concurrent_streams(max_streams);
     }
     let Ok(mut connection) = builder.handshake(socket).await else {
@@ -122,7 +122,7 @@ async fn serve(
     let mut requests = 0;
     while let Some(Ok((request, respond))) = connection.accept().await {
         requests += 1;
-        if habits.retire_after == Some(requests) {
+        if behaviour.retire_after == Some(requests) {
             connection.graceful_shutdown();
         }
         tokio::spawn(answer(Call {
@@ -162,7 +162,7 @@ pub async fn body(stream: &mut RecvStream) -> Result<Bytes, h2::Error> {
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
-    /// The headers ended the stream: in gRPC's words, trailers-only.
+    /// The headers ended the stream (trailers-only in gRPC).
     pub headers_only: bool,
     pub body: Bytes,
     pub trailers: Option<HeaderMap>,

@@ -46,7 +46,7 @@ fn free_block() -> (u16, TcpListener) {
         .expect("of all blocks of ports one is free")
 }
 
-/// Ports that the kernel gives to whoever asks for any.
+/// The kernel's range of ephemeral ports.
 fn ephemeral() -> RangeInclusive<u16> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let text = text.expect("Linux tells its ephemeral range");

@@ -49,7 +49,7 @@ async fn an_etcd_of_the_older_line_conforms() {
     conforms(Etcd::builder().program(go_peer("etcd-3.5")).start().await).await;
 }
 
-/// It was seen to lose changes: it says that a watch is further than it is.
+/// It loses changes, because it reports more watch progress than it made.
 #[tokio::test]
 async fn an_etcd_that_is_too_old_is_refused() {
     let etcd = Etcd::builder().program(etcd_3_5_1()).start().await;

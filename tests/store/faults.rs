@@ -13,16 +13,16 @@ use heddle_tests::wait::{TIMEOUT, seen, until};
 
 use crate::engines::open;
 
-/// The bound of a call (5 s) and what a busy machine adds.
+/// The time limit of a call (5 s), and a margin for a busy machine.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// A call answers or fails within its bound.
+/// Asserts that a call answers or fails within its time limit.
 async fn in_time<T>(call: impl Future<Output = T>) -> T {
     let answer = tokio::time::timeout(BOUND, call).await;
     answer.expect("a call of the store hangs")
 }
 
-/// Writes 0, 1, 2, … under a condition that a lost answer cannot double, and remembers what was answered.
+/// Writes 0, 1, 2, … under a condition, so that a lost answer cannot double a write, and records the acknowledged revisions.
 struct Writer {
     store: Arc<Engine>,
     count: u64,
@@ -76,7 +76,7 @@ async fn keep(store: &Engine, lease: LeaseId) {
     .await;
 }
 
-/// Every one of these writes comes exactly once and in order.
+/// Asserts that each of these writes arrives exactly once and in order.
 async fn follow(watch: &mut Watch, revisions: &[Revision]) {
     let mut given = Vec::new();
     while given.len() < revisions.len() {
@@ -91,7 +91,7 @@ async fn follow(watch: &mut Watch, revisions: &[Revision]) {
 async fn a_watch_and_a_lease_outlive_the_leader() {
     let mut etcd = Etcd::cluster().await;
     let store = open(&etcd);
-    // Longer than any round of kills takes: whether beats are answered is what `keep` shows.
+    // Longer than all kills take: `keep` shows whether keep-alives are answered.
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();
     let held = Txn {
         then: vec![Op::put_leased("held", "", lease)],
@@ -127,7 +127,7 @@ async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
     writer.write().await;
     let mut watch = store.watch("n/", writer.revisions[0]).await.unwrap();
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();
-    // Either way: of what is left a leader does not know at once that it leads nobody.
+    // Both cases: a leader that is left alone does not know at once that it has no quorum.
     for left in ["a follower", "the leader"] {
         let leader = etcd.leader().await;
         let lost = match left {
@@ -139,7 +139,7 @@ async fn without_a_quorum_calls_end_in_time_and_with_it_they_go_on() {
         }
         let (put, get) = (store.put("lost", "x".into()), store.get("n/000000"));
         let (put, get) = in_time(async { tokio::join!(put, get) }).await;
-        // A leader may answer keep-alives for an election timeout; whoever leads next renews all leases.
+        // A leader may answer keep-alives for an election timeout; the next leader renews all leases.
         let beat = in_time(store.keep_alive(lease)).await;
         for error in [put.unwrap_err(), beat.unwrap_err(), get.unwrap_err()] {
             let text = error.to_string();
@@ -164,7 +164,7 @@ async fn a_frozen_member_is_left_by_everyone() {
     let mut etcd = Etcd::cluster().await;
     let leader = etcd.leader().await;
     let follower = (leader + 1) % 3;
-    // This engine knows two members and begins at either: one of the two is frozen while it is asked.
+    // This engine has two members and starts with either: one of the two is frozen while it is used.
     let urls = etcd.urls();
     let pair = vec![urls[follower].clone(), urls[leader].clone()];
     let store = Arc::new(Engine::open(&EtcdOptions::new(pair)).unwrap());
@@ -318,7 +318,7 @@ async fn users_and_tls_are_spoken() {
         let text = error.to_string();
         seen(text.contains(part) && text.contains("--store-user"), text).unwrap();
     }
-    // Without a certificate the connection does not come up, and the cause says why.
+    // Without a certificate the connection fails, with the cause.
     let bare = EtcdOptions {
         identity: None,
         ..options(None, "heddle/")

@@ -7,7 +7,7 @@
     reason = "a test fails loudly"
 )]
 
-// What the suite knows of the store.
+// The names that the suite uses.
 use heddle_control::store::{
     Changes, Compare, Event, KeyValue, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision,
     Store, StoreError, Txn, Watch,

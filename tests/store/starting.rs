@@ -26,7 +26,7 @@ async fn started_before_its_etcd_it_waits_and_says_so() {
     etcd.restart(0).await;
     let ready = early.ready().await;
     assert_eq!(ready.get("store"), etcd.store());
-    // A second one with a name of its own shares it.
+    // A second one with its own name shares the etcd.
     let mut second = control(&etcd);
     second.ready().await;
     assert_eq!(early.stop().await.code(), Some(0));
