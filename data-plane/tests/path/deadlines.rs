@@ -1,4 +1,4 @@
-//! `grpc-timeout`: strict, passed on with what is left of it, enforced.
+//! `grpc-timeout`: parsed strictly, forwarded with the remaining time, enforced.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::server;
 use tokio::sync::mpsc;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 /// A deadline that no machine comes near, and that is passed on in microseconds.
 const TOTAL: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ async fn what_a_refused_attempt_took_is_missing_in_the_next() {
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let took = good_call(&nodes[0].client().await, way).await;
         let (before, held) = within(seen.recv()).await.unwrap();
@@ -122,7 +122,7 @@ async fn what_the_wait_for_a_connection_took_is_missing() {
         // A server that says nothing for two seconds is given up: on a machine that stalls all is begun anew.
         let (way, took) = within(async {
             loop {
-                let [near, far] = ways(address);
+                let [near, far] = paths(address);
                 let (way, nodes, service) = if nth == 0 { near } else { far };
                 nodes[0].publish(vec![service]);
                 let (reply, took) = long_call(&nodes[0].client().await).await;
@@ -149,7 +149,7 @@ async fn what_the_wait_for_endpoints_took_is_missing() {
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         let mut unheld = echo(vec![]);
         unheld.held = false;
         nodes[0].publish(vec![unheld]);
@@ -309,7 +309,7 @@ async fn a_servers_status_cancelled_at_the_deadline_is_the_deadline_and_before_i
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let call = |method, timeout| {

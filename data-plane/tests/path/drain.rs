@@ -1,11 +1,11 @@
-//! The proxy's own end: calls finish, callers are told to go, and what takes too long is cut with a reason.
+//! Draining a proxy: calls finish, callers get GOAWAY, and what takes too long ends with a reason.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 async fn gated() -> (Backend, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
@@ -87,7 +87,7 @@ async fn what_outlives_the_goodbye_of_its_instance_ends_with_draining() {
         let _ = tokio::time::timeout(patience, connection.accept()).await;
     })
     .await;
-    for (way, nodes, service) in ways(address) {
+    for (way, nodes, service) in paths(address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         for method in ["Stream", "Put"] {

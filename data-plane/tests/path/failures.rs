@@ -1,4 +1,4 @@
-//! Failures that the proxy makes: each with its reason, a sentence that names what is wrong, and the right form.
+//! Failures made by the proxy: each with its reason, a message that names the cause, and the right form.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use heddle_proxy::route::{ProtoService, Service};
 use heddle_proxy::worker::WorkerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 fn named(name: &str, proto: &str) -> Service {
     let mut service = Service::new(name, "default");

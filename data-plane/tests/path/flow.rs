@@ -1,4 +1,4 @@
-//! Windows end to end, and what a server allows.
+//! Flow control from end to end, and the limits that a server announces.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use heddle_proxy::observe::Counter;
 use tokio::sync::Semaphore;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_stream_does_not_stop_its_neighbours_and_its_server_is_stopped() {

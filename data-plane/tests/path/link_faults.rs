@@ -1,11 +1,12 @@
-//! HTTP/2 faults on an established link: a peer that said Hello and has a call under way breaks RFC 9113. Frames by
-//! hand go in; asserted is which frame comes back, and which calls live on. What h2spec tests as a stranger may not come in.
+//! HTTP/2 errors on an established link: a peer that has sent Hello and has an open call violates RFC 9113. Frames are
+//! written by hand; asserted are the frame in response and which calls survive. What h2spec tests as an unknown peer is
+//! not repeated here.
 
 use heddle_h2::ErrorCode;
 use heddle_proto::link::v1::{HelloRequest, HelloResponse};
 use prost::Message as _;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::*;
 
 /// The stream of Hello, that of the call under way, one that was skipped, and the one that faults come on.

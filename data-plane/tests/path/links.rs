@@ -1,8 +1,8 @@
-//! Two nodes: a call goes through both proxies, and each says only what it may.
+//! Two nodes: a call goes through both proxies, and each sends only the headers that it may.
 
 use heddle_proxy::balance::{Endpoint, Health, Target};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_crosses_both_proxies_and_the_service_sees_nothing_of_them() {
@@ -100,7 +100,7 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
         );
     }
     a.publish(vec![remote("e", &b)]);
-    a.taken_up().await;
+    a.table_in_use().await;
     let reply = client.put(b"x").await;
     assert_eq!((reply.status(), reply.reason()), ("14", "NO_ENDPOINTS"));
     assert!(
@@ -127,7 +127,7 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
         ..endpoint("e", "b", Target::Local(backend.address))
     };
     b.publish(vec![echo(vec![sick])]);
-    b.taken_up().await;
+    b.table_in_use().await;
     let reply = client.put(b"x").await;
     let told = (reply.status(), reply.reason());
     assert_eq!(told, ("14", "NO_HEALTHY_ENDPOINTS"), "{}", reply.message());

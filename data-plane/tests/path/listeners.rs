@@ -1,4 +1,5 @@
-//! Who is let in, and who goes when there is no place left: strangers cost the node's own services nothing (issue 10, A4).
+//! Connection limits: who is accepted and who is closed when a listener is full. Unknown clients cannot lock out the
+//! node's own services (issue 10, A4).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use heddle_proxy::worker::{Role, WorkerOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 /// What an HTTP/2 client says before its first request.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

@@ -1,10 +1,10 @@
-//! The data path through real sockets: workers in this process, backends on the `h2` crate and on tonic, clients
-//! on the `h2` crate. Each test starts its own nodes and backends on free ports and awaits events, not time.
+//! The data path over real sockets: workers in this process, backends on the `h2` crate and on tonic, clients on the
+//! `h2` crate. Each test starts its own nodes and backends on free ports and waits for events, not for time.
 
-// Helpers of tests are tests: what they cannot do ends the test.
+// Helpers may panic: that fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod rig;
+mod fixture;
 mod wire;
 
 mod deadlines;
@@ -25,5 +25,5 @@ mod shares_output;
 mod shares_streams;
 mod slow;
 mod steady;
-mod told;
+mod reporting;
 mod upstream;

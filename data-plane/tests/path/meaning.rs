@@ -1,10 +1,10 @@
-//! What the sides mean reaches the other side: resets, answers that are too large to be passed on whole, statuses that
-//! nobody knows, and what each hop says for itself (Issue 10, C2).
+//! Resets, responses that are too large to forward, unknown statuses, and per-hop headers keep their meaning (issue 10,
+//! C2).
 
 use http::HeaderValue;
 use tokio::sync::mpsc;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::{self, Wire};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +22,7 @@ async fn a_reset_becomes_the_status_that_grpc_gives_its_code() {
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         for (code, status) in [
@@ -67,7 +67,7 @@ async fn an_answer_without_a_body_that_is_too_large_keeps_its_status_and_message
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let reply = client.put(b"x").await;
@@ -123,7 +123,7 @@ async fn each_hop_says_its_own_scheme_and_that_it_takes_trailers() {
         })
     })
     .await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         // From behind a proxy that ended TLS and dropped what was for its own hop.

@@ -1,4 +1,4 @@
-//! Calls to services whose endpoints are not held: the control side is told once, and they wait for the table.
+//! Calls to services without subscribed endpoints: the control side is notified once, and the calls wait for the table.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use heddle_proxy::observe::load::{Load, take_all};
 use heddle_proxy::route::{Rank, Service};
 use heddle_proxy::worker::{Report, WorkerOptions};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 fn unheld(mut service: Service) -> Service {
     service.held = false;

@@ -1,12 +1,12 @@
-//! Metadata comes as it was sent: order, duplicates and `-bin` values. Field blocks by hand go in on both ends, since maps
-//! of headers group names and cannot see order.
+//! Metadata keeps its order, duplicates and `-bin` values. Field blocks are written by hand on both ends, because
+//! header maps group names and lose the order.
 
 use std::sync::Arc;
 
 use heddle_h2::Fields;
 use tokio::net::TcpListener;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::*;
 
 /// Names that take turns, in no order that sorting gives, one of them with a list of binary values.
@@ -57,7 +57,7 @@ async fn answer(listener: Arc<TcpListener>) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_keeps_its_order_and_every_value() {
     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
-    for (way, nodes, service) in ways(listener.local_addr().unwrap()) {
+    for (way, nodes, service) in paths(listener.local_addr().unwrap()) {
         nodes[0].publish(vec![service]);
         let backend = tokio::spawn(answer(Arc::clone(&listener)));
 

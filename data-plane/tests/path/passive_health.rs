@@ -1,4 +1,4 @@
-//! Instances that take calls and do not answer, beside one that does (Issue 10, A5).
+//! Instances that accept calls and do not answer, beside one that does (issue 10, A5).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::WorkerOptions;
 use tokio::sync::Semaphore;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 fn one_worker(name: &str) -> WorkerOptions {
     WorkerOptions {
@@ -33,7 +33,7 @@ async fn hung() -> (Backend, Arc<Semaphore>) {
 }
 
 /// The caller's node and what it is to know: both instances here, or both behind another node.
-fn ways(hung: &Backend, well: &Backend) -> Vec<(&'static str, Vec<Node>, Vec<Endpoint>)> {
+fn paths(hung: &Backend, well: &Backend) -> Vec<(&'static str, Vec<Node>, Vec<Endpoint>)> {
     let both = [("hung", hung.address), ("well", well.address)];
     let near = Node::with(one_worker("a"));
     let (a, b) = (Node::with(one_worker("a")), Node::with(one_worker("b")));
@@ -95,7 +95,7 @@ async fn call_until_ejected(node: &Node, uid: u64, callers: usize, clock: Clock)
 async fn an_instance_that_answers_nothing_leaves_the_choice_until_it_answers_again() {
     for (callers, clock) in [(1, Clock::Proxy), (8, Clock::Proxy), (8, Clock::Caller)] {
         let ((hung, release), well) = (hung().await, Backend::echo().await);
-        for (way, nodes, endpoints) in ways(&hung, &well) {
+        for (way, nodes, endpoints) in paths(&hung, &well) {
             let (node, uid) = (&nodes[0], endpoints[0].uid);
             node.publish(vec![echo(endpoints)]);
             call_until_ejected(node, uid, callers, clock).await;

@@ -1,5 +1,5 @@
-//! An address at which no connection stands: dialled again as its back-off says, however many calls want it, and used
-//! again once it is back.
+//! An address without a connection: reconnected by its back-off, however many calls want it, and used again once it is
+//! back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use heddle_proxy::route::Service;
 use heddle_proxy::worker::WorkerOptions;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 /// So many show that the waits grow, and come within a second.
 const KNOCKS: usize = 5;

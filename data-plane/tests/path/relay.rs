@@ -4,7 +4,7 @@ use bytes::Bytes;
 use heddle_proxy::listener::ListenAddr;
 use heddle_proxy::worker::Role;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::{self, Wire};
 
 async fn one_node() -> (Node, Backend) {

@@ -1,4 +1,4 @@
-//! What breaks upstream: tried again where that is safe, else told precisely.
+//! Upstream failures: retried where that is safe, else reported with the exact cause.
 
 use std::sync::atomic::Ordering;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::Report;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::{self, Wire};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +155,7 @@ async fn bodiless(client: &Client, timeout: Option<&str>) -> Reply {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_an_instance_refuses_go_on_within_their_deadline() {
     // Far more at once than a connection takes: most are refused several times.
-    for (way, nodes, service) in ways(retires_after(4).await) {
+    for (way, nodes, service) in paths(retires_after(4).await) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let mut tasks = tokio::task::JoinSet::new();
@@ -173,7 +173,7 @@ async fn calls_that_an_instance_refuses_go_on_within_their_deadline() {
 /// Issue 10, A6.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_everything_is_not_asked_for_ever() {
-    for (way, nodes, service) in ways(retires_after(0).await) {
+    for (way, nodes, service) in paths(retires_after(0).await) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let reply = bodiless(&client, None).await;
@@ -231,7 +231,7 @@ async fn calls_on_a_killed_instance_end_precisely_unless_they_are_safe_to_repeat
     let mut streaming = within(streaming).await.unwrap().into_body();
     assert_eq!(within(streaming.data()).await.unwrap().unwrap(), "first");
     node.publish(vec![echo(vec![held, local("e2", backend.address)])]);
-    node.taken_up().await;
+    node.table_in_use().await;
     holder.kill().await;
     let [put, get] = <[_; 2]>::try_from(calls).unwrap();
     let put = put.await.unwrap();

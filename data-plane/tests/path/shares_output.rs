@@ -1,6 +1,6 @@
-//! Issue 10, A1 (a), (b), (e) and A2: bytes that callers share. A caller or a service that makes much of few bytes, or
-//! does not read, is held back or refused itself; what it shares with others stays, and their calls succeed. Attackers
-//! speak HTTP/2 by hand, through real workers. Numbers of streams and connections are not looked at here.
+//! Shares of buffered bytes (issue 10, A1 (a), (b), (e) and A2). A caller or service that turns few bytes into many, or
+//! does not read, is held back or refused; the connections that it shares stay open, and calls of others succeed.
+//! Attackers write HTTP/2 by hand, through real workers. Numbers of streams and connections are not tested here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use heddle_proxy::worker::WorkerOptions;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::*;
 
 /// Calls of the attacker, and of the one who suffers.

@@ -1,5 +1,5 @@
-//! Streams to one instance or node are shared by callers and services (issue 10, A1c, A1d and A3): who floods holds
-//! up nobody else, connections are opened as long as calls wait, and a wait ends with the limit that it was for.
+//! Shares of the streams to one instance or node (issue 10, A1c, A1d and A3): a flood delays nobody else, connections
+//! are opened while calls wait, and an expired wait names the limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use heddle_proxy::route::Service;
 use heddle_proxy::worker::WorkerOptions;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::{CALL, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Wire, block, frame};
 
 type Held = Vec<(ResponseFuture, h2::SendStream<bytes::Bytes>)>;
@@ -265,7 +265,7 @@ async fn waiting_calls_are_served_by_caller_in_turn() {
 async fn a_caller_with_many_deadlines_is_not_cut_off() {
     // Issue 10, A3: more resets than a hundred a second, of streams that lived for a while.
     let backend = hanging(None).await;
-    for (way, nodes, service) in ways(backend.address) {
+    for (way, nodes, service) in paths(backend.address) {
         nodes[0].publish(vec![service]);
         let client = nodes[0].client().await;
         let (_other, _kept) = client.open(request("Hang").body(()).unwrap(), false).await;

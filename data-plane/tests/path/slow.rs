@@ -1,4 +1,4 @@
-//! Callers that do not read: nobody else waits for them, and what is kept for them is bounded and given up.
+//! Callers that do not read: nobody else waits for them, and their buffered data is bounded and dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::WorkerOptions;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 fn one_worker() -> WorkerOptions {
     WorkerOptions {

@@ -1,4 +1,4 @@
-//! Under steady load with a book of every call: what goes away must cost no call, or only those that it must.
+//! Constant load with a record of every call: what goes away costs no call, or only those that it must.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use heddle_proxy::balance::{Endpoint, Health, Target};
 
-use crate::rig::*;
+use crate::fixture::*;
 
 /// Calls one after the other on several streams until stopped; each way a call ended with how often.
 struct Load {
@@ -111,11 +111,11 @@ async fn an_instance_that_drains_and_goes_costs_no_call() {
         two.clone(),
     ])]);
     // Its calls in flight end, and no new ones come.
-    node.taken_up().await;
+    node.table_in_use().await;
     load.anew().await;
     let before = first.calls();
     node.publish(vec![echo(vec![two])]);
-    node.taken_up().await;
+    node.table_in_use().await;
     load.anew().await;
     more_calls(&second, 50).await;
     assert_eq!(first.calls(), before, "none is sent there any more");

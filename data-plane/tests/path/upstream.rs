@@ -1,4 +1,4 @@
-//! Upstream connections over time: idle ones go, silent peers are found, cancels are rationed.
+//! The life of upstream connections: idle ones are closed, silent peers are detected, cancels are limited.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use heddle_proxy::observe::Counter;
 use heddle_proxy::worker::WorkerOptions;
 use prost::Message;
 
-use crate::rig::*;
+use crate::fixture::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_is_closed_and_opened_again_on_demand() {

@@ -1,5 +1,5 @@
-//! HTTP/2 by hand, for what no client library sends or shows: frames and field blocks go in as bytes, and come out one by
-//! one in the order of the wire. No node and no call is known here.
+//! Raw HTTP/2, for what no client library sends or shows: frames and field blocks as bytes, in the order of the wire.
+//! Knows no nodes and no calls.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use heddle_h2::{ErrorCode, Fields};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::within;
+use crate::fixture::within;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const DATA: u8 = 0;

@@ -1,4 +1,5 @@
-//! What the tests stand on: nodes (workers with a table), backends that do as told, clients that see frames.
+//! The fixture of these tests: nodes (workers with a routing table), backends with scripted behaviour, and clients that
+//! see frames.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,25 +19,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Nothing here takes as long; only a hang does.
+/// A timeout that only a hang reaches.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A loopback address that nobody else listens at: tests run side by side, and a port that one of them has given up
-/// would else be given to another.
+/// A loopback address of its own: tests run in parallel, and a port that one of them has released could be given to
+/// another.
 pub(crate) fn own_host() -> IpAddr {
     static HOSTS: AtomicU32 = AtomicU32::new(1);
     let host = HOSTS.fetch_add(1, Ordering::Relaxed);
     IpAddr::from((0x7f01_0000 + host).to_be_bytes())
 }
 
-/// An address that refuses, and that nobody is given while it does.
+/// An address that refuses connections and is used by no other test.
 pub(crate) async fn refusing() -> SocketAddr {
     let listener = TcpListener::bind((own_host(), 0)).await.unwrap();
     listener.local_addr().unwrap()
 }
 
-/// `h2` closes a connection on which about a hundred small messages lie unread, as they do under many calls at once on a
-/// busy machine: what is asked here is what the proxy does.
+/// `h2` closes a connection with about a hundred unread small messages, which many concurrent calls on a busy machine cause.
+/// That limit is not what these tests are about.
 const SMALL_FRAMES: usize = 1 << 30;
 
 /// One proxy.
@@ -54,7 +55,7 @@ pub(crate) fn options(name: &str) -> WorkerOptions {
         workers: 2,
         node: name.to_owned(),
         incarnation: format!("incarnation-{name}"),
-        // Calls that a test has waiting wait until it lets them go on, however slow the machine is.
+        // Waiting calls wait until the test continues them, however slow the machine is.
         ready_timeout: LONG,
         pending_timeout: LONG,
         ..WorkerOptions::default()
@@ -97,13 +98,13 @@ impl Node {
         Client::connect(self.outbound).await
     }
 
-    /// Awaits that the workers of all callers have taken up the last table: each does before it lists its connections,
-    /// and one that does not list them in time is asked again.
-    pub(crate) async fn taken_up(&self) {
+    /// Waits until the workers of all callers use the latest table: a worker takes it before it lists its connections, and
+    /// one that does not list them in time is asked again.
+    pub(crate) async fn table_in_use(&self) {
         within(async { while self.callers().await.is_empty() {} }).await;
     }
 
-    /// The connections of all callers that the metrics tell of; none while a worker has not listed its own.
+    /// The connections of all callers in the metrics; none while a worker has not listed its own.
     pub(crate) async fn callers(&self) -> Vec<ConnectionInfo> {
         let all = self.workers.metrics().downstream_connections;
         let mut listed = self.workers.connections();
@@ -115,7 +116,7 @@ impl Node {
         Vec::new()
     }
 
-    /// Awaits a state of the metrics.
+    /// Waits for a state of the metrics.
     pub(crate) async fn until(
         &self,
         what: &str,
@@ -177,19 +178,18 @@ pub(crate) fn local(id: &str, address: SocketAddr) -> Endpoint {
     endpoint(id, "a", Target::Local(address))
 }
 
-/// What another node knows of `echo.default`, whose instance runs on this one.
+/// `echo.default` as seen by another node, with an instance on this one.
 pub(crate) fn remote(id: &str, node: &Node) -> Service {
     echo(vec![endpoint(id, &node.name, Target::Node(node.inbound))])
 }
 
-/// What node `b` itself knows of it.
+/// The same as seen by node `b` itself.
 pub(crate) fn on_b(id: &str, address: SocketAddr) -> Service {
     echo(vec![endpoint(id, "b", Target::Local(address))])
 }
 
-/// The way to a backend by one proxy, and by two. The first node is the caller's; the service is what it is
-/// to know.
-pub(crate) fn ways(backend: SocketAddr) -> [(&'static str, Vec<Node>, Service); 2] {
+/// The paths to a backend through one proxy and through two. The first node is the caller's; the service is its view.
+pub(crate) fn paths(backend: SocketAddr) -> [(&'static str, Vec<Node>, Service); 2] {
     let (near, a, b) = (Node::start("a"), Node::start("a"), Node::start("b"));
     let far = remote("e1", &b);
     b.publish(vec![on_b("e1", backend)]);
@@ -261,14 +261,14 @@ impl Backend {
         Self::start(|request, respond| Box::pin(echo_answer(request, respond))).await
     }
 
-    /// As SIGKILL does: every socket is closed at once.
+    /// Closes every socket at once, as SIGKILL does.
     pub(crate) async fn kill(self) -> SocketAddr {
         self.task.abort();
         let _ = self.task.await;
         self.address
     }
 
-    /// Awaits that so many calls have come in all.
+    /// Waits until this many calls have arrived in all.
     pub(crate) async fn until_calls(&self, goal: usize) {
         within(async {
             while self.calls() < goal {
@@ -283,7 +283,7 @@ impl Backend {
     }
 }
 
-/// A server that does with each connection as the test says.
+/// A server that handles each connection as the test says.
 pub(crate) async fn each_connection<F, D>(deal: F) -> SocketAddr
 where
     F: Fn(server::Connection<TcpStream, Bytes>) -> D + Send + Sync + 'static,
@@ -328,7 +328,7 @@ pub(crate) async fn echo_answer(request: Seen, mut respond: SendResponse<Bytes>)
     let _ = send.send_trailers(status(0));
 }
 
-/// Takes the whole request, and answers with headers that are the trailers too.
+/// Reads the whole request, and answers with a trailers-only response.
 pub(crate) async fn one_frame(request: Seen, mut respond: SendResponse<Bytes>) {
     let mut body = request.into_body();
     while let Some(Ok(_)) = body.data().await {}
@@ -427,7 +427,7 @@ impl Client {
         Self { send }
     }
 
-    /// Opens a stream and leaves it to the test.
+    /// Opens a stream and returns it.
     pub(crate) async fn open(
         &self,
         request: Request<()>,
@@ -481,5 +481,5 @@ pub(crate) async fn read_reply(response: client::ResponseFuture) -> Result<Reply
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.expect("it hangs")
+    tokio::time::timeout(LONG, future).await.expect("no hang")
 }

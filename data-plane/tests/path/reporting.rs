@@ -1,9 +1,9 @@
-//! What a proxy tells of what it refuses: every bound that is hit is counted, every failure names a node.
+//! How a proxy reports what it refuses: every limit that is hit is counted, and every failure names a node.
 
 use heddle_proxy::observe::Counter;
 use heddle_proxy::route::{ProtoService, Service};
 
-use crate::rig::*;
+use crate::fixture::*;
 use crate::wire::{
     CALL, END_HEADERS, Frame, GOAWAY, HEADERS, PING, RST_STREAM, Wire, block, frame,
 };
