@@ -4,6 +4,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
+pub mod names;
 pub mod session;
 pub mod store;
 pub mod registry;

@@ -13,7 +13,8 @@ use heddle_listen::ListenOption;
 
 use crate::{
     budget::parse_memory,
-    store::{etcd_prefix, etcd_urls, keys},
+    names::keys,
+    store::{etcd_prefix, etcd_urls},
 };
 
 /// Longest name of a replica: a host's name and a port fit.

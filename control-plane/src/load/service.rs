@@ -20,7 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Loads, Report, book::Membership};
 use crate::{
     budget::{Account, Who},
-    registry::{Registry, ServiceName},
+    names::ServiceName,
+    registry::Registry,
     xds::NodeInfo,
 };
 

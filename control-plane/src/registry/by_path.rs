@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use heddle_proto::paths::{Claimant, Owner, owner};
 
-use super::ServiceName;
+use crate::names::ServiceName;
 
 /// The namespace of callers, until they have an identity.
 pub const CALLERS: &str = "default";

@@ -6,7 +6,10 @@ use heddle_proto::store::v1::{ClashRecord, NodeRecord};
 use prost::Message as _;
 
 use super::{NodeIdentity, Registry, event::Fact};
-use crate::store::{Compare, Op, StoreError, Txn, keys};
+use crate::{
+    names::keys,
+    store::{Compare, Op, StoreError, Txn},
+};
 
 /// A clash is over when nobody has claimed the name for so many TTLs: a refused process tries again every 15 s.
 const TTLS: u32 = 6;

@@ -7,7 +7,10 @@ use prost::Message as _;
 use std::time::{Duration, Instant};
 
 use super::{Registry, Subscription, claims, event::Fact, gc, keep, presence::Seat, sweep};
-use crate::store::{Compare, Op, Revision, StoreError, Txn, keys};
+use crate::{
+    names::keys,
+    store::{Compare, Op, Revision, StoreError, Txn},
+};
 
 /// Verdicts about nodes that lapsed, records of services, garbage.
 const SWEEPER: &str = "sweeper";

@@ -16,8 +16,11 @@ use heddle_proto::store::v1::EventRecord;
 use prost::Message as _;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{InstanceKey, Registry, RegistryOptions};
-use crate::store::{LeaseId, Op, StoreError, Txn, TxnResult, keys};
+use super::{Registry, RegistryOptions};
+use crate::{
+    names::{InstanceKey, keys},
+    store::{LeaseId, Op, StoreError, Txn, TxnResult},
+};
 
 /// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the sweeper.
 const KEPT: Duration = Duration::from_secs(3600);

@@ -27,7 +27,10 @@ use super::{
     reach::Reach,
     schema,
 };
-use crate::store::{Changes, LeaseId, Revision, Store, StoreError, Watch, keys};
+use crate::{
+    names::keys,
+    store::{Changes, LeaseId, Revision, Store, StoreError, Watch},
+};
 
 /// Pause before the store is read again after its watch broke.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);

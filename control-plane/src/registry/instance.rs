@@ -1,7 +1,7 @@
-//! One registered process and the names of it and of its service. In comes a record of the store, out goes a plain
+//! One registered process. In comes a record of the store, out goes a plain
 //! value in which nothing is "unspecified". No rules for what may be registered: those are the session's.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use heddle_proto::{
     control::v1::ProtoService,
@@ -10,48 +10,7 @@ use heddle_proto::{
 };
 
 use super::service::claims_paths;
-
-/// A service's full name; written "users.default".
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceName {
-    pub service: String,
-    pub namespace: String,
-}
-
-impl ServiceName {
-    /// "users" (in the namespace `default`) or "users.shop"; none if a part is empty or there are more.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        let (service, namespace) = name.split_once('.').unwrap_or((name, "default"));
-        if service.is_empty() || namespace.is_empty() || namespace.contains('.') {
-            return None;
-        }
-        Some(Self {
-            service: service.to_owned(),
-            namespace: namespace.to_owned(),
-        })
-    }
-}
-
-impl fmt::Display for ServiceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.namespace)
-    }
-}
-
-/// Names one instance in the whole mesh; written `<node>/<service>.<namespace>/<id>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InstanceKey {
-    pub node: Arc<str>,
-    pub service: ServiceName,
-    pub id: Arc<str>,
-}
-
-impl fmt::Display for InstanceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.node, self.service, self.id)
-    }
-}
+use crate::names::{InstanceKey, ServiceName};
 
 /// One registered process. Protocol, weight and health are never "unspecified" here.
 #[derive(Clone, Debug, PartialEq)]

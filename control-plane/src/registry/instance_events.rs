@@ -12,8 +12,11 @@ use std::{
 use heddle_proto::registry::v1::Health;
 use tokio::sync::Notify;
 
-use super::{InstanceKey, Registry, ServiceName, event::Fact};
-use crate::store::{MAX_TXN_OPS, Txn};
+use super::{Registry, event::Fact};
+use crate::{
+    names::{InstanceKey, ServiceName},
+    store::{MAX_TXN_OPS, Txn},
+};
 
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_secs(1);

@@ -44,7 +44,7 @@ pub use expiry::ExpiryOptions;
 pub use gc::GcOptions;
 pub use handle::{Registry, Subscription};
 pub use idle::IdleOptions;
-pub use instance::{Instance, InstanceKey, ServiceName};
+pub use instance::Instance;
 pub use lag::Lag;
 pub use lease::{Gone, LeaseError, NodeIdentity, NodeLease, NodeWrite};
 pub use node::{Clash, Node};

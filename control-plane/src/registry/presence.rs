@@ -8,7 +8,10 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::{Registry, RegistryError, event::Fact, matters};
-use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn, keys};
+use crate::{
+    names::keys,
+    store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn},
+};
 
 /// The end of a stopping replica's lease waits for the store at most so long.
 const LEAVE: Duration = Duration::from_secs(2);

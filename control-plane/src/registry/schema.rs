@@ -8,7 +8,10 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{Compare, MAX_TXN_BYTES, Op, Store, StoreError, Txn, keys};
+use crate::{
+    names::keys,
+    store::{Compare, MAX_TXN_BYTES, Op, Store, StoreError, Txn},
+};
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 

@@ -9,7 +9,8 @@ use heddle_proto::{
     store::v1::ServiceRecord,
 };
 
-use super::{Instance, InstanceKey, View};
+use super::{Instance, View};
+use crate::names::InstanceKey;
 
 /// What callers need to know of a service that has no instance: they are told "no endpoints", not "no such service".
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,10 @@ use super::{
     event::Fact,
     expiry::{Expiry, Verdict},
 };
-use crate::store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn, keys};
+use crate::{
+    names::keys,
+    store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn},
+};
 
 /// Suspects noted in one transaction, each with three conditions.
 const NOTED_AT_ONCE: usize = 20;

@@ -13,7 +13,8 @@ use super::{
     peers::{Peer, question},
 };
 use crate::{
-    registry::{InstanceKey, Registry, View},
+    names::InstanceKey,
+    registry::{Registry, View},
     session::Removals,
     snapshot::Publisher,
     store::Revision,

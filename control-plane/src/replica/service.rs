@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     load::Loads,
-    registry::{InstanceKey, Registry, ServiceName, View},
+    names::{InstanceKey, ServiceName},
+    registry::{Registry, View},
     snapshot::Publisher,
     status,
     store::Revision,

@@ -21,7 +21,8 @@ use tonic::{Status, Streaming, transport::Server};
 
 use super::{Removals, registry_service, service};
 use crate::{
-    registry::{InstanceKey, Registry, fixture::within},
+    names::InstanceKey,
+    registry::{Registry, fixture::within},
     store::Revision,
 };
 

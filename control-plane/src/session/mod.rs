@@ -4,7 +4,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use crate::{registry::InstanceKey, store::Revision};
+use crate::{names::InstanceKey, store::Revision};
 
 mod node;
 mod registry_api;

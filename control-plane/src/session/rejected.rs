@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use heddle_proto::control::v1::{InstanceRef, LocalInstance, Rejection};
 
 use super::refusal::{Faults, short};
-use crate::registry::{InstanceKey, Node, View};
+use crate::{
+    names::InstanceKey,
+    registry::{Node, View},
+};
 
 /// Words about the instances of one message, all together: with their names they stay below the 4 MiB that a message of
 /// gRPC has by default, however many they are.

@@ -11,7 +11,10 @@ use super::{
     in_virtual_time, node, replica, store,
     world::{Profile, Who, World, lock},
 };
-use crate::store::{KeyValue, Revision, keys};
+use crate::{
+    names::keys,
+    store::{KeyValue, Revision},
+};
 
 /// Of a TTL of 10 s: more than is left to a node that is about to beat (7 s), less than to a replica that has just
 /// renewed (10 s). Long enough that a request fails meanwhile (5 s).

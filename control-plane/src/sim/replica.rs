@@ -12,7 +12,8 @@ use super::{
     world::{Who, World, lock},
 };
 use crate::{
-    registry::{ClaimOptions, ExpiryOptions, IdleOptions, InstanceKey, Registry, RegistryOptions},
+    names::InstanceKey,
+    registry::{ClaimOptions, ExpiryOptions, IdleOptions, Registry, RegistryOptions},
     session::{Removals, Sessions},
     snapshot::Publisher,
     store::Revision,

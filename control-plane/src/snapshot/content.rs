@@ -18,7 +18,8 @@ use super::{
     tally::Tally,
 };
 use crate::{
-    registry::{Instance, KnownService, Place, ServiceName, Touched, View},
+    names::ServiceName,
+    registry::{Instance, KnownService, Place, Touched, View},
     store::Revision,
 };
 

@@ -14,8 +14,9 @@ use prost::Message as _;
 
 use super::{Audience, Builder, Encodes, Kind, Reading, ServiceContent, Snapshot};
 use crate::{
-    registry::{InstanceKey, Place, ServiceName, Touched, View},
-    store::{KeyValue, Revision, keys},
+    names::{InstanceKey, ServiceName, keys},
+    registry::{Place, Touched, View},
+    store::{KeyValue, Revision},
 };
 
 pub(crate) struct Mesh {

@@ -22,7 +22,10 @@ use envoy_types::{
 use heddle_proto::paths::{Claimant, Rank};
 use prost::Message as _;
 
-use crate::registry::{ByPath, CALLERS, Named, ServiceName, by_path};
+use crate::{
+    names::ServiceName,
+    registry::{ByPath, CALLERS, Named, by_path},
+};
 
 use super::{
     Encodes, Kind, Resource, ServiceContent,

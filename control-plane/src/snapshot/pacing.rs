@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::registry::{Batch, ServiceName, Touched};
+use crate::{
+    names::ServiceName,
+    registry::{Batch, Touched},
+};
 
 /// A service rests for so long for each of its endpoints after it was built: one of 100 for 2.5 ms, which nobody
 /// notices, one of 10,000 for 250 ms. An endpoint costs well under a microsecond in a build, and a few in the push of

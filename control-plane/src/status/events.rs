@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, stream};
 use heddle_proto::status::v1::{Event, WatchEventsRequest, WatchEventsResponse};
 
-use crate::registry::{self, Registry, ServiceName, Subscription};
+use crate::{
+    names::ServiceName,
+    registry::{self, Registry, Subscription},
+};
 
 /// Events in one message; a cause is a sentence, so a message has at most about 100 KiB.
 const AT_ONCE: usize = 100;

@@ -18,7 +18,8 @@ use tonic::{Request, Response};
 
 use crate::{
     load::Loads,
-    registry::{self, ByPath, CALLERS, Registry, ServiceName, View},
+    names::ServiceName,
+    registry::{self, ByPath, CALLERS, Registry, View},
     replica::Peers,
     snapshot::{ServiceContent, hidden_from_direct_clients},
     xds::Clients,

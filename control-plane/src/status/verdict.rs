@@ -9,7 +9,10 @@ use heddle_proto::{
 };
 
 use super::mesh::count;
-use crate::registry::{Node, ServiceName, View};
+use crate::{
+    names::ServiceName,
+    registry::{Node, View},
+};
 
 /// Problems in one answer; how many more there are is told.
 const MAX_PROBLEMS: usize = 100;

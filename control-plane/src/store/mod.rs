@@ -33,7 +33,6 @@ use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
-pub mod keys;
 mod bounds;
 mod embedded;
 mod etcd;

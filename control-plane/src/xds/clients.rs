@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{Metrics, NodeInfo, Session};
-use crate::{registry::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
+use crate::{names::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
 
 /// So many refused resources of a type are shown.
 const MAX_REFUSED: usize = 20;

@@ -13,12 +13,15 @@ use heddle_proto::{paths::Owner, store::v1::ClaimRecord};
 use prost::Message as _;
 
 use super::{
-    Registry, ServiceName, View,
+    Registry, View,
     duty::{Held, now},
     event::Fact,
     view::{PathOf, StoredClaim},
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
+use crate::{
+    names::{ServiceName, keys},
+    store::{Compare, MAX_TXN_OPS, Op, StoreError},
+};
 
 mod vacant;
 mod wanted;

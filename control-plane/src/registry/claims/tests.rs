@@ -3,11 +3,14 @@ use std::collections::BTreeSet;
 use heddle_proto::control::v1::{LocalInstance, ProtoService};
 
 use super::*;
-use crate::registry::{
-    InstanceKey, NodeLease, RegistryOptions,
-    fixture::{Fixture, Replicas, identity, instance, service, until, within},
+use crate::{
+    names::InstanceKey,
+    registry::{
+        NodeLease, RegistryOptions,
+        fixture::{Fixture, Replicas, identity, instance, service, until, within},
+    },
+    store::{Revision, Txn},
 };
-use crate::store::{Revision, Txn};
 
 const API: &str = "users.v1.Api";
 

@@ -123,7 +123,7 @@ impl Vacant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::ServiceName;
+    use crate::names::ServiceName;
 
     fn path(n: usize) -> PathOf {
         let service = ServiceName::parse(&format!("s{n}")).unwrap();

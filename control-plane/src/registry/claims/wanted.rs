@@ -8,8 +8,9 @@ use prost::Message as _;
 
 use super::ClaimOptions;
 use crate::{
-    registry::{ServiceName, View, service::claims_paths},
-    store::{Op, keys},
+    names::{ServiceName, keys},
+    registry::{View, service::claims_paths},
+    store::Op,
 };
 
 /// What is to be written.

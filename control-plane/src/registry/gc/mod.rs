@@ -10,7 +10,10 @@ use super::{
     event::{Event, Fact, MAX_EVENTS},
     instance_events,
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
+use crate::{
+    names::keys,
+    store::{Compare, MAX_TXN_OPS, Op, StoreError},
+};
 
 mod aged;
 mod nodes;

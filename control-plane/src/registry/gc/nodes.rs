@@ -8,7 +8,10 @@ use heddle_proto::store::v1::NodeRecord;
 use prost::Message as _;
 
 use super::{Collector, Fact, now};
-use crate::store::{Compare, Op, Revision, Store, StoreError, keys};
+use crate::{
+    names::keys,
+    store::{Compare, Op, Revision, Store, StoreError},
+};
 
 /// Nodes in one transaction: each is compared twice, deleted and told of.
 const AT_ONCE: usize = 20;

@@ -5,7 +5,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Collector, Fact, named, now};
-use crate::store::{Compare, MAX_TXN_OPS, Op, StoreError, keys};
+use crate::{
+    names::keys,
+    store::{Compare, MAX_TXN_OPS, Op, StoreError},
+};
 
 impl Collector<'_> {
     pub(super) async fn look_at_schemas(&mut self) -> Result<(), StoreError> {

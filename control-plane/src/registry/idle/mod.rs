@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::ServiceName;
+use crate::names::ServiceName;
 
 /// How long services without instances stay known.
 #[derive(Clone, Debug)]

@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use prost::Message as _;
 
 use super::{
-    Registry, ServiceName,
+    Registry,
     duty::{Held, now},
     event::Fact,
     idle::{self, Idle},
     service,
 };
-use crate::store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError, keys};
+use crate::{
+    names::{ServiceName, keys},
+    store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError},
+};
 
 /// Services in one transaction: each is compared, deleted and told of, or written with its record.
 const AT_ONCE: usize = MAX_TXN_OPS / 4;

@@ -7,11 +7,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use prost::Message as _;
 
 use crate::{
+    names::{InstanceKey, ServiceName, keys},
     registry::{
-        InstanceKey, KnownService, ServiceName,
+        KnownService,
         event::{Entry, Fact},
     },
-    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op, keys},
+    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op},
 };
 
 /// Writes in one transaction: each may bring the record of its service along, or an event.

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::{LeaseError, NodeIdentity, NodeLease};
 use crate::{
+    names::keys,
     registry::{Registry, clash, epoch, gc},
-    store::{Compare, KeyValue, Op, Revision, Txn, keys},
+    store::{Compare, KeyValue, Op, Revision, Txn},
 };
 
 /// Attempts at a claim that others keep disturbing.

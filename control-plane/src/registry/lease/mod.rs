@@ -14,10 +14,11 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{
-    InstanceKey, Registry, ServiceName, claims, event::Fact, instance_events::Change, service,
+use super::{Registry, claims, event::Fact, instance_events::Change, service};
+use crate::{
+    names::{InstanceKey, ServiceName, keys},
+    store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult},
 };
-use crate::store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult, keys};
 
 mod batch;
 mod claim;

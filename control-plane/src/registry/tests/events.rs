@@ -11,13 +11,14 @@ use std::{
 use heddle_proto::{registry::v1::Health, store::v1::EventRecord};
 
 use crate::{
+    names::keys,
     registry::{
         Event, NodeLease, NodeWrite, RegistryOptions, View,
         event::{Fact, MAX_EVENTS},
         fixture::{Fixture, identity, instance, names, until, within},
         instance_events,
     },
-    store::{Op, Txn, keys},
+    store::{Op, Txn},
 };
 
 fn kinds(fixture: &Fixture) -> Vec<String> {

@@ -6,12 +6,13 @@ use heddle_proto::store::v1::EventRecord;
 use prost::Message as _;
 
 use crate::{
+    names::{InstanceKey, keys},
     registry::{
-        Gone, InstanceKey, NodeLease, NodeWrite,
+        Gone, NodeLease, NodeWrite,
         event::MAX_EVENTS,
         fixture::{Fixture, identity, instance, names, within},
     },
-    store::{KeyValue, keys},
+    store::KeyValue,
 };
 
 const BROKE: &str = "its keep-alive stream broke";

@@ -7,11 +7,12 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    names::keys,
     registry::{
         GcOptions, IdleOptions, NodeIdentity, NodeLease, Registry, RegistryOptions, View,
         fixture::{Fixture, identity, instance, until, within},
     },
-    store::{MAX_TXN_BYTES, keys},
+    store::MAX_TXN_BYTES,
 };
 
 /// Looks often, and forgets what nobody has used for a moment.

@@ -4,12 +4,12 @@ use std::{
 };
 
 use crate::{
+    names::keys,
     registry::{
         ExpiryOptions, LeaseError, NodeIdentity, NodeLease, Registry, RegistryError,
         RegistryOptions, View,
         fixture::{Replicas, identity, instance, names, until, within},
     },
-    store::keys,
 };
 
 /// Leases that no test waits for: what happens happens at once.

@@ -13,7 +13,7 @@ use heddle_proto::{
 };
 
 use super::release;
-use crate::{registry::ServiceName, store::Revision};
+use crate::{names::ServiceName, store::Revision};
 
 /// Which proto services a service claims, and whether it has instances.
 #[derive(Default, PartialEq)]

@@ -16,12 +16,15 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
-use crate::registry::{
-    ByPath, Event, Instance, InstanceKey, KnownService, Node, Replica, ServiceName, by_path,
-    node::{Alive, Clash},
-    owner_among,
+use crate::{
+    names::{InstanceKey, ServiceName, keys},
+    registry::{
+        ByPath, Event, Instance, KnownService, Node, Replica, by_path,
+        node::{Alive, Clash},
+        owner_among,
+    },
+    store::{Changes, KeyValue, Revision},
 };
-use crate::store::{Changes, KeyValue, Revision, keys};
 
 mod claims;
 mod plane;

@@ -25,7 +25,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::refusal;
 use crate::{
     budget::{Account, Charge, Refusal},
-    registry::{Instance, Place, Registry, ServiceName, Subscription, Touched, View},
+    names::ServiceName,
+    registry::{Instance, Place, Registry, Subscription, Touched, View},
 };
 
 /// Instances in one message of a watch, and their bytes: one larger instance goes alone.

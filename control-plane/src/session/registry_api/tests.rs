@@ -6,9 +6,12 @@ use super::{
     super::fixture::{Asked, serve},
     *,
 };
-use crate::registry::{
-    InstanceKey, NodeLease, NodeWrite,
-    fixture::{Fixture, identity, instance, within},
+use crate::{
+    names::InstanceKey,
+    registry::{
+        NodeLease, NodeWrite,
+        fixture::{Fixture, identity, instance, within},
+    },
 };
 
 async fn start() -> (Fixture, RegistryClient<Channel>) {

@@ -22,8 +22,8 @@ use tonic::Status;
 
 use super::{refusal::Faults, rejected::Rejected};
 use crate::{
-    registry::{Gone, InstanceKey, NodeIdentity, NodeWrite, ServiceName},
-    store::keys,
+    names::{InstanceKey, ServiceName, keys},
+    registry::{Gone, NodeIdentity, NodeWrite},
 };
 
 /// Most instances of one node.

@@ -15,7 +15,7 @@ use super::{
     world::{Who, World, lock},
 };
 use crate::{
-    registry::InstanceKey,
+    names::InstanceKey,
     snapshot::Kind,
     store::{Changes, KeyValue, Revision, machine::Machine},
 };

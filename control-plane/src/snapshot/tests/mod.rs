@@ -275,11 +275,11 @@ fn every_audience_gets_what_it_can_reach() {
 }
 
 trait ParseName {
-    fn parse_name(&self) -> crate::registry::ServiceName;
+    fn parse_name(&self) -> crate::names::ServiceName;
 }
 impl ParseName for str {
-    fn parse_name(&self) -> crate::registry::ServiceName {
-        crate::registry::ServiceName::parse(self).unwrap()
+    fn parse_name(&self) -> crate::names::ServiceName {
+        crate::names::ServiceName::parse(self).unwrap()
     }
 }
 

@@ -20,10 +20,8 @@ use tonic::{Code, Status};
 
 use super::super::*;
 use crate::{
-    registry::{
-        InstanceKey,
-        fixture::{Fixture, Replicas},
-    },
+    names::InstanceKey,
+    registry::fixture::{Fixture, Replicas},
     session::Removals as _,
     snapshot::{Kind, Publisher, fixture::Mesh},
     store::Revision,

@@ -2,7 +2,7 @@
 //! takes apart a key; the values are the messages of heddle/store/v1/records.proto. No engine and no view comes
 //! in here.
 
-use crate::registry::{InstanceKey, ServiceName};
+use super::{InstanceKey, ServiceName};
 
 pub const NODES: &str = "node/";
 pub const ALIVE: &str = "alive/";

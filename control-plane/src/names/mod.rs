@@ -1,0 +1,48 @@
+//! The names of services and instances, and the keys under which the store keeps what is known of them. Plain values and
+//! text: the store, the registry and everything above them use these, and nothing of theirs may come in here.
+
+use std::{fmt, sync::Arc};
+
+pub mod keys;
+
+/// A service's full name; written "users.default".
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    pub service: String,
+    pub namespace: String,
+}
+
+impl ServiceName {
+    /// "users" (in the namespace `default`) or "users.shop"; none if a part is empty or there are more.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (service, namespace) = name.split_once('.').unwrap_or((name, "default"));
+        if service.is_empty() || namespace.is_empty() || namespace.contains('.') {
+            return None;
+        }
+        Some(Self {
+            service: service.to_owned(),
+            namespace: namespace.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.service, self.namespace)
+    }
+}
+
+/// Names one instance in the whole mesh; written `<node>/<service>.<namespace>/<id>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceKey {
+    pub node: Arc<str>,
+    pub service: ServiceName,
+    pub id: Arc<str>,
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.node, self.service, self.id)
+    }
+}
