@@ -34,7 +34,7 @@ use crate::{
     load::{self, Loads},
     opening,
     options::Options,
-    registry::{Lag, Registry, RegistryError, RegistryOptions},
+    registry::{Lag, Membership, Registry, RegistryError, RegistryOptions},
     replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
     snapshot::Publisher,
@@ -129,6 +129,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         return Ok(());
     };
     let clients = Clients::default();
+    let membership = Membership::new(registry.clone());
     let peers = Peers::follow(registry.clone(), token.clone());
     let replica = &registry.options().replica;
     let plane = Plane {
@@ -138,6 +139,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         loads: Loads::default(),
         load_interval: options.load_report_interval,
         peers,
+        membership,
         registry,
         grpc_connections: Connections::new("grpc", Limits::of(options.listen_connections)),
         http_connections: Connections::new("http", Limits::of(options.http_connections)),
@@ -147,10 +149,10 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     let (health, routes) = plane.routes()?;
     let grpc = bind("--listen", &options.listen)?;
     let web = bind("--http", &options.http)?;
-    replica::watch_lag(plane.registry.clone(), plane.peers.clone(), token.clone());
+    replica::watch_lag(plane.membership.clone(), plane.peers.clone(), token.clone());
     // Before the first answer: whoever asks another replica about this one's clients must find it.
     let advertised = advertised(&options, &grpc);
-    let joining = opening::when_it_answers(async || plane.registry.join(&advertised).await);
+    let joining = opening::when_it_answers(async || plane.membership.serve_at(&advertised).await);
     if unless(&mut stop, joining).await?.is_none() {
         token.cancel();
         return Ok(());
@@ -159,7 +161,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         (Ok(grpc), Ok(web)) => (grpc, web),
         (Err(error), _) | (_, Err(error)) => {
             token.cancel();
-            plane.registry.left().await;
+            plane.membership.left().await;
             return Err(error);
         }
     };
@@ -210,7 +212,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     }
     token.cancel();
     // Its duties are free now, not when its lease ends.
-    plane.registry.left().await;
+    plane.membership.left().await;
     let ended = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP, ended).await.is_err() {
         tracing::warn!("some connections were still open after {STOP:?}; closed");
@@ -320,6 +322,7 @@ async fn unless<T>(
 #[derive(Clone)]
 pub(crate) struct Plane {
     pub(crate) registry: Registry,
+    pub(crate) membership: Membership,
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
     pub(crate) loads: Loads,
@@ -365,25 +368,25 @@ impl Plane {
     fn routes(&self) -> Result<(HealthReporter, Routes), AppError> {
         let (health, health_server) = tonic_health::server::health_reporter();
         let removals = Arc::new(MeshRemovals::new(
-            self.registry.clone(),
+            self.membership.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.peers.clone(),
         ));
         let ads = xds::service(
-            self.registry.clone(),
+            self.membership.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.stop.clone(),
         );
         let mesh = status::service(
-            self.registry.clone(),
+            self.membership.clone(),
             self.clients.clone(),
             self.loads.clone(),
             self.peers.clone(),
         );
         let replica = replica::service(
-            self.registry.clone(),
+            self.membership.clone(),
             self.publisher.clone(),
             self.clients.clone(),
             self.loads.clone(),
@@ -406,9 +409,10 @@ impl Plane {
             .add_service(health_server)
             .add_service(describe().build_v1()?)
             .add_service(describe().build_v1alpha()?);
-        let (reporter, registry, stop) = (health.clone(), self.registry.clone(), self.stop.clone());
+        let (reporter, stop) = (health.clone(), self.stop.clone());
+        let membership = self.membership.clone();
         self.registry.options().tasks.restarted("health", move || {
-            let tell = tell_health(reporter.clone(), registry.lag());
+            let tell = tell_health(reporter.clone(), membership.lag());
             stop.clone().run_until_cancelled_owned(tell)
         });
         Ok((health, routes.routes()))

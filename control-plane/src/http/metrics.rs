@@ -26,7 +26,7 @@ pub(super) fn metrics(plane: &Plane) -> String {
         "gauge",
         "heddle_registry_sweeper",
         "1 if this replica judges lapsed nodes and removes what nobody needs, for all replicas",
-        u64::from(plane.registry.is_sweeper()),
+        u64::from(plane.registry.is_leader()),
     );
     text.one(
         "gauge",
@@ -38,7 +38,7 @@ pub(super) fn metrics(plane: &Plane) -> String {
         "gauge",
         "heddle_registry_lags",
         "1 while this replica lags behind others, and sends its xDS clients to them",
-        u64::from(plane.registry.lag().borrow().is_some()),
+        u64::from(plane.membership.lag().borrow().is_some()),
     );
     let snapshot = plane.publisher.subscribe().borrow().clone();
     text.one(

@@ -85,7 +85,7 @@ fn readiness(plane: &Plane) -> (StatusCode, String) {
     if plane.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    if let Some(Lag { own, seen, by }) = &*plane.registry.lag().borrow() {
+    if let Some(Lag { own, seen, by }) = &*plane.membership.lag().borrow() {
         let text = format!("lags: at revision {own}, and replica {by} has seen {seen}\n");
         return (StatusCode::SERVICE_UNAVAILABLE, text);
     }

@@ -13,7 +13,7 @@ use super::{
     Peers,
     peers::{Peer, question},
 };
-use crate::{registry::Registry, store::Revision};
+use crate::{registry::Membership, store::Revision};
 
 /// Some are asked this long after the last were, and at once when there is a doubt.
 const EVERY: Duration = Duration::from_secs(1);
@@ -25,25 +25,29 @@ const ASKED: usize = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Asks until `stop`.
-pub fn watch_lag(registry: Registry, peers: Peers, stop: CancellationToken) {
-    let tasks = registry.options().tasks.clone();
+pub fn watch_lag(membership: Membership, peers: Peers, stop: CancellationToken) {
+    let tasks = membership.registry().options().tasks.clone();
     tasks.restarted("replica-lag", move || {
-        let ask = ask_in_turn(registry.clone(), peers.clone());
-        stop.clone().run_until_cancelled_owned(ask)
+        let (membership, peers) = (membership.clone(), peers.clone());
+        let watch = async move {
+            let look = membership.look_for_lag_at_changes();
+            tokio::join!(ask_in_turn(&membership, &peers), look);
+        };
+        stop.clone().run_until_cancelled_owned(watch)
     });
 }
 
-async fn ask_in_turn(registry: Registry, peers: Peers) {
+async fn ask_in_turn(membership: &Membership, peers: &Peers) {
     let mut turn = 0;
     loop {
         tokio::select! {
             () = sleep(EVERY) => {}
-            () = registry.doubted() => {}
+            () = membership.doubted() => {}
         }
         let all = peers.now();
         let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
         // Who knew more is asked every time: its word counts for a few seconds only.
-        let knew = registry
+        let knew = membership
             .lag()
             .borrow()
             .as_ref()
@@ -52,14 +56,14 @@ async fn ask_in_turn(registry: Registry, peers: Peers) {
             .iter()
             .filter(|it| Some(&it.replica.name) == knew.as_ref());
         let asked = in_turn.chain(knew);
-        join_all(asked.map(|peer| ask(&registry, peer))).await;
-        registry.look_for_lag();
+        join_all(asked.map(|peer| ask(membership, peer))).await;
+        membership.look_for_lag();
         turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
         sleep(PAUSE).await;
     }
 }
 
-async fn ask(registry: &Registry, peer: &Peer) {
+async fn ask(membership: &Membership, peer: &Peer) {
     let Some(mut client) = peer.client.clone() else {
         return;
     };
@@ -68,7 +72,7 @@ async fn ask(registry: &Registry, peer: &Peer) {
     match timeout(WITHIN, client.get_revision(request)).await {
         Ok(Ok(answer)) => {
             let seen = Revision(answer.into_inner().revision);
-            registry.hear_of(&peer.replica.name, seen);
+            membership.hear_of(&peer.replica.name, seen);
         }
         Ok(Err(status)) => {
             let (replica, cause) = (&peer.replica.name, status.message());

@@ -3,12 +3,14 @@
 //! the names of those that did not answer in time. The data path needs nothing of this, and no state of another replica
 //! is kept here.
 
+mod clients;
 mod lag;
 mod peers;
 mod removals;
 mod configs;
 mod service;
 
+pub(crate) use clients::own_clients;
 pub use configs::MeshConfigs;
 pub(crate) use configs::{AskError, Patience, WHOLE};
 pub use lag::watch_lag;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     names::InstanceKey,
-    registry::{Registry, View},
+    registry::{Membership, Registry, View},
     session::Removals,
     snapshot::Publisher,
     store::Revision,
@@ -29,12 +29,16 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// The clients of this replica.
 #[derive(Clone)]
 pub(super) struct Own {
-    pub(super) registry: Registry,
+    pub(super) membership: Membership,
     pub(super) publisher: Publisher,
     pub(super) clients: Clients,
 }
 
 impl Own {
+    pub(super) fn registry(&self) -> &Registry {
+        self.membership.registry()
+    }
+
     /// Clients that had not acknowledged the removal when the wait ended; none if it has not come here by then.
     pub(super) async fn unacknowledged(
         &self,
@@ -42,8 +46,8 @@ impl Own {
         revision: Revision,
         until: Instant,
     ) -> Option<Vec<String>> {
-        if self.registry.read(View::revision) < revision {
-            self.registry.doubt();
+        if self.membership.registry().read(View::revision) < revision {
+            self.membership.doubt();
         }
         let mut snapshots = self.publisher.subscribe();
         // Before that a client that connects would still be told of the instance.
@@ -63,9 +67,14 @@ pub struct MeshRemovals {
 
 impl MeshRemovals {
     #[must_use]
-    pub fn new(registry: Registry, publisher: Publisher, clients: Clients, peers: Peers) -> Self {
+    pub fn new(
+        membership: Membership,
+        publisher: Publisher,
+        clients: Clients,
+        peers: Peers,
+    ) -> Self {
         let own = Own {
-            registry,
+            membership,
             publisher,
             clients,
         };

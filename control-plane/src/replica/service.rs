@@ -12,6 +12,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, Response, Status};
 
 use super::{
+    clients::own_clients,
     configs::{Answer, ConfigStream, MAX_ANSWERS},
     peers::ASKED,
     removals::Own,
@@ -19,9 +20,8 @@ use super::{
 use crate::{
     load::Loads,
     names::{InstanceKey, ServiceName},
-    registry::{Registry, View},
+    registry::{Membership, View},
     snapshot::Publisher,
-    status,
     store::Revision,
     xds::Clients,
 };
@@ -43,14 +43,14 @@ pub struct ReplicaService {
 /// The gRPC service of this replica.
 #[must_use]
 pub fn service(
-    registry: Registry,
+    membership: Membership,
     publisher: Publisher,
     clients: Clients,
     loads: Loads,
 ) -> ReplicaServer<ReplicaService> {
     ReplicaServer::new(ReplicaService {
         own: Own {
-            registry,
+            membership,
             publisher,
             clients,
         },
@@ -62,12 +62,12 @@ pub fn service(
 
 impl ReplicaService {
     fn name(&self) -> &str {
-        &self.own.registry.options().replica
+        &self.own.registry().options().replica
     }
 
     /// Refuses what another replica was asked. Older ones do not say whom they ask.
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let own = &self.own.registry.options().process_id;
+        let own = &self.own.registry().options().process_id;
         match request.metadata().get(ASKED) {
             Some(asked) if asked != own.as_str() => {
                 let name = self.name();
@@ -122,7 +122,7 @@ impl Replica for ReplicaService {
         request: Request<GetRevisionRequest>,
     ) -> Result<Response<GetRevisionResponse>, Status> {
         self.check(&request)?;
-        let Revision(revision) = self.own.registry.read(View::revision);
+        let Revision(revision) = self.own.registry().read(View::revision);
         Ok(Response::new(GetRevisionResponse { revision }))
     }
 
@@ -132,7 +132,7 @@ impl Replica for ReplicaService {
     ) -> Result<Response<ListClientsResponse>, Status> {
         self.check(&request)?;
         Ok(Response::new(ListClientsResponse {
-            clients: status::own_clients(&self.own.registry, &self.own.clients),
+            clients: own_clients(self.own.registry(), &self.own.clients),
             edges: self.loads.edges(None, Instant::now()),
         }))
     }

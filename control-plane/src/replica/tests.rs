@@ -36,7 +36,7 @@ use crate::{
     listen::Socket,
     load::Loads,
     registry::{
-        NodeLease, Registry, RegistryOptions,
+        Membership, NodeLease, Registry, RegistryOptions,
         fixture::{Replicas, Wire, identity, until, within},
     },
     snapshot::{Kind, Publisher},
@@ -46,6 +46,7 @@ use crate::{
 const LONG: Duration = Duration::from_secs(600);
 
 struct Replica {
+    membership: Membership,
     registry: Registry,
     wire: Arc<Wire>,
     address: String,
@@ -62,21 +63,22 @@ impl Replica {
             ..Replicas::options(name, LONG)
         };
         let stop = options.stop.clone();
-        let (registry, wire) = mesh.join_as(options).await;
+        let (membership, wire) = mesh.member(options).await;
+        let registry = membership.registry().clone();
         let publisher = Publisher::start(registry.clone(), stop.clone());
         let clients = Clients::default();
         let peers = Peers::follow(registry.clone(), stop.clone());
-        watch_lag(registry.clone(), peers, stop.clone());
+        watch_lag(membership.clone(), peers, stop.clone());
         let mut routes = Routes::builder();
         routes
             .add_service(service(
-                registry.clone(),
+                membership.clone(),
                 publisher.clone(),
                 clients.clone(),
                 Loads::default(),
             ))
             .add_service(xds::service(
-                registry.clone(),
+                membership.clone(),
                 publisher,
                 clients,
                 stop.clone(),
@@ -90,6 +92,7 @@ impl Replica {
             stop.clone(),
         ));
         Self {
+            membership,
             registry,
             wire,
             address,
@@ -104,7 +107,7 @@ impl Replica {
 
     /// Waits until it lags, or does not.
     async fn until_lags(&self, lags: bool) {
-        let mut lag = self.registry.lag();
+        let mut lag = self.membership.lag();
         let changed = lag.wait_for(|lag| lag.is_some() == lags);
         within(changed).await.unwrap();
     }
@@ -192,7 +195,7 @@ async fn clients_of_a_replica_that_lags_are_sent_elsewhere_until_it_has_caught_u
         }
     })
     .await;
-    assert_eq!(*first.registry.lag().borrow(), None);
+    assert_eq!(*first.membership.lag().borrow(), None);
     within(subscribe(&first.channel().await)).await.unwrap();
 
     second.wire.mend();

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     names::InstanceKey,
-    registry::{ClaimOptions, ExpiryOptions, IdleOptions, Registry, RegistryOptions},
+    registry::{ClaimOptions, ExpiryOptions, IdleOptions, Membership, Registry, RegistryOptions},
     session::{Removals, Sessions},
     snapshot::Publisher,
     store::Revision,
@@ -54,7 +54,7 @@ pub(super) fn start(world: &World, n: usize) {
     let life = CancellationToken::new();
     let world = world.clone();
     tokio::spawn(async move {
-        let registry = loop {
+        let membership = loop {
             let options = RegistryOptions {
                 replica: format!("r{n}"),
                 process_id: format!("r{n} since {:?}", world.now()),
@@ -77,14 +77,15 @@ pub(super) fn start(world: &World, n: usize) {
                 ..RegistryOptions::default()
             };
             match Registry::open(store::client(&world, n, &life), options).await {
-                Ok(registry) => break registry,
+                Ok(membership) => break membership,
                 Err(error) => world.say(format_args!("replica r{n} cannot start: {error}")),
             }
             sleep(Duration::from_millis(500)).await;
         };
+        let registry = membership.registry().clone();
         let stop = registry.options().stop.clone();
         let publisher = Publisher::start(registry.clone(), stop.clone());
-        let asks = ask_others(world.clone(), n, registry.clone());
+        let asks = ask_others(world.clone(), n, membership.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(asks));
         let clients = Clients::default();
         let removals = Arc::new(Watched {
@@ -96,7 +97,7 @@ pub(super) fn start(world: &World, n: usize) {
             life,
             stop: stop.clone(),
             sessions: Sessions::new(registry.clone(), removals),
-            ads: xds::service(registry.clone(), publisher, clients, stop),
+            ads: xds::service(membership, publisher, clients, stop),
             registry,
         };
         let revision = replica.registry.read(crate::registry::View::revision);
@@ -106,17 +107,24 @@ pub(super) fn start(world: &World, n: usize) {
 }
 
 /// What `replica::watch_lag` does, without its connections.
-async fn ask_others(world: World, n: usize, registry: Registry) {
-    loop {
-        sleep(Duration::from_secs(1)).await;
-        for (m, other) in lock(&world.replicas).iter() {
-            if *m != n && world.joined(Who::Replica(n), Who::Replica(*m)) {
-                let seen = other.registry.read(crate::registry::View::revision);
-                registry.hear_of(&format!("r{m}").into(), seen);
-            }
+async fn ask_others(world: World, n: usize, membership: Membership) {
+    let ask = async {
+        loop {
+            ask_once(&world, n, &membership).await;
         }
-        registry.look_for_lag();
+    };
+    tokio::join!(ask, membership.look_for_lag_at_changes());
+}
+
+async fn ask_once(world: &World, n: usize, membership: &Membership) {
+    sleep(Duration::from_secs(1)).await;
+    for (m, other) in lock(&world.replicas).iter() {
+        if *m != n && world.joined(Who::Replica(n), Who::Replica(*m)) {
+            let seen = other.registry.read(crate::registry::View::revision);
+            membership.hear_of(&format!("r{m}").into(), seen);
+        }
     }
+    membership.look_for_lag();
 }
 
 /// kill -9: nothing more comes from it.

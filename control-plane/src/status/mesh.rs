@@ -19,8 +19,8 @@ use tonic::{Request, Response};
 use crate::{
     load::Loads,
     names::ServiceName,
-    registry::{self, ByPath, CALLERS, Registry, View},
-    replica::Peers,
+    registry::{self, ByPath, CALLERS, Membership, Registry, View},
+    replica::{Peers, own_clients},
     snapshot::{ServiceContent, hidden_from_direct_clients},
     xds::Clients,
 };
@@ -39,6 +39,7 @@ const MAX_NAME_BYTES: usize = 256;
 /// Answers status questions.
 pub struct Status {
     registry: Registry,
+    membership: Membership,
     clients: Clients,
     loads: Loads,
     peers: Peers,
@@ -47,13 +48,14 @@ pub struct Status {
 /// The service for a server.
 #[must_use]
 pub fn service(
-    registry: Registry,
+    membership: Membership,
     clients: Clients,
     loads: Loads,
     peers: Peers,
 ) -> MeshStatusServer<Status> {
     MeshStatusServer::new(Status {
-        registry,
+        registry: membership.registry().clone(),
+        membership,
         clients,
         loads,
         peers,
@@ -80,7 +82,7 @@ impl MeshStatus for Status {
             proxies: &all.proxies,
             unanswered: &all.unanswered,
             store_away: self.registry.store_away(),
-            lags: self.registry.lag().borrow().is_some(),
+            lags: self.membership.lag().borrow().is_some(),
             replica: &self.registry.options().replica,
         };
         let mut mesh = self.registry.read(|view| {
@@ -146,7 +148,7 @@ impl MeshStatus for Status {
 impl Status {
     /// The clients of all replicas that answer within 2 s.
     async fn proxies(&self) -> ListProxiesResponse {
-        let own = proxies::own_clients(&self.registry, &self.clients);
+        let own = own_clients(&self.registry, &self.clients);
         proxies::all(own, self.peers.list_clients().await)
     }
 

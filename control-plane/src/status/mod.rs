@@ -11,4 +11,3 @@ mod csds;
 
 pub use csds::{Csds, csds};
 pub use mesh::{Status, service};
-pub(crate) use proxies::own_clients;

@@ -22,7 +22,7 @@ const SPREAD_MS: u64 = 1_000;
 
 /// Waits until a stream has to end because this replica lags: a new one at once. `seed` spreads those that are here.
 pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
-    let mut lag = ads.registry().lag();
+    let mut lag = ads.membership().lag();
     let pause = match *lag.borrow_and_update() {
         // Not even for a moment: it would be told something.
         Some(_) => None,
@@ -49,7 +49,7 @@ impl<V: Variant> Stream<'_, V> {
     pub(super) fn look(&mut self) -> Result<(), Status> {
         let owes = self.member.client.session().awaits_answer();
         let queued = self.responses.max_capacity() - self.responses.capacity();
-        let others = self.ads.registry().streams_elsewhere();
+        let others = self.ads.membership().streams_elsewhere();
         let metrics = self.ads.clients().metrics();
         let now = Instant::now();
         match self.pace.look(now, owes, queued, others.is_empty()) {

@@ -31,7 +31,12 @@ use super::{
     stream::{Peer, RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
-use crate::{budget::Account, grpc::ConnectionEnd, registry::Registry, snapshot::Publisher};
+use crate::{
+    budget::Account,
+    grpc::ConnectionEnd,
+    registry::{Membership, Registry},
+    snapshot::Publisher,
+};
 
 /// What reflection says of this service and of the others of Envoy: a serialized `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
@@ -41,7 +46,7 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envo
 pub struct Ads(Arc<Inner>);
 
 struct Inner {
-    registry: Registry,
+    membership: Membership,
     publisher: Publisher,
     clients: Clients,
     gate: Gate,
@@ -52,29 +57,30 @@ struct Inner {
 /// Serves the publisher's snapshots; streams end when `stop` does.
 #[must_use]
 pub fn service(
-    registry: Registry,
+    membership: Membership,
     publisher: Publisher,
     clients: Clients,
     stop: CancellationToken,
 ) -> Ads {
-    service_within(registry, publisher, clients, Limits::default(), stop)
+    let limits = Limits::default();
+    service_within(membership, publisher, clients, limits, stop)
 }
 
 /// As `service`, with bounds of one's own.
 #[must_use]
 pub fn service_within(
-    registry: Registry,
+    membership: Membership,
     publisher: Publisher,
     clients: Clients,
     limits: Limits,
     stop: CancellationToken,
 ) -> Ads {
     // What other replicas say of themselves is told at most once per renewal.
-    let shedding = Shedding::new(&limits, registry.options().renew_interval * 3);
+    let shedding = Shedding::new(&limits, membership.registry().options().renew_interval * 3);
     let counted = clients.clone();
-    registry.count_streams_by(move || counted.len());
+    membership.count_streams_by(move || counted.len());
     Ads(Arc::new(Inner {
-        registry,
+        membership,
         publisher,
         clients,
         gate: Gate::new(limits),
@@ -136,8 +142,12 @@ impl Ads {
         shedding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn membership(&self) -> &Membership {
+        &self.0.membership
+    }
+
     pub(super) fn registry(&self) -> &Registry {
-        &self.0.registry
+        self.0.membership.registry()
     }
 
     pub(super) fn publisher(&self) -> &Publisher {

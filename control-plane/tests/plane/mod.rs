@@ -15,7 +15,7 @@ use heddle_control::{
     grpc,
     listen::Socket,
     load::{self, Loads},
-    registry::{IdleOptions, Registry, RegistryOptions, View},
+    registry::{IdleOptions, Membership, Registry, RegistryOptions, View},
     replica::{self, MeshConfigs, MeshRemovals, Peers},
     session,
     snapshot::{Kind, Publisher},
@@ -66,6 +66,7 @@ pub(crate) struct Plane {
     pub(crate) address: String,
     pub(crate) publisher: Publisher,
     pub(crate) clients: Clients,
+    pub(crate) membership: Membership,
     pub(crate) registry: Registry,
     pub(crate) budget: Budget,
     stop: CancellationToken,
@@ -149,32 +150,33 @@ impl Plane {
             stop: stop.clone(),
             ..RegistryOptions::default()
         };
-        let registry = Registry::open(store, options).await.unwrap();
+        let membership = Registry::open(store, options).await.unwrap();
+        let registry = membership.registry().clone();
         let publisher = Publisher::start(registry.clone(), stop.clone());
         let (clients, loads) = (Clients::default(), Loads::default());
         let peers = Peers::follow(registry.clone(), stop.clone());
         let ads = xds::service_within(
-            registry.clone(),
+            membership.clone(),
             publisher.clone(),
             clients.clone(),
             limits,
             stop.clone(),
         );
         let removals = MeshRemovals::new(
-            registry.clone(),
+            membership.clone(),
             publisher.clone(),
             clients.clone(),
             peers.clone(),
         );
         let configs = MeshConfigs::new(name, clients.clone(), peers.clone());
         let own = replica::service(
-            registry.clone(),
+            membership.clone(),
             publisher.clone(),
             clients.clone(),
             loads.clone(),
         );
         let reports = load::service(registry.clone(), loads.clone(), REPORTS, stop.clone());
-        let mesh = status::service(registry.clone(), clients.clone(), loads, peers);
+        let mesh = status::service(membership.clone(), clients.clone(), loads, peers);
         let mut routes = Routes::builder();
         routes
             .add_service(session::service(registry.clone(), Arc::new(removals)))
@@ -201,6 +203,7 @@ impl Plane {
             address,
             publisher,
             clients,
+            membership,
             registry,
             budget,
             stop,
@@ -212,7 +215,7 @@ impl Plane {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         within(self.server).await.unwrap();
-        within(self.registry.left()).await;
+        within(self.membership.left()).await;
         drop((self.publisher, self.clients));
     }
 

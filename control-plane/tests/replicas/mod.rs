@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use heddle_control::{
-    registry::{IdleOptions, Registry, RegistryOptions},
+    registry::{IdleOptions, Membership, Registry, RegistryOptions},
     snapshot::Kind,
     store::{Embedded, EmbeddedOptions, Store},
 };
@@ -66,7 +66,7 @@ impl Replicas {
     }
 
     /// A replica that others find, that takes connections, and that never says a word.
-    pub(crate) async fn add_silent(&self) -> (TcpListener, Registry, CancellationToken) {
+    pub(crate) async fn add_silent(&self) -> (TcpListener, Membership, CancellationToken) {
         self.add("silent", "process of silent").await
     }
 
@@ -75,7 +75,7 @@ impl Replicas {
         &self,
         name: &str,
         process: &str,
-    ) -> (TcpListener, Registry, CancellationToken) {
+    ) -> (TcpListener, Membership, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stop = CancellationToken::new();
         let options = RegistryOptions {
@@ -86,11 +86,11 @@ impl Replicas {
             stop: stop.clone(),
             ..RegistryOptions::default()
         };
-        let registry = Registry::open(Arc::clone(&self.store), options)
+        let membership = Registry::open(Arc::clone(&self.store), options)
             .await
             .unwrap();
         self.know(3).await;
-        (listener, registry, stop)
+        (listener, membership, stop)
     }
 }
 
@@ -148,7 +148,7 @@ async fn a_removal_waits_for_the_clients_of_every_replica() {
 #[tokio::test]
 async fn a_silent_replica_is_named_and_one_that_has_gone_is_not_waited_for() {
     let replicas = Replicas::start().await;
-    let (_listener, registry, stop) = replicas.add_silent().await;
+    let (_listener, membership, stop) = replicas.add_silent().await;
     let mut node = replicas.node("a", two()).await;
     node.change(vec![], &["1"]).await;
     let silent = "(replica silent did not answer)";
@@ -156,7 +156,7 @@ async fn a_silent_replica_is_named_and_one_that_has_gone_is_not_waited_for() {
 
     node.ask_removal("1", Duration::from_secs(5)).await;
     stop.cancel();
-    within(registry.left()).await;
+    within(membership.left()).await;
     let answer = removal_answer(&mut node).await;
     assert_eq!(answer.unacknowledged, [""; 0], "its presence has gone");
     assert!(answer.acknowledged);

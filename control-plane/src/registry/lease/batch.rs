@@ -9,8 +9,8 @@ use prost::Message as _;
 use crate::{
     names::{InstanceKey, ServiceName, keys},
     registry::{
-        KnownService,
-        event::{Entry, Fact},
+        core::events::{Entry, Fact},
+        model::KnownService,
     },
     store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op},
 };

@@ -7,10 +7,10 @@ use heddle_proto::store::v1::{AliveRecord, NodeRecord};
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{LeaseError, NodeIdentity, NodeLease};
+use super::{LeaseError, NodeLease, clash, epoch, epoch_floor::epoch_floor};
 use crate::{
     names::keys,
-    registry::{Registry, clash, epoch, gc},
+    registry::{core::Registry, model::NodeIdentity},
     store::{Compare, KeyValue, Op, Revision, Txn},
 };
 
@@ -47,7 +47,7 @@ impl NodeLease {
             .and_then(|node| NodeRecord::decode(node.value.clone()).ok());
         // Read after the node: if that was forgotten a moment ago, the floor is above its epochs.
         let floor = match &node {
-            None => gc::epoch_floor(store).await?,
+            None => epoch_floor(store).await?,
             Some(_) => 0,
         };
         if alive

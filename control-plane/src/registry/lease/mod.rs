@@ -2,7 +2,7 @@
 //! instances and its changes; out go durable revisions. Every write is under the condition that the lease is still
 //! this session's, so that no older process, no older stream and no node that was swept can overwrite a newer state.
 
-use std::{collections::BTreeMap, net::SocketAddr, pin::pin, time::Duration};
+use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 use heddle_pacing::Backoff;
@@ -14,7 +14,7 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{Registry, claims, event::Fact, instance_events::Change, service};
+use super::core::{Registry, events::Fact, instance_events::Change};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
     store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult},
@@ -22,32 +22,17 @@ use crate::{
 
 mod batch;
 mod claim;
+mod clash;
+mod epoch;
+pub(super) mod epoch_floor;
+mod paths;
+mod service_record;
 
 use batch::{Transaction, WRITES_PER_TXN, Write, transactions};
 
 /// Pauses before a store that does not answer is asked again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-
-/// Who opens a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeIdentity {
-    pub name: String,
-    pub process_id: String,
-    /// 0 for a new process; else the epoch that this process was given.
-    pub epoch: u64,
-    /// Which of this process's sessions it is, from 1; 0: it does not count.
-    pub attempt: u64,
-    pub advertise: SocketAddr,
-    pub region: String,
-    pub zone: String,
-    pub version: String,
-    pub loopback: bool,
-    /// Where its proxy listens.
-    pub listeners: Vec<SocketAddr>,
-    /// The network stack of its proxy; empty: not known.
-    pub host: String,
-}
 
 /// One change of a node's instances.
 #[derive(Clone, Debug, PartialEq)]
@@ -392,7 +377,7 @@ impl NodeLease {
         let options = &self.registry.options().claims;
         let wanted = self
             .registry
-            .read(|view| claims::wanted(view, options, joining));
+            .read(|view| paths::wanted(view, options, joining));
         self.registry.on_refused_claims(wanted.refused);
         for round in wanted.rounds {
             self.write(round.into_iter().map(Write::of).collect())
@@ -402,7 +387,7 @@ impl NodeLease {
     }
 
     fn put(&self, key: &InstanceKey, name: &str, local: LocalInstance) -> Write {
-        let read = |view: &_| service::record_for(view, key, &local);
+        let read = |view: &_| service_record::record_for(view, key, &local);
         let record = self.registry.read(read);
         let instance = InstanceRecord {
             node: key.node.to_string(),

@@ -1,10 +1,15 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::*;
-use crate::registry::event::Entry;
-use crate::registry::fixture::{Fixture, identity, instance, names, service, within};
-use crate::registry::{KnownService, View};
-use crate::store::{MAX_TXN_BYTES, MAX_TXN_OPS};
+use crate::{
+    registry::{
+        core::events::Entry,
+        fixture::{Fixture, identity, instance, names, service, within},
+        model::{KnownService, NodeIdentity},
+        view::View,
+    },
+    store::{MAX_TXN_BYTES, MAX_TXN_OPS},
+};
 
 #[tokio::test]
 async fn a_full_set_replaces_and_a_resumed_session_is_no_change_for_anybody() {
@@ -306,9 +311,11 @@ async fn a_reader_that_lost_the_watch_catches_up() {
         ..crate::store::EmbeddedOptions::new(folder.path().join("control.redb"))
     };
     let store = Arc::new(crate::store::Embedded::open(&options).unwrap());
-    let registry = Registry::open(store, crate::registry::RegistryOptions::default())
+    let registry = Registry::open(store, crate::registry::options::RegistryOptions::default())
         .await
-        .unwrap();
+        .unwrap()
+        .registry()
+        .clone();
     let mut changes = registry.subscribe();
     let mut lease = NodeLease::claim(&registry, &identity("a", "p1"))
         .await

@@ -13,10 +13,15 @@ use heddle_proto::{registry::v1::Health, store::v1::EventRecord};
 use crate::{
     names::keys,
     registry::{
-        Event, NodeLease, NodeWrite, RegistryOptions, View,
-        event::{Fact, MAX_EVENTS},
+        core::{
+            events::{Fact, MAX_EVENTS},
+            instance_events,
+        },
         fixture::{Fixture, identity, instance, names, until, within},
-        instance_events,
+        lease::{NodeLease, NodeWrite},
+        model::Event,
+        options::RegistryOptions,
+        view::View,
     },
     store::{Op, Txn},
 };
@@ -218,7 +223,7 @@ async fn jumps_of_the_clock_change_nothing_but_the_times_of_events() {
     assert_eq!(kinds.len(), 2, "{kinds:?}");
 }
 
-/// No room but that of events reads the clock on the wall.
+/// One file reads the system's clock, for the times of events.
 #[test]
 fn only_events_know_the_time_of_day() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -239,5 +244,5 @@ fn only_events_know_the_time_of_day() {
             }
         }
     }
-    assert_eq!(found, ["registry/event.rs"]);
+    assert_eq!(found, ["registry/wall_clock.rs"]);
 }

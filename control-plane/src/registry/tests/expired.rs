@@ -8,9 +8,9 @@ use prost::Message as _;
 use crate::{
     names::{InstanceKey, keys},
     registry::{
-        Gone, NodeLease, NodeWrite,
-        event::MAX_EVENTS,
+        core::events::MAX_EVENTS,
         fixture::{Fixture, identity, instance, names, within},
+        lease::{Gone, NodeLease, NodeWrite},
     },
     store::KeyValue,
 };
@@ -166,7 +166,7 @@ async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
         count.parse::<usize>().unwrap()
     };
     assert_eq!(several.iter().map(count).sum::<usize>(), many.len());
-    let joined = |view: &crate::registry::View| {
+    let joined = |view: &crate::registry::view::View| {
         view.events()
             .any(|event| event.record.kind == "node-joined")
     };

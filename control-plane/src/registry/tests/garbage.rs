@@ -9,8 +9,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     names::keys,
     registry::{
-        GcOptions, IdleOptions, NodeIdentity, NodeLease, Registry, RegistryOptions, View,
+        core::Registry,
         fixture::{Fixture, identity, instance, until, within},
+        lease::NodeLease,
+        model::NodeIdentity,
+        options::{GcOptions, IdleOptions, RegistryOptions},
+        view::View,
     },
     store::MAX_TXN_BYTES,
 };

@@ -4,9 +4,10 @@ use futures_util::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::registry::{
-    ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, NodeLease, Registry, RegistryOptions,
-    event::MAX_EVENTS,
+    core::{Registry, events::MAX_EVENTS},
     fixture::{Fixture, identity, instance, names},
+    lease::NodeLease,
+    options::{ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, RegistryOptions},
 };
 
 /// Nodes at once: they share commits, else each cycle would wait for the disk alone.

@@ -4,8 +4,9 @@ use tokio::time::Instant;
 
 use crate::{
     registry::{
-        LeaseError, NodeLease, NodeWrite, Registry,
+        core::Registry,
         fixture::{Replicas, identity, instance, names, until, within},
+        lease::{LeaseError, NodeLease, NodeWrite},
     },
     store::StoreError,
 };
@@ -37,7 +38,7 @@ async fn beat_for(lease: &mut NodeLease, time: Duration) -> Result<(), LeaseErro
 async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps() {
     let mesh = Replicas::new();
     let (registry, wire) = mesh.join("c1", TTL).await;
-    until(&registry, |_| registry.is_sweeper()).await;
+    until(&registry, |_| registry.is_leader()).await;
     // Two nodes: that they lapse together is no mass lapse, which would save them anyway.
     let mut a = node(&registry, "a").await;
     drop(node(&registry, "b").await);
@@ -121,7 +122,7 @@ async fn a_change_made_while_the_store_is_away_is_done_when_it_is_back() {
 async fn a_replica_that_is_cut_off_alone_sends_its_nodes_away_before_their_leases_end() {
     let mesh = Replicas::new();
     let (first, _) = mesh.join("c1", TTL).await;
-    until(&first, |_| first.is_sweeper()).await;
+    until(&first, |_| first.is_leader()).await;
     let (second, wire) = mesh.join("c2", TTL).await;
     let mut lease = node(&second, "a").await;
     until(&first, |view| names(view) == ["a/users.default/u1"]).await;
@@ -150,7 +151,7 @@ async fn a_replica_that_is_cut_off_alone_sends_its_nodes_away_before_their_lease
 async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     let mesh = Replicas::new();
     let (registry, _wire) = mesh.join("c1", TTL).await;
-    until(&registry, |_| registry.is_sweeper()).await;
+    until(&registry, |_| registry.is_leader()).await;
     let lease = node(&registry, "a").await;
     let failing = async {
         loop {

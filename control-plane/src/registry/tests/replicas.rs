@@ -6,9 +6,12 @@ use std::{
 use crate::{
     names::keys,
     registry::{
-        ExpiryOptions, LeaseError, NodeIdentity, NodeLease, Registry, RegistryError,
-        RegistryOptions, View,
+        core::Registry,
         fixture::{Replicas, identity, instance, names, until, within},
+        lease::{LeaseError, NodeLease},
+        model::NodeIdentity,
+        options::{ExpiryOptions, RegistryError, RegistryOptions},
+        view::View,
     },
 };
 
@@ -16,7 +19,7 @@ use crate::{
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_secs(2);
 
-fn sweepers(registry: &Registry) -> Vec<String> {
+fn leaders(registry: &Registry) -> Vec<String> {
     registry.read(|view| {
         let sweeps = |duties: &[std::sync::Arc<str>]| duties.iter().any(|it| &**it == "sweeper");
         view.replicas()
@@ -26,8 +29,8 @@ fn sweepers(registry: &Registry) -> Vec<String> {
     })
 }
 
-async fn one_sweeper(registry: &Registry, name: &str) {
-    until(registry, |_| sweepers(registry) == [name]).await;
+async fn one_leader(registry: &Registry, name: &str) {
+    until(registry, |_| leaders(registry) == [name]).await;
 }
 
 async fn claim(registry: &Registry, node: &str, process: &str) -> NodeLease {
@@ -39,8 +42,9 @@ async fn claim(registry: &Registry, node: &str, process: &str) -> NodeLease {
 #[tokio::test]
 async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_stops() {
     let mesh = Replicas::new();
-    let (first, _) = mesh.join("c1", LONG).await;
-    one_sweeper(&first, "c1").await;
+    let (member, _) = mesh.member(Replicas::options("c1", LONG)).await;
+    let first = member.registry().clone();
+    one_leader(&first, "c1").await;
     let (second, _) = mesh.join("c2", LONG).await;
     for registry in [&first, &second] {
         until(registry, |view| view.replicas().count() == 2).await;
@@ -50,12 +54,12 @@ async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_st
             assert_eq!(replica.version, env!("CARGO_PKG_VERSION"));
         });
     }
-    assert_eq!(sweepers(&second), ["c1"], "there is one");
-    assert!(first.is_sweeper() && !second.is_sweeper());
+    assert_eq!(leaders(&second), ["c1"], "there is one");
+    assert!(first.is_leader() && !second.is_leader());
 
     first.options().stop.cancel();
-    within(first.left()).await;
-    one_sweeper(&second, "c2").await;
+    within(member.left()).await;
+    one_leader(&second, "c2").await;
     assert!(second.read(|view| view.replica("c1").is_none()));
 }
 
@@ -63,15 +67,15 @@ async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_st
 async fn when_the_sweeper_dies_another_takes_over_and_the_dead_one_cannot_sweep_later() {
     let mesh = Replicas::new();
     let (first, wire) = mesh.join("c1", SHORT).await;
-    one_sweeper(&first, "c1").await;
+    one_leader(&first, "c1").await;
     let (second, _) = mesh.join("c2", SHORT).await;
-    let old = first.held().unwrap();
+    let old = first.fencing_token().unwrap();
     wire.cut();
-    one_sweeper(&second, "c2").await;
-    let new = second.held().unwrap();
+    one_leader(&second, "c2").await;
+    let new = second.fencing_token().unwrap();
     assert_ne!(old, new);
     assert_eq!(
-        first.held(),
+        first.fencing_token(),
         Some(old),
         "cut off, it does not know: what it writes fails by its condition"
     );
@@ -84,8 +88,8 @@ async fn when_the_sweeper_dies_another_takes_over_and_the_dead_one_cannot_sweep_
     wire.mend();
     // It joins anew, as one that does not sweep.
     until(&first, |view| view.replicas().count() == 2).await;
-    one_sweeper(&first, "c2").await;
-    assert!(!first.is_sweeper());
+    one_leader(&first, "c2").await;
+    assert!(!first.is_leader());
 }
 
 #[tokio::test]
@@ -116,8 +120,8 @@ async fn a_name_that_another_replica_has_is_refused_and_one_that_was_killed_has_
         replica.is_some_and(|it| it.process_id == again.options().process_id)
     })
     .await;
-    one_sweeper(&again, "c1").await;
-    assert!(!first.is_sweeper() || first.held() != again.held());
+    one_leader(&again, "c1").await;
+    assert!(!first.is_leader() || first.fencing_token() != again.fencing_token());
 }
 
 #[tokio::test]
@@ -219,8 +223,9 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
     let mesh = Replicas::new();
     // So long that nobody is late at first, even if the machine stalls.
     let ttl = SHORT * 3;
-    let (first, _) = mesh.join("c1", ttl).await;
-    one_sweeper(&first, "c1").await;
+    let (member, _) = mesh.member(Replicas::options("c1", ttl)).await;
+    let first = member.registry().clone();
+    one_leader(&first, "c1").await;
     let (second, _) = mesh.join("c2", ttl).await;
     let mut leases = Vec::new();
     for node in ["a", "b", "c"] {
@@ -230,13 +235,13 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
         first.reached(revision).await;
         leases.push(lease);
     }
-    assert_eq!(first.overdue(), 0, "nobody is late");
+    assert_eq!(member.overdue(), 0, "nobody is late");
     // They fall silent: their replica notices a missed beat long before their leases end.
     until(&first, |view| {
         view.replica("c2").is_some_and(|it| it.late_nodes == 3)
     })
     .await;
-    assert_eq!(first.overdue(), 3);
+    assert_eq!(member.overdue(), 3);
     // So the first that lapses is not judged before the others.
     until(&first, |view| {
         view.nodes().filter(|node| node.suspect).count() == 3
@@ -256,11 +261,12 @@ async fn a_suspects_time_runs_on_under_the_next_sweeper() {
             },
             ..Replicas::options(name, SHORT)
         };
-        mesh.join_as(options).await.0
+        mesh.member(options).await.0
     };
-    let first = join("c1").await;
-    one_sweeper(&first, "c1").await;
-    let second = join("c2").await;
+    let member = join("c1").await;
+    let first = member.registry().clone();
+    one_leader(&first, "c1").await;
+    let second = join("c2").await.registry().clone();
     for node in ["a", "b", "c"] {
         let mut lease = claim(&second, node, "p1").await;
         let set = vec![instance(node, "users/u1")];
@@ -269,8 +275,8 @@ async fn a_suspects_time_runs_on_under_the_next_sweeper() {
     let noted = |view: &View| view.nodes().map(|node| node.suspect_for).min();
     until(&first, |view| noted(view) >= Some(SHORT)).await;
     first.options().stop.cancel();
-    within(first.left()).await;
-    one_sweeper(&second, "c2").await;
+    within(member.left()).await;
+    one_leader(&second, "c2").await;
     let before = second.read(noted);
     let mut changes = second.subscribe();
     within(async {
@@ -295,8 +301,8 @@ async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other
     })
     .await;
     within(async { while !stays(&first, SHORT * 2, holder).await {} }).await;
-    one_sweeper(&first, "c1").await;
-    until(&first, |_| first.is_sweeper() != second.is_sweeper()).await;
+    one_leader(&first, "c1").await;
+    until(&first, |_| first.is_leader() != second.is_leader()).await;
 }
 
 /// Whether what is read is the same all the time.
@@ -319,11 +325,11 @@ async fn stays<T: PartialEq>(
 async fn a_record_that_somebody_deletes_is_written_anew() {
     let mesh = Replicas::new();
     let (first, _) = mesh.join("c1", SHORT).await;
-    one_sweeper(&first, "c1").await;
+    one_leader(&first, "c1").await;
     for key in [keys::replica("c1"), keys::duty("sweeper")] {
         mesh.store().delete(&key).await.unwrap();
     }
     until(&first, |view| view.replica("c1").is_none()).await;
     until(&first, |view| view.replica("c1").is_some()).await;
-    one_sweeper(&first, "c1").await;
+    one_leader(&first, "c1").await;
 }

@@ -16,13 +16,13 @@ use heddle_proto::{
 };
 use prost::Message as _;
 
+use super::model::{
+    ByPath, Event, Instance, KnownService, Node, Replica, by_path,
+    node::{Alive, Clash},
+    owner_among,
+};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
-    registry::{
-        ByPath, Event, Instance, KnownService, Node, Replica, by_path,
-        node::{Alive, Clash},
-        owner_among,
-    },
     store::{Changes, KeyValue, Revision},
 };
 

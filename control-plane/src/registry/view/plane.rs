@@ -7,7 +7,7 @@ use heddle_proto::store::v1::{DutyRecord, EventRecord, ReplicaRecord};
 use prost::Message as _;
 
 use crate::{
-    registry::{Event, Replica},
+    registry::model::{Event, Replica},
     store::{KeyValue, Revision},
 };
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::registry::Node;
+use crate::registry::model::Node;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Proxies(BTreeMap<u16, BTreeSet<(Arc<str>, IpAddr)>>);
@@ -81,7 +81,7 @@ fn reaches(on: &Node, address: IpAddr, owner: &Node, at: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Node;
+    use crate::registry::model::Node;
 
     fn node(name: &str, host: &str, advertise: &str, listeners: &[&str]) -> Node {
         let record = heddle_proto::store::v1::NodeRecord {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{claims::Claimed, touched::Place};
 use crate::{
-    registry::{Instance, KnownService},
+    registry::model::{Instance, KnownService},
     store::Revision,
 };
 

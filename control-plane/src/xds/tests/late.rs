@@ -50,7 +50,7 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
     let stop = CancellationToken::new();
     let publisher = Publisher::start(fixture.registry.clone(), stop.clone());
     let clients = Clients::default();
-    let ads = service(fixture.registry.clone(), publisher, clients.clone(), stop);
+    let ads = service(fixture.membership.clone(), publisher, clients.clone(), stop);
     let (say, said) = mpsc::channel(4);
     tokio::time::pause();
     let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(said));
@@ -85,7 +85,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
     let (sender, snapshots) = watch::channel(mesh.snapshot());
     let clients = Clients::default();
     let ads = service(
-        fixture.registry.clone(),
+        fixture.membership.clone(),
         Publisher::of(snapshots),
         clients.clone(),
         CancellationToken::new(),
@@ -135,7 +135,9 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
 #[tokio::test]
 async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
     let mesh = Replicas::new();
-    let (registry, wire) = mesh.join("c1", Duration::from_secs(600)).await;
+    let options = Replicas::options("c1", Duration::from_secs(600));
+    let (member, wire) = mesh.member(options).await;
+    let registry = member.registry().clone();
     let bytes = prost_types::FileDescriptorSet { file: vec![] }.encode_to_vec();
     let sha256: String = Sha256::digest(&bytes)
         .iter()
@@ -147,7 +149,7 @@ async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
         .unwrap();
     let stop = CancellationToken::new();
     let publisher = Publisher::start(registry.clone(), stop.clone());
-    let ads = service(registry, publisher, Clients::default(), stop);
+    let ads = service(member, publisher, Clients::default(), stop);
     let (say, said) = mpsc::channel(4);
     tokio::time::pause();
     wire.cut();

@@ -157,11 +157,11 @@ async fn clients_that_are_all_at_one_replica_go_half_to_the_other_and_then_stay(
     };
     let mut planes = Vec::new();
     for name in ["c1", "c2"] {
-        let (registry, _) = mesh.join(name, SECOND * 6).await;
-        let publisher = Publisher::start(registry.clone(), stop.clone());
+        let (member, _) = mesh.member(Replicas::options(name, SECOND * 6)).await;
+        let publisher = Publisher::start(member.registry().clone(), stop.clone());
         let clients = Clients::default();
         let (limits, stop) = (limits.clone(), stop.clone());
-        let ads = service_within(registry, publisher, clients.clone(), limits, stop);
+        let ads = service_within(member, publisher, clients.clone(), limits, stop);
         planes.push((ads, clients));
     }
     let ads = [planes[0].0.clone(), planes[1].0.clone()];

@@ -1,0 +1,219 @@
+//! What happened to nodes, instances, services and replicas, and why. In come facts from those who cause them; out go
+//! operations for the very transaction in which it happens, so that no event is told of what was not done, and none is
+//! missing. Nothing is decided by an event, and its time is for people only.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use heddle_proto::store::v1::EventRecord;
+use prost::Message as _;
+use tokio::{sync::Mutex, time::Instant};
+
+use super::Registry;
+use crate::{
+    names::{InstanceKey, keys},
+    registry::options::RegistryOptions,
+    store::{LeaseId, Op, StoreError, Txn, TxnResult},
+};
+
+/// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the sweeper.
+const KEPT: Duration = Duration::from_secs(3600);
+/// Events of so long share a lease: it costs one grant.
+const SHARED: Duration = Duration::from_secs(600);
+pub(in crate::registry) const MAX_EVENTS: usize = 1000;
+/// Longest cause: whoever reads it is a person.
+const MAX_CAUSE: usize = 1000;
+
+/// What shall be told.
+#[derive(Clone, Debug)]
+pub(in crate::registry) struct Fact {
+    kind: &'static str,
+    node: String,
+    service: String,
+    instance: String,
+    cause: String,
+}
+
+/// What shall be told, under the name that it will have: written twice it is one event.
+#[derive(Clone, Debug)]
+pub(in crate::registry) struct Entry {
+    key: String,
+    value: Bytes,
+}
+
+#[cfg(test)]
+impl Entry {
+    pub(in crate::registry) fn named(key: &str, value: impl Into<Bytes>) -> Self {
+        Self {
+            key: key.to_owned(),
+            value: value.into(),
+        }
+    }
+
+    pub(in crate::registry) fn bytes(&self) -> usize {
+        self.value.len()
+    }
+}
+
+impl Fact {
+    pub(in crate::registry) fn of_node(kind: &'static str, node: &str, cause: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            ..Self::of_mesh(kind, cause)
+        }
+    }
+
+    pub(in crate::registry) fn of_service(kind: &'static str, service: &str, cause: &str) -> Self {
+        Self {
+            service: service.to_owned(),
+            ..Self::of_mesh(kind, cause)
+        }
+    }
+
+    pub(in crate::registry) fn of_instance(
+        kind: &'static str,
+        key: &InstanceKey,
+        cause: &str,
+    ) -> Self {
+        Self {
+            instance: key.id.to_string(),
+            ..Self::of_instances(kind, key, cause)
+        }
+    }
+
+    /// Of several instances of one service on one node, of which this is one.
+    pub(in crate::registry) fn of_instances(
+        kind: &'static str,
+        key: &InstanceKey,
+        cause: &str,
+    ) -> Self {
+        Self {
+            node: key.node.to_string(),
+            service: key.service.to_string(),
+            ..Self::of_mesh(kind, cause)
+        }
+    }
+
+    pub(in crate::registry) fn log(&self, what: &str) {
+        let Self {
+            kind,
+            node,
+            service,
+            instance,
+            cause,
+        } = self;
+        tracing::warn!(event = kind, node, service, instance, cause, "{what}");
+    }
+
+    #[cfg(test)]
+    pub(in crate::registry) fn said(&self) -> (&'static str, String) {
+        (self.kind, self.cause.clone())
+    }
+
+    /// It concerns no node and no service.
+    pub(in crate::registry) fn of_mesh(kind: &'static str, cause: &str) -> Self {
+        Self {
+            kind,
+            node: String::new(),
+            service: String::new(),
+            instance: String::new(),
+            cause: cause.chars().take(MAX_CAUSE).collect(),
+        }
+    }
+}
+
+/// Writes this replica's events.
+#[derive(Default)]
+pub(in crate::registry) struct EventRecorder {
+    /// The lease of the events of the last minutes, and when it was granted.
+    lease: Mutex<Option<(LeaseId, Instant)>>,
+    told: AtomicU64,
+}
+
+impl EventRecorder {
+    async fn lease(&self, registry: &Registry) -> Result<LeaseId, StoreError> {
+        let mut held = self.lease.lock().await;
+        if let Some((lease, since)) = *held
+            && since.elapsed() < SHARED
+        {
+            return Ok(lease);
+        }
+        let lease = registry.store().grant(KEPT + SHARED).await?;
+        *held = Some((lease, Instant::now()));
+        Ok(lease)
+    }
+
+    async fn forget(&self, lease: LeaseId) {
+        let mut held = self.lease.lock().await;
+        if held.is_some_and(|(it, _)| it == lease) {
+            *held = None;
+        }
+    }
+
+    fn entry(&self, options: &RegistryOptions, fact: &Fact) -> Entry {
+        let unix_ms = (options.wall_ms)();
+        let record = EventRecord {
+            kind: fact.kind.to_owned(),
+            node: fact.node.clone(),
+            service: fact.service.clone(),
+            instance: fact.instance.clone(),
+            cause: fact.cause.clone(),
+            replica: options.replica.clone(),
+            unix_ms,
+        };
+        let n = self.told.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{unix_ms:014}-{}-{n:06}", options.replica);
+        Entry {
+            key: keys::event(&id),
+            value: record.encode_to_vec().into(),
+        }
+    }
+}
+
+impl Registry {
+    /// Names an event for transactions that may be tried several times.
+    pub(in crate::registry) fn entry(&self, fact: &Fact) -> Entry {
+        self.event_recorder().entry(self.options(), fact)
+    }
+
+    /// A transaction that also tells what it does.
+    pub(in crate::registry) async fn txn_told(
+        &self,
+        txn: Txn,
+        facts: &[Fact],
+    ) -> Result<TxnResult, StoreError> {
+        let entries: Vec<_> = facts.iter().map(|fact| self.entry(fact)).collect();
+        self.txn_with(txn, &entries).await
+    }
+
+    /// The same with events that have their names already.
+    pub(in crate::registry) async fn txn_with(
+        &self,
+        txn: Txn,
+        entries: &[Entry],
+    ) -> Result<TxnResult, StoreError> {
+        if entries.is_empty() {
+            return self.store().txn(txn).await;
+        }
+        let recorder = self.event_recorder();
+        let mut lost = false;
+        loop {
+            let lease = recorder.lease(self).await?;
+            let mut told = txn.clone();
+            let put = |entry: &Entry| Op::put_leased(&entry.key, entry.value.clone(), lease);
+            told.then.extend(entries.iter().map(put));
+            match self.store().txn(told).await {
+                // The store has lost it (it was set back, say): the events get a new one, once.
+                // Which of several leases is gone not every store can say: another one fails the second time too.
+                Err(StoreError::LeaseNotFound(_)) if !lost => {
+                    recorder.forget(lease).await;
+                    lost = true;
+                }
+                result => return result,
+            }
+        }
+    }
+}

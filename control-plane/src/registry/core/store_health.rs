@@ -1,0 +1,183 @@
+//! Whether this replica reaches its store. In comes how its last requests ended; out goes since when the store is away,
+//! or how long ago it came back: who judges others by what the store says must know that it was deaf itself.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::store::StoreError;
+
+/// An outage of half a TTL or longer may have cost leases, and nobody is judged for a whole TTL after it. Shorter ones
+/// that come again before that TTL has passed put it off, but all in all for no longer than this many TTLs in which the
+/// store did answer: else one error per TTL would keep dead nodes in use for ever.
+const LONGEST_HOLD: u32 = 2;
+
+#[derive(Debug, Default)]
+struct State {
+    away_since: Option<Instant>,
+    hold: Option<Hold>,
+}
+
+/// The time after an outage in which nobody is judged, put off by short outages that followed.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    /// When the first outage ended.
+    since: Instant,
+    /// For how long the store was away since then.
+    away: Duration,
+    /// When the last outage ended.
+    back: Instant,
+}
+
+impl Hold {
+    fn ends(&self, ttl: Duration) -> Instant {
+        (self.back + ttl).min(self.since + self.away + ttl * LONGEST_HOLD)
+    }
+
+    /// The hold after an outage that began in this one.
+    fn after(self, outage: Duration, now: Instant) -> Self {
+        Self {
+            away: self.away + outage,
+            back: now,
+            ..self
+        }
+    }
+}
+
+impl State {
+    /// The hold in which an outage from `since` to `now` results.
+    fn held_after(&self, since: Instant, now: Instant, ttl: Duration) -> Hold {
+        let outage = now.saturating_duration_since(since);
+        let running = self.hold.filter(|hold| since < hold.ends(ttl));
+        match running {
+            Some(hold) if outage < ttl / 2 => hold.after(outage, now),
+            _ => Hold {
+                since: now,
+                away: Duration::ZERO,
+                back: now,
+            },
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(in crate::registry) struct StoreHealth(Mutex<State>);
+
+impl StoreHealth {
+    /// A request ended so; leases live for `ttl`.
+    pub(in crate::registry) fn on_result<T>(&self, result: &Result<T, StoreError>, ttl: Duration) {
+        let mut state = self.lock();
+        match result {
+            Err(StoreError::Unavailable { cause }) if state.away_since.is_none() => {
+                tracing::warn!(
+                    event = "store-away",
+                    cause,
+                    "the store does not answer; what is known of the mesh stays in use"
+                );
+                state.away_since = Some(Instant::now());
+            }
+            Err(StoreError::Unavailable { .. } | StoreError::Closed) => {}
+            _ => {
+                if let Some(since) = state.away_since.take() {
+                    let away = since.elapsed();
+                    tracing::info!(event = "store-back", ?away, "the store answers again");
+                    state.hold = Some(state.held_after(since, Instant::now(), ttl));
+                }
+            }
+        }
+    }
+
+    /// For how long the store has not answered; none: it does.
+    pub(in crate::registry) fn away(&self) -> Option<Duration> {
+        Some(self.lock().away_since?.elapsed())
+    }
+
+    /// Before this moment nobody may be judged by what the store says: it was away, and who lapsed meanwhile could
+    /// not renew.
+    pub(in crate::registry) fn judge_from(&self, ttl: Duration) -> Option<Instant> {
+        let state = self.lock();
+        let hold = match state.away_since {
+            Some(since) => Some(state.held_after(since, Instant::now(), ttl)),
+            None => state.hold,
+        };
+        hold.map(|hold| hold.ends(ttl))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn error() -> Result<(), StoreError> {
+        let cause = "no leader".to_owned();
+        Err(StoreError::Unavailable { cause })
+    }
+
+    /// The store fails one request, and answers the next one after `outage`.
+    async fn fails_for(health: &StoreHealth, outage: Duration) {
+        health.on_result(&error(), TTL);
+        tokio::time::advance(outage).await;
+        health.on_result(&Ok(()), TTL);
+    }
+
+    fn may_judge(health: &StoreHealth) -> bool {
+        health.judge_from(TTL).is_none_or(|at| at <= Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_an_outage_nobody_is_judged_for_a_ttl() {
+        let health = StoreHealth::default();
+        assert!(may_judge(&health));
+        health.on_result(&error(), TTL);
+        tokio::time::advance(TTL * 10).await;
+        assert!(!may_judge(&health), "it is away");
+        health.on_result(&Ok(()), TTL);
+        tokio::time::advance(TTL * 9 / 10).await;
+        assert!(!may_judge(&health));
+        // A long one that begins before that is over counts in full.
+        fails_for(&health, TTL).await;
+        tokio::time::advance(TTL * 9 / 10).await;
+        assert!(!may_judge(&health));
+        tokio::time::advance(TTL / 10).await;
+        assert!(may_judge(&health));
+    }
+
+    /// Issue 10, D2: one error per TTL held the sweeper off for ever.
+    #[tokio::test(start_paused = true)]
+    async fn an_error_now_and_then_does_not_hold_the_sweeper_off_for_ever() {
+        for (between, outage) in [
+            (TTL / 2, Duration::ZERO),
+            (TTL * 9 / 10, TTL / 100),
+            (TTL / 10, TTL / 100),
+            (TTL / 10, TTL / 10),
+        ] {
+            let health = StoreHealth::default();
+            let start = Instant::now();
+            fails_for(&health, outage).await;
+            let mut waited = Duration::ZERO;
+            // As the sweeper does: it wakes when it may judge.
+            while !may_judge(&health) {
+                let at = health.judge_from(TTL).unwrap();
+                let left = at.saturating_duration_since(Instant::now());
+                if left <= between - waited {
+                    tokio::time::advance(left).await;
+                    waited += left;
+                    continue;
+                }
+                tokio::time::advance(between - waited).await;
+                waited = Duration::ZERO;
+                fails_for(&health, outage).await;
+                assert!(start.elapsed() < TTL * 5, "{between:?} {outage:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Subscriptions to the view's changes. In come batches as they are published, out goes to each reader one batch with all
+//! that changed since it read last: its size is bounded by the names in the mesh, and a slow reader loses nothing.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use super::lock;
+use crate::registry::view::Batch;
+
+/// What changed since its reader read last, in one batch.
+pub struct Subscription(Arc<Mailbox>);
+
+impl Subscription {
+    pub(super) fn of(mailbox: Arc<Mailbox>) -> Self {
+        Self(mailbox)
+    }
+
+    /// Waits for a change. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Batch {
+        loop {
+            if let Some(batch) = lock(&self.0.batch).take() {
+                return batch;
+            }
+            self.0.arrived.notified().await;
+        }
+    }
+
+    /// Waits for a batch that tells of replicas or of their duties, and passes over all others.
+    pub(in crate::registry) async fn of_replicas(&mut self) {
+        while !self.next().await.replicas {}
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Mailbox {
+    batch: Mutex<Option<Batch>>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    /// Empty batches count too: they carry the revision.
+    pub(super) fn put(&self, batch: Batch) {
+        match &mut *lock(&self.batch) {
+            Some(waiting) => waiting.merge(batch),
+            empty => *empty = Some(batch),
+        }
+        self.arrived.notify_one();
+    }
+}

@@ -1,0 +1,208 @@
+//! When nodes that lost their lease leave, and whether they are dead or only cut off from us together. In come
+//! nodes that hold or lost their lease, and the time; out go verdicts with their cause. Pure: `now` is given and
+//! monotonic; nothing is written here, and a verdict comes again until the view shows that it was carried out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::registry::options::ExpiryOptions;
+
+/// A verdict not carried out after so long is given again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What shall become of a node that lost its lease, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Remove {
+        node: Arc<str>,
+        cause: String,
+    },
+    Suspect {
+        node: Arc<str>,
+        cause: String,
+    },
+    /// It has been suspect for so long: the next sweeper shall know.
+    Note {
+        node: Arc<str>,
+        suspect_for: Duration,
+    },
+}
+
+#[derive(Debug)]
+struct Lapsed {
+    suspect: bool,
+    since: Instant,
+    /// When the next verdict is due.
+    due: Instant,
+    /// When a suspect has to go.
+    ends: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Expiry {
+    options: ExpiryOptions,
+    ttl: Duration,
+    /// How long a lapsed node waits for others that are overdue: they renew at different times within one interval.
+    settle: Duration,
+    alive: BTreeSet<Arc<str>>,
+    lapsed: BTreeMap<Arc<str>, Lapsed>,
+    /// Who lapsed when, within the last TTL.
+    recent: VecDeque<(Instant, Arc<str>)>,
+    /// Nobody is judged before this.
+    held_until: Option<Instant>,
+}
+
+impl Expiry {
+    pub(crate) fn new(options: ExpiryOptions, ttl: Duration, renew_interval: Duration) -> Self {
+        Self {
+            options,
+            ttl,
+            settle: renew_interval.min(ttl),
+            alive: BTreeSet::new(),
+            lapsed: BTreeMap::new(),
+            recent: VecDeque::new(),
+            held_until: None,
+        }
+    }
+
+    /// Nobody is judged before `until`: who judges has just begun, or did not hear the store. Who lapsed of late, or
+    /// lapses until then, counts as lapsed at that moment: together. What was long ago stays so.
+    pub(crate) fn hold(&mut self, until: Instant, now: Instant) {
+        if self.held_until.is_some_and(|held| held >= until) {
+            return;
+        }
+        self.forget(now);
+        self.held_until = Some(until);
+        for (at, _) in &mut self.recent {
+            *at = until;
+        }
+        for lapsed in self.lapsed.values_mut() {
+            lapsed.due = lapsed.due.max(until);
+        }
+    }
+
+    /// The node holds its lease.
+    pub(crate) fn on_alive(&mut self, node: &Arc<str>) {
+        self.alive.insert(Arc::clone(node));
+        self.lapsed.remove(node);
+        self.recent.retain(|(_, name)| name != node);
+    }
+
+    /// The node has no lease, but still instances. `suspect`: for how long it has been suspect, if it is.
+    pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: Option<Duration>, now: Instant) {
+        let was_alive = self.alive.remove(node);
+        let judged = self.held_until.map_or(now, |held| now.max(held));
+        let known = self.lapsed.get(node).map(|lapsed| lapsed.suspect);
+        if known == Some(suspect.is_some()) {
+            return;
+        }
+        if known.is_none() && (was_alive || suspect.is_none()) {
+            self.recent.push_back((judged, Arc::clone(node)));
+        }
+        // A suspect's time runs on while nobody is judged.
+        let left = suspect.map(|spent| self.options.suspect_for.saturating_sub(spent));
+        let ends = now + left.unwrap_or_default();
+        let due = ends.min(now + note_every(&self.options)).max(judged);
+        let lapsed = Lapsed {
+            suspect: suspect.is_some(),
+            since: judged,
+            due,
+            ends,
+        };
+        self.lapsed.insert(Arc::clone(node), lapsed);
+    }
+
+    /// The node has neither lease nor instances.
+    pub(crate) fn on_gone(&mut self, node: &Arc<str>) {
+        self.alive.remove(node);
+        self.lapsed.remove(node);
+    }
+
+    /// When `verdicts` has something to say, if nothing else happens.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.lapsed.values().map(|lapsed| lapsed.due).min()
+    }
+
+    /// What is due. `overdue` counts the nodes that hold their lease but have missed a beat, as far as is known: if
+    /// they could make it a mass lapse, a lapsed node waits a little for them. Where none could wait it is not asked.
+    pub(crate) fn verdicts(
+        &mut self,
+        now: Instant,
+        overdue: impl FnOnce() -> usize,
+    ) -> Vec<Verdict> {
+        self.forget(now);
+        let (gone, mesh) = (self.recent.len(), self.mesh());
+        let mass = self.is_mass(gone);
+        let settle = self.settle;
+        let waits = |lapsed: &Lapsed| !lapsed.suspect && now < lapsed.since + settle;
+        if !mass && self.lapsed.values().any(waits) && self.is_mass(gone + overdue()) {
+            for lapsed in self.lapsed.values_mut().filter(|it| waits(it)) {
+                lapsed.due = lapsed
+                    .due
+                    .max((now + settle / 8).min(lapsed.since + settle));
+            }
+        }
+        let ttl = self.ttl;
+        let (suspect_for, note_every) = (self.options.suspect_for, note_every(&self.options));
+        let due = self
+            .lapsed
+            .iter_mut()
+            .filter(|(_, lapsed)| lapsed.due <= now);
+        due.map(|(node, lapsed)| {
+            lapsed.due = now + RETRY;
+            let node = Arc::clone(node);
+            match (lapsed.suspect, mass) {
+                (true, _) if now < lapsed.ends => {
+                    lapsed.due = lapsed.ends.min(now + note_every);
+                    let left = lapsed.ends - now;
+                    let suspect_for = suspect_for.saturating_sub(left);
+                    Verdict::Note { node, suspect_for }
+                }
+                (true, _) => Verdict::Remove {
+                    node,
+                    cause: format!("it was suspect for {suspect_for:?} and did not come back"),
+                },
+                (false, true) => Verdict::Suspect {
+                    node,
+                    cause: format!(
+                        "its lease lapsed with those of {gone} of {mesh} nodes within {ttl:?}: likelier \
+                         the control plane was cut off"
+                    ),
+                },
+                (false, false) => Verdict::Remove {
+                    node,
+                    cause: format!("its lease lapsed: no beat for {ttl:?}"),
+                },
+            }
+        })
+        .collect()
+    }
+
+    /// Lapses of more than a TTL ago belong to no cut of now.
+    fn forget(&mut self, now: Instant) {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
+        while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Nodes with instances before the recent lapses.
+    fn mesh(&self) -> usize {
+        self.alive.len() + self.recent.len()
+    }
+
+    fn is_mass(&self, gone: usize) -> bool {
+        gone >= self.options.mass_nodes && gone * 100 >= self.mesh() * self.options.mass_percent
+    }
+}
+
+/// How often it is noted for how long a node has been suspect.
+fn note_every(options: &ExpiryOptions) -> Duration {
+    options.suspect_for / 20
+}
+
+#[cfg(test)]
+mod tests;

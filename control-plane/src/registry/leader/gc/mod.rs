@@ -1,0 +1,128 @@
+//! Removes what nobody needs any longer: descriptors that no service names, records of nodes that have gone for long,
+//! events over their number. In come the view and the time; out go transactions of who is the sweeper, in small steps.
+//! Nothing that somebody uses may go: descriptors are condemned first, and whoever needs them brings them again.
+
+use std::sync::Arc;
+
+use super::{election::FencingToken, now};
+use crate::{
+    names::keys,
+    registry::{
+        core::{
+            Registry,
+            events::{Fact, MAX_EVENTS},
+            instance_events,
+        },
+        model::Event,
+        view::View,
+    },
+    store::{Compare, MAX_TXN_OPS, Op, StoreError},
+};
+
+mod aged;
+mod nodes;
+mod schemas;
+
+use aged::Aged;
+
+pub(super) async fn run(registry: &Registry, token: FencingToken) {
+    let mut collector = Collector {
+        registry,
+        token,
+        unused: Aged::default(),
+        condemned: Aged::default(),
+        parts: Aged::default(),
+        gone: Aged::default(),
+    };
+    let look = registry.options().gc.look;
+    let mut changes = registry.subscribe();
+    let mut next = tokio::time::Instant::now() + look;
+    loop {
+        let looked = tokio::time::timeout_at(next, changes.next()).await;
+        let result = match looked {
+            Ok(batch) if batch.events => collector.trim_events().await,
+            Ok(_) => continue,
+            Err(_) => {
+                next = tokio::time::Instant::now() + look;
+                collector.look().await
+            }
+        };
+        if let Err(error) = &result {
+            // Only this: a look that finds nothing to do may not have asked the store.
+            registry.on_store(&result);
+            tracing::warn!(%error, "what nobody needs cannot be removed yet");
+        }
+    }
+}
+
+struct Collector<'a> {
+    registry: &'a Registry,
+    token: FencingToken,
+    unused: Aged<Arc<str>>,
+    condemned: Aged<Arc<str>>,
+    /// Parts of descriptors whose whole is not there, by key.
+    parts: Aged<Arc<str>>,
+    gone: Aged<Arc<str>>,
+}
+
+impl Collector<'_> {
+    async fn look(&mut self) -> Result<(), StoreError> {
+        self.look_at_schemas().await?;
+        self.look_at_parts().await?;
+        self.look_at_nodes().await?;
+        self.trim_events().await
+    }
+
+    /// Over the number the oldest go, some more at a time: else each new event would cost a transaction. Those that only
+    /// tell the ordinary course have half of the places: however many they are, they drive out no other.
+    async fn trim_events(&self) -> Result<(), StoreError> {
+        let ordinary =
+            |event: &&Arc<Event>| instance_events::KINDS.contains(&event.record.kind.as_str());
+        loop {
+            let old: Vec<Op> = self.registry.read(|view| {
+                let over = |len: usize, most: usize| match len.saturating_sub(most) {
+                    0 => 0,
+                    too_many => (too_many + MAX_TXN_OPS / 2).min(MAX_TXN_OPS),
+                };
+                let count = view.events().filter(ordinary).count();
+                let too_many = over(count, MAX_EVENTS / 2);
+                let delete = |event: &Arc<Event>| Op::delete(&keys::event(&event.id));
+                if too_many > 0 {
+                    let oldest = view.events().filter(ordinary).take(too_many);
+                    return oldest.map(delete).collect();
+                }
+                let too_many = over(view.events().len(), MAX_EVENTS);
+                view.events().take(too_many).map(delete).collect()
+            });
+            if old.is_empty() || !self.write(vec![], old, &[]).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// See [`Registry::txn_of_leader`].
+    async fn write(
+        &self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        facts: &[Fact],
+    ) -> Result<bool, StoreError> {
+        let registry = self.registry;
+        registry
+            .txn_of_leader(self.token, compare, then, facts)
+            .await
+    }
+}
+
+/// Descriptors that an instance or the record of a service names, each as often as it is named.
+fn named(view: &View) -> impl Iterator<Item = &Arc<str>> {
+    view.services().flat_map(move |service| {
+        let of_instances = view
+            .instances(service)
+            .filter_map(|instance| instance.schema_sha256.as_ref());
+        let of_service = view
+            .recorded(service)
+            .and_then(|known| known.schema_sha256.as_ref());
+        of_instances.chain(of_service)
+    })
+}

@@ -1,0 +1,308 @@
+//! Carries out what `expiry` decides: removes the instances of nodes that have gone, or marks the nodes suspect.
+//! In come the view's batches and the time; out go transactions, each under the condition that the node has not
+//! come back and that this replica still is the sweeper, each with its event.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use heddle_proto::store::v1::NodeRecord;
+use prost::Message as _;
+
+use super::{
+    election::FencingToken,
+    expiry::{Expiry, Verdict},
+    now,
+};
+use crate::{
+    names::keys,
+    registry::{
+        core::{Registry, events::Fact},
+        membership::Membership,
+        view::View,
+    },
+    store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn},
+};
+
+/// Suspects noted in one transaction, each with three conditions.
+const NOTED_AT_ONCE: usize = 20;
+/// Instances deleted in one transaction; the last one has the node's record and the event too.
+const AT_ONCE: usize = MAX_TXN_OPS - 8;
+
+pub(super) async fn run(membership: &Membership, token: FencingToken) {
+    let registry = membership.registry();
+    let options = registry.options();
+    let mut expiry = Expiry::new(
+        options.expiry.clone(),
+        options.lease_ttl,
+        options.renew_interval,
+    );
+    let mut changes = registry.subscribe();
+    let known: Vec<_> =
+        registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
+    observe(registry, &mut expiry, &known);
+    // What the sweeper before this one knew of recent lapses is lost: it could have been a cut.
+    expiry.hold(now() + options.lease_ttl, now());
+    loop {
+        let due = async {
+            match expiry.next() {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            batch = changes.next() => {
+                let nodes: Vec<_> = batch.nodes.into_iter().collect();
+                observe(registry, &mut expiry, &nodes);
+            }
+            () = due => {}
+        }
+        if let Some(from) = registry.store_health().judge_from(options.lease_ttl) {
+            expiry.hold(from.into_std(), now());
+        }
+        let mut notes = BTreeMap::new();
+        for verdict in expiry.verdicts(now(), || membership.overdue()) {
+            match verdict {
+                Verdict::Remove { node, cause } => {
+                    let done = remove(registry, token, &node, &cause).await;
+                    carried_out(registry, &node, done);
+                }
+                Verdict::Suspect { node, cause } => {
+                    let done = suspect(registry, token, &node, &cause).await;
+                    carried_out(registry, &node, done);
+                }
+                Verdict::Note { node, suspect_for } => {
+                    notes.insert(node, suspect_for);
+                }
+            }
+        }
+        if !notes.is_empty() {
+            let noted = note(registry, token, &notes).await;
+            registry.on_store(&noted);
+            if let Err(error) = noted {
+                tracing::warn!(%error, "how long nodes have been suspect is not noted yet");
+            }
+        }
+    }
+}
+
+fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
+    let now = now();
+    registry.read(|view: &View| {
+        for name in nodes {
+            match view.node(name) {
+                Some(node) if node.alive && view.instances_on(name) > 0 => expiry.on_alive(name),
+                Some(node) if view.instances_on(name) > 0 => {
+                    expiry.on_lapsed(name, node.suspect.then_some(node.suspect_for), now);
+                }
+                // A node that has nothing has nothing to lose.
+                _ => expiry.on_gone(name),
+            }
+        }
+    });
+}
+
+fn carried_out(registry: &Registry, node: &str, result: Result<(), StoreError>) {
+    registry.on_store(&result);
+    if let Err(error) = result {
+        tracing::warn!(%node, %error, "a lapsed node cannot be swept yet");
+    }
+}
+
+/// A transaction about a node that has not come back, by who may sweep.
+fn about(token: FencingToken, node: &str, then: Vec<Op>) -> Txn {
+    Txn {
+        compare: vec![Compare::absent(&keys::alive(node)), token.compare()],
+        then,
+        ..Txn::default()
+    }
+}
+
+async fn remove(
+    registry: &Registry,
+    token: FencingToken,
+    node: &str,
+    cause: &str,
+) -> Result<(), StoreError> {
+    let store = registry.store();
+    let mut found = store.range_keys(&keys::instances_of(node), None).await?;
+    found.items.retain(|item| is_instance(&item.key));
+    let instances = found.items.len();
+    // A transaction whose answer is lost may be done long after the next one was: then it must tell nothing again.
+    let first_time = found
+        .items
+        .last()
+        .map(|item| Compare::unchanged(&item.key, item.mod_revision));
+    let delete = |item: &KeyValue| Op::Delete {
+        key: Arc::clone(&item.key),
+    };
+    let mut chunks: Vec<Vec<Op>> = found
+        .items
+        .chunks(AT_ONCE)
+        .map(|chunk| chunk.iter().map(delete).collect())
+        .collect();
+    // With the last of them: it is told when it is done.
+    let last = chunks.pop().unwrap_or_default();
+    for chunk in chunks {
+        if !store.txn(about(token, node, chunk)).await?.succeeded {
+            return came_back(node);
+        }
+    }
+    let mut txn = about(token, node, last);
+    txn.compare.extend(first_time);
+    if let Some((compare, put)) = marked(registry, node, false).await? {
+        txn.compare.push(compare);
+        txn.then.push(put);
+    }
+    if txn.then.is_empty() {
+        return Ok(());
+    }
+    let fact = Fact::of_node(
+        "node-expired",
+        node,
+        &format!("{cause}; its {instances} instances are removed"),
+    );
+    if !registry.txn_told(txn, &[fact]).await?.succeeded {
+        return came_back(node);
+    }
+    tracing::warn!(
+        event = "node-expired",
+        node,
+        instances,
+        cause,
+        "a node's instances are removed"
+    );
+    Ok(())
+}
+
+/// Not so: what another mesh keeps under a prefix that ends with this one's folder of instances.
+fn is_instance(key: &str) -> bool {
+    matches!(keys::parse(key), Some(keys::Key::Instance(_)))
+}
+
+fn came_back(node: &str) -> Result<(), StoreError> {
+    tracing::info!(
+        node,
+        "a lapsed node came back, or another replica sweeps, while it was being removed"
+    );
+    Ok(())
+}
+
+async fn suspect(
+    registry: &Registry,
+    token: FencingToken,
+    node: &str,
+    cause: &str,
+) -> Result<(), StoreError> {
+    let Some((compare, put)) = marked(registry, node, true).await? else {
+        return Ok(());
+    };
+    let mut txn = about(token, node, vec![put]);
+    txn.compare.push(compare);
+    let fact = Fact::of_node("node-suspect", node, cause);
+    if registry.txn_told(txn, &[fact]).await?.succeeded {
+        tracing::warn!(
+            event = "node-suspect",
+            node,
+            cause,
+            "a node is suspect; it stays in use"
+        );
+    }
+    Ok(())
+}
+
+/// Writes for how long nodes have been suspect. One that came back meanwhile spoils its transaction: those with it are
+/// noted the next time.
+async fn note(
+    registry: &Registry,
+    token: FencingToken,
+    notes: &BTreeMap<Arc<str>, Duration>,
+) -> Result<(), StoreError> {
+    let store = registry.store();
+    let mut due = Vec::new();
+    for item in store.range(keys::NODES, None).await?.items {
+        let Some(keys::Key::Node(_)) = keys::parse(&item.key) else {
+            continue;
+        };
+        let Ok(mut record) = NodeRecord::decode(item.value) else {
+            continue;
+        };
+        let Some(suspect_for) = notes.get(record.name.as_str()).filter(|_| record.suspect) else {
+            continue;
+        };
+        record.suspect_ms = u64::try_from(suspect_for.as_millis()).unwrap_or(u64::MAX);
+        let mut txn = about(
+            token,
+            &record.name,
+            vec![Op::put(&item.key, record.encode_to_vec())],
+        );
+        let unchanged = Compare::unchanged(&item.key, item.mod_revision);
+        txn.compare.push(unchanged);
+        due.push(txn);
+    }
+    for together in due.chunks(NOTED_AT_ONCE) {
+        let txn = Txn {
+            compare: together
+                .iter()
+                .flat_map(|txn| txn.compare.clone())
+                .collect(),
+            then: together.iter().flat_map(|txn| txn.then.clone()).collect(),
+            ..Txn::default()
+        };
+        store.txn(txn).await?;
+    }
+    Ok(())
+}
+
+/// The node's record, marked; none if it is so already.
+async fn marked(
+    registry: &Registry,
+    node: &str,
+    suspect: bool,
+) -> Result<Option<(Compare, Op)>, StoreError> {
+    let key = keys::node(node);
+    let Some(found) = registry.store().get(&key).await? else {
+        return Ok(None);
+    };
+    let Ok(mut record) = NodeRecord::decode(found.value) else {
+        return Ok(None);
+    };
+    if record.suspect == suspect {
+        return Ok(None);
+    }
+    record.suspect = suspect;
+    record.suspect_ms = 0;
+    let put = Op::put(&key, record.encode_to_vec());
+    Ok(Some((Compare::unchanged(&key, found.mod_revision), put)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{
+        fixture::{Fixture, identity, instance, names},
+        lease::NodeLease,
+    };
+
+    #[tokio::test]
+    async fn a_verdict_that_comes_too_late_does_not_touch_a_node_that_is_back() {
+        let fixture = Fixture::new().await;
+        let registry = &fixture.registry;
+        let mut lease = NodeLease::claim(registry, &identity("a", "p1"))
+            .await
+            .unwrap();
+        let revision = lease
+            .replace_all(vec![instance("a", "users/u1")])
+            .await
+            .unwrap();
+        remove(registry, fixture.fencing_token(), "a", "too late")
+            .await
+            .unwrap();
+        suspect(registry, fixture.fencing_token(), "a", "too late")
+            .await
+            .unwrap();
+        let now = registry.store().range("", None).await.unwrap().revision;
+        assert_eq!(now, revision, "nothing was written");
+        registry.reached(now).await;
+        assert_eq!(registry.read(names), ["a/users.default/u1"]);
+    }
+}

@@ -1,0 +1,67 @@
+//! What one elected replica does for all: it removes or suspects nodes whose lease lapsed, keeps the records of services and
+//! the claims of paths, and removes what nobody uses. In comes this replica's membership; out go transactions, each under
+//! the condition that this replica is still the leader. Calls and endpoint updates never wait for it.
+
+use std::time::Instant;
+
+use super::membership::Membership;
+
+mod election;
+mod expiry;
+mod lapsed_nodes;
+mod services;
+mod paths;
+mod gc;
+
+#[cfg(test)]
+pub(in crate::registry) use election::FencingToken;
+use election::LEADER;
+
+/// Stands for election from now on, and does the leader's jobs while this replica is the leader.
+pub(super) fn start(membership: &Membership) {
+    let options = membership.registry().options();
+    let (membership, stop) = (membership.clone(), options.stop.clone());
+    options.tasks.restarted("sweeper", move || {
+        stop.clone()
+            .run_until_cancelled_owned(run(membership.clone()))
+    });
+}
+
+async fn run(membership: Membership) {
+    let registry = membership.registry();
+    let mut changes = registry.subscribe();
+    let replica = &registry.options().replica;
+    loop {
+        let token = election::won(&membership, &mut changes).await;
+        tracing::info!(
+            event = "duty-taken",
+            duty = LEADER,
+            replica,
+            "this replica is the leader"
+        );
+        let jobs = async {
+            tokio::join!(
+                lapsed_nodes::run(&membership, token),
+                services::run(registry, token),
+                gc::run(registry, token),
+                paths::run(registry, token)
+            )
+        };
+        tokio::select! {
+            biased;
+            () = election::lost(registry, &mut changes, token) => {}
+            _ = jobs => {}
+        }
+        tracing::warn!(
+            event = "duty-lost",
+            duty = LEADER,
+            replica,
+            "this replica is not the leader any more"
+        );
+    }
+}
+
+/// The time by which the leader's jobs are due: monotonic, and virtual where tests have it so.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,386 @@
+//! Claims of paths: which of the services that serve a proto service owns its path. A claim is a key of its own in the
+//! store and the oldest one owns, so that replicas need not agree on anything: the store orders what they write. Sessions
+//! write claims (`wanted`); what is here runs where the sweeper's duty is: it deletes claims that no instance has served
+//! for long, makes those that are missing, and tells of conflicts. Routing does not come in here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use heddle_proto::{paths::Owner, store::v1::ClaimRecord};
+use prost::Message as _;
+
+use super::{election::FencingToken, now};
+use crate::{
+    names::{ServiceName, keys},
+    registry::{
+        core::{Registry, events::Fact},
+        view::{PathOf, StoredClaim, View},
+    },
+    store::{Compare, MAX_TXN_OPS, Op, StoreError},
+};
+
+mod vacant;
+#[cfg(test)]
+mod tests;
+
+use vacant::Vacant;
+
+/// Claims in one transaction: each is compared and written, and may have an event.
+const AT_ONCE: usize = MAX_TXN_OPS / 2 - 4;
+/// What could not be written is tried again after so long.
+const RETRY: Duration = Duration::from_secs(2);
+/// Proto services that an event names.
+const NAMED: usize = 3;
+
+pub(super) async fn run(registry: &Registry, token: FencingToken) {
+    let mut changes = registry.subscribe();
+    let options = registry.options().claims.clone();
+    let mut keeper = Keeper {
+        registry,
+        token,
+        changed: registry.read(all_paths),
+        owners: BTreeMap::new(),
+        vacant: Vacant::new(options),
+        retry: None,
+    };
+    loop {
+        if let Err(error) = keeper.work().await {
+            registry.on_store::<()>(&Err(error.clone()));
+            tracing::warn!(%error, "claims of paths cannot be kept up to date yet");
+            keeper.retry = Some(now() + RETRY);
+        }
+        let next = [keeper.vacant.next(), keeper.retry]
+            .into_iter()
+            .flatten()
+            .min();
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            batch = changes.next() => keeper.changed.extend(batch.paths),
+            () = due => {}
+        }
+    }
+}
+
+/// Everything that is claimed, or that the store says is.
+fn all_paths(view: &View) -> BTreeSet<PathOf> {
+    let claimed = view.services().flat_map(|service| {
+        let claims = view.path_claims(service).into_iter();
+        claims.map(move |(proto, _)| (proto, service.clone()))
+    });
+    let stored = view.claiming_services().flat_map(|service| {
+        let stored = view.stored_claims(service);
+        stored.map(move |(proto, _)| (Arc::clone(proto), service.clone()))
+    });
+    claimed.chain(stored).collect()
+}
+
+struct Keeper<'a> {
+    registry: &'a Registry,
+    token: FencingToken,
+    /// To be looked at.
+    changed: BTreeSet<PathOf>,
+    /// Who owned each path, by namespace and proto service, when it was looked at last.
+    owners: BTreeMap<(String, Arc<str>), ServiceName>,
+    vacant: Vacant,
+    /// Something could not be written.
+    retry: Option<Instant>,
+}
+
+/// What is to be written of one claim.
+enum Todo {
+    /// It is not in the store, though an instance makes it.
+    Make,
+    /// Its service is back: it has not been without an instance any longer.
+    Revive(StoredClaim),
+    /// Another service owns the path, and nobody has told of it.
+    Tell(StoredClaim, ServiceName),
+}
+
+impl Keeper<'_> {
+    async fn work(&mut self) -> Result<(), StoreError> {
+        if self.retry.is_some_and(|at| at <= now()) {
+            self.retry = None;
+        }
+        if self.retry.is_none() {
+            let changed = std::mem::take(&mut self.changed);
+            if let Err(error) = self.look_at(&changed).await {
+                self.changed.extend(changed);
+                return Err(error);
+            }
+        }
+        self.release().await?;
+        self.note().await
+    }
+
+    async fn look_at(&mut self, changed: &BTreeSet<PathOf>) -> Result<(), StoreError> {
+        let registry = self.registry;
+        let todo = registry.read(|view| self.todo(view, changed));
+        let mut missing = Vec::new();
+        let mut rest = Vec::new();
+        for (path, todo) in todo {
+            match todo {
+                Todo::Make => missing.push(path),
+                Todo::Revive(_) | Todo::Tell(..) => rest.push((path, todo)),
+            }
+        }
+        for round in registry.read(|view| rounds(view, missing)) {
+            for some in round.chunks(AT_ONCE) {
+                self.make(some).await?;
+            }
+        }
+        for some in rest.chunks(AT_ONCE) {
+            self.update(some).await?;
+        }
+        Ok(())
+    }
+
+    fn todo(&mut self, view: &View, changed: &BTreeSet<PathOf>) -> Vec<(PathOf, Todo)> {
+        let mut to_see = changed.clone();
+        for (proto, service) in changed {
+            let place = (service.namespace.clone(), Arc::clone(proto));
+            let owner = owner_of(view, proto, service);
+            // Who had its conflict with the former owner has one with the new one.
+            if self.owners.get(&place) != owner {
+                let all = view.path_claimants(proto).map(|it| it.service);
+                let here = all.filter(|it| it.namespace == service.namespace);
+                to_see.extend(here.map(|it| (Arc::clone(proto), it.clone())));
+            }
+            match owner {
+                Some(owner) => self.owners.insert(place, owner.clone()),
+                None => self.owners.remove(&place),
+            };
+        }
+        let now = now();
+        to_see
+            .into_iter()
+            .filter_map(|path| {
+                let todo = self.todo_of(view, &path, now)?;
+                Some((path, todo))
+            })
+            .collect()
+    }
+
+    fn todo_of(&mut self, view: &View, path: &PathOf, now: Instant) -> Option<Todo> {
+        let (proto, service) = path;
+        let stored = view.stored_claim(service, proto);
+        if !view.serves_path(service, proto) {
+            match stored {
+                Some(stored) => self.vacant.on_vacant(path, &stored.record, now),
+                None => self.vacant.on_other(path),
+            }
+            return None;
+        }
+        self.vacant.on_other(path);
+        let Some(stored) = stored else {
+            return fits(view, service, self.registry).then_some(Todo::Make);
+        };
+        let owner = owner_of(view, proto, service);
+        if let Some(owner) = owner.filter(|it| *it != service)
+            && stored.record.conflict_with != owner.to_string()
+        {
+            return Some(Todo::Tell(stored.clone(), owner.clone()));
+        }
+        (stored.record.vacant_ms > 0).then(|| Todo::Revive(stored.clone()))
+    }
+
+    async fn make(&mut self, paths: &[PathOf]) -> Result<(), StoreError> {
+        let keys: Vec<_> = paths
+            .iter()
+            .map(|(proto, service)| keys::claim(proto, service))
+            .collect();
+        let compare = keys.iter().map(|key| Compare::absent(key)).collect();
+        let put = |key: &String| Op::put(key, ClaimRecord::default().encode_to_vec());
+        self.write(compare, keys.iter().map(put).collect(), &[], paths)
+            .await
+    }
+
+    async fn update(&mut self, claims: &[(PathOf, Todo)]) -> Result<(), StoreError> {
+        let (mut compare, mut then, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+        let mut conflicts: BTreeMap<(&ServiceName, &ServiceName), Vec<&str>> = BTreeMap::new();
+        for ((proto, service), todo) in claims {
+            let (stored, conflict_with) = match todo {
+                Todo::Make => continue,
+                Todo::Revive(stored) => (stored, stored.record.conflict_with.clone()),
+                Todo::Tell(stored, owner) => {
+                    conflicts.entry((service, owner)).or_default().push(proto);
+                    (stored, owner.to_string())
+                }
+            };
+            let key = keys::claim(proto, service);
+            compare.push(Compare::unchanged(&key, stored.modified));
+            let record = ClaimRecord {
+                conflict_with,
+                vacant_ms: 0,
+            };
+            then.push(Op::put(&key, record.encode_to_vec()));
+            paths.push((Arc::clone(proto), service.clone()));
+        }
+        let facts: Vec<_> = conflicts.into_iter().map(conflict).collect();
+        self.write(compare, then, &facts, &paths).await
+    }
+
+    /// Deletes the claims whose time is up.
+    async fn release(&mut self) -> Result<(), StoreError> {
+        let due = self.vacant.due(now());
+        for some in due.chunks(AT_ONCE) {
+            let (mut compare, mut then) = (Vec::new(), Vec::new());
+            let mut released: BTreeMap<(ServiceName, ServiceName), Vec<Arc<str>>> = BTreeMap::new();
+            self.registry.read(|view| {
+                for (proto, service) in some {
+                    let Some(stored) = view.stored_claim(service, proto) else {
+                        continue;
+                    };
+                    let key = keys::claim(proto, service);
+                    compare.push(Compare::unchanged(&key, stored.modified));
+                    then.push(Op::delete(&key));
+                    if let Some(next) = next_owner(view, proto, service) {
+                        let of = released.entry((service.clone(), next.clone())).or_default();
+                        of.push(Arc::clone(proto));
+                    }
+                }
+            });
+            let after = self.registry.options().claims.release_after;
+            let fact =
+                |((service, next), protos): (&(ServiceName, ServiceName), &Vec<Arc<str>>)| {
+                    let protos = protos.iter().map(|it| &**it).collect();
+                    handed_on(service, next, protos, after)
+                };
+            let facts: Vec<_> = released.iter().map(fact).collect();
+            self.write(compare, then, &facts, some).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes for how long claims have been without an instance, for the next sweeper.
+    async fn note(&mut self) -> Result<(), StoreError> {
+        let due = self.vacant.due_for_note(now());
+        for some in due.chunks(AT_ONCE) {
+            let (mut compare, mut then) = (Vec::new(), Vec::new());
+            self.registry.read(|view| {
+                for ((proto, service), vacant_for) in some {
+                    let Some(stored) = view.stored_claim(service, proto) else {
+                        continue;
+                    };
+                    let key = keys::claim(proto, service);
+                    compare.push(Compare::unchanged(&key, stored.modified));
+                    let record = ClaimRecord {
+                        vacant_ms: u64::try_from(vacant_for.as_millis()).unwrap_or(u64::MAX),
+                        ..stored.record.clone()
+                    };
+                    then.push(Op::put(&key, record.encode_to_vec()));
+                }
+            });
+            self.write(compare, then, &[], &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// If somebody was quicker, these are looked at again.
+    async fn write(
+        &mut self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        facts: &[Fact],
+        paths: &[PathOf],
+    ) -> Result<(), StoreError> {
+        if then.is_empty() {
+            return Ok(());
+        }
+        let registry = self.registry;
+        let txn = registry.txn_of_leader(self.token, compare, then, facts);
+        if txn.await? {
+            for fact in facts {
+                fact.log("who gets the calls of a path");
+            }
+        } else {
+            self.changed.extend(paths.iter().cloned());
+            self.retry.get_or_insert(now() + RETRY);
+        }
+        Ok(())
+    }
+}
+
+/// Who owns the path in the namespace of this service.
+fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
+    match view.path_owner(proto, &service.namespace) {
+        Owner::One { owner, .. } => Some(owner),
+        Owner::Nobody | Owner::Unclear(_) => None,
+    }
+}
+
+/// Who owns the path once this service, which owns it, does not any longer.
+fn next_owner<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
+    owner_of(view, proto, service).filter(|owner| *owner == service)?;
+    let others = view.path_claimants(proto);
+    let others = others.filter(|it| it.service != service);
+    match crate::registry::model::owner_among(others, &service.namespace) {
+        Owner::One { owner, .. } => Some(owner),
+        Owner::Nobody | Owner::Unclear(_) => None,
+    }
+}
+
+fn fits(view: &View, service: &ServiceName, registry: &Registry) -> bool {
+    let options = &registry.options().claims;
+    let (all, here) = view.claim_counts(&service.namespace);
+    all < options.at_most && here < options.at_most_in_namespace
+}
+
+/// Claims that are missing, the oldest service first: no two of a round are about the same path.
+fn rounds(view: &View, mut missing: Vec<PathOf>) -> Vec<Vec<PathOf>> {
+    missing.sort_by_key(|(_, service)| (view.known_since(service), service.clone()));
+    let mut ranks: BTreeMap<(String, Arc<str>), usize> = BTreeMap::new();
+    let mut rounds: Vec<Vec<PathOf>> = Vec::new();
+    for (proto, service) in missing {
+        let place = (service.namespace.clone(), Arc::clone(&proto));
+        let rank = ranks.entry(place).or_default();
+        if rounds.len() <= *rank {
+            rounds.push(Vec::new());
+        }
+        if let Some(round) = rounds.get_mut(*rank) {
+            round.push((proto, service));
+        }
+        *rank += 1;
+    }
+    rounds
+}
+
+fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>)) -> Fact {
+    let paths = some_of(protos);
+    let cause = format!(
+        "{owner} claimed {paths} first and owns the path: calls reach {service} by its name only, unless {owner} has no \
+         instance"
+    );
+    Fact::of_service("path-conflict", &service.to_string(), &cause)
+}
+
+fn handed_on(
+    service: &ServiceName,
+    next: &ServiceName,
+    protos: Vec<&str>,
+    after: Duration,
+) -> Fact {
+    let paths = some_of(protos);
+    let cause = format!(
+        "no instance of it has served {paths} for {after:?}, or others for less long: {next} owns the path now"
+    );
+    Fact::of_service("path-released", &service.to_string(), &cause)
+}
+
+fn some_of(mut protos: Vec<&str>) -> String {
+    let more = protos.len().saturating_sub(NAMED);
+    protos.truncate(NAMED);
+    let named = protos.join(", ");
+    match more {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}

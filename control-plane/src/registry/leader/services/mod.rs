@@ -1,0 +1,184 @@
+//! Keeps the records of services: forgets those that had no instance for long, and writes those that are missing. In
+//! come the view's batches and the time; out go transactions, each under the condition that nobody was quicker.
+//! It runs where the sweeper's duty is.
+
+use std::collections::BTreeSet;
+
+use prost::Message as _;
+
+use super::{election::FencingToken, now};
+use crate::{
+    names::{ServiceName, keys},
+    registry::{
+        core::{Registry, events::Fact},
+        model::service,
+    },
+    store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError},
+};
+mod idle;
+
+use idle::Idle;
+
+/// Services in one transaction: each is compared, deleted and told of, or written with its record.
+const AT_ONCE: usize = MAX_TXN_OPS / 4;
+
+pub(super) async fn run(registry: &Registry, token: FencingToken) {
+    let mut changes = registry.subscribe();
+    let mut keeper = Keeper {
+        idle: Idle::new(registry.options().idle.clone()),
+        unrecorded: BTreeSet::new(),
+        registry: registry.clone(),
+        token,
+    };
+    let known: Vec<_> = registry.read(|view| view.services().cloned().collect());
+    keeper.observe(&known);
+    loop {
+        keeper.forget().await;
+        keeper.record().await;
+        let due = async {
+            match keeper.next() {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            batch = changes.next() => {
+                let services: Vec<_> = batch.services.into_iter().collect();
+                keeper.observe(&services);
+            }
+            () = due => {}
+        }
+    }
+}
+
+struct Keeper {
+    registry: Registry,
+    token: FencingToken,
+    idle: Idle,
+    /// Services with instances and no record: of a store that an older version wrote, or joined in the moment in which
+    /// the service was forgotten.
+    unrecorded: BTreeSet<ServiceName>,
+}
+
+impl Keeper {
+    fn observe(&mut self, services: &[ServiceName]) {
+        let now = now();
+        self.registry.read(|view| {
+            for service in services {
+                match view.empty_since_write(service) {
+                    Some(_) => self.idle.on_empty(service, now),
+                    None => self.idle.on_other(service),
+                }
+                let has_instances = view.instances(service).next().is_some();
+                if has_instances && view.recorded(service).is_none() {
+                    self.unrecorded.insert(service.clone());
+                } else {
+                    self.unrecorded.remove(service);
+                }
+            }
+        });
+    }
+
+    fn next(&self) -> Option<std::time::Instant> {
+        let retry = (!self.unrecorded.is_empty()).then(|| now() + idle::RETRY);
+        [self.idle.next(), retry].into_iter().flatten().min()
+    }
+
+    async fn forget(&mut self) {
+        let due = self.idle.due(now());
+        for services in due.chunks(AT_ONCE) {
+            match forget(&self.registry, self.token, services).await {
+                Ok(true) => self.observe(services),
+                Ok(false) => tracing::info!("services that were to be forgotten have changed"),
+                Err(error) => {
+                    tracing::warn!(%error, "services without instances cannot be forgotten yet");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn record(&mut self) {
+        let missing: Vec<_> = self.unrecorded.iter().cloned().collect();
+        for services in missing.chunks(AT_ONCE) {
+            match record(&self.registry, self.token, services).await {
+                Ok(()) => self.observe(services),
+                Err(error) => {
+                    tracing::warn!(%error, "what is known of services cannot be written yet");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// True if they are forgotten; false if one of them is not as it was.
+async fn forget(
+    registry: &Registry,
+    token: FencingToken,
+    services: &[ServiceName],
+) -> Result<bool, StoreError> {
+    let empty: Vec<(String, Revision)> = registry.read(|view| {
+        let empty = |service| Some((keys::service(service), view.empty_since_write(service)?));
+        services.iter().filter_map(empty).collect()
+    });
+    if empty.is_empty() {
+        return Ok(true);
+    }
+    let compare = empty.iter().map(|(key, at)| Compare::unchanged(key, *at));
+    let facts: Vec<_> = empty.iter().map(|(key, _)| forgotten(key)).collect();
+    let deletes = empty.iter().map(|(key, _)| Op::delete(key)).collect();
+    let txn = registry.txn_of_leader(token, compare.collect(), deletes, &facts);
+    let succeeded = txn.await?;
+    if succeeded {
+        for (service, _) in &empty {
+            let service = service.strip_prefix(keys::SERVICES);
+            tracing::info!(
+                event = "service-forgotten",
+                service,
+                "a service that has had no instance for long is forgotten"
+            );
+        }
+    }
+    Ok(succeeded)
+}
+
+fn forgotten(key: &str) -> Fact {
+    let service = key.strip_prefix(keys::SERVICES).unwrap_or(key);
+    let cause = "it has had no instance for long, or others had none for less long";
+    Fact::of_service("service-forgotten", service, cause)
+}
+
+async fn record(
+    registry: &Registry,
+    token: FencingToken,
+    services: &[ServiceName],
+) -> Result<(), StoreError> {
+    let records: Vec<_> = registry.read(|view| {
+        let missing = services
+            .iter()
+            .filter(|service| view.recorded(service).is_none());
+        let record = |service| {
+            let known = service::record_of(view.instances(service));
+            (keys::service(service), known.record().encode_to_vec())
+        };
+        missing.map(record).collect()
+    });
+    if records.is_empty() {
+        return Ok(());
+    }
+    let compare = records
+        .iter()
+        .map(|(key, _)| Compare::absent(key))
+        .collect();
+    let puts = records
+        .into_iter()
+        .map(|(key, record)| Op::put(&key, record));
+    // If another was quicker the view shows it soon, or they are tried again.
+    let txn = registry.txn_of_leader(token, compare, puts.collect(), &[]);
+    txn.await.map(drop)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! Two living processes with one node name. In comes a claim that was refused because a newer process lives; out goes a
+//! record on a lease, renewed by each further try, and one event: the clash is seen as long as it lasts. Who holds the
+//! node is decided elsewhere (`epoch`).
+
+use heddle_proto::store::v1::{ClashRecord, NodeRecord};
+use prost::Message as _;
+
+use crate::{
+    names::keys,
+    registry::{
+        core::{Registry, events::Fact},
+        model::NodeIdentity,
+    },
+    store::{Compare, Op, StoreError, Txn},
+};
+
+/// A clash is over when nobody has claimed the name for so many TTLs: a refused process tries again every 15 s.
+const TTLS: u32 = 6;
+
+/// Tells of the claim of a process that was superseded and still lives. What cannot be told now is told at its next try.
+pub(super) async fn tell(registry: &Registry, claimant: &NodeIdentity) {
+    if let Err(error) = try_tell(registry, claimant).await {
+        tracing::debug!(node = claimant.name, %error, "a clash of names is not told yet");
+    }
+}
+
+async fn try_tell(registry: &Registry, claimant: &NodeIdentity) -> Result<(), StoreError> {
+    let store = registry.store();
+    let key = keys::clash(&claimant.name);
+    if let Some(known) = store.get(&key).await? {
+        let record = ClashRecord::decode(known.value).unwrap_or_default();
+        // Of several claimants the first stands there.
+        return match known.lease {
+            Some(lease) if record.process_id == claimant.process_id => {
+                store.keep_alive(lease).await
+            }
+            _ => Ok(()),
+        };
+    }
+    let Some(node) = store.get(&keys::node(&claimant.name)).await? else {
+        return Ok(());
+    };
+    let holder = NodeRecord::decode(node.value).unwrap_or_default();
+    let record = ClashRecord {
+        process_id: claimant.process_id.clone(),
+        epoch: claimant.epoch,
+    };
+    let lease = store.grant(registry.options().lease_ttl * TTLS).await?;
+    let txn = Txn {
+        compare: vec![Compare::absent(&key)],
+        then: vec![Op::put_leased(&key, record.encode_to_vec(), lease)],
+        ..Txn::default()
+    };
+    let cause = format!(
+        "process {} at {} (epoch {}) claims the name that process {} at {} (epoch {}) holds, and both live: give each \
+         node its own --node name",
+        claimant.process_id,
+        claimant.advertise,
+        claimant.epoch,
+        holder.process_id,
+        holder.advertise,
+        holder.epoch
+    );
+    let fact = Fact::of_node("name-clash", &claimant.name, &cause);
+    let result = registry.txn_told(txn, &[fact]).await;
+    if !result.as_ref().is_ok_and(|done| done.succeeded) {
+        // Another was quicker, or the store is away: no key hangs on it.
+        registry.end_unused(lease).await;
+    }
+    result.map(drop)
+}

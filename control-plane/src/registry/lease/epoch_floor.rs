@@ -1,0 +1,21 @@
+//! The lowest epoch that a node without a record may get. It is raised when the record of a node is forgotten, so that an
+//! old process that comes back later has the lower epoch. In comes the store, out go the number and its revision.
+
+use crate::{
+    names::keys,
+    store::{Revision, Store, StoreError},
+};
+
+/// No node that is claimed without a record gets an epoch at or below this.
+pub(super) async fn epoch_floor(store: &dyn Store) -> Result<u64, StoreError> {
+    Ok(read(store).await?.0)
+}
+
+/// The floor, and the revision at which it was written.
+pub(in crate::registry) async fn read(store: &dyn Store) -> Result<(u64, Revision), StoreError> {
+    let Some(found) = store.get(keys::EPOCH_FLOOR).await? else {
+        return Ok((0, Revision(0)));
+    };
+    let text = std::str::from_utf8(&found.value).unwrap_or_default();
+    Ok((text.parse().unwrap_or(0), found.mod_revision))
+}

@@ -1,0 +1,71 @@
+//! Which claims a session writes before the instances that make them. In come instances that join, oldest first, and the
+//! view; out go operations in rounds: what comes in an earlier round is the older claim. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use heddle_proto::{control::v1::LocalInstance, store::v1::ClaimRecord};
+use prost::Message as _;
+
+use crate::{
+    names::{ServiceName, keys},
+    registry::{model::service::claims_paths, options::ClaimOptions, view::View},
+    store::Op,
+};
+
+/// What is to be written.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// No two operations of a round are about the same path: which of them is done first does not matter.
+    pub(super) rounds: Vec<Vec<Op>>,
+    /// Claims over the bounds.
+    pub(super) refused: usize,
+}
+
+/// A claim that is there already and has an instance is not written again: that is so for all but the first instance.
+/// When a service comes back its claim is written as it was, so that who is about to delete it sees that it is too late.
+pub(super) fn wanted<'a>(
+    view: &View,
+    options: &ClaimOptions,
+    joining: impl Iterator<Item = (&'a ServiceName, &'a LocalInstance)>,
+) -> Wanted {
+    let mut wanted = Wanted::default();
+    let mut seen = BTreeSet::new();
+    let mut ranks: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut added: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut all_added = 0;
+    for (service, local) in joining.filter(|(_, it)| claims_paths(it.instance.as_ref())) {
+        for proto in &local.protos {
+            let stored = view.stored_claim(service, &proto.name);
+            let is_good = stored.is_some() && view.serves_path(service, &proto.name);
+            if is_good || !seen.insert((service, proto.name.as_str())) {
+                continue;
+            }
+            if stored.is_none() {
+                let (all, here) = view.claim_counts(&service.namespace);
+                let added = added.entry(&service.namespace).or_default();
+                if all + all_added >= options.at_most
+                    || here + *added >= options.at_most_in_namespace
+                {
+                    wanted.refused += 1;
+                    continue;
+                }
+                *added += 1;
+                all_added += 1;
+            }
+            let record = ClaimRecord {
+                vacant_ms: 0,
+                ..stored.map(|it| it.record.clone()).unwrap_or_default()
+            };
+            let rank = ranks.entry((&service.namespace, &proto.name)).or_default();
+            if wanted.rounds.len() <= *rank {
+                wanted.rounds.push(Vec::new());
+            }
+            if let Some(round) = wanted.rounds.get_mut(*rank) {
+                let key = keys::claim(&proto.name, service);
+                round.push(Op::put(&key, record.encode_to_vec()));
+            }
+            *rank += 1;
+        }
+    }
+    wanted
+}

@@ -1,0 +1,288 @@
+//! Writes and renews the record that shows that this replica serves, on a lease of its own, until the registry stops.
+//! Names of replicas are unique: one that another process holds is waited for as long as a dead one could hold it.
+
+use std::time::Duration;
+
+use heddle_proto::store::v1::ReplicaRecord;
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::Membership;
+use crate::{
+    names::keys,
+    registry::{
+        core::{Registry, events::Fact},
+        model::matters,
+        options::RegistryError,
+    },
+    store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn},
+};
+
+/// The end of a stopping replica's lease waits for the store at most so long.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The lease on which this replica's record, and its leadership, hang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::registry) struct ReplicaLease {
+    pub(in crate::registry) id: LeaseId,
+    /// When the record was written last.
+    pub(in crate::registry) at: Revision,
+}
+
+pub(super) struct Presence {
+    membership: Membership,
+    advertise: String,
+    /// As the record says.
+    late_nodes: u32,
+    xds_streams: u32,
+    /// When the streams were told last.
+    counted: Instant,
+    renewed: Instant,
+    /// The clash was told.
+    told: bool,
+}
+
+/// How an attempt to write the record ended.
+enum Taken {
+    By(ReplicaLease),
+    Occupied(ReplicaRecord),
+    /// Another was quicker.
+    Changed,
+}
+
+impl Presence {
+    /// Writes the record. A name that another process holds is waited for as long as a dead one could hold it.
+    pub(super) async fn join(
+        membership: &Membership,
+        advertise: &str,
+    ) -> Result<Self, RegistryError> {
+        let presence = Self {
+            membership: membership.clone(),
+            advertise: advertise.to_owned(),
+            late_nodes: 0,
+            xds_streams: 0,
+            counted: Instant::now(),
+            renewed: Instant::now(),
+            told: false,
+        };
+        let registry = membership.registry();
+        let ttl = registry.options().lease_ttl;
+        let patience = Instant::now() + ttl + ttl / 4;
+        let mut changes = registry.subscribe();
+        loop {
+            match presence.take(true).await? {
+                Taken::By(lease) => {
+                    membership.set_lease(Some(lease));
+                    return Ok(presence);
+                }
+                Taken::Changed => {}
+                Taken::Occupied(other) => {
+                    let name = &registry.options().replica;
+                    tracing::info!(%name, "waiting for an earlier process of this replica's name");
+                    let news = tokio::time::timeout_at(patience, changes.of_replicas());
+                    if news.await.is_err() {
+                        return Err(RegistryError::ReplicaTaken {
+                            name: name.clone(),
+                            advertise: other.advertise,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn registry(&self) -> &Registry {
+        self.membership.registry()
+    }
+
+    fn record(&self, late_nodes: u32, xds_streams: u32) -> ReplicaRecord {
+        let options = self.registry().options();
+        ReplicaRecord {
+            name: options.replica.clone(),
+            process_id: options.process_id.clone(),
+            advertise: self.advertise.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            late_nodes,
+            xds_streams,
+        }
+    }
+
+    /// Of a process that was killed: it has gone for sure if no other process can have the store open, or if it served
+    /// where this one serves now.
+    fn is_of_a_dead_one(&self, held: &ReplicaRecord) -> bool {
+        let there = &held.advertise;
+        !self.registry().store().is_shared() || (!there.is_empty() && *there == self.advertise)
+    }
+
+    /// Takes the name if it is free or this process's; one that `joins` also takes that of a dead one.
+    async fn take(&self, joins: bool) -> Result<Taken, StoreError> {
+        let (registry, store) = (self.registry(), self.registry().store());
+        let options = registry.options();
+        let key = keys::replica(&options.replica);
+        let found = store.get(&key).await?;
+        let record = self.record(self.late_nodes, self.xds_streams);
+        if let Some(found) = &found {
+            let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
+            let dead = joins && self.is_of_a_dead_one(&held);
+            if held.process_id != record.process_id && !dead {
+                return Ok(Taken::Occupied(held));
+            }
+        }
+        let at = found
+            .as_ref()
+            .map_or(Revision(0), |found| found.mod_revision);
+        let lease = store.grant(options.lease_ttl).await?;
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&key, at)],
+            then: vec![Op::put_leased(&key, record.encode_to_vec(), lease)],
+            ..Txn::default()
+        };
+        let joined = Fact::of_mesh(
+            "replica-joined",
+            &format!("replica {} serves at {}", record.name, record.advertise),
+        );
+        let result = registry.txn_told(txn, &[joined]).await;
+        let succeeded = result.as_ref().is_ok_and(|result| result.succeeded);
+        // With the old lease go the duties of the process that held it.
+        let old = found.and_then(|KeyValue { lease, .. }| lease);
+        let unused = if succeeded { old } else { Some(lease) };
+        if let Some(unused) = unused {
+            registry.end_unused(unused).await;
+        }
+        let at = result?.revision;
+        Ok(if succeeded {
+            Taken::By(ReplicaLease { id: lease, at })
+        } else {
+            Taken::Changed
+        })
+    }
+
+    /// Keeps the record until the registry stops, then takes it away.
+    pub(super) async fn run(mut self) {
+        let options = self.registry().options().clone();
+        let look = options.renew_interval / 3;
+        loop {
+            tokio::select! {
+                biased;
+                () = options.stop.cancelled() => break,
+                () = tokio::time::sleep(look) => {}
+            }
+            self.look();
+            if self.renewed.elapsed() + look > options.renew_interval {
+                self.renew().await;
+            }
+            self.tell().await;
+        }
+        let lease = self.membership.lease();
+        self.membership.set_lease(None);
+        if let Some(lease) = lease {
+            let revoked = self.registry().store().revoke(lease.id);
+            match tokio::time::timeout(LEAVE, revoked).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "this replica's lease was not revoked");
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        "the store did not answer in {LEAVE:?}: this replica's record stays until its lease ends"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A record that somebody deleted is not missed by its lease, which is renewed on.
+    fn look(&self) {
+        let Some(lease) = self.membership.lease() else {
+            return;
+        };
+        let options = self.registry().options();
+        let missing = self.registry().read(|view| {
+            let here = view.replica(&options.replica);
+            view.revision() >= lease.at
+                && here.is_none_or(|it| *it.process_id != *options.process_id)
+        });
+        if missing {
+            tracing::warn!(
+                "this replica's record has gone from the store, or is another's; it joins anew"
+            );
+            self.membership.set_lease(None);
+        }
+    }
+
+    async fn renew(&mut self) {
+        self.renewed = Instant::now();
+        if let Some(lease) = self.membership.lease() {
+            let result = self.registry().store().keep_alive(lease.id).await;
+            self.registry().on_store(&result);
+            match result {
+                Ok(()) => return,
+                Err(StoreError::LeaseNotFound(_)) => {
+                    tracing::warn!("this replica's lease lapsed; it joins anew");
+                    self.membership.set_lease(None);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "this replica's lease is not renewed");
+                    return;
+                }
+            }
+        }
+        // Who came later at this one's address, and lives, would take the name back, and so on.
+        let taken = self.take(false).await;
+        self.registry().on_store(&taken);
+        match taken {
+            Ok(Taken::By(lease)) => {
+                self.told = false;
+                self.membership.set_lease(Some(lease));
+            }
+            Ok(Taken::Occupied(other)) if !self.told => {
+                self.told = true;
+                let (name, there) = (&self.registry().options().replica, &other.advertise);
+                tracing::error!(
+                    %name, there,
+                    "another replica has taken this one's name: give each its own --replica name"
+                );
+            }
+            Ok(Taken::Occupied(_) | Taken::Changed) => {}
+            Err(error) => tracing::debug!(%error, "this replica's record cannot be written yet"),
+        }
+    }
+
+    /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too. And
+    /// all must know how many streams each holds, to see which holds too many; that may wait for a renewal's time.
+    async fn tell(&mut self) {
+        let late_nodes = u32::try_from(self.registry().late_here()).unwrap_or(u32::MAX);
+        let Some(lease) = self.membership.lease() else {
+            return;
+        };
+        let streams = self.membership.streams_here();
+        let due = self.counted.elapsed() >= self.registry().options().renew_interval;
+        let told = usize::try_from(self.xds_streams).unwrap_or(usize::MAX);
+        if late_nodes == self.late_nodes && !(due && matters(told, streams)) {
+            return;
+        }
+        let xds_streams = u32::try_from(streams).unwrap_or(u32::MAX);
+        let key = keys::replica(&self.registry().options().replica);
+        let record = self.record(late_nodes, xds_streams).encode_to_vec();
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&key, lease.at)],
+            then: vec![Op::put_leased(&key, record, lease.id)],
+            ..Txn::default()
+        };
+        let result = self.registry().store().txn(txn).await;
+        self.registry().on_store(&result);
+        match result {
+            Ok(done) if done.succeeded => {
+                self.late_nodes = late_nodes;
+                self.xds_streams = xds_streams;
+                self.counted = Instant::now();
+                let at = done.revision;
+                self.membership
+                    .set_lease(Some(ReplicaLease { at, ..lease }));
+            }
+            // The next renewal finds out what has become of the record.
+            Ok(_) => self.membership.set_lease(None),
+            Err(error) => tracing::debug!(%error, "late nodes and streams are not told yet"),
+        }
+    }
+}

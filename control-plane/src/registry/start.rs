@@ -1,0 +1,35 @@
+//! Starts a registry: the store is read, this replica joins the others, and it stands for election. The only file that
+//! knows all parts of the registry; no rule of any of them may come in here.
+
+use std::sync::Arc;
+
+use super::{
+    core::Registry,
+    leader,
+    membership::Membership,
+    options::{RegistryError, RegistryOptions},
+};
+use crate::store::Store;
+
+impl Registry {
+    /// Reads the store, follows it, and joins the replicas as its options say.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        options: RegistryOptions,
+    ) -> Result<Membership, RegistryError> {
+        let registry = Self::load(store, options).await?;
+        let advertise = registry.options().advertise.clone();
+        let membership = Membership::new(registry);
+        membership.serve_at(&advertise).await?;
+        Ok(membership)
+    }
+}
+
+impl Membership {
+    /// Tells the other replicas that this one serves, at "http://host:port", and stands for election from then on.
+    pub async fn serve_at(&self, advertise: &str) -> Result<(), RegistryError> {
+        self.join(advertise).await?;
+        leader::start(self);
+        Ok(())
+    }
+}
