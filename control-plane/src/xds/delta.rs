@@ -48,11 +48,14 @@ impl Variant for Delta {
         request: &DeltaDiscoveryRequest,
         lens: &Lens,
     ) -> Result<Heard, Violation> {
-        subscription.check_names(&request.resource_names_subscribe, subscription.names.len())?;
+        subscription.check_names(
+            &request.resource_names_subscribe,
+            subscription.names().len(),
+        )?;
         subscription.check_names(request.initial_resource_versions.keys(), 0)?;
         let heard = settle(subscription, request);
-        let first = !subscription.asked;
-        subscription.asked = true;
+        let first = !subscription.is_asked();
+        subscription.mark_asked();
         if first {
             begin(subscription, request);
         }
@@ -61,9 +64,9 @@ impl Variant for Delta {
                 // On the first request the client has just said what it holds: only what differs is news.
                 let forced = !(first && subscription.holds(name));
                 subscription.want(name.as_str().into(), forced);
-            } else if !first && subscription.kind != Kind::Schema {
+            } else if !first && subscription.kind() != Kind::Schema {
                 subscription.want_all();
-                subscription.must_answer = true;
+                subscription.owe_answer();
             }
         }
         for name in &request.resource_names_unsubscribe {
@@ -71,8 +74,7 @@ impl Variant for Delta {
                 subscription.unwant_all();
             } else if let Some(name) = subscription.unwant(name, lens) {
                 // Still covered by the wildcard, which the client has to be told.
-                subscription.touch(&name);
-                subscription.forced.insert(name);
+                subscription.send_again(name);
             }
         }
         Ok(heard)
@@ -84,27 +86,27 @@ impl Variant for Delta {
         lens: &Lens,
         hold: &Hold,
     ) -> Option<DeltaDiscoveryResponse> {
-        if !subscription.asked || subscription.in_flight() {
+        if !subscription.is_asked() || subscription.in_flight() {
             return None;
         }
-        let limit = max_response_bytes(subscription.kind);
-        let (news, sent) = subscription.take_news(snapshot, lens, hold, limit);
-        if news.is_empty() && !subscription.must_answer {
+        let limit = max_response_bytes(subscription.kind());
+        let mut news = subscription.take_news(snapshot, lens, hold, limit);
+        if news.is_empty() && !subscription.owes_answer() {
             return None;
         }
         let mut version = snapshot.revision.to_string();
-        if subscription.kind.is_ours() && subscription.filling && !subscription.all_sent() {
+        if subscription.kind().is_ours() && subscription.is_continued() {
             version.push(MORE);
         }
         let mark = Mark {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, sent, &news, false);
+        let nonce = subscription.launch(mark, &mut news, false);
         Some(DeltaDiscoveryResponse {
             system_version_info: version,
             resources: news.resources.iter().map(|each| each.wrapped()).collect(),
-            type_url: subscription.kind.url().to_owned(),
+            type_url: subscription.kind().url().to_owned(),
             nonce,
             removed_resources: news.removed.iter().map(ToString::to_string).collect(),
             control_plane: Some(ControlPlane::ours()),
@@ -138,12 +140,8 @@ fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
     for (name, version) in &request.initial_resource_versions {
         subscription.brings(name.as_str().into(), version);
     }
-    if subscription.kind == Kind::Schema {
+    if subscription.kind() == Kind::Schema {
         return;
     }
-    subscription.touch_all();
-    subscription.wildcard = names.is_empty() || names.iter().any(|name| name == "*");
-    subscription.filling = subscription.wildcard;
-    // Even if it is empty: the client learns that it is up to date.
-    subscription.must_answer = true;
+    subscription.start(names.is_empty() || names.iter().any(|name| name == "*"));
 }

@@ -5,14 +5,11 @@
 mod lens;
 mod node;
 mod subscription;
-mod refusal;
-mod news;
 mod sotw;
 mod delta;
 mod session;
 mod wire;
 mod clients;
-mod cost;
 mod metrics;
 mod limits;
 mod gate;
@@ -27,11 +24,12 @@ pub use clients::{Client, ClientStatus, Clients, KindStatus, RefusedStatus};
 pub use lens::{LARGE, Lens};
 pub use limits::{Limits, Refusal};
 pub use metrics::Metrics;
-pub use news::Hold;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
 pub use service::{Ads, DESCRIPTOR_SET, service, service_within};
 pub use session::{Heard, Session, Variant};
-pub use subscription::{MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes};
+pub use subscription::{
+    Hold, MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes,
+};
 pub use {delta::Delta, sotw::Sotw};
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ use prost::Message as _;
 use super::{Hold, Lens, Subscription, Violation, node::cut};
 use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
 
+/// What a stream holds beside its subscriptions: its tasks and queues.
+const STREAM: usize = 16 << 10;
+
 /// A variant of the protocol.
 pub trait Variant: Send + 'static {
     /// For status and metrics.
@@ -93,7 +96,7 @@ impl Session {
         } else {
             for kind in Kind::ALL {
                 let subscription = self.subscriptions.get_mut(kind);
-                if subscription.asked && kind != Kind::Schema {
+                if subscription.is_asked() && kind != Kind::Schema {
                     subscription.touch_all();
                 }
             }
@@ -113,7 +116,7 @@ impl Session {
             let blocked = made_before(kind)
                 .iter()
                 .any(|&first| self.subscriptions.get(first).unsent(snapshot, &self.lens));
-            if blocked || !self.subscriptions.get(kind).asked {
+            if blocked || !self.subscriptions.get(kind).is_asked() {
                 continue;
             }
             let hold = self.hold(kind);
@@ -153,17 +156,15 @@ impl Session {
     /// A response is under way that the client still has a reason to answer.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
-        Kind::ALL.into_iter().any(|kind| {
-            let subscription = self.subscriptions.get(kind);
-            subscription.in_flight() && (subscription.wildcard || !subscription.names.is_empty())
-        })
+        let mut kinds = Kind::ALL.into_iter();
+        kinds.any(|kind| self.subscriptions.get(kind).awaits_answer())
     }
 
     /// A schema that the client waits for and that is not fetched yet.
     #[must_use]
     pub fn wanted_schema(&self) -> Option<Arc<str>> {
         let schemas = self.subscriptions.get(Kind::Schema);
-        if !schemas.asked || schemas.in_flight() {
+        if !schemas.is_asked() || schemas.in_flight() {
             return None;
         }
         schemas.pending_names().next().cloned()
@@ -195,6 +196,17 @@ impl Session {
     /// Looks again for schemas that were not there.
     pub fn retry_schemas(&mut self) {
         self.subscriptions.get_mut(Kind::Schema).touch_absent();
+    }
+}
+
+impl Session {
+    /// What is kept of this client, in bytes.
+    pub(super) fn cost(&self) -> usize {
+        let kinds = Kind::ALL.into_iter();
+        STREAM
+            + kinds
+                .map(|kind| self.subscription(kind).cost())
+                .sum::<usize>()
     }
 }
 

@@ -50,7 +50,7 @@ impl Variant for Sotw {
         lens: &Lens,
     ) -> Result<Heard, Violation> {
         subscription.check_names(&request.resource_names, 0)?;
-        let first = !subscription.asked;
+        let first = !subscription.is_asked();
         let nonce = request.response_nonce.as_str();
         if !first && !nonce.is_empty() && !subscription.is_last(nonce) {
             return Ok(Heard::Stale);
@@ -69,7 +69,7 @@ impl Variant for Sotw {
         };
         let changed = subscribe(subscription, &request.resource_names, lens, first);
         if first {
-            subscription.must_answer = subscription.kind != Kind::Schema;
+            owe_answer(subscription);
         } else if !changed && !answers && request.error_detail.is_none() {
             // The same names, asked for once more: the client may have dropped what it had.
             ask_again(subscription);
@@ -83,20 +83,20 @@ impl Variant for Sotw {
         lens: &Lens,
         hold: &Hold,
     ) -> Option<DiscoveryResponse> {
-        if !subscription.asked || subscription.in_flight() {
+        if !subscription.is_asked() || subscription.in_flight() {
             return None;
         }
-        let kind = subscription.kind;
+        let kind = subscription.kind();
         // A whole state cannot be parted: its size is that of the mesh.
         let limit = if kind.whole_state() {
             usize::MAX
         } else {
             max_response_bytes(kind)
         };
-        let (news, sent) = subscription.take_news(snapshot, lens, hold, limit);
+        let mut news = subscription.take_news(snapshot, lens, hold, limit);
         // That something does not exist can be said by a whole state only: for the rest clients wait for it.
         let nothing = news.resources.is_empty() && (news.removed.is_empty() || !kind.whole_state());
-        if nothing && !subscription.must_answer {
+        if nothing && !subscription.owes_answer() {
             return None;
         }
         let whole = kind.whole_state().then(|| subscription.whole());
@@ -106,7 +106,7 @@ impl Variant for Sotw {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, sent, &news, whole.is_some());
+        let nonce = subscription.launch(mark, &mut news, whole.is_some());
         let resources = whole.unwrap_or(news.resources);
         Some(DiscoveryResponse {
             version_info: version,
@@ -122,9 +122,8 @@ impl Variant for Sotw {
 /// named something once, and nothing after that.
 fn subscribe(subscription: &mut Subscription, names: &[String], lens: &Lens, first: bool) -> bool {
     let star = names.iter().any(|name| name == "*");
-    let nameable = subscription.kind != Kind::Schema;
-    let legacy = names.is_empty() && !subscription.named;
-    subscription.named |= !names.is_empty();
+    let nameable = subscription.kind() != Kind::Schema;
+    let legacy = subscription.is_everything(names);
     let wildcard = nameable && (star || legacy);
     let wanted: BTreeSet<&str> = names
         .iter()
@@ -132,46 +131,54 @@ fn subscribe(subscription: &mut Subscription, names: &[String], lens: &Lens, fir
         .filter(|name| *name != "*")
         .collect();
     let gone: Vec<Arc<str>> = subscription
-        .names
+        .names()
         .iter()
         .filter(|name| !wanted.contains(&***name))
         .cloned()
         .collect();
     let new: Vec<&str> = wanted
         .into_iter()
-        .filter(|name| !subscription.names.contains(*name))
+        .filter(|name| !subscription.names().contains(*name))
         .collect();
-    let changed = first || wildcard != subscription.wildcard || !gone.is_empty() || !new.is_empty();
-    subscription.asked = true;
+    let changed =
+        first || wildcard != subscription.is_wildcard() || !gone.is_empty() || !new.is_empty();
+    subscription.mark_asked();
     // In this order: what is named stays when the wildcard ends.
     for name in &new {
         subscription.want((*name).into(), true);
     }
-    if wildcard && !subscription.wildcard {
+    if wildcard && !subscription.is_wildcard() {
         subscription.want_all();
-        subscription.must_answer |= nameable;
-    } else if !wildcard && subscription.wildcard {
+        owe_answer(subscription);
+    } else if !wildcard && subscription.is_wildcard() {
         subscription.unwant_all();
     }
     for name in &gone {
         subscription.unwant(name, lens);
     }
-    if !new.is_empty() && subscription.kind.whole_state() {
+    if !new.is_empty() && subscription.kind().whole_state() {
         // That a listener or cluster does not exist is told by an answer without it.
-        subscription.must_answer = true;
+        subscription.owe_answer();
     }
     changed
 }
 
+/// Even an empty state is an answer, but for descriptors: those come when they are there.
+fn owe_answer(subscription: &mut Subscription) {
+    if subscription.kind() != Kind::Schema {
+        subscription.owe_answer();
+    }
+}
+
 fn ask_again(subscription: &mut Subscription) {
-    let names: Vec<_> = subscription.names.iter().cloned().collect();
+    let names: Vec<_> = subscription.names().iter().cloned().collect();
     for name in names {
         subscription.want(name, true);
     }
-    if subscription.wildcard {
+    if subscription.is_wildcard() {
         subscription.touch_all();
     }
-    subscription.must_answer = subscription.kind != Kind::Schema;
+    owe_answer(subscription);
 }
 
 /// Of what the response says, by name and version.

@@ -4,7 +4,6 @@
 //! answers. Pure: who asks whom is `replica`'s, and the gRPC service is `status`'s. Nothing is changed here.
 
 mod asked;
-mod holding;
 mod pieces;
 mod own;
 mod merge;

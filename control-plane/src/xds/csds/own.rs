@@ -11,12 +11,11 @@ use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
 
 use super::{
     asked::{Asked, Unclear},
-    holding::Holding,
     pieces::{Piece, Pieces},
 };
 use crate::{
     snapshot::Kind,
-    xds::{Client, Clients},
+    xds::{Client, Clients, subscription::Holding},
 };
 
 pub(crate) struct Own {

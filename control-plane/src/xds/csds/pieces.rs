@@ -13,8 +13,10 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::holding::{Holding, State};
-use crate::xds::NodeInfo;
+use crate::xds::{
+    NodeInfo,
+    subscription::{Holding, State},
+};
 
 /// A piece that is so long is ended. A single resource may be longer.
 pub(super) const PIECE_BYTES: usize = 64 << 10;

@@ -16,14 +16,16 @@ use envoy_types::pb::{
 
 use super::{
     asked::{Asked, Unclear},
-    holding::{Holding, State},
     merge::Merge,
     parts::{Part, Parts},
     pieces::{MAX_CONTENT_BYTES, PIECE_BYTES, Piece, Pieces},
 };
 use crate::{
     snapshot::{Audience, Kind, Resource, fixture::Mesh},
-    xds::{Delta, Lens, NodeInfo, Session},
+    xds::{
+        Delta, Lens, NodeInfo, Session,
+        subscription::{Holding, State},
+    },
 };
 
 fn info(id: &str, role: &str) -> NodeInfo {

@@ -1,28 +1,15 @@
-//! What a stream's state costs in memory: the names that its client asked for and what is kept of each. In comes a session,
+//! What a subscription costs in memory: the names that its client asked for and what is kept of each. In comes a subscription,
 //! out go bytes, estimated from above. Counting takes as long as there are names, so it is done when much was added.
 
-use super::{Session, Subscription, subscription::Pending};
-use crate::snapshot::Kind;
+use super::{Pending, Subscription};
 
 /// An entry of a set or map of names, with the name's own header.
 const NAME: usize = 64;
 /// What is kept of one resource that the client holds, or of one that is under way.
 const HELD: usize = 128;
-/// A stream: its session, its tasks and queues.
-const STREAM: usize = 16 << 10;
-
-impl Session {
-    pub(super) fn cost(&self) -> usize {
-        let kinds = Kind::ALL.into_iter();
-        STREAM
-            + kinds
-                .map(|kind| self.subscription(kind).cost())
-                .sum::<usize>()
-    }
-}
 
 impl Subscription {
-    fn cost(&self) -> usize {
+    pub(in crate::xds) fn cost(&self) -> usize {
         let named = |bytes: usize, name: &std::sync::Arc<str>| bytes + NAME + name.len();
         let names = self.names.iter().fold(0, named);
         let absent = self.absent.len() * NAME;

@@ -7,12 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Subscription,
-    node::cut,
-    subscription::{Flight, Held, Rejection, Sent},
+use super::{Flight, Held, Rejection, Sent};
+use crate::{
+    snapshot::TARGETS,
+    xds::{Subscription, node::cut},
 };
-use crate::snapshot::TARGETS;
 
 /// So much is kept of a client's reason for a rejection.
 const MAX_REASON_BYTES: usize = 1024;
@@ -33,7 +32,7 @@ pub(super) struct Refused {
 
 impl Subscription {
     /// The client answered the response under way; `reason`: it rejected it.
-    pub(super) fn settle(&mut self, reason: Option<&str>) {
+    pub(in crate::xds) fn settle(&mut self, reason: Option<&str>) {
         let Some(flight) = self.flight.take() else {
             return;
         };
@@ -116,17 +115,17 @@ impl Subscription {
     }
 
     /// The client rejected this very state.
-    pub(super) fn refuses(&self, name: &str, version: Option<&str>) -> bool {
+    pub(in crate::xds) fn refuses(&self, name: &str, version: Option<&str>) -> bool {
         self.refused
             .get(name)
             .is_some_and(|refused| refused.version.as_deref() == version)
     }
 
-    pub(super) fn is_probed(&self, name: &str) -> bool {
+    pub(in crate::xds) fn is_probed(&self, name: &str) -> bool {
         self.probes.iter().any(|probe| probe.contains(name))
     }
 
-    pub(super) fn drop_probes(&mut self, keep: impl Fn(&Arc<str>) -> bool) {
+    pub(in crate::xds) fn drop_probes(&mut self, keep: impl Fn(&Arc<str>) -> bool) {
         for probe in &mut self.probes {
             probe.retain(&keep);
         }
@@ -134,7 +133,7 @@ impl Subscription {
     }
 
     /// Adds the targets that the client still uses, by what it took last of what it refused; false: not known.
-    pub(super) fn still_uses(&self, targets: &mut BTreeSet<Arc<str>>) -> bool {
+    pub(in crate::xds) fn still_uses(&self, targets: &mut BTreeSet<Arc<str>>) -> bool {
         for refused in self.refused.values() {
             match &refused.before {
                 None => {}

@@ -10,7 +10,7 @@ use crate::{
 
 /// How the client stands to a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(in crate::xds) enum State {
     /// Asked for, and nothing was sent yet.
     Requested,
     /// Sent, and not answered yet.
@@ -26,19 +26,19 @@ pub(super) enum State {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Holding {
-    pub(super) kind: Kind,
-    pub(super) name: Arc<str>,
+pub(in crate::xds) struct Holding {
+    pub(in crate::xds) kind: Kind,
+    pub(in crate::xds) name: Arc<str>,
     /// Of what the client took or was sent last; empty if nothing was.
-    pub(super) version: Arc<str>,
+    pub(in crate::xds) version: Arc<str>,
     /// What has that version, while it is kept.
-    pub(super) resource: Option<Arc<Resource>>,
-    pub(super) state: State,
+    pub(in crate::xds) resource: Option<Arc<Resource>>,
+    pub(in crate::xds) state: State,
 }
 
 impl Subscription {
     /// Everything that the client asks for or holds of this type, sorted by name.
-    pub(super) fn holdings(&self) -> Vec<Holding> {
+    pub(in crate::xds) fn holdings(&self) -> Vec<Holding> {
         if !self.asked {
             return Vec::new();
         }

@@ -6,24 +6,26 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Lens, Subscription,
-    subscription::{Flight, Held, Mark, Pending, Sent, nonce_text},
+use super::{Flight, Held, Mark, Pending, Sent, nonce_text};
+use crate::{
+    snapshot::{Resource, Snapshot},
+    xds::{Lens, Subscription},
 };
-use crate::snapshot::{Resource, Snapshot};
 
 /// What to send.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    pub(super) resources: Vec<Arc<Resource>>,
+pub(in crate::xds) struct News {
+    pub(in crate::xds) resources: Vec<Arc<Resource>>,
     /// What the client holds or asked for and does not exist.
-    pub(super) removed: Vec<Arc<str>>,
+    pub(in crate::xds) removed: Vec<Arc<str>>,
     /// A part of a rejected response: nothing else goes with it.
-    pub(super) probe: bool,
+    probe: bool,
+    /// What the response says of each name, until it goes out.
+    sent: BTreeMap<Arc<str>, Sent>,
 }
 
 impl News {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::xds) fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.removed.is_empty()
     }
 }
@@ -47,22 +49,22 @@ impl Hold {
 }
 
 impl Subscription {
-    pub(super) fn in_flight(&self) -> bool {
+    pub(in crate::xds) fn in_flight(&self) -> bool {
         self.flight.is_some()
     }
 
     /// Nothing under way, and nothing left to look at.
-    pub(super) fn settled(&self) -> bool {
+    pub(in crate::xds) fn settled(&self) -> bool {
         !self.in_flight() && self.all_sent()
     }
 
     /// Nothing left to look at.
-    pub(super) fn all_sent(&self) -> bool {
+    pub(in crate::xds) fn all_sent(&self) -> bool {
         self.probes.is_empty() && matches!(&self.pending, Pending::Names(names) if names.is_empty())
     }
 
     /// Something exists that the client wants and was not sent yet.
-    pub(super) fn unsent(&self, snapshot: &Snapshot, lens: &Lens) -> bool {
+    pub(in crate::xds) fn unsent(&self, snapshot: &Snapshot, lens: &Lens) -> bool {
         let new = |name: &Arc<str>| {
             self.visible(snapshot, lens, name)
                 .is_some_and(|resource| self.lacks(&resource) && !self.waits(lens, &resource))
@@ -75,7 +77,7 @@ impl Subscription {
     }
 
     /// Names left to look at; none while everything is.
-    pub(super) fn pending_names(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(in crate::xds) fn pending_names(&self) -> impl Iterator<Item = &Arc<str>> {
         let names = match &self.pending {
             Pending::All => None,
             Pending::Names(names) => Some(names),
@@ -86,13 +88,13 @@ impl Subscription {
     /// Takes what is to be sent next, at most about `limit` bytes of it: a part of a rejected response, else what
     /// changed for the client. What it does not have room for stays pending, and so do removals while they are held
     /// back. The client counts as holding it from here on.
-    pub(super) fn take_news(
+    pub(in crate::xds) fn take_news(
         &mut self,
         snapshot: &Snapshot,
         lens: &Lens,
         hold: &Hold,
         limit: usize,
-    ) -> (News, BTreeMap<Arc<str>, Sent>) {
+    ) -> News {
         while let Some(probe) = self.probes.pop_front() {
             let (mut news, left) = self.sort(probe, snapshot, lens, hold, limit);
             for name in &left {
@@ -100,16 +102,16 @@ impl Subscription {
             }
             if !news.is_empty() {
                 news.probe = true;
-                let sent = self.commit(&news);
-                return (news, sent);
+                news.sent = self.commit(&news);
+                return news;
             }
         }
         let candidates = self.take_candidates(snapshot, lens);
-        let (news, left) = self.sort(candidates, snapshot, lens, hold, limit);
+        let (mut news, left) = self.sort(candidates, snapshot, lens, hold, limit);
         self.pending = Pending::Names(left);
         self.examined = snapshot.revision;
-        let sent = self.commit(&news);
-        (news, sent)
+        news.sent = self.commit(&news);
+        news
     }
 
     /// What of the candidates is news, and what of them has to wait.
@@ -159,19 +161,19 @@ impl Subscription {
     }
 
     /// Forgets the bytes of what was sent: the version is enough where nothing is ever sent whole.
-    pub(super) fn let_go(&mut self, name: &str) {
+    pub(in crate::xds) fn let_go(&mut self, name: &str) {
         if let Some(held) = self.held.get_mut(name) {
             held.resource = None;
         }
     }
 
     /// Something asked for by name does not exist.
-    pub(super) fn misses(&self) -> bool {
+    pub(in crate::xds) fn misses(&self) -> bool {
         !self.absent.is_empty()
     }
 
     /// Looks again for what did not exist.
-    pub(super) fn touch_absent(&mut self) {
+    pub(in crate::xds) fn touch_absent(&mut self) {
         if let Pending::Names(pending) = &mut self.pending {
             pending.extend(self.absent.iter().cloned());
         }
@@ -237,7 +239,7 @@ impl Subscription {
     }
 
     /// Everything that the client is to hold: after `take_news` the whole state.
-    pub(super) fn whole(&self) -> Vec<Arc<Resource>> {
+    pub(in crate::xds) fn whole(&self) -> Vec<Arc<Resource>> {
         self.held
             .values()
             .filter_map(|held| held.resource.clone())
@@ -245,13 +247,7 @@ impl Subscription {
     }
 
     /// A response goes out; gives its nonce.
-    pub(super) fn launch(
-        &mut self,
-        mark: Mark,
-        sent: BTreeMap<Arc<str>, Sent>,
-        news: &News,
-        whole: bool,
-    ) -> String {
+    pub(in crate::xds) fn launch(&mut self, mark: Mark, news: &mut News, whole: bool) -> String {
         self.nonces += 1;
         let nonce = nonce_text(self.nonces);
         self.must_answer &= news.probe;
@@ -261,7 +257,7 @@ impl Subscription {
         self.flight = Some(Flight {
             nonce: nonce.clone(),
             mark,
-            sent,
+            sent: mem::take(&mut news.sent),
             whole,
             completes,
         });

@@ -7,11 +7,17 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Lens, RefusedStatus,
-    refusal::{MAX_SPLITS, Refused},
-};
+use super::{Lens, RefusedStatus};
 use crate::snapshot::{Changed, Kind, Resource};
+
+mod cost;
+mod holding;
+mod refusal;
+mod update;
+
+pub(super) use holding::{Holding, State};
+use refusal::{MAX_SPLITS, Refused};
+pub use update::Hold;
 
 /// Most names that a client may subscribe to, of one type.
 pub const MAX_NAMES: usize = 50_000;
@@ -65,36 +71,36 @@ pub struct Rejection {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+struct Held {
     /// Empty: one of the last two, which of them is not known.
-    pub(super) version: Arc<str>,
+    version: Arc<str>,
     /// None if the client brought it from an earlier stream.
-    pub(super) resource: Option<Arc<Resource>>,
+    resource: Option<Arc<Resource>>,
 }
 
 /// What a response says of one name.
 #[derive(Debug)]
-pub(super) struct Sent {
+struct Sent {
     /// None: that it does not exist.
-    pub(super) version: Option<Arc<str>>,
+    version: Option<Arc<str>>,
     /// What the client held before.
-    pub(super) before: Option<Held>,
+    before: Option<Held>,
 }
 
 #[derive(Debug)]
-pub(super) struct Flight {
-    pub(super) nonce: String,
-    pub(super) mark: Mark,
-    pub(super) sent: BTreeMap<Arc<str>, Sent>,
+struct Flight {
+    nonce: String,
+    mark: Mark,
+    sent: BTreeMap<Arc<str>, Sent>,
     /// It carries the whole state: an acknowledgement is one of everything.
-    pub(super) whole: bool,
+    whole: bool,
     /// With it the wildcard's first answer is complete.
-    pub(super) completes: bool,
+    completes: bool,
 }
 
 /// What may differ from what the client holds.
 #[derive(Debug)]
-pub(super) enum Pending {
+enum Pending {
     All,
     Names(BTreeSet<Arc<str>>),
 }
@@ -102,35 +108,35 @@ pub(super) enum Pending {
 /// One type on one stream.
 #[derive(Debug)]
 pub struct Subscription {
-    pub(super) kind: Kind,
-    pub(super) asked: bool,
-    pub(super) wildcard: bool,
+    kind: Kind,
+    asked: bool,
+    wildcard: bool,
     /// It has named something once: from then on an empty list means nothing (state of the world).
-    pub(super) named: bool,
-    pub(super) names: BTreeSet<Arc<str>>,
+    named: bool,
+    names: BTreeSet<Arc<str>>,
     /// An answer is owed even if it is empty.
-    pub(super) must_answer: bool,
+    must_answer: bool,
     /// Wanted even if the client holds it unchanged.
-    pub(super) forced: BTreeSet<Arc<str>>,
-    pub(super) held: BTreeMap<Arc<str>, Held>,
-    pub(super) pending: Pending,
+    forced: BTreeSet<Arc<str>>,
+    held: BTreeMap<Arc<str>, Held>,
+    pending: Pending,
     /// Asked for by name, and told that it does not exist.
-    pub(super) absent: BTreeSet<Arc<str>>,
+    absent: BTreeSet<Arc<str>>,
     /// What the client did not take, until it changes.
-    pub(super) refused: BTreeMap<Arc<str>, Refused>,
+    refused: BTreeMap<Arc<str>, Refused>,
     /// Parts of a rejected response, each sent again by itself.
-    pub(super) probes: VecDeque<BTreeSet<Arc<str>>>,
+    probes: VecDeque<BTreeSet<Arc<str>>>,
     /// How often a rejected response may still be parted.
-    pub(super) splits: u32,
+    splits: u32,
     /// The wildcard's first answer is not complete yet.
-    pub(super) filling: bool,
-    pub(super) flight: Option<Flight>,
-    pub(super) nonces: u64,
+    filling: bool,
+    flight: Option<Flight>,
+    nonces: u64,
     /// Everything up to this revision was looked at.
-    pub(super) examined: u64,
-    pub(super) sent: Option<Mark>,
-    pub(super) acknowledged: Option<Mark>,
-    pub(super) rejected: Option<Rejection>,
+    examined: u64,
+    sent: Option<Mark>,
+    acknowledged: Option<Mark>,
+    rejected: Option<Rejection>,
 }
 
 impl Subscription {
@@ -160,7 +166,62 @@ impl Subscription {
         }
     }
 
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The client has asked for this type at least once.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked
+    }
+
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    /// What it asks for by name.
+    pub(super) fn names(&self) -> &BTreeSet<Arc<str>> {
+        &self.names
+    }
+
     // ---- what the client says ----
+
+    pub(super) fn mark_asked(&mut self) {
+        self.asked = true;
+    }
+
+    /// The next answer is sent even if it is empty.
+    pub(super) fn owe_answer(&mut self) {
+        self.must_answer = true;
+    }
+
+    pub(super) fn owes_answer(&self) -> bool {
+        self.must_answer
+    }
+
+    /// The first request of a delta stream: all that it covers is to be looked at, and it is answered even if that is
+    /// nothing, so that the client learns that it is up to date.
+    pub(super) fn start(&mut self, wildcard: bool) {
+        self.touch_all();
+        self.wildcard = wildcard;
+        self.filling = wildcard;
+        self.must_answer = true;
+    }
+
+    /// Whether a state-of-the-world request with this list asks for everything: an empty one does, until the client has
+    /// named something once.
+    pub(super) fn is_everything(&mut self, names: &[String]) -> bool {
+        let everything = names.is_empty() && !self.named;
+        self.named |= !names.is_empty();
+        everything
+    }
+
+    /// Sends one name again, though the client holds it.
+    pub(super) fn send_again(&mut self, name: Arc<str>) {
+        self.touch(&name);
+        self.forced.insert(name);
+    }
 
     /// Names it asks for, checked against the bounds.
     pub(super) fn check_names<'a>(
@@ -305,6 +366,16 @@ impl Subscription {
         Some(self.examined >= revision && !pending && !in_flight && !refused)
     }
 
+    /// More parts of the wildcard's first answer follow.
+    pub(super) fn is_continued(&self) -> bool {
+        self.filling && !self.all_sent()
+    }
+
+    /// A response is under way, and the client still asks for something of this type.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.in_flight() && (self.wildcard || !self.names.is_empty())
+    }
+
     /// The response under way says something of this name.
     pub(super) fn is_under_way(&self, name: &str) -> bool {
         self.flight
@@ -343,7 +414,7 @@ pub struct Status<'a> {
     pub sent: Option<&'a Mark>,
     pub acknowledged: Option<&'a Mark>,
     pub rejected: Option<&'a Rejection>,
-    pub(super) refused: &'a BTreeMap<Arc<str>, Refused>,
+    refused: &'a BTreeMap<Arc<str>, Refused>,
 }
 
 impl Status<'_> {
@@ -361,6 +432,6 @@ impl Status<'_> {
     }
 }
 
-pub(super) fn nonce_text(count: u64) -> String {
+fn nonce_text(count: u64) -> String {
     format!("{count:x}")
 }
