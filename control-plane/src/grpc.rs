@@ -1,7 +1,5 @@
-//! The gRPC listener: HTTP/2 connections that lead to the routes. In come sockets and routes, calls go out with where
-//! they come from and a handle on their connection: who serves a stream may have its connection end too, so that its
-//! client's next one goes through the load balancer again. What a web page could send is refused. No service is known
-//! here.
+//! The gRPC listener: HTTP/2 connections that lead to the routes. In come sockets and routes, out go authorized calls, each
+//! with its caller. What a web page could send is refused. No service is known here.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -12,15 +10,14 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    body::Body,
-    service::Routes,
-    transport::server::{TcpConnectInfo, UdsConnectInfo},
-};
+use tonic::{Status, body::Body, service::Routes};
 
 use heddle_listen::{Accepted, Connections, Guard, Limits, Socket};
 
-use crate::budget::{Account, Admission};
+use crate::{
+    access::{Authorizer, Caller},
+    budget::Admission,
+};
 
 /// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
 /// that died without a word would else count as connected.
@@ -38,17 +35,6 @@ pub const CONNECTIONS: usize = 25_000;
 /// Time for the header of a request in HTTP/1.1, which is only answered with what is wrong.
 const HEADERS: Duration = Duration::from_secs(10);
 
-/// Has the connection of a call end gracefully (GOAWAY): its calls go on, new ones come on another connection. In the
-/// extensions of each request; the default is for calls that come on none.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionEnd(CancellationToken);
-
-impl ConnectionEnd {
-    pub(crate) fn begin(&self) {
-        self.0.cancel();
-    }
-}
-
 /// Serves until `stop`, then until all calls have ended; with the default bounds.
 pub async fn serve(socket: Socket, routes: Routes, admission: Admission, stop: CancellationToken) {
     let connections = Connections::new("grpc", Limits::of(CONNECTIONS));
@@ -64,11 +50,22 @@ pub(crate) async fn serve_within(
     guard: Arc<Guard>,
     stop: CancellationToken,
 ) {
-    let entry = Arc::new(Entry {
+    let entry = Entry {
         routes,
         admission,
         guard,
-    });
+        authorizer: Authorizer::default(),
+    };
+    serve_entry(socket, entry, connections, stop).await;
+}
+
+async fn serve_entry(
+    socket: Socket,
+    entry: Entry,
+    connections: Connections,
+    stop: CancellationToken,
+) {
+    let entry = Arc::new(entry);
     let serve = |accepted| connection(accepted, Arc::clone(&entry), stop.clone());
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
@@ -78,6 +75,7 @@ struct Entry {
     routes: Routes,
     admission: Admission,
     guard: Arc<Guard>,
+    authorizer: Authorizer,
 }
 
 async fn connection(accepted: Accepted, entry: Arc<Entry>, stop: CancellationToken) {
@@ -86,30 +84,16 @@ async fn connection(accepted: Accepted, entry: Arc<Entry>, stop: CancellationTok
         Ok(admitted) => admitted,
         Err(refusal) => return tracing::info!(%refusal, "a connection is closed"),
     };
-    let end = ConnectionEnd::default();
-    let calls = service_fn(|mut request: Request<Incoming>| {
-        let extensions = request.extensions_mut();
-        // As tonic's own server says where a call comes from; a Unix socket has no address.
-        if peer.is_some() {
-            extensions.insert(TcpConnectInfo {
-                local_addr: None,
-                remote_addr: peer,
-            });
-        } else {
-            extensions.insert(UdsConnectInfo {
-                peer_addr: None,
-                peer_cred: None,
-            });
-        }
-        extensions.insert(end.clone());
-        place.call(answer(request, account.clone(), Arc::clone(&entry)))
+    let caller = Caller::of_connection(peer, account);
+    let calls = service_fn(|request: Request<Incoming>| {
+        place.call(answer(request, caller.clone(), Arc::clone(&entry)))
     });
     let builder = builder();
     let connection = builder.serve_connection(TokioIo::new(io), calls);
     let ended = async {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = end.0.cancelled() => {}
+            () = caller.connection().begun() => {}
         }
     };
     place
@@ -118,17 +102,19 @@ async fn connection(accepted: Accepted, entry: Arc<Entry>, stop: CancellationTok
 }
 
 async fn answer(
-    request: Request<Incoming>,
-    account: Account,
+    mut request: Request<Incoming>,
+    caller: Caller,
     entry: Arc<Entry>,
 ) -> Result<Response<Body>, Infallible> {
-    match entry.guard.check_grpc(&request) {
-        Ok(()) => {
-            let routes = entry.routes.clone();
-            entry.admission.call(account, request, routes).await
-        }
-        Err(refusal) => Ok(refusal.response().map(Body::new)),
+    if let Err(refusal) = entry.guard.check_grpc(&request) {
+        return Ok(refusal.response().map(Body::new));
     }
+    if let Err(denied) = entry.authorizer.authorize(&caller, request.uri().path()) {
+        return Ok(Status::permission_denied(denied.to_string()).into_http());
+    }
+    let (account, routes) = (caller.account().clone(), entry.routes.clone());
+    request.extensions_mut().insert(caller);
+    entry.admission.call(account, request, routes).await
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -152,11 +138,13 @@ fn builder() -> auto::Builder<TokioExecutor> {
 #[cfg(test)]
 mod tests {
     use heddle_listen::connections::FIRST_REQUEST;
+    use heddle_proto::registry::v1::{ListInstancesRequest, registry_client::RegistryClient};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
         task::JoinHandle,
     };
+    use tonic::{Code, transport::Endpoint};
 
     use super::*;
     use crate::budget::{Budget, MeshSize};
@@ -224,6 +212,41 @@ mod tests {
         stop.cancel();
         within(server).await.unwrap();
         drop(client);
+    }
+
+    /// Issue 10, F8: whatever the method, and before any service hears of it.
+    #[tokio::test]
+    async fn every_call_is_authorized_by_its_method() {
+        for (authorizer, expect) in [
+            (Authorizer::denying(), Code::PermissionDenied),
+            (Authorizer::default(), Code::Unimplemented),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let entry = Entry {
+                routes: Routes::default(),
+                admission: Admission::new(Budget::new(1 << 30), MeshSize::default),
+                guard: Arc::default(),
+                authorizer,
+            };
+            let socket = Socket::Tcp(listener, address);
+            let connections = Connections::new("grpc", Limits::of(8));
+            let serving = serve_entry(socket, entry, connections, stop.clone());
+            let server = tokio::spawn(serving);
+            let channel = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            let mut client = RegistryClient::new(channel.connect().await.unwrap());
+            let request = ListInstancesRequest::default();
+            let refused = within(client.list_instances(request)).await.unwrap_err();
+            assert_eq!(refused.code(), expect, "{refused:?}");
+            if expect == Code::PermissionDenied {
+                let method = "may not call /heddle.registry.v1.Registry/ListInstances";
+                assert!(refused.message().contains(method), "{refused:?}");
+            }
+            drop(client);
+            stop.cancel();
+            within(server).await.unwrap();
+        }
     }
 
     /// Issue 10, D3.

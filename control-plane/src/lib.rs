@@ -14,13 +14,14 @@ pub mod xds;
 pub mod load;
 pub mod replica;
 pub mod status;
-mod http;
 pub mod budget;
+mod access;
 pub mod grpc;
+mod plane;
+mod http;
 // ---- the process ----
 pub mod options;
 pub use heddle_listen as listen;
-mod opening;
 pub mod app;
 #[cfg(test)]
 mod sim;

@@ -59,7 +59,7 @@ impl Admission {
     pub(crate) async fn call<B>(
         &self,
         account: Account,
-        mut request: Request<B>,
+        request: Request<B>,
         mut routes: Routes,
     ) -> Result<Response<Body>, Infallible>
     where
@@ -72,7 +72,6 @@ impl Admission {
             count(&self.budget.refused().calls);
             return Ok(Status::from(refusal).into_http());
         }
-        request.extensions_mut().insert(account.clone());
         let message = Arc::new(Mutex::new(account.charge()));
         let counted = Arc::clone(&message);
         let request = request.map(|body| {

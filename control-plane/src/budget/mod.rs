@@ -127,8 +127,7 @@ struct Holder {
     who: Who,
 }
 
-/// One connection's account. In the extensions of each request; the default is for calls that come by none, and has no
-/// bound.
+/// One connection's account. The default is for calls that come by no connection, and has no bound.
 #[derive(Clone, Default)]
 pub struct Account(Option<Arc<Holder>>);
 

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, sync::atomic::Ordering};
 
-use crate::{app::Plane, load::ServiceTotals, snapshot::Kind};
+use crate::{load::ServiceTotals, plane::Plane, snapshot::Kind};
 
 pub(super) fn metrics(plane: &Plane) -> String {
     let mut text = Text::default();

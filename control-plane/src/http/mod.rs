@@ -13,7 +13,12 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
-use crate::{app::Plane, registry::Lag};
+use crate::{
+    access::{Authorizer, Caller},
+    budget::Account,
+    plane::Plane,
+    registry::Lag,
+};
 use metrics::metrics;
 
 /// A client has so long to send its request, or the next one.
@@ -35,11 +40,14 @@ pub(crate) async fn serve(
 }
 
 async fn connection(accepted: Accepted, plane: Plane, guard: Arc<Guard>, stop: CancellationToken) {
-    let Accepted { io, place, .. } = accepted;
+    let Accepted { io, peer, place } = accepted;
+    let caller = Caller::of_connection(peer, Account::default());
+    let authorizer = Authorizer::default();
     let service = service_fn(|request| {
         let response = match guard.check(&request) {
-            Ok(()) => answer(&plane, &request),
             Err(refusal) => refusal.response(),
+            Ok(()) => forbidden(&authorizer, &caller, request.uri().path())
+                .unwrap_or_else(|| answer(&plane, &request)),
         };
         place.call(async move { Ok::<_, Infallible>(response) })
     });
@@ -59,8 +67,18 @@ async fn connection(accepted: Accepted, plane: Plane, guard: Arc<Guard>, stop: C
     }
 }
 
+/// The answer to a request that its caller may not make.
+fn forbidden(
+    authorizer: &Authorizer,
+    caller: &Caller,
+    path: &str,
+) -> Option<Response<Full<Bytes>>> {
+    let denied = authorizer.authorize(caller, path).err()?;
+    Some(text(StatusCode::FORBIDDEN, format!("{denied}\n")))
+}
+
 fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.method(), request.uri().path()) {
+    let (status, content) = match (request.method(), request.uri().path()) {
         (&(Method::GET | Method::HEAD), "/metrics") => (StatusCode::OK, metrics(plane)),
         (&(Method::GET | Method::HEAD), "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
         (&(Method::GET | Method::HEAD), "/readyz") => readiness(plane),
@@ -73,7 +91,11 @@ fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             "only GET is answered here\n".to_owned(),
         ),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    text(status, content)
+}
+
+fn text(status: StatusCode, content: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(content)));
     *response.status_mut() = status;
     let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -91,4 +113,18 @@ fn readiness(plane: &Plane) -> (StatusCode, String) {
     }
     let revision = plane.registry.read(crate::registry::View::revision);
     (StatusCode::OK, format!("ready at revision {revision}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Issue 10, F8.
+    #[test]
+    fn an_endpoint_that_its_caller_may_not_read_is_forbidden() {
+        let caller = Caller::default();
+        let denied = forbidden(&Authorizer::denying(), &caller, "/metrics").unwrap();
+        assert_eq!(denied.status(), StatusCode::FORBIDDEN);
+        assert!(forbidden(&Authorizer::default(), &caller, "/metrics").is_none());
+    }
 }

@@ -18,12 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Loads, Report, book::Membership};
-use crate::{
-    budget::{Account, Who},
-    names::ServiceName,
-    registry::Registry,
-    xds::NodeInfo,
-};
+use crate::{access::Caller, budget::Who, names::ServiceName, registry::Registry, xds::NodeInfo};
 
 /// Longest report in bytes: tens of thousands of rows.
 const MAX_REPORT_BYTES: usize = 4 << 20;
@@ -72,8 +67,7 @@ impl LoadReportingService for LoadReports {
         // The answer to the first request, and the last word.
         let (answers, receiver) = mpsc::channel(2);
         let reports = self.clone();
-        let account = request.extensions().get::<Account>();
-        let who = account.map(Account::who).unwrap_or_default();
+        let who = Caller::of(&request).account().who();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 biased;

@@ -16,11 +16,14 @@ use heddle_proto::control::v1::{
     node_session_client::NodeSessionClient,
 };
 use tokio::{net::TcpListener, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Status, Streaming, transport::Server};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, service::Routes};
 
 use super::{Removals, registry_service, service};
 use crate::{
+    budget::{Admission, Budget, MeshSize},
+    grpc,
+    listen::Socket,
     names::InstanceKey,
     registry::{Registry, fixture::within},
     store::Revision,
@@ -55,10 +58,14 @@ pub(super) async fn serve(registry: &Registry, removals: &Arc<Asked>) -> SocketA
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let removals: Arc<dyn Removals> = Arc::<Asked>::clone(removals);
-    let server = Server::builder()
+    let mut routes = Routes::builder();
+    routes
         .add_service(service(registry.clone(), removals))
         .add_service(registry_service(registry.clone()));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let socket = Socket::Tcp(listener, address);
+    let admission = Admission::new(Budget::new(1 << 30), MeshSize::default);
+    let (routes, stop) = (routes.routes(), registry.options().stop.clone());
+    tokio::spawn(grpc::serve(socket, routes, admission, stop));
     address
 }
 

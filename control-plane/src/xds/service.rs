@@ -32,8 +32,7 @@ use super::{
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
 use crate::{
-    budget::Account,
-    grpc::ConnectionEnd,
+    access::Caller,
     registry::{Membership, Registry},
     snapshot::Publisher,
 };
@@ -102,8 +101,7 @@ impl Ads {
         let peer = Peer {
             address,
             local,
-            connection: ConnectionEnd::default(),
-            account: Account::default(),
+            ..Peer::of(&Caller::default())
         };
         self.accept::<V>(peer, requests).queue
     }
@@ -223,21 +221,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let (address, local) = match request.remote_addr() {
-            Some(address) => (
-                address.to_string(),
-                address.ip().to_canonical().is_loopback(),
-            ),
-            None => ("unix".to_owned(), true),
-        };
-        let connection = request.extensions().get::<ConnectionEnd>().cloned();
-        let account = request.extensions().get::<Account>().cloned();
-        let peer = Peer {
-            address,
-            local,
-            connection: connection.unwrap_or_default(),
-            account: account.unwrap_or_default(),
-        };
+        let peer = Peer::of(&Caller::of(&request));
         let responses = self.0.accept::<V>(peer, request.into_inner());
         ready(Ok(Response::new(responses)))
     }

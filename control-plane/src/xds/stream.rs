@@ -18,8 +18,8 @@ use super::{
     elsewhere::left_behind, gate::Slot, metrics::count, pace::Pace,
 };
 use crate::{
+    access::{Caller, ConnectionEnd},
     budget::{Account, Charge},
-    grpc::ConnectionEnd,
     registry::Registry,
     snapshot::{Kind, Snapshot, outbound_listener},
 };
@@ -49,6 +49,17 @@ pub(super) struct Peer {
     pub(super) local: bool,
     pub(super) connection: ConnectionEnd,
     pub(super) account: Account,
+}
+
+impl Peer {
+    pub(super) fn of(caller: &Caller) -> Self {
+        Self {
+            address: caller.to_string(),
+            local: caller.is_local(),
+            connection: caller.connection().clone(),
+            account: caller.account().clone(),
+        }
+    }
 }
 
 /// Runs a stream; what ends it is told to the client.

@@ -11,10 +11,11 @@ use heddle_proto::control::v1::{
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answer, Brought, End, Inbound, Session, broken, missing, stopping};
 use crate::{
+    access::Caller,
     budget::Account,
     registry::{MAX_SCHEMA_BYTES, Node, NodeLease, Registry},
     session::{Removals, refusal, rejected, validate},
@@ -50,11 +51,8 @@ impl NodeSession for Sessions {
         &self,
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
-        let peer = request.remote_addr();
-        let local = request.extensions().get::<UdsConnectInfo>().is_some();
-        let loopback = local || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-        let account = request.extensions().get::<Account>().cloned();
-        let account = account.unwrap_or_default();
+        let caller = Caller::of(&request);
+        let (loopback, account) = (caller.is_local(), caller.account().clone());
         let answers = self.begin(request.into_inner(), loopback, account);
         Ok(Response::new(Box::pin(answers)))
     }

@@ -24,6 +24,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::refusal;
 use crate::{
+    access::Caller,
     budget::{Account, Charge, Refusal},
     names::ServiceName,
     registry::{Instance, Place, Registry, Subscription, Touched, View},
@@ -118,8 +119,7 @@ impl Api for RegistryApi {
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let wanted = parse_filter(&request.get_ref().service)?;
         let (out, answers) = mpsc::channel(WAITING);
-        let account = request.extensions().get::<Account>().cloned();
-        let account = account.unwrap_or_default();
+        let account = Caller::of(&request).account().clone();
         let mut watcher = Watcher {
             changes: self.registry.subscribe(),
             registry: self.registry.clone(),

@@ -4,8 +4,8 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
+use super::AppError;
 use crate::{
-    app::AppError,
     options::{Options, StoreOption},
     registry::RegistryError,
     store::{Embedded, EmbeddedOptions, Etcd, EtcdOptions, Store, StoreError},
@@ -17,7 +17,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(3);
 
 /// The store, and how the ready line names it.
-pub(crate) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppError> {
+pub(super) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppError> {
     match &options.store {
         StoreOption::Embedded(path) => {
             let name = format!("embedded:{}", path.display());
@@ -87,7 +87,7 @@ fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
 }
 
 /// Asks until the store answers.
-pub(crate) async fn when_it_answers<T>(
+pub(super) async fn when_it_answers<T>(
     mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
 ) -> Result<T, RegistryError> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);

@@ -1,0 +1,157 @@
+//! Who calls, and whether it may. In comes an accepted connection, out goes its [`Caller`], which every request on it
+//! carries; each request is authorized by its method before any of it is handled. All requests of both listeners, gRPC and
+//! HTTP, pass through here, and no service is known here. There are no identities yet: a caller is known by where it
+//! connects from, and everybody may call everything.
+
+use std::{fmt, net::SocketAddr};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::Account;
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Origin {
+    /// From no listener: a call within the process.
+    #[default]
+    Process,
+    /// By a Unix socket of this host.
+    Unix,
+    Tcp(SocketAddr),
+}
+
+/// Who sent a request. The default is for calls that come by no listener.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    origin: Origin,
+    account: Account,
+    connection: ConnectionEnd,
+}
+
+impl Caller {
+    /// The caller of all requests of one connection. `peer`: none for a Unix socket.
+    pub(crate) fn of_connection(peer: Option<SocketAddr>, account: Account) -> Self {
+        Self {
+            origin: peer.map_or(Origin::Unix, Origin::Tcp),
+            account,
+            connection: ConnectionEnd::default(),
+        }
+    }
+
+    /// The caller of a request.
+    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// It runs on this host: it comes by loopback or by a Unix socket.
+    pub(crate) fn is_local(&self) -> bool {
+        match self.origin {
+            Origin::Process => false,
+            Origin::Unix => true,
+            Origin::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        }
+    }
+
+    /// What it holds of the process's memory.
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// The handle to end its connection.
+    pub(crate) fn connection(&self) -> &ConnectionEnd {
+        &self.connection
+    }
+}
+
+/// As logs and status show it.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.origin {
+            Origin::Process | Origin::Unix => f.write_str("unix"),
+            Origin::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Ends the connection of a call gracefully (GOAWAY): its calls go on, new ones come on another connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectionEnd(CancellationToken);
+
+impl ConnectionEnd {
+    pub(crate) fn begin(&self) {
+        self.0.cancel();
+    }
+
+    pub(crate) async fn begun(&self) {
+        self.0.cancelled().await;
+    }
+}
+
+/// Decides who may call which method.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Authorizer(Policy);
+
+/// What callers may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Policy {
+    /// Everybody everything, until callers have identities.
+    #[default]
+    Everybody,
+    #[cfg(test)]
+    Nobody,
+}
+
+/// A request that its caller may not make.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{caller} may not call {method}")]
+pub(crate) struct Denied {
+    caller: String,
+    method: String,
+}
+
+impl Authorizer {
+    /// `method`: the path of a gRPC method or of an HTTP endpoint.
+    pub(crate) fn authorize(&self, caller: &Caller, method: &str) -> Result<(), Denied> {
+        let allowed = match self.0 {
+            Policy::Everybody => true,
+            #[cfg(test)]
+            Policy::Nobody => false,
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(Denied {
+            caller: caller.to_string(),
+            method: method.to_owned(),
+        })
+    }
+
+    /// Denies everything, to show that nothing goes around it.
+    #[cfg(test)]
+    pub(crate) fn denying() -> Self {
+        Self(Policy::Nobody)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_is_known_by_where_it_connects_from() {
+        for (peer, shown, local) in [
+            (None, "unix", true),
+            (Some("127.0.0.1:7"), "127.0.0.1:7", true),
+            (Some("[::ffff:127.0.0.1]:7"), "[::ffff:127.0.0.1]:7", true),
+            (Some("10.0.0.1:7"), "10.0.0.1:7", false),
+        ] {
+            let peer = peer.map(|it| it.parse().unwrap());
+            let caller = Caller::of_connection(peer, Account::default());
+            assert_eq!(
+                (caller.to_string().as_str(), caller.is_local()),
+                (shown, local)
+            );
+        }
+        assert!(!Caller::default().is_local());
+    }
+}

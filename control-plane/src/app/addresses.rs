@@ -1,0 +1,60 @@
+//! By which name and address other replicas know this one. In come options and bound sockets, out go names. Nothing is sent.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+use heddle_listen::{Bound, ListenAddr, ListenOption};
+
+use crate::{options::Options, store::Store};
+
+/// An address that belongs to nobody (RFC 5737), to ask the routes for the way to others.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Several replicas on one host share a store: the port tells them apart.
+pub(super) fn replica_name(store: &dyn Store, options: &Options) -> String {
+    let port = options.listen.iter().find_map(ListenOption::port);
+    match (store.is_shared(), port) {
+        (true, Some(0)) => format!("{}-{}", host_name(), std::process::id()),
+        (true, Some(port)) => format!("{}-{port}", host_name()),
+        _ => host_name(),
+    }
+}
+
+/// Where other replicas reach this one; empty: nowhere.
+pub(super) fn advertised(options: &Options, grpc: &[Bound]) -> String {
+    if let Some(told) = &options.advertise {
+        return format!("http://{told}");
+    }
+    let first = grpc.iter().find_map(|bound| match bound.address() {
+        ListenAddr::Tcp(address) => Some(address),
+        ListenAddr::Unix(_) => None,
+    });
+    match first {
+        Some(address) if !address.ip().is_unspecified() => format!("http://{address}"),
+        Some(address) => match own_address() {
+            Some(ip) => format!("http://{}", SocketAddr::new(ip, address.port())),
+            None => {
+                tracing::warn!(
+                    "this host's own address is not known: other replicas cannot ask this one; give --advertise HOST:PORT"
+                );
+                String::new()
+            }
+        },
+        None => String::new(),
+    }
+}
+
+/// The address from which this host reaches others. Nothing is sent: a datagram socket only looks up its route.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((ELSEWHERE, 9)).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_unspecified() && !own.is_loopback()).then_some(own)
+}
+
+pub(super) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "control".to_owned())
+}
