@@ -1,5 +1,6 @@
 //! Which module of a crate may use which, read from the sources: `crate::` and `super::` paths outside of tests. A table
-//! per crate lists its modules from the bottom up; a module uses only modules that stand above it in the table. Exceptions
+//! per crate, or per module with parts, lists its modules from the bottom up; a module uses only modules that stand above
+//! it in the table. Exceptions
 //! are listed by name, and an exception that is no longer needed fails the test.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use heddle_tests::tools::root;
 
-/// The modules of one crate.
+/// The modules of one crate, or of one module of it.
 struct Layers {
     /// Where its sources are.
     src: &'static str,
+    /// The module of the crate that these are in; empty: the crate itself.
+    within: &'static [&'static str],
     /// Each module and what it may use, from the bottom up. `lib.rs` and `main.rs` may use everything.
     modules: &'static [(&'static str, &'static [&'static str])],
     /// Uses that are allowed although they point upward or are not in the table: circles that are still to go.
@@ -19,6 +22,7 @@ struct Layers {
 
 const DATA_PLANE: Layers = Layers {
     src: "data-plane/src",
+    within: &[],
     modules: &[
         // The path of calls, and what it stands on.
         ("control_urls", &[]),
@@ -147,9 +151,93 @@ const DATA_PLANE: Layers = Layers {
     ],
 };
 
+const CONTROL_PLANE: Layers = Layers {
+    src: "control-plane/src",
+    within: &[],
+    modules: &[
+        ("names", &[]),
+        ("store", &[]),
+        ("budget", &[]),
+        ("access", &["budget"]),
+        // The way of an endpoint update.
+        ("registry", &["names", "store"]),
+        ("snapshot", &["names", "store", "registry"]),
+        (
+            "session",
+            &["names", "store", "budget", "access", "registry"],
+        ),
+        (
+            "xds",
+            &[
+                "names", "store", "budget", "access", "registry", "snapshot", "session",
+            ],
+        ),
+        // What people and tools ask.
+        ("load", &["names", "budget", "access", "registry", "xds"]),
+        (
+            "replica",
+            &[
+                "names", "store", "registry", "snapshot", "session", "xds", "load",
+            ],
+        ),
+        (
+            "status",
+            &["names", "registry", "snapshot", "xds", "load", "replica"],
+        ),
+        // The process.
+        (
+            "plane",
+            &[
+                "budget", "registry", "snapshot", "session", "xds", "load", "replica", "status",
+            ],
+        ),
+        ("grpc", &["budget", "access"]),
+        (
+            "http",
+            &["budget", "access", "registry", "snapshot", "load", "plane"],
+        ),
+        ("options", &["names", "store", "budget", "grpc", "http"]),
+        (
+            "app",
+            &[
+                "store", "budget", "registry", "snapshot", "xds", "load", "replica", "plane",
+                "grpc", "http", "options",
+            ],
+        ),
+    ],
+    exceptions: &[],
+};
+
+const REGISTRY: Layers = Layers {
+    src: "control-plane/src/registry",
+    within: &["registry"],
+    modules: &[
+        ("wall_clock", &[]),
+        ("options", &["wall_clock"]),
+        ("model", &[]),
+        ("view", &["model"]),
+        ("core", &["options", "model", "view"]),
+        ("lease", &["options", "model", "view", "core"]),
+        ("membership", &["options", "model", "view", "core"]),
+        (
+            "leader",
+            &["options", "model", "view", "core", "lease", "membership"],
+        ),
+        ("start", &["options", "core", "membership", "leader"]),
+    ],
+    exceptions: &[],
+};
+
 #[test]
 fn the_modules_of_the_data_plane_point_one_way() {
     check(&DATA_PLANE);
+}
+
+/// Issue 10, F6.
+#[test]
+fn the_modules_of_the_control_plane_point_one_way() {
+    check(&CONTROL_PLANE);
+    check(&REGISTRY);
 }
 
 fn check(layers: &Layers) {
@@ -164,7 +252,7 @@ fn check(layers: &Layers) {
             }
         }
     }
-    let found = uses(&root().join(layers.src));
+    let found = uses(&root().join(layers.src), layers.within);
     let mut needed = BTreeSet::new();
     for (name, used) in &found {
         let Some((_, may)) = layers.modules.iter().find(|(other, _)| other == name) else {
@@ -192,27 +280,27 @@ fn check(layers: &Layers) {
     assert!(faults.is_empty(), "in {}: {faults:#?}", layers.src);
 }
 
-/// Per top-level module those that it uses, each with a file and line that shows it.
-fn uses(src: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
+/// Per module those that it uses, each with a file and line that shows it.
+fn uses(src: &Path, within: &[&str]) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for file in sources(src) {
         let path = file.strip_prefix(src).unwrap();
-        let mut module: Vec<String> = path
-            .with_extension("")
-            .iter()
-            .map(|part| part.to_str().unwrap().to_owned())
-            .collect();
+        let mut module: Vec<String> = within.iter().map(ToString::to_string).collect();
+        let stem = path.with_extension("");
+        module.extend(stem.iter().map(|part| part.to_str().unwrap().to_owned()));
         if module.last().is_some_and(|last| last == "mod") {
             module.pop();
         }
-        let top = module.first().unwrap().clone();
-        if top == "lib" || top == "main" {
+        let Some(own) = module.get(within.len()).cloned() else {
+            continue;
+        };
+        if within.is_empty() && (own == "lib" || own == "main") {
             continue;
         }
-        let used = found.entry(top.clone()).or_default();
+        let used = found.entry(own.clone()).or_default();
         let text = std::fs::read_to_string(&file).unwrap();
-        for (line, other) in used_by(&text, module.len()) {
-            if other != top {
+        for (line, other) in used_by(&text, &module, within) {
+            if other != own {
                 used.entry(other)
                     .or_insert_with(|| format!("{}:{line}", path.display()));
             }
@@ -221,13 +309,16 @@ fn uses(src: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
     found
 }
 
+/// Folders and files of tests.
+const TESTS: [&str; 4] = ["tests", "fixture", "conformance", "sim"];
+
 /// All source files but those of tests.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap();
-        if name == "tests" {
+        if TESTS.iter().any(|tests| name == *tests) {
             continue;
         }
         match path.is_dir() {
@@ -239,9 +330,9 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The top-level modules that a file of a module at `depth` names, with the line of each. Comments and modules of tests
-/// are left out.
-fn used_by(text: &str, depth: usize) -> Vec<(usize, String)> {
+/// The modules in `within` that a file of `module` names, with the line of each. Comments and modules of tests are left
+/// out.
+fn used_by(text: &str, module: &[String], within: &[&str]) -> Vec<(usize, String)> {
     let mut used = Vec::new();
     let mut lines = text.lines().zip(1..);
     while let Some((line, number)) = lines.next() {
@@ -255,67 +346,88 @@ fn used_by(text: &str, depth: usize) -> Vec<(usize, String)> {
             continue;
         }
         let code = line.split("//").next().unwrap_or_default();
-        let climb = "super::".repeat(depth);
-        for root in ["crate::", climb.as_str()] {
-            for (at, _) in code.match_indices(root) {
-                let before = code[..at].chars().next_back();
-                if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':' || c == '$') {
-                    continue;
-                }
-                let rest = &code[at + root.len()..];
-                match rest.strip_prefix('{') {
-                    // The group may go over several lines: each starts with the names it is about.
-                    Some(group) => {
-                        let mut group = group.to_owned();
-                        while !group.contains('}')
-                            || group.matches('{').count() + 1 > group.matches('}').count()
-                        {
-                            let Some((line, _)) = lines.next() else { break };
-                            group.push_str(line.trim());
-                        }
-                        used.extend(first_names(&group).into_iter().map(|name| (number, name)));
-                    }
-                    None => used.extend(first_name(rest).map(|name| (number, name))),
+        for at in starts(code) {
+            let mut tree = code[at..].to_owned();
+            let end = tree.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+            if end.is_some_and(|end| tree[..end].ends_with("::") && tree[end..].starts_with('{')) {
+                // The group may go over several lines.
+                while tree.matches('{').count() > tree.matches('}').count() {
+                    let Some((line, _)) = lines.next() else { break };
+                    tree.push_str(line.trim());
                 }
             }
+            let names = paths(&tree).into_iter();
+            used.extend(names.filter_map(|path| Some((number, name_of(&path, module, within)?))));
         }
     }
     used
 }
 
-/// `a` of `a::b::c`; types and functions at the top of a crate are no modules.
-fn first_name(path: &str) -> Option<String> {
-    let name: String = path
-        .chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_')
+/// Where paths from the crate or from a parent begin.
+fn starts(code: &str) -> Vec<usize> {
+    let mut found: Vec<usize> = ["crate::", "super::"]
+        .iter()
+        .flat_map(|root| code.match_indices(root).map(|(at, _)| at))
+        .filter(|at| {
+            let before = code[..*at].chars().next_back();
+            !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':' || c == '$')
+        })
         .collect();
-    let lower = name.chars().next().is_some_and(|c| c.is_ascii_lowercase());
-    let function = path[name.len()..].starts_with('(');
-    (lower && !function).then_some(name)
+    found.sort_unstable();
+    found
 }
 
-/// `a` and `d` of `a::{b, c}, d::e}`.
-fn first_names(group: &str) -> Vec<String> {
-    let (mut depth, mut start, mut names) = (0i32, 0, Vec::new());
+/// The paths at the beginning of a text: `a::{b, c::d};` is about `a::b` and `a::c::d`.
+fn paths(tree: &str) -> Vec<String> {
+    let end = tree.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    let (head, rest) = tree.split_at(end.unwrap_or(tree.len()));
+    let Some(group) = rest.strip_prefix('{').filter(|_| head.ends_with("::")) else {
+        // What is called is a function, not a module.
+        let called = if rest.starts_with('(') { "(" } else { "" };
+        return vec![format!("{head}{called}")];
+    };
+    let (mut depth, mut start, mut found) = (0i32, 0, Vec::new());
     for (at, c) in group.char_indices() {
         match c {
             '{' => depth += 1,
             '}' if depth > 0 => depth -= 1,
             ',' | '}' if depth == 0 => {
-                names.extend(first_name(group[start..at].trim()));
+                let parts = paths(group[start..at].trim()).into_iter();
+                found.extend(parts.map(|part| format!("{head}{part}")));
                 start = at + 1;
+                if c == '}' {
+                    break;
+                }
             }
             _ => {}
         }
     }
-    names
+    found
+}
+
+/// The module in `within` that a path names; types and functions at its top are no modules.
+fn name_of(path: &str, module: &[String], within: &[&str]) -> Option<String> {
+    let mut parts: Vec<&str> = path.split("::").collect();
+    let mut whole: Vec<&str> = Vec::new();
+    if parts.first() == Some(&"super") {
+        let climb = parts.iter().take_while(|part| **part == "super").count();
+        let base = module.len().checked_sub(climb)?;
+        whole.extend(module.get(..base)?.iter().map(String::as_str));
+        parts.drain(..climb);
+    } else {
+        parts.drain(..1);
+    }
+    whole.extend(parts);
+    let name = whole.strip_prefix(within)?.first()?;
+    let lower = name.chars().next()?.is_ascii_lowercase();
+    (lower && !name.ends_with('(')).then(|| (*name).to_owned())
 }
 
 #[test]
 fn uses_are_found_where_they_stand() {
     let text = "\
 use crate::one::Thing;
-use crate::{two::{A, B}, three::C};
+use crate::{two::{A, inner::B}, three::C};
 /// See crate::not::this.
 fn f(x: super::super::four::X, y: super::near::Y) { crate::five::g(crate::Top) }
 #[cfg(test)]
@@ -324,10 +436,19 @@ mod tests {
 }
 use crate::six::Last;
 ";
-    let names: Vec<String> = used_by(text, 2).into_iter().map(|(_, name)| name).collect();
-    assert_eq!(names, ["one", "two", "three", "five", "four", "six"]);
+    let module = ["here".to_owned(), "there".to_owned()];
+    let names = |within: &[&str]| {
+        let used = used_by(text, &module, within).into_iter();
+        used.map(|(_, name)| name).collect::<Vec<_>>()
+    };
     assert_eq!(
-        used_by("use super::seven::X;", 1),
+        names(&[]),
+        ["one", "two", "two", "three", "four", "here", "five", "six"]
+    );
+    assert_eq!(names(&["here"]), ["near"]);
+    assert_eq!(names(&["two"]), ["inner"]);
+    assert_eq!(
+        used_by("use super::seven::X;", &module[..1], &[]),
         [(1, "seven".to_owned())]
     );
 }
