@@ -9,8 +9,8 @@ use crate::settings::Rate;
 
 /// SETTINGS parameters in one frame.
 pub(crate) const SETTINGS_PER_FRAME: u32 = 32;
-/// What a useful frame earns for control frames: a HEADERS or DATA frame may well be answered by
-/// a WINDOW_UPDATE for the stream, one for the connection, and a PING that measures.
+/// Control frames that a useful frame earns: the answer to a HEADERS or DATA frame may include a
+/// WINDOW_UPDATE for the stream, one for the connection, and a PING that measures.
 const EARNED: i32 = 4;
 
 /// A token bucket.
@@ -70,18 +70,18 @@ impl Bucket {
     }
 }
 
-/// A stream that its client resets after so many milliseconds, or after it was answered in part,
-/// is an ordinary cancel: a deadline, a hedged request, a user who left. Younger ones are what a
-/// rapid reset attack (CVE-2023-44487) is made of: they escape the bound of concurrent streams,
-/// while a client that lets each live this long is held by it.
+/// A stream that its client resets after this many milliseconds, or after part of the response, is
+/// an ordinary cancel: a deadline, a hedged request, a user who left. Resets of younger streams are
+/// the rapid reset attack (CVE-2023-44487): they bypass the limit of concurrent streams, which
+/// holds a client that lets each stream live this long.
 const SETTLED_MS: u32 = 25;
-/// So many resets of streams that had hardly begun are paid for by one stream that was completed:
-/// of a request that is hedged four times, four of five attempts are reset.
+/// One completed stream pays for this many resets of young streams: of a request that is hedged
+/// four times, four of five attempts are reset.
 const RESETS_PER_COMPLETED: i32 = 4;
-/// The cost of one reset at once.
+/// The cost of an immediate reset.
 const FULL_COST: i32 = SETTLED_MS as i32;
 
-/// Resets by a client. What one costs is the part of [`SETTLED_MS`] that its stream did not live.
+/// Resets by a client. A reset costs what its stream's age lacks to [`SETTLED_MS`].
 #[derive(Debug)]
 pub(crate) struct Resets {
     bucket: Bucket,
@@ -99,19 +99,19 @@ impl Resets {
         }
     }
 
-    /// A stream without any answer was reset after `age_ms`; false when it was one too many.
+    /// A stream without any answer was reset after `age_ms`; false if that exceeds the limit.
     pub(crate) fn unanswered(&mut self, age_ms: u32, now: Instant) -> bool {
         let missing = SETTLED_MS.saturating_sub(age_ms);
         self.bucket
             .take(i32::try_from(missing).unwrap_or(FULL_COST), now)
     }
 
-    /// A stream over the limit was refused, which costs us as much as one that is reset at once.
+    /// A stream over the limit was refused, which costs as much as an immediate reset.
     pub(crate) fn refused(&mut self, now: Instant) -> bool {
         self.bucket.take(FULL_COST, now)
     }
 
-    /// Both halves of a stream have ended as they should.
+    /// A stream was completed: both halves ended normally.
     #[inline]
     pub(crate) fn completed(&mut self) {
         self.bucket.add(RESETS_PER_COMPLETED * FULL_COST);
@@ -123,7 +123,7 @@ impl Resets {
 pub(crate) struct Abuse {
     /// RST_STREAM received, and streams refused.
     pub(crate) resets: Resets,
-    /// RST_STREAM that the peer's errors drew from us.
+    /// RST_STREAM frames that we sent because of the peer's errors.
     pub(crate) provoked: Bucket,
     /// Everything else that carries no message.
     pub(crate) control: Bucket,

@@ -20,11 +20,11 @@ use crate::settings::{Config, DEFAULT_WINDOW, Peer};
 use crate::stream::{Half, Pending};
 use crate::streams::{End, Streams};
 
-/// Our SETTINGS_HEADER_TABLE_SIZE, the value that holds without being said (§6.5.2).
+/// Our SETTINGS_HEADER_TABLE_SIZE: the default, which is not sent (§6.5.2).
 const HEADER_TABLE_BYTES: usize = 4096;
 /// How long the second GOAWAY of a drain waits for a client that does not answer the PING.
 const DRAIN_NOTICE: Duration = Duration::from_secs(1);
-/// Debug data of a GOAWAY is cut to this.
+/// Debug data of a GOAWAY is truncated to this length.
 const DEBUG_BYTES: usize = 256;
 /// Number of queue buffers kept for later streams.
 const POOLED: usize = 8;
@@ -37,24 +37,24 @@ const FRUGAL_HIGH_WATER: usize = 16 * 1024;
 pub(crate) const PROBE_PING: [u8; 8] = *b"hdlprobe";
 pub(crate) const DRAIN_PING: [u8; 8] = *b"hdldrain";
 
-/// What a connection has done so far.
+/// Counters of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Streams opened, by either side.
     pub streams: u64,
     /// Streams refused over MAX_CONCURRENT_STREAMS.
     pub refused: u64,
-    /// Header lists over their bounds.
+    /// Header lists over their limits.
     pub too_large: u64,
     /// RST_STREAM frames received.
     pub resets_received: u64,
-    /// RST_STREAM frames sent, for whatever reason.
+    /// RST_STREAM frames sent, for any reason.
     pub resets_sent: u64,
-    /// Stream errors of the peer's (malformed messages, frames in the wrong state, …).
+    /// Stream errors caused by the peer (malformed messages, frames in the wrong state, …).
     pub stream_errors: u64,
     /// PING frames received that were not acknowledgements.
     pub pings_received: u64,
-    /// Times that windows grew.
+    /// How often windows grew.
     pub window_growths: u64,
 }
 
@@ -72,17 +72,17 @@ pub struct Connection {
     /// The beginning of a frame whose rest has not arrived.
     pub(crate) partial: Vec<u8>,
     pub(crate) block: Block,
-    /// Since when a frame or header block has been under way.
+    /// Since when a frame or header block has been incomplete.
     pub(crate) incomplete_since: Option<Instant>,
     pub(crate) unprocessed_above: Option<Unprocessed>,
 
     pub(crate) decoder: Decoder,
     pub(crate) encoder: Encoder,
     pub(crate) peer: Peer,
-    /// Our SETTINGS went out then and have not been acknowledged.
+    /// When our SETTINGS were sent, until they are acknowledged.
     pub(crate) settings_sent: Option<Instant>,
-    /// What a new stream's receive window is taken to be. Until the peer has acknowledged a window
-    /// smaller than the default, it may use the default.
+    /// The receive window of a new stream. Until the peer has acknowledged a window smaller than the
+    /// default, it may use the default.
     pub(crate) initial_recv: u32,
 
     pub(crate) streams: Streams,
@@ -107,7 +107,7 @@ pub struct Connection {
 
     pub(crate) goaway_sent: Option<u32>,
     pub(crate) goaway_received: Option<u32>,
-    /// The second GOAWAY of a drain is due then, or at the answer to its PING.
+    /// When the second GOAWAY of a drain is due, if its PING is not answered before.
     pub(crate) drain_until: Option<Instant>,
     pub(crate) application_ping: Option<[u8; 8]>,
     pub(crate) abuse: Abuse,
@@ -115,12 +115,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The client's side. Preface and SETTINGS are in the output at once.
+    /// The client side. Preface and SETTINGS are in the output at once.
     pub fn client(config: Config, now: Instant) -> Self {
         Self::new(config, false, now)
     }
 
-    /// The server's side. SETTINGS are in the output at once.
+    /// The server side. SETTINGS are in the output at once.
     pub fn server(config: Config, now: Instant) -> Self {
         Self::new(config, true, now)
     }
@@ -185,14 +185,14 @@ impl Connection {
         }
     }
 
-    /// What is to be written to the peer.
+    /// The bytes to be written to the peer.
     #[inline]
     pub fn output(&self) -> &[u8] {
         self.output.pending()
     }
 
-    /// So many bytes of the output were written. Queued DATA moves into the room; ask
-    /// [`Connection::poll_drained`] then.
+    /// Reports that this many bytes of the output were written. Queued DATA moves into the output; call
+    /// [`Connection::poll_drained`] afterwards.
     pub fn advance(&mut self, written: usize) {
         self.output.advance(written);
         if self.streams.any_ready() {
@@ -203,7 +203,7 @@ impl Connection {
         }
     }
 
-    /// An idle connection gives back what it does not need to stay idle.
+    /// Releases memory that an idle connection does not need.
     fn shrink(&mut self) {
         const KEPT_BYTES: usize = 512;
         self.output.shrink();
@@ -220,8 +220,8 @@ impl Connection {
         self.block.shrink();
     }
 
-    /// Sends a PING, whose answer comes as [`crate::Event::PingAck`]. False: one is under way (or
-    /// the payload is one that the connection uses itself, `hdlprobe` and `hdldrain`).
+    /// Sends a PING; the answer is an [`crate::Event::PingAck`]. False if one is unanswered, or if the
+    /// payload is reserved (`hdlprobe`, `hdldrain`).
     pub fn ping(&mut self, payload: [u8; 8]) -> bool {
         let own = payload == PROBE_PING || payload == DRAIN_PING;
         if self.application_ping.is_some() || self.failed.is_some() || own {
@@ -249,7 +249,7 @@ impl Connection {
         }
     }
 
-    /// The client knows of the drain: the streams up to now are the last.
+    /// The client has seen the first GOAWAY of a drain: the streams so far are the last.
     pub(crate) fn finish_drain(&mut self) {
         if self.drain_until.take().is_some() {
             self.send_goaway(self.last_id, ErrorCode::NO_ERROR, &[]);
@@ -283,7 +283,7 @@ impl Connection {
     }
 
     fn send_goaway(&mut self, last: u32, code: ErrorCode, debug: &[u8]) {
-        // The last id may fall, never rise (§6.8).
+        // The last id may decrease, never increase (§6.8).
         let last = self.goaway_sent.map_or(last, |sent| sent.min(last));
         self.goaway_sent = Some(last);
         self.output.goaway(last, code, debug);
@@ -311,7 +311,7 @@ impl Connection {
         [ack, block, self.drain_until].into_iter().flatten().min()
     }
 
-    /// Time has passed. May be called at any time.
+    /// Handles timeouts. May be called at any time.
     pub fn on_deadline(&mut self, now: Instant) -> Result<(), ConnectionError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -338,8 +338,8 @@ impl Connection {
         Ok(())
     }
 
-    /// How many streams may be opened now (client): what the peer's MAX_CONCURRENT_STREAMS leaves.
-    /// Before its SETTINGS came, it is taken to be 100.
+    /// How many streams can be opened now (client), by the peer's MAX_CONCURRENT_STREAMS, which is
+    /// taken as 100 before its SETTINGS arrive.
     pub fn open_slots(&self) -> usize {
         if self.is_draining() {
             return 0;
@@ -348,19 +348,19 @@ impl Connection {
         max.saturating_sub(self.streams.live())
     }
 
-    /// How many streams the peer lets us have open at once (client), `u32::MAX` if it names no limit.
-    /// Before its SETTINGS came, it is taken to be 100.
+    /// The peer's MAX_CONCURRENT_STREAMS (client), `u32::MAX` if it has no limit. Taken as 100 before
+    /// its SETTINGS arrive.
     pub fn peer_stream_limit(&self) -> u32 {
         self.peer.max_concurrent_streams
     }
 
-    /// Whether a stream is there still, and if so, whether its response has begun (client).
+    /// Whether a stream is live, and if so, whether its response has started (client).
     pub fn answered(&mut self, stream: StreamId) -> Option<bool> {
         let stream = self.streams.get(stream.0)?;
         Some(stream.recv > Half::Headers)
     }
 
-    /// Streams of which either half has not ended, or not all was written.
+    /// The number of streams whose halves have not both ended, or whose data is not all written.
     pub fn live_streams(&self) -> usize {
         self.streams.live()
     }
@@ -370,17 +370,17 @@ impl Connection {
         self.goaway_sent.is_some() || self.goaway_received.is_some() || self.failed.is_some()
     }
 
-    /// Whether a drain has been announced and the streams that are taken have not been told yet.
+    /// Whether the first GOAWAY of a drain was sent, and the second was not.
     pub fn is_drain_open(&self) -> bool {
         self.drain_until.is_some()
     }
 
-    /// Bytes that wait here to be sent: header lists and DATA of all streams, and output.
+    /// Bytes that wait to be sent: header lists and DATA of all streams, and output.
     pub fn queued_bytes(&self) -> usize {
         self.pending_bytes + self.output.len()
     }
 
-    /// Bytes of the peer that wait here for the rest of their frame or header block.
+    /// Received bytes of incomplete frames and header blocks.
     pub fn partial_bytes(&self) -> usize {
         self.partial.len() + self.block.len()
     }
@@ -395,8 +395,8 @@ impl Connection {
         self.peer.header_list_bytes
     }
 
-    /// Whether the connection is to do with little memory: windows grow no more, those that have
-    /// grown go back to their start as they are used, and less output is kept unwritten.
+    /// Whether the connection must save memory: windows do not grow, grown ones return to their
+    /// initial size as they are used, and less output is kept unwritten.
     pub fn set_frugal(&mut self, frugal: bool) {
         self.config.frugal = frugal;
         self.high_water = high_water(&self.config);
@@ -406,12 +406,12 @@ impl Connection {
         }
     }
 
-    /// What happened so far.
+    /// The counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// What the buffers hold, HPACK tables apart.
+    /// Memory of the buffers, without HPACK tables.
     #[cfg(test)]
     pub(crate) fn buffer_bytes(&self) -> usize {
         self.output.capacity()
@@ -422,14 +422,14 @@ impl Connection {
             + self.pool.capacity() * size_of::<Box<Pending>>()
     }
 
-    /// Milliseconds since the connection's start: what ages of streams are told by. Wraps after 49 days.
+    /// Milliseconds since the start of the connection, for ages of streams. Wraps after 49 days.
     pub(crate) fn clock_ms(&self) -> u32 {
         let since = self.now.saturating_duration_since(self.start);
         let ms = since.as_secs() * 1000 + u64::from(since.subsec_millis());
         u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)
     }
 
-    /// Takes a stream out and its queue with it; says by what name the application knew it.
+    /// Removes a stream with its queue; returns the application's token.
     pub(crate) fn drop_stream(&mut self, id: u32, how: End) -> Option<Token> {
         let removed = self.streams.remove(id, how)?;
         if removed.completed {
@@ -442,7 +442,7 @@ impl Connection {
         Some(removed.token)
     }
 
-    /// A queue that is not needed any more serves the next stream.
+    /// Keeps an unused queue buffer for a later stream.
     pub(crate) fn give_back(&mut self, mut pending: Box<Pending>) {
         if self.pool.len() < POOLED {
             pending.recycle();

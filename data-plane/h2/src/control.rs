@@ -65,7 +65,7 @@ impl Connection {
         self.not_idle(id)?;
         self.counters.resets_received += 1;
         let code = ErrorCode(frame::number(payload));
-        // A server can only reset what we opened; a client may open and reset for ever.
+        // A server can only reset streams that we opened; a client can open and reset for ever.
         if self.is_server && !self.may_reset(id) {
             return Err(ConnectionError::enhance_your_calm(
                 "too many streams are reset that had hardly begun",
@@ -84,8 +84,8 @@ impl Connection {
         }))
     }
 
-    /// Whether the client may reset this stream too. One that is gone already costs a control
-    /// frame, no more.
+    /// Whether the client may reset this stream too. Resetting one that is gone costs only a control
+    /// frame.
     fn may_reset(&mut self, id: u32) -> bool {
         let (now, clock) = (self.now, self.clock_ms());
         match self.streams.get(id) {
@@ -114,7 +114,7 @@ impl Connection {
         for (id, value) in frame::settings(payload) {
             peer.set(id, value, !self.is_server)?;
         }
-        // Each value counts for the encoder: it must tell of the smallest (RFC 7541 §4.2).
+        // Each value counts for the encoder: it must signal the smallest (RFC 7541 §4.2).
         for (_, size) in frame::settings(payload).filter(|(id, _)| *id == HEADER_TABLE_SIZE) {
             self.encoder.set_peer_table_size(size);
         }
@@ -145,7 +145,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The peer knows our settings: a smaller window than the default holds from now on.
+    /// The peer knows our settings: a smaller window than the default applies from now on.
     fn on_settings_ack(&mut self) {
         if self.settings_sent.take().is_none() {
             return;
@@ -158,7 +158,7 @@ impl Connection {
         let target = self.targets.stream;
         for stream in self.streams.iter_mut() {
             stream.recv_window.lower(by);
-            // What was released before may be all there is: nothing else would ask again.
+            // All data may have been released before: no later release would send the update.
             if let Some(increment) = stream.recv_window.release(0, target)
                 && stream.recv < Half::Ended
             {
@@ -225,7 +225,7 @@ impl Connection {
         Ok(Event::GoAway { code, debug })
     }
 
-    /// The next stream that the peer's GOAWAY says it will not act on.
+    /// The next stream above the last id of the peer's GOAWAY.
     pub(crate) fn next_unprocessed<'i>(&mut self) -> Option<Event<'i>> {
         let unprocessed_above = self.unprocessed_above?;
         let Some((id, next)) = self

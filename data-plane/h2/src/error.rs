@@ -61,11 +61,11 @@ impl fmt::Debug for ErrorCode {
     }
 }
 
-/// The connection is over by a fault of the peer (or its silence). The GOAWAY that says so is in
-/// the output already: flush it, half-close, drain, close.
+/// The connection is over because of an error (or the silence) of the peer. The GOAWAY is in the
+/// output already: flush it, half-close, drain, close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionError {
-    /// The code that the GOAWAY carries.
+    /// The code of the GOAWAY.
     pub code: ErrorCode,
     /// What the peer did, in a few words; also the GOAWAY's debug data.
     pub reason: &'static str,
@@ -125,7 +125,7 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// The stream is not there any more, or our half of it has ended: there is nobody to write to.
+/// The stream no longer exists, or our half has ended: nothing can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -142,6 +142,6 @@ impl std::error::Error for Gone {}
 pub enum Initiator {
     /// This side, for an error of the peer on that stream.
     Local,
-    /// The peer: RST_STREAM, or a GOAWAY below the stream.
+    /// The peer: RST_STREAM, or a GOAWAY with a lower last id.
     Remote,
 }

@@ -45,7 +45,7 @@ pub enum Kind {
     Trailers,
 }
 
-/// What came in.
+/// What was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'i> {
     /// A valid header list; it is in the `fields` given to `recv`.
@@ -55,8 +55,8 @@ pub enum Event<'i> {
         kind: Kind,
         end_stream: bool,
     },
-    /// A header list over `header_list_bytes` or `header_fields`; `fields` holds what fitted, not
-    /// checked for validity. The application answers (431, RESOURCE_EXHAUSTED) or resets.
+    /// A header list over `header_list_bytes` or `header_fields`; `fields` has what fitted, not
+    /// validated. The application answers (431, RESOURCE_EXHAUSTED) or resets.
     TooLarge {
         stream: StreamId,
         token: Token,
@@ -64,15 +64,15 @@ pub enum Event<'i> {
         end_stream: bool,
     },
     /// A piece of the body, without padding. Empty only with `end_stream`. Call
-    /// [`crate::Connection::release`] when it has been passed on.
+    /// [`crate::Connection::release`] when it has been forwarded.
     Data {
         stream: StreamId,
         token: Token,
         data: &'i [u8],
         end_stream: bool,
     },
-    /// The stream is over: RST_STREAM of the peer, our own for an error of the peer's on that
-    /// stream (it is in the output), or a GOAWAY below it.
+    /// The stream is over: RST_STREAM of the peer, our own for a stream error of the peer (it is in the
+    /// output), or a GOAWAY with a lower last id.
     Reset {
         stream: StreamId,
         token: Token,
@@ -82,19 +82,19 @@ pub enum Event<'i> {
         unprocessed: bool,
         by: Initiator,
     },
-    /// The peer takes no new streams. Those above its last id follow as `Reset`.
+    /// The peer accepts no new streams. Those above its last id follow as `Reset`.
     GoAway {
         code: ErrorCode,
-        /// As much of the debug data as came in the same read as the frame's head.
+        /// The debug data, as far as it was in the same read as the frame's head.
         debug: &'i [u8],
     },
     /// The answer to [`crate::Connection::ping`].
     PingAck([u8; 8]),
-    /// The peer's settings came or changed: there may be more or fewer slots for streams.
+    /// The peer's settings arrived or changed: the limit of streams may have changed.
     Settings,
 }
 
-/// What a stream had queued went into the output: DATA may be released where it came from.
+/// Queued data of a stream was moved into the output: DATA can be released at its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     pub stream: StreamId,

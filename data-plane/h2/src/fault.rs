@@ -16,7 +16,7 @@ pub(crate) mod cost {
 }
 
 impl Connection {
-    /// Whether a stream has ever been opened; frames on others are errors of the connection (§5.1).
+    /// Checks that a stream has been opened; frames on idle streams are connection errors (§5.1).
     pub(crate) fn not_idle(&self, id: u32) -> Result<(), ConnectionError> {
         let used = match self.is_server {
             true => id <= self.last_id,
@@ -28,8 +28,8 @@ impl Connection {
         Err(ConnectionError::protocol("frame on an idle stream"))
     }
 
-    /// DATA on a stream that is closed (§5.1). Late DATA of streams that we reset is no fault, and
-    /// of those that ended long ago nobody knows who ended them.
+    /// DATA on a closed stream (§5.1). Late DATA of streams that we reset is not an error; how streams
+    /// ended that ended long ago is not known.
     pub(crate) fn on_closed<'i>(&mut self, id: u32) -> Answer<'i> {
         let after_goaway = self.is_server && self.goaway_sent.is_some_and(|last| id > last);
         match self.streams.ended(id) {
@@ -40,8 +40,8 @@ impl Connection {
         }
     }
 
-    /// An error of the peer's on one stream (§5.4.2): RST_STREAM, and the event if the stream had
-    /// been announced.
+    /// A stream error of the peer (§5.4.2): RST_STREAM, and an event if the application knows the
+    /// stream.
     pub(crate) fn stream_error<'i>(&mut self, id: u32, code: ErrorCode) -> Answer<'i> {
         self.counters.stream_errors += 1;
         if !self.abuse.provoked.take(1, self.now) {

@@ -19,7 +19,7 @@ impl SendWindow {
         Self(i32::try_from(bytes).unwrap_or(i32::MAX))
     }
 
-    /// How many bytes may go now.
+    /// How many bytes may be sent now.
     #[inline]
     pub(crate) fn available(self) -> usize {
         usize::try_from(self.0).unwrap_or(0)
@@ -47,14 +47,14 @@ impl SendWindow {
     }
 }
 
-/// What the peer may still send, and what it sent that has not been passed on.
+/// What the peer may still send, and what was received and not released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecvWindow {
     /// What the peer may still send. Negative after we lowered the initial window.
     left: i32,
     /// Received and not released.
     held: u32,
-    /// `left` and `held` together when the peer was last told.
+    /// `left` plus `held` at the last WINDOW_UPDATE.
     top: u32,
     /// Released since then.
     released: u32,
@@ -70,7 +70,7 @@ impl RecvWindow {
         }
     }
 
-    /// Bytes came in. False: more than the peer may send; nothing was taken.
+    /// Bytes were received. False, without effect: more than the peer may send.
     #[inline]
     pub(crate) fn take(&mut self, bytes: u32) -> bool {
         match i32::try_from(bytes) {
@@ -83,8 +83,8 @@ impl RecvWindow {
         true
     }
 
-    /// Bytes were passed on. Says what to put into a WINDOW_UPDATE, if half the window was used:
-    /// that brings the window to `target`.
+    /// Bytes were forwarded. Returns the increment for a WINDOW_UPDATE if half the window was used: it
+    /// brings the window to `target`.
     #[inline]
     pub(crate) fn release(&mut self, bytes: usize, target: u32) -> Option<u32> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.held);
@@ -123,9 +123,9 @@ impl RecvWindow {
     }
 }
 
-/// Measures what one round trip carries, with a PING of its own, and says when windows are too
-/// small. A probe starts only when a stream has used half its window, so small calls draw no PING
-/// and every PING follows DATA (gRPC servers count others against us).
+/// Measures with a PING how much data one round trip carries, and detects windows that are too
+/// small. A probe starts only when a stream has used half its window, so small calls cause no PING,
+/// and every PING follows DATA (gRPC servers count other PINGs as abuse).
 #[derive(Debug, Default)]
 pub(crate) struct Probe {
     stream: u32,
@@ -154,7 +154,7 @@ pub(crate) struct Targets {
 const CALM: Duration = Duration::from_secs(1);
 
 impl Probe {
-    /// Whether to send the PING now; then the round trip has begun.
+    /// Whether to send a PING now; the round trip then starts.
     pub(crate) fn start(&mut self, stream: u32, targets: &Targets, now: Instant) -> bool {
         let at_most =
             targets.stream >= targets.max_stream && targets.connection >= targets.max_connection;
@@ -165,7 +165,7 @@ impl Probe {
         true
     }
 
-    /// DATA came in.
+    /// DATA was received.
     #[inline]
     pub(crate) fn count(&mut self, stream: u32, bytes: u32) {
         if self.stream != 0 {
@@ -176,8 +176,8 @@ impl Probe {
         }
     }
 
-    /// The PING came back. Credit comes by halves of a window, so a sender that the window holds
-    /// back carries at least half of it in a round trip, and might have carried more: it is doubled.
+    /// The PING was answered. Credit is sent in halves of a window, so a sender that is limited by the
+    /// window sends at least half of it in a round trip. Then the window is doubled.
     pub(crate) fn finish(&mut self, targets: &Targets, now: Instant) -> Option<Grown> {
         if self.stream == 0 {
             return None;

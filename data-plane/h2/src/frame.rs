@@ -70,9 +70,8 @@ impl Head {
         self.flags & flag != 0
     }
 
-    /// What can be judged by the head alone: the stream that a frame type belongs to, and fixed
-    /// lengths (§6.1 – §6.10). PRIORITY of a wrong length is an error of its stream only, and is
-    /// left to the caller.
+    /// Checks what the head shows: the stream that a frame type belongs to, and fixed lengths (§6.1 –
+    /// §6.10). PRIORITY of a wrong length is a stream error, which the caller handles.
     #[inline]
     pub(crate) fn check(&self, max_frame_size: u32) -> Result<(), ConnectionError> {
         if self.len > max_frame_size {
@@ -149,7 +148,7 @@ pub(crate) fn header_block<'a>(
         block = len.and_then(|len| rest.get(..len)).ok_or(TOO_PADDED)?;
     }
     if head.has(flag::PRIORITY) {
-        // RFC 9113 §5.3.2: the five bytes are there and mean nothing any more.
+        // RFC 9113 §5.3.2: the five bytes are present and have no meaning.
         block = match block.split_first_chunk::<5>() {
             Some((_, rest)) => rest,
             None if head.has(flag::PADDED) => return Err(TOO_PADDED),

@@ -18,7 +18,7 @@ pub(crate) enum FieldClass {
     /// Not classified yet.
     #[default]
     Unclassified,
-    /// Valid in any list, and nothing that the connection must look at.
+    /// Valid in any list, without meaning for the connection.
     Ordinary,
     ContentLength,
     Host,
@@ -30,7 +30,7 @@ pub(crate) enum FieldClass {
     Asterisk,
     Protocol,
     Status,
-    /// Unknown, or of a value that it may not have.
+    /// Unknown, or with an invalid value.
     BadPseudo,
     BadName,
     BadValue,
@@ -40,7 +40,7 @@ pub(crate) enum FieldClass {
 }
 
 impl FieldClass {
-    /// Looks at every byte of a field.
+    /// Classifies a field by all its bytes.
     pub(crate) const fn of(name: &[u8], value: &[u8]) -> Self {
         if let [b':', ..] = name {
             return Self::of_pseudo(name, value);
@@ -122,7 +122,7 @@ pub(crate) struct Response {
     pub(crate) content_length: Option<u64>,
 }
 
-/// Pseudo-header fields of a request as they are met. Those that are there are valid.
+/// The pseudo-header fields of a request found so far; all are valid.
 #[derive(Default)]
 struct Pseudo<'a> {
     method: Option<&'a [u8]>,
@@ -175,7 +175,7 @@ pub(crate) fn request(fields: &Fields, connect_protocol: bool) -> Result<Request
 }
 
 impl Pseudo<'_> {
-    /// Whether all are there that must be, and no other (§8.3.1, §8.5, RFC 8441 §4).
+    /// Checks that exactly the required ones are present (§8.3.1, §8.5, RFC 8441 §4).
     fn check(&self) -> Result<(), Malformed> {
         let method = self.method.ok_or(Malformed("request without :method"))?;
         if method == b"CONNECT" && !self.protocol {
@@ -215,7 +215,7 @@ pub(crate) fn trailers(fields: &Fields) -> Result<(), Malformed> {
     regular(fields.iter_classified()).map(|_| ())
 }
 
-/// The regular fields, all that is left of the list: no pseudo-header field may come any more.
+/// The rest of the list, all regular fields: a pseudo-header field is an error here.
 #[inline]
 fn regular<'a>(
     fields: impl Iterator<Item = ClassifiedField<'a>>,
@@ -264,8 +264,8 @@ fn parse_length(value: &[u8]) -> Result<u64, Malformed> {
     })
 }
 
-/// Which bytes may stand in what: names (§8.2.1), tokens (RFC 9110 §5.6.2), paths (§8.3.1, no
-/// fragment), authorities (no user information, nothing of a path), schemes (RFC 3986 §3.1).
+/// The bytes allowed in names (§8.2.1), tokens (RFC 9110 §5.6.2), paths (§8.3.1, no fragment),
+/// authorities (no user information, no path) and schemes (RFC 3986 §3.1).
 const NAME: u8 = 1;
 const TOKEN: u8 = 2;
 const PATH: u8 = 4;

@@ -16,14 +16,14 @@ use crate::streams::End;
 /// A header block that came in more than one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Block {
-    /// The head of its HEADERS frame, while it is under way.
+    /// The head of its HEADERS frame, while the block is incomplete.
     pub(crate) head: Option<Head>,
     bytes: Vec<u8>,
     frames: usize,
 }
 
 impl Block {
-    /// What has come of a block that is under way.
+    /// The length of an incomplete block so far.
     pub(crate) fn len(&self) -> usize {
         match self.head {
             Some(_) => self.bytes.len(),
@@ -43,9 +43,9 @@ impl Block {
     }
 }
 
-/// An encoded block may be so many times as long as a decoded list may be.
+/// An encoded block may be this many times as long as the limit of a decoded list.
 const MAX_BLOCK_TIMES: usize = 16;
-/// A buffer for blocks in pieces that grew larger than this is given back after use.
+/// A buffer for split blocks that is larger than this is released after use.
 const KEPT_BLOCK_BYTES: usize = 64 * 1024;
 /// A block as it was decoded.
 #[derive(Clone, Copy)]
@@ -81,9 +81,9 @@ impl Connection {
         payload: &[u8],
         fields: &mut Fields,
     ) -> Answer<'i> {
-        // Far over the list's bound, so that a list that is merely too large costs its own stream
-        // only; in frames of the least size that a peer must take, and as many again for peers that
-        // cut smaller.
+        // Far over the limit of a list, so that a list that is merely too large fails only its own
+        // stream; in frames of the smallest maximum size, and as many again for peers that send
+        // smaller ones.
         let max_bytes = self
             .config
             .header_list_bytes
@@ -111,7 +111,7 @@ impl Connection {
         event
     }
 
-    /// A header block is there in full; `head` is that of its HEADERS frame.
+    /// A complete header block; `head` is that of its HEADERS frame.
     #[inline]
     fn on_block<'i>(&mut self, head: Head, block: &[u8], fields: &mut Fields) -> Answer<'i> {
         fields.clear();
@@ -121,7 +121,7 @@ impl Connection {
         };
         let outcome = self.decoder.decode(block, limits, fields);
         if outcome.is_err() && self.is_server && !head.stream.is_multiple_of(2) {
-            // The GOAWAY must cover the stream that broke the connection, or it is sent again.
+            // The GOAWAY must cover the stream that caused the error, or the client sends it again.
             self.last_id = self.last_id.max(head.stream);
         }
         let outcome = outcome.map_err(|error| match error {
@@ -152,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// A block on no live stream of the server: a new request, if its id says so.
+    /// A block on a stream that the server does not have: a new request, if its id allows.
     fn on_new<'i>(&mut self, id: u32, decoded: Decoded<'_>) -> Answer<'i> {
         if id.is_multiple_of(2) {
             return Err(ConnectionError::protocol("a client's stream id is even"));
@@ -172,7 +172,7 @@ impl Connection {
         if self.goaway_sent.is_some_and(|last| id > last) {
             return Ok(None);
         }
-        // A stream whose response has not been written is live: who does not read gets no more.
+        // A stream whose response is not written is live: a client that does not read gets no more.
         if self.streams.live() >= self.config.max_concurrent_streams as usize {
             return self.refuse(id);
         }
@@ -210,10 +210,10 @@ impl Connection {
         Ok(None)
     }
 
-    /// A block on no live stream of the client: late, or an error.
+    /// A block on a stream that the client does not have: late, or an error.
     fn on_unwanted<'i>(&mut self, id: u32) -> Answer<'i> {
         self.not_idle(id)?;
-        // The connection is shared by many calls: a stray block ends none of them.
+        // The connection is shared by many calls: a stray block must not end them.
         if self.streams.ended(id) != Some(End::ResetByUs) {
             self.charge(1)?;
         }

@@ -6,20 +6,20 @@ use crate::frame::{HEAD_BYTES, Head, flag, kind};
 
 /// An idle connection keeps no more memory than this for its next output.
 const IDLE_BYTES: usize = 1024;
-/// Written bytes in front of the buffer are moved out when there are so many, and more than half.
+/// Written bytes are removed from the buffer when there are this many, and more than half.
 const COMPACT_BYTES: usize = 64 * 1024;
 
-/// Bytes on their way out.
+/// Bytes to be written.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     bytes: Vec<u8>,
     start: usize,
     control: Unread,
-    /// The DATA frame that was put in last: more of the same stream may still join it.
+    /// The last DATA frame: more data of the same stream can be appended to it.
     last_data: Option<LastData>,
 }
 
-/// Where the last DATA frame lies; it is the last frame only while it ends where the bytes end.
+/// The position of the last DATA frame; it can grow only while it is the last frame.
 #[derive(Clone, Copy, Debug)]
 struct LastData {
     stream: u32,
@@ -27,12 +27,12 @@ struct LastData {
     len: usize,
 }
 
-/// Frames grow no longer than this by joining: every peer takes so much (RFC 9113 §4.2).
+/// The largest size to which a frame grows: every peer accepts it (RFC 9113 §4.2).
 const JOINED_BYTES: usize = 16 * 1024;
 
 /// The number of answers to the peer that are still in the output. Two generations: when the
 /// output has moved past the end of the older one, the newer takes its place. All of the newer are
-/// unread, so an honest slow reader is never wronged; the older are at most as many.
+/// unread, so a slow reader is never overcounted; the older are at most as many.
 #[derive(Debug, Default)]
 struct Unread {
     newer: usize,
@@ -92,7 +92,7 @@ impl Output {
         }
     }
 
-    /// Gives memory back; for a connection without streams.
+    /// Releases memory; for a connection without streams.
     pub(crate) fn shrink(&mut self) {
         if self.bytes.is_empty() && self.bytes.capacity() > IDLE_BYTES {
             self.bytes = Vec::new();
@@ -104,7 +104,7 @@ impl Output {
         self.bytes.capacity()
     }
 
-    /// At least so many answers to the peer lie here unread.
+    /// A lower bound of the unread answers to the peer.
     pub(crate) fn unread_control(&self) -> usize {
         self.control.newer
     }
@@ -155,7 +155,7 @@ impl Output {
         self.frame(head, data);
     }
 
-    /// Adds to the last frame if it is one of this stream's, not begun to be written, and has room.
+    /// Appends to the last frame if it is of this stream, not partly written, and not full.
     #[inline]
     fn join(&mut self, stream: u32, data: &[u8], end_stream: bool) -> bool {
         let Some(last) = self.last_data.filter(|last| last.stream == stream) else {
@@ -232,7 +232,7 @@ impl Output {
         self.small(kind::RST_STREAM, 0, stream, &code.0.to_be_bytes());
     }
 
-    /// A RST_STREAM that the peer drew from us.
+    /// A RST_STREAM caused by the peer.
     pub(crate) fn provoked_reset(&mut self, stream: u32, code: ErrorCode) {
         self.reset(stream, code);
         self.count_control();

@@ -15,21 +15,21 @@ use crate::frame::{self, HEAD_BYTES, Head, flag, kind};
 use crate::stream::Half;
 use crate::streams::End;
 
-/// Where in the peer's bytes we are.
+/// The position in the peer's bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reading {
     /// What is left of the client's preface.
     Preface(&'static [u8]),
-    /// Before or inside a frame whose head has not been dealt with.
+    /// Before or inside a frame whose head has not been handled.
     Frame,
     /// Before the byte that says how much padding a DATA frame has.
     PadLength(Data),
     Data(Data),
-    /// Bytes that nobody wants: padding, unknown frames, DATA of streams that are gone.
+    /// Bytes to skip: padding, unknown frames, DATA of streams that are gone.
     Skip(u32),
 }
 
-/// A DATA frame under way.
+/// An incomplete DATA frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Data {
     stream: u32,
@@ -147,7 +147,7 @@ impl Connection {
         Ok(false)
     }
 
-    /// A frame that did not come in one piece is put together in `partial`. `None`: more must come.
+    /// Assembles a split frame in `partial`. `None`: more input is needed.
     #[inline(never)]
     fn assemble<'i>(&mut self, input: &mut &'i [u8], fields: &mut Fields) -> Option<Answer<'i>> {
         if self.fill(input, HEAD_BYTES)
@@ -175,7 +175,7 @@ impl Connection {
         None
     }
 
-    /// Brings `partial` to `len` bytes, if there are so many.
+    /// Fills `partial` to `len` bytes, if there are as many.
     fn fill(&mut self, input: &mut &[u8], len: usize) -> bool {
         let n = len.saturating_sub(self.partial.len()).min(input.len());
         let (came, rest) = input.split_at(n);
@@ -184,7 +184,7 @@ impl Connection {
         self.partial.len() >= len
     }
 
-    /// Whether a frame may come now at all, judged by its head before a byte of it is kept.
+    /// Checks by its head whether a frame is allowed now, before any of it is kept.
     #[inline]
     fn admit(&self, head: &Head) -> Result<(), ConnectionError> {
         match &self.block.head {
@@ -246,7 +246,7 @@ impl Connection {
     }
 
     /// The head of a DATA frame (§6.1): both windows are charged with the whole frame, padding
-    /// included, whether or not anybody wants it.
+    /// included, even if the stream is gone.
     fn on_data<'i>(&mut self, head: &Head, input: &mut &'i [u8]) -> Answer<'i> {
         if head.has(flag::PADDED) && head.len == 0 {
             return Err(frame::NO_PAD_LENGTH);
@@ -356,8 +356,8 @@ impl Connection {
     }
 }
 
-/// How much of a frame's payload must be there before it is dealt with. DATA and unknown frames
-/// are dealt with as they come, GOAWAY up to its debug data.
+/// How much of a frame's payload must have arrived before it is handled. DATA and unknown frames are
+/// handled as they arrive, GOAWAY without its debug data.
 #[inline]
 fn at_once(head: &Head) -> usize {
     match head.kind {

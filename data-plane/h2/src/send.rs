@@ -52,9 +52,9 @@ impl Connection {
         Ok(StreamId(id))
     }
 
-    /// Whether a header list that comes now is written now. While the peer leaves more than the high
-    /// water of output unread, lists wait in their streams as DATA does: what a list unfolds to is
-    /// bounded by nothing else. Lists that wait already go first.
+    /// Whether a header list would be written now. While more output than the high water is unread,
+    /// lists wait in their streams as DATA does, because nothing else limits their encoded size.
+    /// Lists that wait already are written first.
     #[inline]
     pub fn has_output_room(&self) -> bool {
         self.output.len() < self.high_water && !self.streams.any_list_ready()
@@ -62,9 +62,9 @@ impl Connection {
 
     /// Sends a response, a 1xx response, or trailers: the first list that is not 1xx is the
     /// response (server), a later one trailers, which end our half whatever `end_stream` says and
-    /// queue behind queued DATA. Says how many bytes of memory the list takes while it waits, 0 if
-    /// it went into the output; [`Connection::poll_drained`] tells when it goes. While the peer
-    /// leaves much of the output unread, 1xx are dropped.
+    /// wait behind queued DATA. Returns the memory of the list while it waits, 0 if it went into the
+    /// output; [`Connection::poll_drained`] reports when it is written. While much output is unread,
+    /// 1xx responses are dropped.
     pub fn headers(
         &mut self,
         stream: StreamId,
@@ -135,8 +135,8 @@ impl Connection {
         bytes
     }
 
-    /// Throws away DATA of a stream that waits here, so that trailers need not wait behind it; says
-    /// how many bytes that was. Nothing happens to a stream whose end has been queued.
+    /// Drops queued DATA of a stream, so that trailers need not wait behind it; returns the number of
+    /// bytes. A stream whose end is queued is left unchanged.
     pub fn discard(&mut self, stream: StreamId) -> usize {
         let Some(slot) = self.streams.slot(stream.0) else {
             return 0;
@@ -159,9 +159,9 @@ impl Connection {
         discarded
     }
 
-    /// Sends DATA. All of it is taken; says how many bytes went into the output now. The rest waits
-    /// and is reported by [`Connection::poll_drained`]. The queue is bounded by the application: it
-    /// releases on the other side only what went out here, so no more than a window can wait.
+    /// Sends DATA. All of it is accepted; returns how many bytes went into the output now. The rest is
+    /// queued and reported by [`Connection::poll_drained`]. The application bounds the queue: it
+    /// releases at the source only what was written here, so at most a window can wait.
     pub fn data(&mut self, stream: StreamId, data: &[u8], end_stream: bool) -> Result<usize, Gone> {
         let (max, high_water) = (self.largest_data_frame(), self.high_water);
         let slot = self.streams.slot(stream.0).ok_or(Gone)?;
@@ -210,8 +210,8 @@ impl Connection {
         Ok(sent)
     }
 
-    /// Received DATA has been passed on: the peer may send as much again on this stream. Streams
-    /// that are gone are ignored: the connection's window was credited when the DATA came.
+    /// Received DATA was forwarded: the peer may send as much again on this stream. Streams that are
+    /// gone are ignored: the connection's window was credited on receipt.
     #[inline]
     pub fn release(&mut self, stream: StreamId, bytes: usize) {
         let Some(stream) = self.streams.get(stream.0) else {
@@ -231,9 +231,9 @@ impl Connection {
         }
     }
 
-    /// Ends a stream with RST_STREAM, which overtakes what it has queued, except NO_ERROR ("the rest
-    /// of your request is not needed", §8.1), which waits behind it. A stream that is over already
-    /// is left alone; of one whose request still waits here the peer never hears.
+    /// Ends a stream with RST_STREAM, which is sent before queued data, except NO_ERROR ("the rest of
+    /// your request is not needed", §8.1), which waits behind it. Without effect on a stream that is
+    /// over. A stream whose request is still queued is dropped without any frame.
     pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
         let Some(stream) = self.streams.get(stream.0) else {
             return;
@@ -261,7 +261,8 @@ impl Connection {
         }
     }
 
-    /// Which queued DATA and header lists went into the output. Call after `recv` and after `advance`, until `None`.
+    /// The next report of queued DATA and header lists that went into the output. Call after `recv` and
+    /// after `advance`, until `None`.
     #[inline]
     pub fn poll_drained(&mut self) -> Option<Drained> {
         let report = self.reports.pop_front()?;
@@ -269,8 +270,8 @@ impl Connection {
         Some(report)
     }
 
-    /// Moves what is queued into the output while there is room, DATA while the connection's window
-    /// is open; each stream in the rings sends one list or frame, then it is the next one's turn.
+    /// Moves queued data into the output while there is space, DATA while the connection's window is
+    /// open. Each stream in the rings writes one list or frame in turn.
     pub(crate) fn pump(&mut self) {
         while self.output.len() < self.high_water {
             let window = self.send_window.available() > 0;
@@ -293,7 +294,7 @@ impl Connection {
         }
     }
 
-    /// The request or response itself. It is encoded now and no sooner.
+    /// The request or response itself, which is encoded only now.
     fn pump_head(&mut self, slot: Slot) {
         let Some(stream) = self.streams.at(slot) else {
             return;
@@ -352,7 +353,7 @@ impl Connection {
         }
     }
 
-    /// No list and no DATA is left: what follows goes out, and the queue is given back.
+    /// No list and no DATA is left: writes what follows, and releases the queue.
     fn finish_queue(&mut self, slot: Slot) {
         self.streams.remove_ready(slot);
         let Some(stream) = self.streams.at(slot) else {
@@ -386,7 +387,7 @@ impl Connection {
         }
     }
 
-    /// Writes as much as windows and output take now.
+    /// Writes as much as windows and output allow now.
     #[inline]
     fn write_data(&mut self, slot: Slot, data: &[u8], end_stream: bool) -> usize {
         let max = self.largest_data_frame();
@@ -440,7 +441,7 @@ impl Connection {
         }
     }
 
-    /// The stream's queue may go on: its window grew.
+    /// Continues a stream's queue after its window grew.
     pub(crate) fn unblock(&mut self, slot: Slot) {
         self.streams.update_ready(slot);
         if self.streams.any_ready() {
@@ -448,7 +449,7 @@ impl Connection {
         }
     }
 
-    /// Every window grew.
+    /// Continues all queues after every window grew.
     pub(crate) fn unblock_all(&mut self) {
         for slot in 0..self.streams.slots() {
             self.streams.update_ready(slot);
@@ -456,8 +457,7 @@ impl Connection {
         self.pump();
     }
 
-    /// Adds to what the application is told of DATA and lists that were sent; a stream has one report in the
-    /// queue at most.
+    /// Adds to the reports of written DATA and lists; a stream has at most one report in the queue.
     fn report(&mut self, slot: Slot, bytes: usize, list_bytes: usize) {
         let number = self.reports_taken + self.reports.len() as u64;
         let Some(stream) = self.streams.at(slot) else {
@@ -495,8 +495,8 @@ impl Connection {
         self.abuse.control.earn();
     }
 
-    /// Trailers end the stream. An empty list would be a block of nothing, which some peers do not
-    /// take: an empty DATA frame says the same.
+    /// Trailers end the stream. An empty list would be an empty block, which some peers reject; an
+    /// empty DATA frame means the same.
     fn write_trailers(&mut self, id: u32, fields: &Fields) {
         if fields.is_empty() {
             self.output.data(id, &[], true);

@@ -7,10 +7,10 @@ use std::time::Duration;
 use crate::error::ConnectionError;
 use crate::frame::{DEFAULT_MAX_FRAME_SIZE, LARGEST_MAX_FRAME_SIZE, MAX_31};
 
-/// The window of streams and connection until SETTINGS or WINDOW_UPDATE say otherwise (§6.9.2).
+/// The default window of streams and connection (§6.9.2).
 pub(crate) const DEFAULT_WINDOW: u32 = 65_535;
-/// Streams that a client opens before it has seen the server's SETTINGS (the least that §6.5.2
-/// recommends a server to allow).
+/// Streams that a client opens before it has seen the server's SETTINGS (the minimum that §6.5.2
+/// recommends).
 const SLOTS_BEFORE_SETTINGS: u32 = 100;
 
 /// The one parameter of which every value counts, not just the last.
@@ -26,7 +26,7 @@ mod id {
     pub(super) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
-/// What the application chooses for one connection. The defaults are those of the mesh.
+/// The options of one connection. The defaults are those of the mesh.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Decoded header list: names, values and 32 per field. Default 32 KiB.
@@ -35,7 +35,7 @@ pub struct Config {
     pub header_fields: usize,
     /// Streams that a client may have open at once; above, REFUSED_STREAM. Default 1000.
     pub max_concurrent_streams: u32,
-    /// Window of each stream at its start. Default 64 KiB.
+    /// Initial window of each stream. Default 64 KiB.
     pub stream_window: u32,
     /// How far a stream's window may grow with the bandwidth-delay product. Default 4 MiB.
     pub max_stream_window: u32,
@@ -43,35 +43,35 @@ pub struct Config {
     pub connection_window: u32,
     /// How far the connection's window may grow. Default 16 MiB.
     pub max_connection_window: u32,
-    /// Largest frame we take, 16 KiB to 16 MiB - 1. Default 16 KiB.
+    /// Largest frame that we accept, 16 KiB to 16 MiB - 1. Default 16 KiB.
     pub max_frame_size: u32,
     /// Above this much unwritten output header lists and DATA wait in their streams. Default 256 KiB.
     pub output_high_water: usize,
     /// How long the peer may take to acknowledge our SETTINGS. Default 10 s.
     pub settings_ack_timeout: Duration,
-    /// How long a header block, the preface or any frame but DATA may be under way. Default 10 s.
+    /// How long a header block, the preface or any frame except DATA may be incomplete. Default 10 s.
     pub header_block_timeout: Duration,
     /// Servers: offer extended CONNECT (RFC 8441). Default false.
     pub enable_connect_protocol: bool,
-    /// Answers that the peer drew from us and does not read (acknowledgements, resets); above, the
-    /// connection is closed. Default 1000.
+    /// Unread answers that the peer caused (acknowledgements, resets); above, the connection is
+    /// closed. Default 1000.
     pub control_queue: usize,
     /// Whether windows may grow with the bandwidth-delay product. Default true.
     pub grow_windows: bool,
-    /// Whether to do with little memory; see [`crate::Connection::set_frugal`]. Default false.
+    /// Whether to save memory; see [`crate::Connection::set_frugal`]. Default false.
     pub frugal: bool,
-    /// Servers: streams that a client may reset at once after it opened them, beyond four for each
-    /// that was completed; in one burst and per second. Those that lived for a while before, or that
-    /// were answered in part, cost less or nothing (`abuse.rs`). Default 1000, 100.
+    /// Servers: streams that a client may reset immediately after opening them, beyond four for each
+    /// completed one; burst and per second. Resets of older streams, or after part of the response,
+    /// cost less or nothing (`abuse.rs`). Default 1000, 100.
     pub resets: Rate,
-    /// RST_STREAMs that the peer's errors may draw from us. Default 200, 33 per second.
+    /// RST_STREAMs that the peer's errors may cause. Default 200, 33 per second.
     pub provoked_resets: Rate,
     /// PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown and empty frames beyond what the traffic
     /// explains (each HEADERS or DATA frame either way earns four). Default 2000, 100 per second.
     pub control_frames: Rate,
 }
 
-/// A rate with a burst: so many at once, and so many more each second.
+/// A rate with a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub burst: u32,
@@ -113,7 +113,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Values that the RFC does not allow are brought to the nearest that it does.
+    /// Replaces values that the RFC does not allow by the nearest allowed ones.
     pub(crate) fn within_bounds(mut self) -> Self {
         self.max_frame_size = self
             .max_frame_size
@@ -129,7 +129,7 @@ impl Config {
         self
     }
 
-    /// What our SETTINGS frame says.
+    /// The content of our SETTINGS frame.
     pub(crate) fn settings(&self, server: bool) -> Vec<(u16, u32)> {
         let list = u32::try_from(self.header_list_bytes).unwrap_or(u32::MAX);
         let mut values = vec![
@@ -151,7 +151,7 @@ impl Config {
     }
 }
 
-/// What the peer asked for, at first the values that hold without being said.
+/// The peer's settings, initially the defaults.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// Its first SETTINGS frame has come.
@@ -175,7 +175,7 @@ impl Peer {
         }
     }
 
-    /// The first SETTINGS frame ends what was only assumed.
+    /// The first SETTINGS frame replaces the assumptions.
     pub(crate) fn first(&mut self) {
         if !std::mem::replace(&mut self.known, true) {
             self.max_concurrent_streams = u32::MAX;

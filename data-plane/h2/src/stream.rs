@@ -22,9 +22,8 @@ pub(crate) enum Half {
     Ended,
 }
 
-/// What waits for windows or space in the output, in the order in which it goes out: a header list,
-/// DATA, and what ends them. Header lists are not encoded yet: HPACK wants the blocks in the order of
-/// sending, and a list takes less memory than what a small table entry may unfold to. Exists only
+/// What waits for windows or space in the output, in order: a header list, DATA, and the end. Header
+/// lists are not encoded yet, because HPACK needs the blocks in the order of sending. Exists only
 /// while there is something to send.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
@@ -51,24 +50,24 @@ pub(crate) enum Then {
 }
 
 impl Pending {
-    /// DATA that waits.
+    /// Bytes of queued DATA.
     pub(crate) fn len(&self) -> usize {
         self.data.len().saturating_sub(self.start)
     }
 
-    /// All that waits here, header lists too.
+    /// Bytes of all that is queued, header lists included.
     pub(crate) fn bytes(&self) -> usize {
         self.len() + self.head.held_bytes() + self.trailers.held_bytes()
     }
 
-    /// A request or response waits to be sent; says how much memory that takes.
+    /// Queues a request or response; returns its memory.
     pub(crate) fn set_head(&mut self, head: &Fields, ends: bool) -> usize {
         self.head.clone_from(head);
         self.head_ends = ends;
         self.head.held_bytes()
     }
 
-    /// Trailers wait behind everything else; says how much memory that takes.
+    /// Queues trailers behind everything else; returns their memory.
     pub(crate) fn set_trailers(&mut self, trailers: &Fields) -> usize {
         self.trailers.clone_from(trailers);
         self.then = Then::Trailers;
@@ -94,12 +93,12 @@ impl Pending {
         self.head_ends || self.then != Then::Nothing
     }
 
-    /// What goes out next is DATA, which needs windows; everything else needs room only.
+    /// Whether DATA is next, which needs windows; everything else needs only space in the output.
     pub(crate) fn needs_window(&self) -> bool {
         !self.has_head() && self.len() > 0
     }
 
-    /// Throws DATA away that has not been sent; says how much.
+    /// Drops queued DATA; returns the number of bytes.
     pub(crate) fn discard(&mut self) -> usize {
         let len = self.len();
         self.data.clear();
@@ -108,7 +107,7 @@ impl Pending {
     }
 
     pub(crate) fn push(&mut self, data: &[u8]) {
-        // What was sent is moved out when it is the larger part, so that the copy is paid for.
+        // Sent bytes are removed when they are the larger part, which bounds the cost of copying.
         if self.start > 0 && self.start * 2 >= self.data.len() {
             self.data.drain(..self.start);
             self.start = 0;
@@ -125,7 +124,7 @@ impl Pending {
         self.start = self.data.len().min(self.start + len);
     }
 
-    /// Ready for another stream; large buffers are given back.
+    /// Prepares the buffer for another stream; large ones are released.
     pub(crate) fn recycle(&mut self) {
         const KEPT_BYTES: usize = 64 * 1024;
         const KEPT_LIST_BYTES: usize = 4 * 1024;
@@ -151,7 +150,7 @@ pub(crate) struct Stream {
     pub(crate) send: Half,
     /// A response to this request has no body, whatever its content-length says (HEAD).
     pub(crate) head: bool,
-    /// The ring of those that may write next in which it stands, if it does.
+    /// The ring that it is in, if any.
     pub(crate) ready: Option<Ring>,
     pub(crate) prev: u32,
     pub(crate) next: u32,
@@ -160,12 +159,12 @@ pub(crate) struct Stream {
     pub(crate) opened_ms: u32,
     pub(crate) send_window: SendWindow,
     pub(crate) recv_window: RecvWindow,
-    /// What content-length still promises.
+    /// The rest of the body by content-length.
     pub(crate) expect: Option<u64>,
     pub(crate) pending: Option<Box<Pending>>,
     /// A RST_STREAM that waits behind queued DATA (NO_ERROR only, RFC 9113 §8.1).
     pub(crate) reset: Option<ErrorCode>,
-    /// Where its last report of sent DATA stands in the queue of those.
+    /// The position of its last report in the queue of reports.
     pub(crate) report: u64,
 }
 
@@ -194,7 +193,7 @@ impl Stream {
         StreamId(self.id)
     }
 
-    /// In which ring its queue may go on, if windows allow any of it.
+    /// The ring in which its queue can continue, if the windows allow.
     pub(crate) fn next_ring(&self) -> Option<Ring> {
         let pending = self.pending.as_ref()?;
         match pending.needs_window() {
@@ -210,7 +209,7 @@ impl Stream {
         self.recv == Half::Ended && self.send == Half::Ended
     }
 
-    /// DATA came in: whether content-length allows it (§8.1.1).
+    /// Whether content-length allows this received DATA (§8.1.1).
     #[inline]
     pub(crate) fn expects(&mut self, bytes: usize, end_stream: bool) -> bool {
         let Some(left) = self.expect else {

@@ -31,8 +31,8 @@ pub(crate) struct Streams {
 }
 
 /// Streams that may write next are in one of two rings, by what they write next. Header lists and
-/// ends of streams need space in the output only, so they go on while the connection's window is
-/// closed for DATA.
+/// ends of streams need only space in the output, so they continue while the connection's window is
+/// closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ring {
     /// A header list, or the end of the stream. First come, first served: the ids of requests must
@@ -135,7 +135,7 @@ impl Streams {
         self.ended.push(id, how);
     }
 
-    /// How a stream ended that is not there any more, if that was recently.
+    /// How a stream ended, if it ended recently.
     pub(crate) fn ended(&self, id: u32) -> Option<End> {
         self.ended.find(id)
     }
@@ -155,15 +155,15 @@ impl Streams {
             + self.ended.ids.capacity() * size_of::<u32>()
     }
 
-    /// Gives memory back; for a connection without streams.
+    /// Releases memory; for a connection without streams.
     pub(crate) fn shrink(&mut self) {
         if self.live == 0 && self.slots.capacity() > IDLE_SLOTS {
             self.clear();
         }
     }
 
-    /// Puts a stream where its queue says that it stands: at the end of a ring, or in none. One that
-    /// stands in the right ring keeps its place.
+    /// Puts a stream into the ring that its queue needs, at the end, or into none. A stream that is in
+    /// the right ring keeps its position.
     pub(crate) fn update_ready(&mut self, slot: Slot) {
         let Some(stream) = self.slots.get(slot as usize) else {
             return;
@@ -236,8 +236,8 @@ impl Streams {
         self.ready[Ring::Lists as usize].is_some()
     }
 
-    /// The one that may write next; `data`: the connection's window is open. The rings take turns,
-    /// so that neither lists nor DATA hold up the other.
+    /// The stream that may write next; `data`: the connection's window is open. The rings alternate, so
+    /// that neither lists nor DATA delay the other.
     pub(crate) fn next_ready(&mut self, data: bool) -> Option<Slot> {
         let lists = self.ready[Ring::Lists as usize];
         let frames = self.ready[Ring::Data as usize].filter(|_| data);
@@ -256,7 +256,7 @@ impl Streams {
         }
     }
 
-    /// It has written a frame of DATA: the next one's turn.
+    /// Moves to the next stream after a frame of DATA.
     pub(crate) fn rotate(&mut self) {
         let ready = &mut self.ready[Ring::Data as usize];
         if let Some(first) = *ready {
@@ -265,7 +265,7 @@ impl Streams {
     }
 }
 
-/// What is left of a stream that was taken out.
+/// The rest of a removed stream.
 pub(crate) struct Removed {
     pub(crate) token: Token,
     /// Both halves had ended.
@@ -276,7 +276,7 @@ pub(crate) struct Removed {
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Both halves ended, or the peer reset it: the peer knows, and should send no more.
+    /// Both halves ended, or the peer reset it: the peer should send no more.
     Known,
     /// We reset it: the peer may have sent more before it knew.
     ResetByUs,
@@ -311,8 +311,8 @@ impl Ended {
     }
 }
 
-/// Id → slot by open addressing with linear probing; an empty place holds id 0. At most half full.
-/// Ids of live streams lie close together, so most are found at their own place.
+/// Id → slot, an open hash table with linear probing; an empty entry has id 0. At most half full. Ids
+/// of live streams are close together, so most are found at the first probe.
 #[derive(Debug, Default)]
 struct Index {
     places: Vec<(u32, Slot)>,
@@ -367,7 +367,7 @@ impl Index {
         }
     }
 
-    /// Takes an id out and closes the gap, so that nothing behind it gets lost.
+    /// Removes an id and closes the gap, so that later entries are still found.
     fn remove(&mut self, id: u32) -> Option<Slot> {
         let mask = self.places.len().wrapping_sub(1);
         let mut at = self.home(id);
