@@ -10,7 +10,10 @@ use std::{
         net::{UnixListener as StdUnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use socket2::{Domain, SockAddr, Type};
@@ -235,6 +238,8 @@ struct OwnFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// It is looked at once only: when the socket has closed another process's file may get the same number.
+    removed: AtomicBool,
 }
 
 impl SocketFile {
@@ -244,6 +249,7 @@ impl SocketFile {
             path: path.to_owned(),
             device: found.dev(),
             inode: found.ino(),
+            removed: AtomicBool::new(false),
         })))
     }
 
@@ -255,6 +261,9 @@ impl SocketFile {
 
 impl OwnFile {
     fn remove(&self) {
+        if self.removed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let is_own = fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
         if is_own {
@@ -314,6 +323,20 @@ mod tests {
         let (_old, file) = bind_unix(&path).unwrap();
         fs::remove_file(&path).unwrap();
         let _new = bind_unix(&path).unwrap();
+        drop(file);
+        assert!(path.exists());
+    }
+
+    /// Issue 10, D5: a file system gives the number of a file that has gone to the next one.
+    #[test]
+    fn the_file_of_a_successor_with_the_same_number_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, kept) = (dir.path().join("proxy.sock"), dir.path().join("kept"));
+        let (_old, file) = bind_unix(&path).unwrap();
+        fs::hard_link(&path, &kept).unwrap();
+        file.remove();
+        assert!(!path.exists());
+        fs::rename(&kept, &path).unwrap();
         drop(file);
         assert!(path.exists());
     }
