@@ -45,7 +45,7 @@ impl Worker {
         if call.phase == Phase::Finishing {
             return self.detach_upstream(key);
         }
-        let target = call.target_name();
+        let target = call.peer_name();
         let failure = if drained {
             let text = format!("{target} stops, and closed the connection with the call on it");
             Failure::new(Reason::Draining, text)

@@ -10,7 +10,7 @@ use heddle_proto::Reason;
 use super::holding::Accounted;
 use super::queued::Queued;
 use super::replay::Replay;
-use crate::balance::Endpoint;
+use crate::balance::{Endpoint, Target};
 use crate::caller::Account;
 use crate::caller::Role;
 use crate::keys::{ConnKey, PoolKey};
@@ -143,6 +143,19 @@ impl Call {
                 endpoint.id, endpoint.node
             ),
             None => service.to_owned(),
+        }
+    }
+
+    /// For sentences about the connection of the present attempt: the proxy of the other node, or the instance itself.
+    pub(crate) fn peer_name(&self) -> String {
+        match (&self.up, &self.endpoint) {
+            (Some(up), Some(endpoint)) if up.link => match endpoint.target {
+                Target::Node(address) => {
+                    format!("the proxy of node {} at {address}", endpoint.node)
+                }
+                Target::Local(_) => format!("the proxy of node {}", endpoint.node),
+            },
+            _ => self.target_name(),
         }
     }
 }

@@ -238,7 +238,7 @@ impl Worker {
         let Some(found) = self.calls.get(call) else {
             return;
         };
-        let text = format!("{} broke HTTP/2: {error}", found.target_name());
+        let text = format!("{} broke HTTP/2: {error}", found.peer_name());
         self.unanswered(call, End::Lost);
         self.attempt_failed(call, conn, &Failure::new(Reason::ProtocolError, text));
     }
