@@ -6,7 +6,7 @@ use heddle_tests::echo::{call, payload, reach};
 use heddle_tests::load::{Kind, Load, Plan};
 use heddle_tests::mesh::Mesh;
 
-use crate::open_stream::{OpenStream, refuses_connections};
+use heddle_tests::open_stream::{OpenStream, refuses_connections};
 
 const AWAY: Duration = Duration::from_secs(10);
 

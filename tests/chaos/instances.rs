@@ -11,7 +11,7 @@ use heddle_tests::wait::{seen, until};
 use serde_json::Value;
 use tonic::Code;
 
-use crate::open_stream::OpenStream;
+use heddle_tests::open_stream::OpenStream;
 
 /// Two nodes with two instances each, all reached from both.
 async fn four_instances() -> Mesh {

@@ -6,8 +6,6 @@
     reason = "a test fails loudly"
 )]
 
-/// Streams that are open during the fault.
-mod open_stream;
 /// Instances stopped and killed.
 mod instances;
 /// The control plane down, and proxies restarted meanwhile.

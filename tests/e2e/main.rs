@@ -38,6 +38,8 @@ mod events;
 mod listeners;
 /// Health checks, and how instances leave.
 mod health;
+/// SIGTERM to instances and proxies: calls in flight, events, status.
+mod stopping;
 /// Processes that are stopped before they are ready, and addresses of another family.
 mod odd_starts;
 /// Every command and file of the documents works.

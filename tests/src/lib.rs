@@ -38,6 +38,8 @@ pub mod raw;
 pub mod http_get;
 /// Who is connected to whom, from the kernel's own tables.
 pub mod sockets;
+/// Streams that are open during a fault.
+pub mod open_stream;
 /// Constant load, with a log of every call.
 pub mod load;
 /// Kill, stop, freeze, cut.

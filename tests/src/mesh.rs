@@ -263,6 +263,11 @@ impl Mesh {
             .await;
     }
 
+    /// Gives away a node's proxy, which has been told to stop: its successor may be started beside it.
+    pub fn give_proxy(&mut self, name: &str) -> Process {
+        self.node_mut(name).proxy.take().expect("the proxy runs")
+    }
+
     /// Waits for the end of a node's proxy that was told to stop; it must exit with 0.
     pub async fn proxy_exits(&mut self, name: &str) {
         self.node_mut(name)
@@ -339,6 +344,13 @@ impl Mesh {
         self.instances
             .insert((node.to_owned(), id.to_owned()), process);
         ready.get("listen").parse().expect("an address")
+    }
+
+    /// All that an instance has said.
+    pub fn instance_output(&self, node: &str, id: &str) -> String {
+        let key = (node.to_owned(), id.to_owned());
+        let instance = self.instances.get(&key).expect("an instance of this mesh");
+        instance.output()
     }
 
     /// SIGSTOP to an instance: it keeps its connections and answers nothing.

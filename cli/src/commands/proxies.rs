@@ -41,6 +41,10 @@ struct Proxy {
     address: String,
     variant: String,
     replica: String,
+    /// Of a proxy: new with each process start.
+    process_id: String,
+    /// It was told to stop, and finishes its calls.
+    draining: bool,
     /// IN_SYNC, STALE or REJECTING.
     sync: String,
     /// For how long the oldest response without an answer has been waiting for it.
@@ -106,6 +110,8 @@ impl From<wire::Proxy> for Proxy {
             address: proxy.address,
             variant: proxy.variant,
             replica: proxy.replica,
+            process_id: proxy.process_id,
+            draining: proxy.draining,
             sync,
             lag_seconds: proxy.lag_seconds,
             types,
@@ -127,6 +133,7 @@ impl Proxy {
     /// A word for people, with its age where that says something.
     fn sync(&self) -> String {
         match self.sync.as_str() {
+            _ if self.draining => "DRAINING".to_owned(),
             "IN_SYNC" => "in sync".to_owned(),
             "STALE" => format!("stale for {:.0} s", self.lag_seconds),
             "REJECTING" => "rejecting".to_owned(),
@@ -246,6 +253,8 @@ mod tests {
                 _ => wire::proxy::Sync::InSync.into(),
             },
             lag_seconds: 41.5,
+            process_id: "7".into(),
+            draining: false,
         };
         let mut isolated = of("Route", "no such field");
         isolated.refused = ["users.default", "web.default"]

@@ -100,6 +100,8 @@ struct Node {
     version: String,
     suspect: bool,
     left: bool,
+    /// Processes of it that were told to stop and finish their calls.
+    draining: u32,
     replica: String,
     clash: String,
 }
@@ -121,6 +123,7 @@ impl From<Mesh> for Answer {
                 version: node.version,
                 suspect: node.suspect,
                 left: node.left,
+                draining: node.draining,
                 replica: node.replica,
                 clash: node.clash,
             })
@@ -170,7 +173,7 @@ impl Tabular for Answer {
             };
             table.row(vec![
                 node.name.clone(),
-                node.state().to_owned(),
+                node.state(),
                 node.advertise.clone(),
                 locality,
                 node.instances.to_string(),
@@ -247,12 +250,19 @@ impl Answer {
 }
 
 impl Node {
-    fn state(&self) -> &'static str {
-        match (self.alive, self.suspect) {
+    /// Of its newest process, and how many older ones still finish their calls.
+    fn state(&self) -> String {
+        let state = match (self.alive, self.suspect) {
+            _ if self.left && self.draining > 0 => return "DRAINING".to_owned(),
+            (true, _) if self.left => "stopping",
             (true, _) => "alive",
             (false, true) => "suspect",
             (false, false) if self.left => "left",
             (false, false) => "lapsed",
+        };
+        match self.draining {
+            0 => state.to_owned(),
+            older => format!("{state} ({older} DRAINING)"),
         }
     }
 }
@@ -286,6 +296,7 @@ mod tests {
             version: "0.1.0".into(),
             suspect: name == "c",
             left: false,
+            draining: u32::from(alive),
             replica: if alive { "r1".into() } else { String::new() },
             clash: if alive {
                 "process 7 (had epoch 2)".into()
@@ -338,13 +349,35 @@ mod tests {
              r1       http://r1:15010  sweeper  2        0.1.0\n\
              r2       http://r2:15010  -        2        0.1.0\n\
              \n\
-             NODE  STATE    INBOUND          LOCALITY  INSTANCES  EPOCH  REPLICA  VERSION\n\
-             a     alive    127.0.0.1:15008  eu/a      2          3      r1       0.1.0\n\
-             b     lapsed   127.0.0.1:15008  -         2          3      -        0.1.0\n\
-             c     suspect  127.0.0.1:15008  -         2          3      -        0.1.0\n\
+             NODE  STATE               INBOUND          LOCALITY  INSTANCES  EPOCH  REPLICA  VERSION\n\
+             a     alive (1 DRAINING)  127.0.0.1:15008  eu/a      2          3      r1       0.1.0\n\
+             b     lapsed              127.0.0.1:15008  -         2          3      -        0.1.0\n\
+             c     suspect             127.0.0.1:15008  -         2          3      -        0.1.0\n\
              \n\
              node a: its name is claimed by another process too: process 7 (had epoch 2); give one of them another --node\n"
         );
+    }
+
+    #[test]
+    fn a_node_that_was_told_to_stop_shows_how_far_it_is() {
+        let state = |alive, draining| {
+            let node = Node {
+                alive,
+                draining,
+                left: true,
+                ..Node::default()
+            };
+            Answer::from(Mesh {
+                nodes: vec![node],
+                ..Mesh::default()
+            })
+            .nodes[0]
+                .state()
+        };
+        assert_eq!(state(true, 1), "DRAINING");
+        assert_eq!(state(true, 0), "stopping");
+        assert_eq!(state(false, 1), "DRAINING");
+        assert_eq!(state(false, 0), "left");
     }
 
     #[test]

@@ -55,6 +55,8 @@ fn proxy(client: ClientStatus, replica: &str) -> Proxy {
         role: client.role,
         address: client.address,
         variant: client.variant.to_owned(),
+        process_id: client.process_id,
+        draining: client.draining,
         types: client
             .kinds
             .into_iter()

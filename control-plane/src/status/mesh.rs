@@ -9,7 +9,7 @@ use heddle_proto::{
     status::v1::{
         GetMeshRequest, GetServiceRequest, Instance, ListEdgesRequest, ListEdgesResponse,
         ListProxiesRequest, ListProxiesResponse, ListServicesRequest, ListServicesResponse, Mesh,
-        Node, Path, Replica, Service, WatchEventsRequest,
+        Node, Path, Proxy, Replica, Service, WatchEventsRequest,
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
@@ -90,6 +90,10 @@ impl MeshStatus for Status {
             verdict::judge(&mut mesh, view, &beside);
             mesh
         });
+        for node in &mut mesh.nodes {
+            let drains = |proxy: &&Proxy| proxy.draining && proxy.node_id == node.name;
+            node.draining = count(all.proxies.iter().filter(drains).count());
+        }
         mesh.clients = count(clients);
         mesh.store = self.registry.store().engine().to_owned();
         mesh.replica.clone_from(&self.registry.options().replica);
@@ -197,6 +201,7 @@ fn node(view: &View, node: &registry::Node) -> Node {
         version: node.version.clone(),
         suspect: node.suspect,
         left: node.left,
+        draining: 0,
         replica: node.replica.clone(),
         clash: node.clash.as_ref().map(clash).unwrap_or_default(),
     }

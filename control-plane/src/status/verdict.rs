@@ -195,6 +195,10 @@ fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
 }
 
 fn of_proxy(proxy: &Proxy) -> Option<Problem> {
+    // It is on its way out, and serves no new calls.
+    if proxy.draining {
+        return None;
+    }
     let id = &proxy.node_id;
     match proxy.sync() {
         Sync::Stale if proxy.variant.is_empty() => {

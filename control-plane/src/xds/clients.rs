@@ -47,6 +47,8 @@ pub struct Client {
     session: Mutex<Session>,
     /// Since when it owes an answer and has given none.
     owes: Mutex<Option<Instant>>,
+    /// Its process has been told to stop.
+    draining: AtomicBool,
     /// Its stream has ended.
     gone: AtomicBool,
 }
@@ -55,6 +57,11 @@ impl Client {
     /// Short and without waiting.
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         lock(&self.session)
+    }
+
+    /// Its process has been told to stop.
+    pub(super) fn drains(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
     /// A response was sent: it owes an answer, from now on if it owed none.
@@ -108,6 +115,7 @@ impl Clients {
             variant,
             session: Mutex::new(session),
             owes: Mutex::default(),
+            draining: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         });
         lock(&self.0.connected).insert(id, Arc::clone(&client));
@@ -262,6 +270,9 @@ pub struct ClientStatus {
     pub role: String,
     pub address: String,
     pub variant: &'static str,
+    pub process_id: String,
+    /// Its process has been told to stop.
+    pub draining: bool,
     /// For how long it has owed an answer and given none.
     pub owes_for: Option<Duration>,
     pub kinds: Vec<KindStatus>,
@@ -326,6 +337,8 @@ impl ClientStatus {
             role: client.node.role.clone(),
             address: client.address.clone(),
             variant: client.variant,
+            process_id: client.node.process_id.clone(),
+            draining: client.draining.load(Ordering::Relaxed),
             owes_for: lock(&client.owes)
                 .filter(|_| session.awaits_answer())
                 .map(|since| since.elapsed()),

@@ -19,6 +19,10 @@ const ROLE_KEY: &str = "role";
 /// Node metadata with which a client that comes back by delta names the newest revision that it saw, as decimal
 /// text (requests of that variant have no place for it).
 const REVISION_KEY: &str = "revision";
+/// Node metadata of our own proxies: the id of the process. Two processes of one node may be connected at a time.
+const PROCESS_KEY: &str = "process";
+/// Node metadata of our own proxies: "draining" once the process has been told to stop. A later request may say it.
+const STATE_KEY: &str = "state";
 
 /// Longest node id that is kept; longer ones are cut.
 const MAX_ID_BYTES: usize = 256;
@@ -36,6 +40,8 @@ pub struct NodeInfo {
     pub outbound: Option<SocketAddr>,
     /// The newest revision that it saw, 0 if it does not say.
     pub revision: u64,
+    /// The process of one of our own proxies; empty if it does not say.
+    pub process_id: String,
 }
 
 /// What is wrong with a node.
@@ -96,8 +102,14 @@ impl NodeInfo {
             },
             outbound,
             revision,
+            process_id: cut(metadata(node, PROCESS_KEY).unwrap_or_default(), 64).to_owned(),
         })
     }
+}
+
+/// Whether a request says that the process has been told to stop.
+pub(super) fn says_draining(node: Option<&Node>) -> bool {
+    node.is_some_and(|node| metadata(node, STATE_KEY) == Some("draining"))
 }
 
 impl NodeInfo {

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{
     Ads, Heard, LARGE, Lens, NodeError, NodeInfo, Refusal, Session, Variant, clients::Membership,
-    elsewhere::left_behind, gate::Slot, metrics::count, pace::Pace,
+    elsewhere::left_behind, gate::Slot, metrics::count, node::says_draining, pace::Pace,
 };
 use crate::{
     access::{Caller, ConnectionEnd},
@@ -283,6 +283,9 @@ impl<'a, V: Variant> Stream<'a, V> {
             tracing::warn!(node = %node.id, %error, "an xDS stream is ended");
             refuse(self.ads, &error)
         })?;
+        if says_draining(V::node(request)) {
+            self.member.client.drains();
+        }
         let Some(kind) = Kind::from_url(V::type_url(request)) else {
             count(&self.ads.clients().metrics().unknown_types);
             if !self.warned {

@@ -48,6 +48,7 @@ fn session(sources: &Sources) -> Value {
         SessionStatus::Off => json!({ "state": "off" }),
         SessionStatus::Connecting(why) => json!({ "state": "connecting", "reason": why }),
         SessionStatus::Connected(replica) => json!({ "state": "connected", "replica": replica }),
+        SessionStatus::Ended => json!({ "state": "ended" }),
         SessionStatus::Superseded(by) => json!({ "state": "superseded", "reason": by }),
     }
 }

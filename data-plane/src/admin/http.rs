@@ -12,7 +12,6 @@ use prost::bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
-use tower::ServiceExt as _;
 
 use super::{
     config, metrics,
@@ -57,6 +56,8 @@ pub async fn serve(
     let connections = access.connections.clone();
     let serve = |accepted| {
         let (access, sources, grpc) = (access.clone(), Arc::clone(&sources), grpc.clone());
+        let until = stop.clone();
+        let grpc = move |request| serve::routed(request, grpc.clone(), until.clone());
         let answer =
             move |request| answer(request, access.clone(), Arc::clone(&sources), grpc.clone());
         serve::connection(accepted, answer, MAX_STREAMS, stop.clone())
@@ -64,12 +65,15 @@ pub async fn serve(
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
-async fn answer(
+async fn answer<F>(
     request: Request<Incoming>,
     access: Access,
     sources: Arc<Sources>,
-    grpc: Routes,
-) -> Result<Response<Body>, Infallible> {
+    grpc: impl FnOnce(Request<Incoming>) -> F,
+) -> Result<Response<Body>, Infallible>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
     let kind = request.headers().get(header::CONTENT_TYPE);
     let is_grpc = kind.is_some_and(heddle_listen::guard::is_grpc);
     let checked = match is_grpc {
@@ -80,7 +84,7 @@ async fn answer(
         return Ok(refusal.response().map(Body::new));
     }
     if is_grpc {
-        return grpc.oneshot(request).await;
+        return grpc(request).await;
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Ok(text(

@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod config;
+pub mod ending;
 pub mod health;
 pub mod http;
 pub mod metrics;

@@ -23,7 +23,7 @@ use tonic_reflection::pb::{
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::{health::ProxyHealth, reflection::Reflection};
+use super::{ending::Ending, health::ProxyHealth, reflection::Reflection};
 
 /// Connections of services to the agent at once; over it the idlest one goes.
 pub const AGENT_CONNECTIONS: usize = 4096;
@@ -61,9 +61,11 @@ pub fn common(health: ProxyHealth, reflection: Reflection) -> Routes {
 pub async fn grpc(socket: Socket, access: Access, routes: Routes, stop: CancellationToken) {
     let Access { connections, guard } = access;
     let serve = |accepted| {
-        let (routes, guard) = (routes.clone(), Arc::clone(&guard));
-        let answer = move |request| grpc_answer(request, routes.clone(), Arc::clone(&guard));
-        connection(accepted, answer, AGENT_STREAMS, stop.clone())
+        let (routes, guard, stop) = (routes.clone(), Arc::clone(&guard), stop.clone());
+        let until = stop.clone();
+        let answer =
+            move |request| grpc_answer(request, routes.clone(), Arc::clone(&guard), until.clone());
+        connection(accepted, answer, AGENT_STREAMS, stop)
     };
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
@@ -72,24 +74,39 @@ async fn grpc_answer(
     request: Request<Incoming>,
     routes: Routes,
     guard: Arc<Guard>,
+    stop: CancellationToken,
 ) -> Result<Response<Body>, Infallible> {
     match guard.check_grpc(&request) {
-        Ok(()) => routes.oneshot(request).await,
+        Ok(()) => routed(request, routes, stop).await,
         Err(refusal) => Ok(refusal.response().map(Body::new)),
     }
 }
 
-/// Serves the connections that the workers hand over, for ever. Each worker has one: they need no bound.
-pub async fn internal(mut handed: mpsc::Receiver<StdUnixStream>, routes: Routes) {
+/// Answers one call; what it streams ends with `stop`.
+pub async fn routed(
+    request: Request<Incoming>,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<Response<Body>, Infallible> {
+    let response = routes.oneshot(request).await?;
+    Ok(response.map(|body| Body::new(Ending::new(body, stop))))
+}
+
+/// Serves the connections that the workers hand over, for ever; streams end with `stop`. Each worker has one connection:
+/// they need no bound.
+pub async fn internal(
+    mut handed: mpsc::Receiver<StdUnixStream>,
+    routes: Routes,
+    stop: CancellationToken,
+) {
     while let Some(stream) = handed.recv().await {
         let stream = stream
             .set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(stream));
         let Ok(stream) = stream else { continue };
-        let routes = routes.clone();
+        let (routes, stop) = (routes.clone(), stop.clone());
         tokio::spawn(async move {
-            let service =
-                service_fn(move |request: Request<Incoming>| routes.clone().oneshot(request));
+            let service = service_fn(move |request| routed(request, routes.clone(), stop.clone()));
             let builder = builder(INTERNAL_STREAMS);
             let ended = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = ended.await {

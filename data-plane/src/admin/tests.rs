@@ -623,6 +623,7 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
     drop(schemas);
     let asker = xds::client::Asker {
         node: "a".into(),
+        process_id: "p1".into(),
         region: String::new(),
         zone: String::new(),
     };

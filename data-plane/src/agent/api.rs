@@ -21,7 +21,8 @@ use super::{
     book::{Refused, View, Views},
     gone::Cause,
     key::{InstanceKey, full_name},
-    retire::{MAX_WAIT, Retire},
+    retire::{MAX_WAIT, Retire, USUAL_FINISH},
+    session::Acknowledged,
     validate::{Origin, Violation, check},
 };
 
@@ -71,6 +72,7 @@ impl Registry for AgentApi {
             .agent
             .register(checked)
             .map_err(|refused| match refused {
+                Refused::Stopping => Status::unavailable(refused.to_string()),
                 Refused::Full => Status::resource_exhausted(refused.to_string()),
                 Refused::OwnListener { .. } => bad_request(&[Violation::of_address(&refused)]),
                 Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => {
@@ -107,20 +109,33 @@ impl Registry for AgentApi {
         let request = request.into_inner();
         let registration = &request.registration;
         let unasked = Cause::said(&request.cause);
-        if !request.wait_acknowledged {
+        if !request.wait_acknowledged && !request.wait_finished {
             let done = self.retire.now(registration, unasked).await;
             done.ok_or_else(unknown)?;
             return Ok(Response::new(DeregisterResponse::default()));
         }
-        let given = request.max_wait.and_then(|d| Duration::try_from(d).ok());
-        let answer = self
+        let span = |given: Option<prost_types::Duration>, usual| {
+            let given = given.and_then(|span| Duration::try_from(span).ok());
+            given.unwrap_or(usual)
+        };
+        let max_wait = span(request.max_wait, MAX_WAIT);
+        let max_finish = span(request.max_finish, USUAL_FINISH);
+        let max_finish = request.wait_finished.then_some(max_finish);
+        let retired = self
             .retire
-            .acknowledged(registration, unasked, given.unwrap_or(MAX_WAIT))
+            .acknowledged(registration, unasked, max_wait, max_finish)
             .await
             .ok_or_else(unknown)?;
+        let Acknowledged {
+            acknowledged,
+            unacknowledged,
+        } = retired.acknowledged;
+        let in_flight = retired.in_flight.unwrap_or(0);
         Ok(Response::new(DeregisterResponse {
-            acknowledged: answer.acknowledged,
-            unacknowledged: answer.unacknowledged,
+            acknowledged,
+            unacknowledged,
+            finished: retired.in_flight == Some(0),
+            in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
         }))
     }
 

@@ -28,7 +28,10 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -84,6 +87,8 @@ struct Inner {
     /// The same of questions what they serve.
     questions: health::Lanes,
     listeners: Listeners,
+    /// The process was told to stop: instances are its successor's.
+    stopping: AtomicBool,
     version: watch::Sender<u64>,
 }
 
@@ -112,6 +117,7 @@ impl Agent {
                 lanes: health::Lanes::default(),
                 questions: health::Lanes::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
                 listeners: Listeners::default(),
+                stopping: AtomicBool::new(false),
                 version: watch::Sender::new(0),
             }),
         }
@@ -189,6 +195,16 @@ impl Agent {
         }
     }
 
+    /// The process was told to stop: it takes no instance any more, and none goes because its keep-alive stream ends. It
+    /// registers with the successor.
+    pub fn stop(&self) {
+        self.inner.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.inner.stopping.load(Ordering::SeqCst)
+    }
+
     fn own_listener(&self, checked: &Checked) -> Option<Refused> {
         let listener = self.inner.listeners.at(checked.address)?;
         Some(Refused::OwnListener {
@@ -203,6 +219,9 @@ impl Agent {
     /// # Errors
     /// A file holds it, the node is full, or its address is that of one of the proxy's listeners.
     pub fn register(&self, checked: Checked) -> Result<Arc<str>, Refused> {
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
         if let Some(refused) = self.own_listener(&checked) {
             return Err(refused);
         }
@@ -321,6 +340,9 @@ impl Agent {
     }
 
     fn stream_closed(&self, registration: &str, stream: u64, cause: Cause) {
+        if self.is_stopping() {
+            return;
+        }
         let words = cause.to_string();
         if let Some(key) = self.edit(|book| book.stream_closed(registration, stream, cause)) {
             warn!(instance = %key, "out: {words}");
@@ -449,6 +471,9 @@ impl Agent {
                 at.saturating_duration_since(Instant::now()).min(longest)
             });
             tokio::time::sleep(wait.max(Duration::from_millis(5))).await;
+            if self.is_stopping() {
+                return std::future::pending().await;
+            }
             for (key, cause) in self.edit(|book| book.expire(Instant::now())) {
                 match cause {
                     None => info!(instance = %key, "out: it has had its time to drain"),

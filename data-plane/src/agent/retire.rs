@@ -1,8 +1,9 @@
 //! Taking instances out so that no call is lost: they drain, this node's workers and then every other client learn of
-//! it, and only then they are gone. A registration, or those that a file named, come in; who has not acknowledged goes
-//! out. Every wait is bounded, and whoever asked may go away: what was begun is finished.
+//! it, only then they are gone, and then their calls in flight end. A registration, or those that a file named, come in;
+//! who has not acknowledged, and how many calls are left, goes out. Every wait is bounded, and whoever asked may go away:
+//! what was begun is finished.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -11,30 +12,59 @@ use super::{
     Agent,
     book::Leaving,
     gone::Cause,
+    key::InstanceKey,
     session::{Acknowledged, SessionHandle},
 };
 
 /// The longest wait for the clients' acknowledgements (DESIGN §6).
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
+/// The longest wait for the end of calls.
+pub const MAX_FINISH: Duration = Duration::from_secs(3600);
+/// The same if nothing is said.
+pub const USUAL_FINISH: Duration = Duration::from_secs(10);
 /// This node's own workers have a change within a turn or two; more than this is a sick process.
 const APPLIED_WITHIN: Duration = Duration::from_secs(1);
 
-/// See the room sign. Clones are one.
+/// The calls to this node's instances, as the data path knows them.
+#[tonic::async_trait]
+pub trait Calls: Send + Sync {
+    /// The number of an instance that is in the routing table.
+    fn endpoint(&self, key: &InstanceKey) -> Option<u64>;
+    /// Waits, at most so long, until no call is in flight on an endpoint that has left the table; how many are left.
+    async fn ended(&self, endpoint: u64, within: Duration) -> usize;
+}
+
+/// How the calls in flight are waited for, and what that came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub acknowledged: Acknowledged,
+    /// Calls that had not ended; `None`: they were not waited for.
+    pub in_flight: Option<usize>,
+}
+
+/// See the module's first lines. Clones are one.
 #[derive(Clone)]
 pub struct Retire {
     agent: Agent,
     session: SessionHandle,
     /// Number of the newest change that the routing table has.
     applied: watch::Receiver<u64>,
+    calls: Arc<dyn Calls>,
 }
 
 impl Retire {
     #[must_use]
-    pub fn new(agent: Agent, session: SessionHandle, applied: watch::Receiver<u64>) -> Self {
+    pub fn new(
+        agent: Agent,
+        session: SessionHandle,
+        applied: watch::Receiver<u64>,
+        calls: Arc<dyn Calls>,
+    ) -> Self {
         Self {
             agent,
             session,
             applied,
+            calls,
         }
     }
 
@@ -46,18 +76,33 @@ impl Retire {
         Some(())
     }
 
-    /// Drains an instance and takes it out when every client knows, or after `max_wait`. `None`: nobody knows it.
+    /// Drains an instance and takes it out when every client knows, or after `max_wait`; then, with `max_finish`, waits so
+    /// long for the end of its calls. `None`: nobody knows it.
     pub async fn acknowledged(
         &self,
         registration: &str,
         unasked: Option<Cause>,
         max_wait: Duration,
-    ) -> Option<Acknowledged> {
+        max_finish: Option<Duration>,
+    ) -> Option<Retired> {
         let leaving = self.agent.drain(registration, unasked)?;
+        let endpoint = self.calls.endpoint(&leaving.key);
         let retire = self.clone();
         let done =
             tokio::spawn(async move { retire.finish(&[leaving], max_wait.min(MAX_WAIT)).await });
-        Some(done.await.unwrap_or_default())
+        let acknowledged = done.await.unwrap_or_default();
+        let in_flight = match (max_finish, endpoint) {
+            (None, _) => None,
+            // It was in no table, so nobody has called it.
+            (Some(_), None) => Some(0),
+            (Some(within), Some(endpoint)) => {
+                Some(self.calls.ended(endpoint, within.min(MAX_FINISH)).await)
+            }
+        };
+        Some(Retired {
+            acknowledged,
+            in_flight,
+        })
     }
 
     /// The instances that a file does not name any more. They are one change of one service.

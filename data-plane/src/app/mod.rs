@@ -139,6 +139,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;
     let xds = start_xds(
         &options,
+        &incarnation,
         state.as_ref(),
         &revision,
         wanted,
@@ -153,9 +154,10 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         until_drained(reports, readiness.subscribe()),
     );
 
+    let stop = CancellationToken::new();
     let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone(), uses);
     let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
-    let internal = serve::internal(internal, serve::common(health, reflection));
+    let internal = serve::internal(internal, serve::common(health, reflection), stop.clone());
     tasks.vital(
         "internal-listener",
         until_drained(internal, readiness.subscribe()),
@@ -163,21 +165,26 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
 
     let identity = Identity {
         node: options.node.clone(),
-        process_id: incarnation,
+        process_id: incarnation.clone(),
         advertise: String::new(),
         region: options.region.clone(),
         zone: options.zone.clone(),
     };
     let (mut session, handle) =
         Session::new(agent.clone(), identity, options.control.clone(), revision);
-    let retire = Retire::new(agent.clone(), handle.clone(), proxy::applied(mesh.clone()));
+    let calls = Arc::new(proxy::CallsOfInstances {
+        workers: Arc::clone(&workers),
+        mesh: mesh.clone(),
+    });
+    let applied = proxy::applied(mesh.clone());
+    let retire = Retire::new(agent.clone(), handle.clone(), applied, calls);
     if let Some(dir) = &options.services_dir {
         let mut dir = ServicesDir::new(dir, agent.clone(), retire.clone(), is_own_address);
         dir.look();
         tasks.vital("services-dir", on(dir.run()));
     }
     let listeners = watch::Sender::new(BTreeMap::new());
-    let own = OwnListeners::new(&options);
+    let own = OwnListeners::new(&options, stop);
     let proxy = Proxy {
         options,
         state,
@@ -199,9 +206,11 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     }
     // Without a control plane it has nothing to do.
     let alone = proxy.options.control.is_empty();
+    let draining = proxy.readiness.subscribe();
     tasks.vital("node-session", async move {
         session.run().await;
-        (!alone).then_some(())
+        let ends = alone || matches!(*draining.borrow(), Readiness::Draining);
+        (!ends).then_some(())
     });
 
     let routable = tokio::select! {
@@ -221,7 +230,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
             name = tasks.failed() => failed = Some(name),
         }
     }
-    proxy.stop().await;
+    proxy.stop(&handle).await;
     failed.map_or(Ok(()), |name| Err(StartError::TaskEnded(name)))
 }
 
@@ -255,6 +264,7 @@ async fn until_drained(
 
 fn start_xds(
     options: &Options,
+    incarnation: &str,
     state: Option<&StateDir>,
     revision: &Arc<AtomicU64>,
     wanted: mpsc::Receiver<Wanted>,
@@ -266,6 +276,7 @@ fn start_xds(
     revision.store(seen, Ordering::Relaxed);
     let asker = Asker {
         node: options.node.clone(),
+        process_id: incarnation.to_owned(),
         region: options.region.clone(),
         zone: options.zone.clone(),
     };

@@ -15,7 +15,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -28,7 +28,12 @@ use crate::{
         serve::{self, Access},
     },
     agent::{
-        Agent, api::AgentApi, retire::Retire, saved, schema::MAX_SCHEMA_BYTES,
+        Agent,
+        api::AgentApi,
+        key::InstanceKey,
+        retire::{Calls, Retire},
+        saved,
+        schema::MAX_SCHEMA_BYTES,
         session::SessionHandle,
     },
     mesh::Mesh,
@@ -43,6 +48,11 @@ use crate::{
 const LONGEST_START: Duration = Duration::from_secs(2);
 /// Of which so much for the first checks and descriptors of the node's own instances.
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
+/// The state dir is written and let go of within this time.
+const LONGEST_SAVE: Duration = Duration::from_secs(5);
+/// For answers of the agent and of the admin port that are under way when the last call has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// What runs once everything is up.
 pub(super) struct Proxy {
     pub(super) options: Options,
@@ -62,12 +72,14 @@ pub(super) struct OwnListeners {
     agent: Access,
     admin: Access,
     stop: CancellationToken,
-    /// Sockets that are open, for their files to go at the end.
+    /// Of the sockets that are open.
     files: Mutex<Vec<SocketFile>>,
+    /// Sockets with connections.
+    open: TaskTracker,
 }
 
 impl OwnListeners {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &Options, stop: CancellationToken) -> Self {
         let guard = Arc::new(Guard::new(&options.host_names));
         let access = |listener, connections| Access {
             connections: Connections::new(listener, Limits::of(connections)),
@@ -76,18 +88,20 @@ impl OwnListeners {
         Self {
             agent: access("agent", options.agent_connections),
             admin: access("admin", options.admin_connections),
-            stop: CancellationToken::new(),
+            stop,
             files: Mutex::default(),
+            open: TaskTracker::new(),
         }
     }
 
-    /// Nobody new finds them, and what is open ends.
+    /// Nobody new finds them, and streams end; a call that is under way is answered.
     fn close(&self) {
-        self.stop.cancel();
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for file in files.drain(..) {
             file.remove();
         }
+        self.stop.cancel();
+        self.open.close();
     }
 }
 
@@ -123,6 +137,7 @@ impl Proxy {
             let (access, sources) = (self.own.admin.clone(), Arc::clone(&sources));
             let stop = self.own.stop.clone();
             let served = http::serve(socket, access, sources, grpc.clone(), stop.clone());
+            let served = self.own.open.track_future(served);
             self.tasks
                 .vital("admin-listener", until_stopped(served, stop));
         }
@@ -139,6 +154,7 @@ impl Proxy {
         for socket in self.open("agent", &self.options.agent)? {
             let (access, stop) = (self.own.agent.clone(), self.own.stop.clone());
             let served = serve::grpc(socket, access, routes.clone(), stop.clone());
+            let served = self.own.open.track_future(served);
             self.tasks
                 .vital("agent-listener", until_stopped(served, stop));
         }
@@ -277,14 +293,19 @@ impl Proxy {
         line
     }
 
-    /// Drains: no call is cut before the drain timeout, and none is waited for after it. Instances stay registered.
-    pub(super) async fn stop(self) {
+    /// Drains: no call is cut before the drain timeout, and none is waited for after it. All that a successor needs is let
+    /// go of first: the node's registrations, the state dir, and every port. Instances stay registered.
+    pub(super) async fn stop(self, session: &SessionHandle) {
         info!(
             "stopping: calls may go on for {:?}",
             self.options.drain_timeout
         );
         self.readiness.send_replace(Readiness::Draining);
+        self.agent.stop();
+        self.xds.drain();
+        tokio::join!(session.end(), self.give_up_state());
         self.workers.drain();
+        self.own.close();
         // The workers cut what is left at their timeout; the margin is for their last words.
         let longest = self.options.drain_timeout + Duration::from_secs(2);
         tokio::select! {
@@ -292,10 +313,18 @@ impl Proxy {
                 if drained.is_err() {
                     warn!("calls were left when the drain timeout ended");
                 }
+                // Who waits for the end of calls has just been answered.
+                let _ = timeout(LAST_ANSWERS, self.own.open.wait()).await;
             }
             () = heddle_options::terminated_again() => warn!("told to stop twice: stopping at once"),
         }
-        if let Some(state) = &self.state {
+        info!("stopped");
+    }
+
+    /// Writes what the next process begins with, and leaves the state dir to it.
+    async fn give_up_state(&self) {
+        let Some(state) = &self.state else { return };
+        let write = async {
             let snapshot = self.xds.snapshot.borrow().clone();
             if snapshot.resources.complete()
                 && let Err(error) = last_good::write(state, &self.options.node, snapshot).await
@@ -303,9 +332,15 @@ impl Proxy {
                 warn!("the state dir cannot be written: {error}");
             }
             saved::save(state, &self.agent).await;
+            let state = state.clone();
+            // Waits for a write that is under way.
+            let _ = tokio::task::spawn_blocking(move || state.release()).await;
+        };
+        if timeout(LONGEST_SAVE, write).await.is_err() {
+            warn!(
+                "the state dir's disk does not answer: a successor starts without what was learnt last"
+            );
         }
-        self.own.close();
-        info!("stopped");
     }
 }
 
@@ -322,6 +357,30 @@ pub(super) fn plan_listeners(agent: &Agent, options: &Options) {
             if let ListenAddr::Tcp(addr) = addr {
                 agent.add_listener(listener, addr);
             }
+        }
+    }
+}
+
+/// The calls to this node's instances.
+pub(super) struct CallsOfInstances {
+    pub(super) workers: Arc<Workers>,
+    pub(super) mesh: watch::Receiver<Mesh>,
+}
+
+#[tonic::async_trait]
+impl Calls for CallsOfInstances {
+    fn endpoint(&self, key: &InstanceKey) -> Option<u64> {
+        let mesh = self.mesh.borrow();
+        let mut locals = mesh.locals.iter();
+        locals.find_map(|(uid, local)| (local == key).then_some(*uid))
+    }
+
+    async fn ended(&self, endpoint: u64, within: Duration) -> usize {
+        let mut calls = self.workers.calls_in_flight(endpoint);
+        match timeout(within, calls.ended()).await {
+            Ok(()) => 0,
+            // At least one, or it would have ended.
+            Err(_) => calls.count().max(1),
         }
     }
 }

@@ -42,9 +42,20 @@ pub enum StateDirError {
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: Arc<Path>,
-    /// Held while a file is written: two writers of one name share its temporary file. The lock on the folder, which a
-    /// full disk may not have let this process take yet.
-    writing: Arc<Mutex<Option<File>>>,
+    /// Held while a file is written: two writers of one name share its temporary file.
+    writing: Arc<Mutex<Lock>>,
+}
+
+/// The lock on the folder.
+#[derive(Debug, Default)]
+enum Lock {
+    /// A full disk has not let this process take it yet.
+    #[default]
+    Missing,
+    /// Held for as long as the file is open.
+    Taken(#[allow(dead_code)] File),
+    /// The folder is another process's now.
+    Released,
 }
 
 impl StateDir {
@@ -75,7 +86,7 @@ impl StateDir {
     }
 
     fn probe(&self) -> Result<(), StateDirError> {
-        *self.writing() = Some(lock(&self.path)?);
+        *self.writing() = Lock::Taken(lock(&self.path)?);
         let write = |source| StateDirError::Write {
             path: self.path.to_path_buf(),
             source,
@@ -84,11 +95,18 @@ impl StateDir {
         fs::remove_file(self.path.join("probe")).map_err(write)
     }
 
-    fn writing(&self) -> MutexGuard<'_, Option<File>> {
+    /// Gives the folder to the next process: nothing is written from now on, whoever tries. A write that is under way is
+    /// waited for.
+    pub fn release(&self) {
+        *self.writing() = Lock::Released;
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Lock> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a value whole: after this returns it survives a power loss. If it fails the old value stays.
+    /// Writes a value whole: after this returns it survives a power loss. If it fails the old value stays. After `release`
+    /// it does nothing.
     ///
     /// # Errors
     /// The file system's.
@@ -103,8 +121,10 @@ impl StateDir {
             ));
         }
         let mut writing = self.writing();
-        if writing.is_none() {
-            *writing = Some(lock(&self.path).map_err(io::Error::other)?);
+        match &*writing {
+            Lock::Missing => *writing = Lock::Taken(lock(&self.path).map_err(io::Error::other)?),
+            Lock::Taken(_) => {}
+            Lock::Released => return Ok(()),
         }
         let temporary = self.path.join(format!("{name}.tmp"));
         let written = self.replace(name, &temporary, value);
@@ -168,6 +188,9 @@ impl StateDir {
 
     /// Renames a file that cannot be used, so that a person can look at it and the next write does not cover it.
     pub fn set_aside(&self, name: &str, why: &str) {
+        if matches!(*self.writing(), Lock::Released) {
+            return;
+        }
         set_aside(&self.path, name, why);
     }
 }

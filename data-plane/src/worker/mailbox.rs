@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
+use super::calls_watch::CallsWatch;
 use super::{ConnectionInfo, Report, Role, WorkerOptions};
 use crate::observe::metrics::WorkerMetrics;
 use crate::route::RouteTable;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Table,
     /// Drop what is counted of these services: nobody has called them for long.
     Forget(Arc<HashSet<Arc<str>>>),
+    /// Say how many calls are in flight on an endpoint, until there are none.
+    WatchCalls(CallsWatch),
     /// Stop accepting, say goodbye, finish calls.
     Drain,
     /// List the connections.

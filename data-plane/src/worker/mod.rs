@@ -2,6 +2,7 @@
 //! of its own. Tables and commands come in by mailbox, metrics and reports go out; the rooms from listener/ to
 //! observe/ are driven from here. No async runtime and no lock comes onto the path.
 
+mod calls_watch;
 mod closing;
 mod mailbox;
 pub mod options;
@@ -11,6 +12,7 @@ mod workers;
 
 pub use crate::caller::Role;
 pub use crate::observe::Report;
+pub use calls_watch::CallsInFlight;
 pub use options::WorkerOptions;
 pub use workers::Workers;
 

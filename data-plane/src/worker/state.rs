@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::WorkerOptions;
+use super::calls_watch::CallsWatch;
 use super::mailbox::{Command, Shared, WorkerInit};
 use crate::arena::Arena;
 use crate::balance::passive::PassiveHealth;
@@ -71,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) held: usize,
     /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
     pub(crate) growing: bool,
+    /// Endpoints whose last call somebody waits for.
+    pub(crate) calls_watched: Vec<CallsWatch>,
     /// When calls are cut, once draining.
     pub(crate) draining: Option<Instant>,
     pub(crate) drained: bool,
@@ -124,6 +127,7 @@ impl Worker {
             asked: FxHashSet::default(),
             held: 0,
             growing: true,
+            calls_watched: Vec::new(),
             draining: None,
             drained: false,
             drain_look: false,

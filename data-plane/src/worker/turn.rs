@@ -75,6 +75,9 @@ impl Worker {
         }
         self.feed_pools();
         self.flush_all();
+        if !self.calls_watched.is_empty() {
+            self.tell_calls_watched();
+        }
         if self.draining.is_some() {
             self.check_drained();
         }
@@ -92,6 +95,7 @@ impl Worker {
                 Command::AcceptedUnix(role, socket) => self.take_unix(role, socket),
                 Command::Table => self.swap_table(),
                 Command::Forget(services) => self.forget(&services),
+                Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,

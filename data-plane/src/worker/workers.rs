@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use heddle_listen::{SocketFile, bind_unix};
 use tokio::sync::{mpsc, watch};
 
+use super::calls_watch::{CallsInFlight, CallsWatch};
 use super::mailbox::{Command, MAILBOX, Peer, Shared, WorkerInit};
 use super::{ConnectionInfo, Report, Role, WorkerOptions};
 use crate::listener::bind::bind_tcp;
@@ -149,6 +150,18 @@ impl Workers {
     /// Drops what was counted of services that nobody calls any more.
     pub fn forget(&self, services: &Arc<HashSet<Arc<str>>>) {
         self.tell(|| Command::Forget(Arc::clone(services)));
+    }
+
+    /// The calls in flight on an endpoint, local callers' and those of other nodes.
+    #[must_use]
+    pub fn calls_in_flight(&self, uid: u64) -> CallsInFlight {
+        let peers = self.shared.peers.iter();
+        let counts = peers.map(|peer| {
+            let (count, counts) = watch::channel(None);
+            let _ = peer.send(Command::WatchCalls(CallsWatch { uid, count }));
+            counts
+        });
+        CallsInFlight::new(counts.collect())
     }
 
     /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most for the drain timeout.

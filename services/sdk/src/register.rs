@@ -11,12 +11,12 @@ use bytes::Bytes;
 use heddle_pacing::Backoff;
 use heddle_proto::error_text::status_cause;
 use heddle_proto::registry::v1::{
-    DeregisterRequest, Health, Instance, KeepAliveRequest, RegisterRequest, RegisterResponse,
-    registry_client::RegistryClient,
+    DeregisterRequest, DeregisterResponse, Health, Instance, KeepAliveRequest, RegisterRequest,
+    RegisterResponse, registry_client::RegistryClient,
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
+    time::{MissedTickBehavior, error::Elapsed, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -89,14 +89,28 @@ pub struct Departure {
     pub acknowledged: bool,
     /// Clients that had not, or why the agent could not be asked.
     pub unacknowledged: Vec<String>,
+    /// With [`Registration::leave_finished`]: the calls that were in flight have ended.
+    pub finished: bool,
+    /// The same: calls that had not ended when the wait was over.
+    pub in_flight: u32,
+}
+
+/// How an instance goes.
+#[derive(Clone, Debug)]
+enum Manner {
+    /// It leaves, and waits for the clients' acknowledgement.
+    Leaves,
+    /// The same, and then for the end of its calls in flight, at most so long.
+    Finishes(Duration),
+    /// It has gone already, and why.
+    Vanished(String),
 }
 
 /// A registration kept alive in the background. Dropping every handle does not end it; [`Registration::leave`] does.
 #[derive(Clone, Debug)]
 pub struct Registration {
     leaving: CancellationToken,
-    /// Why the instance has gone already; unset: it leaves, and waits for the clients' acknowledgement.
-    vanished: Arc<OnceLock<String>>,
+    manner: Arc<OnceLock<Manner>>,
     node: watch::Receiver<Arc<str>>,
     departed: watch::Receiver<Option<Departure>>,
 }
@@ -109,7 +123,7 @@ impl Registration {
     pub fn start(membership: Membership) -> Result<Self, SdkError> {
         let client = RegistryClient::new(agent_channel(&membership.agent)?);
         let leaving = CancellationToken::new();
-        let vanished = Arc::new(OnceLock::new());
+        let manner = Arc::new(OnceLock::new());
         let (node_sender, node) = watch::channel(Arc::from(""));
         let (departed_sender, departed) = watch::channel(None);
         let member = Member {
@@ -120,7 +134,7 @@ impl Registration {
                 file_descriptor_set: membership.file_descriptor_set,
             },
             leaving: leaving.clone(),
-            vanished: vanished.clone(),
+            manner: manner.clone(),
             node: node_sender,
             said: OnceInAWhile::default(),
         };
@@ -130,7 +144,7 @@ impl Registration {
         });
         Ok(Self {
             leaving,
-            vanished,
+            manner,
             node,
             departed,
         })
@@ -154,17 +168,25 @@ impl Registration {
     /// Takes the instance out and returns when every connected client has acknowledged it, or after
     /// [`LEAVE_WITHIN`]. The instance must go on serving meanwhile. Later calls give the same answer.
     pub async fn leave(&self) -> Departure {
-        self.depart().await
+        self.depart(Manner::Leaves).await
+    }
+
+    /// The same, and then waits at most `within` for the end of the calls that the node's proxy has handed to the instance:
+    /// after that the instance may be stopped and no call is cut. For one that would end with its calls in flight; a
+    /// server that finishes them after a GOAWAY needs [`Registration::leave`] only.
+    pub async fn leave_finished(&self, within: Duration) -> Departure {
+        self.depart(Manner::Finishes(within)).await
     }
 
     /// Takes the instance out without waiting for any client: for one that has already gone, and why it has in a few
     /// words ("its process ended"): the mesh is told of that as an event. Empty: no event.
     pub async fn vanish(&self, cause: &str) -> Departure {
-        self.vanished.get_or_init(|| cause.to_owned());
-        self.depart().await
+        self.depart(Manner::Vanished(cause.to_owned())).await
     }
 
-    async fn depart(&self) -> Departure {
+    /// The first manner counts.
+    async fn depart(&self, manner: Manner) -> Departure {
+        self.manner.get_or_init(|| manner);
         self.leaving.cancel();
         let mut departed = self.departed.clone();
         match departed.wait_for(Option::is_some).await {
@@ -205,7 +227,7 @@ struct Member {
     agent: String,
     request: RegisterRequest,
     leaving: CancellationToken,
-    vanished: Arc<OnceLock<String>>,
+    manner: Arc<OnceLock<Manner>>,
     node: watch::Sender<Arc<str>>,
     said: OnceInAWhile,
 }
@@ -219,7 +241,7 @@ impl Member {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
                     return match timeout(UNDO_WITHIN, register).await {
-                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.vanished.clone()).await,
+                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.manner()).await,
                         _ => Departure::default(),
                     };
                 }
@@ -266,7 +288,7 @@ impl Member {
             why = &mut alive => why,
             () = self.leaving.cancelled() => {
                 // The beats go on meanwhile: a broken stream would take the instance out before the clients know.
-                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.vanished.clone()));
+                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.manner()));
                 return Some(tokio::select! {
                     departure = &mut leave => departure,
                     _ = &mut alive => leave.await,
@@ -275,6 +297,10 @@ impl Member {
         };
         self.say(&broken);
         None
+    }
+
+    fn manner(&self) -> Manner {
+        self.manner.get().cloned().unwrap_or(Manner::Leaves)
     }
 
     fn say(&mut self, why: &str) {
@@ -381,21 +407,38 @@ fn broken(status: &Status) -> String {
 async fn deregister(
     mut client: RegistryClient<Channel>,
     registration: String,
-    vanished: Arc<OnceLock<String>>,
+    manner: Manner,
 ) -> Departure {
+    let span = |span: Duration| prost_types::Duration::try_from(span).ok();
+    let (waits, finish, cause) = match manner {
+        Manner::Leaves => (true, None, String::new()),
+        Manner::Finishes(within) => (true, Some(within), String::new()),
+        Manner::Vanished(cause) => (false, None, cause),
+    };
     let request = DeregisterRequest {
         registration,
-        wait_acknowledged: vanished.get().is_none(),
-        max_wait: prost_types::Duration::try_from(ACKNOWLEDGE_WITHIN).ok(),
-        cause: vanished.get().cloned().unwrap_or_default(),
+        wait_acknowledged: waits,
+        max_wait: span(ACKNOWLEDGE_WITHIN),
+        cause,
+        wait_finished: finish.is_some(),
+        max_finish: finish.and_then(span),
     };
-    match timeout(LEAVE_WITHIN, client.deregister(request)).await {
+    let longest = LEAVE_WITHIN + finish.unwrap_or_default();
+    departure(timeout(longest, client.deregister(request)).await)
+}
+
+type Answer = Result<Result<tonic::Response<DeregisterResponse>, Status>, Elapsed>;
+
+fn departure(answer: Answer) -> Departure {
+    match answer {
         Ok(Ok(response)) => {
             let response = response.into_inner();
             Departure {
                 deregistered: true,
                 acknowledged: response.acknowledged,
                 unacknowledged: response.unacknowledged,
+                finished: response.finished,
+                in_flight: response.in_flight,
             }
         }
         Ok(Err(status)) => Departure {

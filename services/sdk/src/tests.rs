@@ -150,7 +150,8 @@ impl Registry for FakeAgent {
         }
         Ok(Response::new(DeregisterResponse {
             acknowledged: true,
-            unacknowledged: vec![],
+            finished: true,
+            ..DeregisterResponse::default()
         }))
     }
 
@@ -263,7 +264,8 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
         Departure {
             deregistered: true,
             acknowledged: true,
-            unacknowledged: vec![]
+            finished: true,
+            ..Departure::default()
         }
     );
     assert_eq!(
@@ -276,6 +278,18 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
     assert_eq!(asked[0].registration, "r1");
     assert!(asked[0].wait_acknowledged && asked[0].cause.is_empty());
     assert!(asked[0].max_wait.is_some_and(|wait| wait.seconds < 5));
+}
+
+/// Issue 10, D5.
+#[tokio::test]
+async fn leaving_waits_for_the_end_of_calls_where_the_service_cannot_finish_them_itself() {
+    let (agent, registration) = agent().await;
+    agent.beats(1).await;
+    let departure = registration.leave_finished(Duration::from_secs(600));
+    assert!(timeout(PATIENCE, departure).await.unwrap().finished);
+    let asked = agent.0.deregistered.lock().unwrap().clone();
+    assert!(asked[0].wait_acknowledged && asked[0].wait_finished);
+    assert_eq!(asked[0].max_finish.map(|span| span.seconds), Some(600));
 }
 
 #[tokio::test]

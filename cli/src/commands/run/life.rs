@@ -1,5 +1,5 @@
 //! From the first start to the drain: start, wait until it listens, register, watch; start again with back-off when it
-//! fails; at a signal leave the mesh first, then stop it. One program runs at a time, and it is registered only while
+//! fails; at a signal leave the mesh first, let its calls end, then stop it. One program runs at a time, and it is registered only while
 //! it listens.
 
 use std::{
@@ -133,7 +133,7 @@ async fn tell_when_registered(plan: &Plan, address: SocketAddr, registration: &R
     ));
 }
 
-/// Leaves the mesh, then stops the program. A second signal skips what is being waited for.
+/// Leaves the mesh, waits for the end of the calls in flight, then stops the program. A second signal skips what is being waited for.
 async fn drain(
     plan: &Plan,
     program: &mut Program,
@@ -141,9 +141,15 @@ async fn drain(
 ) -> Result<u8, String> {
     if let Some(registration) = registration {
         tokio::select! {
-            departure = registration.leave() => {
+            departure = registration.leave_finished(plan.stop_timeout) => {
                 if !departure.unacknowledged.is_empty() {
                     tracing::warn!(unacknowledged = ?departure.unacknowledged, "stopping before every client knows");
+                }
+                if departure.in_flight > 0 {
+                    tracing::warn!(
+                        "{} calls had not ended within {:?} (--stop-timeout): the program is stopped with them",
+                        departure.in_flight, plan.stop_timeout
+                    );
                 }
             }
             // It may end by itself meanwhile; then there is nothing to stop.

@@ -50,10 +50,11 @@ pub(crate) struct Options {
     /// When to start it again after it ended: on-failure, always or never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "on-failure")]
     restart: Restart,
-    /// How long it may take to end after SIGTERM before it is killed, in seconds
+    /// On SIGTERM it leaves the mesh first; then its calls in flight may take so long, and after the SIGTERM that it gets
+    /// then it may take as long again before it is killed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u32,
-    /// The agent of this node; the program gets it as $HEDDLE_AGENT
+    /// The agent of this node; the program gets it as $HEDDLE_AGENT, and HOST:PORT alone as $HEDDLE_AGENT_ADDR
     #[arg(
         long,
         value_name = "URL",
@@ -61,7 +62,7 @@ pub(crate) struct Options {
         default_value = "http://127.0.0.1:15002"
     )]
     agent: String,
-    /// Where the program sends its calls; it gets this as $HEDDLE_OUTBOUND
+    /// Where the program sends its calls; it gets this as $HEDDLE_OUTBOUND, and HOST:PORT alone as $HEDDLE_OUTBOUND_ADDR
     #[arg(
         long,
         value_name = "URL",

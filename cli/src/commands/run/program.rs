@@ -89,7 +89,9 @@ impl Program {
             .args(plan.args.iter().map(|arg| with_port(arg, port)))
             .env("PORT", port.to_string())
             .env("HEDDLE_OUTBOUND", &plan.outbound)
+            .env("HEDDLE_OUTBOUND_ADDR", address_of(&plan.outbound))
             .env("HEDDLE_AGENT", &plan.agent)
+            .env("HEDDLE_AGENT_ADDR", address_of(&plan.agent))
             .env("HEDDLE_SERVICE", &plan.instance.service)
             .env("HEDDLE_NAMESPACE", &plan.instance.namespace)
             .env("HEDDLE_INSTANCE", &plan.instance.id)
@@ -174,6 +176,15 @@ pub(super) fn with_port(arg: &OsStr, port: u16) -> OsString {
         whole.push_str(part);
     }
     whole.into()
+}
+
+/// What many clients take as their target: `HOST:PORT` of a URL. A `unix:` address is one already.
+pub(super) fn address_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    match url.starts_with("unix:") {
+        true => url,
+        false => rest.split(['/', '?', '#']).next().unwrap_or(rest),
+    }
 }
 
 /// Returns once something accepts connections on `address`; says so when that takes long.

@@ -3,7 +3,13 @@ use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 use heddle_proto::registry::v1::{Protocol, health_check::Kind};
 use tokio::time::timeout;
 
-use super::{Options, life::live, options::Plan, program::with_port, sources::proto_services};
+use super::{
+    Options,
+    life::live,
+    options::Plan,
+    program::{address_of, with_port},
+    sources::proto_services,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,6 +50,23 @@ fn what_is_typed_is_what_is_registered() {
     );
     let health = instance.health.unwrap();
     assert_eq!((health.kind(), &*health.path), (Kind::Http, "/ok"));
+}
+
+/// Issue 10, D5.
+#[test]
+fn addresses_stand_beside_urls() {
+    for (url, expect) in [
+        ("http://127.0.0.1:15001", "127.0.0.1:15001"),
+        ("http://127.0.0.1:15001/", "127.0.0.1:15001"),
+        ("http://[::1]:15001", "[::1]:15001"),
+        ("proxy:15001", "proxy:15001"),
+        (
+            "unix:/run/heddle/outbound.sock",
+            "unix:/run/heddle/outbound.sock",
+        ),
+    ] {
+        assert_eq!(address_of(url), expect, "{url}");
+    }
 }
 
 #[test]
@@ -99,8 +122,8 @@ fn mistakes_are_told_before_anything_starts() {
 
 #[tokio::test]
 async fn the_exit_code_is_passed_and_the_program_knows_its_port_and_node() {
-    let script =
-        "test -n \"$PORT\" -a \"$HEDDLE_AGENT\" = 127.0.0.1:1 -a -n \"$HEDDLE_OUTBOUND\" && exit 7";
+    let script = "test -n \"$PORT\" -a \"$HEDDLE_AGENT\" = 127.0.0.1:1 -a -n \"$HEDDLE_OUTBOUND\" \
+        -a \"$HEDDLE_AGENT_ADDR\" = 127.0.0.1:1 -a \"$HEDDLE_OUTBOUND_ADDR\" = 127.0.0.1:15001 && exit 7";
     let plan = plan("--service u --restart never", &["sh", "-c", script]).unwrap();
     let never = std::future::pending();
     assert_eq!(timeout(PATIENCE, live(&plan, never)).await.unwrap(), Ok(7));

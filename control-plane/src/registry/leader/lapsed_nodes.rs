@@ -27,6 +27,10 @@ const NOTED_AT_ONCE: usize = 20;
 /// Instances deleted in one transaction; the last one has the node's record and the event too.
 const AT_ONCE: usize = MAX_TXN_OPS - 8;
 
+/// Kinds of the event that tells of a removal.
+const EXPIRED: &str = "node-expired";
+const LEFT: &str = "node-left";
+
 pub(super) async fn run(membership: &Membership, token: FencingToken) {
     let registry = membership.registry();
     let options = registry.options();
@@ -62,8 +66,13 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
         let mut notes = BTreeMap::new();
         for verdict in expiry.verdicts(now(), || membership.overdue()) {
             match verdict {
-                Verdict::Remove { node, cause } => {
-                    let done = remove(registry, token, &node, &cause).await;
+                Verdict::Remove {
+                    node,
+                    cause,
+                    stopped,
+                } => {
+                    let kind = if stopped { LEFT } else { EXPIRED };
+                    let done = remove(registry, token, &node, kind, &cause).await;
                     carried_out(registry, &node, done);
                 }
                 Verdict::Suspect { node, cause } => {
@@ -91,6 +100,7 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
         for name in nodes {
             match view.node(name) {
                 Some(node) if node.alive && view.instances_on(name) > 0 => expiry.on_alive(name),
+                Some(node) if node.left && view.instances_on(name) > 0 => expiry.on_left(name, now),
                 Some(node) if view.instances_on(name) > 0 => {
                     expiry.on_lapsed(name, node.suspect.then_some(node.suspect_for), now);
                 }
@@ -121,6 +131,7 @@ async fn remove(
     registry: &Registry,
     token: FencingToken,
     node: &str,
+    kind: &'static str,
     cause: &str,
 ) -> Result<(), StoreError> {
     let store = registry.store();
@@ -157,7 +168,7 @@ async fn remove(
         return Ok(());
     }
     let fact = Fact::of_node(
-        "node-expired",
+        kind,
         node,
         &format!("{cause}; its {instances} instances are removed"),
     );
@@ -165,7 +176,7 @@ async fn remove(
         return came_back(node);
     }
     tracing::warn!(
-        event = "node-expired",
+        event = kind,
         node,
         instances,
         cause,
@@ -294,7 +305,7 @@ mod tests {
             .replace_all(vec![instance("a", "users/u1")])
             .await
             .unwrap();
-        remove(registry, fixture.fencing_token(), "a", "too late")
+        remove(registry, fixture.fencing_token(), "a", EXPIRED, "too late")
             .await
             .unwrap();
         suspect(registry, fixture.fencing_token(), "a", "too late")

@@ -101,6 +101,10 @@ pub(super) fn told(
             "node-returned",
             format!("{who} came back after its lease had ended{was}"),
         ),
+        (false, _) if held.left => (
+            "node-returned",
+            format!("{who} came after {before} had been told to stop"),
+        ),
         (false, false) => (
             "node-returned",
             format!("{who} came after the lease of {before} had ended{was}"),

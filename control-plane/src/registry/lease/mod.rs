@@ -338,19 +338,33 @@ impl NodeLease {
         self.replace(Vec::new(), |_| None, false).await?;
         let mut then = vec![Op::delete(&keys::alive(&self.node))];
         then.extend(self.left_record().await?);
+        self.write_left(then, "said that it leaves").await?;
+        match self.registry.store().revoke(self.lease).await {
+            Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The node's process stops, for a restart or for good: its instances stay until its lease ends, and nobody renews it
+    /// any more.
+    pub async fn stopping(&mut self) -> Result<Revision, LeaseError> {
+        let then = self.left_record().await?.into_iter().collect();
+        let what = "was told to stop; its instances stay in use until its lease ends or it is back";
+        self.write_left(then, what).await?;
+        Ok(self.last)
+    }
+
+    async fn write_left(&mut self, then: Vec<Op>, what: &str) -> Result<(), LeaseError> {
         let txn = self.fenced(then);
         let (process, epoch) = (&self.process_id, self.epoch);
-        let cause = format!("process {process} (epoch {epoch}) said that it leaves");
+        let cause = format!("process {process} (epoch {epoch}) {what}");
         let fact = Fact::of_node("node-left", &self.node, &cause);
         let result = self.registry.txn_told(txn, &[fact]).await?;
         if !result.succeeded {
             return Err(self.why_lost().await?);
         }
         self.last = self.last.max(result.revision);
-        match self.registry.store().revoke(self.lease).await {
-            Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
-            Err(error) => Err(error.into()),
-        }
+        Ok(())
     }
 
     /// The node's record as it stays behind: that the node left is no fault of anybody's. While this session holds the

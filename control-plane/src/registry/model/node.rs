@@ -24,7 +24,7 @@ pub struct Node {
     pub alive: bool,
     /// Its lease lapsed together with many others: its instances stay in use, as UNKNOWN.
     pub suspect: bool,
-    /// Its last process said that it leaves for good.
+    /// Its last process said that it stops or leaves.
     pub left: bool,
     /// For how long it has been suspect, as a sweeper noted last.
     pub suspect_for: Duration,

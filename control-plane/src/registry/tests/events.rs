@@ -86,6 +86,40 @@ async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction()
     fixture.until(|_| kinds(&fixture) == all).await;
 }
 
+/// Issue 10, D5: a node that was stopped counted as lapsed for an hour.
+#[tokio::test]
+async fn a_proxy_that_is_stopped_leaves_with_its_lease_and_nothing_is_wrong() {
+    let fixture = Fixture::with_ttl(Duration::from_secs(2)).await;
+    let mut first = claim(&fixture, "p1").await;
+    let revision = first.stopping().await.unwrap();
+    drop(first);
+    fixture.registry.reached(revision).await;
+    fixture.registry.read(|view| {
+        let node = view.node("a").unwrap();
+        assert!(node.alive && node.left, "{node:?}");
+        assert_eq!(names(view).len(), 1, "a restart is no flap");
+    });
+    // Its successor takes over at once, and is there.
+    let mut second = claim(&fixture, "p2").await;
+    let is_back = |view: &View| view.node("a").is_some_and(|node| node.alive && !node.left);
+    fixture.until(is_back).await;
+    second.stopping().await.unwrap();
+    drop(second);
+    fixture.until(|view| names(view).is_empty()).await;
+    fixture.registry.read(|view| {
+        let node = view.node("a").unwrap();
+        assert!(!node.alive && node.left, "{node:?}");
+    });
+    let all = [
+        "node-joined",
+        "node-left",
+        "node-returned",
+        "node-left",
+        "node-left",
+    ];
+    fixture.until(|_| kinds(&fixture) == all).await;
+}
+
 #[tokio::test]
 async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
     let fixture = Fixture::new().await;

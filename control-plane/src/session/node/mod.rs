@@ -175,6 +175,7 @@ impl Session {
                 Some(node_message::Message::Schema(schema)) => self.on_schema(schema).await?,
                 Some(node_message::Message::RemovalQuery(query)) => self.on_query(query).await?,
                 Some(node_message::Message::Leave(_)) => return self.on_leave().await,
+                Some(node_message::Message::Stopping(_)) => return self.on_stopping().await,
                 Some(node_message::Message::Hello(_)) => {
                     return Err(refusal::invalid("hello", "must come once per stream").into());
                 }
@@ -366,6 +367,12 @@ impl Session {
     async fn on_leave(&mut self) -> Result<(), End> {
         let revision = self.lease.leave().await?;
         tracing::info!(event = "node-left", node = %self.node, %revision, "a node leaves");
+        Err(End::Closed)
+    }
+
+    async fn on_stopping(&mut self) -> Result<(), End> {
+        let revision = self.lease.stopping().await?;
+        tracing::info!(event = "node-left", node = %self.node, %revision, "the proxy of a node stops");
         Err(End::Closed)
     }
 

@@ -35,6 +35,7 @@ fn info(id: &str, role: &str) -> NodeInfo {
         audience: Audience::Proxy,
         outbound: None,
         revision: 0,
+        process_id: String::new(),
     }
 }
 

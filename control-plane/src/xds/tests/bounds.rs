@@ -26,6 +26,7 @@ fn node(id: &str) -> NodeInfo {
         audience: Audience::Proxy,
         outbound: None,
         revision: 0,
+        process_id: String::new(),
     }
 }
 

@@ -100,6 +100,8 @@ pub enum Refused {
         address: SocketAddr,
         listener: &'static str,
     },
+    #[error("this proxy is stopping: register with its successor, at the same address")]
+    Stopping,
     #[error("this node has {MAX_INSTANCES} instances, the most that one node takes")]
     Full,
 }

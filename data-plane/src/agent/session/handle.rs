@@ -8,6 +8,8 @@ use tokio::{
     time::timeout_at,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::SessionStatus;
 use crate::agent::key::InstanceKey;
 
@@ -33,6 +35,9 @@ const MOVING: Duration = Duration::from_secs(5);
 /// What is left of the wait for the way to the control plane and back.
 const WAY: Duration = Duration::from_millis(300);
 
+/// The control plane has so long to take note that this process stops.
+pub(super) const ENDING: Duration = Duration::from_millis(500);
+
 /// Asks the session. Clones are one.
 #[derive(Clone)]
 pub struct SessionHandle {
@@ -40,6 +45,7 @@ pub struct SessionHandle {
     pub(super) status: watch::Receiver<SessionStatus>,
     /// When the last session that had been welcomed broke; `None` before the first, and while one stands.
     pub(super) lost: watch::Receiver<Option<Instant>>,
+    pub(super) stop: CancellationToken,
 }
 
 /// What asking came to.
@@ -54,6 +60,15 @@ impl SessionHandle {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<SessionStatus> {
         self.status.clone()
+    }
+
+    /// This process was told to stop: leaves the node to its successor. Returns when the control plane knows, or has had
+    /// its time.
+    pub async fn end(&self) {
+        self.stop.cancel();
+        let mut status = self.status.clone();
+        let ended = status.wait_for(|now| matches!(now, SessionStatus::Off | SessionStatus::Ended));
+        let _ = tokio::time::timeout(ENDING * 2, ended).await;
     }
 
     /// Waits, at most `max_wait`, until every client has acknowledged that the instance is gone. With no control plane
@@ -80,6 +95,7 @@ impl SessionHandle {
                     Asked::Answer(answer) => return answer,
                     Asked::Broke => until,
                 },
+                SessionStatus::Ended => return away("(this proxy stops)"),
                 SessionStatus::Superseded(_) => {
                     return away("(another process has this node's name)");
                 }

@@ -24,6 +24,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
@@ -57,6 +58,8 @@ pub enum SessionStatus {
     Connected(String),
     /// Another process has taken this node's name; its words.
     Superseded(String),
+    /// This process was told to stop, and has left the node to its successor.
+    Ended,
 }
 
 /// Removals asked for and not yet answered; over this they are answered as not acknowledged.
@@ -80,6 +83,7 @@ pub struct Session {
     removals: mpsc::Receiver<Removal>,
     status: watch::Sender<SessionStatus>,
     lost: watch::Sender<Option<Instant>>,
+    stop: CancellationToken,
 }
 
 /// How one connection ended.
@@ -88,6 +92,8 @@ enum End {
     Broken(String),
     /// Another process of this name lives.
     Superseded(String),
+    /// This process was told to stop, and the control plane knows.
+    Stopped,
 }
 
 impl Session {
@@ -107,7 +113,9 @@ impl Session {
         };
         let status = watch::Sender::new(first);
         let lost = watch::Sender::new(None);
+        let stop = CancellationToken::new();
         let handle = SessionHandle {
+            stop: stop.clone(),
             removals: ask,
             status: status.subscribe(),
             lost: lost.subscribe(),
@@ -123,6 +131,7 @@ impl Session {
                 removals,
                 status,
                 lost,
+                stop,
             },
             handle,
         )
@@ -133,8 +142,16 @@ impl Session {
         self.identity.advertise = advertise;
     }
 
-    /// Connects, serves, and connects again, for ever.
+    /// Connects, serves, and connects again, until it is told to end.
     pub async fn run(mut self) {
+        self.connect_until_stopped().await;
+        if self.stop.is_cancelled() {
+            self.status.send_replace(SessionStatus::Ended);
+        }
+    }
+
+    async fn connect_until_stopped(&mut self) {
+        let stop = self.stop.clone();
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {
             return;
@@ -143,7 +160,10 @@ impl Session {
         loop {
             let url = replicas.take();
             let started = Instant::now();
-            let end = match self.connect(url).await {
+            let Some(opened) = stop.run_until_cancelled(self.connect(url)).await else {
+                return;
+            };
+            let end = match opened {
                 Ok(open) => {
                     let end = self.serve(open).await;
                     self.lost.send_replace(Some(Instant::now()));
@@ -168,9 +188,12 @@ impl Session {
                     self.status.send_replace(SessionStatus::Superseded(by));
                     jittered(SUPERSEDED_RETRY, 0.8..1.2)
                 }
+                End::Stopped => return,
             };
             self.let_go_of_removals();
-            sleep(pause).await;
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
         }
     }
 
@@ -316,6 +339,10 @@ impl Session {
             stream.step(&self.agent).await.map_err(End::Broken)?;
             let silent = stream.silent_at();
             tokio::select! {
+                () = self.stop.cancelled() => {
+                    stream.stopping().await;
+                    return Err(End::Stopped);
+                }
                 message = stream.responses.message() => {
                     let message = match message {
                         Ok(Some(message)) => message,

@@ -12,7 +12,7 @@ use std::{
 
 use heddle_proto::control::v1::{
     Beat, Change, ControlMessage, LocalInstance, NodeMessage, Rejection, RemovalAnswer,
-    RemovalQuery, SchemaUpload, Welcome, ack, control_message, node_message,
+    RemovalQuery, SchemaUpload, Stopping, Welcome, ack, control_message, node_message,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -22,7 +22,7 @@ use tonic::Streaming;
 
 use super::{
     MAX_REMOVALS,
-    handle::{Acknowledged, Removal, too_many},
+    handle::{Acknowledged, ENDING, Removal, too_many},
 };
 use crate::agent::{
     Agent,
@@ -281,6 +281,17 @@ impl Stream {
             sequence: self.beats,
         }))
         .await
+    }
+
+    /// Says that this process stops, and waits until the control plane has taken note and ended the session.
+    pub(super) async fn stopping(&mut self) {
+        let last_words = async {
+            let told = self.send(node_message::Message::Stopping(Stopping {}));
+            if told.await.is_ok() {
+                while let Ok(Some(_)) = self.responses.message().await {}
+            }
+        };
+        let _ = timeout(ENDING, last_words).await;
     }
 
     pub(super) async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {

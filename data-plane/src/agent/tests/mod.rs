@@ -11,7 +11,10 @@ mod validate;
 use std::{
     future::Future,
     net::SocketAddr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,8 @@ use tokio::sync::watch;
 
 use super::{
     Agent,
-    retire::Retire,
+    key::InstanceKey,
+    retire::{Calls, Retire},
     session::{Identity, Session},
     validate::{Checked, Origin, check},
 };
@@ -79,6 +83,20 @@ pub(super) async fn free_address() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
+/// A data path with no calls.
+struct NoCalls;
+
+#[tonic::async_trait]
+impl Calls for NoCalls {
+    fn endpoint(&self, _: &InstanceKey) -> Option<u64> {
+        None
+    }
+
+    async fn ended(&self, _: u64, _: Duration) -> usize {
+        0
+    }
+}
+
 /// Takes instances out where there is no control plane, and the routing table has every change at once.
 pub(super) fn retire(agent: &Agent) -> Retire {
     let identity = Identity {
@@ -88,7 +106,7 @@ pub(super) fn retire(agent: &Agent) -> Retire {
         region: String::new(),
         zone: String::new(),
     };
-    let (_, handle) = Session::new(agent.clone(), identity, vec![], std::sync::Arc::default());
+    let (_, handle) = Session::new(agent.clone(), identity, vec![], Arc::default());
     let (_, applied) = watch::channel(u64::MAX);
-    Retire::new(agent.clone(), handle, applied)
+    Retire::new(agent.clone(), handle, applied, Arc::new(NoCalls))
 }

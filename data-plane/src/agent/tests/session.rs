@@ -21,7 +21,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{checked, instance, listener, soon, until};
 use crate::agent::{
     Agent,
-    book::Views,
+    book::{Refused, Views},
     gone::Cause,
     session::{Identity, Session, SessionHandle, SessionStatus},
     validate::{Origin, check},
@@ -216,6 +216,43 @@ async fn the_full_set_goes_with_hello_then_every_change() {
     )
     .await
     .unwrap();
+}
+
+/// Issue 10, D5: it said nothing, and the node counted as lapsed.
+#[tokio::test]
+async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
+    let (addr, mut visits) = control().await;
+    let agent = Agent::new("a");
+    let e1 = agent
+        .register(checked(instance("echo", "e1", "127.0.0.1:1")))
+        .unwrap();
+    let stream = agent.stream_opened(&e1).unwrap();
+    let handle = start(&agent, vec![format!("http://{addr}")]);
+    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    visit.hello().await;
+    visit.welcome(41, &[]).await;
+    let mut status = handle.status();
+    let connected = status.wait_for(|now| matches!(now, SessionStatus::Connected(_)));
+    soon("connected", connected).await.unwrap();
+    agent.stop();
+    let ending = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.end().await }
+    });
+    let last = visit.next().await;
+    assert!(
+        matches!(last, node_message::Message::Stopping(_)),
+        "{last:?}"
+    );
+    drop(visit);
+    soon("the end", ending).await.unwrap();
+    assert_eq!(*handle.status().borrow(), SessionStatus::Ended);
+    assert!(visits.try_recv().is_err(), "it has not come back");
+    // The instance is the successor's: that its stream ends here takes nothing away, and nobody new is taken.
+    agent.stream_closed(&e1, stream, Cause::StreamBroke);
+    assert_eq!(agent.views().1.len(), 1);
+    let refused = agent.register(checked(instance("echo", "e2", "127.0.0.1:2")));
+    assert_eq!(refused.unwrap_err(), Refused::Stopping);
 }
 
 /// Ids and causes.

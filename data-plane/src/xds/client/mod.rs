@@ -24,6 +24,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
 use tracing::{debug, info, warn};
@@ -62,6 +63,8 @@ const LONGEST_BEHIND: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Asker {
     pub node: String,
+    /// Random, new with each process start.
+    pub process_id: String,
     pub region: String,
     pub zone: String,
 }
@@ -97,6 +100,14 @@ pub struct XdsHandle {
     /// The connection while the stream is open: load reports go by it too.
     pub channel: watch::Receiver<Option<Channel>>,
     pub uses: Uses,
+    draining: CancellationToken,
+}
+
+impl XdsHandle {
+    /// This process has been told to stop: says so on the stream, which goes on.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
 }
 
 /// The stream's task.
@@ -114,6 +125,7 @@ pub struct XdsClient {
     status: watch::Sender<StreamStatus>,
     snapshot: watch::Sender<Snapshot>,
     channel: watch::Sender<Option<Channel>>,
+    draining: CancellationToken,
 }
 
 /// Why there is no stream.
@@ -169,12 +181,14 @@ impl XdsClient {
         let status = watch::Sender::new(StreamStatus::default());
         let snapshot = watch::Sender::new(Snapshot::default());
         let channel = watch::Sender::new(None);
+        let draining = CancellationToken::new();
         let handle = XdsHandle {
             view: view.subscribe(),
             status: status.subscribe(),
             snapshot: snapshot.subscribe(),
             channel: channel.subscribe(),
             uses: tell,
+            draining: draining.clone(),
         };
         let client = Self {
             asker,
@@ -190,6 +204,7 @@ impl XdsClient {
             status,
             snapshot,
             channel,
+            draining,
         };
         client.show_demand();
         (client, handle)
@@ -305,8 +320,13 @@ impl XdsClient {
     ) -> Broken {
         let mut ticks = interval(TICK.min(self.demand.look_every()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told_draining = false;
         loop {
             let done = tokio::select! {
+                () = self.draining.cancelled(), if !told_draining => {
+                    told_draining = true;
+                    stream.tell_draining(&self.asker).await
+                }
                 response = responses.message() => match response {
                     Ok(Some(response)) => self.take(stream, &response).await,
                     Ok(None) => return "it ended the stream".to_owned().into(),
@@ -474,6 +494,7 @@ mod tests {
         let (_, wanted) = Schemas::new();
         let asker = Asker {
             node: "a".into(),
+            process_id: "p1".into(),
             region: String::new(),
             zone: String::new(),
         };

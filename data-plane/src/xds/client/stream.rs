@@ -73,6 +73,17 @@ impl Stream {
         Ok(())
     }
 
+    /// The process has been told to stop: a request that asks for nothing, with the node again.
+    pub(super) async fn tell_draining(&self, asker: &Asker) -> Result<(), String> {
+        let mut request = question(INDEX, Vec::new(), HashMap::new());
+        let mut node = node(asker, 0);
+        if let Some(metadata) = &mut node.metadata {
+            metadata.fields.insert("state".to_owned(), word("draining"));
+        }
+        request.node = Some(node);
+        self.send(request).await
+    }
+
     /// ACK, or NACK with the reason of each rejected resource.
     pub(super) async fn answer(
         &self,
@@ -201,14 +212,18 @@ fn question(
     }
 }
 
+fn word(text: &str) -> Value {
+    Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    }
+}
+
 /// `seen` is the newest revision this proxy knows of: a replica that is behind it waits or refuses.
 pub(in crate::xds) fn node(asker: &Asker, seen: u64) -> Node {
-    let word = |w: &str| Value {
-        kind: Some(Kind::StringValue(w.to_owned())),
-    };
     let fields = [
         ("role".to_owned(), word("proxy")),
         ("node".to_owned(), word(&asker.node)),
+        ("process".to_owned(), word(&asker.process_id)),
         ("revision".to_owned(), word(&seen.to_string())),
     ]
     .into_iter()

@@ -66,6 +66,7 @@ impl Callers for Two {
 fn asker() -> Asker {
     Asker {
         node: "a".into(),
+        process_id: "p1".into(),
         region: "eu".into(),
         zone: "eu-1".into(),
     }

@@ -357,6 +357,7 @@ fn start_with(
     let revision = Arc::new(AtomicU64::new(0));
     let asker = Asker {
         node: "a".into(),
+        process_id: "p1".into(),
         region: String::new(),
         zone: String::new(),
     };

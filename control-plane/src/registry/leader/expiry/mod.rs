@@ -19,6 +19,8 @@ pub(crate) enum Verdict {
     Remove {
         node: Arc<str>,
         cause: String,
+        /// Its process had been told to stop: nothing is wrong.
+        stopped: bool,
     },
     Suspect {
         node: Arc<str>,
@@ -33,6 +35,8 @@ pub(crate) enum Verdict {
 
 #[derive(Debug)]
 struct Lapsed {
+    /// Its process had been told to stop: it was not cut off, whoever else lapsed.
+    stopped: bool,
     suspect: bool,
     since: Instant,
     /// When the next verdict is due.
@@ -107,12 +111,27 @@ impl Expiry {
         let ends = now + left.unwrap_or_default();
         let due = ends.min(now + note_every(&self.options)).max(judged);
         let lapsed = Lapsed {
+            stopped: false,
             suspect: suspect.is_some(),
             since: judged,
             due,
             ends,
         };
         self.lapsed.insert(Arc::clone(node), lapsed);
+    }
+
+    /// The same, and its process had been told to stop: it belongs to no cut.
+    pub(crate) fn on_left(&mut self, node: &Arc<str>, now: Instant) {
+        self.alive.remove(node);
+        self.recent.retain(|(_, name)| name != node);
+        let judged = self.held_until.map_or(now, |held| now.max(held));
+        self.lapsed.entry(Arc::clone(node)).or_insert(Lapsed {
+            stopped: true,
+            suspect: false,
+            since: judged,
+            due: judged,
+            ends: now,
+        });
     }
 
     /// The node has neither lease nor instances.
@@ -137,7 +156,8 @@ impl Expiry {
         let (gone, mesh) = (self.recent.len(), self.mesh());
         let mass = self.is_mass(gone);
         let settle = self.settle;
-        let waits = |lapsed: &Lapsed| !lapsed.suspect && now < lapsed.since + settle;
+        let waits =
+            |lapsed: &Lapsed| !lapsed.suspect && !lapsed.stopped && now < lapsed.since + settle;
         if !mass && self.lapsed.values().any(waits) && self.is_mass(gone + overdue()) {
             for lapsed in self.lapsed.values_mut().filter(|it| waits(it)) {
                 lapsed.due = lapsed
@@ -154,6 +174,14 @@ impl Expiry {
         due.map(|(node, lapsed)| {
             lapsed.due = now + RETRY;
             let node = Arc::clone(node);
+            if lapsed.stopped {
+                let cause = "its proxy was told to stop and has not come back".to_owned();
+                return Verdict::Remove {
+                    node,
+                    cause,
+                    stopped: true,
+                };
+            }
             match (lapsed.suspect, mass) {
                 (true, _) if now < lapsed.ends => {
                     lapsed.due = lapsed.ends.min(now + note_every);
@@ -164,6 +192,7 @@ impl Expiry {
                 (true, _) => Verdict::Remove {
                     node,
                     cause: format!("it was suspect for {suspect_for:?} and did not come back"),
+                    stopped: false,
                 },
                 (false, true) => Verdict::Suspect {
                     node,
@@ -175,6 +204,7 @@ impl Expiry {
                 (false, false) => Verdict::Remove {
                     node,
                     cause: format!("its lease lapsed: no beat for {ttl:?}"),
+                    stopped: false,
                 },
             }
         })

@@ -65,6 +65,21 @@ impl Mesh {
     }
 }
 
+#[test]
+fn nodes_that_were_told_to_stop_go_at_once_and_make_no_mass_lapse() {
+    let mut mesh = Mesh::new(6);
+    for node in 0..4 {
+        let at = mesh.at(0);
+        mesh.expiry.on_left(&name(node), at);
+    }
+    assert_eq!(
+        mesh.verdicts(0),
+        ["remove 0", "remove 1", "remove 2", "remove 3"]
+    );
+    mesh.lapse(4, 0);
+    assert_eq!(mesh.verdicts(0), ["remove 4"], "one alone was not cut off");
+}
+
 fn name(node: usize) -> Arc<str> {
     node.to_string().into()
 }

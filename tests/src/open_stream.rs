@@ -2,24 +2,25 @@
 //! that a proxy is stopping while open streams continue.
 
 use heddle_proto::echo::v1::{EchoRequest, EchoResponse};
-use heddle_tests::echo::{Failed, echo, payload};
-use heddle_tests::mesh::Mesh;
-use heddle_tests::wait::{seen, until};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+use crate::echo::{Failed, echo, payload};
+use crate::mesh::Mesh;
+use crate::wait::{seen, until};
+
 /// An open stream, and the instance that answered its first message.
-pub(crate) struct OpenStream {
-    pub(crate) instance: String,
+pub struct OpenStream {
+    pub instance: String,
     send: mpsc::Sender<EchoRequest>,
     answers: Streaming<EchoResponse>,
 }
 
 impl OpenStream {
-    pub(crate) async fn start(channel: Channel) -> Self {
+    pub async fn start(channel: Channel) -> Self {
         let (send, requests) = mpsc::channel(1);
         send.send(payload("first")).await.unwrap();
         let mut client = echo(channel);
@@ -34,7 +35,7 @@ impl OpenStream {
     }
 
     /// It continues on the same instance and ends with OK.
-    pub(crate) async fn continues(mut self) {
+    pub async fn continues(mut self) {
         self.send.send(payload("second")).await.unwrap();
         let second = self.answers.message().await.expect("an answer").unwrap();
         assert_eq!(second.payload, "second");
@@ -44,14 +45,14 @@ impl OpenStream {
     }
 
     /// It fails, with this error.
-    pub(crate) async fn fails(mut self) -> Failed {
+    pub async fn fails(mut self) -> Failed {
         let answer = self.answers.message().await;
         Failed::from(&answer.expect_err("the stream is lost"))
     }
 }
 
 /// Waits until a node's proxy that was told to stop accepts no more connections.
-pub(crate) async fn refuses_connections(mesh: &Mesh, node: &str) {
+pub async fn refuses_connections(mesh: &Mesh, node: &str) {
     let outbound = mesh.node(node).outbound;
     until(&format!("node {node} takes no more callers"), async || {
         let connected = TcpStream::connect(outbound).await;

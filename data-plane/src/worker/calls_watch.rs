@@ -1,0 +1,58 @@
+//! Tells the control side how many calls are in flight on one endpoint, until there are none: an instance that leaves is
+//! stopped only then. The endpoint's number comes in, counts go out. What the calls are is not known here.
+
+use tokio::sync::watch;
+
+use super::Worker;
+
+/// One endpoint that somebody waits for.
+#[derive(Debug)]
+pub(crate) struct CallsWatch {
+    pub(crate) uid: u64,
+    /// The calls of this worker; none until it has counted them.
+    pub(crate) count: watch::Sender<Option<usize>>,
+}
+
+impl Worker {
+    /// At the end of a turn. Ends with the last call, or when nobody waits any more.
+    pub(crate) fn tell_calls_watched(&mut self) {
+        let loads = &self.loads;
+        self.calls_watched.retain(|watch| {
+            let now = loads.get(&watch.uid).map_or(0, |load| load.pending);
+            let now = usize::try_from(now).unwrap_or(usize::MAX);
+            watch.count.send_if_modified(|count| {
+                let changed = *count != Some(now);
+                *count = Some(now);
+                changed
+            });
+            now > 0 && !watch.count.is_closed()
+        });
+    }
+}
+
+/// The calls in flight on one endpoint, of all workers.
+#[derive(Debug)]
+pub struct CallsInFlight {
+    counts: Vec<watch::Receiver<Option<usize>>>,
+}
+
+impl CallsInFlight {
+    pub(crate) fn new(counts: Vec<watch::Receiver<Option<usize>>>) -> Self {
+        Self { counts }
+    }
+
+    /// Returns when no worker has one. For an endpoint that is in no table any more: where it is, new ones may come.
+    pub async fn ended(&mut self) {
+        for count in &mut self.counts {
+            // A worker whose thread has ended has no calls.
+            let _ = count.wait_for(|count| *count == Some(0)).await;
+        }
+    }
+
+    /// How many there are, as far as the workers have said.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let counts = self.counts.iter();
+        counts.map(|count| count.borrow().unwrap_or(0)).sum()
+    }
+}

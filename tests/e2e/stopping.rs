@@ -1,0 +1,131 @@
+//! What is told to stop cuts no call, says that it goes, and is no trouble for anybody afterwards.
+
+use heddle_proto::status::v1::{GetMeshRequest, WatchEventsRequest, mesh::Verdict};
+use heddle_tests::echo::reach;
+use heddle_tests::mesh::Mesh;
+use heddle_tests::open_stream::OpenStream;
+use heddle_tests::process::{Process, Start};
+use heddle_tests::tools::binary;
+use heddle_tests::wait::{seen, until};
+use tonic::Code;
+
+/// A program that dies at SIGTERM with all its calls, as most do, by `heddle run` on node a.
+async fn short_lived(mesh: &Mesh, options: &[&str]) -> Process {
+    let echo = binary("heddle-echo");
+    let program = format!(
+        "{} --listen 127.0.0.1:$PORT --instance r1 --agent none & trap 'kill -9 $!; exit 0' TERM; wait",
+        echo.display()
+    );
+    let mut process = Start::new("heddle run", &binary("heddle"))
+        .args(["run", "--service", "heddle-echo", "--instance", "r1"])
+        .args(options)
+        .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+        .args(["--", "sh", "-c", &program])
+        .spawn();
+    process.ready().await;
+    process
+}
+
+/// Issue 10, D5: a call of 3 s was cut after 0.1 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_gets_its_signal_when_its_calls_in_flight_have_ended() {
+    let mesh = Mesh::builder().nodes(2).start().await;
+    let mut process = short_lived(&mesh, &["--stop-timeout", "600"]).await;
+    let mut open = Vec::new();
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["r1"]).await;
+        open.push(OpenStream::start(mesh.channel(node)).await);
+    }
+    process.signal("TERM");
+    mesh.control_has(&[]).await;
+    for stream in open {
+        assert_eq!(process.exited(), None, "a call is still in flight");
+        stream.continues().await;
+    }
+    process.exit_cleanly().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_do_not_end_are_waited_for_no_longer_than_the_stop_timeout() {
+    let mesh = Mesh::builder().start().await;
+    let mut process = short_lived(&mesh, &["--stop-timeout", "1"]).await;
+    reach(&mesh.channel("a"), &["r1"]).await;
+    let stream = OpenStream::start(mesh.channel("a")).await;
+    process.signal("TERM");
+    process.exit_cleanly().await;
+    let said = process.output();
+    assert!(said.contains("1 calls had not ended within 1s"), "{said}");
+    stream.fails().await;
+}
+
+/// Issue 10, D5 and E: it counted as lapsed for an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_stopped_is_nothing_to_worry_about() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("b", "b1").await;
+    mesh.control_has(&["b1"]).await;
+    let pid = mesh.node("b").pid();
+    mesh.stop_proxy("b").await;
+    let verdict = async |mesh: &Mesh| {
+        let mesh = mesh.status().get_mesh(GetMeshRequest {}).await;
+        let mesh = mesh.map_err(|status| status.to_string())?.into_inner();
+        seen(
+            mesh.verdict() == Verdict::Ok,
+            format!("{:?}", mesh.problems),
+        )
+    };
+    verdict(&mesh).await.expect("no problem at once");
+    let request = WatchEventsRequest {
+        until_now: true,
+        kinds: vec!["node-left".into()],
+        ..WatchEventsRequest::default()
+    };
+    let mut told = mesh
+        .status()
+        .watch_events(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let first = told.message().await.unwrap().unwrap().events;
+    assert_eq!(first.len(), 1, "that process {pid} stops: {first:?}");
+    assert!(first[0].node == "b" && first[0].cause.contains("told to stop"));
+    // Its lease ends, and its instances go with it.
+    mesh.control_has(&[]).await;
+    verdict(&mesh).await.expect("no problem later");
+}
+
+/// Issue 10, D5: the failure named the instance behind it, which lived.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_other_nodes_proxy_dies_the_failure_names_that_proxy() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("b", "b1").await;
+    reach(&mesh.channel("a"), &["b1"]).await;
+    let stream = OpenStream::start(mesh.channel("a")).await;
+    let inbound = mesh.node("b").inbound;
+    mesh.kill_proxy("b").await;
+    let failed = stream.fails().await;
+    let proxy = format!("the proxy of node b at {inbound}");
+    failed.assert(Code::Unavailable, "CONNECTION_LOST", &[&proxy]);
+    assert!(!failed.message.contains("b1"), "{failed:?}");
+}
+
+/// Issue 10, D5.
+#[tokio::test(flavor = "multi_thread")]
+async fn heddle_status_and_proxies_show_a_proxy_that_drains() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "a1").await;
+    reach(&mesh.channel("a"), &["a1"]).await;
+    let stream = OpenStream::start(mesh.channel("a")).await;
+    mesh.node("a").proxy().signal("TERM");
+    for command in ["status", "proxies"] {
+        until("it shows that the proxy drains", async || {
+            let start = Start::new("heddle", &binary("heddle")).args([command, "--control"]);
+            let start = start.arg(format!("http://{}", mesh.grpc));
+            let ran = heddle_tests::process::run(start).await;
+            seen(ran.stdout.contains("DRAINING"), ran.all())
+        })
+        .await;
+    }
+    stream.continues().await;
+    mesh.proxy_exits("a").await;
+}
