@@ -1,7 +1,6 @@
-//! Which module of a crate may use which, read from the sources: `crate::` and `super::` paths outside of tests. A table
-//! per crate, or per module with parts, lists its modules from the bottom up; a module uses only modules that stand above
-//! it in the table. Exceptions
-//! are listed by name, and an exception that is no longer needed fails the test.
+//! The allowed dependencies between modules, read from the sources: `crate::` and `super::` paths outside of tests. A table
+//! per crate, or per module with parts, lists its modules from the bottom up; a module uses only modules that are above
+//! it in the table. Exceptions are listed by name, and an exception that is no longer needed fails the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -15,7 +15,7 @@ pub struct Fields {
     entries: Vec<Entry>,
 }
 
-/// One header field as it stands in a [`Fields`].
+/// One header field of a [`Fields`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field<'a> {
     /// Lower-case as on the wire; pseudo-headers with their colon.
@@ -26,7 +26,7 @@ pub struct Field<'a> {
     pub sensitive: bool,
 }
 
-/// Where a field lies in the arena: its name, and its value right behind.
+/// The position of a field in the arena: its name, directly followed by its value.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     start: usize,
@@ -36,7 +36,7 @@ struct Entry {
     sensitive: bool,
 }
 
-/// A field as the HPACK tables hold it: one run of bytes and what is known of it.
+/// A field of the HPACK tables: its bytes and its marks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Marked<'a> {
     /// The name and the value.
@@ -58,7 +58,7 @@ impl<'a> Marked<'a> {
     }
 }
 
-/// A field as the rules of validity see it; its bytes are only looked up when asked for.
+/// A field for the rules of validity; its bytes are only read when needed.
 #[derive(Clone, Copy)]
 pub(crate) struct ClassifiedField<'a> {
     arena: &'a [u8],
@@ -113,7 +113,7 @@ impl Fields {
             .map(move |entry| ClassifiedField { arena, entry })
     }
 
-    /// Appends a field. Pseudo-headers are pushed first, by the caller's care.
+    /// Appends a field. The caller must append pseudo-headers first.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.append(name, value, false);
     }
@@ -146,7 +146,7 @@ impl Fields {
             .map(|entry| field_in(&self.arena, entry).value)
     }
 
-    /// Takes out every field of that name and says how many there were.
+    /// Removes all fields of that name; returns their number.
     pub fn remove(&mut self, name: &[u8]) -> usize {
         let before = self.entries.len();
         let arena = &self.arena;
@@ -160,8 +160,8 @@ impl Fields {
         self.entries.retain(|entry| keep(field_in(arena, entry)));
     }
 
-    /// Gives the first field of that name this value (not sensitive) in its place and drops the
-    /// others of that name; appends the field if there is none.
+    /// Sets the value of the first field of that name (not sensitive) and removes the others of that name;
+    /// appends the field if there is none.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         let arena = &mut self.arena;
         let named = |entry: &Entry| is_named(arena, entry, name);
@@ -188,12 +188,12 @@ impl Fields {
         sizes.sum()
     }
 
-    /// The memory that the list takes, in bytes.
+    /// The memory of the list in bytes.
     pub fn held_bytes(&self) -> usize {
         self.arena.len() + self.entries.len() * size_of::<Entry>()
     }
 
-    /// What the list keeps allocated, used or not.
+    /// The allocated memory, used or not.
     pub fn capacity_bytes(&self) -> usize {
         self.arena.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
@@ -234,7 +234,7 @@ impl Fields {
         }
     }
 
-    /// The fields with what is known of them, for an encoder.
+    /// The fields with their marks, for an encoder.
     #[inline]
     pub(crate) fn iter_marked(&self) -> impl Iterator<Item = Marked<'_>> {
         self.entries.iter().map(|entry| Marked {
@@ -245,7 +245,7 @@ impl Fields {
         })
     }
 
-    /// Appends a field of a table with what is known of it.
+    /// Appends a field of a table with its marks.
     #[inline]
     pub(crate) fn push_marked(&mut self, field: &Marked<'_>) {
         let start = self.arena.len();

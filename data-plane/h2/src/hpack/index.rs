@@ -8,8 +8,8 @@ use crate::fields::Marked;
 const SETS: usize = 64;
 const WAYS: usize = 4;
 
-/// From the hash of a field, or of a name, to the number of its table entry; four places for each
-/// set of hashes. An entry that loses its place is only sent again as a literal.
+/// From the hash of a field or name to the number of its table entry; four slots for each set of
+/// hashes. A field whose entry is displaced is only sent as a literal again.
 #[derive(Debug)]
 pub(crate) struct Index {
     places: [[Place; WAYS]; SETS],
@@ -18,7 +18,7 @@ pub(crate) struct Index {
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     tag: u16,
-    /// As [`Table::youngest`] named it.
+    /// As returned by [`Table::youngest`].
     number: u16,
 }
 
@@ -65,13 +65,13 @@ fn place_of(hash: u32) -> (usize, u16) {
 const SEEN: usize = 128;
 const SCORES: usize = 128;
 
-/// Learns what is worth a place in the table: a field that has been seen before, under a name
-/// whose fields are found again often enough.
+/// Learns which fields are worth storing in the table: those that were seen before, with a name whose
+/// fields are reused often enough.
 #[derive(Debug)]
 pub(crate) struct Learning {
-    /// Hashes of fields that went out as literals, each in the one place that it can take.
+    /// Hashes of fields that were sent as literals, each in its only possible slot.
     seen: [u32; SEEN],
-    /// By hash of the name; names that fall together share their score.
+    /// By hash of the name; names with the same slot share their score.
     scores: [Score; SCORES],
 }
 

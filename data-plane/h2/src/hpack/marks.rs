@@ -7,7 +7,7 @@ use super::hash::{field_hash, name_hash};
 use super::statics::name_id_of;
 use crate::headers::FieldClass;
 
-/// The marks of one field; zero in each place stands for "not known".
+/// The marks of one field; zero means "not known".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
     /// Hash of name and value.
@@ -17,12 +17,12 @@ pub(crate) struct Marks {
     pub(crate) name_id: u8,
     /// The entry of the static table that has this name and this value.
     pub(crate) static_index: u8,
-    /// What its bytes were found to be; of no interest to HPACK itself.
+    /// Its class by its bytes; not used by HPACK itself.
     pub(crate) class: FieldClass,
 }
 
 impl Marks {
-    /// What stays when the value changes.
+    /// The marks that stay valid when the value changes.
     pub(crate) fn of_name(self) -> Self {
         Self {
             hash: 0,
@@ -32,7 +32,7 @@ impl Marks {
         }
     }
 
-    /// With the marks of the name, found now if they are not known.
+    /// With the marks of the name, computed now if they are not known.
     #[inline]
     pub(crate) fn with_name(mut self, name: &[u8]) -> Self {
         if self.name_id == 0 {

@@ -44,14 +44,14 @@ pub(crate) fn static_field(index: usize) -> Option<Marked<'static>> {
     })
 }
 
-/// Whether a value is worth a place in a table that many callers share.
+/// Whether a value is worth storing in a table that many callers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Index once the value has been seen to repeat.
+    /// Index the value once it has repeated.
     Learn,
-    /// Differs from call to call, or nearly so: a place in the table would push out what repeats.
+    /// Different in nearly every call: storing it would evict what repeats.
     Varies,
-    /// A credential: never indexed here nor by anyone further on (RFC 7541 §7.1.3).
+    /// A credential: never indexed here or by any later hop (RFC 7541 §7.1.3).
     Credential,
     /// Never indexed when short enough to be guessed, else as `Learn`.
     Cookie,
@@ -135,7 +135,7 @@ pub(crate) fn name_id_of(name_hash: u32, name: &[u8]) -> u8 {
     }
 }
 
-/// 0 stands for a name that was not looked up, this for one that was in vain.
+/// The id of a name that was looked up and is not in the table; 0 is one that was not looked up.
 const NO_ID: u8 = 1;
 const FIRST_ID: usize = 2;
 
@@ -152,7 +152,7 @@ struct KnownNames {
 static KNOWN: KnownNames = KNOWN_NAMES;
 const KNOWN_NAMES: KnownNames = known_names();
 
-/// Where the bytes of a static field lie in [`BYTES`].
+/// The position of a static field in [`BYTES`].
 #[derive(Clone, Copy)]
 struct StaticEntry {
     start: u16,
@@ -286,7 +286,7 @@ const fn known_names() -> KnownNames {
     made
 }
 
-/// The slot where the name stands, or where it may be put.
+/// The slot of the name, or the free slot for it.
 const fn place(made: &KnownNames, name: &[u8]) -> usize {
     let mut at = slot(name_hash(name));
     while made.slots[at] != NO_ID

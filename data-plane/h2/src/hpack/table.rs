@@ -12,14 +12,14 @@ use crate::fields::{FIELD_OVERHEAD, Marked};
 /// The entries that a connection has added, youngest first.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// All living entries one after the other, behind those that have fallen out since the last
-    /// time the arena was moved together. At most twice the living bytes and one entry more.
+    /// All live entries in order, after those that were evicted since the last compaction. At most twice
+    /// the live bytes plus one entry.
     arena: Vec<u8>,
     /// Oldest at the front.
     entries: VecDeque<Entry>,
     size: usize,
     max_size: usize,
-    /// How many have ever been added (wraps): the name of the youngest entry for an index.
+    /// How many have ever been added (wraps): the number of the youngest entry for an index.
     added: u16,
 }
 
@@ -114,13 +114,13 @@ impl Table {
         })
     }
 
-    /// What to remember of the entry just added: [`Table::age_of`] finds it again.
+    /// The number of the entry just added, for [`Table::age_of`].
     pub(crate) fn youngest(&self) -> u16 {
         self.added
     }
 
-    /// How many additions ago the entry with that number was added. May name a wrong or evicted
-    /// entry when the number is stale: who asks compares the bytes.
+    /// How many additions ago the entry with that number was added. May be a wrong or evicted entry if the
+    /// number is stale: the caller compares the bytes.
     pub(crate) fn age_of(&self, number: u16) -> usize {
         usize::from(self.added.wrapping_sub(number))
     }
@@ -137,8 +137,8 @@ impl Table {
         }
     }
 
-    /// Moves the living entries to the front of the arena once the dead ones before them take at
-    /// least as much: a byte is moved at most once for each byte that has fallen out.
+    /// Moves the live entries to the front of the arena once the evicted ones before them take at least
+    /// as much: a byte is moved at most once for each evicted byte.
     fn move_together(&mut self) {
         let Some(first) = self.entries.front().map(|entry| entry.start) else {
             return;

@@ -22,24 +22,24 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A list over its limit is decoded to its end all the same and thrown away, so that only its
-    /// own stream suffers (RFC 9113 §10.5.1). One that is so many times over it is taken for an
-    /// attack (an endless list, or one large entry named again and again) and ends the connection:
-    /// this bounds the bytes that one block can have us copy to 1 MiB.
+    /// A list over its limit is decoded to its end and discarded, so that only its own stream fails
+    /// (RFC 9113 §10.5.1). One that exceeds the limit this many times counts as an attack (an endless
+    /// list, or one large entry referenced again and again) and ends the connection: this limits the
+    /// bytes that one block can make us copy to 1 MiB.
     pub const HARD_STOP: usize = 32;
 }
 
-/// What became of a block that was decoded to its end.
+/// The result of a block that was decoded to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every field is in the list.
     Complete,
-    /// The list went over its limits: it holds, in order, the fields that fitted; the table is
-    /// right, and the connection can go on.
+    /// The list exceeded its limits: it has, in order, the fields that fitted; the table is correct, and
+    /// the connection can continue.
     TooLarge,
 }
 
-/// Why a block ends the connection: COMPRESSION_ERROR, but for [`HpackError::ListTooLarge`].
+/// Why a block ends the connection: COMPRESSION_ERROR, except for [`HpackError::ListTooLarge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HpackError {
     /// The block ends inside a field.
@@ -75,8 +75,8 @@ impl fmt::Display for HpackError {
 
 impl std::error::Error for HpackError {}
 
-/// The receiving side of one connection's HPACK. After an error it is of no more use: its table
-/// may differ from the peer's.
+/// The receiving side of one connection's HPACK. It is unusable after an error, because its table may
+/// differ from the peer's.
 #[derive(Debug)]
 pub struct Decoder {
     table: Table,
@@ -127,7 +127,7 @@ impl Decoder {
             }
         }
         if outcome == Outcome::TooLarge {
-            // Fields that did not fit may have made room for themselves: nobody needs it again.
+            // Fields that did not fit may have enlarged the arena: the memory is not needed again.
             list.out.arena().shrink_to(limits.list_bytes);
         }
         Ok(outcome)
@@ -205,30 +205,30 @@ impl Decoder {
     }
 }
 
-/// What is to become of a literal field.
+/// How a literal field is to be stored.
 #[derive(Clone, Copy)]
 enum Literal {
-    /// Put into the table (§6.2.1).
+    /// In our table (§6.2.1).
     Indexed,
-    /// Not put into ours; the next hop may (§6.2.2).
+    /// Not in ours; the next hop may store it (§6.2.2).
     Plain,
-    /// Nor into any other (§6.2.3).
+    /// In no table (§6.2.3).
     Never,
 }
 
-/// The list under way, with what it may still take.
+/// The list being decoded, with its remaining limits.
 struct List<'o> {
     out: &'o mut Fields,
     limits: Limits,
     hard_stop: usize,
     kept: usize,
     kept_bytes: usize,
-    /// Of all fields, those that did not fit too.
+    /// Of all fields, including those that did not fit.
     seen_bytes: usize,
 }
 
 impl List<'_> {
-    /// Counts a field of so many bytes; whether it may be kept.
+    /// Counts a field of this size; returns whether it fits.
     #[inline]
     fn admit(&mut self, bytes: usize) -> Result<bool, HpackError> {
         let size = bytes + FIELD_OVERHEAD;

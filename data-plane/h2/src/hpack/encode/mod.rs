@@ -13,7 +13,7 @@ use super::{Marks, huffman, integer};
 use crate::Fields;
 use crate::fields::{FIELD_OVERHEAD, Marked};
 
-/// The largest table we keep, whatever the peer offers: memory of ours, and the protocol's default.
+/// The largest table that we keep, whatever the peer offers: the protocol's default.
 const OWN_TABLE_MAX: u32 = 4096;
 
 /// Cookies below this length could be guessed octet by octet through the size of the output.
@@ -51,12 +51,12 @@ struct Form {
 #[derive(Debug)]
 pub struct Encoder {
     table: Table,
-    /// The finders of table entries, made when first needed: many connections carry next to
-    /// nothing.
+    /// The indexes of table entries, created when first needed: many connections carry nearly no
+    /// traffic.
     memory: Option<Box<Memory>>,
-    /// The peer's setting as it said it last.
+    /// The peer's latest setting.
     peer_size: u32,
-    /// The smallest size since the last block, when the next one must tell of a change.
+    /// The smallest size since the last block, if the next one must signal a change.
     pending: Option<u32>,
 }
 
@@ -73,7 +73,7 @@ impl Default for Encoder {
 }
 
 impl Encoder {
-    /// An encoder for a peer that has not told its table size yet (4096 until then).
+    /// An encoder for a peer whose table size is not known yet (4096 until then).
     pub fn new() -> Self {
         Self {
             table: Table::new(OWN_TABLE_MAX as usize),
@@ -121,7 +121,7 @@ impl Encoder {
     #[inline]
     fn put(&mut self, field: &Marked<'_>, out: &mut Vec<u8>) {
         if field.marks.static_index > 0 && !field.sensitive {
-            // It came by its index, and the static table holds no secrets.
+            // It was referenced by index, and the static table has no secrets.
             put_integer(INDEXED, usize::from(field.marks.static_index), out);
             return;
         }
@@ -132,7 +132,7 @@ impl Encoder {
                 Some(index) => put_integer(INDEXED, index, out),
                 None => self.put_learned(known, field, marks, out),
             },
-            // Their names are never in our table, so that nothing is looked for there.
+            // Their names are never in our table, so no look-up is needed.
             Class::Varies => put_literal(LITERAL, known.map_or(0, |k| k.first), field, out),
             Class::Credential | Class::Cookie => {
                 put_literal(LITERAL_NEVER, known.map_or(0, |k| k.first), field, out);
@@ -140,7 +140,7 @@ impl Encoder {
         }
     }
 
-    /// A field that may stand in the table, or come to stand there.
+    /// A field that is in the table or may be added.
     fn put_learned(
         &mut self,
         known: Option<&Known>,
@@ -168,7 +168,7 @@ impl Encoder {
             Some(known) if known.first > 0 => known.first,
             _ => dynamic_name(&self.table, &memory.index, field, marks),
         };
-        // One field may not push out half of the others.
+        // One field must not evict half of the others.
         let fits = field.bytes.len() + FIELD_OVERHEAD <= self.table.max_size() / 2;
         if fits && memory.learning.is_worth_adding(marks.name_hash, marks.hash) {
             put_literal(LITERAL_ADDED, name_index, field, out);
@@ -187,7 +187,7 @@ fn dynamic_name(table: &Table, index: &Index, field: &Marked<'_>, marks: Marks) 
     found.map_or(0, dynamic_index)
 }
 
-/// `Cookie` is left for cookies that may not be indexed.
+/// `Cookie` remains for cookies that must not be indexed.
 #[inline]
 fn class_of(known: Option<&Known>, field: &Marked<'_>) -> Class {
     let class = known.map_or(Class::Learn, |known| known.class);
@@ -202,8 +202,7 @@ fn class_of(known: Option<&Known>, field: &Marked<'_>) -> Class {
 #[inline]
 fn static_index(known: Option<&Known>, field: &Marked<'_>) -> Option<usize> {
     let known = known.filter(|known| known.first > 0)?;
-    // A field that is known by its hash came from a dynamic table: somebody took the trouble, and
-    // the static one does not have it.
+    // A field whose hash is known came from a dynamic table, so the static one does not have it.
     if field.marks.hash > 0 {
         return None;
     }
@@ -213,7 +212,7 @@ fn static_index(known: Option<&Known>, field: &Marked<'_>) -> Option<usize> {
     Some(known.first + at)
 }
 
-/// A literal whose name is at an index, or stands here if that is 0.
+/// A literal whose name is at an index, or is written out if that is 0.
 fn put_literal(form: Form, name_index: usize, field: &Marked<'_>, out: &mut Vec<u8>) {
     let put_string = if form.flags == LITERAL_ADDED.flags {
         put_shorter
@@ -232,7 +231,7 @@ fn put_integer(form: Form, value: usize, out: &mut Vec<u8>) {
     integer::encode(value, form.prefix, form.flags, out);
 }
 
-/// A string as it stands (RFC 7541 §5.2).
+/// A string without Huffman code (RFC 7541 §5.2).
 fn put_plain(text: &[u8], out: &mut Vec<u8>) {
     integer::encode(text.len(), 7, 0, out);
     out.extend_from_slice(text);
