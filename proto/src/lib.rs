@@ -1,6 +1,6 @@
-//! Every message and service of Heddle, generated from the .proto files beside this crate, the list of reasons that a
-//! failure can have, and the rules that both planes must share: for names and sizes, and who owns a path. The two
-//! planes meet only here and in xDS. No other behaviour comes in here.
+//! All messages and services of Heddle, generated from the .proto files of this crate; the list of reasons of failures; and
+//! the rules that both planes share: limits of names and sizes, path ownership, gRPC statuses that are errors, texts of
+//! transport errors. The two planes share only this crate and xDS. No other behaviour belongs here.
 
 mod reason;
 pub mod error_text;

@@ -1,15 +1,15 @@
-//! Who owns the path of a proto service within one namespace. In come the services that claim it, in any order; out goes
-//! the owner, and who answers for it. Both planes decide by this one rule, so that our proxies, Envoy's routes and the
-//! status agree. Pure; where claims come from is not known here.
+//! Path ownership: which service owns the path of a proto service within one namespace. Takes the services that claim it, in
+//! any order; gives the owner and the service that gets the calls. Both planes use this function, so that Heddle's
+//! proxies, Envoy's routes and the status API agree. Where claims come from does not matter here.
 
 /// The rank of a claim: the lowest one owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rank {
     /// In the store since this revision.
     Since(u64),
-    /// Only known on this node, and the n-th there.
+    /// Known only on this node, the n-th there.
     Local(u64),
-    /// There is no order: an older control plane, or a claim that is not in the store.
+    /// Without an order: from an older control plane, or not in the store.
     #[default]
     Unordered,
 }
@@ -18,14 +18,14 @@ pub enum Rank {
 #[derive(Clone, Copy, Debug)]
 pub struct Claimant<'n, S> {
     pub service: S,
-    /// The service's full name: decides between equal ranks.
+    /// The service's full name, which decides between equal ranks.
     pub name: &'n str,
     pub rank: Rank,
-    /// It is known to have no instance.
+    /// Whether it is known to have no instance.
     pub deserted: bool,
 }
 
-/// Who owns the path.
+/// The owner of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner<S> {
     Nobody,
@@ -34,7 +34,7 @@ pub enum Owner<S> {
         /// Gets the calls: the owner, or while that has no instance the next claimant that has some.
         serves: S,
     },
-    /// Several, and there is no order among them.
+    /// Several services without an order.
     Unclear(Vec<S>),
 }
 
@@ -62,7 +62,7 @@ pub fn owner<S: Copy>(mut claimants: Vec<Claimant<'_, S>>) -> Owner<S> {
         .map(|it| it.service)
         .collect();
     match (living.as_slice(), unordered.first()) {
-        // None could answer: which of them says so does not matter.
+        // None has an instance: which of them is reported does not matter.
         ([], Some(one)) => Owner::One {
             owner: one.service,
             serves: one.service,

@@ -1,5 +1,4 @@
-//! The reasons that a failure made by Heddle can have: name, gRPC status, meaning. The only list of them;
-//! metrics, logs, headers and docs all read it.
+//! The reasons of failures made by Heddle: code, gRPC status, meaning. The only list; metrics, logs, headers and docs use it.
 
 use std::fmt;
 
@@ -8,7 +7,7 @@ pub const ERROR_DOMAIN: &str = "heddle";
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $status:literal;)*) => {
-        /// Why a call failed at a proxy (never used for a failure that the service itself answered).
+        /// Why a call failed at a proxy (never for a status that the service itself answered).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
             $($(#[doc = $doc])* $variant,)*
@@ -18,7 +17,7 @@ macro_rules! reasons {
             /// Every reason, in the order of the documentation.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The code as it stands in `heddle-reason`, logs and metrics.
+            /// The code in `heddle-reason`, logs and metrics.
             #[must_use]
             pub const fn code(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }

@@ -1,6 +1,6 @@
-//! What the words of a registration may be: the bounds that the comments of `registry.proto` promise. Agent and control
-//! plane both check by these, so that an agent of the same version takes no instance which the control plane then
-//! refuses. How a fault is told is each one's own.
+//! Limits of the fields of a registration, as the comments of `registry.proto` state them. Agent and control plane both use
+//! them, so that an agent accepts no instance that a control plane of the same version refuses. Each writes its own error
+//! messages.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -43,8 +43,8 @@ pub fn is_proto_name(name: &str) -> bool {
     name.len() <= MAX_PROTO_NAME && name.split('.').all(identifier)
 }
 
-/// Why an address is not that of one program on one host, as the end of a sentence that begins with the address; none if
-/// it may be. The address is canonical: no IPv4 one in the form of an IPv6 one.
+/// Why an address cannot be an instance's, as the end of a sentence that begins with the address; `None` if it can be. The
+/// address must be canonical (no IPv4-mapped IPv6 address).
 #[must_use]
 pub fn unfit(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {

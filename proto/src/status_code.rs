@@ -1,12 +1,11 @@
-//! Which gRPC statuses count as errors: the one list for load reports, metrics and whatever else tells how well a service
-//! does. Source: OpenTelemetry's semantic conventions for gRPC servers (1.44).
+//! Which gRPC statuses count as errors: the one list for load reports, metrics and the like. Source: OpenTelemetry's semantic
+//! conventions for gRPC servers (1.44).
 
-/// gRPC's UNKNOWN, also for a `grpc-status` that is none.
+/// gRPC's UNKNOWN, also for an invalid `grpc-status`.
 pub const UNKNOWN: u8 = 2;
 
-/// UNKNOWN, `DEADLINE_EXCEEDED`, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and `DATA_LOSS`: the service failed. Any other status
-/// is an answer: `NOT_FOUND` or `PERMISSION_DENIED` may be what the caller has to hear. Numbers that gRPC does not know
-/// count as UNKNOWN.
+/// UNKNOWN, `DEADLINE_EXCEEDED`, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and `DATA_LOSS` are errors of the service. Any other
+/// status is an answer, such as `NOT_FOUND` or `PERMISSION_DENIED`. Unknown numbers count as UNKNOWN.
 #[must_use]
 pub const fn is_error(status: u8) -> bool {
     matches!(status, UNKNOWN | 4 | 12 | 13 | 14 | 15 | 17..)
