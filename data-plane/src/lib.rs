@@ -7,8 +7,10 @@
 mod arena;
 mod keys;
 mod timers;
+mod settings;
 mod caller;
 mod connection;
+mod link;
 
 // ---- the way of a request: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ ->
 // ---- exchange/ -> observe/, and failure says what went wrong

@@ -9,6 +9,7 @@ use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{CALL, FROM, TO};
+use super::owner::Exchange;
 use super::state::{Attempt, Call, Phase};
 use crate::balance::ewma::PeakEwma;
 use crate::balance::pick::pick;
@@ -18,13 +19,13 @@ use crate::connection::Conn;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::observe::Counter;
-use crate::upstream::pool::Dial;
-use crate::worker::Worker;
+use crate::upstream::dial::Dial;
+use crate::upstream::pool::Pool;
 
 /// How long a call waits for the next dial of an address that has failed, when there is no other.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-impl Worker {
+impl Exchange {
     /// The first attempt of a call whose service is known.
     pub(crate) fn begin_attempts(&mut self, key: CallKey) {
         let now = self.now;
@@ -44,7 +45,7 @@ impl Worker {
 
     /// Health and reflection: the control side answers, on this worker's own connection to it.
     pub(crate) fn attempt_internal(&mut self, key: CallKey) {
-        if let Some(pool) = self.pool_for(Dial::Internal) {
+        if let Some(pool) = self.pools.pool_for(Dial::Internal) {
             self.send_or_wait(key, pool);
         }
     }
@@ -72,7 +73,7 @@ impl Worker {
             let failure = self.nobody(key, &service);
             return self.fail(key, &failure);
         };
-        let Some(pool) = self.load_for(&endpoint) else {
+        let Some(pool) = self.pools.pool_of(&endpoint) else {
             return;
         };
         if role == Role::Outbound && self.passive.has_ejected() {
@@ -82,7 +83,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
+        if let Some(load) = self.pools.load_mut(endpoint.uid) {
             load.pending += 1;
             if call.role == Role::Outbound {
                 let reported = load.reported.get_or_insert_with(|| {
@@ -137,7 +138,7 @@ impl Worker {
 
     fn cost(&self, endpoint: &Endpoint) -> f64 {
         let weight = endpoint.weight;
-        match self.loads.get(&endpoint.uid) {
+        match self.pools.load(endpoint.uid) {
             Some(load) => load.ewma.cost(load.pending, weight, self.now),
             None => PeakEwma::default().cost(0, weight, self.now),
         }
@@ -145,21 +146,17 @@ impl Worker {
 
     /// The cost of one more call, if the endpoint can be dialled now.
     fn cost_in_reach(&self, endpoint: &Endpoint) -> Option<f64> {
-        let Some(load) = self.loads.get(&endpoint.uid) else {
+        let Some(load) = self.pools.load(endpoint.uid) else {
             return Some(PeakEwma::default().cost(0, endpoint.weight, self.now));
         };
-        let pool = self.pools.arena.get(load.pool);
-        let unreachable = pool.is_some_and(crate::upstream::pool::Pool::is_unreachable);
+        let unreachable = self.pools.is_unreachable(load);
         (!unreachable).then(|| load.ewma.cost(load.pending, endpoint.weight, self.now))
     }
 
     /// Whether an endpoint's address has failed and has no connection since: the pool tries by itself.
     pub(crate) fn is_unreachable(&self, uid: u64) -> bool {
-        let pool = self
-            .loads
-            .get(&uid)
-            .and_then(|load| self.pools.arena.get(load.pool));
-        pool.is_some_and(crate::upstream::pool::Pool::is_unreachable)
+        let load = self.pools.load(uid);
+        load.is_some_and(|load| self.pools.is_unreachable(load))
     }
 
     /// Why no endpoint could be picked.
@@ -191,19 +188,17 @@ impl Worker {
         let Some(account) = self.calls.get(key).map(|call| call.account) else {
             return;
         };
-        match self.stream_for(account, pool) {
+        match self.pools.stream_for(account, pool, &self.conns) {
             Some(conn) => self.send_attempt(key, conn),
             None if self.is_hopeless(pool) => {
-                let pool = self.pools.arena.get(pool);
-                let why = pool
-                    .and_then(|pool| pool.last_error.clone())
-                    .unwrap_or_default();
+                let pool = self.pools.get(pool);
+                let why = pool.and_then(Pool::last_error).unwrap_or_default();
                 let target = self
                     .calls
                     .get(key)
                     .map(Call::target_name)
                     .unwrap_or_default();
-                let to = pool.map(|pool| pool.dial.name()).unwrap_or_default();
+                let to = pool.map(|pool| pool.dial().name()).unwrap_or_default();
                 let text = format!("{target}: no connection to {to} of late: {why}");
                 let failure = self.blame(key, Failure::new(Reason::ConnectFailed, text));
                 self.fail(key, &failure);
@@ -215,13 +210,8 @@ impl Worker {
     /// Whether the next dial is so far off that a call is better told now.
     fn is_hopeless(&self, pool: PoolKey) -> bool {
         let soon = self.now + PATIENCE;
-        let pool = self
-            .pools
-            .arena
-            .get(pool)
-            .filter(|pool| pool.is_unreachable() && pool.opening == 0);
-        pool.and_then(|pool| pool.retry_at)
-            .is_some_and(|at| at > soon)
+        let pool = self.pools.get(pool);
+        pool.is_some_and(|pool| pool.is_hopeless(soon))
     }
 
     /// Opens the stream and sends what there is of the request.
@@ -247,9 +237,7 @@ impl Worker {
             Err(error) => return self.open_refused(key, conn_key, error),
         };
         let slot = conn.add_call(key);
-        if let Some(pool) = self.pools.arena.get_mut(pool) {
-            pool.streams.take(call.account);
-        }
+        self.pools.take_stream(pool, call.account);
         let mut written = 0;
         if body {
             written = conn.data(stream, call.replay.bytes(), end).unwrap_or(0);
@@ -353,8 +341,7 @@ impl Worker {
         call.request.set(TO, &self.text);
         self.text.clear();
         self.text.extend_from_slice(b"node/");
-        self.text
-            .extend_from_slice(self.shared.options.node.as_bytes());
+        self.text.extend_from_slice(self.options.node.as_bytes());
         call.request.set(FROM, &self.text);
         call.request.set(CALL, call.id.text().as_str().as_bytes());
     }

@@ -9,6 +9,7 @@ use heddle_proto::Reason;
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
 use super::holding::{Accounted, Over};
+use super::owner::Exchange;
 use super::queued::Queued;
 use super::state::{Call, CallId, Downstream, Phase, Sent};
 use crate::balance::passive::End;
@@ -22,12 +23,11 @@ use crate::route::authority::{
 };
 use crate::route::{Protocol, RouteTable};
 use crate::timers::Timer;
-use crate::worker::Worker;
 
 /// Namespace of callers that are known by their node only.
 const NAMESPACE: &str = "default";
 
-impl Worker {
+impl Exchange {
     pub(crate) fn on_request(
         &mut self,
         conn: ConnKey,

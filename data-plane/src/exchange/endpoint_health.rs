@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use heddle_proto::Reason;
 
+use super::owner::Exchange;
 use super::state::Sent;
 use crate::balance::passive::{Ejection, End, Unanswered};
 use crate::caller::Role;
 use crate::keys::CallKey;
 use crate::observe::{Counter, EjectedInstance};
-use crate::worker::Worker;
 
 /// A cancel in the last part of the time that a call had is its deadline: a tenth of the time, ...
 const NEAR_PART: u32 = 10;
@@ -28,7 +28,7 @@ fn end_of(reason: Reason) -> Option<End> {
     }
 }
 
-impl Worker {
+impl Exchange {
     /// Another proxy has answered with a failure of its own.
     pub(crate) fn failed_there(&mut self, key: CallKey, reason: Reason) {
         if let Some(end) = end_of(reason) {
@@ -45,7 +45,7 @@ impl Worker {
         let (Some(up), Some(endpoint)) = (call.up, &call.endpoint) else {
             return;
         };
-        if let Some(load) = self.loads.get_mut(&endpoint.uid) {
+        if let Some(load) = self.pools.load_mut(endpoint.uid) {
             load.ewma
                 .observe(now.saturating_duration_since(up.started), now);
         }
@@ -85,7 +85,7 @@ impl Worker {
         if answered && matches!(end, End::Deadline | End::Cancelled) {
             return;
         }
-        let Some(load) = self.loads.get_mut(&endpoint.uid) else {
+        let Some(load) = self.pools.load_mut(endpoint.uid) else {
             return;
         };
         let unanswered = Unanswered {

@@ -7,18 +7,18 @@ use std::time::Duration;
 use heddle_h2::{ErrorCode, Fields, Initiator};
 use heddle_proto::{Reason, status_code::is_error};
 
+use super::owner::Exchange;
 use super::state::{Call, Phase, Sent};
 use crate::caller::Role;
 use crate::connection::Conn;
 use crate::failure::{self, Failure, Place};
 use crate::keys::CallKey;
 use crate::observe::Outcome;
-use crate::worker::Worker;
 
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
-impl Worker {
+impl Exchange {
     /// Ends a call with a failure made here: trailers-only, or trailers if headers have gone.
     pub(crate) fn fail(&mut self, key: CallKey, failure: &Failure) {
         self.leave_waiting(key);
@@ -33,7 +33,7 @@ impl Worker {
         tracing::debug!(call = id.as_str(), %failure, "a call failed in the proxy");
         let place = Place {
             call: id.as_str(),
-            node: &self.shared.options.node,
+            node: &self.options.node,
             service: call.service.as_ref().map(|service| &*service.name),
             link: call.role == Role::Inbound,
         };
@@ -180,7 +180,7 @@ impl Worker {
             && let Some(load) = call
                 .endpoint
                 .as_ref()
-                .and_then(|e| self.loads.get_mut(&e.uid))
+                .and_then(|e| self.pools.load_mut(e.uid))
         {
             load.pending = load.pending.saturating_sub(1);
             // Only the caller's proxy reports it, or each call over two hops would be two.
@@ -201,7 +201,7 @@ impl Worker {
         }
         let Some(up) = up else { return };
         if up.charged {
-            self.give_stream(up.pool, account);
+            self.pools.give_stream(up.pool, account);
         }
         let Some(conn) = self.conns.get_mut(up.conn) else {
             return;

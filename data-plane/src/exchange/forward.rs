@@ -5,14 +5,14 @@ use heddle_h2::{Fields, StreamId};
 
 use super::begin::too_large_headers;
 use super::headers;
+use super::owner::Exchange;
 use super::state::{Attempt, Phase, Sent};
 use crate::arena::Key;
 use crate::connection::Conn;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::worker::Worker;
 
-impl Worker {
+impl Exchange {
     pub(crate) fn on_request_data(
         &mut self,
         conn: ConnKey,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use heddle_proto::Reason;
 
+use super::owner::Exchange;
 use super::queued::MIN_TAKEN;
 use super::state::{Call, Sent};
 use crate::caller::Role;
@@ -20,7 +21,6 @@ use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::policy::{within_group_share, within_share};
-use crate::worker::Worker;
 
 /// A service is charged in steps of so much, so that small calls need not look it up.
 const SERVICE_STEP: usize = 4 * 1024;
@@ -60,7 +60,7 @@ pub(crate) enum Over {
     Service,
 }
 
-impl Worker {
+impl Exchange {
     /// Brings the books up to date with what a call holds now.
     pub(crate) fn account(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {

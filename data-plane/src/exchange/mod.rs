@@ -2,6 +2,16 @@
 //! sides come in, frames for the other side and exactly one `Outcome` go out. What goes where is decided in
 //! route/, policy/ and balance/; sockets are the worker's.
 
+mod owner;
+pub(crate) mod accept;
+mod caller_events;
+mod server_events;
+pub(crate) mod input;
+mod output;
+mod ends;
+mod cancels;
+mod opening;
+mod queue;
 pub(crate) mod begin;
 pub(crate) mod parked;
 pub(crate) mod waiting_places;
@@ -18,3 +28,5 @@ pub(crate) mod finish;
 pub(crate) mod headers;
 pub(crate) mod services;
 pub(crate) mod state;
+
+pub(crate) use owner::{Exchange, ExchangeInit};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use heddle_proto::Reason;
 use rustc_hash::FxHashMap;
 
+use super::owner::Exchange;
 use super::state::Phase;
 use super::waiting_places::{NoPlace, WaitingPlaces};
 use crate::failure::Failure;
@@ -16,7 +17,6 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Report;
 use crate::route::{RouteTable, Service};
 use crate::timers::Timer;
-use crate::worker::Worker;
 
 /// A wait ends this part of the rest of a deadline before it, so that the caller still hears why, ...
 const MARGIN_PART: u32 = 10;
@@ -87,7 +87,7 @@ fn must_wait(service: &Service) -> bool {
     !service.held && service.candidates.is_empty()
 }
 
-impl Worker {
+impl Exchange {
     /// A service was called whose endpoints are not held: the control side fetches them. False if it has more to do
     /// than it can take.
     fn want(&mut self, service: &Service) -> bool {
@@ -98,7 +98,7 @@ impl Worker {
         let report = Report::ServiceWanted {
             service: Arc::clone(&service),
         };
-        let told = self.shared.reports.try_send(report).is_ok();
+        let told = self.reports.try_send(report).is_ok();
         if told {
             self.asked.insert(service);
         }
@@ -184,7 +184,7 @@ impl Worker {
         let table = self.table();
         let free = self.parked.take(&table);
         for call in free {
-            self.guard_call(call, |worker| worker.route_call(call));
+            self.guard_call(call, |exchange| exchange.route_call(call));
         }
         // Who waits on was asked for by an older table.
         let waiting: Vec<_> = self.parked.by_service.keys().cloned().collect();
@@ -199,7 +199,7 @@ impl Worker {
     pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
         self.services.retain(|name| !services.contains(name));
-        for load in self.loads.values_mut() {
+        for load in self.pools.loads_mut() {
             let gone = |l: &Arc<crate::observe::load::LocalityLoad>| services.contains(&l.service);
             if load.reported.as_ref().is_some_and(gone) {
                 load.reported = None;

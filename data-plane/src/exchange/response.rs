@@ -7,20 +7,20 @@ use heddle_h2::{ErrorCode, Fields, Initiator, Kind, StreamId};
 use heddle_proto::Reason;
 
 use super::headers::{self, Marks};
+use super::owner::Exchange;
 use super::state::{Phase, Sent};
 use crate::balance::passive::End;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
-use crate::worker::Worker;
 
 /// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
 const SERVERS_CLOCK: Duration = Duration::from_millis(5);
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
-impl Worker {
+impl Exchange {
     /// Whether this stream is the call's present attempt.
     fn is_current(&self, key: CallKey, conn: ConnKey, stream: StreamId) -> bool {
         let up = self.calls.get(key).and_then(|call| call.up);

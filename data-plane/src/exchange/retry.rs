@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use heddle_proto::Reason;
 
+use super::owner::Exchange;
 use super::state::{Call, Phase};
 use crate::balance::passive::{End, Standing};
 use crate::balance::{Endpoint, Target};
@@ -17,7 +18,6 @@ use crate::observe::Counter;
 use crate::route::Service;
 use crate::route::authority::split_path;
 use crate::timers::Timer;
-use crate::worker::Worker;
 
 /// How often a call is tried again where it could not be carried out before, if there is nowhere else.
 const REPEATS: u32 = 2;
@@ -29,7 +29,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// ... so many times.
 const DOUBLINGS: u32 = 4;
 
-impl Worker {
+impl Exchange {
     /// The connection broke while the call was on it; `drained`: its server had said goodbye, and the call outlived its
     /// patience.
     pub(crate) fn on_connection_lost(

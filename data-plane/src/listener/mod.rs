@@ -1,9 +1,7 @@
-//! Where calls come in: listening sockets and the connections accepted from them. Sockets come in, connections
-//! with their HTTP/2 machine go out, and their events go to exchange/. No routing may come in here.
+//! Listening sockets: they are bound, watched and accepted from. Addresses come in, accepted sockets go out. What becomes
+//! of a connection is decided in the modules above.
 
 pub mod bind;
-pub(crate) mod accept;
-pub(crate) mod events;
-pub(crate) mod hello;
+pub(crate) mod sockets;
 
 pub use bind::{ListenAddr, ListenError};

@@ -1,12 +1,11 @@
-//! Connections to instances and to other proxies: opened on demand, few and full, one worker's only. A chosen
-//! endpoint comes in, a connection with room for one more stream goes out, or the call waits. No choice between
-//! endpoints is made here.
+//! Connections to instances and to other proxies: opened on demand, few and full, one worker's only. An endpoint comes in, a
+//! connection with room for one more stream goes out, or the call waits. No choice between endpoints is made here, and
+//! what a call is may not come in.
 
+pub(crate) mod dial;
 pub(crate) mod pool;
-pub(crate) mod queue;
-pub(crate) mod waiting;
+pub(crate) mod pools;
 pub(crate) mod account;
-pub(crate) mod connect;
-pub(crate) mod events;
-pub(crate) mod cancels;
-pub(crate) mod link;
+pub(crate) mod waiting;
+
+pub(crate) use pools::Pools;

@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-use super::Worker;
+use super::turn::Worker;
 
 /// One endpoint that somebody waits for.
 #[derive(Debug)]
@@ -15,10 +15,10 @@ pub(crate) struct CallsWatch {
 
 impl Worker {
     /// At the end of a turn. Ends with the last call, or when nobody waits any more.
-    pub(crate) fn tell_calls_watched(&mut self) {
-        let loads = &self.loads;
+    pub(super) fn tell_calls_watched(&mut self) {
+        let pools = &self.exchange.pools;
         self.calls_watched.retain(|watch| {
-            let now = loads.get(&watch.uid).map_or(0, |load| load.pending);
+            let now = pools.load(watch.uid).map_or(0, |load| load.pending);
             let now = usize::try_from(now).unwrap_or(usize::MAX);
             watch.count.send_if_modified(|count| {
                 let changed = *count != Some(now);

@@ -12,10 +12,13 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
+use super::ConnectionInfo;
 use super::calls_watch::CallsWatch;
-use super::{ConnectionInfo, Report, Role, WorkerOptions};
+use crate::caller::Role;
+use crate::observe::Report;
 use crate::observe::metrics::WorkerMetrics;
 use crate::route::RouteTable;
+use crate::settings::WorkerOptions;
 
 /// Commands that may wait for a worker: each is handled within a turn, so a full queue means a stuck worker.
 pub(crate) const MAILBOX: usize = 4096;
@@ -60,7 +63,7 @@ pub(crate) struct Peer {
 /// What all threads of the data path share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) options: WorkerOptions,
+    pub(crate) options: Arc<WorkerOptions>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) internal: mpsc::Sender<UnixStream>,
@@ -73,8 +76,8 @@ pub(crate) struct Shared {
 pub(crate) struct WorkerInit {
     pub(crate) index: usize,
     pub(crate) poll: mio::Poll,
-    /// Of `poll`.
-    pub(crate) registry: mio::Registry,
+    /// Of `poll`, for connections and for listeners.
+    pub(crate) registries: [mio::Registry; 2],
     pub(crate) commands: Receiver<Command>,
     pub(crate) shared: Arc<Shared>,
 }

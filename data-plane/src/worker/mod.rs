@@ -1,23 +1,21 @@
-//! The threads that carry calls: N workers, each one event loop on epoll with listeners, connections and timers
-//! of its own. Tables and commands come in by mailbox, metrics and reports go out; the rooms from listener/ to
-//! observe/ are driven from here. No async runtime and no lock comes onto the path.
+//! The threads that carry calls: N workers, each one event loop on epoll with listeners, connections and timers of its
+//! own. Tables and commands come in by mailbox, metrics and reports go out; what happens to calls is `exchange`. No async
+//! runtime and no lock may come onto the path of a call.
 
+mod accept;
 mod calls_watch;
-mod closing;
+mod drain;
 mod mailbox;
-pub mod options;
-pub(crate) mod state;
 mod turn;
 mod workers;
 
 pub use crate::caller::Role;
 pub use crate::observe::Report;
+pub use crate::settings::WorkerOptions;
 pub use calls_watch::CallsInFlight;
-pub use options::WorkerOptions;
 pub use workers::Workers;
 
-pub(crate) use mailbox::Command;
-pub(crate) use state::Worker;
+use mailbox::Command;
 use turn::run;
 
 /// One connection as `/config` shows it.

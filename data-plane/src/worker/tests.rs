@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use super::mailbox::{Peer, Shared, WorkerInit};
-use super::state::Worker;
+use super::turn::Worker;
 use super::*;
 use crate::observe::Counter;
 
@@ -25,7 +25,7 @@ fn worker_with(options: WorkerOptions) -> Worker {
         table: arc_swap::ArcSwap::from_pointee(crate::route::RouteTable::empty("a")),
     };
     let shared = Arc::new(Shared {
-        options,
+        options: Arc::new(options),
         peers: vec![peer],
         reports: mpsc::channel(1).0,
         internal: mpsc::channel(1).0,
@@ -34,7 +34,7 @@ fn worker_with(options: WorkerOptions) -> Worker {
     });
     Worker::new(WorkerInit {
         index: 0,
-        registry: poll.registry().try_clone().unwrap(),
+        registries: [(); 2].map(|()| poll.registry().try_clone().unwrap()),
         poll,
         commands,
         shared,
@@ -50,10 +50,16 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
     other.set_nonblocking(true).unwrap();
     worker.take_unix(Role::Outbound, ours);
     worker.take_unix(Role::Outbound, other);
-    let key = worker.conns.keys()[0];
-    worker.guard(key, |_| panic!("a bug"));
-    assert_eq!(worker.metrics.counters.get(Counter::Panics), 1);
-    assert_eq!((worker.conns.keys().len(), worker.conns.accepted()), (1, 1));
+    let key = worker.exchange.conns.keys()[0];
+    worker.exchange.guard(key, |_| panic!("a bug"));
+    assert_eq!(worker.exchange.metrics.counters.get(Counter::Panics), 1);
+    assert_eq!(
+        (
+            worker.exchange.conns.keys().len(),
+            worker.exchange.conns.accepted()
+        ),
+        (1, 1)
+    );
     let mut byte = [0];
     assert_eq!(
         std::io::Read::read(&mut theirs, &mut byte).unwrap(),
@@ -93,10 +99,13 @@ fn a_drain_waits_for_the_first_bytes_of_a_connection_that_has_just_come() {
     worker.take_unix(Role::Outbound, ours);
     worker.begin_drain();
     worker.check_drained();
-    assert!(!worker.drained, "its call may lie in the socket");
-    worker.now += std::time::Duration::from_secs(1);
+    assert!(!worker.drain.is_done(), "its call may lie in the socket");
+    worker.exchange.now += std::time::Duration::from_secs(1);
     worker.check_drained();
-    assert!(worker.drained, "whoever says nothing is not waited for");
+    assert!(
+        worker.drain.is_done(),
+        "whoever says nothing is not waited for"
+    );
 }
 
 #[test]
@@ -109,7 +118,7 @@ fn a_connection_that_is_passed_on_to_a_drained_worker_is_carried() {
     worker.take_unix(Role::Outbound, ours);
     worker.check_drained();
     assert_eq!(*worker.shared.drained.borrow(), 0);
-    worker.now += std::time::Duration::from_secs(1);
+    worker.exchange.now += std::time::Duration::from_secs(1);
     worker.check_drained();
     assert_eq!(*worker.shared.drained.borrow(), 1);
 }
@@ -117,15 +126,20 @@ fn a_connection_that_is_passed_on_to_a_drained_worker_is_carried() {
 #[test]
 fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_left() {
     let mut worker = worker();
-    let dial = crate::upstream::pool::Dial::Local(([127, 0, 0, 1], 1).into());
-    let key = worker.pool_for(dial).unwrap();
-    worker.connect_failed(key, "refused", false);
+    let dial = crate::upstream::dial::Dial::Local(([127, 0, 0, 1], 1).into());
+    let key = worker.exchange.pools.pool_for(dial).unwrap();
+    worker.exchange.connect_failed(key, "refused", false);
     let ready = crate::arena::Key::unpack(1 << 32);
-    worker.pools.arena.get_mut(key).unwrap().conns.push(ready);
-    worker.now += std::time::Duration::from_secs(1);
-    worker.on_pool_timer(key);
-    worker.leave_pool(key, ready);
-    assert!(!worker.pools.arena.get(key).unwrap().is_unreachable());
+    worker
+        .exchange
+        .pools
+        .pool_mut(key)
+        .unwrap()
+        .add_for_test(ready);
+    worker.exchange.now += std::time::Duration::from_secs(1);
+    worker.exchange.on_pool_timer(key);
+    worker.exchange.leave_pool(key, ready);
+    assert!(!worker.exchange.pools.get(key).unwrap().is_unreachable());
 }
 
 #[test]
@@ -133,12 +147,12 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
     let mut worker = worker();
     let (ours, _theirs) = socket();
     worker.take_unix(Role::Outbound, ours);
-    let key = worker.conns.keys()[0];
-    worker.conns.take_to_flush(&mut Vec::new());
+    let key = worker.exchange.conns.keys()[0];
+    worker.exchange.conns.take_to_flush(&mut Vec::new());
     worker.recover();
     worker.recover();
     assert_eq!(
-        worker.conns.marked(),
+        worker.exchange.conns.marked(),
         (&[key][..], &[key][..]),
         "once, and though it was marked before"
     );
@@ -146,8 +160,8 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
 
 /// The keys of what is due within a second over the sweep's interval.
 fn due(worker: &mut Worker) -> Vec<crate::timers::Timer> {
-    let later = worker.now + turn::SWEEP_EVERY + std::time::Duration::from_secs(1);
-    std::iter::from_fn(|| worker.timers.due(later)).collect()
+    let later = worker.exchange.now + turn::SWEEP_EVERY + std::time::Duration::from_secs(1);
+    std::iter::from_fn(|| worker.exchange.timers.due(later)).collect()
 }
 
 /// Issue 10, A6.
@@ -162,8 +176,8 @@ fn a_sweep_that_panics_is_done_again() {
     });
     let (ours, mut theirs) = socket();
     worker.take_unix(Role::Outbound, ours);
-    let key = worker.conns.keys()[0];
-    let mut caller = Connection::client(Config::default(), worker.now);
+    let key = worker.exchange.conns.keys()[0];
+    let mut caller = Connection::client(Config::default(), worker.exchange.now);
     let mut request = Fields::new();
     for (name, value) in [
         (":method", "POST"),
@@ -176,13 +190,19 @@ fn a_sweep_that_panics_is_done_again() {
     caller.open(&request, 1, false).unwrap();
     theirs.write_all(caller.output()).unwrap();
     worker.read(key);
-    let call = worker.calls.keys()[0];
-    let now = worker.now;
-    worker.calls.get_mut(call).unwrap().down_queued.add(1, now);
-    worker.held = usize::MAX;
+    let call = worker.exchange.calls.keys()[0];
+    let now = worker.exchange.now;
+    worker
+        .exchange
+        .calls
+        .get_mut(call)
+        .unwrap()
+        .down_queued
+        .add(1, now);
+    worker.exchange.held = usize::MAX;
     let fired = std::panic::AssertUnwindSafe(|| worker.fire(crate::timers::Timer::Sweep));
     let _ = std::panic::catch_unwind(fired);
-    assert_eq!(worker.metrics.counters.get(Counter::Panics), 1);
+    assert_eq!(worker.exchange.metrics.counters.get(Counter::Panics), 1);
     let due = due(&mut worker);
     assert!(
         due.iter()
@@ -195,11 +215,11 @@ fn a_sweep_that_panics_is_done_again() {
 #[test]
 fn a_pool_whose_timer_a_panic_swallowed_dials_again() {
     let mut worker = worker();
-    let dial = crate::upstream::pool::Dial::Local(([127, 0, 0, 1], 1).into());
-    let key = worker.pool_for(dial).unwrap();
-    worker.connect_failed(key, "refused", false);
-    let timer = worker.pools.arena.get_mut(key).unwrap().timer.take();
-    worker.unset(timer);
+    let dial = crate::upstream::dial::Dial::Local(([127, 0, 0, 1], 1).into());
+    let key = worker.exchange.pools.pool_for(dial).unwrap();
+    worker.exchange.connect_failed(key, "refused", false);
+    let timer = worker.exchange.pools.pool_mut(key).unwrap().take_timer();
+    worker.exchange.unset(timer);
     worker.recover();
     let due = due(&mut worker);
     assert!(
@@ -220,22 +240,40 @@ fn what_left_the_table_is_forgotten_once_its_last_call_has_ended() {
     let mut builder = crate::route::RouteTable::builder("a", &[]);
     builder.service(service);
     let mut worker = worker();
-    worker.table = Arc::new(builder.build());
-    worker.load_for(&endpoint).unwrap();
-    worker.sweep_upstream();
-    assert_eq!((worker.loads.len(), worker.unswept), (1, false));
+    worker.exchange.table = Arc::new(builder.build());
+    worker.exchange.pools.pool_of(&endpoint).unwrap();
+    worker.exchange.sweep_upstream();
+    assert_eq!(
+        (
+            worker.exchange.pools.counts().0,
+            worker.exchange.pools.is_swept()
+        ),
+        (1, true)
+    );
 
     let peer = &worker.shared.peers[0];
     peer.table
         .store(Arc::new(crate::route::RouteTable::empty("a")));
     worker.swap_table();
-    worker.loads.get_mut(&7).unwrap().pending = 1;
-    worker.sweep_upstream();
-    assert_eq!((worker.loads.len(), worker.unswept), (1, true));
-    worker.loads.get_mut(&7).unwrap().pending = 0;
-    worker.sweep_upstream();
-    assert_eq!((worker.loads.len(), worker.unswept), (0, false));
-    assert_eq!(worker.pools.arena.len(), 0);
+    worker.exchange.pools.load_mut(7).unwrap().pending = 1;
+    worker.exchange.sweep_upstream();
+    assert_eq!(
+        (
+            worker.exchange.pools.counts().0,
+            worker.exchange.pools.is_swept()
+        ),
+        (1, false)
+    );
+    worker.exchange.pools.load_mut(7).unwrap().pending = 0;
+    worker.exchange.sweep_upstream();
+    assert_eq!(
+        (
+            worker.exchange.pools.counts().0,
+            worker.exchange.pools.is_swept()
+        ),
+        (0, true)
+    );
+    assert_eq!(worker.exchange.pools.counts().1, 0);
 }
 
 #[test]
@@ -244,26 +282,36 @@ fn a_write_that_fails_does_not_lose_what_the_peer_said_before() {
     let mut worker = worker();
     let (ours, mut theirs) = socket();
     worker.take_unix(Role::Outbound, ours);
-    let key = worker.conns.keys()[0];
+    let key = worker.exchange.conns.keys()[0];
     theirs
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
         .unwrap();
     worker.read(key);
     theirs.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").unwrap();
     theirs.shutdown(std::net::Shutdown::Read).unwrap();
-    let before = worker.conns.get(key).unwrap().output_bytes();
-    worker.flush(key);
+    let before = worker.exchange.conns.get(key).unwrap().output_bytes();
+    worker.exchange.flush(key);
     assert_eq!(
-        worker.conns.marked().0,
+        worker.exchange.conns.marked().0,
         [key],
         "it is to be read to its end"
     );
-    worker.conns.get_mut(key).unwrap().set_write_error(None);
+    worker
+        .exchange
+        .conns
+        .get_mut(key)
+        .unwrap()
+        .set_write_error(None);
     worker.read(key);
-    let conn = worker.conns.get(key).unwrap();
+    let conn = worker.exchange.conns.get(key).unwrap();
     assert_eq!(conn.output_bytes(), before + 17, "its PING was heard");
     let broken = Some("broken pipe".to_owned());
-    worker.conns.get_mut(key).unwrap().set_write_error(broken);
+    worker
+        .exchange
+        .conns
+        .get_mut(key)
+        .unwrap()
+        .set_write_error(broken);
     worker.read(key);
-    assert_eq!(worker.conns.keys(), [], "and then it is gone");
+    assert_eq!(worker.exchange.conns.keys(), [], "and then it is gone");
 }

@@ -1,38 +1,40 @@
-//! The event loop of one worker. One turn: take what others sent, read every readable connection, fire what is
-//! due, then flush each connection that has output once. Each connection is handled under `catch_unwind`, so
+//! The event loop of one worker. One turn: handle the commands of others, read every readable connection, fire the timers
+//! that are due, then flush each connection that has output once. Each connection is handled under `catch_unwind`, so
 //! that a bug costs one connection and not the proxy.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use heddle_h2::Fields;
-
-use super::mailbox::{Command, WorkerInit};
-use super::state::{READ_BUFFER, Worker};
+use super::calls_watch::CallsWatch;
+use super::drain::Drain;
+use super::mailbox::{Command, Shared, WorkerInit};
 use super::workers::WAKER;
 use super::{ConnectionInfo, Role};
 use crate::arena::Key;
-use crate::connection::{Conn, Input, OutputState, Sniff};
-use crate::keys::{CallKey, ConnKey};
-use crate::listener::accept::LISTENERS;
+use crate::connection::Conn;
+use crate::exchange::{Exchange, ExchangeInit};
+use crate::keys::ConnKey;
+use crate::listener::sockets::{LISTENERS, Listeners};
 use crate::observe::Counter;
 use crate::timers::Timer;
 
-/// How often one connection is read in one turn before the others have theirs.
-const READS_PER_TURN: usize = 4;
+/// Bytes read at once: what the kernel gives a busy connection in a turn.
+pub(super) const READ_BUFFER: usize = 128 * 1024;
 /// How often endpoints and stalled calls are looked after.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// When work that a panic cut short is tried again: what panics each time must not keep the worker busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Runs one worker until it is told to stop.
-pub(crate) fn run(init: WorkerInit) {
+pub(super) fn run(init: WorkerInit) {
     let mut worker = Worker::new(init);
     let mut events = mio::Events::with_capacity(1024);
-    let first = worker.now + SWEEP_EVERY;
-    worker.timers.set(first, Timer::Sweep);
+    let first = worker.exchange.now + SWEEP_EVERY;
+    worker.exchange.timers.set(first, Timer::Sweep);
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.turn(&mut events))) {
             Ok(true) => {}
@@ -42,12 +44,63 @@ pub(crate) fn run(init: WorkerInit) {
     }
 }
 
+/// One worker: its event loop around its calls and connections.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) index: usize,
+    pub(super) shared: Arc<Shared>,
+    poll: mio::Poll,
+    commands: Receiver<Command>,
+    pub(super) listeners: Listeners,
+    pub(super) exchange: Exchange,
+    pub(super) drain: Drain,
+    /// Endpoints whose last call somebody waits for.
+    pub(super) calls_watched: Vec<CallsWatch>,
+    buffer: Vec<u8>,
+    /// Empty between turns: the connections that are flushed in this round.
+    flushing: Vec<ConnKey>,
+}
+
 impl Worker {
+    pub(super) fn new(init: WorkerInit) -> Self {
+        let WorkerInit {
+            index,
+            poll,
+            registries: [of_connections, of_listeners],
+            commands,
+            shared,
+        } = init;
+        let metrics = match shared.peers.get(index) {
+            Some(peer) => Arc::clone(&peer.metrics),
+            None => Arc::default(),
+        };
+        let exchange = Exchange::new(ExchangeInit {
+            registry: of_connections,
+            options: Arc::clone(&shared.options),
+            workers: shared.peers.len(),
+            metrics,
+            reports: shared.reports.clone(),
+            internal: shared.internal.clone(),
+        });
+        Self {
+            index,
+            shared,
+            poll,
+            commands,
+            listeners: Listeners::new(of_listeners),
+            exchange,
+            drain: Drain::default(),
+            calls_watched: Vec::new(),
+            buffer: vec![0; READ_BUFFER],
+            flushing: Vec::new(),
+        }
+    }
+
     /// False once told to stop.
     fn turn(&mut self, events: &mut mio::Events) -> bool {
-        let wait = match self.conns.has_to_read() {
+        let wait = match self.exchange.conns.has_to_read() {
             true => Some(Duration::ZERO),
-            false => self.timers.wait(self.now),
+            false => self.exchange.timers.wait(self.exchange.now),
         };
         if let Err(error) = self.poll.poll(events, wait)
             && error.kind() != io::ErrorKind::Interrupted
@@ -55,9 +108,9 @@ impl Worker {
             tracing::error!(worker = self.index, %error, "waiting for events failed");
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.now = Instant::now();
-        for key in self.conns.take_to_read() {
-            self.attend(key);
+        self.exchange.now = Instant::now();
+        for key in self.exchange.conns.take_to_read() {
+            self.read(key);
         }
         for event in events.iter() {
             match event.token() {
@@ -70,18 +123,18 @@ impl Worker {
                 token => self.on_socket(Key::unpack(token.0 as u64), event),
             }
         }
-        while let Some(timer) = self.timers.due(self.now) {
+        while let Some(timer) = self.exchange.timers.due(self.exchange.now) {
             self.fire(timer);
         }
-        self.feed_pools();
+        self.exchange.feed_pools();
         self.flush_all();
         if !self.calls_watched.is_empty() {
             self.tell_calls_watched();
         }
-        if self.draining.is_some() {
+        if self.drain.is_on() {
             self.check_drained();
         }
-        self.bound_windows();
+        self.exchange.bound_windows();
         self.publish_gauges();
         true
     }
@@ -94,7 +147,7 @@ impl Worker {
                 Command::AcceptedTcp(role, socket) => self.take_tcp(role, socket),
                 Command::AcceptedUnix(role, socket) => self.take_unix(role, socket),
                 Command::Table => self.swap_table(),
-                Command::Forget(services) => self.forget(&services),
+                Command::Forget(services) => self.exchange.forget(&services),
                 Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
@@ -106,252 +159,97 @@ impl Worker {
 
     pub(super) fn swap_table(&mut self) {
         if let Some(peer) = self.shared.peers.get(self.index) {
-            self.table = peer.table.load_full();
-            self.unswept = true;
+            self.exchange.set_table(peer.table.load_full());
         }
-        self.refit_ejected();
-        // A table that is not ready yet may have what a call waits for: this node's own instances come first.
-        for call in self.tableless.take() {
-            self.guard_call(call, |worker| worker.route_call(call));
-        }
-        self.asked.clear();
-        self.unpark();
     }
 
     fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
         if event.is_writable() {
-            if let Some(conn) = self.conns.get_mut(key) {
+            if let Some(conn) = self.exchange.conns.get_mut(key) {
                 conn.on_writable();
             }
-            self.mark_dirty(key);
+            self.exchange.mark_dirty(key);
         }
         if (event.is_read_closed() || event.is_error())
-            && let Some(conn) = self.conns.get_mut(key)
+            && let Some(conn) = self.exchange.conns.get_mut(key)
         {
             conn.on_input_end();
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.attend(key);
+            self.read(key);
         } else {
-            self.guard(key, |worker| worker.look_connected(key));
+            self.exchange
+                .guard(key, |exchange| exchange.advance_handshake(key));
         }
     }
 
-    /// Reads a connection, which may have been connected just now.
-    fn attend(&mut self, key: ConnKey) {
-        self.guard(key, |worker| {
-            worker.look_connected(key);
-            worker.read(key);
-        });
+    pub(super) fn read(&mut self, key: ConnKey) {
+        let buffer = &mut self.buffer;
+        self.exchange
+            .guard(key, |exchange| exchange.read(key, buffer));
     }
 
-    fn look_connected(&mut self, key: ConnKey) {
-        let conn = self.conns.get(key);
-        if conn.is_some_and(Conn::is_handshaking) {
-            self.on_connecting(key);
+    pub(super) fn fire(&mut self, timer: Timer) {
+        let exchange = &mut self.exchange;
+        match timer {
+            Timer::Deadline(call) => {
+                exchange.guard_call(call, |exchange| exchange.on_call_deadline(call));
+            }
+            Timer::Wait(call) => {
+                exchange.guard_call(call, |exchange| exchange.on_call_wait(call));
+            }
+            Timer::Conn(key) => exchange.guard(key, |exchange| exchange.on_conn_timer(key)),
+            Timer::Pool(pool) => exchange.on_pool_timer(pool),
+            Timer::Sweep => {
+                // Set again before the work, which may panic.
+                exchange
+                    .timers
+                    .set(exchange.now + SWEEP_EVERY, Timer::Sweep);
+                exchange.contain(Exchange::sweep_upstream);
+                exchange.contain(Exchange::cut_stalled);
+                if catch_unwind(AssertUnwindSafe(|| self.accept_all())).is_err() {
+                    self.exchange.count(Counter::Panics);
+                }
+            }
+            Timer::Drain => self.drain.on_check(),
+            Timer::DrainOver => self.cut_drained(),
+        }
+    }
+
+    /// Flushes until no connection has output: writing on one side gives credit on the other.
+    fn flush_all(&mut self) {
+        let (exchange, round) = (&mut self.exchange, &mut self.flushing);
+        while exchange.conns.take_to_flush(round) {
+            for key in round.drain(..) {
+                if exchange.conns.begin_flush(key) {
+                    exchange.guard(key, |exchange| exchange.flush(key));
+                }
+            }
+            exchange.feed_pools();
         }
     }
 
     /// After a panic outside of any connection: the events of the turn are lost, and the kernel tells of them only
     /// once. Everything is looked at again.
     pub(super) fn recover(&mut self) {
-        self.count(Counter::Panics);
-        self.fields = Fields::new();
-        self.conns.mark_all();
-        for pool in self.pools.arena.keys() {
-            self.mark_runnable(pool);
+        self.flushing.clear();
+        self.exchange.recover(AFTER_PANIC);
+        let now = self.exchange.now;
+        if self.drain.is_overdue(now) {
+            self.exchange
+                .timers
+                .set(now + AFTER_PANIC, Timer::DrainOver);
         }
-        self.set_lost_timers();
-        self.relisten_all();
+        for token in self.listeners.tokens() {
+            self.listeners.watch_again(token);
+        }
+        self.wake();
+    }
+
+    /// Makes the next turn come at once.
+    pub(super) fn wake(&self) {
         if let Some(peer) = self.shared.peers.get(self.index) {
             let _ = peer.waker.wake();
-        }
-    }
-
-    /// A timer that fired in the turn that panicked may have done nothing: what depends on it is set anew. Those of calls
-    /// and connections are handled under a guard of their own.
-    fn set_lost_timers(&mut self) {
-        let soon = self.now + AFTER_PANIC;
-        for key in self.pools.arena.keys() {
-            if let Some(pool) = self.pools.arena.get_mut(key)
-                && pool.timer.is_none()
-                && pool.retry_at.is_some()
-            {
-                pool.timer = Some(self.timers.set(soon, Timer::Pool(key)));
-            }
-        }
-        if self.draining.is_some_and(|over| over <= self.now) && !self.drained {
-            self.timers.set(soon, Timer::DrainOver);
-        }
-    }
-
-    /// Runs `work` that is for no connection; if it panics, the rest of the turn goes on.
-    fn contain(&mut self, work: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
-            self.count(Counter::Panics);
-        }
-    }
-
-    /// Runs `work` for a call; if it panics, the connection of its caller is closed.
-    pub(crate) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
-        if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
-            self.guard(conn, work);
-        }
-    }
-
-    /// Runs `work` for a connection; if it panics, that connection is closed and the proxy lives.
-    pub(crate) fn guard(&mut self, key: ConnKey, work: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
-            return;
-        }
-        self.count(Counter::Panics);
-        // What was lent to the work may be lost.
-        self.fields = Fields::new();
-        let closed = catch_unwind(AssertUnwindSafe(|| {
-            self.lose(key, "handling it failed inside the proxy");
-        }));
-        if closed.is_err() {
-            tracing::error!("closing a connection after a panic panicked; it is dropped");
-            if let Some(conn) = self.conns.remove(key, &mut self.timers) {
-                self.forget_machine(conn.machine_bytes());
-            }
-        }
-    }
-
-    /// Reads a connection until it has no more, or has had its share of the turn.
-    pub(super) fn read(&mut self, key: ConnKey) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(READ_BUFFER, 0);
-        for round in 0.. {
-            if round == READS_PER_TURN {
-                self.conns.mark_to_read(key);
-                break;
-            }
-            let Some(conn) = self.conns.get_mut(key) else {
-                break;
-            };
-            match conn.read(&mut buffer, self.now) {
-                Input::Bytes { len, more } => {
-                    self.feed(key, buffer.get(..len).unwrap_or_default());
-                    if !more {
-                        break;
-                    }
-                }
-                Input::Blocked => break,
-                Input::Closed(why) => {
-                    self.lose(key, &why);
-                    break;
-                }
-            }
-        }
-        self.buffer = buffer;
-    }
-
-    /// Hands bytes to the machine and its events to whoever they are for.
-    fn feed(&mut self, key: ConnKey, bytes: &[u8]) {
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        if conn.is_ending() {
-            return;
-        }
-        let (before, after) = conn.identify(bytes);
-        match after {
-            Sniff::Open(_) => return,
-            Sniff::Http1 => return self.refuse_http1(key),
-            Sniff::Http2 => self.recv(key, before.held_back()),
-        }
-        self.recv(key, bytes);
-    }
-
-    fn recv(&mut self, key: ConnKey, mut bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let mut fields = std::mem::take(&mut self.fields);
-        while let Some(conn) = self.conns.get_mut(key) {
-            let accepted = conn.is_accepted();
-            match conn.receive(&mut bytes, &mut fields, self.now) {
-                Ok(Some(event)) if accepted => self.on_down_event(key, event, &mut fields),
-                Ok(Some(event)) => self.on_up_event(key, event, &mut fields),
-                Ok(None) => break,
-                Err(error) => {
-                    self.on_protocol_error(key, error);
-                    break;
-                }
-            }
-        }
-        self.fields = fields;
-        self.count_refused(key);
-        self.on_progress(key);
-        self.mark_dirty(key);
-    }
-
-    fn count_refused(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        let more = conn.newly_refused();
-        if more > 0 {
-            self.metrics.counters.add_many(Counter::BoundStreams, more);
-        }
-    }
-
-    pub(super) fn fire(&mut self, timer: Timer) {
-        match timer {
-            Timer::Deadline(call) => self.guard_call(call, |worker| worker.on_call_deadline(call)),
-            Timer::Wait(call) => self.guard_call(call, |worker| worker.on_call_wait(call)),
-            Timer::Conn(key) => self.guard(key, |worker| worker.on_conn_timer(key)),
-            Timer::Pool(pool) => self.on_pool_timer(pool),
-            Timer::Sweep => {
-                // Set again before the work, which may panic.
-                self.timers.set(self.now + SWEEP_EVERY, Timer::Sweep);
-                self.contain(Self::sweep_upstream);
-                self.contain(Self::cut_stalled);
-                self.contain(Self::accept_all);
-            }
-            // The turn itself looks.
-            Timer::Drain => self.drain_look = false,
-            Timer::DrainOver => self.cut_drained(),
-        }
-    }
-
-    /// Flushes until nothing is dirty: writing on one side gives credit on the other.
-    fn flush_all(&mut self) {
-        let mut round = std::mem::take(&mut self.flushing);
-        while self.conns.take_to_flush(&mut round) {
-            for key in round.drain(..) {
-                if self.conns.begin_flush(key) {
-                    self.guard(key, |worker| worker.flush(key));
-                }
-            }
-            self.feed_pools();
-        }
-        self.flushing = round;
-    }
-
-    pub(crate) fn flush(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else {
-            return;
-        };
-        let full = conn.full_for();
-        match conn.flush(self.now) {
-            OutputState::Done | OutputState::Blocked => {}
-            OutputState::Overfull => {
-                self.count(Counter::BoundOutput);
-                self.lose(key, "it leaves unread what is written for it");
-            }
-            OutputState::Failed => self.conns.mark_to_read(key),
-        }
-        self.on_progress(key);
-        self.rearm(key);
-        self.count_machine(key);
-        // Calls may have waited until the server reads on.
-        let relieved = |conn: &Conn| conn.has_output_room();
-        if let Some(pool) = full
-            && self.conns.get(key).is_some_and(relieved)
-        {
-            self.mark_runnable(pool);
         }
     }
 
@@ -362,11 +260,16 @@ impl Worker {
             peer: conn.peer().to_string(),
             streams: conn.live_streams(),
         };
-        self.conns.iter().map(|(_, conn)| info(conn)).collect()
+        let conns = self.exchange.conns.iter();
+        conns.map(|(_, conn)| info(conn)).collect()
     }
 
-    /// The table of this worker, to be read while the worker changes.
-    pub(crate) fn table(&self) -> Arc<crate::route::RouteTable> {
-        Arc::clone(&self.table)
+    /// Writes the gauges that others read.
+    fn publish_gauges(&self) {
+        self.exchange.publish_gauges();
+        if let Some(peer) = self.shared.peers.get(self.index) {
+            let accepted = self.exchange.conns.accepted();
+            peer.load.store(accepted, Ordering::Relaxed);
+        }
     }
 }

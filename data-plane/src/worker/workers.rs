@@ -58,10 +58,11 @@ impl Workers {
                 metrics: Arc::new(WorkerMetrics::default()),
                 table: ArcSwap::from_pointee(RouteTable::empty(&options.node)),
             });
-            inits.push((poll.registry().try_clone()?, poll, commands));
+            let registries = [poll.registry().try_clone()?, poll.registry().try_clone()?];
+            inits.push((registries, poll, commands));
         }
         let shared = Arc::new(Shared {
-            options,
+            options: Arc::new(options),
             peers,
             reports,
             internal,
@@ -73,12 +74,12 @@ impl Workers {
             threads: Vec::new(),
             files: Mutex::default(),
         };
-        for (index, (registry, poll, commands)) in inits.into_iter().enumerate() {
+        for (index, (registries, poll, commands)) in inits.into_iter().enumerate() {
             let shared = Arc::clone(&workers.shared);
             let init = WorkerInit {
                 index,
                 poll,
-                registry,
+                registries,
                 commands,
                 shared,
             };

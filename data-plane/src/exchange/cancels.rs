@@ -3,12 +3,12 @@
 
 use heddle_h2::StreamId;
 
+use super::owner::Exchange;
 use crate::connection::{Attempted, Cancelled};
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::worker::Worker;
 
-impl Worker {
+impl Exchange {
     /// Cancels a call's attempt at its server, at once or when that harms nobody.
     pub(crate) fn cancel_upstream(&mut self, call: CallKey) {
         let now = self.now;
@@ -53,7 +53,7 @@ impl Worker {
         let Some(pool) = conn.pool() else { return };
         let sent = conn.send_cancels(now);
         for account in sent.charged {
-            self.give_stream(pool, account);
+            self.pools.give_stream(pool, account);
         }
         if sent.any {
             self.after_stream(key);
@@ -80,7 +80,7 @@ impl Worker {
             return;
         };
         if let Some(account) = charged {
-            self.give_stream(pool, account);
+            self.pools.give_stream(pool, account);
         }
         self.mark_dirty(key);
         self.after_stream(key);

@@ -1,15 +1,15 @@
-//! The words of the link between two proxies (DESIGN §4): path and version of Hello, and gRPC's message frame
-//! around it. Messages in, bytes out and back; pure.
+//! What both sides of a link's handshake put on the wire (DESIGN §4): path and version of Hello, and gRPC's message frame
+//! around it. Messages come in, bytes go out and back; pure.
 
 use prost::Message;
 
 /// The first stream of a link.
-pub(crate) const HELLO_PATH: &[u8] = b"/heddle.link.v1.Link/Hello";
-/// The version of the link that this proxy speaks.
-pub(crate) const VERSION: u32 = 1;
+pub(super) const HELLO_PATH: &[u8] = b"/heddle.link.v1.Link/Hello";
+/// The version of the link protocol that this proxy speaks.
+pub(super) const VERSION: u32 = 1;
 
 /// One message in gRPC's frame: not compressed, length, bytes.
-pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
+pub(super) fn frame(message: &impl Message) -> Vec<u8> {
     let len = message.encoded_len();
     let mut bytes = Vec::with_capacity(len + 5);
     bytes.push(0);
@@ -19,7 +19,7 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 }
 
 /// The one message of a body, if it is exactly one and not compressed.
-pub(crate) fn unframe(bytes: &[u8]) -> Option<&[u8]> {
+pub(super) fn unframe(bytes: &[u8]) -> Option<&[u8]> {
     let (head, message) = bytes.split_first_chunk::<5>()?;
     let [0, a, b, c, d] = *head else { return None };
     let len = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;

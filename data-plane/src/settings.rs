@@ -1,4 +1,4 @@
-//! What the workers are told at their start: plain values, resolved and checked by the proxy's options.
+//! The settings of the workers: plain values, resolved and checked by the proxy's options.
 
 use std::time::Duration;
 

@@ -1,15 +1,16 @@
-//! What happens on a connection that was accepted, handed to the call it is about. Events of the HTTP/2 machine
-//! come in; no decision is made here but what kind of event it is.
+//! What happens on a connection that was accepted: each event of its protocol is handed to the call that it is about.
 
-use heddle_h2::{ErrorCode, Event, Fields, Kind};
+use heddle_h2::{ErrorCode, Event, Fields, Kind, StreamId};
 
+use super::owner::Exchange;
 use crate::arena::Key;
 use crate::connection::{Due, HELLO, LINGER};
 use crate::keys::ConnKey;
+use crate::link::server::Answering;
+use crate::link::{self, Identity};
 use crate::observe::Counter;
-use crate::worker::Worker;
 
-impl Worker {
+impl Exchange {
     pub(crate) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
         match event {
             Event::Headers {
@@ -85,5 +86,40 @@ impl Worker {
             }
             _ => {}
         }
+    }
+
+    /// Whether a request on inbound is a link's Hello; if so, it is taken.
+    pub(crate) fn begin_hello(
+        &mut self,
+        key: ConnKey,
+        stream: StreamId,
+        end: bool,
+        fields: &Fields,
+    ) -> bool {
+        if !link::server::is_hello(fields) {
+            return false;
+        }
+        let until = self.now + self.options().handshake_timeout;
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.begin_hello(stream, until);
+        }
+        self.on_hello_data(key, stream, &[], end);
+        true
+    }
+
+    fn on_hello_data(&mut self, key: ConnKey, stream: StreamId, data: &[u8], end: bool) {
+        self.release(key, stream, data.len());
+        if let Some(conn) = self.conns.get_mut(key) {
+            let answering = Answering {
+                own: Identity {
+                    node: &self.options.node,
+                    incarnation: &self.options.incarnation,
+                },
+                reply: &mut self.reply,
+                now: self.now,
+            };
+            link::server::on_data(conn, stream, data, end, answering);
+        }
+        self.mark_dirty(key);
     }
 }

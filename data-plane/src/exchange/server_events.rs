@@ -1,20 +1,18 @@
-//! What happens on a connection that was opened: events for calls, goodbyes, signs of life and their absence.
-//! Events of the HTTP/2 machine and timers come in; no decision about calls is made here.
+//! What happens on a connection that was opened: events for calls, GOAWAY, keepalive and idleness. Events and timers come
+//! in; nothing is decided here about calls.
 
 use heddle_h2::{ErrorCode, Event, Fields, Kind};
 use heddle_proto::Reason;
 
-use super::pool::Dial;
+use super::owner::Exchange;
 use crate::arena::Key;
 use crate::balance::passive::End;
 use crate::connection::{Conn, Due, HELLO, LATE};
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::observe::Report;
-use crate::worker::Worker;
 
-impl Worker {
+impl Exchange {
     pub(crate) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
         match event {
             Event::Headers {
@@ -124,7 +122,7 @@ impl Worker {
         if end.last {
             self.retire(key);
         }
-        self.mark_runnable(end.pool);
+        self.pools.mark_runnable(end.pool);
     }
 
     fn on_goaway(&mut self, key: ConnKey, code: ErrorCode) {
@@ -148,7 +146,7 @@ impl Worker {
         if empty {
             self.retire(key);
         }
-        self.mark_runnable(pool);
+        self.pools.mark_runnable(pool);
     }
 
     /// Closes a connection that has no calls.
@@ -177,25 +175,17 @@ impl Worker {
         let pool_key = opened.pool();
         self.leave_pool(pool_key, key);
         for account in charged {
-            self.give_stream(pool_key, account);
+            self.pools.give_stream(pool_key, account);
         }
         if !opened.is_ready() {
             // Never ready: the waiting calls must hear of it. The connection is gone already.
             return self.connect_failed(pool_key, why, false);
         }
         let report = broken && !opened.is_leaving();
-        let Some(pool) = self.pools.arena.get(pool_key) else {
-            return;
-        };
-        if report && matches!(pool.dial, Dial::Local(_)) {
-            for uid in &pool.uids {
-                let _ = self
-                    .shared
-                    .reports
-                    .try_send(Report::EndpointLost { uid: *uid });
-            }
+        if report {
+            self.pools.report_lost(pool_key);
         }
-        self.mark_runnable(pool_key);
+        self.pools.mark_runnable(pool_key);
     }
 
     /// What is due on an upstream connection.

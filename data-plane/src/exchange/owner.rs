@@ -1,9 +1,9 @@
-//! All that one worker owns: nothing of it is seen by another thread but what stands in `mailbox`. Rooms add
-//! their own `impl Worker`; here are only the fields and the small verbs that all of them use.
+//! What one worker knows of its connections and calls: the owners of both, the routing table, and the memory that calls
+//! hold. The other files of this module say what happens to calls; here are the fields and the small functions that all
+//! of them use. No event loop and no listening socket may come in here.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use heddle_h2::{ErrorCode, Fields, StreamId};
@@ -11,56 +11,61 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::WorkerOptions;
-use super::calls_watch::CallsWatch;
-use super::mailbox::{Command, Shared, WorkerInit};
+use tokio::sync::mpsc;
+
+use super::parked::Parked;
+use super::replay::Replay;
+use super::services::Services;
+use super::state::Call;
+use super::waiting_places::WaitingPlaces;
 use crate::arena::Arena;
 use crate::balance::passive::PassiveHealth;
 use crate::connection::Connections;
-use crate::exchange::parked::Parked;
-use crate::exchange::replay::Replay;
-use crate::exchange::services::Services;
-use crate::exchange::state::Call;
-use crate::exchange::waiting_places::WaitingPlaces;
-use crate::keys::{CallKind, ConnKey, PoolKey};
-use crate::listener::accept::Listener;
-use crate::observe::Counter;
+use crate::keys::{CallKind, ConnKey};
 use crate::observe::metrics::{Recorder, WorkerMetrics};
+use crate::observe::{Counter, Report};
+use crate::policy::Shares;
 use crate::route::RouteTable;
+use crate::settings::WorkerOptions;
 use crate::timers::{TimerId, Timers};
-use crate::upstream::pool::{Load, Pools};
+use crate::upstream::Pools;
 
-/// Bytes read at once: what the kernel gives a busy connection in a turn.
-pub(crate) const READ_BUFFER: usize = 128 * 1024;
 /// Buffers of finished calls kept for new ones.
 const SPARES: usize = 256;
 /// The list of a request that took more is not kept.
 const SPARE_BYTES: usize = 8 * 1024;
 
+/// What it starts with.
 #[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) index: usize,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) poll: mio::Poll,
-    pub(crate) commands: Receiver<Command>,
+pub(crate) struct ExchangeInit {
+    pub(crate) registry: mio::Registry,
+    pub(crate) options: Arc<WorkerOptions>,
+    /// How many workers the node has.
+    pub(crate) workers: usize,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    pub(crate) internal: mpsc::Sender<UnixStream>,
+}
+
+/// All calls of one worker with the connections and pools that they use.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(super) options: Arc<WorkerOptions>,
+    pub(crate) reports: mpsc::Sender<Report>,
     /// The time of this turn.
     pub(crate) now: Instant,
     pub(crate) table: Arc<RouteTable>,
-    pub(crate) listeners: Vec<Listener>,
     pub(crate) conns: Connections,
     pub(crate) calls: Arena<CallKind, Call>,
     pub(crate) pools: Pools,
-    pub(crate) loads: FxHashMap<u64, Load>,
     /// Which instances do not answer.
     pub(crate) passive: PassiveHealth,
     pub(crate) services: Services,
-    /// What stands in these maps may have left the table.
-    pub(crate) unswept: bool,
     pub(crate) timers: Timers,
-    /// Empty between turns: the connections that are flushed in this round.
-    pub(crate) flushing: Vec<ConnKey>,
-    /// Pools whose waiting calls may find room.
-    pub(crate) runnable: Vec<PoolKey>,
+    /// Calls waiting for streams.
+    pub(super) pending: usize,
+    /// The same by service, and there by caller; none is kept without a waiting call.
+    pub(super) places: FxHashMap<u32, Shares<ConnKey>>,
     /// Calls waiting for the first table.
     pub(crate) tableless: WaitingPlaces,
     /// Calls waiting for the endpoints of their service.
@@ -72,13 +77,6 @@ pub(crate) struct Worker {
     pub(crate) held: usize,
     /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
     pub(crate) growing: bool,
-    /// Endpoints whose last call somebody waits for.
-    pub(crate) calls_watched: Vec<CallsWatch>,
-    /// When calls are cut, once draining.
-    pub(crate) draining: Option<Instant>,
-    pub(crate) drained: bool,
-    /// A timer runs that looks whether the drain is done.
-    pub(crate) drain_look: bool,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) rng: SmallRng,
@@ -87,64 +85,55 @@ pub(crate) struct Worker {
     /// For lists that the proxy makes itself.
     pub(crate) reply: Fields,
     pub(crate) text: Vec<u8>,
-    pub(crate) buffer: Vec<u8>,
     spares: Vec<(Fields, Replay)>,
 }
 
-impl Worker {
-    pub(crate) fn new(init: WorkerInit) -> Self {
-        let WorkerInit {
-            index,
-            poll,
+impl Exchange {
+    pub(crate) fn new(init: ExchangeInit) -> Self {
+        let ExchangeInit {
             registry,
-            commands,
-            shared,
+            options,
+            workers,
+            metrics,
+            reports,
+            internal,
         } = init;
         let now = Instant::now();
-        let metrics = match shared.peers.get(index) {
-            Some(peer) => Arc::clone(&peer.metrics),
-            None => Arc::default(),
-        };
         Self {
-            index,
-            poll,
-            commands,
             now,
-            table: Arc::new(RouteTable::empty(&shared.options.node)),
-            listeners: Vec::new(),
+            table: Arc::new(RouteTable::empty(&options.node)),
             conns: Connections::new(registry),
             calls: Arena::default(),
-            pools: Pools::default(),
-            loads: FxHashMap::default(),
+            pools: Pools::new(
+                Arc::clone(&options),
+                Arc::clone(&metrics),
+                reports.clone(),
+                internal,
+            ),
+            reports,
+            options,
             passive: PassiveHealth::default(),
-            services: Services::new(shared.peers.len()),
-            unswept: false,
+            services: Services::new(workers),
             timers: Timers::new(now),
-            flushing: Vec::new(),
-            runnable: Vec::new(),
+            pending: 0,
+            places: FxHashMap::default(),
             tableless: WaitingPlaces::default(),
             parked: Parked::default(),
             asked: FxHashSet::default(),
             held: 0,
             growing: true,
-            calls_watched: Vec::new(),
-            draining: None,
-            drained: false,
-            drain_look: false,
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,
             rng: SmallRng::from_os_rng(),
             fields: Fields::new(),
             reply: Fields::new(),
             text: Vec::new(),
-            buffer: vec![0; READ_BUFFER],
             spares: Vec::new(),
-            shared,
         }
     }
 
     pub(crate) fn options(&self) -> &WorkerOptions {
-        &self.shared.options
+        &self.options
     }
 
     pub(crate) fn count(&self, counter: Counter) {
@@ -224,16 +213,31 @@ impl Worker {
         WorkerMetrics::set(&self.metrics.downstream, self.conns.accepted());
         WorkerMetrics::set(&self.metrics.upstream, self.conns.opened());
         WorkerMetrics::set(&self.metrics.held_bytes, self.held);
-        WorkerMetrics::set(&self.metrics.pending, self.pools.pending);
+        WorkerMetrics::set(&self.metrics.pending, self.pending);
         let waiting = self.tableless.len() + self.parked.len();
         WorkerMetrics::set(&self.metrics.waiting, waiting);
-        if let Some(peer) = self.shared.peers.get(self.index) {
-            peer.load.store(self.conns.accepted(), Ordering::Relaxed);
-        }
     }
 
     /// Begins to close a connection: what is in its output is still written.
     pub(crate) fn begin_close(&mut self, key: ConnKey) {
         self.conns.begin_close(key, self.now);
+    }
+
+    /// The table of this worker, to be read while the worker changes.
+    pub(crate) fn table(&self) -> Arc<RouteTable> {
+        Arc::clone(&self.table)
+    }
+
+    /// Takes up a new table: calls that waited for it go on.
+    pub(crate) fn set_table(&mut self, table: Arc<RouteTable>) {
+        self.table = table;
+        self.pools.on_table();
+        self.refit_ejected();
+        // A table that is not ready yet may have what a call waits for: this node's own instances come first.
+        for call in self.tableless.take() {
+            self.guard_call(call, |exchange| exchange.route_call(call));
+        }
+        self.asked.clear();
+        self.unpark();
     }
 }

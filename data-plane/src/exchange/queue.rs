@@ -1,84 +1,27 @@
-//! The calls that wait for a stream in a pool: who gets a place, how long they may wait, and what they are told when
-//! they have waited long enough. Calls come in, are sent when a stream is free for them, or end with a reason that
-//! names the limit which held them. When to dial is `pool`, whose turn it is `waiting`.
+//! Calls that wait for a stream in a pool: who gets a place, how long they may wait, and the reason that they end with
+//! when they have waited long enough, which names the limit that held them. Which call is next is decided by the pool.
 
 use heddle_proto::Reason;
 
-use super::account::{Over, Streams};
-use super::pool::Pool;
-use super::waiting::{Anybody, Eligible};
-use crate::caller::Account;
+use super::owner::Exchange;
+use super::state::{Call, Phase};
+use super::waiting_places::{NoPlace, place};
 use crate::connection::Conn;
-use crate::exchange::state::{Call, Phase};
-use crate::exchange::waiting_places::{NoPlace, place};
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::observe::Counter;
 use crate::timers::Timer;
-use crate::worker::Worker;
+use crate::upstream::account::Over;
+use crate::upstream::pool::Pool;
 
-/// Whoever is within its share of a pool's streams.
-struct WithinShare<'p> {
-    streams: &'p Streams,
-    capacity: usize,
-    ample: bool,
-}
-
-impl Eligible for WithinShare<'_> {
-    fn service(&self, service: u32) -> bool {
-        self.ample || self.streams.admits_service(service, self.capacity)
-    }
-
-    fn caller(&self, caller: ConnKey) -> bool {
-        self.ample || self.streams.admits_caller(caller, self.capacity)
-    }
-}
-
-impl Pool {
-    fn within_share(streams: &Streams, capacity: usize) -> WithinShare<'_> {
-        WithinShare {
-            streams,
-            capacity,
-            ample: streams.is_ample(capacity),
-        }
-    }
-
-    /// Whether a call waits that another connection would help: not one that its share holds back.
-    pub(super) fn has_eligible(&self, most: usize) -> bool {
-        let who = Self::within_share(&self.streams, self.capacity(most));
-        self.waiting.has_eligible(&who)
-    }
-
-    fn next_eligible(&mut self, most: usize) -> Option<CallKey> {
-        let capacity = self.capacity(most);
-        let who = Self::within_share(&self.streams, capacity);
-        self.waiting.next(&who)
-    }
-}
-
-impl Worker {
-    /// A connection for one more stream of this account, if it need not wait: nobody else waits, and it is within its
-    /// share.
-    pub(crate) fn stream_for(&mut self, account: Account, pool_key: PoolKey) -> Option<ConnKey> {
-        let most = self.options().upstream_connections;
-        let pool = self.pools.arena.get(pool_key)?;
-        if !pool.waiting.is_empty() {
-            return None;
-        }
-        let over = pool.streams.over(account, pool.capacity(most));
-        match over {
-            None => self.room_in(pool_key),
-            Some(_) => None,
-        }
-    }
-
+impl Exchange {
     /// Lets a call wait for a stream of the pool, or refuses it if too many wait.
     pub(crate) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let places = self.pools.places.entry(call.account.service).or_default();
+        let places = self.places.entry(call.account.service).or_default();
         match place(places, call.account.caller, bound) {
             Ok(()) => self.enqueue(key, pool_key),
             Err(no_place) => self.refuse_place(key, pool_key, no_place),
@@ -102,39 +45,19 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        let Some(pool) = self.pools.arena.get_mut(pool_key) else {
-            return;
-        };
         let account = call.account;
         call.phase = Phase::Pending(pool_key);
         // One that lost its stream again in the moment it was given has waited since before.
         let since = *call.waits_since.get_or_insert(now);
         let timer = self.timers.set(since + longest, Timer::Wait(key));
         let old = call.wait_timer.replace(timer);
-        pool.waiting.push(account, key);
-        self.pools.pending += 1;
-        let places = self.pools.places.entry(account.service).or_default();
+        self.pending += 1;
+        let places = self.places.entry(account.service).or_default();
         places.add(&account.caller, 1);
         self.unset(old);
-        let room = self.room_in(pool_key).is_some();
-        self.count_bound(pool_key, account, room);
-        if room {
-            self.mark_runnable(pool_key);
-        }
-        self.dial_if_needed(pool_key);
-    }
-
-    /// Counts which bound a call waits for; none if it waits for the first connection, or for the next turn.
-    fn count_bound(&self, pool_key: PoolKey, account: Account, room: bool) {
-        let most = self.options().upstream_connections;
-        let Some(pool) = self.pools.arena.get(pool_key) else {
-            return;
-        };
-        if !room && pool.opening == 0 && pool.conns.len() >= most {
-            self.count(Counter::BoundUpstreamStreams);
-        } else if pool.streams.over(account, pool.capacity(most)).is_some() {
-            self.count(Counter::BoundStreamShare);
-        }
+        let (pools, io) = self.pools_io();
+        let failed = pools.wait(pool_key, account, key, io);
+        self.fail_waiting(failed);
     }
 
     /// A call does not wait in its pool any more.
@@ -144,9 +67,7 @@ impl Worker {
         else {
             return;
         };
-        if let Some(pool) = self.pools.arena.get_mut(pool) {
-            pool.waiting.remove(account, key);
-        }
+        self.pools.stop_waiting(pool, account, key);
         self.leave_place(key);
     }
 
@@ -158,36 +79,24 @@ impl Worker {
         let (account, timer) = (call.account, call.wait_timer.take());
         call.phase = Phase::Backoff;
         self.unset(timer);
-        self.pools.pending = self.pools.pending.saturating_sub(1);
-        if let Some(places) = self.pools.places.get_mut(&account.service) {
+        self.pending = self.pending.saturating_sub(1);
+        if let Some(places) = self.places.get_mut(&account.service) {
             places.sub(&account.caller, 1);
             if places.total() == 0 {
-                self.pools.places.remove(&account.service);
+                self.places.remove(&account.service);
             }
         }
     }
 
     /// Gives waiting calls the streams that have come free in this turn.
     pub(crate) fn feed_pools(&mut self) {
-        let most = self.options().upstream_connections;
-        while let Some(key) = self.runnable.pop() {
-            while let Some(conn) = self.room_in(key) {
-                let next = self.pools.arena.get_mut(key);
-                let Some(call) = next.and_then(|pool| pool.next_eligible(most)) else {
-                    break;
-                };
+        while let Some(pool) = self.pools.next_runnable() {
+            while let Some((call, conn)) = self.pools.next_ready(pool, &self.conns) {
                 self.leave_place(call);
                 self.send_attempt(call, conn);
             }
-            self.dial_if_needed(key);
+            self.dial_if_needed(pool);
         }
-    }
-
-    /// Takes out the next of all that wait, whoever it is.
-    pub(crate) fn next_waiting(&mut self, key: PoolKey) -> Option<CallKey> {
-        let call = self.pools.arena.get_mut(key)?.waiting.next(&Anybody)?;
-        self.leave_place(call);
-        Some(call)
     }
 
     /// A call has waited in a pool for as long as any may.
@@ -203,11 +112,11 @@ impl Worker {
     pub(crate) fn what_holds(&self, key: CallKey, pool_key: PoolKey) -> (Reason, String) {
         let target = self.target_with_address(key, pool_key);
         let call = self.calls.get(key);
-        let (Some(call), Some(pool)) = (call, self.pools.arena.get(pool_key)) else {
+        let (Some(call), Some(pool)) = (call, self.pools.get(pool_key)) else {
             return (Reason::Overloaded, format!("for a free stream to {target}"));
         };
         if !pool.has_ready() {
-            let error = pool.last_error.as_deref();
+            let error = pool.last_error();
             let why = error.map_or_else(String::new, |error| format!(": {error}"));
             let text = format!("for a connection to {target}{why}");
             return (Reason::ConnectFailed, text);
@@ -229,15 +138,15 @@ impl Worker {
                  --upstream-connections"
             )
         };
-        let over = pool.streams.over(call.account, capacity);
-        match over.filter(|_| self.room_in(key).is_some()) {
+        let over = self.pools.over_share(pool, call.account);
+        match over.filter(|_| self.pools.room_in(key, &self.conns).is_some()) {
             Some(Over::Caller(used)) => return share("the caller's connection", used),
             Some(Over::Service(used)) => {
                 return share(call.service_name().unwrap_or("the service"), used);
             }
             None => {}
         }
-        let streams = match pool.limit {
+        let streams = match pool.limit() {
             Some(0) => return "it allows no stream at all now".to_owned(),
             Some(u32::MAX) | None => "all their streams".to_owned(),
             Some(limit) => format!("their limit of {limit} streams"),
@@ -246,15 +155,15 @@ impl Worker {
             let conn = self.conns.get(*key);
             conn.is_some_and(Conn::is_held_by_output)
         };
-        if pool.conns.iter().any(has_slots) {
+        if pool.connections().iter().any(has_slots) {
             return "it leaves unread what was sent before".to_owned();
         }
-        if pool.conns.len() >= most {
+        if pool.connections().len() >= most {
             return format!("all {most} connections have {streams} in use; --upstream-connections");
         }
-        let why = pool.last_error.as_deref();
+        let why = pool.last_error();
         let why = why.unwrap_or("it is being opened");
-        let count = pool.conns.len() - pool.opening;
+        let count = pool.ready();
         format!(
             "all {count} connections have {streams} in use, and no other could be opened yet: {why}"
         )
@@ -264,39 +173,30 @@ impl Worker {
     fn target_with_address(&self, key: CallKey, pool: PoolKey) -> String {
         let target = self.calls.get(key).map(Call::target_name);
         let target = target.unwrap_or_default();
-        match self.pools.arena.get(pool).map(|pool| pool.dial.name()) {
+        match self.pools.get(pool).map(|pool| pool.dial().name()) {
             Some(address) => format!("{target} ({address})"),
             None => target,
         }
     }
 
-    /// A stream of the pool that was charged to this account has ended.
-    pub(crate) fn give_stream(&mut self, pool: PoolKey, account: Account) {
-        if let Some(pool) = self.pools.arena.get_mut(pool) {
-            pool.streams.give(account);
-        }
-    }
-
-    /// A connection leaves its pool: its streams take none of those that the pool may have.
-    pub(crate) fn give_streams_of(&mut self, pool_key: PoolKey, conn: ConnKey) {
-        let Some(pool) = self.pools.arena.get_mut(pool_key) else {
+    /// A connection leaves its pool: it takes no more calls, and its streams take none of those that the pool may have.
+    pub(crate) fn leave_pool(&mut self, pool: PoolKey, key: ConnKey) {
+        self.pools.remove_connection(pool, key);
+        let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
-        let Some(conn_of) = self.conns.get_mut(conn) else {
-            return;
-        };
-        for call in conn_of.calls() {
+        for call in conn.calls() {
             let Some(call) = self.calls.get_mut(*call) else {
                 continue;
             };
             let account = call.account;
-            let charged = call.up.as_mut().filter(|up| up.conn == conn);
+            let charged = call.up.as_mut().filter(|up| up.conn == key);
             if charged.is_some_and(|up| std::mem::take(&mut up.charged)) {
-                pool.streams.give(account);
+                self.pools.give_stream(pool, account);
             }
         }
-        for account in conn_of.uncharge_cancels() {
-            pool.streams.give(account);
+        for account in conn.uncharge_cancels() {
+            self.pools.give_stream(pool, account);
         }
     }
 }

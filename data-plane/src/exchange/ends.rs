@@ -1,21 +1,18 @@
-//! Ends of connections and of the worker's own life: broken and wrong connections, connection timers, drain.
-//! Every call on a connection that ends is told here; none is forgotten.
+//! Ends of connections: broken, wrong and idle ones, and those whose handling panics. Connections come in; each of their
+//! calls is told, and none is forgotten.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use heddle_h2::{ConnectionError, ErrorCode};
-use heddle_proto::Reason;
+use heddle_h2::{ConnectionError, ErrorCode, Fields};
 
-use super::state::Worker;
-use crate::failure::Failure;
-use crate::keys::ConnKey;
+use rustc_hash::FxHashSet;
+
+use super::owner::Exchange;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::timers::Timer;
 
-/// How often it is looked whether a drain is done, when no event tells.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
-
-impl Worker {
+impl Exchange {
     /// A connection is gone: nothing more can be read or written.
     pub(crate) fn lose(&mut self, key: ConnKey, why: &str) {
         let Some(mut conn) = self.conns.remove(key, &mut self.timers) else {
@@ -115,22 +112,41 @@ impl Worker {
         self.rearm(key);
     }
 
-    /// Stops accepting, says goodbye on every connection and lets calls finish.
-    pub(crate) fn begin_drain(&mut self) {
-        if self.draining.is_some() {
-            return;
-        }
-        self.close_listeners();
-        let over = self.now + self.options().drain_timeout;
-        self.draining = Some(over);
-        self.timers.set(over, Timer::DrainOver);
-        for key in self.conns.keys() {
-            self.say_goodbye(key);
+    /// Runs `work` that is for no connection; if it panics, the rest of the turn goes on.
+    pub(crate) fn contain(&mut self, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.count(Counter::Panics);
         }
     }
 
-    /// GOAWAY on a downstream connection.
-    pub(crate) fn say_goodbye(&mut self, key: ConnKey) {
+    /// Runs `work` for a call; if it panics, the connection of its caller is closed.
+    pub(crate) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
+        if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
+            self.guard(conn, work);
+        }
+    }
+
+    /// Runs `work` for a connection; if it panics, that connection is closed and the proxy lives.
+    pub(crate) fn guard(&mut self, key: ConnKey, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
+            return;
+        }
+        self.count(Counter::Panics);
+        // What was lent to the work may be lost.
+        self.fields = Fields::new();
+        let closed = catch_unwind(AssertUnwindSafe(|| {
+            self.lose(key, "handling it failed inside the proxy");
+        }));
+        if closed.is_err() {
+            tracing::error!("closing a connection after a panic panicked; it is dropped");
+            if let Some(conn) = self.conns.remove(key, &mut self.timers) {
+                self.forget_machine(conn.machine_bytes());
+            }
+        }
+    }
+
+    /// Sends the GOAWAY of a drain on an accepted connection.
+    pub(crate) fn send_goaway(&mut self, key: ConnKey) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
         if conn.is_some_and(|conn| conn.begin_drain(now)) {
@@ -138,35 +154,28 @@ impl Worker {
         }
     }
 
-    /// Whether no call is left and none can come any more.
-    pub(crate) fn check_drained(&mut self) {
-        if self.drained {
-            return;
-        }
-        let now = self.now;
-        if self.calls.len() == 0 && self.conns.iter().all(|(_, conn)| conn.is_drained(now)) {
-            self.drained = true;
-            self.shared.drained.send_modify(|count| *count += 1);
-        } else if !self.drain_look {
-            self.drain_look = true;
-            self.timers.set(self.now + DRAIN_LOOK, Timer::Drain);
-        }
+    /// After a panic outside of any connection: all connections and pools are looked at again.
+    pub(crate) fn recover(&mut self, after: Duration) {
+        self.count(Counter::Panics);
+        self.fields = Fields::new();
+        self.conns.mark_all();
+        let at = self.now + after;
+        self.pools.recover(&mut self.timers, at);
     }
 
-    /// The drain timeout is over: what is left ends with DRAINING.
-    pub(crate) fn cut_drained(&mut self) {
-        let node = self.options().node.clone();
-        let text = format!("node {node} is stopping, and its drain timeout has passed");
-        for call in self.calls.keys() {
-            self.fail(call, &Failure::new(Reason::Draining, text.clone()));
-            // Whoever does not take its last bytes by now does not get them.
-            self.abandon(call);
+    /// Forgets endpoints that no table names any more, and closes what only they used.
+    pub(crate) fn sweep_upstream(&mut self) {
+        if self.pools.is_swept() {
+            return;
         }
-        for key in self.conns.keys() {
-            if let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.is_accepted()) {
-                conn.goodbye(ErrorCode::NO_ERROR, b"drained");
-                self.begin_close(key);
-            }
+        let table = self.table();
+        let endpoints = table.services().flat_map(|s| &s.endpoints.endpoints);
+        let known: FxHashSet<u64> = endpoints.map(|e| e.uid).collect();
+        for conn in self.pools.sweep(&known, &self.conns) {
+            self.retire(conn);
         }
+        self.pools.end_sweep(&known, &mut self.timers);
+        self.passive.retain(|uid| known.contains(&uid));
+        self.services.retain(|name| table.service(name).is_some());
     }
 }

@@ -1,0 +1,74 @@
+//! Accepted sockets become connections, as many as each listener may have; over the bound the idlest one is closed.
+//! Sockets come in, connections go out.
+
+use super::owner::Exchange;
+use crate::caller::{Caller, Role};
+use crate::connection::{AcceptOptions, Transport};
+use crate::keys::ConnKey;
+use crate::observe::Counter;
+
+impl Exchange {
+    /// Makes a connection of an accepted socket. `None`: there is no room for it, and it is closed.
+    pub(crate) fn accept(&mut self, role: Role, transport: Transport) -> Option<ConnKey> {
+        let (bound, counter) = match role {
+            Role::Outbound => (
+                self.options.outbound_connections,
+                Counter::BoundOutboundConnections,
+            ),
+            Role::Inbound => (
+                self.options.inbound_connections,
+                Counter::BoundInboundConnections,
+            ),
+        };
+        if self.conns.accepted_by(role) >= bound {
+            self.count(counter);
+            if self.conns.may_log_full(role, self.now) {
+                tracing::warn!(
+                    listener = role.name(),
+                    connections = bound,
+                    "a worker may accept no more connections: idle ones are closed for new ones"
+                );
+            }
+            if !self.close_idlest(role) {
+                return None;
+            }
+        }
+        transport.set_options();
+        let now = self.now;
+        let caller = Caller {
+            role,
+            peer: transport.peer(),
+        };
+        let options = AcceptOptions {
+            caller,
+            first_request_by: now + self.options.first_request_timeout,
+            keepalive: Some(self.options.keepalive_interval).filter(|_| role == Role::Inbound),
+            frugal: !self.growing,
+        };
+        let key = match self.conns.accept(transport, options, now) {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(%error, peer = %caller.peer, "an accepted connection cannot be watched; it is closed");
+                return None;
+            }
+        };
+        self.count(match role {
+            Role::Outbound => Counter::AcceptedOutbound,
+            Role::Inbound => Counter::AcceptedInbound,
+        });
+        self.mark_dirty(key);
+        Some(key)
+    }
+
+    /// Closes the idlest connection of a listener; false if all of them have a call in flight.
+    pub(crate) fn close_idlest(&mut self, role: Role) -> bool {
+        let Some(key) = self.conns.idlest(role) else {
+            return false;
+        };
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.close_now(b"idle, and the proxy has too many connections");
+        }
+        self.lose(key, "idle, and there were too many");
+        true
+    }
+}

@@ -1,0 +1,34 @@
+//! What goes out on a connection: its output is written once at the end of each turn. Nothing else is done here.
+
+use super::owner::Exchange;
+use crate::connection::{Conn, OutputState};
+use crate::keys::ConnKey;
+use crate::observe::Counter;
+
+impl Exchange {
+    /// Writes a connection's output, and does what room in it allows.
+    pub(crate) fn flush(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let full = conn.full_for();
+        match conn.flush(self.now) {
+            OutputState::Done | OutputState::Blocked => {}
+            OutputState::Overfull => {
+                self.count(Counter::BoundOutput);
+                self.lose(key, "it leaves unread what is written for it");
+            }
+            OutputState::Failed => self.conns.mark_to_read(key),
+        }
+        self.on_progress(key);
+        self.rearm(key);
+        self.count_machine(key);
+        // Calls may have waited until the server reads on.
+        let relieved = |conn: &Conn| conn.has_output_room();
+        if let Some(pool) = full
+            && self.conns.get(key).is_some_and(relieved)
+        {
+            self.pools.mark_runnable(pool);
+        }
+    }
+}

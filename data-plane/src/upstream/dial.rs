@@ -1,0 +1,71 @@
+//! Where a pool dials, and the sockets that are opened for it. An address comes in, a socket that is being connected goes
+//! out; the handshake of a link is `link`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::balance::{Endpoint, Target};
+use crate::connection::Transport;
+
+/// Where a pool dials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Dial {
+    /// An instance of this node.
+    Local(SocketAddr),
+    /// The inbound listener of a node, which must say that it is that node.
+    Node(SocketAddr, Arc<str>),
+    /// The control side of this proxy.
+    Internal,
+}
+
+impl Dial {
+    pub(crate) fn of(endpoint: &Endpoint) -> Self {
+        match endpoint.target {
+            Target::Local(address) => Self::Local(address),
+            Target::Node(address) => Self::Node(address, Arc::clone(&endpoint.node)),
+        }
+    }
+
+    pub(crate) fn is_link(&self) -> bool {
+        matches!(self, Self::Node(..))
+    }
+
+    /// For sentences.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Local(address) => address.to_string(),
+            Self::Node(address, node) => format!("{address}, the inbound of node {node}"),
+            Self::Internal => "the proxy's own services".to_owned(),
+        }
+    }
+
+    /// Opens a socket. `internal` takes the far end of connections to the proxy's own services.
+    pub(crate) fn connect(&self, internal: &mpsc::Sender<UnixStream>) -> io::Result<Transport> {
+        let transport = match self {
+            Self::Local(address) | Self::Node(address, _) => {
+                mio::net::TcpStream::connect(*address).map(Transport::Tcp)?
+            }
+            Self::Internal => connect_internal(internal)?,
+        };
+        transport.set_options();
+        Ok(transport)
+    }
+}
+
+/// One end of a socket pair; the other goes to the control side, which serves health and reflection on it.
+fn connect_internal(internal: &mpsc::Sender<UnixStream>) -> io::Result<Transport> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    internal.try_send(theirs).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "the proxy's control side takes no connection now",
+        )
+    })?;
+    Ok(Transport::Unix(mio::net::UnixStream::from_std(ours)))
+}
