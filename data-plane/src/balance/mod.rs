@@ -1,6 +1,5 @@
-//! Chooses one endpoint for one attempt: the room between policy/ and upstream/. A set of endpoints, their load
-//! and a random number come in, an endpoint goes out. No sockets, no clock (`now` is given) and no xDS types
-//! may come in.
+//! Chooses one endpoint for one attempt, the step between policy/ and upstream/. Takes a set of endpoints, their load
+//! and a random number; gives an endpoint. No sockets, no clock (`now` is an argument) and no xDS types.
 
 pub mod endpoints;
 pub mod ewma;

@@ -1,5 +1,5 @@
-//! What became of each call: the last room on a request's way. Exactly one `Outcome` per call comes in, counters
-//! and histograms of one worker go out, summed by the control runtime. Nothing here may block or fail a call.
+//! Records how each call ended, the last step of a request. Takes exactly one `Outcome` per call; gives counters and
+//! histograms of one worker, summed by the control side. Nothing here may block or fail a call.
 
 pub mod counters;
 pub mod load;
