@@ -1,9 +1,9 @@
-//! heddle-proxy: one proxy per node that puts every call on the right thread. This file is the map: the rooms
-//! of the data path stand in the order in which a request meets them, then the control side that feeds them.
-//! The two sides share immutable tables and bounded channels; no lock and no async runtime come onto the path,
-//! and nothing of the control plane's code comes in here: the two meet only in `heddle-proto` and in xDS.
+//! heddle-proxy: one proxy per node, which routes every call of the node's services. The modules of the path of calls come
+//! first, from the bottom up, then the control side that supplies them. The two sides share immutable tables and bounded
+//! channels; no lock and no async runtime may come onto the path. Nothing of the control plane's code may come in: the two
+//! planes meet only in `heddle-proto` and in xDS. A test checks which module may use which (`tests/conformance`).
 
-// ---- what the path of a call stands on
+// ---- the path of calls: storage, ids and times; connections; the handshake between proxies
 mod arena;
 mod keys;
 mod timers;
@@ -12,8 +12,8 @@ mod caller;
 mod connection;
 mod link;
 
-// ---- the way of a request: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ ->
-// ---- exchange/ -> observe/, and failure says what went wrong
+// ---- what a request meets: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ -> exchange/ ->
+// ---- observe/, and failure/ says what went wrong
 pub mod worker;
 pub mod listener;
 pub mod route;
@@ -24,10 +24,10 @@ pub mod exchange;
 pub mod observe;
 pub mod failure;
 
-// ---- the control side: what the user wants, in which order all starts and stops
+// ---- the control side: options, and the order in which all starts and stops
 pub mod options;
 pub mod app;
-// ---- what it knows: the node's own instances, the mesh as the control plane tells it, both joined to a table
+// ---- what it knows: the node's own instances, the mesh as the control plane sends it, both joined to a table
 pub mod agent;
 pub mod xds;
 pub mod mesh;

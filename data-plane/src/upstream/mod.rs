@@ -3,9 +3,13 @@
 //! what a call is may not come in.
 
 pub(crate) mod dial;
+mod dialing;
 pub(crate) mod pool;
 pub(crate) mod pools;
 pub(crate) mod account;
 pub(crate) mod waiting;
 
 pub(crate) use pools::Pools;
+
+#[cfg(test)]
+mod tests;

@@ -55,16 +55,6 @@ impl Pool {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn add_for_test(&mut self, conn: ConnKey) {
-        self.conns.push(conn);
-    }
-
-    #[cfg(test)]
-    pub(crate) fn take_timer(&mut self) -> Option<TimerId> {
-        self.timer.take()
-    }
-
     pub(crate) fn dial(&self) -> &Dial {
         &self.dial
     }

@@ -1,14 +1,13 @@
-//! All pools of one worker, and what it knows of each endpoint: which connection takes the next stream, when another is
-//! dialed, and who waits. Endpoints, accounts and calls by key come in; connections with room, and the calls that can go
+//! All pools of one worker, and what it knows of each endpoint: which connection takes the next stream, and who waits for
+//! one. When another connection is opened is `dialing`. Endpoints, accounts and calls by key come in; connections with room, and the calls that can go
 //! on or have to fail, go out. What a call is may not come in.
 
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::mpsc;
 
@@ -19,20 +18,13 @@ use crate::arena::Arena;
 use crate::balance::Endpoint;
 use crate::balance::ewma::PeakEwma;
 use crate::caller::Account;
-use crate::connection::{Conn, Connections, Opened};
+use crate::connection::{Conn, Connections};
 use crate::keys::{CallKey, ConnKey, PoolKey, PoolKind};
 use crate::observe::load::LocalityLoad;
 use crate::observe::metrics::WorkerMetrics;
 use crate::observe::{Counter, Report};
 use crate::settings::WorkerOptions;
-use crate::timers::{Timer, Timers};
-
-/// How long a connection to a local instance may be silent while it has calls. gRPC servers by default close
-/// connections that ping more often than every five minutes; a dead local process closes its socket anyway.
-const LOCAL_KEEPALIVE: Duration = Duration::from_secs(330);
-/// How long a server may take from accepting to its first settings (and to the answer to Hello). Far longer than
-/// any living one takes; calls wait meanwhile.
-const HANDSHAKE: Duration = Duration::from_secs(2);
+use crate::timers::Timers;
 
 /// What pools work with that belongs to others.
 #[derive(Debug)]
@@ -65,19 +57,19 @@ pub(crate) struct Load {
 
 #[derive(Debug)]
 pub(crate) struct Pools {
-    options: Arc<WorkerOptions>,
-    metrics: Arc<WorkerMetrics>,
-    reports: mpsc::Sender<Report>,
+    pub(super) options: Arc<WorkerOptions>,
+    pub(super) metrics: Arc<WorkerMetrics>,
+    pub(super) reports: mpsc::Sender<Report>,
     /// Takes the far end of connections to the proxy's own services.
-    internal: mpsc::Sender<UnixStream>,
-    rng: SmallRng,
-    arena: Arena<PoolKind, Pool>,
-    by_dial: FxHashMap<Dial, PoolKey>,
-    loads: FxHashMap<u64, Load>,
+    pub(super) internal: mpsc::Sender<UnixStream>,
+    pub(super) rng: SmallRng,
+    pub(super) arena: Arena<PoolKind, Pool>,
+    pub(super) by_dial: FxHashMap<Dial, PoolKey>,
+    pub(super) loads: FxHashMap<u64, Load>,
     /// Pools whose waiting calls may find room.
-    runnable: Vec<PoolKey>,
+    pub(super) runnable: Vec<PoolKey>,
     /// Some endpoints or pools may have left the table.
-    unswept: bool,
+    pub(super) unswept: bool,
 }
 
 impl Pools {
@@ -272,186 +264,10 @@ impl Pools {
         self.arena.get_mut(key)?.next_of_all()
     }
 
-    // ---- connections
-
-    /// Opens a connection if calls wait that those being opened are too few for, up to the bound per address.
-    pub(crate) fn dial_if_needed(&mut self, key: PoolKey, io: Io<'_>) -> Option<DialFailed> {
-        let most = self.options.upstream_connections.max(1);
-        let pool = self.arena.get(key)?;
-        if pool.waiting.is_empty() || pool.conns.len() >= most || pool.opening >= pool.wanted() {
-            return None;
-        }
-        // What has room takes the next ones at the end of the turn, and those that their share holds back wait on.
-        if self.room_in(key, io.conns).is_some() {
-            return None;
-        }
-        let pool = self.arena.get_mut(key)?;
-        if !pool.has_eligible(most) {
-            return None;
-        }
-        match pool.retry_at {
-            Some(at) if at > io.now => {
-                if pool.timer.is_none() {
-                    pool.timer = Some(io.timers.set(at, Timer::Pool(key)));
-                }
-                None
-            }
-            _ => self.dial(key, io),
-        }
-    }
-
-    /// The timer of a pool has fired: it may dial again.
-    pub(crate) fn on_timer(&mut self, key: PoolKey, io: Io<'_>) -> Option<DialFailed> {
-        let pool = self.arena.get_mut(key)?;
-        pool.timer = None;
-        if let Some(at) = pool.retry_at.filter(|at| *at > io.now) {
-            pool.timer = Some(io.timers.set(at, Timer::Pool(key)));
-            return None;
-        }
-        // One more connection could not be made while others stand: once these leave, the address is as good as new.
-        if pool.has_ready() {
-            pool.retry_at = None;
-        }
-        // An address that failed is tried again without a call, so that no call has to find out.
-        if pool.conns.is_empty() && pool.opening == 0 && !pool.uids.is_empty() {
-            return self.dial(key, io);
-        }
-        self.dial_if_needed(key, io)
-    }
-
-    /// Starts to open one more connection of a pool.
-    fn dial(&mut self, key: PoolKey, mut io: Io<'_>) -> Option<DialFailed> {
-        let pool = self.arena.get_mut(key)?;
-        pool.opening += 1;
-        self.metrics.counters.add(Counter::Connects);
-        match self.open(key, io.conns, io.now, io.frugal) {
-            Ok(conn) => {
-                self.rearm(conn, &mut io);
-                None
-            }
-            Err(error) => self.on_dial_failed(key, &error.to_string(), false, io),
-        }
-    }
-
-    fn open(
-        &mut self,
-        key: PoolKey,
-        conns: &mut Connections,
-        now: Instant,
-        frugal: bool,
-    ) -> io::Result<ConnKey> {
-        let gone = || io::Error::other("its pool is gone");
-        let pool = self.arena.get_mut(key).ok_or_else(gone)?;
-        let transport = pool.dial.connect(&self.internal)?;
-        let link = pool.dial.is_link();
-        let keepalive = match link {
-            true => self.options.keepalive_interval,
-            false => LOCAL_KEEPALIVE,
-        };
-        let until = now + self.options.connect_timeout;
-        let opened = Opened::new(key, link, keepalive, until, now);
-        let conn = conns.open(transport, opened, frugal, now)?;
-        pool.conns.push(conn);
-        Ok(conn)
-    }
-
-    fn rearm(&self, conn: ConnKey, io: &mut Io<'_>) {
-        let times = (self.options.upstream_idle, self.options.keepalive_timeout);
-        io.conns.rearm(conn, io.timers, times);
-    }
-
-    /// When a connection that is connected now has to be ready.
-    pub(crate) fn ready_by(&self, now: Instant) -> Instant {
-        now + self.options.handshake_timeout.min(HANDSHAKE)
-    }
-
-    /// A connection of a pool takes calls from now on.
-    pub(crate) fn on_ready(&mut self, key: PoolKey, conn: ConnKey, mut io: Io<'_>) {
-        if let Some(opened) = io.conns.get_mut(conn).and_then(Conn::opened_mut) {
-            opened.become_ready(io.now);
-        }
-        if let Some(pool) = self.arena.get_mut(key) {
-            pool.on_ready();
-        }
-        self.note_limit(key, conn, io.conns);
-        self.mark_runnable(key);
-        self.rearm(conn, &mut io);
-    }
-
-    /// Keeps in the pool how many streams the peer allows on a connection.
-    pub(crate) fn note_limit(&mut self, key: PoolKey, conn: ConnKey, conns: &Connections) {
-        if let Some(pool) = self.arena.get_mut(key) {
-            pool.limit = conns.get(conn).map(Conn::stream_limit);
-        }
-    }
-
-    /// A dial has failed, or a connection before it was ready: the pool waits before the next one.
-    pub(crate) fn on_dial_failed(
-        &mut self,
-        key: PoolKey,
-        why: &str,
-        refused: bool,
-        io: Io<'_>,
-    ) -> Option<DialFailed> {
-        self.metrics.counters.add(Counter::ConnectFailures);
-        let random = self.rng.random();
-        let pool = self.arena.get_mut(key)?;
-        pool.opening = pool.opening.saturating_sub(1);
-        let at = io.now + pool.backoff.fail_with(random);
-        pool.retry_at = Some(at);
-        if pool.timer.is_none() {
-            pool.timer = Some(io.timers.set(at, Timer::Pool(key)));
-        }
-        pool.last_error = Some(why.to_owned());
-        let others = !pool.conns.is_empty();
-        if refused {
-            self.report(key, |uid| Report::EndpointRefused { uid });
-        }
-        if others {
-            return self.dial_if_needed(key, io);
-        }
-        Some(DialFailed {
-            pool: key,
-            why: why.to_owned(),
-        })
-    }
-
-    /// A connection that was ready broke.
-    pub(crate) fn report_lost(&self, key: PoolKey) {
-        self.report(key, |uid| Report::EndpointLost { uid });
-    }
-
-    /// Tells the control side of the instances at a local address.
-    fn report(&self, key: PoolKey, what: impl Fn(u64) -> Report) {
-        let Some(pool) = self.arena.get(key) else {
-            return;
-        };
-        if matches!(pool.dial, Dial::Local(_)) {
-            for uid in &pool.uids {
-                // A full channel means that the agent has much to do: its own checks find out too.
-                let _ = self.reports.try_send(what(*uid));
-            }
-        }
-    }
-
     /// A connection leaves its pool: it takes no more calls.
     pub(crate) fn remove_connection(&mut self, key: PoolKey, conn: ConnKey) {
         if let Some(pool) = self.arena.get_mut(key) {
             pool.conns.retain(|other| *other != conn);
-        }
-    }
-
-    /// After a panic: all pools are looked at again. The timer of one that fired in the turn that panicked may have done
-    /// nothing, so it is set anew.
-    pub(crate) fn recover(&mut self, timers: &mut Timers, at: Instant) {
-        for key in self.arena.keys() {
-            self.mark_runnable(key);
-            if let Some(pool) = self.arena.get_mut(key)
-                && pool.timer.is_none()
-                && pool.retry_at.is_some()
-            {
-                pool.timer = Some(timers.set(at, Timer::Pool(key)));
-            }
         }
     }
 
@@ -505,10 +321,5 @@ impl Pools {
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.loads.len(), self.arena.len())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn pool_mut(&mut self, key: PoolKey) -> Option<&mut Pool> {
-        self.arena.get_mut(key)
     }
 }

@@ -124,25 +124,6 @@ fn a_connection_that_is_passed_on_to_a_drained_worker_is_carried() {
 }
 
 #[test]
-fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_left() {
-    let mut worker = worker();
-    let dial = crate::upstream::dial::Dial::Local(([127, 0, 0, 1], 1).into());
-    let key = worker.exchange.pools.pool_for(dial).unwrap();
-    worker.exchange.connect_failed(key, "refused", false);
-    let ready = crate::arena::Key::unpack(1 << 32);
-    worker
-        .exchange
-        .pools
-        .pool_mut(key)
-        .unwrap()
-        .add_for_test(ready);
-    worker.exchange.now += std::time::Duration::from_secs(1);
-    worker.exchange.on_pool_timer(key);
-    worker.exchange.leave_pool(key, ready);
-    assert!(!worker.exchange.pools.get(key).unwrap().is_unreachable());
-}
-
-#[test]
 fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
     let mut worker = worker();
     let (ours, _theirs) = socket();
@@ -207,24 +188,6 @@ fn a_sweep_that_panics_is_done_again() {
     assert!(
         due.iter()
             .any(|timer| matches!(timer, crate::timers::Timer::Sweep)),
-        "{due:?}"
-    );
-}
-
-/// Issue 10, A6: an address that cannot be dialled would else be left out for ever.
-#[test]
-fn a_pool_whose_timer_a_panic_swallowed_dials_again() {
-    let mut worker = worker();
-    let dial = crate::upstream::dial::Dial::Local(([127, 0, 0, 1], 1).into());
-    let key = worker.exchange.pools.pool_for(dial).unwrap();
-    worker.exchange.connect_failed(key, "refused", false);
-    let timer = worker.exchange.pools.pool_mut(key).unwrap().take_timer();
-    worker.exchange.unset(timer);
-    worker.recover();
-    let due = due(&mut worker);
-    assert!(
-        due.iter()
-            .any(|timer| matches!(timer, crate::timers::Timer::Pool(pool) if *pool == key)),
         "{due:?}"
     );
 }
