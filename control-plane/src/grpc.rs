@@ -1,5 +1,5 @@
-//! The gRPC listener: HTTP/2 connections that lead to the routes. In come sockets and routes, out go authorized calls, each
-//! with its caller. What a web page could send is refused. No service is known here.
+//! The gRPC listener: HTTP/2 connections that lead to the routes. Each request is checked against the browser guard,
+//! authorized, and passed on with its caller. Services are not known here.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// (`budget::CONNECTION`), for no call has a say in what it is filled with.
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
-/// So much of an answer its transport holds beside the message that it was given last.
+/// The bytes of an answer that its transport buffers beside the last message.
 const SEND_BUFFER: usize = 64 << 10;
 /// Calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
@@ -70,7 +70,7 @@ async fn serve_entry(
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
-/// What each call goes through.
+/// The checks and the routes of a call.
 struct Entry {
     routes: Routes,
     admission: Admission,

@@ -1,6 +1,7 @@
-//! The control plane of Heddle as a library; the rooms stand in the order of an endpoint update. A node's session
-//! writes into the store, the registry folds the store's events into a view, the view becomes snapshots, snapshots
-//! go out on xDS streams; beside that way stand the read-only answers for people and tools.
+//! The control plane of Heddle as a library. The modules are declared in the order of an endpoint update: a node's
+//! session writes into the store, the registry folds the store's events into a view, the view becomes snapshots, and
+//! snapshots are sent on xDS streams. After them come the read-only answers for people and tools, and the process
+//! itself.
 
 use std::{ffi::OsString, process::ExitCode};
 

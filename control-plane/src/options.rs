@@ -1,5 +1,5 @@
-//! The options of heddle-control, as a person writes them, and what they mean. In come words, out go typed values or
-//! what is wrong with a word. Routes and policies are no options: they belong to the registry's store.
+//! The options of heddle-control and their meaning. Text becomes typed values, or an error that says what is wrong.
+//! Routes and policies are not options: they belong into the store.
 
 use std::{
     env,

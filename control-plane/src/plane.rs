@@ -1,5 +1,5 @@
-//! What all parts of the process share, and the gRPC services made of it. In come the parts, out go routes, what health
-//! says of them and what reflection lists. No socket is known here.
+//! What all parts of the process share, and the gRPC services built from it, with their health and reflection.
+//! Sockets are not known here.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! By which name and address other replicas know this one. In come options and bound sockets, out go names. Nothing is sent.
+//! The name and the address by which other replicas know this one, from the options and the bound sockets. Nothing is
+//! sent.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -21,8 +22,8 @@ pub(super) fn replica_name(store: &dyn Store, options: &Options) -> String {
 
 /// Where other replicas reach this one; empty: nowhere.
 pub(super) fn advertised(options: &Options, grpc: &[Bound]) -> String {
-    if let Some(told) = &options.advertise {
-        return format!("http://{told}");
+    if let Some(advertise) = &options.advertise {
+        return format!("http://{advertise}");
     }
     let first = grpc.iter().find_map(|bound| match bound.address() {
         ListenAddr::Tcp(address) => Some(address),

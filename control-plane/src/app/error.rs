@@ -1,4 +1,4 @@
-//! Why the process could not start, or ended: each names what is wrong and what to do. Plain values.
+//! Why the process could not start, or why it ended. Every error names what is wrong and what to do.
 
 use heddle_listen::{BindError, ListenOption};
 

@@ -1,5 +1,5 @@
-//! The sockets of the process: which addresses need consent, how many connections each takes, and how they are bound and
-//! opened. In come options, out go sockets. What is said on them is not known here.
+//! The sockets of the process: which addresses need consent, how many connections each may have, and how they are
+//! bound and opened. What is said on them is not known here.
 
 use heddle_listen::{
     Bound, Consent, Guard, ListenOption, Socket,
@@ -90,8 +90,8 @@ pub(super) fn joined(sockets: &[Socket]) -> String {
 
 /// The names by which others mean this process.
 pub(super) fn guard(options: &Options) -> Guard {
-    let advertised = options.advertise.as_deref().and_then(|told| {
-        let (host, _) = told.rsplit_once(':')?;
+    let advertised = options.advertise.as_deref().and_then(|advertise| {
+        let (host, _) = advertise.rsplit_once(':')?;
         Some(host.to_owned())
     });
     let names = options.own_name.iter().cloned();

@@ -1,6 +1,5 @@
-//! The process: store, view, snapshots, then listeners; and the way back at the end. In come options and the wish to
-//! stop, out goes the ready line. No listener opens before the view is loaded: an empty answer would take every
-//! client's endpoints away.
+//! Starts and stops the process: store, registry, snapshots, then the listeners. No listener opens before the view is
+//! loaded, because an empty answer would remove every client's endpoints.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -30,7 +29,7 @@ use addresses::{advertised, replica_name};
 pub use error::AppError;
 use listeners::{bind, bound_by_files, consented, guard, joined, open};
 
-/// So long connections have to end after their streams did.
+/// How long connections may take to end after their streams have ended.
 const STOP: Duration = Duration::from_secs(5);
 
 /// Runs the control plane until `stop`.

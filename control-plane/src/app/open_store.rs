@@ -1,6 +1,6 @@
-//! Opens the store that the options name, and loads the registry from it as soon as it answers. In come options and the
-//! wish to stop, out goes the store, then the registry. What no waiting mends (a wrong option, a file of somebody else,
-//! a wrong password) is an error at once; a store that is not there yet is waited for, and the log says so.
+//! Opens the store that the options name and loads the registry as soon as the store answers. An error that waiting
+//! cannot resolve (a wrong option, a locked file, a wrong password) is returned at once; a store that does not answer
+//! yet is waited for, and the log says so.
 
 use std::{fs, sync::Arc, time::Duration};
 

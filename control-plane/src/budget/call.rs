@@ -1,6 +1,5 @@
-//! Calls under the budget: each is admitted before it begins, each message of a client before it is buffered, each part
-//! of an answer while it waits for its reader. In come calls of one connection, out go calls to the routes with bodies
-//! that are counted, and refusals. No service is known here.
+//! Calls under the memory budget. A call is admitted before it begins, each message of a client before it is
+//! buffered, and each part of an answer until its reader has taken it. Services are not known here.
 
 use std::{
     convert::Infallible,

@@ -1,5 +1,5 @@
-//! What a call holds beside its messages, by its method: an estimate made before anything is. In come the method and the
-//! size of the mesh, out go bytes. An answer that lists the mesh is admitted before it is put together.
+//! Estimates what a call holds beside its messages, from its method and the size of the mesh. An answer that lists
+//! the mesh is admitted before it is built.
 
 /// The task of a call, its stream and its headers, and what its transport holds of an answer (`grpc::SEND_BUFFER`).
 const CALL: usize = 32 << 10;

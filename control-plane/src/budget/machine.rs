@@ -1,4 +1,4 @@
-//! How much memory there is, and sizes as people write them. In come files of the kernel and words, out go bytes.
+//! How much memory the machine has, and sizes as people write them.
 
 use std::{fs, path::Path};
 

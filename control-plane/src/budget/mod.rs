@@ -1,8 +1,8 @@
-//! The memory that clients hold in this process, under one bound: their connections, what they send until it is
-//! handled, what is ready for them until they read it, and what is kept for as long as a call of theirs lasts. In come
-//! what is about to be held and by whom, out goes a charge that ends with it, or a refusal that names the bound and the
-//! remedy. What the mesh itself is made of (nodes, instances, descriptors) is in the registry and not counted here, but
-//! for what one session brings.
+//! One bound for the memory that clients hold in this process: their connections, what they send until it is handled,
+//! what is ready for them until they read it, and what is kept for the length of their calls. A user of memory takes
+//! a charge, which is given back when it is dropped; a refusal names the bound and the remedy. The content of the
+//! mesh itself (nodes, instances, descriptors) is in the registry and not counted here, except for what one session
+//! registers.
 
 mod call;
 mod costs;
@@ -36,7 +36,7 @@ struct Inner {
     refused: Counters,
 }
 
-/// What was refused since the process began.
+/// Counters of refusals since the process began.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     /// Connections closed at once.
@@ -157,7 +157,7 @@ impl Account {
         self.0.as_ref().map(|holder| &holder.budget)
     }
 
-    /// What the client asked to be kept was refused.
+    /// Counts a refusal of memory that the client asked to be kept.
     pub(crate) fn count_refused(&self) {
         if let Some(budget) = self.budget() {
             count(&budget.0.refused.messages);
@@ -165,7 +165,7 @@ impl Account {
     }
 }
 
-/// So much is held for a client; given back when it is dropped.
+/// Memory that is held for a client. It is given back when this is dropped.
 pub struct Charge {
     account: Account,
     bytes: usize,

@@ -1,4 +1,4 @@
-//! What `/metrics` says, as Prometheus reads it. In come the parts of the process, out goes text; nothing is counted here.
+//! The text of `/metrics`, in the format of Prometheus. Nothing is counted here.
 
 use std::{fmt::Write as _, sync::atomic::Ordering};
 

@@ -1,5 +1,5 @@
-//! Plain HTTP for machines that watch: `/metrics` (Prometheus), `/healthz`, `/readyz`. In come GETs, out go a few lines
-//! of text; pages of other sites are refused. Nothing can be changed here, and nothing in it waits for the store.
+//! Plain HTTP for monitoring: `/metrics` (Prometheus), `/healthz`, `/readyz`. Requests of pages of other sites are
+//! refused. Nothing can be changed here, and no answer waits for the store.
 
 mod metrics;
 

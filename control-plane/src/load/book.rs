@@ -1,6 +1,5 @@
-//! The last report of every stream that is open, and sums per service since the process began. In come streams
-//! that begin, report and end, with the time; out go edges, sorted, and the sums. Everything in it is bounded; no clock
-//! and no transport.
+//! The last report of every open stream, and totals per service since the process began. Everything is bounded. No
+//! clock and no transport may come in here.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +13,7 @@ use std::{
 use heddle_proto::status::v1::Edge;
 use tokio::time::Instant;
 
-use super::{Load, Place, Report};
+use super::{Destination, Load, Report};
 use crate::budget::{Shares, Who};
 
 /// Most streams at a time.
@@ -64,7 +63,7 @@ struct Reporter {
     who: Who,
     caller: String,
     role: String,
-    loads: BTreeMap<Place, Told>,
+    loads: BTreeMap<Destination, Told>,
 }
 
 struct Told {
@@ -98,7 +97,7 @@ pub struct TooManyStreams;
 
 impl Loads {
     /// A stream begins; `role` as in the lists of clients.
-    pub fn join(&self, who: Who, caller: &str, role: &str) -> Result<Membership, TooManyStreams> {
+    pub fn join(&self, who: Who, caller: &str, role: &str) -> Result<ReportStream, TooManyStreams> {
         let mut book = self.book();
         if book.shares.take(who, 1).is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
@@ -113,7 +112,7 @@ impl Loads {
             loads: BTreeMap::new(),
         };
         book.streams.insert(id, reporter);
-        Ok(Membership {
+        Ok(ReportStream {
             id,
             who,
             loads: self.clone(),
@@ -139,10 +138,10 @@ impl Loads {
                 reporter.role != "proxy" || newest.get(&*reporter.caller) == Some(*id)
             })
             .flat_map(|(_, reporter)| reporter.loads.iter().map(move |each| (reporter, each)))
-            .filter(|(_, (place, told))| {
-                told.until > now && service.is_none_or(|service| service == place.service)
+            .filter(|(_, (destination, told))| {
+                told.until > now && service.is_none_or(|service| service == destination.service)
             })
-            .map(|(reporter, (place, told))| edge(reporter, place, &told.load))
+            .map(|(reporter, (destination, told))| edge(reporter, destination, &told.load))
             .collect();
         edges.sort_by(|a, b| order(a).cmp(&order(b)));
         edges
@@ -195,12 +194,12 @@ pub(crate) fn order(edge: &Edge) -> (&str, &str, &str) {
     (&edge.caller, &edge.service, &edge.locality)
 }
 
-fn edge(reporter: &Reporter, place: &Place, load: &Load) -> Edge {
+fn edge(reporter: &Reporter, destination: &Destination, load: &Load) -> Edge {
     Edge {
         caller: reporter.caller.clone(),
         role: reporter.role.clone(),
-        service: place.service.clone(),
-        locality: place.locality.clone(),
+        service: destination.service.clone(),
+        locality: destination.locality.clone(),
         requests_per_second: load.requests_per_second(),
         success_ratio: load.success_ratio(),
         in_progress: load.in_progress,
@@ -211,13 +210,13 @@ fn edge(reporter: &Reporter, place: &Place, load: &Load) -> Edge {
 }
 
 /// A stream's place in the book, until it is dropped.
-pub struct Membership {
+pub struct ReportStream {
     id: u64,
     who: Who,
     loads: Loads,
 }
 
-impl Membership {
+impl ReportStream {
     /// Takes the place of the stream's last report: what it does not name had no calls. `interval`: how often it is to
     /// report.
     pub fn report(&self, report: Report, interval: Duration, now: Instant) {
@@ -225,14 +224,14 @@ impl Membership {
         let mut book = self.loads.book();
         book.forget(self.id);
         let mut loads = BTreeMap::new();
-        for (place, load) in report.loads {
+        for (destination, load) in report.loads {
             if book.entries.take(self.who, 1).is_err() {
                 left_out += 1;
                 continue;
             }
-            book.sum(&place.service, &load);
+            book.sum(&destination.service, &load);
             let until = now + interval.max(load.interval) * INTERVALS;
-            loads.insert(place, Told { load, until });
+            loads.insert(destination, Told { load, until });
         }
         book.put(self.id, loads);
         drop(book);
@@ -241,7 +240,7 @@ impl Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for ReportStream {
     fn drop(&mut self) {
         let mut book = self.loads.book();
         book.forget(self.id);
@@ -259,7 +258,7 @@ impl Book {
     }
 
     /// Of these each row was taken already.
-    fn put(&mut self, id: u64, loads: BTreeMap<Place, Told>) {
+    fn put(&mut self, id: u64, loads: BTreeMap<Destination, Told>) {
         if let Some(reporter) = self.streams.get_mut(&id) {
             reporter.loads = loads;
         }

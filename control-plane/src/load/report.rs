@@ -1,5 +1,5 @@
-//! One report as plain values. In comes what a client sent, out goes what of it is about services of the mesh, checked
-//! and bounded; the rest is counted. Pure: what the mesh knows is asked through a function.
+//! One report as plain values, checked and bounded. What is not about services of the mesh is only counted. Pure: the
+//! services that the mesh knows are asked for through a function.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,7 +20,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Where calls went: `<service>.<namespace>`, and "region/zone" of the endpoints (empty if they have none).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Destination {
     pub service: String,
     pub locality: String,
 }
@@ -94,7 +94,7 @@ fn number(count: u64) -> f64 {
 /// One client's last interval.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    pub loads: BTreeMap<Place, Load>,
+    pub loads: BTreeMap<Destination, Load>,
     /// Rows that were left out: of no service of the mesh, with a bad name, or too many.
     pub left_out: u64,
 }
@@ -132,26 +132,26 @@ impl Report {
 
     fn take(&mut self, service: &str, cluster: &ClusterStats, usual: Duration) {
         let interval = interval(cluster.load_report_interval.as_ref()).unwrap_or(usual);
-        let place = |locality: String| Place {
+        let destination = |locality: String| Destination {
             service: service.to_owned(),
             locality,
         };
         let mut first = None;
         for stats in &cluster.upstream_locality_stats {
-            let Some(place) = locality(stats).map(place) else {
+            let Some(destination) = locality(stats).map(destination) else {
                 self.left_out += 1;
                 continue;
             };
             // Several priorities may share a locality.
-            let load = self.loads.entry(place.clone()).or_default();
+            let load = self.loads.entry(destination.clone()).or_default();
             load.interval = interval;
             load.add(stats);
-            first.get_or_insert(place);
+            first.get_or_insert(destination);
         }
         if cluster.total_dropped_requests > 0 {
             // Dropped before a locality was chosen: counted once, where there is a row.
-            let place = first.unwrap_or_else(|| place(String::new()));
-            let load = self.loads.entry(place).or_default();
+            let destination = first.unwrap_or_else(|| destination(String::new()));
+            let load = self.loads.entry(destination).or_default();
             load.interval = interval;
             load.dropped = load.dropped.saturating_add(cluster.total_dropped_requests);
         }
@@ -171,14 +171,14 @@ fn locality(stats: &UpstreamLocalityStats) -> Option<String> {
     Some(format!("{}/{}", locality.region, locality.zone))
 }
 
-fn interval(told: Option<&WireDuration>) -> Option<Duration> {
-    let told = told?;
-    let seconds = u64::try_from(told.seconds).ok()?;
-    let nanos = u32::try_from(told.nanos)
+fn interval(given: Option<&WireDuration>) -> Option<Duration> {
+    let given = given?;
+    let seconds = u64::try_from(given.seconds).ok()?;
+    let nanos = u32::try_from(given.nanos)
         .ok()
         .filter(|nanos| *nanos < 1_000_000_000)?;
-    let told = Duration::new(seconds, nanos);
+    let given = Duration::new(seconds, nanos);
     (MIN_INTERVAL..=MAX_INTERVAL)
-        .contains(&told)
-        .then_some(told)
+        .contains(&given)
+        .then_some(given)
 }

@@ -1,6 +1,5 @@
-//! The streams of `LoadReportingService`: one per client, asked once for everything it calls. In come a node and its
-//! reports, out goes the wish for a report each interval. A client that reports faster is read no faster: what it has
-//! sent waits in its own connection.
+//! The streams of `LoadReportingService`. Each client is asked once to report all its calls at an interval. A client
+//! that reports faster is read no faster: its messages wait in its own connection.
 
 use std::{pin::Pin, time::Duration};
 
@@ -17,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Loads, Report, book::Membership};
+use super::{Loads, Report, book::ReportStream};
 use crate::{access::Caller, budget::Who, names::ServiceName, registry::Registry, xds::NodeInfo};
 
 /// Longest report in bytes: tens of thousands of rows.
@@ -130,7 +129,7 @@ impl LoadReports {
         }
     }
 
-    fn take(&self, member: &Membership, request: &LoadStatsRequest) {
+    fn take(&self, member: &ReportStream, request: &LoadStatsRequest) {
         let report = self.registry.read(|view| {
             Report::read(&request.cluster_stats, self.interval, |cluster| {
                 let name = ServiceName::parse(cluster)?;

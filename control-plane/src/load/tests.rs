@@ -72,7 +72,7 @@ fn a_report_says_rates_success_and_latency_by_locality() {
     let places: Vec<_> = report
         .loads
         .iter()
-        .map(|(place, load)| (place.locality.as_str(), load))
+        .map(|(destination, load)| (destination.locality.as_str(), load))
         .collect();
     let [(nowhere, far), (zone, near)] = places.as_slice() else {
         panic!("{report:?}")
@@ -96,8 +96,8 @@ fn calls_that_were_all_dropped_are_shown_too() {
     let mut users = cluster("users.default", vec![]);
     users.total_dropped_requests = 4;
     let report = read(&[users]);
-    let (place, load) = report.loads.first_key_value().unwrap();
-    assert_eq!((place.locality.as_str(), load.dropped), ("", 4));
+    let (destination, load) = report.loads.first_key_value().unwrap();
+    assert_eq!((destination.locality.as_str(), load.dropped), ("", 4));
 }
 
 #[test]
@@ -149,7 +149,11 @@ fn what_is_of_no_service_or_badly_named_or_too_much_is_left_out_and_counted() {
         cluster("users.default", many),
         cluster("orders.shop", vec![row("a", 1, 1, 0)]),
     ]);
-    let services: Vec<_> = report.loads.keys().map(|place| &*place.service).collect();
+    let services: Vec<_> = report
+        .loads
+        .keys()
+        .map(|destination| &*destination.service)
+        .collect();
     assert_eq!(
         services,
         ["orders.shop"],

@@ -1,6 +1,5 @@
-//! The key schema of the store: one function per kind of key, and the way back. The only place that formats or
-//! takes apart a key; the values are the messages of heddle/store/v1/records.proto. No engine and no view comes
-//! in here.
+//! The keys of the store: one function per kind of key, and a parser. This is the only place that formats or parses
+//! keys. The values are the messages of heddle/store/v1/records.proto. No engine and no view may come in here.
 
 use super::{InstanceKey, ServiceName};
 
@@ -9,7 +8,7 @@ pub const ALIVE: &str = "alive/";
 pub const INSTANCES: &str = "instance/";
 pub const SERVICES: &str = "service/";
 pub const SCHEMAS: &str = "schema/";
-pub const CONDEMNED: &str = "condemned/";
+pub const MARKED_SCHEMAS: &str = "condemned/";
 pub const REPLICAS: &str = "replica/";
 pub const DUTIES: &str = "duty/";
 pub const EVENTS: &str = "event/";
@@ -70,8 +69,8 @@ pub fn schema_parts(sha256: &str) -> String {
 
 /// Empty: nobody names these descriptors, and they go soon.
 #[must_use]
-pub fn condemned(sha256: &str) -> String {
-    format!("{CONDEMNED}{sha256}")
+pub fn marked_schema(sha256: &str) -> String {
+    format!("{MARKED_SCHEMAS}{sha256}")
 }
 
 /// `ReplicaRecord`, on the replica's own lease.
@@ -129,7 +128,7 @@ pub enum Key<'a> {
     Instance(InstanceKey),
     Service(ServiceName),
     Schema(&'a str),
-    Condemned(&'a str),
+    MarkedSchema(&'a str),
     Replica(&'a str),
     Duty(&'a str),
     Event(&'a str),
@@ -177,8 +176,8 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
         // A part is no content that one could ask for.
         return hex(sha256).map(Key::Schema);
     }
-    if let Some(sha256) = key.strip_prefix(CONDEMNED) {
-        return hex(sha256).map(Key::Condemned);
+    if let Some(sha256) = key.strip_prefix(MARKED_SCHEMAS) {
+        return hex(sha256).map(Key::MarkedSchema);
     }
     if let Some(name) = key.strip_prefix(REPLICAS) {
         return single(name).map(Key::Replica);
@@ -236,7 +235,7 @@ mod tests {
         assert_eq!(whole_of_part(&schema_part("00ff", 0)), Some("schema/00ff"));
         assert_eq!(whole_of_part("schema/00ff"), None);
         assert!(schema_part("00ff", 3).starts_with(&schema_parts("00ff")));
-        check(condemned("0f"), "condemned/0f", Key::Condemned("0f"));
+        check(marked_schema("0f"), "condemned/0f", Key::MarkedSchema("0f"));
         check(replica("c1"), "replica/c1", Key::Replica("c1"));
         check(duty("sweeper"), "duty/sweeper", Key::Duty("sweeper"));
         check(event("1-c1-0"), "event/1-c1-0", Key::Event("1-c1-0"));
@@ -266,8 +265,17 @@ mod tests {
     #[test]
     fn keys_of_a_mesh_with_a_longer_prefix_are_none_of_this_ones() {
         let folders = [
-            NODES, ALIVE, INSTANCES, SERVICES, SCHEMAS, CONDEMNED, REPLICAS, DUTIES, EVENTS,
-            CLASHES, CLAIMS,
+            NODES,
+            ALIVE,
+            INSTANCES,
+            SERVICES,
+            SCHEMAS,
+            MARKED_SCHEMAS,
+            REPLICAS,
+            DUTIES,
+            EVENTS,
+            CLASHES,
+            CLAIMS,
         ];
         let instance = InstanceKey {
             node: "a".into(),
@@ -281,7 +289,7 @@ mod tests {
             service(&instance.service),
             schema("00ff"),
             schema_part("00ff", 7),
-            condemned("0f"),
+            marked_schema("0f"),
             replica("c1"),
             duty("sweeper"),
             event("1-c1-0"),

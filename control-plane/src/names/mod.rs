@@ -1,5 +1,5 @@
-//! The names of services and instances, and the keys under which the store keeps what is known of them. Plain values and
-//! text: the store, the registry and everything above them use these, and nothing of theirs may come in here.
+//! The names of services and instances, and the keys of the store. Plain values and text below the store and the
+//! registry: nothing of theirs may come in here.
 
 use std::{fmt, sync::Arc};
 

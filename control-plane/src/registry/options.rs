@@ -1,5 +1,5 @@
-//! What a registry is opened with, and why it cannot be opened. Plain values with their defaults; no other part of the
-//! registry may come in here.
+//! The options of a registry with their defaults, and the errors of opening it. No other part of the registry may
+//! come in here.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub struct RegistryOptions {
     pub idle: IdleOptions,
     /// How long other things stay that nobody uses.
     pub gc: GcOptions,
-    /// What is told when one of the registry's tasks ends by itself.
+    /// Supervises the tasks of the registry.
     pub tasks: Tasks,
     /// How long services keep the paths that they claim, and how many there may be.
     pub claims: ClaimOptions,
@@ -64,7 +64,7 @@ pub struct ExpiryOptions {
     /// likelier that the control plane is. Default 3 nodes and 30 %.
     pub mass_nodes: usize,
     pub mass_percent: usize,
-    /// How long a suspect node's instances stay in use at most. Default 10 min. A sweeper notes the time that has
+    /// How long a suspect node's instances stay in use at most. Default 10 min. A leader notes the time that has
     /// passed whenever a twentieth of it has; the next one goes on from there.
     pub suspect_for: Duration,
 }
@@ -100,9 +100,9 @@ impl Default for IdleOptions {
 /// How long services keep the paths that they claim, and how many claims there may be.
 #[derive(Clone, Debug)]
 pub struct ClaimOptions {
-    /// A claim is deleted when no instance has served it for so long; counted on by the next sweeper. Default 10 min.
+    /// A claim is deleted when no instance has served it for so long; counted on by the next leader. Default 10 min.
     pub release_after: Duration,
-    /// How often it is noted for how long claims have been so: a new sweeper knows of the time until then. Default 1 min.
+    /// How often it is noted for how long claims have been so: a new leader knows of the time until then. Default 1 min.
     pub note_every: Duration,
     /// Of more claims without an instance the oldest are deleted earlier. Default 10,000.
     pub at_most_vacant: usize,
@@ -128,12 +128,12 @@ impl Default for ClaimOptions {
 #[derive(Clone, Debug)]
 pub struct GcOptions {
     /// How often it is looked. Default 5 min.
-    pub look: Duration,
+    pub interval: Duration,
     /// Descriptors that no instance and no service names go after so long. Default 1 h.
     pub schemas_after: Duration,
     /// Of more such descriptors the oldest go earlier. Default 1,000.
     pub max_unused_schemas: usize,
-    /// The record of a node that has gone is forgotten after so long; counted anew by each sweeper. Default 7 days.
+    /// The record of a node that has gone is forgotten after so long; counted anew by each leader. Default 7 days.
     pub nodes_after: Duration,
     /// Of more nodes that have gone the oldest are forgotten. Default 10,000.
     pub max_gone_nodes: usize,
@@ -142,7 +142,7 @@ pub struct GcOptions {
 impl Default for GcOptions {
     fn default() -> Self {
         Self {
-            look: Duration::from_secs(300),
+            interval: Duration::from_secs(300),
             schemas_after: Duration::from_secs(3600),
             max_unused_schemas: 1000,
             nodes_after: Duration::from_secs(7 * 24 * 3600),

@@ -1,5 +1,5 @@
-//! Starts a registry: the store is read, this replica joins the others, and it stands for election. The only file that
-//! knows all parts of the registry; no rule of any of them may come in here.
+//! Opens a registry: reads the store, joins the replicas and stands for election. The only file that knows all parts
+//! of the registry; it contains no rules of theirs.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The system's clock, for the times of events. The only file of the control plane that reads it: everything else counts
-//! elapsed time.
+//! The system's clock, for the times of events. The only file of the control plane that reads it: everything else
+//! measures elapsed time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! The clients of this replica as status lists them, for this replica and for others that ask. In come the connected clients
-//! and those that were connected of late, out goes one sorted list.
+//! The clients of this replica as status lists them: those that are connected, and proxies that were connected
+//! recently.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! Asks other replicas which revision they have seen, so that this one notices when it lags: its connection to the store
-//! may be dead without a word, or only its own. In come the replicas and doubts, out go their answers to the registry,
-//! which judges.
+//! Asks other replicas which revision they have seen, so that this one notices that it lags, for example when its
+//! connection to the store is dead. The answers go to the registry's membership, which judges.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,8 +29,8 @@ pub fn watch_lag(membership: Membership, peers: Peers, stop: CancellationToken) 
     tasks.restarted("replica-lag", move || {
         let (membership, peers) = (membership.clone(), peers.clone());
         let watch = async move {
-            let look = membership.look_for_lag_at_changes();
-            tokio::join!(ask_in_turn(&membership, &peers), look);
+            let follow = membership.update_lag_at_changes();
+            tokio::join!(ask_in_turn(&membership, &peers), follow);
         };
         stop.clone().run_until_cancelled_owned(watch)
     });
@@ -42,7 +41,7 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
     loop {
         tokio::select! {
             () = sleep(EVERY) => {}
-            () = membership.doubted() => {}
+            () = membership.check_requested() => {}
         }
         let all = peers.now();
         let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
@@ -57,7 +56,7 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
             .filter(|it| Some(&it.replica.name) == knew.as_ref());
         let asked = in_turn.chain(knew);
         join_all(asked.map(|peer| ask(membership, peer))).await;
-        membership.look_for_lag();
+        membership.update_lag();
         turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
         sleep(PAUSE).await;
     }
@@ -72,7 +71,7 @@ async fn ask(membership: &Membership, peer: &Peer) {
     match timeout(WITHIN, client.get_revision(request)).await {
         Ok(Ok(answer)) => {
             let seen = Revision(answer.into_inner().revision);
-            membership.hear_of(&peer.replica.name, seen);
+            membership.on_peer_revision(&peer.replica.name, seen);
         }
         Ok(Err(status)) => {
             let (replica, cause) = (&peer.replica.name, status.message());

@@ -1,7 +1,6 @@
-//! What the replicas of the control plane know together: clients, whether they have acknowledged a removal, and whether
-//! this one lags. In come the replicas that the view shows, and their questions; out go answers of all of them, with
-//! the names of those that did not answer in time. The data path needs nothing of this, and no state of another replica
-//! is kept here.
+//! What the replicas of the control plane ask each other: their clients, whether these have acknowledged a removal,
+//! and the revisions that they have seen. Answers of several replicas name those that did not answer in time. No call
+//! depends on this, and no state of another replica is kept.
 
 mod clients;
 mod lag;

@@ -1,6 +1,5 @@
-//! The other replicas and a connection to each. In comes the registry's list, out go clients and the answers to
-//! questions that go to all of them at once, each within its time. A replica that is dead or cut off costs one
-//! question its time and holds up nobody else.
+//! The other replicas and a connection to each. Questions to all are asked at the same time with a time limit, so
+//! that a dead replica delays one question by that limit at most.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,7 +14,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::registry::{Registry, Replica, Subscription};
+use crate::registry::{Registry, Replica, ViewChanges};
 
 /// Most other replicas that are asked; further ones count as not answering.
 const MAX_PEERS: usize = 64;
@@ -203,7 +202,7 @@ pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
 
 async fn follow(
     registry: Registry,
-    mut changes: Subscription,
+    mut changes: ViewChanges,
     sender: Arc<watch::Sender<Arc<Vec<Peer>>>>,
 ) {
     loop {

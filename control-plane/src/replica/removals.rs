@@ -1,6 +1,6 @@
-//! When all clients of all replicas have acknowledged that an instance has gone. In comes the removal with its revision,
-//! out go the node ids of clients that have not, and the names of replicas that did not say. A replica that dies
-//! meanwhile is waited for no longer than its presence lasts: its clients go to others, which know of the removal.
+//! Waits until all clients of all replicas have acknowledged that an instance has gone, and names those that have
+//! not, and the replicas that did not answer. A replica that dies meanwhile is waited for until its record has gone:
+//! its clients connect to others, which know of the removal.
 
 use std::{pin::Pin, time::Duration};
 
@@ -47,7 +47,7 @@ impl Own {
         until: Instant,
     ) -> Option<Vec<String>> {
         if self.membership.registry().read(View::revision) < revision {
-            self.membership.doubt();
+            self.membership.request_check();
         }
         let mut snapshots = self.publisher.subscribe();
         // Before that a client that connects would still be told of the instance.

@@ -1,5 +1,5 @@
-//! `heddle.control.v1.Replica`: what other replicas ask this one. In come their questions, out go answers about the
-//! clients of this replica alone, so that no question goes in circles.
+//! `heddle.control.v1.Replica`: what other replicas ask this one. Answers are about the clients of this replica
+//! alone, so that questions never loop.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,5 +1,5 @@
-//! A real server on a free port of loopback, and a node that speaks to it, for tests of sessions and of the registry
-//! API. In comes a registry, out go clients. No behaviour of the server may be repeated here.
+//! A real server on a free loopback port, and a node that speaks to it, for tests of sessions and of the registry
+//! API. No behaviour of the server may be repeated here.
 
 use std::{
     net::SocketAddr,

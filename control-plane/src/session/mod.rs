@@ -1,6 +1,6 @@
-//! Where nodes and people meet the registry by gRPC: the node sessions and the registry API of the control plane.
-//! In come messages of one node or questions of anybody, out go acknowledgements, durable at the time, and
-//! answers from the view. Nothing is decided here that another replica must know: that is in the store.
+//! The gRPC services through which nodes and people reach the registry: node sessions and the registry API.
+//! Acknowledgements are sent when the change is durable. State that another replica needs is in the store, never
+//! here.
 
 use std::{pin::Pin, time::Duration};
 

@@ -1,6 +1,5 @@
-//! How a session or a question is refused: one place that turns causes into gRPC statuses with details. In come
-//! the faults of a message or an error of the registry; out goes a status that names field or cause and remedy. No
-//! decision is taken here.
+//! Turns the causes of refusals into gRPC statuses that name the field or the cause, and the remedy. Nothing is
+//! decided here.
 
 use std::collections::HashMap;
 

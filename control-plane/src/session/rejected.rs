@@ -1,6 +1,5 @@
-//! Instances that are not taken: the rest of a node's message is in use all the same. In come faults of one instance, and
-//! addresses at which a proxy listens; out goes what the node is told of it, bounded. What is wrong with a word is for
-//! `validate` to say.
+//! Instances that are rejected while the rest of the node's message is used. What the node is told of them is
+//! bounded. Which fields are wrong is decided by `validate`.
 
 use std::net::SocketAddr;
 
@@ -82,7 +81,7 @@ impl Rejected {
 }
 
 /// As a node is told.
-pub(super) fn told(rejected: Vec<Rejected>) -> Vec<Rejection> {
+pub(super) fn for_node(rejected: Vec<Rejected>) -> Vec<Rejection> {
     let mut left = MAX_WORDS;
     let bounded = rejected.into_iter().map(|Rejected { mut rejection, .. }| {
         let words = rejection.field.len() + rejection.description.len();

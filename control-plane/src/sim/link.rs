@@ -1,6 +1,5 @@
-//! Connections of the run: in order and without loss while they last, as TCP is, late as the dice want, stalled while
-//! the two ends are cut apart, and broken for each end when that end notices. Messages come in at one end and go out at
-//! the other; nothing is read here.
+//! Simulated connections: in order and without loss while they last, as TCP, with random latency, stalled while the
+//! two ends are partitioned, and broken for each end when that end notices. Messages are not read here.
 
 use std::time::Duration;
 
@@ -15,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    dice::Dice,
+    random::Random,
     replica::Replica,
-    world::{Who, World, lock},
+    simulation::{Simulation, Who, lock},
 };
 
 /// As `data-plane/src/xds/mod.rs` dials.
@@ -40,8 +39,8 @@ pub(super) type Requests<Q> = ReceiverStream<Result<Q, Status>>;
 
 /// Connects `me` to a replica, which answers by `accept`.
 pub(super) async fn dial<Q, A>(
-    world: &World,
-    dice: &mut Dice,
+    simulation: &Simulation,
+    random: &mut Random,
     me: Who,
     life: &CancellationToken,
     replica: usize,
@@ -52,14 +51,14 @@ where
     A: Send + 'static,
 {
     let there = Who::Replica(replica);
-    sleep(world.latency(dice, me, there)).await;
-    if timeout(CONNECT, world.until_joined(me, there))
+    sleep(simulation.latency(random, me, there)).await;
+    if timeout(CONNECT, simulation.until_joined(me, there))
         .await
         .is_err()
     {
         return Err("it does not answer");
     }
-    let found = lock(&world.replicas).get(&replica).cloned();
+    let found = lock(&simulation.replicas).get(&replica).cloned();
     let Some(found) = found else {
         return Err("connection refused");
     };
@@ -70,16 +69,16 @@ where
     let (here, yonder) = (CancellationToken::new(), CancellationToken::new());
     let lost_there = yonder.clone();
     let forth = Carrier {
-        world: world.clone(),
-        dice: dice.fork(),
+        simulation: simulation.clone(),
+        random: random.fork(),
         from: me,
         to: there,
         lost_here: yonder.clone(),
         lost_there: here.clone(),
     };
     let back = Carrier {
-        world: world.clone(),
-        dice: dice.fork(),
+        simulation: simulation.clone(),
+        random: random.fork(),
         from: there,
         to: me,
         lost_here: here.clone(),
@@ -104,8 +103,8 @@ where
         },
     ];
     tokio::spawn(keep_watch(
-        world.clone(),
-        [dice.fork(), dice.fork()],
+        simulation.clone(),
+        [random.fork(), random.fork()],
         [a, b],
         carriers,
     ));
@@ -118,8 +117,8 @@ where
 
 /// One direction of a connection.
 struct Carrier {
-    world: World,
-    dice: Dice,
+    simulation: Simulation,
+    random: Random,
     from: Who,
     to: Who,
     /// The receiving end has noticed that the connection is lost.
@@ -141,8 +140,12 @@ impl Carrier {
                     item = input.next() => item,
                 };
                 // The end takes its time too.
-                sleep(self.world.latency(&mut self.dice, self.from, self.to)).await;
-                self.world.until_passable(self.from, self.to).await;
+                sleep(
+                    self.simulation
+                        .latency(&mut self.random, self.from, self.to),
+                )
+                .await;
+                self.simulation.until_passable(self.from, self.to).await;
                 let Some(item) = item else { return };
                 if out.send(item).await.is_err() {
                     return;
@@ -159,8 +162,12 @@ impl Carrier {
         drop(out);
         // That nobody reads any more has a way to go as well.
         let told = async {
-            sleep(self.world.latency(&mut self.dice, self.to, self.from)).await;
-            self.world.until_joined(self.from, self.to).await;
+            sleep(
+                self.simulation
+                    .latency(&mut self.random, self.to, self.from),
+            )
+            .await;
+            self.simulation.until_joined(self.from, self.to).await;
         };
         tokio::select! {
             biased;
@@ -180,15 +187,15 @@ struct End {
 
 /// Tells each end when it notices that the connection is lost: the other died, or is silent for too long.
 async fn keep_watch(
-    world: World,
-    [one, two]: [Dice; 2],
+    simulation: Simulation,
+    [one, two]: [Random; 2],
     [a, b]: [End; 2],
     carriers: [JoinHandle<()>; 2],
 ) {
     let both = async {
         tokio::join!(
-            end_watch(&world, one, &a, &b),
-            end_watch(&world, two, &b, &a)
+            end_watch(&simulation, one, &a, &b),
+            end_watch(&simulation, two, &b, &a)
         );
     };
     let [forth, back] = carriers;
@@ -199,12 +206,12 @@ async fn keep_watch(
     }
 }
 
-async fn end_watch(world: &World, mut dice: Dice, mine: &End, other: &End) {
+async fn end_watch(simulation: &Simulation, mut random: Random, mine: &End, other: &End) {
     let mut silent_since = None;
     let mut dead = false;
     loop {
-        let change = world.net_change();
-        let joined = world.joined(mine.who, other.who);
+        let change = simulation.net_change();
+        let joined = simulation.joined(mine.who, other.who);
         silent_since = match (joined, silent_since) {
             (true, _) => None,
             (false, None) => Some(Instant::now()),
@@ -223,7 +230,7 @@ async fn end_watch(world: &World, mut dice: Dice, mine: &End, other: &End) {
             biased;
             () = mine.life.cancelled() => break,
             () = other.life.cancelled(), if !dead => {
-                sleep(world.latency(&mut dice, other.who, mine.who)).await;
+                sleep(simulation.latency(&mut random, other.who, mine.who)).await;
                 dead = true;
             }
             () = change => {}

@@ -1,24 +1,24 @@
-//! The whole control plane in one process with virtual time: real registries, node sessions, publishers and xDS streams
-//! of several replicas over a simulated store and network, with simulated nodes and clients. A seed comes in, the same
-//! run comes out each time, with its trace and the first law that it broke. docs/simulation.md says how to read one.
+//! The whole control plane in one process with virtual time: real registries, node sessions, publishers and xDS
+//! streams of several replicas over a simulated store and network, with simulated nodes and clients. The same seed
+//! gives the same run, with its trace and the first violated invariant. docs/simulation.md explains how to read one.
 
 mod client;
-mod deaf;
-mod dice;
-mod laws;
+mod cut_off;
+mod random;
+mod invariants;
 mod link;
 mod node;
 mod replica;
 mod store;
-mod turmoil;
-mod world;
+mod faults;
+mod simulation;
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use dice::Dice;
-use world::World;
+use random::Random;
+use simulation::Simulation;
 
 /// Names a seed to replay, with its trace on the standard output.
 const SEED: &str = "HEDDLE_SIM_SEED";
@@ -27,7 +27,7 @@ const SEEDS: &str = "HEDDLE_SIM_SEEDS";
 /// After the turmoil everything has converged within so long.
 const SETTLE: Duration = Duration::from_secs(100);
 
-/// So many that fail are enough.
+/// A long run stops after this many failures.
 const MOST_BROKEN: usize = 20;
 
 struct Ended {
@@ -37,7 +37,7 @@ struct Ended {
 }
 
 /// Tells a story on a clock of its own, which stands while anybody has something to do.
-fn in_virtual_time<T>(story: impl Future<Output = T>) -> T {
+fn in_virtual_time<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -45,40 +45,40 @@ fn in_virtual_time<T>(story: impl Future<Output = T>) -> T {
         .expect("a runtime");
     runtime.block_on(async {
         replica::begin_wall();
-        story.await
+        scenario.await
     })
 }
 
 fn run(seed: u64, print: bool) -> Ended {
     in_virtual_time(async {
-        let mut dice = Dice::new(seed);
-        let profile = turmoil::profile(&mut dice);
-        let world = World::new(profile, seed, print);
-        world.say(format_args!("seed {seed}: {:?}", world.profile));
-        tokio::spawn(store::run(world.clone()));
-        turmoil::begin(&world, &mut dice);
-        let looks = world.clone();
+        let mut random = Random::new(seed);
+        let profile = faults::profile(&mut random);
+        let simulation = Simulation::new(profile, seed, print);
+        simulation.say(format_args!("seed {seed}: {:?}", simulation.profile));
+        tokio::spawn(store::run(simulation.clone()));
+        faults::begin(&simulation, &mut random);
+        let looks = simulation.clone();
         tokio::spawn(async move {
             loop {
                 sleep(Duration::from_millis(500)).await;
-                laws::look(&looks);
+                invariants::check(&looks);
             }
         });
-        let story = async {
-            turmoil::run(&world, &mut dice).await;
-            turmoil::end(&world).await;
+        let scenario = async {
+            faults::run(&simulation, &mut random).await;
+            faults::end(&simulation).await;
             sleep(SETTLE).await;
-            laws::converged(&world);
+            invariants::converged(&simulation);
         };
         tokio::select! {
             biased;
-            () = world.over.cancelled() => {}
-            () = story => {}
+            () = simulation.over.cancelled() => {}
+            () = scenario => {}
         }
         Ended {
-            finger_print: world.finger_print(),
-            broken: world.verdict(),
-            trace: world.trace(),
+            finger_print: simulation.finger_print(),
+            broken: simulation.verdict(),
+            trace: simulation.trace(),
         }
     })
 }
@@ -91,9 +91,11 @@ fn check(seeds: impl Iterator<Item = u64>) {
     });
     let broken: Vec<_> = broken.take(MOST_BROKEN).collect();
     if let Some((seed, _, trace)) = broken.first() {
-        let all = broken.iter().fold(String::new(), |all, (seed, law, _)| {
-            all + &format!("seed {seed} breaks a law: {law}\n")
-        });
+        let all = broken
+            .iter()
+            .fold(String::new(), |all, (seed, invariant, _)| {
+                all + &format!("seed {seed} breaks a law: {invariant}\n")
+            });
         panic!(
             "{trace}\n{all}replay: {SEED}={seed} cargo test -p heddle-control --lib -- sim::replay --nocapture"
         );

@@ -1,5 +1,5 @@
-//! A node of the run as the control plane sees it: an agent that keeps to the protocol of node sessions as ours does
-//! (`data-plane/src/agent/session`), with instances that come and go. What it has stands in its book; messages go out.
+//! A simulated node: an agent that follows the protocol of node sessions as ours does
+//! (`data-plane/src/agent/session`), with instances that join and leave.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::{
-    dice::Dice,
-    laws::{Went, went},
+    invariants::{Went, went},
     link::{Socket, dial},
-    world::{Who, World, lock},
+    random::Random,
+    simulation::{Simulation, Who, lock},
 };
 
 const OPENING: Duration = Duration::from_secs(10);
@@ -36,8 +36,8 @@ pub(super) const SHARED: &str = "shared.v1.Api";
 /// Service and id.
 pub(super) type Name = (String, String);
 
-/// What one process of a node has.
-pub(super) struct Book {
+/// The state of one process of a node.
+pub(super) struct NodeState {
     pub(super) instances: BTreeMap<Name, LocalInstance>,
     pub(super) changed: watch::Sender<u64>,
     pub(super) life: CancellationToken,
@@ -51,7 +51,7 @@ pub(super) struct Book {
     count: usize,
 }
 
-impl Book {
+impl NodeState {
     fn new() -> Self {
         Self {
             instances: BTreeMap::new(),
@@ -113,22 +113,22 @@ impl Book {
 }
 
 /// Starts a new process of a node, which becomes the right one, with these instances.
-pub(super) fn start(world: &World, dice: Dice, node: usize, names: &[Name]) {
+pub(super) fn start(simulation: &Simulation, random: Random, node: usize, names: &[Name]) {
     let process = {
-        let mut rightful = lock(&world.rightful);
+        let mut rightful = lock(&simulation.rightful);
         let process = rightful.entry(node).or_insert(0);
         *process += 1;
         *process
     };
     let who = Who::Node(node, process);
-    let mut book = Book::new();
+    let mut book = NodeState::new();
     for name in names {
         book.add(node, process, name);
     }
-    world.say(format_args!("{who} starts with {} instances", names.len()));
+    simulation.say(format_args!("{who} starts with {} instances", names.len()));
     let agent = Agent {
-        world: world.clone(),
-        dice,
+        simulation: simulation.clone(),
+        random,
         who,
         life: book.life.clone(),
         changes: book.changed.subscribe(),
@@ -136,66 +136,66 @@ pub(super) fn start(world: &World, dice: Dice, node: usize, names: &[Name]) {
         attempts: 0,
         seen: 0,
     };
-    lock(&world.books).insert(who, book);
+    lock(&simulation.books).insert(who, book);
     tokio::spawn(agent.run());
 }
 
 /// Unless another process of the node was started meanwhile.
-pub(super) fn start_again(world: &World, dice: Dice, node: usize, names: &[Name]) {
+pub(super) fn start_again(simulation: &Simulation, random: Random, node: usize, names: &[Name]) {
     let is_of_it = |who: &Who| matches!(who, Who::Node(n, _) if *n == node);
-    let lives = lock(&world.books).keys().any(is_of_it);
+    let lives = lock(&simulation.books).keys().any(is_of_it);
     if !lives {
-        start(world, dice, node, names);
+        start(simulation, random, node, names);
     }
 }
 
-pub(super) fn is_rightful(world: &World, who: Who) -> bool {
+pub(super) fn is_rightful(simulation: &Simulation, who: Who) -> bool {
     let Who::Node(node, process) = who else {
         return false;
     };
-    lock(&world.rightful).get(&node) == Some(&process)
+    lock(&simulation.rightful).get(&node) == Some(&process)
 }
 
 /// kill -9, of the agent and of all that runs beside it.
-pub(super) fn kill(world: &World, who: Who) {
-    if let Some(book) = lock(&world.books).remove(&who) {
-        world.say(format_args!("{who} is killed"));
+pub(super) fn kill(simulation: &Simulation, who: Who) {
+    if let Some(book) = lock(&simulation.books).remove(&who) {
+        simulation.say(format_args!("{who} is killed"));
         book.life.cancel();
     }
 }
 
-pub(super) fn register(world: &World, who: Who, name: &Name) {
+pub(super) fn register(simulation: &Simulation, who: Who, name: &Name) {
     let Who::Node(node, process) = who else {
         return;
     };
-    if let Some(book) = lock(&world.books).get_mut(&who)
+    if let Some(book) = lock(&simulation.books).get_mut(&who)
         && !book.instances.contains_key(name)
     {
-        world.say(format_args!("{who} registers {}/{}", name.0, name.1));
+        simulation.say(format_args!("{who} registers {}/{}", name.0, name.1));
         if let Some((address, _)) = book.gone.remove(name) {
-            went(world, &address, Went::BackAgain);
+            went(simulation, &address, Went::BackAgain);
         }
         book.add(node, process, name);
         book.tell();
     }
 }
 
-pub(super) fn deregister(world: &World, who: Who, name: &Name) {
-    if let Some(book) = lock(&world.books).get_mut(&who)
+pub(super) fn deregister(simulation: &Simulation, who: Who, name: &Name) {
+    if let Some(book) = lock(&simulation.books).get_mut(&who)
         && let Some((address, how)) = book.remove(name)
     {
-        world.say(format_args!("{who} deregisters {}/{}", name.0, name.1));
-        went(world, &address, how);
+        simulation.say(format_args!("{who} deregisters {}/{}", name.0, name.1));
+        went(simulation, &address, how);
         book.removed.push(name.clone());
         book.tell();
     }
 }
 
-pub(super) fn set_health(world: &World, who: Who, name: &Name, health: Health) {
-    if let Some(book) = lock(&world.books).get_mut(&who)
+pub(super) fn set_health(simulation: &Simulation, who: Who, name: &Name, health: Health) {
+    if let Some(book) = lock(&simulation.books).get_mut(&who)
         && let Some(local) = book.instances.get_mut(name)
     {
-        world.say(format_args!(
+        simulation.say(format_args!(
             "{who}: {}/{} is {}",
             name.0,
             name.1,
@@ -207,8 +207,8 @@ pub(super) fn set_health(world: &World, who: Who, name: &Name, health: Health) {
 }
 
 struct Agent {
-    world: World,
-    dice: Dice,
+    simulation: Simulation,
+    random: Random,
     who: Who,
     life: CancellationToken,
     changes: watch::Receiver<u64>,
@@ -233,8 +233,8 @@ impl Agent {
     }
 
     async fn connect_for_ever(&mut self) {
-        let replicas = self.world.profile.replicas;
-        let mut next = self.dice.index(replicas);
+        let replicas = self.simulation.profile.replicas;
+        let mut next = self.random.index(replicas);
         let mut wait = 250;
         loop {
             let replica = next % replicas;
@@ -253,24 +253,25 @@ impl Agent {
             }
             let pause = match end {
                 End::Broken(why) => {
-                    self.world
+                    self.simulation
                         .say(format_args!("{}: session with r{replica}: {why}", self.who));
-                    let pause = self.dice.millis(wait * 6 / 10..=wait);
+                    let pause = self.random.millis(wait * 6 / 10..=wait);
                     wait = (wait * 2).min(3000);
                     pause
                 }
                 End::Superseded => {
-                    self.world.say(format_args!("{}: superseded", self.who));
+                    self.simulation
+                        .say(format_args!("{}: superseded", self.who));
                     SUPERSEDED_PAUSE
                 }
             };
             sleep(pause).await;
-            self.world.until_awake(self.who).await;
+            self.simulation.until_awake(self.who).await;
         }
     }
 
     fn instances(&self) -> BTreeMap<Name, LocalInstance> {
-        let books = lock(&self.world.books);
+        let books = lock(&self.simulation.books);
         books
             .get(&self.who)
             .map(|book| book.instances.clone())
@@ -278,7 +279,7 @@ impl Agent {
     }
 
     fn gone(&self) -> BTreeMap<Name, (String, String)> {
-        let books = lock(&self.world.books);
+        let books = lock(&self.simulation.books);
         let book = books.get(&self.who);
         book.map(|book| book.gone.clone()).unwrap_or_default()
     }
@@ -293,8 +294,8 @@ impl Agent {
                 .begin(requests, false, crate::budget::Account::default())
         };
         let mut socket: Talk = dial(
-            &self.world,
-            &mut self.dice,
+            &self.simulation,
+            &mut self.random,
             self.who,
             &self.life,
             replica,
@@ -325,7 +326,7 @@ impl Agent {
             Some(Ok(ControlMessage {
                 message: Some(control_message::Message::Welcome(welcome)),
             })) => {
-                self.world.say(format_args!(
+                self.simulation.say(format_args!(
                     "{}: welcome by r{replica}, epoch {}, revision {}",
                     self.who, welcome.epoch, welcome.revision
                 ));
@@ -345,7 +346,7 @@ impl Agent {
         let mut in_flight = false;
         let mut heard = Instant::now();
         loop {
-            self.world.until_awake(self.who).await;
+            self.simulation.until_awake(self.who).await;
             if !in_flight {
                 let now = self.instances();
                 let change = difference(&sent, &now, &self.gone());
@@ -391,7 +392,7 @@ impl Agent {
 
     async fn ask_removals(&self, socket: &Talk, queries: &mut u64) -> Result<(), End> {
         let removed = {
-            let mut books = lock(&self.world.books);
+            let mut books = lock(&self.simulation.books);
             books
                 .get_mut(&self.who)
                 .map(|book| std::mem::take(&mut book.removed))

@@ -1,5 +1,5 @@
-//! A control plane of the run: the real registry, publisher, node sessions and xDS streams over the store of the run,
-//! and how such a process starts, stops and is killed. Connections come in; no behaviour of the product is repeated.
+//! A simulated replica: the real registry, publisher, node sessions and xDS streams over the simulated store, and how
+//! its process starts, stops and is killed. No behaviour of the product is repeated here.
 
 use std::{cell::Cell, pin::Pin, sync::Arc, time::Duration};
 
@@ -7,9 +7,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    dice::Dice,
-    laws, store,
-    world::{Who, World, lock},
+    invariants,
+    random::Random,
+    simulation::{Simulation, Who, lock},
+    store,
 };
 use crate::{
     names::InstanceKey,
@@ -50,14 +51,14 @@ pub(super) struct Replica {
 }
 
 /// Starts a replica; it serves once its registry is open.
-pub(super) fn start(world: &World, n: usize) {
+pub(super) fn start(simulation: &Simulation, n: usize) {
     let life = CancellationToken::new();
-    let world = world.clone();
+    let simulation = simulation.clone();
     tokio::spawn(async move {
         let membership = loop {
             let options = RegistryOptions {
                 replica: format!("r{n}"),
-                process_id: format!("r{n} since {:?}", world.now()),
+                process_id: format!("r{n} since {:?}", simulation.now()),
                 advertise: format!("http://10.255.0.{n}:15010"),
                 wall_ms,
                 stop: CancellationToken::new(),
@@ -76,20 +77,20 @@ pub(super) fn start(world: &World, n: usize) {
                 },
                 ..RegistryOptions::default()
             };
-            match Registry::open(store::client(&world, n, &life), options).await {
+            match Registry::open(store::client(&simulation, n, &life), options).await {
                 Ok(membership) => break membership,
-                Err(error) => world.say(format_args!("replica r{n} cannot start: {error}")),
+                Err(error) => simulation.say(format_args!("replica r{n} cannot start: {error}")),
             }
             sleep(Duration::from_millis(500)).await;
         };
         let registry = membership.registry().clone();
         let stop = registry.options().stop.clone();
         let publisher = Publisher::start(registry.clone(), stop.clone());
-        let asks = ask_others(world.clone(), n, membership.clone());
+        let asks = ask_others(simulation.clone(), n, membership.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(asks));
         let clients = Clients::default();
         let removals = Arc::new(Watched {
-            world: world.clone(),
+            simulation: simulation.clone(),
             replica: n,
             clients: clients.clone(),
         });
@@ -101,56 +102,56 @@ pub(super) fn start(world: &World, n: usize) {
             registry,
         };
         let revision = replica.registry.read(crate::registry::View::revision);
-        world.say(format_args!("replica r{n} serves, at revision {revision}"));
-        lock(&world.replicas).insert(n, Arc::new(replica));
+        simulation.say(format_args!("replica r{n} serves, at revision {revision}"));
+        lock(&simulation.replicas).insert(n, Arc::new(replica));
     });
 }
 
 /// What `replica::watch_lag` does, without its connections.
-async fn ask_others(world: World, n: usize, membership: Membership) {
+async fn ask_others(simulation: Simulation, n: usize, membership: Membership) {
     let ask = async {
         loop {
-            ask_once(&world, n, &membership).await;
+            ask_once(&simulation, n, &membership).await;
         }
     };
-    tokio::join!(ask, membership.look_for_lag_at_changes());
+    tokio::join!(ask, membership.update_lag_at_changes());
 }
 
-async fn ask_once(world: &World, n: usize, membership: &Membership) {
+async fn ask_once(simulation: &Simulation, n: usize, membership: &Membership) {
     sleep(Duration::from_secs(1)).await;
-    for (m, other) in lock(&world.replicas).iter() {
-        if *m != n && world.joined(Who::Replica(n), Who::Replica(*m)) {
+    for (m, other) in lock(&simulation.replicas).iter() {
+        if *m != n && simulation.joined(Who::Replica(n), Who::Replica(*m)) {
             let seen = other.registry.read(crate::registry::View::revision);
-            membership.hear_of(&format!("r{m}").into(), seen);
+            membership.on_peer_revision(&format!("r{m}").into(), seen);
         }
     }
-    membership.look_for_lag();
+    membership.update_lag();
 }
 
 /// kill -9: nothing more comes from it.
-pub(super) fn kill(world: &World, n: usize) {
-    let Some(replica) = lock(&world.replicas).remove(&n) else {
+pub(super) fn kill(simulation: &Simulation, n: usize) {
+    let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
     };
-    world.say(format_args!("replica r{n} is killed"));
+    simulation.say(format_args!("replica r{n} is killed"));
     replica.life.cancel();
     replica.stop.cancel();
 }
 
 /// SIGTERM: it ends its streams with a word, then goes.
-pub(super) async fn stop(world: &World, dice: &mut Dice, n: usize) {
-    let Some(replica) = lock(&world.replicas).remove(&n) else {
+pub(super) async fn stop(simulation: &Simulation, random: &mut Random, n: usize) {
+    let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
     };
-    world.say(format_args!("replica r{n} is told to stop"));
+    simulation.say(format_args!("replica r{n} is told to stop"));
     replica.stop.cancel();
-    sleep(dice.millis(100..=2000)).await;
+    sleep(random.millis(100..=2000)).await;
     replica.life.cancel();
 }
 
 /// The removals of one replica, each answer looked at.
 struct Watched {
-    world: World,
+    simulation: Simulation,
     replica: usize,
     clients: Clients,
 }
@@ -162,15 +163,15 @@ impl Removals for Watched {
         revision: Revision,
         max_wait: Duration,
     ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
-        let asked = self.world.now();
-        let (world, replica) = (self.world.clone(), self.replica);
+        let asked = self.simulation.now();
+        let (simulation, replica) = (self.simulation.clone(), self.replica);
         let waits = self
             .clients
             .acknowledged(instance.clone(), revision, max_wait);
         Box::pin(async move {
             let missing = waits.await;
             if missing.is_empty() {
-                laws::on_acknowledged(&world, replica, &instance, revision, asked);
+                invariants::on_acknowledged(&simulation, replica, &instance, revision, asked);
             }
             missing
         })

@@ -1,6 +1,6 @@
-//! The load assignment of one service for one audience. In come endpoints, out go the canonical content (for the
-//! version) and the message that every client accepts: IP addresses, each locality set and with a weight of at
-//! least 1 (without it gRPC drops the locality and says nothing), priority 0.
+//! The load assignment of one service for one audience: the canonical content (for the version) and the message that
+//! every client accepts. Addresses are IP addresses, each locality is set and has a weight of at least 1 (without one
+//! gRPC silently drops the locality), and the priority is 0.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -65,7 +65,7 @@ impl Endpoint {
     }
 }
 
-/// What one audience gets of one service.
+/// The assignment of one service for one audience.
 #[derive(Debug)]
 pub struct Assignment {
     service: Arc<str>,

@@ -1,6 +1,5 @@
-//! Changed services become changed resources, and nothing else is made again. In come the contents of the services
-//! that changed, out goes the next snapshot. Pure: no clock, no handle; the same contents give the same versions in
-//! whatever order they came.
+//! Builds the next snapshot from the services that changed; only their resources are built again. Pure: the same
+//! contents give the same versions, in whatever order they came.
 
 use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
 
@@ -53,7 +52,7 @@ pub struct Builder {
     encodes: Arc<Encodes>,
 }
 
-/// What the next snapshot changes, as far as it is made.
+/// The changes of the next snapshot that are built so far.
 #[derive(Default)]
 pub(super) struct Step {
     changed: Changed,
@@ -61,7 +60,7 @@ pub(super) struct Step {
     routes: bool,
 }
 
-/// What of a service stands in other resources than its endpoints.
+/// The properties of a service that other resources than its endpoints contain.
 struct Face {
     protocol: Protocol,
     protos: Vec<ProtoService>,

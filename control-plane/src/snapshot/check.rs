@@ -1,6 +1,5 @@
-//! Each reference resolves, or the snapshot is not published: a client that is told of a route to a cluster that
-//! does not exist fails calls. Looks only at what changed since the last snapshot that was published, and at what may have
-//! pointed there.
+//! Checks that every reference resolves before a snapshot is published: a client with a route to a missing cluster
+//! fails calls. Only what changed since the last published snapshot, and what may refer to it, is checked.
 
 use std::{fmt, sync::Arc};
 

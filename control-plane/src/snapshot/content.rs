@@ -1,6 +1,5 @@
-//! What clients may learn of one service: taken from the view, in canonical order, and told apart by audience. In
-//! comes the view, or what changed in it, out go plain rows; `status` reads the same rule that hides an endpoint. What
-//! a change costs goes by the instances that changed, not by those that are there.
+//! What clients may learn of one service, taken from the view in canonical order and separated by audience. A change
+//! costs as much as the instances that changed, not as much as the service.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     names::ServiceName,
-    registry::{Instance, KnownService, Place, Touched, View},
+    registry::{ChangedInstances, Instance, InstanceId, KnownService, View},
     store::Revision,
 };
 
@@ -53,7 +52,7 @@ pub struct ServiceContent {
     pub schema_sha256: Option<Arc<str>>,
     /// While `protos` is empty: why they are unknown.
     pub schema_reason: Arc<str>,
-    members: BTreeMap<Place, Member>,
+    members: BTreeMap<InstanceId, Member>,
     tally: Tally,
     rows: Rows,
     all: Digest,
@@ -67,7 +66,7 @@ struct Member {
     row: Option<Arc<Row>>,
 }
 
-/// What clients that are no proxies get: each address once, the first row that has it.
+/// The endpoints for clients that are not proxies: each address once.
 #[derive(Clone, Debug, Default)]
 struct Direct {
     /// Rows by address, each list in canonical order.
@@ -97,25 +96,25 @@ pub struct Reading {
     claims: Vec<PathClaim>,
     /// Instances that are not named have gone.
     all: bool,
-    seen: Vec<(Place, Option<Seen>)>,
+    seen: Vec<(InstanceId, Option<Seen>)>,
 }
 
 impl Reading {
     /// Looks at the instances that were touched; none: at none of them, for only its record changed.
     #[must_use]
-    pub fn of(view: &View, name: &ServiceName, touched: Option<&Touched>) -> Self {
+    pub fn of(view: &View, name: &ServiceName, changed: Option<&ChangedInstances>) -> Self {
         let look = |instance: &Arc<Instance>| (Arc::clone(instance), row::endpoint(view, instance));
-        let seen = match touched {
+        let seen = match changed {
             None => Vec::new(),
-            Some(Touched::These(places)) => places
+            Some(ChangedInstances::These(ids)) => ids
                 .iter()
-                .map(|place| (place.clone(), view.instance_at(name, place).map(look)))
+                .map(|id| (id.clone(), view.instance_at(name, id).map(look)))
                 .collect(),
-            Some(Touched::All) => view
+            Some(ChangedInstances::All) => view
                 .instances(name)
                 .map(|each| {
-                    let place = (Arc::clone(&each.node), Arc::clone(&each.id));
-                    (place, Some(look(each)))
+                    let id = (Arc::clone(&each.node), Arc::clone(&each.id));
+                    (id, Some(look(each)))
                 })
                 .collect(),
         };
@@ -125,7 +124,7 @@ impl Reading {
             exists: view.instances_in(name) > 0 || view.stands_in(name).is_some(),
             stands_in: view.stands_in(name).cloned(),
             claims: view.path_claims(name).into_iter().map(path_claim).collect(),
-            all: touched == Some(&Touched::All),
+            all: changed == Some(&ChangedInstances::All),
             seen,
         }
     }
@@ -135,7 +134,7 @@ impl ServiceContent {
     /// None if the service is not known. One without instances has no endpoints, and stays what it was.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName) -> Option<Self> {
-        Self::after(None, Reading::of(view, name, Some(&Touched::All)))
+        Self::after(None, Reading::of(view, name, Some(&ChangedInstances::All)))
     }
 
     /// What it is after a reading; none: it has gone.
@@ -164,20 +163,17 @@ impl ServiceContent {
 
     fn take(&mut self, reading: Reading) {
         if reading.all {
-            let named: BTreeSet<&Place> = reading.seen.iter().map(|(place, _)| place).collect();
+            let named: BTreeSet<&InstanceId> = reading.seen.iter().map(|(id, _)| id).collect();
             let held = self.members.keys();
-            let gone: Vec<_> = held
-                .filter(|place| !named.contains(place))
-                .cloned()
-                .collect();
-            for place in &gone {
-                self.remove(place);
+            let gone: Vec<_> = held.filter(|id| !named.contains(id)).cloned().collect();
+            for id in &gone {
+                self.remove(id);
             }
         }
-        for (place, found) in reading.seen {
+        for (id, found) in reading.seen {
             match found {
-                Some((instance, endpoint)) => self.put(place, instance, endpoint),
-                None => self.remove(&place),
+                Some((instance, endpoint)) => self.put(id, instance, endpoint),
+                None => self.remove(&id),
             }
         }
         let known = reading.stands_in;
@@ -209,8 +205,8 @@ impl ServiceContent {
             .unwrap_or_default()
     }
 
-    fn put(&mut self, place: Place, instance: Arc<Instance>, endpoint: Option<(Endpoint, bool)>) {
-        let held = self.members.remove(&place);
+    fn put(&mut self, id: InstanceId, instance: Arc<Instance>, endpoint: Option<(Endpoint, bool)>) {
+        let held = self.members.remove(&id);
         let counts_alike = held.as_ref().is_some_and(|held| {
             let held = &held.instance;
             (&held.protos, &held.schema_sha256, held.health)
@@ -233,11 +229,11 @@ impl ServiceContent {
                 new
             }
         };
-        self.members.insert(place, Member { instance, row });
+        self.members.insert(id, Member { instance, row });
     }
 
-    fn remove(&mut self, place: &Place) {
-        if let Some(held) = self.members.remove(place) {
+    fn remove(&mut self, id: &InstanceId) {
+        if let Some(held) = self.members.remove(id) {
             self.tally.remove(&held.instance);
             self.take_row(held.row.as_ref());
         }
@@ -332,7 +328,7 @@ impl Direct {
 
 /// Why clients that are not proxies do not get an endpoint, by its node and instance id; absent if they do.
 #[must_use]
-pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<Place, String> {
+pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<InstanceId, String> {
     let mut hidden = BTreeMap::new();
     let mut seen = BTreeMap::new();
     let mut rows: Vec<Row> = view

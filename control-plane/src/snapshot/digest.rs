@@ -1,6 +1,5 @@
-//! A hash of a set that follows the set: the sum of its members' hashes, so that adding or taking away one member costs
-//! one addition whatever the size of the set. In come members, out goes a number that depends on the members only, and
-//! not on their order. Sums of SHA-256 modulo 2^256: nobody finds two sets with one sum by chance.
+//! A hash of a set that is updated with the set: the sum of its members' SHA-256 modulo 2^256. Adding or removing one
+//! member costs one addition, and the order of members does not matter.
 
 use sha2::{Digest as _, Sha256};
 

@@ -1,4 +1,4 @@
-//! A small mesh for tests: records as the store holds them, folded by the real view, built by the real builder.
+//! A small mesh for tests: records as the store holds them, folded by the real view and built by the real builder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,18 +15,18 @@ use prost::Message as _;
 use super::{Audience, Builder, Encodes, Kind, Reading, ServiceContent, Snapshot};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
-    registry::{Place, Touched, View},
+    registry::{ChangedInstances, InstanceId, View},
     store::{KeyValue, Revision},
 };
 
 pub(crate) struct Mesh {
     nodes: BTreeMap<String, NodeRecord>,
     instances: BTreeMap<InstanceKey, LocalInstance>,
-    /// What stays known of services that had instances.
+    /// The records of services that had instances.
     known: BTreeMap<ServiceName, ServiceRecord>,
     /// Since when paths are claimed, by proto service; all others since revision 1.
     claimed: BTreeMap<(String, ServiceName), u64>,
-    changed: BTreeMap<ServiceName, BTreeSet<Place>>,
+    changed: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     pub(crate) builder: Builder,
     /// Is told of the changed instances only, and must come to the same.
     by_instance: Builder,
@@ -75,8 +75,8 @@ impl Mesh {
     }
 
     fn touch(&mut self, key: InstanceKey) {
-        let touched = self.changed.entry(key.service).or_default();
-        touched.insert((key.node, key.id));
+        let changed = self.changed.entry(key.service).or_default();
+        changed.insert((key.node, key.id));
     }
 
     /// Adds or changes "node/service/id".
@@ -189,9 +189,9 @@ impl Mesh {
         self.builder
             .apply(self.revision, contents.collect::<Vec<_>>());
         assert_eq!(super::check(self.builder.snapshot(), before), []);
-        let readings = changed
-            .into_iter()
-            .map(|(name, places)| Reading::of(&view, &name, Some(&Touched::These(places))));
+        let readings = changed.into_iter().map(|(name, places)| {
+            Reading::of(&view, &name, Some(&ChangedInstances::These(places)))
+        });
         self.by_instance.update(self.revision, readings);
         let versions = |builder: &Builder| {
             let snapshot = builder.snapshot().clone();

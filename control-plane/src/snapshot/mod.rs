@@ -1,6 +1,6 @@
-//! The registry's view as xDS resources: encoded once, versioned by content, shared by every stream. In come the
-//! services that changed, out go immutable snapshots with the names of what changed in each. No streams, no
-//! subscriptions and no client come in here; only `publish` knows the registry's handle and the time.
+//! The registry's view as xDS resources: encoded once, versioned by content, shared by all streams. Each snapshot is
+//! immutable and names what changed in it. Streams, subscriptions and clients may not come in here; only `publish`
+//! knows the registry's handle and the time.
 
 mod kind;
 mod resource;

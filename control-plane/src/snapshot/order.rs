@@ -1,15 +1,15 @@
-//! Make before break, as data: in which order a stream is told of the types, what has to be told before what, and
-//! what has to be settled before something may be taken away.
+//! The make-before-break order as data: the order of the types on a stream, what must be sent before what, and what
+//! must be acknowledged before something may be removed.
 
 use super::Kind;
 
 /// The order in which a stream is served.
 pub const FLOW: [Kind; 6] = Kind::ALL;
 
-/// What others point at: told first, taken away last.
+/// The types that others refer to: sent first, removed last.
 pub const TARGETS: &[Kind] = &[Kind::Cluster, Kind::Endpoint];
 
-/// What points at them. A cluster goes only after these were told and acknowledged.
+/// The types that refer to them. A cluster is removed only after these were sent and acknowledged.
 pub const ROUTES: &[Kind] = &[Kind::Listener, Kind::Route, Kind::ServiceIndex];
 
 /// Kinds that must have nothing new left to send before `kind` may be sent.

@@ -1,6 +1,6 @@
 //! What makes a stock Envoy an outbound proxy: the socket listener `heddle/outbound`, at the address that its node
-//! metadata asks for, and the routes behind it. They say what `outbound` of our own proxy does: an authority names a
-//! service or nothing; only an IP literal or `localhost` means the proto service in the path.
+//! metadata asks for, and its routes. They route as our own proxy's `outbound` does: an authority names a service or
+//! nothing, and only an IP literal or `localhost` means the proto service in the path.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 

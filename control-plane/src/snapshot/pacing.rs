@@ -1,7 +1,5 @@
-//! When a service that changed is built: at once after a quiet time, and then the less often the more endpoints it has.
-//! In come what changed and the present, out go the services whose turn it is, and up to which revision all is built. So
-//! a huge service that never stands still costs a bounded share of a core, and the changes of others do not wait for it.
-//! Pure: no clock in here.
+//! Decides when a changed service is built: at once after a quiet time, then the less often the more endpoints it
+//! has. So a huge service that changes all the time costs a bounded share of a core and does not delay others. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     names::ServiceName,
-    registry::{Batch, Touched},
+    registry::{Batch, ChangedInstances},
 };
 
 /// A service rests for so long for each of its endpoints after it was built: one of 100 for 2.5 ms, which nobody
@@ -25,7 +23,7 @@ const MIN_REST: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 struct Waiting {
     /// None: only its record changed.
-    touched: Option<Touched>,
+    changed: Option<ChangedInstances>,
     /// It is built as it was at this revision.
     since: u64,
 }
@@ -53,14 +51,14 @@ impl Pacing {
         let since = self.revision;
         let mut instances = batch.instances;
         for service in batch.services {
-            let touched = instances.remove(&service);
+            let changed = instances.remove(&service);
             match self.waiting.get_mut(&service) {
                 None => {
-                    self.waiting.insert(service, Waiting { touched, since });
+                    self.waiting.insert(service, Waiting { changed, since });
                 }
                 Some(waiting) => {
-                    if let Some(touched) = touched {
-                        waiting.touched.get_or_insert_default().merge(touched);
+                    if let Some(changed) = changed {
+                        waiting.changed.get_or_insert_default().merge(changed);
                     }
                 }
             }
@@ -69,13 +67,13 @@ impl Pacing {
     }
 
     /// The services whose turn it is, with what changed in them.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<(ServiceName, Option<Touched>)> {
+    pub(super) fn due(&mut self, now: Instant) -> Vec<(ServiceName, Option<ChangedInstances>)> {
         self.resting.retain(|_, until| *until > now);
         let resting = &self.resting;
         let due = self
             .waiting
             .extract_if(.., |service, _| !resting.contains_key(service));
-        due.map(|(service, waiting)| (service, waiting.touched))
+        due.map(|(service, waiting)| (service, waiting.changed))
             .collect()
     }
 
@@ -110,16 +108,16 @@ mod tests {
 
     fn batch(revision: u64, service: &str) -> Batch {
         let name = ServiceName::parse(service).unwrap();
-        let touched = Touched::These([("a".into(), revision.to_string().into())].into());
+        let changed = ChangedInstances::These([("a".into(), revision.to_string().into())].into());
         Batch {
             revision: Revision(revision),
             services: [name.clone()].into(),
-            instances: [(name, touched)].into(),
+            instances: [(name, changed)].into(),
             ..Batch::default()
         }
     }
 
-    fn names(due: &[(ServiceName, Option<Touched>)]) -> Vec<&str> {
+    fn names(due: &[(ServiceName, Option<ChangedInstances>)]) -> Vec<&str> {
         due.iter().map(|(name, _)| name.service.as_str()).collect()
     }
 
@@ -148,7 +146,7 @@ mod tests {
         assert_eq!(names(&pacing.due(at(249))), [""; 0]);
         let due = pacing.due(at(250));
         let places = ["4", "5"].map(|id| ("a".into(), id.into()));
-        let together = Touched::These(places.into());
+        let together = ChangedInstances::These(places.into());
         assert_eq!(due, [(ServiceName::parse("huge").unwrap(), Some(together))]);
         assert_eq!((pacing.complete(), pacing.next()), (6, None));
     }

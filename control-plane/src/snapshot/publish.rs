@@ -1,6 +1,5 @@
-//! Keeps the newest snapshot at the registry's newest view. In come the registry's batches, a few milliseconds of
-//! them at a time; out goes each snapshot that passed `check`, to all streams at once. The only file of this room
-//! with a clock.
+//! Publishes a snapshot of the registry's newest view to all streams. Changes of a few milliseconds are built
+//! together, and only snapshots that pass `check` are published. The only file of this module with a clock.
 
 use std::{
     sync::{
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Builder, Encodes, Reading, ServiceContent, Snapshot, build::Step, check, pacing::Pacing,
 };
-use crate::registry::{Registry, Subscription};
+use crate::registry::{Registry, ViewChanges};
 
 /// Changes that come within this time of each other go out together: long enough for the instances of a node that
 /// connects, short beside a call.
@@ -115,7 +114,7 @@ struct Task {
 }
 
 impl Task {
-    async fn follow(mut self, mut changes: Subscription) {
+    async fn follow(mut self, mut changes: ViewChanges) {
         loop {
             let rested = self.pacing.next();
             tokio::select! {
@@ -142,8 +141,8 @@ impl Task {
             return;
         }
         let mut step = Step::default();
-        for (service, touched) in due {
-            let read = |view: &_| Reading::of(view, &service, touched.as_ref());
+        for (service, changed) in due {
+            let read = |view: &_| Reading::of(view, &service, changed.as_ref());
             let reading = self.registry.read(read);
             let endpoints = self.builder.take(reading, &mut step);
             self.pacing.built(service, endpoints, Instant::now());

@@ -1,6 +1,6 @@
 //! One resource: name, version and bytes. The version is a hash of the canonical content, so it is equal on every
-//! replica and across restarts; the bytes are made at most once, when the first stream needs them, in the two
-//! shapes that the protocol variants send, and are shared from then on.
+//! replica and across restarts. The bytes are encoded once, when the first stream needs them, in both shapes of the
+//! protocol, and are shared.
 
 use std::{
     fmt::Write as _,

@@ -1,5 +1,5 @@
-//! One endpoint as clients see it, with what is made of it once for as long as it does not change: its part of the
-//! version and its bytes, each with and without what our proxies alone are told. In come an instance and its node. Pure.
+//! One endpoint as clients see it, with its part of the version and its bytes, which are computed once per change:
+//! each with and without the fields for our proxies alone. Pure.
 
 use std::{
     cmp::Ordering,

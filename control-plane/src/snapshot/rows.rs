@@ -1,6 +1,5 @@
-//! The endpoints of one service in canonical order, as a list that a snapshot can keep: what changes is copied, the rest
-//! is shared. In come rows, out goes the list as it stands. A change of one row costs the copy of one chunk of pointers
-//! and of the list of chunks, not of all rows.
+//! The endpoints of one service in canonical order, as a list that shares unchanged parts between snapshots. A change
+//! of one row copies one chunk of pointers and the list of chunks.
 
 use std::{cmp::Ordering, sync::Arc};
 

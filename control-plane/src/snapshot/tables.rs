@@ -1,5 +1,5 @@
-//! One state of all resources, and what changed on the way to it. Immutable: a stream that holds an older snapshot
-//! keeps it whole. Tables are shared between snapshots and between audiences wherever they are equal.
+//! All resources at one point in time, and what changed since the one before. Immutable and shared between snapshots
+//! and audiences where they are equal.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

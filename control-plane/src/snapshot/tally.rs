@@ -1,6 +1,5 @@
-//! What the instances of one service say together: which proto services it serves, which of their methods may be tried
-//! again, and whose descriptors count. In come instances that join and leave, out go the sums; each costs what that
-//! instance says, whatever the number of the others.
+//! Totals over the instances of one service: the proto services that it serves, their idempotent methods, and its
+//! descriptors. Adding or removing an instance costs as much as that instance declares.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,7 +1,6 @@
-//! `envoy.service.status.v3.ClientStatusDiscoveryService`: one answer, or a stream of questions with answers in parts, of
-//! the clients of all replicas. In come requests, out go responses of bounded size; clients are read one at a time, so
-//! that a slow reader holds a few parts and no list of everything. Replicas that are missing are named in metadata, for
-//! no message of this service has a place for them.
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`: one answer, or a stream of questions, about the clients of
+//! all replicas. Clients are read one at a time, so that a slow reader holds a few parts and not the whole list.
+//! Missing replicas are named in metadata, because the service has no field for them.
 
 use std::{
     collections::BTreeSet,

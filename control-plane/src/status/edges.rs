@@ -1,5 +1,4 @@
-//! Who calls whom. In come the edges of the reports that arrive at this replica and those of the others, out goes one
-//! sorted list.
+//! Which services call which, from the load reports of all replicas, sorted.
 
 use heddle_proto::status::v1::{Edge, ListEdgesResponse};
 

@@ -1,5 +1,5 @@
-//! `WatchEvents`: what happened and why, as the view tells it. In comes the view, out go messages: first all that it
-//! knows, then what is new. A reader that is slow skips nothing that the view still holds, and costs no queue.
+//! `WatchEvents`: first all events that the view holds, then new ones. A slow reader misses nothing that the view
+//! still holds and has no queue of its own.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use heddle_proto::status::v1::{Event, WatchEventsRequest, WatchEventsResponse};
 
 use crate::{
     names::ServiceName,
-    registry::{self, Registry, Subscription},
+    registry::{self, Registry, ViewChanges},
 };
 
 /// Events in one message; a cause is a sentence, so a message has at most about 100 KiB.
@@ -96,7 +96,7 @@ pub(super) fn watch(registry: Registry, filter: Filter) -> Events {
 
 struct Watcher {
     registry: Registry,
-    changes: Subscription,
+    changes: ViewChanges,
     filter: Filter,
     /// Those of the view that were sent; ids of several replicas do not come in order.
     sent: BTreeSet<Arc<str>>,
@@ -131,7 +131,7 @@ impl Watcher {
                     self.ended = true;
                     return Some((Err(status), self));
                 }
-                () = news(&mut self.changes) => {}
+                () = next_change(&mut self.changes) => {}
             }
         }
     }
@@ -153,7 +153,7 @@ impl Watcher {
 }
 
 /// The next batch that tells of an event.
-async fn news(changes: &mut Subscription) {
+async fn next_change(changes: &mut ViewChanges) {
     while !changes.next().await.events {}
 }
 

@@ -1,5 +1,5 @@
-//! `heddle.status.v1.MeshStatus`. What the view shows is answered from it and is equal on every replica; lists of what
-//! hangs on streams ask all replicas and name those that did not answer.
+//! `heddle.status.v1.MeshStatus`. What the view shows is answered from it and is equal on every replica. Lists of
+//! what depends on streams ask all replicas and name those that did not answer.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -1,6 +1,5 @@
-//! Read-only answers for people and tools: what the mesh looks like and what each client was told. In come questions,
-//! out go sorted lists without clocks; what only another replica knows is asked there. Nothing is changed and nothing is
-//! decided here.
+//! Read-only answers for people and tools: the state of the mesh and what each client was sent. What only another
+//! replica knows is asked there. Nothing is changed or decided here.
 
 mod events;
 mod mesh;

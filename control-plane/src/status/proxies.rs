@@ -1,5 +1,4 @@
-//! The clients of all replicas as status lists them. In come those of this replica and the answers of the others, out goes
-//! one sorted list.
+//! The clients of all replicas as status lists them, sorted. A client that moved to another replica is listed once.
 
 use std::collections::{BTreeMap, BTreeSet};
 

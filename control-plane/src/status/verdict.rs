@@ -1,5 +1,5 @@
-//! Whether the mesh is well. In come the view, the xDS clients of all replicas and what this replica knows of its store;
-//! out go problems, each with what to do, and the verdict that they come to. Pure: it asks nobody and changes nothing.
+//! Whether the mesh is well: problems, each with a remedy, and the verdict that follows from them. Pure: computed
+//! from the view, the clients of all replicas and what this replica knows of its store.
 
 use std::{collections::BTreeSet, time::Duration};
 

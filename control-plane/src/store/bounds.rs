@@ -1,6 +1,5 @@
-//! What a store refuses before it looks at anything: keys, values and transactions over the bounds of law 8. In comes
-//! a transaction, out goes the first fault, with its figures. Every engine asks here, so that all refuse alike; no
-//! engine's own limits come in but the length of its values.
+//! The checks that every engine makes first: keys, values and transactions over the bounds of invariant 8. The result
+//! is the first fault with its figures. Of an engine's own limits only the length of values is known here.
 
 use std::{collections::HashSet, sync::Arc};
 

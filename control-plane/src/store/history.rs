@@ -1,6 +1,5 @@
-//! The recent changes of a store, for watches and for reads at an earlier revision. In come the changes of each
-//! revision, in order; out go those after a revision, or the word that they are gone. Bounded by count and bytes:
-//! what is published and over the bound is compacted.
+//! The recent changes of a store, for watches and for reads at an earlier revision. Bounded by count and bytes:
+//! published changes over the bound are compacted.
 
 use std::collections::VecDeque;
 

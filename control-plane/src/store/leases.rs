@@ -1,5 +1,5 @@
-//! The leases of an engine: which live, how long yet. In come grants, renewals and the time; out goes who has run
-//! out. Pure: `now` is given and monotonic; keys and storage are not known here.
+//! The leases of an engine and when each ends. Pure: `now` is given and monotonic. Keys and storage are not known
+//! here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -2,7 +2,7 @@
 //! transactions, leases and reads from `registry/`; out go results, each with its revision, and the stream of
 //! what changed. Nothing here knows what a node or an instance is, and no engine is named outside `app`.
 //!
-//! # The laws
+//! # The invariants
 //! Every engine keeps them; `conformance` holds them as tests. They are etcd v3's, as far as we use it.
 //!
 //! 1. **Revisions.** The store has one revision. A transaction that changes something raises it by one and all
@@ -307,7 +307,7 @@ pub struct StoreCounters {
     pub keys: u64,
 }
 
-/// A store; the laws are in the sign of this room. One trait object serves the whole process.
+/// A store; the module docs have its invariants. One trait object serves the whole process.
 pub trait Store: Send + Sync + 'static {
     /// For people: "embedded", "etcd".
     fn engine(&self) -> &'static str;

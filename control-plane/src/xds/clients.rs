@@ -1,6 +1,5 @@
-//! Every connected client: what it holds, acknowledged and rejected. In come streams that begin and end; out go the
-//! lists for status, and the answer when all of them know that an instance has gone. No stream waits for anything
-//! here.
+//! The connected clients: what each holds, acknowledged and rejected, for status, and a wait until all of them know
+//! that an instance has gone. Streams never wait here.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,10 +13,10 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Metrics, NodeInfo, Session};
+use super::{ClientState, Metrics, NodeInfo};
 use crate::{names::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
 
-/// So many refused resources of a type are shown.
+/// The maximum of refused resources of a type that status shows.
 const MAX_REFUSED: usize = 20;
 /// Proxies whose streams ended and that are remembered, for status alone; those that left first are forgotten first.
 const MAX_DEPARTED: usize = 10_000;
@@ -44,7 +43,7 @@ pub struct Client {
     /// Where its stream comes from.
     pub address: String,
     pub variant: &'static str,
-    session: Mutex<Session>,
+    state: Mutex<ClientState>,
     /// Since when it owes an answer and has given none.
     owes: Mutex<Option<Instant>>,
     /// Its process has been told to stop.
@@ -55,8 +54,8 @@ pub struct Client {
 
 impl Client {
     /// Short and without waiting.
-    pub(super) fn session(&self) -> MutexGuard<'_, Session> {
-        lock(&self.session)
+    pub(super) fn state(&self) -> MutexGuard<'_, ClientState> {
+        lock(&self.state)
     }
 
     /// Its process has been told to stop.
@@ -71,14 +70,14 @@ impl Client {
 
     /// It answered something: whatever else it owes, it does not stand still.
     pub(super) fn has_answered(&self, now: Instant) {
-        let owes = self.session().awaits_answer();
+        let owes = self.state().awaits_answer();
         *lock(&self.owes) = owes.then_some(now);
     }
 
     /// It uses the service and has not acknowledged its state at this revision.
     fn is_behind(&self, service: &str, revision: u64) -> bool {
-        let session = self.session();
-        let acknowledged = session
+        let state = self.state();
+        let acknowledged = state
             .subscription(Kind::Endpoint)
             .acknowledged_at(service, revision);
         acknowledged == Some(false) && !self.gone.load(Ordering::Relaxed)
@@ -106,21 +105,21 @@ impl Clients {
         node: NodeInfo,
         address: String,
         variant: &'static str,
-        session: Session,
-    ) -> Membership {
+        state: ClientState,
+    ) -> ConnectedClient {
         let id = self.0.last_id.fetch_add(1, Ordering::Relaxed);
         let client = Arc::new(Client {
             node,
             address,
             variant,
-            session: Mutex::new(session),
+            state: Mutex::new(state),
             owes: Mutex::default(),
             draining: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         });
         lock(&self.0.connected).insert(id, Arc::clone(&client));
         lock(&self.0.departed).remove(&client.node.id);
-        Membership {
+        ConnectedClient {
             id,
             client,
             clients: self.clone(),
@@ -248,13 +247,13 @@ impl Removals for Clients {
 }
 
 /// A stream's place among the clients, until it is dropped.
-pub(super) struct Membership {
+pub(super) struct ConnectedClient {
     pub(super) id: u64,
     pub(super) client: Arc<Client>,
     clients: Clients,
 }
 
-impl Drop for Membership {
+impl Drop for ConnectedClient {
     fn drop(&mut self) {
         lock(&self.clients.0.connected).remove(&self.id);
         self.clients.depart(&self.client);
@@ -290,7 +289,7 @@ pub struct KindStatus {
     pub held: usize,
     pub rejected_version: String,
     pub rejected_reason: String,
-    /// What the client did not take, sorted by name; of more than 20 the first.
+    /// The resources that the client rejected, sorted by name; the first 20.
     pub refused: Vec<RefusedStatus>,
 }
 
@@ -306,12 +305,12 @@ pub struct RefusedStatus {
 
 impl ClientStatus {
     fn of(client: &Client) -> Self {
-        let session = client.session();
+        let state = client.state();
         let kinds = Kind::ALL
             .into_iter()
             .filter_map(|kind| {
-                let status = session.subscription(kind).status()?;
-                let version = |mark: Option<&super::subscription::Mark>| {
+                let status = state.subscription(kind).status()?;
+                let version = |mark: Option<&super::subscription::ResponseVersion>| {
                     mark.map(|mark| mark.version.clone()).unwrap_or_default()
                 };
                 let rejected = status.rejected.cloned();
@@ -340,7 +339,7 @@ impl ClientStatus {
             process_id: client.node.process_id.clone(),
             draining: client.draining.load(Ordering::Relaxed),
             owes_for: lock(&client.owes)
-                .filter(|_| session.awaits_answer())
+                .filter(|_| state.awaits_answer())
                 .map(|since| since.elapsed()),
             kinds,
         }

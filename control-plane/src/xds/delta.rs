@@ -1,13 +1,13 @@
-//! Delta: requests add and take away names, responses carry what changed and what went. Pure. Source: the xDS protocol
-//! document, "Incremental xDS", and the comments of `DeltaDiscoveryRequest`.
+//! The delta variant: requests add and remove names, responses carry what changed and what was removed. Pure. Source:
+//! the xDS protocol document, "Incremental xDS", and the comments of `DeltaDiscoveryRequest`.
 
 use envoy_types::pb::envoy::{
     config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
 };
 
 use super::{
-    Heard, Hold, Lens, Subscription, Variant, Violation, max_response_bytes,
-    subscription::Mark,
+    ClientView, Hold, RequestOutcome, Subscription, Variant, Violation, max_response_bytes,
+    subscription::ResponseVersion,
     wire::{ControlPlane, DeltaDiscoveryResponse},
 };
 use crate::snapshot::{Kind, Snapshot};
@@ -46,14 +46,14 @@ impl Variant for Delta {
     fn on_request(
         subscription: &mut Subscription,
         request: &DeltaDiscoveryRequest,
-        lens: &Lens,
-    ) -> Result<Heard, Violation> {
+        view: &ClientView,
+    ) -> Result<RequestOutcome, Violation> {
         subscription.check_names(
             &request.resource_names_subscribe,
             subscription.names().len(),
         )?;
         subscription.check_names(request.initial_resource_versions.keys(), 0)?;
-        let heard = settle(subscription, request);
+        let outcome = on_answer(subscription, request);
         let first = !subscription.is_asked();
         subscription.mark_asked();
         if first {
@@ -63,72 +63,72 @@ impl Variant for Delta {
             if name != "*" {
                 // On the first request the client has just said what it holds: only what differs is news.
                 let forced = !(first && subscription.holds(name));
-                subscription.want(name.as_str().into(), forced);
+                subscription.subscribe(name.as_str().into(), forced);
             } else if !first && subscription.kind() != Kind::Schema {
-                subscription.want_all();
+                subscription.subscribe_all();
                 subscription.owe_answer();
             }
         }
         for name in &request.resource_names_unsubscribe {
             if name == "*" {
-                subscription.unwant_all();
-            } else if let Some(name) = subscription.unwant(name, lens) {
+                subscription.unsubscribe_all();
+            } else if let Some(name) = subscription.unsubscribe(name, view) {
                 // Still covered by the wildcard, which the client has to be told.
                 subscription.send_again(name);
             }
         }
-        Ok(heard)
+        Ok(outcome)
     }
 
     fn compose(
         subscription: &mut Subscription,
         snapshot: &Snapshot,
-        lens: &Lens,
+        view: &ClientView,
         hold: &Hold,
     ) -> Option<DeltaDiscoveryResponse> {
         if !subscription.is_asked() || subscription.in_flight() {
             return None;
         }
         let limit = max_response_bytes(subscription.kind());
-        let mut news = subscription.take_news(snapshot, lens, hold, limit);
-        if news.is_empty() && !subscription.owes_answer() {
+        let mut update = subscription.take_update(snapshot, view, hold, limit);
+        if update.is_empty() && !subscription.owes_answer() {
             return None;
         }
         let mut version = snapshot.revision.to_string();
         if subscription.kind().is_ours() && subscription.is_continued() {
             version.push(MORE);
         }
-        let mark = Mark {
+        let mark = ResponseVersion {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, &mut news, false);
+        let nonce = subscription.on_sent(mark, &mut update, false);
         Some(DeltaDiscoveryResponse {
             system_version_info: version,
-            resources: news.resources.iter().map(|each| each.wrapped()).collect(),
+            resources: update.resources.iter().map(|each| each.wrapped()).collect(),
             type_url: subscription.kind().url().to_owned(),
             nonce,
-            removed_resources: news.removed.iter().map(ToString::to_string).collect(),
+            removed_resources: update.removed.iter().map(ToString::to_string).collect(),
             control_plane: Some(ControlPlane::ours()),
         })
     }
 }
 
-fn settle(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -> Heard {
+fn on_answer(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -> RequestOutcome {
     if request.response_nonce.is_empty() {
-        return Heard::Subscribed;
+        return RequestOutcome::Subscribed;
     }
     if !subscription.awaits(&request.response_nonce) {
-        return Heard::Stale;
+        return RequestOutcome::Stale;
     }
     match &request.error_detail {
         Some(error) => {
-            subscription.settle(Some(&error.message));
-            Heard::Rejected
+            subscription.on_answer(Some(&error.message));
+            RequestOutcome::Rejected
         }
         None => {
-            subscription.settle(None);
-            Heard::Acknowledged
+            subscription.on_answer(None);
+            RequestOutcome::Acknowledged
         }
     }
 }
@@ -138,7 +138,7 @@ fn settle(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -> H
 fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
     let names = &request.resource_names_subscribe;
     for (name, version) in &request.initial_resource_versions {
-        subscription.brings(name.as_str().into(), version);
+        subscription.note_held(name.as_str().into(), version);
     }
     if subscription.kind() == Kind::Schema {
         return;

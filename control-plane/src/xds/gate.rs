@@ -1,5 +1,5 @@
-//! The way in for streams: so many in all, so many of one client, so many in a second. In comes a stream, out goes its
-//! slot, or one sentence why it is not served. What happens on a stream later is no concern of this file.
+//! Admits streams: bounds their number in all, per client and per second. A refused stream is told the reason in one
+//! sentence. What happens on a stream later is not known here.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,4 @@
-//! How much clients may ask of one replica, and the bucket that spreads it over time. In come the present and what was
-//! asked, out goes how long to wait. Pure: no clock in here.
+//! How much clients may ask of one replica, and the token bucket that spreads it over time. Pure.
 
 use std::time::Duration;
 

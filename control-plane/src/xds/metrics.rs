@@ -1,8 +1,8 @@
-//! What the streams count.
+//! Counters of the xDS streams.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Heard;
+use super::RequestOutcome;
 use crate::snapshot::{Kind, PerKind};
 
 /// Counters since the process began.
@@ -37,12 +37,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn heard(&self, kind: Kind, heard: Heard) {
-        match heard {
-            Heard::Subscribed => {}
-            Heard::Acknowledged => count(self.acknowledged.get(kind)),
-            Heard::Rejected => count(self.rejected.get(kind)),
-            Heard::Stale => count(&self.stale),
+    pub(super) fn count_outcome(&self, kind: Kind, outcome: RequestOutcome) {
+        match outcome {
+            RequestOutcome::Subscribed => {}
+            RequestOutcome::Acknowledged => count(self.acknowledged.get(kind)),
+            RequestOutcome::Rejected => count(self.rejected.get(kind)),
+            RequestOutcome::Stale => count(&self.stale),
         }
     }
 

@@ -1,13 +1,13 @@
-//! The aggregated discovery service: each connected client, in either variant of the protocol, is told what it asked
-//! for and does not have yet. In come snapshots and requests, out go responses whose resources were encoded once for
-//! all. `subscription`, `sotw`, `delta` and `session` are pure; `stream` and `service` are the shells around them.
+//! The aggregated discovery service in both variants of the protocol: each client is sent what it subscribed to and
+//! does not have yet. Resources are encoded once for all clients. `subscription`, `sotw`, `delta` and `client_state`
+//! are pure; `stream` and `service` do the I/O.
 
-mod lens;
+mod client_view;
 mod node;
 mod subscription;
 mod sotw;
 mod delta;
-mod session;
+mod client_state;
 mod wire;
 mod clients;
 mod metrics;
@@ -15,18 +15,18 @@ mod limits;
 mod gate;
 mod pace;
 mod shed;
-mod elsewhere;
+mod stream_end;
 mod stream;
 mod service;
 pub(crate) mod csds;
 
+pub use client_state::{ClientState, RequestOutcome, Variant};
+pub use client_view::{ClientView, LARGE};
 pub use clients::{Client, ClientStatus, Clients, KindStatus, RefusedStatus};
-pub use lens::{LARGE, Lens};
 pub use limits::{Limits, Refusal};
 pub use metrics::Metrics;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
 pub use service::{Ads, DESCRIPTOR_SET, service, service_within};
-pub use session::{Heard, Session, Variant};
 pub use subscription::{
     Hold, MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes,
 };

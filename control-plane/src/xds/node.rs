@@ -1,5 +1,4 @@
-//! Who a client is, by the node of its first request. In comes the message and whether the client reaches us over
-//! loopback, out goes a plain value or what is wrong with it, with the field's name.
+//! Who a client is, by the node of its first request: a plain value, or the field that is wrong.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! The times of one stream: how fast its client may speak, how long it may be silent, and when the stream ends for its
-//! age. In come the present and what happened, out go verdicts. Pure: no clock in here.
+//! The timing of one stream: how fast its client may send, how long it may be silent, and when the stream ends
+//! because of its age. Pure.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::Limits;
 
 /// Longest time between two looks at a stream.
 const MAX_TICK: Duration = Duration::from_secs(15);
-/// So much longer a stream may live that is not quiet when its time has come.
+/// How much longer a stream may live that is busy at the end of its life.
 const GRACE: Duration = Duration::from_secs(30);
 /// Names in a request that cost as much as a request.
 const NAMES_PER_UNIT: usize = 50;
 
-/// What the look at a stream says.
+/// The result of a check of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Fine,
@@ -32,7 +32,7 @@ pub(super) struct Pace {
     /// No newer state of a large resource goes out before.
     large_from: Option<Instant>,
     /// Nothing is read from the client before.
-    mute_until: Option<Instant>,
+    paused_until: Option<Instant>,
     stuck_after: Duration,
     /// The last sign of life, or when the client was last owed nothing.
     alive: Instant,
@@ -55,7 +55,7 @@ impl Pace {
             speech: TokenBucket::new(limits.units_at_once, limits.units_per_second),
             large: TokenBucket::new(limits.large_kib_at_once, limits.large_kib_per_second),
             large_from: None,
-            mute_until: None,
+            paused_until: None,
             stuck_after: limits.stuck_after,
             alive: now,
             queued: 0,
@@ -75,21 +75,21 @@ impl Pace {
     }
 
     /// A request with so many names came; true if the client has to slow down from here on.
-    pub(super) fn heard(&mut self, names: usize, now: Instant) -> bool {
+    pub(super) fn on_request(&mut self, names: usize, now: Instant) -> bool {
         self.alive = now;
         let units = u32::try_from(1 + names / NAMES_PER_UNIT).unwrap_or(u32::MAX);
         let wait = self.speech.take(now.into_std(), units);
-        self.mute_until = (!wait.is_zero()).then(|| now + wait);
-        self.mute_until.is_some()
+        self.paused_until = (!wait.is_zero()).then(|| now + wait);
+        self.paused_until.is_some()
     }
 
     /// None: the client may speak.
-    pub(super) fn mute_until(&self) -> Option<Instant> {
-        self.mute_until
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
-    pub(super) fn unmute(&mut self) {
-        self.mute_until = None;
+    pub(super) fn resume(&mut self) {
+        self.paused_until = None;
     }
 
     /// So many KiB of large resources went out; `others`: how long all clients together make it wait. True if it has to
@@ -105,7 +105,7 @@ impl Pace {
         self.large_from
     }
 
-    pub(super) fn free_large(&mut self) {
+    pub(super) fn release_large(&mut self) {
         self.large_from = None;
     }
 

@@ -1,5 +1,5 @@
-//! `envoy.service.discovery.v3.AggregatedDiscoveryService` on tonic: both variants in one service. Written by hand where
-//! others are generated, because responses carry bytes that are encoded already. Nothing is decided here.
+//! `envoy.service.discovery.v3.AggregatedDiscoveryService` on tonic, both variants in one service. Not generated,
+//! because responses carry bytes that are encoded already. Nothing is decided here.
 
 use std::{
     convert::Infallible,

@@ -1,5 +1,5 @@
-//! Whether one more stream shall go elsewhere now: this replica holds clearly more than its share. In come the streams
-//! of all replicas and the present, out goes yes or no. Pure: no clock and no stream in here.
+//! Decides whether another stream should be sent to another replica because this one has clearly more than its share.
+//! Pure.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +14,7 @@ use super::{
     gate::{ClientKey, client_key},
 };
 
-/// So many streams above the mean are no excess, however few there are in all.
+/// This many streams above the mean are allowed, however few streams there are.
 const SPARE: usize = 4;
 /// A client that comes back within this time has nowhere else to go, or was sent here again: it may stay.
 const COMES_BACK: Duration = Duration::from_secs(60);

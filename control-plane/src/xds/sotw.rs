@@ -1,6 +1,6 @@
-//! State of the world: each request names everything that the client wants, each response of listeners and clusters
-//! everything that there is. Pure. Source: the xDS protocol document, "Basic Protocol Overview", "How the client
-//! specifies what resources to return", "ACK/NACK and resource type instance version".
+//! The state-of-the-world variant: each request names everything that the client wants, each response of listeners
+//! and clusters has everything that there is. Pure. Source: the xDS protocol document, "Basic Protocol Overview",
+//! "How the client specifies what resources to return", "ACK/NACK and resource type instance version".
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -8,8 +8,8 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use sha2::Digest as _;
 
 use super::{
-    Heard, Hold, Lens, Subscription, Variant, Violation, max_response_bytes,
-    subscription::Mark,
+    ClientView, Hold, RequestOutcome, Subscription, Variant, Violation, max_response_bytes,
+    subscription::ResponseVersion,
     wire::{ControlPlane, DiscoveryResponse},
 };
 use crate::snapshot::{Kind, Resource, Snapshot, version_of};
@@ -47,40 +47,40 @@ impl Variant for Sotw {
     fn on_request(
         subscription: &mut Subscription,
         request: &DiscoveryRequest,
-        lens: &Lens,
-    ) -> Result<Heard, Violation> {
+        view: &ClientView,
+    ) -> Result<RequestOutcome, Violation> {
         subscription.check_names(&request.resource_names, 0)?;
         let first = !subscription.is_asked();
         let nonce = request.response_nonce.as_str();
         if !first && !nonce.is_empty() && !subscription.is_last(nonce) {
-            return Ok(Heard::Stale);
+            return Ok(RequestOutcome::Stale);
         }
         let answers = subscription.awaits(nonce);
-        let heard = match (&request.error_detail, answers) {
+        let outcome = match (&request.error_detail, answers) {
             (Some(error), true) => {
-                subscription.settle(Some(&error.message));
-                Heard::Rejected
+                subscription.on_answer(Some(&error.message));
+                RequestOutcome::Rejected
             }
             (None, true) => {
-                subscription.settle(None);
-                Heard::Acknowledged
+                subscription.on_answer(None);
+                RequestOutcome::Acknowledged
             }
-            (_, false) => Heard::Subscribed,
+            (_, false) => RequestOutcome::Subscribed,
         };
-        let changed = subscribe(subscription, &request.resource_names, lens, first);
+        let changed = subscribe(subscription, &request.resource_names, view, first);
         if first {
             owe_answer(subscription);
         } else if !changed && !answers && request.error_detail.is_none() {
             // The same names, asked for once more: the client may have dropped what it had.
             ask_again(subscription);
         }
-        Ok(heard)
+        Ok(outcome)
     }
 
     fn compose(
         subscription: &mut Subscription,
         snapshot: &Snapshot,
-        lens: &Lens,
+        view: &ClientView,
         hold: &Hold,
     ) -> Option<DiscoveryResponse> {
         if !subscription.is_asked() || subscription.in_flight() {
@@ -93,21 +93,22 @@ impl Variant for Sotw {
         } else {
             max_response_bytes(kind)
         };
-        let mut news = subscription.take_news(snapshot, lens, hold, limit);
+        let mut update = subscription.take_update(snapshot, view, hold, limit);
         // That something does not exist can be said by a whole state only: for the rest clients wait for it.
-        let nothing = news.resources.is_empty() && (news.removed.is_empty() || !kind.whole_state());
+        let nothing =
+            update.resources.is_empty() && (update.removed.is_empty() || !kind.whole_state());
         if nothing && !subscription.owes_answer() {
             return None;
         }
         let whole = kind.whole_state().then(|| subscription.whole());
-        let resources = whole.as_ref().unwrap_or(&news.resources);
+        let resources = whole.as_ref().unwrap_or(&update.resources);
         let version = format!("{}/{}", snapshot.revision, hash(resources));
-        let mark = Mark {
+        let mark = ResponseVersion {
             version: version.clone(),
             revision: snapshot.revision,
         };
-        let nonce = subscription.launch(mark, &mut news, whole.is_some());
-        let resources = whole.unwrap_or(news.resources);
+        let nonce = subscription.on_sent(mark, &mut update, whole.is_some());
+        let resources = whole.unwrap_or(update.resources);
         Some(DiscoveryResponse {
             version_info: version,
             resources: resources.iter().map(|each| each.any()).collect(),
@@ -120,7 +121,12 @@ impl Variant for Sotw {
 
 /// Takes the names over; true if that changed what is wanted. An empty list means everything until the client has
 /// named something once, and nothing after that.
-fn subscribe(subscription: &mut Subscription, names: &[String], lens: &Lens, first: bool) -> bool {
+fn subscribe(
+    subscription: &mut Subscription,
+    names: &[String],
+    view: &ClientView,
+    first: bool,
+) -> bool {
     let star = names.iter().any(|name| name == "*");
     let nameable = subscription.kind() != Kind::Schema;
     let legacy = subscription.is_everything(names);
@@ -145,16 +151,16 @@ fn subscribe(subscription: &mut Subscription, names: &[String], lens: &Lens, fir
     subscription.mark_asked();
     // In this order: what is named stays when the wildcard ends.
     for name in &new {
-        subscription.want((*name).into(), true);
+        subscription.subscribe((*name).into(), true);
     }
     if wildcard && !subscription.is_wildcard() {
-        subscription.want_all();
+        subscription.subscribe_all();
         owe_answer(subscription);
     } else if !wildcard && subscription.is_wildcard() {
-        subscription.unwant_all();
+        subscription.unsubscribe_all();
     }
     for name in &gone {
-        subscription.unwant(name, lens);
+        subscription.unsubscribe(name, view);
     }
     if !new.is_empty() && subscription.kind().whole_state() {
         // That a listener or cluster does not exist is told by an answer without it.
@@ -173,10 +179,10 @@ fn owe_answer(subscription: &mut Subscription) {
 fn ask_again(subscription: &mut Subscription) {
     let names: Vec<_> = subscription.names().iter().cloned().collect();
     for name in names {
-        subscription.want(name, true);
+        subscription.subscribe(name, true);
     }
     if subscription.is_wildcard() {
-        subscription.touch_all();
+        subscription.mark_all_pending();
     }
     owe_answer(subscription);
 }

@@ -1,6 +1,6 @@
-//! One stream from its first request to its end. In come the client's requests, snapshots and fetched schemas; out go
-//! the responses that the session allows. At most one response per type is under way, so a client that does not
-//! read holds up nobody and costs a bounded number of bytes.
+//! One stream from its first request to its end: reads requests, follows snapshots, fetches schemas, and sends the
+//! responses that the client's state allows. At most one response per type is unacknowledged, so a client that does
+//! not read delays nobody and costs a bounded number of bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,8 +14,8 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    Ads, Heard, LARGE, Lens, NodeError, NodeInfo, Refusal, Session, Variant, clients::Membership,
-    elsewhere::left_behind, gate::Slot, metrics::count, node::says_draining, pace::Pace,
+    Ads, ClientState, ClientView, LARGE, NodeError, NodeInfo, Refusal, RequestOutcome, Variant,
+    clients::ConnectedClient, gate::Slot, metrics::count, node::says_draining, pace::Pace, stream_end::left_behind,
 };
 use crate::{
     access::{Caller, ConnectionEnd},
@@ -28,12 +28,12 @@ use crate::{
 pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
 /// A stream must say who it is within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// So long a client that saw a newer revision waits for this replica to come there.
+/// How long a client that saw a newer revision waits for this replica to reach it.
 const BEHIND: Duration = Duration::from_secs(2);
 /// How often a schema that was asked for before it was uploaded is looked for again.
 const SCHEMA_RETRY: Duration = Duration::from_secs(1);
 
-/// What is kept of a name beside the name itself, at most.
+/// The bytes that are kept for a name beside the name itself, at most.
 const ADDED: usize = 256;
 /// What a client holds is counted when so much may have come to it: the count takes as long as there are names.
 const COUNT_AFTER: usize = 64 << 10;
@@ -107,7 +107,7 @@ async fn serve<V: Variant>(
     admit(ads, &peer, slot, &node).await?;
     let mut stream = Stream::<V>::begin(ads, peer, node, responses);
     stream.catch_up(stream.member.client.node.revision).await?;
-    stream.hear(&first).await?;
+    stream.on_request(&first).await?;
     drop(first);
     let mut fetch = None;
     let tick = tokio::time::sleep(stream.pace.tick());
@@ -117,9 +117,9 @@ async fn serve<V: Variant>(
         if fetch.is_none() {
             fetch = stream.fetch_schema().map(Box::pin);
         }
-        let mute = stream.pace.mute_until();
+        let paused = stream.pace.paused_until();
         let large = stream.pace.large_from();
-        let misses = stream.member.client.session().misses_schemas();
+        let missing = stream.member.client.state().has_missing_schemas();
         tokio::select! {
             biased;
             changed = stream.snapshots.changed() => {
@@ -132,19 +132,19 @@ async fn serve<V: Variant>(
                 fetch = None;
                 stream.send_schema(&name, descriptors)?;
             }
-            request = requests.next(), if mute.is_none() => match request.transpose()? {
-                Some(request) => stream.hear(&request).await?,
+            request = requests.next(), if paused.is_none() => match request.transpose()? {
+                Some(request) => stream.on_request(&request).await?,
                 None => return Ok(()),
             },
-            () = tokio::time::sleep(SCHEMA_RETRY), if misses => {
-                stream.member.client.session().retry_schemas();
+            () = tokio::time::sleep(SCHEMA_RETRY), if missing => {
+                stream.member.client.state().retry_schemas();
             }
-            () = tokio::time::sleep_until(mute.unwrap_or_else(Instant::now)), if mute.is_some() => {
-                stream.pace.unmute();
+            () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {
+                stream.pace.resume();
             }
             () = tokio::time::sleep_until(large.unwrap_or_else(Instant::now)), if large.is_some() => {
-                stream.pace.free_large();
-                stream.member.client.session().hold_back_large(false);
+                stream.pace.release_large();
+                stream.member.client.state().hold_back_large(false);
             }
             () = &mut tick => {
                 stream.look()?;
@@ -154,7 +154,7 @@ async fn serve<V: Variant>(
     }
 }
 
-/// What a client said breaks a bound or cannot be understood.
+/// The status for a client whose request breaks a bound or is malformed.
 fn refuse(ads: &Ads, error: &NodeError) -> Status {
     count(&ads.clients().metrics().violations);
     Status::invalid_argument(error.to_string())
@@ -195,7 +195,7 @@ pub(super) struct Stream<'a, V: Variant> {
     pub(super) responses: &'a mpsc::Sender<Result<V::Response, Status>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     snapshot: Arc<Snapshot>,
-    pub(super) member: Membership,
+    pub(super) member: ConnectedClient,
     pub(super) pace: Pace,
     pub(super) connection: ConnectionEnd,
     /// It was sent elsewhere and came back: it may stay.
@@ -203,7 +203,7 @@ pub(super) struct Stream<'a, V: Variant> {
     /// A type that is not served was asked for: said once.
     warned: bool,
     /// When a rejection was logged last.
-    told: Option<Instant>,
+    rejection_logged: Option<Instant>,
     /// For what is kept of the client's subscriptions.
     charge: Charge,
     account: Account,
@@ -220,12 +220,12 @@ impl<'a, V: Variant> Stream<'a, V> {
     ) -> Self {
         let mut snapshots = ads.publisher().subscribe();
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let mut lens = Lens::new(node.audience);
-        lens.outbound = node
+        let mut view = ClientView::new(node.audience);
+        view.outbound = node
             .outbound
             .map(|address| outbound_listener(address, ads.publisher().encodes()));
-        let session = Session::new(lens, &snapshot);
-        let member = ads.clients().join(node, peer.address, V::WORD, session);
+        let state = ClientState::new(view, &snapshot);
+        let member = ads.clients().join(node, peer.address, V::WORD, state);
         let now = Instant::now();
         let pace = Pace::new(ads.gate().limits(), member.id, now);
         let client = &member.client;
@@ -245,7 +245,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             added: 0,
             stays,
             warned: false,
-            told: None,
+            rejection_logged: None,
         }
     }
 
@@ -274,8 +274,8 @@ impl<'a, V: Variant> Stream<'a, V> {
         Err(self.behind(self.snapshot.revision, seen, text))
     }
 
-    async fn hear(&mut self, request: &V::Request) -> Result<(), Status> {
-        if self.pace.heard(V::names(request), Instant::now()) {
+    async fn on_request(&mut self, request: &V::Request) -> Result<(), Status> {
+        if self.pace.on_request(V::names(request), Instant::now()) {
             count(&self.ads.clients().metrics().muted);
         }
         let node = &self.member.client.node;
@@ -298,40 +298,45 @@ impl<'a, V: Variant> Stream<'a, V> {
         };
         self.catch_up(V::revision(request)).await?;
         let client = &self.member.client;
-        let heard = client
-            .session()
+        let outcome = client
+            .state()
             .on_request::<V>(kind, request)
             .map_err(|violation| {
                 count(&self.ads.clients().metrics().violations);
                 tracing::warn!(node = %client.node.id, %violation, "an xDS stream is ended");
                 Status::resource_exhausted(violation.to_string())
             })?;
-        self.ads.clients().metrics().heard(kind, heard);
-        if matches!(heard, Heard::Rejected | Heard::Acknowledged) {
+        self.ads.clients().metrics().count_outcome(kind, outcome);
+        if matches!(
+            outcome,
+            RequestOutcome::Rejected | RequestOutcome::Acknowledged
+        ) {
             client.has_answered(Instant::now());
         }
         self.added += request.encoded_len() + V::names(request) * ADDED;
         self.count_cost()?;
-        match heard {
-            Heard::Rejected => self.tell_rejection(kind),
-            Heard::Acknowledged if kind == Kind::Endpoint => self.ads.clients().progressed(),
-            Heard::Subscribed | Heard::Acknowledged | Heard::Stale => {}
+        match outcome {
+            RequestOutcome::Rejected => self.log_rejection(kind),
+            RequestOutcome::Acknowledged if kind == Kind::Endpoint => {
+                self.ads.clients().progressed();
+            }
+            RequestOutcome::Subscribed | RequestOutcome::Acknowledged | RequestOutcome::Stale => {}
         }
         Ok(())
     }
 
     /// At most once a second: a client may reject as fast as it can ask again.
-    fn tell_rejection(&mut self, kind: Kind) {
+    fn log_rejection(&mut self, kind: Kind) {
         if self
-            .told
-            .is_some_and(|told| told.elapsed() < REJECTION_PAUSE)
+            .rejection_logged
+            .is_some_and(|at| at.elapsed() < REJECTION_PAUSE)
         {
             return;
         }
-        self.told = Some(Instant::now());
+        self.rejection_logged = Some(Instant::now());
         let client = &self.member.client;
-        let session = client.session();
-        let status = session.subscription(kind).status();
+        let state = client.state();
+        let status = state.subscription(kind).status();
         if let Some(rejected) = status.and_then(|status| status.rejected) {
             tracing::warn!(
                 node = %client.node.id,
@@ -355,14 +360,14 @@ impl<'a, V: Variant> Stream<'a, V> {
 
     fn observe(&mut self) {
         self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
-        self.member.client.session().observe(&self.snapshot);
+        self.member.client.state().observe(&self.snapshot);
     }
 
     fn send_all(&mut self) -> Result<(), Status> {
         self.follow();
         let before = self.examined();
         loop {
-            let next = self.member.client.session().next::<V>(&self.snapshot);
+            let next = self.member.client.state().next::<V>(&self.snapshot);
             let Some((kind, response)) = next else {
                 break;
             };
@@ -378,7 +383,7 @@ impl<'a, V: Variant> Stream<'a, V> {
     fn examined(&self) -> u64 {
         self.member
             .client
-            .session()
+            .state()
             .subscription(Kind::Endpoint)
             .examined()
     }
@@ -406,7 +411,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         let others = self.ads.gate().sent_large(kib, now);
         if self.pace.sent_large(kib, others, now) {
             count(&self.ads.clients().metrics().held_back);
-            self.member.client.session().hold_back_large(true);
+            self.member.client.state().hold_back_large(true);
         }
     }
 
@@ -417,7 +422,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         }
         self.added = 0;
         let client = &self.member.client;
-        let cost = client.session().cost();
+        let cost = client.state().cost();
         self.charge.set("this stream", cost).map_err(|refusal| {
             self.account.count_refused();
             tracing::warn!(node = %client.node.id, %refusal, "an xDS stream is ended");
@@ -428,7 +433,7 @@ impl<'a, V: Variant> Stream<'a, V> {
     fn fetch_schema(
         &self,
     ) -> Option<impl Future<Output = (Arc<str>, Option<Bytes>)> + Send + use<V>> {
-        let name = self.member.client.session().wanted_schema()?;
+        let name = self.member.client.state().wanted_schema()?;
         let registry = self.ads.registry().clone();
         Some(async move {
             let descriptors = if is_sha256(&name) {
@@ -444,7 +449,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         let response =
             self.member
                 .client
-                .session()
+                .state()
                 .schema_fetched::<V>(&self.snapshot, name, descriptors);
         match response {
             Some(response) => self.send(Kind::Schema, response),
@@ -456,12 +461,12 @@ impl<'a, V: Variant> Stream<'a, V> {
 /// None: the store has no such descriptors. While it cannot be asked the client waits: "does not exist" would be a lie
 /// on which it acts.
 async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
-    let mut told = false;
+    let mut logged = false;
     loop {
         match registry.schema(sha256).await {
             Ok(found) => return found,
-            Err(error) if !told => {
-                told = true;
+            Err(error) if !logged => {
+                logged = true;
                 tracing::warn!(sha256, %error, "descriptors cannot be read from the store; trying again every second");
             }
             Err(_) => {}

@@ -1,6 +1,6 @@
-//! What happened to nodes, instances, services and replicas, and why. In come facts from those who cause them; out go
-//! operations for the very transaction in which it happens, so that no event is told of what was not done, and none is
-//! missing. Nothing is decided by an event, and its time is for people only.
+//! Records events: what happened to nodes, instances, services and replicas, and why. An event is written in the
+//! transaction that it describes, so that none is recorded for what was not done, and none is missing. No decision
+//! depends on events, and their time is only for people.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -19,17 +19,17 @@ use crate::{
     store::{LeaseId, Op, StoreError, Txn, TxnResult},
 };
 
-/// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the sweeper.
+/// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the leader.
 const KEPT: Duration = Duration::from_secs(3600);
-/// Events of so long share a lease: it costs one grant.
+/// Events of this period share a lease, which costs one grant.
 const SHARED: Duration = Duration::from_secs(600);
 pub(in crate::registry) const MAX_EVENTS: usize = 1000;
-/// Longest cause: whoever reads it is a person.
+/// The longest cause: its reader is a person.
 const MAX_CAUSE: usize = 1000;
 
-/// What shall be told.
+/// An event that is to be recorded.
 #[derive(Clone, Debug)]
-pub(in crate::registry) struct Fact {
+pub(in crate::registry) struct NewEvent {
     kind: &'static str,
     node: String,
     service: String,
@@ -37,15 +37,15 @@ pub(in crate::registry) struct Fact {
     cause: String,
 }
 
-/// What shall be told, under the name that it will have: written twice it is one event.
+/// An event with its key: written twice it is still one event.
 #[derive(Clone, Debug)]
-pub(in crate::registry) struct Entry {
+pub(in crate::registry) struct EventEntry {
     key: String,
     value: Bytes,
 }
 
 #[cfg(test)]
-impl Entry {
+impl EventEntry {
     pub(in crate::registry) fn named(key: &str, value: impl Into<Bytes>) -> Self {
         Self {
             key: key.to_owned(),
@@ -58,7 +58,7 @@ impl Entry {
     }
 }
 
-impl Fact {
+impl NewEvent {
     pub(in crate::registry) fn of_node(kind: &'static str, node: &str, cause: &str) -> Self {
         Self {
             node: node.to_owned(),
@@ -113,7 +113,7 @@ impl Fact {
         (self.kind, self.cause.clone())
     }
 
-    /// It concerns no node and no service.
+    /// An event that concerns no node and no service.
     pub(in crate::registry) fn of_mesh(kind: &'static str, cause: &str) -> Self {
         Self {
             kind,
@@ -125,12 +125,12 @@ impl Fact {
     }
 }
 
-/// Writes this replica's events.
+/// Records this replica's events.
 #[derive(Default)]
 pub(in crate::registry) struct EventRecorder {
     /// The lease of the events of the last minutes, and when it was granted.
     lease: Mutex<Option<(LeaseId, Instant)>>,
-    told: AtomicU64,
+    recorded: AtomicU64,
 }
 
 impl EventRecorder {
@@ -153,20 +153,20 @@ impl EventRecorder {
         }
     }
 
-    fn entry(&self, options: &RegistryOptions, fact: &Fact) -> Entry {
+    fn entry(&self, options: &RegistryOptions, event: &NewEvent) -> EventEntry {
         let unix_ms = (options.wall_ms)();
         let record = EventRecord {
-            kind: fact.kind.to_owned(),
-            node: fact.node.clone(),
-            service: fact.service.clone(),
-            instance: fact.instance.clone(),
-            cause: fact.cause.clone(),
+            kind: event.kind.to_owned(),
+            node: event.node.clone(),
+            service: event.service.clone(),
+            instance: event.instance.clone(),
+            cause: event.cause.clone(),
             replica: options.replica.clone(),
             unix_ms,
         };
-        let n = self.told.fetch_add(1, Ordering::Relaxed);
+        let n = self.recorded.fetch_add(1, Ordering::Relaxed);
         let id = format!("{unix_ms:014}-{}-{n:06}", options.replica);
-        Entry {
+        EventEntry {
             key: keys::event(&id),
             value: record.encode_to_vec().into(),
         }
@@ -174,26 +174,26 @@ impl EventRecorder {
 }
 
 impl Registry {
-    /// Names an event for transactions that may be tried several times.
-    pub(in crate::registry) fn entry(&self, fact: &Fact) -> Entry {
-        self.event_recorder().entry(self.options(), fact)
+    /// Gives an event its key, for transactions that may be tried several times.
+    pub(in crate::registry) fn entry(&self, event: &NewEvent) -> EventEntry {
+        self.event_recorder().entry(self.options(), event)
     }
 
-    /// A transaction that also tells what it does.
-    pub(in crate::registry) async fn txn_told(
+    /// A transaction that also records its events.
+    pub(in crate::registry) async fn txn_with_events(
         &self,
         txn: Txn,
-        facts: &[Fact],
+        events: &[NewEvent],
     ) -> Result<TxnResult, StoreError> {
-        let entries: Vec<_> = facts.iter().map(|fact| self.entry(fact)).collect();
-        self.txn_with(txn, &entries).await
+        let entries: Vec<_> = events.iter().map(|event| self.entry(event)).collect();
+        self.txn_with_entries(txn, &entries).await
     }
 
-    /// The same with events that have their names already.
-    pub(in crate::registry) async fn txn_with(
+    /// The same with events that have their keys already.
+    pub(in crate::registry) async fn txn_with_entries(
         &self,
         txn: Txn,
-        entries: &[Entry],
+        entries: &[EventEntry],
     ) -> Result<TxnResult, StoreError> {
         if entries.is_empty() {
             return self.store().txn(txn).await;
@@ -202,10 +202,10 @@ impl Registry {
         let mut lost = false;
         loop {
             let lease = recorder.lease(self).await?;
-            let mut told = txn.clone();
-            let put = |entry: &Entry| Op::put_leased(&entry.key, entry.value.clone(), lease);
-            told.then.extend(entries.iter().map(put));
-            match self.store().txn(told).await {
+            let mut whole = txn.clone();
+            let put = |entry: &EventEntry| Op::put_leased(&entry.key, entry.value.clone(), lease);
+            whole.then.extend(entries.iter().map(put));
+            match self.store().txn(whole).await {
                 // The store has lost it (it was set back, say): the events get a new one, once.
                 // Which of several leases is gone not every store can say: another one fails the second time too.
                 Err(StoreError::LeaseNotFound(_)) if !lost => {

@@ -1,5 +1,5 @@
-//! Follows the store: folds what changes into the view and publishes it to subscribers. In come the store's changes, out
-//! go batches. Where the watch breaks the store is read again, and subscribers get what differs.
+//! Follows the store: folds its changes into the view and publishes them to subscribers. If the watch breaks the
+//! store is read again, and subscribers are sent the difference.
 
 use std::{
     sync::{PoisonError, Weak, atomic::Ordering},
@@ -93,14 +93,14 @@ pub(super) async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError>
     let instances = store.range(keys::INSTANCES, Some(at)).await?;
     let services = store.range(keys::SERVICES, Some(at)).await?;
     let schemas = store.range_keys(keys::SCHEMAS, Some(at)).await?;
-    let condemned = store.range_keys(keys::CONDEMNED, Some(at)).await?;
+    let marked = store.range_keys(keys::MARKED_SCHEMAS, Some(at)).await?;
     let replicas = store.range(keys::REPLICAS, Some(at)).await?;
     let duties = store.range(keys::DUTIES, Some(at)).await?;
     let events = store.range(keys::EVENTS, Some(at)).await?;
     let clashes = store.range(keys::CLASHES, Some(at)).await?;
     let claims = store.range(keys::CLAIMS, Some(at)).await?;
     let ranges = [
-        &nodes, &alive, &instances, &services, &schemas, &condemned, &replicas, &duties, &events,
+        &nodes, &alive, &instances, &services, &schemas, &marked, &replicas, &duties, &events,
         &clashes, &claims,
     ];
     let view = View::load(at, ranges.into_iter().flat_map(|range| &range.items));

@@ -1,7 +1,7 @@
-//! Events of what instances do in the ordinary course: they join, leave when they asked to, become unhealthy and healthy
-//! again. In come changes that a session has written; a moment later out go events, those of many instances gathered into
-//! few, so that neither a write of an instance nor the log of what matters pays for them. Instances that go without having
-//! asked do not come in: those are events of the very transaction that removes them (`lease/batch`).
+//! Events of instances in normal operation: they join, leave when they asked to, become unhealthy and healthy again.
+//! Changes that a session has written are collected for a moment, and changes of many instances become few events, so
+//! that they cost no write of an instance and do not displace other events. Instances that are removed without having
+//! asked are not handled here: their events are part of the transaction that removes them (`lease/batch`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use std::{
 use heddle_proto::registry::v1::Health;
 use tokio::sync::Notify;
 
-use super::{Registry, events::Fact};
+use super::{Registry, events::NewEvent};
 use crate::{
     names::{InstanceKey, ServiceName},
     store::{MAX_TXN_OPS, Txn},
@@ -69,7 +69,7 @@ impl Change {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct One {
+struct Observed {
     change: Change,
     key: InstanceKey,
     cause: String,
@@ -85,7 +85,7 @@ pub(in crate::registry) struct InstanceEvents {
 #[derive(Default)]
 struct Gathered {
     /// In the order in which they happened.
-    changes: Vec<One>,
+    changes: Vec<Observed>,
     /// Over the bound.
     more: usize,
 }
@@ -97,7 +97,7 @@ impl InstanceEvents {
             gathered.more += 1;
         } else {
             let key = key.clone();
-            gathered.changes.push(One { change, key, cause });
+            gathered.changes.push(Observed { change, key, cause });
         }
         self.arrived.notify_one();
     }
@@ -117,11 +117,11 @@ pub(in crate::registry) async fn run(registry: Registry) {
         registry.instance_events().arrived.notified().await;
         tokio::time::sleep(GATHER).await;
         let gathered = registry.instance_events().take();
-        let facts = summary(&gathered.changes, gathered.more);
-        for facts in facts.chunks(MAX_TXN_OPS / 2) {
+        let events = summary(&gathered.changes, gathered.more);
+        for events in events.chunks(MAX_TXN_OPS / 2) {
             // Under their names: written again after a lost answer they are the same events.
-            let entries: Vec<_> = facts.iter().map(|fact| registry.entry(fact)).collect();
-            while let Err(error) = registry.txn_with(Txn::default(), &entries).await {
+            let entries: Vec<_> = events.iter().map(|event| registry.entry(event)).collect();
+            while let Err(error) = registry.txn_with_entries(Txn::default(), &entries).await {
                 tracing::debug!(%error, "events of instances cannot be written yet");
                 tokio::time::sleep(GATHER).await;
             }
@@ -130,49 +130,53 @@ pub(in crate::registry) async fn run(registry: Registry) {
 }
 
 /// The events of one gathering.
-fn summary(changes: &[One], more: usize) -> Vec<Fact> {
-    let mut groups: BTreeMap<(Change, &ServiceName), Vec<&One>> = BTreeMap::new();
-    for one in settled(changes) {
-        let group = groups.entry((one.change, &one.key.service)).or_default();
-        group.push(one);
+fn summary(changes: &[Observed], more: usize) -> Vec<NewEvent> {
+    let mut groups: BTreeMap<(Change, &ServiceName), Vec<&Observed>> = BTreeMap::new();
+    for observed in collapsed(changes) {
+        let group = groups
+            .entry((observed.change, &observed.key.service))
+            .or_default();
+        group.push(observed);
     }
-    let mut facts = Vec::new();
+    let mut events = Vec::new();
     let mut left = more;
     for ((change, _), group) in groups {
-        let room = MAX_EVENTS.saturating_sub(facts.len());
+        let room = MAX_EVENTS.saturating_sub(events.len());
         if group.len() <= ONE_BY_ONE.min(room) {
-            let alone = |one: &&One| Fact::of_instance(change.kind(), &one.key, &one.cause);
-            facts.extend(group.iter().map(alone));
+            let alone = |observed: &&Observed| {
+                NewEvent::of_instance(change.kind(), &observed.key, &observed.cause)
+            };
+            events.extend(group.iter().map(alone));
         } else if room > 0 {
-            facts.extend(together(change, &group));
+            events.extend(combined(change, &group));
         } else {
             left += group.len();
         }
     }
     if left > 0 {
         let cause = format!("{left} more instances joined, left or changed their health");
-        facts.push(Fact::of_mesh(KINDS[0], &cause));
+        events.push(NewEvent::of_mesh(KINDS[0], &cause));
     }
-    facts
+    events
 }
 
 /// What remains to be told: that an instance joined, that it left, and of one whose health went to and fro within one
 /// gathering only how that ended.
-fn settled(changes: &[One]) -> Vec<&One> {
-    let mut last: BTreeMap<(&InstanceKey, Change), &One> = BTreeMap::new();
-    for one in changes {
-        let what = match one.change {
-            Change::Joined | Change::Left => one.change,
+fn collapsed(changes: &[Observed]) -> Vec<&Observed> {
+    let mut last: BTreeMap<(&InstanceKey, Change), &Observed> = BTreeMap::new();
+    for observed in changes {
+        let what = match observed.change {
+            Change::Joined | Change::Left => observed.change,
             Change::Unhealthy | Change::Healthy => Change::Healthy,
         };
-        last.insert((&one.key, what), one);
+        last.insert((&observed.key, what), observed);
     }
     last.into_values().collect()
 }
 
-fn together(change: Change, group: &[&One]) -> Option<Fact> {
+fn combined(change: Change, group: &[&Observed]) -> Option<NewEvent> {
     let (first, last) = (group.first()?, group.last()?);
-    let nodes: BTreeSet<&str> = group.iter().map(|one| &*one.key.node).collect();
+    let nodes: BTreeSet<&str> = group.iter().map(|observed| &*observed.key.node).collect();
     let named: Vec<&str> = nodes.iter().take(NAMED_NODES).copied().collect();
     let more = match nodes.len().saturating_sub(named.len()) {
         0 => String::new(),
@@ -188,8 +192,8 @@ fn together(change: Change, group: &[&One]) -> Option<Fact> {
     );
     let kind = change.kind();
     Some(match nodes.len() {
-        1 => Fact::of_instances(kind, &first.key, &cause),
-        _ => Fact::of_service(kind, &first.key.service.to_string(), &cause),
+        1 => NewEvent::of_instances(kind, &first.key, &cause),
+        _ => NewEvent::of_service(kind, &first.key.service.to_string(), &cause),
     })
 }
 
@@ -197,10 +201,10 @@ fn together(change: Change, group: &[&One]) -> Option<Fact> {
 mod tests {
     use super::*;
 
-    fn one(change: Change, path: &str, cause: &str) -> One {
+    fn one(change: Change, path: &str, cause: &str) -> Observed {
         let mut parts = path.split('/');
         let mut next = || parts.next().unwrap();
-        One {
+        Observed {
             change,
             key: InstanceKey {
                 node: next().into(),
@@ -215,7 +219,7 @@ mod tests {
     fn a_few_are_told_one_by_one_and_many_together() {
         let mut changes = vec![one(Change::Left, "a/web/w1", "it asked to leave")];
         changes.extend((0..7).map(|n| one(Change::Joined, &format!("n{n}/users/u{n}"), "v1")));
-        let told: Vec<_> = summary(&changes, 0).iter().map(Fact::said).collect();
+        let told: Vec<_> = summary(&changes, 0).iter().map(NewEvent::said).collect();
         let many = "7 instances, u0 to u6, on n0, n1, n2 and 4 more; the first: v1";
         assert_eq!(
             told,
@@ -231,7 +235,7 @@ mod tests {
         let both = [Change::Joined, Change::Left];
         let changes = both.map(|change| one(change, "a/users/u1", ""));
         let told = summary(&changes, 0);
-        let kinds: Vec<_> = told.iter().map(|fact| fact.said().0).collect();
+        let kinds: Vec<_> = told.iter().map(|event| event.said().0).collect();
         assert_eq!(kinds, ["instance-joined", "instance-left"]);
     }
 
@@ -239,7 +243,7 @@ mod tests {
     fn one_that_flaps_is_told_as_it_ended() {
         let flaps = [Change::Unhealthy, Change::Healthy, Change::Unhealthy];
         let changes = flaps.map(|change| one(change, "a/users/u1", "refused"));
-        let told: Vec<_> = summary(&changes, 0).iter().map(Fact::said).collect();
+        let told: Vec<_> = summary(&changes, 0).iter().map(NewEvent::said).collect();
         assert_eq!(told, [("instance-unhealthy", "refused".to_owned())]);
     }
 
@@ -248,9 +252,9 @@ mod tests {
         let changes: Vec<_> = (0..1000)
             .map(|n| one(Change::Healthy, &format!("a/s{n}/i"), "passes"))
             .collect();
-        let facts = summary(&changes, 3);
-        assert_eq!(facts.len(), MAX_EVENTS + 1);
-        let (_, last) = facts.last().unwrap().said();
+        let events = summary(&changes, 3);
+        assert_eq!(events.len(), MAX_EVENTS + 1);
+        let (_, last) = events.last().unwrap().said();
         assert!(last.starts_with("953 more"), "{last}");
     }
 

@@ -1,6 +1,6 @@
-//! The registry's handle: the store, the view at the store's newest revision, and what all parts of the registry share:
-//! who hears of changes, how events are recorded, when nodes were heard of, whether the store answers. It knows no lease,
-//! no replica and no leader: those are above it.
+//! The registry's handle: the store, the view at the store's newest revision, and what the other parts of the
+//! registry share: subscriptions, the recording of events, the times of beats, and whether the store answers. Leases,
+//! replicas and the leader are above it and not known here.
 
 use std::{
     collections::HashMap,
@@ -28,15 +28,15 @@ pub(in crate::registry) mod instance_events;
 mod follow;
 mod schema;
 mod store_health;
-mod subscription;
+mod view_changes;
 
 use events::EventRecorder;
 use follow::load;
 use instance_events::InstanceEvents;
 pub use schema::{MAX_SCHEMA_BYTES, SchemaError};
 use store_health::StoreHealth;
-use subscription::Mailbox;
-pub use subscription::Subscription;
+use view_changes::Mailbox;
+pub use view_changes::ViewChanges;
 
 /// Attempts to read a store that is compacted while it is read.
 const LOADS: usize = 5;
@@ -125,14 +125,14 @@ impl Registry {
     }
 
     /// A request to the store ended so.
-    pub(in crate::registry) fn on_store<T>(&self, result: &Result<T, StoreError>) {
+    pub(in crate::registry) fn on_store_result<T>(&self, result: &Result<T, StoreError>) {
         self.0
             .store_health
             .on_result(result, self.options().lease_ttl);
     }
 
     /// Ends a lease that nobody needs; if that fails it runs out by itself.
-    pub(in crate::registry) async fn end_unused(&self, lease: LeaseId) {
+    pub(in crate::registry) async fn revoke_unused(&self, lease: LeaseId) {
         if let Err(error) = self.store().revoke(lease).await {
             tracing::debug!(%error, "an unused lease was not revoked");
         }
@@ -151,14 +151,14 @@ impl Registry {
         f(&self.0.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What changes from now on. Subscribe first, then read: nothing falls between.
+    /// Subscribes to changes from now on. Subscribe first, then read the view: then no change is missed.
     #[must_use]
-    pub fn subscribe(&self) -> Subscription {
+    pub fn subscribe(&self) -> ViewChanges {
         let mailbox = Arc::new(Mailbox::default());
         let mut subscribers = lock(&self.0.subscribers);
         subscribers.retain(|mailbox| mailbox.strong_count() > 0);
         subscribers.push(Arc::downgrade(&mailbox));
-        Subscription::of(mailbox)
+        ViewChanges::of(mailbox)
     }
 
     /// Descriptors by their hex SHA-256, as the service gave them. None if there are none.
@@ -167,7 +167,7 @@ impl Registry {
     /// The store cannot be read: whether there are any is not known.
     pub async fn schema(&self, sha256: &str) -> Result<Option<Bytes>, StoreError> {
         let found = schema::load(self.store(), sha256).await;
-        self.on_store(&found);
+        self.on_store_result(&found);
         found
     }
 

@@ -1,6 +1,6 @@
-//! Descriptors by the SHA-256 of their bytes, as the services gave them. In come uploads, checked before anything
-//! is written; out come the same bytes, whatever an engine takes in one value. No pass through generated descriptor
-//! types: it would drop extensions such as `google.api.http`.
+//! Descriptors by the SHA-256 of their bytes, exactly as the services sent them. Uploads are checked before they are
+//! written, and are cut into parts where a value of the store is too small. Descriptors never pass through generated
+//! types: that would drop extensions such as `google.api.http`.
 
 use bytes::{Bytes, BytesMut};
 use heddle_proto::store::v1::SchemaRecord;
@@ -75,7 +75,7 @@ async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, S
     }
     let then = vec![
         Op::put(&keys::schema(sha256), record.encode_to_vec()),
-        Op::delete(&keys::condemned(sha256)),
+        Op::delete(&keys::marked_schema(sha256)),
     ];
     let txn = Txn {
         compare,

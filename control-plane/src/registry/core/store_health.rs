@@ -1,5 +1,5 @@
-//! Whether this replica reaches its store. In comes how its last requests ended; out goes since when the store is away,
-//! or how long ago it came back: who judges others by what the store says must know that it was deaf itself.
+//! Whether the store answers this replica, judged by the results of its last requests. After an outage nodes are not
+//! expired for a while, because they could not renew their leases meanwhile.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -151,9 +151,9 @@ mod tests {
         assert!(may_judge(&health));
     }
 
-    /// Issue 10, D2: one error per TTL held the sweeper off for ever.
+    /// Issue 10, D2: one error per TTL held the leader off for ever.
     #[tokio::test(start_paused = true)]
-    async fn an_error_now_and_then_does_not_hold_the_sweeper_off_for_ever() {
+    async fn an_error_now_and_then_does_not_hold_the_leader_off_for_ever() {
         for (between, outage) in [
             (TTL / 2, Duration::ZERO),
             (TTL * 9 / 10, TTL / 100),
@@ -164,7 +164,7 @@ mod tests {
             let start = Instant::now();
             fails_for(&health, outage).await;
             let mut waited = Duration::ZERO;
-            // As the sweeper does: it wakes when it may judge.
+            // As the leader does: it wakes when it may judge.
             while !may_judge(&health) {
                 let at = health.judge_from(TTL).unwrap();
                 let left = at.saturating_duration_since(Instant::now());

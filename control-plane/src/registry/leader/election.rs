@@ -1,6 +1,6 @@
-//! The election of the leader: the replica that holds one key of the store. In come the view and this replica's lease, out
-//! go its fencing token and when it is lost. The key hangs on the replica's own lease, so that another is elected within a
-//! TTL when the leader dies, and at once when it stops. What the leader does is not known here.
+//! Elects the leader: the replica that holds one key of the store, on its own lease. Another replica is elected
+//! within a TTL when the leader dies, and at once when it stops. The holder gets a fencing token that is a condition
+//! of all that it writes. What the leader does is not known here.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use prost::Message as _;
 use crate::{
     names::keys,
     registry::{
-        core::{Registry, Subscription, events::Fact},
+        core::{Registry, ViewChanges, events::NewEvent},
         membership::{Membership, ReplicaLease},
     },
     store::{Compare, Op, Revision, StoreError, Txn},
@@ -32,18 +32,18 @@ impl FencingToken {
 }
 
 /// Stands for election until this replica is the leader.
-pub(super) async fn won(membership: &Membership, changes: &mut Subscription) -> FencingToken {
+pub(super) async fn won(membership: &Membership, changes: &mut ViewChanges) -> FencingToken {
     let registry = membership.registry();
     loop {
         if let Some(token) = registry.fencing_token() {
             return token;
         }
-        let free = registry.read(|view| view.duty(LEADER).is_none());
+        let free = registry.read(|view| view.duty_holder(LEADER).is_none());
         if let Some(lease) = membership.lease()
             && free
         {
             let result = take(registry, lease).await;
-            registry.on_store(&result);
+            registry.on_store_result(&result);
             match result {
                 Ok(Some(at)) => registry.reached(at).await,
                 Ok(None) => {}
@@ -57,7 +57,7 @@ pub(super) async fn won(membership: &Membership, changes: &mut Subscription) -> 
 }
 
 /// Waits until this replica is the leader no more.
-pub(super) async fn lost(registry: &Registry, changes: &mut Subscription, token: FencingToken) {
+pub(super) async fn lost(registry: &Registry, changes: &mut ViewChanges, token: FencingToken) {
     while registry.fencing_token() == Some(token) {
         changes.of_replicas().await;
     }
@@ -79,8 +79,8 @@ async fn take(registry: &Registry, lease: ReplicaLease) -> Result<Option<Revisio
         ..Txn::default()
     };
     let cause = format!("replica {} is the {LEADER}", options.replica);
-    let fact = Fact::of_mesh("duty-taken", &cause);
-    let result = registry.txn_told(txn, &[fact]).await?;
+    let event = NewEvent::of_mesh("duty-taken", &cause);
+    let result = registry.txn_with_events(txn, &[event]).await?;
     Ok(result.succeeded.then_some(result.revision))
 }
 
@@ -98,7 +98,7 @@ impl Registry {
         token: FencingToken,
         mut compare: Vec<Compare>,
         then: Vec<Op>,
-        facts: &[Fact],
+        events: &[NewEvent],
     ) -> Result<bool, StoreError> {
         compare.push(token.compare());
         let txn = Txn {
@@ -106,7 +106,7 @@ impl Registry {
             then,
             ..Txn::default()
         };
-        let result = self.txn_told(txn, facts).await?;
+        let result = self.txn_with_events(txn, events).await?;
         self.reached(result.revision).await;
         Ok(result.succeeded)
     }
@@ -115,7 +115,7 @@ impl Registry {
     pub(in crate::registry) fn fencing_token(&self) -> Option<FencingToken> {
         let options = self.options();
         self.read(|view| {
-            let duty = view.duty(LEADER)?;
+            let duty = view.duty_holder(LEADER)?;
             let here = duty.replica == options.replica && duty.process_id == options.process_id;
             here.then_some(FencingToken(duty.at))
         })

@@ -1,6 +1,6 @@
-//! Carries out what `expiry` decides: removes the instances of nodes that have gone, or marks the nodes suspect.
-//! In come the view's batches and the time; out go transactions, each under the condition that the node has not
-//! come back and that this replica still is the sweeper, each with its event.
+//! Carries out the verdicts of `expiry`: removes the instances of nodes that have gone, or marks nodes as suspect.
+//! Each transaction has the conditions that the node has not come back and that this replica is still the leader, and
+//! records its event.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     names::keys,
     registry::{
-        core::{Registry, events::Fact},
+        core::{Registry, events::NewEvent},
         membership::Membership,
         view::View,
     },
@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// Suspects noted in one transaction, each with three conditions.
-const NOTED_AT_ONCE: usize = 20;
+const MAX_NOTES_PER_TXN: usize = 20;
 /// Instances deleted in one transaction; the last one has the node's record and the event too.
-const AT_ONCE: usize = MAX_TXN_OPS - 8;
+const MAX_PER_TXN: usize = MAX_TXN_OPS - 8;
 
 /// Kinds of the event that tells of a removal.
 const EXPIRED: &str = "node-expired";
@@ -43,7 +43,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
     let known: Vec<_> =
         registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
     observe(registry, &mut expiry, &known);
-    // What the sweeper before this one knew of recent lapses is lost: it could have been a cut.
+    // What the leader before this one knew of recent lapses is lost: it could have been a cut.
     expiry.hold(now() + options.lease_ttl, now());
     loop {
         let due = async {
@@ -86,7 +86,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
         }
         if !notes.is_empty() {
             let noted = note(registry, token, &notes).await;
-            registry.on_store(&noted);
+            registry.on_store_result(&noted);
             if let Err(error) = noted {
                 tracing::warn!(%error, "how long nodes have been suspect is not noted yet");
             }
@@ -112,13 +112,13 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
 }
 
 fn carried_out(registry: &Registry, node: &str, result: Result<(), StoreError>) {
-    registry.on_store(&result);
+    registry.on_store_result(&result);
     if let Err(error) = result {
         tracing::warn!(%node, %error, "a lapsed node cannot be swept yet");
     }
 }
 
-/// A transaction about a node that has not come back, by who may sweep.
+/// A transaction about a node that has not come back, by the leader.
 fn about(token: FencingToken, node: &str, then: Vec<Op>) -> Txn {
     Txn {
         compare: vec![Compare::absent(&keys::alive(node)), token.compare()],
@@ -148,7 +148,7 @@ async fn remove(
     };
     let mut chunks: Vec<Vec<Op>> = found
         .items
-        .chunks(AT_ONCE)
+        .chunks(MAX_PER_TXN)
         .map(|chunk| chunk.iter().map(delete).collect())
         .collect();
     // With the last of them: it is told when it is done.
@@ -167,12 +167,12 @@ async fn remove(
     if txn.then.is_empty() {
         return Ok(());
     }
-    let fact = Fact::of_node(
+    let event = NewEvent::of_node(
         kind,
         node,
         &format!("{cause}; its {instances} instances are removed"),
     );
-    if !registry.txn_told(txn, &[fact]).await?.succeeded {
+    if !registry.txn_with_events(txn, &[event]).await?.succeeded {
         return came_back(node);
     }
     tracing::warn!(
@@ -209,8 +209,8 @@ async fn suspect(
     };
     let mut txn = about(token, node, vec![put]);
     txn.compare.push(compare);
-    let fact = Fact::of_node("node-suspect", node, cause);
-    if registry.txn_told(txn, &[fact]).await?.succeeded {
+    let event = NewEvent::of_node("node-suspect", node, cause);
+    if registry.txn_with_events(txn, &[event]).await?.succeeded {
         tracing::warn!(
             event = "node-suspect",
             node,
@@ -250,7 +250,7 @@ async fn note(
         txn.compare.push(unchanged);
         due.push(txn);
     }
-    for together in due.chunks(NOTED_AT_ONCE) {
+    for together in due.chunks(MAX_NOTES_PER_TXN) {
         let txn = Txn {
             compare: together
                 .iter()

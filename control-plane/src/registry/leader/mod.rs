@@ -1,6 +1,6 @@
-//! What one elected replica does for all: it removes or suspects nodes whose lease lapsed, keeps the records of services and
-//! the claims of paths, and removes what nobody uses. In comes this replica's membership; out go transactions, each under
-//! the condition that this replica is still the leader. Calls and endpoint updates never wait for it.
+//! What one elected replica does for all: it removes or suspects nodes whose lease lapsed, keeps the records of
+//! services and the claims of paths up to date, and removes what nobody uses. Every transaction has the condition
+//! that this replica is still the leader. Calls and endpoint updates never wait for it.
 
 use std::time::Instant;
 

@@ -1,6 +1,5 @@
-//! Writes of one session as transactions that a store takes. In come operations on instances, each with what it brings
-//! along (the record of its service, or why its instance goes); out go transactions of bounded size, each with the
-//! events of what it does itself. Nothing is written here.
+//! Groups the writes of one session into transactions of bounded size, each with the records of services and the
+//! events that belong to its writes. Nothing is written here.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,7 +8,7 @@ use prost::Message as _;
 use crate::{
     names::{InstanceKey, ServiceName, keys},
     registry::{
-        core::events::{Entry, Fact},
+        core::events::{EventEntry, NewEvent},
         model::KnownService,
     },
     store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op},
@@ -29,11 +28,11 @@ pub(super) struct Write {
     /// What its service is known by from now on, if that is news.
     pub(super) record: Option<(ServiceName, KnownService)>,
     /// Why the instance goes, if it did not ask to.
-    pub(super) unasked: Option<Unasked>,
+    pub(super) unrequested: Option<UnrequestedRemoval>,
 }
 
 /// An instance that goes without having asked, and why.
-pub(super) struct Unasked {
+pub(super) struct UnrequestedRemoval {
     key: InstanceKey,
     cause: String,
 }
@@ -44,43 +43,46 @@ impl Write {
         Self {
             op,
             record: None,
-            unasked: None,
+            unrequested: None,
         }
     }
 
     pub(super) fn delete(key: &InstanceKey, cause: Option<String>) -> Self {
-        let unasked = cause.map(|cause| Unasked {
+        let unrequested = cause.map(|cause| UnrequestedRemoval {
             key: key.clone(),
             cause,
         });
         Self {
-            unasked,
+            unrequested,
             ..Self::of(Op::delete(&keys::instance(key)))
         }
     }
 }
 
-/// What is done at once, and told at once.
+/// The operations of one transaction and their events.
 pub(super) struct Transaction {
     pub(super) ops: Vec<Op>,
-    facts: Vec<Fact>,
+    events: Vec<NewEvent>,
     /// The facts under their names: tried again, it tells nothing twice.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<EventEntry>,
 }
 
 impl Transaction {
     /// It is done: the log says so too.
     pub(super) fn log(&self) {
-        for fact in &self.facts {
-            fact.log("gone without having asked");
+        for event in &self.events {
+            event.log("gone without having asked");
         }
     }
 }
 
 /// A service's record goes with the first of its instances, and again only if a later one says more.
-pub(super) fn transactions(writes: Vec<Write>, entry: impl Fn(&Fact) -> Entry) -> Vec<Transaction> {
-    let unasked = writes.iter().filter(|write| write.unasked.is_some());
-    let one_by_one = unasked.count() <= ONE_BY_ONE;
+pub(super) fn transactions(
+    writes: Vec<Write>,
+    entry: impl Fn(&NewEvent) -> EventEntry,
+) -> Vec<Transaction> {
+    let unrequested = writes.iter().filter(|write| write.unrequested.is_some());
+    let one_by_one = unrequested.count() <= ONE_BY_ONE;
     let mut written: BTreeMap<ServiceName, KnownService> = BTreeMap::new();
     let mut transactions = Vec::new();
     let mut open = Open::default();
@@ -88,7 +90,7 @@ pub(super) fn transactions(writes: Vec<Write>, entry: impl Fn(&Fact) -> Entry) -
         let Write {
             op,
             record,
-            unasked,
+            unrequested,
         } = write;
         let known = record.map(|(service, told)| {
             let known = match written.get(&service) {
@@ -104,14 +106,14 @@ pub(super) fn transactions(writes: Vec<Write>, entry: impl Fn(&Fact) -> Entry) -
             written.insert(service, known);
             Op::put(&key, record)
         });
-        let of_event = unasked
+        let of_event = unrequested
             .as_ref()
             .map_or(0, |it| it.cause.len() + EVENT_BYTES);
         let bytes = op.value_bytes() + record.as_ref().map_or(0, Op::value_bytes) + of_event;
         if open.is_full(bytes) {
             transactions.push(std::mem::take(&mut open).close(one_by_one, &entry));
         }
-        open.add(op, record, unasked, bytes);
+        open.add(op, record, unrequested, bytes);
     }
     if open.writes > 0 {
         transactions.push(open.close(one_by_one, &entry));
@@ -127,7 +129,7 @@ struct Open {
     ops: Vec<Op>,
     /// Records of services by their keys: of two in one transaction the later one counts.
     records: BTreeMap<Arc<str>, Op>,
-    unasked: Vec<Unasked>,
+    unrequested: Vec<UnrequestedRemoval>,
 }
 
 impl Open {
@@ -136,28 +138,34 @@ impl Open {
             || (self.writes > 0 && self.bytes + more_bytes > MAX_TXN_BYTES)
     }
 
-    fn add(&mut self, op: Op, record: Option<Op>, unasked: Option<Unasked>, bytes: usize) {
+    fn add(
+        &mut self,
+        op: Op,
+        record: Option<Op>,
+        unrequested: Option<UnrequestedRemoval>,
+        bytes: usize,
+    ) {
         self.writes += 1;
         self.bytes += bytes;
         self.ops.push(op);
         if let Some(record) = record {
             self.records.insert(Arc::clone(record.key()), record);
         }
-        self.unasked.extend(unasked);
+        self.unrequested.extend(unrequested);
     }
 
-    fn close(self, one_by_one: bool, entry: impl Fn(&Fact) -> Entry) -> Transaction {
+    fn close(self, one_by_one: bool, entry: impl Fn(&NewEvent) -> EventEntry) -> Transaction {
         let mut ops = self.ops;
         ops.extend(self.records.into_values());
-        let facts = if one_by_one {
-            self.unasked.iter().map(alone).collect()
+        let events = if one_by_one {
+            self.unrequested.iter().map(alone).collect()
         } else {
-            together(&self.unasked)
+            together(&self.unrequested)
         };
-        let entries = facts.iter().map(entry).collect();
+        let entries = events.iter().map(entry).collect();
         Transaction {
             ops,
-            facts,
+            events,
             entries,
         }
     }
@@ -165,25 +173,26 @@ impl Open {
 
 const EXPIRED: &str = "instance-expired";
 
-fn alone(gone: &Unasked) -> Fact {
-    Fact::of_instance(EXPIRED, &gone.key, &gone.cause)
+fn alone(gone: &UnrequestedRemoval) -> NewEvent {
+    NewEvent::of_instance(EXPIRED, &gone.key, &gone.cause)
 }
 
 /// One for each service and cause.
-fn together(gone: &[Unasked]) -> Vec<Fact> {
-    let mut groups: BTreeMap<(&ServiceName, &str), Vec<&Unasked>> = BTreeMap::new();
+fn together(gone: &[UnrequestedRemoval]) -> Vec<NewEvent> {
+    let mut groups: BTreeMap<(&ServiceName, &str), Vec<&UnrequestedRemoval>> = BTreeMap::new();
     for one in gone {
         let group = groups.entry((&one.key.service, &one.cause)).or_default();
         group.push(one);
     }
-    let fact = |((_, cause), group): ((&ServiceName, &str), Vec<&Unasked>)| match &*group {
-        [first, .., last] => {
-            let (count, first, last) = (group.len(), &first.key, &last.key);
-            let cause = format!("{count} instances, {} to {}: {cause}", first.id, last.id);
-            Some(Fact::of_instances(EXPIRED, first, &cause))
-        }
-        [one] => Some(alone(one)),
-        [] => None,
-    };
-    groups.into_iter().filter_map(fact).collect()
+    let event =
+        |((_, cause), group): ((&ServiceName, &str), Vec<&UnrequestedRemoval>)| match &*group {
+            [first, .., last] => {
+                let (count, first, last) = (group.len(), &first.key, &last.key);
+                let cause = format!("{count} instances, {} to {}: {cause}", first.id, last.id);
+                Some(NewEvent::of_instances(EXPIRED, first, &cause))
+            }
+            [one] => Some(alone(one)),
+            [] => None,
+        };
+    groups.into_iter().filter_map(event).collect()
 }

@@ -1,5 +1,4 @@
-//! How a session comes to hold its node. In come the node's identity and what the store holds of its name; out goes the
-//! lease with which it writes, or who is in the way. Nothing of the node's instances is written here.
+//! How a session takes the lease of its node, or learns who holds it. The node's instances are not written here.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +22,7 @@ impl NodeLease {
         for _ in 0..CLAIM_ATTEMPTS {
             let claimed = Self::try_claim(registry, identity).await;
             if let Err(LeaseError::Superseded { .. }) = &claimed {
-                clash::tell(registry, identity).await;
+                clash::report(registry, identity).await;
             }
             if let Some(lease) = claimed? {
                 return Ok(lease);
@@ -76,20 +75,20 @@ impl NodeLease {
         if held.as_ref() != Some(&record) {
             then.push(Op::put(&node_key, record.encode_to_vec()));
         }
-        let facts = epoch::told(held.as_ref(), alive.is_some(), &record);
+        let events = epoch::event_of(held.as_ref(), alive.is_some(), &record);
         let txn = Txn {
             compare,
             then,
             ..Txn::default()
         };
-        let result = registry.txn_told(txn, facts.as_slice()).await?;
+        let result = registry.txn_with_events(txn, events.as_slice()).await?;
         let unused = if result.succeeded {
             alive.and_then(|alive| alive.lease)
         } else {
             Some(lease)
         };
         if let Some(unused) = unused {
-            registry.end_unused(unused).await;
+            registry.revoke_unused(unused).await;
         }
         if result.succeeded {
             registry.on_beat(&record.name);

@@ -1,6 +1,5 @@
-//! Two living processes with one node name. In comes a claim that was refused because a newer process lives; out goes a
-//! record on a lease, renewed by each further try, and one event: the clash is seen as long as it lasts. Who holds the
-//! node is decided elsewhere (`epoch`).
+//! Records that two living processes claim one node name: a record on a lease, renewed by each further attempt, and
+//! one event. The clash is visible as long as it lasts. Who holds the node is decided by `epoch`.
 
 use heddle_proto::store::v1::{ClashRecord, NodeRecord};
 use prost::Message as _;
@@ -8,7 +7,7 @@ use prost::Message as _;
 use crate::{
     names::keys,
     registry::{
-        core::{Registry, events::Fact},
+        core::{Registry, events::NewEvent},
         model::NodeIdentity,
     },
     store::{Compare, Op, StoreError, Txn},
@@ -18,13 +17,13 @@ use crate::{
 const TTLS: u32 = 6;
 
 /// Tells of the claim of a process that was superseded and still lives. What cannot be told now is told at its next try.
-pub(super) async fn tell(registry: &Registry, claimant: &NodeIdentity) {
-    if let Err(error) = try_tell(registry, claimant).await {
+pub(super) async fn report(registry: &Registry, claimant: &NodeIdentity) {
+    if let Err(error) = try_report(registry, claimant).await {
         tracing::debug!(node = claimant.name, %error, "a clash of names is not told yet");
     }
 }
 
-async fn try_tell(registry: &Registry, claimant: &NodeIdentity) -> Result<(), StoreError> {
+async fn try_report(registry: &Registry, claimant: &NodeIdentity) -> Result<(), StoreError> {
     let store = registry.store();
     let key = keys::clash(&claimant.name);
     if let Some(known) = store.get(&key).await? {
@@ -61,11 +60,11 @@ async fn try_tell(registry: &Registry, claimant: &NodeIdentity) -> Result<(), St
         holder.advertise,
         holder.epoch
     );
-    let fact = Fact::of_node("name-clash", &claimant.name, &cause);
-    let result = registry.txn_told(txn, &[fact]).await;
+    let event = NewEvent::of_node("name-clash", &claimant.name, &cause);
+    let result = registry.txn_with_events(txn, &[event]).await;
     if !result.as_ref().is_ok_and(|done| done.succeeded) {
         // Another was quicker, or the store is away: no key hangs on it.
-        registry.end_unused(lease).await;
+        registry.revoke_unused(lease).await;
     }
     result.map(drop)
 }

@@ -1,10 +1,10 @@
-//! Who holds a node's name when processes claim it. In come the record of the node, whether its holder lives, and
-//! who claims; out comes the record that the claim would write, or who is in the way. Pure; it writes nothing.
+//! Decides who holds a node's name when processes claim it, from the node's record, whether its holder lives, and the
+//! claimant. Pure: the result is the record that the claim would write, or who holds the name.
 
 use heddle_proto::store::v1::{NodeRecord, Superseded};
 
 use super::LeaseError;
-use crate::registry::{core::events::Fact, model::NodeIdentity};
+use crate::registry::{core::events::NewEvent, model::NodeIdentity};
 
 /// How many superseded processes a node remembers.
 const MAX_SUPERSEDED: usize = 8;
@@ -79,15 +79,15 @@ pub(super) fn claim(
 }
 
 /// What a claim that was granted is worth telling; a session that resumes is not.
-pub(super) fn told(
+pub(super) fn event_of(
     held: Option<&NodeRecord>,
     holder_lived: bool,
     record: &NodeRecord,
-) -> Option<Fact> {
+) -> Option<NewEvent> {
     let (process, epoch) = (&record.process_id, record.epoch);
     let who = format!("process {process} (epoch {epoch}) at {}", record.advertise);
     let Some(held) = held else {
-        return Some(Fact::of_node(
+        return Some(NewEvent::of_node(
             "node-joined",
             &record.name,
             &format!("{who} came"),
@@ -117,7 +117,7 @@ pub(super) fn told(
             ),
         ),
     };
-    Some(Fact::of_node(kind, &record.name, &cause))
+    Some(NewEvent::of_node(kind, &record.name, &cause))
 }
 
 #[cfg(test)]
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn it_is_told_who_came_and_from_whom() {
         let check = |held: Option<&NodeRecord>, lived, record: &NodeRecord| {
-            told(held, lived, record).map(|fact| fact.said())
+            event_of(held, lived, record).map(|event| event.said())
         };
         let first = claim(None, false, &identity("p1", 0), 0).unwrap();
         let (kind, _) = check(None, false, &first).unwrap();

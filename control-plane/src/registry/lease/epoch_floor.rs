@@ -1,5 +1,5 @@
-//! The lowest epoch that a node without a record may get. It is raised when the record of a node is forgotten, so that an
-//! old process that comes back later has the lower epoch. In comes the store, out go the number and its revision.
+//! The lowest epoch that a node without a record may get. It is raised when the record of a node is removed, so that
+//! an old process that comes back later still has the lower epoch.
 
 use crate::{
     names::keys,

@@ -1,6 +1,6 @@
-//! What one session may write: it holds the lease of its node. In come the node's identity, its full set of
-//! instances and its changes; out go durable revisions. Every write is under the condition that the lease is still
-//! this session's, so that no older process, no older stream and no node that was swept can overwrite a newer state.
+//! The lease of a node, with which one session writes the node's instances. Every write has the condition that the
+//! lease is still this session's, so that no older process, no older stream and no expired node can overwrite a newer
+//! state.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
@@ -14,7 +14,7 @@ use heddle_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::core::{Registry, events::Fact, instance_events::Change};
+use super::core::{Registry, events::NewEvent, instance_events::Change};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
     store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult},
@@ -42,7 +42,7 @@ pub enum NodeWrite {
     Remove(InstanceKey, Option<String>),
 }
 
-/// What one write of an instance means once it is done.
+/// The effect of one write of an instance, once it is done.
 struct Step {
     /// None: the instance is gone.
     health: Option<Health>,
@@ -65,7 +65,7 @@ fn cause_of(local: &LocalInstance) -> String {
 }
 
 /// Instances that went, as their node tells: why, or none if they asked to.
-pub type Gone = BTreeMap<InstanceKey, Option<String>>;
+pub type RemovalCauses = BTreeMap<InstanceKey, Option<String>>;
 
 /// Why a session may not write (any more).
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl NodeLease {
     pub async fn resume(
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,
-        gone: &Gone,
+        gone: &RemovalCauses,
     ) -> Result<Revision, LeaseError> {
         let unknown = self.why_missing();
         let why = |key: &InstanceKey| match gone.get(key) {
@@ -256,7 +256,7 @@ impl NodeLease {
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,
     ) -> Result<Revision, LeaseError> {
-        self.resume(instances, &Gone::new()).await
+        self.resume(instances, &RemovalCauses::new()).await
     }
 
     /// Writes changes; of several to one instance the last one counts. Together if one transaction holds them, else
@@ -305,7 +305,7 @@ impl NodeLease {
     /// time before the lease ends the node is sent away.
     pub async fn beat(&mut self) -> Result<(), LeaseError> {
         let result = self.renew().await;
-        self.registry.on_store(&result);
+        self.registry.on_store_result(&result);
         match result {
             Ok(()) => Ok(()),
             Err(StoreError::LeaseNotFound(_)) => Err(self.why_lost().await?),
@@ -358,8 +358,8 @@ impl NodeLease {
         let txn = self.fenced(then);
         let (process, epoch) = (&self.process_id, self.epoch);
         let cause = format!("process {process} (epoch {epoch}) {what}");
-        let fact = Fact::of_node("node-left", &self.node, &cause);
-        let result = self.registry.txn_told(txn, &[fact]).await?;
+        let event = NewEvent::of_node("node-left", &self.node, &cause);
+        let result = self.registry.txn_with_events(txn, &[event]).await?;
         if !result.succeeded {
             return Err(self.why_lost().await?);
         }
@@ -389,11 +389,11 @@ impl NodeLease {
         joining: impl Iterator<Item = (&'a ServiceName, &'a LocalInstance)>,
     ) -> Result<(), LeaseError> {
         let options = &self.registry.options().claims;
-        let wanted = self
+        let claims_to_write = self
             .registry
-            .read(|view| paths::wanted(view, options, joining));
-        self.registry.on_refused_claims(wanted.refused);
-        for round in wanted.rounds {
+            .read(|view| paths::claims_to_write(view, options, joining));
+        self.registry.on_refused_claims(claims_to_write.refused);
+        for round in claims_to_write.rounds {
             self.write(round.into_iter().map(Write::of).collect())
                 .await?;
         }
@@ -417,7 +417,7 @@ impl NodeLease {
     /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size. A store that
     /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
     async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
-        let mut left = transactions(writes, |fact| self.registry.entry(fact));
+        let mut left = transactions(writes, |event| self.registry.entry(event));
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut lost = false;
         while !left.is_empty() {
@@ -427,7 +427,7 @@ impl NodeLease {
             }
             let mut undone = Vec::new();
             for (transaction, result) in left.into_iter().zip(results) {
-                self.registry.on_store(&result);
+                self.registry.on_store_result(&result);
                 match result {
                     Ok(result) => {
                         transaction.log();
@@ -447,7 +447,7 @@ impl NodeLease {
             }
         }
         if lost {
-            self.fence_anew().await?;
+            self.renew_fence().await?;
         }
         Ok(self.last)
     }
@@ -455,7 +455,7 @@ impl NodeLease {
     /// An answer was lost, and what was asked then may still lie in the hands of a store's member that froze: it must
     /// not be done after what comes next. If this answer is lost too the session ends, and the node's next one is a
     /// new fence.
-    async fn fence_anew(&mut self) -> Result<(), LeaseError> {
+    async fn renew_fence(&mut self) -> Result<(), LeaseError> {
         let registry = self.registry.clone();
         let alive = keys::alive(&self.node);
         let here = AliveRecord {
@@ -466,14 +466,15 @@ impl NodeLease {
         };
         let then = vec![Op::put_leased(&alive, here.encode_to_vec(), self.lease)];
         let txn = registry.store().txn(self.fenced(then));
-        let result = self.kept_during(txn).await?;
+        let result = self.renewing_during(txn).await?;
         if !result.succeeded {
             return Err(self.why_lost().await?);
         }
         self.session = result.revision;
         self.last = self.last.max(result.revision);
         // Until the view shows it this session would look replaced.
-        self.kept_during(registry.reached(result.revision)).await;
+        self.renewing_during(registry.reached(result.revision))
+            .await;
         Ok(())
     }
 
@@ -484,10 +485,10 @@ impl NodeLease {
         let registry = self.registry.clone();
         let txns = transactions.iter().map(|transaction| {
             let txn = self.fenced(transaction.ops.clone());
-            registry.txn_with(txn, &transaction.entries)
+            registry.txn_with_entries(txn, &transaction.entries)
         });
         let all = join_all(txns);
-        self.kept_during(all).await
+        self.renewing_during(all).await
     }
 
     /// A transaction that is done only while this session holds the node.
@@ -502,7 +503,7 @@ impl NodeLease {
 
     /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
     /// node that is late.
-    async fn kept_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+    async fn renewing_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         let every = self.registry.options().renew_interval;
         loop {

@@ -1,5 +1,5 @@
-//! Which claims a session writes before the instances that make them. In come instances that join, oldest first, and the
-//! view; out go operations in rounds: what comes in an earlier round is the older claim. Pure.
+//! Which claims of paths a session writes before the instances that make them. The claims are returned in rounds: an
+//! earlier round is written first, so its claims are older. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +12,9 @@ use crate::{
     store::Op,
 };
 
-/// What is to be written.
+/// The claims to write.
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct ClaimsToWrite {
     /// No two operations of a round are about the same path: which of them is done first does not matter.
     pub(super) rounds: Vec<Vec<Op>>,
     /// Claims over the bounds.
@@ -23,12 +23,12 @@ pub(super) struct Wanted {
 
 /// A claim that is there already and has an instance is not written again: that is so for all but the first instance.
 /// When a service comes back its claim is written as it was, so that who is about to delete it sees that it is too late.
-pub(super) fn wanted<'a>(
+pub(super) fn claims_to_write<'a>(
     view: &View,
     options: &ClaimOptions,
     joining: impl Iterator<Item = (&'a ServiceName, &'a LocalInstance)>,
-) -> Wanted {
-    let mut wanted = Wanted::default();
+) -> ClaimsToWrite {
+    let mut claims_to_write = ClaimsToWrite::default();
     let mut seen = BTreeSet::new();
     let mut ranks: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut added: BTreeMap<&str, usize> = BTreeMap::new();
@@ -46,7 +46,7 @@ pub(super) fn wanted<'a>(
                 if all + all_added >= options.at_most
                     || here + *added >= options.at_most_in_namespace
                 {
-                    wanted.refused += 1;
+                    claims_to_write.refused += 1;
                     continue;
                 }
                 *added += 1;
@@ -57,15 +57,15 @@ pub(super) fn wanted<'a>(
                 ..stored.map(|it| it.record.clone()).unwrap_or_default()
             };
             let rank = ranks.entry((&service.namespace, &proto.name)).or_default();
-            if wanted.rounds.len() <= *rank {
-                wanted.rounds.push(Vec::new());
+            if claims_to_write.rounds.len() <= *rank {
+                claims_to_write.rounds.push(Vec::new());
             }
-            if let Some(round) = wanted.rounds.get_mut(*rank) {
+            if let Some(round) = claims_to_write.rounds.get_mut(*rank) {
                 let key = keys::claim(&proto.name, service);
                 round.push(Op::put(&key, record.encode_to_vec()));
             }
             *rank += 1;
         }
     }
-    wanted
+    claims_to_write
 }

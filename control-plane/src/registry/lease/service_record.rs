@@ -1,5 +1,4 @@
-//! What must be written of a service together with one of its instances. In come the view and the instance, out goes the
-//! new content of the service's record, or nothing. Pure; nothing is written here.
+//! What must be written of a service together with one of its instances, if anything. Pure.
 
 use heddle_proto::control::v1::LocalInstance;
 

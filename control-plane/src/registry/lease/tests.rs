@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::*;
 use crate::{
     registry::{
-        core::events::Entry,
+        core::events::EventEntry,
         fixture::{Fixture, identity, instance, names, service, within},
         model::{KnownService, NodeIdentity},
         view::View,
@@ -354,7 +354,7 @@ async fn a_slow_store_costs_no_node_its_lease() {
 
 /// Of writes that tell nothing.
 fn ops_of(writes: Vec<Write>) -> Vec<Vec<Op>> {
-    let none = |_: &Fact| unreachable!("nothing is told");
+    let none = |_: &NewEvent| unreachable!("nothing is told");
     let transactions = transactions(writes, none).into_iter();
     transactions.map(|transaction| transaction.ops).collect()
 }
@@ -437,9 +437,9 @@ async fn a_write_whose_answer_was_lost_does_not_come_after_a_newer_one() {
 #[test]
 fn the_events_of_what_goes_fit_into_its_transaction() {
     let count = std::cell::Cell::new(0);
-    let entry = |fact: &Fact| {
+    let entry = |event: &NewEvent| {
         count.set(count.get() + 1);
-        Entry::named(&format!("event/{}", count.get()), fact.said().1)
+        EventEntry::named(&format!("event/{}", count.get()), event.said().1)
     };
     for (removals, cause) in [(100, 10), (100, 1000), (300, 1000)] {
         let delete = |n: usize| {
@@ -458,7 +458,7 @@ fn the_events_of_what_goes_fit_into_its_transaction() {
             let ops = transaction.ops.len() + transaction.entries.len();
             assert!(ops <= MAX_TXN_OPS, "{ops}");
             let bytes: usize = transaction.ops.iter().map(Op::value_bytes).sum();
-            let told: usize = transaction.entries.iter().map(Entry::bytes).sum();
+            let told: usize = transaction.entries.iter().map(EventEntry::bytes).sum();
             assert!(bytes + told <= MAX_TXN_BYTES, "{bytes} and {told}");
         }
     }

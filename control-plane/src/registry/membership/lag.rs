@@ -1,5 +1,5 @@
-//! Whether this replica lags: others have seen a revision for a while that has not come here. In come what other
-//! replicas say and the view's revision; out goes by how much it lags, at each change. Nobody is asked here.
+//! Whether this replica lags: other replicas have seen a revision that has not arrived here for a while. The
+//! revisions of others are reported to this module; it asks nobody.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,7 +17,7 @@ use crate::{registry::view::View, store::Revision};
 /// A revision that another replica has seen has so long to come here.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The word of another replica counts for so long: where nobody knows more, old news is better than none.
-const COUNTS: Duration = Duration::from_secs(5);
+const VALID_FOR: Duration = Duration::from_secs(5);
 
 /// This replica lags.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,29 +30,29 @@ pub struct Lag {
     pub by: Arc<str>,
 }
 
-/// What others said.
+/// The revisions that other replicas reported.
 #[derive(Debug, Default)]
-struct Heard {
-    /// What is waited for, and since when.
+struct PeerRevisions {
+    /// The revision that is missing here, and since when.
     due: Option<(Revision, Instant)>,
     /// The last word of the one that knew most.
     last: Option<(Revision, Arc<str>, Instant)>,
 }
 
-impl Heard {
-    fn hear(&mut self, by: &Arc<str>, seen: Revision, own: Revision, now: Instant) {
+impl PeerRevisions {
+    fn on_revision(&mut self, by: &Arc<str>, seen: Revision, own: Revision, now: Instant) {
         if seen <= own {
             return;
         }
         self.due.get_or_insert((seen, now));
-        let newest = |last: &(Revision, _, Instant)| seen >= last.0 || now >= last.2 + COUNTS;
+        let newest = |last: &(Revision, _, Instant)| seen >= last.0 || now >= last.2 + VALID_FOR;
         if self.last.as_ref().is_none_or(newest) {
             self.last = Some((seen, Arc::clone(by), now));
         }
     }
 
-    fn look(&mut self, own: Revision, now: Instant) -> Option<Lag> {
-        let counts = |last: &(Revision, _, Instant)| last.0 > own && now < last.2 + COUNTS;
+    fn evaluate(&mut self, own: Revision, now: Instant) -> Option<Lag> {
+        let counts = |last: &(Revision, _, Instant)| last.0 > own && now < last.2 + VALID_FOR;
         self.last = self.last.take().filter(counts);
         let Some((seen, by, at)) = &self.last else {
             self.due = None;
@@ -70,17 +70,17 @@ impl Heard {
     }
 }
 
-/// What is known of this replica's lag.
+/// The state of the detection of lag.
 #[derive(Debug, Default)]
 pub(super) struct LagState {
-    heard: Mutex<Heard>,
+    peers: Mutex<PeerRevisions>,
     lag: watch::Sender<Option<Lag>>,
-    doubt: Notify,
+    check: Notify,
 }
 
 impl LagState {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> MutexGuard<'_, PeerRevisions> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -92,17 +92,19 @@ impl Membership {
     }
 
     /// Another replica said which revision it has seen.
-    pub(crate) fn hear_of(&self, by: &Arc<str>, seen: Revision) {
+    pub(crate) fn on_peer_revision(&self, by: &Arc<str>, seen: Revision) {
         let own = self.registry().read(View::revision);
-        self.lag_state().heard().hear(by, seen, own, Instant::now());
+        self.lag_state()
+            .peers()
+            .on_revision(by, seen, own, Instant::now());
     }
 
     /// The view has changed, or time has passed.
-    pub(crate) fn look_for_lag(&self) {
+    pub(crate) fn update_lag(&self) {
         let own = self.registry().read(View::revision);
         // Held until the end: of two looks the later one counts.
-        let mut heard = self.lag_state().heard();
-        let now = heard.look(own, Instant::now());
+        let mut peers = self.lag_state().peers();
+        let now = peers.evaluate(own, Instant::now());
         self.lag_state().lag.send_if_modified(|before| {
             match (&*before, &now) {
                 (None, None) => return false,
@@ -122,21 +124,21 @@ impl Membership {
     }
 
     /// Looks for lag at each change of the view, for ever.
-    pub(crate) async fn look_for_lag_at_changes(&self) {
+    pub(crate) async fn update_lag_at_changes(&self) {
         let mut revisions = self.registry().revisions();
         // The sender lives in the registry: it cannot fail.
         while revisions.changed().await.is_ok() {
-            self.look_for_lag();
+            self.update_lag();
         }
     }
 
     /// Something points to a newer revision than the view's: others are to be asked now.
-    pub(crate) fn doubt(&self) {
-        self.lag_state().doubt.notify_one();
+    pub(crate) fn request_check(&self) {
+        self.lag_state().check.notify_one();
     }
 
-    pub(crate) async fn doubted(&self) {
-        self.lag_state().doubt.notified().await;
+    pub(crate) async fn check_requested(&self) {
+        self.lag_state().check.notified().await;
     }
 }
 
@@ -147,26 +149,26 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     struct Run {
-        heard: Heard,
+        peers: PeerRevisions,
         start: Instant,
     }
 
     impl Run {
         fn new() -> Self {
             Self {
-                heard: Heard::default(),
+                peers: PeerRevisions::default(),
                 start: Instant::now(),
             }
         }
 
-        fn hear(&mut self, at: u32, by: &str, seen: u64, own: u64) {
+        fn on_revision(&mut self, at: u32, by: &str, seen: u64, own: u64) {
             let now = self.start + SECOND * at;
             let (seen, own) = (Revision(seen), Revision(own));
-            self.heard.hear(&by.into(), seen, own, now);
+            self.peers.on_revision(&by.into(), seen, own, now);
         }
 
         fn lags(&mut self, at: u32, own: u64) -> Option<u64> {
-            let lag = self.heard.look(Revision(own), self.start + SECOND * at);
+            let lag = self.peers.evaluate(Revision(own), self.start + SECOND * at);
             lag.map(|lag| lag.seen.0)
         }
     }
@@ -174,11 +176,11 @@ mod tests {
     #[test]
     fn who_misses_a_revision_for_two_seconds_lags_until_it_has_come() {
         let mut run = Run::new();
-        run.hear(0, "r2", 7, 5);
+        run.on_revision(0, "r2", 7, 5);
         assert_eq!(run.lags(1, 5), None, "it may be on its way");
-        run.hear(1, "r2", 8, 5);
+        run.on_revision(1, "r2", 8, 5);
         assert_eq!(run.lags(2, 5), Some(8));
-        run.hear(3, "r2", 8, 5);
+        run.on_revision(3, "r2", 8, 5);
         assert_eq!(run.lags(4, 8), None);
         assert_eq!(run.lags(9, 8), None);
     }
@@ -188,7 +190,7 @@ mod tests {
         let mut run = Run::new();
         for second in 0..20 {
             let newest = u64::from(second) + 10;
-            run.hear(second, "r2", newest, newest - 2);
+            run.on_revision(second, "r2", newest, newest - 2);
             assert_eq!(run.lags(second, newest - 2), None);
         }
     }
@@ -196,8 +198,8 @@ mod tests {
     #[test]
     fn the_one_that_knows_most_counts() {
         let mut run = Run::new();
-        run.hear(0, "r2", 8, 5);
-        run.hear(1, "r3", 6, 5);
+        run.on_revision(0, "r2", 8, 5);
+        run.on_revision(1, "r3", 6, 5);
         assert_eq!(run.lags(2, 5), Some(8));
         assert_eq!(run.lags(3, 6), Some(8), "it has not caught up with r2");
     }
@@ -205,18 +207,18 @@ mod tests {
     #[test]
     fn where_nobody_knows_more_it_does_not_lag() {
         let mut run = Run::new();
-        run.hear(0, "r2", 5, 5);
-        run.hear(0, "r3", 4, 5);
+        run.on_revision(0, "r2", 5, 5);
+        run.on_revision(0, "r3", 4, 5);
         assert_eq!(run.lags(3, 5), None);
     }
 
     #[test]
     fn when_the_others_fall_silent_it_serves_again() {
         let mut run = Run::new();
-        run.hear(0, "r2", 7, 5);
+        run.on_revision(0, "r2", 7, 5);
         assert_eq!(run.lags(4, 5), Some(7));
         assert_eq!(run.lags(5, 5), None);
-        run.hear(9, "r2", 7, 5);
+        run.on_revision(9, "r2", 7, 5);
         assert_eq!(run.lags(10, 5), None, "counted anew");
         assert_eq!(run.lags(11, 5), Some(7));
     }

@@ -1,6 +1,5 @@
-//! This replica among the replicas of its store: its record, which shows that it serves, on a lease of its own; whether it
-//! lags behind others; and what replicas tell each other by their records. No node's lease and no job of the leader is
-//! known here.
+//! This replica among the replicas of its store: its record on a lease of its own, whether it lags behind others, and
+//! the numbers that replicas publish in their records. Leases of nodes and the leader's jobs are not known here.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -26,7 +25,7 @@ struct Inner {
     /// This replica's record is gone.
     left: CancellationToken,
     lag: LagState,
-    /// How many xDS streams are here; unset: none.
+    /// Counts this replica's xDS streams; unset: none.
     xds_streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 

@@ -1,5 +1,6 @@
 //! Writes and renews the record that shows that this replica serves, on a lease of its own, until the registry stops.
-//! Names of replicas are unique: one that another process holds is waited for as long as a dead one could hold it.
+//! Names of replicas are unique: a name that another process holds is waited for as long as a dead process could hold
+//! it.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use super::Membership;
 use crate::{
     names::keys,
     registry::{
-        core::{Registry, events::Fact},
-        model::matters,
+        core::{Registry, events::NewEvent},
+        model::is_significant,
         options::RegistryError,
     },
     store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn},
@@ -39,11 +40,11 @@ pub(super) struct Presence {
     counted: Instant,
     renewed: Instant,
     /// The clash was told.
-    told: bool,
+    conflict_logged: bool,
 }
 
 /// How an attempt to write the record ended.
-enum Taken {
+enum Attempt {
     By(ReplicaLease),
     Occupied(ReplicaRecord),
     /// Another was quicker.
@@ -63,7 +64,7 @@ impl Presence {
             xds_streams: 0,
             counted: Instant::now(),
             renewed: Instant::now(),
-            told: false,
+            conflict_logged: false,
         };
         let registry = membership.registry();
         let ttl = registry.options().lease_ttl;
@@ -71,16 +72,16 @@ impl Presence {
         let mut changes = registry.subscribe();
         loop {
             match presence.take(true).await? {
-                Taken::By(lease) => {
+                Attempt::By(lease) => {
                     membership.set_lease(Some(lease));
                     return Ok(presence);
                 }
-                Taken::Changed => {}
-                Taken::Occupied(other) => {
+                Attempt::Changed => {}
+                Attempt::Occupied(other) => {
                     let name = &registry.options().replica;
                     tracing::info!(%name, "waiting for an earlier process of this replica's name");
-                    let news = tokio::time::timeout_at(patience, changes.of_replicas());
-                    if news.await.is_err() {
+                    let change = tokio::time::timeout_at(patience, changes.of_replicas());
+                    if change.await.is_err() {
                         return Err(RegistryError::ReplicaTaken {
                             name: name.clone(),
                             advertise: other.advertise,
@@ -115,7 +116,7 @@ impl Presence {
     }
 
     /// Takes the name if it is free or this process's; one that `joins` also takes that of a dead one.
-    async fn take(&self, joins: bool) -> Result<Taken, StoreError> {
+    async fn take(&self, joins: bool) -> Result<Attempt, StoreError> {
         let (registry, store) = (self.registry(), self.registry().store());
         let options = registry.options();
         let key = keys::replica(&options.replica);
@@ -125,7 +126,7 @@ impl Presence {
             let held = ReplicaRecord::decode(found.value.clone()).unwrap_or_default();
             let dead = joins && self.is_of_a_dead_one(&held);
             if held.process_id != record.process_id && !dead {
-                return Ok(Taken::Occupied(held));
+                return Ok(Attempt::Occupied(held));
             }
         }
         let at = found
@@ -137,41 +138,41 @@ impl Presence {
             then: vec![Op::put_leased(&key, record.encode_to_vec(), lease)],
             ..Txn::default()
         };
-        let joined = Fact::of_mesh(
+        let joined = NewEvent::of_mesh(
             "replica-joined",
             &format!("replica {} serves at {}", record.name, record.advertise),
         );
-        let result = registry.txn_told(txn, &[joined]).await;
+        let result = registry.txn_with_events(txn, &[joined]).await;
         let succeeded = result.as_ref().is_ok_and(|result| result.succeeded);
         // With the old lease go the duties of the process that held it.
         let old = found.and_then(|KeyValue { lease, .. }| lease);
         let unused = if succeeded { old } else { Some(lease) };
         if let Some(unused) = unused {
-            registry.end_unused(unused).await;
+            registry.revoke_unused(unused).await;
         }
         let at = result?.revision;
         Ok(if succeeded {
-            Taken::By(ReplicaLease { id: lease, at })
+            Attempt::By(ReplicaLease { id: lease, at })
         } else {
-            Taken::Changed
+            Attempt::Changed
         })
     }
 
     /// Keeps the record until the registry stops, then takes it away.
     pub(super) async fn run(mut self) {
         let options = self.registry().options().clone();
-        let look = options.renew_interval / 3;
+        let interval = options.renew_interval / 3;
         loop {
             tokio::select! {
                 biased;
                 () = options.stop.cancelled() => break,
-                () = tokio::time::sleep(look) => {}
+                () = tokio::time::sleep(interval) => {}
             }
-            self.look();
-            if self.renewed.elapsed() + look > options.renew_interval {
+            self.check_record();
+            if self.renewed.elapsed() + interval > options.renew_interval {
                 self.renew().await;
             }
-            self.tell().await;
+            self.publish_figures().await;
         }
         let lease = self.membership.lease();
         self.membership.set_lease(None);
@@ -192,7 +193,7 @@ impl Presence {
     }
 
     /// A record that somebody deleted is not missed by its lease, which is renewed on.
-    fn look(&self) {
+    fn check_record(&self) {
         let Some(lease) = self.membership.lease() else {
             return;
         };
@@ -214,7 +215,7 @@ impl Presence {
         self.renewed = Instant::now();
         if let Some(lease) = self.membership.lease() {
             let result = self.registry().store().keep_alive(lease.id).await;
-            self.registry().on_store(&result);
+            self.registry().on_store_result(&result);
             match result {
                 Ok(()) => return,
                 Err(StoreError::LeaseNotFound(_)) => {
@@ -229,36 +230,36 @@ impl Presence {
         }
         // Who came later at this one's address, and lives, would take the name back, and so on.
         let taken = self.take(false).await;
-        self.registry().on_store(&taken);
+        self.registry().on_store_result(&taken);
         match taken {
-            Ok(Taken::By(lease)) => {
-                self.told = false;
+            Ok(Attempt::By(lease)) => {
+                self.conflict_logged = false;
                 self.membership.set_lease(Some(lease));
             }
-            Ok(Taken::Occupied(other)) if !self.told => {
-                self.told = true;
+            Ok(Attempt::Occupied(other)) if !self.conflict_logged => {
+                self.conflict_logged = true;
                 let (name, there) = (&self.registry().options().replica, &other.advertise);
                 tracing::error!(
                     %name, there,
                     "another replica has taken this one's name: give each its own --replica name"
                 );
             }
-            Ok(Taken::Occupied(_) | Taken::Changed) => {}
+            Ok(Attempt::Occupied(_) | Attempt::Changed) => {}
             Err(error) => tracing::debug!(%error, "this replica's record cannot be written yet"),
         }
     }
 
-    /// Only the replica that holds a node's session knows that a beat is missing; the sweeper must know it too. And
+    /// Only the replica that holds a node's session knows that a beat is missing; the leader must know it too. And
     /// all must know how many streams each holds, to see which holds too many; that may wait for a renewal's time.
-    async fn tell(&mut self) {
+    async fn publish_figures(&mut self) {
         let late_nodes = u32::try_from(self.registry().late_here()).unwrap_or(u32::MAX);
         let Some(lease) = self.membership.lease() else {
             return;
         };
         let streams = self.membership.streams_here();
         let due = self.counted.elapsed() >= self.registry().options().renew_interval;
-        let told = usize::try_from(self.xds_streams).unwrap_or(usize::MAX);
-        if late_nodes == self.late_nodes && !(due && matters(told, streams)) {
+        let published = usize::try_from(self.xds_streams).unwrap_or(usize::MAX);
+        if late_nodes == self.late_nodes && !(due && is_significant(published, streams)) {
             return;
         }
         let xds_streams = u32::try_from(streams).unwrap_or(u32::MAX);
@@ -270,7 +271,7 @@ impl Presence {
             ..Txn::default()
         };
         let result = self.registry().store().txn(txn).await;
-        self.registry().on_store(&result);
+        self.registry().on_store_result(&result);
         match result {
             Ok(done) if done.succeeded => {
                 self.late_nodes = late_nodes;

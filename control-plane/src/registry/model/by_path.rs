@@ -1,6 +1,5 @@
-//! Whom a call means that names a proto service and no mesh service: first within the namespace of the caller, then among
-//! the other namespaces. In come those that claim the path, out goes the owner. Pure; within one namespace it is
-//! `heddle_proto::paths` that decides.
+//! Which service a call means that names a proto service and no mesh service: first within the caller's namespace,
+//! then among all others. Pure. Within one namespace `heddle_proto::paths` decides.
 
 use std::collections::BTreeMap;
 

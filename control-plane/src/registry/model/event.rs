@@ -1,4 +1,4 @@
-//! One event as the store holds it. A plain value; who records events, and when, is not known here.
+//! One event as the store holds it.
 
 use std::sync::Arc;
 

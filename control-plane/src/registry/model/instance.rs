@@ -1,5 +1,5 @@
-//! One registered process. In comes a record of the store, out goes a plain
-//! value in which nothing is "unspecified". No rules for what may be registered: those are the session's.
+//! One registered process, parsed from its record: no field is "unspecified". What may be registered is decided by
+//! the session.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 

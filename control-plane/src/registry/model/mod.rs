@@ -1,5 +1,5 @@
-//! What the registry's records say, as plain values: nodes, instances, services, replicas, events, and which service a
-//! path means. In come records, out go values; the view, the store's client and clocks may not come in here.
+//! The records of the store as plain values: nodes, instances, services, replicas and events, and which service a
+//! path means. The view, access to the store and clocks may not come in here.
 
 mod by_path;
 mod event;
@@ -13,5 +13,5 @@ pub use event::Event;
 pub use instance::Instance;
 pub use node::{Clash, Node, NodeIdentity};
 pub use replica::Replica;
-pub(crate) use replica::matters;
+pub(crate) use replica::is_significant;
 pub use service::KnownService;

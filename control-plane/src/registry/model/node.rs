@@ -1,5 +1,4 @@
-//! One node as the mesh knows it. In comes its record and whether it holds its lease, out goes a plain value. No
-//! sessions and no time here.
+//! One node, parsed from its record, and whether it holds its lease.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,7 +25,7 @@ pub struct Node {
     pub suspect: bool,
     /// Its last process said that it stops or leaves.
     pub left: bool,
-    /// For how long it has been suspect, as a sweeper noted last.
+    /// For how long it has been suspect, as a leader noted last.
     pub suspect_for: Duration,
     pub version: String,
     /// Which replica holds its session; empty when it is not alive.
@@ -41,7 +40,7 @@ pub struct Node {
     pub clash: Option<Clash>,
 }
 
-/// Who opens a session.
+/// The node that opens a session, as its Hello describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
     pub name: String,

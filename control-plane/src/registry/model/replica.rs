@@ -1,5 +1,4 @@
-//! One replica of the control plane as the others know it. In comes its record, out goes a plain value. What it holds
-//! (sessions, streams) is not known here.
+//! One replica of the control plane as the others know it, parsed from its record.
 
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ pub struct Replica {
     pub advertise: String,
     /// Heddle's.
     pub version: String,
-    /// What it alone does for all, sorted.
+    /// The duties that it holds, sorted.
     pub duties: Vec<Arc<str>>,
     /// Nodes with instances whose session it holds and that missed a beat.
     pub late_nodes: usize,
@@ -24,7 +23,7 @@ pub struct Replica {
 }
 
 /// Whether others must hear that a replica holds so many streams now: each change is a write that all see.
-pub(crate) fn matters(told: usize, now: usize) -> bool {
+pub(crate) fn is_significant(told: usize, now: usize) -> bool {
     let change = told.abs_diff(now);
     change >= 10 || change.saturating_mul(10) > told
 }

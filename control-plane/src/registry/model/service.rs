@@ -1,5 +1,4 @@
-//! By what a service is known while none of its instances says it: what they told last. In come registrations, out
-//! goes what its record in the store shall say, or that the record is good as it is. No time here, and no writing.
+//! What is known of a service from its instances' last registrations, for the time in which it has none. Pure.
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use crate::{
     names::keys,
     registry::{
         core::{
-            events::{Fact, MAX_EVENTS},
+            events::{MAX_EVENTS, NewEvent},
             instance_events,
         },
         fixture::{Fixture, identity, instance, names, until, within},
@@ -126,13 +126,13 @@ async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
     let registry = &fixture.registry;
     let before = registry.store().counters().leases;
     for n in 0..=MAX_EVENTS {
-        let fact = Fact::of_node("test", &format!("n{n}"), "of a test");
+        let event = NewEvent::of_node("test", &format!("n{n}"), "of a test");
         let then = vec![Op::put("key", n.to_string())];
         let txn = Txn {
             then,
             ..Txn::default()
         };
-        registry.txn_told(txn, &[fact]).await.unwrap();
+        registry.txn_with_events(txn, &[event]).await.unwrap();
     }
     fixture
         .until(|view| {
@@ -216,9 +216,9 @@ async fn ordinary_events_drive_out_no_others() {
     let fixture = Fixture::new().await;
     for (kind, count) in [("node-expired", 300), ("instance-joined", MAX_EVENTS)] {
         for n in 0..count {
-            let fact = Fact::of_node(kind, "a", &format!("n{n}"));
-            let facts = [fact];
-            let txn = fixture.registry.txn_told(Txn::default(), &facts);
+            let event = NewEvent::of_node(kind, "a", &format!("n{n}"));
+            let events = [event];
+            let txn = fixture.registry.txn_with_events(Txn::default(), &events);
             txn.await.unwrap();
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     registry::{
         core::events::MAX_EVENTS,
         fixture::{Fixture, identity, instance, names, within},
-        lease::{Gone, NodeLease, NodeWrite},
+        lease::{NodeLease, NodeWrite, RemovalCauses},
     },
     store::KeyValue,
 };
@@ -108,7 +108,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
     let mut lease = NodeLease::claim(&fixture.registry, &identity("a", "p1"))
         .await
         .unwrap();
-    let gone = Gone::from([
+    let gone = RemovalCauses::from([
         (key("users/i0"), Some(BROKE.to_owned())),
         (key("users/i1"), None),
         // Told before, and the answer was lost: it is not there any more.

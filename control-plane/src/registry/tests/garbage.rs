@@ -22,7 +22,7 @@ use crate::{
 /// Looks often, and forgets what nobody has used for a moment.
 async fn tidy() -> Fixture {
     let gc = GcOptions {
-        look: Duration::from_millis(100),
+        interval: Duration::from_millis(100),
         schemas_after: Duration::from_millis(300),
         nodes_after: Duration::from_millis(300),
         ..GcOptions::default()
@@ -112,7 +112,7 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
     // The service stays known for a while, and with it its descriptors; then both go.
     lease.leave().await.unwrap();
     until(registry, |view| {
-        view.schemas().next().is_none() && view.condemned().is_empty()
+        view.schemas().next().is_none() && view.marked_schemas().is_empty()
     })
     .await;
     let service = crate::registry::fixture::service("users");
@@ -120,20 +120,20 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
 }
 
 #[tokio::test]
-async fn condemned_descriptors_are_asked_for_again_and_acquitted() {
+async fn marked_descriptors_are_asked_for_again_and_unmarked() {
     let fixture = tidy().await;
     let registry = &fixture.registry;
     let (sha256, bytes) = descriptors("late.proto", 10);
     registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
-    until(registry, |view| !view.condemned().is_empty()).await;
+    until(registry, |view| !view.marked_schemas().is_empty()).await;
     assert!(!registry.read(|view| view.has_schema(&sha256)));
     registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
     let _lease = with_schema(registry, "a", &sha256).await;
     until(registry, |view| view.has_schema(&sha256)).await;
-    // One whose registration was under way when they were condemned does not know; the next look does.
+    // One whose registration was under way when they were marked does not know; the next look does.
     registry
         .store()
-        .put(&keys::condemned(&sha256), Bytes::new())
+        .put(&keys::marked_schema(&sha256), Bytes::new())
         .await
         .unwrap();
     until(registry, |view| !view.has_schema(&sha256)).await;
@@ -213,7 +213,7 @@ async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
         (service, Bytes::new()),
         (keys::schema("00ff"), Bytes::new()),
         (keys::schema_part("0f", 3), Bytes::new()),
-        (keys::condemned("0f"), Bytes::new()),
+        (keys::marked_schema("0f"), Bytes::new()),
         (keys::event("1-c1-0"), Bytes::new()),
         (keys::EPOCH_FLOOR.to_owned(), Bytes::from_static(b"7")),
     ];
@@ -222,7 +222,7 @@ async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
         keys::INSTANCES,
         keys::SERVICES,
         keys::SCHEMAS,
-        keys::CONDEMNED,
+        keys::MARKED_SCHEMAS,
         keys::EVENTS,
     ];
     let mut put = Vec::new();

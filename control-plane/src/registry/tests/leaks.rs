@@ -103,7 +103,7 @@ async fn come_and_go(cycles: usize) {
             ..ClaimOptions::default()
         },
         gc: GcOptions {
-            look: Duration::from_millis(200),
+            interval: Duration::from_millis(200),
             nodes_after: Duration::from_millis(500),
             ..GcOptions::default()
         },

@@ -42,7 +42,7 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
     // Two nodes: that they lapse together is no mass lapse, which would save them anyway.
     let mut a = node(&registry, "a").await;
     drop(node(&registry, "b").await);
-    beat_for(&mut a, TTL * 2).await.unwrap(); // the sweeper has begun to judge: b lapses alone and goes
+    beat_for(&mut a, TTL * 2).await.unwrap(); // the leader has begun to judge: b lapses alone and goes
     until(&registry, |view| names(view) == ["a/users.default/u1"]).await;
     let mut b = node(&registry, "b").await;
     let mut changes = registry.subscribe();
@@ -146,7 +146,7 @@ async fn a_replica_that_is_cut_off_alone_sends_its_nodes_away_before_their_lease
     }
 }
 
-/// Issue 10, D2: one request that the store failed per TTL held the sweeper off for ever.
+/// Issue 10, D2: one request that the store failed per TTL held the leader off for ever.
 #[tokio::test]
 async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     let mesh = Replicas::new();
@@ -156,8 +156,8 @@ async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     let failing = async {
         loop {
             let cause = "no leader".to_owned();
-            registry.on_store::<()>(&Err(StoreError::Unavailable { cause }));
-            registry.on_store(&Ok(()));
+            registry.on_store_result::<()>(&Err(StoreError::Unavailable { cause }));
+            registry.on_store_result(&Ok(()));
             tokio::time::sleep(TTL / 2).await;
         }
     };

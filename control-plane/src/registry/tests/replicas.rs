@@ -40,7 +40,7 @@ async fn claim(registry: &Registry, node: &str, process: &str) -> NodeLease {
 }
 
 #[tokio::test]
-async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_stops() {
+async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_leader_stops() {
     let mesh = Replicas::new();
     let (member, _) = mesh.member(Replicas::options("c1", LONG)).await;
     let first = member.registry().clone();
@@ -64,7 +64,7 @@ async fn replicas_know_each_other_and_one_takes_over_at_once_when_the_sweeper_st
 }
 
 #[tokio::test]
-async fn when_the_sweeper_dies_another_takes_over_and_the_dead_one_cannot_sweep_later() {
+async fn when_the_leader_dies_another_takes_over_and_the_dead_one_cannot_sweep_later() {
     let mesh = Replicas::new();
     let (first, wire) = mesh.join("c1", SHORT).await;
     one_leader(&first, "c1").await;
@@ -86,7 +86,7 @@ async fn when_the_sweeper_dies_another_takes_over_and_the_dead_one_cannot_sweep_
     };
     assert!(!mesh.store().txn(txn).await.unwrap().succeeded);
     wire.mend();
-    // It joins anew, as one that does not sweep.
+    // It joins anew, as one that is not the leader.
     until(&first, |view| view.replicas().count() == 2).await;
     one_leader(&first, "c2").await;
     assert!(!first.is_leader());
@@ -251,7 +251,7 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
 }
 
 #[tokio::test]
-async fn a_suspects_time_runs_on_under_the_next_sweeper() {
+async fn a_suspects_time_runs_on_under_the_next_leader() {
     let mesh = Replicas::new();
     let join = async |name| {
         let options = RegistryOptions {

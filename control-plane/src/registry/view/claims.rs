@@ -1,6 +1,5 @@
-//! Who claims the path of which proto service, over all services: what services claim now, and what the store holds of
-//! it. In come the claims of one service before and after a change, and the store's records; out go claimants with their
-//! rank. Nothing here knows instances, and nothing is decided: that is `heddle_proto::paths`.
+//! The claims of paths of all services: what services claim now, and what the store holds. Claimants are returned
+//! with their rank. Instances are not known here, and `heddle_proto::paths` decides who owns a path.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

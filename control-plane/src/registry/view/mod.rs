@@ -1,6 +1,6 @@
-//! What the mesh looks like: nodes, instances, services and who claims which proto service, folded from the
-//! store's events. In come records at revisions; out go sorted, read-only answers and the names of what changed.
-//! A pure fold: no clock, no I/O, nothing random; replaying the same events from any revision gives the same view.
+//! The state of the mesh: nodes, instances, services and the claims of paths, folded from the store's events. Answers
+//! are sorted and read-only, and each change names what changed. Pure: the same events give the same view, from
+//! whatever revision they are replayed.
 
 use std::{
     borrow::Borrow,
@@ -27,18 +27,18 @@ use crate::{
 };
 
 mod claims;
-mod plane;
+mod control_plane;
 mod proxies;
 mod service;
-mod touched;
+mod changed_instances;
 
+pub use changed_instances::{ChangedInstances, InstanceId};
 use claims::{Claimed, Claims};
 pub(super) use claims::{PathOf, StoredClaim};
-pub(super) use plane::Duty;
-use plane::Plane;
+use control_plane::ControlPlaneState;
+pub(super) use control_plane::DutyHolder;
 use proxies::Proxies;
 use service::{Record, Service};
-pub use touched::{Place, Touched};
 
 /// What one or several revisions changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Batch {
     /// where there is none.
     pub services: BTreeSet<ServiceName>,
     /// Which instances of them; a service that is absent here changed in nothing but its record.
-    pub instances: BTreeMap<ServiceName, Touched>,
+    pub instances: BTreeMap<ServiceName, ChangedInstances>,
     /// Nodes that changed, lease included.
     pub nodes: BTreeSet<Arc<str>>,
     /// Replicas of the control plane, or their duties.
@@ -67,8 +67,8 @@ impl Batch {
     pub fn merge(&mut self, later: Self) {
         self.revision = self.revision.max(later.revision);
         self.services.extend(later.services);
-        for (service, touched) in later.instances {
-            self.instances.entry(service).or_default().merge(touched);
+        for (service, changed) in later.instances {
+            self.instances.entry(service).or_default().merge(changed);
         }
         self.nodes.extend(later.nodes);
         self.replicas |= later.replicas;
@@ -77,15 +77,16 @@ impl Batch {
         self.paths.extend(later.paths);
     }
 
-    fn touch(&mut self, service: &ServiceName, place: Place) {
+    fn mark_changed(&mut self, service: &ServiceName, id: InstanceId) {
         self.services.insert(service.clone());
-        let touched = self.instances.entry(service.clone()).or_default();
-        touched.insert(place);
+        let changed = self.instances.entry(service.clone()).or_default();
+        changed.insert(id);
     }
 
-    fn touch_all(&mut self, service: &ServiceName) {
+    fn mark_all_changed(&mut self, service: &ServiceName) {
         self.services.insert(service.clone());
-        self.instances.insert(service.clone(), Touched::All);
+        self.instances
+            .insert(service.clone(), ChangedInstances::All);
     }
 }
 
@@ -106,8 +107,8 @@ pub struct View {
     nodes: BTreeMap<Arc<str>, NodeEntry>,
     claims: Claims,
     schemas: BTreeSet<Arc<str>>,
-    condemned: BTreeSet<Arc<str>>,
-    plane: Plane,
+    marked: BTreeSet<Arc<str>>,
+    control_plane: ControlPlaneState,
     proxies: Proxies,
     instances: usize,
 }
@@ -134,14 +135,14 @@ impl View {
 
     #[must_use]
     pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<Instance>> {
-        let place = (Arc::clone(&key.node), Arc::clone(&key.id));
-        self.instance_at(&key.service, &place)
+        let id = (Arc::clone(&key.node), Arc::clone(&key.id));
+        self.instance_at(&key.service, &id)
     }
 
     /// The instance of a service at a place.
     #[must_use]
-    pub fn instance_at(&self, service: &ServiceName, place: &Place) -> Option<&Arc<Instance>> {
-        self.services.get(service)?.instances.get(place)
+    pub fn instance_at(&self, service: &ServiceName, id: &InstanceId) -> Option<&Arc<Instance>> {
+        self.services.get(service)?.instances.get(id)
     }
 
     /// How many instances a service has.
@@ -316,7 +317,7 @@ impl View {
     /// The store holds these descriptors, and they are to stay.
     #[must_use]
     pub fn has_schema(&self, sha256: &str) -> bool {
-        self.schemas.contains(sha256) && !self.condemned.contains(sha256)
+        self.schemas.contains(sha256) && !self.marked.contains(sha256)
     }
 
     /// All descriptors that the store holds, sorted by hash.
@@ -325,28 +326,28 @@ impl View {
     }
 
     /// Those that go soon unless somebody names them.
-    pub(super) fn condemned(&self) -> &BTreeSet<Arc<str>> {
-        &self.condemned
+    pub(super) fn marked_schemas(&self) -> &BTreeSet<Arc<str>> {
+        &self.marked
     }
 
     /// Replicas of the control plane that serve now, sorted by name.
     pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
-        self.plane.replicas()
+        self.control_plane.replicas()
     }
 
     #[must_use]
     pub fn replica(&self, name: &str) -> Option<&Replica> {
-        self.plane.replica(name)
+        self.control_plane.replica(name)
     }
 
-    /// Who does what only one may do.
-    pub(super) fn duty(&self, name: &str) -> Option<&Duty> {
-        self.plane.duty(name)
+    /// The replica that holds a duty.
+    pub(super) fn duty_holder(&self, name: &str) -> Option<&DutyHolder> {
+        self.control_plane.duty_holder(name)
     }
 
     /// What happened, oldest first: of about the last hour, and at most about 1,000 events.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator {
-        self.plane.events()
+        self.control_plane.events()
     }
 
     /// Builds a view from all keys as they stood at a revision.
@@ -380,8 +381,8 @@ impl View {
     pub fn changes_since(&self, older: &Self) -> Batch {
         let mut batch = Batch {
             revision: self.revision,
-            replicas: self.plane.other_replicas(&older.plane),
-            events: self.plane.other_events(&older.plane),
+            replicas: self.control_plane.other_replicas(&older.control_plane),
+            events: self.control_plane.other_events(&older.control_plane),
             listeners: self.proxies != older.proxies,
             ..Batch::default()
         };
@@ -391,7 +392,7 @@ impl View {
                 batch.nodes.insert(Arc::clone(name));
                 for entry in [new, old].into_iter().flatten() {
                     for service in entry.services.keys() {
-                        batch.touch_all(service);
+                        batch.mark_all_changed(service);
                     }
                 }
             }
@@ -409,7 +410,7 @@ impl View {
         }
         for name in self.services.keys().chain(older.services.keys()) {
             if self.services.get(name) != older.services.get(name) {
-                batch.touch_all(name);
+                batch.mark_all_changed(name);
                 let claims = self.claim(name).protos.into_iter();
                 let claims = claims.chain(older.claim(name).protos);
                 batch
@@ -431,13 +432,17 @@ impl View {
             Some(keys::Key::Alive(name)) => self.set_alive(name, value, batch),
             Some(keys::Key::Service(name)) => self.set_service(name, value, batch),
             Some(keys::Key::Schema(sha256)) => keep(&mut self.schemas, sha256, value.is_some()),
-            Some(keys::Key::Condemned(sha256)) => {
-                keep(&mut self.condemned, sha256, value.is_some());
+            Some(keys::Key::MarkedSchema(sha256)) => {
+                keep(&mut self.marked, sha256, value.is_some());
             }
             Some(keys::Key::Clash(name)) => self.set_clash(name, value, batch),
-            Some(keys::Key::Replica(name)) => batch.replicas |= self.plane.set_replica(name, value),
-            Some(keys::Key::Duty(name)) => batch.replicas |= self.plane.set_duty(name, value),
-            Some(keys::Key::Event(id)) => batch.events |= self.plane.set_event(id, value),
+            Some(keys::Key::Replica(name)) => {
+                batch.replicas |= self.control_plane.set_replica(name, value)
+            }
+            Some(keys::Key::Duty(name)) => {
+                batch.replicas |= self.control_plane.set_duty(name, value)
+            }
+            Some(keys::Key::Event(id)) => batch.events |= self.control_plane.set_event(id, value),
             Some(keys::Key::Claim { proto, service }) => {
                 self.set_claim(proto, &service, value, batch);
             }
@@ -464,7 +469,7 @@ impl View {
             self.put_instance(key, new);
         }
         self.settle(&key.service, claimed, batch);
-        batch.touch(&key.service, (Arc::clone(&key.node), Arc::clone(&key.id)));
+        batch.mark_changed(&key.service, (Arc::clone(&key.node), Arc::clone(&key.id)));
         batch.nodes.insert(Arc::clone(&key.node));
     }
 
@@ -472,8 +477,8 @@ impl View {
         let Some(service) = self.services.get_mut(&key.service) else {
             return;
         };
-        let place = (Arc::clone(&key.node), Arc::clone(&key.id));
-        let Some(instance) = service.instances.remove(&place) else {
+        let id = (Arc::clone(&key.node), Arc::clone(&key.id));
+        let Some(instance) = service.instances.remove(&id) else {
             return;
         };
         for proto in &instance.protos {
@@ -595,8 +600,8 @@ impl View {
         {
             for service in entry.services.keys() {
                 let instances = self.services.get(service).into_iter();
-                for place in instances.flat_map(|it| it.places_on(name)) {
-                    batch.touch(service, place.clone());
+                for id in instances.flat_map(|it| it.ids_on(name)) {
+                    batch.mark_changed(service, id.clone());
                 }
             }
         }

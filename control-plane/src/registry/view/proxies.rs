@@ -1,5 +1,5 @@
-//! Where the proxies of living nodes listen. In come nodes as they change, out goes which proxy an instance's address would
-//! reach: a call to it would go round for ever. By port, so that the answer costs the same in a large mesh.
+//! Where the proxies of living nodes listen, by port. Used to reject an instance whose address is a proxy's: a call
+//! to it would loop. The cost of a lookup does not depend on the size of the mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

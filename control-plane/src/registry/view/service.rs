@@ -1,9 +1,8 @@
-//! One service in the view: its instances, what they claim, and what is known of it without them. In come the view's
-//! changes, out goes what the service claims now. It knows no other service and no node.
+//! One service in the view: its instances, the paths that they claim, and its record.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{claims::Claimed, touched::Place};
+use super::{changed_instances::InstanceId, claims::Claimed};
 use crate::{
     registry::model::{Instance, KnownService},
     store::Revision,
@@ -11,7 +10,7 @@ use crate::{
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Service {
-    pub(super) instances: BTreeMap<Place, Arc<Instance>>,
+    pub(super) instances: BTreeMap<InstanceId, Arc<Instance>>,
     /// Proto service → how many instances serve it.
     pub(super) protos: BTreeMap<Arc<str>, usize>,
     /// Proto service → how many instances claim its path.
@@ -31,10 +30,10 @@ pub(super) struct Record {
 
 impl Service {
     /// Where a node has instances of it.
-    pub(super) fn places_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Place> {
-        let first: Place = (node.into(), "".into());
-        let places = self.instances.range(first..).map(|(place, _)| place);
-        places.take_while(move |(on, _)| **on == *node)
+    pub(super) fn ids_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a InstanceId> {
+        let first: InstanceId = (node.into(), "".into());
+        let ids = self.instances.range(first..).map(|(id, _)| id);
+        ids.take_while(move |(on, _)| **on == *node)
     }
 
     pub(super) fn stands_in(&self) -> Option<&Arc<KnownService>> {

@@ -40,8 +40,8 @@ enum Step {
         proto: u8,
         there: bool,
     },
-    /// What the control plane writes about itself, by the kind of its key.
-    Plane {
+    /// Keys that the control plane writes about itself.
+    ControlPlaneState {
         kind: u8,
         name: u8,
         variant: Option<u8>,
@@ -68,7 +68,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let service = (0..3_u8, proptest::option::weighted(0.7, 0..3_u8))
         .prop_map(|(service, variant)| Step::Service { service, variant });
     let plane = (0..5_u8, 0..3_u8, proptest::option::weighted(0.7, 0..2_u8)).prop_map(
-        |(kind, name, variant)| Step::Plane {
+        |(kind, name, variant)| Step::ControlPlaneState {
             kind,
             name,
             variant,
@@ -143,7 +143,7 @@ impl Step {
                 keys::claim(&format!("p{proto}.Api"), &service_name(service)),
                 there.then(Vec::new),
             ),
-            Self::Plane {
+            Self::ControlPlaneState {
                 kind,
                 name,
                 variant,
@@ -195,7 +195,7 @@ fn plane_record(kind: u8, name: u8, variant: Option<u8>) -> (String, Option<Vec<
             };
             (keys::clash(&format!("n{name}")), record.encode_to_vec())
         }
-        _ => (keys::condemned(&name.to_string()), Vec::new()),
+        _ => (keys::marked_schema(&name.to_string()), Vec::new()),
     };
     (key, variant.map(|_| value))
 }
@@ -305,8 +305,8 @@ fn shown(view: &View) -> HashMap<String, String> {
     shown
 }
 
-fn replicas_in(view: &View) -> (Vec<Replica>, Option<Duty>) {
-    let duty = view.duty("sweeper").cloned();
+fn replicas_in(view: &View) -> (Vec<Replica>, Option<DutyHolder>) {
+    let duty = view.duty_holder("sweeper").cloned();
     (view.replicas().cloned().collect(), duty)
 }
 

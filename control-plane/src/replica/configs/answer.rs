@@ -1,5 +1,5 @@
-//! The answer to another replica: the clients of this one alone, so that no question goes in circles. In comes the
-//! question as that replica was asked it, out go messages of bounded size, each made when the one before has been read.
+//! The answer to another replica about the clients of this one alone, so that questions never loop. Each message has
+//! a bounded size and is built when the one before has been read.
 
 use std::{pin::pin, time::Duration};
 

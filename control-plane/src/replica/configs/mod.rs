@@ -1,7 +1,6 @@
-//! What every connected client was sent, at whichever replica it hangs: this one's clients and those of all others,
-//! merged while they are read. In comes a question as CSDS was asked it, out go pieces sorted by node id, with the names
-//! of replicas that did not answer to the end. Nothing is collected here: a slow reader slows down the replicas that are
-//! asked, on connections of its own, and nobody else.
+//! The state of every connected xDS client of all replicas, as CSDS reports it. The answers of the replicas are
+//! merged by node id while they are read, and replicas that did not answer are named. Nothing is collected here: a
+//! slow reader slows down only the replicas' answers to it.
 
 mod answer;
 mod peer;
@@ -70,7 +69,7 @@ pub struct MeshConfigs {
     counters: Arc<Counters>,
 }
 
-/// What happened since the process began.
+/// Counters since the process began.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     /// Questions refused because there were too many.

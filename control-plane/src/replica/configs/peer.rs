@@ -1,6 +1,5 @@
-//! One other replica's part of one answer. In come its messages, on a connection that lives as long as the question; out
-//! go pieces as they are wanted. Held are one message (256 KiB, or one resource of 1 MiB), its pieces, and what the
-//! connection takes ahead.
+//! One other replica's part of one answer, read on a connection of its own that lives as long as the question. At
+//! most one message (256 KiB, or one resource of 1 MiB) and what the connection buffers are held.
 
 use std::{collections::VecDeque, sync::Arc};
 

@@ -1,6 +1,6 @@
-//! One node session: one stream, one node, one lease. In come the messages of one agent; each is checked,
-//! made durable under the node's lease, then answered; what waits together is written together. The session holds
-//! nothing that another replica would need: whoever breaks it loses no state, and a newer session ends it.
+//! One node session: one stream, one node, one lease. Each message of the agent is checked, written under the node's
+//! lease, then answered; messages that wait together are written together. A session holds nothing that another
+//! replica needs, and a newer session of the node ends it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -25,13 +25,13 @@ use super::{
 };
 use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry, View};
 
-mod brought;
-mod opening;
+mod instance_charge;
+mod open;
 
-use brought::Brought;
+use instance_charge::InstanceCharge;
 #[cfg(test)]
-pub(crate) use opening::Sessions;
-pub use opening::{MAX_MESSAGE_BYTES, service};
+pub(crate) use open::Sessions;
+pub use open::{MAX_MESSAGE_BYTES, service};
 
 type Answer = Result<ControlMessage, Status>;
 
@@ -79,15 +79,15 @@ struct Session {
     queries: JoinSet<()>,
     /// The state of the proxies' listeners by which its instances were judged last.
     judged: u64,
-    /// What its instances cost.
-    brought: Brought,
+    /// The memory charge of its instances.
+    instance_charge: InstanceCharge,
     /// When it was tried last to renew the lease.
     tried: Instant,
 }
 
 /// Changes that are written together.
 #[derive(Default)]
-struct Together {
+struct PendingWrites {
     /// By sequence, with what of each is not taken.
     changes: Vec<(u64, Vec<Rejection>)>,
     writes: Vec<NodeWrite>,
@@ -150,26 +150,26 @@ impl Session {
     }
 
     async fn on_messages(&mut self, messages: Vec<Result<NodeMessage, Status>>) -> Result<(), End> {
-        let mut together = Together::default();
+        let mut pending = PendingWrites::default();
         // Whatever it says, it lives: beats stand behind long uploads.
         self.renew().await?;
         for message in messages {
             let message = match message {
                 Ok(message) => message.message,
                 Err(status) => {
-                    self.write(&mut together).await?;
+                    self.write(&mut pending).await?;
                     return Err(broken(status));
                 }
             };
             if let Some(node_message::Message::Change(change)) = message {
-                if let Err(end) = self.on_change(change, &mut together) {
+                if let Err(end) = self.on_change(change, &mut pending) {
                     // What came before it was good.
-                    self.write(&mut together).await?;
+                    self.write(&mut pending).await?;
                     return Err(end);
                 }
                 continue;
             }
-            self.write(&mut together).await?;
+            self.write(&mut pending).await?;
             match message {
                 Some(node_message::Message::Beat(beat)) => self.on_beat(beat.sequence).await?,
                 Some(node_message::Message::Schema(schema)) => self.on_schema(schema).await?,
@@ -183,10 +183,10 @@ impl Session {
                 Some(node_message::Message::Change(_)) | None => {}
             }
         }
-        self.write(&mut together).await
+        self.write(&mut pending).await
     }
 
-    fn on_change(&mut self, change: Change, together: &mut Together) -> Result<(), End> {
+    fn on_change(&mut self, change: Change, pending: &mut PendingWrites) -> Result<(), End> {
         let expected = self.sequence + 1;
         if change.sequence != expected {
             let found = change.sequence;
@@ -194,13 +194,15 @@ impl Session {
                 format!("{found} came where {expected} was due: changes are numbered from 1");
             return Err(refusal::invalid("change.sequence", text).into());
         }
-        self.brought
+        self.instance_charge
             .add(&self.registry, &self.node, &change.upserted)
             .map_err(Status::from)?;
         let validate::Changes { writes, rejected } = validate::change(&self.node, change)?;
         let (writes, rejected) = self.fit(writes, rejected);
-        together.writes.extend(writes);
-        together.changes.push((expected, rejected::told(rejected)));
+        pending.writes.extend(writes);
+        pending
+            .changes
+            .push((expected, rejected::for_node(rejected)));
         self.sequence = expected;
         Ok(())
     }
@@ -234,8 +236,8 @@ impl Session {
         (writes, rejected)
     }
 
-    async fn write(&mut self, together: &mut Together) -> Result<(), End> {
-        let Together { changes, writes } = std::mem::take(together);
+    async fn write(&mut self, pending: &mut PendingWrites) -> Result<(), End> {
+        let PendingWrites { changes, writes } = std::mem::take(pending);
         if changes.is_empty() {
             return Ok(());
         }
@@ -282,7 +284,7 @@ impl Session {
             of,
             revision,
             missing_schemas: Vec::new(),
-            rejected: rejected::told(rejected),
+            rejected: rejected::for_node(rejected),
         };
         self.answer(control_message::Message::Ack(ack)).await
     }

@@ -562,7 +562,7 @@ fn at(name: &str, address: &str) -> LocalInstance {
 }
 
 /// "id field", sorted as they came.
-fn told(rejected: &[Rejection]) -> Vec<String> {
+fn reasons_of(rejected: &[Rejection]) -> Vec<String> {
     let of = |it: &Rejection| format!("{} {}", it.instance.as_ref().unwrap().id, it.field);
     rejected.iter().map(of).collect()
 }
@@ -580,7 +580,7 @@ async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
     ];
     let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
     assert_eq!(
-        told(&welcome.rejected),
+        reasons_of(&welcome.rejected),
         ["newer instance.protocol", "link instance.address"]
     );
     let text = &welcome.rejected[0].description;
@@ -602,7 +602,7 @@ async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
     peer.send(Up::Change(change)).await;
     let first = ack(&mut peer).await;
     assert_eq!(first.of, Some(ack::Of::Change(1)));
-    assert_eq!(told(&first.rejected), ["u1 instance.address"]);
+    assert_eq!(reasons_of(&first.rejected), ["u1 instance.address"]);
     assert_eq!(mesh.names_at(first.revision).await, ["a/users.default/u2"]);
     let causes: Vec<_> = mesh.fixture.registry.read(|view| {
         let expired = view
@@ -617,7 +617,7 @@ async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
     // And the session goes on.
     peer.send(upsert(2, "users/u3")).await;
     let second = ack(&mut peer).await;
-    assert_eq!(told(&second.rejected), Vec::<String>::new());
+    assert_eq!(reasons_of(&second.rejected), Vec::<String>::new());
 }
 
 /// Issue 10, B3.
@@ -639,7 +639,7 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
     ];
     let (mut a, welcome) = Peer::open(mesh.server, proxy("a", "p1", 150, own)).await;
     assert_eq!(
-        told(&welcome.rejected),
+        reasons_of(&welcome.rejected),
         ["outbound", "mapped", "wildcard", "inbound"].map(|id| format!("{id} instance.address"))
     );
     let text = &welcome.rejected[0].description;
@@ -658,11 +658,14 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
     a.send(Up::Beat(Beat { sequence: 1 })).await;
     let beat = ack(&mut a).await;
     assert_eq!(beat.of, Some(ack::Of::Beat(1)));
-    assert_eq!(told(&beat.rejected), ["good instance.address"]);
+    assert_eq!(reasons_of(&beat.rejected), ["good instance.address"]);
     mesh.fixture.until(|view| names(view).is_empty()).await;
     // Once.
     a.send(Up::Beat(Beat { sequence: 2 })).await;
-    assert_eq!(told(&ack(&mut a).await.rejected), Vec::<String>::new());
+    assert_eq!(
+        reasons_of(&ack(&mut a).await.rejected),
+        Vec::<String>::new()
+    );
     let again = Change {
         sequence: 1,
         upserted: vec![at("users/good", "10.0.0.1:2508")],
@@ -670,7 +673,7 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
     };
     a.send(Up::Change(again)).await;
     let refused = ack(&mut a).await;
-    assert_eq!(told(&refused.rejected), ["good instance.address"]);
+    assert_eq!(reasons_of(&refused.rejected), ["good instance.address"]);
     let text = &refused.rejected[0].description;
     assert!(text.contains("the proxy of node b"), "{text}");
 }

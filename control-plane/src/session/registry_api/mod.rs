@@ -1,6 +1,5 @@
-//! `heddle.registry.v1.Registry` as the control plane answers it: the whole mesh, read only. In come questions of
-//! people and tools; out go sorted answers from the view and, for watches, its changes. Registration is not taken
-//! here: an instance registers with the agent of its own node.
+//! `heddle.registry.v1.Registry` of the control plane: the whole mesh, read-only. Lists are answered from the view,
+//! and watches follow its changes. Instances are not registered here but with the agent of their node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +26,7 @@ use crate::{
     access::Caller,
     budget::{Account, Charge, Refusal},
     names::ServiceName,
-    registry::{Instance, Place, Registry, Subscription, Touched, View},
+    registry::{ChangedInstances, Instance, InstanceId, Registry, View, ViewChanges},
 };
 
 /// Instances in one message of a watch, and their bytes: one larger instance goes alone.
@@ -141,11 +140,11 @@ impl Api for RegistryApi {
 /// One watch and what its client holds.
 struct Watcher {
     registry: Registry,
-    changes: Subscription,
+    changes: ViewChanges,
     /// None: all services.
     wanted: Option<ServiceName>,
     /// The registry's own instances, not copies.
-    sent: BTreeMap<ServiceName, BTreeMap<Place, Sent>>,
+    sent: BTreeMap<ServiceName, BTreeMap<InstanceId, Sent>>,
     /// How many of them.
     instances: usize,
     /// For what is sent.
@@ -179,8 +178,8 @@ enum End {
 /// What a client lacks of one service, and what it holds too much.
 #[derive(Default)]
 struct Difference {
-    changed: Vec<(Place, Arc<Instance>, Health)>,
-    removed: Vec<Place>,
+    changed: Vec<(InstanceId, Arc<Instance>, Health)>,
+    removed: Vec<InstanceId>,
 }
 
 impl Watcher {
@@ -203,7 +202,7 @@ impl Watcher {
         };
         self.last = Some(WatchInstancesResponse::default());
         for service in present {
-            self.tell(&service, Touched::All).await?;
+            self.send_changes(&service, ChangedInstances::All).await?;
         }
         let mut last = self.last.take().unwrap_or_default();
         last.initial_done = true;
@@ -221,29 +220,34 @@ impl Watcher {
                 {
                     continue;
                 }
-                let touched = batch.instances.remove(&service);
-                self.tell(&service, touched.unwrap_or_default()).await?;
+                let changed = batch.instances.remove(&service);
+                self.send_changes(&service, changed.unwrap_or_default())
+                    .await?;
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
     /// Tells what the client lacks of a service, and what it holds too much, among the instances that were touched.
-    async fn tell(&mut self, service: &ServiceName, touched: Touched) -> Result<(), End> {
+    async fn send_changes(
+        &mut self,
+        service: &ServiceName,
+        changed: ChangedInstances,
+    ) -> Result<(), End> {
         let held = self.sent.entry(service.clone()).or_default();
         let difference = self
             .registry
-            .read(|view| difference(view, service, held, touched));
+            .read(|view| difference(view, service, held, changed));
         let before = held.len();
-        for place in &difference.removed {
-            held.remove(place);
+        for id in &difference.removed {
+            held.remove(id);
         }
-        for (place, instance, health) in &difference.changed {
+        for (id, instance, health) in &difference.changed {
             let sent = Sent {
                 instance: Arc::clone(instance),
                 health: *health,
             };
-            held.insert(place.clone(), sent);
+            held.insert(id.clone(), sent);
         }
         let now = held.len();
         if now == 0 {
@@ -275,8 +279,8 @@ impl Watcher {
         if !message.changed.is_empty() {
             self.send(message).await?;
         }
-        for places in difference.removed.chunks(CHUNK) {
-            let removed = places.iter();
+        for ids in difference.removed.chunks(CHUNK) {
+            let removed = ids.iter();
             let message = WatchInstancesResponse {
                 removed: removed
                     .map(|(node, id)| format!("{node}/{service}/{id}"))
@@ -310,36 +314,33 @@ impl From<Refusal> for End {
 fn difference(
     view: &View,
     service: &ServiceName,
-    held: &BTreeMap<Place, Sent>,
-    touched: Touched,
+    held: &BTreeMap<InstanceId, Sent>,
+    changed: ChangedInstances,
 ) -> Difference {
     let mut difference = Difference::default();
-    let mut look = |place: &Place, instance: &Arc<Instance>| {
+    let mut look = |id: &InstanceId, instance: &Arc<Instance>| {
         let health = view.health(instance);
-        if held
-            .get(place)
-            .is_none_or(|sent| !sent.is(instance, health))
-        {
-            let changed = (place.clone(), Arc::clone(instance), health);
+        if held.get(id).is_none_or(|sent| !sent.is(instance, health)) {
+            let changed = (id.clone(), Arc::clone(instance), health);
             difference.changed.push(changed);
         }
     };
-    match touched {
-        Touched::All => {
+    match changed {
+        ChangedInstances::All => {
             for instance in view.instances(service) {
                 look(
                     &(Arc::clone(&instance.node), Arc::clone(&instance.id)),
                     instance,
                 );
             }
-            let gone = |place: &&Place| view.instance_at(service, place).is_none();
+            let gone = |id: &&InstanceId| view.instance_at(service, id).is_none();
             difference.removed = held.keys().filter(gone).cloned().collect();
         }
-        Touched::These(places) => {
-            for place in places {
-                match view.instance_at(service, &place) {
-                    Some(instance) => look(&place, instance),
-                    None if held.contains_key(&place) => difference.removed.push(place),
+        ChangedInstances::These(ids) => {
+            for id in ids {
+                match view.instance_at(service, &id) {
+                    Some(instance) => look(&id, instance),
+                    None if held.contains_key(&id) => difference.removed.push(id),
                     None => {}
                 }
             }

@@ -1,7 +1,6 @@
-//! What a node may say: every field of a Hello or a Change, checked before anything is written. In come messages as
-//! they arrived; out go the registry's own types with defaults filled in and the instances that are not taken, each with
-//! its fault, or all faults of the node itself with their field paths. No look at the registry here: the same message is
-//! always judged the same.
+//! Checks every field of a Hello or a Change before anything is written. The result is the registry's types with
+//! defaults filled in and the rejected instances with their faults, or all faults of the node itself with their field
+//! paths. The registry is not consulted: the same message is always judged the same.
 
 use std::{
     collections::HashSet,
@@ -23,7 +22,7 @@ use tonic::Status;
 use super::{refusal::Faults, rejected::Rejected};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
-    registry::{Gone, NodeIdentity, NodeWrite},
+    registry::{NodeIdentity, NodeWrite, RemovalCauses},
 };
 
 /// Most instances of one node.
@@ -44,7 +43,7 @@ pub(super) struct Said {
     /// Everything it has that is taken.
     pub(super) instances: Vec<(InstanceKey, LocalInstance)>,
     /// What it has no longer, as far as it remembers.
-    pub(super) gone: Gone,
+    pub(super) gone: RemovalCauses,
     pub(super) rejected: Vec<Rejected>,
 }
 
@@ -241,7 +240,7 @@ fn bound_protos(protos: &mut Vec<ProtoService>) {
     });
 }
 
-/// What people wrote is refused where it is bad, and only the instance with it; what programs derived (a reason, names
+/// Bad values of people are rejected with their instance; what programs derived (a reason, names
 /// out of descriptors) is cut to its bounds.
 fn local_instance(
     node: &Arc<str>,

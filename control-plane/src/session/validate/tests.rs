@@ -241,7 +241,7 @@ fn what_is_told_stays_small_whatever_was_sent() {
     bad.instance.as_mut().unwrap().labels = [("\u{7}".repeat(100_000), String::new())].into();
     message.instances = vec![bad; MAX_INSTANCES];
     let said = hello(message, false).unwrap();
-    let rejected = rejected::told(said.rejected);
+    let rejected = rejected::for_node(said.rejected);
     assert_eq!(rejected.len(), MAX_INSTANCES);
     assert!(rejected[0].description.contains("more)"), "{rejected:?}");
     let bytes: usize = rejected.iter().map(Message::encoded_len).sum();

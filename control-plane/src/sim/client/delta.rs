@@ -1,4 +1,4 @@
-//! A client that speaks delta: differences come in, acknowledgements and further questions go out.
+//! A simulated client that speaks the delta variant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, Flavor, Held, Speaks, revision_of};
+use super::{Client, Flavor, HeldResources, Speaks, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Delta, Variant},
@@ -50,7 +50,7 @@ impl Speaks for Delta {
         revision_of(&response.system_version_info)
     }
 
-    fn apply(held: &mut Held, kind: Kind, response: &Response) -> Result<(), String> {
+    fn apply(held: &mut HeldResources, kind: Kind, response: &Response) -> Result<(), String> {
         for bytes in &response.resources {
             let resource = Resource::decode(bytes.clone()).map_err(|error| error.to_string())?;
             let value = resource.resource.map(|any| any.value).unwrap_or_default();
@@ -75,7 +75,7 @@ impl Speaks for Delta {
             response_nonce: response.nonce.clone(),
             error_detail: rejected.then(|| Reason {
                 code: 3,
-                message: "the dice say no".to_owned(),
+                message: "rejected at random".to_owned(),
                 details: Vec::new(),
             }),
             ..DeltaDiscoveryRequest::default()
@@ -88,13 +88,13 @@ impl Speaks for Delta {
 
 /// Asks for what the resources held lead to, and no longer for what they do not.
 fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscoveryRequest> {
-    let wanted = client.seat(|seat| match client.flavor {
-        Flavor::Proxy => vec![(Kind::Endpoint, seat.held.names(Kind::Cluster))],
+    let wanted = client.state(|state| match client.flavor {
+        Flavor::Proxy => vec![(Kind::Endpoint, state.held.names(Kind::Cluster))],
         Flavor::EnvoyDelta => vec![
-            (Kind::Endpoint, seat.held.names(Kind::Cluster)),
+            (Kind::Endpoint, state.held.names(Kind::Cluster)),
             (
                 Kind::Route,
-                seat.held.listeners.values().flatten().cloned().collect(),
+                state.held.listeners.values().flatten().cloned().collect(),
             ),
         ],
         _ => vec![],
@@ -130,7 +130,7 @@ fn question(
     kind: Kind,
     names: impl IntoIterator<Item = String>,
 ) -> DeltaDiscoveryRequest {
-    let held = client.seat(|seat| seat.held.versions.get(&kind).cloned());
+    let held = client.state(|state| state.held.versions.get(&kind).cloned());
     DeltaDiscoveryRequest {
         type_url: kind.url().to_owned(),
         resource_names_subscribe: names.into_iter().collect(),

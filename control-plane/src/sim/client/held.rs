@@ -1,5 +1,5 @@
-//! What one client holds, decoded as far as the laws look at it. Resources come in one by one; out goes what must never
-//! be: a route to a cluster that is not held. No protocol here.
+//! What one simulated client holds, decoded as far as the invariants need it. A route to a cluster that the client
+//! does not hold is a fault. No protocol here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ use crate::snapshot::Kind;
 pub(in crate::sim) type Endpoints = BTreeMap<String, i32>;
 
 #[derive(Clone, Debug)]
-pub(in crate::sim) struct Held {
+pub(in crate::sim) struct HeldResources {
     pub(in crate::sim) flavor: Flavor,
     /// What a gRPC client dials.
     pub(in crate::sim) service: String,
@@ -40,7 +40,7 @@ pub(in crate::sim) struct Held {
     pub(in crate::sim) told: BTreeSet<Kind>,
 }
 
-impl Held {
+impl HeldResources {
     /// What a client starts with.
     pub(in crate::sim) fn new(flavor: Flavor, service: &str) -> Self {
         Self {

@@ -1,6 +1,5 @@
-//! The xDS clients of a run: our proxies and stock clients, by either variant of the protocol, as they ask, hold,
-//! acknowledge, reject, lag behind and come back. Responses come in, requests go out; what a client holds lies open
-//! for the laws.
+//! The simulated xDS clients: our proxies and stock clients, in either variant of the protocol. They subscribe,
+//! acknowledge, reject, fall behind and reconnect. What a client holds is visible to the invariants.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    dice::Dice,
-    laws,
+    invariants,
     link::{Socket, dial},
-    world::{Seat, Who, World, lock},
+    random::Random,
+    simulation::{ClientState, Simulation, Who, lock},
 };
 use crate::{
     snapshot::Kind,
@@ -28,7 +27,7 @@ mod delta;
 mod held;
 mod sotw;
 
-pub(super) use held::Held;
+pub(super) use held::HeldResources;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +65,21 @@ impl Flavor {
 }
 
 /// Starts a process of a client, with what it holds from before.
-pub(super) fn start(world: &World, dice: Dice, n: usize, held: Held) {
+pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: HeldResources) {
     let life = CancellationToken::new();
     let flavor = held.flavor;
-    world.say(format_args!("{} starts: {flavor:?}", Who::Client(n)));
-    let seat = Seat {
+    simulation.say(format_args!("{} starts: {flavor:?}", Who::Client(n)));
+    let state = ClientState {
         held,
         life: life.clone(),
         connected: None,
         lost_there: CancellationToken::new(),
         rejected: false,
     };
-    lock(&world.seats).insert(n, seat);
+    lock(&simulation.client_states).insert(n, state);
     let client = Client {
-        world: world.clone(),
-        dice,
+        simulation: simulation.clone(),
+        random,
         n,
         who: Who::Client(n),
         life,
@@ -90,16 +89,16 @@ pub(super) fn start(world: &World, dice: Dice, n: usize, held: Held) {
 }
 
 /// It dies. What it kept on disk is given to who starts it again.
-pub(super) fn kill(world: &World, n: usize) -> Option<Held> {
-    let seat = lock(&world.seats).remove(&n)?;
-    world.say(format_args!("{} is killed", Who::Client(n)));
-    seat.life.cancel();
-    Some(seat.held)
+pub(super) fn kill(simulation: &Simulation, n: usize) -> Option<HeldResources> {
+    let state = lock(&simulation.client_states).remove(&n)?;
+    simulation.say(format_args!("{} is killed", Who::Client(n)));
+    state.life.cancel();
+    Some(state.held)
 }
 
 struct Client {
-    world: World,
-    dice: Dice,
+    simulation: Simulation,
+    random: Random,
     n: usize,
     who: Who,
     life: CancellationToken,
@@ -115,8 +114,9 @@ trait Speaks: Variant<Request: Send, Response: Send> + Sized {
     fn kind(response: &Self::Response) -> Option<Kind>;
     fn told(response: &Self::Response) -> Option<u64>;
     /// Takes a response over.
-    fn apply(held: &mut Held, kind: Kind, response: &Self::Response) -> Result<(), String>;
-    /// What is to be said to a response, and asked after it.
+    fn apply(held: &mut HeldResources, kind: Kind, response: &Self::Response)
+    -> Result<(), String>;
+    /// The answer to a response, and the requests that follow it.
     fn answers(
         client: &Client,
         asked: &mut Self::Asked,
@@ -144,8 +144,8 @@ impl Client {
     }
 
     async fn connect_for_ever(&mut self) {
-        let replicas = self.world.profile.replicas;
-        let mut next = self.dice.index(replicas);
+        let replicas = self.simulation.profile.replicas;
+        let mut next = self.random.index(replicas);
         let mut wait = 250;
         loop {
             let replica = next % replicas;
@@ -157,20 +157,22 @@ impl Client {
                     self.talk::<Delta>(replica).await
                 }
             };
-            self.seat(|seat| seat.connected = None);
-            self.world
+            self.state(|state| state.connected = None);
+            self.simulation
                 .say(format_args!("{}: stream of r{replica}: {why}", self.who));
             if started.elapsed() > Duration::from_secs(10) {
                 wait = 250;
             }
-            sleep(self.dice.millis(wait * 6 / 10..=wait)).await;
+            sleep(self.random.millis(wait * 6 / 10..=wait)).await;
             wait = (wait * 2).min(3000);
-            self.world.until_awake(self.who).await;
+            self.simulation.until_awake(self.who).await;
         }
     }
 
-    fn seat<R>(&self, look: impl FnOnce(&mut Seat) -> R) -> Option<R> {
-        lock(&self.world.seats).get_mut(&self.n).map(look)
+    fn state<R>(&self, look: impl FnOnce(&mut ClientState) -> R) -> Option<R> {
+        lock(&self.simulation.client_states)
+            .get_mut(&self.n)
+            .map(look)
     }
 
     /// One stream from its first request to its end; gives why it ended.
@@ -179,8 +181,8 @@ impl Client {
         let accept =
             |replica: &super::replica::Replica, requests| V::accept(replica, &from, requests);
         let opened = dial(
-            &self.world,
-            &mut self.dice,
+            &self.simulation,
+            &mut self.random,
             self.who,
             &self.life,
             replica,
@@ -191,12 +193,12 @@ impl Client {
             Ok(socket) => socket,
             Err(why) => return why.to_owned(),
         };
-        let now = self.world.now();
-        self.seat(|seat| {
-            seat.connected = Some((replica, now));
-            seat.lost_there = socket.lost_there.clone();
-            seat.rejected = false;
-            seat.held.told.clear();
+        let now = self.simulation.now();
+        self.state(|state| {
+            state.connected = Some((replica, now));
+            state.lost_there = socket.lost_there.clone();
+            state.rejected = false;
+            state.held.told.clear();
         });
         let mut asked = V::Asked::default();
         for request in V::first(self, &mut asked) {
@@ -222,14 +224,14 @@ impl Client {
                 Some(Err(status)) => return format!("{:?}: {}", status.code(), status.message()),
                 None => return "it ended the stream".to_owned(),
             };
-            if self.dice.chance(10) {
+            if self.random.chance(10) {
                 // It has other things to do.
-                sleep(self.dice.millis(100..=3000)).await;
+                sleep(self.random.millis(100..=3000)).await;
             }
-            self.world.until_awake(self.who).await;
+            self.simulation.until_awake(self.who).await;
             let rejected = self.on_response::<V>(&response);
             if rejected && leave_at.is_none() {
-                let pause = self.dice.millis(100..=3000);
+                let pause = self.random.millis(100..=3000);
                 leave_at = Some(Instant::now() + pause);
             }
             let Some(kind) = V::kind(&response) else {
@@ -246,34 +248,34 @@ impl Client {
     /// Takes a response over, or rejects it, as the dice want.
     fn on_response<V: Speaks>(&mut self, response: &V::Response) -> bool {
         let Some(kind) = V::kind(response) else {
-            self.world.broken(
+            self.simulation.broken(
                 "protocol",
                 format_args!("{}: a type nobody asked for", self.who),
             );
             return true;
         };
         let revision = V::told(response).unwrap_or(0);
-        let rejected = self.dice.chance(6);
-        let done = self.seat(|seat| {
-            laws::on_revision(&self.world, self.who, &mut seat.held, kind, revision);
+        let rejected = self.random.chance(6);
+        let done = self.state(|state| {
+            invariants::on_revision(&self.simulation, self.who, &mut state.held, kind, revision);
             if rejected {
-                seat.rejected = true;
+                state.rejected = true;
                 return Ok::<_, String>(Vec::new());
             }
-            seat.held.told.insert(kind);
-            let before = seat.held.addresses();
-            V::apply(&mut seat.held, kind, response)?;
-            laws::on_taken(&self.world, self.who, &before, &seat.held.addresses());
+            state.held.told.insert(kind);
+            let before = state.held.addresses();
+            V::apply(&mut state.held, kind, response)?;
+            invariants::on_taken(&self.simulation, self.who, &before, &state.held.addresses());
             // What it rejected it lacks by its own will.
-            Ok(if seat.rejected {
+            Ok(if state.rejected {
                 vec![]
             } else {
-                seat.held.faults()
+                state.held.faults()
             })
         });
         let verb = if rejected { "rejects" } else { "takes" };
         let size = prost::Message::encoded_len(response);
-        self.world.say(format_args!(
+        self.simulation.say(format_args!(
             "{}: {verb} {} at revision {revision} ({size} bytes)",
             self.who,
             kind.word()
@@ -281,14 +283,14 @@ impl Client {
         match done {
             Some(Ok(faults)) => {
                 for fault in faults {
-                    self.world.broken(
+                    self.simulation.broken(
                         "I6 make before break",
                         format_args!("{}: {fault}", self.who),
                     );
                 }
             }
             Some(Err(why)) => self
-                .world
+                .simulation
                 .broken("protocol", format_args!("{}: {why}", self.who)),
             None => {}
         }
@@ -297,7 +299,7 @@ impl Client {
 
     /// Who it is, for the first request of a stream.
     fn node(&self) -> Node {
-        let seen = self.seat(|seat| seat.held.seen).unwrap_or(0);
+        let seen = self.state(|state| state.held.seen).unwrap_or(0);
         let mut words = vec![];
         if self.flavor.is_proxy() {
             words.push(("role", "proxy".to_owned()));

@@ -1,5 +1,4 @@
-//! A client that speaks state of the world: whole states (or, of endpoints and routes, parts) come in, requests with
-//! everything it wants go out.
+//! A simulated client that speaks the state-of-the-world variant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +14,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, Flavor, Held, Speaks, revision_of};
+use super::{Client, Flavor, HeldResources, Speaks, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Sotw, Variant},
@@ -45,7 +44,7 @@ impl Speaks for Sotw {
         revision_of(&response.version_info)
     }
 
-    fn apply(held: &mut Held, kind: Kind, response: &Response) -> Result<(), String> {
+    fn apply(held: &mut HeldResources, kind: Kind, response: &Response) -> Result<(), String> {
         let mut told = BTreeSet::new();
         for bytes in &response.resources {
             let any = Any::decode(bytes.clone()).map_err(|error| error.to_string())?;
@@ -94,7 +93,7 @@ impl Speaks for Sotw {
         if rejected {
             answer.error_detail = Some(Reason {
                 code: 3,
-                message: "the dice say no".to_owned(),
+                message: "rejected at random".to_owned(),
                 details: Vec::new(),
             });
         }
@@ -106,8 +105,8 @@ impl Speaks for Sotw {
 
 /// What the client wants of each type that it asks for now; an empty list is the wildcard.
 fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
-    let wanted = client.seat(|seat| {
-        let held = &seat.held;
+    let wanted = client.state(|state| {
+        let held = &state.held;
         let clusters: Vec<String> = held.names(Kind::Cluster).into_iter().collect();
         let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
         let routes: Vec<String> = routes.into_iter().collect();
@@ -161,7 +160,7 @@ fn request(
     kind: Kind,
     (names, nonce): &(Vec<String>, String),
 ) -> DiscoveryRequest {
-    let accepted = client.seat(|seat| seat.held.accepted.get(&kind).cloned());
+    let accepted = client.state(|state| state.held.accepted.get(&kind).cloned());
     DiscoveryRequest {
         type_url: kind.url().to_owned(),
         version_info: accepted.flatten().unwrap_or_default(),

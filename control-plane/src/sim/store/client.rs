@@ -1,5 +1,5 @@
-//! One replica's way to the store: what becomes of a request and of the changes that are watched. In come the requests
-//! of a registry, out go answers: late, lost, or of something that is done only after it was called failed.
+//! One replica's connection to the simulated store: requests may be late or lost, or done only after they were
+//! reported as failed.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Cluster, Job, MAX_VALUE_BYTES};
 use crate::{
     sim::{
-        dice::{Dice, hash},
-        laws,
-        world::{Who, World, lock},
+        invariants,
+        random::{Random, hash},
+        simulation::{Simulation, Who, lock},
     },
     store::{
         Changes, KeyValue, LeaseId, Range, Revision, Store, StoreCounters, StoreError, StoreFuture,
@@ -31,12 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One replica's way to the store.
 struct Client {
-    world: World,
+    simulation: Simulation,
     me: Who,
     life: CancellationToken,
 }
 
-/// What becomes of one request.
+/// The fate of one request.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     Done,
@@ -51,21 +51,21 @@ impl Client {
         &self,
         what: &'static str,
         content: &[u8],
-        apply: impl FnOnce(&World, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
+        apply: impl FnOnce(&Simulation, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'_, T> {
         let (reply, answer) = oneshot::channel();
-        let (world, me, life) = (self.world.clone(), self.me, self.life.clone());
-        let now = world.now().as_millis();
-        let order = hash(world.seed, format!("{now} {me} {what}").as_bytes());
+        let (simulation, me, life) = (self.simulation.clone(), self.me, self.life.clone());
+        let now = simulation.now().as_millis();
+        let order = hash(simulation.seed, format!("{now} {me} {what}").as_bytes());
         let request = Request {
             me,
             order: hash(order, content),
         };
         // A request that is under way is done even if nobody waits for it any more.
         tokio::spawn(async move {
-            let done = request.run(&world, apply).await;
+            let done = request.run(&simulation, apply).await;
             if let Err(StoreError::Unavailable { cause }) = &done {
-                world.say(format_args!("{me}: {what}: {cause}"));
+                simulation.say(format_args!("{me}: {what}: {cause}"));
             }
             if !life.is_cancelled() {
                 let _ = reply.send(done);
@@ -83,36 +83,45 @@ struct Request {
 impl Request {
     async fn run<T: Send + 'static>(
         self,
-        world: &World,
-        apply: impl FnOnce(&World, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
+        simulation: &Simulation,
+        apply: impl FnOnce(&Simulation, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let me = self.me;
-        let mut dice = Dice::new(self.order);
-        let calm = world.calm.load(Ordering::Relaxed);
-        let fate = if !calm && dice.chance(world.profile.lossy) {
-            dice.pick(&[Fate::Lost, Fate::AnswerLost, Fate::Late])
+        let mut random = Random::new(self.order);
+        let calm = simulation.calm.load(Ordering::Relaxed);
+        let fate = if !calm && random.chance(simulation.profile.lossy) {
+            random
+                .pick(&[Fate::Lost, Fate::AnswerLost, Fate::Late])
                 .unwrap_or(Fate::Done)
         } else {
             Fate::Done
         };
         let given_up = Instant::now() + PATIENCE;
-        sleep(world.latency(&mut dice, me, Who::Store)).await;
-        if fate == Fate::Lost || timeout_at(given_up, until_up(world, me)).await.is_err() {
+        sleep(simulation.latency(&mut random, me, Who::Store)).await;
+        if fate == Fate::Lost
+            || timeout_at(given_up, until_up(simulation, me))
+                .await
+                .is_err()
+        {
             sleep_until(given_up).await;
             return Err(unavailable("no answer in time (not done)"));
         }
         if fate == Fate::Late {
-            let (world, later) = (world.clone(), dice.millis(10..=4000));
+            let (simulation, later) = (simulation.clone(), random.millis(10..=4000));
             tokio::spawn(async move {
                 sleep_until(given_up + later).await;
-                let _ = self.done(&world, apply).await;
+                let _ = self.done(&simulation, apply).await;
             });
             sleep_until(given_up).await;
             return Err(unavailable("no answer in time (done later)"));
         }
-        let result = self.done(world, apply).await;
-        sleep(world.latency(&mut dice, Who::Store, me)).await;
-        if fate == Fate::AnswerLost || timeout_at(given_up, until_up(world, me)).await.is_err() {
+        let result = self.done(simulation, apply).await;
+        sleep(simulation.latency(&mut random, Who::Store, me)).await;
+        if fate == Fate::AnswerLost
+            || timeout_at(given_up, until_up(simulation, me))
+                .await
+                .is_err()
+        {
             sleep_until(given_up).await;
             return Err(unavailable("no answer in time (done)"));
         }
@@ -121,19 +130,19 @@ impl Request {
 
     async fn done<T: Send + 'static>(
         &self,
-        world: &World,
-        apply: impl FnOnce(&World, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
+        simulation: &Simulation,
+        apply: impl FnOnce(&Simulation, &mut Cluster) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = Job {
             at: Instant::now(),
             order: self.order,
-            apply: Box::new(move |world, cluster| {
-                let _ = reply.send(apply(world, cluster));
+            apply: Box::new(move |simulation, cluster| {
+                let _ = reply.send(apply(simulation, cluster));
             }),
         };
         {
-            let mut cluster = lock(&world.store);
+            let mut cluster = lock(&simulation.store);
             cluster.jobs.push(job);
             cluster.asked.notify_one();
         }
@@ -141,10 +150,10 @@ impl Request {
     }
 }
 
-async fn until_up(world: &World, me: Who) {
+async fn until_up(simulation: &Simulation, me: Who) {
     loop {
-        let change = world.net_change();
-        if lock(&world.store).up && world.joined(me, Who::Store) {
+        let change = simulation.net_change();
+        if lock(&simulation.store).up && simulation.joined(me, Who::Store) {
             return;
         }
         change.await;
@@ -194,9 +203,9 @@ impl Store for Client {
         self.ask(
             "transaction",
             format!("{txn:?}").as_bytes(),
-            move |world, cluster| {
+            move |simulation, cluster| {
                 let (result, changes) = cluster.machine.txn(&txn)?;
-                laws::on_changes(world, me, &cluster.machine, changes.as_ref());
+                invariants::on_changes(simulation, me, &cluster.machine, changes.as_ref());
                 Ok(result)
             },
         )
@@ -221,10 +230,10 @@ impl Store for Client {
         self.ask(
             "revocation",
             &lease.0.to_le_bytes(),
-            move |world, cluster| {
+            move |simulation, cluster| {
                 let ended = cluster.machine.revoke(lease)?;
                 for event in ended.iter().flat_map(|changes| changes.events.iter()) {
-                    world.say(format_args!(
+                    simulation.say(format_args!(
                         "store: {me} revokes lease {lease}: {}",
                         event.key
                     ));
@@ -236,7 +245,7 @@ impl Store for Client {
 
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {
         let cursor = Cursor {
-            world: self.world.clone(),
+            simulation: self.simulation.clone(),
             me: self.me,
             life: self.life.clone(),
             prefix: prefix.to_owned(),
@@ -255,12 +264,12 @@ impl Store for Client {
     }
 
     fn counters(&self) -> StoreCounters {
-        lock(&self.world.store).machine.counters()
+        lock(&self.simulation.store).machine.counters()
     }
 }
 
 struct Cursor {
-    world: World,
+    simulation: Simulation,
     me: Who,
     life: CancellationToken,
     prefix: String,
@@ -288,24 +297,24 @@ impl Cursor {
                 return None;
             }
             loop {
-                let published = self.world.published.notified();
-                if lock(&self.world.store).machine.history().published() >= self.next {
+                let published = self.simulation.published.notified();
+                if lock(&self.simulation.store).machine.history().published() >= self.next {
                     break;
                 }
                 published.await;
             }
             let order = hash(
-                self.world.seed,
+                self.simulation.seed,
                 format!("{} {}", self.me, self.next).as_bytes(),
             );
             sleep(
-                self.world
-                    .latency(&mut Dice::new(order), Who::Store, self.me),
+                self.simulation
+                    .latency(&mut Random::new(order), Who::Store, self.me),
             )
             .await;
-            until_up(&self.world, self.me).await;
+            until_up(&self.simulation, self.me).await;
             let found = {
-                let cluster = lock(&self.world.store);
+                let cluster = lock(&self.simulation.store);
                 cluster.machine.history().watch(&self.prefix, self.next, 64)
             };
             match found {
@@ -314,7 +323,7 @@ impl Cursor {
                     self.next = next;
                 }
                 Err(error) => {
-                    self.world
+                    self.simulation
                         .say(format_args!("{}: its watch ends: {error}", self.me));
                     self.failed = true;
                     return Some(Err(error));
@@ -326,12 +335,12 @@ impl Cursor {
 
 /// The store for one process of a replica.
 pub(in crate::sim) fn client(
-    world: &World,
+    simulation: &Simulation,
     replica: usize,
     life: &CancellationToken,
 ) -> Arc<dyn Store> {
     Arc::new(Client {
-        world: world.clone(),
+        simulation: simulation.clone(),
         me: Who::Replica(replica),
         life: life.clone(),
     })

@@ -1,6 +1,6 @@
-//! The store of the run: the real machine with its real leases, behind a network. Requests come from replicas, are late,
-//! lost before or after they are done, or refused while the store is down; changes go out to watches. When its leader
-//! changes, leases begin anew, as etcd's do.
+//! The simulated store: the real state machine with its real leases, behind a simulated network. Requests are
+//! delayed, lost before or after they are done, or refused while the store is down. When its leader changes, leases
+//! begin anew, as etcd's do.
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    laws,
-    world::{World, lock},
+    invariants,
+    simulation::{Simulation, lock},
 };
 use crate::store::{
     LeaseId,
@@ -40,7 +40,7 @@ pub(super) struct Cluster {
     asked: Arc<Notify>,
 }
 
-type Apply = Box<dyn FnOnce(&World, &mut Cluster) + Send>;
+type Apply = Box<dyn FnOnce(&Simulation, &mut Cluster) + Send>;
 
 /// What is to be done with the machine. Those of one millisecond are done in the order of what they are.
 struct Job {
@@ -73,26 +73,26 @@ impl Cluster {
 }
 
 /// Does what was asked, and lets leases run out while the store is up.
-pub(super) async fn run(world: World) {
-    let asked = Arc::clone(&lock(&world.store).asked);
+pub(super) async fn run(simulation: Simulation) {
+    let asked = Arc::clone(&lock(&simulation.store).asked);
     let mut look = Instant::now() + LOOK;
     loop {
         tokio::select! {
             biased;
             () = sleep_until(look) => {
                 look += LOOK;
-                expire(&world);
+                expire(&simulation);
             }
             () = asked.notified() => sleep(Duration::from_millis(1)).await,
         }
-        work(&world);
+        work(&simulation);
     }
 }
 
 /// Whatever was asked for before this millisecond.
-fn work(world: &World) {
+fn work(simulation: &Simulation) {
     let now = Instant::now();
-    let mut cluster = lock(&world.store);
+    let mut cluster = lock(&simulation.store);
     let (mut due, later): (Vec<Job>, Vec<Job>) = std::mem::take(&mut cluster.jobs)
         .into_iter()
         .partition(|job| job.at < now);
@@ -102,16 +102,16 @@ fn work(world: &World) {
     cluster.jobs = later;
     due.sort_by_key(|job| (job.at, job.order));
     for job in due {
-        (job.apply)(world, &mut cluster);
+        (job.apply)(simulation, &mut cluster);
     }
     cluster.machine.publish();
     drop(cluster);
-    world.published.notify_waiters();
+    simulation.published.notify_waiters();
 }
 
-fn expire(world: &World) {
+fn expire(simulation: &Simulation) {
     let now = Instant::now().into_std();
-    let mut cluster = lock(&world.store);
+    let mut cluster = lock(&simulation.store);
     if !cluster.up {
         cluster.renew_all(now);
     }
@@ -120,19 +120,19 @@ fn expire(world: &World) {
     for (lease, changes) in ended {
         let events = changes.iter().flat_map(|changes| changes.events.iter());
         for event in events {
-            world.say(format_args!("store: lease {lease} ran out: {}", event.key));
-            laws::on_lapsed(world, &event.key);
+            simulation.say(format_args!("store: lease {lease} ran out: {}", event.key));
+            invariants::on_lapsed(simulation, &event.key);
         }
     }
 }
 
-pub(super) fn set_up(world: &World, up: bool) {
-    let mut cluster = lock(&world.store);
+pub(super) fn set_up(simulation: &Simulation, up: bool) {
+    let mut cluster = lock(&simulation.store);
     cluster.up = up;
     if up {
         cluster.renew_all(Instant::now().into_std());
     }
     drop(cluster);
     // Who waits looks again.
-    world.change_net(|_| {});
+    simulation.change_net(|_| {});
 }

@@ -1,4 +1,4 @@
-//! The bounds of keys, values and transactions (law 8).
+//! The bounds of keys, values and transactions (invariant 8).
 
 use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreError, Txn, get};
 

@@ -1,4 +1,4 @@
-//! The laws of leases, as tests that every engine of the store passes.
+//! The invariants of leases, as tests that every engine of the store passes.
 
 use std::time::Duration;
 

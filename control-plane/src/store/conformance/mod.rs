@@ -1,7 +1,7 @@
-//! The laws of the store as tests: one suite that every engine passes. In comes an open, fresh store, twice if several
-//! processes may have it; nothing of one engine may be assumed here but how it is made to forget its history. Each law
-//! keeps to keys of its own, and all run on one store. What the suite knows of the store it has from its parent, so that
-//! the tests of engines outside of this crate can include it too.
+//! The invariants of the store as tests that every engine passes. The suite is given an open, empty store, opened
+//! twice if several processes may share it; of an engine it knows only how to make it forget its history. Each test
+//! keeps to keys of its own, and all run on one store. The suite uses only its parent module's imports of the store,
+//! so that tests of engines outside of this crate can include it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -48,7 +48,7 @@ pub(crate) enum Forget {
 /// Compacts everything before a revision.
 pub(crate) type Compact = Box<dyn Fn(Revision) -> Pin<Box<dyn Future<Output = ()>>>>;
 
-/// Runs every law.
+/// Runs every invariant.
 pub(crate) async fn all(engine: &Engine) {
     let store = &*engine.store;
     revisions_count_changes(store).await;

@@ -1,4 +1,4 @@
-//! Writers who race, through one client of the store or through two (laws 2 and 3).
+//! Concurrent writers, through one client of the store and through two (invariants 2 and 3).
 
 use super::{Compare, Engine, Op, Txn, get, put};
 

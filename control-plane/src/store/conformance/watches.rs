@@ -1,4 +1,4 @@
-//! The laws of watches and of the history behind them.
+//! The invariants of watches and of the history behind them.
 
 use super::{
     Engine, Forget, MAX_TXN_BYTES, Op, Store, StoreError, Txn, any, get, next, put, summary,

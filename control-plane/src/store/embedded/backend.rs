@@ -1,6 +1,5 @@
-//! The file under redb, with every wait for the disk counted. In come redb's reads, writes and locks, passed on as
-//! they are; out goes the count. Any other storage that keeps redb's contract fits under it, also one that loses
-//! unsynced writes.
+//! The file under redb, with a count of the waits for the disk. Any other storage that keeps redb's contract can take
+//! its place, also one that loses unsynced writes.
 
 use std::{
     ops::Bound,

@@ -1,6 +1,5 @@
-//! The store's file: what lies in it, how it is opened, how a batch of changes becomes durable. In come batches
-//! from the writer, out goes at start what was last committed. Only here does anything know redb's tables; errors
-//! of opening say what is wrong with which path and what to do.
+//! The store's file: its tables, how it is opened, and how a batch of changes becomes durable. Only this file knows
+//! redb's tables. Errors of opening name the path and the remedy.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
-//! The engine for one control plane: a durable single file (redb). Reads and watches are served from memory; a
-//! writer thread takes the changes of all who wait, makes them durable with one commit and one fsync, then shows
-//! them. No second process writes the file, and nobody sees what a power cut could take back.
+//! The engine for one control plane: a durable single file (redb). Reads and watches are served from memory. A writer
+//! thread makes all waiting changes durable with one commit and one fsync and then shows them, so nobody sees what a
+//! power failure could undo. The file is locked against other processes.
 
 use std::{
     path::{Path, PathBuf},

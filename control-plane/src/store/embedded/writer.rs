@@ -1,6 +1,6 @@
-//! The one writer of the embedded store: takes whatever waits, applies it in order, makes all of it durable with
-//! one commit, shows it, answers. In come requests and the running out of leases; out go commits to the file. If a
-//! commit fails, everything in it is refused and the state is read again from the file: memory never runs ahead.
+//! The writer thread of the embedded store: applies waiting requests and lapsed leases in order, makes them durable
+//! with one commit, shows them and answers. If a commit fails everything in it is refused and the state is read again
+//! from the file, so memory is never ahead of it.
 
 use std::{
     sync::{Arc, mpsc},

@@ -1,4 +1,5 @@
-//! The messages of etcd's API, generated from proto/etcd.proto, and the paths of the calls. Only this room sees them.
+//! The messages of etcd's API, generated from proto/etcd.proto, and the paths of its calls. Only the etcd engine uses
+//! them.
 #![allow(
     clippy::all,
     clippy::pedantic,

@@ -1,6 +1,6 @@
-//! Puts together what a watch is sent: events of several revisions in one message, one revision in several messages,
-//! words that the watch has come so far. In come the messages in order, out go whole revisions, each once and in order.
-//! Pure: no stream and no clock comes in here.
+//! Assembles the revisions of a watch: one message may have events of several revisions, one revision may come in
+//! several messages, and progress messages say how far the watch is. The result is whole revisions, each once and in
+//! order. Pure.
 
 use std::collections::VecDeque;
 

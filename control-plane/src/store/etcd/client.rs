@@ -1,6 +1,6 @@
-//! Calls to the members of an etcd: one at a time is asked, the next one when it fails, within a bounded time. In come
-//! requests, out go answers or the reason with the members' addresses and what to look at. What may have been done is
-//! never asked for a second time unless that does no harm; watches and keep-alives get their streams here too.
+//! Calls the members of an etcd: one at a time, the next one after a failure, within a time limit. Errors name the
+//! members and what to check. A request that may have been done is repeated only where that is harmless. Streams of
+//! watches and keep-alives are opened here too.
 
 use std::{
     sync::{

@@ -1,6 +1,5 @@
-//! What a failed call to etcd means: an answer that the store gives on, a fault after which another member may do
-//! better, or not knowing whether it was done. In comes a gRPC status, out goes the verdict; only the texts and codes
-//! that etcd documents are known here, and nothing is called.
+//! What a failed call to etcd means: an answer for the caller, a fault after which another member may answer, or an
+//! unknown outcome. Only the texts and codes that etcd documents are used.
 
 use heddle_proto::error_text::{chain, status_with_causes};
 use tonic::{Code, ConnectError, Status};

@@ -2,7 +2,7 @@
 //! come transactions, leases and reads; out go etcd's answers, and watches that outlive the members they began at. No
 //! state is kept here but what one process needs to ask again: the truth is etcd's alone.
 //!
-//! # How the laws are kept
+//! # How the invariants are kept
 //! * **Revisions** are etcd's, counted over all its keys: writes under other prefixes raise them too. A watch therefore
 //!   also tells how far it is (`Changes` without events), within half a second, or at once when this process was told
 //!   of a newer revision; whoever waits for a revision does not wait for ever.
@@ -32,9 +32,9 @@ use tokio::{
 
 use self::{
     api::Answer,
-    beats::Beat,
     client::{Again, Client},
     fault::Fault,
+    keep_alives::KeepAlive,
     translate::{Space, id, lease, number, seconds},
     watching::Watching,
 };
@@ -48,7 +48,7 @@ mod options;
 mod translate;
 mod fault;
 mod client;
-mod beats;
+mod keep_alives;
 mod assembly;
 mod watching;
 
@@ -70,7 +70,7 @@ pub struct Etcd {
     /// Shared with the watches and the keep-alives.
     client: Arc<Client>,
     space: Space,
-    beats: mpsc::Sender<Beat>,
+    keep_alives: mpsc::Sender<KeepAlive>,
     timeout: Duration,
     asked: Asked,
 }
@@ -87,7 +87,7 @@ impl Etcd {
     pub fn open(options: &EtcdOptions) -> Result<Self, StoreError> {
         let client = Arc::new(Client::new(options)?);
         Ok(Self {
-            beats: beats::start(Arc::clone(&client)),
+            keep_alives: keep_alives::start(Arc::clone(&client)),
             client,
             space: Space::new(&options.prefix),
             timeout: options.timeout,
@@ -240,20 +240,20 @@ impl Etcd {
         Ok(lease)
     }
 
-    async fn beat(&self, lease: LeaseId) -> Result<(), StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let end = Instant::now() + self.timeout;
         let mut last = Fault::NotDone("no member answered a keep-alive".to_owned());
         loop {
             let (answer, word) = oneshot::channel();
-            let beat = async {
-                let beat = Beat { lease, answer };
-                self.beats
-                    .send(beat)
+            let keep_alive = async {
+                let keep_alive = KeepAlive { lease, answer };
+                self.keep_alives
+                    .send(keep_alive)
                     .await
                     .map_err(|_| StoreError::Closed)?;
                 word.await.map_err(|_| StoreError::Closed)
             };
-            match timeout_at(end, beat).await {
+            match timeout_at(end, keep_alive).await {
                 Ok(Ok(Ok(true))) => return Ok(()),
                 Ok(Ok(Ok(false))) => return Err(StoreError::LeaseNotFound(lease)),
                 Ok(Ok(Err(fault @ Fault::Refused(_)))) => return Err(self.client.tell(fault)),
@@ -325,7 +325,7 @@ impl Store for Etcd {
     }
 
     fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
-        Box::pin(self.beat(lease))
+        Box::pin(self.keep_alive(lease))
     }
 
     fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
@@ -339,7 +339,7 @@ impl Store for Etcd {
 
     fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         // Without its task no lease is kept alive any more.
-        Box::pin(self.beats.closed())
+        Box::pin(self.keep_alives.closed())
     }
 
     fn counters(&self) -> StoreCounters {

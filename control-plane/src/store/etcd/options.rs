@@ -1,5 +1,5 @@
-//! Where an etcd is and how one speaks to it. In come the words of the options, out go endpoints ready to be dialled
-//! or the option that is wrong; files of keys and passwords are read here. Nothing is dialled.
+//! Where an etcd is and how to connect to it, parsed from the options: endpoints that are ready to be dialed, or the
+//! option that is wrong. Files with keys and passwords are read here. Nothing is dialed.
 
 use std::{fs, path::PathBuf, time::Duration};
 

@@ -1,5 +1,4 @@
-//! The store's words in etcd's and back: keys under the prefix of this mesh, transactions, key-values. Pure: in come
-//! values of one side, out go those of the other; no connection and no waiting comes in here.
+//! Translates between the store's and etcd's types: keys with the prefix of this mesh, transactions, values. Pure.
 
 use std::{str, sync::Arc, time::Duration};
 

@@ -1,6 +1,6 @@
-//! The store as a state machine: the laws of `store/mod.rs` without disk, thread or clock. In come transactions,
-//! leases and the time; out come results and the changes that an engine must make durable before it lets anybody
-//! see them. Reads show what was published, never what is only applied.
+//! The store as a state machine: the invariants of `store/mod.rs` without disk, thread or clock. Each transaction
+//! returns its result and the changes that an engine must make durable before it shows them. Reads show only what was
+//! published.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

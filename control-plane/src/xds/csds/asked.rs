@@ -1,5 +1,5 @@
-//! Which clients a question is about. In come Envoy's node matchers, out goes yes or no for a node id, or which matcher
-//! cannot be honoured. Pure.
+//! Which clients a question is about: Envoy's node matchers applied to a node id. A matcher that is not supported is
+//! refused by name. Pure.
 
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     NodeMatcher, StringMatcher, string_matcher::MatchPattern,

@@ -1,5 +1,5 @@
-//! One answer of several: the pieces of each replica, sorted by node id, become one list that is sorted so. In come pieces
-//! of numbered sources, at most one of each at a time, so that nothing piles up here; out goes the next one. Pure.
+//! Merges the pieces of several replicas, each sorted by node id, into one sorted list. At most one piece of each
+//! source is held. Pure.
 
 use super::pieces::Piece;
 

@@ -1,7 +1,7 @@
-//! What each client was sent, resource by resource, and what it said about it, in the words of
-//! `envoy.service.status.v3.ClientStatusDiscoveryService`. In come the clients of this replica and a question with
-//! matchers of node ids, out go pieces of bounded size, which are merged with those of other replicas and packed into
-//! answers. Pure: who asks whom is `replica`'s, and the gRPC service is `status`'s. Nothing is changed here.
+//! The state of each client, resource by resource, in the terms of
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`. The clients that a question matches become pieces of
+//! bounded size, which are merged with those of other replicas and packed into answers. Pure: other replicas are
+//! asked by `replica`, and the gRPC service is in `status`.
 
 mod asked;
 mod pieces;

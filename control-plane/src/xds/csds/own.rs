@@ -1,6 +1,5 @@
-//! The clients of this replica that a question is about, piece by piece: in the order of their node ids, streams of one
-//! node in the order in which they came. One client's list of names is held at a time, and its stream waits for no more
-//! than that this list is copied.
+//! The clients of this replica that a question matches, piece by piece, ordered by node id. One client's list of
+//! names is held at a time, and its stream is blocked only while this list is copied.
 
 use std::{
     sync::{Arc, Weak},
@@ -62,9 +61,9 @@ impl Own {
 
 /// Names and counted references are copied while the client's session stands still; encoding comes after.
 fn holdings(client: &Client) -> Vec<Holding> {
-    let session = client.session();
+    let state = client.state();
     Kind::ALL
         .into_iter()
-        .flat_map(|kind| session.subscription(kind).holdings())
+        .flat_map(|kind| state.subscription(kind).holdings())
         .collect()
 }

@@ -1,5 +1,4 @@
-//! Answers of bounded size. In come pieces of clients, out go responses that end before they grow past a limit; a client
-//! may be continued in the next one. Pure.
+//! Packs pieces into answers of bounded size. A client may be continued in the next answer. Pure.
 
 use envoy_types::pb::envoy::service::status::v3::ClientStatusResponse;
 use prost::Message as _;

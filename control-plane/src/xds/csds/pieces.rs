@@ -1,5 +1,5 @@
-//! One client in pieces of bounded size, in the words of CSDS. In comes what it holds, out go pieces that are made one at
-//! a time: a client of 10,000 services is never there as a whole. Pure.
+//! One client in pieces of bounded size, in the terms of CSDS. Pieces are built one at a time: a client of 10,000
+//! services is never held as a whole. Pure.
 
 use std::{collections::HashMap, iter::Peekable, vec};
 

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     snapshot::{Audience, Kind, Resource, fixture::Mesh},
     xds::{
-        Delta, Lens, NodeInfo, Session,
+        ClientState, ClientView, Delta, NodeInfo,
         subscription::{Holding, State},
     },
 };
@@ -39,7 +39,7 @@ fn info(id: &str, role: &str) -> NodeInfo {
     }
 }
 
-fn ask(session: &mut Session, names: &[&str], nonce: &str, error: Option<&str>) {
+fn ask(state: &mut ClientState, names: &[&str], nonce: &str, error: Option<&str>) {
     let request = DeltaDiscoveryRequest {
         type_url: Kind::Endpoint.url().to_owned(),
         resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -50,13 +50,11 @@ fn ask(session: &mut Session, names: &[&str], nonce: &str, error: Option<&str>) 
         }),
         ..DeltaDiscoveryRequest::default()
     };
-    session
-        .on_request::<Delta>(Kind::Endpoint, &request)
-        .unwrap();
+    state.on_request::<Delta>(Kind::Endpoint, &request).unwrap();
 }
 
-fn states(session: &Session) -> Vec<(String, State)> {
-    let holdings = session.subscription(Kind::Endpoint).holdings();
+fn states(state: &ClientState) -> Vec<(String, State)> {
+    let holdings = state.subscription(Kind::Endpoint).holdings();
     holdings
         .iter()
         .map(|each| (each.name.to_string(), each.state.clone()))
@@ -68,8 +66,8 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "10.0.0.1:80");
     let snapshot = mesh.snapshot();
-    let mut session = Session::new(Lens::new(Audience::Proxy), &snapshot);
-    assert_eq!(states(&session), [], "it has asked for nothing");
+    let mut state = ClientState::new(ClientView::new(Audience::Proxy), &snapshot);
+    assert_eq!(states(&state), [], "it has asked for nothing");
 
     let of = |users: State, none: State| {
         vec![
@@ -77,15 +75,15 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
             ("users.default".to_owned(), users),
         ]
     };
-    ask(&mut session, &["users.default", "none.default"], "", None);
-    assert_eq!(states(&session), of(State::Requested, State::Requested));
+    ask(&mut state, &["users.default", "none.default"], "", None);
+    assert_eq!(states(&state), of(State::Requested, State::Requested));
 
-    let (_, first) = session.next::<Delta>(&snapshot).unwrap();
-    assert_eq!(states(&session), of(State::Sent, State::Absent));
+    let (_, first) = state.next::<Delta>(&snapshot).unwrap();
+    assert_eq!(states(&state), of(State::Sent, State::Absent));
 
-    ask(&mut session, &[], &first.nonce, None);
-    assert_eq!(states(&session), of(State::Acknowledged, State::Absent));
-    let holdings = session.subscription(Kind::Endpoint).holdings();
+    ask(&mut state, &[], &first.nonce, None);
+    assert_eq!(states(&state), of(State::Acknowledged, State::Absent));
+    let holdings = state.subscription(Kind::Endpoint).holdings();
     let users = holdings.last().unwrap();
     let sent = snapshot.get(Kind::Endpoint, Audience::Proxy, "users.default");
     assert_eq!(users.version, sent.unwrap().version);
@@ -93,9 +91,9 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
 
     mesh.put("a/users/1", "10.0.0.2:80");
     let snapshot = mesh.snapshot();
-    session.observe(&snapshot);
-    let (_, second) = session.next::<Delta>(&snapshot).unwrap();
-    ask(&mut session, &[], &second.nonce, Some("bad address"));
+    state.observe(&snapshot);
+    let (_, second) = state.next::<Delta>(&snapshot).unwrap();
+    ask(&mut state, &[], &second.nonce, Some("bad address"));
     let rejected = State::Rejected {
         version: snapshot
             .get(Kind::Endpoint, Audience::Proxy, "users.default")
@@ -104,7 +102,7 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
             .to_string(),
         reason: "bad address".to_owned(),
     };
-    assert_eq!(states(&session), of(rejected, State::Absent));
+    assert_eq!(states(&state), of(rejected, State::Absent));
 }
 
 fn holding(name: &str, state: State) -> Holding {

@@ -1,11 +1,11 @@
-//! What a subscription costs in memory: the names that its client asked for and what is kept of each. In comes a subscription,
-//! out go bytes, estimated from above. Counting takes as long as there are names, so it is done when much was added.
+//! The memory of a subscription in bytes, estimated from above. Counting takes time in proportion to the names, so it
+//! is done only when much was added.
 
 use super::{Pending, Subscription};
 
 /// An entry of a set or map of names, with the name's own header.
 const NAME: usize = 64;
-/// What is kept of one resource that the client holds, or of one that is under way.
+/// The bytes of one resource that the client holds or that is under way.
 const HELD: usize = 128;
 
 impl Subscription {

@@ -1,5 +1,4 @@
-//! One resource of one client, as its subscription knows it: what was sent and what came back. Pure; the encoding is
-//! in `parts`.
+//! The state of one resource of one client for CSDS: requested, sent, acknowledged, absent or rejected. Pure.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -1,13 +1,13 @@
-//! What one client asked for of one type, what it holds, and what it said about it; the same for both variants of the
-//! protocol. In come names, changes of the snapshot and acknowledgements, out goes what is to be sent now. Pure; one
-//! response is under way at a time, and everything is bounded by the names of the mesh and of the client.
+//! What one client subscribed to of one type, what it holds, and what it acknowledged or rejected; the same for both
+//! variants of the protocol. Pure. One response is under way at a time, and everything is bounded by the names of the
+//! mesh and of the client. Its fields are private to this module.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
-use super::{Lens, RefusedStatus};
+use super::{ClientView, RefusedStatus};
 use crate::snapshot::{Changed, Kind, Resource};
 
 mod cost;
@@ -57,7 +57,7 @@ pub enum Violation {
 
 /// A response by its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct ResponseVersion {
     pub version: String,
     pub revision: u64,
 }
@@ -71,26 +71,26 @@ pub struct Rejection {
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct HeldResource {
     /// Empty: one of the last two, which of them is not known.
     version: Arc<str>,
     /// None if the client brought it from an earlier stream.
     resource: Option<Arc<Resource>>,
 }
 
-/// What a response says of one name.
+/// What a response contains for one name.
 #[derive(Debug)]
 struct Sent {
     /// None: that it does not exist.
     version: Option<Arc<str>>,
     /// What the client held before.
-    before: Option<Held>,
+    before: Option<HeldResource>,
 }
 
 #[derive(Debug)]
-struct Flight {
+struct SentResponse {
     nonce: String,
-    mark: Mark,
+    mark: ResponseVersion,
     sent: BTreeMap<Arc<str>, Sent>,
     /// It carries the whole state: an acknowledgement is one of everything.
     whole: bool,
@@ -118,11 +118,11 @@ pub struct Subscription {
     must_answer: bool,
     /// Wanted even if the client holds it unchanged.
     forced: BTreeSet<Arc<str>>,
-    held: BTreeMap<Arc<str>, Held>,
+    held: BTreeMap<Arc<str>, HeldResource>,
     pending: Pending,
     /// Asked for by name, and told that it does not exist.
     absent: BTreeSet<Arc<str>>,
-    /// What the client did not take, until it changes.
+    /// The states that the client rejected, until they change.
     refused: BTreeMap<Arc<str>, Refused>,
     /// Parts of a rejected response, each sent again by itself.
     probes: VecDeque<BTreeSet<Arc<str>>>,
@@ -130,12 +130,12 @@ pub struct Subscription {
     splits: u32,
     /// The wildcard's first answer is not complete yet.
     filling: bool,
-    flight: Option<Flight>,
+    flight: Option<SentResponse>,
     nonces: u64,
     /// Everything up to this revision was looked at.
     examined: u64,
-    sent: Option<Mark>,
-    acknowledged: Option<Mark>,
+    sent: Option<ResponseVersion>,
+    acknowledged: Option<ResponseVersion>,
     rejected: Option<Rejection>,
 }
 
@@ -203,7 +203,7 @@ impl Subscription {
     /// The first request of a delta stream: all that it covers is to be looked at, and it is answered even if that is
     /// nothing, so that the client learns that it is up to date.
     pub(super) fn start(&mut self, wildcard: bool) {
-        self.touch_all();
+        self.mark_all_pending();
         self.wildcard = wildcard;
         self.filling = wildcard;
         self.must_answer = true;
@@ -219,7 +219,7 @@ impl Subscription {
 
     /// Sends one name again, though the client holds it.
     pub(super) fn send_again(&mut self, name: Arc<str>) {
-        self.touch(&name);
+        self.mark_pending(&name);
         self.forced.insert(name);
     }
 
@@ -249,20 +249,20 @@ impl Subscription {
     }
 
     /// Asks for one name (again): it will be answered even if the client holds it.
-    pub(super) fn want(&mut self, name: Arc<str>, forced: bool) {
+    pub(super) fn subscribe(&mut self, name: Arc<str>, forced: bool) {
         self.absent.remove(&name);
         if forced {
             self.forced.insert(Arc::clone(&name));
         }
-        self.touch(&name);
+        self.mark_pending(&name);
         self.names.insert(name);
     }
 
     /// No longer asks for one name; gives it back if it did and the wildcard still covers it.
-    pub(super) fn unwant(&mut self, name: &str, lens: &Lens) -> Option<Arc<str>> {
+    pub(super) fn unsubscribe(&mut self, name: &str, view: &ClientView) -> Option<Arc<str>> {
         let name = self.names.take(name)?;
         self.absent.remove(&name);
-        if self.wildcard && lens.in_wildcard(self.kind, &name) {
+        if self.wildcard && view.in_wildcard(self.kind, &name) {
             return Some(name);
         }
         self.held.remove(&name);
@@ -275,14 +275,14 @@ impl Subscription {
         None
     }
 
-    pub(super) fn want_all(&mut self) {
+    pub(super) fn subscribe_all(&mut self) {
         self.filling |= !self.wildcard;
         self.wildcard = true;
-        self.touch_all();
+        self.mark_all_pending();
     }
 
     /// The wildcard ends; what is asked for by name stays.
-    pub(super) fn unwant_all(&mut self) {
+    pub(super) fn unsubscribe_all(&mut self) {
         self.wildcard = false;
         self.filling = false;
         let names = std::mem::take(&mut self.names);
@@ -296,12 +296,12 @@ impl Subscription {
         self.names = names;
     }
 
-    /// What the client brings from an earlier stream.
-    pub(super) fn brings(&mut self, name: Arc<str>, version: &str) {
+    /// Notes a version that the client holds from an earlier stream.
+    pub(super) fn note_held(&mut self, name: Arc<str>, version: &str) {
         let ours = version.len() <= MAX_VERSION_BYTES;
         self.held.insert(
             name,
-            Held {
+            HeldResource {
                 version: if ours { version.into() } else { "".into() },
                 resource: None,
             },
@@ -312,13 +312,13 @@ impl Subscription {
         self.held.contains_key(name)
     }
 
-    pub(super) fn touch(&mut self, name: &Arc<str>) {
+    pub(super) fn mark_pending(&mut self, name: &Arc<str>) {
         if let Pending::Names(pending) = &mut self.pending {
             pending.insert(Arc::clone(name));
         }
     }
 
-    pub(super) fn touch_all(&mut self) {
+    pub(super) fn mark_all_pending(&mut self) {
         self.pending = Pending::All;
     }
 
@@ -337,14 +337,14 @@ impl Subscription {
     // ---- what changes ----
 
     /// A step of the snapshots changed these names.
-    pub(super) fn observe(&mut self, changed: &Changed, lens: &Lens) {
+    pub(super) fn observe(&mut self, changed: &Changed, view: &ClientView) {
         if !self.asked {
             return;
         }
         for name in changed.of(self.kind) {
-            let covered = self.wildcard && lens.in_wildcard(self.kind, name);
+            let covered = self.wildcard && view.in_wildcard(self.kind, name);
             if covered || self.names.contains(name) || self.held.contains_key(name) {
-                self.touch(name);
+                self.mark_pending(name);
             }
         }
     }
@@ -411,8 +411,8 @@ pub struct Status<'a> {
     pub subscribed: usize,
     pub held: usize,
     pub in_flight: bool,
-    pub sent: Option<&'a Mark>,
-    pub acknowledged: Option<&'a Mark>,
+    pub sent: Option<&'a ResponseVersion>,
+    pub acknowledged: Option<&'a ResponseVersion>,
     pub rejected: Option<&'a Rejection>,
     refused: &'a BTreeMap<Arc<str>, Refused>,
 }

@@ -1,19 +1,19 @@
-//! What a client does not take: which resource of a rejected response is the bad one, found by sending its parts again,
-//! so that the others get through. In come the client's answers, out go parts to try and names that are not sent again
-//! until they change; what was last taken of them stays with the client. Pure; the work for one response is bounded.
+//! Finds the resource for which a client rejected a response, by sending its parts again, so that the others get
+//! through. A rejected resource is not sent again until it changes; what the client took last is remembered. Pure,
+//! and the work per response is bounded.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use super::{Flight, Held, Rejection, Sent};
+use super::{HeldResource, Rejection, Sent, SentResponse};
 use crate::{
     snapshot::TARGETS,
     xds::{Subscription, node::cut},
 };
 
-/// So much is kept of a client's reason for a rejection.
+/// The bytes that are kept of a client's reason for a rejection.
 const MAX_REASON_BYTES: usize = 1024;
 /// A rejected response is parted so often until all its parts are answered; each time costs two responses. One bad
 /// resource of a thousand takes ten. What is rejected after that is refused as it came.
@@ -26,13 +26,13 @@ pub(super) struct Refused {
     pub(super) version: Option<Arc<str>>,
     /// The client's words, cut.
     pub(super) reason: Arc<str>,
-    /// What it took last, and still has.
-    pub(super) before: Option<Held>,
+    /// The state that the client accepted last and still has.
+    pub(super) before: Option<HeldResource>,
 }
 
 impl Subscription {
     /// The client answered the response under way; `reason`: it rejected it.
-    pub(in crate::xds) fn settle(&mut self, reason: Option<&str>) {
+    pub(in crate::xds) fn on_answer(&mut self, reason: Option<&str>) {
         let Some(flight) = self.flight.take() else {
             return;
         };
@@ -53,7 +53,7 @@ impl Subscription {
         }
     }
 
-    fn refuse(&mut self, flight: Flight, reason: &str) {
+    fn refuse(&mut self, flight: SentResponse, reason: &str) {
         self.rejected = Some(Rejection {
             version: flight.mark.version,
             reason: reason.to_owned(),
@@ -78,7 +78,7 @@ impl Subscription {
         let names: Vec<Arc<str>> = sent.iter().map(|(name, _)| Arc::clone(name)).collect();
         for (name, sent) in sent {
             // It may have taken this one and rejected the response for another.
-            let before = sent.before.map(|held| Held {
+            let before = sent.before.map(|held| HeldResource {
                 version: "".into(),
                 resource: held.resource,
             });
@@ -107,7 +107,7 @@ impl Subscription {
         }
     }
 
-    fn set_back(&mut self, name: &Arc<str>, before: Option<Held>) {
+    fn set_back(&mut self, name: &Arc<str>, before: Option<HeldResource>) {
         match before {
             Some(held) => self.held.insert(Arc::clone(name), held),
             None => self.held.remove(name),
@@ -137,8 +137,8 @@ impl Subscription {
         for refused in self.refused.values() {
             match &refused.before {
                 None => {}
-                Some(Held { resource: None, .. }) => return false,
-                Some(Held {
+                Some(HeldResource { resource: None, .. }) => return false,
+                Some(HeldResource {
                     resource: Some(old),
                     ..
                 }) => {

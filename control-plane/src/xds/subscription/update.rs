@@ -1,4 +1,4 @@
-//! What of a snapshot is news for one subscription, and that it was sent. Pure; the other half of `subscription`.
+//! What the next response of a subscription contains, and that it was sent. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,15 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{Flight, Held, Mark, Pending, Sent, nonce_text};
+use super::{HeldResource, Pending, ResponseVersion, Sent, SentResponse, nonce_text};
 use crate::{
     snapshot::{Resource, Snapshot},
-    xds::{Lens, Subscription},
+    xds::{ClientView, Subscription},
 };
 
-/// What to send.
+/// The content of the next response.
 #[derive(Debug, Default)]
-pub(in crate::xds) struct News {
+pub(in crate::xds) struct Update {
     pub(in crate::xds) resources: Vec<Arc<Resource>>,
     /// What the client holds or asked for and does not exist.
     pub(in crate::xds) removed: Vec<Arc<str>>,
@@ -24,7 +24,7 @@ pub(in crate::xds) struct News {
     sent: BTreeMap<Arc<str>, Sent>,
 }
 
-impl News {
+impl Update {
     pub(in crate::xds) fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.removed.is_empty()
     }
@@ -54,7 +54,7 @@ impl Subscription {
     }
 
     /// Nothing under way, and nothing left to look at.
-    pub(in crate::xds) fn settled(&self) -> bool {
+    pub(in crate::xds) fn is_settled(&self) -> bool {
         !self.in_flight() && self.all_sent()
     }
 
@@ -64,10 +64,10 @@ impl Subscription {
     }
 
     /// Something exists that the client wants and was not sent yet.
-    pub(in crate::xds) fn unsent(&self, snapshot: &Snapshot, lens: &Lens) -> bool {
+    pub(in crate::xds) fn unsent(&self, snapshot: &Snapshot, view: &ClientView) -> bool {
         let new = |name: &Arc<str>| {
-            self.visible(snapshot, lens, name)
-                .is_some_and(|resource| self.lacks(&resource) && !self.waits(lens, &resource))
+            self.visible(snapshot, view, name)
+                .is_some_and(|resource| self.lacks(&resource) && !self.waits(view, &resource))
         };
         let probed = self.probes.iter().flatten().any(new);
         match &self.pending {
@@ -88,53 +88,53 @@ impl Subscription {
     /// Takes what is to be sent next, at most about `limit` bytes of it: a part of a rejected response, else what
     /// changed for the client. What it does not have room for stays pending, and so do removals while they are held
     /// back. The client counts as holding it from here on.
-    pub(in crate::xds) fn take_news(
+    pub(in crate::xds) fn take_update(
         &mut self,
         snapshot: &Snapshot,
-        lens: &Lens,
+        view: &ClientView,
         hold: &Hold,
         limit: usize,
-    ) -> News {
+    ) -> Update {
         while let Some(probe) = self.probes.pop_front() {
-            let (mut news, left) = self.sort(probe, snapshot, lens, hold, limit);
+            let (mut update, left) = self.sort(probe, snapshot, view, hold, limit);
             for name in &left {
-                self.touch(name);
+                self.mark_pending(name);
             }
-            if !news.is_empty() {
-                news.probe = true;
-                news.sent = self.commit(&news);
-                return news;
+            if !update.is_empty() {
+                update.probe = true;
+                update.sent = self.commit(&update);
+                return update;
             }
         }
-        let candidates = self.take_candidates(snapshot, lens);
-        let (mut news, left) = self.sort(candidates, snapshot, lens, hold, limit);
+        let candidates = self.take_candidates(snapshot, view);
+        let (mut update, left) = self.sort(candidates, snapshot, view, hold, limit);
         self.pending = Pending::Names(left);
         self.examined = snapshot.revision;
-        news.sent = self.commit(&news);
-        news
+        update.sent = self.commit(&update);
+        update
     }
 
-    /// What of the candidates is news, and what of them has to wait.
+    /// Which candidates the client lacks, and which of them have to wait.
     fn sort(
         &self,
         candidates: BTreeSet<Arc<str>>,
         snapshot: &Snapshot,
-        lens: &Lens,
+        view: &ClientView,
         hold: &Hold,
         limit: usize,
-    ) -> (News, BTreeSet<Arc<str>>) {
-        let mut news = News::default();
+    ) -> (Update, BTreeSet<Arc<str>>) {
+        let mut update = Update::default();
         let mut left = BTreeSet::new();
         let mut bytes = 0;
         for name in candidates {
-            if !lens.knows(self.kind, &name) {
+            if !view.knows(self.kind, &name) {
                 left.insert(name);
                 continue;
             }
             let forced = self.forced.contains(&name);
-            match self.visible(snapshot, lens, &name) {
+            match self.visible(snapshot, view, &name) {
                 // A newer state of what the client has: it can wait, and the newest will do.
-                Some(resource) if !forced && self.waits(lens, &resource) => {
+                Some(resource) if !forced && self.waits(view, &resource) => {
                     left.insert(name);
                 }
                 Some(resource) if forced || self.lacks(&resource) => {
@@ -143,7 +143,7 @@ impl Subscription {
                         continue;
                     }
                     bytes += resource.size();
-                    news.resources.push(resource);
+                    update.resources.push(resource);
                 }
                 Some(_) => {}
                 None => {
@@ -152,34 +152,34 @@ impl Subscription {
                     if holds && hold.holds(&name) {
                         left.insert(name);
                     } else if forced || ((holds || unknown) && !self.refuses(&name, None)) {
-                        news.removed.push(name);
+                        update.removed.push(name);
                     }
                 }
             }
         }
-        (news, left)
+        (update, left)
     }
 
     /// Forgets the bytes of what was sent: the version is enough where nothing is ever sent whole.
-    pub(in crate::xds) fn let_go(&mut self, name: &str) {
+    pub(in crate::xds) fn drop_content(&mut self, name: &str) {
         if let Some(held) = self.held.get_mut(name) {
             held.resource = None;
         }
     }
 
     /// Something asked for by name does not exist.
-    pub(in crate::xds) fn misses(&self) -> bool {
+    pub(in crate::xds) fn has_absent(&self) -> bool {
         !self.absent.is_empty()
     }
 
     /// Looks again for what did not exist.
-    pub(in crate::xds) fn touch_absent(&mut self) {
+    pub(in crate::xds) fn mark_absent_pending(&mut self) {
         if let Pending::Names(pending) = &mut self.pending {
             pending.extend(self.absent.iter().cloned());
         }
     }
 
-    fn take_candidates(&mut self, snapshot: &Snapshot, lens: &Lens) -> BTreeSet<Arc<str>> {
+    fn take_candidates(&mut self, snapshot: &Snapshot, view: &ClientView) -> BTreeSet<Arc<str>> {
         match mem::replace(&mut self.pending, Pending::Names(BTreeSet::new())) {
             Pending::Names(mut names) => {
                 names.extend(self.forced.iter().cloned());
@@ -189,31 +189,31 @@ impl Subscription {
                 let mut names: BTreeSet<_> = self.names.iter().cloned().collect();
                 names.extend(self.held.keys().cloned());
                 if self.wildcard {
-                    names.extend(lens.wildcard_names(snapshot, self.kind).cloned());
+                    names.extend(view.wildcard_names(snapshot, self.kind).cloned());
                 }
                 names
             }
         }
     }
 
-    fn commit(&mut self, news: &News) -> BTreeMap<Arc<str>, Sent> {
+    fn commit(&mut self, update: &Update) -> BTreeMap<Arc<str>, Sent> {
         let mut sent = BTreeMap::new();
-        for resource in &news.resources {
-            let held = Held {
+        for resource in &update.resources {
+            let held = HeldResource {
                 version: Arc::clone(&resource.version),
                 resource: Some(Arc::clone(resource)),
             };
             let before = self.held.insert(Arc::clone(&resource.name), held);
             self.absent.remove(&resource.name);
             let version = Some(Arc::clone(&resource.version));
-            self.note(&resource.name, version, before, news.probe, &mut sent);
+            self.note(&resource.name, version, before, update.probe, &mut sent);
         }
-        for name in &news.removed {
+        for name in &update.removed {
             let before = self.held.remove(name);
             if self.names.contains(name) {
                 self.absent.insert(Arc::clone(name));
             }
-            self.note(name, None, before, news.probe, &mut sent);
+            self.note(name, None, before, update.probe, &mut sent);
         }
         sent
     }
@@ -222,7 +222,7 @@ impl Subscription {
         &mut self,
         name: &Arc<str>,
         version: Option<Arc<str>>,
-        before: Option<Held>,
+        before: Option<HeldResource>,
         probe: bool,
         sent: &mut BTreeMap<Arc<str>, Sent>,
     ) {
@@ -238,7 +238,7 @@ impl Subscription {
         sent.insert(Arc::clone(name), Sent { version, before });
     }
 
-    /// Everything that the client is to hold: after `take_news` the whole state.
+    /// Everything that the client is to hold: after `take_update` the whole state.
     pub(in crate::xds) fn whole(&self) -> Vec<Arc<Resource>> {
         self.held
             .values()
@@ -247,38 +247,48 @@ impl Subscription {
     }
 
     /// A response goes out; gives its nonce.
-    pub(in crate::xds) fn launch(&mut self, mark: Mark, news: &mut News, whole: bool) -> String {
+    pub(in crate::xds) fn on_sent(
+        &mut self,
+        mark: ResponseVersion,
+        update: &mut Update,
+        whole: bool,
+    ) -> String {
         self.nonces += 1;
         let nonce = nonce_text(self.nonces);
-        self.must_answer &= news.probe;
+        self.must_answer &= update.probe;
         self.sent = Some(mark.clone());
         let completes = self.filling && self.all_sent();
         self.filling &= !completes;
-        self.flight = Some(Flight {
+        self.flight = Some(SentResponse {
             nonce: nonce.clone(),
             mark,
-            sent: mem::take(&mut news.sent),
+            sent: mem::take(&mut update.sent),
             whole,
             completes,
         });
         nonce
     }
 
-    fn visible(&self, snapshot: &Snapshot, lens: &Lens, name: &Arc<str>) -> Option<Arc<Resource>> {
+    fn visible(
+        &self,
+        snapshot: &Snapshot,
+        view: &ClientView,
+        name: &Arc<str>,
+    ) -> Option<Arc<Resource>> {
         let named = self.names.contains(name);
-        if !(named || self.wildcard && lens.in_wildcard(self.kind, name)) {
+        if !(named || self.wildcard && view.in_wildcard(self.kind, name)) {
             return None;
         }
-        match lens.get(snapshot, self.kind, name) {
+        match view.get(snapshot, self.kind, name) {
             Some(resource) => Some(Arc::clone(resource)),
-            None if named => lens.stand_in(self.kind, name),
+            None if named => view.stand_in(self.kind, name),
             None => None,
         }
     }
 
     /// The client is to be sent this, but not now: it holds an older state of it.
-    fn waits(&self, lens: &Lens, resource: &Resource) -> bool {
-        self.holds(&resource.name) && self.lacks(resource) && lens.holds_back(resource)
+    fn waits(&self, view: &ClientView, resource: &Resource) -> bool {
+        self.holds(&resource.name) && self.lacks(resource) && view.holds_back(resource)
     }
 
     /// The client is to be sent this.

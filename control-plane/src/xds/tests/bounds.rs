@@ -146,7 +146,7 @@ fn only_a_client_without_any_sign_of_life_is_stuck() {
         "the transport took it"
     );
     assert_eq!(pace.look(at(630), true, 0, true), Verdict::Fine);
-    pace.heard(0, at(631));
+    pace.on_request(0, at(631));
     assert_eq!(
         pace.look(at(690), true, 0, true),
         Verdict::Fine,
@@ -160,17 +160,17 @@ fn who_speaks_too_fast_has_to_wait() {
     let now = Instant::now();
     let mut pace = pace(now);
     for _ in 0..10 {
-        assert!(!pace.heard(3, now));
+        assert!(!pace.on_request(3, now));
     }
-    assert!(pace.heard(3, now));
-    assert_eq!(pace.mute_until(), Some(now + MS * 10));
-    pace.unmute();
+    assert!(pace.on_request(3, now));
+    assert_eq!(pace.paused_until(), Some(now + MS * 10));
+    pace.resume();
     let later = now + MS * 1_000;
     assert!(
-        !pace.heard(9 * 50, later),
+        !pace.on_request(9 * 50, later),
         "many names cost as much as many requests"
     );
-    assert!(pace.heard(0, later));
+    assert!(pace.on_request(0, later));
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn streams_end_when_they_are_old_quiet_and_have_a_choice() {
         "begins anew"
     );
     let mut busy = pace(start);
-    busy.heard(0, at(1_200));
+    busy.on_request(0, at(1_200));
     assert_eq!(
         busy.look(at(1_201), true, 0, false),
         Verdict::Fine,

@@ -30,7 +30,7 @@ pub(super) fn rejection(text: &str) -> Option<Status> {
 
 /// A delta client that keeps what it is sent.
 pub(super) struct DeltaClient {
-    pub(super) session: Session,
+    pub(super) state: ClientState,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) held: BTreeMap<(Kind, String), String>,
     pub(super) nonces: BTreeMap<Kind, String>,
@@ -40,7 +40,7 @@ pub(super) struct DeltaClient {
 impl DeltaClient {
     pub(super) fn new(audience: Audience, snapshot: Arc<Snapshot>) -> Self {
         Self {
-            session: Session::new(Lens::new(audience), &snapshot),
+            state: ClientState::new(ClientView::new(audience), &snapshot),
             snapshot,
             held: BTreeMap::new(),
             nonces: BTreeMap::new(),
@@ -61,20 +61,24 @@ impl DeltaClient {
         self
     }
 
-    pub(super) fn request(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Heard {
-        self.session.on_request::<Delta>(kind, request).unwrap()
+    pub(super) fn request(
+        &mut self,
+        kind: Kind,
+        request: &DeltaDiscoveryRequest,
+    ) -> RequestOutcome {
+        self.state.on_request::<Delta>(kind, request).unwrap()
     }
 
     pub(super) fn see(&mut self, snapshot: &Arc<Snapshot>) -> &mut Self {
         self.snapshot = Arc::clone(snapshot);
-        self.session.observe(snapshot);
+        self.state.observe(snapshot);
         self
     }
 
     /// Takes all responses that may go out, without answering them.
     pub(super) fn pump(&mut self) -> Vec<(Kind, DeltaDiscoveryResponse)> {
         let mut responses = Vec::new();
-        while let Some((kind, response)) = self.session.next::<Delta>(&self.snapshot) {
+        while let Some((kind, response)) = self.state.next::<Delta>(&self.snapshot) {
             assert!(
                 self.nonces.insert(kind, response.nonce.clone()).is_none(),
                 "one response per type at a time"
@@ -100,7 +104,7 @@ impl DeltaClient {
         responses
     }
 
-    pub(super) fn answer(&mut self, kind: Kind, reason: Option<&str>) -> Heard {
+    pub(super) fn answer(&mut self, kind: Kind, reason: Option<&str>) -> RequestOutcome {
         let nonce = self.nonces.remove(&kind).expect("a response is under way");
         self.request(
             kind,
@@ -114,7 +118,7 @@ impl DeltaClient {
     }
 
     pub(super) fn ack(&mut self, kind: Kind) -> &mut Self {
-        assert_eq!(self.answer(kind, None), Heard::Acknowledged);
+        assert_eq!(self.answer(kind, None), RequestOutcome::Acknowledged);
         self
     }
 
@@ -141,7 +145,7 @@ impl DeltaClient {
 
 /// A state-of-the-world client that keeps what it is sent.
 pub(super) struct SotwClient {
-    pub(super) session: Session,
+    pub(super) state: ClientState,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) wanted: BTreeMap<Kind, Vec<String>>,
     pub(super) held: BTreeMap<Kind, BTreeMap<String, Vec<u8>>>,
@@ -153,7 +157,7 @@ pub(super) struct SotwClient {
 impl SotwClient {
     pub(super) fn new(audience: Audience, snapshot: Arc<Snapshot>) -> Self {
         Self {
-            session: Session::new(Lens::new(audience), &snapshot),
+            state: ClientState::new(ClientView::new(audience), &snapshot),
             snapshot,
             wanted: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -163,12 +167,12 @@ impl SotwClient {
         }
     }
 
-    pub(super) fn ask(&mut self, kind: Kind, names: &[&str]) -> Heard {
+    pub(super) fn ask(&mut self, kind: Kind, names: &[&str]) -> RequestOutcome {
         self.wanted.insert(kind, strings(names));
         self.request(kind, None)
     }
 
-    pub(super) fn request(&mut self, kind: Kind, error: Option<&str>) -> Heard {
+    pub(super) fn request(&mut self, kind: Kind, error: Option<&str>) -> RequestOutcome {
         let request = DiscoveryRequest {
             type_url: kind.url().to_owned(),
             resource_names: self.wanted.get(&kind).cloned().unwrap_or_default(),
@@ -177,18 +181,18 @@ impl SotwClient {
             error_detail: error.and_then(rejection),
             ..DiscoveryRequest::default()
         };
-        self.session.on_request::<Sotw>(kind, &request).unwrap()
+        self.state.on_request::<Sotw>(kind, &request).unwrap()
     }
 
     pub(super) fn see(&mut self, snapshot: &Arc<Snapshot>) -> &mut Self {
         self.snapshot = Arc::clone(snapshot);
-        self.session.observe(snapshot);
+        self.state.observe(snapshot);
         self
     }
 
     pub(super) fn pump(&mut self) -> Vec<(Kind, Vec<String>, DiscoveryResponse)> {
         let mut responses = Vec::new();
-        while let Some((kind, response)) = self.session.next::<Sotw>(&self.snapshot) {
+        while let Some((kind, response)) = self.state.next::<Sotw>(&self.snapshot) {
             assert!(
                 self.unanswered
                     .insert(kind, response.version_info.clone())
@@ -211,7 +215,7 @@ impl SotwClient {
         responses
     }
 
-    pub(super) fn answer(&mut self, kind: Kind, reason: Option<&str>) -> Heard {
+    pub(super) fn answer(&mut self, kind: Kind, reason: Option<&str>) -> RequestOutcome {
         let version = self
             .unanswered
             .remove(&kind)
@@ -235,7 +239,7 @@ impl SotwClient {
             let Some(kind) = self.unanswered.keys().next().copied() else {
                 return log;
             };
-            assert_eq!(self.answer(kind, None), Heard::Acknowledged);
+            assert_eq!(self.answer(kind, None), RequestOutcome::Acknowledged);
         }
     }
 }

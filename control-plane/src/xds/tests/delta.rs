@@ -73,7 +73,7 @@ fn delta_unsubscribing_what_the_wildcard_covers_is_answered() {
     client.settle();
     assert!(
         client
-            .session
+            .state
             .subscription(Kind::Cluster)
             .acknowledged_at("orders.default", 0)
             .is_none()
@@ -180,7 +180,7 @@ fn delta_follows_the_examples_of_the_protocol() {
         [""; 0],
         "nothing: the wildcard of old is over"
     );
-    let status = client.session.subscription(Kind::Cluster).status().unwrap();
+    let status = client.state.subscription(Kind::Cluster).status().unwrap();
     assert_eq!(
         (status.held, status.subscribed, status.wildcard),
         (0, 0, false)
@@ -219,7 +219,7 @@ fn answers_owed_for_names_dropped_again_are_bounded() {
                 resource_names_unsubscribe: take,
                 ..DeltaDiscoveryRequest::default()
             };
-            let heard = client.session.on_request::<Delta>(Kind::Cluster, &request);
+            let heard = client.state.on_request::<Delta>(Kind::Cluster, &request);
             if let (Err(violation), None) = (heard, &ended) {
                 ended = Some((round, violation));
             }

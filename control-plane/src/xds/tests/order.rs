@@ -111,13 +111,13 @@ fn wildcard_listeners_leave_api_listeners_out() {
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), [""; 0]);
 
-    let mut lens = Lens::new(Audience::DirectLocal);
-    lens.outbound = Some(outbound_listener(
+    let mut view = ClientView::new(Audience::DirectLocal);
+    view.outbound = Some(outbound_listener(
         "127.0.0.1:9001".parse().unwrap(),
         &encodes,
     ));
     let mut envoy = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
-    envoy.session = Session::new(lens, &snapshot);
+    envoy.state = ClientState::new(view, &snapshot);
     envoy
         .ask(Kind::Listener, &[], &[])
         .ask(Kind::Route, &["heddle/outbound"], &[]);
@@ -150,7 +150,7 @@ fn a_response_over_the_bound_is_continued() {
     );
     client.ack(Kind::Endpoint);
     let acknowledged = |client: &DeltaClient, service: usize| {
-        let subscription = client.session.subscription(Kind::Endpoint);
+        let subscription = client.state.subscription(Kind::Endpoint);
         subscription.acknowledged_at(&format!("s{service}.default"), client.snapshot.revision)
     };
     let missing = (0..60).filter(|service| acknowledged(&client, *service) == Some(false));
@@ -170,7 +170,7 @@ fn a_newer_state_of_something_large_waits_and_nothing_waits_for_it() {
     }
     mesh.put("a/small/1", "10.1.0.1:80");
     let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
-    client.session.hold_back_large(true);
+    client.state.hold_back_large(true);
     client.ask(Kind::Cluster, &[], &[]);
     client.ask(
         Kind::Endpoint,
@@ -201,12 +201,12 @@ fn a_newer_state_of_something_large_waits_and_nothing_waits_for_it() {
         assert_eq!(told.len(), if round == 2 { 3 } else { 1 }, "{told:?}");
     }
     let acknowledged = |client: &DeltaClient, name: &str| {
-        let subscription = client.session.subscription(Kind::Endpoint);
+        let subscription = client.state.subscription(Kind::Endpoint);
         subscription.acknowledged_at(name, client.snapshot.revision)
     };
     assert_eq!(acknowledged(&client, "small.default"), Some(true));
     assert_eq!(acknowledged(&client, "large.default"), Some(false));
-    client.session.hold_back_large(false);
+    client.state.hold_back_large(false);
     assert_eq!(
         client.settle(),
         ["endpoint +large.default"],
@@ -223,13 +223,13 @@ fn hostile_names_are_refused() {
         resource_names_subscribe: (0..=MAX_NAMES).map(|name| name.to_string()).collect(),
         ..DeltaDiscoveryRequest::default()
     };
-    let refused = client.session.on_request::<Delta>(Kind::Endpoint, &many);
+    let refused = client.state.on_request::<Delta>(Kind::Endpoint, &many);
     assert_eq!(refused, Err(Violation::TooManyNames(Kind::Endpoint)));
     let long = DiscoveryRequest {
         resource_names: vec!["x".repeat(MAX_NAME_BYTES + 1)],
         ..DiscoveryRequest::default()
     };
-    let refused = client.session.on_request::<Sotw>(Kind::Route, &long);
+    let refused = client.state.on_request::<Sotw>(Kind::Route, &long);
     assert_eq!(
         refused,
         Err(Violation::NameTooLong {
@@ -246,19 +246,19 @@ fn schemas_are_fetched_by_name() {
     let name: Arc<str> = "ab".repeat(32).into();
     client.ask(Kind::Schema, &[&name], &[]);
     assert!(client.pump().is_empty(), "not known yet whether it exists");
-    assert_eq!(client.session.wanted_schema(), Some(Arc::clone(&name)));
+    assert_eq!(client.state.wanted_schema(), Some(Arc::clone(&name)));
     let gone = client
-        .session
+        .state
         .schema_fetched::<Delta>(&snapshot, &name, None)
         .unwrap();
     assert_eq!(gone.removed_resources, [&*name]);
     client.nonces.insert(Kind::Schema, gone.nonce);
     client.ack(Kind::Schema);
-    assert!(client.session.wanted_schema().is_none() && client.session.misses_schemas());
-    client.session.retry_schemas();
-    assert_eq!(client.session.wanted_schema(), Some(Arc::clone(&name)));
+    assert!(client.state.wanted_schema().is_none() && client.state.has_missing_schemas());
+    client.state.retry_schemas();
+    assert_eq!(client.state.wanted_schema(), Some(Arc::clone(&name)));
     let came = client
-        .session
+        .state
         .schema_fetched::<Delta>(&snapshot, &name, Some("descriptors".into()))
         .unwrap();
     let wrapped = WrappedResource::decode(came.resources[0].clone()).unwrap();
@@ -266,7 +266,7 @@ fn schemas_are_fetched_by_name() {
     assert_eq!(schema.unwrap().file_descriptor_set, "descriptors");
     client.nonces.insert(Kind::Schema, came.nonce);
     client.ack(Kind::Schema);
-    assert!(!client.session.misses_schemas() && client.session.wanted_schema().is_none());
+    assert!(!client.state.has_missing_schemas() && client.state.wanted_schema().is_none());
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_removal_is_acknowledged_only_when_the_client_says_so() {
     let mut client = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
     let at = |client: &DeltaClient, name: &str, revision: u64| {
         client
-            .session
+            .state
             .subscription(Kind::Endpoint)
             .acknowledged_at(name, revision)
     };

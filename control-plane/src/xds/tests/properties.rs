@@ -154,7 +154,7 @@ proptest! {
         let snapshot = Arc::clone(&client.snapshot);
         let refused: BTreeSet<(Kind, String)> = KINDS
             .into_iter()
-            .filter_map(|kind| Some((kind, client.session.subscription(kind).status()?)))
+            .filter_map(|kind| Some((kind, client.state.subscription(kind).status()?)))
             .flat_map(|(kind, status)| {
                 status.refused(100).into_iter().map(move |each| (kind, each.name))
             })
@@ -183,7 +183,7 @@ proptest! {
         prop_assert_eq!(&client.held, &expect, "but for what was refused");
         for number in wanted {
             let acknowledged = client
-                .session
+                .state
                 .subscription(Kind::Endpoint)
                 .acknowledged_at(&service(number), snapshot.revision);
             prop_assert!(acknowledged.is_some());
@@ -255,7 +255,7 @@ proptest! {
             .map(|name| (name.to_string(), value(Kind::Cluster, name).unwrap()))
             .collect();
         prop_assert_eq!(&client.held[&Kind::Cluster], &clusters);
-        let endpoints = client.session.subscription(Kind::Endpoint).status().unwrap();
+        let endpoints = client.state.subscription(Kind::Endpoint).status().unwrap();
         let refused: BTreeSet<_> = endpoints.refused(100).into_iter().map(|each| each.name).collect();
         for number in wanted {
             let name = service(number);

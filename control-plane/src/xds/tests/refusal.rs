@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use envoy_types::pb::envoy::service::discovery::v3::Resource as WrappedResource;
 use prost::Message as _;
 
-use super::{super::Session, clients::*};
+use super::{super::ClientState, clients::*};
 use crate::snapshot::{Audience, Kind, fixture::Mesh};
 
 fn mesh_of(services: usize) -> Mesh {
@@ -36,8 +36,8 @@ fn settle_without(client: &mut DeltaClient, kind: Kind, bad: &str, name_it: bool
     count
 }
 
-fn refused(session: &Session, kind: Kind) -> Vec<String> {
-    let status = session.subscription(kind).status().unwrap();
+fn refused(state: &ClientState, kind: Kind) -> Vec<String> {
+    let status = state.subscription(kind).status().unwrap();
     status
         .refused(100)
         .into_iter()
@@ -46,7 +46,7 @@ fn refused(session: &Session, kind: Kind) -> Vec<String> {
 }
 
 fn acknowledged(client: &DeltaClient, name: &str) -> bool {
-    let endpoints = client.session.subscription(Kind::Endpoint);
+    let endpoints = client.state.subscription(Kind::Endpoint);
     endpoints.acknowledged_at(name, client.snapshot.revision) == Some(true)
 }
 
@@ -58,16 +58,12 @@ fn the_bad_resource_is_found_and_the_others_get_through() {
         client.ask(Kind::Endpoint, &["*"], &[]);
         let count = settle_without(&mut client, Kind::Endpoint, "s042.default", name_it);
         assert!(count <= most, "{count} responses");
-        assert_eq!(refused(&client.session, Kind::Endpoint), ["s042.default"]);
+        assert_eq!(refused(&client.state, Kind::Endpoint), ["s042.default"]);
         for service in 0..100 {
             let name = format!("s{service:03}.default");
             assert_eq!(acknowledged(&client, &name), service != 42, "{name}");
         }
-        let status = client
-            .session
-            .subscription(Kind::Endpoint)
-            .status()
-            .unwrap();
+        let status = client.state.subscription(Kind::Endpoint).status().unwrap();
         assert!(status.rejected.unwrap().reason.contains("no such locality"));
     }
 }
@@ -78,7 +74,7 @@ fn what_was_refused_is_sent_again_only_when_it_changes() {
     let mut client = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
     client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
     settle_without(&mut client, Kind::Endpoint, "users.default", true);
-    assert_eq!(refused(&client.session, Kind::Endpoint), ["users.default"]);
+    assert_eq!(refused(&client.state, Kind::Endpoint), ["users.default"]);
     mesh.put("a/orders/1", "10.0.0.7:80");
     client.see(&mesh.snapshot());
     assert_eq!(
@@ -86,24 +82,16 @@ fn what_was_refused_is_sent_again_only_when_it_changes() {
         ["endpoint +orders.default"],
         "the rest goes on"
     );
-    let status = client
-        .session
-        .subscription(Kind::Endpoint)
-        .status()
-        .unwrap();
+    let status = client.state.subscription(Kind::Endpoint).status().unwrap();
     assert!(status.rejected.is_some(), "still refused, still shown");
 
     mesh.put("a/users/1", "10.0.0.8:80");
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), ["endpoint +users.default"]);
     assert!(acknowledged(&client, "users.default"));
-    let status = client
-        .session
-        .subscription(Kind::Endpoint)
-        .status()
-        .unwrap();
+    let status = client.state.subscription(Kind::Endpoint).status().unwrap();
     assert!(status.rejected.is_none());
-    assert_eq!(refused(&client.session, Kind::Endpoint), [""; 0]);
+    assert_eq!(refused(&client.state, Kind::Endpoint), [""; 0]);
 }
 
 #[test]
@@ -128,11 +116,11 @@ fn a_client_that_takes_nothing_costs_a_bounded_number_of_responses() {
     }
     assert_eq!(count, 1 + 2 * 64);
     assert_eq!(
-        refused(&client.session, Kind::Endpoint).len(),
+        refused(&client.state, Kind::Endpoint).len(),
         100,
         "of which the first are shown"
     );
-    assert!(!client.session.subscription(Kind::Endpoint).in_flight());
+    assert!(!client.state.subscription(Kind::Endpoint).in_flight());
 }
 
 #[test]
@@ -198,7 +186,7 @@ fn a_refused_cluster_does_not_hold_up_the_routes_of_others() {
             "route +later.default"
         ]
     );
-    assert_eq!(refused(&client.session, Kind::Cluster), ["new.default"]);
+    assert_eq!(refused(&client.state, Kind::Cluster), ["new.default"]);
 }
 
 #[test]
@@ -233,7 +221,7 @@ fn sotw_parts_what_may_be_parted() {
         log.extend(names);
     }
     assert_eq!(log.len(), 2);
-    assert_eq!(refused(&client.session, Kind::Endpoint), ["users.default"]);
+    assert_eq!(refused(&client.state, Kind::Endpoint), ["users.default"]);
 }
 
 #[test]
@@ -246,7 +234,7 @@ fn sotw_whole_states_name_the_refused_one_and_go_on() {
         Kind::Cluster,
         Some("xDS response errors: [index 0: users.default: bad]"),
     );
-    assert_eq!(refused(&client.session, Kind::Cluster), ["users.default"]);
+    assert_eq!(refused(&client.state, Kind::Cluster), ["users.default"]);
     assert!(client.pump().is_empty());
     mesh.put("a/new/1", "10.0.0.3:80");
     client.see(&mesh.snapshot());
@@ -257,7 +245,7 @@ fn sotw_whole_states_name_the_refused_one_and_go_on() {
     );
     client.answer(Kind::Cluster, Some("[index 2: users.default: bad]"));
     assert_eq!(
-        refused(&client.session, Kind::Cluster),
+        refused(&client.state, Kind::Cluster),
         ["users.default"],
         "the new one is not blamed"
     );
@@ -265,7 +253,7 @@ fn sotw_whole_states_name_the_refused_one_and_go_on() {
     client.see(&mesh.snapshot());
     client.settle();
     assert_eq!(
-        refused(&client.session, Kind::Cluster),
+        refused(&client.state, Kind::Cluster),
         [""; 0],
         "an acknowledgement is one of everything"
     );

@@ -16,7 +16,7 @@ use super::super::{
     *,
 };
 use crate::{
-    registry::{fixture::Replicas, matters},
+    registry::{fixture::Replicas, is_significant},
     snapshot::{Kind, Publisher},
 };
 
@@ -94,7 +94,7 @@ proptest! {
         for look in 0..1_800_u32 {
             let now = start + SECOND * look / 10;
             for place in 0..replicas {
-                if look % 30 == 0 && matters(told[place], held[place]) {
+                if look % 30 == 0 && is_significant(told[place], held[place]) {
                     told[place] = held[place];
                 }
                 let others: Vec<_> = (0..replicas).filter(|it| *it != place).collect();

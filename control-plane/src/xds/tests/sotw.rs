@@ -112,10 +112,13 @@ fn sotw_request_about_an_overtaken_response_is_ignored() {
     let new = std::mem::replace(&mut client.nonces, old);
     assert_eq!(
         client.ask(Kind::Endpoint, &["orders.default"]),
-        Heard::Stale
+        RequestOutcome::Stale
     );
     client.nonces = new;
-    assert_eq!(client.answer(Kind::Endpoint, None), Heard::Acknowledged);
+    assert_eq!(
+        client.answer(Kind::Endpoint, None),
+        RequestOutcome::Acknowledged
+    );
     assert_eq!(client.settle(), ["endpoint orders.default"]);
 }
 
@@ -127,10 +130,10 @@ fn sotw_rejection_is_kept_and_the_next_version_tried() {
     client.pump();
     assert_eq!(
         client.answer(Kind::Cluster, Some("lb_policy")),
-        Heard::Rejected
+        RequestOutcome::Rejected
     );
     assert!(client.pump().is_empty(), "not sent again unchanged");
-    let status = client.session.subscription(Kind::Cluster).status().unwrap();
+    let status = client.state.subscription(Kind::Cluster).status().unwrap();
     assert_eq!(status.rejected.unwrap().reason, "lb_policy");
     mesh.put("a/new/1", "10.0.0.3:80");
     client.see(&mesh.snapshot());
@@ -140,7 +143,7 @@ fn sotw_rejection_is_kept_and_the_next_version_tried() {
     );
     assert!(
         client
-            .session
+            .state
             .subscription(Kind::Cluster)
             .status()
             .unwrap()
@@ -214,7 +217,7 @@ fn sotw_follows_the_examples_of_the_protocol() {
     assert_eq!(client.settle(), [""; 0], "only what is named");
     client.ask(Kind::Cluster, &[]);
     assert_eq!(client.settle(), [""; 0], "nothing, and not everything");
-    let status = client.session.subscription(Kind::Cluster).status().unwrap();
+    let status = client.state.subscription(Kind::Cluster).status().unwrap();
     assert_eq!(
         (status.held, status.subscribed, status.wildcard),
         (0, 0, false)

@@ -1,6 +1,5 @@
-//! When nodes that lost their lease leave, and whether they are dead or only cut off from us together. In come
-//! nodes that hold or lost their lease, and the time; out go verdicts with their cause. Pure: `now` is given and
-//! monotonic; nothing is written here, and a verdict comes again until the view shows that it was carried out.
+//! Decides when nodes whose lease lapsed are removed, and whether they are dead or the control plane was cut off from
+//! them. Pure: `now` is given and monotonic. A verdict is repeated until the view shows that it was carried out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,7 +12,7 @@ use crate::registry::options::ExpiryOptions;
 /// A verdict not carried out after so long is given again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What shall become of a node that lost its lease, and why.
+/// The verdict on a node that lost its lease, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Remove {
@@ -26,7 +25,7 @@ pub(crate) enum Verdict {
         node: Arc<str>,
         cause: String,
     },
-    /// It has been suspect for so long: the next sweeper shall know.
+    /// It has been suspect for so long: the next leader shall know.
     Note {
         node: Arc<str>,
         suspect_for: Duration,

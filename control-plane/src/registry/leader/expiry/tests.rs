@@ -190,7 +190,7 @@ fn a_verdict_that_was_not_carried_out_comes_again() {
 }
 
 #[test]
-fn a_suspects_time_is_noted_and_runs_on_under_the_next_sweeper() {
+fn a_suspects_time_is_noted_and_runs_on_under_the_next_leader() {
     let mut mesh = Mesh::new(0);
     let at = mesh.at(0);
     mesh.expiry.on_lapsed(&name(0), Some(Duration::ZERO), at);

@@ -1,5 +1,4 @@
-//! For how long things have been of no use. In come the names that are so now, and the time; out go those that have been
-//! for long enough. Pure: `now` is given and monotonic, so whoever takes over counts anew.
+//! For how long things have been unused. Pure: `now` is given and monotonic, so a new leader begins to count anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,6 +1,6 @@
-//! Removes what nobody needs any longer: descriptors that no service names, records of nodes that have gone for long,
-//! events over their number. In come the view and the time; out go transactions of who is the sweeper, in small steps.
-//! Nothing that somebody uses may go: descriptors are condemned first, and whoever needs them brings them again.
+//! Removes what nobody needs: descriptors that no service names, records of nodes that have been gone for long, and
+//! events over their maximum number. Descriptors are marked for deletion first, so that whoever needs them can upload
+//! them again.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     registry::{
         core::{
             Registry,
-            events::{Fact, MAX_EVENTS},
+            events::{MAX_EVENTS, NewEvent},
             instance_events,
         },
         model::Event,
@@ -30,26 +30,26 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
         registry,
         token,
         unused: Aged::default(),
-        condemned: Aged::default(),
+        marked: Aged::default(),
         parts: Aged::default(),
         gone: Aged::default(),
     };
-    let look = registry.options().gc.look;
+    let interval = registry.options().gc.interval;
     let mut changes = registry.subscribe();
-    let mut next = tokio::time::Instant::now() + look;
+    let mut next = tokio::time::Instant::now() + interval;
     loop {
         let looked = tokio::time::timeout_at(next, changes.next()).await;
         let result = match looked {
             Ok(batch) if batch.events => collector.trim_events().await,
             Ok(_) => continue,
             Err(_) => {
-                next = tokio::time::Instant::now() + look;
-                collector.look().await
+                next = tokio::time::Instant::now() + interval;
+                collector.run_once().await
             }
         };
         if let Err(error) = &result {
             // Only this: a look that finds nothing to do may not have asked the store.
-            registry.on_store(&result);
+            registry.on_store_result(&result);
             tracing::warn!(%error, "what nobody needs cannot be removed yet");
         }
     }
@@ -59,17 +59,17 @@ struct Collector<'a> {
     registry: &'a Registry,
     token: FencingToken,
     unused: Aged<Arc<str>>,
-    condemned: Aged<Arc<str>>,
+    marked: Aged<Arc<str>>,
     /// Parts of descriptors whose whole is not there, by key.
     parts: Aged<Arc<str>>,
     gone: Aged<Arc<str>>,
 }
 
 impl Collector<'_> {
-    async fn look(&mut self) -> Result<(), StoreError> {
-        self.look_at_schemas().await?;
-        self.look_at_parts().await?;
-        self.look_at_nodes().await?;
+    async fn run_once(&mut self) -> Result<(), StoreError> {
+        self.check_schemas().await?;
+        self.check_parts().await?;
+        self.check_nodes().await?;
         self.trim_events().await
     }
 
@@ -105,11 +105,11 @@ impl Collector<'_> {
         &self,
         compare: Vec<Compare>,
         then: Vec<Op>,
-        facts: &[Fact],
+        events: &[NewEvent],
     ) -> Result<bool, StoreError> {
         let registry = self.registry;
         registry
-            .txn_of_leader(self.token, compare, then, facts)
+            .txn_of_leader(self.token, compare, then, events)
             .await
     }
 }

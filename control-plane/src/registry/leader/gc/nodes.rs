@@ -1,13 +1,12 @@
-//! Records of nodes that have gone for long. A node's record guards its epochs; when it is forgotten the highest of them
-//! stays, as a floor for all names that are claimed without a record: an old process that comes back later still finds
-//! that its epoch is the lower one.
+//! Removes records of nodes that have been gone for long. The highest epoch of the removed records is kept as a floor
+//! for names that are claimed without a record, so that an old process that comes back still has the lower epoch.
 
 use std::sync::Arc;
 
 use heddle_proto::store::v1::NodeRecord;
 use prost::Message as _;
 
-use super::{Collector, Fact, now};
+use super::{Collector, NewEvent, now};
 use crate::{
     names::keys,
     registry::lease::epoch_floor,
@@ -15,10 +14,10 @@ use crate::{
 };
 
 /// Nodes in one transaction: each is compared twice, deleted and told of.
-const AT_ONCE: usize = 20;
+const MAX_PER_TXN: usize = 20;
 
 impl Collector<'_> {
-    pub(super) async fn look_at_nodes(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn check_nodes(&mut self) -> Result<(), StoreError> {
         let gone = self.registry.read(|view| {
             view.nodes()
                 .filter(|node| !node.alive && view.instances_on(&node.name) == 0)
@@ -30,7 +29,7 @@ impl Collector<'_> {
         let due = self
             .gone
             .due(now(), options.nodes_after, options.max_gone_nodes);
-        for some in due.chunks(AT_ONCE) {
+        for some in due.chunks(MAX_PER_TXN) {
             self.forget(some).await?;
         }
         Ok(())
@@ -40,7 +39,7 @@ impl Collector<'_> {
         let store = self.registry.store();
         let (mut floor, at) = epoch_floor::read(store).await?;
         let mut compare = vec![Compare::unchanged(keys::EPOCH_FLOOR, at)];
-        let (mut then, mut facts) = (Vec::new(), Vec::new());
+        let (mut then, mut events) = (Vec::new(), Vec::new());
         let mut forgotten = Vec::new();
         for name in nodes {
             let key = keys::node(name);
@@ -56,14 +55,14 @@ impl Collector<'_> {
                 "process {} (epoch {}) has been gone for long, or others for less long",
                 record.process_id, record.epoch
             );
-            facts.push(Fact::of_node("node-forgotten", name, &cause));
+            events.push(NewEvent::of_node("node-forgotten", name, &cause));
             forgotten.push(name);
         }
         if then.is_empty() {
             return Ok(());
         }
         then.push(Op::put(keys::EPOCH_FLOOR, floor.to_string()));
-        if self.write(compare, then, &facts).await? {
+        if self.write(compare, then, &events).await? {
             for node in forgotten {
                 tracing::info!(
                     event = "node-forgotten",

@@ -1,51 +1,51 @@
-//! Descriptors that nobody names. They are condemned first, so that the store does not "hold" them any longer: who needs
-//! them from then on is asked for them again, which acquits them. One look later those that still nobody names go. So a
-//! registration that is under way meanwhile never loses what it counts on.
+//! Removes descriptors that nobody names, in two steps. Marked descriptors count as missing: a node that needs them
+//! is asked to upload them, which removes the mark. What is still unnamed at the next run is deleted. So a
+//! registration that runs meanwhile never loses the descriptors on which it relies.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Collector, Fact, named, now};
+use super::{Collector, NewEvent, named, now};
 use crate::{
     names::keys,
     store::{Compare, MAX_TXN_OPS, Op, StoreError},
 };
 
 impl Collector<'_> {
-    pub(super) async fn look_at_schemas(&mut self) -> Result<(), StoreError> {
-        let (unused, condemned, acquitted) = self.registry.read(|view| {
+    pub(super) async fn check_schemas(&mut self) -> Result<(), StoreError> {
+        let (unused, marked, unmarked) = self.registry.read(|view| {
             let named: BTreeSet<_> = named(view).collect();
             let unused: BTreeSet<_> = view
                 .schemas()
                 .filter(|sha256| !named.contains(sha256))
                 .cloned()
                 .collect();
-            let (condemned, acquitted): (BTreeSet<_>, BTreeSet<_>) = view
-                .condemned()
+            let (marked, unmarked): (BTreeSet<_>, BTreeSet<_>) = view
+                .marked_schemas()
                 .iter()
                 .cloned()
                 .partition(|sha256| !named.contains(sha256));
-            (unused, condemned, acquitted)
+            (unused, marked, unmarked)
         });
         let options = &self.registry.options().gc;
         self.unused.observe(unused, now());
-        self.condemned.observe(condemned.clone(), now());
+        self.marked.observe(marked.clone(), now());
         let due = self
             .unused
             .due(now(), options.schemas_after, options.max_unused_schemas);
         let due: Vec<_> = due
             .into_iter()
-            .filter(|sha256| !condemned.contains(sha256))
+            .filter(|sha256| !marked.contains(sha256))
             .collect();
         for some in due.chunks(MAX_TXN_OPS) {
-            let marks = some.iter().map(|it| Op::put(&keys::condemned(it), ""));
+            let marks = some.iter().map(|it| Op::put(&keys::marked_schema(it), ""));
             self.write(vec![], marks.collect(), &[]).await?;
         }
-        let acquitted: Vec<_> = acquitted.into_iter().collect();
-        for some in acquitted.chunks(MAX_TXN_OPS) {
-            let marks = some.iter().map(|it| Op::delete(&keys::condemned(it)));
+        let unmarked: Vec<_> = unmarked.into_iter().collect();
+        for some in unmarked.chunks(MAX_TXN_OPS) {
+            let marks = some.iter().map(|it| Op::delete(&keys::marked_schema(it)));
             self.write(vec![], marks.collect(), &[]).await?;
         }
-        for sha256 in self.condemned.due(now(), options.look, usize::MAX) {
+        for sha256 in self.marked.due(now(), options.interval, usize::MAX) {
             self.remove(&sha256).await?;
         }
         Ok(())
@@ -53,7 +53,7 @@ impl Collector<'_> {
 
     async fn remove(&self, sha256: &Arc<str>) -> Result<(), StoreError> {
         let store = self.registry.store();
-        let key = keys::condemned(sha256);
+        let key = keys::marked_schema(sha256);
         let Some(mark) = store.get(&key).await? else {
             return Ok(());
         };
@@ -71,9 +71,9 @@ impl Collector<'_> {
         then.extend(parts.map(|key| Op::delete(key)));
         let cause =
             format!("no instance and no service has named the descriptors {sha256} for long");
-        let fact = Fact::of_mesh("schema-removed", &cause);
+        let event = NewEvent::of_mesh("schema-removed", &cause);
         let compare = vec![Compare::unchanged(&key, mark.mod_revision)];
-        if self.write(compare, then, &[fact]).await? {
+        if self.write(compare, then, &[event]).await? {
             tracing::info!(
                 event = "schema-removed",
                 %sha256,
@@ -84,7 +84,7 @@ impl Collector<'_> {
     }
 
     /// Parts without their whole: of an upload that broke off.
-    pub(super) async fn look_at_parts(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn check_parts(&mut self) -> Result<(), StoreError> {
         let found = self
             .registry
             .store()
@@ -100,7 +100,7 @@ impl Collector<'_> {
         let options = &self.registry.options().gc;
         let due = self
             .parts
-            .due(now(), options.look, options.max_unused_schemas);
+            .due(now(), options.interval, options.max_unused_schemas);
         for key in due {
             let Some(whole) = keys::whole_of_part(&key) else {
                 continue;

@@ -1,7 +1,7 @@
-//! Claims of paths: which of the services that serve a proto service owns its path. A claim is a key of its own in the
-//! store and the oldest one owns, so that replicas need not agree on anything: the store orders what they write. Sessions
-//! write claims (`wanted`); what is here runs where the sweeper's duty is: it deletes claims that no instance has served
-//! for long, makes those that are missing, and tells of conflicts. Routing does not come in here.
+//! Keeps the claims of paths, which decide the service that owns the path of a proto service. A claim is a key of its
+//! own in the store, and the oldest one owns the path, so that replicas need not agree on anything else. Sessions
+//! write claims (`lease/paths`); the leader deletes those that no instance has served for long, writes missing ones,
+//! and records conflicts. Routing may not come in here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use super::{election::FencingToken, now};
 use crate::{
     names::{ServiceName, keys},
     registry::{
-        core::{Registry, events::Fact},
+        core::{Registry, events::NewEvent},
         view::{PathOf, StoredClaim, View},
     },
     store::{Compare, MAX_TXN_OPS, Op, StoreError},
@@ -29,7 +29,7 @@ mod tests;
 use vacant::Vacant;
 
 /// Claims in one transaction: each is compared and written, and may have an event.
-const AT_ONCE: usize = MAX_TXN_OPS / 2 - 4;
+const MAX_PER_TXN: usize = MAX_TXN_OPS / 2 - 4;
 /// What could not be written is tried again after so long.
 const RETRY: Duration = Duration::from_secs(2);
 /// Proto services that an event names.
@@ -48,7 +48,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
     };
     loop {
         if let Err(error) = keeper.work().await {
-            registry.on_store::<()>(&Err(error.clone()));
+            registry.on_store_result::<()>(&Err(error.clone()));
             tracing::warn!(%error, "claims of paths cannot be kept up to date yet");
             keeper.retry = Some(now() + RETRY);
         }
@@ -95,14 +95,14 @@ struct Keeper<'a> {
     retry: Option<Instant>,
 }
 
-/// What is to be written of one claim.
-enum Todo {
+/// A write of one claim.
+enum ClaimWrite {
     /// It is not in the store, though an instance makes it.
-    Make,
+    Create,
     /// Its service is back: it has not been without an instance any longer.
     Revive(StoredClaim),
     /// Another service owns the path, and nobody has told of it.
-    Tell(StoredClaim, ServiceName),
+    ReportConflict(StoredClaim, ServiceName),
 }
 
 impl Keeper<'_> {
@@ -112,7 +112,7 @@ impl Keeper<'_> {
         }
         if self.retry.is_none() {
             let changed = std::mem::take(&mut self.changed);
-            if let Err(error) = self.look_at(&changed).await {
+            if let Err(error) = self.check(&changed).await {
                 self.changed.extend(changed);
                 return Err(error);
             }
@@ -121,29 +121,29 @@ impl Keeper<'_> {
         self.note().await
     }
 
-    async fn look_at(&mut self, changed: &BTreeSet<PathOf>) -> Result<(), StoreError> {
+    async fn check(&mut self, changed: &BTreeSet<PathOf>) -> Result<(), StoreError> {
         let registry = self.registry;
-        let todo = registry.read(|view| self.todo(view, changed));
+        let writes = registry.read(|view| self.writes(view, changed));
         let mut missing = Vec::new();
         let mut rest = Vec::new();
-        for (path, todo) in todo {
-            match todo {
-                Todo::Make => missing.push(path),
-                Todo::Revive(_) | Todo::Tell(..) => rest.push((path, todo)),
+        for (path, writes) in writes {
+            match writes {
+                ClaimWrite::Create => missing.push(path),
+                ClaimWrite::Revive(_) | ClaimWrite::ReportConflict(..) => rest.push((path, writes)),
             }
         }
         for round in registry.read(|view| rounds(view, missing)) {
-            for some in round.chunks(AT_ONCE) {
+            for some in round.chunks(MAX_PER_TXN) {
                 self.make(some).await?;
             }
         }
-        for some in rest.chunks(AT_ONCE) {
+        for some in rest.chunks(MAX_PER_TXN) {
             self.update(some).await?;
         }
         Ok(())
     }
 
-    fn todo(&mut self, view: &View, changed: &BTreeSet<PathOf>) -> Vec<(PathOf, Todo)> {
+    fn writes(&mut self, view: &View, changed: &BTreeSet<PathOf>) -> Vec<(PathOf, ClaimWrite)> {
         let mut to_see = changed.clone();
         for (proto, service) in changed {
             let place = (service.namespace.clone(), Arc::clone(proto));
@@ -163,13 +163,13 @@ impl Keeper<'_> {
         to_see
             .into_iter()
             .filter_map(|path| {
-                let todo = self.todo_of(view, &path, now)?;
-                Some((path, todo))
+                let writes = self.write_for(view, &path, now)?;
+                Some((path, writes))
             })
             .collect()
     }
 
-    fn todo_of(&mut self, view: &View, path: &PathOf, now: Instant) -> Option<Todo> {
+    fn write_for(&mut self, view: &View, path: &PathOf, now: Instant) -> Option<ClaimWrite> {
         let (proto, service) = path;
         let stored = view.stored_claim(service, proto);
         if !view.serves_path(service, proto) {
@@ -181,15 +181,15 @@ impl Keeper<'_> {
         }
         self.vacant.on_other(path);
         let Some(stored) = stored else {
-            return fits(view, service, self.registry).then_some(Todo::Make);
+            return fits(view, service, self.registry).then_some(ClaimWrite::Create);
         };
         let owner = owner_of(view, proto, service);
         if let Some(owner) = owner.filter(|it| *it != service)
             && stored.record.conflict_with != owner.to_string()
         {
-            return Some(Todo::Tell(stored.clone(), owner.clone()));
+            return Some(ClaimWrite::ReportConflict(stored.clone(), owner.clone()));
         }
-        (stored.record.vacant_ms > 0).then(|| Todo::Revive(stored.clone()))
+        (stored.record.vacant_ms > 0).then(|| ClaimWrite::Revive(stored.clone()))
     }
 
     async fn make(&mut self, paths: &[PathOf]) -> Result<(), StoreError> {
@@ -203,14 +203,14 @@ impl Keeper<'_> {
             .await
     }
 
-    async fn update(&mut self, claims: &[(PathOf, Todo)]) -> Result<(), StoreError> {
+    async fn update(&mut self, claims: &[(PathOf, ClaimWrite)]) -> Result<(), StoreError> {
         let (mut compare, mut then, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         let mut conflicts: BTreeMap<(&ServiceName, &ServiceName), Vec<&str>> = BTreeMap::new();
-        for ((proto, service), todo) in claims {
-            let (stored, conflict_with) = match todo {
-                Todo::Make => continue,
-                Todo::Revive(stored) => (stored, stored.record.conflict_with.clone()),
-                Todo::Tell(stored, owner) => {
+        for ((proto, service), writes) in claims {
+            let (stored, conflict_with) = match writes {
+                ClaimWrite::Create => continue,
+                ClaimWrite::Revive(stored) => (stored, stored.record.conflict_with.clone()),
+                ClaimWrite::ReportConflict(stored, owner) => {
                     conflicts.entry((service, owner)).or_default().push(proto);
                     (stored, owner.to_string())
                 }
@@ -224,14 +224,14 @@ impl Keeper<'_> {
             then.push(Op::put(&key, record.encode_to_vec()));
             paths.push((Arc::clone(proto), service.clone()));
         }
-        let facts: Vec<_> = conflicts.into_iter().map(conflict).collect();
-        self.write(compare, then, &facts, &paths).await
+        let events: Vec<_> = conflicts.into_iter().map(conflict).collect();
+        self.write(compare, then, &events, &paths).await
     }
 
     /// Deletes the claims whose time is up.
     async fn release(&mut self) -> Result<(), StoreError> {
         let due = self.vacant.due(now());
-        for some in due.chunks(AT_ONCE) {
+        for some in due.chunks(MAX_PER_TXN) {
             let (mut compare, mut then) = (Vec::new(), Vec::new());
             let mut released: BTreeMap<(ServiceName, ServiceName), Vec<Arc<str>>> = BTreeMap::new();
             self.registry.read(|view| {
@@ -249,21 +249,21 @@ impl Keeper<'_> {
                 }
             });
             let after = self.registry.options().claims.release_after;
-            let fact =
+            let event =
                 |((service, next), protos): (&(ServiceName, ServiceName), &Vec<Arc<str>>)| {
                     let protos = protos.iter().map(|it| &**it).collect();
                     handed_on(service, next, protos, after)
                 };
-            let facts: Vec<_> = released.iter().map(fact).collect();
-            self.write(compare, then, &facts, some).await?;
+            let events: Vec<_> = released.iter().map(event).collect();
+            self.write(compare, then, &events, some).await?;
         }
         Ok(())
     }
 
-    /// Notes for how long claims have been without an instance, for the next sweeper.
+    /// Notes for how long claims have been without an instance, for the next leader.
     async fn note(&mut self) -> Result<(), StoreError> {
         let due = self.vacant.due_for_note(now());
-        for some in due.chunks(AT_ONCE) {
+        for some in due.chunks(MAX_PER_TXN) {
             let (mut compare, mut then) = (Vec::new(), Vec::new());
             self.registry.read(|view| {
                 for ((proto, service), vacant_for) in some {
@@ -289,17 +289,17 @@ impl Keeper<'_> {
         &mut self,
         compare: Vec<Compare>,
         then: Vec<Op>,
-        facts: &[Fact],
+        events: &[NewEvent],
         paths: &[PathOf],
     ) -> Result<(), StoreError> {
         if then.is_empty() {
             return Ok(());
         }
         let registry = self.registry;
-        let txn = registry.txn_of_leader(self.token, compare, then, facts);
+        let txn = registry.txn_of_leader(self.token, compare, then, events);
         if txn.await? {
-            for fact in facts {
-                fact.log("who gets the calls of a path");
+            for event in events {
+                event.log("who gets the calls of a path");
             }
         } else {
             self.changed.extend(paths.iter().cloned());
@@ -353,13 +353,13 @@ fn rounds(view: &View, mut missing: Vec<PathOf>) -> Vec<Vec<PathOf>> {
     rounds
 }
 
-fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>)) -> Fact {
+fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>)) -> NewEvent {
     let paths = some_of(protos);
     let cause = format!(
         "{owner} claimed {paths} first and owns the path: calls reach {service} by its name only, unless {owner} has no \
          instance"
     );
-    Fact::of_service("path-conflict", &service.to_string(), &cause)
+    NewEvent::of_service("path-conflict", &service.to_string(), &cause)
 }
 
 fn handed_on(
@@ -367,12 +367,12 @@ fn handed_on(
     next: &ServiceName,
     protos: Vec<&str>,
     after: Duration,
-) -> Fact {
+) -> NewEvent {
     let paths = some_of(protos);
     let cause = format!(
         "no instance of it has served {paths} for {after:?}, or others for less long: {next} owns the path now"
     );
-    Fact::of_service("path-released", &service.to_string(), &cause)
+    NewEvent::of_service("path-released", &service.to_string(), &cause)
 }
 
 fn some_of(mut protos: Vec<&str>) -> String {

@@ -229,9 +229,9 @@ async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
     assert_eq!(registry.read(owner), "second.default");
 }
 
-/// Issue 10, B2: the time goes on when another replica becomes the sweeper.
+/// Issue 10, B2: the time goes on when another replica becomes the leader.
 #[tokio::test]
-async fn how_long_a_claim_has_been_vacant_is_noted_and_the_next_sweeper_counts_on() {
+async fn how_long_a_claim_has_been_vacant_is_noted_and_the_next_leader_counts_on() {
     let hour = Duration::from_secs(3600);
     let first = fixture(ClaimOptions {
         release_after: hour,

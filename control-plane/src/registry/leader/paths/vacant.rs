@@ -1,6 +1,5 @@
-//! For how long claims have had no instance that serves them. In come claims that became so or are served again, and the
-//! time; out go those to delete and those to note. Pure: `now` is given and monotonic, and what former sweepers noted
-//! counts.
+//! For how long claims have had no instance that serves them, and which of them are to be deleted or noted. Pure:
+//! `now` is given and monotonic, and the times that former leaders noted count.
 
 use std::{
     collections::BTreeMap,
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_sweeper_counts_on_from_what_was_noted() {
+    fn the_next_leader_counts_on_from_what_was_noted() {
         let (mut first, at) = vacant(10);
         first.on_vacant(&path(1), &noted(0), at(0));
         assert_eq!(first.next(), Some(at(60)));

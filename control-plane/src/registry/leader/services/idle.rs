@@ -1,6 +1,5 @@
-//! When services without instances are forgotten. In come services that became empty or have instances again, and the
-//! time; out go those whose time has come. Pure: `now` is given and monotonic, so a restart counts anew; who is due
-//! is named again until it is reported as gone.
+//! Decides when services without instances are forgotten. Pure: `now` is given and monotonic, so a restart begins to
+//! count anew. A service that is due is named again until it is reported as gone.
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,5 @@
-//! Keeps the records of services: forgets those that had no instance for long, and writes those that are missing. In
-//! come the view's batches and the time; out go transactions, each under the condition that nobody was quicker.
-//! It runs where the sweeper's duty is.
+//! Keeps the records of services: removes those of services that had no instance for long, and writes missing ones.
+//! Each transaction has the condition that the record has not changed.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +9,7 @@ use super::{election::FencingToken, now};
 use crate::{
     names::{ServiceName, keys},
     registry::{
-        core::{Registry, events::Fact},
+        core::{Registry, events::NewEvent},
         model::service,
     },
     store::{Compare, MAX_TXN_OPS, Op, Revision, StoreError},
@@ -20,7 +19,7 @@ mod idle;
 use idle::Idle;
 
 /// Services in one transaction: each is compared, deleted and told of, or written with its record.
-const AT_ONCE: usize = MAX_TXN_OPS / 4;
+const MAX_PER_TXN: usize = MAX_TXN_OPS / 4;
 
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
     let mut changes = registry.subscribe();
@@ -87,7 +86,7 @@ impl Keeper {
 
     async fn forget(&mut self) {
         let due = self.idle.due(now());
-        for services in due.chunks(AT_ONCE) {
+        for services in due.chunks(MAX_PER_TXN) {
             match forget(&self.registry, self.token, services).await {
                 Ok(true) => self.observe(services),
                 Ok(false) => tracing::info!("services that were to be forgotten have changed"),
@@ -101,7 +100,7 @@ impl Keeper {
 
     async fn record(&mut self) {
         let missing: Vec<_> = self.unrecorded.iter().cloned().collect();
-        for services in missing.chunks(AT_ONCE) {
+        for services in missing.chunks(MAX_PER_TXN) {
             match record(&self.registry, self.token, services).await {
                 Ok(()) => self.observe(services),
                 Err(error) => {
@@ -127,9 +126,9 @@ async fn forget(
         return Ok(true);
     }
     let compare = empty.iter().map(|(key, at)| Compare::unchanged(key, *at));
-    let facts: Vec<_> = empty.iter().map(|(key, _)| forgotten(key)).collect();
+    let events: Vec<_> = empty.iter().map(|(key, _)| forgotten(key)).collect();
     let deletes = empty.iter().map(|(key, _)| Op::delete(key)).collect();
-    let txn = registry.txn_of_leader(token, compare.collect(), deletes, &facts);
+    let txn = registry.txn_of_leader(token, compare.collect(), deletes, &events);
     let succeeded = txn.await?;
     if succeeded {
         for (service, _) in &empty {
@@ -144,10 +143,10 @@ async fn forget(
     Ok(succeeded)
 }
 
-fn forgotten(key: &str) -> Fact {
+fn forgotten(key: &str) -> NewEvent {
     let service = key.strip_prefix(keys::SERVICES).unwrap_or(key);
     let cause = "it has had no instance for long, or others had none for less long";
-    Fact::of_service("service-forgotten", service, cause)
+    NewEvent::of_service("service-forgotten", service, cause)
 }
 
 async fn record(

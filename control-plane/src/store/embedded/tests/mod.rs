@@ -20,7 +20,7 @@ fn error_of(options: &EmbeddedOptions) -> StoreError {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_the_laws() {
+async fn it_keeps_the_invariants() {
     // Long enough for what the suite reads at an earlier revision, and soon written over.
     const HISTORY: u64 = 2000;
     let folder = tempfile::tempdir().unwrap();

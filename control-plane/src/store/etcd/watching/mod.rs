@@ -1,6 +1,6 @@
-//! One watch, kept up over broken streams: it begins where the last complete revision ended, at whatever member answers.
-//! In come the messages of the stream, out go whole revisions and how far the watch is. A watcher that is behind what
-//! etcd told anybody here asks for its place; one that gets no answer changes the member.
+//! One watch that survives broken streams: it resumes after the last complete revision, at any member that answers. A
+//! watch that is behind a revision that etcd has shown to anybody in this process asks for its progress, and changes
+//! the member if it gets no answer.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,15 +1,14 @@
-//! What is told of instances that go: each that did not ask to is told once, with the cause that its node gave, in the
-//! transaction that removes it; one that asked is not, and nothing is told that was not done. In come what the nodes did
-//! and the store's changes, out goes what of it is not so.
+//! The invariant of removals: each instance that is removed without having asked has exactly one event, with the
+//! cause that its node gave, in the transaction that removes it; one that asked has none.
 
 use std::collections::BTreeMap;
 
 use heddle_proto::store::v1::{EventRecord, InstanceRecord, NodeRecord};
 use prost::Message as _;
 
-use super::truth::address_of;
+use super::expected::address_of;
 use crate::{
-    sim::world::{World, lock},
+    sim::simulation::{Simulation, lock},
     store::{Changes, KeyValue, machine::Machine},
 };
 
@@ -21,15 +20,17 @@ pub(in crate::sim) enum Went {
     BackAgain,
 }
 
-pub(in crate::sim) fn went(world: &World, address: &str, how: Went) {
-    lock(&world.laws).went.insert(address.to_owned(), how);
+pub(in crate::sim) fn went(simulation: &Simulation, address: &str, how: Went) {
+    lock(&simulation.invariants)
+        .went
+        .insert(address.to_owned(), how);
 }
 
 /// The cause where the node does not say one.
 const UNKNOWN: &str = "not in its node's list when the session was opened anew";
 
-pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
-    let mut told = told(world, changes);
+pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &Changes) {
+    let mut told = told(simulation, changes);
     for event in changes.events.iter() {
         let (Some(name), Some(before), None) = (
             event.key.strip_prefix("instance/"),
@@ -43,8 +44,8 @@ pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
         // Those of a node that lapsed are in the node's own event.
         let by_session = machine.get(&format!("alive/{node}")).is_some();
         let address = address_of(&before.value).unwrap_or_default();
-        let laws = lock(&world.laws);
-        let holds = match (laws.went.get(&address), &cause) {
+        let invariants = lock(&simulation.invariants);
+        let holds = match (invariants.went.get(&address), &cause) {
             // The node's present process may know another of that name, or none.
             _ if is_of_another(machine, node, before) => true,
             (Some(Went::BackAgain), _) => true,
@@ -55,16 +56,16 @@ pub(super) fn on_changes(world: &World, machine: &Machine, changes: &Changes) {
             (None, Some(_)) => false,
             (Some(Went::Lost(_)) | None, None) => !by_session,
         };
-        drop(laws);
+        drop(invariants);
         if !holds {
-            world.broken(
+            simulation.broken(
                 "I8 told",
                 format_args!("{name} at {address} goes, and the cause told is {cause:?}"),
             );
         }
     }
     if !told.is_empty() {
-        world.broken("I8 told", format_args!("{told:?} are not removed"));
+        simulation.broken("I8 told", format_args!("{told:?} are not removed"));
     }
 }
 
@@ -77,7 +78,7 @@ fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
 }
 
 /// Names of instances and causes. An event that is written again is the same.
-fn told(world: &World, changes: &Changes) -> BTreeMap<String, String> {
+fn told(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> {
     let mut told = BTreeMap::new();
     for event in changes.events.iter() {
         let Some(now) = event
@@ -89,7 +90,7 @@ fn told(world: &World, changes: &Changes) -> BTreeMap<String, String> {
         };
         if let Some(before) = &event.before {
             if before.value != now.value {
-                world.broken("I8 told", format_args!("{} changes", event.key));
+                simulation.broken("I8 told", format_args!("{} changes", event.key));
             }
             continue;
         }

@@ -1,6 +1,5 @@
-//! One client: all its subscriptions against the snapshots, in make-before-break order. In come requests and
-//! snapshots, out goes the next response that may be sent, if any. Pure; which variant of the protocol the client
-//! speaks is a parameter.
+//! One client: all its subscriptions, matched against the snapshots in make-before-break order. It decides the next
+//! response, if one may be sent. Pure. The variant of the protocol is a type parameter.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use heddle_proto::xds::v1::Schema;
 use prost::Message as _;
 
-use super::{Hold, Lens, Subscription, Violation, node::cut};
+use super::{ClientView, Hold, Subscription, Violation, node::cut};
 use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
 
 /// What a stream holds beside its subscriptions: its tasks and queues.
@@ -32,20 +31,20 @@ pub trait Variant: Send + 'static {
     fn on_request(
         subscription: &mut Subscription,
         request: &Self::Request,
-        lens: &Lens,
-    ) -> Result<Heard, Violation>;
+        view: &ClientView,
+    ) -> Result<RequestOutcome, Violation>;
     /// What is to be sent of one type now; none while a response of it is under way.
     fn compose(
         subscription: &mut Subscription,
         snapshot: &Snapshot,
-        lens: &Lens,
+        view: &ClientView,
         hold: &Hold,
     ) -> Option<Self::Response>;
 }
 
 /// What a request said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum RequestOutcome {
     Subscribed,
     Acknowledged,
     Rejected,
@@ -55,18 +54,18 @@ pub enum Heard {
 
 /// One connected client.
 #[derive(Debug)]
-pub struct Session {
-    lens: Lens,
+pub struct ClientState {
+    view: ClientView,
     subscriptions: PerKind<Subscription>,
     generation: u64,
 }
 
-impl Session {
+impl ClientState {
     /// A client that connects at this snapshot.
     #[must_use]
-    pub fn new(lens: Lens, snapshot: &Snapshot) -> Self {
+    pub fn new(view: ClientView, snapshot: &Snapshot) -> Self {
         Self {
-            lens,
+            view,
             subscriptions: PerKind::new(Subscription::new),
             generation: snapshot.generation,
         }
@@ -81,8 +80,8 @@ impl Session {
         &mut self,
         kind: Kind,
         request: &V::Request,
-    ) -> Result<Heard, Violation> {
-        V::on_request(self.subscriptions.get_mut(kind), request, &self.lens)
+    ) -> Result<RequestOutcome, Violation> {
+        V::on_request(self.subscriptions.get_mut(kind), request, &self.view)
     }
 
     /// A newer snapshot is there: notes what of it concerns the client.
@@ -90,14 +89,14 @@ impl Session {
         if let Some(steps) = snapshot.steps_since(self.generation) {
             for step in steps {
                 for kind in Kind::ALL {
-                    self.subscriptions.get_mut(kind).observe(step, &self.lens);
+                    self.subscriptions.get_mut(kind).observe(step, &self.view);
                 }
             }
         } else {
             for kind in Kind::ALL {
                 let subscription = self.subscriptions.get_mut(kind);
                 if subscription.is_asked() && kind != Kind::Schema {
-                    subscription.touch_all();
+                    subscription.mark_all_pending();
                 }
             }
         }
@@ -115,13 +114,13 @@ impl Session {
         for kind in FLOW {
             let blocked = made_before(kind)
                 .iter()
-                .any(|&first| self.subscriptions.get(first).unsent(snapshot, &self.lens));
+                .any(|&first| self.subscriptions.get(first).unsent(snapshot, &self.view));
             if blocked || !self.subscriptions.get(kind).is_asked() {
                 continue;
             }
             let hold = self.hold(kind);
             let subscription = self.subscriptions.get_mut(kind);
-            if let Some(response) = V::compose(subscription, snapshot, &self.lens, &hold) {
+            if let Some(response) = V::compose(subscription, snapshot, &self.view, &hold) {
                 return Some((kind, response));
             }
         }
@@ -137,7 +136,7 @@ impl Session {
         let mut used = BTreeSet::new();
         for &route in ROUTES {
             let routes = self.subscriptions.get(route);
-            if !routes.settled() || !routes.still_uses(&mut used) {
+            if !routes.is_settled() || !routes.still_uses(&mut used) {
                 return Hold::Everything;
             }
         }
@@ -150,7 +149,7 @@ impl Session {
 
     /// Newer states of large resources wait, or wait no longer.
     pub fn hold_back_large(&mut self, wait: bool) {
-        self.lens.large_wait = wait;
+        self.view.large_wait = wait;
     }
 
     /// A response is under way that the client still has a reason to answer.
@@ -179,27 +178,29 @@ impl Session {
         descriptors: Option<Bytes>,
     ) -> Option<V::Response> {
         let resource = descriptors.map(|descriptors| schema(name, descriptors));
-        self.lens.schema = Some((Arc::clone(name), resource));
+        self.view.schema = Some((Arc::clone(name), resource));
         let subscription = self.subscriptions.get_mut(Kind::Schema);
-        let response = V::compose(subscription, snapshot, &self.lens, &Hold::Nothing);
-        self.lens.schema = None;
-        subscription.let_go(name);
+        let response = V::compose(subscription, snapshot, &self.view, &Hold::Nothing);
+        self.view.schema = None;
+        subscription.drop_content(name);
         response
     }
 
     /// The client asked for schemas that are not there.
     #[must_use]
-    pub fn misses_schemas(&self) -> bool {
-        self.subscriptions.get(Kind::Schema).misses()
+    pub fn has_missing_schemas(&self) -> bool {
+        self.subscriptions.get(Kind::Schema).has_absent()
     }
 
     /// Looks again for schemas that were not there.
     pub fn retry_schemas(&mut self) {
-        self.subscriptions.get_mut(Kind::Schema).touch_absent();
+        self.subscriptions
+            .get_mut(Kind::Schema)
+            .mark_absent_pending();
     }
 }
 
-impl Session {
+impl ClientState {
     /// What is kept of this client, in bytes.
     pub(super) fn cost(&self) -> usize {
         let kinds = Kind::ALL.into_iter();

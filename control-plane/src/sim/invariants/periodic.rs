@@ -1,5 +1,5 @@
-//! The look at everything, twice a second and at the end: what is wrong may be so for a while, within a bound. In comes
-//! the state of store, replicas and clients, out goes what is wrong for too long, or at all where faults have ended.
+//! The invariants that are checked twice a second and at the end of a run. A temporary violation is allowed for a
+//! bounded time, and not at all after the faults have ended.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,13 +8,13 @@ use std::{
 
 use heddle_proto::paths::Owner;
 
-use super::truth::{Stored, is_contested, read, rightful, wanted};
+use super::expected::{Stored, is_contested, read, rightful, wanted};
 use crate::{
     sim::{
-        client::{Flavor, Held},
+        client::{Flavor, HeldResources},
         node::SHARED,
         replica::SUSPECT_FOR,
-        world::{Seat, Who, World, lock},
+        simulation::{ClientState, Simulation, Who, lock},
     },
     snapshot::Kind,
     store::Revision,
@@ -24,12 +24,12 @@ use crate::{
 /// (10 s), up to two replicas are tried in vain (10 s each, and the pauses), the third takes it.
 const MISSING: Duration = Duration::from_secs(45);
 /// A dead one has left the store within so long: two TTLs where leases began anew, the wait for others that are overdue,
-/// the sweeper's own failures, and one TTL until another takes over.
+/// the leader's own failures, and one TTL until another takes over.
 const DEAD: Duration = Duration::from_secs(50);
-/// Where requests to the store are lost by chance it takes so much longer: a sweeper that lost one judges nobody for a TTL,
+/// Where requests to the store are lost by chance it takes so much longer: a leader that lost one judges nobody for a TTL,
 /// and some lose several in a row.
 const LOST: Duration = Duration::from_secs(40);
-/// What a suspect's time may grow by with each new sweeper: what was not noted (2 s), the way to the next one (two TTLs,
+/// What a suspect's time may grow by with each new leader: what was not noted (2 s), the way to the next one (two TTLs,
 /// and its start), and the TTL for which it judges nobody.
 const HANDED_ON: Duration = Duration::from_secs(40);
 /// A client that can reach a replica that works shows the store's state within so long.
@@ -44,60 +44,63 @@ pub(super) enum Wrong {
 }
 
 /// Twice a second.
-pub(in crate::sim) fn look(world: &World) {
-    let stored = read(world);
-    let wanted = wanted(world);
+pub(in crate::sim) fn check(simulation: &Simulation) {
+    let stored = read(simulation);
+    let wanted = wanted(simulation);
     let mut wrong: BTreeMap<Wrong, Duration> = BTreeMap::new();
-    look_at_store(world, &stored, &wanted, &mut wrong);
-    for (n, seat) in lock(&world.seats).iter() {
-        look_at_client(world, *n, seat, &stored, &mut wrong);
+    look_at_store(simulation, &stored, &wanted, &mut wrong);
+    for (n, state) in lock(&simulation.client_states).iter() {
+        look_at_client(simulation, *n, state, &stored, &mut wrong);
     }
-    let now = world.now();
-    let mut laws = lock(&world.laws);
-    laws.since.retain(|what, _| wrong.contains_key(what));
+    let now = simulation.now();
+    let mut invariants = lock(&simulation.invariants);
+    invariants.since.retain(|what, _| wrong.contains_key(what));
     let mut broken = Vec::new();
     for (what, bound) in wrong {
-        let since = *laws.since.entry(what.clone()).or_insert(now);
+        let since = *invariants.since.entry(what.clone()).or_insert(now);
         if now - since > bound {
             broken.push((what, now - since));
         }
     }
-    drop(laws);
+    drop(invariants);
     for (what, age) in broken {
-        let law = match what {
+        let invariant = match what {
             Wrong::NotInStore(_) | Wrong::NotAtClient(..) => "I1 missing",
             Wrong::StillInStore(_) | Wrong::StillAtClient(..) => "I2 stale",
         };
-        world.broken(law, format_args!("{what:?} for {age:?}"));
+        simulation.broken(invariant, format_args!("{what:?} for {age:?}"));
     }
 }
 
 fn look_at_store(
-    world: &World,
+    simulation: &Simulation,
     stored: &Stored,
     wanted: &BTreeMap<String, (usize, i32)>,
     wrong: &mut BTreeMap<Wrong, Duration>,
 ) {
     for (address, (node, _)) in wanted {
-        let who = rightful(world).find(|(_, n)| n == node).map(|(who, _)| who);
-        let reaches = who.is_some_and(|who| world.is_served(who)) && !is_contested(world, *node);
+        let who = rightful(simulation)
+            .find(|(_, n)| n == node)
+            .map(|(who, _)| who);
+        let reaches =
+            who.is_some_and(|who| simulation.is_served(who)) && !is_contested(simulation, *node);
         if reaches && !stored.instances.contains_key(address) {
             wrong.insert(Wrong::NotInStore(address.clone()), MISSING);
         }
     }
-    let some_replica = (0..world.profile.replicas).any(|n| world.serves(n, Who::Store));
+    let some_replica = (0..simulation.profile.replicas).any(|n| simulation.serves(n, Who::Store));
     for (address, (node, ..)) in &stored.instances {
         let contested = node
             .trim_start_matches('n')
             .parse()
-            .is_ok_and(|n| is_contested(world, n));
+            .is_ok_and(|n| is_contested(simulation, n));
         if wanted.contains_key(address) || !some_replica || contested {
             continue;
         }
-        if stored.suspects.contains(node) && has_time(world, node) {
+        if stored.suspects.contains(node) && has_time(simulation, node) {
             continue;
         }
-        let lost = if world.profile.lossy > 0 {
+        let lost = if simulation.profile.lossy > 0 {
             LOST
         } else {
             Duration::ZERO
@@ -107,43 +110,43 @@ fn look_at_store(
 }
 
 /// Whether a suspect may still be in the store.
-fn has_time(world: &World, node: &str) -> bool {
-    let laws = lock(&world.laws);
-    let (since, duties) = laws.suspects.get(node).copied().unwrap_or_default();
-    world.now() - since < SUSPECT_FOR + HANDED_ON * (laws.duties - duties)
+fn has_time(simulation: &Simulation, node: &str) -> bool {
+    let invariants = lock(&simulation.invariants);
+    let (since, duties) = invariants.suspects.get(node).copied().unwrap_or_default();
+    simulation.now() - since < SUSPECT_FOR + HANDED_ON * (invariants.duties - duties)
 }
 
 fn look_at_client(
-    world: &World,
+    simulation: &Simulation,
     n: usize,
-    seat: &Seat,
+    state: &ClientState,
     stored: &Stored,
     wrong: &mut BTreeMap<Wrong, Duration>,
 ) {
     let who = Who::Client(n);
-    let served = match seat.connected {
+    let served = match state.connected {
         // It has no reason to leave a replica that is cut off from the store, unless that one hears that it lags.
         Some((replica, _)) => {
-            let mut others = (0..world.profile.replicas).filter(|m| *m != replica);
-            let lags = others.any(|m| world.serves(m, Who::Replica(replica)));
-            world.serves(replica, who) || (lags && world.is_served(who))
+            let mut others = (0..simulation.profile.replicas).filter(|m| *m != replica);
+            let lags = others.any(|m| simulation.serves(m, Who::Replica(replica)));
+            simulation.serves(replica, who) || (lags && simulation.is_served(who))
         }
-        None => world.is_served(who),
+        None => simulation.is_served(who),
     };
-    if !served || seat.rejected {
+    if !served || state.rejected {
         return;
     }
-    let held = seat.held.addresses();
+    let held = state.held.addresses();
     for (address, (_, service, health)) in &stored.instances {
-        let its_own = seat.held.flavor != Flavor::Grpc || seat.held.service == *service;
-        let its_own = its_own && seat.held.flavor.is_told_of(*health);
+        let its_own = state.held.flavor != Flavor::Grpc || state.held.service == *service;
+        let its_own = its_own && state.held.flavor.is_told_of(*health);
         if its_own && !held.contains(address) {
             wrong.insert(Wrong::NotAtClient(n, address.clone()), LAG);
         }
     }
     for address in held {
         let there = stored.instances.get(&address);
-        if !there.is_some_and(|(.., health)| seat.held.flavor.is_told_of(*health)) {
+        if !there.is_some_and(|(.., health)| state.held.flavor.is_told_of(*health)) {
             wrong.insert(Wrong::StillAtClient(n, address), LAG);
         }
     }
@@ -152,40 +155,40 @@ fn look_at_client(
 // ---- when faults have ended ----
 
 /// Everything is equal to everything.
-pub(in crate::sim) fn converged(world: &World) {
-    let stored = read(world);
+pub(in crate::sim) fn converged(simulation: &Simulation) {
+    let stored = read(simulation);
     let have: BTreeMap<_, _> = stored
         .instances
         .iter()
         .map(|(address, (.., health))| (address, *health))
         .collect();
-    let wanted = wanted(world);
+    let wanted = wanted(simulation);
     let want: BTreeMap<_, _> = wanted
         .iter()
         .map(|(address, (_, health))| (address, *health))
         .collect();
     if have != want {
-        world.broken(
+        simulation.broken(
             "I3 convergence",
             format_args!("the store has {have:?}, the nodes {want:?}"),
         );
     }
     let mut versions: BTreeMap<(bool, Kind, String), String> = BTreeMap::new();
-    for (n, seat) in lock(&world.seats).iter() {
-        if seat.connected.is_none() {
-            world.broken("I3 convergence", format_args!("c{n} is not connected"));
+    for (n, state) in lock(&simulation.client_states).iter() {
+        if state.connected.is_none() {
+            simulation.broken("I3 convergence", format_args!("c{n} is not connected"));
         }
-        for fault in differs(&seat.held, &stored) {
-            world.broken("I3 convergence", format_args!("c{n}: {fault}"));
+        for fault in differs(&state.held, &stored) {
+            simulation.broken("I3 convergence", format_args!("c{n}: {fault}"));
         }
-        let proxy = seat.held.flavor.is_proxy();
-        let delta = proxy || seat.held.flavor == Flavor::EnvoyDelta;
-        for (kind, names) in seat.held.versions.iter().filter(|_| delta) {
+        let proxy = state.held.flavor.is_proxy();
+        let delta = proxy || state.held.flavor == Flavor::EnvoyDelta;
+        for (kind, names) in state.held.versions.iter().filter(|_| delta) {
             for (name, version) in names {
                 let key = (proxy && *kind == Kind::Endpoint, *kind, name.clone());
                 let first = versions.entry(key).or_insert_with(|| version.clone());
                 if *first != *version && name != "heddle/outbound" {
-                    world.broken(
+                    simulation.broken(
                         "I3 convergence",
                         format_args!(
                             "c{n} holds {} {name} in version {version}, others in {first}",
@@ -196,9 +199,9 @@ pub(in crate::sim) fn converged(world: &World) {
             }
         }
     }
-    same_views(world, stored.revision);
-    paths_are_owned(world, &stored);
-    let cluster = lock(&world.store);
+    same_views(simulation, stored.revision);
+    paths_are_owned(simulation, &stored);
+    let cluster = lock(&simulation.store);
     let all = cluster
         .machine
         .range("", None, true)
@@ -208,22 +211,22 @@ pub(in crate::sim) fn converged(world: &World) {
     let (used, kept) = (used.len(), cluster.machine.leases().len());
     drop(cluster);
     // Of a grant whose answer was lost nobody knows: its lease runs out by itself, an event's only in an hour.
-    let lost = world.profile.replicas;
-    if kept > used + lost && world.profile.lossy == 0 {
-        world.broken(
+    let lost = simulation.profile.replicas;
+    if kept > used + lost && simulation.profile.lossy == 0 {
+        simulation.broken(
             "leases",
             format_args!("{kept} leases live, {used} have keys"),
         );
     }
 }
 
-fn same_views(world: &World, revision: Revision) {
-    let replicas = lock(&world.replicas);
+fn same_views(simulation: &Simulation, revision: Revision) {
+    let replicas = lock(&simulation.replicas);
     let mut first = None;
     for (n, replica) in replicas.iter() {
         let view = replica.registry.read(Clone::clone);
         if view.revision() != revision {
-            world.broken(
+            simulation.broken(
                 "I3 convergence",
                 format_args!(
                     "r{n} is at revision {}, the store at {revision}",
@@ -233,14 +236,14 @@ fn same_views(world: &World, revision: Revision) {
         }
         let first = first.get_or_insert_with(|| view.clone());
         if *first != view {
-            world.broken(
+            simulation.broken(
                 "I3 convergence",
                 format_args!("the view of r{n} differs from another's"),
             );
         }
     }
-    if replicas.len() != world.profile.replicas {
-        world.broken(
+    if replicas.len() != simulation.profile.replicas {
+        simulation.broken(
             "I3 convergence",
             format_args!("{} replicas serve", replicas.len()),
         );
@@ -249,26 +252,26 @@ fn same_views(world: &World, revision: Revision) {
 
 /// Each service with instances has its claim, those that are long gone have none, and the oldest claim owns the path that
 /// all services want.
-fn paths_are_owned(world: &World, stored: &Stored) {
+fn paths_are_owned(simulation: &Simulation, stored: &Stored) {
     let services = stored
         .instances
         .values()
         .map(|(_, service, _)| service.clone());
     let lived_in: BTreeSet<String> = services.collect();
     let prefix = format!("claim/proto/default/{SHARED}/");
-    let claims = lock(&world.store).machine.range(&prefix, None, false);
+    let claims = lock(&simulation.store).machine.range(&prefix, None, false);
     let claims = claims.map(|it| it.items).unwrap_or_default();
     let name = |key: &str| format!("{}.default", key.trim_start_matches(&prefix));
     let claimed: BTreeSet<String> = claims.iter().map(|item| name(&item.key)).collect();
     if claimed != lived_in {
-        world.broken(
+        simulation.broken(
             "I8 paths",
             format_args!("{claimed:?} claim a path, and {lived_in:?} have instances"),
         );
     }
     let oldest = claims.iter().min_by_key(|item| item.create_revision);
     let oldest = oldest.map(|item| name(&item.key));
-    for (n, replica) in lock(&world.replicas).iter() {
+    for (n, replica) in lock(&simulation.replicas).iter() {
         let owner = replica
             .registry
             .read(|view| match view.path_owner(SHARED, "default") {
@@ -277,7 +280,7 @@ fn paths_are_owned(world: &World, stored: &Stored) {
             });
         // Without instances none of them has a claim any longer, and any may say that it has none.
         if oldest.is_some() && owner != oldest {
-            world.broken(
+            simulation.broken(
                 "I8 paths",
                 format_args!("by r{n} {owner:?} owns a path, the oldest claim is of {oldest:?}"),
             );
@@ -285,7 +288,7 @@ fn paths_are_owned(world: &World, stored: &Stored) {
     }
 }
 
-fn differs(held: &Held, stored: &Stored) -> Vec<String> {
+fn differs(held: &HeldResources, stored: &Stored) -> Vec<String> {
     let mut faults = Vec::new();
     let services: BTreeSet<String> = if held.flavor == Flavor::Grpc {
         stored

@@ -1,13 +1,13 @@
-//! Everything that is left to chance in a run, from one seed. A seed comes in, numbers come out; no other source of
-//! chance may stand beside it. Everybody has dice of their own, since the order in which tasks of one moment run is
-//! tokio's secret (`watch` wakes its receivers at random). Source: SplitMix64 (Steele, Lea, Flood 2014).
+//! The only source of randomness in a run, from one seed. Every part has a generator of its own, because the order in
+//! which tasks of one moment run is not deterministic in tokio (`watch` wakes its receivers at random). Source:
+//! SplitMix64 (Steele, Lea, Flood 2014).
 
 use std::{ops::RangeInclusive, time::Duration};
 
 #[derive(Debug)]
-pub(super) struct Dice(u64);
+pub(super) struct Random(u64);
 
-impl Dice {
+impl Random {
     pub(super) const fn new(seed: u64) -> Self {
         Self(seed)
     }

@@ -1,6 +1,6 @@
-//! Streams that this side ends, mostly so that their clients go to another replica: where this one lags, holds more than
-//! its share, or the stream is old. In come the registry's lag, the numbers of `shed` and the verdicts of `pace`, out goes
-//! what a client is told. None of this is judged here.
+//! Streams that the control plane ends, mostly so that their clients connect to another replica: because this one
+//! lags or has more than its share, or because the stream is old. The decisions are made by the membership, `shed`
+//! and `pace`.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
 impl<V: Variant> Stream<'_, V> {
     /// Ends the stream of a client that is stuck, one that is old, and one of too many.
     pub(super) fn look(&mut self) -> Result<(), Status> {
-        let owes = self.member.client.session().awaits_answer();
+        let owes = self.member.client.state().awaits_answer();
         let queued = self.responses.max_capacity() - self.responses.capacity();
         let others = self.ads.membership().streams_elsewhere();
         let metrics = self.ads.clients().metrics();

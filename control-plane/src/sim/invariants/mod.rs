@@ -1,6 +1,5 @@
-//! What must hold in every run, whenever something happens; `look` has what must hold at all times. In come the store's
-//! changes and what clients are told, out goes the first law that is broken. Nothing of the product decides here: what
-//! should be is `truth`, read from the nodes' books and from the store's raw keys.
+//! The invariants that are checked whenever something happens; `periodic` has those that are checked twice a second.
+//! The first violation ends the run. The expected state comes from `expected`, never from the product.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +10,8 @@ use heddle_proto::store::v1::{AliveRecord, InstanceRecord, NodeRecord};
 use prost::Message as _;
 
 use super::{
-    client::{Flavor, Held, revision_of},
-    world::{Who, World, lock},
+    client::{Flavor, HeldResources, revision_of},
+    simulation::{Simulation, Who, lock},
 };
 use crate::{
     names::InstanceKey,
@@ -20,25 +19,25 @@ use crate::{
     store::{Changes, KeyValue, Revision, machine::Machine},
 };
 
-mod look;
-mod told;
-mod truth;
+mod periodic;
+mod removal_events;
+mod expected;
 
-pub(super) use look::{converged, look};
-pub(super) use told::{Went, went};
-pub(super) use truth::is_contested;
-use truth::{Stored, address_of, is_running, rightful, wanted};
+pub(super) use expected::is_contested;
+use expected::{Stored, address_of, is_running, rightful, wanted};
+pub(super) use periodic::{check, converged};
+pub(super) use removal_events::{Went, went};
 
 /// Nodes that lapsed together lapsed within so long: a TTL, and what a verdict may be late while the store is down.
 const TOGETHER: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-pub(super) struct Laws {
-    since: BTreeMap<look::Wrong, Duration>,
+pub(super) struct Invariants {
+    since: BTreeMap<periodic::Wrong, Duration>,
     lapsed: Vec<(Duration, String)>,
     /// Processes that held their node's lease once.
     holders: BTreeSet<String>,
-    /// How often the sweeper's duty was taken.
+    /// How often the leader's duty was taken.
     duties: u32,
     /// Since when each suspect is one, and how often the duty had been taken then.
     suspects: BTreeMap<String, (Duration, u32)>,
@@ -52,70 +51,83 @@ pub(super) struct Laws {
 }
 
 /// Changes of one transaction, before anybody sees them.
-pub(super) fn on_changes(world: &World, by: Who, machine: &Machine, changes: Option<&Changes>) {
+pub(super) fn on_changes(
+    simulation: &Simulation,
+    by: Who,
+    machine: &Machine,
+    changes: Option<&Changes>,
+) {
     let Some(changes) = changes else { return };
-    told::on_changes(world, machine, changes);
+    removal_events::on_changes(simulation, machine, changes);
     for event in changes.events.iter() {
         let verb = if event.now.is_some() {
             "puts"
         } else {
             "deletes"
         };
-        world.say(format_args!(
+        simulation.say(format_args!(
             "store: {}: {by} {verb} {}",
             changes.revision, event.key
         ));
         let parts: Vec<&str> = event.key.split('/').collect();
         match (parts.as_slice(), &event.before, &event.now) {
-            (["alive", node], before, Some(now)) => on_claim(world, node, before.as_ref(), now),
-            (["duty", ..], _, Some(_)) => lock(&world.laws).duties += 1,
+            (["alive", node], before, Some(now)) => {
+                on_claim(simulation, node, before.as_ref(), now)
+            }
+            (["duty", ..], _, Some(_)) => lock(&simulation.invariants).duties += 1,
             (["node", node], Some(before), Some(now)) => {
-                on_record(world, machine, node, before, now);
+                on_record(simulation, machine, node, before, now);
             }
             (["instance", node, ..], before, Some(now)) => {
-                on_left(world, before.as_ref(), changes.revision);
-                on_put(world, machine, node, now);
+                on_left(simulation, before.as_ref(), changes.revision);
+                on_put(simulation, machine, node, now);
             }
             (["instance", ..], Some(before), None) => {
-                on_left(world, Some(before), changes.revision);
-                on_delete(world, before);
+                on_left(simulation, Some(before), changes.revision);
+                on_delete(simulation, before);
             }
             _ => {}
         }
     }
 }
 
-fn on_claim(world: &World, node: &str, before: Option<&KeyValue>, now: &KeyValue) {
+fn on_claim(simulation: &Simulation, node: &str, before: Option<&KeyValue>, now: &KeyValue) {
     let holder = |item: &KeyValue| {
         let record = AliveRecord::decode(item.value.clone()).unwrap_or_default();
         (record.process_id, record.attempt)
     };
     let (new, attempt) = holder(now);
     // One that never held the lease looks like a new one.
-    let known = !lock(&world.laws).holders.insert(new.clone());
+    let known = !lock(&simulation.invariants).holders.insert(new.clone());
     let Some((old, last)) = before.map(holder) else {
         return;
     };
     if known && number(&new) < number(&old) {
-        world.broken(
+        simulation.broken(
             "I5 old over new",
             format_args!("{new} takes {node} from its living successor {old}"),
         );
     }
     if new == old && attempt < last {
-        world.broken(
+        simulation.broken(
             "I5 old over new",
             format_args!("Hello {attempt} of {new} takes {node} from its Hello {last}"),
         );
     }
 }
 
-fn on_record(world: &World, machine: &Machine, node: &str, before: &KeyValue, now: &KeyValue) {
+fn on_record(
+    simulation: &Simulation,
+    machine: &Machine,
+    node: &str,
+    before: &KeyValue,
+    now: &KeyValue,
+) {
     let read = |item: &KeyValue| NodeRecord::decode(item.value.clone()).unwrap_or_default();
     let (old, new) = (read(before), read(now));
     let handed_on = old.process_id != new.process_id;
     if new.epoch < old.epoch || (handed_on && new.epoch == old.epoch) {
-        world.broken(
+        simulation.broken(
             "I5 old over new",
             format_args!(
                 "the epoch of {node} goes from {} to {}",
@@ -124,23 +136,23 @@ fn on_record(world: &World, machine: &Machine, node: &str, before: &KeyValue, no
         );
     }
     if new.suspect && !old.suspect {
-        on_suspect(world, machine, node);
+        on_suspect(simulation, machine, node);
     }
 }
 
-fn on_put(world: &World, machine: &Machine, node: &str, now: &KeyValue) {
+fn on_put(simulation: &Simulation, machine: &Machine, node: &str, now: &KeyValue) {
     if let Some(address) = address_of(&now.value) {
         let name = now.key.trim_start_matches("instance/").to_owned();
-        let mut laws = lock(&world.laws);
-        laws.left.remove(&address);
-        laws.owners.insert(address, name);
+        let mut invariants = lock(&simulation.invariants);
+        invariants.left.remove(&address);
+        invariants.owners.insert(address, name);
     }
     let epoch = InstanceRecord::decode(now.value.clone()).map_or(0, |it| it.epoch);
     let held = machine.get(&format!("node/{node}"));
     let held = held.and_then(|held| NodeRecord::decode(held.value).ok());
     let held = held.map_or(0, |held| held.epoch);
     if epoch != held {
-        world.broken(
+        simulation.broken(
             "I5 old over new",
             format_args!(
                 "{} is written with epoch {epoch}, {held} holds the node",
@@ -150,46 +162,47 @@ fn on_put(world: &World, machine: &Machine, node: &str, now: &KeyValue) {
     }
 }
 
-fn on_left(world: &World, before: Option<&KeyValue>, at: Revision) {
+fn on_left(simulation: &Simulation, before: Option<&KeyValue>, at: Revision) {
     if let Some(address) = before.and_then(|before| address_of(&before.value)) {
-        lock(&world.laws).left.insert(address, at);
+        lock(&simulation.invariants).left.insert(address, at);
     }
 }
 
-fn on_delete(world: &World, before: &KeyValue) {
-    if world.profile.gentle
+fn on_delete(simulation: &Simulation, before: &KeyValue) {
+    if simulation.profile.gentle
         && let Some(address) = address_of(&before.value)
-        && wanted(world).contains_key(&address)
+        && wanted(simulation).contains_key(&address)
     {
-        world.broken(
+        simulation.broken(
             "I1 no flap",
             format_args!("{} is deleted and lives", before.key),
         );
     }
 }
 
-pub(super) fn on_lapsed(world: &World, key: &str) {
+pub(super) fn on_lapsed(simulation: &Simulation, key: &str) {
     let Some(node) = key.strip_prefix("alive/") else {
         return;
     };
-    lock(&world.laws)
+    lock(&simulation.invariants)
         .lapsed
-        .push((world.now(), node.to_owned()));
-    let lives = rightful(world).any(|(who, n)| format!("n{n}") == node && is_running(world, who));
-    if world.profile.gentle && lives {
-        world.broken(
+        .push((simulation.now(), node.to_owned()));
+    let lives =
+        rightful(simulation).any(|(who, n)| format!("n{n}") == node && is_running(simulation, who));
+    if simulation.profile.gentle && lives {
+        simulation.broken(
             "I1 no flap",
             format_args!("the lease of {node} ran out and it lives"),
         );
     }
 }
 
-fn on_suspect(world: &World, machine: &Machine, node: &str) {
-    let now = world.now();
-    let mut laws = lock(&world.laws);
-    let duties = laws.duties;
-    laws.suspects.insert(node.to_owned(), (now, duties));
-    laws.lapsed.retain(|(at, _)| now - *at <= TOGETHER);
+fn on_suspect(simulation: &Simulation, machine: &Machine, node: &str) {
+    let now = simulation.now();
+    let mut invariants = lock(&simulation.invariants);
+    let duties = invariants.duties;
+    invariants.suspects.insert(node.to_owned(), (now, duties));
+    invariants.lapsed.retain(|(at, _)| now - *at <= TOGETHER);
     // A replica that starts finds others that lapsed before.
     let others = machine
         .range("node/", None, true)
@@ -200,11 +213,11 @@ fn on_suspect(world: &World, machine: &Machine, node: &str) {
         .filter_map(|item| item.key.strip_prefix("node/"));
     let gone = others.filter(|node| machine.get(&format!("alive/{node}")).is_none());
     let mut lapsed: BTreeSet<String> = gone.map(str::to_owned).collect();
-    lapsed.extend(laws.lapsed.iter().map(|(_, node)| node.clone()));
+    lapsed.extend(invariants.lapsed.iter().map(|(_, node)| node.clone()));
     if lapsed.len() < 3 {
         let count = lapsed.len();
-        drop(laws);
-        world.broken(
+        drop(invariants);
+        simulation.broken(
             "suspects",
             format_args!("{node} is suspect, and {count} nodes lapsed with it"),
         );
@@ -212,7 +225,13 @@ fn on_suspect(world: &World, machine: &Machine, node: &str) {
 }
 
 /// A client is told of a revision.
-pub(super) fn on_revision(world: &World, who: Who, held: &mut Held, kind: Kind, revision: u64) {
+pub(super) fn on_revision(
+    simulation: &Simulation,
+    who: Who,
+    held: &mut HeldResources,
+    kind: Kind,
+    revision: u64,
+) {
     let seen = match held.flavor {
         // By node metadata: whatever it saw.
         Flavor::Proxy | Flavor::Everything => held.seen,
@@ -226,7 +245,7 @@ pub(super) fn on_revision(world: &World, who: Who, held: &mut Held, kind: Kind, 
         Flavor::EnvoyDelta => 0,
     };
     if revision < seen {
-        world.broken(
+        simulation.broken(
             "I4 revisions",
             format_args!(
                 "{who} saw revision {seen} and is told {} of {revision}",
@@ -239,20 +258,20 @@ pub(super) fn on_revision(world: &World, who: Who, held: &mut Held, kind: Kind, 
 
 /// A client has taken a response over.
 pub(super) fn on_taken(
-    world: &World,
+    simulation: &Simulation,
     who: Who,
     before: &BTreeSet<String>,
     after: &BTreeSet<String>,
 ) {
-    if !world.profile.gentle {
+    if !simulation.profile.gentle {
         return;
     }
-    let wanted = wanted(world);
+    let wanted = wanted(simulation);
     for address in before
         .difference(after)
         .filter(|address| wanted.contains_key(*address))
     {
-        world.broken(
+        simulation.broken(
             "I1 no flap",
             format_args!("{who} is told that {address} has gone, and it lives"),
         );
@@ -261,16 +280,16 @@ pub(super) fn on_taken(
 
 /// A replica says that all its clients have acknowledged the removal at a revision.
 pub(super) fn on_acknowledged(
-    world: &World,
+    simulation: &Simulation,
     replica: usize,
     instance: &InstanceKey,
     revision: Revision,
     asked: Duration,
 ) {
-    let living = wanted(world);
+    let living = wanted(simulation);
     let (owners, left) = {
-        let laws = lock(&world.laws);
-        (laws.owners.clone(), laws.left.clone())
+        let invariants = lock(&simulation.invariants);
+        (invariants.owners.clone(), invariants.left.clone())
     };
     let name = instance.to_string();
     // It may have come and gone again since then.
@@ -279,21 +298,21 @@ pub(super) fn on_acknowledged(
         owners.get(*address) == Some(&name) && !living.contains_key(*address) && had_left(address)
     };
     // Its present: what was read for an earlier answer may lack what has been registered again since.
-    let stored = truth::read(world);
-    for (n, seat) in lock(&world.seats).iter() {
-        let here = seat
+    let stored = expected::read(simulation);
+    for (n, state) in lock(&simulation.client_states).iter() {
+        let here = state
             .connected
             .is_some_and(|(to, since)| to == replica && since < asked);
         let service = instance.service.to_string();
-        let Some(endpoints) = seat.held.endpoints.get(&service) else {
+        let Some(endpoints) = state.held.endpoints.get(&service) else {
             continue;
         };
-        let told = seat.held.told.contains(&Kind::Endpoint) && !seat.rejected;
-        let here = here && !seat.lost_there.is_cancelled();
+        let told = state.held.told.contains(&Kind::Endpoint) && !state.rejected;
+        let here = here && !state.lost_there.is_cancelled();
         // It may have been registered again meanwhile: only what the store no longer has counts.
         for address in endpoints.keys().filter(gone) {
             if here && told && !stored.instances.contains_key(address) {
-                world.broken("I7 drain", format_args!(
+                simulation.broken("I7 drain", format_args!(
                     "r{replica} says that all know of the removal of {instance}; c{n} holds {address}"));
             }
         }

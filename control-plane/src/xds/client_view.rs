@@ -1,5 +1,5 @@
-//! What one client may see of a snapshot: its audience's endpoints, its own socket listener if it asked for one, and
-//! the one schema that was fetched for it.
+//! What one client may see of a snapshot: the endpoints of its audience, its own socket listener if it asked for one,
+//! and the one schema that was fetched for it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ pub const LARGE: usize = 64 << 10;
 
 /// How one client sees snapshots.
 #[derive(Debug)]
-pub struct Lens {
+pub struct ClientView {
     pub audience: Audience,
     /// `heddle/outbound` at the address that the client's node metadata asks for.
     pub outbound: Option<Arc<Resource>>,
@@ -20,7 +20,7 @@ pub struct Lens {
     pub large_wait: bool,
 }
 
-impl Lens {
+impl ClientView {
     #[must_use]
     pub const fn new(audience: Audience) -> Self {
         Self {

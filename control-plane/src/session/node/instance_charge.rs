@@ -1,6 +1,6 @@
-//! What one node's instances cost while its session lasts, charged to the connection that brings them: a peer can make up
-//! nodes, each with thousands of instances. In come instances as they are told, out go refusals. Estimated from what is
-//! said; counted anew in the view when that has doubled, or when there is no room: what left is not told apart before.
+//! The memory of one node's instances while its session lasts, charged to the connection that registers them: a
+//! client can invent nodes, each with thousands of instances. It is estimated from the messages, and counted in the
+//! view when the estimate has doubled or there is no room.
 
 use heddle_proto::control::v1::LocalInstance;
 use prost::Message as _;
@@ -15,14 +15,14 @@ const INSTANCE: usize = 1 << 10;
 /// How often what it says of itself is kept.
 const COPIES: usize = 3;
 
-pub(super) struct Brought {
+pub(super) struct InstanceCharge {
     account: Account,
     charge: Charge,
     /// What the last count came to.
     counted: usize,
 }
 
-impl Brought {
+impl InstanceCharge {
     pub(super) fn new(account: Account) -> Self {
         Self {
             charge: account.charge(),

@@ -1,5 +1,5 @@
-//! What should be, and what is stored: read from the books of the nodes and from the raw keys of the store. Nothing of
-//! the product's view comes in here.
+//! The expected state, read from the state of the simulated nodes, and the stored state, read from the raw keys of
+//! the store. The product's view may not come in here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,11 +7,11 @@ use heddle_proto::store::v1::{InstanceRecord, NodeRecord};
 use prost::Message as _;
 
 use crate::{
-    sim::world::{Who, World, lock},
+    sim::simulation::{Simulation, Who, lock},
     store::Revision,
 };
 
-/// What the store says, read without the product's view.
+/// The content of the store, read without the product's view.
 #[derive(Clone, Default)]
 pub(super) struct Stored {
     pub(super) revision: Revision,
@@ -22,10 +22,10 @@ pub(super) struct Stored {
 }
 
 /// Addresses of the instances that live: their node, and their health in xDS.
-pub(super) fn wanted(world: &World) -> BTreeMap<String, (usize, i32)> {
-    let books = lock(&world.books);
+pub(super) fn wanted(simulation: &Simulation) -> BTreeMap<String, (usize, i32)> {
+    let books = lock(&simulation.books);
     let mut wanted = BTreeMap::new();
-    for (who, node) in rightful(world) {
+    for (who, node) in rightful(simulation) {
         for local in books
             .get(&who)
             .into_iter()
@@ -53,21 +53,21 @@ fn in_xds(health: i32, suspect: bool) -> i32 {
     }
 }
 
-pub(super) fn rightful(world: &World) -> impl Iterator<Item = (Who, usize)> + use<> {
-    let rightful = lock(&world.rightful).clone();
+pub(super) fn rightful(simulation: &Simulation) -> impl Iterator<Item = (Who, usize)> + use<> {
+    let rightful = lock(&simulation.rightful).clone();
     rightful
         .into_iter()
         .map(|(node, process)| (Who::Node(node, process), node))
 }
 
-pub(super) fn is_running(world: &World, who: Who) -> bool {
-    let lives = lock(&world.books).contains_key(&who);
-    lives && world.net(|net| !net.paused.contains(&who))
+pub(super) fn is_running(simulation: &Simulation, who: Who) -> bool {
+    let lives = lock(&simulation.books).contains_key(&who);
+    lives && simulation.net(|net| !net.paused.contains(&who))
 }
 
 /// An older process of the node lives as well.
-pub(in crate::sim) fn is_contested(world: &World, node: usize) -> bool {
-    let books = lock(&world.books);
+pub(in crate::sim) fn is_contested(simulation: &Simulation, node: usize) -> bool {
+    let books = lock(&simulation.books);
     books
         .keys()
         .filter(|who| matches!(who, Who::Node(n, _) if *n == node))
@@ -81,10 +81,10 @@ pub(super) fn address_of(value: &[u8]) -> Option<String> {
 }
 
 /// Reads the store's raw keys, once per revision.
-pub(super) fn read(world: &World) -> Stored {
-    let cluster = lock(&world.store);
+pub(super) fn read(simulation: &Simulation) -> Stored {
+    let cluster = lock(&simulation.store);
     let revision = cluster.machine.history().published();
-    if let Some(read) = &lock(&world.laws).read
+    if let Some(read) = &lock(&simulation.invariants).read
         && read.revision == revision
     {
         return read.clone();
@@ -132,6 +132,6 @@ pub(super) fn read(world: &World) -> Stored {
         stored.instances.insert(address, place);
         stored.services.insert((*service).to_owned());
     }
-    lock(&world.laws).read = Some(stored.clone());
+    lock(&simulation.invariants).read = Some(stored.clone());
     stored
 }

@@ -1,5 +1,5 @@
-//! Subscriptions to the view's changes. In come batches as they are published, out goes to each reader one batch with all
-//! that changed since it read last: its size is bounded by the names in the mesh, and a slow reader loses nothing.
+//! Changes of the view for subscribers. A subscriber gets everything that changed since it last read as one batch.
+//! The batch is bounded by the names in the mesh, so a slow subscriber loses nothing.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,9 +9,9 @@ use super::lock;
 use crate::registry::view::Batch;
 
 /// What changed since its reader read last, in one batch.
-pub struct Subscription(Arc<Mailbox>);
+pub struct ViewChanges(Arc<Mailbox>);
 
-impl Subscription {
+impl ViewChanges {
     pub(super) fn of(mailbox: Arc<Mailbox>) -> Self {
         Self(mailbox)
     }

@@ -1,6 +1,6 @@
-//! Keeps leases alive over one stream for all of them. In come leases with who waits for the word that theirs lives on,
-//! out goes that word, or that the stream broke and it may be asked again. A member that leaves a beat without an
-//! answer is left; nothing here decides how often a lease is kept alive.
+//! Keeps leases alive over one stream for all of them. Each request is answered when etcd has confirmed the lease, or
+//! when the stream broke and it may be sent again. A member that does not answer is left. How often a lease is kept
+//! alive is not decided here.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,17 +26,17 @@ use crate::store::LeaseId;
 const QUEUE: usize = 4096;
 
 /// A beat, and who waits for its answer: true, the lease lives.
-pub(super) struct Beat {
+pub(super) struct KeepAlive {
     pub(super) lease: LeaseId,
     pub(super) answer: oneshot::Sender<Result<bool, Fault>>,
 }
 
 /// Begins to take beats; the task ends with the sender.
-pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<Beat> {
-    let (sender, beats) = mpsc::channel(QUEUE);
+pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<KeepAlive> {
+    let (sender, keep_alives) = mpsc::channel(QUEUE);
     let task = Task {
         client,
-        beats,
+        keep_alives,
         waiting: HashMap::new(),
         sent: VecDeque::new(),
     };
@@ -46,7 +46,7 @@ pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<Beat> {
 
 struct Task {
     client: Arc<Client>,
-    beats: mpsc::Receiver<Beat>,
+    keep_alives: mpsc::Receiver<KeepAlive>,
     /// Who waits, by lease, in the order in which they were sent: each beat has one answer.
     waiting: HashMap<i64, VecDeque<oneshot::Sender<Result<bool, Fault>>>>,
     /// When the beats went out that have no answer yet, oldest first.
@@ -62,7 +62,7 @@ enum End {
 impl Task {
     async fn run(mut self) {
         // A stream is opened by the first beat that wants it.
-        while let Some(first) = self.beats.recv().await {
+        while let Some(first) = self.keep_alives.recv().await {
             let member = self.client.current();
             match self.serve(member, first).await {
                 End::Broken(fault) => {
@@ -79,7 +79,7 @@ impl Task {
         }
     }
 
-    async fn serve(&mut self, member: usize, first: Beat) -> End {
+    async fn serve(&mut self, member: usize, first: KeepAlive) -> End {
         let (requests, outbound) = mpsc::channel(QUEUE);
         if let Err(end) = self.send(&requests, first) {
             return end;
@@ -107,9 +107,9 @@ impl Task {
                     Ok(answer) => self.on_answer(&answer),
                     Err(fault) => return End::Broken(fault),
                 },
-                beat = self.beats.recv() => {
-                    let Some(beat) = beat else { return End::Closed };
-                    if let Err(end) = self.send(&requests, beat) {
+                keep_alive = self.keep_alives.recv() => {
+                    let Some(keep_alive) = keep_alive else { return End::Closed };
+                    if let Err(end) = self.send(&requests, keep_alive) {
                         return end;
                     }
                 }
@@ -123,10 +123,13 @@ impl Task {
     fn send(
         &mut self,
         requests: &mpsc::Sender<api::LeaseKeepAliveRequest>,
-        beat: Beat,
+        keep_alive: KeepAlive,
     ) -> Result<(), End> {
-        let id = translate::id(beat.lease);
-        self.waiting.entry(id).or_default().push_back(beat.answer);
+        let id = translate::id(keep_alive.lease);
+        self.waiting
+            .entry(id)
+            .or_default()
+            .push_back(keep_alive.answer);
         self.sent.push_back(Instant::now());
         requests
             .try_send(api::LeaseKeepAliveRequest { id })

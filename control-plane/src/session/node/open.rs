@@ -1,5 +1,5 @@
-//! How a node session opens: the gRPC service, the Hello and the claim of the node. In come streams, out go sessions
-//! that hold their node's lease, or refusals that say why. Nothing is written before the Hello is found good.
+//! Opens a node session: the gRPC service, the Hello and the claim of the node. Nothing is written before the Hello
+//! is checked. A refusal says why.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Answer, Brought, End, Inbound, Session, broken, missing, stopping};
+use super::{Answer, End, Inbound, InstanceCharge, Session, broken, missing, stopping};
 use crate::{
     access::Caller,
     budget::Account,
@@ -135,8 +135,8 @@ impl Opening {
 
     async fn welcome(self, hello: Hello) -> Result<(Session, Inbound), End> {
         let seen = hello.revision;
-        let mut brought = Brought::new(self.account);
-        brought
+        let mut instance_charge = InstanceCharge::new(self.account);
+        instance_charge
             .add(&self.registry, "", &hello.instances)
             .map_err(Status::from)?;
         let validate::Said {
@@ -199,7 +199,7 @@ impl Opening {
             revision: revision.0,
             missing_schemas: missing.clone(),
             replica: options.replica.clone(),
-            rejected: rejected::told(rejected),
+            rejected: rejected::for_node(rejected),
         };
         let session = Session {
             node: identity.name.as_str().into(),
@@ -211,7 +211,7 @@ impl Opening {
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
             judged,
-            brought,
+            instance_charge,
             // The claim was a while ago: the first message renews it.
             tried: opened,
         };

@@ -1,5 +1,5 @@
-//! What the view knows of the control plane itself: its replicas, who does which duty, and what happened of late. In
-//! come records, out goes what changed. Nodes and services are not known here.
+//! The control plane itself in the view: its replicas, which of them does which duty, and recent events. Nodes and
+//! services are not known here.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,22 +11,22 @@ use crate::{
     store::{KeyValue, Revision},
 };
 
-/// Who does a duty, and since when.
+/// The replica that holds a duty, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::registry) struct Duty {
+pub(in crate::registry) struct DutyHolder {
     pub(in crate::registry) replica: String,
     pub(in crate::registry) process_id: String,
     pub(in crate::registry) at: Revision,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Plane {
+pub(super) struct ControlPlaneState {
     replicas: BTreeMap<Arc<str>, Replica>,
-    duties: BTreeMap<Arc<str>, Duty>,
+    duties: BTreeMap<Arc<str>, DutyHolder>,
     events: BTreeMap<Arc<str>, Arc<Event>>,
 }
 
-impl Plane {
+impl ControlPlaneState {
     pub(super) fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.values()
     }
@@ -35,7 +35,7 @@ impl Plane {
         self.replicas.get(name)
     }
 
-    pub(super) fn duty(&self, name: &str) -> Option<&Duty> {
+    pub(super) fn duty_holder(&self, name: &str) -> Option<&DutyHolder> {
         self.duties.get(name)
     }
 
@@ -75,7 +75,7 @@ impl Plane {
     pub(super) fn set_duty(&mut self, name: &str, value: Option<&KeyValue>) -> bool {
         let new = value.map(|value| {
             let record = DutyRecord::decode(value.value.clone()).unwrap_or_default();
-            Duty {
+            DutyHolder {
                 replica: record.replica,
                 process_id: record.process_id,
                 at: value.mod_revision,

@@ -1,15 +1,16 @@
-//! One story that the seeds do not come to: the only replica does not hear its store for less than its own lease, and a
-//! node's lease, which was older, ends meanwhile. In comes the moment of the cut, out goes what became of the node. No
-//! other node lapses: no rule about many helps this one.
+//! A scenario that the seeds do not reach: the only replica is cut off from its store for less than its own lease,
+//! and a node's older lease ends meanwhile. No other node lapses, so no rule about many nodes applies.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::{
-    dice::Dice,
-    in_virtual_time, node, replica, store,
-    world::{Profile, Who, World, lock},
+    in_virtual_time, node,
+    random::Random,
+    replica,
+    simulation::{Profile, Simulation, Who, lock},
+    store,
 };
 use crate::{
     names::keys,
@@ -18,16 +19,16 @@ use crate::{
 
 /// Of a TTL of 10 s: more than is left to a node that is about to beat (7 s), less than to a replica that has just
 /// renewed (10 s). Long enough that a request fails meanwhile (5 s).
-const DEAF: Duration = Duration::from_millis(8500);
-/// A sweeper that judges at once has done so after this.
+const CUT_OFF_FOR: Duration = Duration::from_millis(8500);
+/// A leader that judges at once has done so after this.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// The node's way back is that much longer than the store's; the sweeper's hold is a TTL.
+/// The node's way back is that much longer than the store's; the leader's hold is a TTL.
 const LATER: Duration = Duration::from_secs(1);
 
 struct Seen {
     /// The store ended the node's lease before it heard from the replica again.
     lapsed: bool,
-    /// The replica is the sweeper that it was.
+    /// The replica is the leader that it was.
     kept_duty: bool,
     /// Instances by when they were written first.
     before: Vec<(String, Revision)>,
@@ -46,47 +47,47 @@ async fn cut_off_at(moment: Duration) -> Seen {
         gentle: false,
         lossy: 0,
         history: 10_000,
-        turmoil: Duration::ZERO,
+        faults: Duration::ZERO,
     };
-    let world = World::new(profile, seed, false);
-    tokio::spawn(store::run(world.clone()));
-    replica::start(&world, 0);
+    let simulation = Simulation::new(profile, seed, false);
+    tokio::spawn(store::run(simulation.clone()));
+    replica::start(&simulation, 0);
     let name = ("s0".to_owned(), "i0".to_owned());
-    node::start(&world, Dice::new(seed), 0, &[name]);
+    node::start(&simulation, Random::new(seed), 0, &[name]);
     let (here, there) = (Who::Replica(0), Who::Node(0, 1));
 
     sleep(moment).await;
-    let before = instances(&world);
-    let duty = written(&world, &keys::duty("sweeper"));
-    world.say(format_args!("{here} is cut off from all"));
-    world.change_net(|net| {
+    let before = instances(&simulation);
+    let duty = written(&simulation, &keys::duty("sweeper"));
+    simulation.say(format_args!("{here} is cut off from all"));
+    simulation.change_net(|net| {
         net.paused.insert(here);
     });
-    sleep(DEAF).await;
-    let lapsed = written(&world, &keys::alive("n0")).is_none();
-    world.say(format_args!("{here} is joined to the store again"));
-    world.change_net(|net| {
+    sleep(CUT_OFF_FOR).await;
+    let lapsed = written(&simulation, &keys::alive("n0")).is_none();
+    simulation.say(format_args!("{here} is joined to the store again"));
+    simulation.change_net(|net| {
         net.blocked.extend([(here, there), (there, here)]);
         net.paused.remove(&here);
     });
     sleep(AT_ONCE).await;
-    let kept_duty = duty.is_some() && duty == written(&world, &keys::duty("sweeper"));
+    let kept_duty = duty.is_some() && duty == written(&simulation, &keys::duty("sweeper"));
     sleep(LATER - AT_ONCE).await;
-    world.say(format_args!("{here} is joined to {there} again"));
-    world.change_net(|net| net.blocked.clear());
+    simulation.say(format_args!("{here} is joined to {there} again"));
+    simulation.change_net(|net| net.blocked.clear());
     sleep(Duration::from_secs(20)).await;
     Seen {
         lapsed,
         kept_duty,
         before,
-        after: instances(&world),
-        broken: world.verdict(),
-        trace: world.trace(),
+        after: instances(&simulation),
+        broken: simulation.verdict(),
+        trace: simulation.trace(),
     }
 }
 
-fn instances(world: &World) -> Vec<(String, Revision)> {
-    let found = lock(&world.store)
+fn instances(simulation: &Simulation) -> Vec<(String, Revision)> {
+    let found = lock(&simulation.store)
         .machine
         .range(keys::INSTANCES, None, true);
     let items = found.expect("the present is there").items;
@@ -94,13 +95,13 @@ fn instances(world: &World) -> Vec<(String, Revision)> {
     items.into_iter().map(by_birth).collect()
 }
 
-fn written(world: &World, key: &str) -> Option<Revision> {
-    let found = lock(&world.store).machine.get(key);
+fn written(simulation: &Simulation, key: &str) -> Option<Revision> {
+    let found = lock(&simulation.store).machine.get(key);
     found.map(|item| item.mod_revision)
 }
 
 #[test]
-fn a_node_that_lapsed_while_its_replica_was_deaf_has_a_ttl_to_come_back() {
+fn a_node_that_lapsed_while_its_replica_was_cut_off_has_a_ttl_to_come_back() {
     let mut came_to_it = 0;
     // Node and replica renew at intervals of their own: of these moments some lie late in one and early in the other.
     for step in 0..24 {

@@ -1,5 +1,5 @@
-//! What all parts of a run share: the dice, the trace, who can reach whom, and what should be true. In come the deeds
-//! of the parts, out go the trace and its hash. Locks are held for a moment only, and never across a wait.
+//! The state that all parts of a run share: the trace, the network, and what should be true. Locks are held for a
+//! moment only, and never across a wait.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,10 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::Held,
-    dice::{Dice, hash},
-    laws::Laws,
-    node::Book,
+    client::HeldResources,
+    invariants::Invariants,
+    node::NodeState,
+    random::{Random, hash},
     replica::Replica,
     store::Cluster,
 };
@@ -61,7 +61,7 @@ pub(super) struct Profile {
     pub(super) lossy: u64,
     /// Revisions that the store remembers.
     pub(super) history: usize,
-    pub(super) turmoil: Duration,
+    pub(super) faults: Duration,
 }
 
 /// Lines of one millisecond are sorted: their order is no part of the run.
@@ -107,8 +107,8 @@ impl Net {
 }
 
 /// A client as the laws look at it.
-pub(super) struct Seat {
-    pub(super) held: Held,
+pub(super) struct ClientState {
+    pub(super) held: HeldResources,
     pub(super) life: CancellationToken,
     /// The replica it is connected to, and since when.
     pub(super) connected: Option<(usize, Duration)>,
@@ -128,11 +128,11 @@ pub(super) struct Inner {
     pub(super) store: Mutex<Cluster>,
     pub(super) published: Notify,
     pub(super) replicas: Mutex<BTreeMap<usize, Arc<Replica>>>,
-    pub(super) books: Mutex<BTreeMap<Who, Book>>,
+    pub(super) books: Mutex<BTreeMap<Who, NodeState>>,
     /// Which process of each node is the right one.
     pub(super) rightful: Mutex<BTreeMap<usize, u32>>,
-    pub(super) seats: Mutex<BTreeMap<usize, Seat>>,
-    pub(super) laws: Mutex<Laws>,
+    pub(super) client_states: Mutex<BTreeMap<usize, ClientState>>,
+    pub(super) invariants: Mutex<Invariants>,
     broken: Mutex<Option<String>>,
     pub(super) over: CancellationToken,
     /// Nothing goes wrong any more.
@@ -140,9 +140,9 @@ pub(super) struct Inner {
 }
 
 #[derive(Clone)]
-pub(super) struct World(Arc<Inner>);
+pub(super) struct Simulation(Arc<Inner>);
 
-impl std::ops::Deref for World {
+impl std::ops::Deref for Simulation {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
@@ -150,7 +150,7 @@ impl std::ops::Deref for World {
     }
 }
 
-impl World {
+impl Simulation {
     pub(super) fn new(profile: Profile, seed: u64, print: bool) -> Self {
         let start = Instant::now();
         Self(Arc::new(Inner {
@@ -167,8 +167,8 @@ impl World {
             replicas: Mutex::default(),
             books: Mutex::default(),
             rightful: Mutex::default(),
-            seats: Mutex::default(),
-            laws: Mutex::default(),
+            client_states: Mutex::default(),
+            invariants: Mutex::default(),
             broken: Mutex::default(),
             over: CancellationToken::new(),
             calm: AtomicBool::new(false),
@@ -207,11 +207,11 @@ impl World {
     }
 
     /// A law is broken: the run ends, the first one counts.
-    pub(super) fn broken(&self, law: &str, text: fmt::Arguments<'_>) {
+    pub(super) fn broken(&self, invariant: &str, text: fmt::Arguments<'_>) {
         let mut broken = lock(&self.broken);
         if broken.is_none() {
-            self.say(format_args!("BROKEN: {law}: {text}"));
-            *broken = Some(format!("{law}: {text}"));
+            self.say(format_args!("BROKEN: {invariant}: {text}"));
+            *broken = Some(format!("{invariant}: {text}"));
             self.over.cancel();
         }
     }
@@ -241,15 +241,15 @@ impl World {
         net.passable(a, b) && net.passable(b, a)
     }
 
-    /// What a message sent now needs.
-    pub(super) fn latency(&self, dice: &mut Dice, from: Who, to: Who) -> Duration {
+    /// The latency of a message that is sent now.
+    pub(super) fn latency(&self, random: &mut Random, from: Who, to: Who) -> Duration {
         let slow = self.net(|net| net.slow.contains(&from) || net.slow.contains(&to));
         if slow {
-            dice.millis(200..=900)
-        } else if dice.chance(20) {
-            dice.millis(50..=600)
+            random.millis(200..=900)
+        } else if random.chance(20) {
+            random.millis(50..=600)
         } else {
-            dice.millis(1..=12)
+            random.millis(1..=12)
         }
     }
 
