@@ -17,6 +17,7 @@ mod pace;
 mod shed;
 mod stream_end;
 mod stream;
+mod schema;
 mod service;
 pub(crate) mod csds;
 

@@ -4,7 +4,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{Stream as Requests, StreamExt as _};
 use prost::Message as _;
 use tokio::{
@@ -15,12 +14,12 @@ use tonic::Status;
 
 use super::{
     Ads, ClientState, ClientView, LARGE, NodeError, NodeInfo, Refusal, RequestOutcome, Variant,
-    clients::ConnectedClient, gate::Slot, metrics::count, node::says_draining, pace::Pace, stream_end::left_behind,
+    clients::ConnectedClient, gate::Slot, metrics::count, node::says_draining, pace::Pace,
+    schema::SCHEMA_RETRY, stream_end::left_behind,
 };
 use crate::{
     access::{Caller, ConnectionEnd},
     budget::{Account, Charge},
-    registry::Registry,
     snapshot::{Kind, Snapshot, outbound_listener},
 };
 
@@ -30,8 +29,6 @@ pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// How long a client that saw a newer revision waits for this replica to reach it.
 const BEHIND: Duration = Duration::from_secs(2);
-/// How often a schema that was asked for before it was uploaded is looked for again.
-const SCHEMA_RETRY: Duration = Duration::from_secs(1);
 
 /// The bytes that are kept for a name beside the name itself, at most.
 const ADDED: usize = 256;
@@ -194,7 +191,7 @@ pub(super) struct Stream<'a, V: Variant> {
     pub(super) ads: &'a Ads,
     pub(super) responses: &'a mpsc::Sender<Result<V::Response, Status>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    snapshot: Arc<Snapshot>,
+    pub(super) snapshot: Arc<Snapshot>,
     pub(super) member: ConnectedClient,
     pub(super) pace: Pace,
     pub(super) connection: ConnectionEnd,
@@ -388,7 +385,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             .examined()
     }
 
-    fn send(&mut self, kind: Kind, response: V::Response) -> Result<(), Status> {
+    pub(super) fn send(&mut self, kind: Kind, response: V::Response) -> Result<(), Status> {
         let bytes = response.encoded_len();
         self.ads.clients().metrics().sent(kind, bytes);
         self.added += bytes;
@@ -429,55 +426,4 @@ impl<'a, V: Variant> Stream<'a, V> {
             refusal.into()
         })
     }
-
-    fn fetch_schema(
-        &self,
-    ) -> Option<impl Future<Output = (Arc<str>, Option<Bytes>)> + Send + use<V>> {
-        let name = self.member.client.state().wanted_schema()?;
-        let registry = self.ads.registry().clone();
-        Some(async move {
-            let descriptors = if is_sha256(&name) {
-                read_schema(&registry, &name).await
-            } else {
-                None
-            };
-            (name, descriptors)
-        })
-    }
-
-    fn send_schema(&mut self, name: &Arc<str>, descriptors: Option<Bytes>) -> Result<(), Status> {
-        let response =
-            self.member
-                .client
-                .state()
-                .schema_fetched::<V>(&self.snapshot, name, descriptors);
-        match response {
-            Some(response) => self.send(Kind::Schema, response),
-            None => Ok(()),
-        }
-    }
-}
-
-/// None: the store has no such descriptors. While it cannot be asked the client waits: "does not exist" would be a lie
-/// on which it acts.
-async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
-    let mut logged = false;
-    loop {
-        match registry.schema(sha256).await {
-            Ok(found) => return found,
-            Err(error) if !logged => {
-                logged = true;
-                tracing::warn!(sha256, %error, "descriptors cannot be read from the store; trying again every second");
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(SCHEMA_RETRY).await;
-    }
-}
-
-fn is_sha256(name: &str) -> bool {
-    name.len() == 64
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -2,14 +2,12 @@
 //! lease is still this session's, so that no older process, no older stream and no expired node can overwrite a newer
 //! state.
 
-use std::{collections::BTreeMap, pin::pin, time::Duration};
+use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
-use heddle_pacing::Backoff;
 use heddle_proto::{
     control::v1::LocalInstance,
     registry::v1::Health,
-    store::v1::{AliveRecord, InstanceRecord, NodeRecord},
+    store::v1::{InstanceRecord, NodeRecord},
 };
 use prost::Message as _;
 use tokio::time::Instant;
@@ -17,7 +15,7 @@ use tokio::time::Instant;
 use super::core::{Registry, events::NewEvent, instance_events::Change};
 use crate::{
     names::{InstanceKey, ServiceName, keys},
-    store::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnResult},
+    store::{LeaseId, Op, Revision, StoreError},
 };
 
 mod batch;
@@ -25,14 +23,13 @@ mod claim;
 mod clash;
 mod epoch;
 pub(super) mod epoch_floor;
+mod error;
 mod paths;
 mod service_record;
+mod write;
 
-use batch::{Transaction, WRITES_PER_TXN, Write, transactions};
-
-/// Pauses before a store that does not answer is asked again.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+use batch::{WRITES_PER_TXN, Write};
+pub use error::LeaseError;
 
 /// One change of a node's instances.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,41 +63,6 @@ fn cause_of(local: &LocalInstance) -> String {
 
 /// Instances that went, as their node tells: why, or none if they asked to.
 pub type RemovalCauses = BTreeMap<InstanceKey, Option<String>>;
-
-/// Why a session may not write (any more).
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum LeaseError {
-    #[error(
-        "node {node} is held by process {process_id} (epoch {epoch}): two nodes with one name, or an older \
-         process that came back; give each node its own --node name"
-    )]
-    Superseded {
-        node: String,
-        process_id: String,
-        epoch: u64,
-    },
-    #[error(
-        "{epoch} is no epoch of node {node}, the highest is {known}: send the one that Welcome gave to this process, or \
-         0 in its first Hello"
-    )]
-    EpochTooHigh {
-        node: String,
-        epoch: u64,
-        known: u64,
-    },
-    #[error("the lease of node {node} lapsed; open a new session with the full set")]
-    Lapsed { node: String },
-    #[error("a newer session of the same process holds node {node}")]
-    Replaced { node: String },
-    #[error("others keep claiming node {node} at the same time; try again")]
-    Contended { node: String },
-    #[error(
-        "this replica does not reach the store, and the lease of node {node} runs out: connect to another replica"
-    )]
-    Cut { node: String },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// The right to write one node's state. Dropping it leaves the lease to run out.
 pub struct NodeLease {
@@ -411,130 +373,6 @@ impl NodeLease {
         Write {
             record: record.map(|record| (key.service.clone(), record)),
             ..Write::of(Op::put(name, instance.encode_to_vec()))
-        }
-    }
-
-    /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size. A store that
-    /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
-    async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
-        let mut left = transactions(writes, |event| self.registry.entry(event));
-        let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
-        let mut lost = false;
-        while !left.is_empty() {
-            let results = self.try_write(&left).await;
-            if results.iter().flatten().any(|result| !result.succeeded) {
-                return Err(self.why_lost().await?);
-            }
-            let mut undone = Vec::new();
-            for (transaction, result) in left.into_iter().zip(results) {
-                self.registry.on_store_result(&result);
-                match result {
-                    Ok(result) => {
-                        transaction.log();
-                        self.last = self.last.max(result.revision);
-                    }
-                    // It may be done or not: done twice it is the same.
-                    Err(StoreError::Unavailable { .. }) => undone.push(transaction),
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            left = undone;
-            if !left.is_empty() {
-                lost = true;
-                self.wait_for_store()?;
-                // Without jitter: this replica's node sessions do not share a moment.
-                tokio::time::sleep(backoff.fail_exact()).await;
-            }
-        }
-        if lost {
-            self.renew_fence().await?;
-        }
-        Ok(self.last)
-    }
-
-    /// An answer was lost, and what was asked then may still lie in the hands of a store's member that froze: it must
-    /// not be done after what comes next. If this answer is lost too the session ends, and the node's next one is a
-    /// new fence.
-    async fn renew_fence(&mut self) -> Result<(), LeaseError> {
-        let registry = self.registry.clone();
-        let alive = keys::alive(&self.node);
-        let here = AliveRecord {
-            epoch: self.epoch,
-            process_id: self.process_id.clone(),
-            replica: registry.options().replica.clone(),
-            attempt: self.attempt,
-        };
-        let then = vec![Op::put_leased(&alive, here.encode_to_vec(), self.lease)];
-        let txn = registry.store().txn(self.fenced(then));
-        let result = self.renewing_during(txn).await?;
-        if !result.succeeded {
-            return Err(self.why_lost().await?);
-        }
-        self.session = result.revision;
-        self.last = self.last.max(result.revision);
-        // Until the view shows it this session would look replaced.
-        self.renewing_during(registry.reached(result.revision))
-            .await;
-        Ok(())
-    }
-
-    async fn try_write(
-        &mut self,
-        transactions: &[Transaction],
-    ) -> Vec<Result<TxnResult, StoreError>> {
-        let registry = self.registry.clone();
-        let txns = transactions.iter().map(|transaction| {
-            let txn = self.fenced(transaction.ops.clone());
-            registry.txn_with_entries(txn, &transaction.entries)
-        });
-        let all = join_all(txns);
-        self.renewing_during(all).await
-    }
-
-    /// A transaction that is done only while this session holds the node.
-    fn fenced(&self, then: Vec<Op>) -> Txn {
-        let alive = keys::alive(&self.node);
-        Txn {
-            compare: vec![Compare::unchanged(&alive, self.session)],
-            then,
-            ..Txn::default()
-        }
-    }
-
-    /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
-    /// node that is late.
-    async fn renewing_during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        let every = self.registry.options().renew_interval;
-        loop {
-            if let Ok(done) = tokio::time::timeout(every, &mut work).await {
-                return done;
-            }
-            // If the lease has gone the writes say so.
-            let _ = self.renew().await;
-        }
-    }
-
-    async fn why_lost(&self) -> Result<LeaseError, StoreError> {
-        let store = self.registry.store();
-        let node = self.node.clone();
-        let found = store.get(&keys::node(&node)).await?;
-        let record = found.and_then(|found| NodeRecord::decode(found.value).ok());
-        if let Some(record) = record
-            && (record.epoch, &record.process_id) != (self.epoch, &self.process_id)
-        {
-            let NodeRecord {
-                process_id, epoch, ..
-            } = record;
-            return Ok(LeaseError::Superseded {
-                node,
-                process_id,
-                epoch,
-            });
-        }
-        match store.get(&keys::alive(&node)).await? {
-            Some(_) => Ok(LeaseError::Replaced { node }),
-            None => Ok(LeaseError::Lapsed { node }),
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::*;
+use super::{batch::transactions, *};
 use crate::{
     registry::{
         core::events::EventEntry,

@@ -11,7 +11,7 @@ use heddle_proto::{
     store::v1::ClaimRecord,
 };
 
-use super::release;
+use super::fold::release;
 use crate::{names::ServiceName, store::Revision};
 
 /// Which proto services a service claims, and whether it has instances.

@@ -3,12 +3,19 @@ use std::collections::HashMap;
 use heddle_proto::{
     control::v1::{LocalInstance, ProtoService},
     registry::v1 as pb,
-    store::v1::{AliveRecord, ClashRecord, DutyRecord, EventRecord, ReplicaRecord},
+    store::v1::{
+        AliveRecord, ClashRecord, DutyRecord, EventRecord, InstanceRecord, NodeRecord,
+        ReplicaRecord, ServiceRecord,
+    },
 };
 use proptest::prelude::*;
+use prost::Message as _;
 
 use super::*;
-use crate::store::Event as StoreEvent;
+use crate::{
+    names::keys,
+    store::{Changes, Event as StoreEvent, KeyValue},
+};
 
 /// One random step of a small mesh: few names, so that they meet.
 #[derive(Clone, Debug)]

@@ -72,7 +72,7 @@ pub(super) fn on_changes(
         let parts: Vec<&str> = event.key.split('/').collect();
         match (parts.as_slice(), &event.before, &event.now) {
             (["alive", node], before, Some(now)) => {
-                on_claim(simulation, node, before.as_ref(), now)
+                on_claim(simulation, node, before.as_ref(), now);
             }
             (["duty", ..], _, Some(_)) => lock(&simulation.invariants).duties += 1,
             (["node", node], Some(before), Some(now)) => {

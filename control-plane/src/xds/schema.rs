@@ -1,0 +1,69 @@
+//! Schemas for one stream: fetches from the store what its client waits for, one at a time, and sends it.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tonic::Status;
+
+use super::{Variant, stream::Stream};
+use crate::{registry::Registry, snapshot::Kind};
+
+/// How often a schema that was asked for before it was uploaded is looked for again.
+pub(super) const SCHEMA_RETRY: Duration = Duration::from_secs(1);
+
+impl<V: Variant> Stream<'_, V> {
+    pub(super) fn fetch_schema(
+        &self,
+    ) -> Option<impl Future<Output = (Arc<str>, Option<Bytes>)> + Send + use<V>> {
+        let name = self.member.client.state().wanted_schema()?;
+        let registry = self.ads.registry().clone();
+        Some(async move {
+            let descriptors = if is_sha256(&name) {
+                read_schema(&registry, &name).await
+            } else {
+                None
+            };
+            (name, descriptors)
+        })
+    }
+
+    pub(super) fn send_schema(
+        &mut self,
+        name: &Arc<str>,
+        descriptors: Option<Bytes>,
+    ) -> Result<(), Status> {
+        let response =
+            self.member
+                .client
+                .state()
+                .schema_fetched::<V>(&self.snapshot, name, descriptors);
+        match response {
+            Some(response) => self.send(Kind::Schema, response),
+            None => Ok(()),
+        }
+    }
+}
+
+/// None: the store has no such descriptors. While it cannot be asked the client waits: "does not exist" would be a lie
+/// on which it acts.
+async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
+    let mut logged = false;
+    loop {
+        match registry.schema(sha256).await {
+            Ok(found) => return found,
+            Err(error) if !logged => {
+                logged = true;
+                tracing::warn!(sha256, %error, "descriptors cannot be read from the store; trying again every second");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(SCHEMA_RETRY).await;
+    }
+}
+
+fn is_sha256(name: &str) -> bool {
+    name.len() == 64
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
