@@ -16,7 +16,7 @@ const MESSAGE_BYTES: usize = 1024;
 /// gRPC's status of that name.
 const UNAVAILABLE: u8 = 14;
 
-/// Who is to blame, where a reason alone does not say it.
+/// Whose fault a failure is, where its reason alone does not say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Fault {
     /// The service, its connection or the mesh.
@@ -35,7 +35,7 @@ pub struct Failure {
     pub reason: Reason,
     /// The sentence: which service, node or address, what happened, what to do.
     pub message: String,
-    /// Who is to blame.
+    /// Whose fault it is.
     pub fault: Fault,
     /// The application cannot have seen the call: told to the caller's proxy.
     pub unprocessed: bool,
@@ -75,7 +75,7 @@ impl Failure {
         self.status.unwrap_or(self.reason.grpc_status())
     }
 
-    /// The same with another one to blame.
+    /// The same with another one at fault.
     #[must_use]
     pub fn by(mut self, fault: Fault) -> Self {
         self.fault = fault;
@@ -120,7 +120,7 @@ impl Failure {
     }
 
     /// The sentence as it is told: bounded, and with this node where it names none.
-    fn sentence(&self, node: &str) -> Cow<'_, str> {
+    fn text(&self, node: &str) -> Cow<'_, str> {
         let mut end = self.message.len().min(MESSAGE_BYTES);
         while !self.message.is_char_boundary(end) {
             end -= 1;
@@ -141,7 +141,7 @@ impl fmt::Display for Failure {
 
 /// Where a failure is told: what the lists need beside the failure itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct FailureContext<'a> {
     /// The call's id.
     pub call: &'a str,
     /// This proxy's node.
@@ -153,17 +153,22 @@ pub struct Place<'a> {
 }
 
 /// A whole gRPC response in one header list (gRPC's Trailers-Only), with the request's own content type.
-pub fn trailers_only(failure: &Failure, place: Place<'_>, content_type: &[u8], out: &mut Fields) {
+pub fn trailers_only(
+    failure: &Failure,
+    context: FailureContext<'_>,
+    content_type: &[u8],
+    out: &mut Fields,
+) {
     out.clear();
     out.push(b":status", b"200");
     out.push(b"content-type", content_type);
-    push_status(failure, place, out);
+    push_status(failure, context, out);
 }
 
 /// The trailers of a gRPC response whose headers have gone.
-pub fn trailers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+pub fn trailers(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.clear();
-    push_status(failure, place, out);
+    push_status(failure, context, out);
 }
 
 /// Leaves out what a peer would not take (its MAX_HEADER_LIST_SIZE): first the details, then the sentence.
@@ -183,63 +188,63 @@ pub fn fit(list_bytes: Option<u32>, out: &mut Fields) {
 }
 
 /// The headers of an HTTP response; the sentence is its body.
-pub fn http_headers(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+pub fn http_headers(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.clear();
     out.push(b":status", failure.http_status().to_string().as_bytes());
     out.push(b"content-type", b"text/plain; charset=utf-8");
     out.push(
         b"content-length",
-        http_body(failure, place).len().to_string().as_bytes(),
+        http_body(failure, context).len().to_string().as_bytes(),
     );
-    push_marks(failure, place, out);
+    push_marks(failure, context, out);
 }
 
 /// The body that goes with [`http_headers`].
 #[must_use]
-pub fn http_body(failure: &Failure, place: Place<'_>) -> String {
-    format!("{}: {}\n", failure.reason, failure.sentence(place.node))
+pub fn http_body(failure: &Failure, context: FailureContext<'_>) -> String {
+    format!("{}: {}\n", failure.reason, failure.text(context.node))
 }
 
-fn push_status(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+fn push_status(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.push(b"grpc-status", failure.status().to_string().as_bytes());
     out.push(
         b"grpc-message",
-        percent_encode(&failure.sentence(place.node)).as_bytes(),
+        percent_encode(&failure.text(context.node)).as_bytes(),
     );
     // A program outside any mesh gets these two bare, and clients compare them so.
     if !matches!(failure.reason, Reason::DeadlineExceeded | Reason::NoRoute) {
         out.push(
             b"grpc-status-details-bin",
-            details(failure, place).as_bytes(),
+            details(failure, context).as_bytes(),
         );
     }
-    push_marks(failure, place, out);
+    push_marks(failure, context, out);
 }
 
-fn push_marks(failure: &Failure, place: Place<'_>, out: &mut Fields) {
+fn push_marks(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.push(b"heddle-reason", failure.reason.code().as_bytes());
-    out.push(b"heddle-call", place.call.as_bytes());
-    if failure.unprocessed && place.link {
+    out.push(b"heddle-call", context.call.as_bytes());
+    if failure.unprocessed && context.link {
         out.push(b"heddle-unprocessed", b"1");
     }
 }
 
 /// `google.rpc.Status` with one `ErrorInfo`, in base64 without padding.
-fn details(failure: &Failure, place: Place<'_>) -> String {
+fn details(failure: &Failure, context: FailureContext<'_>) -> String {
     let mut info = ErrorInfo {
         reason: failure.reason.code().to_owned(),
         domain: ERROR_DOMAIN.to_owned(),
         ..ErrorInfo::default()
     };
     let mut note = |key: &str, value: &str| info.metadata.insert(key.to_owned(), value.to_owned());
-    note("node", place.node);
-    note("call", place.call);
-    if let Some(service) = place.service {
+    note("node", context.node);
+    note("call", context.call);
+    if let Some(service) = context.service {
         note("service", service);
     }
     let status = Status {
         code: i32::from(failure.status()),
-        message: failure.sentence(place.node).into_owned(),
+        message: failure.text(context.node).into_owned(),
         details: vec![prost_types::Any {
             type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
             value: info.encode_to_vec(),
@@ -279,7 +284,7 @@ pub fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const PLACE: Place<'static> = Place {
+    const CONTEXT: FailureContext<'static> = FailureContext {
         call: "c0ffee",
         node: "a",
         service: Some("users.default"),
@@ -294,7 +299,7 @@ mod tests {
     fn a_grpc_failure_is_trailers_only_with_the_requests_content_type() {
         let failure = Failure::new(Reason::ConnectionLost, "100 % of ‘users’ on node b lost\n");
         let mut out = Fields::new();
-        trailers_only(&failure, PLACE, b"application/grpc+json", &mut out);
+        trailers_only(&failure, CONTEXT, b"application/grpc+json", &mut out);
         assert_eq!(out.status(), Some(200));
         assert_eq!(value(&out, "content-type"), "application/grpc+json");
         assert_eq!(value(&out, "grpc-status"), "14");
@@ -324,13 +329,13 @@ mod tests {
     fn unprocessed_is_told_to_proxies_only() {
         let failure = Failure::new(Reason::NoEndpoints, "gone").unprocessed();
         let mut out = Fields::new();
-        trailers(&failure, PLACE, &mut out);
+        trailers(&failure, CONTEXT, &mut out);
         assert_eq!(out.get(b"heddle-unprocessed"), None);
         trailers(
             &failure,
-            Place {
+            FailureContext {
                 link: true,
-                ..PLACE
+                ..CONTEXT
             },
             &mut out,
         );
@@ -342,7 +347,7 @@ mod tests {
     fn a_deadline_and_an_unknown_method_are_told_without_details() {
         let mut out = Fields::new();
         for &reason in Reason::ALL {
-            trailers(&Failure::new(reason, "why"), PLACE, &mut out);
+            trailers(&Failure::new(reason, "why"), CONTEXT, &mut out);
             let bare = matches!(reason, Reason::DeadlineExceeded | Reason::NoRoute);
             assert_eq!(
                 out.get(b"grpc-status-details-bin").is_none(),
@@ -382,7 +387,7 @@ mod tests {
                 "{code}"
             );
             let mut out = Fields::new();
-            trailers(&failure, PLACE, &mut out);
+            trailers(&failure, CONTEXT, &mut out);
             assert_eq!(value(&out, "grpc-status"), status.to_string(), "{code}");
             assert_eq!(value(&out, "heddle-reason"), "UPSTREAM_RESET");
         }
@@ -418,14 +423,14 @@ mod tests {
         assert!(unavailable.all(|r| Failure::new(*r, "").http_status() == 503));
         let failure = Failure::new(Reason::NoRoute, "no service userz");
         let mut out = Fields::new();
-        http_headers(&failure, PLACE, &mut out);
+        http_headers(&failure, CONTEXT, &mut out);
         assert_eq!(
-            http_body(&failure, PLACE),
+            http_body(&failure, CONTEXT),
             "NO_ROUTE: node a: no service userz\n"
         );
         assert_eq!(
             value(&out, "content-length"),
-            http_body(&failure, PLACE).len().to_string()
+            http_body(&failure, CONTEXT).len().to_string()
         );
         assert_eq!(value(&out, "heddle-reason"), "NO_ROUTE");
     }
@@ -435,7 +440,7 @@ mod tests {
         let mut out = Fields::new();
         trailers(
             &Failure::new(Reason::ConnectionLost, "x".repeat(500)),
-            PLACE,
+            CONTEXT,
             &mut out,
         );
         fit(None, &mut out);
@@ -451,12 +456,9 @@ mod tests {
     #[test]
     fn a_long_sentence_is_cut_between_letters() {
         let failure = Failure::new(Reason::NoRoute, "ü".repeat(2000));
-        assert_eq!(
-            failure.sentence("a").len(),
-            "node a: ".len() + MESSAGE_BYTES
-        );
+        assert_eq!(failure.text("a").len(), "node a: ".len() + MESSAGE_BYTES);
         assert!(
-            percent_encode(&failure.sentence("a"))
+            percent_encode(&failure.text("a"))
                 .bytes()
                 .all(|b| (0x20..0x7f).contains(&b))
         );

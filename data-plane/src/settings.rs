@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::policy::CallPolicy;
+
 /// The settings of the data path. `Default` has the defaults of DESIGN §6 and §10.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
@@ -48,6 +50,19 @@ pub struct WorkerOptions {
     pub stall_timeout: Duration,
     /// Attempts per call, the first included.
     pub max_attempts: u32,
+}
+
+impl WorkerOptions {
+    /// The policy of calls that no rule gives another.
+    #[must_use]
+    pub fn policy(&self) -> CallPolicy {
+        CallPolicy {
+            max_attempts: self.max_attempts,
+            replay_bytes: self.replay_bytes,
+            ready_timeout: self.ready_timeout,
+            pending_timeout: self.pending_timeout,
+        }
+    }
 }
 
 impl Default for WorkerOptions {

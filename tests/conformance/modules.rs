@@ -33,11 +33,14 @@ const DATA_PLANE: Layers = Layers {
         ("caller", &["keys"]),
         ("failure", &[]),
         ("policy", &[]),
-        ("settings", &[]),
+        ("settings", &["policy"]),
         ("balance", &[]),
-        ("route", &["balance"]),
+        ("route", &["policy", "balance"]),
         ("observe", &["caller"]),
-        ("connection", &["arena", "keys", "timers", "caller"]),
+        (
+            "connection",
+            &["arena", "keys", "timers", "caller", "policy"],
+        ),
         ("link", &["failure", "connection"]),
         (
             "upstream",

@@ -32,7 +32,7 @@ fn pick_in<'c>(
     if let [(only, _)] = group.members.as_slice() {
         return cost(only).map(|_| only);
     }
-    let (mut winner, mut other) = duel(group, cost, below)?;
+    let (mut winner, mut other) = choose_two(group, cost, below)?;
     if group.warming.is_empty() {
         return Some(winner);
     }
@@ -45,7 +45,7 @@ fn pick_in<'c>(
         if let Some(other) = other.filter(|other| is_admitted(group, other, now, below)) {
             return Some(other);
         }
-        (winner, other) = duel(group, cost, below)?;
+        (winner, other) = choose_two(group, cost, below)?;
     }
     // Nearly all are warming: the few others are not to have it all.
     Some(winner)
@@ -69,7 +69,7 @@ fn is_admitted(
 }
 
 /// Draws two that can be used; gives the cheaper one, and the other if there is one.
-fn duel<'c>(
+fn choose_two<'c>(
     group: &'c Group,
     cost: &impl Fn(&Endpoint) -> Option<f64>,
     below: &mut impl FnMut(u64) -> u64,
@@ -78,7 +78,7 @@ fn duel<'c>(
     // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two endpoints
     // the one that is a little faster does not take every call.
     match draw(group, Some(first), cost, below) {
-        Some((second, b)) if b * CLEARLY < a => Some((second, Some(first))),
+        Some((second, b)) if b * COST_RATIO < a => Some((second, Some(first))),
         Some((second, _)) => Some((first, Some(second))),
         None => Some((first, None)),
     }
@@ -115,7 +115,7 @@ fn draw<'c>(
 
 /// How many times dearer an endpoint must be to be passed over. Below 2, since one call more in flight than none
 /// is to count.
-const CLEARLY: f64 = 1.9;
+const COST_RATIO: f64 = 1.9;
 /// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
 const DISTINCT_TRIES: usize = 4;
 /// Draws to find one that can be used.

@@ -13,6 +13,7 @@ use super::sniff::{self, Sniff};
 use super::transport::{Handshake, ReadOutcome, Transport};
 use crate::caller::{Caller, Peer, Role};
 use crate::keys::{CallKey, PoolKey};
+use crate::policy::buffers::ConnCharge;
 use crate::timers::TimerId;
 
 /// Token of a stream that was answered while its request still comes: the rest is thrown away.
@@ -52,10 +53,8 @@ pub(crate) struct Conn {
     pub(super) last_read: Instant,
     /// Answered streams whose request still comes, oldest first.
     pub(super) linger: VecDeque<(Instant, StreamId)>,
-    /// Bytes that its calls hold elsewhere, charged to it as their caller.
-    pub(super) charged: usize,
-    /// Bytes that waited in its protocol machine when that was last measured.
-    pub(super) machine: usize,
+    /// The buffered bytes that it is charged for.
+    pub(super) buffered: ConnCharge,
     /// While its socket is full: since when the peer has read next to nothing, and what it has read since.
     stall: Option<(Instant, usize)>,
     /// How many refused streams have been counted.
@@ -141,8 +140,7 @@ impl Conn {
             timer: None,
             last_read: now,
             linger: VecDeque::new(),
-            charged: 0,
-            machine: 0,
+            buffered: ConnCharge::default(),
             stall: None,
             refused: 0,
         }

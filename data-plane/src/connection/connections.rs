@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use heddle_h2::{Config, Connection, ErrorCode, StreamId};
+use heddle_h2::{Config, Connection, StreamId};
 use mio::{Registry, Token};
 
 use super::accepted::{AcceptOptions, Accepted};
@@ -234,14 +234,6 @@ impl Connections {
         }
         if let Some(conn) = self.arena.get_mut(key) {
             conn.release(stream, bytes);
-        }
-        self.mark_to_flush(key);
-    }
-
-    /// Resets a stream.
-    pub(crate) fn reset(&mut self, key: ConnKey, stream: StreamId, code: ErrorCode) {
-        if let Some(conn) = self.arena.get_mut(key) {
-            conn.reset(stream, code);
         }
         self.mark_to_flush(key);
     }

@@ -7,6 +7,7 @@ use heddle_h2::{Drained, ErrorCode, Fields, Gone, OpenError, StreamId};
 
 use super::conn::{Conn, LINGER, Side};
 use crate::keys::CallKey;
+use crate::policy::buffers::ConnCharge;
 
 /// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -119,19 +120,13 @@ impl Conn {
         self.linger.push_back((now + LINGER_TIME, stream));
     }
 
-    /// Bytes that its calls and its machine hold.
-    pub(crate) fn held_bytes(&self) -> usize {
-        self.charged + self.machine
+    /// The buffered bytes that it is charged for, itself and as the caller of its calls.
+    pub(crate) fn buffered(&self) -> &ConnCharge {
+        &self.buffered
     }
 
-    /// One of its calls holds `now` bytes elsewhere and held `before`.
-    pub(crate) fn charge(&mut self, before: usize, now: usize) {
-        self.charged = (self.charged + now).saturating_sub(before);
-    }
-
-    /// Bytes in its machine as measured last.
-    pub(crate) fn machine_bytes(&self) -> usize {
-        self.machine
+    pub(crate) fn buffered_mut(&mut self) -> &mut ConnCharge {
+        &mut self.buffered
     }
 
     /// Bytes of a frame or header block that is not complete yet.
@@ -139,13 +134,9 @@ impl Conn {
         self.h2.partial_bytes()
     }
 
-    /// Measures the bytes in its machine; `None` if they have not changed, else what they were and are.
-    pub(crate) fn measure_machine(&mut self) -> Option<(usize, usize)> {
-        let now = self.h2.queued_bytes() + self.h2.partial_bytes();
-        if now == self.machine {
-            return None;
-        }
-        Some((std::mem::replace(&mut self.machine, now), now))
+    /// Bytes that wait in its machine: to be written, and for the rest of a frame or header block.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.h2.queued_bytes() + self.h2.partial_bytes()
     }
 
     /// Does with little memory: windows do not grow, and less is kept unwritten for a peer that does not read.

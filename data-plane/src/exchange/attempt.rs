@@ -23,7 +23,7 @@ use crate::upstream::dial::Dial;
 use crate::upstream::pool::Pool;
 
 /// How long a call waits for the next dial of an address that has failed, when there is no other.
-const PATIENCE: Duration = Duration::from_millis(250);
+const LONGEST_DIAL_WAIT: Duration = Duration::from_millis(250);
 
 impl Exchange {
     /// The first attempt of a call whose service is known.
@@ -38,9 +38,7 @@ impl Exchange {
             let timer = call.wait_timer.take();
             self.unset(timer);
         }
-        if self.admit_call(key) {
-            self.begin_attempt(key);
-        }
+        self.begin_attempt(key);
     }
 
     /// Health and reflection: the control side answers, on this worker's own connection to it.
@@ -68,9 +66,9 @@ impl Exchange {
         self.rng = rng;
         let Some(endpoint) = picked else {
             if !service.held && role == Role::Outbound {
-                return self.park_unheld(key, &service);
+                return self.wait_for_endpoints(key, &service);
             }
-            let failure = self.nobody(key, &service);
+            let failure = self.no_endpoint_error(key, &service);
             return self.fail(key, &failure);
         };
         let Some(pool) = self.pools.pool_of(&endpoint) else {
@@ -160,7 +158,7 @@ impl Exchange {
     }
 
     /// Why no endpoint could be picked.
-    fn nobody(&self, key: CallKey, service: &crate::route::Service) -> Failure {
+    fn no_endpoint_error(&self, key: CallKey, service: &crate::route::Service) -> Failure {
         let name = &service.name;
         let inbound = self
             .calls
@@ -181,7 +179,7 @@ impl Exchange {
                 Failure::new(Reason::NoHealthyEndpoints, text)
             }
         };
-        self.blame(key, failure)
+        self.mark_unprocessed(key, failure)
     }
 
     fn send_or_wait(&mut self, key: CallKey, pool: PoolKey) {
@@ -190,7 +188,7 @@ impl Exchange {
         };
         match self.pools.stream_for(account, pool, &self.conns) {
             Some(conn) => self.send_attempt(key, conn),
-            None if self.is_hopeless(pool) => {
+            None if self.is_unreachable_for_long(pool) => {
                 let pool = self.pools.get(pool);
                 let why = pool.and_then(Pool::last_error).unwrap_or_default();
                 let target = self
@@ -200,7 +198,7 @@ impl Exchange {
                     .unwrap_or_default();
                 let to = pool.map(|pool| pool.dial().name()).unwrap_or_default();
                 let text = format!("{target}: no connection to {to} of late: {why}");
-                let failure = self.blame(key, Failure::new(Reason::ConnectFailed, text));
+                let failure = self.mark_unprocessed(key, Failure::new(Reason::ConnectFailed, text));
                 self.fail(key, &failure);
             }
             None => self.wait_for_stream(key, pool),
@@ -208,10 +206,10 @@ impl Exchange {
     }
 
     /// Whether the next dial is so far off that a call is better told now.
-    fn is_hopeless(&self, pool: PoolKey) -> bool {
-        let soon = self.now + PATIENCE;
+    fn is_unreachable_for_long(&self, pool: PoolKey) -> bool {
+        let soon = self.now + LONGEST_DIAL_WAIT;
         let pool = self.pools.get(pool);
-        pool.is_some_and(|pool| pool.is_hopeless(soon))
+        pool.is_some_and(|pool| pool.is_unreachable_for_long(soon))
     }
 
     /// Opens the stream and sends what there is of the request.
@@ -292,7 +290,10 @@ impl Exchange {
     pub(crate) fn replay_bound(&self, key: CallKey) -> usize {
         match self.over_share(key) {
             Some(_) => 0,
-            None => self.options().replay_bytes,
+            None => self
+                .calls
+                .get(key)
+                .map_or(0, |call| call.policy.replay_bytes),
         }
     }
 

@@ -8,20 +8,19 @@ use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
-use super::holding::{Accounted, Over};
 use super::owner::Exchange;
 use super::queued::Queued;
-use super::state::{Call, CallId, Downstream, Phase, Sent};
+use super::state::{Call, CallId, Downstream, Phase, ResponseProgress};
 use crate::balance::passive::End;
 use crate::caller::Account;
 use crate::caller::Role;
 use crate::failure::{Failure, Fault};
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::route::authority::{
-    Decision, explain_ambiguous, explain_no_route, is_socket_path, route,
-};
-use crate::route::{Protocol, RouteTable};
+use crate::policy::buffers::CallCharge;
+use crate::route::authority::{self, explain_ambiguous, explain_no_route, is_socket_path};
+use crate::route::instance::{self, Inbound};
+use crate::route::{Decision, Protocol, Route, RouteTable, Service};
 use crate::timers::Timer;
 
 /// Namespace of callers that are known by their node only.
@@ -44,10 +43,9 @@ impl Exchange {
         let Some(key) = self.new_call(role, conn, stream, end, fields) else {
             return;
         };
-        if !self.start_deadline(key) || !self.admit_call(key) {
-            return;
+        if self.start_deadline(key) {
+            self.route_call(key);
         }
-        self.route_call(key);
     }
 
     pub(crate) fn on_request_too_large(
@@ -80,7 +78,7 @@ impl Exchange {
         end: bool,
         fields: &mut Fields,
     ) -> Option<CallKey> {
-        let (mut request, replay) = self.take_spare();
+        let (mut request, replay) = self.calls.take_buffers();
         std::mem::swap(&mut request, fields);
         let given = match role {
             Role::Inbound => request.get(CALL).and_then(CallId::parse),
@@ -89,9 +87,10 @@ impl Exchange {
         let id = given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng)));
         let grpc = headers::is_grpc(request.get(b"content-type"));
         let (now, kept) = (self.now, request.held_bytes());
+        let policy = self.options().policy();
         let found = self.conns.get_mut(conn)?;
         let slot = found.calls().len();
-        let key = self.calls.insert_with(|_| Call {
+        let key = self.calls.insert_with(|| Call {
             role,
             phase: Phase::Backoff,
             down: Downstream { conn, stream, slot },
@@ -104,8 +103,10 @@ impl Exchange {
             request_ended: end,
             received: 0,
             credited: 0,
-            sent: Sent::Nothing,
+            sent: ResponseProgress::Nothing,
             service: None,
+            rule: None,
+            policy,
             account: Account {
                 service: 0,
                 caller: conn,
@@ -118,7 +119,7 @@ impl Exchange {
             repeats: 0,
             down_queued: Queued::new(now),
             up_queued: Queued::new(now),
-            accounted: Accounted::of_new(kept),
+            charge: CallCharge::default(),
             started: now,
             deadline: None,
             deadline_timer: None,
@@ -128,8 +129,11 @@ impl Exchange {
             http_status: 0,
             reason: None,
         })?;
+        if let Some(call) = self.calls.get_mut(key) {
+            let buffers = &mut self.admission.buffers;
+            call.charge = buffers.charge_new(found.buffered_mut(), kept);
+        }
         found.begin_call(stream, key);
-        self.charge_new(conn, kept);
         Some(key)
     }
 
@@ -167,23 +171,6 @@ impl Exchange {
         true
     }
 
-    /// Whether the call's connection and its service, once known, are within their shares of the worker's memory; false
-    /// if the call is answered.
-    #[inline]
-    pub(crate) fn admit_call(&mut self, key: CallKey) -> bool {
-        match self.over_share(key) {
-            None => true,
-            Some(over) => self.refuse_over_share(key, over),
-        }
-    }
-
-    #[cold]
-    fn refuse_over_share(&mut self, key: CallKey, over: Over) -> bool {
-        let failure = self.blame(key, self.overloaded(key, over));
-        self.fail(key, &failure);
-        false
-    }
-
     /// Finds the service (outbound) or the instance (inbound) and sends the call on its way.
     pub(crate) fn route_call(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
@@ -196,7 +183,7 @@ impl Exchange {
     }
 
     fn route_outbound(&mut self, key: CallKey) {
-        let table = self.table();
+        let (table, policy) = (self.table(), self.options().policy());
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -210,34 +197,34 @@ impl Exchange {
             .authority()
             .or_else(|| call.request.get(b"host"));
         let path = call.request.path().unwrap_or_default();
-        let decision = route(&table, authority, path, NAMESPACE);
+        let decision = authority::route(&table, authority, path, NAMESPACE, policy);
         if matches!(decision, Decision::NoRoute) && authority.is_some_and(is_socket_path) {
             // As sent it would be refused by servers that read an authority strictly (the http crate's).
             call.request.set(b":authority", b"localhost");
             return self.route_outbound(key);
         }
         let failure = match decision {
-            Decision::Service(service) => match service.protocol {
-                Protocol::Grpc => {
-                    call.service = Some(Arc::clone(service));
-                    if service.held || self.has_endpoints(key, service) {
-                        self.begin_attempts(key);
-                    }
-                    return;
+            Decision::Route(route) if route.service.protocol == Protocol::Grpc => {
+                return self.begin_outbound(key, route);
+            }
+            Decision::Route(route) => unsupported_protocol(&route.service),
+            Decision::Internal => {
+                if self.admit_call(key) {
+                    self.attempt_internal(key);
                 }
-                other => {
-                    let other = format!("{other:?}").to_lowercase();
-                    let text = format!(
-                        "{} speaks {other}, and this proxy carries gRPC and HTTP/2 only: call it directly",
-                        service.name
-                    );
-                    Failure::new(Reason::NoRoute, text)
+                return;
+            }
+            _ if !table.is_ready() => {
+                if self.admit_call(key) {
+                    self.await_table(key);
                 }
-            },
-            Decision::Internal => return self.attempt_internal(key),
-            _ if !table.is_ready() => return self.await_table(key),
+                return;
+            }
             Decision::Ambiguous(services) if services.iter().any(|s| !s.held) => {
-                return self.await_claims(key, services);
+                if self.admit_call(key) {
+                    self.await_claims(key, services);
+                }
+                return;
             }
             Decision::Ambiguous(services) => {
                 Failure::new(Reason::AmbiguousRoute, explain_ambiguous(services, path))
@@ -250,12 +237,25 @@ impl Exchange {
         self.fail(key, &failure);
     }
 
+    /// A call of outbound has a route: it is admitted, and begins once endpoints of its service are known.
+    fn begin_outbound(&mut self, key: CallKey, route: Route) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let service = Arc::clone(&route.service);
+        call.set_route(route);
+        if self.admit_call(key) && (service.held || self.has_endpoints(key, &service)) {
+            self.begin_attempts(key);
+        }
+    }
+
     fn await_table(&mut self, key: CallKey) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if let Err(no_place) = self.tableless.push(key, call.account.caller, bound) {
+        let places = &mut self.admission.for_table;
+        if let Err(no_place) = places.push(key, call.account.caller, bound) {
             self.count(no_place.counter());
             let node = &self.options().node;
             let text = format!(
@@ -269,7 +269,7 @@ impl Exchange {
     }
 
     fn route_inbound(&mut self, key: CallKey) {
-        let table = self.table();
+        let (table, policy) = (self.table(), self.options().policy());
         let mut text = std::mem::take(&mut self.text);
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -277,26 +277,27 @@ impl Exchange {
         text.clear();
         text.extend_from_slice(call.request.get(TO).unwrap_or_default());
         headers::strip(&mut call.request);
-        let failure = match headers::parse_to(&text) {
-            Some((namespace, service, instance)) => match table.service_of(service, namespace) {
-                Some(found) => {
-                    call.wanted = found.local_uid(instance);
-                    call.service = Some(Arc::clone(found));
-                    None
-                }
-                None => Some(not_here(&table, service, namespace)),
-            },
-            None => Some(no_proxy(table.node())),
+        let failure = match instance::route(&table, &text, policy) {
+            Inbound::Route(route, wanted) => {
+                call.wanted = wanted;
+                call.set_route(route);
+                None
+            }
+            Inbound::UnknownService { namespace, service } => {
+                Some(not_on_this_node(&table, service, namespace))
+            }
+            Inbound::NotNamed => Some(not_from_a_proxy(table.node())),
         };
         self.text = text;
         match failure {
             Some(failure) => self.fail(key, &failure),
-            None => self.begin_attempts(key),
+            None if self.admit_call(key) => self.begin_attempts(key),
+            None => {}
         }
     }
 
-    /// A failure before the application can have seen the call: said to the caller's proxy, which may go elsewhere.
-    pub(crate) fn blame(&self, key: CallKey, failure: Failure) -> Failure {
+    /// A failure before the application can have seen the call. The caller's proxy is told so, and may go elsewhere.
+    pub(crate) fn mark_unprocessed(&self, key: CallKey, failure: Failure) -> Failure {
         match self.calls.get(key).map(|call| call.role) {
             Some(Role::Inbound) => failure.unprocessed(),
             _ => failure,
@@ -360,8 +361,17 @@ impl Exchange {
     }
 }
 
+fn unsupported_protocol(service: &Service) -> Failure {
+    let protocol = format!("{:?}", service.protocol).to_lowercase();
+    let text = format!(
+        "{} speaks {protocol}, and this proxy carries gRPC and HTTP/2 only: call it directly",
+        service.name
+    );
+    Failure::new(Reason::NoRoute, text)
+}
+
 /// The caller's proxy has other nodes to choose from: it is told at once, whatever this node still waits for.
-fn not_here(table: &RouteTable, service: &str, namespace: &str) -> Failure {
+fn not_on_this_node(table: &RouteTable, service: &str, namespace: &str) -> Failure {
     let node = table.node();
     match table.is_ready() {
         true => {
@@ -375,7 +385,7 @@ fn not_here(table: &RouteTable, service: &str, namespace: &str) -> Failure {
     }
 }
 
-fn no_proxy(node: &str) -> Failure {
+fn not_from_a_proxy(node: &str) -> Failure {
     let text = format!(
         "this is the inbound listener of node {node}: it takes calls from other proxies, which say heddle-to; \
          call the outbound listener of your own node"

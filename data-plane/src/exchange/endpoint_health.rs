@@ -1,4 +1,4 @@
-//! What the ends of attempts say of their endpoints: latencies for the balancer, and unanswered calls for passive health.
+//! Reports how attempts ended: latencies to the balancer, and attempts without an answer to passive health.
 //! Ends of attempts come in; estimates, ejections and their logs and counters go out. Nothing is decided about calls.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use heddle_proto::Reason;
 
 use super::owner::Exchange;
-use super::state::Sent;
+use super::state::ResponseProgress;
 use crate::balance::passive::{Ejection, End, Unanswered};
 use crate::caller::Role;
 use crate::keys::CallKey;
@@ -30,7 +30,7 @@ fn end_of(reason: Reason) -> Option<End> {
 
 impl Exchange {
     /// Another proxy has answered with a failure of its own.
-    pub(crate) fn failed_there(&mut self, key: CallKey, reason: Reason) {
+    pub(crate) fn failed_at_peer(&mut self, key: CallKey, reason: Reason) {
         if let Some(end) = end_of(reason) {
             self.unanswered(key, end);
         }
@@ -81,7 +81,7 @@ impl Exchange {
             return;
         };
         // After the headers it is the caller who decides how long a stream is to be.
-        let answered = call.sent != Sent::Nothing;
+        let answered = call.sent != ResponseProgress::Nothing;
         if answered && matches!(end, End::Deadline | End::Cancelled) {
             return;
         }

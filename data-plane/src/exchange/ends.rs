@@ -18,7 +18,7 @@ impl Exchange {
         let Some(mut conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
-        self.forget_machine(conn.machine_bytes());
+        self.admission.buffers.forget_conn(conn.buffered());
         let calls = conn.take_calls();
         let Some(opened) = conn.opened() else {
             self.count(Counter::ClosedDownstream);
@@ -140,7 +140,7 @@ impl Exchange {
         if closed.is_err() {
             tracing::error!("closing a connection after a panic panicked; it is dropped");
             if let Some(conn) = self.conns.remove(key, &mut self.timers) {
-                self.forget_machine(conn.machine_bytes());
+                self.admission.buffers.forget_conn(conn.buffered());
             }
         }
     }

@@ -4,14 +4,14 @@
 use std::mem::take;
 use std::time::Duration;
 
-use heddle_h2::{ErrorCode, Fields, Initiator};
+use heddle_h2::{ErrorCode, Initiator};
 use heddle_proto::{Reason, status_code::is_error};
 
+use super::caller_stream::{CallerStream, FailureForm};
 use super::owner::Exchange;
-use super::state::{Call, Phase, Sent};
+use super::state::{Phase, ResponseProgress};
 use crate::caller::Role;
-use crate::connection::Conn;
-use crate::failure::{self, Failure, Place};
+use crate::failure::{Failure, FailureContext};
 use crate::keys::CallKey;
 use crate::observe::Outcome;
 
@@ -26,26 +26,26 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent == Sent::All {
+        if call.sent == ResponseProgress::All {
             return;
         }
         let id = call.id.text();
-        tracing::debug!(call = id.as_str(), %failure, "a call failed in the proxy");
-        let place = Place {
+        tracing::debug!(call = id.as_str(), rule = ?call.rule, %failure, "a call failed in the proxy");
+        let context = FailureContext {
             call: id.as_str(),
             node: &self.options.node,
             service: call.service.as_ref().map(|service| &*service.name),
             link: call.role == Role::Inbound,
         };
         let down = call.down;
-        let Some(conn) = self.conns.get_mut(down.conn) else {
+        let Some(mut caller) = CallerStream::of(&mut self.conns, down) else {
             return self.complete(key);
         };
-        match tell(conn, call, failure, place, &mut self.reply) {
+        match caller.fail(failure, context, &FailureForm::of(call), &mut self.reply) {
             Some(queued) => call.down_queued.add(queued, self.now),
             None => call.down_queued.clear(),
         }
-        call.sent = Sent::All;
+        call.sent = ResponseProgress::All;
         call.phase = Phase::Finishing;
         call.status = Some(failure.status());
         call.reason = Some(failure.reason);
@@ -69,7 +69,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent != Sent::All || !call.down_queued.is_empty() {
+        if call.sent != ResponseProgress::All || !call.down_queued.is_empty() {
             match by {
                 Initiator::Remote => {
                     call.status = Some(CANCELLED);
@@ -89,7 +89,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        if call.sent != Sent::All || !call.down_queued.is_empty() {
+        if call.sent != ResponseProgress::All || !call.down_queued.is_empty() {
             call.status = Some(CANCELLED);
             self.given_up(key);
         }
@@ -97,7 +97,7 @@ impl Exchange {
     }
 
     /// Ends a call that takes too long to be told so: both streams are reset.
-    pub(crate) fn cut(&mut self, key: CallKey, why: &str) {
+    pub(crate) fn reset_call(&mut self, key: CallKey, why: &str) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -105,7 +105,10 @@ impl Exchange {
         call.status = Some(Reason::Overloaded.grpc_status());
         call.reason = Some(Reason::Overloaded);
         let down = call.down;
-        self.reset(down.conn, down.stream, ErrorCode::CANCEL);
+        if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
+            caller.reset(ErrorCode::CANCEL);
+        }
+        self.mark_dirty(down.conn);
         self.abandon(key);
     }
 
@@ -125,11 +128,11 @@ impl Exchange {
         };
         if !call.request_ended {
             let down = call.down;
-            if let Some(conn) = self.conns.get_mut(down.conn) {
-                conn.linger_on(down.stream, now);
-            }
             let rest = call.received.saturating_sub(call.credited);
-            self.release(down.conn, down.stream, rest);
+            if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
+                caller.ignore_rest(now);
+            }
+            self.credit_caller(down, rest);
             self.rearm(down.conn);
         }
         self.remove(key);
@@ -143,8 +146,10 @@ impl Exchange {
         };
         let timer = call.wait_timer.take();
         match (call.phase, &call.service) {
-            (Phase::Table, _) => drop(self.tableless.remove(key)),
-            (Phase::Endpoints, Some(service)) => self.parked.remove(&service.name, key),
+            (Phase::Table, _) => drop(self.admission.for_table.remove(key)),
+            (Phase::Endpoints, Some(service)) => {
+                self.admission.for_endpoints.remove(&service.name, key);
+            }
             _ => {}
         }
         self.unset(timer);
@@ -234,64 +239,13 @@ impl Exchange {
             duration: self.now.saturating_duration_since(call.started),
             endpoint: call.endpoint.as_ref().map(|endpoint| endpoint.uid),
         });
-        self.calls.discard(key);
+        self.calls.end(key, request, replay);
         for timer in timers {
             self.unset(timer);
         }
         let moved = self.conns.end_call(down.conn, key, down.slot, self.now);
         if let Some(moved) = moved.and_then(|moved| self.calls.get_mut(moved)) {
             moved.down.slot = down.slot;
-        }
-        self.give_spare(request, replay);
-    }
-}
-
-/// Puts a failure into the caller's machine and says how much of it waits there; `None` if the stream was reset, with
-/// all that waited. A stream that the caller has reset meanwhile takes nothing, and nobody waits for it.
-fn tell(
-    conn: &mut Conn,
-    call: &Call,
-    failure: &Failure,
-    place: Place<'_>,
-    reply: &mut Fields,
-) -> Option<usize> {
-    let stream = call.down.stream;
-    match (call.grpc, call.sent) {
-        (true, sent) => {
-            let content_type = call.request.get(b"content-type");
-            match sent {
-                Sent::Nothing => failure::trailers_only(
-                    failure,
-                    place,
-                    content_type.unwrap_or(b"application/grpc"),
-                    reply,
-                ),
-                _ => failure::trailers(failure, place, reply),
-            }
-            failure::fit(conn.peer_header_list_bytes(), reply);
-            Some(conn.headers(stream, reply, true).unwrap_or(0))
-        }
-        (false, Sent::Nothing) => {
-            failure::http_headers(failure, place, reply);
-            if call.request.method() == Some(b"HEAD") {
-                return Some(conn.headers(stream, reply, true).unwrap_or(0));
-            }
-            let body = failure::http_body(failure, place);
-            let Ok(head) = conn.headers(stream, reply, false) else {
-                return Some(0);
-            };
-            let sent = conn.data(stream, body.as_bytes(), true);
-            Some(head + sent.map_or(0, |sent| body.len() - sent))
-        }
-        // Plain HTTP has no other way to say that the rest will not come. What waited in the machine goes with the
-        // stream, and no progress tells of it.
-        (false, _) => {
-            let code = match failure.status() {
-                CANCELLED => ErrorCode::CANCEL,
-                _ => ErrorCode::INTERNAL_ERROR,
-            };
-            conn.reset(stream, code);
-            None
         }
     }
 }

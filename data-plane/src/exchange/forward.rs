@@ -4,9 +4,10 @@
 use heddle_h2::{Fields, StreamId};
 
 use super::begin::too_large_headers;
+use super::caller_stream::CallerStream;
 use super::headers;
 use super::owner::Exchange;
-use super::state::{Attempt, Phase, Sent};
+use super::state::{Attempt, Phase, ResponseProgress};
 use crate::arena::Key;
 use crate::connection::Conn;
 use crate::keys::{CallKey, ConnKey};
@@ -32,7 +33,7 @@ impl Exchange {
             }
             (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
                 // Nobody has it yet: kept whatever its size, which the caller's window bounds.
-                call.replay.hold(data);
+                call.replay.keep(data);
                 self.account(key);
                 if !data.is_empty()
                     && let Some(over) = self.over_share(key)
@@ -42,7 +43,8 @@ impl Exchange {
             }
             _ => {
                 call.credited = call.received.min(call.credited + data.len());
-                self.release(conn, stream, data.len());
+                let down = call.down;
+                self.credit_caller(down, data.len());
             }
         }
         if end {
@@ -84,7 +86,7 @@ impl Exchange {
             return self.overload(key, over);
         }
         match thrown {
-            true => self.release(down.conn, down.stream, data.len()),
+            true => self.credit_caller(down, data.len()),
             false => self.credit_request(key),
         }
     }
@@ -99,7 +101,7 @@ impl Exchange {
         if fresh > 0 {
             call.credited += fresh;
             let down = call.down;
-            self.release(down.conn, down.stream, fresh);
+            self.credit_caller(down, fresh);
         }
     }
 
@@ -111,7 +113,7 @@ impl Exchange {
         };
         headers::strip(fields);
         call.request_ended = true;
-        if let Some(over) = over.filter(|_| call.sent != Sent::All) {
+        if let Some(over) = over.filter(|_| call.sent != ResponseProgress::All) {
             return self.overload(key, over);
         }
         if call.can_replay() {
@@ -148,23 +150,19 @@ impl Exchange {
         let current = call
             .up
             .is_some_and(|up| up.conn == conn && up.stream == stream);
-        if !current || call.sent != Sent::Headers {
+        if !current || call.sent != ResponseProgress::Headers {
             return self.release(conn, stream, data.len());
         }
         let down = call.down;
-        let sent = self
-            .conns
-            .get_mut(down.conn)
-            .map(|conn| conn.data(down.stream, data, end));
-        let Some(Ok(sent)) = sent else {
+        let caller = CallerStream::of(&mut self.conns, down);
+        let Some(queued) = caller.and_then(|mut caller| caller.data(data, end)) else {
             return self.release(conn, stream, data.len());
         };
-        let queued = data.len() - sent;
         if queued > 0 {
             call.down_queued.add(queued, self.now);
         }
         self.mark_dirty(down.conn);
-        self.release(conn, stream, sent);
+        self.release(conn, stream, data.len() - queued);
         if queued > 0 {
             self.account(key);
         }

@@ -59,15 +59,6 @@ pub(crate) fn trim(fields: &mut Fields) {
     *fields = rest;
 }
 
-/// The parts of `heddle-to`.
-pub(crate) fn parse_to(value: &[u8]) -> Option<(&str, &str, &str)> {
-    let mut parts = std::str::from_utf8(value).ok()?.splitn(3, '/');
-    match (parts.next()?, parts.next()?, parts.next()?) {
-        ("", ..) | (_, "", _) | (_, _, "") => None,
-        parts => Some(parts),
-    }
-}
-
 /// What another proxy says of a response or trailers, beside what it relays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
@@ -178,21 +169,6 @@ mod tests {
             }
             mend_authority(&mut fields);
             assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given}");
-        }
-    }
-
-    #[test]
-    fn three_parts_name_an_instance() {
-        assert_eq!(
-            parse_to(b"default/users/u1"),
-            Some(("default", "users", "u1"))
-        );
-        assert_eq!(
-            parse_to(b"default/users/a/b"),
-            Some(("default", "users", "a/b"))
-        );
-        for bad in ["", "a/b", "a//c", "/b/c", "a/b/"] {
-            assert_eq!(parse_to(bad.as_bytes()), None, "{bad}");
         }
     }
 

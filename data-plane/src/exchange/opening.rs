@@ -163,7 +163,7 @@ impl Exchange {
         let Some(conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
-        self.forget_machine(conn.machine_bytes());
+        self.admission.buffers.forget_conn(conn.buffered());
         self.count(Counter::ClosedUpstream);
         if let Some(pool) = conn.pool() {
             self.leave_pool(pool, key);

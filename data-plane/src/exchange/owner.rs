@@ -6,34 +6,25 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use heddle_h2::{ErrorCode, Fields, StreamId};
+use heddle_h2::{Fields, StreamId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use tokio::sync::mpsc;
 
-use super::parked::Parked;
-use super::replay::Replay;
+use super::admission::Admission;
+use super::calls::Calls;
 use super::services::Services;
-use super::state::Call;
-use super::waiting_places::WaitingPlaces;
-use crate::arena::Arena;
 use crate::balance::passive::PassiveHealth;
 use crate::connection::Connections;
-use crate::keys::{CallKind, ConnKey};
+use crate::keys::ConnKey;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::observe::{Counter, Report};
-use crate::policy::Shares;
 use crate::route::RouteTable;
 use crate::settings::WorkerOptions;
 use crate::timers::{TimerId, Timers};
 use crate::upstream::Pools;
-
-/// Buffers of finished calls kept for new ones.
-const SPARES: usize = 256;
-/// The list of a request that took more is not kept.
-const SPARE_BYTES: usize = 8 * 1024;
 
 /// What it starts with.
 #[derive(Debug)]
@@ -56,26 +47,17 @@ pub(crate) struct Exchange {
     pub(crate) now: Instant,
     pub(crate) table: Arc<RouteTable>,
     pub(crate) conns: Connections,
-    pub(crate) calls: Arena<CallKind, Call>,
+    pub(crate) calls: Calls,
     pub(crate) pools: Pools,
     /// Which instances do not answer.
     pub(crate) passive: PassiveHealth,
     pub(crate) services: Services,
     pub(crate) timers: Timers,
-    /// Calls waiting for streams.
-    pub(super) pending: usize,
-    /// The same by service, and there by caller; none is kept without a waiting call.
-    pub(super) places: FxHashMap<u32, Shares<ConnKey>>,
-    /// Calls waiting for the first table.
-    pub(crate) tableless: WaitingPlaces,
-    /// Calls waiting for the endpoints of their service.
-    pub(crate) parked: Parked,
+    /// What callers share.
+    pub(crate) admission: Admission,
     /// Services that this worker has asked the control side for since the table came.
     pub(crate) asked: FxHashSet<Arc<str>>,
-    /// Bytes that are buffered: what calls keep and what waits in the machines of all connections. See
-    /// `exchange/holding.rs`.
-    pub(crate) held: usize,
-    /// Whether connections may take the memory that speed needs: not while the worker holds half of what it may.
+    /// Whether connections may take the memory that speed needs: not while half of what the worker may buffer is used.
     pub(crate) growing: bool,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<WorkerMetrics>,
@@ -85,7 +67,6 @@ pub(crate) struct Exchange {
     /// For lists that the proxy makes itself.
     pub(crate) reply: Fields,
     pub(crate) text: Vec<u8>,
-    spares: Vec<(Fields, Replay)>,
 }
 
 impl Exchange {
@@ -103,7 +84,7 @@ impl Exchange {
             now,
             table: Arc::new(RouteTable::empty(&options.node)),
             conns: Connections::new(registry),
-            calls: Arena::default(),
+            calls: Calls::default(),
             pools: Pools::new(
                 Arc::clone(&options),
                 Arc::clone(&metrics),
@@ -111,16 +92,12 @@ impl Exchange {
                 internal,
             ),
             reports,
+            admission: Admission::new(options.held_bytes),
             options,
             passive: PassiveHealth::default(),
             services: Services::new(workers),
             timers: Timers::new(now),
-            pending: 0,
-            places: FxHashMap::default(),
-            tableless: WaitingPlaces::default(),
-            parked: Parked::default(),
             asked: FxHashSet::default(),
-            held: 0,
             growing: true,
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,
@@ -128,7 +105,6 @@ impl Exchange {
             fields: Fields::new(),
             reply: Fields::new(),
             text: Vec::new(),
-            spares: Vec::new(),
         }
     }
 
@@ -143,20 +119,6 @@ impl Exchange {
     /// Puts a connection on the list of those to flush at the end of the turn.
     pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
         self.conns.mark_to_flush(key);
-    }
-
-    /// Buffers for a new call, from a finished one if there is one.
-    pub(crate) fn take_spare(&mut self) -> (Fields, Replay) {
-        self.spares.pop().unwrap_or_default()
-    }
-
-    /// Gives a finished call's buffers back.
-    pub(crate) fn give_spare(&mut self, mut fields: Fields, mut replay: Replay) {
-        if self.spares.len() < SPARES && fields.capacity_bytes() <= SPARE_BYTES {
-            fields.clear();
-            replay.reset();
-            self.spares.push((fields, replay));
-        }
     }
 
     pub(crate) fn unset(&mut self, timer: Option<TimerId>) {
@@ -175,11 +137,6 @@ impl Exchange {
         self.conns.release(conn, stream, bytes);
     }
 
-    /// Resets a stream of a connection.
-    pub(crate) fn reset(&mut self, key: ConnKey, stream: StreamId, code: ErrorCode) {
-        self.conns.reset(key, stream, code);
-    }
-
     /// Sets a connection's timer to what is next for it, if that is sooner than what is set.
     pub(crate) fn rearm(&mut self, key: ConnKey) {
         let times = self.times();
@@ -195,10 +152,13 @@ impl Exchange {
     /// Has all connections do with little memory near the bound of it, and lets them go again below: windows grow
     /// no more, and less is kept unwritten for peers that do not read.
     pub(crate) fn bound_windows(&mut self) {
-        let half = self.options().held_bytes / 2;
+        let (half, buffered) = (
+            self.options().held_bytes / 2,
+            self.admission.buffers.total(),
+        );
         let growing = match self.growing {
-            true => self.held <= half,
-            false => self.held <= half / 2,
+            true => buffered <= half,
+            false => buffered <= half / 2,
         };
         if growing == self.growing {
             return;
@@ -212,10 +172,10 @@ impl Exchange {
         WorkerMetrics::set(&self.metrics.calls, self.calls.len());
         WorkerMetrics::set(&self.metrics.downstream, self.conns.accepted());
         WorkerMetrics::set(&self.metrics.upstream, self.conns.opened());
-        WorkerMetrics::set(&self.metrics.held_bytes, self.held);
-        WorkerMetrics::set(&self.metrics.pending, self.pending);
-        let waiting = self.tableless.len() + self.parked.len();
-        WorkerMetrics::set(&self.metrics.waiting, waiting);
+        let admission = &self.admission;
+        WorkerMetrics::set(&self.metrics.held_bytes, admission.buffers.total());
+        WorkerMetrics::set(&self.metrics.pending, admission.waiting_for_streams());
+        WorkerMetrics::set(&self.metrics.waiting, admission.waiting_for_state());
     }
 
     /// Begins to close a connection: what is in its output is still written.
@@ -233,11 +193,6 @@ impl Exchange {
         self.table = table;
         self.pools.on_table();
         self.refit_ejected();
-        // A table that is not ready yet may have what a call waits for: this node's own instances come first.
-        for call in self.tableless.take() {
-            self.guard_call(call, |exchange| exchange.route_call(call));
-        }
-        self.asked.clear();
-        self.unpark();
+        self.resume_waiting();
     }
 }

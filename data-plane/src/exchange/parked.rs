@@ -1,6 +1,6 @@
-//! Calls that wait for the endpoints of their service: the first ones to a service that this proxy holds nothing of.
-//! The control side is told once, fetches and swaps a table in; then they go on in the order they came. Bounded per
-//! service, and each waits within its deadline; no call whose service is held comes here.
+//! Calls that wait for the endpoints of their service: the first calls to a service that this proxy has not subscribed
+//! to. The control side is notified once, fetches the endpoints and swaps a table in; then the calls continue in order.
+//! They are bounded per service, and each waits within its deadline. No call to a subscribed service comes here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ const LONGEST_MARGIN: Duration = Duration::from_millis(100);
 
 /// Waiting calls by the full name of the service that they wait for.
 #[derive(Debug, Default)]
-pub(crate) struct Parked {
+pub(crate) struct EndpointWaits {
     by_service: FxHashMap<Arc<str>, WaitingPlaces>,
     count: usize,
 }
 
-impl Parked {
+impl EndpointWaits {
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -65,6 +65,11 @@ impl Parked {
         }
     }
 
+    /// The services that calls wait for.
+    fn services(&self) -> Vec<Arc<str>> {
+        self.by_service.keys().cloned().collect()
+    }
+
     /// Takes those out that need not wait by this table.
     fn take(&mut self, table: &RouteTable) -> Vec<CallKey> {
         let mut free = Vec::new();
@@ -90,7 +95,7 @@ fn must_wait(service: &Service) -> bool {
 impl Exchange {
     /// A service was called whose endpoints are not held: the control side fetches them. False if it has more to do
     /// than it can take.
-    fn want(&mut self, service: &Service) -> bool {
+    fn request_endpoints(&mut self, service: &Service) -> bool {
         if self.asked.contains(&service.name) {
             return true;
         }
@@ -107,11 +112,11 @@ impl Exchange {
 
     /// Whether a call to this service goes on by what the table has; if not, it has been parked or answered.
     pub(crate) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
-        let told = self.want(service);
+        let told = self.request_endpoints(service);
         if !must_wait(service) {
             return true;
         }
-        self.park(key, service, told);
+        self.park_call(key, service, told);
         false
     }
 
@@ -119,29 +124,31 @@ impl Exchange {
     pub(crate) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
         for service in services.iter().filter(|service| !service.held) {
-            let told = self.want(service);
+            let told = self.request_endpoints(service);
             first.get_or_insert((service, told));
         }
         if let Some((service, told)) = first {
-            self.park(key, service, told);
+            self.park_call(key, service, told);
         }
     }
 
     /// Lets a call wait for the endpoints of a service.
-    pub(crate) fn park_unheld(&mut self, key: CallKey, service: &Arc<Service>) {
-        let told = self.want(service);
-        self.park(key, service, told);
+    pub(crate) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
+        let told = self.request_endpoints(service);
+        self.park_call(key, service, told);
     }
 
-    fn park(&mut self, key: CallKey, service: &Arc<Service>, told: bool) {
+    fn park_call(&mut self, key: CallKey, service: &Arc<Service>, told: bool) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
             return;
         };
         let placed = match told {
-            true => self
-                .parked
-                .push(&service.name, key, call.account.caller, bound),
+            true => {
+                self.admission
+                    .for_endpoints
+                    .push(&service.name, key, call.account.caller, bound)
+            }
             false => Err(NoPlace::Full { bound }),
         };
         if let Err(no_place) = placed {
@@ -166,31 +173,36 @@ impl Exchange {
 
     /// The wait for what the control plane is to tell goes on from the first look, over all tables.
     pub(crate) fn start_wait(&mut self, key: CallKey) {
-        let (now, longest) = (self.now, self.options().ready_timeout);
+        let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
         if call.wait_timer.is_none() {
-            let until = end_of_wait(now, longest, call.deadline);
+            let until = end_of_wait(now, call.policy.ready_timeout, call.deadline);
             call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
         }
     }
 
-    /// A new table has come: lets those go on that have what they waited for.
-    pub(crate) fn unpark(&mut self) {
-        if self.parked.len() == 0 {
+    /// A new table has come: lets those go on that have what they waited for. One that is not ready yet may have it too:
+    /// this node's own instances come first.
+    pub(crate) fn resume_waiting(&mut self) {
+        for call in self.admission.for_table.take() {
+            self.guard_call(call, |worker| worker.route_call(call));
+        }
+        self.asked.clear();
+        if self.admission.for_endpoints.len() == 0 {
             return;
         }
         let table = self.table();
-        let free = self.parked.take(&table);
+        let free = self.admission.for_endpoints.take(&table);
         for call in free {
             self.guard_call(call, |exchange| exchange.route_call(call));
         }
         // Who waits on was asked for by an older table.
-        let waiting: Vec<_> = self.parked.by_service.keys().cloned().collect();
+        let waiting = self.admission.for_endpoints.services();
         for name in waiting {
             if let Some(service) = table.service(&name) {
-                self.want(service);
+                self.request_endpoints(service);
             }
         }
     }
@@ -257,7 +269,7 @@ mod tests {
 
     #[test]
     fn calls_wait_until_their_service_is_held_gone_or_has_an_own_instance() {
-        let mut parked = Parked::default();
+        let mut parked = EndpointWaits::default();
         let names: [Arc<str>; 2] = ["a.default".into(), "b.default".into()];
         let calls = [1, 2, 3, 4].map(CallKey::unpack);
         for (call, name) in calls.iter().zip([0, 0, 0, 1]) {

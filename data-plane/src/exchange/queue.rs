@@ -5,7 +5,7 @@ use heddle_proto::Reason;
 
 use super::owner::Exchange;
 use super::state::{Call, Phase};
-use super::waiting_places::{NoPlace, place};
+use super::waiting_places::NoPlace;
 use crate::connection::Conn;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey, PoolKey};
@@ -21,8 +21,7 @@ impl Exchange {
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let places = self.places.entry(call.account.service).or_default();
-        match place(places, call.account.caller, bound) {
+        match self.admission.has_place_for_stream(call.account, bound) {
             Ok(()) => self.enqueue(key, pool_key),
             Err(no_place) => self.refuse_place(key, pool_key, no_place),
         }
@@ -35,13 +34,13 @@ impl Exchange {
             no_place.text(),
             self.target_with_address(key, pool_key)
         );
-        let failure = self.blame(key, Failure::new(Reason::Overloaded, text));
+        let failure = self.mark_unprocessed(key, Failure::new(Reason::Overloaded, text));
         self.fail(key, &failure);
     }
 
     /// Puts a call into the pool's queue and sees to it that somebody dials.
     pub(crate) fn enqueue(&mut self, key: CallKey, pool_key: PoolKey) {
-        let (now, longest) = (self.now, self.options().pending_timeout);
+        let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -49,11 +48,10 @@ impl Exchange {
         call.phase = Phase::Pending(pool_key);
         // One that lost its stream again in the moment it was given has waited since before.
         let since = *call.waits_since.get_or_insert(now);
-        let timer = self.timers.set(since + longest, Timer::Wait(key));
+        let until = since + call.policy.pending_timeout;
+        let timer = self.timers.set(until, Timer::Wait(key));
         let old = call.wait_timer.replace(timer);
-        self.pending += 1;
-        let places = self.places.entry(account.service).or_default();
-        places.add(&account.caller, 1);
+        self.admission.take_place_for_stream(account);
         self.unset(old);
         let (pools, io) = self.pools_io();
         let failed = pools.wait(pool_key, account, key, io);
@@ -79,13 +77,7 @@ impl Exchange {
         let (account, timer) = (call.account, call.wait_timer.take());
         call.phase = Phase::Backoff;
         self.unset(timer);
-        self.pending = self.pending.saturating_sub(1);
-        if let Some(places) = self.places.get_mut(&account.service) {
-            places.sub(&account.caller, 1);
-            if places.total() == 0 {
-                self.places.remove(&account.service);
-            }
-        }
+        self.admission.leave_place_for_stream(account);
     }
 
     /// Gives waiting calls the streams that have come free in this turn.
@@ -103,8 +95,10 @@ impl Exchange {
     pub(crate) fn on_pending_timeout(&mut self, key: CallKey, pool: PoolKey) {
         self.count(Counter::BoundPendingTimeout);
         let (reason, held) = self.what_holds(key, pool);
-        let text = format!("waited {:?} {held}", self.options().pending_timeout);
-        let failure = self.blame(key, Failure::new(reason, text));
+        let call = self.calls.get(key);
+        let longest = call.map(|call| call.policy.pending_timeout);
+        let text = format!("waited {:?} {held}", longest.unwrap_or_default());
+        let failure = self.mark_unprocessed(key, Failure::new(reason, text));
         self.fail(key, &failure);
     }
 

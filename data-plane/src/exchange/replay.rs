@@ -5,7 +5,7 @@
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
     bytes: Vec<u8>,
-    over: bool,
+    incomplete: bool,
 }
 
 /// A buffer that grew beyond this is given back rather than kept for the next call.
@@ -14,7 +14,7 @@ const KEEP_CAPACITY: usize = 16 * 1024;
 impl Replay {
     /// Keeps `data` if it fits under `bound`; false once the call has outgrown it.
     pub(crate) fn push(&mut self, data: &[u8], bound: usize) -> bool {
-        if self.over {
+        if self.incomplete {
             return false;
         }
         if self.bytes.len() + data.len() > bound {
@@ -26,7 +26,7 @@ impl Replay {
     }
 
     /// Keeps `data` whatever its size: nobody else has it yet. Bounded by the stream's window.
-    pub(crate) fn hold(&mut self, data: &[u8]) {
+    pub(crate) fn keep(&mut self, data: &[u8]) {
         self.bytes.extend_from_slice(data);
     }
 
@@ -41,13 +41,13 @@ impl Replay {
     }
 
     /// Whether the body is no longer complete here.
-    pub(crate) fn is_over(&self) -> bool {
-        self.over
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 
     /// The call is committed: nothing needs keeping.
     pub(crate) fn give_up(&mut self) {
-        self.over = true;
+        self.incomplete = true;
         self.bytes.clear();
         if self.bytes.capacity() > KEEP_CAPACITY {
             self.bytes = Vec::new();
@@ -57,7 +57,7 @@ impl Replay {
     /// Ready for the next call.
     pub(crate) fn reset(&mut self) {
         self.give_up();
-        self.over = false;
+        self.incomplete = false;
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
         assert!(replay.push(b"abc", 6) && replay.push(b"def", 6));
         assert_eq!(replay.bytes(), b"abcdef");
         assert!(!replay.push(b"g", 6));
-        assert!(replay.is_over() && replay.len() == 0);
+        assert!(replay.is_incomplete() && replay.len() == 0);
         assert!(
             !replay.push(b"h", 6),
             "a later byte does not make it whole again"

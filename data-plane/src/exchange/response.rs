@@ -1,14 +1,15 @@
-//! What a server answers: 1xx, headers, trailers, resets. Headers that are passed on commit the call; a failure that
-//! another proxy made, or a reset, may be tried again before. Events come in; frames for the caller go out.
+//! Handles what a server answers: 1xx, headers, trailers, resets. Headers that are passed on commit the call; before
+//! that, a reset or a failure that another proxy made may be tried again. Events come in; frames for the caller go out.
 
 use std::time::Duration;
 
 use heddle_h2::{ErrorCode, Fields, Initiator, Kind, StreamId};
 use heddle_proto::Reason;
 
+use super::caller_stream::CallerStream;
 use super::headers::{self, Marks};
 use super::owner::Exchange;
-use super::state::{Phase, Sent};
+use super::state::{Phase, ResponseProgress};
 use crate::balance::passive::End;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
@@ -16,7 +17,7 @@ use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
 
 /// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
-const SERVERS_CLOCK: Duration = Duration::from_millis(5);
+const DEADLINE_TOLERANCE: Duration = Duration::from_millis(5);
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
@@ -42,8 +43,8 @@ impl Exchange {
             return;
         };
         let down = call.down;
-        if let Some(conn) = self.conns.get_mut(down.conn) {
-            let _ = conn.headers(down.stream, fields, false);
+        if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
+            caller.informational(fields);
         }
         self.mark_dirty(down.conn);
     }
@@ -60,13 +61,13 @@ impl Exchange {
             return;
         }
         let marks = self.clean(key, fields);
-        if end && self.says_deadline(key, marks, fields) {
+        if end && self.is_cancelled_at_deadline(key, marks, fields) {
             return self.deadline_at_server(key);
         }
         match marks.reason {
             // A refusal comes fast and says nothing of how fast the endpoint answers.
             _ if marks.unprocessed => {}
-            Some(reason) => self.failed_there(key, reason),
+            Some(reason) => self.failed_at_peer(key, reason),
             None => self.answered(key),
         }
         if (end || marks.unprocessed) && self.retry_marked(key, conn, marks, fields, end) {
@@ -91,7 +92,7 @@ impl Exchange {
             return;
         }
         if let Some(call) = self.calls.get_mut(key) {
-            call.sent = Sent::Headers;
+            call.sent = ResponseProgress::Headers;
         }
         if end {
             self.response_ended(key);
@@ -109,11 +110,11 @@ impl Exchange {
             return;
         }
         let marks = self.clean(key, fields);
-        if self.says_deadline(key, marks, fields) {
+        if self.is_cancelled_at_deadline(key, marks, fields) {
             return self.deadline_at_server(key);
         }
         if let Some(reason) = marks.reason {
-            self.failed_there(key, reason);
+            self.failed_at_peer(key, reason);
         }
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -133,11 +134,12 @@ impl Exchange {
             return false;
         };
         let down = call.down;
-        let Some(conn) = self.conns.get_mut(down.conn) else {
+        let Some(mut caller) = CallerStream::of(&mut self.conns, down) else {
             return false;
         };
-        if conn.has_output_room() && call.down_queued.is_empty() {
-            let _ = conn.headers(down.stream, fields, end);
+        if caller.has_room() && call.down_queued.is_empty() {
+            // Nothing of it waits.
+            caller.headers(fields, end);
             self.mark_dirty(down.conn);
             return true;
         }
@@ -145,12 +147,11 @@ impl Exchange {
             self.overload(key, over);
             return false;
         }
-        let (Some(call), Some(conn)) = (self.calls.get_mut(key), self.conns.get_mut(down.conn))
-        else {
+        let caller = CallerStream::of(&mut self.conns, down);
+        let (Some(call), Some(mut caller)) = (self.calls.get_mut(key), caller) else {
             return false;
         };
-        let queued = conn.headers(down.stream, fields, end).unwrap_or(0);
-        call.down_queued.add(queued, now);
+        call.down_queued.add(caller.headers(fields, end), now);
         self.account(key);
         self.mark_dirty(down.conn);
         true
@@ -320,11 +321,11 @@ impl Exchange {
     /// Servers that keep the deadline themselves end the call when it has passed, often a moment before our timer.
     fn is_at_deadline(&self, key: CallKey) -> bool {
         let deadline = self.calls.get(key).and_then(|call| call.deadline);
-        deadline.is_some_and(|at| at <= self.now + SERVERS_CLOCK)
+        deadline.is_some_and(|at| at <= self.now + DEADLINE_TOLERANCE)
     }
 
     /// Whether the server says CANCELLED because the deadline has passed, as tonic does.
-    fn says_deadline(&self, key: CallKey, marks: Marks, fields: &Fields) -> bool {
+    fn is_cancelled_at_deadline(&self, key: CallKey, marks: Marks, fields: &Fields) -> bool {
         // The cheapest question first: nearly every answer comes long before.
         self.is_at_deadline(key)
             && marks.reason.is_none()
@@ -349,7 +350,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        call.sent = Sent::All;
+        call.sent = ResponseProgress::All;
         call.phase = Phase::Finishing;
         if call.status.is_none() {
             // Without grpc-status the HTTP status says how it went; a gRPC answer of 200 without one is UNKNOWN.

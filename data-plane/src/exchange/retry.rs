@@ -1,6 +1,6 @@
-//! Again elsewhere? An attempt that failed comes in; another attempt or the failure goes out. Only the caller's proxy
-//! tries again, only before the call is committed: whatever its method if the application cannot have seen it, else
-//! only idempotent methods within the service's budget.
+//! Retries. An attempt that failed comes in; another attempt or the failure goes out. Only the caller's proxy retries,
+//! and only before the call is committed: any method if the application cannot have seen the call, else only idempotent
+//! methods within the service's retry budget.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const REPEATS: u32 = 2;
 /// break all of them.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
 /// The first wait before an endpoint that failed in this call is tried again; doubles ...
-const AGAIN: Duration = Duration::from_millis(20);
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 /// ... so many times.
 const DOUBLINGS: u32 = 4;
 
@@ -72,7 +72,7 @@ impl Exchange {
                 .map(|s| s.name.clone());
             if name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now)) {
                 self.count(Counter::RetriesIdempotent);
-                return self.again(key);
+                return self.retry(key);
             }
             self.count(Counter::BoundRetryBudget);
             let text = format!(
@@ -90,7 +90,7 @@ impl Exchange {
     pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
-        self.again_or_fail(key, failure);
+        self.retry_or_fail(key, failure);
     }
 
     /// The table may have changed since the call was routed: another attempt goes by the latest.
@@ -116,13 +116,13 @@ impl Exchange {
             // A dial that failed is an attempt too, or a dead service would be dialled for ever.
             call.attempts += 1;
         }
-        self.again_or_fail(key, failure);
+        self.retry_or_fail(key, failure);
     }
 
-    fn again_or_fail(&mut self, key: CallKey, failure: Failure) {
+    fn retry_or_fail(&mut self, key: CallKey, failure: Failure) {
         self.refresh_service(key);
         if !self.can_retry_unseen(key, failure.reason) {
-            let failure = self.blame(key, failure);
+            let failure = self.mark_unprocessed(key, failure);
             return self.fail(key, &failure);
         }
         self.count(Counter::RetriesSafe);
@@ -132,8 +132,8 @@ impl Exchange {
                 .get(key)
                 .is_some_and(|call| call.role == Role::Outbound && call.repeats == 0);
         match refused_first {
-            true => self.again_at_once(key),
-            false => self.again(key),
+            true => self.retry_at_once(key),
+            false => self.retry(key),
         }
     }
 
@@ -146,14 +146,14 @@ impl Exchange {
         if refused && call.deadline.is_some() {
             return true;
         }
-        call.attempts < self.options().max_attempts && (refused || has_where(call))
+        call.attempts < call.policy.max_attempts && (refused || has_next_endpoint(call))
     }
 
     fn can_retry_safe(&self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else {
             return false;
         };
-        call.can_replay() && call.attempts < self.options().max_attempts && has_where(call)
+        call.can_replay() && call.attempts < call.policy.max_attempts && has_next_endpoint(call)
     }
 
     /// Whether a call that another proxy refused may be tried again. One for which that had no room goes to another
@@ -206,7 +206,7 @@ impl Exchange {
 
     /// Tries a call again that an instance refused for the first time. It stands before the calls that come later when it
     /// waits for the instance's next connection: those would else be taken in its place.
-    fn again_at_once(&mut self, key: CallKey) {
+    fn retry_at_once(&mut self, key: CallKey) {
         if let Some(call) = self.calls.get_mut(key) {
             leave_endpoint(call);
             call.repeats += 1;
@@ -215,7 +215,7 @@ impl Exchange {
     }
 
     /// Tries the call again: at once on an endpoint that has not failed in this call, else after a moment.
-    fn again(&mut self, key: CallKey) {
+    fn retry(&mut self, key: CallKey) {
         let random = self.random();
         let fresh = self.has_fresh_in_reach(key);
         let Some(call) = self.calls.get_mut(key) else {
@@ -226,10 +226,14 @@ impl Exchange {
             return self.begin_attempt(key);
         }
         // The own node's instances have failed, and others may be elsewhere.
-        if let Some(service) = call.service.clone().filter(|s| waits(call.role, s)) {
-            return self.park_unheld(key, &service);
+        if let Some(service) = call
+            .service
+            .clone()
+            .filter(|s| may_get_endpoints(call.role, s))
+        {
+            return self.wait_for_endpoints(key, &service);
         }
-        let doubled = AGAIN.saturating_mul(1 << call.repeats.min(DOUBLINGS));
+        let doubled = FIRST_BACKOFF.saturating_mul(1 << call.repeats.min(DOUBLINGS));
         call.repeats += 1;
         let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
         call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
@@ -246,14 +250,17 @@ fn leave_endpoint(call: &mut Call) {
 }
 
 /// Whether there is somewhere to try a call again.
-fn has_where(call: &Call) -> bool {
+fn has_next_endpoint(call: &Call) -> bool {
     let patient = call.role == Role::Outbound && call.repeats < REPEATS;
-    let unheld = call.service.as_ref().is_some_and(|s| waits(call.role, s));
+    let unheld = call
+        .service
+        .as_ref()
+        .is_some_and(|s| may_get_endpoints(call.role, s));
     patient || unheld || has_fresh(call, |_| true)
 }
 
 /// Whether more endpoints of the service are still to come.
-fn waits(role: Role, service: &Service) -> bool {
+fn may_get_endpoints(role: Role, service: &Service) -> bool {
     role == Role::Outbound && !service.held
 }
 

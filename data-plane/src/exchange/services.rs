@@ -1,4 +1,4 @@
-//! What a worker knows of each service beside the table: its retry budget, what its calls hold of the worker's memory,
+//! What a worker knows of each service beside the table: its retry budget, what its calls have buffered,
 //! and the number that its calls are accounted by. Names from the table and `now` come in; nothing is decided here.
 
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 
 use crate::policy::RetryBudget;
+use crate::policy::buffers::ServiceCharge;
 
 /// Thousandths of a retry per second that a service has on a node, whatever its calls.
 const RETRIES_PER_NODE: u64 = 10_000;
@@ -14,8 +15,7 @@ const RETRIES_PER_NODE: u64 = 10_000;
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     pub(crate) budget: RetryBudget,
-    /// What its calls hold of the worker's memory, to within a few KiB a call.
-    pub(crate) held: usize,
+    pub(crate) buffered: ServiceCharge,
     /// By which its calls are accounted; never given again.
     number: u32,
 }
@@ -54,7 +54,7 @@ impl Services {
             *numbered = numbered.wrapping_add(1).max(1);
             ServiceState {
                 budget: RetryBudget::new(rate, now),
-                held: 0,
+                buffered: ServiceCharge::default(),
                 number: *numbered,
             }
         })
@@ -71,6 +71,6 @@ impl Services {
     /// Forgets services that are not known any more; those whose calls hold memory go later.
     pub(crate) fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.by_name
-            .retain(|name, state| state.held > 0 || known(name));
+            .retain(|name, state| !state.buffered.is_empty() || known(name));
     }
 }

@@ -7,14 +7,15 @@ use std::time::Instant;
 use heddle_h2::{Fields, StreamId};
 use heddle_proto::Reason;
 
-use super::holding::Accounted;
 use super::queued::Queued;
 use super::replay::Replay;
 use crate::balance::{Endpoint, Target};
 use crate::caller::Account;
 use crate::caller::Role;
 use crate::keys::{ConnKey, PoolKey};
-use crate::route::Service;
+use crate::policy::CallPolicy;
+use crate::policy::buffers::{Amounts, CallCharge};
+use crate::route::{Route, Rule, Service};
 use crate::timers::TimerId;
 
 /// How far a call has come. It can be tried again in every phase before `Committed`.
@@ -38,7 +39,7 @@ pub(crate) enum Phase {
 
 /// What the caller has got of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sent {
+pub(crate) enum ResponseProgress {
     Nothing,
     Headers,
     All,
@@ -71,63 +72,90 @@ pub(crate) struct Attempt {
 
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(crate) role: Role,
-    pub(crate) phase: Phase,
-    pub(crate) down: Downstream,
-    pub(crate) up: Option<Attempt>,
+    pub(super) role: Role,
+    pub(super) phase: Phase,
+    pub(super) down: Downstream,
+    pub(super) up: Option<Attempt>,
     /// The request is gRPC: failures are told in its way.
-    pub(crate) grpc: bool,
-    pub(crate) id: CallId,
+    pub(super) grpc: bool,
+    pub(super) id: CallId,
     /// The request's headers as the caller sent them, without `heddle-*`; edited for each attempt.
-    pub(crate) request: Fields,
-    pub(crate) replay: Replay,
-    pub(crate) request_trailers: Option<Box<Fields>>,
-    pub(crate) request_ended: bool,
+    pub(super) request: Fields,
+    pub(super) replay: Replay,
+    pub(super) request_trailers: Option<Box<Fields>>,
+    pub(super) request_ended: bool,
     /// Request bytes received, and of these given back to the caller's window.
-    pub(crate) received: usize,
-    pub(crate) credited: usize,
-    pub(crate) sent: Sent,
-    pub(crate) service: Option<Arc<Service>>,
-    pub(crate) account: Account,
+    pub(super) received: usize,
+    pub(super) credited: usize,
+    pub(super) sent: ResponseProgress,
+    pub(super) service: Option<Arc<Service>>,
+    /// By which rule it was routed.
+    pub(super) rule: Option<Rule>,
+    /// The worker's own until it is routed.
+    pub(super) policy: CallPolicy,
+    pub(super) account: Account,
     /// Of the present or last attempt.
-    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(super) endpoint: Option<Arc<Endpoint>>,
     /// Inbound: the uid of the instance that the caller's proxy chose, if it is here.
-    pub(crate) wanted: Option<u64>,
-    pub(crate) attempts: u32,
+    pub(super) wanted: Option<u64>,
+    pub(super) attempts: u32,
     /// Counted in the endpoint's load.
-    pub(crate) charged: bool,
+    pub(super) charged: bool,
     /// Endpoints that failed in this call.
-    pub(crate) tried: Vec<u64>,
+    pub(super) tried: Vec<u64>,
     /// How often it was tried again where it had failed before, for want of another endpoint.
-    pub(crate) repeats: u32,
+    pub(super) repeats: u32,
     /// Bytes waiting in the machines of either side.
-    pub(crate) down_queued: Queued,
-    pub(crate) up_queued: Queued,
-    pub(crate) accounted: Accounted,
-    pub(crate) started: Instant,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) deadline_timer: Option<TimerId>,
-    pub(crate) wait_timer: Option<TimerId>,
+    pub(super) down_queued: Queued,
+    pub(super) up_queued: Queued,
+    /// What of it is charged.
+    pub(super) charge: CallCharge,
+    pub(super) started: Instant,
+    pub(super) deadline: Option<Instant>,
+    pub(super) deadline_timer: Option<TimerId>,
+    pub(super) wait_timer: Option<TimerId>,
     /// Since when the present attempt has been waiting for a stream.
-    pub(crate) waits_since: Option<Instant>,
+    pub(super) waits_since: Option<Instant>,
     /// Known once the response or a failure has told it.
-    pub(crate) status: Option<u8>,
-    pub(crate) http_status: u16,
-    pub(crate) reason: Option<Reason>,
+    pub(super) status: Option<u8>,
+    pub(super) http_status: u16,
+    pub(super) reason: Option<Reason>,
 }
 
 impl Call {
-    /// Bytes that the call itself keeps.
-    pub(crate) fn kept(&self) -> usize {
+    /// What it has buffered, and where.
+    pub(crate) fn buffered(&self) -> Amounts {
         let trailers = self.request_trailers.as_ref();
         let trailers = trailers.map_or(0, |trailers| trailers.held_bytes());
-        self.replay.len() + self.request.held_bytes() + trailers
+        Amounts {
+            kept: self.replay.len() + self.request.held_bytes() + trailers,
+            for_server: self.up_queued.bytes(),
+            for_caller: self.down_queued.bytes(),
+        }
+    }
+
+    /// Takes over what routing has found.
+    pub(crate) fn set_route(&mut self, route: Route) {
+        self.service = Some(route.service);
+        self.rule = Some(route.rule);
+        self.policy = route.policy;
+    }
+
+    /// The connection that it came on.
+    pub(crate) fn caller(&self) -> ConnKey {
+        self.down.conn
+    }
+
+    /// So many bytes of the response wait for the caller.
+    #[cfg(test)]
+    pub(crate) fn queue_for_caller(&mut self, bytes: usize, now: Instant) {
+        self.down_queued.add(bytes, now);
     }
 
     /// Whether it may still be tried again.
     pub(crate) fn can_replay(&self) -> bool {
         let early = !matches!(self.phase, Phase::Committed | Phase::Finishing);
-        early && self.sent == Sent::Nothing && !self.replay.is_over()
+        early && self.sent == ResponseProgress::Nothing && !self.replay.is_incomplete()
     }
 
     pub(crate) fn service_name(&self) -> Option<&str> {

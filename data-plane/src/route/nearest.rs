@@ -1,4 +1,4 @@
-//! Which names are nearest to a mistyped one: for the sentence of NO_ROUTE. Strings in, strings out.
+//! Finds the names that are nearest to a mistyped one, for the message of NO_ROUTE. Strings come in and go out.
 
 /// At most `limit` of `names`, nearest first, none of them far off: half of the name may differ at most.
 pub fn nearest<'n>(

@@ -79,7 +79,7 @@ impl Pool {
     }
 
     /// Whether no connection stands or is being opened, and the next dial is not before `soon`.
-    pub(crate) fn is_hopeless(&self, soon: Instant) -> bool {
+    pub(crate) fn is_unreachable_for_long(&self, soon: Instant) -> bool {
         self.is_unreachable() && self.opening == 0 && self.retry_at.is_some_and(|at| at > soon)
     }
 

@@ -178,9 +178,8 @@ fn a_sweep_that_panics_is_done_again() {
         .calls
         .get_mut(call)
         .unwrap()
-        .down_queued
-        .add(1, now);
-    worker.exchange.held = usize::MAX;
+        .queue_for_caller(1, now);
+    worker.exchange.admission.buffers.fill();
     let fired = std::panic::AssertUnwindSafe(|| worker.fire(crate::timers::Timer::Sweep));
     let _ = std::panic::catch_unwind(fired);
     assert_eq!(worker.exchange.metrics.counters.get(Counter::Panics), 1);

@@ -206,7 +206,7 @@ impl Worker {
                     .timers
                     .set(exchange.now + SWEEP_EVERY, Timer::Sweep);
                 exchange.contain(Exchange::sweep_upstream);
-                exchange.contain(Exchange::cut_stalled);
+                exchange.contain(Exchange::end_stalled);
                 if catch_unwind(AssertUnwindSafe(|| self.accept_all())).is_err() {
                     self.exchange.count(Counter::Panics);
                 }

@@ -1,59 +1,56 @@
 //! Authority and path → the service a call is for (DESIGN §7, "Routing on outbound"). The table comes in with
-//! both values as bytes of the wire, a decision goes out; the sentence for a failure is made only when there is
+//! both values as bytes of the wire, a decision goes out; the text of a failure is made only when there is
 //! one. A mistyped name never falls back to the path.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use super::decision::{Decision, Route, Rule};
 use super::nearest::nearest;
 use super::table::{Claim, RouteTable, Service};
+use crate::policy::CallPolicy;
 
-/// Where a call goes.
-#[derive(Clone, Copy, Debug)]
-pub enum Decision<'t> {
-    /// To this service.
-    Service(&'t Arc<Service>),
-    /// To the proxy itself: health and reflection, routed by path.
-    Internal,
-    /// Several services claim the path of the proto service, and none of them comes first.
-    Ambiguous(&'t [Arc<Service>]),
-    /// Nowhere.
-    NoRoute,
-}
-
-/// Names the service for a call of a caller in `namespace`.
+/// Names the service for a call of a caller in `namespace`, with the policy for those that no rule gives another.
 #[must_use]
 pub fn route<'t>(
     table: &'t RouteTable,
     authority: Option<&[u8]>,
     path: &[u8],
     namespace: &str,
+    policy: CallPolicy,
 ) -> Decision<'t> {
+    let to = |service: &Arc<Service>, rule| {
+        Decision::Route(Route {
+            service: Arc::clone(service),
+            rule,
+            policy,
+        })
+    };
     let host = host_of(authority.unwrap_or_default());
     let mut name = Name::default();
     if is_literal(host) || name.own(table, host) {
-        return by_path(table, path, namespace);
+        if path.starts_with(b"/grpc.health.") || path.starts_with(b"/grpc.reflection.") {
+            return Decision::Internal;
+        }
+        return match by_path(table, path, namespace) {
+            Claim::One(service) => to(service, Rule::Path),
+            Claim::Many(services) => Decision::Ambiguous(services),
+            Claim::None => Decision::NoRoute,
+        };
     }
     match name
         .full(host, namespace)
         .and_then(|full| table.service(full))
     {
-        Some(service) => Decision::Service(service),
+        Some(service) => to(service, Rule::Authority),
         None => Decision::NoRoute,
     }
 }
 
-fn by_path<'t>(table: &'t RouteTable, path: &[u8], namespace: &str) -> Decision<'t> {
-    if path.starts_with(b"/grpc.health.") || path.starts_with(b"/grpc.reflection.") {
-        return Decision::Internal;
-    }
-    let Some(proto_service) = proto_service_of(path) else {
-        return Decision::NoRoute;
-    };
-    match table.claim(proto_service, namespace) {
-        Claim::One(service) => Decision::Service(service),
-        Claim::Many(services) => Decision::Ambiguous(services),
-        Claim::None => Decision::NoRoute,
+fn by_path<'t>(table: &'t RouteTable, path: &[u8], namespace: &str) -> Claim<'t> {
+    match proto_service_of(path) {
+        Some(proto_service) => table.claim(proto_service, namespace),
+        None => Claim::None,
     }
 }
 

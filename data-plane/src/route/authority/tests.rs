@@ -31,6 +31,13 @@ fn table() -> RouteTable {
     builder.build()
 }
 
+fn is_own(authority: &str) -> bool {
+    let authority = authority.to_ascii_lowercase();
+    ["node-a", "mesh.example.org"]
+        .iter()
+        .any(|own| authority.starts_with(own))
+}
+
 fn check(authority: &str, path: &str, expect: &str) {
     let table = table();
     let found = match route(
@@ -38,8 +45,19 @@ fn check(authority: &str, path: &str, expect: &str) {
         Some(authority.as_bytes()),
         path.as_bytes(),
         "default",
+        CallPolicy::of_test(),
     ) {
-        Decision::Service(service) => service.name.to_string(),
+        Decision::Route(route) => {
+            // What leads to the service is told, and the policy is the one that was given.
+            let by_path = is_literal(host_of(authority.as_bytes())) || is_own(authority);
+            let rule = if by_path { Rule::Path } else { Rule::Authority };
+            assert_eq!(
+                (route.rule, route.policy),
+                (rule, CallPolicy::of_test()),
+                "{authority}"
+            );
+            route.service.name.to_string()
+        }
         Decision::Internal => "internal".to_owned(),
         Decision::Ambiguous(_) => "ambiguous".to_owned(),
         Decision::NoRoute => "none".to_owned(),
@@ -130,7 +148,13 @@ fn sentences_name_what_is_wrong_and_what_to_do() {
     let empty = RouteTable::builder("node-a", &[]).build();
     let text = explain_no_route(&empty, None, b"/nothing.like.It/C", "default");
     assert!(text.ends_with("no proto service is known yet"), "{text}");
-    let Decision::Ambiguous(services) = route(&table, None, b"/dup.Dup/Get", "default") else {
+    let Decision::Ambiguous(services) = route(
+        &table,
+        None,
+        b"/dup.Dup/Get",
+        "default",
+        CallPolicy::of_test(),
+    ) else {
         panic!("not ambiguous");
     };
     let text = explain_ambiguous(services, b"/dup.Dup/Get");
@@ -150,7 +174,7 @@ proptest! {
     #[test]
     fn no_input_panics(authority in proptest::collection::vec(any::<u8>(), 0..300), path in proptest::collection::vec(any::<u8>(), 0..300)) {
         let table = table();
-        let _ = route(&table, Some(&authority), &path, "default");
+        let _ = route(&table, Some(&authority), &path, "default", CallPolicy::of_test());
         let _ = explain_no_route(&table, Some(&authority), &path, "default");
     }
 }

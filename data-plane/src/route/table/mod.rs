@@ -225,7 +225,7 @@ impl RouteTable {
             // It is implemented, and nobody claims its path.
             (_, []) => Claim::None,
             ([one], _) => Claim::One(one),
-            ([], all) => only_lived_in(all).map_or(Claim::Many(all), Claim::One),
+            ([], all) => only_one_with_instances(all).map_or(Claim::Many(all), Claim::One),
             (own, _) => Claim::Many(own),
         }
     }
@@ -379,14 +379,16 @@ fn index(services: &[Arc<Service>]) -> FxHashMap<Arc<str>, Arc<Service>> {
     services.iter().map(entry).collect()
 }
 
-fn deserted(service: &Service) -> bool {
+fn has_no_instances(service: &Service) -> bool {
     service.held && service.endpoints.endpoints.is_empty()
 }
 
 /// The one that has instances, if there is one only: for callers of other namespaces the rest is not in its way.
-fn only_lived_in(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
-    let mut lived_in = claims.iter().filter(|service| !deserted(service));
-    lived_in.next().filter(|_| lived_in.next().is_none())
+fn only_one_with_instances(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
+    let mut with_instances = claims.iter().filter(|service| !has_no_instances(service));
+    with_instances
+        .next()
+        .filter(|_| with_instances.next().is_none())
 }
 
 /// Who gets the calls of one proto service, of each namespace; and the owners for which another stands in. The claims are
@@ -398,7 +400,7 @@ fn decide(claims: &[(Arc<Service>, Rank)]) -> (Vec<Arc<Service>>, Vec<Arc<Servic
             service,
             name: &service.service,
             rank: *rank,
-            deserted: deserted(service),
+            deserted: has_no_instances(service),
         });
         match owner(claimants.collect()) {
             Owner::Nobody => {}

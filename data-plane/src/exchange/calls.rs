@@ -1,0 +1,64 @@
+//! The calls of one worker: each from its first headers to its outcome, by key. Calls come in and are found until they
+//! end; what ended calls leave is used again for new ones. What happens to a call may not come in.
+
+use heddle_h2::Fields;
+
+use super::replay::Replay;
+use super::state::Call;
+use crate::arena::Arena;
+use crate::keys::{CallKey, CallKind};
+
+/// Buffers of finished calls kept for new ones.
+const SPARES: usize = 256;
+/// The list of a request that took more is not kept.
+const SPARE_BYTES: usize = 8 * 1024;
+
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    arena: Arena<CallKind, Call>,
+    spares: Vec<(Fields, Replay)>,
+}
+
+impl Calls {
+    pub(crate) fn get(&self, key: CallKey) -> Option<&Call> {
+        self.arena.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: CallKey) -> Option<&mut Call> {
+        self.arena.get_mut(key)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.arena.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (CallKey, &Call)> {
+        self.arena.iter()
+    }
+
+    /// The keys of all calls, for loops that end some of them.
+    pub(crate) fn keys(&self) -> Vec<CallKey> {
+        self.arena.keys()
+    }
+
+    /// Buffers for the request of a new call, from a finished one if there is one.
+    pub(super) fn take_buffers(&mut self) -> (Fields, Replay) {
+        self.spares.pop().unwrap_or_default()
+    }
+
+    /// `None` when there are as many calls as there can be.
+    #[inline]
+    pub(super) fn insert_with(&mut self, make: impl FnOnce() -> Call) -> Option<CallKey> {
+        self.arena.insert_with(|_| make())
+    }
+
+    /// Forgets a call that has ended; the buffers of its request are used again.
+    pub(super) fn end(&mut self, key: CallKey, mut request: Fields, mut replay: Replay) {
+        self.arena.discard(key);
+        if self.spares.len() < SPARES && request.capacity_bytes() <= SPARE_BYTES {
+            request.clear();
+            replay.reset();
+            self.spares.push((request, replay));
+        }
+    }
+}
