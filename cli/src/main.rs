@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 mod parent;
-mod guardian;
+mod watchdog;
 mod exit;
 mod client;
 mod output;
@@ -13,7 +13,7 @@ mod commands;
 
 fn main() -> ExitCode {
     let mut args: Vec<_> = std::env::args_os().collect();
-    if let Some(code) = guardian::run(&args) {
+    if let Some(code) = watchdog::run(&args) {
         return code;
     }
     let parent = parent::watch(&mut args);

@@ -321,13 +321,13 @@ async fn a_program_that_does_not_listen_is_told_at_once_and_waited_for() {
 
 /// The one child of a process.
 fn child_of(pid: u32) -> u32 {
-    // The other child is the guardian, which is this program again.
-    let is_guardian = |pid: &u32| {
+    // The other child is the watchdog, which is this program again.
+    let is_watchdog = |pid: &u32| {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
         line.is_ok_and(|line| line.contains("--end-group-with-stdin"))
     };
     let mut family = descendants(pid).into_iter().skip(1);
-    let program = family.find(|pid| !is_guardian(pid));
+    let program = family.find(|pid| !is_watchdog(pid));
     program.expect("the program runs")
 }
 
@@ -350,7 +350,7 @@ async fn a_run_that_is_killed_takes_its_program_along() {
     let family = descendants(process.pid());
     assert!(
         family.len() >= 4,
-        "run, guardian, program, sleep: {family:?}"
+        "run, watchdog, program, sleep: {family:?}"
     );
     process.kill().await;
     until("all that it had started has ended", async || {

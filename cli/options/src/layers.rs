@@ -179,7 +179,7 @@ impl Setting {
     }
 }
 
-/// The command with what this room adds, and its options as the layers see them.
+/// The command with what this module adds, and its options as the layers see them.
 struct Sheet {
     command: Command,
     options: Vec<Setting>,

@@ -48,7 +48,7 @@ pub struct ServedFile {
 /// Where a file stands in the catalogue: a name would be held once per symbol.
 type FileIndex = u32;
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     files: Vec<ServedFile>,

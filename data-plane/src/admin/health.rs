@@ -24,7 +24,7 @@ use crate::{
     xds::{client::Uses, demand::FETCH_TIMEOUT},
 };
 
-/// See the room sign. Without a mesh it speaks for the proxy alone.
+/// See the module documentation. Without a mesh it speaks for the proxy alone.
 #[derive(Clone)]
 pub struct ProxyHealth {
     readiness: watch::Receiver<Readiness>,

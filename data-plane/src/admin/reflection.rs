@@ -58,7 +58,7 @@ enum Origin {
     },
 }
 
-/// See the room sign. Clones are one.
+/// See the module documentation. Clones are one.
 #[derive(Clone)]
 pub struct Reflection {
     origin: Origin,

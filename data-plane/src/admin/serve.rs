@@ -1,5 +1,5 @@
 //! The control side's own listeners: sockets bound here (agent, admin) or handed over by the workers (health and
-//! reflection on outbound), and the gRPC services put on them. No call between services comes here.
+//! reflection on outbound), and the gRPC services on them. Calls between services do not come here.
 
 use std::{
     convert::Infallible, os::unix::net::UnixStream as StdUnixStream, sync::Arc, time::Duration,

@@ -34,7 +34,7 @@ use crate::{
         schema::files,
         validate::{Origin, check},
     },
-    mesh::{Place, Weaver},
+    mesh::{LocalNode, TableBuilder},
     readiness::{self, Readiness},
     xds::{self, schemas::Schemas},
 };
@@ -276,7 +276,7 @@ struct Mesh {
     agent: Agent,
     readiness: watch::Sender<Readiness>,
     channel: Channel,
-    /// The weaver ends with it.
+    /// The builder ends with it.
     xds: watch::Sender<Arc<xds::View>>,
     used: mpsc::Receiver<Arc<str>>,
 }
@@ -284,14 +284,14 @@ struct Mesh {
 async fn mesh() -> Mesh {
     let agent = Agent::new("a");
     let (kept_xds, xds) = watch::channel(Arc::new(xds::View::default()));
-    let place = Place {
+    let local_node = LocalNode {
         node: "a".into(),
         own_names: vec![],
         region: String::new(),
         zone: String::new(),
     };
-    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds);
-    tokio::spawn(weaver.run(|_| {}));
+    let (builder, mesh) = TableBuilder::new(local_node, agent.clone(), xds);
+    tokio::spawn(builder.run(|_| {}));
     let (readiness, state) = readiness::channel();
     let (schemas, _) = Schemas::new();
     let (uses, used) = xds::client::Uses::new(Duration::from_millis(50));
@@ -637,13 +637,13 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
         wanted,
         Arc::clone(&workers) as _,
     );
-    let place = Place {
+    let local_node = LocalNode {
         node: "a".into(),
         own_names: vec![],
         region: String::new(),
         zone: String::new(),
     };
-    let (_, mesh) = Weaver::new(place, agent.clone(), xds.view.clone());
+    let (_, mesh) = TableBuilder::new(local_node, agent.clone(), xds.view.clone());
     let (_, session) = watch::channel(crate::agent::session::SessionStatus::Off);
     let (_, listeners) = watch::channel(std::collections::BTreeMap::new());
     let sources = super::http::Sources {

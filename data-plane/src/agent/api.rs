@@ -1,6 +1,5 @@
-//! `heddle.registry.v1.Registry` as the agent of a node answers it. Calls of this host's services come in; checked
-//! instances go to the agent, and every fault goes back with field and remedy. Other nodes' instances are not known
-//! here.
+//! `heddle.registry.v1.Registry` as a node's agent serves it. Input: calls of services on this host. Valid instances
+//! go to the agent; every fault is returned with field and remedy. Instances of other nodes are not known here.
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -18,28 +17,28 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
     Agent,
-    book::{Refused, View, Views},
-    gone::Cause,
+    instance_table::{Refused, View, Views},
     key::{InstanceKey, full_name},
-    retire::{MAX_WAIT, Retire, USUAL_FINISH},
+    removal::{MAX_WAIT, Remover, USUAL_FINISH},
+    removed::Cause,
     session::Acknowledged,
     validate::{Origin, Violation, check},
 };
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Clone)]
 pub struct AgentApi {
     agent: Agent,
-    retire: Retire,
+    remover: Remover,
     is_own: fn(IpAddr) -> bool,
 }
 
 impl AgentApi {
     #[must_use]
-    pub fn new(agent: Agent, retire: Retire, is_own: fn(IpAddr) -> bool) -> Self {
+    pub fn new(agent: Agent, remover: Remover, is_own: fn(IpAddr) -> bool) -> Self {
         Self {
             agent,
-            retire,
+            remover,
             is_own,
         }
     }
@@ -110,7 +109,7 @@ impl Registry for AgentApi {
         let registration = &request.registration;
         let unasked = Cause::said(&request.cause);
         if !request.wait_acknowledged && !request.wait_finished {
-            let done = self.retire.now(registration, unasked).await;
+            let done = self.remover.now(registration, unasked).await;
             done.ok_or_else(unknown)?;
             return Ok(Response::new(DeregisterResponse::default()));
         }
@@ -122,7 +121,7 @@ impl Registry for AgentApi {
         let max_finish = span(request.max_finish, USUAL_FINISH);
         let max_finish = request.wait_finished.then_some(max_finish);
         let retired = self
-            .retire
+            .remover
             .acknowledged(registration, unasked, max_wait, max_finish)
             .await
             .ok_or_else(unknown)?;

@@ -1,4 +1,4 @@
-//! The names of this room: an instance of this node, and a mesh service in full.
+//! The names of this module: an instance of this node, and a mesh service in full.
 
 use std::fmt;
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-/// See the room sign. Clones are one.
+/// See the module documentation. Clones are one.
 #[derive(Clone, Debug, Default)]
 pub struct Listeners(Arc<RwLock<BTreeMap<SocketAddr, &'static str>>>);
 

@@ -1,18 +1,20 @@
-//! The agent: the instances of this node, from their registration (or file) to the control plane and the routing
-//! table. Registrations, files, check results and the workers' reports come in; views of the instances, and a number
-//! that rises with each change, go out. What other nodes run does not come in here: that is xDS's.
+//! The agent: the instances of this node, from registration or services file to the control plane and the routing
+//! table. Input: registrations, files, check results, reports of the workers. Output: views of the instances, with a
+//! number that rises with each change. Instances of other nodes come by xDS and are not known here.
 
 pub mod api;
-pub mod book;
+pub mod instance_table;
 pub mod descriptor_file;
-pub mod gone;
+pub mod removed;
+pub mod file_instances;
 pub mod health;
 pub mod key;
-pub mod knowledge;
+mod learning;
+pub mod served;
 pub mod listeners;
 pub mod outline;
 pub mod reflect;
-pub mod retire;
+pub mod removal;
 pub mod saved;
 pub mod schema;
 pub mod services_dir;
@@ -27,7 +29,6 @@ mod tests;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -38,13 +39,13 @@ use std::{
 use heddle_proto::registry::v1::{Health, Protocol};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use book::{Book, ClaimOrder, Filed, Joined, Leaving, Refused, View, Views};
-use gone::{Cause, Causes};
+use instance_table::{ClaimOrder, InstanceTable, Joined, Leaving, Refused, View, Views};
 use key::InstanceKey;
 use listeners::Listeners;
-use reflect::{ReflectError, Told};
+
+use removed::{Cause, Causes};
 use schema::Schema;
 use validate::Checked;
 
@@ -62,13 +63,6 @@ pub enum Sighting {
     Lost,
 }
 
-/// What became of the instances that a file names.
-#[derive(Debug, Default)]
-pub struct FileSet {
-    pub leaving: Vec<Leaving>,
-    pub left_out: Vec<Refused>,
-}
-
 /// The agent's shared state. Clones are one.
 #[derive(Clone)]
 pub struct Agent {
@@ -79,13 +73,13 @@ struct Inner {
     node: String,
     ttl: Duration,
     beat: Duration,
-    book: Mutex<Book>,
+    table: Mutex<InstanceTable>,
     /// The tasks of each standing registration: they end when it does.
     tasks: Mutex<HashMap<Arc<str>, Tasks>>,
     /// Checks of all instances take their turns here.
-    lanes: health::Lanes,
+    check_slots: health::CheckSlots,
     /// The same of questions what they serve.
-    questions: health::Lanes,
+    reflection_slots: health::CheckSlots,
     listeners: Listeners,
     /// The process was told to stop: instances are its successor's.
     stopping: AtomicBool,
@@ -112,10 +106,10 @@ impl Agent {
                 node: node.to_owned(),
                 ttl,
                 beat,
-                book: Mutex::new(Book::new(ttl)),
+                table: Mutex::new(InstanceTable::new(ttl)),
                 tasks: Mutex::new(HashMap::new()),
-                lanes: health::Lanes::default(),
-                questions: health::Lanes::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
+                check_slots: health::CheckSlots::default(),
+                reflection_slots: health::CheckSlots::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
                 listeners: Listeners::default(),
                 stopping: AtomicBool::new(false),
                 version: watch::Sender::new(0),
@@ -137,33 +131,33 @@ impl Agent {
     /// The instances now, and the number of the change they are of.
     #[must_use]
     pub fn views(&self) -> (u64, Views) {
-        let book = self.book();
-        (book.version(), book.views())
+        let table = self.table();
+        (table.version(), table.views())
     }
 
     /// In which order the services of this node claimed their paths.
     #[must_use]
     pub fn claims(&self) -> ClaimOrder {
-        self.book().claims().clone()
+        self.table().claims().clone()
     }
 
     /// The same, and those that went and that the control plane does not know of: it knows all up to the change `known`.
     #[must_use]
     pub fn untold(&self, known: u64) -> (u64, Views, Causes) {
-        let mut book = self.book();
-        (book.version(), book.views(), book.gone(known))
+        let mut table = self.table();
+        (table.version(), table.views(), table.gone(known))
     }
 
     #[must_use]
     pub fn view(&self, key: &InstanceKey) -> Option<Arc<View>> {
-        self.book().view(key).cloned()
+        self.table().view(key).cloned()
     }
 
     /// Descriptors of an own instance, by hash.
     #[must_use]
     pub fn schema(&self, sha256: &str) -> Option<Schema> {
-        let book = self.book();
-        let views = book.views();
+        let table = self.table();
+        let views = table.views();
         views
             .values()
             .filter_map(|v| v.schema.as_ref())
@@ -174,7 +168,7 @@ impl Agent {
     /// Instances that registered themselves, for the state dir.
     #[must_use]
     pub fn registered(&self) -> Vec<Arc<View>> {
-        self.book().registered()
+        self.table().registered()
     }
 
     /// Where this proxy itself listens.
@@ -226,7 +220,7 @@ impl Agent {
             return Err(refused);
         }
         let registration: Arc<str> = uuid::Uuid::new_v4().to_string().into();
-        let joined = self.edit(|book| book.register(checked, &registration, Instant::now()))?;
+        let joined = self.edit(|table| table.register(checked, &registration, Instant::now()))?;
         info!(instance = %joined.key, address = %joined.address, "registered");
         if let Some(other) = joined.ousted {
             warn!(
@@ -240,50 +234,9 @@ impl Agent {
         Ok(registration)
     }
 
-    /// The file now names exactly these; what it does not name any more drains. Those whose address is that of one of the
-    /// proxy's listeners are left out.
-    ///
-    /// # Errors
-    /// One of them is somebody else's.
-    pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<FileSet, Refused> {
-        let mut left_out = Vec::new();
-        let mut named = Vec::new();
-        for checked in wanted {
-            match self.own_listener(&checked) {
-                Some(refused) => left_out.push(refused),
-                None => named.push((checked, uuid::Uuid::new_v4().to_string().into())),
-            }
-        }
-        let Filed {
-            joined,
-            unchanged,
-            leaving,
-        } = self.edit(|book| book.set_file(file, named, Instant::now()))?;
-        for one in joined {
-            info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
-            self.start(one);
-        }
-        // Who writes a file anew may have changed the programs that it names as well.
-        for registration in unchanged {
-            self.ask_again(&registration);
-        }
-        Ok(FileSet { leaving, left_out })
-    }
-
-    /// The file is no longer there: its instances drain.
-    pub fn file_gone(&self, file: &Path) -> Vec<Leaving> {
-        self.edit(|book| book.file_gone(file, Instant::now()))
-    }
-
-    /// Whether instances of this file are in.
-    #[must_use]
-    pub fn has_file(&self, file: &Path) -> bool {
-        self.book().has_file(file)
-    }
-
     /// Puts back what the last process had; not what lies where the proxy listens now.
     pub fn restore(&self, last: saved::Restored) {
-        self.edit(|book| book.restore_claims(&last.claims));
+        self.edit(|table| table.restore_claims(&last.claims));
         for (view, plan) in last.instances {
             if let Some(listener) = self.inner.listeners.at(view.address) {
                 warn!(address = %view.address, listener, "an instance of the last run has this proxy's own address: left out");
@@ -297,15 +250,15 @@ impl Agent {
                 has_reflection: view.instance.protocol == i32::from(Protocol::Grpc),
                 ousted: None,
             };
-            self.edit(|book| book.restore(view, Instant::now()));
+            self.edit(|table| table.restore(view, Instant::now()));
             self.start(joined);
         }
     }
 
-    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `retire`'s. With a cause
+    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `remover`'s. With a cause
     /// if it does not ask itself.
     pub fn drain(&self, registration: &str, unasked: Option<Cause>) -> Option<Leaving> {
-        let leaving = self.edit(|book| book.drain(registration, unasked, Instant::now()))?;
+        let leaving = self.edit(|table| table.drain(registration, unasked, Instant::now()))?;
         info!(instance = %leaving.key, "draining");
         Some(leaving)
     }
@@ -321,9 +274,10 @@ impl Agent {
         registration: &str,
         unasked: Option<Cause>,
     ) -> Option<(InstanceKey, u64)> {
-        let out = self.edit(|book| {
-            book.deregister(registration, unasked)
-                .map(|key| (key, book.version()))
+        let out = self.edit(|table| {
+            table
+                .deregister(registration, unasked)
+                .map(|key| (key, table.version()))
         });
         if let Some((key, _)) = &out {
             info!(instance = %key, "deregistered");
@@ -332,11 +286,11 @@ impl Agent {
     }
 
     fn stream_opened(&self, registration: &str) -> Option<u64> {
-        self.edit(|book| book.stream_opened(registration, Instant::now()))
+        self.edit(|table| table.stream_opened(registration, Instant::now()))
     }
 
     fn beat(&self, registration: &str) -> Option<(Health, String)> {
-        self.book().beat(registration, Instant::now())
+        self.table().beat(registration, Instant::now())
     }
 
     fn stream_closed(&self, registration: &str, stream: u64, cause: Cause) {
@@ -344,13 +298,13 @@ impl Agent {
             return;
         }
         let words = cause.to_string();
-        if let Some(key) = self.edit(|book| book.stream_closed(registration, stream, cause)) {
+        if let Some(key) = self.edit(|table| table.stream_closed(registration, stream, cause)) {
             warn!(instance = %key, "out: {words}");
         }
     }
 
     fn set_health(&self, key: &InstanceKey, registration: &str, health: Health, reason: &str) {
-        if self.edit(|book| book.set_health(key, registration, health, reason)) {
+        if self.edit(|table| table.set_health(key, registration, health, reason)) {
             match health {
                 Health::Healthy => info!(instance = %key, "healthy"),
                 _ => warn!(instance = %key, reason, "not healthy"),
@@ -358,74 +312,9 @@ impl Agent {
         }
     }
 
-    fn listed(&self, joined: &Joined, names: &[String]) {
-        self.learn(joined, |book| {
-            book.listed(&joined.key, &joined.registration, names)
-        });
-    }
-
-    fn told(&self, joined: &Joined, told: Told) {
-        self.learn(joined, |book| {
-            book.told(&joined.key, &joined.registration, told)
-        });
-    }
-
-    fn not_told(&self, joined: &Joined, why: ReflectError) {
-        if let ReflectError::Status(status) = &why {
-            debug!(instance = %joined.key, "its reflection says: {}", status.message());
-        }
-        let starting = !why.is_answer();
-        let reason = self.reason_after(joined, |book| {
-            book.not_told(&joined.key, &joined.registration, why)
-        });
-        match reason {
-            // It may only be starting, and its health says so.
-            Some(reason) if starting => debug!(instance = %joined.key, "{reason}"),
-            Some(reason) => info!(instance = %joined.key, "{reason}"),
-            None => {}
-        }
-    }
-
-    /// Tells a new reason in the log, and descriptors that are new.
-    fn learn(&self, joined: &Joined, f: impl FnOnce(&mut Book) -> bool) {
-        let hash = || {
-            let view = self.view(&joined.key)?;
-            view.schema.as_ref().map(|schema| schema.sha256.clone())
-        };
-        let before = hash();
-        if let Some(reason) = self.reason_after(joined, f) {
-            info!(instance = %joined.key, "{reason}");
-        }
-        if let Some(sha256) = hash().filter(|now| before.as_ref() != Some(now)) {
-            info!(instance = %joined.key, %sha256, "descriptors by reflection");
-        }
-    }
-
-    /// Changes what is known of an instance; why something is missing, if that is another reason than before.
-    fn reason_after(&self, joined: &Joined, f: impl FnOnce(&mut Book) -> bool) -> Option<String> {
-        let reason = |book: &Book| {
-            book.view(&joined.key)
-                .map(|view| view.schema_reason.clone())
-                .unwrap_or_default()
-        };
-        self.edit(|book| {
-            let before = reason(book);
-            f(book);
-            let now = reason(book);
-            (now != before && !now.is_empty()).then_some(now)
-        })
-    }
-
-    /// The instance may be another process than the one that was asked what it serves.
-    fn ask_again(&self, registration: &str) {
-        if let Some(tasks) = lock(&self.inner.tasks).get(registration) {
-            tasks.ask_again.notify_one();
-        }
-    }
-
     /// The control plane does not take this registration, or takes it.
     fn set_refused(&self, key: &InstanceKey, registration: &str, reason: Option<&str>) {
-        if self.edit(|book| book.set_refused(key, registration, reason)) {
+        if self.edit(|table| table.set_refused(key, registration, reason)) {
             match reason {
                 Some(reason) => error!(
                     instance = %key, reason,
@@ -442,7 +331,7 @@ impl Agent {
         let mut changes = self.changes();
         loop {
             changes.borrow_and_update();
-            if self.book().settled() || changes.changed().await.is_err() {
+            if self.table().settled() || changes.changed().await.is_err() {
                 return;
             }
         }
@@ -466,7 +355,7 @@ impl Agent {
         // A look every quarter of the TTL at most: whoever beats in time moves its own deadline on.
         let longest = self.inner.ttl / 4;
         loop {
-            let next = self.book().next_expiry();
+            let next = self.table().next_expiry();
             let wait = next.map_or(longest, |at| {
                 at.saturating_duration_since(Instant::now()).min(longest)
             });
@@ -474,7 +363,7 @@ impl Agent {
             if self.is_stopping() {
                 return std::future::pending().await;
             }
-            for (key, cause) in self.edit(|book| book.expire(Instant::now())) {
+            for (key, cause) in self.edit(|table| table.expire(Instant::now())) {
                 match cause {
                     None => info!(instance = %key, "out: it has had its time to drain"),
                     Some(cause) => warn!(instance = %key, "out: {cause}"),
@@ -508,28 +397,28 @@ impl Agent {
             },
         );
         // It may have been replaced meanwhile.
-        if !self.book().stands(&registration) {
+        if !self.table().stands(&registration) {
             lock(&self.inner.tasks).remove(&registration);
         }
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        lock(&self.inner.book)
+    fn table(&self) -> MutexGuard<'_, InstanceTable> {
+        lock(&self.inner.table)
     }
 
-    /// Changes the book; tells everyone, and ends the tasks of registrations that are gone, if it changed.
-    fn edit<R>(&self, f: impl FnOnce(&mut Book) -> R) -> R {
+    /// Changes the instance table; tells everyone, and ends the tasks of registrations that are gone, if it changed.
+    fn edit<R>(&self, f: impl FnOnce(&mut InstanceTable) -> R) -> R {
         let (out, version, changed) = {
-            let mut book = self.book();
-            let before = book.version();
-            let out = f(&mut book);
-            (out, book.version(), book.version() != before)
+            let mut table = self.table();
+            let before = table.version();
+            let out = f(&mut table);
+            (out, table.version(), table.version() != before)
         };
         if changed {
             {
                 let mut tasks = lock(&self.inner.tasks);
-                let book = self.book();
-                tasks.retain(|registration, _| book.stands(registration));
+                let table = self.table();
+                tasks.retain(|registration, _| table.stands(registration));
             }
             self.inner.version.send_if_modified(|v| {
                 let newer = version > *v;

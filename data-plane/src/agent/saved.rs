@@ -1,5 +1,6 @@
-//! The registered instances in the state dir: so that a proxy that starts begins with those it had. Views go in and
-//! come back with their checks planned anew. Instances of files are not kept: their files are still there.
+//! Registered instances in the state dir, so that a proxy that starts begins with those of the last run. Views are
+//! written; on load their checks are planned anew. Instances of services files are not saved: the files are still
+//! there.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Agent,
-    book::View,
+    instance_table::View,
     schema::Schema,
     validate::{CheckPlan, Origin, check},
 };

@@ -13,7 +13,7 @@ use std::{
 
 use tracing::{error, info};
 
-use super::{Agent, descriptor_file, retire::Retire, services_file};
+use super::{Agent, descriptor_file, removal::Remover, services_file};
 
 /// Between two looks. Polling sees every kind of file system and every way to replace a file.
 const LOOK: Duration = Duration::from_millis(500);
@@ -28,11 +28,11 @@ struct Mark {
     inode: u64,
 }
 
-/// See the room sign.
+/// See the module documentation.
 pub struct ServicesDir {
     dir: PathBuf,
     agent: Agent,
-    retire: Retire,
+    remover: Remover,
     is_own: fn(IpAddr) -> bool,
     files: BTreeMap<PathBuf, Known>,
     /// The last complaint about the folder itself, so that it is made once.
@@ -60,11 +60,11 @@ enum Fault {
 
 impl ServicesDir {
     #[must_use]
-    pub fn new(dir: &Path, agent: Agent, retire: Retire, is_own: fn(IpAddr) -> bool) -> Self {
+    pub fn new(dir: &Path, agent: Agent, remover: Remover, is_own: fn(IpAddr) -> bool) -> Self {
         Self {
             dir: dir.to_owned(),
             agent,
-            retire,
+            remover,
             is_own,
             files: BTreeMap::new(),
             complaint: None,
@@ -108,7 +108,7 @@ impl ServicesDir {
         for path in gone {
             info!(file = %path.display(), "gone: its instances leave");
             self.files.remove(&path);
-            self.retire.of_file(self.agent.file_gone(&path));
+            self.remover.of_file(self.agent.file_gone(&path));
         }
         for (path, mark) in listed {
             let seen = self.files.get(&path);
@@ -183,7 +183,7 @@ impl ServicesDir {
             .agent
             .set_file(path, parsed.instances)
             .map_err(|refused| Fault::Mistake(format!("instances: {refused}")))?;
-        self.retire.of_file(set.leaving);
+        self.remover.of_file(set.leaving);
         let mut left_out = parsed.left_out;
         let own = set.left_out.iter();
         left_out.extend(own.map(|refused| format!("instances: {refused}")));
@@ -220,7 +220,7 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
             Ok(Some(mark)) => {
                 out.insert(path, mark);
             }
-            // Gone between the two calls.
+            // RemovedInstances between the two calls.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Ok(None) | Err(_) => {}
         }

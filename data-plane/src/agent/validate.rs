@@ -16,8 +16,8 @@ use heddle_proto::rules::{
 };
 
 use super::{
-    knowledge::{Given, Known},
     schema::Schema,
+    served::{Declared, Served},
 };
 
 /// A fault of one field: `instance.address`, and what to write instead.
@@ -67,11 +67,11 @@ impl Checked {
     /// The same with descriptors that were checked already.
     #[must_use]
     pub fn described_by(mut self, schema: Schema) -> Self {
-        let given = Given {
+        let given = Declared {
             named: self.instance.protos.clone(),
             schema: Some(schema),
         };
-        self.protos = Known::of(&given, None).protos;
+        self.protos = Served::of(&given, None).protos;
         self.schema = given.schema;
         self
     }
@@ -132,11 +132,11 @@ pub fn check(
     let (Some(address), Some(check), true) = (address, check, faults.0.is_empty()) else {
         return Err(faults.0);
     };
-    let given = Given {
+    let given = Declared {
         named: instance.protos.clone(),
         schema,
     };
-    let protos = Known::of(&given, None).protos;
+    let protos = Served::of(&given, None).protos;
     instance.address = address.to_string();
     Ok(Checked {
         instance,

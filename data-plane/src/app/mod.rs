@@ -1,5 +1,5 @@
-//! The composition: what starts in which order, what is waited for, and how it all stops. Options come in, an exit code
-//! goes out. One `start_*` per room; no room's work is done here.
+//! The composition of the proxy: what starts in which order, what is waited for, and how everything stops. Input:
+//! options. Output: an exit code. One `start_*` per module; no module's work is done here.
 
 mod proxy;
 
@@ -25,13 +25,13 @@ use crate::{
     admin::{health::ProxyHealth, reflection::Reflection, serve},
     agent::{
         Agent, Sighting,
-        retire::Retire,
+        removal::Remover,
         saved,
         services_dir::ServicesDir,
         session::{Identity, Session},
     },
     listener::ListenError,
-    mesh::{Mesh, Place, Weaver},
+    mesh::{LocalNode, Mesh, TableBuilder},
     options::{LowOptions, Options, OptionsError, is_own_address},
     readiness::{self, Readiness},
     state_dir::{StateDir, StateDirError},
@@ -146,7 +146,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         &workers,
         &tasks,
     );
-    let mesh = start_weaver(&options, &agent, &xds, &workers, &tasks);
+    let mesh = start_table_builder(&options, &agent, &xds, &workers, &tasks);
     let uses = xds.uses.clone();
     let reports = take_reports(reports, mesh.clone(), agent.clone(), uses.clone());
     tasks.vital(
@@ -177,9 +177,9 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         mesh: mesh.clone(),
     });
     let applied = proxy::applied(mesh.clone());
-    let retire = Retire::new(agent.clone(), handle.clone(), applied, calls);
+    let remover = Remover::new(agent.clone(), handle.clone(), applied, calls);
     if let Some(dir) = &options.services_dir {
-        let mut dir = ServicesDir::new(dir, agent.clone(), retire.clone(), is_own_address);
+        let mut dir = ServicesDir::new(dir, agent.clone(), remover.clone(), is_own_address);
         dir.look();
         tasks.vital("services-dir", on(dir.run()));
     }
@@ -198,7 +198,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         tasks: tasks.clone(),
     };
     proxy.start_admin(&handle)?;
-    proxy.start_agent(retire)?;
+    proxy.start_agent(remover)?;
     let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
     session.set_advertise(proxy.advertise(&inbound)?);
     if let Some(reduced) = reduced {
@@ -368,22 +368,22 @@ fn bound_by_files(options: &mut Options) -> Option<String> {
     })
 }
 
-fn start_weaver(
+fn start_table_builder(
     options: &Options,
     agent: &Agent,
     xds: &XdsHandle,
     workers: &Arc<Workers>,
     tasks: &Tasks,
 ) -> watch::Receiver<Mesh> {
-    let place = Place {
+    let local_node = LocalNode {
         node: options.node.clone(),
         own_names: options.own_names.clone(),
         region: options.region.clone(),
         zone: options.zone.clone(),
     };
-    let (weaver, mesh) = Weaver::new(place, agent.clone(), xds.view.clone());
+    let (builder, mesh) = TableBuilder::new(local_node, agent.clone(), xds.view.clone());
     let publisher = Arc::clone(workers);
-    let run = weaver.run(move |table| publisher.publish(table));
+    let run = builder.run(move |table| publisher.publish(table));
     tasks.vital("routing-table", while_fed(run));
     mesh
 }

@@ -1,5 +1,5 @@
-//! The running proxy: its listeners, what it waits for before outbound opens, and how it stops. No call between services
-//! comes here.
+//! The running proxy: its listeners, what it waits for before outbound opens, and how it stops. Calls between
+//! services do not come here.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ use crate::{
         Agent,
         api::AgentApi,
         key::InstanceKey,
-        retire::{Calls, Retire},
+        removal::{Calls, Remover},
         saved,
         schema::MAX_SCHEMA_BYTES,
         session::SessionHandle,
@@ -144,8 +144,8 @@ impl Proxy {
         Ok(())
     }
 
-    pub(super) fn start_agent(&self, retire: Retire) -> Result<(), StartError> {
-        let api = AgentApi::new(self.agent.clone(), retire, is_own_address);
+    pub(super) fn start_agent(&self, remover: Remover) -> Result<(), StartError> {
+        let api = AgentApi::new(self.agent.clone(), remover, is_own_address);
         // A registration brings its descriptors along.
         let registry =
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
@@ -276,7 +276,7 @@ impl Proxy {
         }
         let (version, _) = self.agent.views();
         let mut mesh = self.mesh.clone();
-        // The weaver lives as long as the process.
+        // The table builder lives as long as the process.
         let _ = mesh
             .wait_for(|m| m.agent_version >= version && (m.table.is_ready() || !known))
             .await;

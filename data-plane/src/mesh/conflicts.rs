@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tracing::{info, warn};
 
-use crate::{agent::book::Views, route::RouteTable};
+use crate::{agent::instance_table::Views, route::RouteTable};
 
 /// Service and proto service.
 type Path = (String, String);

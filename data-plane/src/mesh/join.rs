@@ -9,10 +9,10 @@ use std::{
 
 use heddle_proto::{control::v1 as control, registry::v1::Health as OwnHealth};
 
-use super::{Place, known::KnownServices, uids::Uids};
+use super::{LocalNode, known::KnownServices, uids::Uids};
 use crate::{
     agent::{
-        book::{ClaimOrder, View, Views},
+        instance_table::{ClaimOrder, View, Views},
         key::InstanceKey,
     },
     balance::endpoints::{Endpoint, Health, Target},
@@ -79,10 +79,10 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    /// See the room sign.
+    /// See the module documentation.
     pub(super) fn join(
         &mut self,
-        place: &Place,
+        local_node: &LocalNode,
         own: &Views,
         order: &ClaimOrder,
         xds: &xds::View,
@@ -93,16 +93,19 @@ impl Joiner {
         self.clusters
             .retain(|name, _| xds.clusters.contains_key(name));
         for (name, cluster) in &xds.clusters {
-            if let Some(spec) = self.others(place, name, cluster) {
+            if let Some(spec) = self.others(local_node, name, cluster) {
                 joined.services.insert(name.clone(), spec);
             }
         }
         for (key, view) in own {
             let name = key.full_service();
             let service = name.clone();
-            let uid = self
-                .uids
-                .get(&name, &place.node, &key.id, Target::Local(view.address));
+            let uid = self.uids.get(
+                &name,
+                &local_node.node,
+                &key.id,
+                Target::Local(view.address),
+            );
             with_own.insert(name.clone());
             let spec = joined.services.entry(name).or_insert_with(|| {
                 Arc::new(ServiceSpec {
@@ -125,7 +128,7 @@ impl Joiner {
                 spec.schema_reason.clone_from(&view.schema_reason);
             }
             spec.endpoints
-                .push(Arc::new(own_endpoint(place, key, view, uid)));
+                .push(Arc::new(own_endpoint(local_node, key, view, uid)));
             joined.locals.insert(uid, key.clone());
         }
         self.known.complete(&mut joined.services, &with_own, now);
@@ -148,7 +151,7 @@ impl Joiner {
     /// What other nodes have of a service.
     fn others(
         &mut self,
-        place: &Place,
+        local_node: &LocalNode,
         name: &str,
         cluster: &xds::Cluster,
     ) -> Option<Arc<ServiceSpec>> {
@@ -177,7 +180,7 @@ impl Joiner {
             .assignment
             .iter()
             .flat_map(|assignment| &assignment.endpoints)
-            .filter(|r| *r.node != *place.node);
+            .filter(|r| *r.node != *local_node.node);
         for remote in others {
             let endpoint = remote_endpoint(name, remote, &mut self.uids);
             spec.endpoints.push(Arc::new(endpoint));
@@ -204,11 +207,11 @@ fn remote_endpoint(service: &str, remote: &xds::Remote, uids: &mut Uids) -> Endp
     }
 }
 
-fn own_endpoint(place: &Place, key: &InstanceKey, view: &View, uid: u64) -> Endpoint {
+fn own_endpoint(local_node: &LocalNode, key: &InstanceKey, view: &View, uid: u64) -> Endpoint {
     Endpoint {
         uid,
         id: key.id.as_str().into(),
-        node: place.node.as_str().into(),
+        node: local_node.node.as_str().into(),
         version: view.instance.version.as_str().into(),
         target: Target::Local(view.address),
         weight: view.instance.weight.max(1),
@@ -218,8 +221,8 @@ fn own_endpoint(place: &Place, key: &InstanceKey, view: &View, uid: u64) -> Endp
             OwnHealth::Unknown => Health::Unknown,
             OwnHealth::Unhealthy | OwnHealth::Unspecified => Health::Unhealthy,
         },
-        region: place.region.as_str().into(),
-        zone: place.zone.as_str().into(),
+        region: local_node.region.as_str().into(),
+        zone: local_node.zone.as_str().into(),
     }
 }
 

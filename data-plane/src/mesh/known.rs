@@ -111,8 +111,8 @@ impl KnownServices {
         }
         empty.sort();
         let too_many = empty.len().saturating_sub(MOST_EMPTY);
-        for (place, (since, name)) in empty.into_iter().enumerate() {
-            if place < too_many || now.saturating_duration_since(since) >= self.forget_after {
+        for (local_node, (since, name)) in empty.into_iter().enumerate() {
+            if local_node < too_many || now.saturating_duration_since(since) >= self.forget_after {
                 self.services.remove(&name);
             }
         }

@@ -44,7 +44,7 @@ pub struct Mesh {
 
 /// Who and where this proxy is.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct LocalNode {
     pub node: String,
     pub own_names: Vec<String>,
     pub region: String,
@@ -57,8 +57,8 @@ const NAMESPACE: &str = "default";
 const SETTLE: Duration = Duration::from_millis(3);
 
 /// The builder's task.
-pub struct Weaver {
-    place: Place,
+pub struct TableBuilder {
+    local_node: LocalNode,
     agent: Agent,
     xds: watch::Receiver<Arc<xds::View>>,
     joiner: join::Joiner,
@@ -83,16 +83,16 @@ fn set_owned(schemas: &mut [SchemaClaim], table: &RouteTable) {
     }
 }
 
-impl Weaver {
+impl TableBuilder {
     /// A table of an incomplete view is not ready: calls for what is in it are carried, others wait for the rest.
     #[must_use]
     pub fn new(
-        place: Place,
+        local_node: LocalNode,
         agent: Agent,
         xds: watch::Receiver<Arc<xds::View>>,
     ) -> (Self, watch::Receiver<Mesh>) {
         let first = Mesh {
-            table: Arc::new(RouteTable::empty(&place.node)),
+            table: Arc::new(RouteTable::empty(&local_node.node)),
             agent_version: 0,
             locals: Arc::default(),
             schemas: Arc::default(),
@@ -100,8 +100,8 @@ impl Weaver {
         };
         let mesh = watch::Sender::new(first);
         let receiver = mesh.subscribe();
-        let weaver = Self {
-            place,
+        let builder = Self {
+            local_node,
             agent,
             xds,
             joiner: join::Joiner::default(),
@@ -111,7 +111,7 @@ impl Weaver {
             conflicts: conflicts::Conflicts::default(),
             mesh,
         };
-        (weaver, receiver)
+        (builder, receiver)
     }
 
     /// Makes a table after every change, for ever; each is given to `publish` before anyone else learns of it.
@@ -142,7 +142,9 @@ impl Weaver {
         let xds = Arc::clone(&self.xds.borrow());
         let ready = xds.complete;
         let now = tokio::time::Instant::now().into_std();
-        let mut joined = self.joiner.join(&self.place, &views, &order, &xds, now);
+        let mut joined = self
+            .joiner
+            .join(&self.local_node, &views, &order, &xds, now);
         let swaps = self.mesh.borrow().swaps;
         let same = swaps > 0
             && ready == self.was_ready
@@ -180,9 +182,9 @@ impl Weaver {
         ready: bool,
         now: Instant,
     ) -> RouteTable {
-        let mut builder = RouteTable::builder(&self.place.node, &self.place.own_names);
+        let mut builder = RouteTable::builder(&self.local_node.node, &self.local_node.own_names);
         builder.ready(ready);
-        builder.locality(&self.place.region, &self.place.zone);
+        builder.locality(&self.local_node.region, &self.local_node.zone);
         let mut made = BTreeMap::new();
         for (name, spec) in services {
             let old = self.made.remove(&name);

@@ -4,7 +4,7 @@ use heddle_proto::{control::v1 as control, registry::v1::Instance};
 use prost::bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::{Place, Weaver, join::merge_protos};
+use super::{LocalNode, TableBuilder, join::merge_protos};
 use crate::{
     agent::{
         Agent,
@@ -81,18 +81,18 @@ impl Loom {
     fn start(forget_after: Option<Duration>) -> Self {
         let agent = Agent::new("a");
         let xds = watch::Sender::new(Arc::new(xds::View::default()));
-        let place = Place {
+        let local_node = LocalNode {
             node: "a".into(),
             own_names: vec![],
             region: String::new(),
             zone: String::new(),
         };
-        let (mut weaver, mesh) = Weaver::new(place, agent.clone(), xds.subscribe());
+        let (mut builder, mesh) = TableBuilder::new(local_node, agent.clone(), xds.subscribe());
         if let Some(forget_after) = forget_after {
-            weaver.joiner.known.forget_after = forget_after;
+            builder.joiner.known.forget_after = forget_after;
         }
         let (tell, published) = mpsc::unbounded_channel();
-        tokio::spawn(weaver.run(move |table| tell.send(table).unwrap()));
+        tokio::spawn(builder.run(move |table| tell.send(table).unwrap()));
         Self {
             agent,
             xds,

@@ -2,6 +2,7 @@
 //! `--help`); `resolve` turns it into [`Options`]: addresses and durations as types, cross-checks done, every
 //! fault reported at once with the word the user wrote. Routes and policies do not come in here.
 
+mod listeners;
 mod low;
 mod resolve;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use crate::xds::demand::Prefetch;
 pub use low::LowOptions;
 pub use resolve::{OptionsError, is_own_address, parse_duration};
 
-/// Everything the rooms need to know, checked. The rooms get their part of it, never the whole.
+/// Everything that the modules need to know, checked. Each gets its part of it, never the whole.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// This node's name, a DNS label.

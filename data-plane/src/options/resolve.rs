@@ -4,13 +4,12 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, UdpSocket},
     path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
-use heddle_listen::{Consent, ListenAddr, ListenOption};
 use heddle_proto::rules::is_dns_label;
 
 use crate::{
@@ -18,7 +17,10 @@ use crate::{
     xds::{demand::Prefetch, translate::split_name},
 };
 
-use super::{LowOptions, Options};
+use super::{
+    LowOptions, Options,
+    listeners::{advertise, consented, inbound, listeners, sockets},
+};
 
 /// All faults of a command line, one line each.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,9 +43,6 @@ const MOST_UPSTREAM_CONNECTIONS: u16 = 1024;
 const SHORTEST_PENDING_TIMEOUT: Duration = Duration::from_millis(100);
 /// Who would wait longer has long forgotten the call.
 const LONGEST_PENDING_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// Port of inbound where none is given.
-const INBOUND_PORT: u16 = 15008;
 
 impl LowOptions {
     /// Checks and resolves everything.
@@ -199,91 +198,6 @@ fn control(words: &[String], faults: &mut Vec<String>) -> Vec<String> {
     }
     urls.dedup();
     urls
-}
-
-/// The words of one listener option.
-fn listeners(name: &str, words: &[String], faults: &mut Vec<String>) -> Vec<ListenOption> {
-    let mut out = Vec::new();
-    for word in words {
-        match word.parse() {
-            Ok(option) => out.push(option),
-            Err(why) => faults.push(format!("{name} \"{word}\": {why}")),
-        }
-    }
-    out
-}
-
-/// The sockets of the workers; `localhost` is both loopback addresses, where the host has both.
-fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
-    let mut out = Vec::new();
-    for option in options {
-        let mut each = option.each();
-        if matches!(option, ListenOption::Localhost(_))
-            && !is_own_address(Ipv6Addr::LOCALHOST.into())
-        {
-            each.truncate(1);
-        }
-        out.extend(each);
-    }
-    out
-}
-
-/// Refuses listeners beyond loopback that `--insecure-listen` does not name; gives what to warn of.
-fn consented(
-    low: &LowOptions,
-    listeners_of: &[(&str, &[ListenOption], &str)],
-    faults: &mut Vec<String>,
-) -> Vec<String> {
-    let mut consent = Consent::new(listeners("--insecure-listen", &low.insecure_listen, faults));
-    let mut warnings = Vec::new();
-    for (option, addresses, risk) in listeners_of {
-        for address in *addresses {
-            match consent.ask(option, address, risk) {
-                Ok(()) => warnings.extend(Consent::warning(option, address, risk)),
-                Err(fault) => faults.push(fault),
-            }
-        }
-    }
-    faults.extend(consent.unused().err());
-    warnings
-}
-
-fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
-    if low.inbound.is_empty() {
-        let ip = if low.insecure_inbound {
-            Ipv4Addr::UNSPECIFIED
-        } else {
-            Ipv4Addr::LOCALHOST
-        };
-        return vec![ListenAddr::Tcp(SocketAddr::from((ip, INBOUND_PORT)))];
-    }
-    let options = listeners("--inbound", &low.inbound, faults);
-    for option in &options {
-        if !low.insecure_inbound && option.is_beyond_loopback() {
-            faults.push(format!(
-                "--inbound \"{option}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
-                 if whoever reaches it may call every instance of this node, or use 127.0.0.1:15008"
-            ));
-        }
-    }
-    sockets(&options)
-}
-
-fn advertise(word: &str, faults: &mut Vec<String>) -> Option<SocketAddr> {
-    let found = word.to_socket_addrs().map(|mut addrs| addrs.next());
-    let why = match found {
-        Ok(Some(addr)) if addr.ip().is_unspecified() => {
-            "other nodes cannot dial the unspecified address".to_owned()
-        }
-        Ok(Some(addr)) if addr.port() == 0 => "the port may not be 0".to_owned(),
-        Ok(Some(addr)) => return Some(addr),
-        Ok(None) => "the name has no address".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    faults.push(format!(
-        "--advertise \"{word}\": {why}; write HOST:PORT where other nodes reach inbound"
-    ));
-    None
 }
 
 fn locality(word: Option<&str>, faults: &mut Vec<String>) -> (String, String) {

@@ -1,5 +1,5 @@
-//! Keeps one file of the state dir as new as what it is made of. A value goes in, and whether it has been written comes
-//! out; each write is followed by a rest, so that its caller may loop. What has changed, and when, is not known here.
+//! Keeps one file of the state dir up to date. Input: a value. Output: whether it was written. Each write is followed
+//! by a pause, so that its caller can loop. What changed, and when, is not known here.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::StateDir;
 /// A disk that is full or a folder that may not be written is tried again so often, whether something changes or not.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Debug)]
 pub struct Keeper {
     dir: StateDir,

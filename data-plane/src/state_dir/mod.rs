@@ -1,7 +1,7 @@
 //! The state dir: what a proxy keeps for its next start. Whole values go in and come out; each is written to a
 //! temporary file, synced and renamed, with a checksum, so that a power loss leaves the old or the new one. Whatever else
 //! lies in a file's place is set aside and told, never trusted and never fatal. Files and folder are this user's alone. A
-//! disk that is full at start is no reason not to start. What the values mean is the rooms' that keep them.
+//! disk that is full at start is no reason not to start. What the values mean is known to the modules that keep them.
 
 mod keep;
 

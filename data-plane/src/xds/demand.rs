@@ -57,7 +57,7 @@ pub struct Fetches {
     pub timed_out: u64,
 }
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Demand {
     prefetch: Prefetch,

@@ -56,7 +56,7 @@ pub struct View {
 pub trait Callers: Send + Sync {
     /// What callers on this node have done to each service, ever.
     fn used(&self) -> HashMap<Arc<str>, Use>;
-    /// Nobody uses these any more: what is counted of them goes.
+    /// NoCallers uses these any more: what is counted of them goes.
     fn forget(&self, services: &Arc<HashSet<Arc<str>>>);
     /// What they do to each service and locality, worker by worker.
     fn loads(&self) -> Vec<Arc<LocalityLoad>>;

@@ -1,16 +1,16 @@
 //! `heddle demo`: a whole mesh in one process tree. In comes a wish or two, out goes a running mesh with calls on it,
 //! lines that say what to try, and, at the end, nothing: no process and no file. `plan` says which parts there are and
-//! where, `part` runs one process and starts it again when it dies, `traffic` calls through every node, `tell` has the
+//! where, `child` runs one process and starts it again when it dies, `traffic` calls through every node, `report` has the
 //! words. The parts are this same program started again; nothing of the planes runs in the demo's own process.
 
 use std::{ffi::OsString, process::ExitCode};
 
 mod plan;
-mod part;
+mod child;
 mod supervise;
 mod traffic;
-mod tell;
-mod stage;
+mod report;
+mod lifecycle;
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(why) => return heddle_options::fail(format!("cannot start the runtime: {why}")),
     };
-    match runtime.block_on(async { stage::play(&options, stopped()).await }) {
+    match runtime.block_on(async { lifecycle::run_demo(&options, stopped()).await }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => heddle_options::fail(why),
     }

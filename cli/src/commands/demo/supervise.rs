@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    part::Process,
+    child::Process,
     plan::{Part, Ready},
 };
 
@@ -64,7 +64,7 @@ pub(super) enum State {
 
 /// What every part shares.
 #[derive(Clone, Debug)]
-pub(super) struct House {
+pub(super) struct Environment {
     pub(super) program: PathBuf,
     pub(super) events: mpsc::Sender<Event>,
     /// The temporary folder, which an orphaned control plane removes.
@@ -80,12 +80,12 @@ pub(super) struct Supervised {
 }
 
 impl Supervised {
-    pub(super) fn start(part: Part, house: House) -> Self {
+    pub(super) fn start(part: Part, environment: Environment) -> Self {
         let (sender, state) = watch::channel(State::Starting);
         let stop = CancellationToken::new();
         let keeper = Keeper {
             part,
-            house,
+            environment,
             state: sender,
             stop: stop.clone(),
             deaths: VecDeque::new(),
@@ -143,7 +143,7 @@ enum End {
 
 struct Keeper {
     part: Part,
-    house: House,
+    environment: Environment,
     state: watch::Sender<State>,
     stop: CancellationToken,
     deaths: VecDeque<Instant>,
@@ -200,7 +200,11 @@ impl Keeper {
             State::Starting | State::GaveUp(_) => None,
         };
         let line = self.part.line(settled.as_ref());
-        Process::start(&self.house.program, &line, self.house.leftover.as_deref())
+        Process::start(
+            &self.environment.program,
+            &line,
+            self.environment.leftover.as_deref(),
+        )
     }
 
     /// Until the process ends or is to be stopped.
@@ -236,7 +240,7 @@ impl Keeper {
 
     async fn end(&self, process: Process) {
         if !process
-            .stop(self.part.grace, self.house.hurry.cancelled())
+            .stop(self.part.grace, self.environment.hurry.cancelled())
             .await
         {
             self.say(Event::Killed {
@@ -274,6 +278,6 @@ impl Keeper {
     }
 
     async fn say(&self, event: Event) {
-        let _ = self.house.events.send(event).await;
+        let _ = self.environment.events.send(event).await;
     }
 }

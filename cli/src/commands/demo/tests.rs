@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::{
     plan::{Options, Ready, check_ports, control, echo, node, refuse_taken},
-    tell::{self, Addresses, NodeAddresses},
+    report::{self, Addresses, NodeAddresses},
     traffic::{Counts, reason},
 };
 
@@ -119,7 +119,7 @@ fn the_tally_names_nodes_and_reasons() {
         missed: 0,
     };
     assert_eq!(
-        tell::tally(&counts),
+        report::tally(&counts),
         "calls: 7 answered by 2 instances (node-a 3, node-b 4), 1 failed (CONNECTION_LOST 1)"
     );
 }
@@ -147,7 +147,7 @@ fn the_guide_has_lines_that_work_for_every_node() {
         http: at(4001),
         nodes: vec![node("node-a", 5000), node("node-b", 6000)],
     };
-    let guide = tell::guide(&addresses, 2, "heddle");
+    let guide = report::guide(&addresses, 2, "heddle");
     for part in [
         "grpcurl -plaintext 127.0.0.1:5000 list",
         "grpcurl -plaintext -d '{\"payload\":\"aGVsbG8=\"}' 127.0.0.1:6000 heddle.echo.v1.Echo/Unary",
@@ -157,7 +157,7 @@ fn the_guide_has_lines_that_work_for_every_node() {
     ] {
         assert!(guide.contains(part), "{part} is missing in {guide}");
     }
-    let ready = Ready::read(&tell::ready(&addresses)).unwrap();
+    let ready = Ready::read(&report::ready(&addresses)).unwrap();
     assert_eq!(ready.address("grpc"), Some(at(4000)));
     assert_eq!(ready.address("node-b-agent"), Some(at(6001)));
 }

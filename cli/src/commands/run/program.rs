@@ -1,5 +1,5 @@
 //! One run of the program: in a process group of its own, so that Ctrl-C reaches it only after it has left the mesh
-//! and a signal reaches what it started as well; a guardian ends it if this process is killed. In come a port and
+//! and a signal reaches what it started as well; a watchdog ends it if this process is killed. In come a port and
 //! signals, out goes how it ended.
 
 use std::{
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::options::Plan;
-use crate::guardian::{self, Ward};
+use crate::watchdog::{self, WatchedGroup};
 
 /// How often a program that does not listen yet is tried.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -29,20 +29,20 @@ const HINT_AFTER: Duration = Duration::from_millis(1500);
 pub(super) struct Program {
     child: Child,
     group: Option<Pid>,
-    guardian: Option<Guardian>,
+    watchdog: Option<Watchdog>,
     pub(super) address: SocketAddr,
 }
 
 /// The process that ends the program's group if this one is killed. Dropped, it guards no more.
-struct Guardian(std::process::Child);
+struct Watchdog(std::process::Child);
 
-impl Guardian {
+impl Watchdog {
     /// Before the program, so that as little as possible lies between its start and its being guarded. A program runs
     /// without one where none can be started.
     fn start() -> Option<Self> {
         let started = std::env::current_exe().and_then(|this| {
             std::process::Command::new(this)
-                .arg(guardian::FLAG)
+                .arg(watchdog::FLAG)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -59,7 +59,7 @@ impl Guardian {
         }
     }
 
-    fn guard(&mut self, ward: Ward) {
+    fn guard(&mut self, ward: WatchedGroup) {
         if let Some(stdin) = &mut self.0.stdin
             && let Err(why) = stdin.write_all(ward.line().as_bytes())
         {
@@ -68,7 +68,7 @@ impl Guardian {
     }
 }
 
-impl Drop for Guardian {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -84,7 +84,7 @@ impl Program {
                 .map_err(|why| format!("no free port: {why}"))?,
             port => port,
         };
-        let mut guardian = Guardian::start();
+        let mut watchdog = Watchdog::start();
         let child = Command::new(&plan.program)
             .args(plan.args.iter().map(|arg| with_port(arg, port)))
             .env("PORT", port.to_string())
@@ -101,8 +101,8 @@ impl Program {
             .spawn()
             .map_err(|why| format!("cannot start {}: {why}", plan.program.to_string_lossy()))?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        if let (Some(guardian), Some(group)) = (&mut guardian, group) {
-            guardian.guard(Ward {
+        if let (Some(watchdog), Some(group)) = (&mut watchdog, group) {
+            watchdog.guard(WatchedGroup {
                 group,
                 patience: plan.stop_timeout,
             });
@@ -110,7 +110,7 @@ impl Program {
         Ok(Self {
             child,
             group,
-            guardian,
+            watchdog,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         })
     }
@@ -154,7 +154,7 @@ impl Drop for Program {
             self.sweep();
         }
         // Not before the group has ended: nothing else would end it.
-        drop(self.guardian.take());
+        drop(self.watchdog.take());
     }
 }
 

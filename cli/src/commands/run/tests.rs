@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::{
     Options,
-    life::live,
+    lifecycle::run_program,
     options::Plan,
     program::{address_of, with_port},
     sources::proto_services,
@@ -126,10 +126,13 @@ async fn the_exit_code_is_passed_and_the_program_knows_its_port_and_node() {
         -a \"$HEDDLE_AGENT_ADDR\" = 127.0.0.1:1 -a \"$HEDDLE_OUTBOUND_ADDR\" = 127.0.0.1:15001 && exit 7";
     let plan = plan("--service u --restart never", &["sh", "-c", script]).unwrap();
     let never = std::future::pending();
-    assert_eq!(timeout(PATIENCE, live(&plan, never)).await.unwrap(), Ok(7));
+    assert_eq!(
+        timeout(PATIENCE, run_program(&plan, never)).await.unwrap(),
+        Ok(7)
+    );
     let killed = self::plan("--service u --restart never", &["sh", "-c", "kill -9 $$"]).unwrap();
     assert_eq!(
-        timeout(PATIENCE, live(&killed, std::future::pending()))
+        timeout(PATIENCE, run_program(&killed, std::future::pending()))
             .await
             .unwrap(),
         Ok(137)
@@ -143,7 +146,7 @@ async fn a_failing_program_is_started_again_and_a_finished_one_is_not() {
     let script = format!("echo x >> {0}; test $(wc -l < {0}) -ge 2", count.display());
     let plan = plan("--service u", &["sh", "-c", &script]).unwrap();
     assert_eq!(
-        timeout(PATIENCE, live(&plan, std::future::pending()))
+        timeout(PATIENCE, run_program(&plan, std::future::pending()))
             .await
             .unwrap(),
         Ok(0)
@@ -154,7 +157,9 @@ async fn a_failing_program_is_started_again_and_a_finished_one_is_not() {
 #[tokio::test]
 async fn a_program_that_is_not_there_is_one_line() {
     let plan = plan("--service u", &["/nowhere/program"]).unwrap();
-    let fault = live(&plan, std::future::pending()).await.unwrap_err();
+    let fault = run_program(&plan, std::future::pending())
+        .await
+        .unwrap_err();
     assert!(
         fault.starts_with("cannot start /nowhere/program: "),
         "{fault}"
@@ -188,7 +193,7 @@ async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
             }
         };
         assert_eq!(
-            timeout(PATIENCE, live(&plan, stop)).await.unwrap(),
+            timeout(PATIENCE, run_program(&plan, stop)).await.unwrap(),
             Ok(expect),
             "{trap}"
         );
@@ -209,7 +214,7 @@ async fn a_port_that_somebody_else_has_is_named_and_nothing_is_started() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     let plan = plan(&format!("--service u --port {port}"), &["sleep", "60"]).unwrap();
-    let ended = timeout(PATIENCE, live(&plan, std::future::pending())).await;
+    let ended = timeout(PATIENCE, run_program(&plan, std::future::pending())).await;
     let why = ended.unwrap().unwrap_err();
     assert!(why.contains(&format!("--port {port} is in use")), "{why}");
 }

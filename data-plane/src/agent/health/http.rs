@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{judge::Finding, printable};
+use super::{printable, thresholds::Finding};
 
 /// Status line and headers, those of interim answers included.
 const MAX_HEAD: usize = 16 * 1024;

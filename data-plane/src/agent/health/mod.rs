@@ -3,8 +3,8 @@
 //! Whether calls go there is not decided here.
 
 mod http;
-mod judge;
-mod lanes;
+mod thresholds;
+mod slots;
 mod probe;
 
 #[cfg(test)]
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{Agent, Sighting, book::Joined};
+use super::{Agent, Sighting, instance_table::Joined};
 use heddle_pacing::{Backoff, jittered};
-use judge::{Finding, Judge};
 use probe::{Probe, connect};
+use thresholds::{Finding, Thresholds};
 
-pub(crate) use lanes::Lanes;
+pub(crate) use slots::CheckSlots;
 
 /// Keeps the agent's view of one registration true until it ends.
 pub async fn watch(agent: Agent, joined: Joined, sightings: mpsc::Receiver<Sighting>) {
@@ -43,7 +43,7 @@ const RETELL: Duration = Duration::from_secs(10);
 
 async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
     let plan = &joined.plan;
-    let mut judge = Judge::new(plan);
+    let mut thresholds = Thresholds::new(plan);
     let mut probe = Probe::new(&joined);
     let mut backoff = Backoff::new(FIRST_RETRY, plan.interval);
     let mut told: Option<Instant> = None;
@@ -52,24 +52,24 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
     let mut spread = Some(SPREAD);
     loop {
         let finding = {
-            let _turn = agent.inner.lanes.enter(failed).await;
+            let _turn = agent.inner.check_slots.enter(failed).await;
             probe.ask().await
         };
         let passed = finding == Finding::Passed;
         if passed && (failed || away || probe.was_cut()) {
-            // Gone and back, seen by a check, a call or a closed connection: it may be another process.
+            // RemovedInstances and back, seen by a check, a call or a closed connection: it may be another process.
             agent.ask_again(&joined.registration);
             away = false;
         }
         failed = !passed;
-        if let Some(healthy) = judge.take(&finding) {
-            let again = judge.is_fresh() && told.is_some_and(|at| at.elapsed() < RETELL);
+        if let Some(healthy) = thresholds.take(&finding) {
+            let again = thresholds.is_fresh() && told.is_some_and(|at| at.elapsed() < RETELL);
             if !again {
                 told = Some(Instant::now());
                 tell(&agent, &joined, healthy, finding.reason());
             }
         }
-        let pause = if judge.is_fresh() {
+        let pause = if thresholds.is_fresh() {
             // It may only be starting.
             backoff.fail().min(plan.interval)
         } else {
@@ -79,14 +79,14 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
             // Out already; its next successes bring it back.
             Ok(Some(Sighting::Refused)) => {
                 away = true;
-                judge.refused();
+                thresholds.refused();
                 tokio::time::sleep(jittered(FIRST_RETRY, AROUND)).await;
             }
             Ok(Some(Sighting::Lost)) => match connect(joined.address, plan.timeout).await {
                 Ok(()) => agent.ask_again(&joined.registration),
                 Err(reason) => {
                     away = true;
-                    judge.refused();
+                    thresholds.refused();
                     tell(&agent, &joined, false, &reason);
                 }
             },

@@ -14,8 +14,8 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{http, judge::Finding, printable};
-use crate::agent::{book::Joined, validate::CheckPlan};
+use super::{http, printable, thresholds::Finding};
+use crate::agent::{instance_table::Joined, validate::CheckPlan};
 
 /// An answer of the health service is one number.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -76,7 +76,7 @@ impl Probe {
             match check(channel.clone(), &self.plan.grpc_service).await {
                 // A connection that was closed meanwhile says nothing of the instance: a new one does.
                 Err(status) if std::error::Error::source(&status).is_some() => self.cut = true,
-                answer => return self.judge(answer, channel),
+                answer => return self.thresholds(answer, channel),
             }
         }
         let Ok(endpoint) = Endpoint::from_shared(format!("http://{}", self.address)) else {
@@ -85,7 +85,7 @@ impl Probe {
         match endpoint.connect_timeout(self.plan.timeout).connect().await {
             Ok(channel) => {
                 let answer = check(channel.clone(), &self.plan.grpc_service).await;
-                self.judge(answer, channel)
+                self.thresholds(answer, channel)
             }
             Err(error) => Finding::Failed(format!(
                 "no connection to {}: {}",
@@ -95,7 +95,11 @@ impl Probe {
         }
     }
 
-    fn judge(&mut self, answer: Result<ServingStatus, tonic::Status>, channel: Channel) -> Finding {
+    fn thresholds(
+        &mut self,
+        answer: Result<ServingStatus, tonic::Status>,
+        channel: Channel,
+    ) -> Finding {
         let service = &self.plan.grpc_service;
         let status = match answer {
             Ok(answer) => {

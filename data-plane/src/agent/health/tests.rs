@@ -16,10 +16,10 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic_health::ServingStatus;
 
-use super::{judge::Finding, probe::Probe};
+use super::{probe::Probe, thresholds::Finding};
 use crate::agent::{
     Agent,
-    book::{Joined, UNCHECKED},
+    instance_table::{Joined, UNCHECKED},
     key::InstanceKey,
     tests::{checked, free_address, instance, listener, soon, until},
 };

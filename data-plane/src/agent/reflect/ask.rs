@@ -29,8 +29,8 @@ use tonic_reflection::pb::v1::{
 
 use super::{IN_ALL, MAX_FILES, QUESTION, ReflectError};
 use crate::agent::{
-    knowledge::Learned,
     schema::{Cost, MAX_SCHEMA_BYTES, Schema, is_infrastructure},
+    served::Reflected,
 };
 
 const CONNECT: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ const VERSIONS: [&str; 2] = [
 /// What an instance told.
 #[derive(Debug)]
 pub struct Told {
-    pub learned: Learned,
+    pub reflected: Reflected,
     /// Why that is not everything.
     pub lacking: Option<ReflectError>,
 }
@@ -82,7 +82,7 @@ pub async fn ask(
     let names = served(&all);
     if names.is_empty() {
         return Ok(Told {
-            learned: Learned::default(),
+            reflected: Reflected::default(),
             lacking: Some(ReflectError::ListsNothing),
         });
     }
@@ -97,7 +97,7 @@ pub async fn ask(
         }
     };
     Ok(Told {
-        learned: Learned { names, schema },
+        reflected: Reflected { names, schema },
         lacking,
     })
 }

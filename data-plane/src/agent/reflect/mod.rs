@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Agent,
-    book::Joined,
+    instance_table::Joined,
     schema::{MAX_SCHEMA_BYTES, SchemaError},
 };
 use heddle_pacing::Backoff;
@@ -104,7 +104,7 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
     loop {
         let begun = Instant::now();
         let answer = {
-            let _turn = agent.inner.questions.enter(failed).await;
+            let _turn = agent.inner.reflection_slots.enter(failed).await;
             ask(&address, &|names| agent.listed(&joined, names)).await
         };
         failed = match answer {

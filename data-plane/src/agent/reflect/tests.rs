@@ -31,7 +31,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::agent::{
     Agent, Sighting,
-    book::{View, Views},
+    instance_table::{View, Views},
     key::InstanceKey,
     tests::{checked, free_address, instance, listener, until},
     validate::{Origin, check},

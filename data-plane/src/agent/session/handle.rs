@@ -1,5 +1,5 @@
-//! What the other rooms ask of the session: how it stands, and when a removal is known everywhere. Every wait is
-//! bounded. What other nodes run, and who has acknowledged, is not known here.
+//! What other modules ask of the node session: its status, when a removal is known everywhere, and its end. Every
+//! wait is bounded.
 
 use std::time::{Duration, Instant};
 

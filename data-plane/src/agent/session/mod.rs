@@ -1,6 +1,7 @@
-//! The node session: tells the control plane what runs here. Views of the instances come in as differences to what was
-//! acknowledged last, so nothing is lost or sent twice however long the control plane is away; answers about removals
-//! go out. Reconnects for ever over several replicas; what other nodes run comes by xDS, not here.
+//! The node session: reports this node's instances to the control plane. Input: views of the instances, as
+//! differences to what was acknowledged last, so nothing is lost or sent twice while the control plane is away.
+//! Output: answers about removals. It reconnects for ever, over several replicas. Instances of other nodes come by
+//! xDS, not here.
 
 mod handle;
 mod stream;
@@ -29,7 +30,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, book::Views, gone::Causes, listeners::network_stack};
+use super::{Agent, instance_table::Views, listeners::network_stack, removed::Causes};
 use crate::{control_urls::Rotation, xds::dial};
 
 use handle::Removal;

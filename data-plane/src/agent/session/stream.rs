@@ -1,5 +1,5 @@
-//! One connection of the node session: what was sent, what is under way, what waits for an answer. Views and questions
-//! come in, messages go out; it connects and reconnects nothing.
+//! One connection of the node session: what was sent, what is not acknowledged yet, and who waits for an answer.
+//! Input: views and queries. Output: messages. It does not connect or reconnect.
 
 use std::{
     collections::BTreeMap,
@@ -26,9 +26,9 @@ use super::{
 };
 use crate::agent::{
     Agent,
-    book::{ClaimOrder, View, Views},
-    gone::{Cause, Causes},
+    instance_table::{ClaimOrder, View, Views},
     key::InstanceKey,
+    removed::{Cause, Causes},
     schema::MAX_SCHEMA_BYTES,
 };
 
@@ -201,7 +201,7 @@ impl Stream {
         for rejection in rejected {
             let key = InstanceKey::from_ref(rejection.instance.clone().unwrap_or_default());
             sent.retain(|taken| *taken != key);
-            // Gone meanwhile, or none of ours.
+            // RemovedInstances meanwhile, or none of ours.
             let Some(view) = self.sent.get(&key) else {
                 continue;
             };
@@ -296,7 +296,7 @@ impl Stream {
 
     pub(super) async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {
         for sha256 in missing {
-            // Gone meanwhile: nobody needs it any more.
+            // RemovedInstances meanwhile: nobody needs it any more.
             let Some(schema) = agent
                 .schema(sha256)
                 .filter(|s| s.bytes.len() <= MAX_SCHEMA_BYTES)

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{instance, listener, retire, soon, until};
+use super::{instance, listener, remover, soon, until};
 use crate::{
     admin::serve,
     agent::{Agent, api::AgentApi},
@@ -19,7 +19,7 @@ use crate::{
 /// An agent with its API on a free port, and no control plane.
 async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
     let agent = Agent::with_ttl("a", ttl, ttl / 3);
-    let service = AgentApi::new(agent.clone(), retire(&agent), |ip| ip.is_loopback());
+    let service = AgentApi::new(agent.clone(), remover(&agent), |ip| ip.is_loopback());
     let (listener, addr): (_, SocketAddr) = listener().await;
     let routes = tonic::service::Routes::new(RegistryServer::new(service));
     let access = serve::Access {
@@ -113,7 +113,7 @@ async fn without_beats_it_is_out_after_the_ttl() {
     until(
         &agent,
         "out after the TTL",
-        crate::agent::book::Views::is_empty,
+        crate::agent::instance_table::Views::is_empty,
     )
     .await;
     assert_eq!(cause(&agent).unwrap(), "no beat for 60ms");

@@ -2,10 +2,10 @@ use std::{fs, net::IpAddr};
 
 use heddle_proto::registry::v1::Health;
 
-use super::{retire, until};
+use super::{remover, until};
 use crate::agent::{
     Agent,
-    book::Views,
+    instance_table::Views,
     services_dir::ServicesDir,
     services_file::{self, Parsed},
 };
@@ -123,7 +123,7 @@ async fn files_come_change_break_and_go() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("echo.yaml");
     let agent = Agent::new("a");
-    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), remover(&agent), own);
     dir.look();
     assert!(ids(&agent).is_empty());
 
@@ -196,7 +196,7 @@ async fn a_folder_that_cannot_be_read_takes_nothing_away() {
     fs::create_dir(&path).unwrap();
     fs::write(path.join("echo.yaml"), GOOD).unwrap();
     let agent = Agent::new("a");
-    let mut dir = ServicesDir::new(&path, agent.clone(), retire(&agent), own);
+    let mut dir = ServicesDir::new(&path, agent.clone(), remover(&agent), own);
     dir.look();
     fs::rename(&path, temp.path().join("moved")).unwrap();
     dir.look();
@@ -245,7 +245,7 @@ fn what_is_no_such_value_is_told_by_its_field_and_not_in_the_parsers_words() {
 async fn a_descriptor_file_describes_the_services_of_its_file() {
     let temp = tempfile::tempdir().unwrap();
     let agent = Agent::new("a");
-    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), remover(&agent), own);
     let set = temp.path().join("echo.pb");
     fs::write(&set, heddle_proto::DESCRIPTOR_SET).unwrap();
     let text = GOOD.replace("protos: [echo.Echo]", "descriptors: echo.pb");
@@ -365,7 +365,7 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
     let agent = Agent::new("a");
     agent.add_listener("outbound", "127.0.0.1:15001".parse().unwrap());
     agent.add_listener("inbound", "0.0.0.0:15008".parse().unwrap());
-    let mut dir = ServicesDir::new(temp.path(), agent.clone(), retire(&agent), own);
+    let mut dir = ServicesDir::new(temp.path(), agent.clone(), remover(&agent), own);
     for bad in [
         "127.0.0.1:15001",
         "[::ffff:127.0.0.1]:15001",

@@ -43,7 +43,7 @@ async fn descriptors_are_learned_by_both_versions_of_reflection() {
     for version in [Version::V1, Version::V1Alpha] {
         let addr = reflecting(version).await;
         let told = reflect::ask(&addr.to_string(), &|_| {}).await.unwrap();
-        let schema = told.learned.schema.unwrap();
+        let schema = told.reflected.schema.unwrap();
         let given = files(&Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
         for file in files(&schema.bytes).unwrap() {
             let name = &file.outline.name;
@@ -111,7 +111,7 @@ async fn grpc_health_decides_when_it_is_the_check() {
     };
     agent.register(checked(one)).unwrap();
     let is = |health: Health, words: &'static str| {
-        move |views: &crate::agent::book::Views| {
+        move |views: &crate::agent::instance_table::Views| {
             views
                 .values()
                 .all(|v| v.health == health && v.reason.contains(words))

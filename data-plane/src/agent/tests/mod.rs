@@ -1,7 +1,7 @@
 //! The agent's behaviour as its callers see it: in process, over real sockets on free ports.
 
 mod api;
-mod book;
+mod instance_table;
 mod files;
 mod learn;
 mod saved;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use super::{
     Agent,
     key::InstanceKey,
-    retire::{Calls, Retire},
+    removal::{Calls, Remover},
     session::{Identity, Session},
     validate::{Checked, Origin, check},
 };
@@ -52,7 +52,11 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Waits for a state of the agent.
-pub(super) async fn until(agent: &Agent, what: &str, f: impl Fn(&super::book::Views) -> bool) {
+pub(super) async fn until(
+    agent: &Agent,
+    what: &str,
+    f: impl Fn(&super::instance_table::Views) -> bool,
+) {
     let mut changes: watch::Receiver<u64> = agent.changes();
     soon(what, async {
         loop {
@@ -98,7 +102,7 @@ impl Calls for NoCalls {
 }
 
 /// Takes instances out where there is no control plane, and the routing table has every change at once.
-pub(super) fn retire(agent: &Agent) -> Retire {
+pub(super) fn remover(agent: &Agent) -> Remover {
     let identity = Identity {
         node: "a".into(),
         process_id: "p1".into(),
@@ -108,5 +112,5 @@ pub(super) fn retire(agent: &Agent) -> Retire {
     };
     let (_, handle) = Session::new(agent.clone(), identity, vec![], Arc::default());
     let (_, applied) = watch::channel(u64::MAX);
-    Retire::new(agent.clone(), handle, applied, Arc::new(NoCalls))
+    Remover::new(agent.clone(), handle, applied, Arc::new(NoCalls))
 }

@@ -7,7 +7,7 @@ use super::{instance, until};
 use crate::{
     agent::{
         Agent,
-        gone::Cause,
+        removed::Cause,
         saved,
         validate::{Origin, check},
     },
@@ -39,7 +39,12 @@ async fn a_proxy_that_starts_begins_with_what_it_had() {
     // It may simply go on beating: its registration stands.
     let stream = after.stream_opened(&registration).expect("still known");
     after.stream_closed(&registration, stream, Cause::StreamBroke);
-    until(&after, "gone for good", crate::agent::book::Views::is_empty).await;
+    until(
+        &after,
+        "gone for good",
+        crate::agent::instance_table::Views::is_empty,
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -21,8 +21,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{checked, instance, listener, soon, until};
 use crate::agent::{
     Agent,
-    book::{Refused, Views},
-    gone::Cause,
+    instance_table::{Refused, Views},
+    removed::Cause,
     session::{Identity, Session, SessionHandle, SessionStatus},
     validate::{Origin, check},
 };

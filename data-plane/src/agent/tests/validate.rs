@@ -8,8 +8,8 @@ use prost_types::{
 
 use super::instance;
 use crate::agent::{
-    knowledge::{Given, Known, Learned},
     schema::{MAX_SCHEMA_BYTES, Schema, SchemaError, files},
+    served::{Declared, Reflected, Served},
     validate::{Origin, check},
 };
 
@@ -294,15 +294,15 @@ fn what_is_served_is_listed_or_named_or_else_the_given_set() {
     let schema = Schema::parse(Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
     let known = |named: &[&str], given: bool, listed: Option<&[&str]>| {
-        let given = Given {
+        let given = Declared {
             named: names(named),
             schema: given.then(|| schema.clone()),
         };
-        let learned = listed.map(|listed| Learned {
+        let learned = listed.map(|listed| Reflected {
             names: names(listed),
             schema: Some(schema.clone()),
         });
-        let protos = Known::of(&given, learned.as_ref()).protos;
+        let protos = Served::of(&given, learned.as_ref()).protos;
         let served = protos.into_iter();
         served
             .map(|p| (p.name, p.idempotent_methods.len()))

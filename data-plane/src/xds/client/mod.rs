@@ -1,7 +1,9 @@
-//! The delta ADS stream: asks for the names of all services and for clusters and endpoints of those in use, answers every
-//! response, and connects again with what it holds. Responses and uses come in, views go out; a control plane that is gone
-//! is tried for ever (0.1–3 s) while the last view stays. What a resource means is `translate`'s, what is in use `demand`'s.
+//! The delta ADS stream: subscribes to the names of all services and to clusters and endpoints of those in use,
+//! acknowledges every response, and reconnects with what it holds. Input: responses and uses of services. Output:
+//! views. While the control plane is away it retries for ever (every 0.25 to 3 s) and the last view stays in use.
+//! `translate` knows what a resource means, `demand` what is in use.
 
+mod handle;
 mod stream;
 
 use std::{
@@ -39,6 +41,7 @@ use super::{
 };
 use crate::control_urls::Rotation;
 
+pub use handle::{Asker, Uses, XdsHandle};
 use stream::Stream;
 pub(super) use stream::node;
 
@@ -58,57 +61,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Replicas that all say for so long that they are behind what this proxy has seen are right: their store was set
 /// back or replaced.
 const LONGEST_BEHIND: Duration = Duration::from_secs(10);
-
-/// Who asks.
-#[derive(Clone, Debug)]
-pub struct Asker {
-    pub node: String,
-    /// Random, new with each process start.
-    pub process_id: String,
-    pub region: String,
-    pub zone: String,
-}
-
-/// Tells of uses: of calls to services that are not held, and of questions about them. Clones are one.
-#[derive(Clone)]
-pub struct Uses {
-    tell: mpsc::Sender<Arc<str>>,
-    /// Who goes on using a service says so this often.
-    pub again: Duration,
-}
-
-impl Uses {
-    /// The receiver is the stream's.
-    #[must_use]
-    pub fn new(again: Duration) -> (Self, mpsc::Receiver<Arc<str>>) {
-        let (tell, told) = mpsc::channel(MAX_USES);
-        (Self { tell, again }, told)
-    }
-
-    /// A service, by full name, is used now. Never waits.
-    pub fn tell(&self, service: Arc<str>) {
-        let _ = self.tell.try_send(service);
-    }
-}
-
-/// What the other rooms see of the stream.
-#[derive(Clone)]
-pub struct XdsHandle {
-    pub view: watch::Receiver<Arc<View>>,
-    pub status: watch::Receiver<StreamStatus>,
-    pub snapshot: watch::Receiver<Snapshot>,
-    /// The connection while the stream is open: load reports go by it too.
-    pub channel: watch::Receiver<Option<Channel>>,
-    pub uses: Uses,
-    draining: CancellationToken,
-}
-
-impl XdsHandle {
-    /// This process has been told to stop: says so on the stream, which goes on.
-    pub fn drain(&self) {
-        self.draining.cancel();
-    }
-}
 
 /// The stream's task.
 pub struct XdsClient {
@@ -214,7 +166,7 @@ impl XdsClient {
     pub async fn run(mut self) {
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {
-            // Nobody to ask.
+            // NoCallers to ask.
             return self.meanwhile(true, std::future::pending()).await;
         };
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
@@ -476,76 +428,4 @@ async fn in_time<T, E: From<String>>(work: impl Future<Output = Result<T, E>>) -
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        sync::{Arc, atomic::Ordering},
-        time::Instant,
-    };
-
-    use heddle_proto::{BEHIND, ERROR_DOMAIN};
-    use tonic::{Code, Status};
-    use tonic_types::{ErrorDetails, StatusExt as _};
-
-    use super::{Asker, Broken, Demand, LONGEST_BEHIND, Resources, XdsClient};
-    use crate::xds::{demand::Prefetch, schemas::Schemas, tests::Nobody};
-
-    #[tokio::test]
-    async fn only_a_store_that_stays_behind_is_taken_for_a_new_one() {
-        let (_, wanted) = Schemas::new();
-        let asker = Asker {
-            node: "a".into(),
-            process_id: "p1".into(),
-            region: String::new(),
-            zone: String::new(),
-        };
-        let urls = vec!["http://127.0.0.1:1".into()];
-        let (client, _) = XdsClient::new(
-            asker,
-            urls,
-            Resources::default(),
-            Demand::new(Prefetch::None, LONGEST_BEHIND, Instant::now()),
-            Arc::default(),
-            wanted,
-            Arc::new(Nobody),
-        );
-        let seen = || client.revision.load(Ordering::Relaxed);
-        client.revision.store(9, Ordering::Relaxed);
-        let mut since = None;
-        client.note_behind(true, &mut since);
-        assert_eq!(seen(), 9, "another replica may be up to date");
-        let long_ago = Instant::now().checked_sub(LONGEST_BEHIND);
-        since = long_ago;
-        client.note_behind(false, &mut since);
-        assert_eq!((since, seen()), (None, 9), "that is another trouble");
-        since = long_ago;
-        client.note_behind(true, &mut since);
-        assert_eq!(seen(), 0);
-    }
-
-    /// Issue 10, D2: it was taken from the words of any failure.
-    #[test]
-    fn a_replica_that_is_behind_says_so_by_a_reason() {
-        let words = "this replica is at revision 3 and the client has seen 9: try another replica, or again later";
-        let info = |reason: &str| {
-            let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, []);
-            Status::with_error_details(Code::Unavailable, "in other words", details)
-        };
-        for (status, behind) in [
-            (info(BEHIND), true),
-            (info("STORE_AWAY"), false),
-            (Status::unavailable(words), true),
-            (
-                Status::unavailable(
-                    "this replica lags: it is at revision 3, and replica c2 has seen 9; reconnect",
-                ),
-                false,
-            ),
-            (
-                Status::internal("the proxy in between is at revision 7 of its configuration"),
-                false,
-            ),
-        ] {
-            assert_eq!(Broken::of(&status).behind, behind, "{status}");
-        }
-    }
-}
+mod tests;

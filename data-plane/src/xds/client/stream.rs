@@ -1,5 +1,5 @@
-//! One connection of the delta stream: which questions were asked, and who waits for which descriptors. Responses come
-//! in, requests go out; what is held of the mesh is `resources`'s.
+//! One connection of the delta stream: what is subscribed, and who waits for which descriptors. Input: responses.
+//! Output: requests. `resources` holds the state of the mesh.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -34,7 +34,7 @@ use super::{
     Callers,
     client::{Asker, node},
 };
-use crate::observe::load::{Load, Locality as Place, take_all};
+use crate::observe::load::{Load, Locality as LocalityKey, take_all};
 
 /// The metric by which latencies travel: milliseconds, summed over the requests that ended.
 pub const LATENCY: &str = "heddle.latency_ms";
@@ -190,7 +190,10 @@ async fn converse(
     }
 }
 
-fn message(taken: &BTreeMap<Arc<str>, BTreeMap<Place, Load>>, over: Duration) -> LoadStatsRequest {
+fn message(
+    taken: &BTreeMap<Arc<str>, BTreeMap<LocalityKey, Load>>,
+    over: Duration,
+) -> LoadStatsRequest {
     let stats = taken.iter().map(|(service, places)| ClusterStats {
         cluster_name: service.to_string(),
         upstream_locality_stats: places.iter().map(locality).collect(),
@@ -203,7 +206,7 @@ fn message(taken: &BTreeMap<Arc<str>, BTreeMap<Place, Load>>, over: Duration) ->
     }
 }
 
-fn locality(((region, zone), load): (&Place, &Load)) -> UpstreamLocalityStats {
+fn locality(((region, zone), load): (&LocalityKey, &Load)) -> UpstreamLocalityStats {
     let ended = load.succeeded + load.failed;
     let latency = EndpointLoadMetricStats {
         metric_name: LATENCY.to_owned(),

@@ -327,10 +327,10 @@ impl Started {
     }
 }
 
-/// Nobody calls anything.
-pub(super) struct Nobody;
+/// NoCallers calls anything.
+pub(super) struct NoCallers;
 
-impl Callers for Nobody {
+impl Callers for NoCallers {
     fn used(&self) -> HashMap<Arc<str>, Use> {
         HashMap::new()
     }
@@ -341,7 +341,7 @@ impl Callers for Nobody {
 }
 
 fn start(urls: Vec<String>, resources: Resources) -> Started {
-    start_with(urls, resources, Prefetch::None, HOUR, Arc::new(Nobody))
+    start_with(urls, resources, Prefetch::None, HOUR, Arc::new(NoCallers))
 }
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -116,7 +116,7 @@ async fn all_is_asked_for_from_the_start_if_told_so() {
         Resources::default(),
         Prefetch::All,
         HOUR,
-        Arc::new(Nobody),
+        Arc::new(NoCallers),
     );
     let mut visit = soon("a stream", visits.recv()).await.unwrap();
     visit.opening(&[]).await;

@@ -1,6 +1,6 @@
-//! The order of things: check, start the control plane, then the nodes, then the instances, see a call succeed through
-//! each node, tell what to try, keep calls flowing, and at the end stop all in the opposite order. Holds the children
-//! and the folder; whatever way it ends, both are gone afterwards.
+//! The sequence of the demo: check, start the control plane, the nodes and the instances, wait for a call through
+//! each node, print what to try, keep calls running, and at the end stop everything in reverse order. Owns the
+//! children and the folder; both are gone afterwards in every case.
 
 use std::{
     net::SocketAddr,
@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     plan::{self, NODES, Options, Part, Ready},
-    supervise::{Event, House, Readiness, Supervised},
-    tell::{self, Addresses, NodeAddresses, Teller},
+    report::{self, Addresses, NodeAddresses, Reporter},
+    supervise::{Environment, Event, Readiness, Supervised},
     traffic::{Traffic, first_answer},
 };
 
@@ -27,34 +27,37 @@ const FIRST_CALL_WITHIN: Duration = Duration::from_secs(60);
 const EVENTS: usize = 256;
 
 /// Runs the demo until `stop`, or until a part cannot be kept running.
-pub(super) async fn play(options: &Options, stop: impl Future<Output = ()>) -> Result<(), String> {
+pub(super) async fn run_demo(
+    options: &Options,
+    stop: impl Future<Output = ()>,
+) -> Result<(), String> {
     plan::check_ports(options)?;
     let folder = Folder::make(options)?;
     let program =
         std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
     let (events, heard) = mpsc::channel(EVENTS);
     let hurry = CancellationToken::new();
-    let house = House {
+    let environment = Environment {
         program,
         events,
         leftover: folder.temporary(),
         hurry,
     };
-    let mut stage = Stage {
-        house,
+    let mut running = Running {
+        environment,
         heard,
         verbose: options.verbose,
         groups: Groups::default(),
-        teller: Teller::new(),
+        reporter: Reporter::new(),
     };
     let data = folder.path();
     let mut stop = std::pin::pin!(stop);
     let end = tokio::select! {
         biased;
         () = &mut stop => Ok(()),
-        end = stage.run(options, &data) => end,
+        end = running.run(options, &data) => end,
     };
-    stage.clear(heddle_options::terminated_again()).await;
+    running.clear(heddle_options::terminated_again()).await;
     folder.remove();
     end
 }
@@ -111,15 +114,15 @@ struct Groups {
     control: Vec<Supervised>,
 }
 
-struct Stage {
-    house: House,
+struct Running {
+    environment: Environment,
     heard: mpsc::Receiver<Event>,
     verbose: bool,
     groups: Groups,
-    teller: Teller,
+    reporter: Reporter,
 }
 
-impl Stage {
+impl Running {
     async fn run(&mut self, options: &Options, data: &Path) -> Result<(), String> {
         let control = self.start_control(options, data).await?;
         let mut addresses = Addresses {
@@ -130,15 +133,15 @@ impl Stage {
         addresses.nodes = self.start_nodes(options, data, addresses.control).await?;
         self.start_instances(options, &addresses.nodes).await?;
         self.first_calls(&addresses.nodes).await?;
-        heddle_options::ready(&tell::ready(&addresses));
-        self.teller
-            .say(&tell::guide(&addresses, options.instances, &own_name()));
+        heddle_options::ready(&report::ready(&addresses));
+        self.reporter
+            .say(&report::guide(&addresses, options.instances, &own_name()));
         self.keep_calling(options, &addresses.nodes).await
     }
 
     async fn start_control(&mut self, options: &Options, data: &Path) -> Result<Ready, String> {
-        self.teller.step("starting the control plane");
-        let control = Supervised::start(plan::control(options, data), self.house.clone());
+        self.reporter.step("starting the control plane");
+        let control = Supervised::start(plan::control(options, data), self.environment.clone());
         let readiness = control.readiness();
         self.groups.control.push(control);
         self.await_ready(readiness).await
@@ -154,17 +157,17 @@ impl Stage {
             "control plane ready at {control}; starting the proxies of {} nodes",
             NODES.len()
         );
-        self.teller.step(&text);
+        self.reporter.step(&text);
         // The folder is the control plane's to remove, should the demo be killed.
-        let house = House {
+        let environment = Environment {
             leftover: None,
-            ..self.house.clone()
+            ..self.environment.clone()
         };
         for (index, name) in NODES.iter().enumerate() {
             let part = plan::node(index, name, options, data, control);
             self.groups
                 .nodes
-                .push(Supervised::start(part, house.clone()));
+                .push(Supervised::start(part, environment.clone()));
         }
         let waits: Vec<Readiness> = self
             .groups
@@ -176,7 +179,7 @@ impl Stage {
         for (readiness, name) in waits.into_iter().zip(NODES) {
             let ready = self.await_ready(readiness).await?;
             let addresses = node_addresses(name, &ready)?;
-            self.teller
+            self.reporter
                 .step(&format!("{name} ready, outbound {}", addresses.outbound));
             nodes.push(addresses);
         }
@@ -188,9 +191,9 @@ impl Stage {
         options: &Options,
         nodes: &[NodeAddresses],
     ) -> Result<(), String> {
-        let house = House {
+        let environment = Environment {
             leftover: None,
-            ..self.house.clone()
+            ..self.environment.clone()
         };
         let parts: Vec<Part> = nodes
             .iter()
@@ -198,12 +201,12 @@ impl Stage {
                 (1..=options.instances).map(|number| plan::echo(&node.name, number, node.agent))
             })
             .collect();
-        self.teller
+        self.reporter
             .step(&format!("starting {} echo instances", parts.len()));
         for part in parts {
             self.groups
                 .instances
-                .push(Supervised::start(part, house.clone()));
+                .push(Supervised::start(part, environment.clone()));
         }
         let waits: Vec<Readiness> = self
             .groups
@@ -223,7 +226,7 @@ impl Stage {
                 .meanwhile(first_answer(*outbound, FIRST_CALL_WITHIN))
                 .await?
             {
-                Ok(instance) => self.teller.step(&format!(
+                Ok(instance) => self.reporter.step(&format!(
                     "first call through {name}: answered by {instance}"
                 )),
                 Err(why) => return Err(format!("no call through {name} succeeds: {why}")),
@@ -242,14 +245,14 @@ impl Stage {
             .map(|node| (node.name.clone(), node.outbound))
             .collect();
         let mut traffic = Traffic::start(&targets, options.rate)?;
-        let mut ticks = interval(self.teller.pause());
+        let mut ticks = interval(self.reporter.pause());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         loop {
             tokio::select! {
                 event = self.heard.recv() => self.react(event)?,
-                Some(failure) = traffic.failures.recv() => self.teller.failure(&failure),
-                _ = ticks.tick(), if options.rate > 0 => self.teller.tally(&traffic.counts()),
+                Some(failure) = traffic.failures.recv() => self.reporter.failure(&failure),
+                _ = ticks.tick(), if options.rate > 0 => self.reporter.tally(&traffic.counts()),
             }
         }
     }
@@ -281,7 +284,7 @@ impl Stage {
     fn react(&mut self, event: Option<Event>) -> Result<(), String> {
         match event {
             Some(Event::Said { part, line }) if self.verbose => {
-                self.teller.say(&format!("{part}: {line}"));
+                self.reporter.say(&format!("{part}: {line}"));
             }
             Some(Event::Said { .. }) | None => {}
             Some(Event::Died {
@@ -290,16 +293,16 @@ impl Stage {
                 last_lines,
                 again_in,
             }) => {
-                self.teller.say(&format!(
+                self.reporter.say(&format!(
                     "{part} ended ({how}); starting it again in {again_in:?}"
                 ));
                 for line in last_lines {
-                    self.teller.say(&format!("  {part}: {line}"));
+                    self.reporter.say(&format!("  {part}: {line}"));
                 }
             }
-            Some(Event::Back { part }) => self.teller.say(&format!("{part} is back")),
+            Some(Event::Back { part }) => self.reporter.say(&format!("{part} is back")),
             Some(Event::Killed { part }) => {
-                self.teller
+                self.reporter
                     .say(&format!("{part} did not end in time and was killed"));
             }
             Some(Event::GaveUp { why }) => return Err(why),
@@ -310,7 +313,7 @@ impl Stage {
     /// Instances first, so that they leave a working mesh; a second signal ends the waiting. The graces of the three
     /// groups add up to 13 s: all is over within the 15 s that are promised.
     async fn clear(mut self, hurry: impl Future<Output = ()>) {
-        self.teller
+        self.reporter
             .say("stopping: instances, then proxies, then the control plane");
         let Groups {
             instances,
@@ -332,7 +335,7 @@ impl Stage {
         loop {
             tokio::select! {
                 () = &mut all => return,
-                () = &mut hurry, if !self.house.hurry.is_cancelled() => self.house.hurry.cancel(),
+                () = &mut hurry, if !self.environment.hurry.is_cancelled() => self.environment.hurry.cancel(),
                 event = self.heard.recv() => {
                     let _ = self.react(event);
                 }

@@ -1,7 +1,7 @@
-//! A process that takes a program along when the process that started both is killed, which cannot do so any more itself:
-//! `heddle` again, with the hidden `--end-group-with-stdin`. Its standard input says which process group it guards, and
-//! ends however its parent dies; then the group is ended, by SIGTERM first. A parent that has ended the group itself kills
-//! its guardian.
+//! A process that ends a program when the process that started both is killed and cannot do so itself: `heddle`
+//! again, with the hidden `--end-group-with-stdin`. Its standard input names the process group, and closes however
+//! its parent dies; then the group is ended, by SIGTERM first. A parent that has ended the group itself kills its
+//! watchdog.
 
 use std::{
     ffi::OsString,
@@ -18,14 +18,14 @@ pub(crate) const FLAG: &str = "--end-group-with-stdin";
 /// How often it is looked whether a group that was told to end has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What a guardian is told: the group, and how long it has from SIGTERM to SIGKILL.
+/// What a watchdog is told: the group, and how long it has from SIGTERM to SIGKILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ward {
+pub(crate) struct WatchedGroup {
     pub(crate) group: Pid,
     pub(crate) patience: Duration,
 }
 
-impl Ward {
+impl WatchedGroup {
     /// As a line of standard input.
     pub(crate) fn line(self) -> String {
         let Self { group, patience } = self;
@@ -52,10 +52,10 @@ pub(crate) fn run(args: &[OsString]) -> Option<ExitCode> {
     let ward = stdin
         .read_line(&mut line)
         .ok()
-        .and_then(|_| Ward::read(&line));
+        .and_then(|_| WatchedGroup::read(&line));
     let mut ignored = [0; 64];
     while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
-    if let Some(Ward { group, patience }) = ward {
+    if let Some(WatchedGroup { group, patience }) = ward {
         end(group, patience);
     }
     Some(ExitCode::SUCCESS)
@@ -79,14 +79,14 @@ mod tests {
 
     #[test]
     fn what_a_guardian_is_told_is_read_as_it_was_meant() {
-        let ward = Ward {
+        let ward = WatchedGroup {
             group: Pid::from_raw(4711).unwrap(),
             patience: Duration::from_secs(10),
         };
-        assert_eq!(Ward::read(&ward.line()), Some(ward));
+        assert_eq!(WatchedGroup::read(&ward.line()), Some(ward));
         // Nor is a group ever taken for "all processes" or "my own".
         for wrong in ["", "x 1", "0 1", "1 1", "-5 1", "7", "7 x"] {
-            assert_eq!(Ward::read(wrong), None, "{wrong}");
+            assert_eq!(WatchedGroup::read(wrong), None, "{wrong}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! One process of the demo from spawn to exit: in a process group of its own (Ctrl-C is for the demo), with a pipe as
-//! its standard input that ends when the demo dies in whatever way, and with all that it says kept for a while.
+//! standard input that closes when the demo dies, and with its last output kept.
 
 use std::{
     collections::VecDeque,

@@ -1,15 +1,14 @@
-//! What the book knows of what instances serve: answers of their reflection come in, their views change. Descriptors are
-//! held within a bound for the whole node; over it an instance is routed all the same and its status says why it is not
-//! described.
+//! What instances serve: results of their reflection come in, their views change. The node holds descriptors up to a
+//! limit; over it an instance is still routed, and its status says why it has no descriptors.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Book, Entry, View};
+use super::{Entry, InstanceTable, View};
 use crate::agent::{
     key::InstanceKey,
-    knowledge::{Known, Learned},
     reflect::{ReflectError, Told},
     schema::Schema,
+    served::{Reflected, Served},
 };
 
 /// What the descriptors of all instances of this node may cost in memory, equal ones counted once.
@@ -23,12 +22,12 @@ fn too_many() -> String {
     )
 }
 
-impl Book {
+impl InstanceTable {
     /// The services that the instance's reflection lists; their descriptors are still being asked for.
     pub fn listed(&mut self, key: &InstanceKey, registration: &str, names: &[String]) -> bool {
         self.learn(key, registration, |entry| {
-            let learned = entry.learned.get_or_insert_default();
-            names.clone_into(&mut learned.names);
+            let reflected = entry.reflected.get_or_insert_default();
+            names.clone_into(&mut reflected.names);
             entry.asked = true;
             Missing::AsBefore
         })
@@ -38,16 +37,16 @@ impl Book {
     pub fn told(&mut self, key: &InstanceKey, registration: &str, told: Told) -> bool {
         self.learn(key, registration, |entry| {
             let Told {
-                mut learned,
+                mut reflected,
                 lacking,
             } = told;
             if lacking.as_ref().is_some_and(ReflectError::is_partial)
-                && let Some(before) = entry.learned.take()
+                && let Some(before) = entry.reflected.take()
                 && before.schema.is_some()
             {
-                learned.schema = before.schema;
+                reflected.schema = before.schema;
             }
-            entry.learned = Some(learned);
+            entry.reflected = Some(reflected);
             entry.asked = true;
             lacking.map_or(Missing::Nothing, Missing::Part)
         })
@@ -79,7 +78,7 @@ impl Book {
         }
         let (before, was_asked) = (Arc::clone(&entry.view), entry.asked);
         let missing = f(&mut entry);
-        let Known { protos, schema } = Known::of(&entry.given, entry.learned.as_ref());
+        let Served { protos, schema } = Served::of(&entry.declared, entry.reflected.as_ref());
         let mut view = View::clone(&before);
         match missing {
             Missing::AsBefore => {}
@@ -115,15 +114,20 @@ impl Book {
         };
         let mut schema = schema;
         keep(&mut schema);
-        keep(&mut entry.given.schema);
-        if let Some(learned) = &mut entry.learned {
-            keep(&mut learned.schema);
+        keep(&mut entry.declared.schema);
+        if let Some(reflected) = &mut entry.reflected {
+            keep(&mut reflected.schema);
         }
         let view = Arc::make_mut(&mut entry.view);
         view.schema = schema;
         if full {
             view.schema_reason = too_many();
-        } else if let Some(fault) = entry.given.schema.as_ref().and_then(Schema::missing_import) {
+        } else if let Some(fault) = entry
+            .declared
+            .schema
+            .as_ref()
+            .and_then(Schema::missing_import)
+        {
             view.schema_reason = format!("its descriptor set {fault}");
         }
     }
@@ -143,11 +147,11 @@ impl Book {
 
 impl Entry {
     fn schemas(&self) -> impl Iterator<Item = &Schema> {
-        let learned = self.learned.as_ref().and_then(|it| it.schema.as_ref());
+        let reflected = self.reflected.as_ref().and_then(|it| it.schema.as_ref());
         let all = [
             self.view.schema.as_ref(),
-            self.given.schema.as_ref(),
-            learned,
+            self.declared.schema.as_ref(),
+            reflected,
         ];
         all.into_iter().flatten()
     }
@@ -167,9 +171,12 @@ enum Missing {
 impl Missing {
     /// What status shows: nothing is missing where its own descriptors are at hand.
     fn reason(&self, entry: &Entry, protos_known: bool) -> String {
-        let kept = entry.learned.as_ref().is_some_and(Learned::is_something);
+        let kept = entry
+            .reflected
+            .as_ref()
+            .is_some_and(Reflected::is_something);
         match self {
-            _ if entry.given.schema.is_some() => String::new(),
+            _ if entry.declared.schema.is_some() => String::new(),
             Self::AsBefore | Self::Nothing => String::new(),
             Self::Answer(why) if kept => format!("{why}; what it told before stays"),
             Self::Part(why) | Self::Answer(why) => why.reason(protos_known),

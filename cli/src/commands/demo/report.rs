@@ -1,5 +1,5 @@
-//! The words of the demo: progress, what to try, the tally. In come addresses and counts, out goes text; on a terminal
-//! the tally is one line that changes, elsewhere a plain line now and then.
+//! The output of the demo: progress, what to try, counts of calls. On a terminal the counts are one line that is
+//! updated, elsewhere a plain line from time to time.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -34,7 +34,7 @@ pub(super) struct Addresses {
     pub(super) nodes: Vec<NodeAddresses>,
 }
 
-pub(super) struct Teller {
+pub(super) struct Reporter {
     terminal: bool,
     /// The changing line stands there and must be cleared before another.
     open: bool,
@@ -43,7 +43,7 @@ pub(super) struct Teller {
     told: u32,
 }
 
-impl Teller {
+impl Reporter {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self {

@@ -22,7 +22,7 @@ struct Place {
     vacant_since: Option<Instant>,
 }
 
-/// See the room sign. By the full name of the service, then by proto service.
+/// See the module documentation. By the full name of the service, then by proto service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClaimOrder {
     places: BTreeMap<String, BTreeMap<String, Place>>,

@@ -1,6 +1,6 @@
-//! From the first start to the drain: start, wait until it listens, register, watch; start again with back-off when it
-//! fails; at a signal leave the mesh first, let its calls end, then stop it. One program runs at a time, and it is registered only while
-//! it listens.
+//! The lifecycle of the program under `heddle run`: start, wait until it listens, register, watch, restart with
+//! backoff when it fails. On a signal: deregister, wait for its calls in flight, stop. One program runs at a time,
+//! and it is registered only while it listens.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::{
     options::{Plan, Restart},
     program::{Program, code, is_free, listening},
-    unknown::tell_what_is_unknown,
+    schema_hint::warn_about_unknown_schema,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -34,7 +34,7 @@ enum End {
 }
 
 /// Runs the program until it ends for good or `stop`; gives the exit code to pass on.
-pub(super) async fn live(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
+pub(super) async fn run_program(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
     let mut stop = pin!(stop);
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     is_free(plan.port).await?;
@@ -75,7 +75,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
     }
     let registration = register(plan, address)?;
     let mut told = pin!(tell_when_registered(plan, address, &registration));
-    let mut unknown = pin!(tell_what_is_unknown(plan, &registration));
+    let mut unknown = pin!(warn_about_unknown_schema(plan, &registration));
     let mut said = false;
     loop {
         tokio::select! {

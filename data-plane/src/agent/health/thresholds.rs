@@ -1,5 +1,5 @@
-//! Thresholds: how many answers in a row turn the verdict over one instance. Answers go in one after the other, a verdict
-//! comes out when it is to be told. Pure: no clock, no sockets.
+//! Health thresholds: how many results in a row change the health of an instance. Results go in one by one; a health
+//! comes out when it is to be reported. Pure: no clock, no sockets.
 
 use crate::agent::validate::CheckPlan;
 
@@ -22,9 +22,9 @@ impl Finding {
     }
 }
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Judge {
+pub(super) struct Thresholds {
     healthy: bool,
     /// Before the first success one is enough.
     fresh: bool,
@@ -33,7 +33,7 @@ pub(super) struct Judge {
     unhealthy_threshold: u32,
 }
 
-impl Judge {
+impl Thresholds {
     #[must_use]
     pub(super) fn new(plan: &CheckPlan) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
-    use super::{Finding, Judge};
+    use super::{Finding, Thresholds};
     use crate::agent::validate::CheckPlan;
     use heddle_proto::registry::v1::health_check::Kind;
     use std::time::Duration;
@@ -106,7 +106,7 @@ mod tests {
         };
         let (passed, failed) = (Finding::Passed, Finding::Failed("x".into()));
         let declined = Finding::Declined("x".into());
-        let mut judge = Judge::new(&plan);
+        let mut thresholds = Thresholds::new(&plan);
         // Not up yet: each failure is told for its reason; the first success suffices.
         let first = [
             (&failed, Some(false)),
@@ -130,13 +130,13 @@ mod tests {
             (&declined, None),
         ];
         for (index, (finding, expect)) in first.into_iter().chain(later).enumerate() {
-            assert_eq!(judge.take(finding), expect, "answer {index}");
+            assert_eq!(thresholds.take(finding), expect, "answer {index}");
         }
-        judge.refused();
+        thresholds.refused();
         let back = [
-            judge.take(&passed),
-            judge.take(&passed),
-            judge.take(&passed),
+            thresholds.take(&passed),
+            thresholds.take(&passed),
+            thresholds.take(&passed),
         ];
         assert_eq!(back, [None, None, Some(true)]);
     }

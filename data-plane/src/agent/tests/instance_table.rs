@@ -8,9 +8,9 @@ use heddle_proto::registry::v1::{Health, HealthCheck, Instance, health_check::Ki
 
 use super::{checked, instance};
 use crate::agent::{
-    book::{Book, MAX_INSTANCES, Refused},
-    gone::{Cause, Causes, Gone},
+    instance_table::{InstanceTable, MAX_INSTANCES, Refused},
     key::InstanceKey,
+    removed::{Cause, Causes, RemovedInstances},
 };
 
 const TTL: Duration = Duration::from_secs(15);
@@ -29,58 +29,59 @@ fn name(word: &str) -> Arc<str> {
 #[test]
 fn without_a_beat_an_instance_is_out_after_the_ttl() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
-    book.register(
-        checked(instance("echo", "e1", "127.0.0.1:1")),
-        &name("r1"),
-        now,
-    )
-    .unwrap();
-    assert_eq!(book.next_expiry(), Some(now + TTL));
-    let stream = book.stream_opened("r1", now + TTL / 2).unwrap();
-    assert_eq!(book.expire(now + TTL), [], "it has beaten meanwhile");
+    let mut table = InstanceTable::new(TTL);
+    table
+        .register(
+            checked(instance("echo", "e1", "127.0.0.1:1")),
+            &name("r1"),
+            now,
+        )
+        .unwrap();
+    assert_eq!(table.next_expiry(), Some(now + TTL));
+    let stream = table.stream_opened("r1", now + TTL / 2).unwrap();
+    assert_eq!(table.expire(now + TTL), [], "it has beaten meanwhile");
     assert_eq!(
-        book.beat("r1", now + TTL),
+        table.beat("r1", now + TTL),
         Some((Health::Healthy, String::new()))
     );
-    let out = book.expire(now + TTL * 2);
+    let out = table.expire(now + TTL * 2);
     assert_eq!(out, [(key("echo", "e1"), Some(Cause::NoBeat(TTL)))]);
-    assert_eq!(book.beat("r1", now), None);
-    assert_eq!(book.stream_closed("r1", stream, Cause::StreamBroke), None);
+    assert_eq!(table.beat("r1", now), None);
+    assert_eq!(table.stream_closed("r1", stream, Cause::StreamBroke), None);
 }
 
 #[test]
 fn a_broken_stream_takes_its_own_registration_out_and_no_newer_one() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let one = || checked(instance("echo", "e1", "127.0.0.1:1"));
-    book.register(one(), &name("r1"), now).unwrap();
-    let old = book.stream_opened("r1", now).unwrap();
+    table.register(one(), &name("r1"), now).unwrap();
+    let old = table.stream_opened("r1", now).unwrap();
     // Registered again before the old stream is seen to break.
-    book.register(one(), &name("r2"), now).unwrap();
-    assert_eq!(book.stream_closed("r1", old, Cause::StreamBroke), None);
-    assert_eq!(book.views().len(), 1);
+    table.register(one(), &name("r2"), now).unwrap();
+    assert_eq!(table.stream_closed("r1", old, Cause::StreamBroke), None);
+    assert_eq!(table.views().len(), 1);
     // Two streams of one registration: the newer stands for it.
-    let first = book.stream_opened("r2", now).unwrap();
-    let second = book.stream_opened("r2", now).unwrap();
-    assert_eq!(book.stream_closed("r2", first, Cause::StreamBroke), None);
+    let first = table.stream_opened("r2", now).unwrap();
+    let second = table.stream_opened("r2", now).unwrap();
+    assert_eq!(table.stream_closed("r2", first, Cause::StreamBroke), None);
     assert_eq!(
-        book.stream_closed("r2", second, Cause::StreamBroke),
+        table.stream_closed("r2", second, Cause::StreamBroke),
         Some(key("echo", "e1"))
     );
-    assert!(book.views().is_empty());
+    assert!(table.views().is_empty());
 }
 
 #[test]
 fn what_was_restored_is_served_and_goes_unless_it_comes_back() {
     let now = Instant::now();
-    let mut before = Book::new(TTL);
+    let mut before = InstanceTable::new(TTL);
     for id in ["e1", "e2"] {
         before
             .register(checked(instance("echo", id, "127.0.0.1:1")), &name(id), now)
             .unwrap();
     }
-    let mut after = Book::new(TTL);
+    let mut after = InstanceTable::new(TTL);
     for view in before.registered() {
         after.restore((*view).clone(), now);
     }
@@ -100,7 +101,7 @@ fn what_was_restored_is_served_and_goes_unless_it_comes_back() {
 #[test]
 fn an_instance_with_a_check_waits_for_it_and_keeps_its_health_over_a_new_registration() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let check = HealthCheck {
         kind: Kind::Tcp.into(),
         ..HealthCheck::default()
@@ -111,20 +112,20 @@ fn an_instance_with_a_check_waits_for_it_and_keeps_its_health_over_a_new_registr
             ..instance("echo", "e1", "127.0.0.1:1")
         })
     };
-    let health = |book: &Book| book.view(&key("echo", "e1")).unwrap().health;
-    book.register(one(), &name("r1"), now).unwrap();
-    assert_eq!(health(&book), Health::Unhealthy);
-    assert!(!book.settled());
-    assert!(book.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
-    assert!(book.settled());
-    book.register(one(), &name("r2"), now).unwrap();
+    let health = |table: &InstanceTable| table.view(&key("echo", "e1")).unwrap().health;
+    table.register(one(), &name("r1"), now).unwrap();
+    assert_eq!(health(&table), Health::Unhealthy);
+    assert!(!table.settled());
+    assert!(table.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
+    assert!(table.settled());
+    table.register(one(), &name("r2"), now).unwrap();
     assert_eq!(
-        health(&book),
+        health(&table),
         Health::Healthy,
         "its stream broke, its process did not"
     );
     assert!(
-        !book.set_health(&key("echo", "e1"), "r1", Health::Unhealthy, "late"),
+        !table.set_health(&key("echo", "e1"), "r1", Health::Unhealthy, "late"),
         "an old check's word"
     );
 }
@@ -132,20 +133,22 @@ fn an_instance_with_a_check_waits_for_it_and_keeps_its_health_over_a_new_registr
 #[test]
 fn a_file_and_a_registration_do_not_fight() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let one = |id: &str, address: &str| checked(instance("echo", id, address));
     let file = Path::new("/s/a.yaml");
-    book.register(one("own", "127.0.0.1:1"), &name("r1"), now)
+    table
+        .register(one("own", "127.0.0.1:1"), &name("r1"), now)
         .unwrap();
-    let refused = book.set_file(file, vec![(one("own", "127.0.0.1:2"), name("f1"))], now);
+    let refused = table.set_file(file, vec![(one("own", "127.0.0.1:2"), name("f1"))], now);
     assert!(matches!(refused, Err(Refused::HeldByRegistration { .. })));
-    book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f2"))], now)
+    table
+        .set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f2"))], now)
         .unwrap();
-    let refused = book
+    let refused = table
         .register(one("e1", "127.0.0.1:3"), &name("r2"), now)
         .unwrap_err();
     assert!(refused.to_string().contains("/s/a.yaml"), "{refused}");
-    let other = book.set_file(
+    let other = table.set_file(
         Path::new("/s/b.yaml"),
         vec![(one("e1", "127.0.0.1:2"), name("f3"))],
         now,
@@ -153,98 +156,102 @@ fn a_file_and_a_registration_do_not_fight() {
     assert!(matches!(other, Err(Refused::HeldByFile { .. })));
 
     // Unchanged content touches nothing; files are not kept for the next start, nor do they expire.
-    let version = book.version();
-    let same = book.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))], now);
+    let version = table.version();
+    let same = table.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))], now);
     assert_eq!(
         same.map(|filed| (filed.joined.len(), filed.leaving)),
         Ok((0, vec![]))
     );
-    assert_eq!(book.version(), version);
-    assert_eq!(book.registered().len(), 1);
-    assert_eq!(book.expire(now + TTL * 9).len(), 1);
+    assert_eq!(table.version(), version);
+    assert_eq!(table.registered().len(), 1);
+    assert_eq!(table.expire(now + TTL * 9).len(), 1);
     // What the file does not name any more drains; the time takes it out if nobody does.
-    let leaving = book.set_file(file, vec![], now).unwrap().leaving;
+    let leaving = table.set_file(file, vec![], now).unwrap().leaving;
     assert_eq!(leaving.len(), 1);
-    assert!(!book.has_file(file));
-    assert_eq!(book.expire(now + TTL), [(key("echo", "e1"), None)]);
-    assert!(book.views().is_empty());
+    assert!(!table.has_file(file));
+    assert_eq!(table.expire(now + TTL), [(key("echo", "e1"), None)]);
+    assert!(table.views().is_empty());
 }
 
 #[test]
 fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let one = || checked(instance("echo", "e1", "127.0.0.1:1"));
-    book.register(one(), &name("r1"), now).unwrap();
-    let stream = book.stream_opened("r1", now).unwrap();
-    let before = book.version();
-    let leaving = book.drain("r1", None, now).unwrap();
+    table.register(one(), &name("r1"), now).unwrap();
+    let stream = table.stream_opened("r1", now).unwrap();
+    let before = table.version();
+    let leaving = table.drain("r1", None, now).unwrap();
     assert_eq!(
         (leaving.key, leaving.version),
         (key("echo", "e1"), before + 1)
     );
-    let view = |book: &Book| Arc::clone(book.view(&key("echo", "e1")).unwrap());
-    assert_eq!(view(&book).health, Health::Draining);
-    assert!(!view(&book).reason.is_empty());
+    let view = |table: &InstanceTable| Arc::clone(table.view(&key("echo", "e1")).unwrap());
+    assert_eq!(view(&table).health, Health::Draining);
+    assert!(!view(&table).reason.is_empty());
     // A check's success does not bring it back; beats do not keep it; the next process does not serve it.
-    assert!(!book.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
+    assert!(!table.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
     assert_eq!(
-        book.beat("r1", now + TTL / 2),
-        Some((Health::Draining, crate::agent::book::DRAINING.to_owned()))
+        table.beat("r1", now + TTL / 2),
+        Some((
+            Health::Draining,
+            crate::agent::instance_table::DRAINING.to_owned()
+        ))
     );
-    assert!(book.registered().is_empty());
+    assert!(table.registered().is_empty());
     assert_eq!(
-        book.drain("r1", None, now + TTL / 2).unwrap().version,
+        table.drain("r1", None, now + TTL / 2).unwrap().version,
         before + 1
     );
-    assert_eq!(book.expire(now + TTL).len(), 1);
-    assert_eq!(book.stream_closed("r1", stream, Cause::StreamBroke), None);
+    assert_eq!(table.expire(now + TTL).len(), 1);
+    assert_eq!(table.stream_closed("r1", stream, Cause::StreamBroke), None);
 
     // It registers again while it drains: as new.
-    book.register(one(), &name("r2"), now).unwrap();
-    book.drain("r2", None, now).unwrap();
-    book.register(one(), &name("r3"), now).unwrap();
-    assert_eq!(view(&book).health, Health::Healthy);
-    assert_eq!(book.deregister("r2", None), None);
-    assert_eq!(book.drain("nobody", None, now), None);
+    table.register(one(), &name("r2"), now).unwrap();
+    table.drain("r2", None, now).unwrap();
+    table.register(one(), &name("r3"), now).unwrap();
+    assert_eq!(view(&table).health, Health::Healthy);
+    assert_eq!(table.deregister("r2", None), None);
+    assert_eq!(table.drain("nobody", None, now), None);
 }
 
 #[test]
 fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let one = |id: &str| checked(instance("echo", id, "127.0.0.1:1"));
     for id in ["asks", "broke", "silent", "leaves", "taken"] {
-        book.register(one(id), &name(id), now).unwrap();
+        table.register(one(id), &name(id), now).unwrap();
     }
     let file = Path::new("/s/a.yaml");
     let of_file = |id: &str| (one(id), name(id));
-    book.set_file(file, vec![of_file("edited"), of_file("file")], now)
+    table
+        .set_file(file, vec![of_file("edited"), of_file("file")], now)
         .unwrap();
-    book.deregister("asks", None);
-    let stream = book.stream_opened("broke", now).unwrap();
-    book.stream_closed("broke", stream, Cause::StreamBroke);
+    table.deregister("asks", None);
+    let stream = table.stream_opened("broke", now).unwrap();
+    table.stream_closed("broke", stream, Cause::StreamBroke);
     // It has asked, so it matters no more how its stream ends.
-    let stream = book.stream_opened("leaves", now).unwrap();
-    book.drain("leaves", None, now).unwrap();
-    book.stream_closed("leaves", stream, Cause::StreamBroke);
-    book.deregister("taken", Cause::said("its process ended\n"));
+    let stream = table.stream_opened("leaves", now).unwrap();
+    table.drain("leaves", None, now).unwrap();
+    table.stream_closed("leaves", stream, Cause::StreamBroke);
+    table.deregister("taken", Cause::said("its process ended\n"));
     assert_eq!(Cause::said("\n"), None);
     // Who takes an instance out of its file asks for it; a file that is gone may be an accident.
-    let edited = book
+    let edited = table
         .set_file(file, vec![of_file("file")], now)
         .unwrap()
         .leaving;
-    let gone = book.file_gone(file, now);
+    let gone = table.file_gone(file, now);
     for leaving in edited.iter().chain(&gone) {
-        book.deregister(&leaving.registration, None);
+        table.deregister(&leaving.registration, None);
     }
-    book.expire(now + TTL);
-    let remembered = |book: &mut Book, known: u64| {
+    table.expire(now + TTL);
+    let remembered = |table: &mut InstanceTable, known: u64| {
         let words = |(key, cause): (InstanceKey, Option<Cause>)| {
             (key.id, cause.map(|cause| cause.to_string()))
         };
-        book.gone(known).into_iter().map(words).collect::<Vec<_>>()
+        table.gone(known).into_iter().map(words).collect::<Vec<_>>()
     };
     let expected = [
         ("asks", None),
@@ -256,22 +263,22 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
         ("taken", Some("its process ended")),
     ];
     let expected = expected.map(|(id, cause)| (id.to_owned(), cause.map(str::to_owned)));
-    assert_eq!(remembered(&mut book, 0), expected);
+    assert_eq!(remembered(&mut table, 0), expected);
 
     // One that is back is not gone; what is known is forgotten.
-    let before = book.version();
-    book.register(one("broke"), &name("again"), now).unwrap();
-    assert_eq!(remembered(&mut book, 0).len(), 6);
-    book.deregister("again", None);
-    let left = remembered(&mut book, before);
+    let before = table.version();
+    table.register(one("broke"), &name("again"), now).unwrap();
+    assert_eq!(remembered(&mut table, 0).len(), 6);
+    table.deregister("again", None);
+    let left = remembered(&mut table, before);
     assert_eq!(left, [("broke".to_owned(), None)]);
-    let version = book.version();
-    assert_eq!(book.gone(version), Causes::new());
+    let version = table.version();
+    assert_eq!(table.gone(version), Causes::new());
 }
 
 #[test]
 fn no_more_is_remembered_than_a_node_can_have() {
-    let mut gone = Gone::default();
+    let mut gone = RemovedInstances::default();
     for change in 1..=MAX_INSTANCES as u64 + 5 {
         gone.went(key("echo", &format!("e{change}")), None, change);
     }
@@ -286,19 +293,19 @@ fn no_more_is_remembered_than_a_node_can_have() {
 #[test]
 fn one_that_takes_the_place_of_a_living_one_is_known_to() {
     let now = Instant::now();
-    let mut book = Book::new(TTL);
+    let mut table = InstanceTable::new(TTL);
     let mut register = |port: u16, registration: &str| {
         let instance = instance("echo", "e1", &format!("127.0.0.1:{port}"));
-        let joined = book.register(checked(instance), &name(registration), now);
-        let stream = book.stream_opened(registration, now).unwrap();
+        let joined = table.register(checked(instance), &name(registration), now);
+        let stream = table.stream_opened(registration, now).unwrap();
         (joined.unwrap().ousted, stream)
     };
     assert_eq!(register(1, "r1").0, None);
     assert_eq!(register(1, "r2").0, None, "it came back itself");
     let (ousted, stream) = register(2, "r3");
     assert_eq!(ousted, Some("127.0.0.1:1".parse().unwrap()));
-    book.stream_closed("r3", stream, Cause::StreamBroke);
-    let joined = book.register(
+    table.stream_closed("r3", stream, Cause::StreamBroke);
+    let joined = table.register(
         checked(instance("echo", "e1", "127.0.0.1:3")),
         &name("r4"),
         now,

@@ -1,5 +1,5 @@
-//! What the book says to others: an instance as everybody sees it, where it comes from, and the answers of the book to
-//! who asks. Plain values; nothing happens here.
+//! What the instance table gives to its callers: the view of an instance, where it comes from, and the results of
+//! operations. Plain values.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 

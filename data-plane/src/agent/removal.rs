@@ -1,7 +1,7 @@
-//! Taking instances out so that no call is lost: they drain, this node's workers and then every other client learn of
-//! it, only then they are gone, and then their calls in flight end. A registration, or those that a file named, come in;
-//! who has not acknowledged, and how many calls are left, goes out. Every wait is bounded, and whoever asked may go away:
-//! what was begun is finished.
+//! Removes instances without losing a call: the instance drains, this node's workers and then all other clients learn
+//! of it, the instance is removed, and its calls in flight end. Input: a registration, or those of a file. Output:
+//! which clients have not acknowledged, and how many calls are left. Every wait is bounded. A removal that has begun
+//! is finished even if its caller goes away.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,9 +10,9 @@ use tracing::{info, warn};
 
 use super::{
     Agent,
-    book::Leaving,
-    gone::Cause,
+    instance_table::Leaving,
     key::InstanceKey,
+    removed::Cause,
     session::{Acknowledged, SessionHandle},
 };
 
@@ -36,7 +36,7 @@ pub trait Calls: Send + Sync {
 
 /// How the calls in flight are waited for, and what that came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Retired {
+pub struct Removed {
     pub acknowledged: Acknowledged,
     /// Calls that had not ended; `None`: they were not waited for.
     pub in_flight: Option<usize>,
@@ -44,7 +44,7 @@ pub struct Retired {
 
 /// See the module's first lines. Clones are one.
 #[derive(Clone)]
-pub struct Retire {
+pub struct Remover {
     agent: Agent,
     session: SessionHandle,
     /// Number of the newest change that the routing table has.
@@ -52,7 +52,7 @@ pub struct Retire {
     calls: Arc<dyn Calls>,
 }
 
-impl Retire {
+impl Remover {
     #[must_use]
     pub fn new(
         agent: Agent,
@@ -84,12 +84,12 @@ impl Retire {
         unasked: Option<Cause>,
         max_wait: Duration,
         max_finish: Option<Duration>,
-    ) -> Option<Retired> {
+    ) -> Option<Removed> {
         let leaving = self.agent.drain(registration, unasked)?;
         let endpoint = self.calls.endpoint(&leaving.key);
-        let retire = self.clone();
+        let remover = self.clone();
         let done =
-            tokio::spawn(async move { retire.finish(&[leaving], max_wait.min(MAX_WAIT)).await });
+            tokio::spawn(async move { remover.finish(&[leaving], max_wait.min(MAX_WAIT)).await });
         let acknowledged = done.await.unwrap_or_default();
         let in_flight = match (max_finish, endpoint) {
             (None, _) => None,
@@ -99,7 +99,7 @@ impl Retire {
                 Some(self.calls.ended(endpoint, within.min(MAX_FINISH)).await)
             }
         };
-        Some(Retired {
+        Some(Removed {
             acknowledged,
             in_flight,
         })
@@ -110,9 +110,9 @@ impl Retire {
         if leaving.is_empty() {
             return;
         }
-        let retire = self.clone();
+        let remover = self.clone();
         tokio::spawn(async move {
-            let answer = retire.finish(&leaving, MAX_WAIT).await;
+            let answer = remover.finish(&leaving, MAX_WAIT).await;
             for Leaving { key, .. } in &leaving {
                 if answer.acknowledged {
                     info!(instance = %key, "out: every client knows, it may be stopped");

@@ -1,6 +1,6 @@
-//! The instances of this node: who is here, since when, how it is. Registrations, beats, files, check results and the
-//! passing of time go in (`now` is given); immutable views come out, and a number that rises with each change. No
-//! sockets, no tasks, no clock.
+//! The table of this node's instances: which are registered, since when, and their health. Input: registrations,
+//! beats, files, check results and the time (`now` is a parameter). Output: immutable views, and a number that rises
+//! with each change. No sockets, no tasks, no clock.
 
 use std::{
     collections::BTreeMap,
@@ -8,23 +8,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
+use heddle_proto::registry::v1::{Health, Protocol};
 
 use super::{
-    gone::{Cause, Causes, Gone},
     key::InstanceKey,
-    knowledge::{Given, Known, Learned},
-    validate::Checked,
+    removed::{Cause, Causes, RemovedInstances},
+    served::{Declared, Reflected},
 };
 
 mod claims;
 mod files;
+mod joining;
 mod schemas;
-mod words;
+mod types;
 
 pub use claims::ClaimOrder;
 pub use schemas::MAX_HELD_COST;
-pub use words::{Filed, Joined, Leaving, Refused, Source, View, Views};
+pub use types::{Filed, Joined, Leaving, Refused, Source, View, Views};
 
 /// The most instances one node takes.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -45,9 +45,9 @@ struct Entry {
     /// Why it drains, if it did not ask to go.
     unasked: Option<Cause>,
     /// What its registration says that it serves.
-    given: Given,
+    declared: Declared,
     /// What its reflection told last.
-    learned: Option<Learned>,
+    reflected: Option<Reflected>,
     /// It has answered whether it has reflection, or was given its time to.
     asked: bool,
     /// The control plane does not take it: nobody is to call it, whatever its check says meanwhile.
@@ -61,12 +61,12 @@ struct Checks {
     reason: String,
 }
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Debug)]
-pub struct Book {
+pub struct InstanceTable {
     entries: BTreeMap<InstanceKey, Entry>,
     by_registration: BTreeMap<Arc<str>, InstanceKey>,
-    gone: Gone,
+    gone: RemovedInstances,
     claims: ClaimOrder,
     version: u64,
     ttl: Duration,
@@ -76,13 +76,13 @@ pub struct Book {
 /// The reason of an instance whose first check has not succeeded yet.
 pub const UNCHECKED: &str = "its first health check has not succeeded yet";
 
-impl Book {
+impl InstanceTable {
     #[must_use]
     pub fn new(ttl: Duration) -> Self {
         Self {
             entries: BTreeMap::new(),
             by_registration: BTreeMap::new(),
-            gone: Gone::default(),
+            gone: RemovedInstances::default(),
             claims: ClaimOrder::default(),
             version: 0,
             ttl,
@@ -129,117 +129,6 @@ impl Book {
             .filter(own)
             .map(|entry| Arc::clone(&entry.view))
             .collect()
-    }
-
-    /// Adds an instance, or replaces an earlier registration of the same one.
-    ///
-    /// # Errors
-    /// A file holds it, or the node is full.
-    pub fn register(
-        &mut self,
-        checked: Checked,
-        registration: &Arc<str>,
-        now: Instant,
-    ) -> Result<Joined, Refused> {
-        let key = InstanceKey::of(&checked.instance);
-        if let Some(Entry {
-            source: Source::File(file),
-            ..
-        }) = self.entries.get(&key)
-        {
-            return Err(Refused::HeldByFile {
-                key,
-                file: file.clone(),
-            });
-        }
-        if !self.entries.contains_key(&key) && self.entries.len() >= MAX_INSTANCES {
-            return Err(Refused::Full);
-        }
-        let beat_by = now.checked_add(self.ttl);
-        Ok(self.insert(key, checked, Source::Registered, registration, beat_by))
-    }
-
-    fn insert(
-        &mut self,
-        key: InstanceKey,
-        checked: Checked,
-        source: Source,
-        registration: &Arc<str>,
-        beat_by: Option<Instant>,
-    ) -> Joined {
-        let previous = self.remove_entry(&key);
-        self.gone.is_back(&key);
-        let passive = matches!(
-            checked.check.kind,
-            Kind::KeepAlive | Kind::None | Kind::Unspecified
-        );
-        let ousted = previous
-            .as_ref()
-            .filter(|p| p.stream.is_some() && p.view.address != checked.address)
-            .map(|p| p.view.address);
-        // The same process after a restart of the agent or of its stream goes on as it was: no flap.
-        let same = previous.filter(|p| {
-            p.view.address == checked.address && p.view.instance.version == checked.instance.version
-        });
-        let fresh = same
-            .as_ref()
-            .is_none_or(|p| p.view.health == Health::Draining);
-        let (health, reason) = match &same {
-            _ if passive => (Health::Healthy, String::new()),
-            // Whether the control plane takes it as it is now is not known yet.
-            Some(p) if !fresh => match &p.refused {
-                Some(checks) => (checks.health, checks.reason.clone()),
-                None => (p.view.health, p.view.reason.clone()),
-            },
-            _ => (Health::Unhealthy, UNCHECKED.to_owned()),
-        };
-        // Descriptors that are given anew are newer than what was told once.
-        let told = same.filter(|p| checked.schema.is_none() || p.given.schema == checked.schema);
-        let (learned, asked, told_reason) = match told {
-            Some(p) => (p.learned, p.asked, p.view.schema_reason.clone()),
-            None => (None, false, String::new()),
-        };
-        let given = Given {
-            named: checked.instance.protos.clone(),
-            schema: checked.schema,
-        };
-        let Known { protos, schema } = Known::of(&given, learned.as_ref());
-        let has_reflection = checked.instance.protocol == i32::from(Protocol::Grpc);
-        let joined = Joined {
-            key: key.clone(),
-            registration: Arc::clone(registration),
-            address: checked.address,
-            plan: checked.check,
-            has_reflection,
-            ousted,
-        };
-        let mut entry = Entry {
-            view: Arc::new(View {
-                instance: checked.instance,
-                address: checked.address,
-                health,
-                reason,
-                protos,
-                schema: None,
-                schema_reason: told_reason,
-                registration: Arc::clone(registration),
-            }),
-            source,
-            beat_by,
-            stream: None,
-            unasked: None,
-            given,
-            learned,
-            asked,
-            refused: None,
-        };
-        self.hold(&mut entry, schema);
-        self.by_registration
-            .insert(Arc::clone(registration), key.clone());
-        self.claims.add(&entry.view);
-        self.entries.insert(key, entry);
-        self.version += 1;
-        joined
     }
 
     /// A keep-alive stream begins; it now stands for the registration. `None`: unknown, register again.
@@ -378,41 +267,6 @@ impl Book {
             .values()
             .filter_map(|entry| entry.beat_by)
             .min()
-    }
-
-    /// Puts back what the last process of this node had: served, and out after the TTL unless it comes back.
-    pub fn restore(&mut self, view: View, now: Instant) {
-        let key = InstanceKey::of(&view.instance);
-        if self.entries.contains_key(&key) || self.entries.len() >= MAX_INSTANCES {
-            return;
-        }
-        self.by_registration
-            .insert(Arc::clone(&view.registration), key.clone());
-        self.gone.is_back(&key);
-        let named = view.instance.protos.clone();
-        let names = view.protos.iter().map(|proto| proto.name.clone());
-        let learned = Learned {
-            names: names.filter(|name| !named.contains(name)).collect(),
-            schema: view.schema.clone(),
-        };
-        let knows = !learned.names.is_empty() || learned.schema.is_some();
-        self.claims.add(&view);
-        let entry = Entry {
-            view: Arc::new(view),
-            source: Source::Restored,
-            beat_by: now.checked_add(self.ttl),
-            stream: None,
-            unasked: None,
-            given: Given {
-                named,
-                schema: None,
-            },
-            learned: knows.then_some(learned),
-            asked: false,
-            refused: None,
-        };
-        self.entries.insert(key, entry);
-        self.version += 1;
     }
 
     /// What a check found. Ignored when the registration has been replaced, or drains.

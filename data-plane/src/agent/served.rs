@@ -1,5 +1,5 @@
-//! What an instance serves, put together from what its registration gives (named proto services, descriptors) and what
-//! its reflection told. Pure values; asking is `reflect`'s.
+//! What an instance serves: its registration (named proto services, descriptors) combined with what its reflection
+//! reported. Pure values; `reflect` does the asking.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::schema::{Schema, is_infrastructure};
 
 /// What a registration says by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Given {
+pub struct Declared {
     /// Proto services that it serves, beside those that reflection lists.
     pub named: Vec<String>,
     pub schema: Option<Schema>,
@@ -17,14 +17,14 @@ pub struct Given {
 
 /// What reflection told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Learned {
+pub struct Reflected {
     /// The services that it lists.
     pub names: Vec<String>,
     /// Their descriptors, as far as it has them.
     pub schema: Option<Schema>,
 }
 
-impl Learned {
+impl Reflected {
     #[must_use]
     pub fn is_something(&self) -> bool {
         !self.names.is_empty() || self.schema.is_some()
@@ -33,22 +33,22 @@ impl Learned {
 
 /// What is known in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct Served {
     /// What it serves, sorted by name, at most [`MAX_PROTOS`].
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
 }
 
-impl Known {
+impl Served {
     /// What reflection lists and what is named is served; where there is neither, all that the given descriptors define,
     /// but for what comes with imports. Other services of the same files are schema, not served.
     #[must_use]
-    pub fn of(given: &Given, learned: Option<&Learned>) -> Self {
-        let mut names: BTreeSet<&str> = given.named.iter().map(String::as_str).collect();
-        let schema = schema(given, learned);
+    pub fn of(declared: &Declared, reflected: Option<&Reflected>) -> Self {
+        let mut names: BTreeSet<&str> = declared.named.iter().map(String::as_str).collect();
+        let schema = schema(declared, reflected);
         let described = schema.as_ref().map(Schema::services);
-        match learned {
-            Some(learned) => names.extend(learned.names.iter().map(String::as_str)),
+        match reflected {
+            Some(reflected) => names.extend(reflected.names.iter().map(String::as_str)),
             None if names.is_empty() => {
                 names.extend(schema.iter().flat_map(Schema::own_services));
             }
@@ -69,15 +69,15 @@ impl Known {
     }
 }
 
-/// Given descriptors come first, whole and as they are; those of reflection explain what is not in them.
-fn schema(given: &Given, learned: Option<&Learned>) -> Option<Schema> {
-    let told = learned.and_then(|learned| learned.schema.as_ref());
-    let (Some(own), Some(told)) = (&given.schema, told) else {
-        return given.schema.as_ref().or(told).cloned();
+/// Declared descriptors come first, whole and as they are; those of reflection explain what is not in them.
+fn schema(declared: &Declared, reflected: Option<&Reflected>) -> Option<Schema> {
+    let told = reflected.and_then(|reflected| reflected.schema.as_ref());
+    let (Some(own), Some(told)) = (&declared.schema, told) else {
+        return declared.schema.as_ref().or(told).cloned();
     };
     let known = own.services();
-    let names = learned
-        .map(|learned| learned.names.as_slice())
+    let names = reflected
+        .map(|reflected| reflected.names.as_slice())
         .unwrap_or_default();
     if names.iter().all(|name| known.contains_key(name)) {
         return Some(own.clone());

@@ -1,5 +1,5 @@
-//! Instances that this node has no longer, and why they went, until the control plane knows. In come removals with the
-//! number of the change that each is; out goes what is still to be told. Nothing is taken out here: that is the book's.
+//! Instances that were removed, and why, until the control plane knows. Input: removals with the number of their
+//! change. Output: the removals that are still to be reported. The instance table does the removing.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{book::MAX_INSTANCES, key::InstanceKey};
+use super::{instance_table::MAX_INSTANCES, key::InstanceKey};
 
 /// The most that are remembered, while no control plane takes them; of more the newest.
 const MAX_GONE: usize = MAX_INSTANCES;
@@ -65,14 +65,14 @@ impl fmt::Display for Cause {
 /// Who went, and why; no cause: it asked to go.
 pub type Causes = BTreeMap<InstanceKey, Option<Cause>>;
 
-/// See the room sign.
+/// See the module documentation.
 #[derive(Debug, Default)]
-pub struct Gone {
+pub struct RemovedInstances {
     by_change: BTreeMap<u64, (InstanceKey, Option<Cause>)>,
     changes: HashMap<InstanceKey, u64>,
 }
 
-impl Gone {
+impl RemovedInstances {
     /// It went with this change; each change takes one instance out.
     pub fn went(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
         self.is_back(&key);

@@ -1,12 +1,12 @@
-//! The instances that files of `--services-dir` name: they come with their file, change with it and drain when it does
-//! not name them any more, or is gone. In comes what a file says now. Files themselves are `services_dir`'s.
+//! Instances that files of `--services-dir` name: they join with their file, change with it, and drain when the file
+//! no longer names them or is deleted. Input: the present content of a file. `services_dir` reads the files.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
-use super::{Book, Entry, Filed, Leaving, MAX_INSTANCES, Refused, Source};
-use crate::agent::{gone::Cause, key::InstanceKey, validate::Checked};
+use super::{Entry, Filed, InstanceTable, Leaving, MAX_INSTANCES, Refused, Source};
+use crate::agent::{key::InstanceKey, removed::Cause, validate::Checked};
 
-impl Book {
+impl InstanceTable {
     /// The file now names exactly these. Unchanged ones are left as they are; those that it does not name any more
     /// drain.
     ///
@@ -62,7 +62,7 @@ impl Book {
             let same = self.entries.get(&key).filter(|entry| {
                 is_of(entry, file)
                     && entry.view.instance == checked.instance
-                    && entry.given.schema == checked.schema
+                    && entry.declared.schema == checked.schema
             });
             if let Some(same) = same {
                 filed.unchanged.push(Arc::clone(&same.view.registration));

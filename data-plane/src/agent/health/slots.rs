@@ -1,6 +1,5 @@
-//! How many checks of one node are under way at once. A check comes in and waits for its turn; instances that failed
-//! last time wait in a lane of their own, so that a thousand that hang do not delay those that answer. No check is made
-//! here.
+//! Limits how many checks of a node run at once. A check waits for a slot. Instances that failed last time have slots
+//! of their own, so that many hanging instances do not delay those that answer. No check is made here.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -10,18 +9,18 @@ const QUICK: usize = 256;
 const SLOW: usize = 64;
 
 #[derive(Debug)]
-pub(crate) struct Lanes {
+pub(crate) struct CheckSlots {
     quick: Semaphore,
     slow: Semaphore,
 }
 
-impl Default for Lanes {
+impl Default for CheckSlots {
     fn default() -> Self {
         Self::of(QUICK, SLOW)
     }
 }
 
-impl Lanes {
+impl CheckSlots {
     /// So many at once, and so many more of those that failed last time.
     pub(crate) fn of(quick: usize, slow: usize) -> Self {
         Self {

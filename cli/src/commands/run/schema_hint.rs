@@ -1,5 +1,6 @@
-//! Tells who started a program what the mesh could not learn of it: programs without server reflection are the most common
-//! reason why a call by path finds nobody. The agent's view of the instance comes in, one line per reason goes to the log.
+//! Warns who started a program about what the mesh could not learn of it: missing server reflection is the most
+//! common reason why a call by path finds no service. Input: the agent's view of the instance. Output: one log line
+//! per reason.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 const MOST: usize = 5;
 
 /// Never ends.
-pub(super) async fn tell_what_is_unknown(plan: &Plan, registration: &Registration) {
+pub(super) async fn warn_about_unknown_schema(plan: &Plan, registration: &Registration) {
     registration.registered().await;
     let mut told = String::new();
     loop {
