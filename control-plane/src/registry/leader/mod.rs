@@ -12,6 +12,7 @@ mod lapsed_nodes;
 mod services;
 mod paths;
 mod gc;
+mod replicas;
 
 #[cfg(test)]
 pub(in crate::registry) use election::FencingToken;
@@ -30,9 +31,15 @@ pub(super) fn start(membership: &Membership) {
 async fn run(membership: Membership) {
     let registry = membership.registry();
     let mut changes = registry.subscribe();
+    let mut seen = registry.subscribe();
     let replica = &registry.options().replica;
     loop {
-        let token = election::won(&membership, &mut changes).await;
+        let mut known = replicas::Known::default();
+        let token = tokio::select! {
+            biased;
+            token = election::won(&membership, &mut changes) => token,
+            () = known.follow(registry, &mut seen) => return,
+        };
         tracing::info!(
             event = "duty-taken",
             duty = LEADER,
@@ -44,7 +51,8 @@ async fn run(membership: Membership) {
                 lapsed_nodes::run(&membership, token),
                 services::run(registry, token),
                 gc::run(registry, token),
-                paths::run(registry, token)
+                paths::run(registry, token),
+                replicas::run(registry, token, known)
             )
         };
         tokio::select! {

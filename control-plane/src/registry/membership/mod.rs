@@ -13,7 +13,7 @@ mod presence;
 pub use lag::Lag;
 use lag::LagState;
 use presence::Presence;
-pub(in crate::registry) use presence::ReplicaLease;
+pub(in crate::registry) use presence::{LEFT, ReplicaLease, left_cause, left_event};
 
 /// This replica among the others. Clones share it.
 #[derive(Clone)]

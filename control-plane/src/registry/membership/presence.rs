@@ -19,6 +19,8 @@ use crate::{
     store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn},
 };
 
+/// The kind of these events.
+pub(in crate::registry) const LEFT: &str = "replica-left";
 /// The end of a stopping replica's lease waits for the store at most so long.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -177,11 +179,10 @@ impl Presence {
         let lease = self.membership.lease();
         self.membership.set_lease(None);
         if let Some(lease) = lease {
-            let revoked = self.registry().store().revoke(lease.id);
-            match tokio::time::timeout(LEAVE, revoked).await {
+            match tokio::time::timeout(LEAVE, self.leave(lease)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "this replica's lease was not revoked");
+                    tracing::debug!(%error, "this replica's record was not removed");
                 }
                 Err(_) => {
                     tracing::warn!(
@@ -190,6 +191,21 @@ impl Presence {
                 }
             }
         }
+    }
+
+    /// Removes the record, with its event, and ends the lease: the leader's key hangs on it too.
+    async fn leave(&self, lease: ReplicaLease) -> Result<(), StoreError> {
+        let (registry, options) = (self.registry(), self.registry().options());
+        let key = keys::replica(&options.replica);
+        let txn = Txn {
+            compare: vec![Compare::unchanged(&key, lease.at)],
+            then: vec![Op::delete(&key)],
+            ..Txn::default()
+        };
+        let event = left_event(&options.replica, &options.process_id, "it stopped");
+        let removed = registry.txn_with_events(txn, &[event]).await;
+        registry.store().revoke(lease.id).await?;
+        removed.map(drop)
     }
 
     /// A record that somebody deleted is not missed by its lease, which is renewed on.
@@ -286,4 +302,15 @@ impl Presence {
             Err(error) => tracing::debug!(%error, "late nodes and streams are not told yet"),
         }
     }
+}
+
+/// How the causes of the events begin that tell of the end of one process of a replica.
+pub(in crate::registry) fn left_cause(name: &str, process_id: &str) -> String {
+    format!("replica {name} (process {process_id}) has gone: ")
+}
+
+/// Tells that a replica serves no longer.
+pub(in crate::registry) fn left_event(name: &str, process_id: &str, why: &str) -> NewEvent {
+    let cause = left_cause(name, process_id) + why;
+    NewEvent::of_mesh(LEFT, &cause)
 }

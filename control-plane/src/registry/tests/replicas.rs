@@ -333,3 +333,36 @@ async fn a_record_that_somebody_deletes_is_written_anew() {
     until(&first, |view| view.replica("c1").is_some()).await;
     one_leader(&first, "c1").await;
 }
+
+/// Issue 10, E1.
+#[tokio::test]
+async fn a_replica_that_stops_or_dies_leaves_one_event() {
+    let mesh = Replicas::new();
+    let (first, wire) = mesh.join("c1", SHORT).await;
+    one_leader(&first, "c1").await;
+    let (second, _) = mesh.join("c2", LONG).await;
+    let (third, cut) = mesh.join("c3", SHORT).await;
+    until(&first, |view| view.replicas().count() == 3).await;
+    let left = |view: &View| -> Vec<String> {
+        let left = view.events().filter(|it| it.record.kind == "replica-left");
+        left.map(|it| it.record.cause.clone()).collect()
+    };
+    let cause = |of: &Registry, why: &str| {
+        let options = of.options();
+        let (name, process) = (&options.replica, &options.process_id);
+        format!("replica {name} (process {process}) has gone: {why}")
+    };
+
+    let (fourth, _) = mesh.join("c4", LONG).await;
+    second.options().stop.cancel();
+    let mut expected = vec![cause(&second, "it stopped")];
+    until(&first, |view| left(view) == expected).await;
+    cut.cut();
+    expected.push(cause(&third, "its lease lapsed"));
+    until(&first, |view| left(view) == expected).await;
+    // The leader itself: its successor knows who was there.
+    wire.cut();
+    one_leader(&fourth, "c4").await;
+    expected.push(cause(&first, "its lease lapsed"));
+    until(&fourth, |view| left(view) == expected).await;
+}

@@ -1,0 +1,80 @@
+//! Records an event when a replica has gone that did not stop by itself: its lease lapsed. A replica that stops records its
+//! own event. While another replica is the leader only the known processes are remembered.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::election::{FencingToken, LEADER};
+use crate::{
+    registry::{
+        core::{Registry, ViewChanges, events::NewEvent},
+        membership::{LEFT, left_cause, left_event},
+        view::View,
+    },
+    store::MAX_TXN_OPS,
+};
+
+/// What could not be written is tried again after so long.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The processes of replicas, with their names.
+#[derive(Debug, Default)]
+pub(super) struct Known(BTreeMap<String, Arc<str>>);
+
+impl Known {
+    /// Remembers who serves, for ever. A leader records who goes; without one all that were there are remembered.
+    pub(super) async fn follow(&mut self, registry: &Registry, changes: &mut ViewChanges) {
+        loop {
+            let own = &registry.options().process_id;
+            registry.read(|view| {
+                // This replica's own key may be seen before its writer knows that it was written.
+                let leader = view.duty_holder(LEADER);
+                if leader.is_some_and(|leader| leader.process_id != *own) {
+                    self.0.clear();
+                }
+                self.0.extend(present(view));
+            });
+            changes.of_replicas().await;
+        }
+    }
+
+    /// The events of those that have gone without one.
+    fn gone(&self, view: &View) -> Vec<NewEvent> {
+        let serves = |process: &String| view.replicas().any(|it| it.process_id == *process);
+        let is_recorded = |name: &str, process: &str| {
+            let cause = left_cause(name, process);
+            let mut events = view.events();
+            events.any(|event| event.record.kind == LEFT && event.record.cause.starts_with(&cause))
+        };
+        let gone = self
+            .0
+            .iter()
+            .filter(|(process, name)| !serves(process) && !is_recorded(name, process));
+        gone.map(|(process, name)| left_event(name, process, "its lease lapsed"))
+            .collect()
+    }
+}
+
+fn present(view: &View) -> impl Iterator<Item = (String, Arc<str>)> {
+    view.replicas()
+        .map(|it| (it.process_id.clone(), Arc::clone(&it.name)))
+}
+
+pub(super) async fn run(registry: &Registry, token: FencingToken, mut known: Known) {
+    let mut changes = registry.subscribe();
+    loop {
+        let (gone, now) = registry.read(|view| (known.gone(view), present(view).collect()));
+        let mut failed = None;
+        for events in gone.chunks(MAX_TXN_OPS / 2) {
+            let written = registry.txn_of_leader(token, vec![], vec![], events).await;
+            registry.on_store_result(&written);
+            failed = failed.or(written.err());
+        }
+        if let Some(error) = failed {
+            tracing::warn!(%error, "that replicas have gone is not recorded yet");
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        known = Known(now);
+        changes.of_replicas().await;
+    }
+}
