@@ -1,5 +1,5 @@
-//! `heddle.registry.v1.Registry` as a node's agent serves it. Input: calls of services on this host. Valid instances
-//! go to the agent; every fault is returned with field and remedy. Instances of other nodes are not known here.
+//! `heddle.registry.v1.Registry`, served by the node's agent for the services on this host. Valid instances are passed
+//! to the agent; every fault is returned with its field and remedy. Instances of other nodes are not known here.
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -204,13 +204,13 @@ impl Registry for AgentApi {
     }
 }
 
-/// One keep-alive stream, from its first beat to its break.
+/// One keep-alive stream, from its first beat until it ends.
 async fn keep_alive(
     agent: Agent,
     mut beats: Streaming<KeepAliveRequest>,
     answers: mpsc::Sender<Result<KeepAliveResponse, Status>>,
 ) {
-    // A stream that never says whom it is for holds nothing alive.
+    // A stream that names no registration keeps nothing alive.
     let first = tokio::time::timeout(agent.inner.ttl, beats.message()).await;
     let Ok(Ok(Some(KeepAliveRequest { registration }))) = first else {
         return;
@@ -234,7 +234,7 @@ async fn keep_alive(
             next = tokio::time::timeout(agent.inner.ttl, beats.message()) => next,
             () = answers.closed() => break,
         };
-        // No beat within the TTL is as good as a broken stream.
+        // No beat within the TTL counts as a broken stream.
         let Ok(next) = next else {
             cause = Cause::NoBeat(agent.inner.ttl);
             break;
@@ -258,7 +258,8 @@ async fn keep_alive(
     agent.stream_closed(&registration, stream, cause);
 }
 
-/// The present state, then every change, as differences of views: a slow reader gets fewer, larger steps.
+/// Sends the current state, then every change as the difference to what was sent last: a slow reader gets fewer, larger
+/// steps.
 async fn watch_instances(
     agent: Agent,
     wanted: String,

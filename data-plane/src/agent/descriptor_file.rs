@@ -1,5 +1,5 @@
-//! A file with a descriptor set, as protoc or buf writes it: for programs that cannot be asked what they serve. A path
-//! comes in, a checked schema or one sentence with file, fault and remedy goes out.
+//! A file with a descriptor set, as protoc or buf writes it, for programs without reflection. Input: a path. Output: a
+//! checked schema, or one sentence with file, fault and remedy.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
 
 use super::schema::{MAX_SCHEMA_BYTES, Schema, SchemaError};
 
-/// Reads and checks a file: it must hold everything that it imports.
+/// Reads and checks a file. It must contain every file that it imports.
 ///
 /// # Errors
 /// One sentence that begins with the file.
@@ -49,7 +49,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// What people give by mistake.
+/// The wrong formats that people give by mistake.
 fn other_form(path: &Path, bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [] => Some("empty"),

@@ -1,5 +1,5 @@
-//! The instances that files of `--services-dir` name, as the agent takes them: a file's content comes in, instances join,
-//! change and drain. Reading the files is `services_dir`'s.
+//! Applies the instances that a file of `--services-dir` names to the agent: new ones join, changed ones are replaced,
+//! missing ones drain. `services_dir` reads the files.
 
 use std::{path::Path, time::Instant};
 
@@ -11,7 +11,7 @@ use super::{
     validate::Checked,
 };
 
-/// What became of the instances that a file names.
+/// The result of applying a file.
 #[derive(Debug, Default)]
 pub struct FileSet {
     pub leaving: Vec<Leaving>,
@@ -19,11 +19,11 @@ pub struct FileSet {
 }
 
 impl Agent {
-    /// The file now names exactly these; what it does not name any more drains. Those whose address is that of one of the
-    /// proxy's listeners are left out.
+    /// Sets the instances of `file` to exactly these; instances that it no longer names drain. An instance whose
+    /// address is that of one of the proxy's listeners is left out.
     ///
     /// # Errors
-    /// One of them is somebody else's.
+    /// Another file or a registration already has one of the instances, or the node is full.
     pub fn set_file(&self, file: &Path, wanted: Vec<Checked>) -> Result<FileSet, Refused> {
         let mut left_out = Vec::new();
         let mut named = Vec::new();
@@ -42,19 +42,19 @@ impl Agent {
             info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
             self.start(one);
         }
-        // Who writes a file anew may have changed the programs that it names as well.
+        // Whoever rewrites a file may also have changed the programs that it names.
         for registration in unchanged {
             self.ask_again(&registration);
         }
         Ok(FileSet { leaving, left_out })
     }
 
-    /// The file is no longer there: its instances drain.
+    /// The file was deleted: its instances drain.
     pub fn file_gone(&self, file: &Path) -> Vec<Leaving> {
         self.edit(|table| table.file_gone(file, Instant::now()))
     }
 
-    /// Whether instances of this file are in.
+    /// Whether the agent has instances of this file.
     #[must_use]
     pub fn has_file(&self, file: &Path) -> bool {
         self.table().has_file(file)

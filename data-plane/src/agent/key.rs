@@ -1,11 +1,11 @@
-//! The names of this module: an instance of this node, and a mesh service in full.
+//! The names that the agent uses: the key of an instance on this node, and the full name of a mesh service.
 
 use std::fmt;
 
 use heddle_proto::control::v1::{GoneInstance, InstanceRef};
 use heddle_proto::registry::v1::Instance;
 
-/// One instance of this node: unique per service.
+/// The key of one instance of this node. The id is unique per service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
     pub namespace: String,
@@ -30,7 +30,7 @@ impl InstanceKey {
         format!("{}.{}", self.service, self.namespace)
     }
 
-    /// As the node session names it.
+    /// The form that the node session uses.
     #[must_use]
     pub fn to_ref(&self) -> InstanceRef {
         InstanceRef {
@@ -40,7 +40,7 @@ impl InstanceKey {
         }
     }
 
-    /// The way back; the namespace may be left out.
+    /// The inverse of `to_ref`; an empty namespace means `default`.
     #[must_use]
     pub fn from_ref(name: InstanceRef) -> Self {
         let namespace = if name.namespace.is_empty() {
@@ -55,7 +55,7 @@ impl InstanceKey {
         }
     }
 
-    /// The same of one that went.
+    /// The form that the node session uses for a removed instance.
     #[must_use]
     pub fn to_gone(&self, cause: String) -> GoneInstance {
         GoneInstance {

@@ -1,5 +1,5 @@
-//! What reflection reports about an instance goes into the instance table, and what is new goes to the log: a new reason why
-//! something is missing, and new descriptors. Asking the instance is `reflect`'s.
+//! Stores what reflection reports about an instance in the instance table, and logs what is new: new descriptors, and a
+//! new reason why something is missing. `reflect` does the asking.
 
 use tracing::{debug, info};
 
@@ -32,14 +32,14 @@ impl Agent {
             table.not_told(&joined.key, &joined.registration, why)
         });
         match reason {
-            // It may only be starting, and its health says so.
+            // The instance may still be starting; its health shows that already.
             Some(reason) if starting => debug!(instance = %joined.key, "{reason}"),
             Some(reason) => info!(instance = %joined.key, "{reason}"),
             None => {}
         }
     }
 
-    /// Tells a new reason in the log, and descriptors that are new.
+    /// Logs a new reason and new descriptors.
     fn learn(&self, joined: &Joined, f: impl FnOnce(&mut InstanceTable) -> bool) {
         let hash = || {
             let view = self.view(&joined.key)?;
@@ -54,7 +54,7 @@ impl Agent {
         }
     }
 
-    /// Changes what is known of an instance; why something is missing, if that is another reason than before.
+    /// Changes what is known of an instance. Returns the reason why something is missing, if it is a new one.
     fn reason_after(
         &self,
         joined: &Joined,
@@ -74,7 +74,7 @@ impl Agent {
         })
     }
 
-    /// The instance may be another process than the one that was asked what it serves.
+    /// Asks the instance again what it serves: its process may have been replaced since.
     pub(super) fn ask_again(&self, registration: &str) {
         if let Some(tasks) = lock(&self.inner.tasks).get(registration) {
             tasks.ask_again.notify_one();

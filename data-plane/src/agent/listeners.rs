@@ -1,5 +1,6 @@
-//! Where this proxy itself listens: an instance with such an address would be a call that goes round for ever. In come the
-//! listeners, those that are only planned included; out goes which of them an address would reach. No socket here.
+//! The addresses on which this proxy itself listens. An instance with such an address would make a routing loop. Input:
+//! the listeners, including those that are only planned. Output: which listener an address reaches. No socket is used
+//! here.
 
 use std::{
     collections::BTreeMap,
@@ -7,12 +8,13 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-/// See the module documentation. Clones are one.
+/// See the module documentation. Clones share one list.
 #[derive(Clone, Debug, Default)]
 pub struct Listeners(Arc<RwLock<BTreeMap<SocketAddr, &'static str>>>);
 
 impl Listeners {
-    /// `name` (outbound, say) listens here, or will. One with port 0 does not say where until it is bound.
+    /// Adds a listener, bound or planned, by its name (such as `outbound`). Port 0 is ignored: its port is known only
+    /// once it is bound.
     pub(super) fn add(&self, name: &'static str, at: SocketAddr) {
         if at.port() != 0 {
             let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -20,7 +22,7 @@ impl Listeners {
         }
     }
 
-    /// The listener that who dials `address` on this host reaches.
+    /// The listener that a connection from this host to `address` reaches.
     pub(super) fn at(&self, address: SocketAddr) -> Option<&'static str> {
         let address = canonical(address);
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -28,7 +30,7 @@ impl Listeners {
         reached.map(|(_, name)| *name)
     }
 
-    /// All of them, wildcard addresses as they are.
+    /// The addresses of all listeners; wildcard addresses are not resolved.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -37,7 +39,7 @@ impl Listeners {
 }
 
 fn reaches(address: SocketAddr, at: SocketAddr) -> bool {
-    // An IPv6 wildcard takes IPv4 connections too.
+    // An IPv6 wildcard accepts IPv4 connections too.
     let wildcard = at.ip().is_unspecified() && (at.is_ipv6() || address.is_ipv4());
     at.port() == address.port() && (at.ip() == address.ip() || wildcard)
 }
@@ -46,8 +48,8 @@ fn canonical(at: SocketAddr) -> SocketAddr {
     SocketAddr::new(at.ip().to_canonical(), at.port())
 }
 
-/// Names the network stack of this process: equal for those that have their loopback addresses in common. Empty where the
-/// system does not say.
+/// Identifies the network stack of this process: equal for processes that share their loopback addresses. Empty if the
+/// system does not report it.
 #[must_use]
 pub fn network_stack() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The agent: the instances of this node, from registration or services file to the control plane and the routing
-//! table. Input: registrations, files, check results, reports of the workers. Output: views of the instances, with a
-//! number that rises with each change. Instances of other nodes come by xDS and are not known here.
+//! The agent: takes the instances of this node from registrations and services files to the control plane and the
+//! routing table. Input: registrations, files, check results, reports of the workers. Output: views of the instances,
+//! with a version that rises with each change. Instances of other nodes come by xDS and are not known here.
 
 pub mod api;
 pub mod instance_table;
@@ -49,21 +49,21 @@ use removed::{Cause, Causes};
 use schema::Schema;
 use validate::Checked;
 
-/// Default time within which a beat must come (DESIGN §5).
+/// Default time to live: without a beat for this long an instance is removed (DESIGN §5).
 pub const TTL: Duration = Duration::from_secs(15);
-/// How often an instance beats (DESIGN §5).
+/// How often an instance sends a beat (DESIGN §5).
 pub const BEAT: Duration = Duration::from_secs(5);
 
-/// What a worker saw of an instance's address.
+/// What a worker observed at an instance's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sighting {
-    /// It refused a connection: out at once.
+    /// The address refused a connection: the instance is unhealthy at once.
     Refused,
-    /// Its connection broke: look at once.
+    /// The connection broke: check the instance at once.
     Lost,
 }
 
-/// The agent's shared state. Clones are one.
+/// The agent. Clones share its state.
 #[derive(Clone)]
 pub struct Agent {
     inner: Arc<Inner>,
@@ -74,21 +74,21 @@ struct Inner {
     ttl: Duration,
     beat: Duration,
     table: Mutex<InstanceTable>,
-    /// The tasks of each standing registration: they end when it does.
+    /// The tasks of each registration; they end with it.
     tasks: Mutex<HashMap<Arc<str>, Tasks>>,
-    /// Checks of all instances take their turns here.
+    /// Limits how many health checks run at the same time.
     check_slots: health::CheckSlots,
-    /// The same of questions what they serve.
+    /// Limits how many instances are asked by reflection at the same time.
     reflection_slots: health::CheckSlots,
     listeners: Listeners,
-    /// The process was told to stop: instances are its successor's.
+    /// The process was told to stop: from now on its instances belong to its successor.
     stopping: AtomicBool,
     version: watch::Sender<u64>,
 }
 
 struct Tasks {
     sightings: mpsc::Sender<Sighting>,
-    /// Asks it again what it serves.
+    /// Makes the reflection task ask the instance again.
     ask_again: Arc<Notify>,
     _stop: DropGuard,
 }
@@ -122,26 +122,27 @@ impl Agent {
         &self.inner.node
     }
 
-    /// The number of the newest change; wakes on each.
+    /// The version of the newest change; wakes on each.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.version.subscribe()
     }
 
-    /// The instances now, and the number of the change they are of.
+    /// The instances now, and the version of the table.
     #[must_use]
     pub fn views(&self) -> (u64, Views) {
         let table = self.table();
         (table.version(), table.views())
     }
 
-    /// In which order the services of this node claimed their paths.
+    /// The order in which the services of this node claimed their paths.
     #[must_use]
     pub fn claims(&self) -> ClaimOrder {
         self.table().claims().clone()
     }
 
-    /// The same, and those that went and that the control plane does not know of: it knows all up to the change `known`.
+    /// Like [`Self::views`], with the removals that the control plane does not know of; it knows all changes up to
+    /// version `known`.
     #[must_use]
     pub fn untold(&self, known: u64) -> (u64, Views, Causes) {
         let mut table = self.table();
@@ -153,7 +154,7 @@ impl Agent {
         self.table().view(key).cloned()
     }
 
-    /// Descriptors of an own instance, by hash.
+    /// The descriptors of an instance of this node, by hash.
     #[must_use]
     pub fn schema(&self, sha256: &str) -> Option<Schema> {
         let table = self.table();
@@ -165,19 +166,19 @@ impl Agent {
             .cloned()
     }
 
-    /// Instances that registered themselves, for the state dir.
+    /// The instances that registered themselves, for the state dir.
     #[must_use]
     pub fn registered(&self) -> Vec<Arc<View>> {
         self.table().registered()
     }
 
-    /// Where this proxy itself listens.
+    /// The addresses on which this proxy itself listens.
     #[must_use]
     pub fn listeners(&self) -> &Listeners {
         &self.inner.listeners
     }
 
-    /// The proxy listens here, or will. An instance that has this address is out.
+    /// Adds a listener of the proxy, bound or planned. An instance with its address is removed.
     pub fn add_listener(&self, name: &'static str, at: SocketAddr) {
         self.inner.listeners.add(name, at);
         let (_, views) = self.views();
@@ -189,8 +190,8 @@ impl Agent {
         }
     }
 
-    /// The process was told to stop: it takes no instance any more, and none goes because its keep-alive stream ends. It
-    /// registers with the successor.
+    /// The process was told to stop: it takes no more registrations, and keeps an instance whose keep-alive stream
+    /// ends, because that instance now registers with the successor.
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::SeqCst);
     }
@@ -208,10 +209,11 @@ impl Agent {
         })
     }
 
-    /// Adds or replaces an instance; its checks begin at once.
+    /// Adds or replaces an instance and starts its checks.
     ///
     /// # Errors
-    /// A file holds it, the node is full, or its address is that of one of the proxy's listeners.
+    /// A file names it, the node is full, the process is stopping, or its address is that of one of the proxy's
+    /// listeners.
     pub fn register(&self, checked: Checked) -> Result<Arc<str>, Refused> {
         if self.is_stopping() {
             return Err(Refused::Stopping);
@@ -234,7 +236,7 @@ impl Agent {
         Ok(registration)
     }
 
-    /// Puts back what the last process had; not what lies where the proxy listens now.
+    /// Restores the instances of the last run, except those whose address is now one of the proxy's listeners.
     pub fn restore(&self, last: saved::Restored) {
         self.edit(|table| table.restore_claims(&last.claims));
         for (view, plan) in last.instances {
@@ -255,20 +257,20 @@ impl Agent {
         }
     }
 
-    /// An instance gets no new calls from now on; who is told of it, and takes it out then, is `remover`'s. With a cause
-    /// if it does not ask itself.
+    /// The instance gets no new calls from now on. `removal` waits for the acknowledgements and then removes it.
+    /// `unasked` is the cause if the instance did not ask for it.
     pub fn drain(&self, registration: &str, unasked: Option<Cause>) -> Option<Leaving> {
         let leaving = self.edit(|table| table.drain(registration, unasked, Instant::now()))?;
         info!(instance = %leaving.key, "draining");
         Some(leaving)
     }
 
-    /// Takes an instance out that asks for it; the number of the change that did it.
+    /// Removes an instance at its own request. Returns its key and the version of the change.
     pub fn deregister(&self, registration: &str) -> Option<(InstanceKey, u64)> {
         self.take_out(registration, None)
     }
 
-    /// The same, with a cause if it does not ask itself.
+    /// Removes an instance; `unasked` is the cause if the instance did not ask for it.
     pub fn take_out(
         &self,
         registration: &str,
@@ -312,7 +314,7 @@ impl Agent {
         }
     }
 
-    /// The control plane does not take this registration, or takes it.
+    /// The control plane rejects this registration (with a reason) or accepts it.
     fn set_refused(&self, key: &InstanceKey, registration: &str, reason: Option<&str>) {
         if self.edit(|table| table.set_refused(key, registration, reason)) {
             match reason {
@@ -325,8 +327,8 @@ impl Agent {
         }
     }
 
-    /// Returns when every instance has been looked at once: checked, and asked for its descriptors where nobody told
-    /// them. The caller bounds the wait.
+    /// Returns once every instance has had its first check, and every healthy gRPC instance has reported what it serves
+    /// or has failed to. The caller bounds the wait.
     pub async fn settled(&self) {
         let mut changes = self.changes();
         loop {
@@ -337,7 +339,7 @@ impl Agent {
         }
     }
 
-    /// What a worker saw. An address that refuses is out before anything else is asked.
+    /// Handles what a worker observed. An address that refuses connections is unhealthy at once, before its next check.
     pub fn sighted(&self, key: &InstanceKey, sighting: Sighting) {
         let Some(view) = self.view(key) else { return };
         if sighting == Sighting::Refused {
@@ -345,14 +347,14 @@ impl Agent {
             self.set_health(key, &view.registration, Health::Unhealthy, &reason);
         }
         if let Some(tasks) = lock(&self.inner.tasks).get(&view.registration) {
-            // Full: a look is due anyway.
+            // If the channel is full, a check is due anyway.
             let _ = tasks.sightings.try_send(sighting);
         }
     }
 
-    /// Takes out whose beat is overdue, for ever. One task of the process runs it.
+    /// Removes instances whose beat is overdue. Runs for ever, in one task of the process.
     pub async fn sweep(self) {
-        // A look every quarter of the TTL at most: whoever beats in time moves its own deadline on.
+        // Wakes at least every quarter of the TTL, because each beat moves its deadline.
         let longest = self.inner.ttl / 4;
         loop {
             let next = self.table().next_expiry();
@@ -374,7 +376,7 @@ impl Agent {
 
     /// Runs the checks of a registration until it ends.
     fn start(&self, joined: Joined) {
-        // Two sightings under way are as good as a thousand.
+        // Each sighting leads to the same check, so two waiting ones are enough.
         let (sightings, seen) = mpsc::channel(2);
         let stop = CancellationToken::new();
         let registration = Arc::clone(&joined.registration);
@@ -406,7 +408,8 @@ impl Agent {
         lock(&self.inner.table)
     }
 
-    /// Changes the instance table; tells everyone, and ends the tasks of registrations that are gone, if it changed.
+    /// Changes the instance table. If it changed, wakes the subscribers and ends the tasks of registrations that are
+    /// gone.
     fn edit<R>(&self, f: impl FnOnce(&mut InstanceTable) -> R) -> R {
         let (out, version, changed) = {
             let mut table = self.table();
@@ -430,7 +433,7 @@ impl Agent {
     }
 }
 
-/// A lock whose holder never panics between steps; a poisoned one still holds whole values.
+/// Recovers from poisoning: no code panics between the steps of a change, so the value is always consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,13 @@
-//! What a descriptor file says of itself: its names, imports, services and extensions, read where they stand. Bytes of a
-//! serialized FileDescriptorProto come in, names go out one after the other. Nothing is decoded: a decoded file takes up
-//! to sixty times its bytes, and files come from outside. Options and fields are only passed over.
+//! Reads the outline of a descriptor file: its names, imports, services and extensions. Input: the bytes of a
+//! serialized FileDescriptorProto. Output: names, one after the other. The file is not decoded: it comes from outside,
+//! and decoded it takes up to sixty times its bytes. Options and fields are skipped.
 
 use super::wire::{Value, WireError, values};
 
-/// Messages nest no deeper; protoc itself stops at 32.
+/// The deepest nesting of messages; protoc itself stops at 32.
 const MAX_DEPTH: usize = 64;
-/// The longest full name of a message, enum, extension or service, in bytes: every name carries those around it.
+/// The longest full name of a message, enum, extension or service, in bytes. It is bounded because every name repeats
+/// the names of its enclosing scopes.
 const MAX_NAME: usize = 1024;
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -21,20 +22,20 @@ pub enum OutlineError {
     TooDeep,
     #[error("a full name is longer than {MAX_NAME} bytes")]
     LongName,
-    /// Who reads it has had enough.
+    /// The reader wants no more.
     #[error("it was not read to its end")]
     Stopped,
 }
 
-/// One thing that a file says, in the order in which it says it. Names are full names.
+/// One item of a file, in the order of the file. Names are full names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said<'f> {
-    /// Of the file itself; first.
+    /// The file's own name; always the first item.
     Name(&'f str),
-    /// The name of a file.
+    /// The name of an imported file.
     Import(&'f str),
     Service(&'f str),
-    /// A method of the service said last that may be called twice for one call.
+    /// A method of the preceding service that may safely be called twice.
     IdempotentMethod(&'f str),
     /// A message or an enum.
     Type(&'f str),
@@ -45,7 +46,7 @@ pub enum Said<'f> {
     },
 }
 
-/// Takes what a file says; false ends the reading.
+/// Takes the items of a file; returning false ends the reading.
 pub trait Reader {
     fn take(&mut self, said: Said<'_>) -> bool;
 }
@@ -59,9 +60,9 @@ impl<F: FnMut(Said<'_>) -> bool> Reader for F {
 /// Reads a serialized FileDescriptorProto.
 ///
 /// # Errors
-/// It is none, passes a bound, or the reader stopped.
+/// It is not one, it exceeds a bound, or the reader stopped.
 pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
-    // Fields may come in any order, and every name needs the package.
+    // The package is needed for every name, but fields may come in any order: read it in a first pass.
     let (mut name, mut package) = ("", "");
     for field in values(file) {
         match field? {
@@ -81,7 +82,7 @@ pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
     walk.inside(package, |walk| walk.file(file))
 }
 
-/// The way through one file: whose names are read at the moment.
+/// The position in a file: the reader, and the full name of the current scope.
 struct Walk<'r> {
     reader: &'r mut dyn Reader,
     scope: String,
@@ -92,7 +93,7 @@ impl Walk<'_> {
         go_on(self.reader.take(said))
     }
 
-    /// Names that `read` meets stand in `name`.
+    /// Runs `read` with `name` added to the scope.
     fn inside(
         &mut self,
         name: &str,
@@ -179,7 +180,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Says something about the name that is read at the moment.
+    /// Reports an item about the current scope.
     fn say_scope(
         &mut self,
         said: impl for<'s> FnOnce(&'s str) -> Said<'s>,
@@ -206,7 +207,7 @@ fn is_idempotent(method: &[u8]) -> Result<bool, OutlineError> {
     Ok(matches!(level, 1 | 2))
 }
 
-/// The text of a field; empty if it is not there.
+/// The value of a text field; empty if it is missing.
 fn text(message: &[u8], number: u32) -> Result<&str, OutlineError> {
     let mut found = "";
     for field in values(message) {

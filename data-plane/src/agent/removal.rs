@@ -18,36 +18,37 @@ use super::{
 
 /// The longest wait for the clients' acknowledgements (DESIGN §6).
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
-/// The longest wait for the end of calls.
+/// The longest wait for calls in flight to end.
 pub const MAX_FINISH: Duration = Duration::from_secs(3600);
-/// The same if nothing is said.
+/// The wait for calls in flight if the caller gives none.
 pub const USUAL_FINISH: Duration = Duration::from_secs(10);
-/// This node's own workers have a change within a turn or two; more than this is a sick process.
+/// This node's own workers apply a change within a turn or two; if it takes longer, the process is in trouble.
 const APPLIED_WITHIN: Duration = Duration::from_secs(1);
 
-/// The calls to this node's instances, as the data path knows them.
+/// The calls to this node's instances, as the data path counts them.
 #[tonic::async_trait]
 pub trait Calls: Send + Sync {
-    /// The number of an instance that is in the routing table.
+    /// The endpoint number of an instance in the routing table.
     fn endpoint(&self, key: &InstanceKey) -> Option<u64>;
-    /// Waits, at most so long, until no call is in flight on an endpoint that has left the table; how many are left.
+    /// Waits, at most `within`, until no call is in flight on an endpoint that has left the table. Returns how many are
+    /// left.
     async fn ended(&self, endpoint: u64, within: Duration) -> usize;
 }
 
-/// How the calls in flight are waited for, and what that came to.
+/// The result of a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     pub acknowledged: Acknowledged,
-    /// Calls that had not ended; `None`: they were not waited for.
+    /// Calls that had not ended; `None` if they were not waited for.
     pub in_flight: Option<usize>,
 }
 
-/// See the module's first lines. Clones are one.
+/// See the module documentation. Clones share their state.
 #[derive(Clone)]
 pub struct Remover {
     agent: Agent,
     session: SessionHandle,
-    /// Number of the newest change that the routing table has.
+    /// Version of the newest change that the routing table has applied.
     applied: watch::Receiver<u64>,
     calls: Arc<dyn Calls>,
 }
@@ -68,16 +69,16 @@ impl Remover {
         }
     }
 
-    /// Takes an instance out at once: for one that has gone already, and why it has if that was not asked for. `None`:
-    /// nobody knows it.
+    /// Removes an instance at once, without draining, because it has already ended. `unasked` is the cause if it did
+    /// not ask for it. `None` if the registration is unknown.
     pub async fn now(&self, registration: &str, unasked: Option<Cause>) -> Option<()> {
         let (_, version) = self.agent.take_out(registration, unasked)?;
         self.until_applied(version).await;
         Some(())
     }
 
-    /// Drains an instance and takes it out when every client knows, or after `max_wait`; then, with `max_finish`, waits so
-    /// long for the end of its calls. `None`: nobody knows it.
+    /// Drains an instance and removes it once every client has acknowledged, or after `max_wait`. With `max_finish` it
+    /// then waits at most that long for its calls to end. `None` if the registration is unknown.
     pub async fn acknowledged(
         &self,
         registration: &str,
@@ -93,7 +94,7 @@ impl Remover {
         let acknowledged = done.await.unwrap_or_default();
         let in_flight = match (max_finish, endpoint) {
             (None, _) => None,
-            // It was in no table, so nobody has called it.
+            // It was in no routing table, so nobody has called it.
             (Some(_), None) => Some(0),
             (Some(within), Some(endpoint)) => {
                 Some(self.calls.ended(endpoint, within.min(MAX_FINISH)).await)
@@ -105,7 +106,8 @@ impl Remover {
         })
     }
 
-    /// The instances that a file does not name any more. They are one change of one service.
+    /// Removes the instances that a file no longer names, in the background. One query to the control plane serves for
+    /// all, as they belong to one service.
     pub fn of_file(&self, leaving: Vec<Leaving>) {
         if leaving.is_empty() {
             return;

@@ -10,30 +10,30 @@ use std::{
 
 use super::{instance_table::MAX_INSTANCES, key::InstanceKey};
 
-/// The most that are remembered, while no control plane takes them; of more the newest.
+/// The most removals that are remembered while the control plane is away; the oldest are dropped first.
 const MAX_GONE: usize = MAX_INSTANCES;
-/// Longest cause that somebody else gives.
+/// The longest cause that is taken from a caller, in characters.
 const MAX_SAID: usize = 200;
 
-/// Why an instance went that did not ask to.
+/// Why an instance was removed that did not ask for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Its process died, or the connection to it broke.
     StreamBroke,
-    /// For so long.
+    /// There was no beat for this long.
     NoBeat(Duration),
-    /// It was here when the last process of the agent stopped, and did not register again for so long.
+    /// It was known when the agent's last process stopped, and did not register again within this time.
     NotBack(Duration),
     /// Its file of `--services-dir` is no longer there.
     FileGone(PathBuf),
-    /// One of the proxy's own listeners lies at its address.
+    /// Its address is that of one of the proxy's own listeners.
     OwnListener(&'static str),
-    /// As who took it out says.
+    /// The cause that the caller gave.
     Said(String),
 }
 
 impl Cause {
-    /// What a caller gives as the cause: none if it says nothing.
+    /// The cause that a caller gives; `None` if it gives none.
     #[must_use]
     pub fn said(words: &str) -> Option<Self> {
         let printable = words.chars().filter(|c| !c.is_control());
@@ -62,7 +62,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Who went, and why; no cause: it asked to go.
+/// The removed instances and why; `None`: the instance asked for it.
 pub type Causes = BTreeMap<InstanceKey, Option<Cause>>;
 
 /// See the module documentation.
@@ -73,7 +73,7 @@ pub struct RemovedInstances {
 }
 
 impl RemovedInstances {
-    /// It went with this change; each change takes one instance out.
+    /// Records a removal under the version of its change; each change removes one instance.
     pub fn went(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
         self.is_back(&key);
         self.changes.insert(key.clone(), change);
@@ -91,7 +91,7 @@ impl RemovedInstances {
         }
     }
 
-    /// The control plane knows of everything up to this change.
+    /// The control plane knows of everything up to this version: forgets it.
     pub fn known(&mut self, change: u64) {
         while let Some(first) = self.by_change.first_entry()
             && *first.key() <= change

@@ -1,6 +1,5 @@
-//! Registered instances in the state dir, so that a proxy that starts begins with those of the last run. Views are
-//! written; on load their checks are planned anew. Instances of services files are not saved: the files are still
-//! there.
+//! Saves registered instances in the state dir, so that a proxy starts with those of its last run. Health check plans
+//! are not saved but derived again on load. Instances of services files are not saved: the files are still there.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -19,10 +18,10 @@ use super::{
 use crate::state_dir::{Keeper, StateDir};
 
 const FILE: &str = "instances";
-/// Descriptors kept beside them; over this they are asked for again after a restart.
+/// Bound on the descriptors that are saved with the instances. Those over it are asked for again after a restart.
 const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
-/// Between two writes: the first change is written at once, lest a kill forget a registration; what comes in this
-/// time is one more write. Each is the whole set, with a sync of the disk.
+/// The least time between two writes. The first change is written at once, so that a kill loses no registration;
+/// changes within this time go into one more write. Each write saves the whole set and syncs the disk.
 const REST: Duration = Duration::from_millis(200);
 
 #[derive(Clone, PartialEq, Message)]
@@ -33,7 +32,7 @@ struct Saved {
     instances: Vec<SavedInstance>,
     #[prost(bytes = "bytes", repeated, tag = "3")]
     schemas: Vec<Bytes>,
-    /// Who claimed which path, the oldest claim first.
+    /// The services and the paths they claimed, the oldest claim first.
     #[prost(message, repeated, tag = "4")]
     claims: Vec<SavedClaim>,
 }
@@ -46,7 +45,7 @@ struct SavedClaim {
     proto: String,
 }
 
-/// What the last process of this node had.
+/// The instances and claims of this node's last process.
 #[derive(Default)]
 pub struct Restored {
     pub instances: Vec<(View, CheckPlan)>,
@@ -62,7 +61,8 @@ struct SavedInstance {
     registration: String,
 }
 
-/// What the last process of this node had. Their addresses were checked when they registered.
+/// Loads what this node's last process saved. Whether an address belongs to this host was checked when the instance
+/// registered, and is not checked again.
 #[must_use]
 pub fn load(dir: &StateDir, node: &str) -> Restored {
     dir.read(FILE)
@@ -70,7 +70,7 @@ pub fn load(dir: &StateDir, node: &str) -> Restored {
         .unwrap_or_default()
 }
 
-/// A value that is not this node's, or none at all, is set aside.
+/// Content of another node, or content that cannot be decoded, is set aside.
 pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
     let saved = match Saved::decode(bytes) {
         Ok(saved) if saved.node == node => saved,
@@ -162,7 +162,7 @@ pub async fn keep(dir: StateDir, agent: Agent) {
     }
 }
 
-/// Writes what is registered now.
+/// Writes the registered instances now.
 pub async fn save(dir: &StateDir, agent: &Agent) {
     let (node, views) = (agent.node().to_owned(), agent.registered());
     let claims = agent.claims().in_order();

@@ -1,6 +1,6 @@
-//! Descriptors of an instance: checked, bounded by what they cost once read, hashed, and read for what routing needs. The
-//! bytes are kept as they came from end to end, because a pass through generated descriptor types drops every extension
-//! (`google.api.http`). Which of the services an instance serves is `knowledge`'s.
+//! The descriptors of an instance: checked, bounded by their cost in memory, hashed, and read for what routing needs.
+//! The bytes are kept exactly as given, because generated descriptor types would drop every extension
+//! (`google.api.http`). `served` decides which of the services an instance serves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +18,11 @@ use super::{
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
-/// What one set may cost in memory once it is read and indexed for reflection: its bytes and its names. Descriptors that
-/// protoc writes cost less than twice their bytes; a set of nothing but empty messages costs thirty times of them.
+/// The most memory that one set may take once it is read and indexed for reflection: its bytes and its names. A set
+/// that protoc writes costs less than twice its bytes; a set of nothing but empty messages costs thirty times its
+/// bytes.
 pub const MAX_SCHEMA_COST: usize = 16 * 1024 * 1024;
-/// What a name costs beside its letters: an entry of a map, twice allocated.
+/// The cost of a name beside its letters: a map entry with two allocations.
 const NAME_COST: usize = 96;
 
 /// A serialized `google.protobuf.FileDescriptorSet`, byte for byte as given, and its hash.
@@ -33,12 +34,12 @@ pub struct Schema {
     read: Arc<Read>,
 }
 
-/// What was found in a set, once for all who hold it.
+/// What was read from a set, shared by all clones.
 #[derive(Debug)]
 struct Read {
     cost: usize,
     services: BTreeMap<String, ProtoService>,
-    /// Those of `services` that a program serves for whom somebody made the set.
+    /// The services that a program with this set serves itself: `services` without those that only came with an import.
     own: Vec<String>,
     missing_import: Option<SchemaError>,
 }
@@ -76,7 +77,7 @@ impl Schema {
     /// Checks size, cost and form.
     ///
     /// # Errors
-    /// Too large, too costly, or no descriptor set.
+    /// Too large, too costly, or not a descriptor set.
     pub fn parse(bytes: Bytes) -> Result<Self, SchemaError> {
         if bytes.len() > MAX_SCHEMA_BYTES {
             return Err(SchemaError::TooLarge(bytes.len()));
@@ -101,7 +102,7 @@ impl Schema {
         })
     }
 
-    /// What it costs in memory at most, once it is indexed.
+    /// The most memory that it takes once it is indexed.
     #[must_use]
     pub fn cost(&self) -> usize {
         self.read.cost
@@ -113,22 +114,22 @@ impl Schema {
         &self.read.services
     }
 
-    /// The same without those that only came with an import: google.longrunning.Operations and its like.
+    /// The services without those that only came with an import, such as google.longrunning.Operations.
     pub fn own_services(&self) -> impl Iterator<Item = &str> {
         self.read.own.iter().map(String::as_str)
     }
 
-    /// The first import that is not in it.
+    /// The first import that is not in the set.
     #[must_use]
     pub fn missing_import(&self) -> Option<&SchemaError> {
         self.read.missing_import.as_ref()
     }
 
-    /// A set of raw files, dependencies first, in an order that depends on their names only: equal files give an
-    /// equal hash whatever order a server told them in.
+    /// Builds a set of raw files, dependencies first. The order depends on the names only, so equal files give an equal
+    /// hash in whatever order a server sent them.
     ///
     /// # Errors
-    /// Too large, too costly, or a file that is no descriptor.
+    /// Too large, too costly, or a file that is not a descriptor.
     pub fn from_files(raw: &BTreeMap<String, Bytes>) -> Result<Self, SchemaError> {
         let mut cost = Cost::default();
         let mut imports = BTreeMap::new();
@@ -149,7 +150,7 @@ impl Schema {
         Self::parse(Bytes::from(out))
     }
 
-    /// Its files, and those of `other` that it does not have.
+    /// The files of this set, and those of `other` that it lacks.
     ///
     /// # Errors
     /// Together they are too large or too costly.
@@ -164,7 +165,7 @@ impl Schema {
     }
 }
 
-/// Every service, but for those of google.* and grpc.* in files that another file of the set imports.
+/// Every service, except those of google.* and grpc.* in files that another file of the set imports.
 fn own_services(files: &[RawFile]) -> Vec<String> {
     let imports = files.iter().flat_map(|file| &file.outline.imports);
     let imported: BTreeSet<&String> = imports.collect();
@@ -192,7 +193,7 @@ fn missing_import(files: &[RawFile]) -> Option<SchemaError> {
     })
 }
 
-/// Depth-first with an own stack: descriptors come from outside and may nest deeply.
+/// Depth-first with an explicit stack, not recursion: descriptors come from outside and may nest deeply.
 fn visit(
     root: &str,
     imports: &BTreeMap<&str, Vec<String>>,
@@ -214,7 +215,7 @@ fn visit(
     }
 }
 
-/// What routing and reflection need to know of a file beside its bytes.
+/// What routing and reflection need to know of a file, beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline {
     pub name: String,
@@ -222,14 +223,14 @@ pub struct Outline {
     pub services: Vec<ProtoService>,
 }
 
-/// One file of a set: the raw bytes, and what they say of themselves.
+/// One file of a set: its raw bytes and its outline.
 #[derive(Clone, Debug)]
 pub struct RawFile {
     pub bytes: Bytes,
     pub outline: Outline,
 }
 
-/// What files cost once they are read, as it grows. The bound is [`MAX_SCHEMA_COST`].
+/// The running cost of the files that were read. The bound is [`MAX_SCHEMA_COST`].
 #[derive(Debug, Default)]
 pub struct Cost {
     spent: usize,
@@ -241,10 +242,10 @@ impl Cost {
         self.spent
     }
 
-    /// Reads one file more; its names are counted before they are taken.
+    /// Reads one more file. Each name is counted before it is copied.
     ///
     /// # Errors
-    /// Too costly with what was read before, or no descriptor.
+    /// Too costly together with what was read before, or not a descriptor.
     pub fn outline(&mut self, file: &[u8]) -> Result<Outline, SchemaError> {
         self.spent += file.len();
         let mut found = Outline::default();
@@ -299,15 +300,15 @@ fn malformed(error: &OutlineError) -> SchemaError {
 /// The files of a serialized set, each with its raw bytes.
 ///
 /// # Errors
-/// No descriptor set, or one that is too costly.
+/// Not a descriptor set, or too costly.
 pub fn files(set: &Bytes) -> Result<Vec<RawFile>, SchemaError> {
     files_at_cost(set).map(|(files, _)| files)
 }
 
-/// The same with what they cost.
+/// The files of a serialized set, and their cost.
 ///
 /// # Errors
-/// No descriptor set, or one that is too costly.
+/// Not a descriptor set, or too costly.
 pub fn files_at_cost(set: &Bytes) -> Result<(Vec<RawFile>, usize), SchemaError> {
     let mut cost = Cost::default();
     let mut out = Vec::new();
@@ -325,7 +326,7 @@ pub fn files_at_cost(set: &Bytes) -> Result<(Vec<RawFile>, usize), SchemaError> 
     Ok((out, cost.spent()))
 }
 
-/// Proto services that every server answers for itself: never a claim of a mesh service.
+/// Proto services that every server answers for itself; no mesh service may claim them.
 #[must_use]
 pub fn is_infrastructure(proto: &str) -> bool {
     proto.starts_with("grpc.reflection.") || proto.starts_with("grpc.health.")

@@ -7,20 +7,20 @@ use heddle_proto::{control::v1::ProtoService, rules::MAX_PROTOS};
 
 use super::schema::{Schema, is_infrastructure};
 
-/// What a registration says by itself.
+/// What a registration declares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declared {
-    /// Proto services that it serves, beside those that reflection lists.
+    /// Proto services that it serves, in addition to those that reflection lists.
     pub named: Vec<String>,
     pub schema: Option<Schema>,
 }
 
-/// What reflection told.
+/// What reflection reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reflected {
     /// The services that it lists.
     pub names: Vec<String>,
-    /// Their descriptors, as far as it has them.
+    /// Their descriptors, as far as reflection has them.
     pub schema: Option<Schema>,
 }
 
@@ -31,17 +31,18 @@ impl Reflected {
     }
 }
 
-/// What is known in all.
+/// What an instance serves, from both sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Served {
-    /// What it serves, sorted by name, at most [`MAX_PROTOS`].
+    /// The proto services, sorted by name, at most [`MAX_PROTOS`].
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
 }
 
 impl Served {
-    /// What reflection lists and what is named is served; where there is neither, all that the given descriptors define,
-    /// but for what comes with imports. Other services of the same files are schema, not served.
+    /// The instance serves what reflection lists and what the registration names. Without either it serves all that the
+    /// given descriptors define, except services that only came with an import. Other services of the same files are
+    /// schema, not served.
     #[must_use]
     pub fn of(declared: &Declared, reflected: Option<&Reflected>) -> Self {
         let mut names: BTreeSet<&str> = declared.named.iter().map(String::as_str).collect();
@@ -69,7 +70,8 @@ impl Served {
     }
 }
 
-/// Declared descriptors come first, whole and as they are; those of reflection explain what is not in them.
+/// Declared descriptors are kept whole and unchanged; those of reflection are added only if they describe a service
+/// that the declared ones lack.
 fn schema(declared: &Declared, reflected: Option<&Reflected>) -> Option<Schema> {
     let told = reflected.and_then(|reflected| reflected.schema.as_ref());
     let (Some(own), Some(told)) = (&declared.schema, told) else {

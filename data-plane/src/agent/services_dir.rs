@@ -1,7 +1,7 @@
-//! The folder of `--services-dir`: looked at twice a second, each file's last good content given to the agent. A file
-//! with a mistake keeps what it last said and costs one line in the log, as does an instance that cannot be taken, which is
-//! left out alone; a file that goes takes its instances along. The descriptor file that one names is looked at with it.
-//! What a file may say is `services_file`'s.
+//! Watches the folder of `--services-dir`, twice a second, and gives each file's last good content to the agent. A file
+//! with a mistake keeps its last good content and costs one line in the log. An instance that cannot be taken is left
+//! out alone, also with one line. The instances of a deleted file leave. The descriptor file that a file names is
+//! watched too. `services_file` defines the format.
 
 use std::{
     collections::BTreeMap,
@@ -15,12 +15,12 @@ use tracing::{error, info};
 
 use super::{Agent, descriptor_file, removal::Remover, services_file};
 
-/// Between two looks. Polling sees every kind of file system and every way to replace a file.
+/// Between two polls. Polling works on every kind of file system and with every way to replace a file.
 const LOOK: Duration = Duration::from_millis(500);
-/// The most files of one folder.
+/// The most files in the folder.
 const MAX_FILES: usize = 1000;
 
-/// What tells that a file is another than last time.
+/// Shows whether a file has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mark {
     modified: Option<SystemTime>,
@@ -35,26 +35,27 @@ pub struct ServicesDir {
     remover: Remover,
     is_own: fn(IpAddr) -> bool,
     files: BTreeMap<PathBuf, Known>,
-    /// The last complaint about the folder itself, so that it is made once.
+    /// The last complaint about the folder itself, so that it is logged once.
     complaint: Option<String>,
 }
 
 struct Known {
-    /// Of the content that was looked at, good or bad.
+    /// Of the content that was read, good or bad.
     mark: Mark,
     text: String,
-    /// The descriptor file that it names, as it was looked at.
+    /// The descriptor file that it names, and its mark when it was read.
     descriptors: Option<(PathBuf, Option<Mark>)>,
-    /// The last complaint, so that it is made once; `Some` is tried again, as its cause may lie elsewhere.
+    /// The last complaint, so that it is logged once. A file with a fault is read again at every poll, because its
+    /// cause may lie elsewhere.
     fault: Option<Fault>,
 }
 
 /// What is wrong with a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Fault {
-    /// It is not taken as it is now.
+    /// The file's present content is not used.
     Mistake(String),
-    /// These of its instances are not taken, the others are.
+    /// These of its instances are left out, the others are used.
     LeftOut(Vec<String>),
 }
 
@@ -71,7 +72,7 @@ impl ServicesDir {
         }
     }
 
-    /// Looks for ever.
+    /// Polls for ever.
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -79,7 +80,7 @@ impl ServicesDir {
         }
     }
 
-    /// One look at everything. Small files on a local disk: not worth a thread.
+    /// Polls everything once. Reading small files from a local disk is not worth a thread.
     pub fn look(&mut self) {
         let listed = match list(&self.dir) {
             Ok(listed) => {
@@ -87,7 +88,7 @@ impl ServicesDir {
                 listed
             }
             Err(why) => {
-                // A folder that cannot be read is no reason to drop what it said.
+                // A folder that cannot be read is no reason to drop its instances.
                 let told = format!(
                     "{}: {why}; its instances stay as they are",
                     self.dir.display()
@@ -174,7 +175,7 @@ impl ServicesDir {
     ) -> Result<(), Fault> {
         let mut read = |named: &str| {
             let file = path.parent().unwrap_or(&self.dir).join(named);
-            // Marked first: what is written meanwhile is seen by the next look.
+            // Marked before reading: the next poll then sees what is written meanwhile.
             *descriptors = Some((file.clone(), mark_of(&file)));
             descriptor_file::read(&file)
         };
@@ -212,7 +213,7 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
             .and_then(|n| n.to_str())
             .unwrap_or_default();
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-        // Editors keep their half-written copies under hidden names.
+        // Editors keep half-written copies under hidden names.
         if !yaml || name.starts_with('.') {
             continue;
         }
@@ -220,7 +221,7 @@ fn list(dir: &Path) -> Result<BTreeMap<PathBuf, Mark>, String> {
             Ok(Some(mark)) => {
                 out.insert(path, mark);
             }
-            // RemovedInstances between the two calls.
+            // Removed between the two calls.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Ok(None) | Err(_) => {}
         }

@@ -1,6 +1,6 @@
-//! One file of `--services-dir`: its text goes in, checked instances or one sentence with field and remedy come out.
-//! Pure but for two questions that the caller answers: whether an address is this host's own, and what stands in the
-//! descriptor file that it names.
+//! Parses one file of `--services-dir`. Input: its text. Output: checked instances, or one sentence with field and
+//! remedy. Pure except for two questions that the caller answers: whether an address belongs to this host, and what the
+//! named descriptor file contains.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::options::parse_duration;
 
-/// DESIGN §6. Unknown fields are mistakes: `weigth: 3` must not be silently one.
+/// The format of the file (DESIGN §6). Unknown fields are errors: a typing error as in `weigth: 3` must not be ignored.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServicesFile {
@@ -31,13 +31,13 @@ struct ServicesFile {
     protocol: Option<String>,
     #[serde(default)]
     protos: Vec<String>,
-    /// A file with a descriptor set, for programs without reflection; relative to this file's folder.
+    /// A file with a descriptor set, for programs without reflection; relative to the folder of this file.
     #[serde(default)]
     descriptors: Option<String>,
-    /// Whether it claims the paths of its proto services; absent: yes.
+    /// Whether the service claims the paths of its proto services; default: yes.
     #[serde(default)]
     claim_paths: Option<bool>,
-    /// What the gateway gives it; taken and kept for the version that has one.
+    /// For a future HTTP gateway; accepted and ignored by this version.
     #[serde(default)]
     #[allow(dead_code)]
     http: Option<HttpPart>,
@@ -85,21 +85,21 @@ struct InstancePart {
     weight: u32,
 }
 
-/// The most that one file may take.
+/// The largest file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// What a file names.
+/// The content of a file.
 #[derive(Debug, Default)]
 pub struct Parsed {
     pub instances: Vec<Checked>,
-    /// Instances whose address cannot be taken, each in one line with field and remedy: those beside them can.
+    /// Instances whose address cannot be used, each in one line with field and remedy. The other instances are used.
     pub left_out: Vec<String>,
 }
 
-/// Reads one file's text.
+/// Parses a file's text.
 ///
 /// # Errors
-/// One line: every mistake with its field and remedy.
+/// One line with every mistake, its field and its remedy.
 pub fn parse(
     text: &str,
     is_own: &dyn Fn(IpAddr) -> bool,
@@ -156,7 +156,7 @@ pub fn parse(
                 parsed.left_out.extend(told);
             }
             Err(violations) => faults.extend(violations.into_iter().map(|v| {
-                // Of the service as a whole, or of this instance.
+                // The field is one of the service as a whole or one of this instance.
                 let field = v.field.trim_start_matches("instance.");
                 let own = matches!(field, "id" | "address" | "weight");
                 let at = if own {
@@ -229,9 +229,10 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
     }
 }
 
-/// A parser's message for who wrote the file: the field where it stands, and the remedy instead of the parser's own.
+/// Turns a parser's message into one for the author of the file: with the field, and with Heddle's remedy instead of
+/// the parser's.
 fn explain(text: &str, message: &str) -> String {
-    // Some add a picture of the source below.
+    // Some messages append an excerpt of the source.
     let line = message.lines().map(str::trim).find(|line| !line.is_empty());
     let Some(line) = line else {
         return "is no YAML".to_owned();
@@ -262,7 +263,7 @@ fn explain(text: &str, message: &str) -> String {
     parts.join(": ")
 }
 
-/// The key whose value stands at "line L column C".
+/// The key whose value is at "line L column C".
 fn field_at<'t>(text: &'t str, place: &str) -> Option<&'t str> {
     let mut numbers = place
         .split(' ')

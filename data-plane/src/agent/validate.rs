@@ -1,6 +1,6 @@
-//! What an instance may look like, whether it comes by the API or from a file. An [`Instance`] as given goes in, a
-//! [`Checked`] one with its defaults filled in comes out, or every violation with field and remedy. No I/O but the
-//! question whether an address is this host's own, which the caller answers.
+//! Validates an instance, whether it comes by the API or from a file. Input: an [`Instance`] as given. Output: a
+//! [`Checked`] one with its defaults filled in, or every violation with its field and remedy. No I/O; the caller
+//! answers whether an address belongs to this host.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,17 +20,18 @@ use super::{
     served::{Declared, Served},
 };
 
-/// A fault of one field: `instance.address`, and what to write instead.
+/// A fault of one field: its name, such as `instance.address`, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub field: String,
     pub description: String,
-    /// It is no mistake in writing: the instance cannot be taken as it is, and others beside it can.
+    /// Only this instance is left out; other instances of the same file are used. True for an address that is well
+    /// formed but cannot be used.
     pub alone: bool,
 }
 
 impl Violation {
-    /// An address that cannot be taken, in the words of who refuses it.
+    /// An address that cannot be used, with the reason of whoever refuses it.
     pub(super) fn of_address(why: &impl ToString) -> Self {
         Self {
             field: "instance.address".into(),
@@ -40,7 +41,7 @@ impl Violation {
     }
 }
 
-/// How an instance's health is learned, with all defaults filled in.
+/// How an instance's health is checked, with all defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckPlan {
     pub kind: Kind,
@@ -52,19 +53,19 @@ pub struct CheckPlan {
     pub grpc_service: String,
 }
 
-/// An instance that may join.
+/// A validated instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
     pub instance: Instance,
     pub address: SocketAddr,
     pub check: CheckPlan,
-    /// What it serves by its own word.
+    /// What it serves, as far as the registration declares it.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
 }
 
 impl Checked {
-    /// The same with descriptors that were checked already.
+    /// Adds descriptors that were checked already.
     #[must_use]
     pub fn described_by(mut self, schema: Schema) -> Self {
         let given = Declared {
@@ -77,7 +78,7 @@ impl Checked {
     }
 }
 
-/// Where the instance comes from: a file sends no keep-alive.
+/// Where the instance comes from. The default check differs: a file sends no keep-alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Registration,
@@ -88,7 +89,7 @@ const MAX_PATH: usize = 1024;
 const LABEL_RULE: &str =
     "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
 
-/// Checks everything and tells every fault.
+/// Checks everything and reports every fault.
 ///
 /// # Errors
 /// The violations, at least one.
@@ -190,7 +191,8 @@ fn names(instance: &Instance, faults: &mut Faults) {
 
 fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> Option<SocketAddr> {
     let form = "write \"IP:port\" or \"[IPv6]:port\", an address of this host on which the instance listens";
-    // An IPv4 address in the clothes of an IPv6 one is the same place: one form, or it counts twice and as no loopback.
+    // An IPv4-mapped IPv6 address is the same address: it is stored in one form, so that it counts once and as
+    // loopback.
     let parsed = word
         .parse::<SocketAddr>()
         .map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()));
@@ -215,7 +217,7 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
     None
 }
 
-/// Why an address is none of an instance of this host.
+/// Why an address cannot belong to an instance of this host.
 fn not_here(addr: SocketAddr, is_own: &dyn Fn(IpAddr) -> bool) -> Option<String> {
     let ip = addr.ip();
     if ip.is_unspecified() {
@@ -396,7 +398,7 @@ fn given_schema(bytes: &Bytes, faults: &mut Faults) -> Option<Schema> {
     }
 }
 
-/// A word from outside as it may stand in an error: bounded and printable.
+/// Text from outside, bounded and made printable for an error message.
 fn shown(word: &str) -> String {
     word.chars()
         .take(80)

@@ -1,13 +1,13 @@
-//! The protobuf wire format, just enough to take a message apart and put it together again without touching what it does
-//! not know (that is how extensions survive). Pure; bounds are those of the given bytes, and nothing is copied.
+//! The protobuf wire format, just enough to split a message and join it again without touching unknown fields (which
+//! keeps extensions). Pure; bounded by the given bytes; nothing is copied.
 
 use bytes::Bytes;
 
-/// One field of a message as it stands on the wire.
+/// One field of a message on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     pub number: u32,
-    /// Tag and value, byte for byte.
+    /// Tag and value, unchanged.
     pub whole: Bytes,
     /// The value of a length-delimited field.
     pub bytes: Option<Bytes>,
@@ -21,7 +21,7 @@ pub enum WireError {
     WireType,
 }
 
-/// Walks the fields of `message`; ends after the first error.
+/// Iterates over the fields of `message`; ends after the first error.
 pub fn fields(message: &Bytes) -> impl Iterator<Item = Result<Field, WireError>> {
     let mut rest = message.clone();
     std::iter::from_fn(move || {
@@ -45,7 +45,7 @@ pub fn fields(message: &Bytes) -> impl Iterator<Item = Result<Field, WireError>>
     })
 }
 
-/// The value of a field, where it stands.
+/// The value of a field, borrowed from the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'m> {
     Varint(u64),
@@ -54,7 +54,7 @@ pub enum Value<'m> {
     Other,
 }
 
-/// Walks the fields of `message` without counting references; ends after the first error.
+/// Iterates over the fields of a borrowed `message`, without reference counting; ends after the first error.
 pub fn values(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), WireError>> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -85,7 +85,7 @@ const START_GROUP: u64 = 3;
 const END_GROUP: u64 = 4;
 const FIXED32: u64 = 5;
 
-/// One field as it lies at the start of some bytes.
+/// The measured field at the start of some bytes.
 struct Measured {
     number: u32,
     wire_type: u64,
@@ -130,7 +130,7 @@ fn measure(bytes: &[u8]) -> Result<Measured, WireError> {
     })
 }
 
-/// The length of a group that has begun, with its end. Options of proto2 may be groups.
+/// The length of a group after its start tag, including its end tag. Options of proto2 may be groups.
 fn group(bytes: &[u8]) -> Result<usize, WireError> {
     let mut open = 1usize;
     let mut at = 0;
@@ -186,7 +186,7 @@ mod tests {
     use super::{Value, WireError, fields, put_bytes, values};
 
     proptest! {
-        /// Whatever comes from outside is taken apart without a panic, and what was taken apart is all there was.
+        /// Arbitrary input is split without a panic, and the fields together are the message.
         #[test]
         fn fields_are_the_message(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let message = Bytes::from(bytes);

@@ -1,6 +1,6 @@
-//! One GET of an HTTP check, over a connection of its own (HTTP/1.1, so that a plain web server of any age answers it).
-//! An address and a path come in, a finding goes out. Redirects are not followed: the instance itself is to answer. The
-//! caller bounds the time; what is read is bounded here.
+//! One GET of an HTTP check, over a connection of its own (HTTP/1.1, so that any web server answers it). Input: an
+//! address and a path. Output: a finding. Redirects are not followed: the instance itself must answer. The caller
+//! bounds the time; the bytes are bounded here.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,9 +12,10 @@ use tokio::{
 
 use super::{printable, thresholds::Finding};
 
-/// Status line and headers, those of interim answers included.
+/// Bound on status line and headers, including those of interim responses.
 const MAX_HEAD: usize = 16 * 1024;
-/// Of a body so much is read, for so long, lest a server log a broken pipe at each check; it means nothing.
+/// Bounds on reading the body. It is read only so that the server does not log a broken pipe at each check; its content
+/// is ignored.
 const MAX_BODY: usize = 16 * 1024;
 const BODY_WITHIN: Duration = Duration::from_millis(100);
 
@@ -62,7 +63,7 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<Option<Head>> {
     Ok(Some(head))
 }
 
-/// What matters of an answer.
+/// The relevant parts of a response.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
     status: u16,
@@ -77,7 +78,7 @@ enum Parsed {
     Head(Head),
 }
 
-/// The final head among what has come so far; interim ones (1xx) are skipped.
+/// The final head in what has been read so far; interim responses (1xx) are skipped.
 fn parse(read: &[u8]) -> Parsed {
     const START: &[u8] = b"HTTP/1.";
     let mut rest = read;
@@ -171,7 +172,7 @@ mod tests {
             ("HTTP/1.1 20000 OK\r\n\r\n", Parsed::NoHttp),
         ] {
             assert_eq!(parse(read.as_bytes()), expect, "{read:?}");
-            // However it is cut, nothing else is read out of a part of it.
+            // Wherever the response is cut, the part is never parsed as something else.
             for cut in 0..read.len() {
                 let part = parse(&read.as_bytes()[..cut]);
                 assert!(

@@ -1,6 +1,6 @@
-//! The health of one instance: asked for at once, then at its interval, and out of turn when a worker saw something.
-//! A plan and sightings come in, changes of health go to the agent; one check of an instance is under way at a time.
-//! Whether calls go there is not decided here.
+//! Checks the health of one instance: at once, then at its interval, and out of turn when a worker observed a failure.
+//! Input: a plan and sightings. Output: changes of health, to the agent. One check of an instance runs at a time.
+//! Whether calls go to the instance is not decided here.
 
 mod http;
 mod thresholds;
@@ -22,7 +22,7 @@ use thresholds::{Finding, Thresholds};
 
 pub(crate) use slots::CheckSlots;
 
-/// Keeps the agent's view of one registration true until it ends.
+/// Keeps the health of one registration up to date until it ends.
 pub async fn watch(agent: Agent, joined: Joined, sightings: mpsc::Receiver<Sighting>) {
     if matches!(joined.plan.kind, Kind::Grpc | Kind::Http | Kind::Tcp) {
         watch_active(agent, joined, sightings).await;
@@ -31,14 +31,16 @@ pub async fn watch(agent: Agent, joined: Joined, sightings: mpsc::Receiver<Sight
     }
 }
 
-/// First look at an address that refused, and at an instance that has not passed yet; it doubles.
+/// The first retry for an address that refused and for an instance that has not passed yet; the delay doubles.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
-/// Up to a tenth more or less, so that a thousand instances are not asked in one moment.
+/// Jitter of a tenth, so that a thousand instances are not checked at the same moment.
 const AROUND: std::ops::Range<f64> = 0.9..1.1;
-/// The first interval is any part of one: instances that began together are asked apart from the second check on.
+/// The first interval is shortened at random, so that instances that started together are checked at different times
+/// from the second check on.
 const SPREAD: std::ops::Range<f64> = 0.1..1.0;
-/// An instance that has never passed has its reason told anew so often at most: each is a write of the store.
+/// The shortest time between two reports of a reason for an instance that has never passed: each one is a write to the
+/// store.
 const RETELL: Duration = Duration::from_secs(10);
 
 async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
@@ -57,7 +59,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
         };
         let passed = finding == Finding::Passed;
         if passed && (failed || away || probe.was_cut()) {
-            // RemovedInstances and back, seen by a check, a call or a closed connection: it may be another process.
+            // It failed and is back, as a check, a call or a closed connection showed: it may be another process.
             agent.ask_again(&joined.registration);
             away = false;
         }
@@ -70,13 +72,13 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
             }
         }
         let pause = if thresholds.is_fresh() {
-            // It may only be starting.
+            // It may still be starting.
             backoff.fail().min(plan.interval)
         } else {
             jittered(plan.interval, spread.take().unwrap_or(AROUND))
         };
         match timeout(pause, sightings.recv()).await {
-            // Out already; its next successes bring it back.
+            // Already unhealthy; its next successes make it healthy again.
             Ok(Some(Sighting::Refused)) => {
                 away = true;
                 thresholds.refused();
@@ -96,7 +98,8 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
     }
 }
 
-/// No check of its own: looks only when a worker saw something, and then until the address accepts again.
+/// For an instance without checks of its own: connects only after a worker observed a failure, and then until the
+/// address accepts again.
 async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
     while let Some(sighting) = sightings.recv().await {
         let mut out = sighting == Sighting::Refused;
@@ -113,7 +116,7 @@ async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiv
         }
         agent.ask_again(&joined.registration);
         if out {
-            // What was seen while it was out is answered by this.
+            // This check also answers the sightings that came while it was out.
             while sightings.try_recv().is_ok() {}
             tell(&agent, &joined, true, "");
         }
@@ -129,7 +132,7 @@ fn tell(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {
     agent.set_health(&joined.key, &joined.registration, health, reason);
 }
 
-/// An instance's own words as they may stand in a reason: bounded, in one line.
+/// An instance's own text for a reason: bounded, in one line.
 fn printable(words: &str) -> String {
     const MOST: usize = 200;
     let one = |c: char| if c.is_control() { ' ' } else { c };

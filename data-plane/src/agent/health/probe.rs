@@ -1,5 +1,5 @@
-//! Asks one instance once: gRPC health v1, HTTP or TCP, each within the plan's time. A plan comes in, a finding with its
-//! reason goes out. When to ask, and what follows, is not decided here.
+//! Checks one instance once: gRPC health v1, HTTP or TCP, each within the plan's timeout. Input: a plan. Output: a
+//! finding with its reason. When to check and what follows is not decided here.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,14 +17,14 @@ use tonic_health::pb::{
 use super::{http, printable, thresholds::Finding};
 use crate::agent::{instance_table::Joined, validate::CheckPlan};
 
-/// An answer of the health service is one number.
+/// The largest response; one of the health service is a single number.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// One instance as its checks reach it.
+/// The checks of one instance.
 pub(super) struct Probe {
     address: SocketAddr,
     plan: CheckPlan,
-    /// The gRPC connection of the last check that passed: none is opened and closed at each.
+    /// The gRPC connection of the last check that was answered; it is reused, so that not every check opens one.
     kept: Option<Channel>,
     /// The last check found the kept connection closed.
     cut: bool,
@@ -40,7 +40,7 @@ impl Probe {
         }
     }
 
-    /// Whether the instance has closed a connection since the check before the last one.
+    /// Whether the last check found the kept connection closed: the instance may have been restarted.
     pub(super) fn was_cut(&self) -> bool {
         self.cut
     }
@@ -61,7 +61,7 @@ impl Probe {
         if let Ok(finding) = timeout(within, asked).await {
             return finding;
         }
-        // What hangs on a connection may be the connection.
+        // The check may have hung because of the connection.
         self.kept = None;
         let kind = match self.plan.kind {
             Kind::Grpc => "gRPC",
@@ -74,7 +74,7 @@ impl Probe {
     async fn ask_grpc(&mut self) -> Finding {
         if let Some(channel) = self.kept.take() {
             match check(channel.clone(), &self.plan.grpc_service).await {
-                // A connection that was closed meanwhile says nothing of the instance: a new one does.
+                // A connection that was closed in the meantime does not count as a failure: check over a new one.
                 Err(status) if std::error::Error::source(&status).is_some() => self.cut = true,
                 answer => return self.thresholds(answer, channel),
             }

@@ -3,9 +3,9 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Checks of instances that passed last time, or are new.
+/// Concurrent checks of instances that passed last time or are new.
 const QUICK: usize = 256;
-/// Checks of instances that failed last time: each may take its whole timeout.
+/// Concurrent checks of instances that failed last time; each may take its whole timeout.
 const SLOW: usize = 64;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Default for CheckSlots {
 }
 
 impl CheckSlots {
-    /// So many at once, and so many more of those that failed last time.
+    /// `quick` slots for all, and `slow` slots for those that failed last time.
     pub(crate) fn of(quick: usize, slow: usize) -> Self {
         Self {
             quick: Semaphore::new(quick),
@@ -29,10 +29,10 @@ impl CheckSlots {
         }
     }
 
-    /// Waits for a turn; dropping what comes back ends it.
+    /// Waits for a slot; dropping the permit frees it.
     pub(crate) async fn enter(&self, failed: bool) -> Option<SemaphorePermit<'_>> {
         let lane = if failed { &self.slow } else { &self.quick };
-        // Never closed.
+        // The semaphore is never closed.
         lane.acquire().await.ok()
     }
 }

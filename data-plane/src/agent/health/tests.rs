@@ -1,4 +1,4 @@
-//! Checks against real servers on free ports: what each answer is taken for, and what happens when none comes.
+//! Checks against real servers on free ports: how each response is judged, and what happens without one.
 
 use std::{
     net::SocketAddr,
@@ -56,7 +56,7 @@ fn probe(address: SocketAddr, check: HealthCheck) -> Probe {
     })
 }
 
-/// A server that sends these bytes to whoever connects, and then holds the connection open.
+/// A server that sends these bytes on every connection and then keeps it open.
 async fn saying(bytes: &'static [u8]) -> SocketAddr {
     let (listener, addr) = listener().await;
     tokio::spawn(async move {
@@ -84,7 +84,7 @@ async fn what_http_answers_are_taken_for() {
             b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
             "",
         ),
-        // A body without an end is not waited for.
+        // A body without an end: the check does not wait for it.
         (
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx",
             "",
@@ -142,7 +142,7 @@ async fn what_grpc_answers_are_taken_for() {
         "{finding:?}"
     );
 
-    // A gRPC server without the health service; one that is none; one that hangs.
+    // A gRPC server without the health service; a port without a server; a server that hangs.
     let (listener, bare) = listener_of_reflection().await;
     drop(listener);
     for (addr, word) in [
@@ -185,7 +185,7 @@ async fn a_connection_that_was_closed_between_two_checks_is_no_failure() {
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let mut probe = probe(addr, of(Kind::Grpc));
     assert_eq!(probe.ask().await, Finding::Passed);
-    // The process is replaced by another one on its port.
+    // The process is replaced by another one on the same port.
     stop.cancel();
     soon("the first server's end", first)
         .await
@@ -281,7 +281,7 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
         one.id = format!("h{number}");
         agent.register(checked(one)).unwrap();
     }
-    // All of them have hung once: from now on they are in the slow lane.
+    // All of them have failed once: from now on they use the slow slots.
     until(&agent, "all have failed", |views| {
         views.values().all(|v| v.reason.contains("no answer"))
     })
@@ -297,7 +297,7 @@ async fn hanging_instances_delay_no_others_and_are_bounded_in_number() {
             .any(|(k, v)| k.service == "quick" && v.health == Health::Healthy)
     })
     .await;
-    // Had it waited for its turn behind them, all 1,000 would have been checked first.
+    // If it had waited behind them, all 1,000 would have been checked first.
     let meanwhile = begun.load(Ordering::SeqCst) - before;
     assert!(meanwhile < 600, "{meanwhile} checks that hang came first");
     let most = most.load(Ordering::SeqCst);

@@ -1,15 +1,15 @@
-//! Health thresholds: how many results in a row change the health of an instance. Results go in one by one; a health
-//! comes out when it is to be reported. Pure: no clock, no sockets.
+//! Health thresholds: how many results in a row change the health of an instance. Input: results, one by one. Output: a
+//! health, when it is to be reported. Pure: no clock, no sockets.
 
 use crate::agent::validate::CheckPlan;
 
-/// What one check came to.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     Passed,
-    /// It failed, and why, as a sentence for people: the next one may pass.
+    /// It failed, with the reason as a sentence for people. The next check may pass.
     Failed(String),
-    /// The instance itself says that it does not serve: no second opinion is needed.
+    /// The instance itself reports that it does not serve: one such result is enough.
     Declined(String),
 }
 
@@ -26,7 +26,7 @@ impl Finding {
 #[derive(Debug)]
 pub(super) struct Thresholds {
     healthy: bool,
-    /// Before the first success one is enough.
+    /// It has never passed: one success is enough.
     fresh: bool,
     streak: u32,
     healthy_threshold: u32,
@@ -51,7 +51,8 @@ impl Thresholds {
         self.fresh
     }
 
-    /// Takes one answer; the verdict if it is to be told (each failure before the first success is, for its reason).
+    /// Takes one result. Returns the health if it is to be reported; before the first success each failure is, for its
+    /// reason.
     pub(super) fn take(&mut self, finding: &Finding) -> Option<bool> {
         let success = *finding == Finding::Passed;
         if self.fresh {
@@ -78,7 +79,7 @@ impl Thresholds {
         Some(success)
     }
 
-    /// A refused connection leaves no doubt.
+    /// A refused connection makes it unhealthy at once.
     pub(super) fn refused(&mut self) {
         self.healthy = false;
         self.fresh = false;
@@ -107,14 +108,14 @@ mod tests {
         let (passed, failed) = (Finding::Passed, Finding::Failed("x".into()));
         let declined = Finding::Declined("x".into());
         let mut thresholds = Thresholds::new(&plan);
-        // Not up yet: each failure is told for its reason; the first success suffices.
+        // Not up yet: each failure is reported for its reason; one success is enough.
         let first = [
             (&failed, Some(false)),
             (&declined, Some(false)),
             (&passed, Some(true)),
             (&passed, None),
         ];
-        // One failure is no verdict, two are; then three successes are needed.
+        // One failure changes nothing, two do; then three successes are needed.
         let later = [
             (&failed, None),
             (&passed, None),
@@ -125,7 +126,7 @@ mod tests {
             (&passed, None),
             (&passed, None),
             (&passed, Some(true)),
-            // Its own word is taken at once.
+            // What the instance itself reports counts at once.
             (&declined, Some(false)),
             (&declined, None),
         ];

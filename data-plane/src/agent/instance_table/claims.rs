@@ -1,6 +1,7 @@
-//! In which order the services of this node first claimed the paths of what they serve: who owns a path as long as no
-//! control plane says so. In come instances that join and go, and the time (`now` is given); out go numbers, the lowest
-//! of which is the oldest. A service that has gone keeps its place for a while: an upgrade replaces all its instances.
+//! The order in which the services of this node first claimed the paths of their proto services. It decides who owns a
+//! path while no control plane does. Input: instances that join and leave, and the time (`now` is a parameter). Output:
+//! numbers; the lowest is the oldest claim. A service without instances keeps its place for a while, because an upgrade
+//! replaces all its instances.
 
 use std::{
     collections::BTreeMap,
@@ -9,20 +10,20 @@ use std::{
 
 use super::View;
 
-/// A service without an instance that serves it keeps its place for so long, as in the control plane.
+/// How long a service without instances keeps its place; the same as in the control plane.
 const KEPT: Duration = Duration::from_secs(600);
-/// Of more places without an instance the oldest go earlier.
+/// The most places without an instance; above it the oldest are forgotten earlier.
 const MOST_KEPT: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Place {
     number: u64,
     instances: usize,
-    /// When it was first seen without an instance.
+    /// When it was first found without an instance.
     vacant_since: Option<Instant>,
 }
 
-/// See the module documentation. By the full name of the service, then by proto service.
+/// See the module documentation. Keyed by the full name of the service, then by proto service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClaimOrder {
     places: BTreeMap<String, BTreeMap<String, Place>>,
@@ -30,20 +31,20 @@ pub struct ClaimOrder {
 }
 
 impl ClaimOrder {
-    /// The place of a service among those that claim the path of a proto service here.
+    /// The number of a service's claim to the path of a proto service.
     #[must_use]
     pub fn number(&self, service: &str, proto: &str) -> Option<u64> {
         Some(self.places.get(service)?.get(proto)?.number)
     }
 
-    /// The oldest place of a service.
+    /// The lowest number of a service.
     #[must_use]
     pub fn oldest(&self, service: &str) -> Option<u64> {
         let places = self.places.get(service)?.values();
         places.map(|place| place.number).min()
     }
 
-    /// Service and proto service, the oldest claim first: what the state dir keeps.
+    /// Service and proto service, the oldest claim first, for the state dir.
     #[must_use]
     pub fn in_order(&self) -> Vec<(String, String)> {
         let mut all: Vec<_> = self
@@ -79,14 +80,14 @@ impl ClaimOrder {
         }
     }
 
-    /// What the last process of this node knew, the oldest first; before any instance joins.
+    /// Restores the places of this node's last process, the oldest first. Called before any instance joins.
     pub(super) fn restore(&mut self, places: &[(String, String)]) {
         for (service, proto) in places {
             self.place(service, proto);
         }
     }
 
-    /// Forgets those whose time is up, and of too many the oldest. Called every few seconds.
+    /// Forgets places whose time is over and, if there are too many, the oldest. Called every few seconds.
     pub(super) fn forget(&mut self, now: Instant) {
         let mut vacant = Vec::new();
         for place in self.places.values_mut().flat_map(BTreeMap::values_mut) {
@@ -133,7 +134,7 @@ impl ClaimOrder {
     }
 }
 
-/// What an instance serves and claims.
+/// The proto services that an instance serves and claims.
 fn claimed(view: &View) -> impl Iterator<Item = &str> {
     let claims = view.claims_paths();
     let protos = view.protos.iter().filter(move |_| claims);
@@ -168,7 +169,7 @@ mod tests {
         let many = names(MOST_KEPT + 3);
         order.restore(&many);
         order.forget(start + KEPT);
-        // The second service has been vacant for the longest time, then those with the lowest numbers.
+        // The second service has been without instances for the longest time; then come those with the lowest numbers.
         assert_eq!(order.in_order().len(), MOST_KEPT);
         assert_eq!(order.in_order().last(), many.last());
         assert_eq!(order.number("s0001.default", "p.P"), None);

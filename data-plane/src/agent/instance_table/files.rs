@@ -1,5 +1,5 @@
-//! Instances that files of `--services-dir` name: they join with their file, change with it, and drain when the file
-//! no longer names them or is deleted. Input: the present content of a file. `services_dir` reads the files.
+//! Instances that files of `--services-dir` name: they join with their file, change with it, and drain when the file no
+//! longer names them or is deleted. Input: the current content of a file. `services_dir` reads the files.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
@@ -7,11 +7,11 @@ use super::{Entry, Filed, InstanceTable, Leaving, MAX_INSTANCES, Refused, Source
 use crate::agent::{key::InstanceKey, removed::Cause, validate::Checked};
 
 impl InstanceTable {
-    /// The file now names exactly these. Unchanged ones are left as they are; those that it does not name any more
+    /// Sets the instances of `file` to exactly these. Unchanged ones stay as they are; those that it no longer names
     /// drain.
     ///
     /// # Errors
-    /// One of them is held by another file or a registration, or the node is full: nothing is changed.
+    /// Another file or a registration has one of them, or the node is full: nothing is changed.
     pub fn set_file(
         &mut self,
         file: &Path,
@@ -75,7 +75,7 @@ impl InstanceTable {
         Ok(filed)
     }
 
-    /// The file is no longer there: its instances drain, though nobody took them out of it.
+    /// The file was deleted: its instances drain, with the file as the cause because nobody edited them out.
     pub fn file_gone(&mut self, file: &Path, now: Instant) -> Vec<Leaving> {
         let gone = self.entries.iter().filter(|(_, entry)| is_of(entry, file));
         let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
@@ -85,7 +85,7 @@ impl InstanceTable {
             .collect()
     }
 
-    /// Whether instances of this file are in.
+    /// Whether the table has instances of this file.
     #[must_use]
     pub fn has_file(&self, file: &Path) -> bool {
         self.entries.values().any(|entry| is_of(entry, file))

@@ -1,5 +1,5 @@
-//! How instances come into the table: by their registration, by a services file (`files`), or from the state dir of the last
-//! process. One that comes back unchanged keeps its health and what its reflection reported.
+//! How instances enter the table: by registration, by a services file (`files`), or from the state dir of the last
+//! process. One that returns unchanged keeps its health and what its reflection reported.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,7 +16,7 @@ impl InstanceTable {
     /// Adds an instance, or replaces an earlier registration of the same one.
     ///
     /// # Errors
-    /// A file holds it, or the node is full.
+    /// A file names it, or the node is full.
     pub fn register(
         &mut self,
         checked: Checked,
@@ -59,7 +59,7 @@ impl InstanceTable {
             .as_ref()
             .filter(|p| p.stream.is_some() && p.view.address != checked.address)
             .map(|p| p.view.address);
-        // The same process after a restart of the agent or of its stream goes on as it was: no flap.
+        // The same process after a restart of the agent or of its stream keeps its health, so that it does not flap.
         let same = previous.filter(|p| {
             p.view.address == checked.address && p.view.instance.version == checked.instance.version
         });
@@ -68,14 +68,14 @@ impl InstanceTable {
             .is_none_or(|p| p.view.health == Health::Draining);
         let (health, reason) = match &same {
             _ if passive => (Health::Healthy, String::new()),
-            // Whether the control plane takes it as it is now is not known yet.
+            // It is not known yet whether the control plane accepts the new registration.
             Some(p) if !fresh => match &p.refused {
                 Some(checks) => (checks.health, checks.reason.clone()),
                 None => (p.view.health, p.view.reason.clone()),
             },
             _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
-        // Descriptors that are given anew are newer than what was told once.
+        // New declared descriptors are newer than what reflection reported before.
         let told = same.filter(|p| checked.schema.is_none() || p.declared.schema == checked.schema);
         let (reflected, asked, told_reason) = match told {
             Some(p) => (p.reflected, p.asked, p.view.schema_reason.clone()),
@@ -124,7 +124,8 @@ impl InstanceTable {
         joined
     }
 
-    /// Puts back what the last process of this node had: served, and out after the TTL unless it comes back.
+    /// Restores an instance of this node's last process. It is served, and removed after the TTL unless it registers or
+    /// beats again.
     pub fn restore(&mut self, view: View, now: Instant) {
         let key = InstanceKey::of(&view.instance);
         if self.entries.contains_key(&key) || self.entries.len() >= MAX_INSTANCES {

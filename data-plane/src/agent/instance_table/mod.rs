@@ -1,6 +1,6 @@
-//! The table of this node's instances: which are registered, since when, and their health. Input: registrations,
-//! beats, files, check results and the time (`now` is a parameter). Output: immutable views, and a number that rises
-//! with each change. No sockets, no tasks, no clock.
+//! The table of this node's instances: which are registered, and their health. Input: registrations, beats, files,
+//! check results and the time (`now` is a parameter). Output: immutable views, and a version that rises with each
+//! change. No sockets, no tasks, no clock.
 
 use std::{
     collections::BTreeMap,
@@ -26,35 +26,35 @@ pub use claims::ClaimOrder;
 pub use schemas::MAX_HELD_COST;
 pub use types::{Filed, Joined, Leaving, Refused, Source, View, Views};
 
-/// The most instances one node takes.
+/// The most instances of one node.
 pub const MAX_INSTANCES: usize = 10_000;
 
-/// An instance that drains and that nobody took out is gone after so long: twice the longest wait for clients.
+/// A draining instance that nobody removes is removed after this time: twice the longest wait for clients.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
-/// The reason of an instance that drains.
+/// The reason of a draining instance.
 pub const DRAINING: &str = "it is leaving: it finishes what it has and gets nothing new";
 
 #[derive(Debug)]
 struct Entry {
     view: Arc<View>,
     source: Source,
-    /// Out at this time unless a beat comes; `None` for those of files.
+    /// When it is removed unless a beat comes; `None` for instances of files.
     beat_by: Option<Instant>,
-    /// The keep-alive stream that stands for it, the newest one.
+    /// The newest keep-alive stream; only its end removes the instance.
     stream: Option<u64>,
-    /// Why it drains, if it did not ask to go.
+    /// Why it drains, if it did not ask for it.
     unasked: Option<Cause>,
-    /// What its registration says that it serves.
+    /// What its registration declares that it serves.
     declared: Declared,
-    /// What its reflection told last.
+    /// What its reflection reported last.
     reflected: Option<Reflected>,
-    /// It has answered whether it has reflection, or was given its time to.
+    /// Reflection has been tried: the instance answered, or its time ran out.
     asked: bool,
-    /// The control plane does not take it: nobody is to call it, whatever its check says meanwhile.
+    /// The control plane rejects it, so it counts as unhealthy. Holds what its checks report meanwhile.
     refused: Option<Checks>,
 }
 
-/// What an instance's check said last.
+/// The last result of an instance's checks.
 #[derive(Debug)]
 struct Checks {
     health: Health,
@@ -104,13 +104,13 @@ impl InstanceTable {
             .collect()
     }
 
-    /// In which order services claimed their paths.
+    /// The order in which services claimed their paths.
     #[must_use]
     pub fn claims(&self) -> &ClaimOrder {
         &self.claims
     }
 
-    /// The order in which the last process of this node had them; before its instances are put back.
+    /// Restores the order of this node's last process; called before its instances are restored.
     pub fn restore_claims(&mut self, places: &[(String, String)]) {
         self.claims.restore(places);
     }
@@ -120,7 +120,7 @@ impl InstanceTable {
         self.entries.get(key).map(|entry| &entry.view)
     }
 
-    /// Those that registered themselves: what the state dir keeps.
+    /// The instances that registered themselves, for the state dir.
     #[must_use]
     pub fn registered(&self) -> Vec<Arc<View>> {
         let own = |entry: &&Entry| !matches!(entry.source, Source::File(_) | Source::Leaving);
@@ -131,7 +131,8 @@ impl InstanceTable {
             .collect()
     }
 
-    /// A keep-alive stream begins; it now stands for the registration. `None`: unknown, register again.
+    /// A keep-alive stream begins and becomes the newest of its registration. `None`: the registration is unknown, the
+    /// instance must register again.
     pub fn stream_opened(&mut self, registration: &str, now: Instant) -> Option<u64> {
         let ttl = self.ttl;
         self.streams += 1;
@@ -147,7 +148,7 @@ impl InstanceTable {
         Some(stream)
     }
 
-    /// A beat; how the instance is, and why. `None`: the registration is gone.
+    /// Records a beat. Returns the instance's health and its reason; `None`: the registration is gone.
     pub fn beat(&mut self, registration: &str, now: Instant) -> Option<(Health, String)> {
         let ttl = self.ttl;
         let entry = self.entry_of(registration)?;
@@ -157,7 +158,7 @@ impl InstanceTable {
         Some((entry.view.health, entry.view.reason.clone()))
     }
 
-    /// A keep-alive stream broke, or has no beats: its instance is out at once, unless a newer stream stands for it.
+    /// A keep-alive stream broke or missed its beat: its instance is removed at once, unless it has a newer stream.
     pub fn stream_closed(
         &mut self,
         registration: &str,
@@ -171,7 +172,7 @@ impl InstanceTable {
         self.deregister(registration, Some(cause))
     }
 
-    /// An instance gets no new calls from now on, and is gone once it is deregistered, or after `LEAVE_WITHIN`.
+    /// The instance gets no new calls from now on. It is removed when it is deregistered, or after `LEAVE_WITHIN`.
     pub fn drain(
         &mut self,
         registration: &str,
@@ -189,7 +190,7 @@ impl InstanceTable {
         now: Instant,
     ) -> Option<Leaving> {
         let entry = self.entries.get_mut(key)?;
-        // Asked twice, it does not stay longer.
+        // A second request does not prolong it.
         if entry.source != Source::Leaving {
             entry.source = Source::Leaving;
             entry.unasked = unasked;
@@ -207,7 +208,7 @@ impl InstanceTable {
         })
     }
 
-    /// Takes an instance out: because it asks, or for a cause.
+    /// Removes an instance: at its own request, or for a cause.
     pub fn deregister(
         &mut self,
         registration: &str,
@@ -218,7 +219,8 @@ impl InstanceTable {
         Some(key)
     }
 
-    /// Takes out whose beat is overdue; and why, but for those that had asked to go.
+    /// Removes the instances whose beat is overdue. Returns them with the cause; `None` for those that had asked to be
+    /// removed.
     pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Option<Cause>)> {
         self.claims.forget(now);
         let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
@@ -242,7 +244,7 @@ impl InstanceTable {
         out
     }
 
-    /// Why it went in the end: one that drains had its cause, or none, before.
+    /// Removes an instance and returns the final cause: that of the draining if it was draining, else the given one.
     fn take_out(&mut self, key: &InstanceKey, unasked: Option<Cause>) -> Option<Option<Cause>> {
         let entry = self.remove_entry(key)?;
         self.version += 1;
@@ -254,13 +256,13 @@ impl InstanceTable {
         Some(cause)
     }
 
-    /// Those that went and that the control plane does not know of yet; it knows of all up to the change `known`.
+    /// The removals that the control plane does not know of; it knows all changes up to version `known`.
     pub fn gone(&mut self, known: u64) -> Causes {
         self.gone.known(known);
         self.gone.causes()
     }
 
-    /// When the next beat is due.
+    /// The earliest time at which an instance expires.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
         self.entries
@@ -269,7 +271,7 @@ impl InstanceTable {
             .min()
     }
 
-    /// What a check found. Ignored when the registration has been replaced, or drains.
+    /// Sets the result of a check. Ignored if the registration has been replaced or drains.
     pub fn set_health(
         &mut self,
         key: &InstanceKey,
@@ -292,8 +294,8 @@ impl InstanceTable {
         })
     }
 
-    /// The control plane does not take this registration, for the given reason, or takes it: then it is as its check says.
-    /// True if that is news.
+    /// The control plane rejects this registration for the given reason, or accepts it; then its checks count again.
+    /// Returns true if something visible changed.
     pub fn set_refused(
         &mut self,
         key: &InstanceKey,
@@ -324,7 +326,7 @@ impl InstanceTable {
         })
     }
 
-    /// True if something visible changed.
+    /// Returns true if something visible changed.
     fn change(&mut self, key: &InstanceKey, registration: &str, f: impl FnOnce(&mut View)) -> bool {
         let Some(entry) = self
             .entries
@@ -355,7 +357,8 @@ impl InstanceTable {
         Some(entry)
     }
 
-    /// Whether every instance has had its first check, and those that take calls have told what they serve.
+    /// Whether every instance has had its first check, and every healthy gRPC instance has reported what it serves or
+    /// has failed to.
     #[must_use]
     pub fn settled(&self) -> bool {
         self.entries.values().all(|entry| {
@@ -368,7 +371,7 @@ impl InstanceTable {
         })
     }
 
-    /// Whether this registration still stands.
+    /// Whether the table has this registration.
     #[must_use]
     pub fn stands(&self, registration: &str) -> bool {
         self.by_registration.contains_key(registration)

@@ -1,5 +1,5 @@
-//! What instances serve: results of their reflection come in, their views change. The node holds descriptors up to a
-//! limit; over it an instance is still routed, and its status says why it has no descriptors.
+//! What instances serve. Input: the results of their reflection. Output: changed views. The node keeps descriptors up
+//! to a limit; over it an instance is still routed, and its status shows why it has no descriptors.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,10 +11,10 @@ use crate::agent::{
     served::{Reflected, Served},
 };
 
-/// What the descriptors of all instances of this node may cost in memory, equal ones counted once.
+/// The most memory that the descriptors of all instances of this node may take; equal ones count once.
 pub const MAX_HELD_COST: usize = 128 * 1024 * 1024;
 
-/// What is said of an instance whose descriptors went over the bound.
+/// The reason for an instance whose descriptors exceeded the bound.
 fn too_many() -> String {
     format!(
         "the descriptors of this node's services take {} MiB of memory, the most that they may: its own are left out",
@@ -23,7 +23,7 @@ fn too_many() -> String {
 }
 
 impl InstanceTable {
-    /// The services that the instance's reflection lists; their descriptors are still being asked for.
+    /// The services that the instance's reflection lists; their descriptors are still being requested.
     pub fn listed(&mut self, key: &InstanceKey, registration: &str, names: &[String]) -> bool {
         self.learn(key, registration, |entry| {
             let reflected = entry.reflected.get_or_insert_default();
@@ -33,7 +33,7 @@ impl InstanceTable {
         })
     }
 
-    /// What it told in the end. What was known of its descriptors stays if they did not come whole this time.
+    /// The final result of a reflection. Known descriptors are kept if this time they did not come completely.
     pub fn told(&mut self, key: &InstanceKey, registration: &str, told: Told) -> bool {
         self.learn(key, registration, |entry| {
             let Told {
@@ -52,7 +52,7 @@ impl InstanceTable {
         })
     }
 
-    /// It told nothing: what is known stays.
+    /// Reflection failed: what is known is kept.
     pub fn not_told(&mut self, key: &InstanceKey, registration: &str, why: ReflectError) -> bool {
         self.learn(key, registration, |entry| {
             entry.asked |= why.is_answer();
@@ -60,7 +60,7 @@ impl InstanceTable {
         })
     }
 
-    /// `f` changes what is known, and says what is missing from now on.
+    /// `f` changes what is known, and returns what is missing from now on.
     fn learn(
         &mut self,
         key: &InstanceKey,
@@ -68,7 +68,7 @@ impl InstanceTable {
         f: impl FnOnce(&mut Entry) -> Missing,
     ) -> bool {
         let stands = |entry: &Entry| &*entry.view.registration == registration;
-        // Taken out for so long, so that the others are at hand.
+        // Taken out of the map for the moment, so that `hold` can read the other entries.
         let Some(mut entry) = self.entries.remove(key) else {
             return false;
         };
@@ -95,15 +95,15 @@ impl InstanceTable {
         if !changed {
             entry.view = before;
         }
-        // Who waits until all have been asked looks again.
+        // Wakes whoever waits until all instances have been asked.
         let asked = entry.asked && !was_asked;
         self.entries.insert(key.clone(), entry);
         self.version += u64::from(changed || asked);
         changed
     }
 
-    /// Gives an entry that is not among the others its descriptors: equal ones are held once, and what goes over the bound
-    /// is left out with a reason.
+    /// Stores the descriptors of an entry that is not in the map. Equal ones are shared; those over the bound are left
+    /// out, with a reason.
     pub(super) fn hold(&self, entry: &mut Entry, schema: Option<Schema>) {
         let mut full = false;
         let mut keep = |schema: &mut Option<Schema>| {
@@ -132,7 +132,7 @@ impl InstanceTable {
         }
     }
 
-    /// The same descriptors as they are held already, or these if there is room.
+    /// The stored copy of the same descriptors, or these if there is room.
     fn held(&self, wanted: &Schema) -> Option<Schema> {
         let all = || self.entries.values().flat_map(Entry::schemas);
         if let Some(same) = all().find(|held| held.sha256 == wanted.sha256) {
@@ -157,19 +157,19 @@ impl Entry {
     }
 }
 
-/// What is not known of an instance after an answer.
+/// What is not known of an instance after a reflection.
 enum Missing {
-    /// It is still being asked.
+    /// Reflection is still going on.
     AsBefore,
     Nothing,
-    /// A part, which it did not tell.
+    /// Reflection reported only a part.
     Part(ReflectError),
-    /// It told nothing; what it told before stays.
+    /// Reflection failed; what it reported before is kept.
     Answer(ReflectError),
 }
 
 impl Missing {
-    /// What status shows: nothing is missing where its own descriptors are at hand.
+    /// The reason that status shows; empty for an instance with declared descriptors.
     fn reason(&self, entry: &Entry, protos_known: bool) -> String {
         let kept = entry
             .reflected

@@ -1,5 +1,5 @@
-//! What the instance table gives to its callers: the view of an instance, where it comes from, and the results of
-//! operations. Plain values.
+//! What the instance table gives to its callers: the view of an instance, its source, and the results of operations.
+//! Plain values.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -9,7 +9,7 @@ use heddle_proto::registry::v1::{Health, Instance};
 use super::MAX_INSTANCES;
 use crate::agent::{key::InstanceKey, schema::Schema, validate::CheckPlan};
 
-/// One instance as everybody else sees it. Replaced whole when something changes.
+/// One instance as everybody else sees it. Replaced as a whole when something changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
     pub instance: Instance,
@@ -19,21 +19,21 @@ pub struct View {
     /// What it serves, as far as it is known.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
-    /// Why its proto services or their descriptors are not (all) known; empty: nothing is missing, or it has not been
+    /// Why its proto services or their descriptors are not (all) known. Empty: nothing is missing, or it has not been
     /// asked yet.
     pub schema_reason: String,
-    /// Names this registration in the API.
+    /// The registration's name in the API.
     pub registration: Arc<str>,
 }
 
 impl View {
-    /// Whether its service claims the paths of what it serves: yes, unless it says no.
+    /// Whether its service claims the paths of its proto services; default: yes.
     #[must_use]
     pub fn claims_paths(&self) -> bool {
         self.instance.claim_paths.unwrap_or(true)
     }
 
-    /// As the node session tells it.
+    /// The form that the node session sends.
     #[must_use]
     pub fn to_local(&self) -> LocalInstance {
         LocalInstance {
@@ -57,21 +57,21 @@ pub type Views = BTreeMap<InstanceKey, Arc<View>>;
 /// Where an instance comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// It registered and keeps itself alive.
+    /// It registered itself and sends beats.
     Registered,
     /// A file of `--services-dir` names it.
     File(PathBuf),
-    /// It was here when the last process stopped, and has not come back yet.
+    /// It is from the last process's state dir, and has not registered or sent a beat yet.
     Restored,
-    /// It drains; whoever drains it takes it out, or the time does.
+    /// It drains; it is removed by whoever drains it, or when its time is over.
     Leaving,
 }
 
-/// What a file's new content came to.
+/// The result of applying a file's new content.
 #[derive(Debug, Default)]
 pub struct Filed {
     pub joined: Vec<Joined>,
-    /// Registrations that are as they were.
+    /// Registrations that did not change.
     pub unchanged: Vec<Arc<str>>,
     pub leaving: Vec<Leaving>,
 }
@@ -81,7 +81,7 @@ pub struct Filed {
 pub struct Leaving {
     pub key: InstanceKey,
     pub registration: Arc<str>,
-    /// The change that says so.
+    /// The version of the change that made it drain.
     pub version: u64,
 }
 
@@ -106,15 +106,15 @@ pub enum Refused {
     Full,
 }
 
-/// What the checks, schemas and sessions of a new registration need to know.
+/// What the tasks of a new registration need to know.
 #[derive(Clone, Debug)]
 pub struct Joined {
     pub key: InstanceKey,
     pub registration: Arc<str>,
     pub address: SocketAddr,
     pub plan: CheckPlan,
-    /// It speaks gRPC: it is asked what it serves.
+    /// It speaks gRPC, so reflection is tried.
     pub has_reflection: bool,
-    /// Where an instance of the same id lives whose place it took.
+    /// The address of a living instance with the same id that it replaced.
     pub ousted: Option<SocketAddr>,
 }

@@ -1,6 +1,6 @@
-//! One questioning of an instance by gRPC server reflection, v1 and then v1alpha: the names of its services, then their
-//! files and what these import. An address comes in, names and raw files go out, each question and all of them bounded
-//! in time, size and number. Nothing is remembered from one questioning to the next.
+//! Asks an instance once by gRPC server reflection, v1 and then v1alpha: for the names of its services, then for their
+//! files and imports. Input: an address. Output: names and raw files. Each request, and all of them together, are
+//! bounded in time, size and number. Nothing is remembered for the next time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,11 +34,12 @@ use crate::agent::{
 };
 
 const CONNECT: Duration = Duration::from_secs(2);
-/// Descriptors that take longer than this come after the names: calls find the service meanwhile.
+/// If the descriptors take longer than this, the names are reported first, so that calls find the service meanwhile.
 const SOON: Duration = Duration::from_millis(500);
-/// Some servers end the stream where they should answer that they do not know: a new one is opened so often.
+/// Some servers end the stream instead of answering that they do not know a symbol: at most this many new streams are
+/// opened.
 const MAX_REOPENED: usize = 16;
-/// Another program's words in a reason.
+/// The longest text of the instance in a reason, in characters.
 const MAX_WORDS: usize = 100;
 
 /// The two names of one protocol; their messages are equal on the wire.
@@ -47,18 +48,18 @@ const VERSIONS: [&str; 2] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// What an instance told.
+/// What an instance reported.
 #[derive(Debug)]
 pub struct Told {
     pub reflected: Reflected,
-    /// Why that is not everything.
+    /// Why it is not complete.
     pub lacking: Option<ReflectError>,
 }
 
-/// Asks once. `listed` hears the names first if the descriptors take their time.
+/// Asks once. `listed` gets the names first if the descriptors take long.
 ///
 /// # Errors
-/// It named no services at all.
+/// It listed no services at all.
 pub async fn ask(
     address: &str,
     listed: &(dyn Fn(&[String]) + Send + Sync),
@@ -102,7 +103,8 @@ pub async fn ask(
     })
 }
 
-/// What a list says that the instance serves: sorted, without what every server has, and no more than is ever claimed.
+/// The listed services that the instance serves: sorted, without those that every server has, and at most
+/// [`MAX_PROTOS`].
 fn served(all: &[String]) -> Vec<String> {
     let names: BTreeSet<&String> = all
         .iter()
@@ -137,7 +139,7 @@ async fn list(
     }
 }
 
-/// The files of a closure as it grows.
+/// The files collected so far.
 #[derive(Default)]
 struct Files {
     raw: BTreeMap<String, Bytes>,
@@ -161,7 +163,7 @@ impl Files {
         }
         self.raw.insert(file.name.clone(), bytes);
         for import in &file.imports {
-            // Asked for once: a server that lacks it says so, or gives it under another name.
+            // Requested only once: a server may lack it, or return it under another name.
             if !self.raw.contains_key(import) && self.asked.insert(import.clone()) {
                 self.missing.insert(import.clone());
             }
@@ -170,7 +172,7 @@ impl Files {
         Ok(())
     }
 
-    /// Leaves only files all of whose imports have come.
+    /// Keeps only files whose imports are all there.
     fn keep_whole(&mut self) {
         loop {
             let lacks = |imports: &Vec<String>| imports.iter().any(|i| !self.raw.contains_key(i));
@@ -191,7 +193,7 @@ impl Files {
     }
 }
 
-/// A connection on which questions are asked one after the other, mostly on one stream.
+/// A connection with one request at a time, normally all on one stream.
 struct Session {
     channel: Channel,
     path: &'static str,
@@ -204,7 +206,7 @@ struct Open {
 }
 
 impl Session {
-    /// The descriptors of these services, as far as they come, and why they are not all there.
+    /// The descriptors of these services, as far as they come, and why some are missing.
     async fn describe(
         mut self,
         names: &[String],
@@ -269,7 +271,7 @@ impl Session {
                         "another answer than asked for".into(),
                     ));
                 }
-                // Some end the stream instead of saying that they do not have it.
+                // Some servers end the stream instead of answering that they do not have it.
                 Err(ReflectError::Status(_) | ReflectError::NoReflection)
                     if reopened < MAX_REOPENED =>
                 {
@@ -281,7 +283,7 @@ impl Session {
         }
     }
 
-    /// One question and its answer. After an error the next question gets a stream of its own.
+    /// One request and its answer. After an error the next request opens a new stream.
     async fn question(&mut self, asked: MessageRequest) -> Result<MessageResponse, ReflectError> {
         let request = ServerReflectionRequest {
             host: String::new(),
@@ -301,7 +303,7 @@ impl Session {
         answer.ok_or_else(|| ReflectError::Protocol("the stream ended early".into()))
     }
 
-    /// Some servers send no headers before they have seen a question.
+    /// Opens a stream with its first request: some servers send no headers before they have received one.
     async fn open(&self, first: ServerReflectionRequest) -> Result<Open, ReflectError> {
         let (requests, stream) = mpsc::channel(1);
         requests
@@ -339,7 +341,7 @@ fn from_status(status: tonic::Status) -> ReflectError {
     }
 }
 
-/// Another program's words, bounded and in one line.
+/// Text of the instance, bounded and in one line.
 fn words(text: &str) -> String {
     let one = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(MAX_WORDS).map(one).collect()

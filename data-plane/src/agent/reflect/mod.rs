@@ -1,7 +1,7 @@
-//! Keeps what instances tell of themselves by gRPC server reflection: each is asked when it registers, when it is back
-//! after it was away, and when its services file was rewritten; with back-off while it gives no whole answer. A
-//! registration comes in, names and raw descriptors go to the agent, or why there are none. One questioning is `ask`'s,
-//! what follows from the answers is `knowledge`'s.
+//! Learns by gRPC server reflection what instances serve. An instance is asked when it registers, when it is back after
+//! a failure, and when its services file was rewritten; with backoff while its answer is incomplete. Input: a
+//! registration. Output, to the agent: names and raw descriptors, or why there are none. `ask` does the asking;
+//! `served` derives what the instance serves.
 
 mod ask;
 
@@ -24,22 +24,23 @@ use heddle_pacing::Backoff;
 
 pub use ask::{Told, ask};
 
-/// One question, with its answer.
+/// Timeout of one request with its answer.
 const QUESTION: Duration = Duration::from_secs(5);
-/// All questions to one instance.
+/// Timeout of all requests of one round.
 const IN_ALL: Duration = Duration::from_secs(60);
-/// The most files of one service.
+/// The most files of one instance.
 const MAX_FILES: usize = 2000;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// From the start of one questioning to the next, however often an instance goes and comes.
+/// The least time between the starts of two rounds, however often an instance fails and returns.
 const APART: Duration = Duration::from_secs(1);
-/// Instances that are asked at once; each may hold descriptors of [`MAX_SCHEMA_BYTES`], and a copy on its way.
+/// The most instances that are asked at once; each may take [`MAX_SCHEMA_BYTES`] for its descriptors, and as much for a
+/// copy in transit.
 pub(super) const AT_ONCE: usize = 16;
-/// The same of those that gave no whole answer last time: what hangs does not delay what answers.
+/// The same for those whose last answer was incomplete, so that hanging instances do not delay the others.
 pub(super) const AT_ONCE_AGAIN: usize = 8;
 
-/// Why an instance's services or their descriptors are not known, or not all.
+/// Why an instance's services or their descriptors are not (all) known.
 #[derive(Debug, thiserror::Error)]
 pub enum ReflectError {
     #[error("it has no gRPC server reflection")]
@@ -65,7 +66,7 @@ pub enum ReflectError {
 }
 
 impl ReflectError {
-    /// For people, as "cause: remedy"; `protos_known`: only descriptors are missing.
+    /// The reason for people, as "cause: remedy". With `protos_known` only descriptors are missing.
     #[must_use]
     pub fn reason(&self, protos_known: bool) -> String {
         match self {
@@ -80,13 +81,13 @@ impl ReflectError {
         }
     }
 
-    /// The instance itself has answered, or has had its time: another question now would not be told more.
+    /// The instance has answered or its time ran out: asking again now would bring nothing new.
     #[must_use]
     pub fn is_answer(&self) -> bool {
         !matches!(self, Self::Unreachable(_))
     }
 
-    /// The questioning was cut short: what was told may be less than there is.
+    /// The round was cut short: there may be more than was reported.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         matches!(
@@ -96,7 +97,7 @@ impl ReflectError {
     }
 }
 
-/// Asks, and asks again when `again` says so. The caller stops it when the registration ends.
+/// Asks, and asks again when `again` is notified. The caller stops it when the registration ends.
 pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
     let address = joined.address.to_string();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
@@ -130,7 +131,7 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
     }
 }
 
-/// As gRPC writes it: `PERMISSION_DENIED`.
+/// The name that gRPC uses, such as `PERMISSION_DENIED`.
 fn code_name(code: tonic::Code) -> String {
     let mut name = String::new();
     for letter in format!("{code:?}").chars() {

@@ -1,4 +1,4 @@
-//! What the agent makes of servers whose reflection answers well, badly, slowly or not at all. The servers are scripts:
+//! How the agent handles servers whose reflection answers well, badly, slowly or not at all. The servers are scripted:
 //! real gRPC over real sockets, with answers that the test chooses.
 
 use std::{
@@ -37,16 +37,16 @@ use crate::agent::{
     validate::{Origin, check},
 };
 
-/// What a server answers.
+/// How a server answers.
 #[derive(Clone, Default)]
 struct Script {
     lists: Vec<&'static str>,
     file: Option<FileDescriptorProto>,
-    /// Instead of any answer.
+    /// Sent instead of any answer.
     status: Option<Code>,
-    /// No answer to a question for descriptors.
+    /// Requests for descriptors get no answer.
     hangs: bool,
-    /// Ends the stream with this where it does not know a symbol.
+    /// Ends the stream with this status for an unknown symbol.
     unknown: Option<Code>,
 }
 
@@ -75,7 +75,7 @@ impl ServerReflection for Server {
             while let Some(Ok(question)) = questions.next().await {
                 let script = script.lock().unwrap().clone();
                 let Some(answer) = script.answer(question) else {
-                    // For as long as the asker waits.
+                    // Keeps the stream open without an answer until the client gives up.
                     return answers.closed().await;
                 };
                 let _ = answers.send(answer).await;
@@ -134,7 +134,7 @@ impl Server {
         change(&mut self.script.lock().unwrap());
     }
 
-    /// On a free port.
+    /// Starts it on a free port.
     async fn start(&self) -> SocketAddr {
         let (listener, addr) = listener().await;
         self.serve(listener, &CancellationToken::new());
@@ -150,7 +150,7 @@ impl Server {
             .add_service(ServerReflectionServer::new(self.clone()));
         let incoming = TcpListenerStream::new(listener);
         let stop = stop.clone();
-        // Cut as by a process that ends: connections are not drained.
+        // Connections are cut, not drained, as when a process dies.
         tokio::spawn(async move {
             stop.run_until_cancelled(server.serve_with_incoming(incoming))
                 .await;
@@ -210,7 +210,7 @@ async fn reason(agent: &Agent, part: &str) {
     .await;
 }
 
-/// Issue 10, B1: a server lists one service and its file holds three; another is listed that has no descriptors.
+/// Issue 10, B1: a server lists one service whose file defines three, and another one without descriptors.
 #[tokio::test]
 async fn what_reflection_lists_is_served_and_other_services_of_its_files_are_not() {
     for unknown in [None, Some(Code::NotFound)] {
@@ -257,7 +257,7 @@ async fn named_proto_services_are_served_beside_those_that_are_listed() {
     .await;
 }
 
-/// Issue 10, B1: each way in which reflection fails is in the status, with the remedy.
+/// Issue 10, B1: the status shows each way in which reflection fails, with the remedy.
 #[tokio::test]
 async fn the_status_says_why_reflection_told_nothing() {
     for (status, words) in [
@@ -302,7 +302,7 @@ async fn the_status_says_why_reflection_told_nothing() {
     reason(&agent, "lists no service of its own").await;
 }
 
-/// Issue 10, B1: calls find a service whose descriptors hang, and the status says that they do.
+/// Issue 10, B1: calls find a service whose descriptors hang, and the status shows that they do.
 #[tokio::test]
 async fn names_are_known_before_slow_descriptors_and_stay_when_these_do_not_come() {
     let server = Server::of(Script {
@@ -320,7 +320,7 @@ async fn names_are_known_before_slow_descriptors_and_stay_when_these_do_not_come
     serves(&agent, &["shop.Cart"]).await;
 }
 
-/// Issue 10, B1: another program at the address of the old one, however the agent comes to see it.
+/// Issue 10, B1: another program at the old address, in every way in which the agent may notice it.
 #[tokio::test]
 async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_meanwhile() {
     for kind in [Kind::KeepAlive, Kind::Tcp] {
@@ -369,12 +369,12 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
         server.serve(listener, &CancellationToken::new());
         serves(&agent, &["shop.Cart", "shop.New"]).await;
 
-        // A restart that was quicker than any check: only a call's connection broke.
+        // A restart between two checks: only the connection of a call broke.
         server.now(|script| script.lists = vec!["shop.New"]);
         agent.sighted(&key, Sighting::Lost);
         serves(&agent, &["shop.New"]).await;
 
-        // And one that says nothing any more: it may come to its senses.
+        // Then a program whose reflection fails: what was known is kept.
         server.now(|script| script.status = Some(Code::Unauthenticated));
         agent.sighted(&key, Sighting::Lost);
         reason(&agent, "UNAUTHENTICATED; what it told before stays").await;
@@ -387,7 +387,7 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
     }
 }
 
-/// Issue 10, B1: who writes a services file anew may have changed the programs that it names.
+/// Issue 10, B1: whoever rewrites a services file may have changed the programs that it names.
 #[tokio::test]
 async fn a_services_file_that_is_written_anew_has_its_instances_asked_again() {
     let server = Server::of(Script {
@@ -421,7 +421,7 @@ async fn given_descriptors_stand_in_for_reflection() {
     let given = check(unnamed(addr), &set, Origin::Registration, &|_| true).unwrap();
     agent.register(given).unwrap();
     serves(&agent, &["shop.Ads", "shop.Cart"]).await;
-    // Reflection that comes with a later version says better.
+    // If a later version has reflection, reflection counts.
     server.now(|script| {
         script.status = None;
         script.lists = vec!["shop.Cart"];

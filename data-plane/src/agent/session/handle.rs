@@ -1,4 +1,4 @@
-//! What other modules ask of the node session: its status, when a removal is known everywhere, and its end. Every
+//! What other modules can ask the node session: its status, whether a removal is known everywhere, and to end. Every
 //! wait is bounded.
 
 use std::time::{Duration, Instant};
@@ -13,45 +13,45 @@ use tokio_util::sync::CancellationToken;
 use super::SessionStatus;
 use crate::agent::key::InstanceKey;
 
-/// What became of a removal.
+/// The answer to a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acknowledged {
     pub acknowledged: bool,
-    /// Clients that had not acknowledged.
+    /// Clients that have not acknowledged.
     pub unacknowledged: Vec<String>,
 }
 
 pub(super) struct Removal {
     pub(super) key: InstanceKey,
-    /// The change of the agent that took it out.
+    /// The version of the agent's change that removed it.
     pub(super) version: u64,
     pub(super) until: Instant,
     pub(super) answer: oneshot::Sender<Acknowledged>,
 }
 
-/// A session that broke within this time is taken for one that moves to another replica, and waited for: clients that
-/// this node cannot reach itself still call the instance. One that is away for longer is not.
+/// If the session broke within this time, it is assumed to be moving to another replica and is waited for: clients that
+/// this node cannot reach itself still call the instance. If it broke earlier, it is not waited for.
 const MOVING: Duration = Duration::from_secs(5);
-/// What is left of the wait for the way to the control plane and back.
+/// The part of the wait that is kept for the round trip to the control plane.
 const WAY: Duration = Duration::from_millis(300);
 
-/// The control plane has so long to take note that this process stops.
+/// The time that the control plane has to acknowledge that this process stops.
 pub(super) const ENDING: Duration = Duration::from_millis(500);
 
-/// Asks the session. Clones are one.
+/// A handle to the session. Clones share their state.
 #[derive(Clone)]
 pub struct SessionHandle {
     pub(super) removals: mpsc::Sender<Removal>,
     pub(super) status: watch::Receiver<SessionStatus>,
-    /// When the last session that had been welcomed broke; `None` before the first, and while one stands.
+    /// When the last session that reached Welcome broke; `None` before the first one, and while one is open.
     pub(super) lost: watch::Receiver<Option<Instant>>,
     pub(super) stop: CancellationToken,
 }
 
-/// What asking came to.
+/// The result of asking.
 enum Asked {
     Answer(Acknowledged),
-    /// Before there was an answer.
+    /// The session broke before it answered.
     Broke,
 }
 
@@ -62,8 +62,8 @@ impl SessionHandle {
         self.status.clone()
     }
 
-    /// This process was told to stop: leaves the node to its successor. Returns when the control plane knows, or has had
-    /// its time.
+    /// This process was told to stop: leaves the node to its successor. Returns once the control plane has
+    /// acknowledged, or after a bounded time.
     pub async fn end(&self) {
         self.stop.cancel();
         let mut status = self.status.clone();
@@ -71,8 +71,8 @@ impl SessionHandle {
         let _ = tokio::time::timeout(ENDING * 2, ended).await;
     }
 
-    /// Waits, at most `max_wait`, until every client has acknowledged that the instance is gone. With no control plane
-    /// at hand the answer comes at once, with the reason; one that moves to another replica is asked there.
+    /// Waits, at most `max_wait`, until every client has acknowledged the removal of the instance. If no control plane
+    /// is connected, it answers at once with the reason. If the session moves to another replica, it asks that one.
     pub async fn removal(
         &self,
         key: &InstanceKey,
@@ -84,7 +84,7 @@ impl SessionHandle {
         loop {
             let now = status.borrow_and_update().clone();
             let patience = match now {
-                // This node is the whole mesh, and its own table has changed.
+                // This node is the whole mesh, and its own table has already changed.
                 SessionStatus::Off => {
                     return Acknowledged {
                         acknowledged: true,
@@ -139,7 +139,7 @@ fn away(why: &str) -> Acknowledged {
     }
 }
 
-/// Over the bound of removals that wait.
+/// The answer when too many removals wait.
 pub(super) fn too_many() -> Acknowledged {
     away("(too many removals wait already)")
 }

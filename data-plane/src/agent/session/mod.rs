@@ -1,7 +1,7 @@
-//! The node session: reports this node's instances to the control plane. Input: views of the instances, as
-//! differences to what was acknowledged last, so nothing is lost or sent twice while the control plane is away.
-//! Output: answers about removals. It reconnects for ever, over several replicas. Instances of other nodes come by
-//! xDS, not here.
+//! The node session: reports this node's instances to the control plane. Input: views of the instances. It sends the
+//! difference to what was acknowledged last, so nothing is lost or sent twice while the control plane is away. Output:
+//! answers about removals. It reconnects for ever, over several replicas. Instances of other nodes come by xDS, not
+//! here.
 
 mod handle;
 mod stream;
@@ -37,7 +37,7 @@ use handle::Removal;
 pub use handle::{Acknowledged, SessionHandle};
 use stream::{Open, Stream, span, words};
 
-/// Who this node is.
+/// How this node presents itself.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub node: String,
@@ -48,28 +48,28 @@ pub struct Identity {
     pub zone: String,
 }
 
-/// How the session stands, for readiness, `/config` and `Deregister`.
+/// The status of the session, for readiness, `/config` and `Deregister`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionStatus {
     /// No control plane is configured.
     Off,
-    /// Not connected, and why.
+    /// Not connected, with the reason.
     Connecting(String),
     /// Connected to this replica.
     Connected(String),
-    /// Another process has taken this node's name; its words.
+    /// Another process has taken this node's name; the control plane's message.
     Superseded(String),
     /// This process was told to stop, and has left the node to its successor.
     Ended,
 }
 
-/// Removals asked for and not yet answered; over this they are answered as not acknowledged.
+/// The most removals that wait for an answer; further ones are answered as not acknowledged.
 const MAX_REMOVALS: usize = 256;
-/// From dialling to Welcome.
+/// The time from dialling to Welcome.
 const OPENING: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(3);
-/// A name taken by another living process is not fought for.
+/// The name belongs to another living process: retry rarely, do not compete for it.
 const SUPERSEDED_RETRY: Duration = Duration::from_secs(15);
 
 /// The session's task.
@@ -79,7 +79,7 @@ pub struct Session {
     urls: Vec<String>,
     revision: Arc<AtomicU64>,
     epoch: u64,
-    /// Hellos so far.
+    /// The number of Hellos so far.
     attempts: u64,
     removals: mpsc::Receiver<Removal>,
     status: watch::Sender<SessionStatus>,
@@ -91,14 +91,14 @@ pub struct Session {
 enum End {
     /// Try again.
     Broken(String),
-    /// Another process of this name lives.
+    /// Another living process has this node's name.
     Superseded(String),
-    /// This process was told to stop, and the control plane knows.
+    /// This process was told to stop, and has reported it to the control plane.
     Stopped,
 }
 
 impl Session {
-    /// `revision` is the newest one seen on any stream. Without URLs it only answers removals.
+    /// `revision` is the newest one seen on any stream. Without URLs there is no session, only the answer to removals.
     #[must_use]
     pub fn new(
         agent: Agent,
@@ -138,12 +138,12 @@ impl Session {
         )
     }
 
-    /// Where other nodes reach this one; known only once inbound is bound.
+    /// Sets the address at which other nodes reach this one; it is known only once inbound is bound.
     pub fn set_advertise(&mut self, advertise: String) {
         self.identity.advertise = advertise;
     }
 
-    /// Connects, serves, and connects again, until it is told to end.
+    /// Connects and serves, again and again, until it is told to end.
     pub async fn run(mut self) {
         self.connect_until_stopped().await;
         if self.stop.is_cancelled() {
@@ -198,7 +198,7 @@ impl Session {
         }
     }
 
-    /// One line when it breaks and when its reason changes, not one per attempt.
+    /// Logs one line when the session breaks and one when the reason changes, not one per attempt.
     fn tell_broken(&self, url: &str, why: String) {
         let known = matches!(&*self.status.borrow(), SessionStatus::Connecting(old) if *old == why);
         if !known {
@@ -209,7 +209,7 @@ impl Session {
         }
     }
 
-    /// Who asked hears that the session broke, and knows best whether to ask the next one.
+    /// Drops the waiting removals. Their callers see that the session broke and decide whether to ask the next one.
     fn let_go_of_removals(&mut self) {
         while self.removals.try_recv().is_ok() {}
     }
@@ -220,7 +220,7 @@ impl Session {
             let (requests, stream) = mpsc::channel(16);
             let (version, views, gone) = self.agent.untold(0);
             let hello = self.hello(&views, gone);
-            // Room for it was made a line above.
+            // The channel is new and empty, so it has room.
             let _ = requests.try_send(NodeMessage {
                 message: Some(node_message::Message::Hello(hello)),
             });
@@ -280,7 +280,7 @@ impl Session {
         all.iter().map(ToString::to_string).collect()
     }
 
-    /// The oldest claims of paths come first: the control plane takes them in this order.
+    /// Oldest claims of paths first: the control plane grants them in this order.
     fn in_order_of_claims(&self, views: &Views) -> Vec<LocalInstance> {
         let claims = self.agent.claims();
         let mut instances: Vec<_> = views.iter().collect();
@@ -376,9 +376,9 @@ impl Session {
     }
 }
 
-/// How long a replica may be silent. One that is cut off from the store, or from this node, renews the lease no more, and
-/// nobody says so: half the lease is left to go to another replica, so that the node's instances never leave the mesh.
-/// Never less than one and a half beats: each is answered.
+/// How long a replica may be silent. A replica that is cut off from the store or from this node stops renewing the
+/// lease without notice. Half the lease is left for moving to another replica, so that the node's instances never leave
+/// the mesh. Never less than one and a half beats, because each beat is answered.
 fn patience(ttl: Duration, beat: Duration) -> Duration {
     (ttl / 2).max(beat * 3 / 2)
 }

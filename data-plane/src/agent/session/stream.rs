@@ -1,5 +1,5 @@
-//! One connection of the node session: what was sent, what is not acknowledged yet, and who waits for an answer.
-//! Input: views and queries. Output: messages. It does not connect or reconnect.
+//! One connection of the node session: what was sent, what is not acknowledged yet, and who waits for an answer. Input:
+//! views and queries. Output: messages. It does not connect or reconnect.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ use crate::agent::{
     schema::MAX_SCHEMA_BYTES,
 };
 
-/// An opened session: what was sent with Hello is what the control plane has.
+/// An opened session. The control plane has what was sent with Hello.
 pub(super) struct Open {
     pub(super) requests: mpsc::Sender<NodeMessage>,
     pub(super) responses: Streaming<ControlMessage>,
@@ -44,7 +44,7 @@ pub(super) struct Open {
 /// A Change that is not acknowledged yet.
 struct InFlight {
     sequence: u64,
-    /// The agent's change that it brings up to.
+    /// The version of the agent that it brings the control plane to.
     version: u64,
     upserted: Vec<InstanceKey>,
 }
@@ -53,19 +53,20 @@ struct InFlight {
 pub(super) struct Stream {
     requests: mpsc::Sender<NodeMessage>,
     pub(super) responses: Streaming<ControlMessage>,
-    /// The control plane may be silent for so long.
+    /// How long the control plane may be silent.
     patience: Duration,
-    /// When it last said anything.
+    /// When it last sent a message.
     heard: Instant,
     sequence: u64,
     beats: u64,
-    /// The agent's change up to which all is durable there.
+    /// The version of the agent up to which the control plane has stored everything durably.
     acknowledged: u64,
-    /// What it has, or will have once `in_flight` is acknowledged.
+    /// The views that the control plane has, or will have once `in_flight` is acknowledged.
     sent: Views,
-    /// The Change under way. One at a time: what happens meanwhile goes into the next one.
+    /// The Change in flight. There is one at a time: later changes go into the next one.
     in_flight: Option<InFlight>,
-    /// What the control plane does not take, as it was judged: it is sent again when it is another, or with the next Hello.
+    /// The instances that the control plane rejected, as they were sent. One is sent again once its content changes, or
+    /// with the next Hello.
     rejected: BTreeMap<InstanceKey, LocalInstance>,
     pub(super) waiting: Vec<Removal>,
     asked: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
@@ -73,7 +74,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// `views` of the agent's change `version` went with Hello.
+    /// `views`, of the agent's `version`, were sent with Hello.
     pub(super) fn new(
         requests: mpsc::Sender<NodeMessage>,
         responses: Streaming<ControlMessage>,
@@ -98,7 +99,7 @@ impl Stream {
         }
     }
 
-    /// Sends what is to be sent: the next difference, and the questions whose removals are durable.
+    /// Sends what is due: the next difference, and the queries of removals that are durable.
     pub(super) async fn step(&mut self, agent: &Agent) -> Result<(), String> {
         if self.in_flight.is_none() {
             let (version, now, mut gone) = agent.untold(self.acknowledged);
@@ -150,7 +151,7 @@ impl Stream {
         self.send(node_message::Message::RemovalQuery(query)).await
     }
 
-    /// Takes one message; the schemas that it names as missing.
+    /// Handles one message. Returns the schemas that the control plane lacks.
     pub(super) fn take(
         &mut self,
         agent: &Agent,
@@ -190,8 +191,8 @@ impl Stream {
         }
     }
 
-    /// The control plane has judged these instances as they were sent: it takes all but the rejected ones, of which some
-    /// may have been taken before.
+    /// The control plane has judged these instances as they were sent: it accepts all except the rejected ones, and may
+    /// have accepted an earlier version of a rejected one.
     pub(super) fn judged(
         &mut self,
         agent: &Agent,
@@ -201,7 +202,7 @@ impl Stream {
         for rejection in rejected {
             let key = InstanceKey::from_ref(rejection.instance.clone().unwrap_or_default());
             sent.retain(|taken| *taken != key);
-            // RemovedInstances meanwhile, or none of ours.
+            // Removed meanwhile, or not an instance of this node.
             let Some(view) = self.sent.get(&key) else {
                 continue;
             };
@@ -220,8 +221,8 @@ impl Stream {
         }
     }
 
-    /// What turns `sent` into `now`, without what the control plane would reject again; why it went what has gone; and
-    /// which instances it brings.
+    /// The change from `sent` to `now`, with the causes of removals and without what the control plane would reject
+    /// again; and the keys that it upserts.
     fn difference(
         &self,
         now: &Views,
@@ -238,12 +239,12 @@ impl Stream {
             .iter()
             .filter(|(key, view)| is_other(key, view))
             .collect();
-        // The oldest claims of paths come first: the control plane takes them in this order.
+        // Oldest claims of paths first: the control plane grants them in this order.
         others.sort_by_key(|(key, _)| claims.oldest(&key.full_service()).unwrap_or(u64::MAX));
         for (key, view) in others {
             let old = self.sent.get(key);
             let local = view.to_local();
-            // Another registration of the same instance is no change for the mesh.
+            // A new registration of the same instance is no change for the mesh.
             let is_same = old.is_some_and(|old| old.to_local() == local);
             if !is_same && !self.was_rejected(key, view) {
                 keys.push(key.clone());
@@ -254,7 +255,7 @@ impl Stream {
         change.removed = left
             .map(|key| match gone.remove(key) {
                 Some(cause) => key.to_gone(words(cause)),
-                // More have gone than are remembered.
+                // More instances were removed than are remembered.
                 None => key.to_gone("why is not remembered: too many went".to_owned()),
             })
             .collect();
@@ -264,13 +265,13 @@ impl Stream {
     fn was_rejected(&self, key: &InstanceKey, view: &View) -> bool {
         let judged = self.rejected.get(key);
         judged.is_some_and(|judged| {
-            // Judged with its health if it was that.
+            // Health is compared only if it was the rejected field.
             let field = if judged.health == 0 { "" } else { "health" };
             *judged == content(view, field)
         })
     }
 
-    /// Until when it must have said something: each beat is answered.
+    /// When the control plane counts as silent for too long: each beat is answered.
     pub(super) fn silent_at(&self) -> Instant {
         self.heard + self.patience
     }
@@ -283,7 +284,7 @@ impl Stream {
         .await
     }
 
-    /// Says that this process stops, and waits until the control plane has taken note and ended the session.
+    /// Reports that this process stops, and waits until the control plane has ended the session.
     pub(super) async fn stopping(&mut self) {
         let last_words = async {
             let told = self.send(node_message::Message::Stopping(Stopping {}));
@@ -296,7 +297,7 @@ impl Stream {
 
     pub(super) async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {
         for sha256 in missing {
-            // RemovedInstances meanwhile: nobody needs it any more.
+            // Removed meanwhile: nobody needs its schema any more.
             let Some(schema) = agent
                 .schema(sha256)
                 .filter(|s| s.bytes.len() <= MAX_SCHEMA_BYTES)
@@ -328,8 +329,8 @@ impl Stream {
     }
 }
 
-/// What of an instance the control plane judges: how its check ends is its own affair, unless it was just that which it
-/// did not understand.
+/// The part of an instance that the control plane judges. Health is excluded, as it changes without a new registration,
+/// unless health itself was rejected.
 fn content(view: &View, field: &str) -> LocalInstance {
     let mut local = view.to_local();
     local.schema_reason.clear();
@@ -340,7 +341,7 @@ fn content(view: &View, field: &str) -> LocalInstance {
     local
 }
 
-/// As it is sent: empty for one that asked to go.
+/// The cause as it is sent; empty if the instance asked to be removed.
 pub(super) fn words(cause: Option<Cause>) -> String {
     cause.map(|cause| cause.to_string()).unwrap_or_default()
 }

@@ -43,7 +43,7 @@ fn request(id: &str) -> RegisterRequest {
     }
 }
 
-/// Issue 10, B3: a call to it would go round until its deadline.
+/// Issue 10, B3: a call to it would loop until its deadline.
 #[tokio::test]
 async fn an_instance_is_not_registered_where_the_proxy_itself_listens() {
     let (agent, mut client) = api(LONG).await;
@@ -91,7 +91,7 @@ async fn an_instance_lives_as_long_as_its_stream() {
         answers.message().await.unwrap().unwrap().health(),
         Health::Healthy
     );
-    // Later beats need not name it.
+    // Later beats need not name the registration.
     beats.send(KeepAliveRequest::default()).await.unwrap();
     assert_eq!(
         answers.message().await.unwrap().unwrap().health(),
@@ -117,7 +117,7 @@ async fn without_beats_it_is_out_after_the_ttl() {
     )
     .await;
     assert_eq!(cause(&agent).unwrap(), "no beat for 60ms");
-    // What it says then tells it what to do.
+    // The message then says what to do.
     let beat = tokio_stream::once(KeepAliveRequest {
         registration: registered.registration.clone(),
     });
@@ -189,7 +189,7 @@ async fn deregister_takes_out_at_once_and_answers_with_no_control_plane() {
     assert!(agent.views().1.is_empty());
 }
 
-/// Why the only one that went has gone.
+/// The cause of the only removal.
 fn cause(agent: &Agent) -> Option<String> {
     let (_, _, gone) = agent.untold(0);
     assert_eq!(gone.len(), 1);

@@ -136,7 +136,7 @@ async fn files_come_change_break_and_go() {
     dir.look();
     assert_eq!(agent.views().0, version, "nothing changed");
 
-    // A mistake: the last good content stays, and other files are not disturbed.
+    // A mistake: the last good content is kept, and other files are not affected.
     fs::write(&file, GOOD.replace("weight: 2", "weigth: 2")).unwrap();
     fs::write(
         temp.path().join("other.yml"),
@@ -149,7 +149,7 @@ async fn files_come_change_break_and_go() {
         ["bench-echo/e1", "bench-echo/e2", "other/e1", "other/e2"]
     );
 
-    // A clash is told and tried again: once the other file lets go the instance is in.
+    // A conflict is logged and retried: once the other file is deleted, the instance joins.
     fs::write(&file, GOOD.replace("bench-echo", "other")).unwrap();
     dir.look();
     assert_eq!(ids(&agent).len(), 4);
@@ -162,21 +162,21 @@ async fn files_come_change_break_and_go() {
     };
     until(&agent, "the other file's are in", other).await;
 
-    // One is taken out of its file.
+    // One instance is deleted from its file.
     let one: String = GOOD.replace("bench-echo", "other");
     let one: Vec<_> = one.lines().filter(|line| !line.contains("e2")).collect();
     fs::write(&file, one.join("\n")).unwrap();
     dir.look();
     until(&agent, "one is left", |views| views.len() == 1).await;
 
-    // They drain before they are gone.
+    // They drain before they are removed.
     fs::remove_file(&file).unwrap();
     dir.look();
     let (_, leaving) = agent.views();
     assert!(leaving.values().all(|v| v.health == Health::Draining));
     assert_eq!(leaving.len(), 1);
     until(&agent, "gone", Views::is_empty).await;
-    // That e2 was gone from its file before was asked for; that the file is gone was not.
+    // Deleting e2 from its file was a request; the deletion of the file was not.
     let (_, _, gone) = agent.untold(0);
     let cause = |id: &str| {
         let mut of_it = gone
@@ -240,7 +240,7 @@ fn what_is_no_such_value_is_told_by_its_field_and_not_in_the_parsers_words() {
     assert!(fault.contains("remove the file"), "{fault}");
 }
 
-/// Issue 10, B1: programs without reflection are described by a file.
+/// Issue 10, B1: a file describes programs without reflection.
 #[tokio::test]
 async fn a_descriptor_file_describes_the_services_of_its_file() {
     let temp = tempfile::tempdir().unwrap();
@@ -265,7 +265,7 @@ async fn a_descriptor_file_describes_the_services_of_its_file() {
         assert_eq!(view.schema_reason, "", "nothing is missing");
     }
 
-    // The set is made anew: it has one service only, which is no longer the old one.
+    // The set is replaced: it has one service only, another than before.
     let one = prost_types::FileDescriptorProto {
         name: Some("new.proto".into()),
         package: Some("new".into()),
@@ -280,7 +280,7 @@ async fn a_descriptor_file_describes_the_services_of_its_file() {
     dir.look();
     assert!(serves("new.Shop").is_some() && serves("heddle.echo.v1.Echo").is_none());
 
-    // A bad one is told and changes nothing.
+    // A bad set is logged and changes nothing.
     let version = agent.views().0;
     fs::write(&set, "syntax = \"proto3\";").unwrap();
     dir.look();
@@ -341,7 +341,7 @@ fn a_bad_descriptor_file_is_told_with_its_remedy() {
     assert_eq!(fault, "descriptors: echo.pb is not read here");
 }
 
-/// Issue 10, B3: one instance that cannot be taken kept all others of its file out.
+/// Issue 10, B3: one instance that could not be taken kept all others of its file out.
 #[tokio::test]
 async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
     for (address, word) in [
@@ -378,7 +378,7 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
     fs::write(&file, GOOD).unwrap();
     dir.look();
     assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
-    // The proxy begins to listen where one is, known only now.
+    // The proxy begins to listen on an instance's address after that instance joined.
     agent.add_listener("admin", "127.0.0.1:21001".parse().unwrap());
     assert_eq!(ids(&agent), ["bench-echo/e2"]);
     dir.look();

@@ -57,11 +57,11 @@ fn a_broken_stream_takes_its_own_registration_out_and_no_newer_one() {
     let one = || checked(instance("echo", "e1", "127.0.0.1:1"));
     table.register(one(), &name("r1"), now).unwrap();
     let old = table.stream_opened("r1", now).unwrap();
-    // Registered again before the old stream is seen to break.
+    // It registers again before the old stream is seen to break.
     table.register(one(), &name("r2"), now).unwrap();
     assert_eq!(table.stream_closed("r1", old, Cause::StreamBroke), None);
     assert_eq!(table.views().len(), 1);
-    // Two streams of one registration: the newer stands for it.
+    // Two streams of one registration: only the newer one counts.
     let first = table.stream_opened("r2", now).unwrap();
     let second = table.stream_opened("r2", now).unwrap();
     assert_eq!(table.stream_closed("r2", first, Cause::StreamBroke), None);
@@ -155,7 +155,7 @@ fn a_file_and_a_registration_do_not_fight() {
     );
     assert!(matches!(other, Err(Refused::HeldByFile { .. })));
 
-    // Unchanged content touches nothing; files are not kept for the next start, nor do they expire.
+    // Unchanged content changes nothing; instances of files are not saved and do not expire.
     let version = table.version();
     let same = table.set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f4"))], now);
     assert_eq!(
@@ -165,7 +165,7 @@ fn a_file_and_a_registration_do_not_fight() {
     assert_eq!(table.version(), version);
     assert_eq!(table.registered().len(), 1);
     assert_eq!(table.expire(now + TTL * 9).len(), 1);
-    // What the file does not name any more drains; the time takes it out if nobody does.
+    // What the file no longer names drains, and is removed after its time if nobody removes it.
     let leaving = table.set_file(file, vec![], now).unwrap().leaving;
     assert_eq!(leaving.len(), 1);
     assert!(!table.has_file(file));
@@ -189,7 +189,7 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     let view = |table: &InstanceTable| Arc::clone(table.view(&key("echo", "e1")).unwrap());
     assert_eq!(view(&table).health, Health::Draining);
     assert!(!view(&table).reason.is_empty());
-    // A check's success does not bring it back; beats do not keep it; the next process does not serve it.
+    // A passed check does not end the draining, beats do not prolong it, and it is not saved.
     assert!(!table.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
     assert_eq!(
         table.beat("r1", now + TTL / 2),
@@ -206,7 +206,7 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     assert_eq!(table.expire(now + TTL).len(), 1);
     assert_eq!(table.stream_closed("r1", stream, Cause::StreamBroke), None);
 
-    // It registers again while it drains: as new.
+    // If it registers again while it drains, it is new.
     table.register(one(), &name("r2"), now).unwrap();
     table.drain("r2", None, now).unwrap();
     table.register(one(), &name("r3"), now).unwrap();
@@ -231,13 +231,13 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     table.deregister("asks", None);
     let stream = table.stream_opened("broke", now).unwrap();
     table.stream_closed("broke", stream, Cause::StreamBroke);
-    // It has asked, so it matters no more how its stream ends.
+    // It has asked to be removed, so the way its stream ends does not matter.
     let stream = table.stream_opened("leaves", now).unwrap();
     table.drain("leaves", None, now).unwrap();
     table.stream_closed("leaves", stream, Cause::StreamBroke);
     table.deregister("taken", Cause::said("its process ended\n"));
     assert_eq!(Cause::said("\n"), None);
-    // Who takes an instance out of its file asks for it; a file that is gone may be an accident.
+    // Deleting an instance from its file is a request; a deleted file may be an accident.
     let edited = table
         .set_file(file, vec![of_file("file")], now)
         .unwrap()
@@ -265,7 +265,7 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     let expected = expected.map(|(id, cause)| (id.to_owned(), cause.map(str::to_owned)));
     assert_eq!(remembered(&mut table, 0), expected);
 
-    // One that is back is not gone; what is known is forgotten.
+    // An instance that is back is not gone; what the control plane knows is forgotten.
     let before = table.version();
     table.register(one("broke"), &name("again"), now).unwrap();
     assert_eq!(remembered(&mut table, 0).len(), 6);

@@ -48,7 +48,7 @@ async fn descriptors_are_learned_by_both_versions_of_reflection() {
         for file in files(&schema.bytes).unwrap() {
             let name = &file.outline.name;
             let original = given.iter().find(|f| &f.outline.name == name);
-            // The server's own reflection files come along; Heddle's are as given, byte for byte.
+            // The server's own reflection files are included; Heddle's are unchanged byte for byte.
             if let Some(original) = original {
                 assert_eq!(original.bytes, file.bytes, "{name}");
             }
@@ -159,7 +159,7 @@ async fn an_address_that_refuses_is_out_at_once_and_back_when_it_accepts() {
         views.values().all(|v| v.health == Health::Healthy)
     })
     .await;
-    // A connection that broke while the address still accepts is no reason to go.
+    // A broken connection is no reason to become unhealthy while the address still accepts.
     let version = agent.views().0;
     agent.sighted(&key, Sighting::Lost);
     drop(back);

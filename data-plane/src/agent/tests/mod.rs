@@ -30,7 +30,7 @@ use super::{
     validate::{Checked, Origin, check},
 };
 
-/// An instance that may join.
+/// A valid instance.
 pub(super) fn instance(service: &str, id: &str, address: &str) -> Instance {
     Instance {
         service: service.into(),
@@ -45,7 +45,7 @@ pub(super) fn checked(instance: Instance) -> Checked {
     check(instance, &Bytes::new(), Origin::Registration, &|_| true).unwrap()
 }
 
-/// A minute is for ever on a test machine, however busy.
+/// With a timeout that is never reached on a working machine, however busy.
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(60), future).await;
     done.unwrap_or_else(|_| panic!("{what}: not within 60 s"))
@@ -70,15 +70,15 @@ pub(super) async fn until(
     .await;
 }
 
-/// A bound listener and its address, for a server of this process.
+/// A bound listener and its address, for a server in this process.
 pub(super) async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
 
-/// An address at which nobody listens, on a loopback host that is given out once: tests run side by side, and another
-/// one would else be given this port.
+/// An address where nobody listens, on a loopback host that is used once. Tests run in parallel, and on a shared host
+/// another test could be given this port.
 pub(super) async fn free_address() -> SocketAddr {
     static HOSTS: AtomicU32 = AtomicU32::new(1);
     let host = HOSTS.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ impl Calls for NoCalls {
     }
 }
 
-/// Takes instances out where there is no control plane, and the routing table has every change at once.
+/// A remover without a control plane, whose routing table has applied every change.
 pub(super) fn remover(agent: &Agent) -> Remover {
     let identity = Identity {
         node: "a".into(),

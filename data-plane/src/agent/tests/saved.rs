@@ -36,7 +36,7 @@ async fn a_proxy_that_starts_begins_with_what_it_had() {
     assert_eq!((view.health, view.address.port()), (Health::Healthy, 7001));
     assert!(view.protos.iter().any(|p| p.name == "heddle.echo.v1.Echo"));
     assert_eq!(view.schema.as_ref().unwrap().bytes, set, "byte for byte");
-    // It may simply go on beating: its registration stands.
+    // It may just continue to beat: its registration is still valid.
     let stream = after.stream_opened(&registration).expect("still known");
     after.stream_closed(&registration, stream, Cause::StreamBroke);
     until(
@@ -66,7 +66,7 @@ async fn what_is_not_this_nodes_is_set_aside() {
     assert!(aside >= 1, "kept for a person to look at");
 }
 
-/// Whatever the bytes of the value are: a proxy starts, with some of its instances or none.
+/// Whatever the bytes are, the proxy starts, with some of its instances or none.
 #[tokio::test]
 async fn a_value_mangled_at_any_byte_is_no_crash() {
     let temp = tempfile::tempdir().unwrap();
@@ -94,14 +94,15 @@ async fn a_value_mangled_at_any_byte_is_no_crash() {
         served += usize::from(!after.views().1.is_empty());
     }
     assert!(served > 0, "the whole one at least");
-    // One registration twice is one instance.
+    // The same registration twice is one instance.
     let twice = [&whole[..], &whole[..]].concat();
     let after = Agent::new("a");
     after.restore(saved::parse(&dir, twice.into(), "a"));
     assert_eq!(after.views().1.len(), 2);
 }
 
-/// Issue 10, B2: with no control plane a restart keeps who claimed a path first, also of a service that is away.
+/// Issue 10, B2: without a control plane a restart keeps who claimed a path first, even for a service without
+/// instances.
 #[tokio::test]
 async fn the_order_of_claims_survives_a_restart_and_an_upgrade() {
     let temp = tempfile::tempdir().unwrap();

@@ -29,13 +29,13 @@ use crate::agent::{
 
 type Answers = Pin<Box<dyn Stream<Item = Result<ControlMessage, Status>> + Send>>;
 
-/// One session as the control plane's side of it.
+/// The control plane's side of one session.
 struct Visit {
     messages: Streaming<NodeMessage>,
     answers: mpsc::Sender<Result<ControlMessage, Status>>,
 }
 
-/// A control plane whose every word the test says.
+/// A control plane whose every message the test sends.
 struct Control {
     visits: mpsc::Sender<Visit>,
 }
@@ -189,7 +189,7 @@ async fn the_full_set_goes_with_hello_then_every_change() {
         (change.sequence, change.upserted.len(), change.removed.len()),
         (1, 1, 0)
     );
-    // Not acknowledged yet: what happens meanwhile is one later Change.
+    // Not acknowledged yet: what happens meanwhile goes into one later Change.
     agent.deregister(&second).unwrap();
     agent
         .register(checked(instance("echo", "e3", "127.0.0.1:3")))
@@ -202,7 +202,7 @@ async fn the_full_set_goes_with_hello_then_every_change() {
     assert_eq!(change.upserted[0].instance.as_ref().unwrap().id, "e3");
     assert_eq!(change.removed[0].id, "e2");
 
-    // It breaks: the same process comes back with its epoch and everything it has.
+    // The connection breaks: the same process returns with its epoch and all its instances.
     drop(visit);
     let mut visit = soon("a second session", visits.recv()).await.unwrap();
     let hello = visit.hello().await;
@@ -218,7 +218,7 @@ async fn the_full_set_goes_with_hello_then_every_change() {
     .unwrap();
 }
 
-/// Issue 10, D5: it said nothing, and the node counted as lapsed.
+/// Issue 10, D5: it did not report it, and the node's lease expired.
 #[tokio::test]
 async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
     let (addr, mut visits) = control().await;
@@ -248,7 +248,7 @@ async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
     soon("the end", ending).await.unwrap();
     assert_eq!(*handle.status().borrow(), SessionStatus::Ended);
     assert!(visits.try_recv().is_err(), "it has not come back");
-    // The instance is the successor's: that its stream ends here takes nothing away, and nobody new is taken.
+    // The instance belongs to the successor: the end of its stream here does not remove it, and no new one is accepted.
     agent.stream_closed(&e1, stream, Cause::StreamBroke);
     assert_eq!(agent.views().1.len(), 1);
     let refused = agent.register(checked(instance("echo", "e2", "127.0.0.1:2")));
@@ -275,7 +275,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
         agent.stream_closed(registration, stream, Cause::StreamBroke);
     };
     let all = ["e1", "e2", "e3", "e4", "e5"].map(register);
-    // Nobody was ever told of this one.
+    // The control plane was never told of this one.
     breaks(&register("e0"));
     start(&agent, vec![format!("http://{addr}")]);
     let mut visit = soon("a session", visits.recv()).await.unwrap();
@@ -302,7 +302,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     let hello = visit.hello().await;
     assert_eq!(ids(&hello), ["e5"]);
     assert_eq!(told(&hello.gone), [("e2", ""), ("e3", BROKE), ("e4", "")]);
-    // Not welcomed: once more. Then it is known.
+    // No Welcome yet, so they are sent once more. After Welcome they are known.
     drop(visit);
     let mut visit = soon("a third session", visits.recv()).await.unwrap();
     assert_eq!(visit.hello().await.gone.len(), 3);
@@ -370,7 +370,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
         (false, vec!["slow".to_owned()])
     );
 
-    // The session breaks while it is asked: the next one is asked again.
+    // The session breaks while a query waits: the next one is asked again.
     let asked = tokio::spawn({
         let (handle, key) = (handle.clone(), key.clone());
         async move { handle.removal(&key, version, Duration::from_secs(5)).await }
@@ -396,7 +396,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
         .await;
     assert!(soon("the answer", asked).await.unwrap().acknowledged);
 
-    // The control plane goes: the wait is bounded, and the answer says so.
+    // The control plane stops: the wait is bounded, and the answer says so.
     drop(visit);
     drop(visits);
     soon(
@@ -484,11 +484,11 @@ async fn a_silent_replica_is_left_while_the_lease_still_holds() {
     start(&agent, urls);
     let mut first = visits.recv().await.unwrap();
     first.hello().await;
-    // Long enough that what is measured is the wait and not the machine.
+    // Long enough to measure the wait and not the machine.
     let lease = Duration::from_secs(6);
     first.welcome_for(lease, 1, &[]).await;
     let welcomed = std::time::Instant::now();
-    // Its connection stays open and beats arrive; no answer comes.
+    // The old connection stays open and takes beats, but never answers.
     let mut second = soon("a second session", visits.recv()).await.unwrap();
     assert!(welcomed.elapsed() < lease, "the lease had lapsed");
     assert!(welcomed.elapsed() >= lease / 2, "it was given no time");
@@ -540,7 +540,7 @@ fn upserted(change: &Change) -> Vec<&str> {
 
 const REFUSED: &str = "refused by the control plane: instance.protocol: 77 is no protocol";
 
-/// One that nobody asks what it serves: answers would be further changes.
+/// An instance without reflection, whose results would be further changes.
 fn plain(id: &str, port: u16) -> Instance {
     Instance {
         protocol: Protocol::Http.into(),
@@ -548,7 +548,7 @@ fn plain(id: &str, port: u16) -> Instance {
     }
 }
 
-/// Issue 10, B3: the others are in use, the instance says why it is not, and it is not sent again as it is.
+/// Issue 10, B3: the others are used, the rejected instance shows why it is not, and it is not sent again unchanged.
 #[tokio::test]
 async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_changes() {
     let (addr, mut visits) = control().await;
@@ -578,7 +578,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     })
     .await;
     assert_eq!(of(&agent.views().1, "good").0, Health::Healthy);
-    // A check, and something else that happens: it is not sent.
+    // A check result and another change: it is not sent.
     let (key, view) = {
         let (_, views) = agent.views();
         let (key, view) = views.iter().next().unwrap();
@@ -590,7 +590,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     let first = change(&mut visit).await;
     assert_eq!(upserted(&first), ["third"]);
     visit.acknowledge(1).await;
-    // It changes: it is sent, and not taken again.
+    // The instance changes: it is sent, and rejected again.
     let mut other = plain("bad", 4);
     other.version = "v2".into();
     agent.register(checked(other)).unwrap();
@@ -607,7 +607,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
         of(views, "bad") == (Health::Unhealthy, REFUSED.to_owned())
     })
     .await;
-    // Now it is taken, and is as it says itself.
+    // Now it is accepted, and has the health that it reports itself.
     agent.register(checked(plain("bad", 5))).unwrap();
     assert_eq!(upserted(&change(&mut visit).await), ["bad"]);
     visit.acknowledge(3).await;
@@ -615,7 +615,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
         of(views, "bad").0 == Health::Healthy
     })
     .await;
-    // One that was taken is not any longer, as a beat's answer says: the session that follows tells of it again.
+    // The answer to a beat rejects an instance that was accepted before: the next session sends it again.
     visit
         .say(control_message::Message::Ack(Ack {
             of: Some(ack::Of::Beat(1)),

@@ -288,7 +288,7 @@ fn descriptors_are_checked_and_kept_byte_for_byte() {
     assert_eq!(echo.idempotent_methods, ["Unary"]);
 }
 
-/// Issue 10, B1: what is listed or named is served; other services of the same files are schema.
+/// Issue 10, B1: what is listed or named is served; other services of the same files are only schema.
 #[test]
 fn what_is_served_is_listed_or_named_or_else_the_given_set() {
     let schema = Schema::parse(Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
@@ -313,7 +313,7 @@ fn what_is_served_is_listed_or_named_or_else_the_given_set() {
     let both = [echo.clone(), other.clone()];
     for (named, given, listed, expect) in [
         (&["other.Service", &*echo.0][..], true, None, &both[..]),
-        // In a file with others, beside one without descriptors, and beside what every server has.
+        // Listed with another service of its file, one without descriptors, and one that every server has.
         (
             &[],
             false,
@@ -336,7 +336,7 @@ fn what_is_served_is_listed_or_named_or_else_the_given_set() {
     assert!(all.len() > 3 && all.contains(&echo), "{all:?}");
 }
 
-/// Issue 10, B1: what a set defines is served, but not what only came with an import.
+/// Issue 10, B1: a set's own services are served, but not those that only came with an import.
 #[test]
 fn services_of_imported_well_known_files_are_not_what_a_set_is_for() {
     let file = |name: &str, package: &str, imports: &[&str]| FileDescriptorProto {
@@ -363,7 +363,7 @@ fn services_of_imported_well_known_files_are_not_what_a_set_is_for() {
     assert_eq!(schema.services().len(), 4);
 }
 
-/// Issue 10, D1: what a set takes once it is read is bounded, not its bytes alone.
+/// Issue 10, D1: the memory that a set takes is bounded, not only its bytes.
 #[test]
 fn a_set_of_nothing_but_names_is_refused_by_what_it_costs() {
     let file = |messages: usize, package: &str| {
@@ -386,7 +386,7 @@ fn a_set_of_nothing_but_names_is_refused_by_what_it_costs() {
     let refused = Schema::parse(dense).unwrap_err();
     assert_eq!(refused, SchemaError::TooCostly);
     assert!(Schema::parse(file(20_000, "p")).is_ok());
-    // Every name carries its package.
+    // Every name repeats its package.
     let refused = Schema::parse(file(20_000, &"p".repeat(1000))).unwrap_err();
     assert_eq!(refused, SchemaError::TooCostly);
 }
