@@ -1,6 +1,6 @@
-//! Which services' endpoints this proxy asks for: those that its callers use, those it was told to have at hand, and no
-//! others. Uses, answers and times come in, names to subscribe to and to leave go out. Pure: no stream, no clock (`now`
-//! is given), and what an endpoint is does not come in here.
+//! Which services' endpoints this proxy subscribes to: those that its callers use and those that are configured, no
+//! others. Input: uses, answers and times. Output: names to subscribe to and to unsubscribe from. Pure: no stream, no
+//! clock (`now` is a parameter), no endpoints.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,47 +10,47 @@ use std::{
 
 use crate::observe::load::Use;
 
-/// Services whose endpoints are asked for without a call.
+/// Services whose endpoints are fetched without a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Prefetch {
     #[default]
     None,
-    /// These, by full name, whether or not they exist yet.
+    /// These, by full name, whether they exist yet or not.
     Named(BTreeSet<String>),
     /// Every service of the mesh.
     All,
 }
 
-/// A fetch that has taken so long counts as timed out: the callers that wait for it have given up.
+/// When a fetch counts as timed out: the callers that waited for it have given up.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most names a control plane takes from one client.
+/// The most names that a control plane accepts from one client.
 const MAX_SERVICES: usize = 50_000;
-/// So many looks for the unused are taken within the time after which they go, ...
+/// How often unused services are looked for within the time after which they are dropped; ...
 const LOOKS: u32 = 10;
-/// ... and none sooner after the last, ...
+/// ... the interval is at least this long ...
 const SHORTEST_LOOK: Duration = Duration::from_millis(100);
-/// ... or later.
+/// ... and at most this long.
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// Asked for since; not counted as timed out yet.
+    /// Fetched since this time; not counted as timed out yet.
     Awaited(Instant),
-    /// Asked for long ago; still awaited.
+    /// Counted as timed out; an answer may still come.
     Late,
-    /// Told, be it that there is none.
+    /// Answered, with endpoints or without.
     Come,
 }
 
 #[derive(Clone, Debug)]
 struct Wish {
     used: Instant,
-    /// What its callers had done when last looked at.
+    /// Its use when it was last looked at.
     seen: Use,
     answer: Answer,
 }
 
-/// Fetches that came to an end, since start.
+/// Fetches that ended, since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fetches {
     pub ok: u64,
@@ -67,7 +67,7 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// `idle`: a service goes when nobody has used it for so long.
+    /// `idle`: a service is dropped when nobody has used it for this long.
     #[must_use]
     pub fn new(prefetch: Prefetch, idle: Duration, now: Instant) -> Self {
         let mut demand = Self {
@@ -84,7 +84,7 @@ impl Demand {
         demand
     }
 
-    /// A use of a service. True if it is to be asked for: it was not before.
+    /// Records a use of a service. Returns true if it is new and must be subscribed to.
     pub fn want(&mut self, name: &str, now: Instant) -> bool {
         if let Some(wish) = self.wishes.get_mut(name) {
             wish.used = now;
@@ -105,7 +105,8 @@ impl Demand {
         true
     }
 
-    /// In use when the state was saved, and held: as if called and answered now.
+    /// The service was in use when the state was saved, and its endpoints were restored: it counts as used and answered
+    /// now.
     pub fn restore(&mut self, name: &str, now: Instant) {
         self.want(name, now);
         if let Some(wish) = self.wishes.get_mut(name) {
@@ -113,7 +114,8 @@ impl Demand {
         }
     }
 
-    /// What the mesh has, in full or so far: with all to be prefetched, just that is asked for. What goes is returned.
+    /// Takes the names of all services. With `Prefetch::All` exactly these are in demand; the ones dropped are
+    /// returned.
     pub fn follow<'n>(
         &mut self,
         mesh: impl Iterator<Item = &'n String>,
@@ -132,7 +134,7 @@ impl Demand {
         gone
     }
 
-    /// The control plane has told of a service.
+    /// The control plane has answered for a service.
     pub fn answered(&mut self, name: &str) {
         let Some(wish) = self.wishes.get_mut(name) else {
             return;
@@ -143,18 +145,18 @@ impl Demand {
         }
     }
 
-    /// Whether its endpoints are asked for.
+    /// Whether its endpoints are in demand.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
         self.wishes.contains_key(name)
     }
 
-    /// All that is asked for.
+    /// All services in demand.
     pub fn names(&self) -> impl Iterator<Item = &String> {
         self.wishes.keys()
     }
 
-    /// What is asked for without a call.
+    /// The services in demand without a call.
     pub fn prefetched(&self) -> impl Iterator<Item = &String> {
         let chosen = |name: &&String| self.is_pinned(name);
         self.wishes.keys().filter(chosen)
@@ -178,7 +180,7 @@ impl Demand {
         }
     }
 
-    /// Counts the fetches that have taken too long; true if there are some.
+    /// Counts the fetches that have timed out; returns true if there are new ones.
     pub fn count_late(&mut self, now: Instant) -> bool {
         let before = self.fetches.timed_out;
         for wish in self.wishes.values_mut() {
@@ -197,14 +199,14 @@ impl Demand {
         self.fetches
     }
 
-    /// How long to wait between two looks for the unused.
+    /// The interval between two looks for unused services.
     #[must_use]
     pub fn look_every(&self) -> Duration {
         (self.idle / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK)
     }
 
-    /// Leaves what nobody has used for long, by what its callers did so far. What has been asked for and not told yet
-    /// stays, since calls may wait for it.
+    /// Drops and returns the services that have not been used for `idle`; `uses` has what their callers did so far. A
+    /// service whose fetch is not answered is kept, because calls may wait for it.
     pub fn leave_unused(&mut self, uses: &HashMap<Arc<str>, Use>, now: Instant) -> Vec<String> {
         for (name, wish) in &mut self.wishes {
             let seen = uses.get(name.as_str()).copied().unwrap_or_default();
@@ -310,7 +312,7 @@ mod tests {
         assert_eq!(look(&mut demand, 120, false), ["called.x"]);
         let left: Vec<_> = demand.names().collect();
         assert_eq!(left, ["pinned.x", "streamed.x", "unanswered.x"]);
-        // One more call, and it is fetched again.
+        // A new call fetches it again.
         assert!(demand.want("unused.x", at(121)));
     }
 
@@ -350,7 +352,7 @@ mod tests {
                 timed_out: 1
             }
         );
-        // The next call waits for it anew.
+        // The next call starts a new wait.
         demand.want("slow.x", now + FETCH_TIMEOUT * 3);
         assert!(demand.count_late(now + FETCH_TIMEOUT * 4));
         demand.answered("slow.x");

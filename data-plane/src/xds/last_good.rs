@@ -1,5 +1,5 @@
-//! The last good state on disk: the names of all services and the endpoints of those in use, so that a proxy that starts
-//! without a control plane serves at once what it served before. Resources go in and come back whole; how a file is written safely is `state_dir`'s.
+//! The last good state on disk: the names of all services and the endpoints of those in use. A proxy that starts
+//! without a control plane then serves at once what it served before. `state_dir` writes files safely.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use super::{ASSIGNMENT, CLUSTER, INDEX, resources::Resources};
 use crate::state_dir::{Keeper, StateDir};
 
 const FILE: &str = "xds";
-/// Between two writes: what comes in this time is one more write. Each is the whole state, with a sync of the disk.
+/// The least time between two writes; changes within it go into one more write. Each write saves the whole state and
+/// syncs the disk.
 const REST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, PartialEq, Message)]
@@ -36,7 +37,7 @@ struct OneResource {
     raw: Bytes,
 }
 
-/// What the last run of this node held, and the newest revision it had seen.
+/// The resources of this node's last run, and the newest revision it had seen.
 #[must_use]
 pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     let bytes = dir.read(FILE)?;
@@ -73,15 +74,15 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     Some((resources, saved.revision))
 }
 
-/// What is to be kept.
+/// What is saved.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub resources: Resources,
     pub revision: u64,
 }
 
-/// Writes each newer snapshot, for ever. Nothing is written before the first full answer: half a mesh is no
-/// good state.
+/// Writes each newer snapshot, for ever. Nothing is written before the first complete answer, because a part of the
+/// mesh is no good state.
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
     let mut keeper = Keeper::new(dir, FILE, REST, "a restart begins with older state");
     let mut done = true;
@@ -98,7 +99,7 @@ pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snaps
 /// Writes a snapshot now.
 ///
 /// # Errors
-/// The file system's words.
+/// The message of the file system.
 pub async fn write(dir: &StateDir, node: &str, snapshot: Snapshot) -> Result<(), String> {
     let node = node.to_owned();
     dir.write_off_thread(FILE, move || encode(node, &snapshot))

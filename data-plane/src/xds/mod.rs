@@ -1,6 +1,7 @@
-//! xDS: what the control plane says of the mesh. Every service's name and the endpoints of those in use come in over one
-//! delta ADS stream (or, at start, from the state dir); a [`View`] goes out, and load reports. A bad resource is rejected
-//! with its reason and the last good one stays; own instances do not come in here, they are the agent's.
+//! xDS: the state of the mesh from the control plane. Input: the names of all services and the endpoints of those in
+//! use, over one delta ADS stream (or, at start, from the state dir). Output: a [`View`], and load reports. A bad
+//! resource is rejected with its reason and the last good one is kept. The instances of this node are not here; the
+//! agent has them.
 
 pub mod client;
 pub mod demand;
@@ -29,36 +30,36 @@ use crate::{
 use demand::Fetches;
 pub use translate::{Assignment, Index, Remote};
 
-/// `type.googleapis.com/` and the name of each type that this proxy asks for.
+/// The types that this proxy subscribes to, as type URLs.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const ASSIGNMENT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 pub const INDEX: &str = "type.googleapis.com/heddle.xds.v1.ServiceIndex";
 pub const SCHEMA: &str = "type.googleapis.com/heddle.xds.v1.Schema";
 
-/// One service as the control plane tells it.
+/// One service in the control plane's state.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// `None` while its endpoints are not held: nobody has used it, or the answer has not come.
+    /// `None` until its endpoints are known: nobody has used it, or the answer has not come.
     pub assignment: Option<Arc<Assignment>>,
     pub index: Option<Arc<Index>>,
 }
 
-/// The mesh as the control plane tells it, at one moment.
+/// The control plane's state of the mesh at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Every service, by full name.
     pub clusters: BTreeMap<String, Cluster>,
-    /// Every service has been named once, now or in the run that wrote the state dir.
+    /// Every service has been named at least once, in this run or in the one that wrote the state dir.
     pub complete: bool,
 }
 
-/// What the control side asks of those that carry the calls.
+/// What the xDS client needs from the workers.
 pub trait Callers: Send + Sync {
-    /// What callers on this node have done to each service, ever.
+    /// What callers on this node have done to each service so far.
     fn used(&self) -> HashMap<Arc<str>, Use>;
-    /// NoCallers uses these any more: what is counted of them goes.
+    /// Nobody uses these services any more: their counters are dropped.
     fn forget(&self, services: &Arc<HashSet<Arc<str>>>);
-    /// What they do to each service and locality, worker by worker.
+    /// The load on each service and locality, by worker.
     fn loads(&self) -> Vec<Arc<LocalityLoad>>;
 }
 
@@ -76,32 +77,32 @@ impl Callers for Workers {
     }
 }
 
-/// How the stream stands, for readiness and `/config`.
+/// The status of the stream, for readiness and `/config`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamStatus {
     /// The replica's URL while connected.
     pub connected: Option<String>,
-    /// Why it is not.
+    /// Why it is not connected.
     pub error: String,
-    /// Responses taken and rejected since start.
+    /// Responses accepted and rejected since start.
     pub accepted: u64,
     pub rejected: u64,
-    /// Reason of the last rejection, by type.
+    /// The reason of the last rejection, by type.
     pub rejections: BTreeMap<String, String>,
-    /// Newest `system_version_info`, by type.
+    /// The newest `system_version_info`, by type.
     pub versions: BTreeMap<String, String>,
-    /// Services whose endpoints are held, and that are asked for.
+    /// The number of services whose endpoints are known (`held`) and in demand (`wanted`).
     pub held: usize,
     pub wanted: usize,
     pub fetches: Fetches,
 }
 
-/// Two silent seconds, then a ping that has three to be answered: a replica that is cut off without a word (no reset of
-/// its connections) is left within five seconds.
+/// After two seconds of silence a ping is sent, which must be answered within three: a replica that is cut off without
+/// a connection reset is left within five seconds.
 const SILENCE: Duration = Duration::from_secs(2);
 const PING_WAIT: Duration = Duration::from_secs(3);
 
-/// Connects to a replica of the control plane, for the xDS stream and the node session alike.
+/// Connects to a replica of the control plane, for the xDS stream and for the node session.
 ///
 /// # Errors
 /// The reason, for people.
@@ -113,7 +114,7 @@ pub async fn dial(url: &str) -> Result<Channel, String> {
         .http2_keep_alive_interval(SILENCE)
         .keep_alive_timeout(PING_WAIT)
         .keep_alive_while_idle(true)
-        // Descriptors of 4 MiB and full answers of thousands of endpoints go in one piece.
+        // Descriptors of 4 MiB and full answers with thousands of endpoints fit into the window.
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .connect()

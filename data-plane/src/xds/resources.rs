@@ -1,5 +1,5 @@
-//! What this proxy holds of each type, and what a response does to it. Responses come in; what changed and what is
-//! rejected go out. Pure: no stream, no clock. Good resources of a response are taken even if others are bad.
+//! The resources that this proxy has, by type, and how a response changes them. Input: responses. Output: what changed
+//! and what is rejected. Pure: no stream, no clock. Good resources of a response are applied even if others are bad.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,36 +13,36 @@ use prost::bytes::Bytes;
 use super::{ASSIGNMENT, CLUSTER, Cluster, INDEX, View, demand::Demand, translate};
 use translate::{Assignment, Fault, Index};
 
-/// One resource as held.
+/// One resource.
 #[derive(Clone, Debug)]
 pub struct Held<T> {
     pub version: String,
-    /// As it came: what the state dir keeps.
+    /// The bytes as received, for the state dir.
     pub raw: Bytes,
     pub value: T,
 }
 
-/// All resources held, by name.
+/// All resources, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
-    /// Of services that are asked for.
+    /// Of services in demand.
     pub clusters: BTreeMap<String, Held<()>>,
-    /// Of services that are asked for.
+    /// Of services in demand.
     pub assignments: BTreeMap<String, Held<Arc<Assignment>>>,
     /// Of every service of the mesh.
     pub indexes: BTreeMap<String, Held<Arc<Index>>>,
-    /// The control plane has named every service once.
+    /// The control plane has named every service at least once.
     all_named: bool,
-    /// Asked for, and the control plane said that it has no cluster of that name.
+    /// Services in demand for which the control plane has no cluster.
     no_cluster: BTreeSet<String>,
-    /// The same of assignments.
+    /// Services in demand for which the control plane has no assignment.
     no_assignment: BTreeSet<String>,
-    /// Every service has been named and what is to be prefetched has come, in this run or in the one that wrote the
+    /// Every service has been named and all prefetched endpoints have arrived, in this run or in the one that wrote the
     /// state dir.
     complete: bool,
 }
 
-/// What a response did.
+/// The result of a response.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub changed: bool,
@@ -50,12 +50,12 @@ pub struct Applied {
     pub faults: Vec<String>,
 }
 
-/// Ends the `system_version_info` of a part of a first answer that more parts follow.
+/// The suffix of `system_version_info` if more parts of a first answer follow.
 const MORE: char = '+';
 
 impl Resources {
-    /// Takes a response of one of the three types. What is not asked for any more is passed over; what there is no
-    /// more, or is new, `demand` learns.
+    /// Applies a response of one of the three types. Resources that are no longer in demand are ignored. `demand` is
+    /// told which services are new and which are gone.
     pub fn apply(
         &mut self,
         response: &DeltaDiscoveryResponse,
@@ -129,8 +129,8 @@ impl Resources {
                 self.no_assignment.remove(&resource.name);
             }
         }
-        // One that goes while its cluster stays: clients keep what they have (xDS). One that never came is known not to
-        // be there.
+        // An assignment that is removed while its cluster exists is kept (xDS). One that never came is recorded as
+        // missing.
         for name in removed(response, demand) {
             if !self.assignments.contains_key(name) {
                 applied.changed |= self.no_assignment.insert(name.clone());
@@ -138,7 +138,7 @@ impl Resources {
         }
     }
 
-    /// Whether it has become complete just now.
+    /// Returns true if the state has just become complete.
     fn look_complete(&mut self, demand: &Demand) -> bool {
         let mut prefetched = demand.prefetched();
         let complete = self.all_named && prefetched.all(|name| self.endpoints_of(name).is_some());
@@ -147,7 +147,7 @@ impl Resources {
         became
     }
 
-    /// Drops what is held of services that are not asked for any more.
+    /// Drops the resources of services that are no longer in demand.
     pub fn leave(&mut self, services: &[String]) {
         for name in services {
             self.clusters.remove(name);
@@ -157,7 +157,10 @@ impl Resources {
         }
     }
 
-    /// Puts back what the state dir has; what cannot be read is left out and comes again.
+    /// Restores a resource of the state dir.
+    ///
+    /// # Errors
+    /// It cannot be read; it is left out until the control plane sends it.
     pub fn restore(
         &mut self,
         type_url: &str,
@@ -206,12 +209,12 @@ impl Resources {
         Ok(())
     }
 
-    /// What was restored is all there was of what was in use.
+    /// The restored resources count as complete.
     pub fn set_restored(&mut self) {
         self.complete = true;
     }
 
-    /// What is held of a type, as `initial_resource_versions`.
+    /// The versions of a type, for `initial_resource_versions`.
     #[must_use]
     pub fn versions(&self, type_url: &str) -> HashMap<String, String> {
         fn of<T>(held: &BTreeMap<String, Held<T>>) -> HashMap<String, String> {
@@ -227,13 +230,13 @@ impl Resources {
         }
     }
 
-    /// Whether every service has been named once, and all to be prefetched has come; stays so.
+    /// Whether every service has been named once and all prefetched endpoints have arrived; never becomes false again.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.complete
     }
 
-    /// Services whose endpoints are held, be it that there are none.
+    /// The number of services whose endpoints are known, including those without any.
     #[must_use]
     pub fn held(&self) -> usize {
         let told = self.clusters.keys().chain(&self.no_cluster);
@@ -241,7 +244,7 @@ impl Resources {
             .count()
     }
 
-    /// The endpoints of a service; `None` while they have not been told.
+    /// The endpoints of a service; `None` until the control plane has answered.
     fn endpoints_of(&self, name: &str) -> Option<Arc<Assignment>> {
         if self.no_cluster.contains(name) {
             return Some(Arc::default());
@@ -253,7 +256,7 @@ impl Resources {
         }
     }
 
-    /// Every service that is known by name, and those whose endpoints have come without a name so far.
+    /// Every service with a name, and those whose endpoints arrived before their name.
     #[must_use]
     pub fn view(&self) -> View {
         let named = self.indexes.iter().map(|(name, held)| {
@@ -282,7 +285,7 @@ impl Resources {
     }
 }
 
-/// What is asked for, and the control plane says that there is not.
+/// The services in demand that the control plane reports as removed or missing.
 fn removed<'r>(
     response: &'r DeltaDiscoveryResponse,
     demand: &'r Demand,

@@ -1,5 +1,5 @@
-//! Descriptors of the mesh, by hash: asked of the control plane when somebody wants to see them, then kept within a
-//! bound. Hashes come in, raw descriptor sets go out. They never refuse or route a call.
+//! Descriptors of the mesh, by hash: requested from the control plane when somebody wants to see them, then cached
+//! within a bound. Calls and routing do not depend on them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,20 +10,20 @@ use std::{
 use prost::bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-/// Kept at most; the oldest go first.
+/// The size of the cache, in bytes; the oldest entries are dropped first.
 const MAX_TOTAL: usize = 128 * 1024 * 1024;
-/// Questions that wait for the stream.
+/// The most requests that wait for the stream.
 const MAX_WAITING: usize = 1024;
-/// One question's wait.
+/// The longest wait for one request.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// One question to the stream's task.
+/// One request to the stream's task.
 pub struct Wanted {
     pub sha256: String,
     pub answer: oneshot::Sender<Option<Bytes>>,
 }
 
-/// Clones are one.
+/// The cache. Clones share it.
 #[derive(Clone)]
 pub struct Schemas {
     ask: mpsc::Sender<Wanted>,
@@ -38,7 +38,7 @@ struct Cache {
 }
 
 impl Schemas {
-    /// The receiver is the stream's.
+    /// The stream's task takes the receiver.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Wanted>) {
         let (ask, wanted) = mpsc::channel(MAX_WAITING);
@@ -51,7 +51,7 @@ impl Schemas {
         )
     }
 
-    /// The descriptors; `None` if nobody has them now.
+    /// The descriptors; `None` if they are not available now.
     pub async fn get(&self, sha256: &str) -> Option<Bytes> {
         if let Some(bytes) = self.lock().by_hash.get(sha256) {
             return Some(bytes.clone());

@@ -1,4 +1,4 @@
-//! From the bytes of one resource to what the routing table needs of it, or the field that is wrong and why. Pure: one
+//! Decodes one resource into what the routing table needs of it, or into the field that is wrong and why. Pure: one
 //! resource at a time, no stream, no other resources.
 
 use std::{
@@ -29,7 +29,7 @@ use crate::{
     route::{ProtoService, Protocol, Rank},
 };
 
-/// Why a resource is rejected: goes to the control plane as it stands.
+/// Why a resource is rejected; sent to the control plane unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct Fault {
@@ -44,15 +44,15 @@ fn fault(field: impl Into<String>, why: impl Into<String>) -> Fault {
     }
 }
 
-/// An instance somewhere in the mesh.
+/// An instance anywhere in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
     pub id: Arc<str>,
     pub node: Arc<str>,
     pub version: Arc<str>,
-    /// The instance's own address, for people: calls go to `inbound`.
+    /// The instance's own address, for display: calls go to `inbound`.
     pub address: SocketAddr,
-    /// The inbound of its node.
+    /// The inbound listener of its node.
     pub inbound: SocketAddr,
     pub region: Arc<str>,
     pub zone: Arc<str>,
@@ -73,17 +73,17 @@ pub struct Index {
     pub protos: Vec<ProtoService>,
     /// Hex, or empty.
     pub schema_sha256: String,
-    /// While `protos` is empty: why they are unknown.
+    /// Why `protos` is empty.
     pub schema_reason: String,
 }
 
-/// More than any service has.
+/// The most endpoints of one service.
 const MAX_ENDPOINTS: usize = 100_000;
 
-/// `users.default` in its two parts.
+/// Splits `users.default` into service and namespace.
 ///
 /// # Errors
-/// It is no full name.
+/// It is not a full name.
 pub fn split_name(name: &str) -> Result<(&str, &str), Fault> {
     match name.split_once('.') {
         Some((service, namespace)) if is_dns_label(service) && is_dns_label(namespace) => {
@@ -99,7 +99,7 @@ pub fn split_name(name: &str) -> Result<(&str, &str), Fault> {
 /// A cluster says only that the service exists and that its endpoints come by EDS.
 ///
 /// # Errors
-/// Not fit for this proxy.
+/// This proxy cannot use it.
 pub fn cluster(name: &str, bytes: &Bytes) -> Result<(), Fault> {
     split_name(name)?;
     let cluster = Cluster::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
@@ -118,10 +118,10 @@ pub fn cluster(name: &str, bytes: &Bytes) -> Result<(), Fault> {
     }
 }
 
-/// The endpoints of one service, all of them or a fault.
+/// The endpoints of one service; a single fault rejects them all.
 ///
 /// # Errors
-/// Not fit for this proxy.
+/// This proxy cannot use it.
 pub fn assignment(name: &str, bytes: &Bytes) -> Result<Assignment, Fault> {
     split_name(name)?;
     let cla = ClusterLoadAssignment::decode(bytes.clone())
@@ -154,7 +154,7 @@ pub fn assignment(name: &str, bytes: &Bytes) -> Result<Assignment, Fault> {
             format!("{} are more than {MAX_ENDPOINTS}", out.endpoints.len()),
         ));
     }
-    // One order whatever the sender's: equal content is then equal.
+    // Sorted, so that equal content is equal in whatever order it was sent.
     out.endpoints
         .sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
     Ok(out)
@@ -243,7 +243,7 @@ fn address(endpoint: &LbEndpoint) -> Result<SocketAddr, Fault> {
 /// What one service implements.
 ///
 /// # Errors
-/// Not fit for this proxy.
+/// This proxy cannot use it.
 pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
     split_name(name)?;
     let index =
@@ -267,7 +267,7 @@ pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
         .map(|claim| (claim.proto, claim.since))
         .collect();
     let rank = |proto: &str| match claims.get(proto) {
-        // An older control plane has no claims: all are of equal rank.
+        // An older control plane has no claims: all have the same rank.
         _ if !index.claims_kept => Some(Rank::Unordered),
         None => None,
         Some(0) => Some(Rank::Unordered),
@@ -285,7 +285,7 @@ pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
     })
 }
 
-/// As the registry has it, as the table wants it.
+/// Converts the registry's form into the routing table's.
 #[must_use]
 pub fn protocol(protocol: i32) -> Protocol {
     match ProtoProtocol::try_from(protocol) {
@@ -295,7 +295,7 @@ pub fn protocol(protocol: i32) -> Protocol {
     }
 }
 
-/// As the registry has it, as the table wants it.
+/// Converts the registry's form into the routing table's.
 #[must_use]
 pub fn proto_service(
     proto: heddle_proto::control::v1::ProtoService,
@@ -308,10 +308,10 @@ pub fn proto_service(
     }
 }
 
-/// Descriptors, which must be what their name says.
+/// Descriptors, whose hash must be their name.
 ///
 /// # Errors
-/// Too large, or other bytes than named.
+/// Too large, or the hash differs.
 pub fn descriptors(name: &str, bytes: &Bytes) -> Result<Bytes, Fault> {
     let schema = Schema::decode(bytes.clone()).map_err(|e| fault("resource", e.to_string()))?;
     let set = schema.file_descriptor_set;

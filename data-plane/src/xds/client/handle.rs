@@ -1,5 +1,5 @@
-//! What other modules have of the xDS client: its identity, its state, and a way to report uses of services. The
-//! stream is not known here.
+//! What other modules use of the xDS client: its identity, its state, and a way to report uses of services. The stream
+//! is not known here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use super::MAX_USES;
 use crate::xds::{StreamStatus, View, last_good::Snapshot};
 
-/// Who asks.
+/// The identity of this proxy as a client.
 #[derive(Clone, Debug)]
 pub struct Asker {
     pub node: String,
@@ -20,23 +20,24 @@ pub struct Asker {
     pub zone: String,
 }
 
-/// Tells of uses: of calls to services that are not held, and of questions about them. Clones are one.
+/// Reports uses: calls to services whose endpoints this proxy does not have, and queries about them. Clones share one
+/// channel.
 #[derive(Clone)]
 pub struct Uses {
     tell: mpsc::Sender<Arc<str>>,
-    /// Who goes on using a service says so this often.
+    /// How often a continuing use is reported again.
     pub again: Duration,
 }
 
 impl Uses {
-    /// The receiver is the stream's.
+    /// The stream's task takes the receiver.
     #[must_use]
     pub fn new(again: Duration) -> (Self, mpsc::Receiver<Arc<str>>) {
         let (tell, told) = mpsc::channel(MAX_USES);
         (Self { tell, again }, told)
     }
 
-    /// A service, by full name, is used now. Never waits.
+    /// Reports that a service, by full name, is used now. Never waits.
     pub fn tell(&self, service: Arc<str>) {
         let _ = self.tell.try_send(service);
     }
@@ -48,14 +49,14 @@ pub struct XdsHandle {
     pub view: watch::Receiver<Arc<View>>,
     pub status: watch::Receiver<StreamStatus>,
     pub snapshot: watch::Receiver<Snapshot>,
-    /// The connection while the stream is open: load reports go by it too.
+    /// The connection while the stream is open; load reports use it too.
     pub channel: watch::Receiver<Option<Channel>>,
     pub uses: Uses,
     pub(super) draining: CancellationToken,
 }
 
 impl XdsHandle {
-    /// This process has been told to stop: says so on the stream, which goes on.
+    /// This process was told to stop: reports it on the stream, which stays open.
     pub fn drain(&self) {
         self.draining.cancel();
     }

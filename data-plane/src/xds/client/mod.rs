@@ -1,7 +1,7 @@
 //! The delta ADS stream: subscribes to the names of all services and to clusters and endpoints of those in use,
-//! acknowledges every response, and reconnects with what it holds. Input: responses and uses of services. Output:
-//! views. While the control plane is away it retries for ever (every 0.25 to 3 s) and the last view stays in use.
-//! `translate` knows what a resource means, `demand` what is in use.
+//! acknowledges every response, and reconnects with the versions that it has. Input: responses and uses of services.
+//! Output: views. While the control plane is away it retries for ever (every 0.25 to 3 s) and the last view stays in
+//! use. `translate` decodes resources; `demand` decides what is in use.
 
 mod handle;
 mod stream;
@@ -47,22 +47,22 @@ pub(super) use stream::node;
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(3);
-/// For a replica to open the stream, and to read what is sent to it.
+/// Timeout for opening the stream and for sending a request.
 const OPENING: Duration = Duration::from_secs(5);
-/// A response may hold the whole mesh.
+/// The largest response, in bytes; one may contain the whole mesh.
 const MAX_RESPONSE: usize = 256 * 1024 * 1024;
-/// Questions for descriptors under way at once.
+/// The most requests for descriptors that wait for an answer.
 const MAX_WANTED: usize = 1024;
-/// Uses of services that may wait to be taken note of; one that is lost is told again by the next call.
+/// The most uses that wait to be processed; a use that is dropped is reported again by the next call.
 const MAX_USES: usize = 4096;
-/// Fetches are looked after so often; the unused at most so often.
+/// How often late fetches are counted, and at most how often unused services are looked for.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Replicas that all say for so long that they are behind what this proxy has seen are right: their store was set
-/// back or replaced.
+/// If all replicas report for this long that they are behind this proxy, they are right: their store was set back or
+/// replaced.
 const LONGEST_BEHIND: Duration = Duration::from_secs(10);
 
-/// The stream's task.
+/// The stream's task and its state.
 pub struct XdsClient {
     asker: Asker,
     urls: Vec<String>,
@@ -95,7 +95,7 @@ impl From<String> for Broken {
 }
 
 impl Broken {
-    /// By the reason in its details. A control plane of 0.1.0 and before has it in its words only.
+    /// Read from the status details. A control plane up to 0.1.0 has it only in its message.
     fn of(status: &Status) -> Self {
         let behind = match status.get_details_error_info() {
             Some(info) => info.reason == BEHIND && info.domain == ERROR_DOMAIN,
@@ -109,7 +109,7 @@ impl Broken {
 }
 
 impl XdsClient {
-    /// Begins with `resources` (empty, or the last good state, which is in use).
+    /// Begins with `resources`: empty, or the last good state.
     #[must_use]
     pub fn new(
         asker: Asker,
@@ -121,7 +121,7 @@ impl XdsClient {
         callers: Arc<dyn Callers>,
     ) -> (Self, XdsHandle) {
         if urls.is_empty() {
-            // Nothing will come: what is here is all there is.
+            // There is no control plane: the view is complete as it is.
             resources.set_restored();
         }
         let now = Instant::now();
@@ -162,11 +162,11 @@ impl XdsClient {
         (client, handle)
     }
 
-    /// Connects, takes responses, and connects again, for ever.
+    /// Connects, handles responses, and reconnects, for ever.
     pub async fn run(mut self) {
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {
-            // NoCallers to ask.
+            // There is no replica to connect to.
             return self.meanwhile(true, std::future::pending()).await;
         };
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
@@ -193,7 +193,8 @@ impl XdsClient {
         }
     }
 
-    /// What a client has seen never goes back, unless the store itself did.
+    /// What a client has seen never goes back, unless the store itself did. After [`LONGEST_BEHIND`] this proxy accepts
+    /// an older revision.
     fn note_behind(&self, behind: bool, since: &mut Option<Instant>) {
         if !behind {
             *since = None;
@@ -208,8 +209,8 @@ impl XdsClient {
         }
     }
 
-    /// Does something else while there is no stream. Uses are noted, to be asked for with the first questions; who wants
-    /// descriptors waits or, if `away`, is told that there are none now.
+    /// Runs `work` while there is no stream. Uses are recorded for the first requests. Requests for descriptors wait
+    /// or, if `away`, are answered with none.
     async fn meanwhile<T>(&mut self, away: bool, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut ticks = interval(TICK);
@@ -223,7 +224,7 @@ impl XdsClient {
         }
     }
 
-    /// One line when it breaks or its reason changes, not one per attempt.
+    /// Logs one line when the stream breaks and one when the reason changes, not one per attempt.
     fn tell_broken(&self, url: &str, why: String) {
         let known = {
             let status = self.status.borrow();
@@ -245,7 +246,7 @@ impl XdsClient {
         url: &str,
     ) -> Result<(Stream, Streaming<DeltaDiscoveryResponse>), Broken> {
         let channel = self.meanwhile(false, in_time(dial(url))).await?;
-        // The first questions, then one per response and change.
+        // Room for the first requests; later there is one per response and change.
         let (requests, questions) = mpsc::channel(32);
         let mut stream = Stream::new(requests);
         let seen = self.revision.load(Ordering::Relaxed);
@@ -258,13 +259,13 @@ impl XdsClient {
             opened.map_err(|status| Broken::of(&status))
         };
         let responses = self.meanwhile(false, in_time(open)).await?.into_inner();
-        // Called since the first questions.
+        // Subscribes to services that were used since the first requests.
         stream.follow(&self.demand).await?;
         self.channel.send_replace(Some(channel));
         Ok((stream, responses))
     }
 
-    /// Until the stream ends; its reason.
+    /// Serves the stream until it ends. Returns the reason.
     async fn drive(
         &mut self,
         stream: &mut Stream,
@@ -300,7 +301,7 @@ impl XdsClient {
         }
     }
 
-    /// A use, and all that have been told meanwhile.
+    /// Records a use and all others that are waiting.
     fn note_uses(&mut self, first: &Arc<str>) {
         let now = Instant::now();
         self.note_use(first, now);
@@ -311,7 +312,7 @@ impl XdsClient {
     }
 
     fn note_use(&mut self, service: &str, now: Instant) {
-        // What nobody has named is nowhere.
+        // A service that the control plane has not named does not exist.
         if self.resources.indexes.contains_key(service) && self.demand.want(service, now) {
             debug!(service, "first use: asking for its endpoints");
         }
@@ -323,7 +324,7 @@ impl XdsClient {
         }
     }
 
-    /// Only while there is a control plane to fetch it again from.
+    /// Called only while there is a control plane from which the service can be fetched again.
     async fn leave_unused(&mut self, stream: &mut Stream) -> Result<(), String> {
         if self.looked.elapsed() < self.demand.look_every() {
             return Ok(());
@@ -385,7 +386,7 @@ impl XdsClient {
     }
 
     fn note(&self, response: &DeltaDiscoveryResponse, applied: &Applied) {
-        // "<revision>", "<revision>/<hash>" or, with more to come, "<revision>+".
+        // "<revision>", "<revision>/<hash>" or, if more parts follow, "<revision>+".
         let revision = response
             .system_version_info
             .split(['/', '+'])
@@ -419,7 +420,7 @@ impl XdsClient {
     }
 }
 
-/// A replica that does not answer is given up in time.
+/// Limits the wait for a replica that does not answer.
 async fn in_time<T, E: From<String>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     match timeout(OPENING, work).await {
         Ok(done) => done,

@@ -1,5 +1,5 @@
 //! One connection of the delta stream: what is subscribed, and who waits for which descriptors. Input: responses.
-//! Output: requests. `resources` holds the state of the mesh.
+//! Output: requests. `resources` has the state of the mesh.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -32,9 +32,9 @@ use crate::xds::{
 /// One connection's state.
 pub(super) struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    /// Services whose clusters and endpoints are asked for on this stream.
+    /// Services whose clusters and endpoints are subscribed on this stream.
     asked: BTreeSet<String>,
-    /// Who waits for which descriptors.
+    /// Callers that wait for descriptors, by hash.
     wanted: BTreeMap<String, Vec<oneshot::Sender<Option<Bytes>>>>,
 }
 
@@ -47,8 +47,8 @@ impl Stream {
         }
     }
 
-    /// Every service by name, and clusters and endpoints of those that are wanted. The node stands on the first
-    /// request only; what is held is named, so that the answer is the difference.
+    /// Subscribes to the names of all services, and to clusters and endpoints of those in demand. Only the first
+    /// request carries the node. The versions this proxy has are listed, so that the answer is the difference.
     pub(super) fn first_questions(
         &mut self,
         asker: &Asker,
@@ -60,7 +60,7 @@ impl Stream {
         first.node = Some(node(asker, seen));
         let mut questions = vec![first];
         self.asked = demand.names().cloned().collect();
-        // A first request that names nothing would ask for everything.
+        // A first request without names would be a wildcard subscription.
         if !self.asked.is_empty() {
             for kind in [CLUSTER, ASSIGNMENT] {
                 let names = self.asked.iter().cloned().collect();
@@ -73,7 +73,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The process has been told to stop: a request that asks for nothing, with the node again.
+    /// Reports that this process was told to stop: a request without names that carries the node again.
     pub(super) async fn tell_draining(&self, asker: &Asker) -> Result<(), String> {
         let mut request = question(INDEX, Vec::new(), HashMap::new());
         let mut node = node(asker, 0);
@@ -92,7 +92,7 @@ impl Stream {
     ) -> Result<(), String> {
         let error_detail = (!faults.is_empty()).then(|| RpcStatus {
             code: Code::InvalidArgument.into(),
-            // A mesh full of faults would not fit: the first ones say enough.
+            // Too many faults would not fit; the first ones are enough.
             message: faults.join("; ").chars().take(4000).collect(),
             details: Vec::new(),
         });
@@ -105,7 +105,7 @@ impl Stream {
         self.send(request).await
     }
 
-    /// Clusters and endpoints are asked for by name: of what is wanted since, and no longer of the rest.
+    /// Subscribes to clusters and endpoints of the services that are newly in demand, and unsubscribes from the rest.
     pub(super) async fn follow(&mut self, demand: &Demand) -> Result<(), String> {
         let new: Vec<String> = demand
             .names()
@@ -176,7 +176,7 @@ impl Stream {
         }
     }
 
-    /// Content by hash never changes: once it has come the subscription has no use.
+    /// Unsubscribes from descriptors that have arrived: content named by its hash never changes.
     pub(super) async fn release_schemas(
         &self,
         response: &DeltaDiscoveryResponse,
@@ -218,7 +218,7 @@ fn word(text: &str) -> Value {
     }
 }
 
-/// `seen` is the newest revision this proxy knows of: a replica that is behind it waits or refuses.
+/// `seen` is the newest revision that this proxy knows; a replica that is behind it waits or refuses.
 pub(in crate::xds) fn node(asker: &Asker, seen: u64) -> Node {
     let fields = [
         ("role".to_owned(), word("proxy")),

@@ -43,7 +43,7 @@ async fn only_a_store_that_stays_behind_is_taken_for_a_new_one() {
     assert_eq!(seen(), 0);
 }
 
-/// Issue 10, D2: it was taken from the words of any failure.
+/// Issue 10, D2: it was derived from the message of any failure.
 #[test]
 fn a_replica_that_is_behind_says_so_by_a_reason() {
     let words = "this replica is at revision 3 and the client has seen 9: try another replica, or again later";

@@ -1,6 +1,7 @@
-//! Load reports (LRS): tells the control plane how much this node's callers use each service, by the locality of its
-//! endpoints. The workers' counters come in, reports go out at the interval that the control plane says, on the channel of
-//! the xDS stream. A control plane that takes none is left alone; no call and no balancing depends on any of it.
+//! Load reports (LRS): report to the control plane how much this node's callers use each service, by the locality of
+//! its endpoints. Input: the workers' counters. Output: reports, on the channel of the xDS stream, at the interval that
+//! the control plane sets. A control plane without load reports is rarely asked again. No call and no balancing depends
+//! on this.
 
 use std::{
     collections::BTreeMap,
@@ -36,23 +37,23 @@ use super::{
 };
 use crate::observe::load::{Load, Locality as LocalityKey, take_all};
 
-/// The metric by which latencies travel: milliseconds, summed over the requests that ended.
+/// The metric that carries latencies: milliseconds, summed over the requests that ended.
 pub const LATENCY: &str = "heddle.latency_ms";
-/// Where the control plane says none, or nonsense.
+/// Used if the control plane gives no valid interval.
 const USUAL_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
-/// Services in one report: what is over waits for the next one. A report is one message, since it is all that the
-/// control plane shows of this node until the next.
+/// The most services in one report; the rest waits for the next one. A report is a single message, because the control
+/// plane shows only the last one of each node.
 const MAX_SERVICES: usize = 4000;
-/// For the control plane to open the stream, and to take a message.
+/// Timeout for opening the stream and for sending a message.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// One that knows no load reports is not asked again sooner.
+/// The least pause before a control plane without load reports is asked again.
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(15);
 
-/// What the control plane wants to hear.
+/// What the control plane asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     all: bool,
@@ -82,7 +83,7 @@ impl Wanted {
     }
 }
 
-/// Reports for ever, to whatever replica the xDS stream is connected with.
+/// Reports for ever, to the replica that the xDS stream is connected to.
 pub async fn report(
     asker: Asker,
     callers: Arc<dyn Callers>,
@@ -97,7 +98,7 @@ pub async fn report(
         let started = Instant::now();
         let end = tokio::select! {
             biased;
-            // Another replica, or none: nothing is to be had from this one.
+            // The xDS stream has moved to another replica or ended, so this one is of no use.
             _ = channel.changed() => continue,
             end = speak(&asker, &*callers, connected) => end,
         };
@@ -118,14 +119,14 @@ pub async fn report(
     }
 }
 
-/// One stream, until it ends; why.
+/// Runs one stream until it ends; returns why.
 async fn speak(asker: &Asker, callers: &dyn Callers, channel: Channel) -> Status {
     let (requests, stream) = mpsc::channel(4);
     let hello = LoadStatsRequest {
         node: Some(node(asker, 0)),
         cluster_stats: Vec::new(),
     };
-    // Room for it was made a line above.
+    // The channel is new and empty, so it has room.
     let _ = requests.try_send(hello);
     let mut client = LoadReportingServiceClient::new(channel);
     let opened = timeout(
@@ -145,7 +146,7 @@ async fn converse(
     requests: &mpsc::Sender<LoadStatsRequest>,
     mut responses: Streaming<LoadStatsResponse>,
 ) -> Status {
-    // Nothing is reported before it says what it wants.
+    // Nothing is reported before the control plane says what it wants.
     let mut wanted = Wanted::default();
     let mut ticks = None;
     let mut last = Instant::now();
@@ -168,7 +169,7 @@ async fn converse(
                 if told.every != wanted.every {
                     let mut every = interval(told.every);
                     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                    // The first tick is at once, and there is nothing to say yet.
+                    // The first tick comes at once, before there is anything to report.
                     every.reset();
                     ticks = Some(every);
                 }
@@ -179,7 +180,7 @@ async fn converse(
                 last = Instant::now();
                 let covers = |service: &str| wanted.covers(service);
                 let taken = take_all(&callers.loads(), MAX_SERVICES, covers);
-                // Nothing is a report too: that nobody calls any more.
+                // An empty report is sent too: it shows that nobody calls any more.
                 match timeout(PATIENCE, requests.send(message(&taken, over))).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Status::unavailable("the control plane ended the stream"),

@@ -1,4 +1,4 @@
-//! Reports against a control plane whose every word the test says.
+//! Reports to a control plane whose every message the test sends.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -109,7 +109,7 @@ async fn what_callers_did_is_reported_by_service_and_locality() {
     }
     let only = wanted(false, &["users.shop"]);
     visit.answers.send(Ok(only)).await.unwrap();
-    // The shortest interval, not what was asked for.
+    // The shortest interval, not the requested one.
     let asked = Instant::now();
     let report = soon(visit.requests.message()).await.unwrap().unwrap();
     assert!(asked.elapsed() >= SHORTEST_INTERVAL / 2);
@@ -142,7 +142,7 @@ async fn what_callers_did_is_reported_by_service_and_locality() {
     assert_eq!(latency.num_requests_finished_with_metric, 1);
     assert!((latency.total_metric_value - 250.0).abs() < 1e-9);
 
-    // Who is asked for later has lost nothing.
+    // A service that is requested later has lost nothing.
     visit.answers.send(Ok(wanted(true, &[]))).await.unwrap();
     let echo = loop {
         let report = soon(visit.requests.message()).await.unwrap().unwrap();
@@ -155,7 +155,7 @@ async fn what_callers_did_is_reported_by_service_and_locality() {
         }
     };
     assert_eq!(echo.upstream_locality_stats[0].total_issued_requests, 2);
-    // When nobody calls any more, that is told.
+    // When nobody calls any more, that is reported.
     for load in &loads {
         load.end(false, Duration::ZERO);
     }
@@ -166,7 +166,7 @@ async fn what_callers_did_is_reported_by_service_and_locality() {
         .cluster_stats
         .is_empty()
     {}
-    // A stream that breaks is opened again.
+    // A stream that breaks is reopened.
     drop(visit);
     let mut visit = soon(visits.recv()).await.unwrap();
     assert!(

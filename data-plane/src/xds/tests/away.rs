@@ -1,9 +1,9 @@
-//! A control plane that is cut off, goes away or is not there at start: what is held stays and is served.
+//! A control plane that is cut off, stops, or is missing at start: the state is kept and served.
 
 use super::*;
 use crate::{state_dir::StateDir, xds::last_good};
 
-/// Passes bytes on to `target` until told to hold them: then both sides hear nothing, and no reset.
+/// Forwards bytes to `target` until told to stop: then both sides are silent, without a connection reset.
 async fn silent_on_demand(target: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -36,7 +36,7 @@ async fn a_replica_that_is_cut_off_without_a_word_is_left_within_seconds() {
     let (second, second_silent) = silent_on_demand(second).await;
     let urls = [first, second].map(|addr| format!("http://{addr}"));
     let started = start(urls.into(), Resources::default());
-    // Chance says which comes first.
+    // The order of connections is random.
     let (mut visit, silent, others) = tokio::select! {
         visit = first_visits.recv() => (visit.unwrap(), first_silent, &mut second_visits),
         visit = second_visits.recv() => (visit.unwrap(), second_silent, &mut first_visits),
@@ -47,7 +47,7 @@ async fn a_replica_that_is_cut_off_without_a_word_is_left_within_seconds() {
     silent.send_replace(true);
     let cut = Instant::now();
     let mut visit = soon("the other replica", others.recv()).await.unwrap();
-    // Two seconds of silence, three for the ping, and what connecting takes.
+    // Two seconds of silence, three for the ping, and the time to connect.
     assert!(
         cut.elapsed() < Duration::from_secs(8),
         "{:?}",
@@ -68,7 +68,7 @@ async fn while_the_control_plane_is_away_all_stays_and_on_return_only_difference
     soon("the end", away.wait_for(|s| s.connected.is_none()))
         .await
         .unwrap();
-    // Called meanwhile: asked for on return.
+    // Called in the meantime: subscribed to on return.
     started.calls(&["users.shop"]);
     assert!(
         endpoints(&started.handle.view.borrow(), "echo.default").is_some(),
@@ -80,7 +80,7 @@ async fn while_the_control_plane_is_away_all_stays_and_on_return_only_difference
     let echo = |version: &str| HashMap::from([("echo.default".into(), version.into())]);
     assert_eq!((held(CLUSTER), held(ASSIGNMENT)), (echo("c1"), echo("e1")));
     assert_eq!(held(INDEX).len(), 2);
-    // It went while we were away.
+    // It was removed while the connection was down.
     visit.send(INDEX, vec![], &["echo.default"]).await;
     visit.send(CLUSTER, vec![], &["echo.default"]).await;
     until(&started.handle, "gone", |v| {
@@ -123,7 +123,7 @@ async fn the_last_good_state_survives_a_restart_and_what_it_has_is_in_use() {
     let mut visit = soon("a stream", visits.recv()).await.unwrap();
     visit.opening(&["echo.default"]).await;
 
-    // Another node's state is not this one's.
+    // The state of another node is not used.
     assert!(last_good::load(&dir, "b").is_none());
     assert!(last_good::load(&dir, "a").is_none(), "set aside");
 }

@@ -1,4 +1,4 @@
-//! The stream against a small ADS server whose every word the test says.
+//! The stream with a small ADS server whose every message the test sends.
 
 mod away;
 mod on_demand;
@@ -120,7 +120,7 @@ impl Visit {
             .unwrap()
     }
 
-    /// The first questions: all services by name, and clusters and endpoints of those wanted; by type.
+    /// The first requests, by type: the names of all services, and clusters and endpoints of those wanted.
     async fn opening(&mut self, wanted: &[&str]) -> HashMap<String, DeltaDiscoveryRequest> {
         let first = self.next().await;
         let node = first.node.clone().expect("the node on the first request");
@@ -139,7 +139,7 @@ impl Visit {
         questions
     }
 
-    /// Clusters and endpoints of these are asked for, and no longer of those.
+    /// Expects a subscription to clusters and endpoints of `wanted` and an unsubscription from `left`.
     async fn asked_for(
         &mut self,
         wanted: &[&str],
@@ -161,7 +161,7 @@ impl Visit {
         self.send_part(type_url, resources, removed, "").await;
     }
 
-    /// With a mark behind the revision.
+    /// Adds a suffix to the revision.
     async fn send_part(
         &mut self,
         type_url: &str,
@@ -181,7 +181,7 @@ impl Visit {
         self.answers.send(Ok(response)).await.unwrap();
     }
 
-    /// The answer to the last response: the reason if it was rejected.
+    /// The answer to the last response: `Some` reason if it was rejected.
     async fn answered(&mut self) -> Option<String> {
         let request = self.next().await;
         assert_eq!(
@@ -192,14 +192,14 @@ impl Visit {
         request.error_detail.map(|e| e.message)
     }
 
-    /// These are all services there are.
+    /// Sends these as all services of the mesh.
     async fn name(&mut self, services: &[&str]) {
         let named = services.iter().map(|name| index(name, "p.P", ""));
         self.send(INDEX, named.collect(), &[]).await;
         assert_eq!(self.answered().await, None);
     }
 
-    /// Answers for services with one endpoint each, sent and acknowledged.
+    /// Sends clusters and endpoints of services with one endpoint each, and expects the acknowledgements.
     async fn fill(&mut self, services: &[(&str, &str)]) {
         let clusters = services.iter().map(|(name, _)| cluster(name)).collect();
         self.send(CLUSTER, clusters, &[]).await;
@@ -319,7 +319,7 @@ struct Started {
 }
 
 impl Started {
-    /// Its callers use these.
+    /// Reports that callers use these services.
     fn calls(&self, services: &[&str]) {
         for &service in services {
             self.handle.uses.tell(service.into());
@@ -327,7 +327,7 @@ impl Started {
     }
 }
 
-/// NoCallers calls anything.
+/// Nobody calls anything.
 pub(super) struct NoCallers;
 
 impl Callers for NoCallers {
@@ -385,13 +385,13 @@ async fn until(handle: &XdsHandle, what: &str, f: impl Fn(&View) -> bool) -> Arc
     Arc::clone(&view)
 }
 
-/// The endpoints of a service as the view has them; `None` while they are not held.
+/// The endpoints of a service in the view; `None` while they are unknown.
 fn endpoints<'v>(view: &'v View, service: &str) -> Option<&'v [Remote]> {
     let cluster = view.clusters.get(service)?;
     Some(&cluster.assignment.as_ref()?.endpoints)
 }
 
-/// A stream to a control plane that has named these services, of which some have been called and told.
+/// A stream to a control plane that has named these services and sent the endpoints of those that were called.
 async fn running(
     visits: &mut mpsc::Receiver<Visit>,
     started: &Started,

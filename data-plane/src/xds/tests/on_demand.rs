@@ -1,4 +1,4 @@
-//! Endpoints come when a service is used, or from the start if told so, and go when nobody uses it.
+//! Endpoints are fetched when a service is used, or from the start if configured, and dropped when nobody uses it.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ async fn endpoints_come_at_the_first_use_and_change_and_go() {
     let mut visit = soon("a stream", visits.recv()).await.unwrap();
     visit.opening(&[]).await;
     assert!(!started.handle.view.borrow().complete);
-    // In two parts: half a mesh is no mesh.
+    // In two parts: the state is not complete after the first.
     let part = vec![index("echo.default", "p.P", "")];
     visit.send_part(INDEX, part, &[], "+").await;
     assert_eq!(visit.answered().await, None);
@@ -59,13 +59,13 @@ async fn endpoints_come_at_the_first_use_and_change_and_go() {
         }
     );
 
-    // What was not asked for is passed over, and no fault.
+    // A resource that was not subscribed to is ignored, without a fault.
     visit
         .send(ASSIGNMENT, vec![assignment("users.shop", &[])], &[])
         .await;
     assert_eq!(visit.answered().await, None);
     assert_eq!(endpoints(&started.handle.view.borrow(), "users.shop"), None);
-    // Its last instance has gone long ago: first the name goes, then the rest.
+    // The control plane drops a service that lost its last instance long ago: first its name, then the rest.
     visit.send(INDEX, vec![], &["echo.default"]).await;
     assert_eq!(visit.answered().await, None);
     visit.send(CLUSTER, vec![], &["echo.default"]).await;
@@ -74,7 +74,7 @@ async fn endpoints_come_at_the_first_use_and_change_and_go() {
         !v.clusters.contains_key("echo.default")
     })
     .await;
-    // It comes back, with no need of a first call.
+    // It returns without a new first call.
     visit.name(&["echo.default"]).await;
     visit.fill(&[("echo.default", "10.0.0.3:15008")]).await;
     let view = until(&started.handle, "it is back", |v| {
@@ -170,7 +170,7 @@ async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passe
         }
     }
     let (addr, mut visits) = ads().await;
-    // So long that what is called is seen to come before it goes, even if the machine stalls.
+    // Long enough that its arrival is seen before it is dropped, even if the machine stalls.
     let (urls, idle) = (vec![format!("http://{addr}")], Duration::from_secs(3));
     let callers = Arc::new(CallsA::default());
     let started = start_with(
@@ -189,7 +189,7 @@ async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passe
     .await;
     assert!(endpoints(&view, "a.x").is_some());
     assert_eq!(*callers.forgotten.lock().unwrap(), ["b.x".into()]);
-    // On its way when we left.
+    // It was in transit when the service was unsubscribed.
     visit
         .send(ASSIGNMENT, vec![assignment("b.x", &[])], &[])
         .await;

@@ -1,4 +1,4 @@
-//! What the control plane sends is checked: a fault is told by its field, and harms nothing else.
+//! Resources of the control plane are checked: a fault names its field and affects nothing else.
 
 use heddle_proto::xds::v1::Schema;
 use prost::bytes::Bytes;
@@ -74,7 +74,7 @@ async fn descriptors_come_on_demand_and_are_checked_by_their_hash() {
         );
         assert_eq!(soon("an answer", asked).await.unwrap(), expect);
     }
-    // Kept: nobody is asked again.
+    // It is cached: no request is sent.
     drop(visit);
     drop(visits);
     assert_eq!(started.schemas.get(&hash).await, Some(set));
