@@ -1,6 +1,6 @@
-//! Tells in this node's log when a service of it serves a path that another one owns: whoever started it finds out why
-//! calls go elsewhere. In come tables and the node's own instances, out go log lines, one when a conflict begins or
-//! changes its owner, and one when the service has become the owner. Bounded by what the own instances serve.
+//! Logs when a service of this node serves a path that another service owns, so that whoever started it learns why
+//! calls go elsewhere. Input: tables and this node's instances. Output: one log line when a conflict begins or its
+//! owner changes, and one when this node's service has become the owner. Bounded by what this node's instances serve.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{agent::instance_table::Views, route::RouteTable};
 /// Service and proto service.
 type Path = (String, String);
 
-/// Who owns the paths that services of this node claim and do not own.
+/// The owners of the paths that services of this node claim but do not own.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
     owners: BTreeMap<Path, String>,

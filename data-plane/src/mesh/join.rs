@@ -1,5 +1,6 @@
-//! Own instances and the control plane's view, joined: a service is there if either names it, its own-node endpoints
-//! are the agent's alone (the control plane's word on them is late by nature), all others are xDS's. Pure.
+//! Joins this node's instances with the control plane's view. A service exists if either source names it. Its endpoints
+//! on this node come from the agent alone, because the control plane's view of them is always older; all others come
+//! from xDS. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,17 +21,17 @@ use crate::{
     xds::{self, translate},
 };
 
-/// One service before it goes into a table.
+/// One service before it is put into a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub service: String,
     pub namespace: String,
     pub protocol: Protocol,
     pub protos: Vec<ProtoService>,
-    /// While `protos` is empty: why they are unknown.
+    /// Why `protos` is empty.
     pub schema_reason: String,
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// Others' endpoints are among them, if there are any: what the control plane has not named at all is held.
+    /// The endpoints of other nodes are known. Also true for a service that the control plane has not named.
     pub held: bool,
 }
 
@@ -48,21 +49,22 @@ impl Default for ServiceSpec {
     }
 }
 
-/// Which descriptors a service has.
+/// The descriptors of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchemaClaim {
     pub service: String,
-    /// Hashes, the best first: what the control plane says most ready instances have, then this node's own.
+    /// Hashes, the best first: that of the control plane (which most ready instances have), then those of this node's
+    /// instances.
     pub hashes: Vec<String>,
     /// Proto services that it implements.
     pub protos: Vec<String>,
-    /// Those of them whose calls by path it gets.
+    /// Those of `protos` whose calls by path it gets.
     pub owned: Vec<String>,
-    /// Instances that take calls.
+    /// The number of its ready instances.
     pub ready: usize,
 }
 
-/// All that a table is made of.
+/// The content of a table.
 #[derive(Debug, Default)]
 pub(super) struct Joined {
     pub services: BTreeMap<String, Arc<ServiceSpec>>,
@@ -70,7 +72,7 @@ pub(super) struct Joined {
     pub schemas: Vec<SchemaClaim>,
 }
 
-/// What was made of each cluster last time: most of a mesh does not change from one table to the next.
+/// Joins views, and remembers what each cluster was converted to: most of the mesh is the same in the next table.
 #[derive(Debug, Default)]
 pub(super) struct Joiner {
     uids: Uids,
@@ -124,7 +126,7 @@ impl Joiner {
             if !spec.protos.is_empty() {
                 spec.schema_reason.clear();
             } else if !view.schema_reason.is_empty() {
-                // What this node saw itself is newer than what the control plane tells.
+                // The observation of this node is newer than the control plane's.
                 spec.schema_reason.clone_from(&view.schema_reason);
             }
             spec.endpoints
@@ -143,12 +145,12 @@ impl Joiner {
         joined
     }
 
-    /// When `join` gives something else though nothing happened.
+    /// When `join` must run again even if nothing happens.
     pub(super) fn next(&self) -> Option<Instant> {
         self.known.next()
     }
 
-    /// What other nodes have of a service.
+    /// The service as other nodes have it.
     fn others(
         &mut self,
         local_node: &LocalNode,
@@ -162,7 +164,7 @@ impl Joiner {
         {
             return Some(Arc::clone(spec));
         }
-        // Translation has checked the name.
+        // `translate` has checked the name.
         let (service, namespace) = translate::split_name(name).ok()?;
         let mut spec = ServiceSpec {
             service: service.into(),
@@ -226,9 +228,9 @@ fn own_endpoint(local_node: &LocalNode, key: &InstanceKey, view: &View, uid: u64
     }
 }
 
-/// The union, sorted by name. A method counts as idempotent only if all that serve its proto service say so, as in the
-/// control plane's index: a call may be tried again on any of them. `rank` is that of the claims of those that are added: a
-/// claim that the control plane has told of stays as it is.
+/// Merges `more` into `protos`, sorted by name. A method counts as idempotent only if every instance that serves its
+/// proto service declares it so, as in the control plane's index, because a retry may reach any of them. `rank` ranks
+/// the new claims; a claim from the control plane is kept.
 pub(super) fn merge_protos(
     protos: &mut Vec<ProtoService>,
     more: &[control::ProtoService],

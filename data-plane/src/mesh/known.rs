@@ -1,6 +1,7 @@
-//! Own services that lost their last instance stay known for a while, as those of the control plane do: callers hear "no
-//! endpoints", not "no such service", and a call still finds its service by path. In come the services of each table
-//! and the time (`now` is given); what is missing is put in. Pure, and bounded in number and time.
+//! Keeps a service of this node known for a while after its last instance is gone, as the control plane does: callers
+//! get "no endpoints" instead of "no such service", and a call by path still finds its service. Input: the services of
+//! each table, and the time (`now` is a parameter). Output: the missing services are added. Pure, and bounded in number
+//! and time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,14 +11,14 @@ use std::{
 
 use super::ServiceSpec;
 
-/// A service without instances is forgotten after so long.
+/// When a service without instances is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
-/// Of more than so many the ones that are without for the longest time are forgotten.
+/// The most services without instances; over it those that have been empty for the longest time are forgotten.
 const MOST_EMPTY: usize = 1000;
 
 #[derive(Debug)]
 struct Known {
-    /// Without endpoints.
+    /// The service without its endpoints.
     spec: Arc<ServiceSpec>,
     empty_since: Option<Instant>,
 }
@@ -39,7 +40,8 @@ impl Default for KnownServices {
 }
 
 impl KnownServices {
-    /// `own` names the services that have an instance here now; all of them are in `services`.
+    /// Adds the missing services. `own` names the services that have an instance here now; all of them are in
+    /// `services`.
     pub(super) fn complete(
         &mut self,
         services: &mut BTreeMap<String, Arc<ServiceSpec>>,
@@ -59,7 +61,7 @@ impl KnownServices {
         }
     }
 
-    /// When the next one is forgotten, if nothing else happens.
+    /// When the next service is forgotten, if nothing else happens.
     pub(super) fn next(&self) -> Option<Instant> {
         let since = self
             .services
@@ -71,7 +73,7 @@ impl KnownServices {
 
     fn on_used(&mut self, name: &str, spec: &mut Arc<ServiceSpec>) {
         let known = self.services.get_mut(name);
-        // The first instance that comes back has not told yet what it serves: what was known goes on.
+        // The first instance after a gap has not reported yet what it serves: keep what was known.
         if let Some(known) = &known
             && spec.protos.is_empty()
             && spec.protocol == known.spec.protocol

@@ -1,6 +1,6 @@
-//! The mesh as this proxy routes by it: its own instances (from the agent, so that they work with no control plane)
-//! joined with everybody else's (from xDS) into one routing table, swapped whole and only when its content changed.
-//! No sockets come in here; what a call does with the table is the data path's.
+//! The mesh as this proxy routes by it: the agent's instances (so that they work without a control plane) joined with
+//! those of other nodes (from xDS) into one routing table. The table is replaced as a whole, and only when its content
+//! changed. No sockets; the data path uses the table.
 
 mod conflicts;
 mod join;
@@ -28,21 +28,21 @@ use crate::{
 
 pub use join::{SchemaClaim, ServiceSpec};
 
-/// The table with what belongs to it.
+/// The routing table with its related data.
 #[derive(Clone, Debug)]
 pub struct Mesh {
     pub table: Arc<RouteTable>,
-    /// Number of the agent's change that is in it.
+    /// The agent's version that it includes.
     pub agent_version: u64,
-    /// Own instances by the uid of their endpoint: what the workers' reports mean.
+    /// This node's instances by the uid of their endpoint, to interpret the workers' reports.
     pub locals: Arc<HashMap<u64, InstanceKey>>,
-    /// Which descriptors each service has, by full name.
+    /// The descriptors of each service, by full name.
     pub schemas: Arc<Vec<SchemaClaim>>,
-    /// Tables made since start.
+    /// The number of tables built since start.
     pub swaps: u64,
 }
 
-/// Who and where this proxy is.
+/// The name and place of this proxy.
 #[derive(Clone, Debug)]
 pub struct LocalNode {
     pub node: String,
@@ -53,7 +53,7 @@ pub struct LocalNode {
 
 /// The namespace of callers, until they have an identity.
 const NAMESPACE: &str = "default";
-/// Changes within this time are one table: long enough for the parts of one change, too short to be noticed.
+/// Changes within this time go into one table: long enough for all parts of one change, too short to be noticed.
 const SETTLE: Duration = Duration::from_millis(3);
 
 /// The builder's task.
@@ -62,16 +62,16 @@ pub struct TableBuilder {
     agent: Agent,
     xds: watch::Receiver<Arc<xds::View>>,
     joiner: join::Joiner,
-    /// The services of the last table: equal ones are not made again.
+    /// The services of the last table; unchanged ones are reused.
     made: BTreeMap<String, (Arc<ServiceSpec>, Arc<EndpointSet>)>,
     slow_start: SlowStart,
     was_ready: bool,
-    /// Whose paths the services of this node do not own, as it was told last.
+    /// The conflicts over paths that were last logged.
     conflicts: conflicts::Conflicts,
     mesh: watch::Sender<Mesh>,
 }
 
-/// Fills in whose calls by path each service gets: reflection shows its schema.
+/// Sets `owned`: the proto services whose calls by path a service gets. Reflection shows its schema for these.
 fn set_owned(schemas: &mut [SchemaClaim], table: &RouteTable) {
     for schema in schemas {
         let protos = schema.protos.iter();
@@ -84,7 +84,7 @@ fn set_owned(schemas: &mut [SchemaClaim], table: &RouteTable) {
 }
 
 impl TableBuilder {
-    /// A table of an incomplete view is not ready: calls for what is in it are carried, others wait for the rest.
+    /// A table of an incomplete view is not ready: calls to services in it are carried, others wait for the rest.
     #[must_use]
     pub fn new(
         local_node: LocalNode,
@@ -114,7 +114,7 @@ impl TableBuilder {
         (builder, receiver)
     }
 
-    /// Makes a table after every change, for ever; each is given to `publish` before anyone else learns of it.
+    /// Builds a table after every change, for ever; `publish` gets each one before anyone else sees it.
     pub async fn run(mut self, publish: impl Fn(Arc<RouteTable>)) {
         let mut changes = self.agent.changes();
         loop {
@@ -189,7 +189,7 @@ impl TableBuilder {
         for (name, spec) in services {
             let old = self.made.remove(&name);
             if old.as_ref().is_some_and(|(old, _)| !old.held && spec.held) {
-                // The others were there all the time: only this node has not known them.
+                // The endpoints are not new, only unknown to this node until now: no slow start.
                 self.slow_start.forget(&name);
             }
             let (endpoints, warming) = match old {

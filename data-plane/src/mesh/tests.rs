@@ -124,7 +124,7 @@ async fn own_instances_are_the_agents_and_all_others_are_xds() {
     assert_eq!(targets(&table, "echo.default"), [local]);
     assert!(table.proto_services().any(|p| p == "e.Echo"));
 
-    // The control plane's word on this node's own instances is late by nature: it does not count.
+    // The control plane's view of this node's instances is always older, so it is ignored.
     let echo = vec![
         remote("a", "gone", "10.0.0.1:15008"),
         remote("b", "e9", "10.0.0.2:15008"),
@@ -153,7 +153,7 @@ async fn equal_content_is_no_new_table_and_numbers_stay() {
     let locals = Arc::clone(&loom.mesh.wait_for(|m| m.swaps == 2).await.unwrap().locals);
     assert_eq!(locals.get(&uid).unwrap().id, "e1");
 
-    // The same process registers again (its stream broke): a new registration, the same endpoint.
+    // The same process registers again because its stream broke: a new registration, the same endpoint.
     own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
     let (version, _) = loom.agent.views();
     loom.mesh
@@ -261,7 +261,7 @@ fn a_method_is_idempotent_only_if_every_instance_says_so() {
     assert_eq!(protos[0].idempotent_methods, ["Get"]);
 }
 
-/// Who gets the calls of `u.Users` by path.
+/// The service that gets the calls of `u.Users` by path.
 fn by_path(table: &RouteTable) -> String {
     match table.claim("u.Users", "default") {
         Claim::None => "nobody".to_owned(),
@@ -270,7 +270,7 @@ fn by_path(table: &RouteTable) -> String {
     }
 }
 
-/// Issue 10, B2: with no control plane the first to register owns the path, whatever its name.
+/// Issue 10, B2: without a control plane the first to register owns the path, whatever its name.
 #[tokio::test]
 async fn with_no_control_plane_the_oldest_registration_owns_the_path() {
     let mut loom = Loom::new();
@@ -285,14 +285,14 @@ async fn with_no_control_plane_the_oldest_registration_owns_the_path() {
         &["u.Users"],
     );
     assert_eq!(by_path(&*loom.next().await), "users.default");
-    // An upgrade keeps it; in between the other one stands in.
+    // An upgrade keeps the ownership; meanwhile the other service gets the calls.
     loom.agent.deregister(&first).unwrap();
     assert_eq!(by_path(&*loom.next().await), "a-canary.default");
     own(&loom.agent, "users", "u2", "127.0.0.1:21003", &["u.Users"]);
     assert_eq!(by_path(&*loom.next().await), "users.default");
 }
 
-/// Issue 10, B2: what the control plane said last comes before what only this node knows.
+/// Issue 10, B2: the control plane's last claims come before those that only this node knows.
 #[tokio::test]
 async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node() {
     let mut loom = Loom::new();
@@ -334,7 +334,7 @@ async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node(
         "users.default",
         "it claims no paths"
     );
-    // An older control plane tells of no claims.
+    // An older control plane sends no claims.
     let unordered = Some(Rank::Unordered);
     let older = told(&[("other.default", unordered), ("users.default", unordered)]);
     loom.xds.send_replace(older);

@@ -1,11 +1,13 @@
-//! Numbers for endpoints: the same (service, node, id, target) has the same number in every table, so that what the
-//! workers know of it (load, connections) goes on. Pure; what is long gone is forgotten, and its number never reused.
+//! Numbers for endpoints. The same (service, node, id, target) has the same number in every table, so that the workers
+//! keep its state (load, connections). Pure; endpoints that are long gone are forgotten, and their numbers are never
+//! reused.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::balance::endpoints::Target;
 
-/// Forgotten ones are kept up to this many beyond twice the present ones: an instance that comes back soon is known.
+/// Absent endpoints are kept until this many more than twice the present ones are known, so that an instance that
+/// returns soon keeps its number.
 const SPARE: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -15,7 +17,7 @@ pub(super) struct Uids {
 }
 
 impl Uids {
-    /// The number of one endpoint.
+    /// The number of an endpoint.
     pub(super) fn get(&mut self, service: &str, node: &str, id: &str, target: Target) -> u64 {
         let key = (service.to_owned(), node.to_owned(), id.to_owned(), target);
         let next = &mut self.next;
@@ -25,7 +27,7 @@ impl Uids {
         })
     }
 
-    /// A table of `count` endpoints has been made: forgets who is not in it, once they are many.
+    /// Called after a table with `count` endpoints: forgets the absent ones if there are too many.
     pub(super) fn prune(&mut self, count: usize, present: impl Iterator<Item = u64>) {
         if self.known.len() > count * 2 + SPARE {
             let present: HashSet<u64> = present.collect();
