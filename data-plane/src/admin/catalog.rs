@@ -1,7 +1,7 @@
-//! Many services' descriptors as one catalogue for reflection. Raw descriptor sets come in; raw files come out, byte for
-//! byte as the services gave them, but that files of equal name and different content are told apart as
-//! `<hash8>/<name>`, with the imports that mean them rewritten. Pure; nothing is decoded, only read where it stands, and
-//! what the whole may cost in memory is bounded: over it the services with the fewest ready instances are left out.
+//! Merges the descriptors of many services into one catalogue for reflection. Input: raw descriptor sets. Output: raw
+//! files, unchanged byte for byte. The exception: of files with equal names and different content all but one are
+//! renamed to `<hash8>/<name>`, and imports of them are rewritten. Pure; nothing is decoded. The memory is bounded:
+//! over it the services with the fewest ready instances are left out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -18,11 +18,11 @@ use crate::agent::{
 #[derive(Clone, Debug)]
 pub struct Source {
     pub set: Bytes,
-    /// Proto services that it implements: its files explain them.
+    /// Proto services that it implements; its files describe them.
     pub protos: Vec<String>,
-    /// Those of them whose calls by path it gets: it explains them, whoever else has them.
+    /// Those of `protos` whose calls by path it gets; its files describe them even if others implement them.
     pub owned: Vec<String>,
-    /// Instances that take calls: who has more of them explains what several have.
+    /// Its ready instances. Of several services with the same symbol the one with the most describes it.
     pub ready: usize,
     /// Breaks ties, so that every proxy shows the same.
     pub name: String,
@@ -41,11 +41,11 @@ pub struct LeftOut {
 pub struct ServedFile {
     pub name: String,
     pub bytes: Bytes,
-    /// Names, as served, of the files that it imports.
+    /// The names, as served, of the files that it imports.
     pub imports: Vec<String>,
 }
 
-/// Where a file stands in the catalogue: a name would be held once per symbol.
+/// The index of a file in the catalogue; shorter than a name, which would be stored once per symbol.
 type FileIndex = u32;
 
 /// See the module documentation.
@@ -53,21 +53,21 @@ type FileIndex = u32;
 pub struct Catalog {
     files: Vec<ServedFile>,
     by_name: HashMap<String, FileIndex>,
-    /// Full name of each service, message, enum and extension.
+    /// The file of each service, message, enum and extension, by full name.
     symbols: HashMap<Box<str>, FileIndex>,
-    /// Extended message → number.
+    /// The file of each extension, by extended message and number.
     extensions: HashMap<Box<str>, BTreeMap<i32, FileIndex>>,
     left_out: Vec<LeftOut>,
 }
 
 impl Catalog {
-    /// The order of `sources` does not matter. All that is kept costs at most `budget` bytes of memory.
+    /// Builds a catalogue, whatever the order of `sources`. It takes at most `budget` bytes of memory.
     #[must_use]
     pub fn build(mut sources: Vec<Source>, budget: usize) -> Self {
         sources.sort_by(|a, b| b.ready.cmp(&a.ready).then_with(|| a.name.cmp(&b.name)));
         let mut catalog = Self::default();
         let mut plain: HashMap<String, [u8; 32]> = HashMap::new();
-        // Two services with one schema are one.
+        // Services with the same descriptor set share it.
         let mut seen: HashMap<Bytes, Vec<(FileIndex, Outline)>> = HashMap::new();
         let mut left = budget;
         let mut order = Vec::new();
@@ -93,8 +93,8 @@ impl Catalog {
                 Err(error) => catalog.leave_out(source, format!("the set {error}")),
             }
         }
-        // First who gets the calls of a proto service explains it, then who implements it, then everything else that
-        // anybody has.
+        // A proto service is described first by the service that owns its path, then by one that implements it, then by
+        // any.
         let owned: fn(&Source) -> &Vec<String> = |source| &source.owned;
         for explained in [owned, |source| &source.protos] {
             for source in &sources {
@@ -116,7 +116,7 @@ impl Catalog {
         catalog
     }
 
-    /// Whose descriptors are not here, and why.
+    /// The services whose descriptors are left out, and why.
     #[must_use]
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
@@ -132,7 +132,7 @@ impl Catalog {
         self.files.get(usize::try_from(file).ok()?)
     }
 
-    /// The file that explains a symbol: a service, method, message, field, enum, value or extension.
+    /// The file that defines a symbol: a service, method, message, field, enum, value or extension.
     #[must_use]
     pub fn file_of_symbol(&self, symbol: &str) -> Option<&str> {
         let mut symbol = symbol.trim_start_matches('.');
@@ -140,19 +140,19 @@ impl Catalog {
             if let Some(file) = self.symbols.get(symbol) {
                 return self.at(*file).map(|file| file.name.as_str());
             }
-            // `package.Service.Method`, `package.Message.field`: what it stands in.
+            // `package.Service.Method`, `package.Message.field`: look up the enclosing symbol.
             symbol = symbol.rsplit_once('.')?.0;
         }
     }
 
-    /// The file with the extension of that number.
+    /// The file that defines the extension with this number.
     #[must_use]
     pub fn file_of_extension(&self, extended: &str, number: i32) -> Option<&str> {
         let file = self.extensions.get(extended)?.get(&number)?;
         self.at(*file).map(|file| file.name.as_str())
     }
 
-    /// All extensions of a message; `None` if nobody knows it.
+    /// The numbers of all extensions of a message; `None` if the message is unknown.
     #[must_use]
     pub fn extension_numbers(&self, extended: &str) -> Option<Vec<i32>> {
         match self.extensions.get(extended) {
@@ -161,7 +161,7 @@ impl Catalog {
         }
     }
 
-    /// A file and all that it imports, each once, nearest first, while `budget` bytes last (the first always).
+    /// A file and its transitive imports, each once, nearest first, up to `budget` bytes (always the first file).
     #[must_use]
     pub fn closure(&self, name: &str, budget: usize) -> Vec<(String, Bytes)> {
         let mut out = Vec::new();
@@ -190,7 +190,7 @@ impl Catalog {
         });
     }
 
-    /// The files as they stand here now, and the bytes of those that had to be copied.
+    /// Adds files. Returns their indexes, and the bytes of those that had to be copied.
     fn add(
         &mut self,
         files: Vec<schema::RawFile>,
@@ -263,7 +263,7 @@ impl Catalog {
             }
             true
         };
-        // It was read whole when it was added.
+        // It was parsed completely when it was added.
         let _ = outline::read(&bytes, &mut take);
     }
 
@@ -274,14 +274,15 @@ impl Catalog {
     }
 }
 
-/// What a file is: its bytes and, through its imports, everything it means.
+/// The identity of a file: a hash of its bytes and of everything it imports.
 struct Identities<'f> {
     by_name: &'f HashMap<&'f str, &'f schema::RawFile>,
     known: HashMap<String, [u8; 32]>,
 }
 
 impl Identities<'_> {
-    /// Imports first, on an own stack; a circle (which no compiler makes) counts as missing.
+    /// Imports first, with an explicit stack instead of recursion. An import cycle, which no compiler emits, counts as
+    /// a missing import.
     fn of(&mut self, name: &str) -> [u8; 32] {
         let mut under_way = HashSet::new();
         let mut stack = vec![(name.to_owned(), false)];
@@ -331,7 +332,7 @@ fn hash8(identity: &[u8; 32]) -> String {
         .collect()
 }
 
-/// The file under another name and with other imports; everything else byte for byte.
+/// The file with its served name and imports; everything else is unchanged.
 fn rewrite(raw: &Bytes, served: &str, name: &str, served_as: &HashMap<String, String>) -> Bytes {
     const NAME: u32 = 1;
     const DEPENDENCY: u32 = 3;
@@ -339,7 +340,7 @@ fn rewrite(raw: &Bytes, served: &str, name: &str, served_as: &HashMap<String, St
         return raw.clone();
     }
     let mut out = Vec::with_capacity(raw.len() + 64);
-    // The bytes were read once already, so every field is whole.
+    // The bytes were parsed before, so every field is complete.
     for field in wire::fields(raw).filter_map(Result::ok) {
         let text = field
             .bytes

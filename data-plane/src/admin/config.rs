@@ -1,5 +1,5 @@
-//! `/config`: what this proxy was told and what it routes by, as JSON for people and tests. Reads everything, changes
-//! nothing; secrets stand as `***` before they come here.
+//! `/config`: the options and the state of this proxy, as JSON for people and tests. Read only; secrets are replaced by
+//! `***` before they get here.
 
 use heddle_proto::registry::v1::Health as OwnHealth;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use crate::{
     worker::ConnectionInfo,
 };
 
-/// The whole dump. `connections` come from the workers, which takes a turn of theirs.
+/// The whole page. `connections` are collected from the workers beforehand, because that takes a turn of each.
 #[must_use]
 pub fn dump(sources: &Sources, connections: &[ConnectionInfo]) -> Value {
     let mesh = sources.mesh.borrow().clone();

@@ -1,7 +1,6 @@
-//! Ends the streams that the proxy itself answers (health watches, reflection, the agent's keep-alives) when the proxy is
-//! told to stop: one that is held open would keep a proxy that has nothing else to do from ending. A response body comes
-//! in; the same goes out, and UNAVAILABLE in the place of what would come after the stop. What is ready is still sent, so
-//! an answer to a call that was under way is whole.
+//! Ends the streams that the proxy itself answers (health watches, reflection, the agent's keep-alives) when the proxy
+//! is told to stop: an open stream would keep the process from ending. Wraps a response body. After the stop, data that
+//! is ready is still sent, so that the answer to a call in flight is complete; then the stream ends with UNAVAILABLE.
 
 use std::{
     pin::Pin,
@@ -13,10 +12,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-/// What a stream is told that ends so.
+/// The status message of a stream that ends this way.
 pub const STOPPING: &str = "this proxy is stopping: connect again, its successor answers";
 
-/// See the module's first lines.
+/// See the module documentation.
 pub struct Ending<B> {
     body: B,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -53,7 +52,7 @@ impl<B: Body + Unpin> Body for Ending<B> {
         }
         self.ended = true;
         let mut trailers = HeaderMap::new();
-        // A status of plain words is always a header.
+        // A message of plain ASCII always fits into a header.
         let _ = Status::unavailable(STOPPING).add_header(&mut trailers);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }

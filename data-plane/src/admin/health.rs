@@ -1,6 +1,6 @@
-//! `grpc.health.v1.Health`: "" is the proxy itself, and on outbound every mesh service (`users`, `users.shop`) and every
-//! proto service of the mesh by its name. Names come in, what the routing table says of them goes out; a question is a use
-//! of the services it is about, so that their endpoints are fetched first, as for a call. No instance is asked.
+//! `grpc.health.v1.Health`: "" is the proxy itself; on outbound also every mesh service (`users`, `users.shop`) and
+//! every proto service of the mesh by its name. The status comes from the routing table. A query counts as a use of its
+//! services, so that their endpoints are fetched first, as for a call. No instance is asked.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -24,7 +24,7 @@ use crate::{
     xds::{client::Uses, demand::FETCH_TIMEOUT},
 };
 
-/// See the module documentation. Without a mesh it speaks for the proxy alone.
+/// See the module documentation. Without a mesh it answers for the proxy alone.
 #[derive(Clone)]
 pub struct ProxyHealth {
     readiness: watch::Receiver<Readiness>,
@@ -67,7 +67,7 @@ impl ProxyHealth {
         status_in(&mesh.borrow().table, name).map(serving)
     }
 
-    /// Says that the services of this name are used.
+    /// Reports a use of the services with this name.
     fn tell_use(&self, name: &str) {
         if let Some((mesh, uses)) = &self.mesh {
             let mesh = mesh.borrow();
@@ -77,7 +77,7 @@ impl ProxyHealth {
         }
     }
 
-    /// Waits for what may change the answer: the endpoints of the services of this name, within the time of a call.
+    /// Waits until the endpoints of the services with this name are known, at most as long as a call would.
     async fn fetched(&self, name: &str) {
         let Some((mesh, _)) = self.mesh.as_ref().filter(|_| !name.is_empty()) else {
             return;
@@ -92,7 +92,7 @@ impl ProxyHealth {
     }
 }
 
-/// The mesh service of that name, or else those that implement the proto service of that name.
+/// The mesh service with this name, else those that implement the proto service with this name.
 fn services_of<'t>(table: &'t RouteTable, name: &'t str) -> impl Iterator<Item = &'t Arc<Service>> {
     let named = table.service(&full_name(name.strip_suffix(".mesh").unwrap_or(name)));
     let implements = move |s: &&Arc<Service>| s.protos.iter().any(|p| p.name == name);
@@ -101,7 +101,7 @@ fn services_of<'t>(table: &'t RouteTable, name: &'t str) -> impl Iterator<Item =
     named.into_iter().chain(claims)
 }
 
-/// Whether somebody serves it; `None` if nobody knows the name.
+/// Whether one of the services has a usable endpoint; `None` if the name is unknown.
 fn status_in(table: &RouteTable, name: &str) -> Option<bool> {
     let usable = |service: &Service| {
         let mut endpoints = service.endpoints.endpoints.iter();
@@ -147,7 +147,8 @@ impl Health for ProxyHealth {
     }
 }
 
-/// The status now, then each other one. An unknown name is SERVICE_UNKNOWN until it is known (the protocol's rule).
+/// Sends the current status, then each different one. An unknown name is SERVICE_UNKNOWN until it is known (the
+/// protocol's rule).
 async fn watch_one(
     mut health: ProxyHealth,
     name: String,
@@ -182,7 +183,7 @@ async fn watch_one(
         };
         let goes_on = tokio::select! {
             changed = readiness.changed() => changed.is_ok(),
-            // Who watches goes on using it.
+            // A watch is a continuing use.
             changed = mesh_changed => !matches!(changed, Ok(Err(_))),
             () = answers.closed() => false,
         };

@@ -1,5 +1,5 @@
-//! The admin port: HTTP/1.1, HTTP/2 and gRPC on one socket. `/metrics`, `/healthz`, `/readyz` and `/config` are answered
-//! here, calls of gRPC by the services given. Reads only; nothing of the data path waits for it.
+//! The admin port: HTTP/1.1, HTTP/2 and gRPC on one socket. `/metrics`, `/healthz`, `/readyz` and `/config` are
+//! answered here, gRPC calls by the given services. Read only; the data path never waits for it.
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
@@ -25,11 +25,11 @@ use crate::{
     xds::client::XdsHandle,
 };
 
-/// Connections at once: scrapers and people, not services. Over it the idlest one goes.
+/// The most connections, for scrapers and people; over it the idlest connection is closed.
 pub const ADMIN_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 100;
 
-/// All that the pages are made of.
+/// What the pages show.
 pub struct Sources {
     pub options: Vec<(&'static str, String)>,
     pub workers: Arc<Workers>,
@@ -40,7 +40,7 @@ pub struct Sources {
     pub readiness: watch::Receiver<Readiness>,
     /// Bound addresses by listener.
     pub listeners: watch::Receiver<BTreeMap<&'static str, Vec<String>>>,
-    /// Those of the control side's own listeners.
+    /// The connections of the control side's own listeners.
     pub connections: Vec<Connections>,
     pub tasks: Tasks,
 }
@@ -97,7 +97,7 @@ where
             let page = metrics::page(&sources);
             typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
         }
-        // It answers, so it lives.
+        // The process answers, so it is alive.
         "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => readyz(&sources),
         "/config" => config_page(&sources).await,
@@ -118,7 +118,7 @@ fn readyz(sources: &Sources) -> Response<Body> {
 
 async fn config_page(sources: &Arc<Sources>) -> Response<Body> {
     let workers = Arc::clone(&sources.workers);
-    // Asks the workers and waits for their next turn.
+    // Blocks until the workers' next turn.
     let connections = tokio::task::spawn_blocking(move || workers.connections())
         .await
         .unwrap_or_default();

@@ -1,5 +1,5 @@
-//! `/metrics` in the Prometheus text format: the workers' counters, then the control side's own. Numbers come in, text
-//! goes out; label values are bounded by what the proxy knows, never by what callers send.
+//! `/metrics` in the Prometheus text format: the workers' counters, then those of the control side. Label values are
+//! bounded by what the proxy knows; values sent by callers never become labels.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! What this proxy shows of itself and of the mesh: metrics, readiness and configuration over HTTP; health and reflection
-//! over gRPC, for the proxy on the admin port and for the whole mesh on outbound. Reads only: nothing is changed here.
+//! What this proxy shows of itself and of the mesh: metrics, readiness and configuration over HTTP; health and
+//! reflection over gRPC, for the proxy on the admin port and for the whole mesh on outbound. Read only.
 
 pub mod catalog;
 pub mod config;

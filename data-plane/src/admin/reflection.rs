@@ -1,6 +1,6 @@
-//! gRPC server reflection, v1 and v1alpha, over descriptors that are gathered when somebody asks: the whole mesh on
-//! outbound, the proxy's own on the admin port. Questions come in, raw files go out. Calls are neither routed nor
-//! refused by anything here.
+//! gRPC server reflection, v1 and v1alpha: of the whole mesh on outbound, of the proxy's own services on the admin
+//! port. Descriptors are collected when somebody asks. Input: requests. Output: raw files. Calls and routing do not
+//! depend on it.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -29,24 +29,24 @@ use crate::{
     xds::schemas::Schemas,
 };
 
-/// What descriptors of the whole mesh cost in memory at most, with all names that are found by them.
+/// The most memory that the descriptors of the whole mesh and their index may take.
 const MAX_TOTAL: usize = 128 * 1024 * 1024;
-/// One answer stays below the 4 MiB that clients take by default; what is left out is asked for by name.
+/// The size of one answer. Below the 4 MiB that clients accept by default; the client requests further files by name.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// Fetched from the control plane at once.
+/// Concurrent fetches from the control plane.
 const FETCHES: usize = 16;
 
-/// What the proxy answers itself, whatever the mesh has.
+/// The services that the proxy itself answers.
 const OWN_SERVICES: [&str; 3] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// Where descriptors come from.
+/// The source of the descriptors.
 #[derive(Clone)]
 enum Origin {
-    /// The process's own services and nothing else: names beside health and reflection, and their descriptors.
+    /// Only the process's own services: those beside health and reflection, and their descriptors.
     Own {
         services: &'static [&'static str],
         set: &'static [u8],
@@ -58,7 +58,7 @@ enum Origin {
     },
 }
 
-/// See the module documentation. Clones are one.
+/// See the module documentation. Clones share the cache.
 #[derive(Clone)]
 pub struct Reflection {
     origin: Origin,
@@ -66,13 +66,13 @@ pub struct Reflection {
 }
 
 struct Cached {
-    /// What it was made of: service, rank, content, and the paths that it owns.
+    /// The content it was built from: service, ready instances, descriptors and owned proto services.
     made_of: Vec<(String, usize, Bytes, Vec<String>)>,
     catalog: Arc<Catalog>,
 }
 
 impl Reflection {
-    /// Of the admin port: health and reflection alone.
+    /// For the admin port: only health and reflection.
     #[must_use]
     pub fn admin() -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Reflection {
         }
     }
 
-    /// Of the agent.
+    /// For the agent's listeners: the registry too.
     #[must_use]
     pub fn agent() -> Self {
         let origin = Origin::Own {
@@ -97,7 +97,7 @@ impl Reflection {
         }
     }
 
-    /// Of every service of the mesh.
+    /// For outbound: every service of the mesh.
     #[must_use]
     pub fn mesh(mesh: watch::Receiver<Mesh>, agent: Agent, schemas: Schemas) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl Reflection {
         {
             let claims = Arc::clone(&mesh.borrow().schemas);
             let mut claims: Vec<SchemaClaim> = claims.iter().cloned().collect();
-            // Over the bound those are left out that the fewest can answer for.
+            // Most ready instances first: over the bound those with the fewest are left out.
             claims.sort_by(|a, b| {
                 b.ready
                     .cmp(&a.ready)
@@ -164,7 +164,7 @@ impl Reflection {
                 let full = total > MAX_TOTAL;
                 sources.push(source);
                 if full {
-                    // The catalogue leaves this one out and says so.
+                    // The catalogue leaves this one out and records it.
                     break;
                 }
             }
@@ -172,7 +172,7 @@ impl Reflection {
         self.cached(sources)
     }
 
-    /// Building costs a parse of everything: done once per content.
+    /// Building parses all descriptors, so it is done once per content.
     fn cached(&self, sources: Vec<Source>) -> Arc<Catalog> {
         let made_of: Vec<_> = sources
             .iter()
@@ -182,7 +182,7 @@ impl Reflection {
         if let Some(cached) = cache.as_ref().filter(|cached| cached.made_of == made_of) {
             return Arc::clone(&cached.catalog);
         }
-        // Two of them at once would pass the bound.
+        // Dropped first: two catalogues at once would exceed the bound.
         *cache = None;
         let catalog = Arc::new(Catalog::build(sources, MAX_TOTAL));
         let left_out = catalog.left_out();
@@ -205,7 +205,7 @@ impl Reflection {
         let (answers, stream) = mpsc::channel(4);
         let this = self.clone();
         tokio::spawn(async move {
-            // One catalogue per stream: names that one answer gave are good in the next question.
+            // One catalogue per stream, so that file names of one answer are valid in the next request.
             let mut catalog = None;
             while let Some(Ok(question)) = questions.next().await {
                 let answer = this.answer(question, &mut catalog).await;
@@ -295,7 +295,7 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
     })
 }
 
-/// Why a symbol is not described: a service of that name whose descriptors are left out is named with the reason.
+/// Why a symbol is unknown: names a service whose descriptors are left out, with the reason.
 fn why_unknown(catalog: &Catalog, symbol: &str) -> String {
     let of_it = |left_out: &&LeftOut| {
         left_out
@@ -319,8 +319,8 @@ fn not_found(what: &str) -> MessageResponse {
     })
 }
 
-/// What the proxy answers itself. Symbols of these services are explained by it; where file names clash the mesh's
-/// keep theirs.
+/// The descriptors of the services that the proxy itself answers. They describe these services; if file names clash,
+/// the mesh's files keep their names.
 fn own_sources() -> Vec<Source> {
     let own = |name: &str, set: &'static [u8]| Source {
         set: Bytes::from_static(set),
@@ -332,14 +332,14 @@ fn own_sources() -> Vec<Source> {
     };
     vec![
         own("health", tonic_health::pb::FILE_DESCRIPTOR_SET),
-        // What the details of errors are, so that grpcurl shows them in words.
+        // The messages of error details, so that grpcurl can show them.
         own("error-details", tonic_types::pb::FILE_DESCRIPTOR_SET),
         own("reflection", v1::FILE_DESCRIPTOR_SET),
         own("reflection-alpha", v1alpha::FILE_DESCRIPTOR_SET),
     ]
 }
 
-/// The first that anybody has: this node's own without asking, then the control plane's.
+/// The first set that is available: from this node's agent, else from the control plane.
 async fn fetch(agent: Agent, schemas: Schemas, claim: SchemaClaim) -> Option<Source> {
     for hash in &claim.hashes {
         let found = match agent.schema(hash) {
@@ -388,7 +388,7 @@ impl server_v1alpha::ServerReflection for Reflection {
     }
 }
 
-/// The two versions are equal on the wire.
+/// The messages of both versions are equal on the wire.
 fn same<A: prost::Message, B: prost::Message + Default>(message: &A) -> Result<B, Status> {
     B::decode(message.encode_to_vec().as_slice())
         .map_err(|error| Status::internal(error.to_string()))

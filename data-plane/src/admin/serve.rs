@@ -1,5 +1,5 @@
-//! The control side's own listeners: sockets bound here (agent, admin) or handed over by the workers (health and
-//! reflection on outbound), and the gRPC services on them. Calls between services do not come here.
+//! Serves gRPC on the control side's own listeners: sockets opened here (agent, admin) and connections handed over by
+//! the workers (health and reflection on outbound). Calls between services do not pass here.
 
 use std::{
     convert::Infallible, os::unix::net::UnixStream as StdUnixStream, sync::Arc, time::Duration,
@@ -25,31 +25,31 @@ use tracing::debug;
 
 use super::{ending::Ending, health::ProxyHealth, reflection::Reflection};
 
-/// Connections of services to the agent at once; over it the idlest one goes.
+/// The most connections to the agent; over it the idlest connection is closed.
 pub const AGENT_CONNECTIONS: usize = 4096;
-/// Keep-alives and watches of one service process.
+/// The most streams of one connection: keep-alives and watches of one service process.
 const AGENT_STREAMS: u32 = 1000;
-/// Health watches and reflection of all callers of one worker.
+/// The most streams of one worker's connection: health watches and reflection of all its callers.
 const INTERNAL_STREAMS: u32 = 10_000;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who may come in by a listener, and how many at a time; the same for all of its sockets.
+/// The access rules and the connection limit of a listener; shared by all its sockets.
 #[derive(Clone, Debug)]
 pub struct Access {
     pub connections: Connections,
     pub guard: Arc<Guard>,
 }
 
-/// Opens the sockets of one value of an option. Inside the control runtime.
+/// Opens the sockets of one value of an option. Call it inside the control runtime.
 ///
 /// # Errors
-/// Names the address and the remedy.
+/// The address and the remedy.
 pub fn open(option: &ListenOption) -> Result<Vec<Socket>, BindError> {
     let bound = heddle_listen::bind(option)?;
     bound.into_iter().map(Bound::listen).collect()
 }
 
-/// Health and reflection, both versions.
+/// Health, and both versions of reflection.
 #[must_use]
 pub fn common(health: ProxyHealth, reflection: Reflection) -> Routes {
     Routes::new(HealthServer::new(health))
@@ -82,7 +82,7 @@ async fn grpc_answer(
     }
 }
 
-/// Answers one call; what it streams ends with `stop`.
+/// Answers one call; its response stream ends with `stop`.
 pub async fn routed(
     request: Request<Incoming>,
     routes: Routes,
@@ -92,8 +92,8 @@ pub async fn routed(
     Ok(response.map(|body| Body::new(Ending::new(body, stop))))
 }
 
-/// Serves the connections that the workers hand over, for ever; streams end with `stop`. Each worker has one connection:
-/// they need no bound.
+/// Serves the connections that the workers hand over, for ever; their streams end with `stop`. Each worker has one
+/// connection, so no bound is needed.
 pub async fn internal(
     mut handed: mpsc::Receiver<StdUnixStream>,
     routes: Routes,
@@ -116,7 +116,7 @@ pub async fn internal(
     }
 }
 
-/// Serves one connection, HTTP/1.1 or HTTP/2, until it ends, has to make room for another, or `stop`.
+/// Serves one connection, HTTP/1.1 or HTTP/2, until it ends, is closed to make room for another, or `stop`.
 pub async fn connection<F>(
     accepted: Accepted,
     answer: impl Fn(Request<Incoming>) -> F + Send + 'static,

@@ -39,7 +39,7 @@ use crate::{
     xds::{self, schemas::Schemas},
 };
 
-/// A file with one message, one service and, on the message, an option that only an extension of somebody's knows.
+/// A file with one message, one service and, on the message, an option that only a private extension defines.
 fn file(
     name: &str,
     package: &str,
@@ -102,7 +102,7 @@ fn catalog_of(sources: Vec<Source>) -> Catalog {
     Catalog::build(sources, usize::MAX)
 }
 
-/// Issue 10, B2: reflection agrees with routing on who owns a path.
+/// Issue 10, B2: reflection and routing agree on who owns a path.
 #[test]
 fn who_gets_the_calls_of_a_proto_service_explains_it_and_not_who_has_more_instances() {
     let schema = |message: &str| set(&[file("users.proto", "users", message, "Users", &[])]);
@@ -116,7 +116,7 @@ fn who_gets_the_calls_of_a_proto_service_explains_it_and_not_who_has_more_instan
     assert_eq!(names, ["User"]);
 }
 
-/// What a client makes of the answer: every file whole, every import there, under the name by which it is imported.
+/// What a client resolves from the answer: every file complete, every import present under the name that imports it.
 fn resolve(catalog: &Catalog, symbol: &str) -> HashMap<String, FileDescriptorProto> {
     let start = catalog
         .file_of_symbol(symbol)
@@ -160,10 +160,10 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
         source("users.default", 1, &["users.Users"], users.clone()),
         source("orders.default", 3, &["orders.Orders"], orders),
     ]);
-    // Most ready instances: its files keep their names.
+    // The files of the service with the most ready instances keep their names.
     let of_orders = resolve(&catalog, "orders.Orders");
     assert_eq!(of_orders["common.proto"].message_type[0].name(), "New");
-    // The other's are renamed, and what imports them says so; names of its own stay.
+    // The files of the other service are renamed, with the imports of them; names without a clash stay.
     let of_users = resolve(&catalog, "users.Users.Call");
     let renamed = of_users
         .keys()
@@ -181,7 +181,7 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
     );
     assert_eq!(of_users["users.proto"].service[0].method[0].name(), "Call");
 
-    // The same bytes twice are one.
+    // Equal bytes are stored once.
     let twins = catalog_of(vec![
         source("a.x", 1, &[], users.clone()),
         source("b.x", 1, &[], users.clone()),
@@ -197,7 +197,7 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
 
 #[test]
 fn what_a_file_imports_is_part_of_what_it_is() {
-    // The same text importing another common.proto means another thing.
+    // The same text has another meaning if its import differs.
     let api = || file("api.proto", "api", "Req", "Api", &["common.proto"]);
     let one = set(&[file("common.proto", "common", "Old", "", &[]), api()]);
     let two = set(&[file("common.proto", "common", "New", "", &[]), api()]);
@@ -215,7 +215,7 @@ fn what_a_file_imports_is_part_of_what_it_is() {
 
 #[test]
 fn who_implements_a_proto_service_explains_it() {
-    // A caller with many instances carries an old copy of a service that another implements.
+    // A caller with many instances contains an old copy of a service that another one implements.
     let old = set(&[file("users.proto", "users", "Old", "Users", &[])]);
     let new = set(&[file("users.proto", "users", "New", "Users", &[])]);
     let catalog = catalog_of(vec![
@@ -227,7 +227,7 @@ fn who_implements_a_proto_service_explains_it() {
     assert_eq!(shown.values().next().unwrap().message_type[0].name(), "New");
 }
 
-/// Issue 10, D1: what the catalogue costs is bounded, and who is left out is named with the reason.
+/// Issue 10, D1: the memory of the catalogue is bounded, and a service that is left out is named with the reason.
 #[test]
 fn over_its_budget_the_services_with_the_fewest_instances_are_left_out() {
     let of = |name: &str| set(&[file(&format!("{name}.proto"), name, "M", "S", &[])]);
@@ -271,12 +271,12 @@ fn extensions_are_found_by_number() {
     assert_eq!(catalog.file_of_symbol("y.Nobody"), None);
 }
 
-/// Everything that the internal server has, on a free port.
+/// All services of the internal server, on a free port.
 struct Mesh {
     agent: Agent,
     readiness: watch::Sender<Readiness>,
     channel: Channel,
-    /// The builder ends with it.
+    /// The table builder ends when it is dropped.
     xds: watch::Sender<Arc<xds::View>>,
     used: mpsc::Receiver<Arc<str>>,
 }
@@ -358,7 +358,7 @@ async fn listed(channel: &Channel) -> Vec<String> {
     }
 }
 
-/// Awaits the table that has a change of the agent.
+/// Waits for the table with a change of the agent.
 async fn until_listed(channel: &Channel, name: &str) -> Vec<String> {
     let end = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
@@ -426,7 +426,7 @@ async fn the_whole_mesh_is_listed_and_described() {
     );
     assert!(found.file_descriptor_proto[0].ends_with(UNKNOWN_OPTION));
 
-    // The older version of the protocol says the same.
+    // The older version of the protocol gives the same answer.
     let mut client =
         v1alpha::server_reflection_client::ServerReflectionClient::new(mesh.channel.clone());
     let question = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
@@ -467,7 +467,7 @@ async fn our_own_reflection_client_reads_our_own_server() {
     until_listed(&mesh.channel, "heddle.echo.v1.Echo").await;
     let (questions, stream) = mpsc::channel(1);
     drop(questions);
-    // A client that says nothing is no trouble.
+    // A client that sends nothing does no harm.
     let mut client = ServerReflectionClient::new(mesh.channel.clone());
     let empty: ReceiverStream<ServerReflectionRequest> = ReceiverStream::new(stream);
     assert!(
@@ -534,7 +534,7 @@ async fn health_by_mesh_name_by_proto_service_and_of_the_proxy() {
         steps.message().await.unwrap().unwrap().status(),
         ServingStatus::Serving
     );
-    // Known still, but nobody serves it.
+    // The name is still known, but no instance serves it.
     mesh.agent.deregister(&registration).unwrap();
     let next = tokio::time::timeout(Duration::from_secs(60), steps.message())
         .await
@@ -580,14 +580,14 @@ async fn a_question_about_a_service_is_a_use_of_it_and_waits_for_its_endpoints()
         mesh.xds.send_replace(view(None));
     }
 
-    // Who watches goes on using it.
+    // A watch is a continuing use.
     let mut client = HealthClient::new(mesh.channel.clone());
     let request = HealthCheckRequest {
         service: "carts.shop".into(),
     };
     mesh.xds.send_replace(view(Some(Arc::default())));
     let mut steps = client.watch(request).await.unwrap().into_inner();
-    // By the table before, and then by the one with no endpoints.
+    // First by the previous table, then by the one without endpoints.
     while steps.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
     for _ in 0..5 {
         let used = tokio::time::timeout(Duration::from_secs(60), mesh.used.recv()).await;
@@ -609,7 +609,7 @@ fn remote() -> xds::Remote {
     }
 }
 
-/// The admin port with one worker behind it.
+/// The admin port with one worker.
 async fn admin(readiness: watch::Receiver<Readiness>) -> String {
     let (reports, _) = mpsc::channel(1);
     let (internal, _) = mpsc::channel(4);
@@ -672,7 +672,7 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
     at.to_string()
 }
 
-/// One HTTP/1.1 request on a connection of its own: status and body.
+/// One HTTP/1.1 request on its own connection; returns status and body.
 async fn http(addr: &str, method: &str, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
