@@ -1,5 +1,5 @@
-//! The composition of the proxy: what starts in which order, what is waited for, and how everything stops. Input:
-//! options. Output: an exit code. One `start_*` per module; no module's work is done here.
+//! Composes the proxy: what starts in which order, what is waited for, and how everything stops. Input: options.
+//! Output: an exit code. One `start_*` per module; no module's work is done here.
 
 mod proxy;
 
@@ -47,7 +47,8 @@ use crate::{
 };
 use proxy::{OwnListeners, Proxy};
 
-/// Reports of workers that may wait; a lost one is made good by the next call that fails or the next check.
+/// The most workers' reports that wait. A report that is dropped is repeated by the next failing call, or made
+/// unnecessary by the next health check.
 const MAX_REPORTS: usize = 4096;
 
 /// The whole program: `args[0]` is its name.
@@ -67,7 +68,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     for warning in &options.warnings {
         tracing::warn!("{warning}");
     }
-    // Beats, health and xDS are small work: one thread beside this one.
+    // Beats, health checks and xDS are light work: one thread beside this one is enough.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -75,7 +76,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let done = match runtime {
         Ok(runtime) => {
             let done = runtime.block_on(serve(options));
-            // What still runs has nothing left to do for anyone.
+            // The remaining tasks are not needed any more.
             runtime.shutdown_background();
             done
         }
@@ -111,7 +112,7 @@ enum StartError {
 }
 
 async fn serve(mut options: Options) -> Result<(), StartError> {
-    // Before the first listener opens: whoever reaches one may say stop at once, and that is a drain too.
+    // Before the first listener opens, so that a signal is a drain from the moment anyone can reach the proxy.
     let mut told = pin!(heddle_options::terminated());
     let reduced = bound_by_files(&mut options);
     let incarnation = uuid::Uuid::new_v4().to_string();
@@ -204,7 +205,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     if let Some(reduced) = reduced {
         tracing::info!("{reduced}");
     }
-    // Without a control plane it has nothing to do.
+    // Without a control plane the session ends at once, which is no failure.
     let alone = proxy.options.control.is_empty();
     let draining = proxy.readiness.subscribe();
     tasks.vital("node-session", async move {
@@ -234,13 +235,13 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     failed.map_or(Ok(()), |name| Err(StartError::TaskEnded(name)))
 }
 
-/// A task that goes on for as long as the process does.
+/// A task that must run until the process ends.
 async fn on(work: impl Future<Output = ()>) -> Option<()> {
     work.await;
     Some(())
 }
 
-/// A task that ends with what it is fed from, whose end is told elsewhere: only a panic of its own counts.
+/// A task that ends when its input ends. Whoever feeds it reports that, so only its own panic is a failure.
 async fn while_fed(work: impl Future<Output = ()>) -> Option<()> {
     work.await;
     None
@@ -323,7 +324,7 @@ type Started = (
 
 fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartError> {
     let (reports_in, reports) = mpsc::channel(MAX_REPORTS);
-    // Each worker makes one, and a new one should it break.
+    // Each worker opens one connection, and a new one if it breaks.
     let (internal_in, internal) = mpsc::channel(options.workers * 4);
     let worker_options = WorkerOptions {
         workers: options.workers,
@@ -341,7 +342,8 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
     Ok((Arc::new(workers), reports, internal))
 }
 
-/// Reduces the bounds of connections to what the process may open files for; says so once it has started.
+/// Reduces the limits of connections to what the process's file limit allows. Returns a warning, to be logged after the
+/// start.
 fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
     let of = |bound, times| Asked { bound, times };
@@ -388,8 +390,8 @@ fn start_table_builder(
     mesh
 }
 
-/// What the workers saw of this node's instances, told to the agent, and which services are called without being held,
-/// told to xDS.
+/// Passes on the workers' reports: to the agent what they observed at this node's instances, to xDS which services are
+/// called whose endpoints are unknown.
 async fn take_reports(
     mut reports: mpsc::Receiver<Report>,
     mesh: watch::Receiver<Mesh>,

@@ -1,5 +1,5 @@
-//! The running proxy: its listeners, what it waits for before outbound opens, and how it stops. Calls between
-//! services do not come here.
+//! The running proxy: its listeners, what it waits for before outbound opens, and how it stops. Calls between services
+//! do not pass here.
 
 use std::{
     collections::BTreeMap,
@@ -44,16 +44,16 @@ use crate::{
     xds::{client::XdsHandle, last_good},
 };
 
-/// Outbound opens at the latest this long after everything else (DESIGN §6).
+/// The longest time between opening everything else and opening outbound (DESIGN §6).
 const LONGEST_START: Duration = Duration::from_secs(2);
-/// Of which so much for the first checks and descriptors of the node's own instances.
+/// The part of it for the first checks and descriptors of this node's instances.
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
-/// The state dir is written and let go of within this time.
+/// The longest time for writing and releasing the state dir.
 const LONGEST_SAVE: Duration = Duration::from_secs(5);
-/// For answers of the agent and of the admin port that are under way when the last call has ended.
+/// The longest time for answers of the agent and of the admin port that are in flight when the last call has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// What runs once everything is up.
+/// The parts of the running proxy.
 pub(super) struct Proxy {
     pub(super) options: Options,
     pub(super) state: Option<StateDir>,
@@ -72,9 +72,9 @@ pub(super) struct OwnListeners {
     agent: Access,
     admin: Access,
     stop: CancellationToken,
-    /// Of the sockets that are open.
+    /// The socket files of the open Unix sockets.
     files: Mutex<Vec<SocketFile>>,
-    /// Sockets with connections.
+    /// Sockets and their connections.
     open: TaskTracker,
 }
 
@@ -94,7 +94,7 @@ impl OwnListeners {
         }
     }
 
-    /// Nobody new finds them, and streams end; a call that is under way is answered.
+    /// Removes the socket files and ends the streams; a call in flight is still answered.
     fn close(&self) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for file in files.drain(..) {
@@ -106,14 +106,14 @@ impl OwnListeners {
 }
 
 impl Drop for OwnListeners {
-    /// Also where the start failed half-way.
+    /// Also needed if the start fails halfway.
     fn drop(&mut self) {
         self.close();
     }
 }
 
 impl Proxy {
-    /// Admin answers from the first moment, to say why the rest does not yet.
+    /// Opened first, so that it can show why the proxy is not ready yet.
     pub(super) fn start_admin(&self, session: &SessionHandle) -> Result<(), StartError> {
         let sources = Arc::new(Sources {
             options: self.options.given.clone(),
@@ -146,7 +146,7 @@ impl Proxy {
 
     pub(super) fn start_agent(&self, remover: Remover) -> Result<(), StartError> {
         let api = AgentApi::new(self.agent.clone(), remover, is_own_address);
-        // A registration brings its descriptors along.
+        // A registration contains its descriptors.
         let registry =
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
         let health = ProxyHealth::own(self.readiness.subscribe());
@@ -213,7 +213,7 @@ impl Proxy {
             .send_modify(|all| all.entry(listener).or_default().push(at.to_string()));
     }
 
-    /// Where other nodes reach inbound: as told, else where it is bound.
+    /// The address at which other nodes reach inbound: the configured one, else the bound one.
     pub(super) fn advertise(&self, inbound: &[ListenAddr]) -> Result<String, StartError> {
         if let Some(told) = self.options.advertise {
             return Ok(told.to_string());
@@ -232,7 +232,7 @@ impl Proxy {
         }
     }
 
-    /// The address by which this host speaks to the control plane: nothing is sent.
+    /// The local address of the route to the control plane. Connecting a UDP socket sends nothing.
     fn outgoing(&self) -> IpAddr {
         let control = self
             .options
@@ -259,7 +259,8 @@ impl Proxy {
         ip
     }
 
-    /// Until the mesh is known: by the state dir or a first full answer, with this node's own instances, or 2 s.
+    /// Waits until the mesh is known, from the state dir or from the first complete answer, and this node's own
+    /// instances are checked; at most 2 s.
     pub(super) async fn until_routable(&self) {
         self.readiness.send_replace(Readiness::Starting(
             "no full answer of the control plane yet",
@@ -293,8 +294,8 @@ impl Proxy {
         line
     }
 
-    /// Drains: no call is cut before the drain timeout, and none is waited for after it. All that a successor needs is let
-    /// go of first: the node's registrations, the state dir, and every port. Instances stay registered.
+    /// Drains: no call is cut before the drain timeout, and none is waited for after it. What a successor needs is
+    /// released first: the node's registrations, the state dir, and every port. Instances stay registered.
     pub(super) async fn stop(self, session: &SessionHandle) {
         info!(
             "stopping: calls may go on for {:?}",
@@ -306,14 +307,14 @@ impl Proxy {
         tokio::join!(session.end(), self.give_up_state());
         self.workers.drain();
         self.own.close();
-        // The workers cut what is left at their timeout; the margin is for their last words.
+        // The workers cut the remaining calls at their timeout; the margin is for their final responses.
         let longest = self.options.drain_timeout + Duration::from_secs(2);
         tokio::select! {
             drained = timeout(longest, self.workers.drained()) => {
                 if drained.is_err() {
                     warn!("calls were left when the drain timeout ended");
                 }
-                // Who waits for the end of calls has just been answered.
+                // Callers that waited for calls to end are being answered just now.
                 let _ = timeout(LAST_ANSWERS, self.own.open.wait()).await;
             }
             () = heddle_options::terminated_again() => warn!("told to stop twice: stopping at once"),
@@ -321,7 +322,7 @@ impl Proxy {
         info!("stopped");
     }
 
-    /// Writes what the next process begins with, and leaves the state dir to it.
+    /// Writes the state for the next process and releases the state dir.
     async fn give_up_state(&self) {
         let Some(state) = &self.state else { return };
         let write = async {
@@ -333,7 +334,7 @@ impl Proxy {
             }
             saved::save(state, &self.agent).await;
             let state = state.clone();
-            // Waits for a write that is under way.
+            // It waits for a write in progress.
             let _ = tokio::task::spawn_blocking(move || state.release()).await;
         };
         if timeout(LONGEST_SAVE, write).await.is_err() {
@@ -344,7 +345,7 @@ impl Proxy {
     }
 }
 
-/// Before the first instance is taken: none may lie where a listener will.
+/// Reserves the addresses of all listeners before the first instance is accepted, so that no instance gets one of them.
 pub(super) fn plan_listeners(agent: &Agent, options: &Options) {
     let each = |options: &[ListenOption]| options.iter().flat_map(ListenOption::each).collect();
     for (listener, addrs) in [
@@ -379,13 +380,13 @@ impl Calls for CallsOfInstances {
         let mut calls = self.workers.calls_in_flight(endpoint);
         match timeout(within, calls.ended()).await {
             Ok(()) => 0,
-            // At least one, or it would have ended.
+            // At least one, because the wait did not end.
             Err(_) => calls.count().max(1),
         }
     }
 }
 
-/// The agent's change that the workers have, as a number of its own.
+/// The agent's version that the workers have, in a channel of its own.
 pub(super) fn applied(mut mesh: watch::Receiver<Mesh>) -> watch::Receiver<u64> {
     let (tell, applied) = watch::channel(0);
     tokio::spawn(async move {
