@@ -1,5 +1,5 @@
-//! The options of listeners, resolved: addresses, consent to those beyond loopback, and the address that other nodes dial.
-//! Words come in, addresses go out, and every fault in a sentence with the option's name.
+//! Resolves the listener options: addresses, consent to those beyond loopback, and the address that other nodes dial.
+//! Input: words. Output: addresses, and every fault as a sentence with the option's name.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
@@ -7,10 +7,10 @@ use heddle_listen::{Consent, ListenAddr, ListenOption};
 
 use super::{LowOptions, is_own_address};
 
-/// Port of inbound where none is given.
+/// The default port of inbound.
 const INBOUND_PORT: u16 = 15008;
 
-/// The words of one listener option.
+/// Parses the words of one listener option.
 pub(super) fn listeners(
     name: &str,
     words: &[String],
@@ -26,7 +26,7 @@ pub(super) fn listeners(
     out
 }
 
-/// The sockets of the workers; `localhost` is both loopback addresses, where the host has both.
+/// The workers' sockets. `localhost` means both loopback addresses if the host has both.
 pub(super) fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
     let mut out = Vec::new();
     for option in options {
@@ -41,7 +41,7 @@ pub(super) fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
     out
 }
 
-/// Refuses listeners beyond loopback that `--insecure-listen` does not name; gives what to warn of.
+/// Refuses listeners beyond loopback that `--insecure-listen` does not name. Returns the warnings.
 pub(super) fn consented(
     low: &LowOptions,
     listeners_of: &[(&str, &[ListenOption], &str)],

@@ -1,4 +1,4 @@
-//! The options as typed. Nothing is resolved or checked here beyond what a word may look like.
+//! The options as typed. Only the syntax of each word is checked; nothing is resolved here.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! From words to [`Options`]. Every fault is collected and told with the option's name, the word that was typed
-//! and the remedy; nothing is bound or created here.
+//! Turns words into [`Options`]. Every fault is collected and reported with the option's name, the word that was typed
+//! and the remedy. Nothing is bound or created here.
 
 use std::{
     collections::BTreeSet,
@@ -34,14 +34,14 @@ impl fmt::Display for OptionsError {
 
 impl std::error::Error for OptionsError {}
 
-/// Services are looked at no more often than would make sense of less.
+/// The lower bound of `--service-idle`: with less, a service would be dropped between two calls.
 const SHORTEST_SERVICE_IDLE: Duration = Duration::from_secs(1);
 
-/// More connections to one address would cost more than they carry.
+/// The upper bound: more connections to one address cost more than they gain.
 const MOST_UPSTREAM_CONNECTIONS: u16 = 1024;
-/// A shorter wait would fail calls for which a connection is just being opened.
+/// The lower bound: a shorter wait would fail calls while their connection is just being opened.
 const SHORTEST_PENDING_TIMEOUT: Duration = Duration::from_millis(100);
-/// Who would wait longer has long forgotten the call.
+/// The upper bound: no caller waits longer.
 const LONGEST_PENDING_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl LowOptions {
@@ -80,7 +80,7 @@ impl LowOptions {
         let inbound = inbound(&self, &mut faults);
         let agent = listeners("--agent", &self.agent, &mut faults);
         let admin = listeners("--admin", &self.admin, &mut faults);
-        // These bind nothing yet, but a word that cannot be an address is told today, not with the version that binds it.
+        // Nothing is bound for these yet, but an invalid address is reported now, not by the version that binds it.
         let dns = listeners("--dns", &self.dns, &mut faults);
         listeners("--gateway", &self.gateway, &mut faults);
         let warnings = consented(
@@ -290,12 +290,12 @@ fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
             faults.push(format!("--workers {n} is out of range: use 1 to 64"));
             1
         }
-        // The standard library reads the CPU quota of the control group.
+        // The standard library reads the CPU quota of the cgroup.
         None => std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
     }
 }
 
-/// `500ms`, `60s`, `2m`, `1h`, or a bare number of seconds; fractions are allowed.
+/// Parses `500ms`, `60s`, `2m`, `1h`, or a bare number of seconds; fractions are allowed.
 #[must_use]
 pub fn parse_duration(word: &str) -> Option<Duration> {
     let word = word.trim();
@@ -314,7 +314,7 @@ pub fn parse_duration(word: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * factor).ok()
 }
 
-/// Whether packets to `ip` end on this host: only an own address can be bound.
+/// Whether `ip` is an address of this host: only such an address can be bound.
 #[must_use]
 pub fn is_own_address(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && UdpSocket::bind((ip, 0)).is_ok()
@@ -401,7 +401,7 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A URL with its password, if it has one, as `***`.
+/// The URL with its user information, if any, replaced by `***`.
 fn without_secret(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();
