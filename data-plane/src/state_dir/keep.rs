@@ -1,5 +1,5 @@
 //! Keeps one file of the state dir up to date. Input: a value. Output: whether it was written. Each write is followed
-//! by a pause, so that its caller can loop. What changed, and when, is not known here.
+//! by a pause, so that the caller can loop. What changed, and when, is not known here.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::StateDir;
 
-/// A disk that is full or a folder that may not be written is tried again so often, whether something changes or not.
+/// How soon a failed write (disk full, folder read-only) is retried, even if nothing changed.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
@@ -18,13 +18,13 @@ pub struct Keeper {
     file: &'static str,
     rest: Duration,
     pub(super) again: Duration,
-    /// What a restart loses while the file cannot be written: for the log.
+    /// For the log: what a restart loses while the file cannot be written.
     loss: &'static str,
     failing: bool,
 }
 
 impl Keeper {
-    /// `rest` lies between two writes: what comes in this time is one more write.
+    /// `rest` is the pause after a write; changes within it go into one more write.
     #[must_use]
     pub fn new(dir: StateDir, file: &'static str, rest: Duration, loss: &'static str) -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Keeper {
         }
     }
 
-    /// Writes and rests. False if it failed, and it is time to try again with what is newest then.
+    /// Writes and pauses. False if the write failed: then the caller retries with the newest value.
     pub async fn write(&mut self, value: impl FnOnce() -> Vec<u8> + Send + 'static) -> bool {
         let written = self.dir.write_off_thread(self.file, value).await;
         match &written {

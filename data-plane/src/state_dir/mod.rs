@@ -1,7 +1,8 @@
-//! The state dir: what a proxy keeps for its next start. Whole values go in and come out; each is written to a
-//! temporary file, synced and renamed, with a checksum, so that a power loss leaves the old or the new one. Whatever else
-//! lies in a file's place is set aside and told, never trusted and never fatal. Files and folder are this user's alone. A
-//! disk that is full at start is no reason not to start. What the values mean is known to the modules that keep them.
+//! The state dir: what a proxy keeps for its next start. Values are written and read as a whole. Each is written to a
+//! temporary file, synced and renamed, with a checksum, so that a power loss leaves the old or the new value. Anything
+//! else at a file's path is set aside and logged; it is never trusted and never fatal. Files and folder are accessible
+//! to this user only. A disk that is full at start does not prevent the start. The modules that keep values know what
+//! they mean.
 
 mod keep;
 
@@ -19,13 +20,14 @@ use tracing::warn;
 
 pub use keep::Keeper;
 
-/// Begins every file; one byte more is the version of this layout.
+/// Every file begins with this and one byte for the version of this layout.
 const MAGIC: &[u8; 7] = b"heddle\0";
 const LAYOUT: u8 = 1;
 const HEADER: usize = 8 + 8 + 32;
-/// The most that is written and read back; nothing real comes near.
+/// The largest value that is written or read; real ones are far smaller.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// Files set aside that are kept per name, the newest ones: for a person to look at, not to fill the disk.
+/// How many files that were set aside are kept per name, the newest ones: for a person to look at, without filling the
+/// disk.
 const KEPT_ASIDE: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,29 +40,29 @@ pub enum StateDirError {
     InUse { path: PathBuf },
 }
 
-/// An open state dir, locked for this process. Clones are one.
+/// An open state dir, locked for this process. Clones share it.
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: Arc<Path>,
-    /// Held while a file is written: two writers of one name share its temporary file.
+    /// Locked while a file is written: writers of the same name share its temporary file.
     writing: Arc<Mutex<Lock>>,
 }
 
 /// The lock on the folder.
 #[derive(Debug, Default)]
 enum Lock {
-    /// A full disk has not let this process take it yet.
+    /// Not taken yet, because the disk was full.
     #[default]
     Missing,
-    /// Held for as long as the file is open.
+    /// The lock lasts as long as the file is open.
     Taken(#[allow(dead_code)] File),
-    /// The folder is another process's now.
+    /// The folder belongs to another process now.
     Released,
 }
 
 impl StateDir {
-    /// Creates it if need be, and makes sure that it can be written and is nobody else's. On a full disk it opens all
-    /// the same: what cannot be written now is written when there is space again.
+    /// Creates the folder if needed, and checks that it is writable and that no other process uses it. On a full disk
+    /// it still opens; values are written once there is space again.
     ///
     /// # Errors
     /// It cannot be used.
@@ -95,8 +97,7 @@ impl StateDir {
         fs::remove_file(self.path.join("probe")).map_err(write)
     }
 
-    /// Gives the folder to the next process: nothing is written from now on, whoever tries. A write that is under way is
-    /// waited for.
+    /// Releases the folder to the next process: later writes do nothing. Waits for a write in progress.
     pub fn release(&self) {
         *self.writing() = Lock::Released;
     }
@@ -105,11 +106,11 @@ impl StateDir {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a value whole: after this returns it survives a power loss. If it fails the old value stays. After `release`
-    /// it does nothing.
+    /// Writes a value durably: after this returns it survives a power loss. If it fails, the old value is kept. After
+    /// `release` it does nothing.
     ///
     /// # Errors
-    /// The file system's.
+    /// Those of the file system.
     pub fn write(&self, name: &str, value: &[u8]) -> io::Result<()> {
         if value.len() as u64 > MAX_BYTES {
             return Err(io::Error::new(
@@ -129,16 +130,16 @@ impl StateDir {
         let temporary = self.path.join(format!("{name}.tmp"));
         let written = self.replace(name, &temporary, value);
         if written.is_err() {
-            // Half a file only takes up what a full disk lacks.
+            // A partial file would only take space on a full disk.
             let _ = fs::remove_file(&temporary);
         }
         written
     }
 
-    /// The same from a task: on a thread that may wait for the disk, where the value is made too.
+    /// Like `write`, for a task: makes and writes the value on a thread that may block.
     ///
     /// # Errors
-    /// The file system's words.
+    /// The message of the file system.
     pub async fn write_off_thread(
         &self,
         name: &'static str,
@@ -173,7 +174,7 @@ impl StateDir {
         File::open(&self.path)?.sync_all()
     }
 
-    /// The value as last written; `None` if there is none, or if it is not fit to be trusted (then it is set aside).
+    /// The value as last written; `None` if there is none, or if it is damaged or foreign (then it is set aside).
     #[must_use]
     pub fn read(&self, name: &str) -> Option<Bytes> {
         match read_checked(&self.path.join(name)) {
@@ -186,7 +187,7 @@ impl StateDir {
         }
     }
 
-    /// Renames a file that cannot be used, so that a person can look at it and the next write does not cover it.
+    /// Renames an unusable file, so that a person can look at it and the next write does not replace it.
     pub fn set_aside(&self, name: &str, why: &str) {
         if matches!(*self.writing(), Lock::Released) {
             return;
@@ -195,7 +196,7 @@ impl StateDir {
     }
 }
 
-/// Makes the folder if need be, tightens what an earlier version left open to others, and takes its lock.
+/// Creates the folder if needed, removes access that an earlier version left to others, and takes the lock.
 fn lock(path: &Path) -> Result<File, StateDirError> {
     let create = |source| StateDirError::Create {
         path: path.to_owned(),
@@ -238,7 +239,7 @@ fn lock(path: &Path) -> Result<File, StateDirError> {
     Ok(lock)
 }
 
-/// Whether there will be space again without anybody changing an option.
+/// Whether the error ends without a change of options, once there is space.
 fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded)
@@ -263,7 +264,7 @@ fn set_aside(dir: &Path, name: &str, why: &str) {
     }
 }
 
-/// A name that sorts behind all that were set aside before, also within a second and when the clock was set back.
+/// A name that sorts after all files set aside before, even within the same second or after the clock was set back.
 fn aside_name(dir: &Path, name: &str) -> String {
     let begin = format!("{name}.bad-");
     let taken = entries(dir, &begin).into_iter().filter_map(|path| {
@@ -285,7 +286,7 @@ fn aside_name(dir: &Path, name: &str) -> String {
     format!("{begin}{seconds:010}-{number:03}")
 }
 
-/// What a process that was killed in the middle of a write left.
+/// Removes what a process left that was killed during a write.
 fn remove_leftovers(dir: &Path) {
     for path in entries(dir, "").into_iter().filter(|path| {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -306,14 +307,14 @@ fn entries(dir: &Path, begin: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A file, or a link itself; a folder only if it is empty: what somebody put into one is not ours to delete.
+/// Removes a file or a link; a folder only if it is empty, because its content is not ours to delete.
 fn remove(path: &Path) {
     if fs::remove_file(path).is_err() {
         let _ = fs::remove_dir(path);
     }
 }
 
-/// What is there, if it is neither nothing nor a file: a pipe would be waited for at opening, a device never ends.
+/// What is at the path, if something other than a file: opening a pipe would block, and reading a device never ends.
 fn not_a_file(path: &Path) -> Option<&'static str> {
     let kind = fs::metadata(path).ok()?.file_type();
     match (kind.is_file(), kind.is_dir()) {
@@ -345,7 +346,7 @@ fn read_checked(path: &Path) -> Result<Bytes, ReadError> {
     }
     let mut file = File::open(path)?;
     let bytes = file.metadata()?.len();
-    // By its first bytes before its size: a foreign file of any size is told as what it is, and not read.
+    // The first bytes are checked before the size, so that a foreign file of any size is reported as such and not read.
     let mut header = Vec::with_capacity(HEADER);
     (&mut file).take(HEADER as u64).read_to_end(&mut header)?;
     match header.strip_prefix(MAGIC).map(<[u8]>::first) {

@@ -26,7 +26,7 @@ fn values_come_back() {
     assert_eq!(asides(&path, "") + asides(&path, "x"), 0);
 }
 
-/// Cut at every length, every byte changed, lengthened: only the whole file is trusted, and the bad one is kept.
+/// Cut at every length, changed at every byte, lengthened: only the complete file is trusted, and the bad one is kept.
 #[test]
 fn a_file_mangled_at_any_byte_is_set_aside() {
     let temp = tempfile::tempdir().unwrap();
@@ -86,7 +86,7 @@ fn whatever_lies_in_a_files_place_is_set_aside_and_written_over() {
         dir.write(name, b"ours").unwrap();
         assert_eq!(dir.read(name).unwrap(), "ours", "{name}");
     }
-    // They come at run time as well, also where the temporary file goes.
+    // They may also appear at run time, even at the path of the temporary file.
     fs::create_dir(at("folder.tmp")).unwrap();
     fs::remove_file(at("folder")).unwrap();
     fs::create_dir(at("folder")).unwrap();
@@ -119,7 +119,7 @@ fn a_write_that_fails_keeps_the_old_value_and_works_again_later() {
     let path = temp.path().join("state");
     let dir = StateDir::open(&path).unwrap();
     dir.write("x", b"old").unwrap();
-    // The folder is taken away under it, or no longer writable: the same for root.
+    // The folder is moved away or read-only; this has the same effect for root.
     let moved = temp.path().join("moved");
     fs::rename(&path, &moved).unwrap();
     assert!(dir.write("x", b"new").is_err());
@@ -153,7 +153,7 @@ fn a_value_too_large_and_a_device_for_a_temporary_file_do_no_harm() {
     let temp = tempfile::tempdir().unwrap();
     let dir = StateDir::open(temp.path()).unwrap();
     dir.write("x", b"old").unwrap();
-    // A disk that is full for ever: every write to it fails.
+    // A disk that stays full: every write to it fails.
     symlink("/dev/full", temp.path().join("y.tmp")).unwrap();
     dir.write("y", b"new").unwrap();
     assert_eq!(
