@@ -1,5 +1,5 @@
-//! One connection to the control plane, and failures that say where, what and what to do. In come URLs and questions,
-//! out go answers; what they look like on a terminal is not known here.
+//! One connection to the control plane. Input: URLs and requests. Output: answers, or failures that say where, what and
+//! what to do. How they are printed is not known here.
 
 use std::{error::Error as _, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::exit::Exit;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// A mesh of thousands of instances answers with more than tonic's 4 MiB.
+/// The largest answer, in bytes: a mesh of thousands of instances needs more than tonic's 4 MiB.
 const ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
 /// Where the control plane is.
@@ -59,7 +59,7 @@ pub(crate) enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the answer is no, late, or there is nobody to give one.
+    /// The exit code: the answer is no, too late, or nobody answers.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Address { .. } | Self::Nowhere => Exit::Usage,
@@ -74,7 +74,7 @@ impl ClientError {
     }
 }
 
-/// A control plane that has accepted a connection.
+/// A control plane with an open connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
     url: String,
@@ -82,7 +82,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Connects to the first of the replicas that answers.
+    /// Connects to the first replica that answers.
     pub(crate) async fn connect(options: &ControlOptions) -> Result<Self, ClientError> {
         let mut failure = ClientError::Nowhere;
         for url in options
@@ -122,7 +122,7 @@ impl Control {
         Ok(Self { url: whole, mesh })
     }
 
-    /// The answer to one question, in time.
+    /// The answer to one request, with a timeout.
     pub(crate) async fn answer<T>(
         &self,
         question: impl Future<Output = Result<Response<T>, Status>>,
@@ -134,14 +134,14 @@ impl Control {
         }
     }
 
-    /// The next message of a stream that has one to give now, in time.
+    /// The next message of a stream that must have one now, with a timeout.
     pub(crate) async fn next<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
         tokio::time::timeout(ANSWER_WITHIN, self.message(answers))
             .await
             .unwrap_or_else(|_| Err(self.slow()))
     }
 
-    /// The next message of a stream, whenever it comes.
+    /// The next message of a stream, without a timeout.
     pub(crate) async fn message<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
         match answers.message().await {
             Ok(Some(answer)) => Ok(answer),
@@ -152,7 +152,7 @@ impl Control {
         }
     }
 
-    /// What a failed question says.
+    /// Classifies a failed request.
     fn refused(&self, status: &Status) -> ClientError {
         let url = self.url.clone();
         match (status.code(), status.source()) {
@@ -185,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_control_plane_is_one_line_with_where_and_what_to_do() {
-        // Bound and never listening: nothing else can take the port meanwhile.
+        // Bound but not listening, so that nothing else can take the port.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = format!("http://{}", socket.local_addr().unwrap());

@@ -1,20 +1,20 @@
-//! The exit codes of the commands that ask a running mesh, the same for all of them. Programs that are run by `heddle run`
-//! have codes of their own.
+//! The exit codes of the commands that query a running mesh, the same for all. Programs that `heddle run` runs have
+//! their own exit codes.
 
 use std::process::ExitCode;
 
-/// How a command that asks ended.
+/// How a query ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// The answer is there, and it is yes.
+    /// The answer is yes, or the data was shown.
     Yes = 0,
     /// The answer is no: refused, not found, not healthy.
     No = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// A wait ran out.
+    /// A wait timed out.
     Late = 3,
-    /// There is nobody to ask.
+    /// Nobody answers.
     Nobody = 4,
 }
 
@@ -24,7 +24,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// One line on standard error, and the code.
+/// Prints one line on standard error. Returns the code.
 pub(crate) fn fail(why: impl std::fmt::Display, exit: Exit) -> ExitCode {
     heddle_options::complain(why);
     exit.into()

@@ -1,6 +1,6 @@
-//! `heddle`: one binary with every part of the mesh in it, and the commands that look at a running one. In comes a
-//! command line, out goes an exit code: those of `exit` for commands that ask, 2 with one line for what could not be
-//! started, or the code of the program that `heddle run` ran. What a part does is its own library's; here they are only started.
+//! `heddle`: one binary with every part of the mesh, and the commands that query a running one. Input: a command line.
+//! Output: an exit code: one of `exit` for a query, 2 with one line if something cannot be started, or the code of the
+//! program that `heddle run` ran. The parts themselves are libraries; they are only started here.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Answers as tables, JSON or YAML. In comes one value that can be all three, out goes text; JSON and YAML have the
-//! same shape, and a table shows the same facts in the same order. Knows nothing of the mesh.
+//! Prints answers as tables, JSON or YAML. Input: one value that supports all three. JSON and YAML have the same shape,
+//! and a table shows the same facts in the same order. Knows nothing of the mesh.
 
 use std::fmt::{self, Write as _};
 
@@ -13,12 +13,12 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// What can be shown to people.
+/// What can be shown as a table.
 pub(crate) trait Tabular {
     fn table(&self) -> String;
 }
 
-/// The text with its final newline.
+/// The text, ending with a newline.
 pub(crate) fn render(
     format: Format,
     answer: &(impl Serialize + Tabular),
@@ -39,7 +39,7 @@ pub(crate) fn render(
 pub(crate) struct Table {
     head: &'static [&'static str],
     shows_head: bool,
-    /// Of the columns, at least.
+    /// The minimum widths of the columns.
     widths: Vec<usize>,
     rows: Vec<Vec<String>>,
 }
@@ -54,7 +54,7 @@ impl Table {
         }
     }
 
-    /// The rows so far, and an empty table that goes on below them: without a head, its columns at least as wide.
+    /// The table so far. It then continues empty: without a head, and with columns at least as wide.
     pub(crate) fn printed(&mut self) -> String {
         let text = self.to_string();
         self.widths = self.widths();
@@ -97,7 +97,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// One cell: never empty, and no control character of a stranger's text reaches the terminal.
+/// One cell: never empty, and with control characters escaped, so that foreign text cannot control the terminal.
 pub(crate) fn clean(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();

@@ -1,6 +1,6 @@
-//! A process that must not outlive its parent: started with the hidden `--exit-with-stdin`, it stops as by SIGTERM when
-//! its standard input ends, which happens however the parent dies. With `--exit-with-stdin=DIR` it also removes the
-//! parent's temporary folder then, as the parent cannot any more.
+//! For a process that must not outlive its parent. With the hidden `--exit-with-stdin` it stops as by SIGTERM when its
+//! standard input closes, which happens however the parent dies. With `--exit-with-stdin=DIR` it then also removes the
+//! parent's temporary folder.
 
 use std::{
     ffi::OsString,
@@ -17,21 +17,21 @@ use std::{
 
 use rustix::process::{Signal, getpid, kill_process};
 
-/// The hidden flag; it stands first.
+/// The hidden flag; always the first argument.
 pub(crate) const FLAG: &str = "--exit-with-stdin";
-/// A part that has not drained by then is ended: nobody is left to wait for it.
+/// A part that has not drained within this time is ended: nobody waits for it any more.
 const DRAIN_WITHIN: Duration = Duration::from_secs(12);
-/// The other orphans write into the folder until they have drained.
+/// The time for the other orphans to drain; until then they write into the folder.
 const OTHERS_WITHIN: Duration = Duration::from_secs(6);
 
-/// What is to be done when this process ends.
+/// What remains to be done when this process ends.
 #[derive(Debug, Default)]
 pub(crate) struct Parent {
     orphaned: Arc<AtomicBool>,
     leftover: Option<PathBuf>,
 }
 
-/// Takes the flag out of `args`, if it is there, and watches from then on.
+/// Removes the flag from `args`, if it is there, and watches standard input from then on.
 pub(crate) fn watch(args: &mut Vec<OsString>) -> Parent {
     let Some(leftover) = args.get(1).and_then(flag) else {
         return Parent::default();
@@ -60,7 +60,7 @@ pub(crate) fn watch(args: &mut Vec<OsString>) -> Parent {
 }
 
 impl Parent {
-    /// To be called last.
+    /// Call it last.
     pub(crate) fn done(self) {
         let Some(folder) = self.leftover else { return };
         if self.orphaned.load(Ordering::Relaxed) {
@@ -70,7 +70,7 @@ impl Parent {
     }
 }
 
-/// The folder of the flag (it may have none), if `arg` is the flag.
+/// The folder of the flag, if it has one; the outer `None`: `arg` is not the flag.
 fn flag(arg: &OsString) -> Option<Option<PathBuf>> {
     let rest = arg.to_str()?.strip_prefix(FLAG)?;
     match rest.strip_prefix('=') {

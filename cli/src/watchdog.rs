@@ -1,7 +1,6 @@
-//! A process that ends a program when the process that started both is killed and cannot do so itself: `heddle`
-//! again, with the hidden `--end-group-with-stdin`. Its standard input names the process group, and closes however
-//! its parent dies; then the group is ended, by SIGTERM first. A parent that has ended the group itself kills its
-//! watchdog.
+//! A process that ends a program if the process that started both is killed: `heddle` again, with the hidden
+//! `--end-group-with-stdin`. Its standard input names the process group, and closes however its parent dies. Then it
+//! ends the group, with SIGTERM first. A parent that has ended the group itself kills its watchdog.
 
 use std::{
     ffi::OsString,
@@ -13,12 +12,12 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
-/// The hidden flag; it stands first.
+/// The hidden flag; always the first argument.
 pub(crate) const FLAG: &str = "--end-group-with-stdin";
-/// How often it is looked whether a group that was told to end has ended.
+/// How often it checks whether the group has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What a watchdog is told: the group, and how long it has from SIGTERM to SIGKILL.
+/// The group to end, and the time between SIGTERM and SIGKILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WatchedGroup {
     pub(crate) group: Pid,
@@ -26,7 +25,7 @@ pub(crate) struct WatchedGroup {
 }
 
 impl WatchedGroup {
-    /// As a line of standard input.
+    /// The form for standard input.
     pub(crate) fn line(self) -> String {
         let Self { group, patience } = self;
         format!("{} {}\n", group.as_raw_nonzero(), patience.as_millis())
@@ -41,14 +40,14 @@ impl WatchedGroup {
     }
 }
 
-/// Guards, if `args` say so; then there is nothing else to do.
+/// Runs the watchdog if `args` ask for it. Returns its exit code, or `None` if they do not.
 pub(crate) fn run(args: &[OsString]) -> Option<ExitCode> {
     if args.get(1).is_none_or(|arg| arg != FLAG) {
         return None;
     }
     let mut stdin = io::stdin().lock();
     let mut line = String::new();
-    // Without a line the parent died before it had started anything.
+    // Without a line the parent died before it had started a program.
     let ward = stdin
         .read_line(&mut line)
         .ok()
@@ -84,7 +83,7 @@ mod tests {
             patience: Duration::from_secs(10),
         };
         assert_eq!(WatchedGroup::read(&ward.line()), Some(ward));
-        // Nor is a group ever taken for "all processes" or "my own".
+        // A group is never read as "all processes" or "my own group".
         for wrong in ["", "x 1", "0 1", "1 1", "-5 1", "7", "7 x"] {
             assert_eq!(WatchedGroup::read(wrong), None, "{wrong}");
         }

@@ -1,5 +1,5 @@
-//! How the address of a listener is written: `IP:PORT` (port 0: any free one), `localhost:PORT` or `unix:/PATH`. Words
-//! come in, types go out, or what is wrong with the word. Nothing is bound here.
+//! The address of a listener: `IP:PORT` (port 0: any free one), `localhost:PORT` or `unix:/PATH`. Input: words. Output:
+//! types, or what is wrong with the word. Nothing is bound here.
 
 use std::{
     fmt,
@@ -8,10 +8,10 @@ use std::{
     str::FromStr,
 };
 
-/// `sun_path` takes 108 bytes, its end included.
+/// `sun_path` takes 108 bytes, including the terminating zero.
 const LONGEST_PATH: usize = 107;
 
-/// Where one socket listens, or is to listen.
+/// The address of one socket, bound or planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddr {
     /// IP and port; port 0 means any free one.
@@ -47,7 +47,7 @@ pub enum ListenOption {
 }
 
 impl ListenOption {
-    /// The sockets that it stands for; the second of `localhost` may not exist on this host.
+    /// Its sockets; the second one of `localhost` may not exist on this host.
     #[must_use]
     pub fn each(&self) -> Vec<ListenAddr> {
         match self {

@@ -1,6 +1,6 @@
-//! How many connections a listener holds, and which of them goes when there is no place left: the idlest, at once. A
-//! connection with a call in flight never goes; only if all have one is the new connection refused. In come connections
-//! and their calls, out goes a notice to the connection that is to end. No socket is touched here.
+//! Limits the connections of a listener and chooses which one is closed when it is full: the idlest, at once. A
+//! connection with a call in flight is never closed; if all have one, the new connection is refused. Input: connections
+//! and their calls. Output: a notice to the connection that must end. No socket is used here.
 
 use std::{
     collections::HashMap,
@@ -20,16 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::idle::{Idle, IdleQueue, Standing};
 
-/// A client has so long to ask for something, from when it was accepted.
+/// The longest time between accepting a connection and its first request.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// A full listener is logged no more often.
+/// The least time between two log lines about a full listener.
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// Connections that are being told that they go (GOAWAY); others are closed without a word. They hold no place.
+/// The most evicted connections that are closed gracefully (GOAWAY) at a time; others are closed without notice. They
+/// do not count against the limit.
 const GOODBYES: usize = 64;
-/// How long such a one may take.
+/// The longest graceful close.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// What a listener bounds.
+/// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at a time.
@@ -39,7 +40,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// So many connections, and the default time for the first request.
+    /// Limits with this many connections and the default time for the first request.
     #[must_use]
     pub fn of(connections: usize) -> Self {
         Self {
@@ -49,7 +50,7 @@ impl Limits {
     }
 }
 
-/// The connections of one listener, on however many sockets. Clones are one.
+/// The connections of one listener, on any number of sockets. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Connections(Arc<Inner>);
 
@@ -75,7 +76,7 @@ struct Table {
 struct Open {
     calls: usize,
     idle: Idle,
-    /// It has an entry in the queue.
+    /// Whether it has an entry in the queue.
     queued: bool,
     leave: CancellationToken,
 }
@@ -87,7 +88,7 @@ struct Counts {
     late: AtomicU64,
 }
 
-/// What a listener tells the metrics.
+/// The counters of a listener, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
     pub listener: &'static str,
@@ -96,11 +97,11 @@ pub struct Totals {
     pub evicted: u64,
     /// New connections that were refused because all others had a call in flight.
     pub refused: u64,
-    /// Connections that asked nothing in time.
+    /// Connections that sent no request in time.
     pub late: u64,
 }
 
-/// The totals of several listeners, as Prometheus reads them.
+/// The totals of several listeners in the Prometheus format.
 #[must_use]
 pub fn prometheus(all: &[Totals]) -> String {
     type Read = fn(&Totals) -> u64;
@@ -153,7 +154,7 @@ impl Connections {
         }))
     }
 
-    /// What is counted so far.
+    /// The counts so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -167,7 +168,8 @@ impl Connections {
         }
     }
 
-    /// A place for a new connection, if need be that of the idlest one; `None` if all have a call in flight.
+    /// A place for a new connection; if the listener is full, the idlest one is closed for it. `None` if all have a
+    /// call in flight.
     #[must_use]
     pub fn enter(&self) -> Option<Place> {
         let mut table = self.table();
@@ -204,7 +206,7 @@ impl Connections {
         })
     }
 
-    /// Closes the idlest connection, where the process itself has no room for another; false if there is none.
+    /// Closes the idlest connection, when the process itself is out of resources. False if there is none.
     pub fn make_room(&self) -> bool {
         self.evict(&mut self.table())
     }
@@ -238,7 +240,7 @@ impl Connections {
     }
 }
 
-/// What the queue is told of a connection. A busy one loses its entry until its last call ends.
+/// The state of a connection, for the queue. A busy one loses its entry until its last call ends.
 fn standing(open: &mut HashMap<u64, Open>, id: u64) -> Standing {
     match open.get_mut(&id) {
         None => Standing::Gone,
@@ -250,7 +252,7 @@ fn standing(open: &mut HashMap<u64, Open>, id: u64) -> Standing {
     }
 }
 
-/// The place of one connection, free again when this is dropped.
+/// The place of one connection; dropping it frees the place.
 #[derive(Debug)]
 pub struct Place {
     connections: Connections,
@@ -259,7 +261,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Counts a call from now until its answer's body has ended, or it was given up.
+    /// Counts a call as in flight until the body of its response has ended or the call is cancelled.
     pub fn call<F, B, E>(
         &self,
         answer: F,
@@ -274,8 +276,8 @@ impl Place {
         }
     }
 
-    /// Serves a connection to its end: until it ends by itself, asks nothing in time, has to make room for another, or
-    /// `end`; then `leave` begins its goodbye.
+    /// Serves a connection until it ends, sends no request in time, is evicted, or `end`. In the last two cases `leave`
+    /// begins its graceful close.
     pub async fn serve<C: Future>(
         &self,
         connection: C,
@@ -284,7 +286,7 @@ impl Place {
     ) {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
-            // A client that breaks off is its own affair.
+            // A broken connection is not an error of the listener.
             _ = connection.as_mut() => {}
             () = self.late() => {}
             () = self.leave.cancelled() => {
@@ -293,7 +295,7 @@ impl Place {
                 let _ = tokio::time::timeout(GOODBYE, connection).await;
             }
             () = end => {
-                // One that has asked nothing has nothing to be told.
+                // A connection without a request needs no graceful close.
                 if !self.has_called() {
                     return;
                 }
@@ -365,7 +367,7 @@ impl Drop for Call {
     }
 }
 
-/// The body of an answer; its call is in flight until it is dropped.
+/// The body of a response; its call is in flight until this is dropped.
 #[derive(Debug)]
 pub struct InCall<B> {
     body: B,

@@ -1,9 +1,10 @@
-//! Listeners that other hosts can reach are opened only if the operator has named them: nothing yet tells who calls.
-//! Addresses come in, out goes what to warn of, or what is wrong. Which listeners are asked about is their program's.
+//! Listeners that other hosts can reach are opened only if the operator has named them, because callers have no
+//! identity yet. Input: addresses. Output: warnings, or what is wrong. Each program decides which of its listeners are
+//! checked.
 
 use crate::address::ListenOption;
 
-/// The option by which an address is named.
+/// The option that names an address.
 pub const OPTION: &str = "--insecure-listen";
 
 /// The addresses beyond loopback that the operator has agreed to.
@@ -13,7 +14,7 @@ pub struct Consent {
 }
 
 impl Consent {
-    /// What `--insecure-listen` names.
+    /// The addresses that `--insecure-listen` names.
     #[must_use]
     pub fn new(named: impl IntoIterator<Item = ListenOption>) -> Self {
         Self {
@@ -21,7 +22,7 @@ impl Consent {
         }
     }
 
-    /// Whether `address` of `option` may be opened. `risk` says what whoever reaches it can do.
+    /// Whether `address` of `option` may be opened. `risk` says what anyone who reaches it can do.
     ///
     /// # Errors
     /// One sentence with the option, the address, the risk and the remedy.
@@ -48,7 +49,7 @@ impl Consent {
         }
     }
 
-    /// The sentence to warn with for an address beyond loopback that is opened.
+    /// The warning for an open address beyond loopback.
     #[must_use]
     pub fn warning(option: &str, address: &ListenOption, risk: &str) -> Option<String> {
         address.is_beyond_loopback().then(|| {
@@ -56,7 +57,7 @@ impl Consent {
         })
     }
 
-    /// What was named and is no listener's address: most likely mistyped.
+    /// Checks that every named address is that of a listener; others are most likely mistyped.
     ///
     /// # Errors
     /// One sentence for the first of them.

@@ -1,15 +1,16 @@
-//! How many connections listeners may hold if the process may open only so many files: each keeps its share, so that none
-//! can take the descriptors of another. Numbers come in, numbers go out.
+//! Divides the process's file limit among listeners: each gets its share of connections, so that none can take the
+//! descriptors of another. Input: numbers. Output: numbers.
 
-/// A bound of connections that `times` sockets have each.
+/// The limit of connections on each of `times` sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     pub bound: usize,
     pub times: usize,
 }
 
-/// The bounds, reduced where they would take more than three quarters of `files`: the rest is for files and for the
-/// connections that the process opens itself. The largest bounds are cut first; a small listener keeps what it asked for.
+/// The limits, reduced if they would take more than three quarters of `files`: the rest is for files and for
+/// connections that the process opens itself. The largest limits are cut first; a small listener keeps what it asked
+/// for.
 #[must_use]
 pub fn within_files(files: usize, asked: &[Asked]) -> Vec<usize> {
     let budget = files - files / 4;
@@ -20,7 +21,7 @@ pub fn within_files(files: usize, asked: &[Asked]) -> Vec<usize> {
         each.fold(0_usize, usize::saturating_add)
     };
     let largest = asked.iter().map(|of| of.bound).max().unwrap_or(0);
-    // The highest cap that fits.
+    // Finds the highest cap that fits.
     let (mut fits, mut too_much) = (0, largest.saturating_add(1));
     while too_much - fits > 1 {
         let middle = fits + (too_much - fits) / 2;

@@ -1,7 +1,7 @@
-//! What a web page may not do through the browser of somebody who can reach a listener: a page can send requests to any
-//! address, with the name of its own host (DNS rebinding) or under its own origin, and it can send any body as
-//! `text/plain` without being asked. In come a request's method, version and headers, out goes whether it is refused
-//! and why. Only HTTP/1.x is asked about hosts and origins: a page cannot make a browser speak HTTP/2 without TLS.
+//! Protects a listener from web pages in the browser of somebody who can reach it. A page can send requests to any
+//! address, under its own host name (DNS rebinding) or its own origin, and any body as `text/plain` without a
+//! preflight. Input: a request's method, version and headers. Output: whether it is refused and why. Host and origin
+//! are checked for HTTP/1.x only, because a page cannot make a browser speak HTTP/2 without TLS.
 
 use std::net::IpAddr;
 
@@ -12,13 +12,13 @@ use http::{
 use http_body_util::Full;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// Of what a client sent at most so much is said back.
+/// The most characters of client input that are repeated in a response.
 const SAID_BACK: usize = 100;
 
-/// The names by which a listener is meant.
+/// The host names of a listener.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
-    /// Lower case, without a dot at the end.
+    /// Lower case, without a trailing dot.
     names: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl Refusal {
         }
     }
 
-    /// The whole answer.
+    /// The complete response.
     #[must_use]
     pub fn response(&self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(format!("{self}\n"))));
@@ -62,7 +62,7 @@ impl Refusal {
 }
 
 impl Guard {
-    /// `names` are those by which others know this host beside IP addresses and `localhost`.
+    /// `names` are the host names of this host, beside IP addresses and `localhost`.
     #[must_use]
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
         let names = names.into_iter();
@@ -71,8 +71,7 @@ impl Guard {
         }
     }
 
-    /// Asks whether a request may be answered at all. Those that came by a Unix socket need not be asked about: no page
-    /// can use one.
+    /// Whether a request may be answered. Requests over a Unix socket need no check: no page can use one.
     ///
     /// # Errors
     /// Why not.
@@ -113,8 +112,8 @@ impl Guard {
         Ok(())
     }
 
-    /// The authority that the request names, if it is one of ours. None is named by HTTP/1.0 at most, which no browser
-    /// speaks.
+    /// The authority that the request names; it must be one of ours. Only HTTP/1.0, which no browser speaks, may name
+    /// none.
     fn own_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
         let named = headers.get_all(header::HOST).iter().map(text);
         let named = named.chain(uri.authority().map(|named| named.as_str().to_owned()));
@@ -140,7 +139,7 @@ impl Guard {
     }
 }
 
-/// Whether this is the content type of gRPC (not that of gRPC-Web, which no listener here speaks).
+/// Whether this is the content type of gRPC (not that of gRPC-Web, which no listener here supports).
 #[must_use]
 pub fn is_grpc(kind: &HeaderValue) -> bool {
     let rest = kind.as_bytes().strip_prefix(b"application/grpc");
@@ -156,7 +155,7 @@ struct Authority {
 impl Authority {
     fn of(authority: &str, scheme: &str) -> Option<Self> {
         let (name, port) = match authority.rsplit_once(':') {
-            // "[::1]" has colons and no port.
+            // "[::1]" has colons but no port.
             Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()?),
             _ if scheme == "https" => (authority, 443),
             _ => (authority, 80),
@@ -169,7 +168,7 @@ impl Authority {
     }
 }
 
-/// "http://host:port"; "null" and the like are nobody's.
+/// Parses "http://host:port"; `None` for "null" and the like.
 fn authority_of(origin: &str) -> Option<Authority> {
     let (scheme, authority) = origin.split_once("://")?;
     Authority::of(authority, scheme)

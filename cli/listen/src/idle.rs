@@ -1,29 +1,30 @@
-//! Which connections may be closed to let a new one in, the idlest first: those that have asked nothing yet before those
-//! that have, and of each the one that has been idle longest. Keys and times come in; no clock is read, nothing is closed.
+//! Orders the connections that may be closed for a new one, the idlest first: those without any call before those with
+//! one, and within each group the one that has been idle longest. Input: keys and times. No clock is read, nothing is
+//! closed.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Instant};
 
-/// Since when a connection has had no call. The smallest is the idlest.
+/// Since when a connection has had no call. The smallest value is the idlest connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Idle {
-    /// Whether a call has come on it. (First: the order of the fields is the order of connections.)
+    /// Whether it has had a call. Must be the first field: the order of the fields defines the order of connections.
     pub called: bool,
-    /// When it was accepted, or its last call ended.
+    /// When it was accepted, or when its last call ended.
     pub since: Instant,
 }
 
-/// What a connection is doing when the queue asks.
+/// The state of a connection when the queue asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Idle(Idle),
-    /// A call is in flight. Its owner pushes it again when it is idle.
+    /// It has a call in flight. Its owner pushes it again when it is idle.
     Busy,
     /// It has ended.
     Gone,
 }
 
-/// A connection has at most one entry. Entries may be out of date, always by showing a connection idler than it is: they
-/// are looked up again before they are believed, so that no call pays for the order.
+/// A priority queue of connections; each has at most one entry. An entry may be outdated and then shows a connection as
+/// idler than it is. It is checked when it is popped, so that a call does not have to update the queue.
 #[derive(Debug)]
 pub struct IdleQueue<K> {
     entries: BinaryHeap<Reverse<(Idle, K)>>,
@@ -43,7 +44,8 @@ impl<K: Copy + Ord> IdleQueue<K> {
         self.entries.push(Reverse((idle, key)));
     }
 
-    /// The idlest connection, whose entry leaves. So do the entries of those that `look` calls busy or gone.
+    /// Removes and returns the idlest connection. Entries of connections that `look` reports as busy or gone are
+    /// removed too.
     pub fn pop(&mut self, mut look: impl FnMut(K) -> Standing) -> Option<K> {
         while let Some(Reverse((known, key))) = self.entries.pop() {
             match look(key) {
@@ -55,8 +57,8 @@ impl<K: Copy + Ord> IdleQueue<K> {
         None
     }
 
-    /// Drops the entries of connections that have gone, once they are most of all: keeps the queue's size within twice
-    /// that of what it orders (`live`), and some. As in `pop` those that are busy lose theirs as well.
+    /// Removes the entries of connections that are gone once they are the majority: bounds the queue to about twice the
+    /// `live` connections. As in `pop`, busy ones lose their entry too.
     pub fn prune(&mut self, live: usize, mut look: impl FnMut(K) -> Standing) {
         if self.entries.len() > 2 * live + 64 {
             self.entries
@@ -64,7 +66,7 @@ impl<K: Copy + Ord> IdleQueue<K> {
         }
     }
 
-    /// How many entries there are, those of connections that have gone included.
+    /// The number of entries, including those of connections that are gone.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()

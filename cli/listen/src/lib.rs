@@ -1,7 +1,6 @@
-//! What every listener of Heddle has in common, whichever program opens it: how its address is written, which addresses
-//! need the operator's consent, how sockets are bound, how many connections it holds and which goes first, and what a
-//! browser may not ask of it. In come words and sockets, out go connections. What is said on a connection, and the
-//! options of any one program, may not come in here.
+//! What all listeners of Heddle's programs share: how an address is written, which addresses need the operator's
+//! consent, how sockets are bound, how many connections are allowed and which is closed first, and what a browser may
+//! not request. Protocols and the options of single programs do not belong here.
 
 pub mod address;
 pub mod connections;

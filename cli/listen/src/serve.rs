@@ -1,5 +1,5 @@
-//! Accepts connections from one socket for as long as its program wants, and gives each a place. In comes a socket, out
-//! go connections. What is said on them is not known here.
+//! Accepts connections from a socket until told to stop, and gives each a place. Input: a socket. Output: connections.
+//! Their protocol is not known here.
 
 use std::{
     io,
@@ -17,27 +17,27 @@ use crate::{
     socket::Socket,
 };
 
-/// Pause when the system has no descriptor left for a connection.
+/// Pause when a connection cannot be accepted, for example without a free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Troubles of a listener are logged no more often.
+/// The least time between two log lines about failures.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// A connection's bytes. (Where TLS will be another kind of the same.)
+/// A connection's byte stream. (TLS will be another kind.)
 pub struct Io(Box<dyn Stream>);
 
 /// A connection and its place.
 pub struct Accepted {
     pub io: Io,
-    /// None: it came by a Unix socket.
+    /// `None` for a Unix socket.
     pub peer: Option<SocketAddr>,
     pub place: Place,
 }
 
-/// Serves every connection until `stop`, and waits for the last of them. What cannot be accepted now (no descriptors
-/// left) is tried again: the listener never ends by itself.
+/// Serves every connection until `stop`, and waits for the last of them. A failed accept (no file descriptors left) is
+/// retried: the listener never ends by itself.
 pub async fn each<F>(
     socket: Socket,
     connections: Connections,
@@ -52,7 +52,7 @@ pub async fn each<F>(
         loop {
             match accept(&socket).await {
                 Ok((io, peer)) => {
-                    // Refused by closing: the client sees it at once.
+                    // Refused by closing it, which the client sees at once.
                     let Some(place) = connections.enter() else {
                         continue;
                     };
@@ -70,7 +70,7 @@ pub async fn each<F>(
         }
     };
     stop.run_until_cancelled(accepting).await;
-    // Nobody new is to wait at a listener that stays shut.
+    // Closed first, so that no client waits in the backlog.
     drop(socket);
     tracker.close();
     tracker.wait().await;
@@ -80,7 +80,7 @@ async fn accept(socket: &Socket) -> io::Result<(Io, Option<SocketAddr>)> {
     match socket {
         Socket::Tcp(listener, _) => {
             let (stream, peer) = listener.accept().await?;
-            // A beat is one small frame: it must not wait for the next.
+            // A beat is one small frame; it must not wait for more data.
             let _ = stream.set_nodelay(true);
             Ok((Io(Box::new(stream)), Some(peer)))
         }

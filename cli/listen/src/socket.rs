@@ -1,6 +1,6 @@
-//! Sockets, bound before anything is promised. In come addresses, out go sockets and the addresses that they really
-//! have, or one sentence with the address and the remedy. A Unix socket is its owner's alone (0600) and its file leaves
-//! with it. Nothing is accepted here.
+//! Binds sockets. Input: addresses. Output: sockets and their real addresses, or one sentence with the address and the
+//! remedy. A Unix socket is accessible to its owner only (0600), and its file is removed with it. Nothing is accepted
+//! here.
 
 use std::{
     fmt, fs, io,
@@ -21,14 +21,14 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::address::{ListenAddr, ListenOption};
 
-/// Connections that may wait to be accepted; the system has a bound of its own.
+/// The most connections that wait to be accepted; the system has its own limit.
 const BACKLOG: u32 = 4096;
 /// Only the user that runs the process may connect.
 const SOCKET_MODE: u32 = 0o600;
-/// Mode of folders that are made for a socket; those that are there stay as they are.
+/// Mode of the folders that are created for a socket; existing ones are not changed.
 const FOLDER_MODE: u32 = 0o700;
 
-/// Why there is no socket.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error(
@@ -49,7 +49,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    /// What the system says of a TCP address.
+    /// The error of a TCP address.
     #[must_use]
     pub fn tcp(address: SocketAddr, source: io::Error) -> Self {
         match source.kind() {
@@ -64,7 +64,7 @@ impl BindError {
         }
     }
 
-    /// The host has no such address, or no such family.
+    /// Whether the host lacks this address or address family.
     #[must_use]
     pub fn is_absent(&self) -> bool {
         use io::ErrorKind::{AddrNotAvailable, Unsupported};
@@ -72,19 +72,19 @@ impl BindError {
     }
 }
 
-/// A place that is taken: nobody comes in by it yet.
+/// A bound address; it does not accept connections yet.
 #[derive(Debug)]
 pub enum Bound {
     Tcp(TcpSocket, SocketAddr),
-    /// It listens from the start: a file on which nobody listens is one that a dead process left behind.
+    /// It listens from the start: a socket file on which nobody listens would count as left behind by a dead process.
     Unix(UnixListener, SocketFile),
 }
 
 impl Bound {
-    /// Opens it.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// The system's words; somebody else may have opened the port meanwhile.
+    /// The system's error; another process may have opened the port meanwhile.
     pub fn listen(self) -> Result<Socket, BindError> {
         match self {
             Self::Tcp(socket, address) => socket
@@ -95,7 +95,7 @@ impl Bound {
         }
     }
 
-    /// Where it is bound.
+    /// The bound address.
     #[must_use]
     pub fn address(&self) -> ListenAddr {
         match self {
@@ -122,7 +122,7 @@ impl Socket {
         }
     }
 
-    /// Where it listens.
+    /// The bound address.
     #[must_use]
     pub fn address(&self) -> ListenAddr {
         match self {
@@ -138,10 +138,10 @@ impl fmt::Display for Socket {
     }
 }
 
-/// Binds all that one value of an option stands for. Inside a tokio runtime.
+/// Binds all sockets of one value of an option. Call it inside a tokio runtime.
 ///
 /// # Errors
-/// Names the address and the remedy.
+/// The address and the remedy.
 pub fn bind(option: &ListenOption) -> Result<Vec<Bound>, BindError> {
     match option {
         ListenOption::At(ListenAddr::Tcp(address)) => Ok(vec![tcp(*address)?]),
@@ -156,7 +156,7 @@ pub fn bind(option: &ListenOption) -> Result<Vec<Bound>, BindError> {
         }
         ListenOption::Localhost(port) => {
             let first = tcp((Ipv4Addr::LOCALHOST, *port).into())?;
-            // The same port on both, also when the system chose it.
+            // The same port on both addresses, even if the system chose it.
             let port = match &first {
                 Bound::Tcp(_, address) => address.port(),
                 Bound::Unix(..) => *port,
@@ -177,18 +177,18 @@ fn tcp(address: SocketAddr) -> Result<Bound, BindError> {
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     };
     let socket = socket.map_err(failed)?;
-    // After a restart the port is free at once. One that the system chooses is never shared with another that is bound
-    // and does not listen yet.
+    // With it a fixed port is free at once after a restart. A port that the system chooses must not be shared with
+    // another socket that is bound but does not listen yet.
     socket.set_reuseaddr(address.port() != 0).map_err(failed)?;
     socket.bind(address).map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok(Bound::Tcp(socket, bound))
 }
 
-/// Binds a Unix socket and listens on it, replacing the file of a dead process. Folders on the way are made.
+/// Binds a Unix socket and listens on it, replacing the file of a dead process. Missing folders are created.
 ///
 /// # Errors
-/// Names the path and the remedy.
+/// The path and the remedy.
 pub fn bind_unix(path: &Path) -> Result<(StdUnixListener, SocketFile), BindError> {
     let system = |source| BindError::System {
         address: ListenAddr::Unix(path.to_owned()),
@@ -217,7 +217,7 @@ pub fn bind_unix(path: &Path) -> Result<(StdUnixListener, SocketFile), BindError
     private_listener(path).map_err(system)
 }
 
-/// Nobody can connect before the mode is set: a socket that does not listen yet refuses.
+/// Nobody can connect before the mode is set, because the socket does not listen yet.
 fn private_listener(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
@@ -228,8 +228,8 @@ fn private_listener(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     Ok((socket.into(), file))
 }
 
-/// The file of a Unix socket; removed when the last clone is dropped, or before, unless another process has put its own
-/// in its place.
+/// The file of a Unix socket. Removed by [`SocketFile::remove`] or when the last clone is dropped, unless another
+/// process has replaced it.
 #[derive(Clone, Debug)]
 pub struct SocketFile(Arc<OwnFile>);
 
@@ -238,7 +238,7 @@ struct OwnFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// It is looked at once only: when the socket has closed another process's file may get the same number.
+    /// Removed at most once: after the socket is closed another process's file may get the same inode number.
     removed: AtomicBool,
 }
 
@@ -253,7 +253,7 @@ impl SocketFile {
         })))
     }
 
-    /// Removes it now: nobody new finds the socket.
+    /// Removes it now: new clients no longer find the socket.
     pub fn remove(&self) {
         self.0.remove();
     }
@@ -292,7 +292,7 @@ mod tests {
         let path = dir.path().join("deep/proxy.sock");
         let live = bind_unix(&path).unwrap();
         assert!(matches!(bind_unix(&path), Err(BindError::PathInUse { .. })));
-        // As a process that is killed leaves it.
+        // The state that a killed process leaves.
         let (listener, file) = live;
         std::mem::forget(file);
         drop(listener);
@@ -327,7 +327,7 @@ mod tests {
         assert!(path.exists());
     }
 
-    /// Issue 10, D5: a file system gives the number of a file that has gone to the next one.
+    /// Issue 10, D5: a file system gives the inode number of a removed file to the next one.
     #[test]
     fn the_file_of_a_successor_with_the_same_number_stays() {
         let dir = tempfile::tempdir().unwrap();

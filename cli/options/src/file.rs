@@ -1,21 +1,21 @@
-//! The YAML file of `--config`: the option words as keys, one value or a list each. Comes in as text, goes out as
-//! words and strings in file order, or as faults that name the key. Knows nothing of what the values mean.
+//! The YAML file of `--config`: option names as keys, with one value or a list each. Input: text. Output: names and
+//! values in file order, or faults that name the key. The meaning of the values is not known here.
 
 use serde_json::Value;
 
 use crate::nearest::nearest;
 
-/// Larger files are refused before they are read: options are a few lines.
+/// The largest file, in bytes; options are a few lines.
 pub(crate) const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// One key of the file with its values, in the order written.
+/// One key of the file with its values, in file order.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) word: String,
     pub(crate) values: Vec<String>,
 }
 
-/// The entries of `text`; each key must be one of `known` (`state-dir`; `state_dir` is taken too).
+/// The entries and faults of `text`. Each key must be one of `known` (`state-dir`; `state_dir` is accepted too).
 pub(crate) fn read(text: &str, known: &[String]) -> (Vec<Entry>, Vec<String>) {
     let mut entries = Vec::new();
     let mut faults = Vec::new();

@@ -1,6 +1,6 @@
-//! One clap definition, three places to set an option: flag over environment over file. In come the command line,
-//! the environment and the file's text; out comes the typed struct, or every fault at once. What a program's options
-//! mean is not known here; values are checked by the parsers that the definition gives.
+//! One clap definition, three layers that set an option: flag over environment over file. Input: the command line, the
+//! environment and the file. Output: the typed struct, or every fault at once. The options of the programs are not
+//! known here; the parsers of the definition check the values.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::{
     process::one_line,
 };
 
-/// Options with the warnings that reading them gave.
+/// The options, with the warnings from reading them.
 #[derive(Debug)]
 pub struct Parsed<T> {
     pub options: T,
@@ -41,10 +41,10 @@ pub enum Stop {
     Faults(Vec<String>),
 }
 
-/// The options of a program: flag over environment (`PREFIX_WORD`) over the YAML file of `--config`. Adds `--config`
-/// and `--log`. A list option's variable is split at commas, and a nearer layer replaces the list of a farther one.
-/// Switches take `=false` too. Empty variables count as unset; unknown `PREFIX_*` variables warn. An option that
-/// names a variable with clap's `env` reads that one after its own.
+/// Reads the options of a program: flag over environment (`PREFIX_WORD`) over the YAML file of `--config`. Adds
+/// `--config` and `--log`. The variable of a list option is split at commas, and a higher layer replaces the list of a
+/// lower one. Switches accept `=false` too. Empty variables count as unset; unknown `PREFIX_*` variables warn. An
+/// option that names a variable with clap's `env` reads that one after its own.
 ///
 /// Ends the process: with code 0 after `--help` and `--version`, with code 2 after one line per fault.
 #[must_use]
@@ -93,7 +93,7 @@ pub fn try_parse<T: clap::Parser>(
         }
         Err(fault) => {
             faults.push(clap_line(&fault));
-            // What could be read still says which file to look into, so that its faults are told as well.
+            // What could be parsed still names the file, so that the file's faults are reported too.
             sheet
                 .probe()
                 .ignore_errors(true)
@@ -146,11 +146,11 @@ fn variable_path(variables: &BTreeMap<String, OsString>, name: &str) -> Option<P
         .map(PathBuf::from)
 }
 
-/// One option that the environment and the file can set as well.
+/// One option that the environment and the file can set too.
 struct Setting {
     id: String,
     word: String,
-    /// Its own variable, then the one its definition names.
+    /// Its own variable, then the one that its definition names.
     variables: Vec<String>,
     list: bool,
 }
@@ -179,7 +179,7 @@ impl Setting {
     }
 }
 
-/// The command with what this module adds, and its options as the layers see them.
+/// The command with the options that this module adds, and its options for the layers.
 struct Sheet {
     command: Command,
     options: Vec<Setting>,
@@ -235,7 +235,7 @@ impl Sheet {
         }
     }
 
-    /// The command as one layer alone is read: what another layer may give is not required here.
+    /// The command for reading one layer alone: nothing is required, because another layer may set it.
     fn probe(&self) -> Command {
         self.command.clone().mut_args(|arg| arg.required(false))
     }
@@ -248,7 +248,7 @@ impl Sheet {
             .filter(|error| !error.use_stderr())
     }
 
-    /// The values as flags, if the definition takes them; the fault names where they stand.
+    /// The values as flags, if the definition accepts them; a fault names the variable or key.
     fn check(
         &self,
         option: &Setting,
@@ -325,7 +325,7 @@ impl Sheet {
             .keys()
             .filter(|name| name.starts_with(&start) && !known.contains(&name.as_str()))
             .map(|name| {
-                // By their own parts: the long prefix makes all of them alike.
+                // Compared without the prefix, which makes all names similar.
                 let own = known.iter().filter_map(|known| known.strip_prefix(&start));
                 let word = name.strip_prefix(&start).unwrap_or(name);
                 match nearest(word, own, 1).first() {
@@ -336,7 +336,8 @@ impl Sheet {
             .collect()
     }
 
-    /// All layers on one command line, the flags of the farther ones first so that a trailing command stays last.
+    /// Parses all layers as one command line. The flags of the lower layers come first, so that a trailing command
+    /// stays last.
     fn finish<T: clap::Parser>(
         &self,
         args: Vec<OsString>,
@@ -362,8 +363,8 @@ impl Sheet {
     }
 }
 
-/// Names the variables in the help, takes clap's own reading of the environment away (the layers do it), and lets
-/// switches take a value so that a nearer layer can turn off what a farther one turned on.
+/// Adds the variables to the help, disables clap's own reading of the environment (the layers do it), and lets switches
+/// take a value, so that a higher layer can turn off what a lower one turned on.
 fn annotate(arg: Arg, variables: Option<&str>) -> Arg {
     let arg = arg.env(Resettable::Reset);
     let Some(variables) = variables else {

@@ -1,6 +1,6 @@
-//! What every process of Heddle shares at its edges: options from flags, environment and file; logging; the ready
-//! line; signals; the one-line failure; background tasks whose end is noticed. In come words that a person wrote, out go typed options or one line per
-//! fault. No option of any one program may come in here: each program defines its own with clap.
+//! What all processes of Heddle share: options from flags, environment and file; logging; the ready line; signals;
+//! one-line failures; background tasks whose end is noticed. Options of a single program do not belong here: each
+//! program defines its own with clap.
 
 mod layers;
 mod file;

@@ -1,4 +1,4 @@
-//! Logs go to stderr by tracing, filtered by `--log`; stdout is kept for the ready line and for answers.
+//! Logging with tracing to stderr, filtered by `--log`; stdout is reserved for the ready line and for answers.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -7,7 +7,7 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-/// What `--log` (or its environment or file) said when the options were read.
+/// The filter that the options (`--log`, its variable or the file) set.
 pub(crate) static CHOSEN: OnceLock<String> = OnceLock::new();
 
 /// Starts logging to stderr with the filter of `--log`, else of `HEDDLE_LOG`, else `default` ("info",
@@ -25,12 +25,12 @@ pub fn init_logging(default: &str) {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // A reader of stderr that has gone must not end a proxy: the complaint about it would be a panic of eprintln.
+        // If the reader of stderr is gone, reporting the failed write with eprintln would panic and end the process.
         .log_internal_errors(false)
         .try_init();
 }
 
-/// The text itself if it is a filter.
+/// Returns the text if it is a valid filter.
 pub(crate) fn check_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text)
         .map(|_| text.to_owned())

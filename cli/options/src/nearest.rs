@@ -1,11 +1,10 @@
-//! "Did you mean": the known names that lie nearest to a mistyped one.
+//! "Did you mean": the known names that are nearest to a mistyped one.
 
-/// A name longer than this is compared by its first characters only: the cost is quadratic and the name may come
-/// from outside.
+/// Only this many characters are compared: the cost is quadratic, and the name may come from outside.
 const COMPARED_CHARS: usize = 128;
 
-/// At most `max` of `known` within a third of the word's length (at least 2) in edit distance, nearest first, equal
-/// ones by name. Swapped neighbours count as one edit.
+/// At most `max` of `known` whose edit distance is within a third of the word's length (at least 2), nearest first,
+/// ties by name. Swapped neighbours count as one edit.
 #[must_use]
 pub fn nearest<'a>(
     word: &str,
@@ -35,8 +34,8 @@ pub fn nearest<'a>(
     found.into_iter().take(max).map(|(_, name)| name).collect()
 }
 
-/// How many characters must be inserted, deleted, replaced or swapped with their neighbour to make `b` of `a` (optimal
-/// string alignment). The cost is the product of the lengths: bound them.
+/// The number of insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (optimal string
+/// alignment). The cost is the product of the lengths: bound them.
 #[must_use]
 pub fn edit_distance(a: &[char], b: &[char]) -> usize {
     let mut before_last: Vec<usize> = Vec::new();

@@ -1,5 +1,5 @@
-//! Files and folders that only the user who runs the process may read, whatever its umask: what a mesh is made of is
-//! nobody else's to see or to change. In come paths. What is kept in them is not known here.
+//! Files and folders that only the user who runs the process can access, whatever the umask: nobody else may read or
+//! change the state of a mesh. Input: paths. The content is not known here.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
@@ -12,12 +12,12 @@ use std::{
 
 const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o700;
-/// Rights of the group and of others.
+/// The permission bits of the group and of others.
 const OTHERS: u32 = 0o077;
 /// A folder with this bit (/tmp) is shared on purpose.
 const STICKY: u32 = 0o1000;
 
-/// Options to open or create a file with; what is created is private.
+/// Options to open or create a file; a created file is private.
 #[must_use]
 pub fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -25,19 +25,19 @@ pub fn private_file() -> OpenOptions {
     options
 }
 
-/// Creates a folder and those on the way to it; what is created is private, what is there stays as it is.
+/// Creates a folder and its missing parents. Created folders are private, existing ones are not changed.
 ///
 /// # Errors
-/// The file system's.
+/// Those of the file system.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(FOLDER).create(path)
 }
 
-/// Takes the rights of others from a file or folder of this user's. Shared folders and what belongs to somebody else are
-/// left alone.
+/// Removes the access of others from a file or folder of this user. Shared folders and those of other users are not
+/// changed.
 ///
 /// # Errors
-/// The file system's.
+/// Those of the file system.
 pub fn make_private(path: &Path) -> io::Result<()> {
     let found = fs::metadata(path)?;
     let is_own = found.uid() == rustix::process::geteuid().as_raw();

@@ -1,4 +1,4 @@
-//! A process as its parent sees it: the ready line, the signals that end it, the one line with which it fails.
+//! What a parent sees of a process: the ready line, the signals that end it, and the one line with which it fails.
 
 use std::{
     fmt::Display,
@@ -10,15 +10,15 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The one line on stdout that says what is ready and where. A closed stdout is no failure: somebody may have
-/// piped the process into something that has gone.
+/// Prints the one line on stdout that says what is ready and where. A closed stdout is no failure: the process may have
+/// been piped into a program that has ended.
 pub fn ready(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Ends at SIGTERM or SIGINT. From this call on (not from the first poll) neither ends the process by itself, so that
-/// one sent right after the ready line is not missed. To be called inside a tokio runtime.
+/// Ends at SIGTERM or SIGINT. From this call on (not from the first poll) neither signal ends the process by itself, so
+/// that one sent right after the ready line is not missed. Call it inside a tokio runtime.
 pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
     let signals = (
         signal(SignalKind::terminate()),
@@ -26,7 +26,7 @@ pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
     );
     async move {
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-            // The signals keep their default then: they end the process without a drain.
+            // The signals then keep their default: they end the process without a drain.
             tracing::warn!(
                 "cannot listen for SIGTERM and SIGINT: this process will stop without draining"
             );
@@ -39,15 +39,15 @@ pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
     }
 }
 
-/// Ends when a process that is stopping is told so once more: at once, then. Launchers may signal a process and then its
-/// group, so what comes within the first second is still the first signal.
+/// Ends when a stopping process gets a second signal, which means: at once. Launchers may signal a process and then its
+/// group, so a signal within the first second counts as the first one.
 pub async fn terminated_again() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     terminated().await;
 }
 
-/// Lets this process open as many files as the system allows it, and says how many: listeners would else run out of
-/// descriptors long before their own bounds. None if there is no limit.
+/// Raises the limit of open files to the system's maximum and returns it; otherwise listeners would run out of file
+/// descriptors long before their own limits. `None`: unlimited.
 pub fn raise_file_limit() -> Option<u64> {
     let limits = getrlimit(Resource::Nofile);
     let raised = Rlimit {

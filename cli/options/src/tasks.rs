@@ -1,6 +1,6 @@
-//! Background tasks whose end must not go unnoticed. In come tasks by name; each end that nobody asked for, by a return or by
-//! a panic, is logged at error and counted. Then a task that can begin anew does, and for one that cannot the process is
-//! told to stop: a half that is missing without a word is worse than a restart. What a task does is not known here.
+//! Background tasks whose end must not go unnoticed. Every unexpected end, by return or by panic, is logged as an error
+//! and counted. A task that can be restarted is; for one that cannot, the process is told to stop, because a restart is
+//! better than a process that silently lacks a part. What a task does is not known here.
 
 use std::{
     any::Any,
@@ -11,23 +11,23 @@ use std::{
 
 use tokio::sync::watch;
 
-/// Between the end of a task and its new beginning: one that ends at once must not take the whole machine.
+/// Pause before a restart, so that a task that ends at once does not take the whole CPU.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The tasks of one process. Clones are one. A task gives `None` when it was told to stop, as
+/// The tasks of one process. Clones share them. A task returns `None` if it was told to stop, as
 /// `CancellationToken::run_until_cancelled_owned` does.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By name, which are constants of the program.
+    /// By name; the names are constants of the program.
     ended: Mutex<BTreeMap<&'static str, u64>>,
     failed: watch::Sender<Option<&'static str>>,
 }
 
 impl Tasks {
-    /// Runs a task that the process cannot do without and that cannot begin anew.
+    /// Runs a task that is essential for the process and cannot be restarted.
     pub fn vital(
         &self,
         name: &'static str,
@@ -44,7 +44,7 @@ impl Tasks {
         });
     }
 
-    /// Runs a task that is begun anew, from what the process knows by then, until it is told to stop.
+    /// Runs a task that is restarted until it is told to stop; `begin` makes it anew from the current state.
     pub fn restarted<F>(&self, name: &'static str, mut begin: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Option<()>> + Send + 'static,
@@ -58,7 +58,7 @@ impl Tasks {
         });
     }
 
-    /// Waits until a vital task has ended; its name.
+    /// Waits until a vital task has ended. Returns its name.
     pub async fn failed(&self) -> &'static str {
         let mut failed = self.0.failed.subscribe();
         let first = failed.wait_for(Option::is_some).await;
@@ -66,14 +66,14 @@ impl Tasks {
         first.ok().and_then(|name| *name).unwrap_or_default()
     }
 
-    /// How often each task has ended though nobody had told it to, by name.
+    /// How often each task has ended unexpectedly, by name.
     #[must_use]
     pub fn ended(&self) -> Vec<(&'static str, u64)> {
         let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.iter().map(|(name, count)| (*name, *count)).collect()
     }
 
-    /// True: it ended though nobody had told it to.
+    /// Runs a task to its end. True if the end was unexpected.
     async fn ends(
         &self,
         name: &'static str,
@@ -106,7 +106,7 @@ impl Tasks {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rand::Rng as _;
 
-/// The delay before the next attempt: it doubles with each failure, up to a bound. Jitter takes up to half of it away, so
-/// that many clients which failed together do not come back together.
+/// The delay before the next attempt. It doubles with each failure, up to a bound. Jitter subtracts up to half of it,
+/// so that many clients which failed together do not retry together.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -37,12 +37,12 @@ impl Backoff {
         full.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
     }
 
-    /// The delay after one more failure without jitter: for what is shown to a user, or must be reproducible.
+    /// The delay after one more failure without jitter, for output to users and for reproducible runs.
     pub fn fail_exact(&mut self) -> Duration {
         self.fail_with(1.0)
     }
 
-    /// An attempt succeeded: the next failure is a first one.
+    /// An attempt succeeded: the delay starts again at `first`.
     pub const fn reset(&mut self) {
         self.next = self.first;
     }

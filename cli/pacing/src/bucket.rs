@@ -1,19 +1,19 @@
-//! A token bucket, kept as one instant (the generic cell rate algorithm): the time at which all tokens that were taken
+//! A token bucket, stored as one instant (the generic cell rate algorithm): the time at which all tokens taken so far
 //! will have been earned.
 
 use std::time::{Duration, Instant};
 
-/// So many tokens at once after a quiet time, and so many more each second.
+/// Allows a burst of tokens after a quiet time, and then a rate per second.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     per_token: Duration,
     burst: Duration,
-    /// When everything that was taken has been earned.
+    /// When all tokens taken so far have been earned.
     earned_at: Option<Instant>,
 }
 
 impl TokenBucket {
-    /// A full bucket of `burst` tokens that earns `per_second`, at least one.
+    /// A full bucket of `burst` tokens that earns `per_second` tokens, at least one.
     #[must_use]
     pub fn new(burst: u32, per_second: u32) -> Self {
         let per_token = Duration::from_secs(1) / per_second.max(1);
@@ -24,15 +24,15 @@ impl TokenBucket {
         }
     }
 
-    /// Takes tokens, in advance if need be; returns how long the caller has to wait for them.
+    /// Takes tokens, in advance if needed. Returns how long the caller must wait for them.
     pub fn take(&mut self, now: Instant, tokens: u32) -> Duration {
         let (earned_at, wait) = self.cost(now, tokens);
         self.earned_at = Some(earned_at);
         wait
     }
 
-    /// Takes tokens if the wait for them is at most `max`, and returns the wait; otherwise takes nothing, and the error is
-    /// the wait.
+    /// Takes tokens if the wait for them is at most `max`, and returns the wait. Otherwise takes nothing, and the error
+    /// is the wait.
     pub fn take_within(
         &mut self,
         now: Instant,
@@ -47,7 +47,7 @@ impl TokenBucket {
         Ok(wait)
     }
 
-    /// Takes one token if there is one now; the error is how long until there is.
+    /// Takes one token if there is one now; the error is the time until there is.
     pub fn try_take(&mut self, now: Instant) -> Result<(), Duration> {
         self.take_within(now, 1, Duration::ZERO).map(drop)
     }

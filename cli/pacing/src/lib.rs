@@ -1,5 +1,5 @@
-//! How often something may be done: exponential backoff between attempts, and a token bucket. Both are pure: the time is
-//! an argument, and nothing here sleeps. Anything that knows what is being done may not come in here.
+//! Limits how often something may be done: exponential backoff between attempts, and a token bucket. Both are pure: the
+//! time is an argument, and nothing sleeps here. What is being limited is not known here.
 
 mod backoff;
 mod bucket;

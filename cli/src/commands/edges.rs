@@ -1,4 +1,4 @@
-//! `heddle edges [SERVICE]`: who calls whom, as the clients report it.
+//! `heddle edges [SERVICE]`: which client calls which service, as the clients report it.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -92,7 +92,7 @@ impl Tabular for Edges {
                 edge.service.clone(),
                 edge.locality.clone(),
                 format!("{:.1}", edge.requests_per_second),
-                // Rounded down: 100 % means that none failed.
+                // Rounded down: 100 % means that no call failed.
                 format!("{:.2} %", (edge.success_ratio * 10_000.0).floor() / 100.0),
                 if edge.latency_ms > 0.0 {
                     format!("{:.2} ms", edge.latency_ms)

@@ -1,5 +1,5 @@
-//! `heddle events [--follow]`: what happened to nodes, instances, services and replicas, and why. Following, it prints
-//! each event as it comes, and goes on with another replica when the one that tells them stops.
+//! `heddle events [--follow]`: what happened to nodes, instances, services and replicas, and why. With `--follow` it
+//! prints each event as it comes, and moves to another replica when the connected one stops.
 
 use std::{collections::BTreeSet, ffi::OsString, process::ExitCode, time::Duration};
 
@@ -14,9 +14,10 @@ use crate::{
     output::{Format, Table, Tabular},
 };
 
-/// Pause before the next try when no control plane answers.
+/// Pause before the next attempt when no control plane answers.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Ids that are remembered, so that another replica does not repeat them: each keeps at most about 1,000 events.
+/// How many ids are remembered, so that an event sent by another replica is not printed again. Each replica keeps at
+/// most about 1,000 events.
 const MAX_PRINTED: usize = 10_000;
 
 /// Show what happened to nodes, instances, services and replicas, and why
@@ -83,7 +84,7 @@ async fn watch(
     control.answer(mesh.watch_events(question.clone())).await
 }
 
-/// Until it is interrupted, or nobody reads any more.
+/// Prints events until it is interrupted or its reader is gone.
 fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -91,7 +92,7 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
     };
     let mut printer = Printer::new(options.output);
     runtime.block_on(async {
-        // That there is nobody at all is told at once; later ones come back.
+        // Only the first connection fails at once if nobody answers; later ones are retried.
         let mut control = match Control::connect(&options.control).await {
             Ok(control) => control,
             Err(why) => return fail(&why, why.exit()),
@@ -99,7 +100,7 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
         loop {
             let why = match follow_one(&control, question, &mut printer).await {
                 Ok(code) => return code,
-                // It would say so again.
+                // The next answer would be the same.
                 Err(why) if why.exit() == Exit::No => return fail(&why, Exit::No),
                 Err(why) => why,
             };
@@ -114,7 +115,7 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
     })
 }
 
-/// Prints what one replica says until it stops, or until nobody reads any more: then that is the exit code.
+/// Prints the events of one replica until it stops. Returns an exit code if the reader is gone or the output fails.
 async fn follow_one(
     control: &Control,
     question: &WatchEventsRequest,
@@ -134,7 +135,7 @@ async fn follow_one(
     }
 }
 
-/// Events as they come, each once, whichever replicas tell them.
+/// Prints each event once, whichever replica sends it.
 struct Printer {
     format: Format,
     table: Table,
@@ -150,7 +151,7 @@ impl Printer {
         }
     }
 
-    /// Those that are new. The first table has its head, also if nothing has happened yet.
+    /// The text for the new events. The first table has a head, even without events.
     fn text(&mut self, events: Vec<wire::Event>) -> String {
         let mut text = String::new();
         for event in events {
@@ -163,7 +164,7 @@ impl Printer {
             let event = Event::from(event);
             match self.format {
                 Format::Table => self.table.row(event.cells()),
-                // These values have no map and no float: they can always be written.
+                // These values have no map and no float, so they can always be serialized.
                 Format::Json => text += &(serde_json::to_string(&event).unwrap_or_default() + "\n"),
                 Format::Yaml => {
                     let event = serde_saphyr::to_string(&event).unwrap_or_default();
@@ -240,7 +241,8 @@ impl Tabular for Events {
     }
 }
 
-/// "2026-11-25T02:11:53.120Z". Days to a date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+/// Formats as "2026-11-25T02:11:53.120Z". Days to a date after Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms".
 fn time(unix_ms: u64) -> String {
     let (days, of_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     let days = days + 719_468;

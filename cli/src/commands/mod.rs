@@ -1,5 +1,5 @@
-//! The commands, one file (or folder) each. In come the words after `heddle`, out goes an exit code. A part of the mesh
-//! is started by its own library's `run`, with the same options as its single binary.
+//! The commands, one file (or folder) each. Input: the arguments after `heddle`. Output: an exit code. A part of the
+//! mesh is started by its own library's `run`, with the same options as its separate binary.
 
 use std::{
     ffi::OsString,
@@ -83,7 +83,7 @@ const COMMANDS: &[Entry] = &[
     },
 ];
 
-/// Runs the command named by `args[1]`; the command sees `heddle NAME` as its own name.
+/// Runs the command named by `args[1]`, which sees `heddle NAME` as its own name.
 pub(crate) fn dispatch(mut args: Vec<OsString>) -> ExitCode {
     // `heddle help NAME` is `heddle NAME --help`.
     if args.len() == 3 && args.get(1).is_some_and(|word| word == "help") {
@@ -149,7 +149,7 @@ struct ViewOptions {
     output: Format,
 }
 
-/// Connects, asks, prints: [`Exit::Yes`] if that works.
+/// Connects, asks, prints. [`Exit::Yes`] if that succeeds.
 fn show<A: Serialize + Tabular>(
     options: &ViewOptions,
     ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
@@ -157,7 +157,7 @@ fn show<A: Serialize + Tabular>(
     judge(options, ask, |_| Exit::Yes)
 }
 
-/// Connects, asks, prints, and ends as the answer is.
+/// Connects, asks, prints, and derives the exit code from the answer.
 fn judge<A: Serialize + Tabular>(
     options: &ViewOptions,
     ask: impl AsyncFnOnce(&Control) -> Result<A, ClientError>,
@@ -185,7 +185,7 @@ fn judge<A: Serialize + Tabular>(
     }
 }
 
-/// Writes to standard output; false if its reader has gone (`| head`), which is no failure.
+/// Writes to standard output. False if the reader is gone (`| head`), which is no failure.
 fn print(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -202,7 +202,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .map_err(|why| format!("cannot start the runtime: {why}"))
 }
 
-/// The line below a table that says of which replicas nothing stands in it.
+/// The line below a table that names the replicas whose data is missing.
 fn missing(unanswered: &[String], what: &str) -> String {
     if unanswered.is_empty() {
         return String::new();
@@ -211,7 +211,7 @@ fn missing(unanswered: &[String], what: &str) -> String {
     format!("\ndid not answer: {names} (their {what} are missing here)\n")
 }
 
-/// `HEALTH_HEALTHY` as people read it.
+/// `HEALTH_HEALTHY` in a readable form.
 fn word(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix)
         .unwrap_or(name)

@@ -41,13 +41,13 @@ struct Proxy {
     address: String,
     variant: String,
     replica: String,
-    /// Of a proxy: new with each process start.
+    /// Only for proxies: new with each process start.
     process_id: String,
-    /// It was told to stop, and finishes its calls.
+    /// It was told to stop, and its calls in flight are ending.
     draining: bool,
     /// IN_SYNC, STALE or REJECTING.
     sync: String,
-    /// For how long the oldest response without an answer has been waiting for it.
+    /// The age of the oldest response that is not acknowledged.
     lag_seconds: f64,
     types: Vec<TypeStatus>,
 }
@@ -130,7 +130,7 @@ impl From<wire::Refused> for Refused {
 }
 
 impl Proxy {
-    /// A word for people, with its age where that says something.
+    /// A readable word, for a stale client with its lag.
     fn sync(&self) -> String {
         match self.sync.as_str() {
             _ if self.draining => "DRAINING".to_owned(),

@@ -1,4 +1,4 @@
-//! `heddle services [NAME]`: what the mesh offers, or one service with its instances.
+//! `heddle services [NAME]`: the services of the mesh, or one service with its instances.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -74,7 +74,7 @@ struct Service {
     endpoints: Vec<Endpoint>,
 }
 
-/// Who gets the calls that name a proto service and no mesh service.
+/// The service that gets the calls which name a proto service and no mesh service.
 #[derive(Debug, Serialize)]
 struct Path {
     proto: String,
@@ -166,7 +166,8 @@ impl Service {
         format!("{}/{}", self.healthy_instances, self.instances)
     }
 
-    /// The proto services, or why they are not known; where calls by path do not reach this service it is said who gets them.
+    /// The proto services, or why they are unknown. If calls by path do not reach this service, it names the one that
+    /// gets them.
     fn offers(&self) -> String {
         let mut reasons = self
             .endpoints
@@ -175,7 +176,7 @@ impl Service {
         if self.protos.is_empty()
             && let Some(reason) = reasons.find(|reason| !reason.is_empty())
         {
-            // "cause: remedy"; the remedy stands with the instance.
+            // The reason is "cause: remedy"; the remedy is shown with the instance.
             let cause = reason.split(": ").next().unwrap_or_default();
             return format!("unknown ({cause})");
         }
@@ -192,7 +193,7 @@ impl Service {
         if self.ambiguous_protos.contains(proto) {
             return Some("ambiguous".to_owned());
         }
-        // An older control plane says nothing of it.
+        // An older control plane has no paths.
         let path = self.paths.iter().find(|path| path.proto == *proto)?;
         match (path.owner.as_str(), path.stand_in.as_str()) {
             ("", _) if path.claimed => Some("path unclear".to_owned()),
@@ -300,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Issue 10, B2: who owns a path is shown where it is not the service itself.
+    /// Issue 10, B2: the owner of a path is shown if it is not the service itself.
     #[test]
     fn proto_services_say_who_gets_their_calls_by_path() {
         let path = |proto: &str, owner: &str, stand_in: &str, claimed| wire::Path {

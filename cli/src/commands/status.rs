@@ -40,10 +40,10 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
 
 #[derive(Debug, Serialize)]
 struct Answer {
-    /// OK, DEGRADED or FAILING; UNKNOWN from a control plane that does not judge yet.
+    /// OK, DEGRADED or FAILING; UNKNOWN from an older control plane without a verdict.
     verdict: String,
     problems: Vec<Problem>,
-    /// Left out of `problems`.
+    /// How many are left out of `problems`.
     more_problems: u32,
     version: String,
     store: String,
@@ -84,7 +84,7 @@ struct Replica {
     advertise: String,
     version: String,
     duties: Vec<String>,
-    /// As it last told, some seconds ago.
+    /// As it last reported, some seconds ago.
     xds_streams: u32,
 }
 
@@ -100,7 +100,7 @@ struct Node {
     version: String,
     suspect: bool,
     left: bool,
-    /// Processes of it that were told to stop and finish their calls.
+    /// Its processes that were told to stop and whose calls in flight are ending.
     draining: u32,
     replica: String,
     clash: String,
@@ -204,7 +204,7 @@ impl Tabular for Answer {
 }
 
 impl Answer {
-    /// Two lines for each.
+    /// Two lines per problem.
     fn problems(&self) -> String {
         let lines = self.problems.iter().map(|problem| {
             let (severity, check) = (problem.severity.to_lowercase(), clean(&problem.check));
@@ -218,7 +218,7 @@ impl Answer {
         lines.chain([more]).collect()
     }
 
-    /// A table of their own, where there are any.
+    /// A separate table, if there are any.
     fn replicas(&self) -> String {
         if self.replicas.is_empty() {
             return String::new();
@@ -250,7 +250,7 @@ impl Answer {
 }
 
 impl Node {
-    /// Of its newest process, and how many older ones still finish their calls.
+    /// The state of its newest process, and how many older ones are draining.
     fn state(&self) -> String {
         let state = match (self.alive, self.suspect) {
             _ if self.left && self.draining > 0 => return "DRAINING".to_owned(),

@@ -1,5 +1,5 @@
-//! One process of the demo from spawn to exit: in a process group of its own (Ctrl-C is for the demo), with a pipe as
-//! standard input that closes when the demo dies, and with its last output kept.
+//! One process of the demo from start to exit. It has its own process group (Ctrl-C is for the demo), a pipe as
+//! standard input that closes when the demo dies, and its last lines of output are kept.
 
 use std::{
     collections::VecDeque,
@@ -20,16 +20,16 @@ use tokio::{
 
 use crate::parent;
 
-/// What is shown of a part that died.
+/// How many lines of a part that died are shown.
 const KEPT_LINES: usize = 12;
-/// A longer line is cut: the parts' own lines are short.
+/// Longer lines are split; those of the parts are short.
 const LINE_BYTES: u64 = 4096;
 
 pub(super) struct Process {
     child: Child,
     lines: mpsc::Receiver<String>,
     kept: VecDeque<String>,
-    /// Held open for as long as the part may live.
+    /// Kept open for as long as the part may live.
     _stdin: Option<ChildStdin>,
 }
 
@@ -46,7 +46,8 @@ impl Process {
         }
         let mut command = Command::new(program);
         command.arg(guard).args(words);
-        // The demo says everything by flags; what the user's shell has set for a single proxy would hit all of them.
+        // The demo sets everything by flags; variables that the user has set for a single proxy would affect every
+        // part.
         for (name, _) in std::env::vars_os() {
             if name
                 .to_str()
@@ -78,7 +79,7 @@ impl Process {
         })
     }
 
-    /// The next line that it says; None when it can say no more.
+    /// The next line of its output; `None` at the end of the output.
     pub(super) async fn line(&mut self) -> Option<String> {
         let line = self.lines.recv().await?;
         if self.kept.len() == KEPT_LINES {
@@ -88,7 +89,7 @@ impl Process {
         Some(line)
     }
 
-    /// How it ended, once it can say no more.
+    /// Waits for its end; call it after the end of its output.
     pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
@@ -97,7 +98,7 @@ impl Process {
         self.kept.into()
     }
 
-    /// SIGTERM, and SIGKILL after `grace` or when `hurry` ends. True if it ended by itself.
+    /// Sends SIGTERM, and SIGKILL after `grace` or when `hurry` ends. True if it ended by itself.
     pub(super) async fn stop(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> bool {
         if let Some(pid) = self
             .child
@@ -107,7 +108,7 @@ impl Process {
             let _ = kill_process(pid, Signal::TERM);
         }
         let quiet = async {
-            // A full pipe must not keep it from ending.
+            // Reads on, because a full pipe would keep it from ending.
             while self.lines.recv().await.is_some() {}
             self.child.wait().await
         };

@@ -1,6 +1,6 @@
-//! The sequence of the demo: check, start the control plane, the nodes and the instances, wait for a call through
-//! each node, print what to try, keep calls running, and at the end stop everything in reverse order. Owns the
-//! children and the folder; both are gone afterwards in every case.
+//! The sequence of the demo: check, start the control plane, the nodes and the instances, wait for a call through each
+//! node, print what to try, keep calls running, and finally stop everything in reverse order. Owns the child processes
+//! and the folder, and removes both in every case.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,7 @@ use super::{
     traffic::{Traffic, first_answer},
 };
 
-/// A part that is not ready by then never will be, however slow the machine.
+/// How long a part may take to become ready, even on a slow machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const FIRST_CALL_WITHIN: Duration = Duration::from_secs(60);
 const EVENTS: usize = 256;
@@ -62,7 +62,7 @@ pub(super) async fn run_demo(
     end
 }
 
-/// Where the data lies: given and kept, or temporary and removed.
+/// The data folder: given and kept, or temporary and removed.
 enum Folder {
     Kept(PathBuf),
     Temporary(tempfile::TempDir),
@@ -106,7 +106,7 @@ impl Folder {
     }
 }
 
-/// The processes, by the order in which they are stopped.
+/// The processes, in the order in which they are stopped.
 #[derive(Default)]
 struct Groups {
     instances: Vec<Supervised>,
@@ -158,7 +158,7 @@ impl Running {
             NODES.len()
         );
         self.reporter.step(&text);
-        // The folder is the control plane's to remove, should the demo be killed.
+        // If the demo is killed, the control plane removes the folder.
         let environment = Environment {
             leftover: None,
             ..self.environment.clone()
@@ -270,7 +270,7 @@ impl Running {
         }
     }
 
-    /// Hears the events while something is awaited; a part that gave up ends the wait.
+    /// Handles events until `what` is done; a part that gave up ends the wait.
     async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, String> {
         let mut what = std::pin::pin!(what);
         loop {
@@ -310,8 +310,8 @@ impl Running {
         Ok(())
     }
 
-    /// Instances first, so that they leave a working mesh; a second signal ends the waiting. The graces of the three
-    /// groups add up to 13 s: all is over within the 15 s that are promised.
+    /// Stops instances first, so that they leave a working mesh; a second signal ends the waiting. The graces of the
+    /// three groups add up to 13 s, within the documented 15 s.
     async fn clear(mut self, hurry: impl Future<Output = ()>) {
         self.reporter
             .say("stopping: instances, then proxies, then the control plane");
@@ -359,7 +359,7 @@ fn node_addresses(name: &str, ready: &Ready) -> Result<NodeAddresses, String> {
     })
 }
 
-/// How this program was called, for lines to copy.
+/// The name with which this program was called, for command lines to copy.
 fn own_name() -> String {
     std::env::args_os().next().map_or_else(
         || "heddle".to_owned(),

@@ -1,7 +1,7 @@
-//! `heddle demo`: a whole mesh in one process tree. In comes a wish or two, out goes a running mesh with calls on it,
-//! lines that say what to try, and, at the end, nothing: no process and no file. `plan` says which parts there are and
-//! where, `child` runs one process and starts it again when it dies, `traffic` calls through every node, `report` has the
-//! words. The parts are this same program started again; nothing of the planes runs in the demo's own process.
+//! `heddle demo`: a whole mesh in one process tree, with calls running through it. At the end no process and no file is
+//! left. `plan` says which parts there are and where they listen, `child` runs one process, `supervise` restarts it
+//! when it dies, `traffic` calls through every node, `report` prints. The parts are this same program started again;
+//! the demo's own process runs no part of the mesh.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -34,7 +34,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Ctrl-C, SIGTERM, or the terminal has gone.
+/// Ends at Ctrl-C, SIGTERM, or when the terminal closes.
 fn stopped() -> impl Future<Output = ()> {
     let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
     let terminated = heddle_options::terminated();

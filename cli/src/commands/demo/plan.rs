@@ -1,5 +1,5 @@
-//! Which processes the demo consists of, and where each listens. In come the options, out go command lines and the
-//! addresses to check before anything starts. Nothing is started and no file is made here.
+//! The processes of the demo, and where each listens. Input: the options. Output: command lines, and the addresses to
+//! check before the start. Nothing is started and no file is created here.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 
 pub(crate) const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
-/// The addresses of the first node and the control plane: what it is, its flag, its default port.
+/// The listeners of the control plane and of the first node: name and default port.
 const CONTROL: [(&str, u16); 2] = [("listen", 15010), ("http", 15014)];
 const FIRST_NODE: [(&str, u16); 4] = [
     ("outbound", 15001),
@@ -41,20 +41,21 @@ const FIRST_NODE: [(&str, u16); 4] = [
     ("admin", 15000),
 ];
 
-/// One process: this program again, with other words.
+/// One process: this program with other arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) name: String,
-    /// The words after the program's name.
+    /// The arguments after the program's name.
     pub(crate) words: Vec<String>,
-    /// Flag, and the key of the ready line that says what it became. A part that is started again keeps its addresses.
+    /// Flag, key of the ready line, and address. The ready line has the bound address under this key; a restarted part
+    /// keeps it.
     pub(crate) addresses: Vec<(&'static str, &'static str, String)>,
-    /// From SIGTERM to SIGKILL.
+    /// The time between SIGTERM and SIGKILL.
     pub(crate) grace: Duration,
 }
 
 impl Part {
-    /// The command line of a first start, or of a later one with the addresses of the first.
+    /// The command line: of the first start, or of a restart with the addresses of the first.
     pub(crate) fn line(&self, ready: Option<&Ready>) -> Vec<String> {
         let mut line = self.words.clone();
         for (flag, key, address) in &self.addresses {
@@ -68,7 +69,7 @@ impl Part {
     }
 }
 
-/// A ready line taken apart: `<binary> ready: key value, key value`.
+/// A parsed ready line: `<binary> ready: key value, key value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ready(BTreeMap<String, String>);
 
@@ -138,7 +139,7 @@ pub(crate) fn node(
         state.display().to_string(),
         "--workers".into(),
         "1".into(),
-        // Streams that somebody forgot in another terminal must not hold the end up.
+        // Streams left open in another terminal must not delay the end.
         "--drain-timeout".into(),
         "2s".into(),
     ];
@@ -175,7 +176,7 @@ pub(crate) fn echo(node: &str, number: u32, agent: SocketAddr) -> Part {
     }
 }
 
-/// Refuses to start where one of the default ports is taken: all of them at once, in one line.
+/// Fails if default ports are taken; names all of them in one line.
 pub(crate) fn check_ports(options: &Options) -> Result<(), String> {
     if options.free_ports {
         return Ok(());

@@ -1,5 +1,5 @@
 //! The output of the demo: progress, what to try, counts of calls. On a terminal the counts are one line that is
-//! updated, elsewhere a plain line from time to time.
+//! updated; elsewhere a line is printed from time to time.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -11,13 +11,13 @@ use heddle_options::one_line;
 
 use super::traffic::Counts;
 
-/// How often the tally is told.
+/// How often the counts are printed.
 const ON_TERMINAL: Duration = Duration::from_secs(1);
 const ELSEWHERE: Duration = Duration::from_secs(10);
-/// Failures told one by one in a second; the tally has the others.
+/// The most failures that are printed one by one in a second; the counts include the others.
 const FAILURES_TOLD: u32 = 3;
 
-/// Where a node can be reached.
+/// The addresses of a node.
 #[derive(Clone, Debug)]
 pub(super) struct NodeAddresses {
     pub(super) name: String,
@@ -26,7 +26,7 @@ pub(super) struct NodeAddresses {
     pub(super) admin: SocketAddr,
 }
 
-/// Where everything can be reached.
+/// The addresses of the whole mesh.
 #[derive(Clone, Debug)]
 pub(super) struct Addresses {
     pub(super) control: SocketAddr,
@@ -36,7 +36,7 @@ pub(super) struct Addresses {
 
 pub(super) struct Reporter {
     terminal: bool,
-    /// The changing line stands there and must be cleared before another.
+    /// The updated line is on the screen and must be cleared before another line.
     open: bool,
     began: Instant,
     told_since: Instant,
@@ -73,7 +73,7 @@ impl Reporter {
         let _ = writeln!(out, "{clear}{text}").and_then(|()| out.flush());
     }
 
-    /// A step of the start, with the time since the beginning.
+    /// Prints a step of the start, with the time since the beginning.
     pub(super) fn step(&mut self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f32());
         self.say(&line);
@@ -85,7 +85,7 @@ impl Reporter {
             return self.say(&line);
         }
         let mut out = io::stdout().lock();
-        // Without wrapping: a line longer than the terminal is wide could not be taken back.
+        // Without wrapping: a line wider than the terminal could not be cleared.
         let _ = write!(out, "\r\x1b[2K\x1b[?7l{line}\x1b[?7h").and_then(|()| out.flush());
         self.open = true;
     }
@@ -133,7 +133,7 @@ pub(super) fn tally(counts: &Counts) -> String {
     line
 }
 
-/// What stands where, and what to try. `heddle` is how this program was called.
+/// The addresses, and what to try. `heddle` is the name with which this program was called.
 pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> String {
     let Addresses {
         control,
@@ -190,7 +190,7 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
     text
 }
 
-/// One line for programs, as every part has one.
+/// The ready line, for programs; every part has one.
 pub(super) fn ready(addresses: &Addresses) -> String {
     let Addresses {
         control,

@@ -1,5 +1,5 @@
-//! Keeps one part running: says when it is ready, shows its last lines when it dies, starts it again with the same
-//! addresses, and gives up when it dies before it was ever ready or again and again. In comes a part, out go events.
+//! Keeps one part running: reports when it is ready, shows its last lines when it dies, restarts it with the same
+//! addresses, and gives up when it dies before it was ready or dies too often. Input: a part. Output: events.
 
 use std::{
     collections::VecDeque,
@@ -24,10 +24,10 @@ use super::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// So many deaths within [`DEATHS_WITHIN`] mean that starting it again does not help.
+/// If a part dies this often within [`DEATHS_WITHIN`], a restart does not help.
 const DEATHS: usize = 5;
 const DEATHS_WITHIN: Duration = Duration::from_secs(60);
-/// What a dead process had still in its pipes.
+/// How long the remaining output of a dead process is read.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// What happened to a part.
@@ -54,7 +54,7 @@ pub(super) enum Event {
     },
 }
 
-/// How a part stands.
+/// The state of a part.
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Starting,
@@ -62,14 +62,14 @@ pub(super) enum State {
     GaveUp(String),
 }
 
-/// What every part shares.
+/// What all parts share.
 #[derive(Clone, Debug)]
 pub(super) struct Environment {
     pub(super) program: PathBuf,
     pub(super) events: mpsc::Sender<Event>,
     /// The temporary folder, which an orphaned control plane removes.
     pub(super) leftover: Option<PathBuf>,
-    /// Ends every grace.
+    /// Ends the wait between SIGTERM and SIGKILL.
     pub(super) hurry: CancellationToken,
 }
 
@@ -102,7 +102,7 @@ impl Supervised {
         self.readiness.clone()
     }
 
-    /// Asks it to end; [`Supervised::stopped`] waits for it.
+    /// Tells it to end; [`Supervised::stopped`] waits for the end.
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
@@ -112,7 +112,7 @@ impl Supervised {
     }
 }
 
-/// Tells when a part is ready; the part itself stays where it is kept.
+/// Waits for a part to be ready, independently of the part itself.
 #[derive(Clone, Debug)]
 pub(super) struct Readiness {
     state: watch::Receiver<State>,
@@ -207,7 +207,7 @@ impl Keeper {
         )
     }
 
-    /// Until the process ends or is to be stopped.
+    /// Handles the output until the process ends or is told to stop.
     async fn attend(&mut self, process: &mut Process) -> End {
         loop {
             let line = tokio::select! {
@@ -250,7 +250,7 @@ impl Keeper {
         }
     }
 
-    /// Why it makes no sense to start the part again, if it does not.
+    /// The reason not to restart the part, if there is one.
     fn hopeless(&mut self, how: &str, last_lines: &[String]) -> Option<String> {
         let name = &self.part.name;
         let said = match last_lines {

@@ -1,5 +1,5 @@
-//! Real calls through every node's proxy, a few per second, each of them counted. In come the outbound addresses, out
-//! go counts and the reasons of failures. Chooses no instance: that is the mesh's work.
+//! Makes real calls through every node's proxy, a few per second, and counts them. Input: the outbound addresses.
+//! Output: counts and the reasons of failures. The mesh chooses the instances.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,12 +24,12 @@ use tonic::{
 use heddle_proto::error_text::root_cause;
 
 const CALL_WITHIN: Duration = Duration::from_secs(5);
-/// Calls of one node that may wait for an answer; more are not begun, and counted as missed.
+/// The most calls of one node in flight; further ones are not made, and counted as missed.
 const IN_FLIGHT: usize = 64;
-/// Different reasons that are told apart; the rest are counted together.
+/// The most reasons that are counted separately; the rest are counted together.
 const REASONS: usize = 16;
 
-/// What has happened to the calls so far.
+/// The calls so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) answered: BTreeMap<String, u64>,
@@ -39,7 +39,7 @@ pub(super) struct Counts {
     pub(super) missed: u64,
 }
 
-/// The calls; they end when this is dropped.
+/// The running calls; dropping this ends them.
 pub(super) struct Traffic {
     counts: Arc<Mutex<Counts>>,
     pub(super) failures: mpsc::Receiver<String>,
@@ -79,7 +79,8 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Calls name the service: another one that implements Echo too (somebody tries `heddle run`) does not get in the way.
+/// Calls name the service, so that another one which also implements Echo (started with `heddle run`, say) does not get
+/// them.
 fn client(outbound: SocketAddr) -> Result<EchoClient<Channel>, String> {
     let endpoint =
         Endpoint::from_shared(format!("http://{outbound}")).map_err(|why| why.to_string())?;
@@ -89,7 +90,7 @@ fn client(outbound: SocketAddr) -> Result<EchoClient<Channel>, String> {
     Ok(EchoClient::new(endpoint.connect_lazy()))
 }
 
-/// Waits until a call through `outbound` succeeds; gives the instance that answered, or the last failure.
+/// Waits until a call through `outbound` succeeds. Returns the instance that answered, or the last failure.
 pub(super) async fn first_answer(outbound: SocketAddr, within: Duration) -> Result<String, String> {
     let client = client(outbound)?;
     let mut last = "no answer".to_owned();
@@ -119,8 +120,8 @@ async fn call(mut client: EchoClient<Channel>) -> Result<EchoResponse, Status> {
     }
 }
 
-/// The proxy's reason where there is one, else the status; and the sentence. A failure that no server answered has a
-/// cause on this side.
+/// The proxy's reason if there is one, else the status; with the message. A status with a source came from this side,
+/// not from a server.
 pub(super) fn reason(status: &Status) -> String {
     let given = status
         .metadata()
@@ -182,7 +183,7 @@ impl Caller {
                     .entry(if known { code } else { "others".into() })
                     .or_default() += 1;
                 drop(counts);
-                // A full channel means that the failures are being told already; the counts have them all.
+                // If the channel is full, other failures are just being printed; the counts include all.
                 let _ = self
                     .told
                     .try_send(format!("a call through {} failed: {told}", self.node));

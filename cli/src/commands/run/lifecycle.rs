@@ -24,16 +24,16 @@ use super::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A program that ran so long is taken as well again.
+/// After a run of this length the backoff starts again at its first pause.
 const WELL_AFTER: Duration = Duration::from_secs(30);
 
-/// How one run came to its end.
+/// How a run ended.
 enum End {
     Itself(ExitStatus),
     Asked(u8),
 }
 
-/// Runs the program until it ends for good or `stop`; gives the exit code to pass on.
+/// Runs the program until it ends for good or until `stop`. Returns the exit code to pass on.
 pub(super) async fn run_program(plan: &Plan, stop: impl Future<Output = ()>) -> Result<u8, String> {
     let mut stop = pin!(stop);
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -93,7 +93,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
     }
 }
 
-/// Why the instance has gone, as the mesh is told.
+/// The cause of the removal, for the mesh.
 fn why(ended: &io::Result<ExitStatus>) -> String {
     match ended {
         Ok(status) => format!("its process ended by itself ({status})"),
@@ -133,7 +133,7 @@ async fn tell_when_registered(plan: &Plan, address: SocketAddr, registration: &R
     ));
 }
 
-/// Leaves the mesh, waits for the end of the calls in flight, then stops the program. A second signal skips what is being waited for.
+/// Leaves the mesh, waits for calls in flight to end, then stops the program. A second signal ends the waiting.
 async fn drain(
     plan: &Plan,
     program: &mut Program,
@@ -167,7 +167,7 @@ async fn drain(
     passed(ended)
 }
 
-/// A program that our SIGTERM ended has done what it was asked to: 0.
+/// A program that our SIGTERM ended has done what it was asked to: exit code 0.
 fn passed(ended: io::Result<ExitStatus>) -> Result<u8, String> {
     const BY_SIGTERM: i32 = 15;
     let status = ended.map_err(|why| unwaited(&why))?;

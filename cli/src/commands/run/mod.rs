@@ -1,7 +1,7 @@
-//! `heddle run`: any program joins the mesh with no line of code. In comes a command line, out goes the program's exit
-//! code. `options` is what the user typed and what is registered, `program` one run of the command, `lifecycle` from start
-//! to drain, `schema_hint` what the mesh could not learn of it, `sources` which proto services may be meant. The program's own
-//! protocol is not looked into: the node's agent checks it.
+//! `heddle run`: any program joins the mesh without a change to its code. Input: a command line. Output: the program's
+//! exit code. `options` has what the user typed and what is registered, `program` one run of the command, `lifecycle`
+//! the sequence from start to drain, `schema_hint` a warning about what the mesh could not learn of it, `sources` the
+//! proto services that may be meant. The program's protocol is not inspected here: the node's agent checks it.
 
 use std::{ffi::OsString, process::ExitCode};
 

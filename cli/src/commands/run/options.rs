@@ -1,4 +1,4 @@
-//! The options of `heddle run` as typed, and the plan that they make once checked.
+//! The options of `heddle run` as typed, and the checked plan.
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -82,12 +82,12 @@ pub(crate) enum Restart {
     Never,
 }
 
-/// What runs, and what is registered for it.
+/// What is run, and how it is registered.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
-    /// All but the address, which each start chooses.
+    /// Everything but the address, which each start chooses.
     pub(crate) instance: Instance,
     /// Its descriptor set; empty if none was given.
     pub(crate) descriptors: Bytes,
@@ -167,7 +167,7 @@ impl Options {
     }
 }
 
-/// A DNS label, as the agent wants it: told here before the program is started for nothing.
+/// Whether it is a DNS label, as the agent requires: checked here before the program is started in vain.
 fn is_label(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !name.is_empty()

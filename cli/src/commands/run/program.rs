@@ -1,6 +1,6 @@
-//! One run of the program: in a process group of its own, so that Ctrl-C reaches it only after it has left the mesh
-//! and a signal reaches what it started as well; a watchdog ends it if this process is killed. In come a port and
-//! signals, out goes how it ended.
+//! One run of the program. It has its own process group, so that Ctrl-C reaches it only after it has left the mesh, and
+//! a signal also reaches its child processes. A watchdog ends it if this process is killed. Input: a port and signals.
+//! Output: how it ended.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,9 +21,9 @@ use tokio::{
 use super::options::Plan;
 use crate::watchdog::{self, WatchedGroup};
 
-/// How often a program that does not listen yet is tried.
+/// How often a program that does not listen yet is probed.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// After so long a program that still does not listen is told about (issue 10, E3: within 2 s of its start).
+/// When a program that does not listen yet is logged (issue 10, E3: within 2 s of its start).
 const HINT_AFTER: Duration = Duration::from_millis(1500);
 
 pub(super) struct Program {
@@ -33,12 +33,11 @@ pub(super) struct Program {
     pub(super) address: SocketAddr,
 }
 
-/// The process that ends the program's group if this one is killed. Dropped, it guards no more.
+/// The process that ends the program's group if this one is killed. Dropping it ends the watch.
 struct Watchdog(std::process::Child);
 
 impl Watchdog {
-    /// Before the program, so that as little as possible lies between its start and its being guarded. A program runs
-    /// without one where none can be started.
+    /// Started before the program, to keep the time without a watchdog short. Without one the program still runs.
     fn start() -> Option<Self> {
         let started = std::env::current_exe().and_then(|this| {
             std::process::Command::new(this)
@@ -46,7 +45,7 @@ impl Watchdog {
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
-                // Ctrl-C is not for it.
+                // So that Ctrl-C does not reach it.
                 .process_group(0)
                 .spawn()
         });
@@ -119,7 +118,7 @@ impl Program {
         self.child.wait().await
     }
 
-    /// SIGTERM, then SIGKILL after `patience` or when `hurry` ends.
+    /// Sends SIGTERM, then SIGKILL after `patience` or when `hurry` ends.
     pub(super) async fn stop(
         &mut self,
         patience: Duration,
@@ -135,14 +134,14 @@ impl Program {
         self.child.wait().await
     }
 
-    /// What the program started and left behind ends with it.
+    /// Ends the child processes that the program left behind.
     pub(super) fn sweep(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.group {
-            // A group that has gone already is what was wanted.
+            // It is fine if the group has already ended.
             let _ = kill_process_group(group, signal);
         }
     }
@@ -153,12 +152,12 @@ impl Drop for Program {
         if self.child.id().is_some() {
             self.sweep();
         }
-        // Not before the group has ended: nothing else would end it.
+        // Only after the group has ended: until then the watchdog may have to end it.
         drop(self.watchdog.take());
     }
 }
 
-/// `$PORT` and `${PORT}` in an argument, for programs that take their port only there: no shell need stand between.
+/// Replaces `$PORT` and `${PORT}` in an argument, for programs that take their port only there; no shell is needed.
 pub(super) fn with_port(arg: &OsStr, port: u16) -> OsString {
     let Some(text) = arg.to_str().filter(|text| text.contains("PORT")) else {
         return arg.to_owned();
@@ -178,7 +177,7 @@ pub(super) fn with_port(arg: &OsStr, port: u16) -> OsString {
     whole.into()
 }
 
-/// What many clients take as their target: `HOST:PORT` of a URL. A `unix:` address is one already.
+/// The `HOST:PORT` of a URL, which many clients take as their target. A `unix:` address is one already.
 pub(super) fn address_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     match url.starts_with("unix:") {
@@ -187,7 +186,7 @@ pub(super) fn address_of(url: &str) -> &str {
     }
 }
 
-/// Returns once something accepts connections on `address`; says so when that takes long.
+/// Returns once something accepts connections on `address`; logs a hint if that takes long.
 pub(super) async fn listening(address: SocketAddr) {
     let probe = async {
         while TcpStream::connect(address).await.is_err() {
@@ -206,7 +205,7 @@ pub(super) async fn listening(address: SocketAddr) {
     }
 }
 
-/// The exit code that a shell would give: the program's own, or 128 and the signal.
+/// The exit code that a shell would give: the program's own, or 128 plus the signal.
 pub(super) fn code(status: ExitStatus) -> u8 {
     let code = status
         .code()
@@ -214,13 +213,13 @@ pub(super) fn code(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// A port that was asked for and that another process has would pass every check, and get this service's calls.
+/// Fails if another process has the port: that process would pass every check and get this service's calls.
 pub(super) async fn is_free(port: u16) -> Result<(), String> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
         Err(why) if why.kind() == io::ErrorKind::AddrInUse => Err(format!(
             "--port {port} is in use: stop the process that has it, or choose another port (0 takes a free one)"
         )),
-        // What else may be wrong with it the program will say.
+        // The program itself reports any other problem with it.
         _ => Ok(()),
     }
 }

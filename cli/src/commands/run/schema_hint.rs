@@ -1,6 +1,6 @@
-//! Warns who started a program about what the mesh could not learn of it: missing server reflection is the most
-//! common reason why a call by path finds no service. Input: the agent's view of the instance. Output: one log line
-//! per reason.
+//! Warns the user who started a program about what the mesh could not learn of it: missing server reflection is the
+//! most common reason why a call by path finds no service. Input: the agent's view of the instance. Output: one log
+//! line per reason.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use tokio::time::sleep;
 
 use super::{options::Plan, sources};
 
-/// Between two tries to hear the agent.
+/// Pause before the agent is watched again.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The most proto services that a hint names.
 const MOST: usize = 5;
 
-/// Never ends.
+/// Runs for ever.
 pub(super) async fn warn_about_unknown_schema(plan: &Plan, registration: &Registration) {
     registration.registered().await;
     let mut told = String::new();
     loop {
-        // An agent that is away is the registration's to speak of.
+        // The registration logs that the agent is away.
         let _ = watch(plan, &mut told).await;
         sleep(PAUSE).await;
     }
@@ -53,7 +53,7 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
     None
 }
 
-/// Which `--proto` could be meant: what the sources in this folder define, or how it is written.
+/// A hint for `--proto`: what the sources in this folder define, or else an example.
 fn hint() -> String {
     let found = std::env::current_dir().map(|dir| sources::proto_services(&dir, MOST));
     match found {

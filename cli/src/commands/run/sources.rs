@@ -1,13 +1,14 @@
-//! Which proto services the .proto sources in a folder define: only to name examples, so they are read by word and not
-//! parsed. A folder comes in, full names go out. Bounded in depth, number and size; what cannot be read is passed over.
+//! Finds the proto services that the .proto sources in a folder define. They only serve as examples, so the sources are
+//! searched by word and not parsed. Input: a folder. Output: full names. Bounded in depth, number and size; unreadable
+//! files are skipped.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// Folders in folders.
+/// The deepest nesting of folders.
 const MAX_DEPTH: usize = 5;
-/// Files and folders looked at in all.
+/// The most files and folders in all.
 const MAX_ENTRIES: usize = 5_000;
-/// One source.
+/// The largest source, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The first `most` services by name.
@@ -25,12 +26,12 @@ pub(super) fn proto_services(folder: &Path, most: usize) -> Vec<String> {
             }
             left -= 1;
             let name = entry.file_name();
-            // Hidden folders and those of packages hold others' sources.
+            // Hidden folders and package folders contain foreign sources.
             let skipped = ["node_modules", "target", "vendor", "venv"];
             let is_skipped = name
                 .to_str()
                 .is_none_or(|name| name.starts_with('.') || skipped.contains(&name));
-            // Links are not followed: they may lead in circles.
+            // Links are not followed: they may form a loop.
             let Ok(kind) = entry.file_type() else {
                 continue;
             };
@@ -57,7 +58,7 @@ fn of_file(path: &Path) -> Vec<String> {
     }
 }
 
-/// Reads `package a.b;` and `service C {`.
+/// Finds `package a.b;` and `service C {`.
 pub(super) fn services(text: &str) -> Vec<String> {
     let code = text
         .lines()

@@ -170,7 +170,7 @@ async fn a_program_that_is_not_there_is_one_line() {
 async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
     let dir = tempfile::tempdir().unwrap();
     let started = dir.path().join("started");
-    // A program that listens is given so long that it has heard, even if the machine stalls.
+    // Long enough that a program which handles SIGTERM has handled it, even if the machine stalls.
     for (trap, patience, expect) in [
         ("trap 'exit 3' TERM", 30, 3),
         ("trap '' TERM", 1, 137),
@@ -200,7 +200,7 @@ async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
         let pid = std::fs::read_to_string(&started).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());
         let gone = async {
-            // SIGKILL is delivered in the kernel's own time.
+            // The kernel delivers SIGKILL asynchronously.
             while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -219,7 +219,7 @@ async fn a_port_that_somebody_else_has_is_named_and_nothing_is_started() {
     assert!(why.contains(&format!("--port {port} is in use")), "{why}");
 }
 
-/// Issue 10, B1: which `--proto` could be meant is read out of the sources that lie about.
+/// Issue 10, B1: the sources in the folder show which `--proto` may be meant.
 #[test]
 fn sources_in_the_folder_name_the_proto_services_that_may_be_meant() {
     let dir = tempfile::tempdir().unwrap();
