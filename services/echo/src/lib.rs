@@ -1,6 +1,6 @@
-//! heddle-echo: a small gRPC service for trying, testing and measuring the mesh. In come options, out go a server
-//! that answers as each request asks, and a registration with the node's agent. Nothing of the planes may come in
-//! here: it is an ordinary service that any other program could be.
+//! heddle-echo: a small gRPC service for trying, testing and measuring the mesh. Input: options. Output: a server that
+//! answers as each request asks, registered with the node's agent. It uses nothing of the control or data plane: it is
+//! an ordinary service like any other program.
 
 use std::{ffi::OsString, process::ExitCode, sync::Arc};
 
@@ -24,7 +24,7 @@ pub use service::{Echo, Identity, MAX_MESSAGE_BYTES};
 #[cfg(test)]
 mod tests;
 
-/// Why the service could not start, or ended.
+/// Why the service could not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum EchoError {
     #[error("--listen {address}: {why}")]
@@ -57,10 +57,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Listens, registers, says that it is ready, and serves until `stop` and the drain after it.
+/// Listens, registers, prints the ready line, and serves until `stop` and the drain after it.
 ///
 /// # Errors
-/// If an address cannot be bound or the agent's address is none.
+/// An address cannot be bound, or the agent's address is invalid.
 pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<Finish, EchoError> {
     let mut listeners = Vec::new();
     for address in &options.listen {
@@ -117,7 +117,7 @@ fn register(options: &Options, listeners: &[Listener]) -> Result<Option<Registra
     Ok(Some(Registration::start(membership)?))
 }
 
-/// Echo, health and reflection (v1 and v1alpha) behind one server.
+/// Echo, health and reflection (v1 and v1alpha) on one server.
 async fn router(identity: Identity) -> Result<Router, EchoError> {
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<EchoServer<Echo>>().await;

@@ -1,4 +1,4 @@
-//! The single binary: everything is in the library, which `heddle echo` runs as well.
+//! The separate binary. Everything is in the library, which `heddle echo` runs too.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The options of heddle-echo, as a person writes them.
+//! The options of heddle-echo, as typed.
 
 /// A small gRPC service for trying, testing and measuring the mesh
 #[derive(Clone, Debug, clap::Parser)]

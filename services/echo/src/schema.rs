@@ -1,4 +1,4 @@
-//! What the service says about itself: the one descriptor that is Echo's, cut out of the set of all protos.
+//! The descriptors of the service: Echo's file, taken from the set of all protos.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -10,11 +10,11 @@ use crate::EchoError;
 pub const PROTO_SERVICE: &str = "heddle.echo.v1.Echo";
 const FILE: &str = "heddle/echo/v1/echo.proto";
 
-/// A serialized `google.protobuf.FileDescriptorSet` with Echo's file, which imports nothing and carries no
-/// extension: passing it through the generated descriptor types loses nothing.
+/// A serialized `google.protobuf.FileDescriptorSet` with Echo's file. The file has no imports and no extensions, so
+/// decoding and encoding it loses nothing.
 ///
 /// # Errors
-/// If the set built into the program cannot be read or has no such file.
+/// The set built into the program cannot be read or lacks the file.
 pub fn descriptors() -> Result<Bytes, EchoError> {
     let mut set = FileDescriptorSet::decode(heddle_proto::DESCRIPTOR_SET)
         .map_err(|why| EchoError::Schema(why.to_string()))?;
@@ -25,7 +25,7 @@ pub fn descriptors() -> Result<Bytes, EchoError> {
     Ok(set.encode_to_vec().into())
 }
 
-/// The set back as messages; empty if it is none.
+/// The decoded set; empty if it cannot be decoded.
 pub(crate) fn decoded(set: &Bytes) -> FileDescriptorSet {
     FileDescriptorSet::decode(set.clone()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Answers exactly as each request asks: echo, wait, fail, answer with so many bytes, answer so often. In come
-//! requests and metadata, out go responses that also say which instance answered. Holds no state between calls.
+//! Answers as each request asks: echo, wait, fail, a given number of bytes or responses. Responses also name the
+//! instance that answered. No state is kept between calls.
 
 use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
@@ -14,15 +14,15 @@ use tonic::{
     metadata::{KeyAndValueRef, MetadataMap},
 };
 
-/// The largest request, the largest answer, and the most that one ClientStream may join: large enough for any trial,
-/// small enough that a mistyped size does not take the machine down.
+/// The largest request, the largest response, and the most bytes that one ClientStream joins: large enough for any
+/// trial, small enough that a mistyped size does not exhaust the machine.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
-/// As echo.proto says.
+/// The limit that echo.proto documents.
 const MAX_DELAY_MS: u32 = 600_000;
-/// Responses of a stream that may wait for the connection: one is written while the next is made.
+/// The most responses of a stream that wait for the connection: one is written while the next is made.
 const WAITING_RESPONSES: usize = 2;
 
-/// Which instance answers. The node is known once it is registered.
+/// The identity of this instance. Its node is known once it is registered.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
     pub service: String,
@@ -71,7 +71,7 @@ impl echo_server::Echo for Echo {
         Ok(Response::new(self.answer(wish.payload(), &metadata)))
     }
 
-    /// `response_count` responses, each after the delay; then the status, if one is asked for.
+    /// Sends `response_count` responses, each after the delay, then the requested status, if any.
     async fn server_stream(
         &self,
         request: Request<EchoRequest>,
@@ -95,8 +95,8 @@ impl echo_server::Echo for Echo {
         }))
     }
 
-    /// The payloads of all requests, joined; each request is waited upon before the next is read, and a status asked
-    /// for by any of them ends the call at once.
+    /// Joins the payloads of all requests. The delay of each request passes before the next is read, and a requested
+    /// status ends the call at once.
     async fn client_stream(
         &self,
         request: Request<Streaming<EchoRequest>>,
@@ -144,8 +144,8 @@ impl echo_server::Echo for Echo {
     }
 }
 
-/// Runs `body` beside the response stream that it fills; its error ends the stream. A caller who cancels drops the
-/// receiver, and the body with it.
+/// Runs `body`, which fills the response stream; its error ends the stream. If the caller cancels, the receiver is
+/// dropped, and with it the body.
 fn spawn<F>(
     body: impl FnOnce(mpsc::Sender<Result<EchoResponse, Status>>) -> F,
 ) -> Response<Responses>
@@ -166,7 +166,7 @@ where
     Response::new(Box::pin(ReceiverStream::new(receiver)))
 }
 
-/// A request that can be fulfilled.
+/// A validated request.
 struct Wish {
     payload: Bytes,
     delay: Duration,
@@ -225,7 +225,7 @@ impl Wish {
         }
     }
 
-    /// A payload is echoed, unless a size is asked for.
+    /// The request's payload, or zeros if a size is given.
     fn payload(&self) -> Bytes {
         match self.size {
             0 => self.payload.clone(),
@@ -234,7 +234,8 @@ impl Wish {
     }
 }
 
-/// All metadata as received: several values of a key joined by commas, as gRPC reads them; binary ones in base64.
+/// All metadata as received: several values of a key are joined by commas, as gRPC reads them; binary values are in
+/// base64.
 fn received(metadata: &MetadataMap) -> HashMap<String, String> {
     let mut all: HashMap<String, String> = HashMap::new();
     for entry in metadata.iter() {

@@ -1,5 +1,5 @@
-//! Serving, and stopping so that no call is lost: leave the registry, go on accepting until the clients know, then
-//! GOAWAY, finish the calls, return. In come a tonic router and bound sockets; what the service does is not known.
+//! Serves, and stops without losing a call: leave the registry, accept calls until the clients know, send GOAWAY,
+//! finish the calls, return. Input: a tonic router and bound sockets. The service itself is not known here.
 
 use std::{io, time::Duration};
 
@@ -20,18 +20,18 @@ use crate::{
     register::{Departure, Registration},
 };
 
-/// After GOAWAY the calls in flight get so long (DESIGN §6); what is left then is cut.
+/// How long calls in flight may take after GOAWAY (DESIGN §6); the rest is cut.
 pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
-/// hyperium/h2 issue 939: small DATA frames are charged to a budget that grows with the connection window, and a
-/// shared connection that exceeds it is closed. 16 MiB and more is out of its reach.
+/// hyperium/h2 issue 939: small DATA frames are charged to a budget that grows with the connection window, and a shared
+/// connection that exceeds it is closed. A window of 16 MiB or more avoids this.
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// All of a node's calls to this instance share a connection or two.
+/// High, because all of a node's calls to this instance share one or two connections.
 const CONCURRENT_STREAMS: u32 = 10_000;
-/// Twice what the mesh lets through, so that the proxy's limit and its clear answer come first.
+/// Twice what the mesh accepts, so that the proxy's limit, with its clear error, applies first.
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
-/// Callers cancel; many of them share one connection, which must not be taken for an attack.
+/// High, because callers that share a connection may cancel many calls, which is not an attack.
 const PENDING_RESETS: usize = 10_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +48,11 @@ pub enum ServeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finish {
     pub departure: Departure,
-    /// Every call in flight was finished; otherwise [`FINISH_WITHIN`] cut the rest.
+    /// Every call in flight was finished; otherwise the rest was cut after [`FINISH_WITHIN`].
     pub complete: bool,
 }
 
-/// A server with the limits that suit a service behind a node's proxy: many calls share few connections.
+/// A server with limits for a service behind a node's proxy: many calls share few connections.
 #[must_use]
 pub fn server() -> Server {
     Server::builder()
@@ -64,11 +64,11 @@ pub fn server() -> Server {
         .http2_max_local_error_reset_streams(Some(PENDING_RESETS))
 }
 
-/// Serves `router` on every listener until `stop`; then leaves the mesh and drains. An instance that is not
-/// registered anywhere (None) drains at once.
+/// Serves `router` on every listener until `stop`; then leaves the mesh and drains. An instance that is not registered
+/// (`None`) drains at once.
 ///
 /// # Errors
-/// If there is no listener, or the server ends by itself.
+/// There is no listener, or the server ends by itself.
 pub async fn serve_until_drained(
     router: Router,
     listeners: Vec<Listener>,

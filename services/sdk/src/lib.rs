@@ -1,6 +1,6 @@
-//! What a service needs to be a good neighbour in the mesh: register with its node's agent and stay registered, and
-//! leave without a lost call. Optional: any program can speak the same three calls, or be started by `heddle run`.
-//! No routing, no address of another service and no transport of its own may come in here.
+//! For services in the mesh: register with the node's agent, stay registered, and leave without losing a call.
+//! Optional: any program can make the same three calls itself, or be started by `heddle run`. Routing, addresses of
+//! other services and transports do not belong here.
 
 mod register;
 mod once_in_a_while;

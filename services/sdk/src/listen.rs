@@ -1,6 +1,6 @@
-//! Where a service listens: `IP:port` (0 for a free one), `localhost:port` or `unix:/path`. In comes what a person wrote,
-//! out go bound sockets, or an error that names the address and the remedy. A service is no listener of the mesh itself:
-//! it may listen beyond loopback, and what protects it there is its own.
+//! The listeners of a service: `IP:port` (0 for a free one), `localhost:port` or `unix:/path`. Input: the address as
+//! written. Output: bound sockets, or an error that names the address and the remedy. A service may listen beyond
+//! loopback without consent, because it is no listener of the mesh; it must protect itself there.
 
 use std::{
     fmt,
@@ -17,15 +17,15 @@ pub enum ListenError {
     Bind(#[from] BindError),
 }
 
-/// An open socket. A Unix socket's file goes when this is dropped.
+/// An open socket. The file of a Unix socket is removed when this is dropped.
 #[derive(Debug)]
 pub struct Listener(pub(crate) Socket);
 
 impl Listener {
-    /// Binds `address`; `localhost:port` and `loopback:port` are both loopback addresses, where the host has both.
+    /// Binds `address`; `localhost:port` and `loopback:port` mean both loopback addresses if the host has both.
     ///
     /// # Errors
-    /// If it is no address, in use, or cannot be bound.
+    /// It is not an address, is in use, or cannot be bound.
     #[allow(clippy::unused_async)] // inside a runtime only
     pub async fn bind_each(address: &str) -> Result<Vec<Self>, ListenError> {
         let option: ListenOption = address.parse()?;
@@ -34,7 +34,7 @@ impl Listener {
         Ok(opened?.into_iter().map(Self).collect())
     }
 
-    /// Binds `address`, the first one if it stands for two.
+    /// Binds `address`; only the first socket if it means two.
     ///
     /// # Errors
     /// As [`Listener::bind_each`].
@@ -43,7 +43,7 @@ impl Listener {
         first.ok_or(ListenError::Address(AddressError::Form))
     }
 
-    /// The address to register: that of a TCP socket, with loopback for "any". None for a Unix socket.
+    /// The address to register: that of a TCP socket, with loopback instead of a wildcard. `None` for a Unix socket.
     #[must_use]
     pub fn advertised(&self) -> Option<SocketAddr> {
         let Socket::Tcp(_, address) = &self.0 else {

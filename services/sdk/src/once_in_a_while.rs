@@ -1,4 +1,4 @@
-//! How often to say that the last attempt failed. Pure: `now` is given.
+//! Limits how often a repeated failure is logged. Pure: `now` is a parameter.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
-//! The life of one registration: register, beat, register again when the stream breaks, leave. In comes what the
-//! instance is, out go its node's name and, at the end, who has acknowledged that it left. An agent that is not
-//! there, or refuses, is asked again for ever: nothing depends on start order. No socket of the service is touched.
+//! The life of one registration: register, beat, register again when the stream breaks, leave. Input: the instance.
+//! Output: its node's name and, at the end, who has acknowledged that it left. If the agent is away or refuses,
+//! registering is retried for ever, so that the order of starts does not matter. The service's sockets are not used
+//! here.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -27,22 +28,23 @@ use tonic::{
 
 use crate::once_in_a_while::OnceInAWhile;
 
-/// An agent that is away is asked again for ever, 0.1 to 2 s apart (DESIGN §5): with jitter, between half and all of these.
+/// Retries for ever while the agent is away, 0.1 to 2 s apart (DESIGN §5): jitter takes up to half of these delays.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(crate) const LAST_RETRY: Duration = Duration::from_secs(2);
-/// How long leaving may take in all (DESIGN §6).
+/// The longest time for leaving (DESIGN §6).
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// What the agent is told to wait for acknowledgements: less than we wait for its answer.
+/// How long the agent waits for acknowledgements; less than we wait for its answer.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
-/// One Register call; the agent answers from memory.
+/// Timeout of a Register call; the agent answers from memory.
 const REGISTER_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// A registration that is under way when the instance leaves gets so long to be answered, so that it can be undone.
+/// If the instance leaves while it registers, the answer is awaited for this long, so that the registration can be
+/// undone.
 const UNDO_WITHIN: Duration = Duration::from_secs(1);
 const DEFAULT_BEAT: Duration = Duration::from_secs(5);
 const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
-/// An agent that cannot be asked at all.
+/// The agent's address cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SdkError {
     #[error(
@@ -57,7 +59,7 @@ pub fn agent_address() -> String {
     from_environment("HEDDLE_AGENT", "http://127.0.0.1:15002")
 }
 
-/// The address that calls to other services go to: `HEDDLE_OUTBOUND`, else the default.
+/// The address for calls to other services: `HEDDLE_OUTBOUND`, else the default.
 #[must_use]
 pub fn outbound_address() -> String {
     from_environment("HEDDLE_OUTBOUND", "http://127.0.0.1:15001")
@@ -70,11 +72,11 @@ fn from_environment(name: &str, default: &str) -> String {
         .unwrap_or_else(|| default.to_owned())
 }
 
-/// What is registered, and where.
+/// What is registered, and with which agent.
 #[derive(Clone, Debug)]
 pub struct Membership {
     pub instance: Instance,
-    /// A serialized `google.protobuf.FileDescriptorSet` for what reflection does not tell; may be empty.
+    /// A serialized `google.protobuf.FileDescriptorSet` of what the instance serves; may be empty if it has reflection.
     pub file_descriptor_set: Bytes,
     /// `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
     pub agent: String,
@@ -83,30 +85,31 @@ pub struct Membership {
 /// How a registration ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Departure {
-    /// The agent knew the instance and has taken it out.
+    /// The agent knew the instance and has removed it.
     pub deregistered: bool,
     /// Every connected client has acknowledged it: no new call can come.
     pub acknowledged: bool,
-    /// Clients that had not, or why the agent could not be asked.
+    /// Clients that have not acknowledged, or why the agent could not be asked.
     pub unacknowledged: Vec<String>,
-    /// With [`Registration::leave_finished`]: the calls that were in flight have ended.
+    /// With [`Registration::leave_finished`]: the calls in flight have ended.
     pub finished: bool,
-    /// The same: calls that had not ended when the wait was over.
+    /// With [`Registration::leave_finished`]: the calls that had not ended when the wait was over.
     pub in_flight: u32,
 }
 
-/// How an instance goes.
+/// How an instance leaves.
 #[derive(Clone, Debug)]
 enum Manner {
-    /// It leaves, and waits for the clients' acknowledgement.
+    /// It waits for the clients' acknowledgement.
     Leaves,
-    /// The same, and then for the end of its calls in flight, at most so long.
+    /// It waits for the clients' acknowledgement and then, at most this long, for its calls in flight to end.
     Finishes(Duration),
-    /// It has gone already, and why.
+    /// It has already ended, with the cause.
     Vanished(String),
 }
 
-/// A registration kept alive in the background. Dropping every handle does not end it; [`Registration::leave`] does.
+/// A registration that is kept alive in the background. Only [`Registration::leave`] and its variants end it, not
+/// dropping the handles.
 #[derive(Clone, Debug)]
 pub struct Registration {
     leaving: CancellationToken,
@@ -116,10 +119,10 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Starts to register, and goes on for as long as the runtime lives.
+    /// Registers in the background, for as long as the runtime lives.
     ///
     /// # Errors
-    /// If the agent's address cannot be one. An agent that does not answer is no error.
+    /// The agent's address is invalid. An agent that does not answer is no error.
     pub fn start(membership: Membership) -> Result<Self, SdkError> {
         let client = RegistryClient::new(agent_channel(&membership.agent)?);
         let leaving = CancellationToken::new();
@@ -150,7 +153,7 @@ impl Registration {
         })
     }
 
-    /// The name of the node that this instance belongs to; empty until it is registered.
+    /// The name of this instance's node; empty until it is registered.
     #[must_use]
     pub fn node(&self) -> Arc<str> {
         self.node.borrow().clone()
@@ -165,26 +168,26 @@ impl Registration {
         }
     }
 
-    /// Takes the instance out and returns when every connected client has acknowledged it, or after
-    /// [`LEAVE_WITHIN`]. The instance must go on serving meanwhile. Later calls give the same answer.
+    /// Removes the instance. Returns when every connected client has acknowledged it, or after [`LEAVE_WITHIN`]. The
+    /// instance must go on serving meanwhile. Later calls give the same answer.
     pub async fn leave(&self) -> Departure {
         self.depart(Manner::Leaves).await
     }
 
-    /// The same, and then waits at most `within` for the end of the calls that the node's proxy has handed to the instance:
-    /// after that the instance may be stopped and no call is cut. For one that would end with its calls in flight; a
-    /// server that finishes them after a GOAWAY needs [`Registration::leave`] only.
+    /// Like [`Registration::leave`], and then waits, at most `within`, for the calls in flight from the node's proxy to
+    /// end: after that no call is cut if the instance stops. For a program that would cut its calls when it stops; a
+    /// server that finishes them after GOAWAY needs only [`Registration::leave`].
     pub async fn leave_finished(&self, within: Duration) -> Departure {
         self.depart(Manner::Finishes(within)).await
     }
 
-    /// Takes the instance out without waiting for any client: for one that has already gone, and why it has in a few
-    /// words ("its process ended"): the mesh is told of that as an event. Empty: no event.
+    /// Removes the instance without waiting for any client, because it has already ended. `cause` says why in a few
+    /// words ("its process ended") and is reported to the mesh as an event; empty: no event.
     pub async fn vanish(&self, cause: &str) -> Departure {
         self.depart(Manner::Vanished(cause.to_owned())).await
     }
 
-    /// The first manner counts.
+    /// Only the first call sets the manner.
     async fn depart(&self, manner: Manner) -> Departure {
         self.manner.get_or_init(|| manner);
         self.leaving.cancel();
@@ -196,10 +199,10 @@ impl Registration {
     }
 }
 
-/// A channel to an agent, connected when it is first used.
+/// A channel to an agent, connected at its first use.
 ///
 /// # Errors
-/// If the address cannot be one.
+/// The address is invalid.
 pub fn agent_channel(address: &str) -> Result<Channel, SdkError> {
     Ok(endpoint(address)?.connect_lazy())
 }
@@ -221,7 +224,7 @@ fn endpoint(address: &str) -> Result<Endpoint, SdkError> {
     Ok(endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true))
 }
 
-/// The background task's own state.
+/// The state of the background task.
 struct Member {
     client: RegistryClient<Channel>,
     agent: String,
@@ -262,7 +265,7 @@ impl Member {
         }
     }
 
-    /// Beats until the stream breaks (None) or the instance leaves.
+    /// Sends beats until the stream breaks (`None`) or the instance leaves.
     async fn stay(
         &mut self,
         response: RegisterResponse,
@@ -287,7 +290,7 @@ impl Member {
         let broken = tokio::select! {
             why = &mut alive => why,
             () = self.leaving.cancelled() => {
-                // The beats go on meanwhile: a broken stream would take the instance out before the clients know.
+                // Beats continue meanwhile: a broken stream would remove the instance before the clients know.
                 let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.manner()));
                 return Some(tokio::select! {
                     departure = &mut leave => departure,
@@ -329,7 +332,7 @@ fn refusal(status: &Status) -> String {
     }
 }
 
-/// How often to beat, and how long a missing answer means that the agent has gone.
+/// The interval of beats, and how long a missing answer means that the agent is gone.
 #[derive(Clone, Copy, Debug)]
 struct Rhythm {
     beat: Duration,
@@ -353,14 +356,14 @@ impl Rhythm {
     }
 }
 
-/// Beats until the stream ends; says why it did.
+/// Sends beats until the stream ends. Returns why it ended.
 async fn keep_alive(
     mut client: RegistryClient<Channel>,
     registration: String,
     rhythm: Rhythm,
     backoff: &mut Backoff,
 ) -> String {
-    // One beat may wait: an agent that does not read gets no pile of them.
+    // At most one beat waits, so that they do not pile up at an agent that does not read.
     let (beats, outgoing) = mpsc::channel(1);
     let first = KeepAliveRequest { registration };
     if beats.try_send(first).is_err() {

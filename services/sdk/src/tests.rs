@@ -29,7 +29,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A real gRPC server that behaves as an agent is told to behave.
+/// A real gRPC server that plays the agent.
 #[derive(Clone, Default)]
 struct FakeAgent(Arc<FakeState>);
 
@@ -214,7 +214,7 @@ async fn an_instance_registers_learns_its_node_and_beats() {
 
 #[tokio::test]
 async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
-    // Bound, so that nobody else is given the port, it refuses connections until it listens.
+    // Bound, so that nothing else gets the port, but refusing connections until it listens.
     let later = TcpSocket::new_v4().unwrap();
     later.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = later.local_addr().unwrap();
@@ -363,7 +363,7 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
     agent.beats(1).await;
     let acknowledge = Arc::new(Notify::new());
     *agent.0.hold_deregister.lock().unwrap() = Some(acknowledge.clone());
-    // The service under test happens to be a second registry: its Deregister is a call that takes as long as we like.
+    // The service under test is a second registry: its Deregister is a call whose length the test controls.
     let service = FakeAgent::default();
     let answer = Arc::new(Notify::new());
     *service.0.hold_deregister.lock().unwrap() = Some(answer.clone());
