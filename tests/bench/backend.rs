@@ -12,7 +12,7 @@ use crate::wire::{READ_BUFFER, Wire, config};
 
 const LISTENERS: usize = 2;
 
-/// Serves until it is killed; prints where once it listens.
+/// Serves until it is killed; prints its addresses once it listens.
 pub(crate) fn serve() -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
     let mut listeners = Vec::new();
@@ -83,7 +83,7 @@ struct Replies {
     trailers: Fields,
 }
 
-/// The requests of one connection that have not ended, by token less one.
+/// The requests of one connection that have not ended, at index token minus one.
 #[derive(Default)]
 struct Bodies {
     open: Vec<Vec<u8>>,

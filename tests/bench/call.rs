@@ -1,4 +1,4 @@
-//! A call of the benchmark on the wire, for both ends: headers, message, and the check of the response.
+//! A call of the benchmark on the wire, for client and backend: headers, message, and the check of the response.
 
 use heddle_h2::Fields;
 
@@ -6,12 +6,12 @@ use heddle_h2::Fields;
 pub(crate) const PROTO_SERVICE: &str = "bench.Echo";
 const PATH: &[u8] = b"/bench.Echo/Unary";
 
-/// gRPC's prefix of a message: a flag and its length.
+/// gRPC's message prefix: a flag and the length.
 const PREFIX: usize = 5;
-/// Where the number of the call stands in the message, so that no reply can be taken for another's.
+/// The position of the call's number in the message, so that replies cannot be confused.
 const NUMBER: std::ops::Range<usize> = PREFIX..PREFIX + 8;
 
-/// Makes requests that differ from call to call as a real client's do.
+/// Makes requests that differ from call to call, as those of a real client do.
 pub(crate) struct Requests {
     fields: Fields,
     realistic: bool,
@@ -62,7 +62,7 @@ impl Requests {
         &self.fields
     }
 
-    /// The message of a call, which is its reply too.
+    /// The message of a call, which is also its reply.
     pub(crate) fn message(&mut self, number: u64) -> &[u8] {
         self.message[NUMBER].copy_from_slice(&number.to_be_bytes());
         &self.message
@@ -72,7 +72,7 @@ impl Requests {
         self.message.len()
     }
 
-    /// Whether `piece` is what stands at `at` in the message of that call.
+    /// Whether `piece` is the part of that call's message at offset `at`.
     pub(crate) fn is_piece(&mut self, number: u64, at: usize, piece: &[u8]) -> bool {
         self.message(number).get(at..at + piece.len()) == Some(piece)
     }

@@ -1,5 +1,5 @@
-//! Instructions per call, which do not vary as the clock of a virtual machine does. heddle-proxy runs under callgrind
-//! twice with different numbers of calls; the difference excludes start-up and shutdown.
+//! Instructions per call, which unlike times do not vary on a virtual machine. heddle-proxy runs under callgrind twice
+//! with different numbers of calls; the difference excludes start-up and shutdown.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::load::Load;
 use crate::options::{Instructions, Shape};
 use crate::peers;
 
-/// Under callgrind everything takes some fifty times as long.
+/// Under callgrind everything takes about fifty times as long.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(options: &Instructions) -> anyhow::Result<()> {
@@ -32,7 +32,7 @@ pub(crate) fn run(options: &Instructions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All user instructions of a heddle-proxy that serves so many calls.
+/// All user instructions of a heddle-proxy that serves this many calls.
 fn count(shape: Shape, calls: usize, profile: Option<&Path>) -> anyhow::Result<u64> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

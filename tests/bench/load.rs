@@ -1,5 +1,5 @@
-//! The load generator: a number of connections with a number of calls each; a finished call is followed by the next.
-//! Each response is checked completely; a wrong or missing one ends the benchmark.
+//! The load generator: a number of connections with a number of concurrent calls each; a finished call is followed by
+//! the next. Each response is checked completely; a wrong or missing one ends the benchmark.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::call::{Requests, is_response, is_trailers};
 use crate::options::Shape;
 use crate::wire::{READ_BUFFER, Wire, config};
 
-/// How long nothing may come back before the peer counts as stuck.
+/// When a peer that sends nothing counts as stuck.
 const STUCK: Duration = Duration::from_secs(20);
 
 pub(crate) struct Load {
@@ -39,7 +39,7 @@ struct Call {
     received: usize,
 }
 
-/// What was seen since it was last taken.
+/// What was recorded since the last measurement.
 #[derive(Default)]
 struct Tally {
     next: u64,
@@ -52,7 +52,7 @@ struct Tally {
 /// One measurement.
 pub(crate) struct Sample {
     pub(crate) elapsed: Duration,
-    /// One for each call that ended, sorted.
+    /// The latencies of the calls that ended, sorted.
     pub(crate) latencies: Vec<Duration>,
 }
 
@@ -112,7 +112,7 @@ impl Load {
         Ok(load)
     }
 
-    /// Keeps the load up for a while; calls under way at its end stay so.
+    /// Keeps up the load for `window`; calls in flight at its end are not waited for.
     pub(crate) fn run_for(&mut self, window: Duration) -> anyhow::Result<Sample> {
         self.tally.latencies.clear();
         let begun = Instant::now();
@@ -125,7 +125,7 @@ impl Load {
         Ok(Sample { elapsed, latencies })
     }
 
-    /// Keeps the load up until so many calls have ended.
+    /// Keeps up the load until this many calls have ended.
     pub(crate) fn run_calls(&mut self, calls: usize) -> anyhow::Result<()> {
         self.tally.latencies.clear();
         while self.tally.latencies.len() < calls {
@@ -134,7 +134,7 @@ impl Load {
         Ok(())
     }
 
-    /// Starts no more calls and waits for those under way.
+    /// Starts no more calls and waits for those in flight.
     pub(crate) fn finish(mut self) -> anyhow::Result<()> {
         self.tally.stopping = true;
         while self.tally.in_flight > 0 {

@@ -1,7 +1,7 @@
 //! Benchmarks: the cost of a call through Heddle compared with a raw TCP relay and stock Envoy, measured in the same
-//! minutes on the same core, and the cost of an endpoint update in the control plane. Takes release binaries that were
-//! built before; gives a table and JSON. Proxies run on core 0, load and backends on core 1. No code of a proxy is linked
-//! here: it is measured as its own process.
+//! minutes on the same core, and the cost of an endpoint update in the control plane. Needs release binaries that were
+//! built before; prints a table and writes JSON. Proxies run on core 0, load and backends on core 1. No code of a proxy
+//! is linked here: each is measured as its own process.
 //!
 //!     cargo build --release && cargo run --release -p heddle-tests --bin bench -- compare
 #![allow(

@@ -1,4 +1,4 @@
-//! What to run: the command line.
+//! The command line.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -135,9 +135,9 @@ impl std::fmt::Display for Peer {
 pub(crate) struct Shape {
     pub(crate) connections: usize,
     pub(crate) streams: usize,
-    /// Bytes of the message, both ways.
+    /// Size of the message in bytes, in both directions.
     pub(crate) bytes: usize,
-    /// Token, trace context and deadline beside the bare headers.
+    /// Whether requests have a token, trace context and deadline in addition to the minimal headers.
     pub(crate) realistic: bool,
 }
 

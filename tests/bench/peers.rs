@@ -17,14 +17,14 @@ pub(crate) const LOAD_CORE: &str = "1";
 /// A running peer; it ends when this is dropped.
 pub(crate) struct Running {
     pub(crate) peer: Peer,
-    /// Where calls go.
+    /// The address that the load generator calls.
     pub(crate) address: SocketAddr,
-    /// None where calls go to the backends themselves.
+    /// `None` for direct calls to the backends.
     pub(crate) process: Option<Process>,
     _folder: Option<TempDir>,
 }
 
-/// The backends, and their addresses.
+/// Starts the backends. Returns their process and addresses.
 pub(crate) async fn backends() -> anyhow::Result<(Process, Vec<SocketAddr>)> {
     let mut process = pinned("bench-backend", LOAD_CORE, &std::env::current_exe()?)
         .arg("backend")
@@ -62,7 +62,8 @@ async fn tcp(backends: &[SocketAddr]) -> anyhow::Result<Running> {
     })
 }
 
-/// heddle-proxy with one worker, its instances from a file and no control plane; `under` is what runs it.
+/// heddle-proxy with one worker, its instances from a file and no control plane; `under` is a tool that runs it, with
+/// its arguments.
 pub(crate) async fn heddle(under: &[String], backends: &[SocketAddr]) -> anyhow::Result<Running> {
     let folder = temp::folder();
     let services = folder.path().join("services");
@@ -78,7 +79,7 @@ pub(crate) async fn heddle(under: &[String], backends: &[SocketAddr]) -> anyhow:
     let any = "127.0.0.1:0";
     let start = start
         .args(["--node", "bench", "--workers", "1"])
-        // A mesh may run on this machine, a demo for instance: the default would join it.
+        // Another mesh, for instance a demo, may run on this machine: the default would join it.
         .args(["--control", "none"])
         .args([
             "--outbound",
@@ -114,7 +115,7 @@ fn services_file(backends: &[SocketAddr]) -> String {
     text
 }
 
-/// Envoy as it comes, one worker, no access log, one route to the backends in turn.
+/// Stock Envoy: one worker, no access log, one route to the backends with round robin.
 async fn envoy(backends: &[SocketAddr]) -> anyhow::Result<Running> {
     let folder = temp::folder();
     let address = temp::free_addr();
@@ -186,7 +187,7 @@ pub(crate) fn pinned(name: &str, core: &str, program: &Path) -> Start {
         .arg(program)
 }
 
-/// A release binary beside this one.
+/// A release binary in the same folder as this one.
 pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let here = std::env::current_exe()?;
     let path = here

@@ -9,15 +9,15 @@ use mio::{Events, Interest, Poll, Token};
 
 const LISTENER: Token = Token(usize::MAX);
 
-/// One side of a pair; its partner is the one with the lowest bit of its number turned.
+/// One side of a pair; the index of its partner differs in the lowest bit.
 struct Side {
     socket: TcpStream,
-    /// What the socket has not taken yet.
+    /// Bytes that the socket has not accepted yet.
     waiting: Vec<u8>,
     open: bool,
 }
 
-/// Relays to the backends in turn until it is killed; prints where once it listens.
+/// Relays to the backends in turn until it is killed; prints its address once it listens.
 pub(crate) fn serve(to: &[SocketAddr]) -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
     let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
@@ -67,7 +67,7 @@ fn accept(
     Ok(())
 }
 
-/// Carries what `at` has said to its partner; false when the pair is of no more use.
+/// Copies bytes from side `at` to its partner. False if the pair must be closed.
 fn carry(sides: &mut [Option<Side>], at: usize, buffer: &mut [u8]) -> bool {
     let (low, high) = sides.split_at_mut(at | 1);
     let (Some(Some(first)), Some(Some(second))) = (low.last_mut(), high.first_mut()) else {
@@ -82,7 +82,7 @@ fn carry(sides: &mut [Option<Side>], at: usize, buffer: &mut [u8]) -> bool {
         if !to.waiting.is_empty() {
             match to.socket.write(&to.waiting) {
                 Ok(written) => drop(to.waiting.drain(..written)),
-                // The kernel says "not connected" until the connection to the backend stands.
+                // The kernel reports "not connected" until the connection to the backend is established.
                 Err(error) if is_later(error.kind()) => return true,
                 Err(_) => return false,
             }

@@ -1,4 +1,4 @@
-//! Results of the rounds: medians and ratios within each round, as a table and as JSON.
+//! The results of the rounds: medians, and ratios within each round, as a table and as JSON.
 
 use std::path::Path;
 
@@ -78,7 +78,7 @@ impl Measured {
     }
 }
 
-/// Writes the figures to a file, or prints nothing if there is none to write to.
+/// Writes the figures to a file; does nothing without one.
 pub(crate) fn json(measured: &[Measured], to: Option<&Path>) -> anyhow::Result<()> {
     let Some(to) = to else { return Ok(()) };
     let shapes: Vec<Value> = measured.iter().map(shape).collect();
@@ -116,7 +116,7 @@ fn shape(measured: &Measured) -> Value {
     })
 }
 
-/// The middle one; of an even number the lower of the two.
+/// The median; of an even number the lower of the two middle values.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.filter(|value| !value.is_nan()).collect();
     values.sort_unstable_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! The rounds: every peer once in every shape, directly one after the other, so that a ratio compares measurements of
-//! the same second. CPU time comes from the kernel's accounting.
+//! The rounds: every peer once in every shape, one directly after the other, so that a ratio compares measurements of
+//! the same moment. CPU time comes from the kernel's accounting.
 
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use crate::load::Load;
 use crate::options::{Compare, Peer, Shape};
 use crate::peers::{self, LOAD_CORE, Running};
 
-/// Before each measurement, so that connections, tables and caches are what they are under steady load.
+/// The warm-up before each measurement, so that connections, tables and caches are in a steady state.
 const WARM_UP: Duration = Duration::from_millis(60);
 
 /// One measurement of one peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     pub(crate) calls_per_second: f64,
-    /// Processor time of the peer for each call, in µs; not a number for `direct`.
+    /// CPU time of the peer per call, in µs; NaN for `direct`.
     pub(crate) cpu: f64,
-    /// Part of its core that the peer used; not a number for `direct`.
+    /// The part of its core that the peer used; NaN for `direct`.
     pub(crate) share: f64,
     /// In µs.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
 }
 
-/// All measurements of one shape: per round and peer.
+/// All measurements of one shape, by round and peer.
 pub(crate) struct Measured {
     pub(crate) shape: Shape,
     pub(crate) peers: Vec<Peer>,
@@ -35,7 +35,7 @@ pub(crate) struct Measured {
 
 const PINNED: &str = "BENCH_PINNED";
 
-/// Puts this process, which makes the load, on its core by starting again through taskset.
+/// Pins this process, which makes the load, to its core by restarting it with taskset.
 pub(crate) fn pin_self() -> anyhow::Result<()> {
     if std::env::var_os(PINNED).is_some() {
         return Ok(());
@@ -75,7 +75,7 @@ pub(crate) fn run(options: &Compare) -> anyhow::Result<Vec<Measured>> {
         for shape in &mut measured {
             let mut row = Vec::new();
             for at in 0..running.len() {
-                // Whoever goes first differs from round to round.
+                // The order rotates, so that another peer is first in each round.
                 row.push((at + round) % running.len());
             }
             let mut measures = vec![None; running.len()];
@@ -130,7 +130,7 @@ pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// What all threads of a process have spent on a processor.
+/// The CPU time that all threads of a process have used.
 pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let mut nanoseconds = 0;
     let tasks = format!("/proc/{pid}/task");

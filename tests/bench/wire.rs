@@ -1,4 +1,4 @@
-//! One HTTP/2 connection of the load generator or a backend: a socket and a heddle-h2 connection. A slower stack than
+//! One HTTP/2 connection of the load generator or a backend: a socket and a heddle-h2 connection. A stack slower than
 //! the measured one would distort every ratio.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,7 +16,7 @@ pub(crate) struct Wire {
     pub(crate) machine: Connection,
 }
 
-/// Windows so large that neither end is what holds a call up.
+/// Flow control windows so large that neither end limits a call.
 pub(crate) fn config() -> Config {
     Config {
         stream_window: 1 << 20,
@@ -42,7 +42,7 @@ impl Wire {
         Ok(Self { socket, machine })
     }
 
-    /// Reads all that is there and hands every event to `on_event`; false when the other side has gone.
+    /// Reads what is available and passes every event to `on_event`. False if the other side has closed the connection.
     pub(crate) fn read(
         &mut self,
         buffer: &mut [u8],
@@ -74,7 +74,7 @@ impl Wire {
         }
     }
 
-    /// Writes what there is to write, as far as the socket takes it.
+    /// Writes as much pending output as the socket accepts.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while !self.machine.output().is_empty() {
             match self.socket.write(self.machine.output()) {

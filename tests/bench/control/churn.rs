@@ -17,18 +17,18 @@ use crate::rounds::micros;
 
 /// The service that changes.
 const SERVICE: usize = 0;
-/// Changes that are measured by themselves, and the pause between two of them.
+/// The number of changes that are measured one by one, and the pause between them.
 const SINGLE: usize = 40;
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long instances leave and join, and how many in one message.
+/// How long instances leave and join, and how many per message.
 const CHURN: Duration = Duration::from_secs(10);
 const TOGETHER: usize = 500;
-/// Between two Hellos.
+/// Pause between two Hellos.
 const BETWEEN: Duration = Duration::from_millis(50);
-/// Nodes that say Hello have numbers from here on.
+/// The first number of the nodes that send Hellos.
 const HONEST: usize = 1_000;
 
-/// For each number of endpoints, with clients that use the service.
+/// Runs once for each number of endpoints, with clients that use the service.
 pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
     for &endpoints in &options.churn {
         let plane = Plane::start(options.store.as_deref()).await?;
@@ -87,7 +87,7 @@ fn numbered(number: usize, weight: u32) -> LocalInstance {
     local
 }
 
-/// All of them join; gives how many.
+/// All instances join. Returns how many.
 async fn put(node: &mut Node, endpoints: usize) -> anyhow::Result<u64> {
     let all: Vec<_> = (0..endpoints).map(|each| numbered(each, 1)).collect();
     let mut sequence = 0;
@@ -98,7 +98,7 @@ async fn put(node: &mut Node, endpoints: usize) -> anyhow::Result<u64> {
     Ok(endpoints as u64)
 }
 
-/// All of them leave.
+/// All instances leave. Returns how many.
 async fn remove(node: &mut Node, endpoints: usize) -> anyhow::Result<u64> {
     let gone = |each| GoneInstance {
         service: super::nodes::service(SERVICE),
@@ -134,7 +134,7 @@ impl Node {
     }
 }
 
-/// Nodes that open a session with an instance of another service, one after the other.
+/// One node after the other opens a session with an instance of another service. Returns how long each took.
 async fn hellos(
     grpc: std::net::SocketAddr,
     churning: Arc<AtomicBool>,

@@ -1,6 +1,6 @@
-//! Many delta clients in one process, each a gRPC stream on its own connection. Each subscribes as a proxy that uses
-//! every service, acknowledges responses, and reconnects with the versions that it has. Their state is the same once
-//! they have settled, so it is kept once.
+//! Many delta clients in one process, each with a gRPC stream on its own connection. Each subscribes like a proxy that
+//! uses every service, acknowledges responses, and reconnects with the versions that it has. Once settled, all clients
+//! have the same state, so it is stored once.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,9 +16,9 @@ use tonic_prost::ProstCodec;
 use super::plane;
 use super::wire::{CLUSTER, DeltaRequest, DeltaResponse, ENDPOINTS, INDEX, PATH, proxy};
 
-/// Longest response that a client takes.
+/// The largest response that a client accepts.
 const MAX_RESPONSE: usize = 256 << 20;
-/// Pause before a client comes back.
+/// Pause before a client reconnects.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Type → name → version.
@@ -28,7 +28,7 @@ struct Shared {
     address: SocketAddr,
     services: Vec<String>,
     versions: Mutex<Versions>,
-    /// How many assignments came, of all clients together, and when the last of them was acknowledged.
+    /// The number of assignments that all clients together received, and when the last one was acknowledged.
     progress: watch::Sender<Progress>,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Connects so many clients; returns at once.
+    /// Connects this many clients; returns at once.
     pub(super) fn connect(address: SocketAddr, clients: usize, services: Vec<String>) -> Self {
         let (progress, seen) = watch::channel(Progress {
             assignments: 0,
@@ -84,7 +84,7 @@ impl Fleet {
         self.reached(all, patience).await.map(drop)
     }
 
-    /// Waits until every client has its stream.
+    /// Waits until every client has an open stream.
     pub(super) async fn connected(&mut self, patience: Duration) -> anyhow::Result<()> {
         let clients = self.clients;
         let all = self.seen.wait_for(|progress| progress.streams == clients);
@@ -94,13 +94,13 @@ impl Fleet {
         Ok(())
     }
 
-    /// How many assignments came so far, of all clients together.
+    /// The number of assignments that all clients together have received so far.
     pub(super) fn assignments(&self) -> usize {
         self.seen.borrow().assignments
     }
 
-    /// Waits until one more assignment came to each client than the `before` of all; gives when the last one was
-    /// acknowledged.
+    /// Waits until each client has received one more assignment; `before` is the total before that. Returns when the
+    /// last one was acknowledged.
     pub(super) async fn each_after(
         &mut self,
         before: usize,
@@ -130,7 +130,7 @@ impl Fleet {
 async fn client(shared: Arc<Shared>, number: usize) {
     let mut held = Versions::new();
     loop {
-        // A stream that does not open, or ends, is opened again.
+        // A stream that fails to open or ends is reopened.
         if let Ok(open) = open(&shared, number, &held).await {
             follow(&shared, number, open).await;
             held = shared.versions().clone();
@@ -139,7 +139,7 @@ async fn client(shared: Arc<Shared>, number: usize) {
     }
 }
 
-/// One stream until it ends.
+/// Follows one stream until it ends.
 async fn follow(shared: &Shared, number: usize, open: Open) {
     let (mut answers, requests) = open;
     shared
@@ -156,7 +156,7 @@ async fn follow(shared: &Shared, number: usize, open: Open) {
         } else {
             0
         };
-        // All are told the same: one of them keeps it for all.
+        // All clients receive the same: the first one stores it for all.
         if number == 0 {
             let mut versions = shared.versions();
             let held = versions.entry(type_url.clone()).or_default();
@@ -184,7 +184,7 @@ async fn follow(shared: &Shared, number: usize, open: Open) {
 
 type Open = (tonic::Streaming<DeltaResponse>, mpsc::Sender<DeltaRequest>);
 
-/// `held` is what the client says that it holds already.
+/// Opens a stream; `held` has the versions that the client already has.
 async fn open(shared: &Shared, number: usize, held: &Versions) -> anyhow::Result<Open> {
     let ask = |url: &str, names: Vec<String>| DeltaRequest {
         type_url: url.to_owned(),

@@ -1,5 +1,6 @@
-//! Clients that use as much memory of the control plane as they can: watches that nobody reads, and streams with made-
-//! up names, each with its own node id. Measured are the memory of the process and the number of refused calls.
+//! Clients that use as much memory of the control plane as they can: watches that nobody reads, and streams that
+//! subscribe to many invented names, each with its own node id. Measures the memory of the process and the number of
+//! refused calls.
 
 use std::time::Duration;
 
@@ -15,15 +16,15 @@ use super::wire::{DeltaRequest, DeltaResponse, ENDPOINTS, PATH, proxy};
 use super::{Figures, REST, number};
 use crate::options::Control;
 
-/// They come by so many connections.
+/// The number of connections that they share.
 const CONNECTIONS: usize = 20;
-/// Names that a stream makes up, and their length.
+/// How many names a stream invents, and their length.
 const NAMES: usize = 8_000;
 const NAME: usize = 400;
-/// Instances that there are, of which watches tell.
+/// The nodes and their instances, which the watches report.
 const NODES: usize = 10;
 const INSTANCES: usize = 1_000;
-/// So long a call is waited for.
+/// The longest wait for a call.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
@@ -78,7 +79,7 @@ pub(super) async fn run(options: &Control, figures: &mut Figures) -> anyhow::Res
     Ok(())
 }
 
-/// A connection whose client takes little at a time.
+/// A connection with small flow control windows.
 fn narrow(address: std::net::SocketAddr) -> anyhow::Result<tonic::transport::Channel> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
         .initial_stream_window_size(1 << 10)

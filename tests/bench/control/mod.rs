@@ -1,5 +1,5 @@
 //! The cost of an endpoint update: a release heddle-control on core 0, and on core 1 the nodes that write and the
-//! clients that receive, all over real gRPC streams. Takes sizes and gives figures as lines and as JSON. The control
+//! clients that receive, all over real gRPC streams. Prints the figures as lines and writes them as JSON. The control
 //! plane runs as its own process; none of its code is linked here.
 
 mod churn;
@@ -20,15 +20,15 @@ use clients::Fleet;
 use nodes::Node;
 use plane::Plane;
 
-/// Longest wait for anything that is under way.
+/// The longest wait for anything.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// A control plane may be measured when it has come to rest.
+/// The pause before a measurement, until the control plane is idle.
 const REST: Duration = Duration::from_secs(2);
-/// Changes under way per node while the store is saturated.
+/// Changes in flight per node while the store is saturated.
 const WINDOW: u64 = 256;
-/// How long it is saturated.
+/// How long the store is saturated.
 const SATURATED: Duration = Duration::from_secs(5);
-/// Instances per node where many live.
+/// Instances per node in the part with many live instances.
 const LIVE_PER_NODE: usize = 1_000;
 
 pub(crate) fn run(options: &Control) -> anyhow::Result<()> {
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Control) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many changes a second become durable, with nobody to be told.
+/// How many changes per second become durable, without clients.
 async fn writes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
     let plane = Plane::start(options.store.as_deref()).await?;
     let nodes = open(&plane, options).await?;
@@ -76,7 +76,7 @@ async fn writes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What one change costs when many clients are told.
+/// The cost of one change when many clients receive it.
 async fn pushes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
     let mut plane = Plane::start(options.store.as_deref()).await?;
     let mut nodes = open(&plane, options).await?;
@@ -121,7 +121,7 @@ async fn pushes(options: &Control, figures: &mut Figures) -> anyhow::Result<()> 
     resync(options, &mut plane, &mut nodes, &mut fleet, figures).await
 }
 
-/// From a change on its way to the control plane until the last client acknowledges it.
+/// The time from sending a change until the last client acknowledges it.
 async fn change(
     nodes: &mut [Node],
     fleet: &mut Fleet,
@@ -138,7 +138,8 @@ async fn change(
     Ok(fleet.each_after(before, TIMEOUT).await? - start)
 }
 
-/// The control plane is killed and comes back: how long until everybody has what changes then.
+/// The control plane is killed and restarted: how long until it is ready and all clients are back, and how much it
+/// sends again.
 async fn resync(
     options: &Control,
     plane: &mut Plane,
@@ -170,7 +171,7 @@ async fn resync(
     Ok(())
 }
 
-/// What many instances take.
+/// The memory that many instances take.
 async fn live(options: &Control, figures: &mut Figures) -> anyhow::Result<()> {
     let plane = Plane::start(options.store.as_deref()).await?;
     let nodes = options.live / LIVE_PER_NODE;
@@ -187,7 +188,7 @@ async fn open(plane: &Plane, options: &Control) -> anyhow::Result<Vec<Node>> {
     nodes::open_all(|| plane.channel(), options.endpoints, options.services).await
 }
 
-/// Names and numbers in the order in which they were found.
+/// Names and figures in the order of measurement.
 #[derive(Default)]
 struct Figures(Map<String, Value>);
 

@@ -1,4 +1,4 @@
-//! Simulated nodes with instances: each has one session, as an agent has, sends a Hello with its full set and then
+//! Simulated nodes with instances. Like an agent, each has one session, and sends a Hello with its full set and then
 //! changes. The caller decides how many changes are in flight.
 
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 const BEAT: Duration = Duration::from_secs(3);
-/// Messages on the way to the transport.
+/// The most messages that wait for the transport.
 const QUEUE: usize = 1024;
-/// Each session counts as a new process of its node.
+/// Makes the process ids unique: each session counts as a new process of its node.
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
-/// The name of a service by its number.
+/// The name of the service with this number.
 pub(super) fn service(number: usize) -> String {
     format!("s{number:04}")
 }
@@ -37,7 +37,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A session with one instance of each of so many services.
+    /// Opens a session with one instance of each of `services` services.
     pub(super) async fn open(
         channel: Channel,
         number: usize,
@@ -81,7 +81,7 @@ impl Node {
         })
     }
 
-    /// The number of the next change.
+    /// The sequence number of the next change.
     pub(super) fn next(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
@@ -91,7 +91,7 @@ impl Node {
         Ok(self.requests.send(message).await?)
     }
 
-    /// Changes the weight of the node's instance of a service; returns the number of the change.
+    /// Changes the weight of the node's instance of a service. Returns the sequence number of the change.
     pub(super) async fn change(&mut self, service: usize, weight: u32) -> anyhow::Result<u64> {
         self.sequence += 1;
         let change = Change {
@@ -178,7 +178,7 @@ pub(super) fn instance(node: usize, number: usize, weight: u32) -> LocalInstance
     }
 }
 
-/// One session for each node, opened side by side.
+/// One session per node, opened concurrently.
 pub(super) async fn open_all(
     channel: impl Fn() -> anyhow::Result<Channel>,
     nodes: usize,
@@ -190,7 +190,7 @@ pub(super) async fn open_all(
     futures_util::future::try_join_all(opening).await
 }
 
-/// How many changes a second become durable when every node has `window` of them under way, for `length`.
+/// How many changes become durable within `length` when every node keeps `window` of them in flight.
 pub(super) async fn saturate(
     nodes: Vec<Node>,
     services: usize,

@@ -1,5 +1,5 @@
-//! The control plane under test: a release heddle-control on its own core, on either store, with figures from the
-//! kernel and its `/metrics`.
+//! The control plane under test: a release heddle-control on its own core, with either store, with figures from the
+//! kernel and from its `/metrics`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::peers::{PROXY_CORE, beside, pinned};
 use crate::rounds::cpu_time;
 
-/// Windows of the connections to it: what is measured is not the wait for window updates.
+/// The flow control windows of connections to it: large, so that waits for window updates are not measured.
 const WINDOW: u32 = 4 << 20;
 
 pub(super) struct Plane {
@@ -25,7 +25,7 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    /// `store` is an option of heddle-control; none means an embedded store in a new folder.
+    /// `store` is the `--store` option of heddle-control; `None` means an embedded store in a new folder.
     pub(super) async fn start(store: Option<&str>) -> anyhow::Result<Self> {
         let folder = temp::folder();
         let store = store.map_or_else(
@@ -42,7 +42,7 @@ impl Plane {
         })
     }
 
-    /// Kills it and starts it on the same store; returns when it says that it is ready.
+    /// Kills it and restarts it with the same store; returns when it is ready.
     pub(super) async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill().await;
         self.process = spawn(self.grpc, self.http, &self.store).await?;
@@ -68,7 +68,7 @@ impl Plane {
         Ok(kib * 1024)
     }
 
-    /// A counter of `/metrics`, all its labels together.
+    /// A counter of `/metrics`, summed over its labels.
     pub(super) async fn metric(&self, name: &str) -> anyhow::Result<u64> {
         let (status, text) = http_get::get(self.http, "/metrics")
             .await

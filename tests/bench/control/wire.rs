@@ -49,7 +49,7 @@ pub(super) struct DeltaResponse {
 pub(super) struct Resource {
     #[prost(string, tag = "1")]
     pub(super) version: String,
-    /// The `Any`, as it came.
+    /// The `Any`, undecoded.
     #[prost(bytes = "bytes", tag = "2")]
     pub(super) content: Bytes,
     #[prost(string, tag = "3")]
