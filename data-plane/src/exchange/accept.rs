@@ -1,5 +1,5 @@
-//! Accepted sockets become connections, as many as each listener may have; over the bound the idlest one is closed.
-//! Sockets come in, connections go out.
+//! Turns accepted sockets into connections, up to each listener's limit; beyond it the idlest connection is closed.
+//! Takes sockets, gives connections.
 
 use super::owner::Exchange;
 use crate::caller::{Caller, Role};
@@ -8,7 +8,7 @@ use crate::keys::ConnKey;
 use crate::observe::Counter;
 
 impl Exchange {
-    /// Makes a connection of an accepted socket. `None`: there is no room for it, and it is closed.
+    /// Makes a connection of an accepted socket. `None` if there is no room for it; the socket is then closed.
     pub(crate) fn accept(&mut self, role: Role, transport: Transport) -> Option<ConnKey> {
         let (bound, counter) = match role {
             Role::Outbound => (
@@ -60,7 +60,7 @@ impl Exchange {
         Some(key)
     }
 
-    /// Closes the idlest connection of a listener; false if all of them have a call in flight.
+    /// Closes the idlest connection of a listener; false if all of them have calls in flight.
     pub(crate) fn close_idlest(&mut self, role: Role) -> bool {
         let Some(key) = self.conns.idlest(role) else {
             return false;

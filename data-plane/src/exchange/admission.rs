@@ -1,7 +1,7 @@
-//! Admission: the one step between routing and the choice of an endpoint, where a call is let on or refused. It owns
-//! what callers share: the memory that the worker buffers, and the places of calls that wait. A call whose caller and,
-//! unless the proxy answers it itself, whose service are known comes in; leave to go on or a failure goes out. Rate
-//! limits and authorisation belong here; where a call goes and what it is told by its server do not.
+//! Admission: the one step between routing and the choice of an endpoint that accepts or refuses a call. It owns what
+//! callers share: the worker's buffer memory and the places of waiting calls. Takes a call whose caller is known, and
+//! whose service is known unless the proxy answers the call itself; gives permission or a failure. Rate limits and
+//! authorization belong here; routing and responses do not.
 
 use rustc_hash::FxHashMap;
 
@@ -24,7 +24,8 @@ pub(crate) struct Admission {
     for_streams: StreamPlaces,
 }
 
-/// Places of calls that wait for a stream, by service and there by caller; none is kept without a waiting call.
+/// Places of calls that wait for a stream, by service and within it by caller. Entries without waiting calls are
+/// removed.
 #[derive(Debug, Default)]
 struct StreamPlaces {
     by_service: FxHashMap<u32, Shares<ConnKey>>,
@@ -41,17 +42,17 @@ impl Admission {
         }
     }
 
-    /// How many calls wait for a table or for endpoints.
+    /// Number of calls that wait for a table or for endpoints.
     pub(crate) fn waiting_for_state(&self) -> usize {
         self.for_table.len() + self.for_endpoints.len()
     }
 
-    /// How many calls wait for a stream.
+    /// Number of calls that wait for a stream.
     pub(crate) fn waiting_for_streams(&self) -> usize {
         self.for_streams.taken
     }
 
-    /// Whether one more call of this account may wait for a stream, where `bound` calls of a service may.
+    /// Whether one more call of this account may wait for a stream, if at most `bound` calls of a service may wait.
     pub(crate) fn has_place_for_stream(
         &self,
         account: Account,
@@ -63,14 +64,14 @@ impl Admission {
         }
     }
 
-    /// A call waits for a stream. One that had a place before and lost its stream again gets one over the bound.
+    /// A call starts to wait for a stream. A call that loses its stream again gets a place even beyond the bound.
     pub(crate) fn take_place_for_stream(&mut self, account: Account) {
         let places = self.for_streams.by_service.entry(account.service);
         places.or_default().add(&account.caller, 1);
         self.for_streams.taken += 1;
     }
 
-    /// It does not wait any more.
+    /// A call stops waiting for a stream.
     pub(crate) fn leave_place_for_stream(&mut self, account: Account) {
         let places = &mut self.for_streams;
         places.taken = places.taken.saturating_sub(1);
@@ -84,8 +85,8 @@ impl Admission {
 }
 
 impl Exchange {
-    /// Whether a routed call may go on: its caller's connection and its service are within their shares of the worker's
-    /// memory. False if it is answered.
+    /// Whether a routed call may continue: its caller's connection and its service are within their shares of the
+    /// worker's memory. If false, the call has been answered.
     #[inline]
     pub(super) fn admit_call(&mut self, key: CallKey) -> bool {
         match self.over_share(key) {

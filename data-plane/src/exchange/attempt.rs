@@ -1,5 +1,5 @@
-//! One attempt of a call: an endpoint is picked, a connection found or waited for, and the request sent as far as
-//! it has come. A routed call comes in; a stream upstream, a place in a queue or a failure goes out.
+//! One attempt of a call: picks an endpoint, finds a connection or waits for one, and sends what has arrived of the
+//! request. Takes a routed call; gives an upstream stream, a place in a queue or a failure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +22,11 @@ use crate::observe::Counter;
 use crate::upstream::dial::Dial;
 use crate::upstream::pool::Pool;
 
-/// How long a call waits for the next dial of an address that has failed, when there is no other.
+/// Longest time that a call waits for the next dial of an address that failed. If it is longer, the call fails at once.
 const LONGEST_DIAL_WAIT: Duration = Duration::from_millis(250);
 
 impl Exchange {
-    /// The first attempt of a call whose service is known.
+    /// Begins the first attempt of a call whose service is known.
     pub(crate) fn begin_attempts(&mut self, key: CallKey) {
         let now = self.now;
         if let Some(call) = self.calls.get_mut(key) {
@@ -41,16 +41,16 @@ impl Exchange {
         self.begin_attempt(key);
     }
 
-    /// Health and reflection: the control side answers, on this worker's own connection to it.
+    /// Health and reflection: the control side answers, over this worker's own connection to it.
     pub(crate) fn attempt_internal(&mut self, key: CallKey) {
         if let Some(pool) = self.pools.pool_for(Dial::Internal) {
             self.send_or_wait(key, pool);
         }
     }
 
-    /// Picks an endpoint and sends the call there, or lets it wait for a connection.
+    /// Picks an endpoint and sends the call there, or makes it wait for a connection.
     pub(crate) fn begin_attempt(&mut self, key: CallKey) {
-        // Drawn from and put back, since picking looks at all of the worker.
+        // A copy that is written back below, since picking borrows all of `self`.
         let mut rng = self.rng.clone();
         let Some(call) = self.calls.get(key) else {
             return;
@@ -97,8 +97,8 @@ impl Exchange {
         self.send_or_wait(key, pool);
     }
 
-    /// P2C over all usable endpoints. One that failed in this call only if there is no other, one that is ejected only if
-    /// there is not even such, and one that cannot be dialled now if nothing else is left.
+    /// P2C over all usable endpoints. Less suitable ones are taken only if there is no better one, in this order: those
+    /// that failed in this call, those that are ejected, those that cannot be dialled now.
     fn pick_outbound(
         &self,
         call: &Call,
@@ -123,7 +123,7 @@ impl Exchange {
             .cloned()
     }
 
-    /// The instance that the caller's proxy chose, else another local one of the service.
+    /// The instance that the caller's proxy chose, otherwise another local instance of the service.
     fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
         let service = call.service.as_ref()?;
         let fresh = |e: &&Arc<Endpoint>| !call.tried.contains(&e.uid);
@@ -151,13 +151,13 @@ impl Exchange {
         (!unreachable).then(|| load.ewma.cost(load.pending, endpoint.weight, self.now))
     }
 
-    /// Whether an endpoint's address has failed and has no connection since: the pool tries by itself.
+    /// Whether an endpoint's address failed and has had no connection since. Its pool keeps dialling.
     pub(crate) fn is_unreachable(&self, uid: u64) -> bool {
         let load = self.pools.load(uid);
         load.is_some_and(|load| self.pools.is_unreachable(load))
     }
 
-    /// Why no endpoint could be picked.
+    /// The failure of a call for which no endpoint could be picked.
     fn no_endpoint_error(&self, key: CallKey, service: &crate::route::Service) -> Failure {
         let name = &service.name;
         let inbound = self
@@ -165,7 +165,7 @@ impl Exchange {
             .get(key)
             .is_some_and(|call| call.role == Role::Inbound);
         let all = service.endpoints.endpoints.iter();
-        // Inbound hands calls to this node's instances only.
+        // Inbound forwards calls only to instances of this node.
         let own = |e: &&Arc<Endpoint>| !inbound || matches!(e.target, Target::Local(_));
         let here = match inbound {
             true => format!(" on node {}", self.table.node()),
@@ -205,14 +205,14 @@ impl Exchange {
         }
     }
 
-    /// Whether the next dial is so far off that a call is better told now.
+    /// Whether the next dial is so far away that the call should fail now.
     fn is_unreachable_for_long(&self, pool: PoolKey) -> bool {
         let soon = self.now + LONGEST_DIAL_WAIT;
         let pool = self.pools.get(pool);
         pool.is_some_and(|pool| pool.is_unreachable_for_long(soon))
     }
 
-    /// Opens the stream and sends what there is of the request.
+    /// Opens the stream and sends what has arrived of the request.
     pub(crate) fn send_attempt(&mut self, key: CallKey, conn_key: ConnKey) {
         let now = self.now;
         let link = self.is_link(conn_key);
@@ -267,7 +267,7 @@ impl Exchange {
         self.credit_request(key);
     }
 
-    /// The room was taken meanwhile: the call waits in its pool again.
+    /// The stream was taken by another call in the meantime: the call waits in its pool again.
     fn open_refused(&mut self, key: CallKey, conn: ConnKey, error: OpenError) {
         let Some(pool) = self.conns.get(conn).and_then(Conn::pool) else {
             return;
@@ -285,7 +285,7 @@ impl Exchange {
         self.conns.get(conn).is_some_and(Conn::is_link)
     }
 
-    /// How much of a request may be kept: nothing more once its caller or its service holds more than its share.
+    /// How many bytes of a request may be kept for a retry: none once its caller or its service exceeds its share.
     #[inline]
     pub(crate) fn replay_bound(&self, key: CallKey) -> usize {
         match self.over_share(key) {
@@ -297,14 +297,14 @@ impl Exchange {
         }
     }
 
-    /// Puts in what the next hop needs: its scheme, that a gRPC client takes trailers, the rest of the deadline, and on a
-    /// link who calls whom.
+    /// Sets the headers that the next hop needs: the scheme, `te: trailers` for gRPC, the remaining deadline, and on a
+    /// link the caller's node and the instance.
     fn edit_request(&mut self, key: CallKey, link: bool) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        // Every hop is plain today, whatever the caller's own was.
+        // All hops are plaintext today, whatever scheme the caller used.
         if call
             .request
             .scheme()
@@ -312,7 +312,7 @@ impl Exchange {
         {
             call.request.set(b":scheme", b"http");
         }
-        // gRPC servers take a client without it for one behind a proxy that drops trailers, and some refuse it.
+        // Without it gRPC servers assume a proxy on the way that drops trailers, and some refuse the call.
         if call.grpc && call.request.get(b"te") != Some(b"trailers") {
             call.request.set(b"te", b"trailers");
         }

@@ -1,5 +1,5 @@
-//! How a call begins: its headers are read, checked and cleaned, then it is routed and admitted. Request headers
-//! come in; the call goes on to its first attempt, waits for a table, or is answered with a reason.
+//! The start of a call: its headers are read, checked and cleaned, then it is routed and admitted. Takes request
+//! headers; the call then begins its first attempt, waits for a table or endpoints, or fails with a reason.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::route::instance::{self, Inbound};
 use crate::route::{Decision, Protocol, Route, RouteTable, Service};
 use crate::timers::Timer;
 
-/// Namespace of callers that are known by their node only.
+/// Namespace of callers, of which only the node is known.
 const NAMESPACE: &str = "default";
 
 impl Exchange {
@@ -69,7 +69,7 @@ impl Exchange {
         self.conns.get(conn)?.role()
     }
 
-    /// Makes the call and takes its headers over.
+    /// Creates the call and moves its headers into it.
     fn new_call(
         &mut self,
         role: Role,
@@ -137,7 +137,7 @@ impl Exchange {
         Some(key)
     }
 
-    /// Reads `grpc-timeout`; false if it was wrong or nothing, and the call is answered.
+    /// Reads `grpc-timeout`. If it is invalid or zero, answers the call and returns false.
     fn start_deadline(&mut self, key: CallKey) -> bool {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key).filter(|call| call.grpc) else {
@@ -158,12 +158,13 @@ impl Exchange {
             return false;
         };
         if timeout.is_zero() {
-            // Sent by clients whose deadline passed meanwhile. Before the next tick of the timers an answer could come.
+            // Sent by clients whose deadline passed meanwhile. A timer could fire too late: an answer could arrive
+            // before its next tick.
             let text = "the caller's deadline had passed when the call came";
             self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
             return false;
         }
-        // A deadline beyond what the clock can count is none.
+        // A deadline beyond the clock's range counts as none.
         call.deadline = now.checked_add(timeout);
         if let Some(at) = call.deadline {
             call.deadline_timer = Some(self.timers.set(at, Timer::Deadline(key)));
@@ -171,7 +172,7 @@ impl Exchange {
         true
     }
 
-    /// Finds the service (outbound) or the instance (inbound) and sends the call on its way.
+    /// Finds the service (outbound) or the instance (inbound), then admits the call and begins it.
     pub(crate) fn route_call(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
@@ -189,7 +190,7 @@ impl Exchange {
         };
         headers::strip(&mut call.request);
         headers::mend_authority(&mut call.request);
-        // It may have waited for one by an older table.
+        // An older table may have set a service for which the call waited.
         call.service = None;
         // A request may name its authority in Host alone (RFC 9113 §8.3.1).
         let authority = call
@@ -199,7 +200,7 @@ impl Exchange {
         let path = call.request.path().unwrap_or_default();
         let decision = authority::route(&table, authority, path, NAMESPACE, policy);
         if matches!(decision, Decision::NoRoute) && authority.is_some_and(is_socket_path) {
-            // As sent it would be refused by servers that read an authority strictly (the http crate's).
+            // Servers that parse the authority strictly (the http crate) would refuse it as sent.
             call.request.set(b":authority", b"localhost");
             return self.route_outbound(key);
         }
@@ -237,7 +238,7 @@ impl Exchange {
         self.fail(key, &failure);
     }
 
-    /// A call of outbound has a route: it is admitted, and begins once endpoints of its service are known.
+    /// An outbound call has a route: it is admitted, and begins once the endpoints of its service are known.
     fn begin_outbound(&mut self, key: CallKey, route: Route) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -296,7 +297,8 @@ impl Exchange {
         }
     }
 
-    /// A failure before the application can have seen the call. The caller's proxy is told so, and may go elsewhere.
+    /// Marks a failure that happened before the application can have seen the call, so that the caller's proxy may try
+    /// another instance.
     pub(crate) fn mark_unprocessed(&self, key: CallKey, failure: Failure) -> Failure {
         match self.calls.get(key).map(|call| call.role) {
             Some(Role::Inbound) => failure.unprocessed(),
@@ -304,7 +306,7 @@ impl Exchange {
         }
     }
 
-    /// A call that waited for a table, for endpoints, or to be tried again, has waited long enough.
+    /// The wait of a call (for a table, for endpoints, for a stream or before a retry) is over.
     pub(crate) fn on_call_wait(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -354,7 +356,7 @@ impl Exchange {
             ),
             Phase::Attempting | Phase::Committed => format!("at {}", call.target_name()),
         };
-        // Says nothing unless the call was under way.
+        // Has an effect only if an attempt was in progress.
         self.unanswered(key, End::Deadline);
         let text = format!("the caller's deadline passed {waited}");
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
@@ -370,7 +372,7 @@ fn unsupported_protocol(service: &Service) -> Failure {
     Failure::new(Reason::NoRoute, text)
 }
 
-/// The caller's proxy has other nodes to choose from: it is told at once, whatever this node still waits for.
+/// Fails at once, even while this node waits for its first state: the caller's proxy can try other nodes.
 fn not_on_this_node(table: &RouteTable, service: &str, namespace: &str) -> Failure {
     let node = table.node();
     match table.is_ready() {

@@ -1,10 +1,10 @@
-//! The memory that calls and connections of a worker buffer: keeps the charges of `policy/buffers.rs` up to date, and
-//! ends calls of whoever is over its share with OVERLOADED; others go on. What calls have buffered comes in, who must
-//! give way goes out; what is sent and when is decided elsewhere.
+//! Memory that calls and connections of a worker buffer. Keeps the charges of `policy/buffers.rs` up to date, and ends
+//! calls that exceed a share with OVERLOADED, while others continue. Takes the buffered bytes; gives the calls to end.
+//! Does not decide what is sent or when.
 //!
-//! A connection of the outbound listener is one caller; an inbound one is a link, which carries many callers to many
-//! services. So the caller is the single user and the service the group on outbound, and the other way round on
-//! inbound: one service's slow reader elsewhere does not have the link's other services refused.
+//! A connection of the outbound listener is one caller. An inbound connection is a link, which carries the calls of
+//! many callers to many services. So on outbound the caller is the user and the service is the group; on inbound it is
+//! the other way round, so that a slow reader of one service does not make the link's other services fail.
 
 use std::sync::Arc;
 
@@ -21,10 +21,10 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::policy::buffers::{OverShare, Sharer};
 
-/// A connection may bring so much of an unfinished frame or header block without being asked.
+/// Bytes of an unfinished frame or header block that a connection may always have buffered.
 const PARTIAL_BYTES: usize = 32 * 1024;
 
-/// How a caller's connection shares, and how a service does.
+/// As what a caller's connection and a service share the buffers: (connection, service).
 pub(super) fn sharers(role: Option<Role>) -> (Sharer, Sharer) {
     match role {
         Some(Role::Outbound) => (Sharer::User, Sharer::Group),
@@ -33,7 +33,7 @@ pub(super) fn sharers(role: Option<Role>) -> (Sharer, Sharer) {
 }
 
 impl Exchange {
-    /// Brings the charges up to date with what a call has buffered now.
+    /// Updates the charges to what a call has buffered now.
     pub(crate) fn account(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -71,7 +71,7 @@ impl Exchange {
         }
     }
 
-    /// A call has ended: nothing is charged for it any more.
+    /// A call has ended: removes its charges.
     pub(crate) fn discharge(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -82,7 +82,7 @@ impl Exchange {
         self.discharge_service(of_service);
     }
 
-    /// Charges a connection for what waits in its machine.
+    /// Charges a connection for the bytes in its HTTP/2 machine.
     pub(crate) fn count_machine(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -103,14 +103,14 @@ impl Exchange {
         }
     }
 
-    /// Whether a caller's connection has more buffered than its share.
+    /// Whether a caller's connection has buffered more than its share.
     pub(crate) fn over_share_of_conn(&self, key: ConnKey) -> Option<OverShare> {
         let conn = self.conns.get(key)?;
         let (caller, _) = sharers(conn.role());
         self.admission.buffers.over_caller(conn.buffered(), caller)
     }
 
-    /// Whether a call may buffer no more, and for whose sake. Asked several times in each call.
+    /// Whether a call may buffer no more, and whose share is used up. Called several times per call.
     #[inline]
     pub(crate) fn over_share(&self, key: CallKey) -> Option<OverShare> {
         match self.admission.buffers.is_far_from_full() {
@@ -131,8 +131,8 @@ impl Exchange {
         })
     }
 
-    /// The same before more waits for the caller. What it has not been offered yet is no fault of a caller that reads:
-    /// it is written first.
+    /// Like `over_share`, before more is queued for the caller. Writes what is queued first: a caller that reads is not
+    /// at fault for bytes that were never written to it.
     #[inline]
     pub(crate) fn over_share_after_writing(
         &mut self,
@@ -159,7 +159,7 @@ impl Exchange {
         self.over_share(key)
     }
 
-    /// Why a call cannot be taken, or not go on; counted.
+    /// The failure of a call that is refused or ended because a share is used up; counted.
     pub(crate) fn overloaded(&self, key: CallKey, over: OverShare) -> Failure {
         let (counter, who) = match over {
             OverShare::Worker => (
@@ -190,7 +190,7 @@ impl Exchange {
         Failure::new(Reason::Overloaded, text)
     }
 
-    /// Ends a call that would buffer more than a share allows. What waits for the caller is thrown away, since the
+    /// Ends a call that would buffer more than a share allows. Discards what is queued for the caller, since the
     /// failure would have to wait behind it.
     pub(crate) fn overload(&mut self, key: CallKey, over: OverShare) {
         let failure = self.overloaded(key, over);
@@ -202,7 +202,7 @@ impl Exchange {
             return;
         };
         if call.sent == ResponseProgress::All {
-            // Its end is queued already, and nothing can be added.
+            // The end of the response is already queued, so nothing can be added.
             return self.reset_call(key, &failure.message);
         }
         if let Some(mut caller) = CallerStream::of(&mut self.conns, call.down) {
@@ -211,8 +211,8 @@ impl Exchange {
         self.fail(key, failure);
     }
 
-    /// While the worker holds much: gives up callers that do not read, and ends calls whose receiver takes too little,
-    /// of those that hold most first and no more than needed.
+    /// While the buffers are nearly full: closes callers that do not read, then ends calls whose receiver reads too
+    /// little. Those that have buffered most come first, and no more are ended than needed.
     pub(crate) fn end_stalled(&mut self) {
         if self.admission.buffers.is_far_from_full() {
             return;
@@ -223,7 +223,7 @@ impl Exchange {
             let stalled = conn
                 .stalled_since()
                 .is_some_and(|since| now >= since + limit);
-            // A link that does not read at all is given up by its keep-alive.
+            // A link that does not read at all is closed by its keep-alive.
             let caller = conn.role() == Some(Role::Outbound);
             if stalled && caller && !conn.is_ending() {
                 conns.push((conn.buffered().bytes(), key));
@@ -258,7 +258,7 @@ impl Exchange {
             self.count(Counter::BoundStall);
             let failure = self.stalled(key);
             self.fail_now(key, &failure);
-            // What that has freed counts before the next one goes.
+            // Counts what this has freed before the next call is ended.
             for conn in conns.into_iter().flatten() {
                 self.count_machine(conn);
             }

@@ -1,4 +1,4 @@
-//! What happens on a connection that was accepted: each event of its protocol is handed to the call that it is about.
+//! Events of accepted connections: passes each event of the protocol to the call that it belongs to.
 
 use heddle_h2::{ErrorCode, Event, Fields, Kind, StreamId};
 
@@ -58,13 +58,13 @@ impl Exchange {
             } => {}
             Event::Reset { token, by, .. } => self.on_caller_reset(Key::unpack(token), by),
             Event::PingAck(payload) => self.on_ping_ack(conn, payload),
-            // A client has nothing to say goodbye to; its settings are the machine's matter.
+            // A client's GOAWAY needs no reaction, and its settings are handled by the HTTP/2 machine.
             Event::GoAway { .. } | Event::Settings => {}
         }
     }
 
-    /// What is due on a connection that was accepted: a Hello that does not end, a proxy that may be gone, a first
-    /// request that has not come.
+    /// Handles a due timer of an accepted connection: an unfinished Hello, a lost proxy, a first request that has not
+    /// arrived.
     pub(crate) fn on_downstream_timer(&mut self, key: ConnKey) {
         let (now, timeout) = (self.now, self.options().keepalive_timeout);
         let Some(conn) = self.conns.get_mut(key) else {
@@ -88,7 +88,7 @@ impl Exchange {
         }
     }
 
-    /// Whether a request on inbound is a link's Hello; if so, it is taken.
+    /// Whether a request on inbound is a link's Hello. If so, it is handled here.
     pub(crate) fn begin_hello(
         &mut self,
         key: ConnKey,

@@ -1,6 +1,6 @@
-//! How a call's caller is answered: headers, data, trailers, a failure made here, and credit for what it sends. All that
-//! the exchange says to callers goes through [`CallerStream`]. A caller speaks HTTP/2 today; another protocol (gRPC-Web,
-//! REST, WebSocket) is another implementation of the same few methods. No decision about calls may come in.
+//! Answers a call's caller: headers, data, trailers, failures of the proxy, and flow-control credit. The exchange
+//! writes to callers only through [`CallerStream`]. Callers use HTTP/2 today; another protocol (gRPC-Web, REST,
+//! WebSocket) would be another implementation of the same few methods. Decisions about calls do not belong here.
 
 use std::time::Instant;
 
@@ -14,13 +14,13 @@ use crate::failure::{self, Failure, FailureContext};
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
-/// The stream on which a call came. What is written waits in its connection until that is flushed.
+/// The stream on which a call arrived. What is written is queued in its connection until the next flush.
 pub(super) struct CallerStream<'w> {
     conn: &'w mut Conn,
     stream: StreamId,
 }
 
-/// In which form a caller takes a failure.
+/// The form in which a caller gets a failure.
 pub(super) struct FailureForm<'c> {
     /// The request's content type, if it is gRPC.
     grpc: Option<&'c [u8]>,
@@ -43,44 +43,44 @@ impl<'c> FailureForm<'c> {
 }
 
 impl<'w> CallerStream<'w> {
-    /// The caller's stream, if its connection is there.
+    /// The caller's stream, if its connection still exists.
     pub(super) fn of(conns: &'w mut Connections, down: Downstream) -> Option<Self> {
         let conn = conns.get_mut(down.conn)?;
         let stream = down.stream;
         Some(Self { conn, stream })
     }
 
-    /// Passes 1xx headers on.
+    /// Forwards 1xx headers.
     pub(super) fn informational(&mut self, fields: &Fields) {
         // A stream that has been reset meanwhile needs none.
         let _ = self.conn.headers(self.stream, fields, false);
     }
 
-    /// Whether headers are written at once: not while the caller leaves much unread.
+    /// Whether headers are written at once, which is not the case while the caller leaves much unread.
     pub(super) fn has_room(&self) -> bool {
         self.conn.has_output_room()
     }
 
-    /// Writes the response's headers, which are all of it if `end`, and says how many bytes of them wait. A stream that
-    /// the caller has reset meanwhile takes nothing.
+    /// Writes the response's headers, with END_STREAM if `end`. Returns how many of their bytes are queued; none if the
+    /// caller has reset the stream meanwhile.
     pub(super) fn headers(&mut self, fields: &Fields, end: bool) -> usize {
         let queued = self.conn.headers(self.stream, fields, end);
         queued.unwrap_or(0)
     }
 
-    /// Writes a part of the response's body and says how much of it waits. `None`: the stream takes no more.
+    /// Writes a part of the response's body and returns how much of it is queued. `None`: the stream takes no more.
     pub(super) fn data(&mut self, data: &[u8], end: bool) -> Option<usize> {
         let sent = self.conn.data(self.stream, data, end).ok()?;
         Some(data.len() - sent)
     }
 
-    /// Writes the response's trailers and says how many bytes of them wait.
+    /// Writes the response's trailers and returns how many of their bytes are queued.
     pub(super) fn trailers(&mut self, fields: &Fields) -> usize {
         self.headers(fields, true)
     }
 
-    /// Writes a failure that the proxy makes itself and says how much of it waits; `None` if the stream was reset, with
-    /// all that waited. `lists` is for the header lists.
+    /// Writes a failure of the proxy and returns how many bytes of it are queued; `None` if the stream was reset, which
+    /// also discards what was queued. `lists` is a buffer for the header lists.
     pub(super) fn fail(
         &mut self,
         failure: &Failure,
@@ -108,8 +108,8 @@ impl<'w> CallerStream<'w> {
                 let body = failure::http_body(failure, context);
                 Some(head + self.data(body.as_bytes(), true).unwrap_or(0))
             }
-            // Plain HTTP has no other way to say that the rest will not come. What waited goes with the stream, and no
-            // progress tells of it.
+            // Plain HTTP has no other way to report that the rest is missing. The reset discards what was queued, so
+            // there is no progress to report.
             (None, _) => {
                 let code = match failure.status() {
                     CANCELLED => ErrorCode::CANCEL,
@@ -121,29 +121,29 @@ impl<'w> CallerStream<'w> {
         }
     }
 
-    /// What the caller sent has been passed on: it may send so many bytes more.
+    /// What the caller sent has been forwarded: it may send this many bytes more.
     pub(super) fn credit(&mut self, bytes: usize) {
         self.conn.release(self.stream, bytes);
     }
 
-    /// Ends the stream at once, with all that waits.
+    /// Resets the stream at once and discards what is queued.
     pub(super) fn reset(&mut self, code: ErrorCode) {
         self.conn.reset(self.stream, code);
     }
 
-    /// Throws away what of the response waits, and says how much that was.
+    /// Discards the queued part of the response and returns its size.
     pub(super) fn discard(&mut self) -> usize {
         self.conn.discard(self.stream)
     }
 
-    /// The call was answered before its request ended: what still comes is thrown away for a while.
+    /// The call was answered before its request ended: what still arrives is discarded for a while.
     pub(super) fn ignore_rest(&mut self, now: Instant) {
         self.conn.linger_on(self.stream, now);
     }
 }
 
 impl Exchange {
-    /// Gives bytes back to a caller's window.
+    /// Returns flow-control credit to a caller.
     pub(super) fn credit_caller(&mut self, down: Downstream, bytes: usize) {
         if bytes == 0 {
             return;

@@ -1,5 +1,5 @@
-//! The calls of one worker: each from its first headers to its outcome, by key. Calls come in and are found until they
-//! end; what ended calls leave is used again for new ones. What happens to a call may not come in.
+//! The calls of one worker by key, from their first headers to their outcome. Buffers of ended calls are reused for new
+//! ones. What happens to a call does not belong here.
 
 use heddle_h2::Fields;
 
@@ -8,9 +8,9 @@ use super::state::Call;
 use crate::arena::Arena;
 use crate::keys::{CallKey, CallKind};
 
-/// Buffers of finished calls kept for new ones.
+/// Number of buffers of ended calls that are kept for new ones.
 const SPARES: usize = 256;
-/// The list of a request that took more is not kept.
+/// Buffers of a header list larger than this are not kept.
 const SPARE_BYTES: usize = 8 * 1024;
 
 #[derive(Debug, Default)]
@@ -41,18 +41,18 @@ impl Calls {
         self.arena.keys()
     }
 
-    /// Buffers for the request of a new call, from a finished one if there is one.
+    /// Buffers for the request of a new call, reused from an ended one if possible.
     pub(super) fn take_buffers(&mut self) -> (Fields, Replay) {
         self.spares.pop().unwrap_or_default()
     }
 
-    /// `None` when there are as many calls as there can be.
+    /// `None` if the arena is full.
     #[inline]
     pub(super) fn insert_with(&mut self, make: impl FnOnce() -> Call) -> Option<CallKey> {
         self.arena.insert_with(|_| make())
     }
 
-    /// Forgets a call that has ended; the buffers of its request are used again.
+    /// Removes an ended call and keeps the buffers of its request for reuse.
     pub(super) fn end(&mut self, key: CallKey, mut request: Fields, mut replay: Replay) {
         self.arena.discard(key);
         if self.spares.len() < SPARES && request.capacity_bytes() <= SPARE_BYTES {

@@ -1,5 +1,5 @@
-//! Cancels of calls are passed on to their server by the connection (`connection/cancels`), at a rate that harms nobody
-//! else; what their streams were charged to is given back to the pool here.
+//! Forwards cancels of calls to their server. The connection (`connection/cancels`) limits their rate, so that other
+//! calls are not harmed; this module returns the cancelled streams to the pool.
 
 use heddle_h2::StreamId;
 
@@ -9,7 +9,7 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 
 impl Exchange {
-    /// Cancels a call's attempt at its server, at once or when that harms nobody.
+    /// Cancels a call's attempt at its server, at once or when the rate limit allows it.
     pub(crate) fn cancel_upstream(&mut self, call: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(call) else {
@@ -44,7 +44,7 @@ impl Exchange {
         self.mark_dirty(key);
     }
 
-    /// Sends the cancels that may go now, and has the connection looked after when others may.
+    /// Sends the cancels that are allowed now, and sets the connection's timer for the others.
     pub(crate) fn send_late_cancels(&mut self, key: ConnKey) {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else {
@@ -62,7 +62,7 @@ impl Exchange {
         self.rearm(key);
     }
 
-    /// The answer to a PING.
+    /// A PING was acknowledged.
     pub(crate) fn on_ping_ack(&mut self, key: ConnKey, payload: [u8; 8]) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
@@ -71,7 +71,7 @@ impl Exchange {
         }
     }
 
-    /// Something came on a stream whose cancel waits: it may have ended by itself.
+    /// Something arrived on a stream whose cancel waits: the stream may have ended by itself.
     pub(crate) fn on_late_event(&mut self, key: ConnKey, stream: StreamId) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;

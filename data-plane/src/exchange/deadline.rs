@@ -1,5 +1,5 @@
-//! `grpc-timeout` as it stands on the wire ↔ a duration. Bytes in, duration out and back; strict as the gRPC
-//! protocol has it: one to eight digits and a unit. No clock.
+//! Converts `grpc-timeout` from its wire form to a duration and back. Strict as in the gRPC protocol: one to eight
+//! digits and a unit. Does not read a clock.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// The finest unit that fits in eight digits; never zero, which some servers take for "none".
+/// Writes the finest unit that fits in eight digits; never zero, which some servers take for "none".
 pub fn render(left: Duration, out: &mut Vec<u8>) {
     const MAX: u64 = 99_999_999;
     let secs = left.as_secs();
@@ -41,7 +41,7 @@ pub fn render(left: Duration, out: &mut Vec<u8>) {
         },
     };
     let mut digits = [0u8; 8];
-    // Eight digits fit in 32 bits, where a division costs least.
+    // Eight digits fit in 32 bits, for which division is cheapest.
     let mut number = u32::try_from(number.max(1)).unwrap_or(u32::MAX);
     let mut at = digits.len();
     while number > 0 && at > 0 {

@@ -1,5 +1,5 @@
-//! Reports how attempts ended: latencies to the balancer, and attempts without an answer to passive health.
-//! Ends of attempts come in; estimates, ejections and their logs and counters go out. Nothing is decided about calls.
+//! Reports how attempts ended: latencies to the balancer, unanswered attempts to passive health. Takes the ends of
+//! attempts; gives estimates, ejections, and their logs and counters. Decisions about calls do not belong here.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::caller::Role;
 use crate::keys::CallKey;
 use crate::observe::{Counter, EjectedInstance};
 
-/// A cancel in the last part of the time that a call had is its deadline: a tenth of the time, ...
+/// A cancel near the deadline counts as the deadline: within a tenth of the call's time, ...
 const NEAR_PART: u32 = 10;
-/// ... and a little, for what the request took on its way.
+/// ... plus a little for the time that the request took to get here.
 const NEAR: Duration = Duration::from_millis(5);
 
-/// What another proxy's failure says of the instance there, if it says anything: what the instance cannot have seen, or
-/// what the other proxy refused by itself, does not.
+/// What another proxy's failure means for the instance there. `None` if the instance cannot have seen the call, or if
+/// the other proxy itself refused it.
 fn end_of(reason: Reason) -> Option<End> {
     match reason {
         Reason::DeadlineExceeded => Some(End::Deadline),
@@ -29,14 +29,14 @@ fn end_of(reason: Reason) -> Option<End> {
 }
 
 impl Exchange {
-    /// Another proxy has answered with a failure of its own.
+    /// Another proxy answered with a failure of its own.
     pub(crate) fn failed_at_peer(&mut self, key: CallKey, reason: Reason) {
         if let Some(end) = end_of(reason) {
             self.unanswered(key, end);
         }
     }
 
-    /// The first sign of an answer: what the endpoint's latency is measured by.
+    /// The first part of an answer arrived: the endpoint's latency is measured now.
     pub(crate) fn answered(&mut self, key: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get(key) else {
@@ -56,8 +56,8 @@ impl Exchange {
         }
     }
 
-    /// The caller gives its call up. Clients keep their deadline themselves, and began to count a little before the proxy:
-    /// near its end that is the deadline, and not a change of mind.
+    /// The caller cancels its call. Clients enforce their deadline themselves and start to count slightly before the
+    /// proxy, so a cancel near the deadline counts as the deadline.
     pub(crate) fn given_up(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
@@ -70,7 +70,7 @@ impl Exchange {
         self.unanswered(key, end);
     }
 
-    /// The call's present attempt ends without an answer. To be said before the attempt is given up.
+    /// The call's current attempt ends without an answer. To be called before the attempt is removed.
     pub(crate) fn unanswered(&mut self, key: CallKey, end: End) {
         let now = self.now;
         let Some(call) = self.calls.get(key) else {
@@ -80,7 +80,7 @@ impl Exchange {
         else {
             return;
         };
-        // After the headers it is the caller who decides how long a stream is to be.
+        // After the headers the caller decides how long the stream stays open.
         let answered = call.sent != ResponseProgress::Nothing;
         if answered && matches!(end, End::Deadline | End::Cancelled) {
             return;
@@ -94,7 +94,7 @@ impl Exchange {
             usual: load.ewma.estimate(now),
         };
         load.ewma.at_least(unanswered.latency(now), now);
-        // The caller's proxy chooses, and judges by the calls of its own node.
+        // Only the caller's proxy chooses endpoints, and ejects by the calls of its own node.
         if call.role != Role::Outbound {
             return;
         }
@@ -123,7 +123,8 @@ impl Exchange {
         self.publish_ejected();
     }
 
-    /// After a change of the table: who is out must be an instance still, and at least half of a service stays in.
+    /// After a change of the table: ejected instances must still exist, and at least half of a service must stay
+    /// usable.
     pub(crate) fn refit_ejected(&mut self) {
         if !self.passive.has_ejected() {
             return;
@@ -141,7 +142,7 @@ impl Exchange {
         }
     }
 
-    /// Tells the control side who is ejected.
+    /// Publishes the ejected instances to the control side.
     fn publish_ejected(&self) {
         let ejected = self.passive.ejected();
         let ejected = ejected.map(|(service, uid)| EjectedInstance {

@@ -1,5 +1,5 @@
-//! Ends of connections: broken, wrong and idle ones, and those whose handling panics. Connections come in; each of their
-//! calls is told, and none is forgotten.
+//! Ends of connections: lost, faulty and idle ones, and those whose handling panics. Every call of the connection is
+//! ended or retried.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 
 impl Exchange {
-    /// A connection is gone: nothing more can be read or written.
+    /// A connection is lost: nothing more can be read or written.
     pub(crate) fn lose(&mut self, key: ConnKey, why: &str) {
         let Some(mut conn) = self.conns.remove(key, &mut self.timers) else {
             return;
@@ -29,7 +29,7 @@ impl Exchange {
         };
         self.count(Counter::ClosedUpstream);
         let goaway = opened.goaway();
-        // It said more than that it drains.
+        // A GOAWAY with an error, not only a drain.
         let fault = goaway.filter(|code| *code != ErrorCode::NO_ERROR);
         let with_fault = fault.map(|code| format!("{why}, and said GOAWAY with {code}"));
         let why = with_fault.as_deref().unwrap_or(why);
@@ -40,7 +40,7 @@ impl Exchange {
         }
     }
 
-    /// The peer broke HTTP/2: its GOAWAY is in the output.
+    /// The peer violated HTTP/2; the GOAWAY to it is already in the output.
     pub(crate) fn on_protocol_error(&mut self, key: ConnKey, error: ConnectionError) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -79,7 +79,7 @@ impl Exchange {
         }
     }
 
-    /// Answers HTTP/1.x and closes.
+    /// Answers HTTP/1.x and closes the connection.
     pub(crate) fn refuse_http1(&mut self, key: ConnKey) {
         self.count(Counter::Http1Refused);
         if let Some(conn) = self.conns.get_mut(key) {
@@ -88,7 +88,7 @@ impl Exchange {
         self.rearm(key);
     }
 
-    /// Something is due on a connection.
+    /// A connection's timer is due.
     pub(crate) fn on_conn_timer(&mut self, key: ConnKey) {
         let (now, times) = (self.now, self.times());
         if !self.conns.on_timer(key, now, times) {
@@ -112,27 +112,27 @@ impl Exchange {
         self.rearm(key);
     }
 
-    /// Runs `work` that is for no connection; if it panics, the rest of the turn goes on.
+    /// Runs `work` that belongs to no connection; if it panics, the rest of the turn continues.
     pub(crate) fn contain(&mut self, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.count(Counter::Panics);
         }
     }
 
-    /// Runs `work` for a call; if it panics, the connection of its caller is closed.
+    /// Runs `work` for a call; if it panics, its caller's connection is closed.
     pub(crate) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
         if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
             self.guard(conn, work);
         }
     }
 
-    /// Runs `work` for a connection; if it panics, that connection is closed and the proxy lives.
+    /// Runs `work` for a connection; if it panics, only that connection is closed.
     pub(crate) fn guard(&mut self, key: ConnKey, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
             return;
         }
         self.count(Counter::Panics);
-        // What was lent to the work may be lost.
+        // `work` may have taken the buffer and not returned it.
         self.fields = Fields::new();
         let closed = catch_unwind(AssertUnwindSafe(|| {
             self.lose(key, "handling it failed inside the proxy");
@@ -145,7 +145,7 @@ impl Exchange {
         }
     }
 
-    /// Sends the GOAWAY of a drain on an accepted connection.
+    /// Sends a drain's GOAWAY on an accepted connection.
     pub(crate) fn send_goaway(&mut self, key: ConnKey) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
@@ -154,7 +154,7 @@ impl Exchange {
         }
     }
 
-    /// After a panic outside of any connection: all connections and pools are looked at again.
+    /// After a panic outside of any connection: all connections and pools are checked again.
     pub(crate) fn recover(&mut self, after: Duration) {
         self.count(Counter::Panics);
         self.fields = Fields::new();
@@ -163,7 +163,7 @@ impl Exchange {
         self.pools.recover(&mut self.timers, at);
     }
 
-    /// Forgets endpoints that no table names any more, and closes what only they used.
+    /// Removes endpoints that no table names any more, and closes connections that only they used.
     pub(crate) fn sweep_upstream(&mut self) {
         if self.pools.is_swept() {
             return;

@@ -1,5 +1,5 @@
-//! Ends of calls: answers that the proxy makes itself, cancels either way, and the one `Outcome` of each call. What
-//! is known of the call comes in; after this nothing of it is left but its counts.
+//! Ends of calls: failures of the proxy, cancels on both sides, and the one `Outcome` of each call. Takes a call; after
+//! this only its counts remain.
 
 use std::mem::take;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::observe::Outcome;
 const CANCELLED: u8 = 1;
 
 impl Exchange {
-    /// Ends a call with a failure made here: trailers-only, or trailers if headers have gone.
+    /// Ends a call with a failure of the proxy: trailers-only, or trailers if headers have been sent.
     pub(crate) fn fail(&mut self, key: CallKey, failure: &Failure) {
         self.leave_waiting(key);
         self.cancel_attempt(key);
@@ -54,7 +54,7 @@ impl Exchange {
         self.finish_if_done(key);
     }
 
-    /// Completes a call whose response has ended and whose last bytes have left the machine's queue.
+    /// Completes a call whose response has ended and whose last bytes have left the HTTP/2 machine's queue.
     pub(crate) fn finish_if_done(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
@@ -64,7 +64,7 @@ impl Exchange {
         }
     }
 
-    /// The caller reset its stream, or our machine did for a fault of the caller's.
+    /// The caller reset its stream, or our HTTP/2 machine did because of an error of the caller.
     pub(crate) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -84,7 +84,7 @@ impl Exchange {
         self.abandon(key);
     }
 
-    /// The caller's connection is gone.
+    /// The caller's connection is lost.
     pub(crate) fn on_caller_gone(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -96,7 +96,7 @@ impl Exchange {
         self.abandon(key);
     }
 
-    /// Ends a call that takes too long to be told so: both streams are reset.
+    /// Ends a call that can no longer be sent a failure: both streams are reset.
     pub(crate) fn reset_call(&mut self, key: CallKey, why: &str) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -112,14 +112,14 @@ impl Exchange {
         self.abandon(key);
     }
 
-    /// Ends a call about which the caller need not be told.
+    /// Ends a call whose caller needs no answer.
     pub(crate) fn abandon(&mut self, key: CallKey) {
         self.leave_waiting(key);
         self.cancel_attempt(key);
         self.remove(key);
     }
 
-    /// The response has left; what still comes of the request is thrown away.
+    /// The response has been written; the rest of the request is discarded.
     fn complete(&mut self, key: CallKey) {
         self.cancel_attempt(key);
         let now = self.now;
@@ -138,7 +138,7 @@ impl Exchange {
         self.remove(key);
     }
 
-    /// Takes a call out of every queue and list it waits in.
+    /// Removes a call from every queue and list in which it waits.
     fn leave_waiting(&mut self, key: CallKey) {
         self.dequeue(key);
         let Some(call) = self.calls.get_mut(key) else {
@@ -155,7 +155,7 @@ impl Exchange {
         self.unset(timer);
     }
 
-    /// Cancels the present attempt if its server has not ended it.
+    /// Cancels the current attempt if its server has not ended it.
     pub(crate) fn cancel_attempt(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
@@ -172,7 +172,7 @@ impl Exchange {
         self.after_stream(up.conn);
     }
 
-    /// Unties a call from its attempt: from the connection's list and the endpoint's load.
+    /// Detaches a call from its attempt, and so from the connection's list and the endpoint's load.
     pub(crate) fn detach_upstream(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -188,7 +188,7 @@ impl Exchange {
                 .and_then(|e| self.pools.load_mut(e.uid))
         {
             load.pending = load.pending.saturating_sub(1);
-            // Only the caller's proxy reports it, or each call over two hops would be two.
+            // Only the caller's proxy reports load; otherwise each call over two proxies would count twice.
             if let Some(reported) = load
                 .reported
                 .as_ref()
@@ -220,7 +220,7 @@ impl Exchange {
         }
     }
 
-    /// The end of a call: its one outcome, and nothing left of it.
+    /// The end of a call: records its one outcome and removes it.
     fn remove(&mut self, key: CallKey) {
         self.discharge(key);
         let Some(call) = self.calls.get_mut(key) else {

@@ -1,5 +1,5 @@
-//! Bytes of bodies both ways, with the windows tied end to end: what one side sent is given back to its window only
-//! when the other side's machine has written it. DATA and progress come in, DATA and credit go out.
+//! Forwards bodies in both directions, with end-to-end flow control: bytes from one side are credited to it only when
+//! the other side's HTTP/2 machine has written them. Takes DATA and progress; gives DATA and credit.
 
 use heddle_h2::{Fields, StreamId};
 
@@ -32,7 +32,7 @@ impl Exchange {
                 self.send_request_data(key, up, data, end);
             }
             (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
-                // Nobody has it yet: kept whatever its size, which the caller's window bounds.
+                // Not sent to a server yet: kept whatever its size, which the caller's window limits.
                 call.replay.keep(data);
                 self.account(key);
                 if !data.is_empty()
@@ -52,7 +52,7 @@ impl Exchange {
         }
     }
 
-    /// Sends on what has come of the request, to where it is being sent.
+    /// Forwards a part of the request on the current attempt.
     fn send_request_data(&mut self, key: CallKey, up: Attempt, data: &[u8], end: bool) {
         let (bound, now) = (self.replay_bound(key), self.now);
         let Some(call) = self.calls.get_mut(key) else {
@@ -73,7 +73,7 @@ impl Exchange {
                 call.up_queued.add(data.len() - sent, now);
                 false
             }
-            // The server takes no more of it: what still comes is thrown away.
+            // The server takes no more of the request: the rest is discarded.
             _ => {
                 call.credited = call.received.min(call.credited + data.len());
                 true
@@ -91,7 +91,7 @@ impl Exchange {
         }
     }
 
-    /// Gives back to the caller's window what has been written upstream for the first time.
+    /// Credits to the caller what has been written upstream for the first time.
     pub(crate) fn credit_request(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -143,7 +143,8 @@ impl Exchange {
         data: &[u8],
         end: bool,
     ) {
-        // A stream whose cancel waits for the server's rate: with no credit the server stops by itself.
+        // The call has ended, and the stream's cancel waits for the rate limit. Without credit the server stops
+        // sending.
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -170,12 +171,12 @@ impl Exchange {
             return self.overload(key, over);
         }
         if end {
-            // Plain HTTP, or a server that forgot its trailers: passed on as it is.
+            // Plain HTTP, or a server that omitted the trailers: forwarded as it is.
             self.response_ended(key);
         }
     }
 
-    /// DATA that waited in a connection's machine has been written: the other side gets its credit.
+    /// DATA that was queued in a connection's HTTP/2 machine has been written: credits it to the other side.
     pub(crate) fn on_progress(&mut self, key: ConnKey) {
         while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
             let call_key = Key::unpack(drained.token);

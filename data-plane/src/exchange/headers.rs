@@ -1,32 +1,32 @@
-//! Edits of header lists at the mesh's edges: what is Heddle's own is read and taken out, what the next hop needs
-//! is put in. Header lists in and out; pure.
+//! Edits header lists where calls enter and leave the mesh: reads and removes Heddle's own headers, and repairs the
+//! authority. Pure functions on header lists.
 
 use heddle_h2::Fields;
 use heddle_proto::Reason;
 
 use crate::route::authority::without_zone;
 
-/// Every header of Heddle's own begins with this.
+/// Prefix of all of Heddle's own headers.
 const OWN: &[u8] = b"heddle-";
 
-/// Which instance the caller's proxy chose: `<namespace>/<service>/<instance>`.
+/// The instance that the caller's proxy chose: `<namespace>/<service>/<instance>`.
 pub(crate) const TO: &[u8] = b"heddle-to";
-/// Who calls: `<namespace>/<service>` or `node/<node>`.
+/// The caller: `<namespace>/<service>` or `node/<node>`.
 pub(crate) const FROM: &[u8] = b"heddle-from";
 /// The call's id.
 pub(crate) const CALL: &[u8] = b"heddle-call";
-/// gRPC's status of that name.
+/// gRPC's status UNKNOWN.
 const UNKNOWN: u8 = 2;
 
-/// Takes out every `heddle-*` field. Most lists have none and are only read.
+/// Removes every `heddle-*` field. Most lists have none and are only read.
 pub(crate) fn strip(fields: &mut Fields) {
     if fields.iter().any(|field| field.name.starts_with(OWN)) {
         fields.retain(|field| !field.name.starts_with(OWN));
     }
 }
 
-/// Mends an authority that servers which read it strictly (the http crate's) would refuse: an empty one, and the zone of
-/// an IPv6 address, which means something on the caller's host only.
+/// Repairs an authority that strict servers (the http crate) would refuse: an empty one, and one with the zone of an
+/// IPv6 address, which has a meaning only on the caller's host.
 pub(crate) fn mend_authority(fields: &mut Fields) {
     let mended = match fields.authority() {
         Some(b"") => match fields.get(b"host") {
@@ -42,10 +42,10 @@ pub(crate) fn mend_authority(fields: &mut Fields) {
     fields.set(b":authority", &mended);
 }
 
-/// A list that takes no more than this is kept as it is.
+/// A list up to this size is kept unchanged.
 const TRIMMED_BYTES: usize = 2 * 1024;
 
-/// Reduces a large request to what is still asked of it once it will not be sent again.
+/// Reduces a large request that will not be sent again to the headers that are still read.
 pub(crate) fn trim(fields: &mut Fields) {
     if fields.held_bytes() <= TRIMMED_BYTES {
         return;
@@ -59,15 +59,15 @@ pub(crate) fn trim(fields: &mut Fields) {
     *fields = rest;
 }
 
-/// What another proxy says of a response or trailers, beside what it relays.
+/// What another proxy states about a response or its trailers, in headers of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
     pub(crate) reason: Option<Reason>,
     pub(crate) unprocessed: bool,
 }
 
-/// Reads a proxy's marks. Takes out what is meant for proxies only; reason and call's id of a failure that the
-/// other proxy made stay for the caller.
+/// Reads another proxy's marks and removes them. The reason and call id of a failure that the other proxy made stay in
+/// the list for the caller.
 pub(crate) fn take_marks(fields: &mut Fields) -> Marks {
     if !fields.iter().any(|field| field.name.starts_with(OWN)) {
         return Marks::default();
@@ -87,7 +87,7 @@ pub(crate) fn take_marks(fields: &mut Fields) -> Marks {
     }
 }
 
-/// Whether a content type is gRPC's: `application/grpc`, with `+proto` and the like, or parameters.
+/// Whether a content type is gRPC's: `application/grpc`, optionally with a suffix such as `+proto`, or parameters.
 pub(crate) fn is_grpc(content_type: Option<&[u8]>) -> bool {
     let Some(rest) = content_type.and_then(|t| t.strip_prefix(b"application/grpc")) else {
         return false;
@@ -95,7 +95,7 @@ pub(crate) fn is_grpc(content_type: Option<&[u8]>) -> bool {
     matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-/// `grpc-status`, if there is one. What is no status of gRPC's counts as UNKNOWN, as it does for clients.
+/// `grpc-status`, if present. A value that is not a gRPC status counts as UNKNOWN, as clients do it.
 pub(crate) fn grpc_status(fields: &Fields) -> Option<u8> {
     Some(match fields.get(b"grpc-status")? {
         [digit @ b'0'..=b'9'] => digit - b'0',

@@ -1,16 +1,16 @@
-//! What comes in on a connection: its handshake, its first bytes, and the events of its protocol, each handed to the call
-//! or the pool that it is for. Bytes and timers come in; nothing is decided here about calls.
+//! Input of a connection: its handshake, its first bytes, and the events of its protocol, each passed to its call or
+//! pool. Takes bytes; makes no decisions about calls.
 
 use super::owner::Exchange;
 use crate::connection::{Conn, Input, Sniff};
 use crate::keys::ConnKey;
 use crate::observe::Counter;
 
-/// How often one connection is read in one turn before the others have theirs.
+/// How often one connection is read in a turn before the next one.
 const READS_PER_TURN: usize = 4;
 
 impl Exchange {
-    /// Reads a connection, whose handshake may have been done just now.
+    /// Reads a connection, whose handshake may have finished just now.
     pub(crate) fn read(&mut self, key: ConnKey, buffer: &mut [u8]) {
         self.advance_handshake(key);
         for round in 0.. {
@@ -44,7 +44,7 @@ impl Exchange {
         }
     }
 
-    /// Hands bytes to the machine and its events to whoever they are for.
+    /// Feeds bytes to the HTTP/2 machine and dispatches its events.
     fn feed(&mut self, key: ConnKey, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;

@@ -1,6 +1,6 @@
-//! One call from its headers to its end: joins a downstream stream to its upstream attempts. Events of both
-//! sides come in, frames for the other side and exactly one `Outcome` go out. What goes where is decided in
-//! route/, policy/ and balance/; sockets are the worker's.
+//! One call from its headers to its end: connects a downstream stream to its upstream attempts. Takes events of both
+//! sides; gives frames for the other side and exactly one `Outcome`. Routing, policy and the choice of an endpoint are
+//! in route/, policy/ and balance/; sockets are in worker/.
 
 mod owner;
 pub(crate) mod accept;

@@ -1,5 +1,5 @@
-//! How a connection of a pool comes to take calls: it is dialed, connected, has the server's settings, and on a link the
-//! answer to its Hello. A pool comes in; a ready connection or a failure with its reason goes back to it.
+//! Opens the connections of a pool: dials, connects, waits for the server's settings, and on a link for the answer to
+//! its Hello. Takes a pool; returns a ready connection to it, or a failure with its reason.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use crate::upstream::pool::Pool;
 use crate::upstream::pools::{DialFailed, Io, Pools};
 
 impl Exchange {
-    /// The pools, and what they work with.
+    /// The pools and what they need to work.
     pub(super) fn pools_io(&mut self) -> (&mut Pools, Io<'_>) {
         let io = Io {
             conns: &mut self.conns,
@@ -47,7 +47,7 @@ impl Exchange {
         self.fail_waiting(failed);
     }
 
-    /// A pool has no connection, and the dial that its calls waited for has failed.
+    /// A pool has no connection, and the dial for which its calls waited has failed.
     pub(super) fn fail_waiting(&mut self, failed: Option<DialFailed>) {
         let Some(DialFailed { pool: key, why }) = failed else {
             return;
@@ -64,7 +64,7 @@ impl Exchange {
         }
     }
 
-    /// The socket has something to say while it is being connected.
+    /// The socket is readable or writable while it is being connected.
     pub(crate) fn on_connecting(&mut self, key: ConnKey) {
         let until = self.pools.ready_by(self.now);
         let Some(conn) = self.conns.get_mut(key) else {
@@ -86,7 +86,7 @@ impl Exchange {
         }
     }
 
-    /// The server's settings have come: a link says Hello, others are ready.
+    /// The server's settings have arrived: a link sends its Hello, other connections are ready.
     pub(crate) fn on_settings(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -124,7 +124,7 @@ impl Exchange {
         }
     }
 
-    /// Bytes of the answer to our Hello.
+    /// A part of the answer to our Hello.
     pub(crate) fn on_hello_answer(&mut self, key: ConnKey, data: &[u8]) {
         let opened = self.conns.get_mut(key).and_then(|conn| conn.opened_mut());
         if let Some(opened) = opened {
@@ -158,7 +158,7 @@ impl Exchange {
         pools.on_ready(pool, key, io);
     }
 
-    /// A connection that was not ready yet cannot be.
+    /// A connection failed before it was ready.
     pub(crate) fn open_failed(&mut self, key: ConnKey, why: &str, refused: bool) {
         let Some(conn) = self.conns.remove(key, &mut self.timers) else {
             return;

@@ -1,4 +1,4 @@
-//! What goes out on a connection: its output is written once at the end of each turn. Nothing else is done here.
+//! Writes the output of each connection once, at the end of a turn. Does nothing else.
 
 use super::owner::Exchange;
 use crate::connection::{Conn, OutputState};
@@ -6,7 +6,7 @@ use crate::keys::ConnKey;
 use crate::observe::Counter;
 
 impl Exchange {
-    /// Writes a connection's output, and does what room in it allows.
+    /// Writes a connection's output, and lets waiting calls use the room that this makes.
     pub(crate) fn flush(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -23,7 +23,7 @@ impl Exchange {
         self.on_progress(key);
         self.rearm(key);
         self.count_machine(key);
-        // Calls may have waited until the server reads on.
+        // Calls may have waited until the server read its input.
         let relieved = |conn: &Conn| conn.has_output_room();
         if let Some(pool) = full
             && self.conns.get(key).is_some_and(relieved)

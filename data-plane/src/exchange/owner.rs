@@ -1,6 +1,6 @@
-//! What one worker knows of its connections and calls: the owners of both, the routing table, and the memory that calls
-//! hold. The other files of this module say what happens to calls; here are the fields and the small functions that all
-//! of them use. No event loop and no listening socket may come in here.
+//! The state of one worker's connections and calls: the owners of both, the routing table, and the memory that calls
+//! share. This file has the fields and the small functions that all files of the module use; the others say what
+//! happens to calls. Event loop and listening sockets do not belong here.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use crate::settings::WorkerOptions;
 use crate::timers::{TimerId, Timers};
 use crate::upstream::Pools;
 
-/// What it starts with.
+/// What an exchange needs at its start.
 #[derive(Debug)]
 pub(crate) struct ExchangeInit {
     pub(crate) registry: mio::Registry,
     pub(crate) options: Arc<WorkerOptions>,
-    /// How many workers the node has.
+    /// Number of workers of the node.
     pub(crate) workers: usize,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) reports: mpsc::Sender<Report>,
@@ -43,7 +43,7 @@ pub(crate) struct ExchangeInit {
 pub(crate) struct Exchange {
     pub(super) options: Arc<WorkerOptions>,
     pub(crate) reports: mpsc::Sender<Report>,
-    /// The time of this turn.
+    /// Time of the current turn.
     pub(crate) now: Instant,
     pub(crate) table: Arc<RouteTable>,
     pub(crate) conns: Connections,
@@ -55,16 +55,16 @@ pub(crate) struct Exchange {
     pub(crate) timers: Timers,
     /// What callers share.
     pub(crate) admission: Admission,
-    /// Services that this worker has asked the control side for since the table came.
+    /// Services whose endpoints this worker has requested from the control side since the last table.
     pub(crate) asked: FxHashSet<Arc<str>>,
-    /// Whether connections may take the memory that speed needs: not while half of what the worker may buffer is used.
+    /// Whether connections may use more memory for speed. False while buffers are more than half full.
     pub(crate) growing: bool,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) rng: SmallRng,
-    /// Lent to a connection's machine for each header list.
+    /// Lent to a connection's HTTP/2 machine for each header list.
     pub(crate) fields: Fields,
-    /// For lists that the proxy makes itself.
+    /// For header lists that the proxy makes itself.
     pub(crate) reply: Fields,
     pub(crate) text: Vec<u8>,
 }
@@ -116,7 +116,7 @@ impl Exchange {
         self.metrics.counters.add(counter);
     }
 
-    /// Puts a connection on the list of those to flush at the end of the turn.
+    /// Adds a connection to those that are flushed at the end of the turn.
     pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
         self.conns.mark_to_flush(key);
     }
@@ -132,25 +132,25 @@ impl Exchange {
         self.rng.random()
     }
 
-    /// The bytes of a stream have been passed on: its sender may send more.
+    /// Bytes of a stream have been forwarded: its sender may send more.
     pub(crate) fn release(&mut self, conn: ConnKey, stream: StreamId, bytes: usize) {
         self.conns.release(conn, stream, bytes);
     }
 
-    /// Sets a connection's timer to what is next for it, if that is sooner than what is set.
+    /// Sets a connection's timer to its next due time, if that is earlier than the current one.
     pub(crate) fn rearm(&mut self, key: ConnKey) {
         let times = self.times();
         self.conns.rearm(key, &mut self.timers, times);
     }
 
-    /// How long an upstream connection may be idle, and how long a keepalive may take.
+    /// How long an upstream connection may be idle, and how long the answer to a keep-alive may take.
     pub(crate) fn times(&self) -> (Duration, Duration) {
         let options = self.options();
         (options.upstream_idle, options.keepalive_timeout)
     }
 
-    /// Has all connections do with little memory near the bound of it, and lets them go again below: windows grow
-    /// no more, and less is kept unwritten for peers that do not read.
+    /// Limits the memory of all connections when half of the buffers is in use, until it is less than a quarter:
+    /// windows do not grow, and less output is kept for peers that do not read.
     pub(crate) fn bound_windows(&mut self) {
         let (half, buffered) = (
             self.options().held_bytes / 2,
@@ -167,7 +167,7 @@ impl Exchange {
         self.conns.set_frugal(!growing);
     }
 
-    /// Writes the gauges that others read.
+    /// Updates the gauges that other threads read.
     pub(crate) fn publish_gauges(&self) {
         WorkerMetrics::set(&self.metrics.calls, self.calls.len());
         WorkerMetrics::set(&self.metrics.downstream, self.conns.accepted());
@@ -178,17 +178,17 @@ impl Exchange {
         WorkerMetrics::set(&self.metrics.waiting, admission.waiting_for_state());
     }
 
-    /// Begins to close a connection: what is in its output is still written.
+    /// Begins to close a connection; its remaining output is still written.
     pub(crate) fn begin_close(&mut self, key: ConnKey) {
         self.conns.begin_close(key, self.now);
     }
 
-    /// The table of this worker, to be read while the worker changes.
+    /// This worker's table, cloned so that the worker can be changed while it is read.
     pub(crate) fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&self.table)
     }
 
-    /// Takes up a new table: calls that waited for it go on.
+    /// Installs a new table: calls that waited for it continue.
     pub(crate) fn set_table(&mut self, table: Arc<RouteTable>) {
         self.table = table;
         self.pools.on_table();

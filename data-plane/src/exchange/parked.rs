@@ -1,6 +1,7 @@
 //! Calls that wait for the endpoints of their service: the first calls to a service that this proxy has not subscribed
-//! to. The control side is notified once, fetches the endpoints and swaps a table in; then the calls continue in order.
-//! They are bounded per service, and each waits within its deadline. No call to a subscribed service comes here.
+//! to. The control side is notified once, fetches the endpoints and installs a new table; then the calls continue in
+//! order. Their number per service is limited, and each waits within its deadline. Calls to subscribed services never
+//! wait here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use crate::observe::Report;
 use crate::route::{RouteTable, Service};
 use crate::timers::Timer;
 
-/// A wait ends this part of the rest of a deadline before it, so that the caller still hears why, ...
+/// A wait ends before the deadline, so that the caller still gets the reason: by this part of the remaining time, ...
 const MARGIN_PART: u32 = 10;
-/// ... and never earlier than this.
+/// ... but at most by this.
 const LONGEST_MARGIN: Duration = Duration::from_millis(100);
 
 /// Waiting calls by the full name of the service that they wait for.
@@ -35,7 +36,7 @@ impl EndpointWaits {
         self.count
     }
 
-    /// Of the calls to one service `bound` may wait, and of these one caller may have its share.
+    /// At most `bound` calls to one service may wait, of which one caller may have its share.
     fn push(
         &mut self,
         service: &Arc<str>,
@@ -65,12 +66,12 @@ impl EndpointWaits {
         }
     }
 
-    /// The services that calls wait for.
+    /// The services for which calls wait.
     fn services(&self) -> Vec<Arc<str>> {
         self.by_service.keys().cloned().collect()
     }
 
-    /// Takes those out that need not wait by this table.
+    /// Removes and returns the calls that need not wait any longer by this table.
     fn take(&mut self, table: &RouteTable) -> Vec<CallKey> {
         let mut free = Vec::new();
         self.by_service.retain(|name, calls| {
@@ -87,14 +88,14 @@ impl EndpointWaits {
     }
 }
 
-/// Nothing to send to is known, and the endpoints are not held.
+/// No usable endpoint is known, and the endpoints are not subscribed to.
 fn must_wait(service: &Service) -> bool {
     !service.held && service.candidates.is_empty()
 }
 
 impl Exchange {
-    /// A service was called whose endpoints are not held: the control side fetches them. False if it has more to do
-    /// than it can take.
+    /// A service was called whose endpoints are not subscribed to: asks the control side to fetch them. False if the
+    /// control side's queue is full.
     fn request_endpoints(&mut self, service: &Service) -> bool {
         if self.asked.contains(&service.name) {
             return true;
@@ -110,7 +111,7 @@ impl Exchange {
         told
     }
 
-    /// Whether a call to this service goes on by what the table has; if not, it has been parked or answered.
+    /// Whether a call to this service can continue with the current table; if not, it has been parked or answered.
     pub(crate) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
         let told = self.request_endpoints(service);
         if !must_wait(service) {
@@ -120,7 +121,7 @@ impl Exchange {
         false
     }
 
-    /// Several services claim the path, and which of them have instances is not known of all.
+    /// Several services claim the path, and it is not known yet which of them have instances.
     pub(crate) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
         for service in services.iter().filter(|service| !service.held) {
@@ -132,7 +133,7 @@ impl Exchange {
         }
     }
 
-    /// Lets a call wait for the endpoints of a service.
+    /// Makes a call wait for the endpoints of a service.
     pub(crate) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
         let told = self.request_endpoints(service);
         self.park_call(key, service, told);
@@ -171,7 +172,8 @@ impl Exchange {
         self.start_wait(key);
     }
 
-    /// The wait for what the control plane is to tell goes on from the first look, over all tables.
+    /// Starts a call's wait for the control plane. The time counts from the first wait, even if tables change in
+    /// between.
     pub(crate) fn start_wait(&mut self, key: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
@@ -183,8 +185,8 @@ impl Exchange {
         }
     }
 
-    /// A new table has come: lets those go on that have what they waited for. One that is not ready yet may have it too:
-    /// this node's own instances come first.
+    /// A new table has arrived: continues the calls that have what they waited for. Even a table that is not ready may
+    /// be enough, since this node's own instances are in the first one.
     pub(crate) fn resume_waiting(&mut self) {
         for call in self.admission.for_table.take() {
             self.guard_call(call, |worker| worker.route_call(call));
@@ -198,7 +200,7 @@ impl Exchange {
         for call in free {
             self.guard_call(call, |exchange| exchange.route_call(call));
         }
-        // Who waits on was asked for by an older table.
+        // The remaining services were requested under an older table, so they are requested again.
         let waiting = self.admission.for_endpoints.services();
         for name in waiting {
             if let Some(service) = table.service(&name) {
@@ -207,7 +209,7 @@ impl Exchange {
         }
     }
 
-    /// Nobody has called these services for long: what is counted of them goes.
+    /// These services have not been called for a long time: drops their counters.
     pub(crate) fn forget(&mut self, services: &HashSet<Arc<str>>) {
         self.recorder.forget(services);
         self.services.retain(|name| !services.contains(name));
@@ -219,7 +221,7 @@ impl Exchange {
         }
     }
 
-    /// The sentence for a call that has waited for endpoints long enough.
+    /// The failure of a call that has waited too long for endpoints.
     pub(crate) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
         let node = &self.options().node;
         let call = self.calls.get(key);
@@ -232,7 +234,7 @@ impl Exchange {
     }
 }
 
-/// When a wait ends that may take so long, for a caller with this deadline.
+/// The end of a wait of at most `longest`, for a call with this deadline.
 fn end_of_wait(now: Instant, longest: Duration, deadline: Option<Instant>) -> Instant {
     let end = now + longest;
     let Some(deadline) = deadline else {

@@ -1,5 +1,5 @@
-//! Calls that wait for a stream in a pool: who gets a place, how long they may wait, and the reason that they end with
-//! when they have waited long enough, which names the limit that held them. Which call is next is decided by the pool.
+//! Calls that wait for a stream in a pool: which of them get a place, how long they may wait, and the reason if they
+//! wait too long, which names the limit. The pool decides which call is next.
 
 use heddle_proto::Reason;
 
@@ -15,7 +15,7 @@ use crate::upstream::account::Over;
 use crate::upstream::pool::Pool;
 
 impl Exchange {
-    /// Lets a call wait for a stream of the pool, or refuses it if too many wait.
+    /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
     pub(crate) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
@@ -38,7 +38,7 @@ impl Exchange {
         self.fail(key, &failure);
     }
 
-    /// Puts a call into the pool's queue and sees to it that somebody dials.
+    /// Puts a call into the pool's queue and makes sure that a connection is being dialled.
     pub(crate) fn enqueue(&mut self, key: CallKey, pool_key: PoolKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
@@ -46,7 +46,7 @@ impl Exchange {
         };
         let account = call.account;
         call.phase = Phase::Pending(pool_key);
-        // One that lost its stream again in the moment it was given has waited since before.
+        // A call that lost its stream right after getting it keeps the start of its first wait.
         let since = *call.waits_since.get_or_insert(now);
         let until = since + call.policy.pending_timeout;
         let timer = self.timers.set(until, Timer::Wait(key));
@@ -58,7 +58,7 @@ impl Exchange {
         self.fail_waiting(failed);
     }
 
-    /// A call does not wait in its pool any more.
+    /// A call stops waiting in its pool.
     pub(crate) fn dequeue(&mut self, key: CallKey) {
         let call = self.calls.get(key);
         let Some((Phase::Pending(pool), account)) = call.map(|call| (call.phase, call.account))
@@ -69,7 +69,7 @@ impl Exchange {
         self.leave_place(key);
     }
 
-    /// The call whose turn it was leaves its place.
+    /// A call that has left the pool's queue gives up its place.
     pub(crate) fn leave_place(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -80,7 +80,7 @@ impl Exchange {
         self.admission.leave_place_for_stream(account);
     }
 
-    /// Gives waiting calls the streams that have come free in this turn.
+    /// Gives the streams that became free in this turn to waiting calls.
     pub(crate) fn feed_pools(&mut self) {
         while let Some(pool) = self.pools.next_runnable() {
             while let Some((call, conn)) = self.pools.next_ready(pool, &self.conns) {
@@ -91,7 +91,7 @@ impl Exchange {
         }
     }
 
-    /// A call has waited in a pool for as long as any may.
+    /// A call has waited in a pool for the longest time allowed.
     pub(crate) fn on_pending_timeout(&mut self, key: CallKey, pool: PoolKey) {
         self.count(Counter::BoundPendingTimeout);
         let (reason, held) = self.what_holds(key, pool);
@@ -102,7 +102,7 @@ impl Exchange {
         self.fail(key, &failure);
     }
 
-    /// What a call that waits in a pool waits for, and the limit that holds it: for sentences after "waited".
+    /// What a call in a pool's queue waits for, and the limit that blocks it. The text follows "waited".
     pub(crate) fn what_holds(&self, key: CallKey, pool_key: PoolKey) -> (Reason, String) {
         let target = self.target_with_address(key, pool_key);
         let call = self.calls.get(key);
@@ -122,7 +122,7 @@ impl Exchange {
         (Reason::Overloaded, text)
     }
 
-    /// The limit that holds a call back from the streams of an open connection.
+    /// The limit that keeps a call from the streams of open connections.
     fn limit_text(&self, key: PoolKey, pool: &Pool, call: &Call) -> String {
         let most = self.options().upstream_connections;
         let capacity = pool.capacity(most);
@@ -163,7 +163,7 @@ impl Exchange {
         )
     }
 
-    /// For sentences: whom a call is for, and at which address.
+    /// For messages: the target of a call and its address.
     fn target_with_address(&self, key: CallKey, pool: PoolKey) -> String {
         let target = self.calls.get(key).map(Call::target_name);
         let target = target.unwrap_or_default();
@@ -173,7 +173,7 @@ impl Exchange {
         }
     }
 
-    /// A connection leaves its pool: it takes no more calls, and its streams take none of those that the pool may have.
+    /// A connection leaves its pool: it takes no more calls, and its streams no longer count against the pool's limit.
     pub(crate) fn leave_pool(&mut self, pool: PoolKey, key: ConnKey) {
         self.pools.remove_connection(pool, key);
         let Some(conn) = self.conns.get_mut(key) else {

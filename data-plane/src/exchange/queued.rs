@@ -1,15 +1,15 @@
-//! What of one call waits in a machine for its receiver, and how fast the receiver takes it. Counts and `now` come
-//! in; whether the receiver is too slow goes out. Bytes themselves and who they belong to may not come in.
+//! How many bytes of a call are queued for its receiver, and how fast the receiver takes them. Takes counts and `now`;
+//! says whether the receiver is too slow. The bytes themselves and their owner do not belong here.
 
 use std::time::{Duration, Instant};
 
 pub(crate) use crate::connection::MIN_TAKEN;
 
-/// Bytes that wait for one receiver.
+/// Bytes queued for one receiver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queued {
     bytes: usize,
-    /// When the present measurement of the receiver began, and what it has taken since.
+    /// Start of the current measurement of the receiver, and the bytes that it has taken since.
     since: Instant,
     taken: usize,
 }
@@ -31,7 +31,7 @@ impl Queued {
         self.bytes == 0
     }
 
-    /// So many more wait. What comes in says nothing of the receiver.
+    /// More bytes are queued. That says nothing about the receiver.
     pub(crate) fn add(&mut self, bytes: usize, now: Instant) {
         if self.bytes == 0 {
             (self.since, self.taken) = (now, 0);
@@ -39,7 +39,7 @@ impl Queued {
         self.bytes += bytes;
     }
 
-    /// The receiver took so many.
+    /// The receiver took this many bytes.
     pub(crate) fn take(&mut self, bytes: usize, now: Instant) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.taken += bytes;
@@ -48,17 +48,17 @@ impl Queued {
         }
     }
 
-    /// What waited was thrown away.
+    /// All queued bytes were discarded.
     pub(crate) fn clear(&mut self) {
         self.bytes = 0;
     }
 
-    /// So many of what waited were thrown away, which is no progress.
+    /// Some queued bytes were discarded, which is not progress of the receiver.
     pub(crate) fn discard(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
-    /// The receiver has taken less than [`MIN_TAKEN`] for so long, and bytes wait for it.
+    /// Bytes are queued, and the receiver has taken less than [`MIN_TAKEN`] for `limit`.
     pub(crate) fn is_stalled(&self, now: Instant, limit: Duration) -> bool {
         self.bytes > 0 && now >= self.since + limit
     }
@@ -84,7 +84,7 @@ mod tests {
             if second % 29 == 0 {
                 dribble.take(1, now);
             }
-            // What comes in does not count for the receiver.
+            // What is added does not count as taken by the receiver.
             dribble.add(1000, now);
         }
         assert!(dribble.is_stalled(now, LIMIT));

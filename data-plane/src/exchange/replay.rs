@@ -1,18 +1,18 @@
-//! The request body of one call, kept so that it can be sent again until the call is committed. Bytes come in
-//! as they are relayed; past the bound nothing is kept and the call can no longer be tried again.
+//! The request body of one call, kept so that it can be sent again until the call is committed. Takes bytes as they are
+//! forwarded; beyond the bound nothing is kept and the call can no longer be retried.
 
-/// What was received of a request's body so far.
+/// What has been received of a request's body.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
     bytes: Vec<u8>,
     incomplete: bool,
 }
 
-/// A buffer that grew beyond this is given back rather than kept for the next call.
+/// A larger buffer is freed instead of kept for the next call.
 const KEEP_CAPACITY: usize = 16 * 1024;
 
 impl Replay {
-    /// Keeps `data` if it fits under `bound`; false once the call has outgrown it.
+    /// Keeps `data` if it fits within `bound`; false if the body is too large.
     pub(crate) fn push(&mut self, data: &[u8], bound: usize) -> bool {
         if self.incomplete {
             return false;
@@ -25,27 +25,27 @@ impl Replay {
         true
     }
 
-    /// Keeps `data` whatever its size: nobody else has it yet. Bounded by the stream's window.
+    /// Keeps `data` whatever its size, since it has not been sent yet. The stream's window is the bound.
     pub(crate) fn keep(&mut self, data: &[u8]) {
         self.bytes.extend_from_slice(data);
     }
 
-    /// The body so far; meaningless once it has outgrown the bound.
+    /// The body so far; meaningless if it is incomplete.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// How much memory is in use.
+    /// Bytes in memory.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether the body is no longer complete here.
+    /// Whether parts of the body are missing here.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.incomplete
     }
 
-    /// The call is committed: nothing needs keeping.
+    /// The call is committed: frees the body.
     pub(crate) fn give_up(&mut self) {
         self.incomplete = true;
         self.bytes.clear();
@@ -54,7 +54,7 @@ impl Replay {
         }
     }
 
-    /// Ready for the next call.
+    /// Makes it ready for the next call.
     pub(crate) fn reset(&mut self) {
         self.give_up();
         self.incomplete = false;

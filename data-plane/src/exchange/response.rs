@@ -1,5 +1,5 @@
-//! Handles what a server answers: 1xx, headers, trailers, resets. Headers that are passed on commit the call; before
-//! that, a reset or a failure that another proxy made may be tried again. Events come in; frames for the caller go out.
+//! Handles a server's answer: 1xx, headers, trailers, resets. Forwarding headers commits the call; before that, a reset
+//! or a failure of another proxy may be retried. Takes events; gives frames for the caller.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 use crate::observe::outcome::grpc_status_of_http;
 
-/// How much earlier than here a server may see a deadline pass: the rounding of `grpc-timeout` and of our timers.
+/// How much earlier a server may see a deadline pass, because of the rounding of `grpc-timeout` and of our timers.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(5);
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
 impl Exchange {
-    /// Whether this stream is the call's present attempt.
+    /// Whether this stream is the call's current attempt.
     fn is_current(&self, key: CallKey, conn: ConnKey, stream: StreamId) -> bool {
         let up = self.calls.get(key).and_then(|call| call.up);
         up.is_some_and(|up| up.conn == conn && up.stream == stream)
@@ -65,7 +65,7 @@ impl Exchange {
             return self.deadline_at_server(key);
         }
         match marks.reason {
-            // A refusal comes fast and says nothing of how fast the endpoint answers.
+            // A refusal is fast and says nothing about the endpoint's latency.
             _ if marks.unprocessed => {}
             Some(reason) => self.failed_at_peer(key, reason),
             None => self.answered(key),
@@ -126,7 +126,7 @@ impl Exchange {
         }
     }
 
-    /// Passes a header list on to the caller, where it waits while the caller leaves much unread. False: there is no
+    /// Forwards a header list to the caller; it is queued while the caller leaves much unread. False if there is no
     /// memory for that, and the call has ended.
     fn send_list(&mut self, key: CallKey, fields: &Fields, end: bool) -> bool {
         let now = self.now;
@@ -138,7 +138,7 @@ impl Exchange {
             return false;
         };
         if caller.has_room() && call.down_queued.is_empty() {
-            // Nothing of it waits.
+            // Written at once, so nothing is queued.
             caller.headers(fields, end);
             self.mark_dirty(down.conn);
             return true;
@@ -182,7 +182,7 @@ impl Exchange {
                 format!("the answer of {target} has a header list over 32 KiB or 256 fields");
             return self.fail(key, &Failure::new(Reason::ResponseInvalid, text));
         };
-        // The status is what a caller cannot do without: it is delivered without what did not fit.
+        // A caller needs the status most: it is forwarded without the fields that did not fit.
         let message = fields
             .get(b"grpc-message")
             .map(|m| m.get(..MESSAGE).unwrap_or(m).to_vec());
@@ -204,7 +204,7 @@ impl Exchange {
         }
     }
 
-    /// Takes Heddle's own headers out; on a link they are read first.
+    /// Removes Heddle's own headers; on a link they are read first.
     fn clean(&self, key: CallKey, fields: &mut Fields) -> Marks {
         if self
             .calls
@@ -218,7 +218,7 @@ impl Exchange {
         Marks::default()
     }
 
-    /// Tries a call again that another proxy says failed there; false if its answer is to be passed on.
+    /// Retries a call that failed at another proxy; false if the answer is to be forwarded.
     fn retry_marked(
         &mut self,
         key: CallKey,
@@ -242,7 +242,7 @@ impl Exchange {
             failure = failure.with_status(status);
         }
         if marks.unprocessed {
-            // There may be other instances by now, for one that has waited there.
+            // The call may have waited there for so long that there are other instances now.
             self.refresh_service(key);
             return self.can_retry_unseen(key, reason) && self.may_retry_refused(key, reason) && {
                 self.cancel_rest(key, open);
@@ -250,7 +250,7 @@ impl Exchange {
                 true
             };
         }
-        // Only what broke on the way may be better elsewhere.
+        // Only failures on the way can be avoided by another instance.
         let broken = matches!(
             reason,
             Reason::ConnectionLost
@@ -266,7 +266,7 @@ impl Exchange {
         }
     }
 
-    /// The server has answered and the request is not all sent: the rest is not needed.
+    /// The server answered before the whole request was sent: the rest is not needed.
     fn cancel_rest(&mut self, key: CallKey, open: Option<super::state::Attempt>) {
         if open.is_some() {
             self.cancel_upstream(key);
@@ -297,7 +297,7 @@ impl Exchange {
             let failure = Failure::reset(ErrorCode::REFUSED_STREAM, text);
             return self.retry_safe(key, conn, failure);
         }
-        // grpc-go ends the stream so when the deadline has passed.
+        // grpc-go resets the stream like this when the deadline has passed.
         if code == ErrorCode::CANCEL && by == Initiator::Remote && self.is_at_deadline(key) {
             self.unanswered(key, End::Deadline);
             self.detach_upstream(key);
@@ -311,28 +311,29 @@ impl Exchange {
         let text = format!("{target} reset the call with {code}");
         let failure = Failure::reset(code, text);
         if code == ErrorCode::CANCEL {
-            // Its server has given the call up, and does not ask for another attempt.
+            // The server cancelled the call; that is no request for another attempt.
             self.detach_upstream(key);
             return self.fail(key, &failure);
         }
         self.attempt_failed(key, conn, &failure);
     }
 
-    /// Servers that keep the deadline themselves end the call when it has passed, often a moment before our timer.
+    /// Servers that enforce the deadline end the call when it has passed, often slightly before our timer.
     fn is_at_deadline(&self, key: CallKey) -> bool {
         let deadline = self.calls.get(key).and_then(|call| call.deadline);
         deadline.is_some_and(|at| at <= self.now + DEADLINE_TOLERANCE)
     }
 
-    /// Whether the server says CANCELLED because the deadline has passed, as tonic does.
+    /// Whether the server answered CANCELLED because the deadline has passed, as tonic does.
     fn is_cancelled_at_deadline(&self, key: CallKey, marks: Marks, fields: &Fields) -> bool {
-        // The cheapest question first: nearly every answer comes long before.
+        // The cheapest check first: nearly every answer arrives long before the deadline.
         self.is_at_deadline(key)
             && marks.reason.is_none()
             && headers::grpc_status(fields) == Some(CANCELLED)
     }
 
-    /// The server has ended the call because its deadline passed: the caller hears that, not how the server said it.
+    /// The server ended the call because its deadline passed: the caller gets DEADLINE_EXCEEDED, whatever the server
+    /// sent.
     fn deadline_at_server(&mut self, key: CallKey) {
         self.unanswered(key, End::Deadline);
         let Some(call) = self.calls.get_mut(key) else {
@@ -340,12 +341,12 @@ impl Exchange {
         };
         let target = call.target_name();
         let text = format!("the caller's deadline passed at {target}, which ended the call");
-        // Nothing of the attempt is left to be cancelled, if all of the request was sent.
+        // There is nothing to cancel if the whole request was sent.
         call.phase = Phase::Finishing;
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }
 
-    /// All of the response has come and gone to the caller's machine.
+    /// The whole response has arrived and is in the HTTP/2 machine of the caller's connection.
     pub(crate) fn response_ended(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -353,7 +354,8 @@ impl Exchange {
         call.sent = ResponseProgress::All;
         call.phase = Phase::Finishing;
         if call.status.is_none() {
-            // Without grpc-status the HTTP status says how it went; a gRPC answer of 200 without one is UNKNOWN.
+            // Without grpc-status the HTTP status is used; a gRPC response with status 200 but without grpc-status is
+            // UNKNOWN.
             let missing = call.grpc && call.http_status == 200;
             call.status = Some(if missing {
                 2
@@ -361,13 +363,13 @@ impl Exchange {
                 grpc_status_of_http(call.http_status)
             });
         }
-        // Its server is done with it, however long the caller takes to read: the room is the next call's.
+        // The server has finished, however slowly the caller reads: its stream is free for the next call.
         self.cancel_attempt(key);
         self.finish_if_done(key);
     }
 }
 
-/// Longest message delivered with trailers that were too large.
+/// Longest message that is forwarded from trailers that were too large.
 const MESSAGE: usize = 4096;
-/// And the longest status: a number.
+/// Longest status that is forwarded: a number.
 const STATUS: usize = 8;

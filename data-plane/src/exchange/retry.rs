@@ -1,5 +1,5 @@
-//! Retries. An attempt that failed comes in; another attempt or the failure goes out. Only the caller's proxy retries,
-//! and only before the call is committed: any method if the application cannot have seen the call, else only idempotent
+//! Retries. Takes a failed attempt; gives another attempt or the failure. Only the caller's proxy retries, and only
+//! before the call is committed: any method if the application cannot have seen the call, otherwise only idempotent
 //! methods within the service's retry budget.
 
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use crate::route::Service;
 use crate::route::authority::split_path;
 use crate::timers::Timer;
 
-/// How often a call is tried again where it could not be carried out before, if there is nowhere else.
+/// How often a call is retried on endpoints that already failed in it, if there are no others.
 const REPEATS: u32 = 2;
-/// Attempts of an idempotent method that may each have reached the application: one that breaks its server is not to
-/// break all of them.
+/// Attempts of an idempotent method that may have reached the application, so that a call that crashes its server does
+/// not crash all instances.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
-/// The first wait before an endpoint that failed in this call is tried again; doubles ...
+/// The first backoff before an endpoint that failed in this call is tried again. It doubles ...
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-/// ... so many times.
+/// ... this many times.
 const DOUBLINGS: u32 = 4;
 
 impl Exchange {
-    /// The connection broke while the call was on it; `drained`: its server had said goodbye, and the call outlived its
-    /// patience.
+    /// The call's connection was lost. `drained`: its server had sent GOAWAY, and the call lasted longer than the
+    /// server waited.
     pub(crate) fn on_connection_lost(
         &mut self,
         key: CallKey,
@@ -62,7 +62,7 @@ impl Exchange {
         self.detach_upstream(key);
         self.after_stream(conn);
         self.refresh_service(key);
-        // An answer that breaks HTTP/2 comes from the server's code: the next would give the same.
+        // The server's code sent an answer that violates HTTP/2: another attempt would give the same.
         if failure.reason != Reason::ProtocolError && self.can_retry_idempotent(key) {
             let now = self.now;
             let name = self
@@ -84,16 +84,16 @@ impl Exchange {
         self.fail(key, failure);
     }
 
-    /// An attempt on a connection failed without the application having seen it. A living instance that refused it
-    /// (REFUSED_STREAM, or a GOAWAY below it) may take it on its next connection, so the call goes on within its deadline;
-    /// without one its attempts are bounded, or a server that refuses everything would be asked for ever.
+    /// An attempt failed without the application having seen it. An instance that refused it (REFUSED_STREAM, or a
+    /// GOAWAY with a lower stream id) may accept it on its next connection, so the call is retried until its deadline.
+    /// A call without a deadline has a limited number of attempts, since a server may refuse everything.
     pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
         self.retry_or_fail(key, failure);
     }
 
-    /// The table may have changed since the call was routed: another attempt goes by the latest.
+    /// Updates the call's service to the latest table for the next attempt.
     pub(crate) fn refresh_service(&mut self, key: CallKey) {
         let Some(service) = self
             .calls
@@ -102,7 +102,7 @@ impl Exchange {
         else {
             return;
         };
-        // Dropped as unused in this moment: the call knows more than the table.
+        // Not if the table has just dropped the endpoints as unused: then the call's own state is better.
         let latest = self.table.service(&service.name);
         if let Some(latest) = latest.filter(|latest| latest.held || !service.held) {
             *service = Arc::clone(latest);
@@ -113,7 +113,7 @@ impl Exchange {
     pub(crate) fn dial_failed(&mut self, key: CallKey, failure: Failure) {
         self.detach_upstream(key);
         if let Some(call) = self.calls.get_mut(key) {
-            // A dial that failed is an attempt too, or a dead service would be dialled for ever.
+            // A failed dial counts as an attempt; otherwise a dead service would be dialled forever.
             call.attempts += 1;
         }
         self.retry_or_fail(key, failure);
@@ -137,7 +137,7 @@ impl Exchange {
         }
     }
 
-    /// Whether a call that failed for this reason, unseen by the application, may be tried again.
+    /// Whether a call that failed for this reason, unseen by the application, may be retried.
     pub(crate) fn can_retry_unseen(&self, key: CallKey, reason: Reason) -> bool {
         let Some(call) = self.calls.get(key).filter(|call| call.can_replay()) else {
             return false;
@@ -156,8 +156,8 @@ impl Exchange {
         call.can_replay() && call.attempts < call.policy.max_attempts && has_next_endpoint(call)
     }
 
-    /// Whether a call that another proxy refused may be tried again. One for which that had no room goes to another
-    /// instance only, and within the budget: where it was refused it would wait anew, and add to the load.
+    /// Whether a call that another proxy refused may be retried. If that proxy was overloaded, only on another instance
+    /// and within the retry budget: at the same proxy the call would only wait again and add to the load.
     pub(crate) fn may_retry_refused(&mut self, key: CallKey, reason: Reason) -> bool {
         if reason != Reason::Overloaded {
             return true;
@@ -189,7 +189,7 @@ impl Exchange {
         method.is_some_and(|(proto_service, method)| service.is_idempotent(proto_service, method))
     }
 
-    /// Whether the next attempt would go to an endpoint that has not failed in this call and can be dialled now.
+    /// Whether the next attempt would use an endpoint that has not failed in this call and can be dialled now.
     fn has_fresh_in_reach(&self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else {
             return false;
@@ -199,13 +199,13 @@ impl Exchange {
                 let ejected = self.passive.standing(uid, self.now) == Standing::Out;
                 !ejected && !self.is_unreachable(uid)
             }),
-            // The caller's proxy waits, not this one.
+            // Inbound does not wait for a better instance; the caller's proxy does.
             Role::Inbound => has_fresh(call, |_| true),
         }
     }
 
-    /// Tries a call again that an instance refused for the first time. It stands before the calls that come later when it
-    /// waits for the instance's next connection: those would else be taken in its place.
+    /// Retries a call after its first refusal by an instance, without a backoff. So it is ahead of later calls in the
+    /// queue for the instance's next connection.
     fn retry_at_once(&mut self, key: CallKey) {
         if let Some(call) = self.calls.get_mut(key) {
             leave_endpoint(call);
@@ -214,7 +214,7 @@ impl Exchange {
         self.begin_attempt(key);
     }
 
-    /// Tries the call again: at once on an endpoint that has not failed in this call, else after a moment.
+    /// Retries the call: at once on an endpoint that has not failed in this call, otherwise after a backoff.
     fn retry(&mut self, key: CallKey) {
         let random = self.random();
         let fresh = self.has_fresh_in_reach(key);
@@ -225,7 +225,7 @@ impl Exchange {
         if fresh {
             return self.begin_attempt(key);
         }
-        // The own node's instances have failed, and others may be elsewhere.
+        // This node's own instances failed, but there may be others elsewhere.
         if let Some(service) = call
             .service
             .clone()
@@ -240,7 +240,7 @@ impl Exchange {
     }
 }
 
-/// The attempt on the call's endpoint is over, and another endpoint is preferred for the next.
+/// Ends the attempt on the call's endpoint; the next one prefers another endpoint.
 fn leave_endpoint(call: &mut Call) {
     call.phase = Phase::Backoff;
     let failed = call.endpoint.take().map(|endpoint| endpoint.uid);
@@ -249,7 +249,7 @@ fn leave_endpoint(call: &mut Call) {
     }
 }
 
-/// Whether there is somewhere to try a call again.
+/// Whether there is an endpoint for a retry.
 fn has_next_endpoint(call: &Call) -> bool {
     let patient = call.role == Role::Outbound && call.repeats < REPEATS;
     let unheld = call
@@ -259,12 +259,13 @@ fn has_next_endpoint(call: &Call) -> bool {
     patient || unheld || has_fresh(call, |_| true)
 }
 
-/// Whether more endpoints of the service are still to come.
+/// Whether more endpoints of the service may still arrive.
 fn may_get_endpoints(role: Role, service: &Service) -> bool {
     role == Role::Outbound && !service.held
 }
 
-/// Whether an endpoint of which `also` is true has not failed in this call. Inbound has its own node's only.
+/// Whether an endpoint for which `also` is true has not failed in this call. Inbound uses only its own node's
+/// endpoints.
 fn has_fresh(call: &Call, also: impl Fn(u64) -> bool) -> bool {
     let failed = call.endpoint.as_ref().map(|endpoint| endpoint.uid);
     let fresh = |e: &Endpoint| Some(e.uid) != failed && !call.tried.contains(&e.uid);

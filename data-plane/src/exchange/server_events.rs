@@ -1,5 +1,5 @@
-//! What happens on a connection that was opened: events for calls, GOAWAY, keepalive and idleness. Events and timers come
-//! in; nothing is decided here about calls.
+//! Events of opened connections: events for calls, GOAWAY, keep-alive and idleness. Takes events and timers; makes no
+//! decisions about calls.
 
 use heddle_h2::{ErrorCode, Event, Fields, Kind};
 use heddle_proto::Reason;
@@ -112,7 +112,7 @@ impl Exchange {
         }
     }
 
-    /// A stream has ended: there may be room for a waiting call, or nothing left to do.
+    /// A stream has ended: a waiting call may get its place, or the connection may have nothing left to do.
     pub(crate) fn after_stream(&mut self, key: ConnKey) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
@@ -167,7 +167,7 @@ impl Exchange {
         self.begin_close(key);
     }
 
-    /// A connection broke: its pool dials again when there is need, and the agent hears of it.
+    /// A connection was lost: its pool dials again if needed, and the agent is notified.
     pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, conn: &mut Conn, why: &str) {
         let charged = conn.uncharge_cancels();
         let broken = !conn.is_ending();
@@ -178,7 +178,7 @@ impl Exchange {
             self.pools.give_stream(pool_key, account);
         }
         if !opened.is_ready() {
-            // Never ready: the waiting calls must hear of it. The connection is gone already.
+            // It was never ready, so the waiting calls must be notified. The connection has been removed already.
             return self.connect_failed(pool_key, why, false);
         }
         let report = broken && !opened.is_leaving();
@@ -188,7 +188,7 @@ impl Exchange {
         self.pools.mark_runnable(pool_key);
     }
 
-    /// What is due on an upstream connection.
+    /// Handles a due timer of an upstream connection.
     pub(crate) fn on_upstream_timer(&mut self, key: ConnKey) {
         let now = self.now;
         let (idle, timeout) = (
@@ -223,7 +223,7 @@ impl Exchange {
         }
     }
 
-    /// The server broke HTTP/2 while a call was on the connection.
+    /// The server violated HTTP/2 while a call was on the connection.
     pub(crate) fn on_server_broke(&mut self, call: CallKey, conn: ConnKey, error: &str) {
         let Some(found) = self.calls.get(call) else {
             return;

@@ -1,5 +1,5 @@
-//! What a worker knows of each service beside the table: its retry budget, what its calls have buffered,
-//! and the number that its calls are accounted by. Names from the table and `now` come in; nothing is decided here.
+//! A worker's state of each service besides the table: its retry budget, what its calls have buffered, and the number
+//! under which its calls are accounted. Takes names from the table and `now`; makes no decisions.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,14 +9,14 @@ use rustc_hash::FxHashMap;
 use crate::policy::RetryBudget;
 use crate::policy::buffers::ServiceCharge;
 
-/// Thousandths of a retry per second that a service has on a node, whatever its calls.
+/// Thousandths of a retry per second that a service may always use on a node, however few calls it has.
 const RETRIES_PER_NODE: u64 = 10_000;
 
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     pub(crate) budget: RetryBudget,
     pub(crate) buffered: ServiceCharge,
-    /// By which its calls are accounted; never given again.
+    /// Identifies the service in accounts; never reused.
     number: u32,
 }
 
@@ -30,14 +30,14 @@ impl ServiceState {
 #[derive(Debug)]
 pub(crate) struct Services {
     by_name: FxHashMap<Arc<str>, ServiceState>,
-    /// How many have been given a number.
+    /// Last number given to a service.
     numbered: u32,
     /// See [`RetryBudget::new`].
     retries_per_second: u64,
 }
 
 impl Services {
-    /// The budget is per node: each of so many workers has its share of the steady part.
+    /// The retry budget is per node: each worker gets an equal part of its constant rate.
     pub(crate) fn new(workers: usize) -> Self {
         let workers = u64::try_from(workers).unwrap_or(1).max(1);
         Self {
@@ -47,7 +47,7 @@ impl Services {
         }
     }
 
-    /// The state of a service, made at its first call.
+    /// The state of a service, created at its first call.
     pub(crate) fn of(&mut self, name: &Arc<str>, now: Instant) -> &mut ServiceState {
         let (numbered, rate) = (&mut self.numbered, self.retries_per_second);
         self.by_name.entry(Arc::clone(name)).or_insert_with(|| {
@@ -68,7 +68,7 @@ impl Services {
         self.by_name.get_mut(name)
     }
 
-    /// Forgets services that are not known any more; those whose calls hold memory go later.
+    /// Removes services that are not known any more, except those whose calls have buffered bytes.
     pub(crate) fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.by_name
             .retain(|name, state| !state.buffered.is_empty() || known(name));

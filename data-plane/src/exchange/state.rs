@@ -1,5 +1,5 @@
-//! The state of one call: its phase, the stream on either side and what is kept to try again. Only state and
-//! small questions about it stand here; what moves it is beside.
+//! The state of one call: its phase, its streams on both sides and what is kept for a retry. Only state and simple
+//! queries belong here; the files beside it change the state.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,26 +18,26 @@ use crate::policy::buffers::{Amounts, CallCharge};
 use crate::route::{Route, Rule, Service};
 use crate::timers::TimerId;
 
-/// How far a call has come. It can be tried again in every phase before `Committed`.
+/// Progress of a call. It can be retried in every phase before `Committed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Waits for a first routing table.
+    /// Waits for the first routing table.
     Table,
     /// Waits for the endpoints of its service.
     Endpoints,
     /// Waits in a pool for a connection with room.
     Pending(PoolKey),
-    /// Waits before it is tried again.
+    /// Waits before a retry.
     Backoff,
-    /// Sent; nothing has come back.
+    /// Sent; no response yet.
     Attempting,
-    /// Response headers have been passed on, or the request has outgrown the replay buffer.
+    /// Response headers have been forwarded, or the request has outgrown the replay buffer.
     Committed,
     /// The response has ended; its last bytes wait for the caller's window.
     Finishing,
 }
 
-/// What the caller has got of the response.
+/// What has been sent of the response to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponseProgress {
     Nothing,
@@ -50,11 +50,11 @@ pub(crate) enum ResponseProgress {
 pub(crate) struct Downstream {
     pub(crate) conn: ConnKey,
     pub(crate) stream: StreamId,
-    /// Its place in the connection's list of calls.
+    /// Index in the connection's list of calls.
     pub(crate) slot: usize,
 }
 
-/// The stream of the present attempt.
+/// The stream of the current attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
     pub(crate) conn: ConnKey,
@@ -76,7 +76,7 @@ pub(crate) struct Call {
     pub(super) phase: Phase,
     pub(super) down: Downstream,
     pub(super) up: Option<Attempt>,
-    /// The request is gRPC: failures are told in its way.
+    /// The request is gRPC, so failures are sent as gRPC statuses.
     pub(super) grpc: bool,
     pub(super) id: CallId,
     /// The request's headers as the caller sent them, without `heddle-*`; edited for each attempt.
@@ -84,46 +84,46 @@ pub(crate) struct Call {
     pub(super) replay: Replay,
     pub(super) request_trailers: Option<Box<Fields>>,
     pub(super) request_ended: bool,
-    /// Request bytes received, and of these given back to the caller's window.
+    /// Request bytes received, and how many of them have been credited to the caller.
     pub(super) received: usize,
     pub(super) credited: usize,
     pub(super) sent: ResponseProgress,
     pub(super) service: Option<Arc<Service>>,
-    /// By which rule it was routed.
+    /// The rule by which it was routed.
     pub(super) rule: Option<Rule>,
-    /// The worker's own until it is routed.
+    /// The worker's default until the call is routed.
     pub(super) policy: CallPolicy,
     pub(super) account: Account,
-    /// Of the present or last attempt.
+    /// Endpoint of the current or last attempt.
     pub(super) endpoint: Option<Arc<Endpoint>>,
-    /// Inbound: the uid of the instance that the caller's proxy chose, if it is here.
+    /// Inbound: the uid of the instance that the caller's proxy chose, if it is on this node.
     pub(super) wanted: Option<u64>,
     pub(super) attempts: u32,
     /// Counted in the endpoint's load.
     pub(super) charged: bool,
     /// Endpoints that failed in this call.
     pub(super) tried: Vec<u64>,
-    /// How often it was tried again where it had failed before, for want of another endpoint.
+    /// How often it was retried on an endpoint that had already failed, because there was no other.
     pub(super) repeats: u32,
-    /// Bytes waiting in the machines of either side.
+    /// Bytes queued in the HTTP/2 machines of the two connections.
     pub(super) down_queued: Queued,
     pub(super) up_queued: Queued,
-    /// What of it is charged.
+    /// What is charged for it.
     pub(super) charge: CallCharge,
     pub(super) started: Instant,
     pub(super) deadline: Option<Instant>,
     pub(super) deadline_timer: Option<TimerId>,
     pub(super) wait_timer: Option<TimerId>,
-    /// Since when the present attempt has been waiting for a stream.
+    /// Since when the current attempt has been waiting for a stream.
     pub(super) waits_since: Option<Instant>,
-    /// Known once the response or a failure has told it.
+    /// Set by the response or by a failure.
     pub(super) status: Option<u8>,
     pub(super) http_status: u16,
     pub(super) reason: Option<Reason>,
 }
 
 impl Call {
-    /// What it has buffered, and where.
+    /// What the call has buffered, by place.
     pub(crate) fn buffered(&self) -> Amounts {
         let trailers = self.request_trailers.as_ref();
         let trailers = trailers.map_or(0, |trailers| trailers.held_bytes());
@@ -134,25 +134,25 @@ impl Call {
         }
     }
 
-    /// Takes over what routing has found.
+    /// Stores the result of routing.
     pub(crate) fn set_route(&mut self, route: Route) {
         self.service = Some(route.service);
         self.rule = Some(route.rule);
         self.policy = route.policy;
     }
 
-    /// The connection that it came on.
+    /// The connection on which the call arrived.
     pub(crate) fn caller(&self) -> ConnKey {
         self.down.conn
     }
 
-    /// So many bytes of the response wait for the caller.
+    /// Queues bytes of the response for the caller.
     #[cfg(test)]
     pub(crate) fn queue_for_caller(&mut self, bytes: usize, now: Instant) {
         self.down_queued.add(bytes, now);
     }
 
-    /// Whether it may still be tried again.
+    /// Whether the call may still be retried.
     pub(crate) fn can_replay(&self) -> bool {
         let early = !matches!(self.phase, Phase::Committed | Phase::Finishing);
         early && self.sent == ResponseProgress::Nothing && !self.replay.is_incomplete()
@@ -162,7 +162,7 @@ impl Call {
         self.service.as_ref().map(|service| &*service.name)
     }
 
-    /// For sentences: `instance e1 of users.default on node b`.
+    /// For messages: `instance e1 of users.default on node b`.
     pub(crate) fn target_name(&self) -> String {
         let service = self.service_name().unwrap_or("the proxy's own services");
         match &self.endpoint {
@@ -174,7 +174,7 @@ impl Call {
         }
     }
 
-    /// For sentences about the connection of the present attempt: the proxy of the other node, or the instance itself.
+    /// For messages about the connection of the current attempt: the proxy of the other node, or the instance itself.
     pub(crate) fn peer_name(&self) -> String {
         match (&self.up, &self.endpoint) {
             (Some(up), Some(endpoint)) if up.link => match endpoint.target {
@@ -188,15 +188,15 @@ impl Call {
     }
 }
 
-/// A call's id: new, or as the caller's proxy gave it. A new one is written out only where it is said, which most calls
-/// never need.
+/// A call's id: a new one, or the one from the caller's proxy. A new id is formatted only where it is used, which most
+/// calls never need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CallId {
     New(u64),
     Given(IdText),
 }
 
-/// An id as it stands in headers, messages and logs.
+/// An id as in headers, messages and logs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IdText {
     bytes: [u8; Self::MAX],
@@ -204,7 +204,7 @@ pub(crate) struct IdText {
 }
 
 impl CallId {
-    /// Another proxy's, if it is one that may stand in a header and a log.
+    /// Another proxy's id, if its characters and length are safe in headers and logs.
     pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         let fits = (1..=IdText::MAX).contains(&value.len());
         if !fits

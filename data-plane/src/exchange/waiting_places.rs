@@ -1,6 +1,6 @@
-//! The places of calls that wait for one thing (a table, endpoints, a stream): so many in all, of which one caller
-//! connection has its share, so that a caller that floods leaves places to others. Calls come in with the connection
-//! they came on; who is over the bound or its share hears so.
+//! Places of calls that wait for one thing (a table, endpoints, a stream). Their number is limited, and one caller
+//! connection can only have its share of them, so that a flooding caller leaves places to others. Takes calls with
+//! their connections; refuses those beyond the limit or their share.
 
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
@@ -9,7 +9,7 @@ use crate::policy::Shares;
 /// Why a call got no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoPlace {
-    /// All `bound` are taken.
+    /// All `bound` places are taken.
     Full { bound: usize },
     /// The caller's connection has used up its share.
     Share { own: usize, bound: usize },
@@ -23,7 +23,7 @@ impl NoPlace {
         }
     }
 
-    /// For sentences: `1024 calls already wait`.
+    /// For messages: `1024 calls already wait`.
     pub(crate) fn text(self) -> String {
         match self {
             Self::Full { bound } => format!("{bound} calls already wait"),
@@ -48,7 +48,7 @@ pub(crate) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> R
     }
 }
 
-/// Waiting calls in the order they came. Bounded by the `bound` given to [`WaitingPlaces::push`].
+/// Waiting calls in order of arrival. Bounded by the `bound` given to [`WaitingPlaces::push`].
 #[derive(Debug, Default)]
 pub(crate) struct WaitingPlaces {
     calls: Vec<(CallKey, ConnKey)>,
@@ -72,7 +72,7 @@ impl WaitingPlaces {
         Ok(())
     }
 
-    /// A call waits no longer; false if it did not wait here.
+    /// Removes a waiting call; false if it did not wait here.
     pub(crate) fn remove(&mut self, call: CallKey) -> bool {
         let Some(at) = self.calls.iter().position(|(other, _)| *other == call) else {
             return false;
@@ -82,7 +82,7 @@ impl WaitingPlaces {
         true
     }
 
-    /// Takes all out.
+    /// Removes and returns all calls.
     pub(crate) fn take(&mut self) -> Vec<CallKey> {
         let calls = std::mem::take(self).calls;
         calls.into_iter().map(|(call, _)| call).collect()
