@@ -1,5 +1,5 @@
-//! What is kept of a connection that was accepted: its caller, what its first bytes have shown, the Hello that is coming
-//! in on a link, its keepalive and its drain. Events of the connection come in; requests are the calls' matter.
+//! State of an accepted connection: its caller, its detected protocol, an incoming Hello on a link, its keep-alive and
+//! its drain. Takes events of the connection; requests are handled elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use super::keepalive::{Keepalive, KeepaliveState};
 use super::sniff::Sniff;
 use crate::caller::Caller;
 
-/// How long a connection that has shown nothing may keep a drain open: it may have been accepted a moment ago, with
-/// its first call still unread.
+/// How long a connection that has sent nothing may delay a drain. It may have been accepted just now, with its first
+/// call still unread.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
 
-/// A connection that was accepted.
+/// An accepted connection.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     caller: Caller,
     sniff: Sniff,
     pub(super) idle: IdleState,
     hello: Option<Hello>,
-    /// Only of links: services of this node are not asked.
+    /// Only on links: this node's services are not probed.
     keepalive: Option<Keepalive>,
-    /// GOAWAY of a drain has been sent.
+    /// A drain's GOAWAY has been sent.
     draining: bool,
 }
 
@@ -32,21 +32,21 @@ pub(crate) struct Accepted {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AcceptOptions {
     pub(crate) caller: Caller,
-    /// When its first request is to have come.
+    /// Deadline for its first request.
     pub(crate) first_request_by: Instant,
-    /// How long it may be silent while it has calls.
+    /// How long it may be silent while it has calls, before a keep-alive is sent.
     pub(crate) keepalive: Option<Duration>,
-    /// It does with little memory from the start.
+    /// It uses little memory from the start.
     pub(crate) frugal: bool,
 }
 
-/// The Hello that is coming in on a link.
+/// The incoming Hello of a link.
 #[derive(Debug)]
 struct Hello {
     stream: StreamId,
-    /// What has come of it.
+    /// The bytes that have arrived.
     bytes: Vec<u8>,
-    /// When it is to be complete.
+    /// Deadline for its end.
     until: Instant,
 }
 
@@ -80,15 +80,15 @@ impl Accepted {
         self.idle.on_request();
     }
 
-    /// A PING was answered.
+    /// A PING was acknowledged.
     pub(crate) fn on_ping_ack(&mut self) {
         if let Some(keepalive) = &mut self.keepalive {
             keepalive.reset();
         }
     }
 
-    /// Adds bytes of the Hello on `stream`. `Some(false)`: it is over `most` bytes now, and dropped. `None`: that stream
-    /// has no Hello any more.
+    /// Adds bytes of the Hello on `stream`. `Some(false)`: it exceeds `most` bytes and was discarded. `None`: there is
+    /// no Hello on that stream any more.
     pub(crate) fn push_hello(
         &mut self,
         stream: StreamId,
@@ -104,14 +104,14 @@ impl Accepted {
         Some(true)
     }
 
-    /// The bytes of a Hello that is complete.
+    /// Takes the bytes of a complete Hello.
     pub(crate) fn take_hello(&mut self) -> Option<Vec<u8>> {
         self.hello.take().map(|hello| hello.bytes)
     }
 }
 
 impl Conn {
-    /// A Hello comes in on `stream`; an earlier one is cancelled.
+    /// Starts to receive a Hello on `stream`; an earlier one is cancelled.
     pub(crate) fn begin_hello(&mut self, stream: StreamId, until: Instant) {
         self.h2.set_token(stream, HELLO);
         let Side::Accepted(accepted) = &mut self.side else {
@@ -128,7 +128,7 @@ impl Conn {
         }
     }
 
-    /// Cancels a Hello that has not come in time; true if there was one.
+    /// Cancels a Hello that has not arrived in time; true if there was one.
     pub(crate) fn cancel_late_hello(&mut self, now: Instant) -> bool {
         let Side::Accepted(accepted) = &mut self.side else {
             return false;
@@ -155,7 +155,7 @@ impl Conn {
             .min()
     }
 
-    /// What is due on an accepted connection; a PING is sent here.
+    /// Returns what is due on an accepted connection; a due PING is sent here.
     pub(crate) fn check_accepted(&mut self, timeout: Duration, now: Instant) -> Due {
         let (calls, last_read, ending) = (self.calls.len(), self.last_read, self.is_ending());
         let Side::Accepted(accepted) = &mut self.side else {
@@ -182,7 +182,7 @@ impl Conn {
         }
     }
 
-    /// Sends the GOAWAY of a drain; false if that was done before, or it is no accepted connection.
+    /// Sends a drain's GOAWAY; false if it was sent before, or if the connection was not accepted.
     pub(crate) fn begin_drain(&mut self, now: Instant) -> bool {
         let Side::Accepted(accepted) = &mut self.side else {
             return false;
@@ -194,7 +194,7 @@ impl Conn {
         true
     }
 
-    /// Whether no call is left on it and none can come any more. An opened one brings none.
+    /// Whether it has no calls left and no new ones can arrive. Opened connections never bring calls.
     pub(crate) fn is_drained(&self, now: Instant) -> bool {
         let Some(accepted) = self.accepted() else {
             return true;

@@ -1,7 +1,7 @@
-//! Cancels of calls on their way to the server. A server may count them against all callers of a connection and close
-//! it: so to an instance they are sent at a limited rate, and to another proxy in a way that it does not count. A cancel
-//! that has to wait keeps its stream until it is sent or the server has ended the stream, and the stream stays charged
-//! to its caller. A connection with many of them takes no new calls. Streams come in, RST_STREAM goes out.
+//! Sends cancels of calls to the server. A server may count them against all callers of a connection and close it, so
+//! they are sent to an instance at a limited rate, and to another proxy in a way that it does not count. A waiting
+//! cancel keeps its stream until it is sent or the server has ended the stream, and the stream stays charged to its
+//! caller. A connection with many of them takes no new calls. Takes streams; gives RST_STREAM.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,35 +12,35 @@ use heddle_pacing::TokenBucket;
 use super::conn::{Conn, LATE, Side};
 use crate::caller::Account;
 
-/// What a PING carries whose answer says which streams another proxy has had.
+/// Payload of a PING whose answer shows which streams another proxy has received.
 const PING_SETTLED: [u8; 8] = *b"heddle\0s";
 
-/// Cancels that one connection may send at once, and per second: under what servers close connections for.
+/// Cancels that one connection may send at once, and per second: fewer than make servers close it.
 const RATE: (u32, u32) = (100, 50);
 const BURST: usize = RATE.0 as usize;
-/// Streams that were opened so long ago are reset. Servers on the `h2` crate (hyper, tonic) close a connection with 21
-/// streams that were reset before they had been accepted. A proxy does not count streams that it has had for 25 ms
-/// (heddle-h2's `abuse`); it has had one when it answers a PING that was sent after it.
+/// Only streams that were opened at least this long ago are reset. Servers on the `h2` crate (hyper, tonic) close a
+/// connection with 21 streams that were reset before they had been accepted. A proxy does not count resets of streams
+/// that it has had for 25 ms (heddle-h2's `abuse`); it has a stream when it answers a PING that was sent after it.
 const SETTLED: Duration = Duration::from_millis(30);
-/// How often such PINGs are sent at most: they are counted too.
+/// Least time between two such PINGs, since they are counted too.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// With so many cancels waiting, or half of the streams that the server allows, a connection takes no new calls; once
-/// its last call has ended it is closed, which cancels them all.
+/// With this many waiting cancels, or with half as many as the server allows streams, a connection takes no new calls.
+/// It is closed when its last call has ended, which cancels them all.
 const MOST: usize = 256;
 
 /// The cancels of one connection.
 #[derive(Debug)]
 pub(super) struct Cancels {
     rate: TokenBucket,
-    /// In the order they came; each of a stream that lives, so no more than the connection has streams.
+    /// In order of arrival. Each belongs to a live stream, so their number is limited by the connection's streams.
     late: VecDeque<Late>,
-    /// The next PING to a proxy goes out no earlier than this.
+    /// Earliest time of the next PING to a proxy.
     ask_at: Instant,
-    /// When some are to be sent, or asked for.
+    /// When cancels can be sent, or a PING for them.
     due: Option<Instant>,
 }
 
-/// A cancel that waits.
+/// A waiting cancel.
 #[derive(Clone, Copy, Debug)]
 struct Late {
     stream: StreamId,
@@ -53,11 +53,11 @@ struct Late {
 /// When a cancel may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ready {
-    /// To a proxy: some time after the next PING.
+    /// To a proxy: after the next PING.
     Waits,
-    /// Some time after the answer to the PING that is under way.
+    /// To a proxy: after the answer to the PING that has been sent.
     Asked,
-    /// To an instance if the rate allows it then.
+    /// At this time; to an instance only if the rate allows it.
     At(Instant),
 }
 
@@ -71,38 +71,38 @@ impl Cancels {
         }
     }
 
-    /// When it has to be looked after.
+    /// When the cancels have to be checked.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Whether so many wait that the connection takes no new calls. `limit` is the server's.
+    /// Whether so many cancels wait that the connection takes no new calls. `limit` is the server's limit of streams.
     #[inline]
     pub(super) fn is_burdened(&self, limit: u32) -> bool {
         let half = usize::try_from(limit / 2).unwrap_or(MOST).max(1);
         self.late.len() >= half.min(MOST)
     }
 
-    /// The accounts that streams of the pool are charged to.
+    /// The accounts to which streams of waiting cancels are charged in the pool.
     pub(super) fn charged(&self) -> impl Iterator<Item = Account> {
         let charged = self.late.iter().filter(|late| late.charged);
         charged.map(|late| late.account)
     }
 
-    /// The connection has left its pool: nothing of it is charged there any more.
+    /// The connection has left its pool: its streams are no longer charged there.
     pub(super) fn uncharge(&mut self) {
         for late in &mut self.late {
             late.charged = false;
         }
     }
 
-    /// Whether a cancel may go at once that may be sent at `ready`. None overtakes another, and a token is only spent
-    /// for one that goes.
+    /// Whether a cancel that may be sent at `ready` can be sent now. Cancels keep their order, and a token is spent
+    /// only for one that is sent.
     fn goes_now(&mut self, ready: Instant, now: Instant) -> bool {
         self.late.is_empty() && ready <= now && self.rate.try_take(now).is_ok()
     }
 
-    /// Takes out what the server has had for long enough; to an instance no more than the rate allows.
+    /// Takes the next cancel that may be sent; to an instance no more than the rate allows.
     fn next(&mut self, link: bool, now: Instant) -> Option<Late> {
         let wait = match self.late.front()?.ready {
             Ready::At(at) if at > now => at - now,
@@ -117,7 +117,7 @@ impl Cancels {
         None
     }
 
-    /// Whether a PING is to go out now for those that wait.
+    /// Whether to send a PING now for the waiting cancels.
     fn asks(&mut self, now: Instant) -> bool {
         if self
             .late
@@ -133,7 +133,7 @@ impl Cancels {
         true
     }
 
-    /// The PING has gone out.
+    /// The PING was sent.
     fn asked(&mut self, now: Instant) {
         self.ask_at = now + ASK_EVERY;
         let waits = |late: &&mut Late| late.ready == Ready::Waits;
@@ -142,7 +142,7 @@ impl Cancels {
         }
     }
 
-    /// The PING was answered.
+    /// The PING was acknowledged.
     fn answered(&mut self, now: Instant) {
         let asked = |late: &&mut Late| late.ready == Ready::Asked;
         for late in self.late.iter_mut().filter(asked) {
@@ -164,33 +164,33 @@ pub(crate) struct Attempted {
     pub(crate) account: Account,
     /// The stream is charged to the account in its pool.
     pub(crate) charged: bool,
-    /// The end of its request waits for the server's window.
+    /// The end of its request waits for flow control.
     pub(crate) stuck: bool,
 }
 
-/// What became of a cancel.
+/// Result of a cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cancelled {
     Sent,
-    /// It waits, and what the stream is charged to is kept with it.
+    /// It waits, and keeps the charge of its stream.
     Waits {
-        /// For the rate, and not only for the stream to settle.
+        /// It waits for the rate limit, not only until the stream is old enough.
         at_bound: bool,
     },
-    /// The stream has ended meanwhile.
+    /// The stream has already ended.
     Gone,
 }
 
-/// The cancels that could be sent.
+/// The cancels that were sent.
 #[derive(Debug, Default)]
 pub(crate) struct SentCancels {
     pub(crate) any: bool,
-    /// The accounts that their streams were charged to.
+    /// The accounts to which their streams were charged.
     pub(crate) charged: Vec<Account>,
 }
 
 impl Conn {
-    /// Cancels an attempt on an opened connection, at once or when that harms nobody.
+    /// Cancels an attempt on an opened connection, at once or when the server's protection allows it.
     pub(crate) fn cancel(&mut self, attempt: Attempted, now: Instant) -> Cancelled {
         let stream = attempt.stream;
         let Some(answered) = self.h2.answered(stream) else {
@@ -200,13 +200,13 @@ impl Conn {
             return Cancelled::Gone;
         };
         let link = opened.is_link();
-        // To a proxy so few go by the rate that it may count them.
+        // To a proxy the rate allows so few that it may count them.
         let ready = match answered || link {
             true => now,
             false => attempt.started + SETTLED,
         };
-        // A proxy does not count streams that it has answered in part. And the end of a request that waits for its
-        // server's window keeps its memory until the stream is reset.
+        // A proxy does not count streams that it has begun to answer. And a request whose end waits for flow control
+        // keeps its memory until the stream is reset.
         let free = link && answered || attempt.stuck;
         let cancels = &mut opened.cancels;
         if free || cancels.goes_now(ready, now) {
@@ -223,14 +223,14 @@ impl Conn {
             },
         });
         let at_bound = ready <= now || cancels.late.len() > BURST;
-        // Until then nothing of it is taken from the window, so that the server stops by itself, and what waits to be
-        // sent is thrown away.
+        // Until it is sent, the stream gets no credit, so that the server stops sending, and its unsent bytes are
+        // discarded.
         self.h2.set_token(stream, LATE);
         self.h2.discard(stream);
         Cancelled::Waits { at_bound }
     }
 
-    /// Sends the cancels that may go now, and notes when others may.
+    /// Sends the cancels that are allowed now, and notes when others will be.
     pub(crate) fn send_cancels(&mut self, now: Instant) -> SentCancels {
         let mut sent = SentCancels::default();
         let Side::Opened(opened) = &mut self.side else {
@@ -244,14 +244,14 @@ impl Conn {
             sent.any = true;
             sent.charged.extend(late.charged.then_some(late.account));
         }
-        // If another PING is under way, its answer brings us here again.
+        // If another PING is in flight, its answer leads here again.
         if link && cancels.asks(now) && self.h2.ping(PING_SETTLED) {
             cancels.asked(now);
         }
         sent
     }
 
-    /// A PING was answered: the server knows of whatever was sent before it. True if cancels wait.
+    /// A PING was acknowledged: the server has received everything sent before it. True if cancels wait.
     pub(crate) fn on_ping_ack(&mut self, payload: [u8; 8], now: Instant) -> bool {
         match &mut self.side {
             Side::Accepted(accepted) => {
@@ -268,8 +268,8 @@ impl Conn {
         }
     }
 
-    /// Something came on a stream whose cancel waits. `None` while the stream goes on; else the account that it was
-    /// charged to, if it was.
+    /// Something arrived on a stream whose cancel waits. `None` while the stream is open; otherwise the account to
+    /// which it was charged, if any.
     #[allow(
         clippy::option_option,
         reason = "whether it has ended, and what that frees"
@@ -287,7 +287,7 @@ impl Conn {
         Some(late.filter(|late| late.charged).map(|late| late.account))
     }
 
-    /// The accounts that streams with waiting cancels are charged to; they are charged no longer.
+    /// Returns the accounts to which streams of waiting cancels are charged, and removes the charges.
     pub(crate) fn uncharge_cancels(&mut self) -> Vec<Account> {
         let Side::Opened(opened) = &mut self.side else {
             return Vec::new();
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// Numbers of streams, as a machine gives them.
+    /// Stream ids from an HTTP/2 machine.
     fn streams(count: usize) -> Vec<StreamId> {
         let config = heddle_h2::Config::default();
         let mut h2 = heddle_h2::Connection::client(config, Instant::now());
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_cancels_spends_tokens_only_on_what_is_sent() {
-        // Issue 10, A3: a thousand a second for ten seconds, of which the server ends a half by itself.
+        // Issue 10, A3: a thousand per second for ten seconds, half of which the server ends by itself.
         let start = Instant::now();
         let mut cancels = Cancels::new(start);
         let mut sent = 0;
@@ -348,7 +348,7 @@ mod tests {
         }
         assert!((590..=601).contains(&sent), "{sent}: a burst, and the rate");
         assert!(cancels.late.len() <= 5000, "those that have ended are gone");
-        // All of them go by the rate, and no more.
+        // The rate applies to all of them.
         let later = start + Duration::from_secs(20);
         let burst = std::iter::from_fn(|| cancels.next(false, later)).count();
         assert_eq!(burst, 100);

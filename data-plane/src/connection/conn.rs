@@ -1,5 +1,5 @@
-//! The state of one connection, whichever side opened it, and what its users may do with it. Nothing is decided here
-//! about calls; what is kept only for accepted or only for opened connections stands in `accepted` and `opened`.
+//! State and operations of one connection, accepted or opened. What only one of the two kinds has is in `accepted` and
+//! `opened`. No decisions about calls.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,18 +16,19 @@ use crate::keys::{CallKey, PoolKey};
 use crate::policy::buffers::ConnCharge;
 use crate::timers::TimerId;
 
-/// Token of a stream that was answered while its request still comes: the rest is thrown away.
+/// Token of a stream that was answered before its request ended: the rest is discarded.
 pub(crate) const LINGER: u64 = u64::MAX;
 /// Token of the stream that carries a link's Hello.
 pub(crate) const HELLO: u64 = u64::MAX - 1;
-/// Token of a stream whose cancel waits to be sent.
+/// Token of a stream whose cancel waits.
 pub(crate) const LATE: u64 = u64::MAX - 2;
-/// What the PING of a keepalive carries; nobody reads it.
+/// Payload of a keep-alive PING; nobody reads it.
 pub(super) const PING: [u8; 8] = *b"heddle\0\0";
-/// How long a connection that is being closed may take to read our last bytes.
+/// How long a closing connection may take to read our last bytes.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
-/// A peer that leaves so much unread is given up. Header lists and DATA wait in their streams long before, so only
-/// control frames can come to this: acknowledgements, resets and credit for what the peer goes on sending.
+/// A peer that leaves more than this unread is disconnected. Header lists and DATA are queued in their streams long
+/// before, so only control frames can add up to this: acknowledgements, resets and credit for a peer that keeps
+/// sending.
 const OUTPUT_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
@@ -42,33 +43,33 @@ pub(crate) struct Conn {
     pub(super) to_flush: bool,
     /// It is in the list of connections to read again.
     pub(super) to_read: bool,
-    /// The peer has closed its half, or the socket failed: it is read to the very end.
+    /// The peer has closed its half, or the socket failed: it is read until its end.
     input_ends: bool,
-    /// Why nothing more can be written: what the peer sent before is still read.
+    /// Why nothing more can be written. What the peer sent before is still read.
     write_error: Option<String>,
-    /// The socket takes no more until an event says so.
+    /// The socket takes no more until it becomes writable.
     pub(super) blocked: bool,
     ending: Ending,
     pub(super) timer: Option<(Instant, TimerId)>,
     pub(super) last_read: Instant,
-    /// Answered streams whose request still comes, oldest first.
+    /// Answered streams whose request has not ended, oldest first.
     pub(super) linger: VecDeque<(Instant, StreamId)>,
-    /// The buffered bytes that it is charged for.
+    /// The buffered bytes that are charged to it.
     pub(super) buffered: ConnCharge,
-    /// While its socket is full: since when the peer has read next to nothing, and what it has read since.
+    /// While its socket is full: start of the current measurement of the peer, and the bytes that it has read since.
     stall: Option<(Instant, usize)>,
-    /// How many refused streams have been counted.
+    /// How many refused streams have already been counted.
     refused: u64,
 }
 
-/// How far the end of a connection has come.
+/// Progress of closing a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It is not being closed.
     No,
-    /// What is in the output is written, then our half is closed.
+    /// The output is written, then our half is closed.
     Flush(Instant),
-    /// Our half is closed; the peer's bytes are read and thrown away, lest a TCP reset destroy our last ones.
+    /// Our half is closed. The peer's bytes are read and discarded, since a TCP reset could destroy our last bytes.
     Wait(Instant),
 }
 
@@ -78,7 +79,7 @@ pub(crate) enum Side {
     Opened(Opened),
 }
 
-/// What reading a connection brought.
+/// Result of a read.
 #[derive(Debug)]
 pub(crate) enum Input {
     Bytes {
@@ -87,35 +88,35 @@ pub(crate) enum Input {
         more: bool,
     },
     Blocked,
-    /// The connection is over, and why.
+    /// The connection has ended, with the reason.
     Closed(String),
 }
 
-/// Where a flush left the output.
+/// State of the output after a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutputState {
-    /// Nothing is left, or nothing may be written now.
+    /// The output is empty, or nothing may be written now.
     Done,
     Blocked,
     /// The peer has left too much unread.
     Overfull,
-    /// Nothing can be written any more. Input may still lie in the socket: it is read to its end first.
+    /// Nothing can be written any more. The socket may still have input, which is read to its end first.
     Failed,
 }
 
-/// What is due on a connection.
+/// Which timer of a connection is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
-    /// An opened one: the socket was not connected in time.
+    /// Opened: the socket was not connected in time.
     Connect,
-    /// An opened one: settings, or the answer to Hello, did not come in time.
+    /// Opened: the settings or the answer to Hello did not arrive in time.
     Ready,
-    /// An opened one: it had no call for long.
+    /// Opened: it has had no call for too long.
     Idle,
-    /// An accepted one: no request came in time.
+    /// Accepted: no request arrived in time.
     FirstRequest,
-    /// A keepalive was not answered.
+    /// A keep-alive was not answered.
     KeepaliveLost,
 }
 
@@ -146,9 +147,9 @@ impl Conn {
         }
     }
 
-    // ---- who is at the other end
+    // ---- the peer
 
-    /// Who is at the other end, if it was accepted.
+    /// The caller, if the connection was accepted.
     pub(crate) fn caller(&self) -> Option<Caller> {
         match &self.side {
             Side::Accepted(accepted) => Some(accepted.caller()),
@@ -164,7 +165,7 @@ impl Conn {
         matches!(self.side, Side::Accepted(_))
     }
 
-    /// The pool that it was opened for.
+    /// The pool for which it was opened.
     pub(crate) fn pool(&self) -> Option<PoolKey> {
         self.opened().map(Opened::pool)
     }
@@ -212,7 +213,7 @@ impl Conn {
         self.handshake == Handshake::Pending
     }
 
-    /// Goes on with the transport's handshake; true once it is done.
+    /// Continues the transport's handshake; true once it is done.
     pub(crate) fn advance_handshake(&mut self) -> std::io::Result<bool> {
         self.handshake = self.transport.handshake()?;
         Ok(self.handshake == Handshake::Done)
@@ -228,12 +229,12 @@ impl Conn {
         self.input_ends = true;
     }
 
-    /// Reads what has come.
+    /// Reads what has arrived.
     pub(crate) fn read(&mut self, buffer: &mut [u8], now: Instant) -> Input {
         match self.transport.read(buffer) {
             Ok(ReadOutcome::Bytes { len, more }) => {
                 self.last_read = now;
-                // The end of the stream makes no event of its own.
+                // No further event reports the end of the input.
                 let more = more || self.input_ends;
                 Input::Bytes { len, more }
             }
@@ -248,8 +249,8 @@ impl Conn {
         }
     }
 
-    /// Takes the first bytes of an accepted connection into what shows its protocol. `Http2` comes with the bytes that
-    /// were kept until it was known.
+    /// Detects the protocol from the first bytes of an accepted connection. Returns the states before and after; the
+    /// one before has the bytes that were held back.
     pub(crate) fn identify(&mut self, bytes: &[u8]) -> (Sniff, Sniff) {
         let Side::Accepted(accepted) = &mut self.side else {
             return (Sniff::Http2, Sniff::Http2);
@@ -267,21 +268,21 @@ impl Conn {
         self.h2.recv(bytes, fields, now)
     }
 
-    /// Streams over the bound that have been refused since the last time.
+    /// Number of streams refused over the limit since the last call.
     pub(crate) fn newly_refused(&mut self) -> u64 {
         let refused = self.h2.counters().refused;
         refused - std::mem::replace(&mut self.refused, refused)
     }
 
-    /// Whether it was accepted and has not shown yet what it speaks.
+    /// Whether it was accepted and its protocol is not known yet.
     pub(crate) fn is_unknown(&self) -> bool {
         self.accepted().is_some_and(Accepted::is_unknown)
     }
 
-    /// Writes the output as far as the socket takes it.
+    /// Writes as much output as the socket takes.
     pub(crate) fn flush(&mut self, now: Instant) -> OutputState {
         loop {
-            // A caller of HTTP/1 must not be sent the frames of HTTP/2.
+            // HTTP/2 frames must not be sent to an HTTP/1 caller.
             let unknown = self.is_unknown() && self.ending == Ending::No;
             let over = matches!(self.ending, Ending::Wait(_)) || self.write_error.is_some();
             if self.is_handshaking() || unknown || over {
@@ -332,12 +333,12 @@ impl Conn {
         self.write_error = error;
     }
 
-    /// Whether the socket takes no more for now.
+    /// Whether the socket takes no more at present.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    /// The socket took so many bytes, and no more for now. One byte now and then is no progress.
+    /// The socket took `written` bytes and is full again. A few bytes now and then do not count as progress.
     fn note_stall(&mut self, written: usize, now: Instant) {
         let (since, taken) = self.stall.unwrap_or((now, 0));
         let taken = taken + written;
@@ -347,23 +348,23 @@ impl Conn {
         };
     }
 
-    /// Since when the peer has read next to nothing of what waits for it.
+    /// Since when the peer has read almost nothing of what is queued for it.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.stall.map(|(since, _)| since)
     }
 
-    // ---- its end
+    // ---- closing
 
     pub(crate) fn is_ending(&self) -> bool {
         self.ending != Ending::No
     }
 
-    /// GOAWAY: the peer is told that the connection is closed, and why.
+    /// Queues a GOAWAY with the reason for closing.
     pub(crate) fn goodbye(&mut self, code: ErrorCode, why: &[u8]) {
         self.h2.close(code, why);
     }
 
-    /// What is in its output is still written, then it is closed.
+    /// Closes the connection after its output has been written.
     pub(crate) fn begin_close(&mut self, now: Instant) {
         if self.ending == Ending::No {
             self.ending = Ending::Flush(now + CLOSE_TIME);
@@ -376,9 +377,9 @@ impl Conn {
         let _ = self.transport.write(self.h2.output());
     }
 
-    /// Answers HTTP/1.x and closes.
+    /// Answers HTTP/1.x and closes the connection.
     pub(crate) fn refuse_http1(&mut self, now: Instant) {
-        // A new socket's buffer has room for it; if not, the caller sees a closed connection.
+        // A new socket's buffer has room for the answer. If not, the caller sees a closed connection.
         let _ = self.transport.write(sniff::ANSWER);
         self.transport.shutdown_write();
         self.ending = Ending::Wait(now + CLOSE_TIME);
@@ -386,7 +387,7 @@ impl Conn {
 
     // ---- time
 
-    /// When something is to be done about it at the latest.
+    /// When its next timer is due.
     pub(super) fn deadline(&self, idle: Duration, keepalive_timeout: Duration) -> Option<Instant> {
         let ending = match self.ending {
             Ending::Flush(until) | Ending::Wait(until) => return Some(until),
@@ -400,7 +401,7 @@ impl Conn {
         [ending, linger, side].into_iter().flatten().min()
     }
 
-    /// What the protocol's own timer says, if it is due.
+    /// Runs the HTTP/2 machine's own timer if it is due.
     pub(crate) fn check_protocol(&mut self, now: Instant) -> Result<(), ConnectionError> {
         match self.h2.deadline().is_some_and(|at| at <= now) {
             true => self.h2.on_deadline(now),

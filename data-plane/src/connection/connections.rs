@@ -1,5 +1,5 @@
-//! All connections of one worker: the sockets' registration, which connections are to be flushed or read again, their
-//! timers and their counts. Sockets come in, connections by key go out. What their bytes mean may not come in.
+//! All connections of one worker: the registration of their sockets, which ones to flush or read again, their timers
+//! and their counts. Takes sockets; gives connections by key. The meaning of their bytes does not belong here.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -56,22 +56,22 @@ impl Connections {
         self.arena.keys()
     }
 
-    /// How many were accepted.
+    /// Number of accepted connections.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted_by(Role::Outbound) + self.accepted_by(Role::Inbound)
     }
 
-    /// How many a listener has accepted.
+    /// Number of connections that a listener has accepted.
     pub(crate) fn accepted_by(&self, role: Role) -> usize {
         self.by_listener.open(role)
     }
 
-    /// How many were opened.
+    /// Number of opened connections.
     pub(crate) fn opened(&self) -> usize {
         self.arena.len().saturating_sub(self.accepted())
     }
 
-    // ---- their beginning and end
+    // ---- start and end
 
     /// Makes a connection of an accepted socket.
     pub(crate) fn accept(
@@ -122,7 +122,7 @@ impl Connections {
         Ok(key)
     }
 
-    /// Takes a connection out, whose socket is closed when it is dropped.
+    /// Removes a connection; its socket is closed when it is dropped.
     pub(crate) fn remove(&mut self, key: ConnKey, timers: &mut Timers) -> Option<Conn> {
         let mut conn = self.arena.remove(key)?;
         conn.transport_mut().deregister(&self.registry);
@@ -135,17 +135,17 @@ impl Connections {
         Some(conn)
     }
 
-    /// The connection of a listener that is closed first; none if all have a call in flight.
+    /// The connection of a listener to close first; `None` if all have calls in flight.
     pub(crate) fn idlest(&mut self, role: Role) -> Option<ConnKey> {
         self.by_listener.idlest(role, &mut self.arena)
     }
 
-    /// Whether it is time again to log that a listener is full.
+    /// Whether to log again that a listener is full.
     pub(crate) fn may_log_full(&mut self, role: Role, now: Instant) -> bool {
         self.by_listener.may_log(role, now)
     }
 
-    /// Takes an ended call out of its caller's connection. Returns the call that has its index now.
+    /// Removes an ended call from its caller's connection. Returns the call that now has its index.
     pub(crate) fn end_call(
         &mut self,
         key: ConnKey,
@@ -159,9 +159,9 @@ impl Connections {
         moved
     }
 
-    // ---- what is to be done with them in this turn
+    // ---- work of this turn
 
-    /// Has a connection flushed at the end of the turn.
+    /// Marks a connection to be flushed at the end of the turn.
     pub(crate) fn mark_to_flush(&mut self, key: ConnKey) {
         if let Some(conn) = self.arena.get_mut(key)
             && !conn.to_flush
@@ -171,19 +171,19 @@ impl Connections {
         }
     }
 
-    /// Swaps the list of connections to flush for the empty `round`; false if there are none.
+    /// Swaps the list of connections to flush with the empty `round`; false if there are none.
     pub(crate) fn take_to_flush(&mut self, round: &mut Vec<ConnKey>) -> bool {
         std::mem::swap(&mut self.to_flush, round);
         !round.is_empty()
     }
 
-    /// A connection of the round is flushed now; false if it is gone.
+    /// Unmarks a connection of the round before it is flushed; false if it is closed or was unmarked.
     pub(crate) fn begin_flush(&mut self, key: ConnKey) -> bool {
         let conn = self.arena.get_mut(key);
         conn.is_some_and(|conn| std::mem::take(&mut conn.to_flush))
     }
 
-    /// Has a connection read again in the next turn.
+    /// Marks a connection to be read again in the next turn.
     pub(crate) fn mark_to_read(&mut self, key: ConnKey) {
         if let Some(conn) = self.arena.get_mut(key)
             && !conn.to_read
@@ -193,12 +193,12 @@ impl Connections {
         }
     }
 
-    /// Whether one is to be read in the next turn.
+    /// Whether a connection is to be read again in the next turn.
     pub(crate) fn has_to_read(&self) -> bool {
         !self.to_read.is_empty()
     }
 
-    /// The connections that are to be read in this turn.
+    /// Takes the connections to read again in this turn.
     pub(crate) fn take_to_read(&mut self) -> Vec<ConnKey> {
         let keys = std::mem::take(&mut self.to_read);
         for key in &keys {
@@ -209,7 +209,7 @@ impl Connections {
         keys
     }
 
-    /// Has all read and flushed, whatever was noted of them: events may have been lost.
+    /// Marks all connections to be read and flushed: events may have been lost.
     pub(crate) fn mark_all(&mut self) {
         self.to_read.clear();
         self.to_flush.clear();
@@ -227,7 +227,7 @@ impl Connections {
         (&self.to_read, &self.to_flush)
     }
 
-    /// The bytes of a stream have been passed on: its sender may send more.
+    /// Bytes of a stream have been forwarded: its sender may send more.
     pub(crate) fn release(&mut self, key: ConnKey, stream: StreamId, bytes: usize) {
         if bytes == 0 {
             return;
@@ -238,7 +238,7 @@ impl Connections {
         self.mark_to_flush(key);
     }
 
-    /// Begins to close a connection: what is in its output is still written.
+    /// Begins to close a connection; its remaining output is still written.
     pub(crate) fn begin_close(&mut self, key: ConnKey, now: Instant) {
         if let Some(conn) = self.arena.get_mut(key) {
             conn.begin_close(now);
@@ -246,7 +246,7 @@ impl Connections {
         self.mark_to_flush(key);
     }
 
-    /// Sets a connection's timer to what is next for it, if that is sooner than what is set.
+    /// Sets a connection's timer to its next due time, if that is earlier than the current one.
     pub(crate) fn rearm(
         &mut self,
         key: ConnKey,
@@ -270,7 +270,7 @@ impl Connections {
         }
     }
 
-    /// The timer of a connection has fired; false if nothing is due yet.
+    /// A connection's timer has fired; false if nothing is due yet.
     pub(crate) fn on_timer(
         &mut self,
         key: ConnKey,
@@ -285,7 +285,7 @@ impl Connections {
             .is_some_and(|at| at <= now)
     }
 
-    /// Has all connections do with little memory, or lets them go again.
+    /// Switches the saving of memory on or off for all connections.
     pub(crate) fn set_frugal(&mut self, frugal: bool) {
         for key in self.arena.keys() {
             if let Some(conn) = self.arena.get_mut(key) {

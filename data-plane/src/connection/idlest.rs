@@ -1,5 +1,5 @@
-//! How many connections each listener of a worker has accepted, and which of them is closed when there may be no more: the
-//! idlest. Connections and ends of calls come in, the connection that is to go comes out. Nothing is closed here.
+//! Counts the connections that each listener of a worker has accepted, and finds the idlest one, which is closed when
+//! there are too many. Takes connections and ends of calls; gives the connection to close. Closes nothing itself.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use crate::arena::{Arena, Key};
 use crate::caller::Role;
 use crate::keys::{ConnKey, ConnKind};
 
-/// How often it is logged that a listener is full.
+/// Interval of the log message that a listener is full.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What is known of one connection.
+/// State of one connection.
 #[derive(Debug)]
 pub(super) struct IdleState {
     idle: Idle,
-    /// When its first request is to have come.
+    /// Deadline for its first request.
     first_request_by: Instant,
     /// It has an entry in the queue.
     queued: bool,
@@ -32,12 +32,12 @@ impl IdleState {
         }
     }
 
-    /// A request has come.
+    /// A request has arrived.
     pub(super) fn on_request(&mut self) {
         self.idle.called = true;
     }
 
-    /// When the first request is to have come, until it has.
+    /// The deadline for the first request, until it arrives.
     pub(super) fn first_request_by(&self) -> Option<Instant> {
         (!self.idle.called).then_some(self.first_request_by)
     }
@@ -65,7 +65,7 @@ struct OfListener {
 }
 
 impl ByListener {
-    /// How many connections a listener has.
+    /// Number of a listener's connections.
     pub(super) fn open(&self, role: Role) -> usize {
         match role {
             Role::Outbound => self.outbound.open,
@@ -92,7 +92,7 @@ impl ByListener {
         of.open = of.open.saturating_sub(1);
     }
 
-    /// A call of a connection has ended, perhaps its last.
+    /// A call of a connection has ended. It may have been the last one.
     pub(super) fn on_call_end(&mut self, key: ConnKey, conn: &mut Conn, now: Instant) {
         let Side::Accepted(accepted) = &mut conn.side else {
             return;
@@ -109,7 +109,7 @@ impl ByListener {
         }
     }
 
-    /// The connection of a listener that is to go first; none if all have a call in flight.
+    /// The connection of a listener to close first; `None` if all have calls in flight.
     pub(super) fn idlest(
         &mut self,
         role: Role,
@@ -119,7 +119,7 @@ impl ByListener {
         Some(Key::unpack(key))
     }
 
-    /// Whether it is time again to log that a listener is full.
+    /// Whether to log again that a listener is full.
     pub(super) fn may_log(&mut self, role: Role, now: Instant) -> bool {
         let logged = &mut self.of(role).logged;
         let may = logged.is_none_or(|at| now.saturating_duration_since(at) >= LOG_EVERY);
@@ -137,7 +137,7 @@ impl ByListener {
     }
 }
 
-/// What the queue is told of a connection. A busy one loses its entry until its last call ends.
+/// State of a connection for the queue. A busy one loses its entry until its last call ends.
 fn standing(arena: &mut Arena<ConnKind, Conn>, key: u64) -> Standing {
     let Some(conn) = arena.get_mut(Key::unpack(key)) else {
         return Standing::Gone;

@@ -1,24 +1,24 @@
-//! Whether the peer of a silent connection is still there: HTTP/2 PINGs that it has to answer. Times come in, what is to
-//! be done goes out; nothing is sent here.
+//! Whether the peer of a silent connection is still alive, by HTTP/2 PINGs that it has to answer. Takes times, says
+//! what to do; sends nothing itself.
 
 use std::time::{Duration, Instant};
 
-/// What a silent connection needs.
+/// What to do about a silent connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeepaliveState {
     Alive,
-    /// A PING is to be sent.
+    /// A PING has to be sent.
     Due,
-    /// It has not answered the last PING in time.
+    /// The last PING was not answered in time.
     Lost,
 }
 
-/// The keepalive of one connection.
+/// The keep-alive of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keepalive {
     /// How long it may be silent while it has calls.
     interval: Duration,
-    /// When the PING was sent that has not been answered.
+    /// When the unanswered PING was sent.
     sent: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ impl Keepalive {
         }
     }
 
-    /// When `check` is due. `timeout` is how long an answer may take.
+    /// When `check` is due. An answer may take `timeout`.
     pub(crate) fn deadline(&self, last_read: Instant, timeout: Duration) -> Instant {
         match self.sent {
             Some(sent) => sent + timeout,
@@ -45,7 +45,7 @@ impl Keepalive {
         now: Instant,
     ) -> KeepaliveState {
         match self.sent {
-            // Any byte shows that the peer is there.
+            // Any byte shows that the peer is alive.
             Some(sent) if last_read > sent => self.sent = None,
             Some(sent) if sent + timeout <= now => return KeepaliveState::Lost,
             None if last_read + self.interval <= now => {
@@ -57,7 +57,7 @@ impl Keepalive {
         KeepaliveState::Alive
     }
 
-    /// The PING was answered, or nobody waits for the answer any more.
+    /// The PING was answered, or its answer no longer matters.
     pub(crate) fn reset(&mut self) {
         self.sent = None;
     }

@@ -1,6 +1,6 @@
-//! One connection of a worker is a transport, the protocol spoken on it and, if it was accepted, its caller. Bytes and
-//! calls' frames come in, bytes and events go out. What calls are, where they go and which pool a connection belongs to
-//! is decided in the modules above: only keys of calls and pools may come in here.
+//! One connection of a worker: a transport, the protocol on it and, if it was accepted, its caller. Takes bytes and
+//! frames of calls; gives bytes and events. Calls, routing and pools are the business of the modules above: here they
+//! are known only by their keys.
 
 mod accepted;
 mod cancels;
@@ -21,7 +21,7 @@ pub(crate) use opened::{OpenState, Opened};
 pub(crate) use sniff::Sniff;
 pub(crate) use transport::Transport;
 
-/// A receiver that owes bytes takes at least so many in each stall timeout (16 KiB in 30 s, 546 bytes a second), or
-/// all that waits; one byte now and then is no progress. Only looked at while the worker holds half of what it may:
-/// consumers may pause for minutes otherwise.
+/// A receiver for which bytes are queued counts as stalled unless it takes at least this many in each stall timeout (16
+/// KiB in 30 s, 546 bytes a second), or all of them. Only checked while the worker's buffers are half full: otherwise
+/// consumers may pause for minutes.
 pub(crate) const MIN_TAKEN: usize = 16 * 1024;

@@ -1,5 +1,5 @@
-//! What is kept of a connection that was opened for a pool: how far it has come, whether it takes calls, its keepalive
-//! and the cancels that wait. Events of the connection come in; which call it is for is decided by its pool.
+//! State of a connection that was opened for a pool: its progress, whether it takes calls, its keep-alive and its
+//! waiting cancels. Takes events of the connection; the pool decides which calls use it.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::conn::{Conn, Due, PING, Side};
 use super::keepalive::{Keepalive, KeepaliveState};
 use crate::keys::PoolKey;
 
-/// A connection that was opened.
+/// An opened connection.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pool: PoolKey,
@@ -20,36 +20,36 @@ pub(crate) struct Opened {
     /// Cancels of calls, which are not all sent at once.
     pub(super) cancels: Cancels,
     pub(super) keepalive: Keepalive,
-    /// Since when it has no call.
+    /// Since when it has had no call.
     idle_since: Instant,
-    /// What its GOAWAY said.
+    /// The code of the GOAWAY that it received.
     goaway: Option<ErrorCode>,
-    /// It takes no new calls: GOAWAY, or it is not needed any more.
+    /// It takes no new calls, because of a GOAWAY or because it is not needed any more.
     leaving: bool,
 }
 
-/// How far it has come, and when the next step is to be done.
+/// Progress of opening it, with the deadline of the next step.
 #[derive(Debug)]
 pub(crate) enum OpenState {
-    /// The transport's handshake is not done: the socket is being connected.
+    /// The transport's handshake is not complete: the socket is being connected.
     Connecting(Instant),
     /// Waits for the server's settings.
     Settings(Instant),
-    /// A link that waits for the answer to its Hello: the bytes of the answer so far.
+    /// A link that waits for the answer to its Hello, with the bytes of the answer so far.
     Hello(Instant, Vec<u8>),
     Ready,
 }
 
-/// What the end of a stream leaves.
+/// Effect of the end of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StreamEnd {
     pub(crate) pool: PoolKey,
-    /// It was the last call of a connection that takes no more.
+    /// It was the last call of a connection that takes no new ones.
     pub(crate) last: bool,
 }
 
 impl Opened {
-    /// One whose socket is to be connected at `until`.
+    /// A connection whose socket must be connected by `until`.
     pub(crate) fn new(
         pool: PoolKey,
         link: bool,
@@ -93,7 +93,7 @@ impl Opened {
         self.state = OpenState::Hello(until, Vec::new());
     }
 
-    /// Bytes of the answer to Hello. Of more than `most` the rest is not needed to tell that it is wrong.
+    /// Adds bytes of the answer to Hello. Beyond `most` bytes the answer is invalid anyway, so the rest is not kept.
     pub(crate) fn push_hello(&mut self, data: &[u8], most: usize) {
         if let OpenState::Hello(_, bytes) = &mut self.state
             && bytes.len() + data.len() <= most
@@ -107,7 +107,7 @@ impl Opened {
         self.idle_since = now;
     }
 
-    /// Takes no new calls from now on.
+    /// The connection takes no new calls from now on.
     pub(crate) fn leave(&mut self) {
         self.leaving = true;
     }
@@ -132,8 +132,8 @@ impl Conn {
         self.opened().is_some_and(Opened::is_link)
     }
 
-    /// Whether another call may be sent on it now. Not while the server leaves much unread: a header list is held back
-    /// by no window, so the call waits for room here, or goes over another connection.
+    /// Whether another call may be sent on it now. Not while the server leaves much unread: header lists are not
+    /// subject to flow control, so the call waits for room here or uses another connection.
     pub(crate) fn has_room(&self) -> bool {
         let limit = self.h2.peer_stream_limit();
         let ready = self.opened().is_some_and(|opened| {
@@ -142,12 +142,12 @@ impl Conn {
         ready && !self.is_ending() && self.h2.open_slots() > 0 && self.h2.has_output_room()
     }
 
-    /// Whether only what the server leaves unread keeps it from taking another call.
+    /// Whether only unread output keeps it from taking another call.
     pub(crate) fn is_held_by_output(&self) -> bool {
         self.h2.open_slots() > 0 && !self.h2.has_output_room()
     }
 
-    /// How many streams the server allows.
+    /// The server's limit of streams.
     pub(crate) fn stream_limit(&self) -> u32 {
         self.h2.peer_stream_limit()
     }
@@ -190,7 +190,7 @@ impl Conn {
         opened.cancels.due().map_or(state, |at| at.min(state))
     }
 
-    /// What is due on an opened connection; a PING is sent here.
+    /// Returns what is due on an opened connection; a due PING is sent here.
     pub(crate) fn check_opened(&mut self, idle: Duration, timeout: Duration, now: Instant) -> Due {
         let (calls, last_read) = (self.calls.len(), self.last_read);
         let Side::Opened(opened) = &mut self.side else {

@@ -1,9 +1,9 @@
-//! Tells HTTP/1.1 from HTTP/2 by the first bytes of a connection, and has the answer to HTTP/1.1, which is not carried
-//! yet. Bytes come in, the protocol goes out; pure.
+//! Distinguishes HTTP/1.1 from HTTP/2 by the first bytes of a connection, and has the answer to HTTP/1.1, which is not
+//! supported yet. Takes bytes, gives the protocol; pure.
 
 /// The start of HTTP/2's preface.
 const PREFACE: &[u8] = b"PRI ";
-/// What HTTP/1.x requests begin with. Anything else is for the HTTP/2 machine to reject.
+/// What HTTP/1.x requests begin with. The HTTP/2 machine rejects anything else.
 const METHODS: [&[u8]; 9] = [
     b"GET ",
     b"HEAD ",
@@ -15,21 +15,21 @@ const METHODS: [&[u8]; 9] = [
     b"TRACE ",
     b"CONNECT ",
 ];
-/// The longest of them.
+/// Length of the longest of them.
 const LONGEST: usize = 8;
 
-/// What the first bytes of a connection have shown of its protocol.
+/// What the first bytes of a connection show about its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sniff {
-    /// These bytes came, and they can be the beginning of either.
+    /// These bytes can be the beginning of both.
     Open(Start),
-    /// It is HTTP/2, or nothing known: then the HTTP/2 machine rejects it.
+    /// It is HTTP/2, or an unknown protocol, which the HTTP/2 machine rejects.
     Http2,
     /// It is HTTP/1.x.
     Http1,
 }
 
-/// The bytes that have come before it is known what they are.
+/// The bytes that arrived before the protocol was known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Start {
     bytes: [u8; LONGEST],
@@ -43,12 +43,12 @@ impl Start {
 }
 
 impl Sniff {
-    /// Nothing has come yet.
+    /// Nothing has arrived yet.
     pub(crate) fn new() -> Self {
         Self::Open(Start::default())
     }
 
-    /// Takes the next bytes in. While it stays `Open` it keeps them.
+    /// Takes the next bytes, and keeps them while it stays `Open`.
     pub(crate) fn feed(self, bytes: &[u8]) -> Self {
         let Self::Open(mut start) = self else {
             return self;
@@ -71,7 +71,7 @@ impl Sniff {
         Self::Open(start)
     }
 
-    /// The bytes that came before the protocol was known, which the machine has not seen.
+    /// The bytes that arrived before the protocol was known, which the HTTP/2 machine has not seen.
     pub(crate) fn held_back(&self) -> &[u8] {
         match self {
             Self::Open(start) => start.bytes(),

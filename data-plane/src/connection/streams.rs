@@ -1,5 +1,5 @@
-//! The streams of a connection, the calls that they belong to, and the bytes that both hold. Calls by key and frames come
-//! in; what a call is may not come in.
+//! The streams of a connection, their calls, and the bytes that both have buffered. Takes calls by key, and frames.
+//! What a call is does not belong here.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use super::conn::{Conn, LINGER, Side};
 use crate::keys::CallKey;
 use crate::policy::buffers::ConnCharge;
 
-/// How long a caller may go on sending after it was answered, before the stream is reset with NO_ERROR.
+/// How long a caller may continue to send after it was answered, before the stream is reset with NO_ERROR.
 const LINGER_TIME: Duration = Duration::from_secs(1);
-/// How many such streams one connection may have; the oldest is reset first.
+/// Number of such streams that one connection may have; beyond it the oldest is reset.
 const LINGER_STREAMS: usize = 128;
 
 impl Conn {
@@ -19,7 +19,7 @@ impl Conn {
         &self.calls
     }
 
-    /// Its calls, which have no stream here any more.
+    /// Takes its calls, which no longer have a stream here.
     pub(crate) fn take_calls(&mut self) -> Vec<CallKey> {
         std::mem::take(&mut self.calls)
     }
@@ -30,7 +30,7 @@ impl Conn {
         self.calls.len() - 1
     }
 
-    /// Takes the call at an index out if it is still there. `Some(Some(moved))`: that one has its index now.
+    /// Removes the call at an index if it is still there. `Some(Some(moved))`: `moved` has that index now.
     #[allow(
         clippy::option_option,
         reason = "whether it was there, and what took its place"
@@ -43,7 +43,7 @@ impl Conn {
         Some(self.calls.get(index).copied())
     }
 
-    /// A request has come: its stream is the call's from now on.
+    /// A request has arrived: its stream now belongs to the call.
     pub(crate) fn begin_call(&mut self, stream: StreamId, call: CallKey) {
         self.calls.push(call);
         self.h2.set_token(stream, call.pack());
@@ -62,7 +62,7 @@ impl Conn {
         self.h2.open(request, token, end)
     }
 
-    /// Sends a header list; returns how many bytes of it wait in the machine.
+    /// Sends a header list; returns how many of its bytes are queued in the HTTP/2 machine.
     pub(crate) fn headers(
         &mut self,
         stream: StreamId,
@@ -72,7 +72,7 @@ impl Conn {
         self.h2.headers(stream, fields, end)
     }
 
-    /// Sends DATA; returns how many bytes of it have gone to the output.
+    /// Sends DATA; returns how many of its bytes are in the output.
     pub(crate) fn data(&mut self, stream: StreamId, data: &[u8], end: bool) -> Result<usize, Gone> {
         self.h2.data(stream, data, end)
     }
@@ -81,22 +81,22 @@ impl Conn {
         self.h2.reset(stream, code);
     }
 
-    /// The bytes of a stream have been passed on: its sender may send more.
+    /// Bytes of a stream have been forwarded: its sender may send more.
     pub(crate) fn release(&mut self, stream: StreamId, bytes: usize) {
         self.h2.release(stream, bytes);
     }
 
-    /// Throws away what waits to be sent on a stream; returns how many bytes.
+    /// Discards what is queued on a stream; returns how many bytes.
     pub(crate) fn discard(&mut self, stream: StreamId) -> usize {
         self.h2.discard(stream)
     }
 
-    /// What of a stream has gone from the machine's queue to the output.
+    /// The next stream of which queued bytes have moved to the output.
     pub(crate) fn next_drained(&mut self) -> Option<Drained> {
         self.h2.poll_drained()
     }
 
-    /// Whether a header list goes to the output at once.
+    /// Whether a header list would be put into the output at once.
     pub(crate) fn has_output_room(&self) -> bool {
         self.h2.has_output_room()
     }
@@ -109,7 +109,7 @@ impl Conn {
         self.h2.live_streams()
     }
 
-    /// The stream was answered: what still comes of its request is thrown away for a while.
+    /// The stream was answered: what still arrives of its request is discarded for a while.
     pub(crate) fn linger_on(&mut self, stream: StreamId, now: Instant) {
         self.h2.set_token(stream, LINGER);
         if self.linger.len() >= LINGER_STREAMS
@@ -120,7 +120,7 @@ impl Conn {
         self.linger.push_back((now + LINGER_TIME, stream));
     }
 
-    /// The buffered bytes that it is charged for, itself and as the caller of its calls.
+    /// The buffered bytes that are charged to it, for itself and as the caller of its calls.
     pub(crate) fn buffered(&self) -> &ConnCharge {
         &self.buffered
     }
@@ -134,17 +134,17 @@ impl Conn {
         self.h2.partial_bytes()
     }
 
-    /// Bytes that wait in its machine: to be written, and for the rest of a frame or header block.
+    /// Bytes in its HTTP/2 machine: unsent ones, and incomplete frames and header blocks.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.h2.queued_bytes() + self.h2.partial_bytes()
     }
 
-    /// Does with little memory: windows do not grow, and less is kept unwritten for a peer that does not read.
+    /// Saves memory: windows do not grow, and less output is kept for a peer that does not read.
     pub(super) fn set_frugal(&mut self, frugal: bool) {
         self.h2.set_frugal(frugal);
     }
 
-    /// Resets answered streams whose request has gone on for too long.
+    /// Resets answered streams whose request has lasted too long.
     pub(crate) fn end_lingering(&mut self, now: Instant) {
         while let Some((_, stream)) = self.linger.pop_front_if(|(until, _)| *until <= now) {
             self.h2.reset(stream, ErrorCode::NO_ERROR);

@@ -1,6 +1,6 @@
-//! The bytes of one connection. Non-blocking reads and writes go through here and return what they did, so that a
-//! transport like TLS, whose short read does not mean that nothing is left and whose handshake comes before the first
-//! byte, can be another variant. No protocol may come in here.
+//! The bytes of one connection. All non-blocking reads and writes are made here and return what they did, so that
+//! another transport can be added as a variant. One like TLS has a handshake before the first byte, and a short read of
+//! it does not mean that nothing is left. Protocols do not belong here.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -13,7 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::caller::Peer;
 
-/// The kernel probes a silent peer after so long, so often, and so many times.
+/// TCP keep-alive: the kernel probes a silent peer after this time, at this interval, this many times.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -25,20 +25,20 @@ pub(crate) enum Transport {
     Unix(UnixStream),
 }
 
-/// Whether a transport can carry the bytes of a protocol.
+/// Whether a transport can carry the protocol's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Handshake {
-    /// The socket is being connected. A transport with a handshake of its own stays here until that is done.
+    /// The socket is being connected, or a transport's own handshake is not complete.
     Pending,
     Done,
 }
 
-/// What a read did.
+/// Result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
     Bytes {
         len: usize,
-        /// Whether there may be more to read now. If not, an event tells when there is.
+        /// Whether there may be more to read now. If not, an event reports when there is.
         more: bool,
     },
     /// Nothing can be read before the next event.
@@ -47,7 +47,7 @@ pub(crate) enum ReadOutcome {
     End,
 }
 
-/// What a write did.
+/// Result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WriteOutcome {
     pub(crate) written: usize,
@@ -56,7 +56,7 @@ pub(crate) struct WriteOutcome {
 }
 
 impl Transport {
-    /// Goes on with what comes before the protocol's first byte.
+    /// Continues what precedes the protocol's first byte.
     pub(crate) fn handshake(&mut self) -> io::Result<Handshake> {
         let (error, peer) = match self {
             Self::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
@@ -80,7 +80,7 @@ impl Transport {
             };
             return match read {
                 Ok(0) => Ok(ReadOutcome::End),
-                // A short read of a plain socket leaves nothing: another would mostly be a system call for nothing.
+                // A short read has emptied a plain socket; another read would mostly be a wasted system call.
                 Ok(len) => Ok(ReadOutcome::Bytes {
                     len,
                     more: len == buffer.len(),
@@ -99,7 +99,7 @@ impl Transport {
                 Self::Unix(socket) => socket.write(bytes),
             };
             return match written {
-                // A short write of a plain socket: its buffer is full.
+                // A short write means that a plain socket's buffer is full.
                 Ok(written) => Ok(WriteOutcome {
                     written,
                     blocked: written < bytes.len(),
@@ -114,7 +114,7 @@ impl Transport {
         }
     }
 
-    /// Nothing more will be written; the peer's bytes can still be read.
+    /// Closes our half; the peer's bytes can still be read.
     pub(crate) fn shutdown_write(&mut self) {
         let _ = match self {
             Self::Tcp(socket) => socket.shutdown(Shutdown::Write),
@@ -131,7 +131,8 @@ impl Transport {
         let _ = self.source().deregister(registry);
     }
 
-    /// Sends small writes at once, and has the kernel find a peer whose host is gone although nothing is to be written.
+    /// Sends small writes at once, and lets the kernel detect a peer whose host is gone even if nothing is being
+    /// written.
     pub(crate) fn set_options(&self) {
         if let Self::Tcp(socket) = self {
             let _ = socket.set_nodelay(true);

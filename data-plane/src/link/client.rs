@@ -1,4 +1,4 @@
-//! The side of the handshake that opened the link: sends the Hello and checks the answer.
+//! The opening side of a link's handshake: sends the Hello and checks the answer.
 
 use std::time::Instant;
 
@@ -10,10 +10,10 @@ use super::Identity;
 use super::wire::{HELLO_PATH, VERSION, frame, unframe};
 use crate::connection::{Conn, HELLO};
 
-/// Longest answer to Hello that is read. A true answer is far smaller; the rest of a false one is not needed to tell.
+/// Longest answer to Hello that is read. Real answers are far smaller, and a longer one is invalid anyway.
 pub(crate) const ANSWER_BYTES: usize = 16 * 1024;
 
-/// Sends the Hello to `node`, whose answer is to be complete at `until`. An error says why it could not be sent.
+/// Sends the Hello to `node`; the answer must be complete by `until`. The error says why it could not be sent.
 pub(crate) fn send_hello(
     conn: &mut Conn,
     own: Identity<'_>,
@@ -50,7 +50,7 @@ pub(crate) fn send_hello(
     Ok(())
 }
 
-/// Checks a complete answer, of which `trailers` came last. An error says why the peer is not the proxy of `node`.
+/// Checks a complete answer and its `trailers`. The error says why the peer is not the proxy of `node`.
 pub(crate) fn check_answer(bytes: &[u8], trailers: &Fields, node: &str) -> Result<(), String> {
     let answer = unframe(bytes).and_then(|message| HelloResponse::decode(message).ok());
     match answer {

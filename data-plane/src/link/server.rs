@@ -1,4 +1,4 @@
-//! The side of the handshake that accepted the link: takes the Hello and answers it on the worker itself.
+//! The accepting side of a link's handshake: receives the Hello and answers it on the worker itself.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use super::Identity;
 use super::wire::{HELLO_PATH, VERSION, frame, unframe};
 use crate::connection::{Accepted, Conn};
 
-/// Longest Hello that is taken.
+/// Longest Hello that is accepted.
 const HELLO_BYTES: usize = 64 * 1024;
 /// gRPC's FAILED_PRECONDITION, INVALID_ARGUMENT and RESOURCE_EXHAUSTED.
 const NO_COMMON_VERSION: &str = "9";
 const INVALID: &str = "3";
 const TOO_LARGE: &str = "8";
 
-/// What an answer is made with.
+/// What is needed to answer.
 #[derive(Debug)]
 pub(crate) struct Answering<'a> {
     pub(crate) own: Identity<'a>,
@@ -31,7 +31,7 @@ pub(crate) fn is_hello(request: &Fields) -> bool {
     request.path() == Some(HELLO_PATH)
 }
 
-/// Bytes of the Hello on `stream` have come; `end`: it is complete.
+/// Bytes of the Hello on `stream` have arrived; `end` if it is complete.
 pub(crate) fn on_data(
     conn: &mut Conn,
     stream: StreamId,
@@ -79,7 +79,7 @@ fn answer(conn: &mut Conn, stream: StreamId, answering: Answering<'_>) {
     let sent = sent.and_then(|_| conn.data(stream, &frame(&response), false));
     reply.clear();
     reply.push(b"grpc-status", b"0");
-    // A link that was reset meanwhile is gone: nobody waits for the answer.
+    // If the stream was reset meanwhile, nobody waits for the answer.
     let _ = sent.and_then(|_| conn.headers(stream, reply, true));
 }
 

@@ -1,14 +1,14 @@
-//! What both sides of a link's handshake put on the wire (DESIGN §4): path and version of Hello, and gRPC's message frame
-//! around it. Messages come in, bytes go out and back; pure.
+//! The wire format of a link's handshake: path and version of Hello, and gRPC's message frame. Converts messages to
+//! bytes and back; pure.
 
 use prost::Message;
 
-/// The first stream of a link.
+/// Path of the first request of a link.
 pub(super) const HELLO_PATH: &[u8] = b"/heddle.link.v1.Link/Hello";
 /// The version of the link protocol that this proxy speaks.
 pub(super) const VERSION: u32 = 1;
 
-/// One message in gRPC's frame: not compressed, length, bytes.
+/// One message in a gRPC frame: uncompressed flag, length, bytes.
 pub(super) fn frame(message: &impl Message) -> Vec<u8> {
     let len = message.encoded_len();
     let mut bytes = Vec::with_capacity(len + 5);
@@ -18,7 +18,7 @@ pub(super) fn frame(message: &impl Message) -> Vec<u8> {
     bytes
 }
 
-/// The one message of a body, if it is exactly one and not compressed.
+/// The message of a body, if it is exactly one uncompressed message.
 pub(super) fn unframe(bytes: &[u8]) -> Option<&[u8]> {
     let (head, message) = bytes.split_first_chunk::<5>()?;
     let [0, a, b, c, d] = *head else { return None };
