@@ -1,23 +1,23 @@
-//! Whom the streams of a pool are charged to: each caller connection, and on a link, which carries the calls to all
-//! services of its node, each service. Counts come in, who may take another stream goes out; the rule is
+//! The accounts to which streams of a pool are charged: each caller connection, and on a link, which carries the calls
+//! to all services of its node, also each service. Takes counts; says who may have another stream. The rule is in
 //! `policy::share`.
 
 use crate::caller::Account;
 use crate::keys::ConnKey;
 use crate::policy::Shares;
 
-/// Whose share of the streams is used up, and how many it has.
+/// Whose share of the streams is used up, and how many streams it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
     Caller(usize),
     Service(usize),
 }
 
-/// The streams of one pool that are in use, those included whose cancel waits to be sent.
+/// The streams of one pool that are in use, including those whose cancel waits.
 #[derive(Debug)]
 pub(crate) struct Streams {
     callers: Shares<ConnKey>,
-    /// Only where several services share the pool.
+    /// Only if several services share the pool.
     services: Option<Shares<u32>>,
 }
 
@@ -29,7 +29,7 @@ impl Streams {
         }
     }
 
-    /// How many are in use.
+    /// Number of streams in use.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         self.callers.total()
@@ -49,10 +49,10 @@ impl Streams {
         }
     }
 
-    /// Whether nobody can be over its share, so that nobody need be looked up: nearly always.
+    /// Whether nobody can exceed its share, so that no account needs to be looked up: nearly always.
     #[inline]
     pub(crate) fn is_ample(&self, bound: usize) -> bool {
-        // One user of all that is in use would be within its share.
+        // Even a single user of all streams in use would be within its share.
         crate::policy::within_share(self.callers.total(), self.callers.total(), bound)
     }
 

@@ -1,5 +1,5 @@
-//! Where a pool dials, and the sockets that are opened for it. An address comes in, a socket that is being connected goes
-//! out; the handshake of a link is `link`.
+//! Addresses of pools, and the sockets that are opened for them. Takes an address, gives a socket that is being
+//! connected. The handshake of a link is in `link`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,12 +11,12 @@ use tokio::sync::mpsc;
 use crate::balance::{Endpoint, Target};
 use crate::connection::Transport;
 
-/// Where a pool dials.
+/// The address that a pool dials.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Dial {
     /// An instance of this node.
     Local(SocketAddr),
-    /// The inbound listener of a node, which must say that it is that node.
+    /// The inbound listener of a node, which must identify itself as that node.
     Node(SocketAddr, Arc<str>),
     /// The control side of this proxy.
     Internal,
@@ -34,7 +34,7 @@ impl Dial {
         matches!(self, Self::Node(..))
     }
 
-    /// For sentences.
+    /// For messages.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Local(address) => address.to_string(),
@@ -43,7 +43,7 @@ impl Dial {
         }
     }
 
-    /// Opens a socket. `internal` takes the far end of connections to the proxy's own services.
+    /// Opens a socket. `internal` receives the other end of connections to the proxy's own services.
     pub(crate) fn connect(&self, internal: &mpsc::Sender<UnixStream>) -> io::Result<Transport> {
         let transport = match self {
             Self::Local(address) | Self::Node(address, _) => {
@@ -56,7 +56,7 @@ impl Dial {
     }
 }
 
-/// One end of a socket pair; the other goes to the control side, which serves health and reflection on it.
+/// One end of a socket pair; the other end is sent to the control side, which serves health and reflection on it.
 fn connect_internal(internal: &mpsc::Sender<UnixStream>) -> io::Result<Transport> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;

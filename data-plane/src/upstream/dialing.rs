@@ -1,6 +1,6 @@
-//! When a pool dials, and what becomes of each dial: while calls wait that no connection has room for, and again after a
-//! while if the address has failed. Pools come in; connections that are being opened, and failed dials, go out. The socket
-//! itself is `dial`, the handshake of a link is `link`.
+//! When a pool dials, and what happens with the results: while calls wait for which no connection has room, and after a
+//! backoff if the address has failed. Takes pools; gives connections being opened and failed dials. The socket is in
+//! `dial`, the handshake of a link in `link`.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,22 +14,22 @@ use crate::keys::{ConnKey, PoolKey};
 use crate::observe::{Counter, Report};
 use crate::timers::{Timer, Timers};
 
-/// How long a connection to a local instance may be silent while it has calls. gRPC servers by default close
-/// connections that ping more often than every five minutes; a dead local process closes its socket anyway.
+/// How long a connection to a local instance may be silent while it has calls. By default gRPC servers close
+/// connections that ping more often than every five minutes, and a dead local process closes its socket anyway.
 const LOCAL_KEEPALIVE: Duration = Duration::from_secs(330);
-/// How long a server may take from accepting to its first settings (and to the answer to Hello). Far longer than
-/// any living one takes; calls wait meanwhile.
+/// How long a server may take from accepting to its first settings, and to its answer to Hello. Any live server is much
+/// faster. Calls wait meanwhile.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 
 impl Pools {
-    /// Opens a connection if calls wait that those being opened are too few for, up to the bound per address.
+    /// Opens another connection, up to the limit per address, if those being opened are too few for the waiting calls.
     pub(crate) fn dial_if_needed(&mut self, key: PoolKey, io: Io<'_>) -> Option<DialFailed> {
         let most = self.options.upstream_connections.max(1);
         let pool = self.arena.get(key)?;
         if pool.waiting.is_empty() || pool.conns.len() >= most || pool.opening >= pool.wanted() {
             return None;
         }
-        // What has room takes the next ones at the end of the turn, and those that their share holds back wait on.
+        // The connection with room gets the next calls at the end of the turn; calls over their share continue to wait.
         if self.room_in(key, io.conns).is_some() {
             return None;
         }
@@ -48,7 +48,7 @@ impl Pools {
         }
     }
 
-    /// The timer of a pool has fired: it may dial again.
+    /// A pool's timer has fired: it may dial again.
     pub(crate) fn on_timer(&mut self, key: PoolKey, io: Io<'_>) -> Option<DialFailed> {
         let pool = self.arena.get_mut(key)?;
         pool.timer = None;
@@ -56,18 +56,18 @@ impl Pools {
             pool.timer = Some(io.timers.set(at, Timer::Pool(key)));
             return None;
         }
-        // One more connection could not be made while others stand: once these leave, the address is as good as new.
+        // An additional connection failed while others are open. When these close, the address counts as reachable.
         if pool.has_ready() {
             pool.retry_at = None;
         }
-        // An address that failed is tried again without a call, so that no call has to find out.
+        // An address that failed is dialled again without waiting for a call, so that no call has to fail on it.
         if pool.conns.is_empty() && pool.opening == 0 && !pool.uids.is_empty() {
             return self.dial(key, io);
         }
         self.dial_if_needed(key, io)
     }
 
-    /// Starts to open one more connection of a pool.
+    /// Starts to open another connection of a pool.
     fn dial(&mut self, key: PoolKey, mut io: Io<'_>) -> Option<DialFailed> {
         let pool = self.arena.get_mut(key)?;
         pool.opening += 1;
@@ -108,12 +108,12 @@ impl Pools {
         io.conns.rearm(conn, io.timers, times);
     }
 
-    /// When a connection that is connected now has to be ready.
+    /// Deadline by which a connection that has just been connected must be ready.
     pub(crate) fn ready_by(&self, now: Instant) -> Instant {
         now + self.options.handshake_timeout.min(HANDSHAKE)
     }
 
-    /// A connection of a pool takes calls from now on.
+    /// A connection of a pool can take calls from now on.
     pub(crate) fn on_ready(&mut self, key: PoolKey, conn: ConnKey, mut io: Io<'_>) {
         if let Some(opened) = io.conns.get_mut(conn).and_then(Conn::opened_mut) {
             opened.become_ready(io.now);
@@ -126,14 +126,14 @@ impl Pools {
         self.rearm(conn, &mut io);
     }
 
-    /// Keeps in the pool how many streams the peer allows on a connection.
+    /// Stores in the pool how many streams the peer allows on a connection.
     pub(crate) fn note_limit(&mut self, key: PoolKey, conn: ConnKey, conns: &Connections) {
         if let Some(pool) = self.arena.get_mut(key) {
             pool.limit = conns.get(conn).map(Conn::stream_limit);
         }
     }
 
-    /// A dial has failed, or a connection before it was ready: the pool waits before the next one.
+    /// A dial failed, or a connection before it was ready: the pool waits before the next dial.
     pub(crate) fn on_dial_failed(
         &mut self,
         key: PoolKey,
@@ -164,26 +164,26 @@ impl Pools {
         })
     }
 
-    /// A connection that was ready broke.
+    /// A connection that was ready was lost.
     pub(crate) fn report_lost(&self, key: PoolKey) {
         self.report(key, |uid| Report::EndpointLost { uid });
     }
 
-    /// Tells the control side of the instances at a local address.
+    /// Sends a report about the instances at a local address to the control side.
     fn report(&self, key: PoolKey, what: impl Fn(u64) -> Report) {
         let Some(pool) = self.arena.get(key) else {
             return;
         };
         if matches!(pool.dial, Dial::Local(_)) {
             for uid in &pool.uids {
-                // A full channel means that the agent has much to do: its own checks find out too.
+                // If the channel is full, the agent is busy; its own health checks will notice too.
                 let _ = self.reports.try_send(what(*uid));
             }
         }
     }
 
-    /// After a panic: all pools are looked at again. The timer of one that fired in the turn that panicked may have done
-    /// nothing, so it is set anew.
+    /// After a panic: marks all pools to be checked again. If the timer of a pool fired in that turn, its work may be
+    /// lost, so the timer is set again.
     pub(crate) fn recover(&mut self, timers: &mut Timers, at: Instant) {
         for key in self.arena.keys() {
             self.mark_runnable(key);

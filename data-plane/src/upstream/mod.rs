@@ -1,6 +1,6 @@
-//! Connections to instances and to other proxies: opened on demand, few and full, one worker's only. An endpoint comes in, a
-//! connection with room for one more stream goes out, or the call waits. No choice between endpoints is made here, and
-//! what a call is may not come in.
+//! Connections to instances and to other proxies of one worker: opened on demand, as few as possible. Takes an
+//! endpoint; gives a connection with room for one more stream, or makes the call wait. The choice between endpoints and
+//! what a call is do not belong here.
 
 pub(crate) mod dial;
 mod dialing;

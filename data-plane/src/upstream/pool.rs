@@ -1,5 +1,5 @@
-//! The connections to one address of one worker: few and full ones while they do, up to the bound as long as calls wait
-//! for a stream. Which calls wait and who may be served is known here; when to dial is decided by the owner (`pools`).
+//! One worker's connections to one address: as few as can carry the calls, and up to the limit while calls wait for a
+//! stream. This file has the waiting calls and decides which of them may be served; `dialing` decides when to dial.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::keys::{CallKey, ConnKey};
 use crate::timers::TimerId;
 use heddle_pacing::Backoff;
 
-/// How long an address rests after its first failed dial, and at the most.
+/// First and longest time between dials of an address that fails.
 const FIRST_REDIAL: Duration = Duration::from_millis(50);
 const LAST_REDIAL: Duration = Duration::from_secs(3);
-/// What HTTP/2 recommends a peer to allow at least (RFC 9113 §6.5.2), until it has said so.
+/// Assumed limit of streams until the peer's settings arrive: the least that HTTP/2 recommends (RFC 9113 §6.5.2).
 const UNKNOWN_LIMIT: u32 = 100;
 
 #[derive(Debug)]
@@ -22,17 +22,17 @@ pub(crate) struct Pool {
     pub(super) conns: Vec<ConnKey>,
     /// Calls that wait for a stream.
     pub(super) waiting: Waiting,
-    /// Streams in use, by whose calls.
+    /// Streams in use, by account.
     pub(super) streams: Streams,
-    /// How many streams the peer allows on a connection, as it said last.
+    /// The peer's latest limit of streams on a connection.
     pub(super) limit: Option<u32>,
     /// Connections that are not ready yet.
     pub(super) opening: usize,
     pub(super) backoff: Backoff,
-    /// Not before this.
+    /// Earliest time of the next dial.
     pub(super) retry_at: Option<Instant>,
     pub(super) timer: Option<TimerId>,
-    /// Endpoints that are reached here.
+    /// Endpoints at this address.
     pub(super) uids: Vec<u64>,
     /// Why the last dial failed.
     pub(super) last_error: Option<String>,
@@ -64,7 +64,7 @@ impl Pool {
         self.last_error.as_deref()
     }
 
-    /// How many streams the peer allows on a connection, as it said last.
+    /// The peer's latest limit of streams on a connection.
     pub(crate) fn limit(&self) -> Option<u32> {
         self.limit
     }
@@ -73,22 +73,22 @@ impl Pool {
         &self.conns
     }
 
-    /// How many connections are ready.
+    /// Number of ready connections.
     pub(crate) fn ready(&self) -> usize {
         self.conns.len().saturating_sub(self.opening)
     }
 
-    /// Whether no connection stands or is being opened, and the next dial is not before `soon`.
+    /// Whether there is no connection, none is being opened, and the next dial is later than `soon`.
     pub(crate) fn is_unreachable_for_long(&self, soon: Instant) -> bool {
         self.is_unreachable() && self.opening == 0 && self.retry_at.is_some_and(|at| at > soon)
     }
 
-    /// Whether no endpoint is reached here any more and nobody waits.
+    /// Whether no endpoint uses this address any more and no call waits.
     pub(super) fn is_unused(&self) -> bool {
         self.uids.is_empty() && self.waiting.is_empty() && self.dial != Dial::Internal
     }
 
-    /// A connection has become ready: the address is as good as new.
+    /// A connection has become ready: earlier failures no longer count.
     pub(super) fn on_ready(&mut self) {
         self.opening = self.opening.saturating_sub(1);
         self.backoff.reset();
@@ -96,34 +96,34 @@ impl Pool {
         self.last_error = None;
     }
 
-    /// Takes out the next of all that wait, whoever it is.
+    /// Takes the next waiting call, whatever its share.
     pub(super) fn next_of_all(&mut self) -> Option<CallKey> {
         self.waiting.next(&Anybody)
     }
 
-    /// The last dial failed, and no connection is left.
+    /// Whether the last dial failed and no connection is left.
     pub(crate) fn is_unreachable(&self) -> bool {
         !self.has_ready() && self.retry_at.is_some()
     }
 
-    /// Whether there is a connection that has been opened.
+    /// Whether there is a ready connection.
     pub(crate) fn has_ready(&self) -> bool {
         self.conns.len() > self.opening
     }
 
-    /// How many streams all connections may carry, if there are as many as there may be.
+    /// How many streams the largest allowed number of connections can carry.
     pub(crate) fn capacity(&self, most_connections: usize) -> usize {
         let limit = usize::try_from(self.limit.unwrap_or(UNKNOWN_LIMIT)).unwrap_or(usize::MAX);
         most_connections.max(1).saturating_mul(limit)
     }
 
-    /// How many connections may be under way at once for the calls that wait.
+    /// How many connections may be in the process of opening for the waiting calls.
     pub(super) fn wanted(&self) -> usize {
         match self.limit {
-            // Whether one is enough is known once it has been opened.
+            // Whether one is enough is known only once it has been opened.
             _ if self.conns.len() == self.opening => 1,
             None => 1,
-            // Its peer wants no calls, and says so when that changes.
+            // The peer accepts no calls, and sends new settings when that changes.
             Some(0) => 0,
             Some(limit) => {
                 let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -133,7 +133,7 @@ impl Pool {
     }
 }
 
-/// Whoever is within its share of a pool's streams.
+/// Those who are within their share of a pool's streams.
 struct WithinShare<'p> {
     streams: &'p Streams,
     capacity: usize,
@@ -159,7 +159,7 @@ impl Pool {
         }
     }
 
-    /// Whether a call waits that another connection would help: not one that its share holds back.
+    /// Whether a call waits for which another connection would help, so not one over its share.
     pub(super) fn has_eligible(&self, most: usize) -> bool {
         let who = Self::within_share(&self.streams, self.capacity(most));
         self.waiting.has_eligible(&who)

@@ -1,6 +1,6 @@
-//! All pools of one worker, and what it knows of each endpoint: which connection takes the next stream, and who waits for
-//! one. When another connection is opened is `dialing`. Endpoints, accounts and calls by key come in; connections with room, and the calls that can go
-//! on or have to fail, go out. What a call is may not come in.
+//! All pools of one worker, and its state of each endpoint: which connection gets the next stream, and which calls wait
+//! for one. `dialing` decides when to open another connection. Takes endpoints, accounts and calls by key; gives
+//! connections with room, and the calls that can continue or must fail. What a call is does not belong here.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -26,17 +26,17 @@ use crate::observe::{Counter, Report};
 use crate::settings::WorkerOptions;
 use crate::timers::Timers;
 
-/// What pools work with that belongs to others.
+/// What pools borrow from the rest of the worker.
 #[derive(Debug)]
 pub(crate) struct Io<'a> {
     pub(crate) conns: &'a mut Connections,
     pub(crate) timers: &'a mut Timers,
     pub(crate) now: Instant,
-    /// New connections do with little memory.
+    /// New connections use little memory.
     pub(crate) frugal: bool,
 }
 
-/// A dial has failed, and no connection is left: the calls that wait in the pool fail with it.
+/// A dial has failed and no connection is left: the calls that wait in the pool fail too.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct DialFailed {
@@ -44,14 +44,14 @@ pub(crate) struct DialFailed {
     pub(crate) why: String,
 }
 
-/// What this worker knows of one endpoint.
+/// This worker's state of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) ewma: PeakEwma,
-    /// Calls sent there or waiting for it.
+    /// Calls sent to it or waiting for it.
     pub(crate) pending: u32,
     pool: PoolKey,
-    /// Where this node's callers' attempts are counted for load reports; from the first one on.
+    /// Counts the attempts of this node's callers for load reports; set at the first one.
     pub(crate) reported: Option<Arc<LocalityLoad>>,
 }
 
@@ -60,15 +60,15 @@ pub(crate) struct Pools {
     pub(super) options: Arc<WorkerOptions>,
     pub(super) metrics: Arc<WorkerMetrics>,
     pub(super) reports: mpsc::Sender<Report>,
-    /// Takes the far end of connections to the proxy's own services.
+    /// Receives the other end of connections to the proxy's own services.
     pub(super) internal: mpsc::Sender<UnixStream>,
     pub(super) rng: SmallRng,
     pub(super) arena: Arena<PoolKind, Pool>,
     pub(super) by_dial: FxHashMap<Dial, PoolKey>,
     pub(super) loads: FxHashMap<u64, Load>,
-    /// Pools whose waiting calls may find room.
+    /// Pools whose waiting calls may have room now.
     pub(super) runnable: Vec<PoolKey>,
-    /// Some endpoints or pools may have left the table.
+    /// Some endpoints or pools may have been dropped from the table.
     pub(super) unswept: bool,
 }
 
@@ -97,7 +97,7 @@ impl Pools {
         self.arena.get(key)
     }
 
-    /// The pool for an address, made at its first use.
+    /// The pool of an address, created at its first use.
     pub(crate) fn pool_for(&mut self, dial: Dial) -> Option<PoolKey> {
         if let Some(pool) = self.by_dial.get(&dial) {
             return Some(*pool);
@@ -109,7 +109,7 @@ impl Pools {
 
     // ---- endpoints
 
-    /// The pool of an endpoint; what is known of the endpoint is made at its first use.
+    /// The pool of an endpoint. The endpoint's state is created at its first use.
     pub(crate) fn pool_of(&mut self, endpoint: &Endpoint) -> Option<PoolKey> {
         if let Some(load) = self.loads.get(&endpoint.uid) {
             return Some(load.pool);
@@ -118,7 +118,7 @@ impl Pools {
         if let Some(pool) = self.arena.get_mut(pool) {
             pool.uids.push(endpoint.uid);
         }
-        // A call that was routed by an older table may name one that is gone.
+        // A call that was routed by an older table may use an endpoint that has been dropped.
         self.unswept = true;
         let load = Load {
             ewma: PeakEwma::default(),
@@ -140,27 +140,28 @@ impl Pools {
         self.loads.get_mut(&uid)
     }
 
-    /// What is known of all endpoints.
+    /// The state of all endpoints.
     pub(crate) fn loads_mut(&mut self) -> impl Iterator<Item = &mut Load> {
         self.loads.values_mut()
     }
 
-    /// The pool that an endpoint is reached by has failed to connect and has no connection: it tries by itself.
+    /// Whether the pool of an endpoint failed to connect and has no connection. It keeps dialling.
     pub(crate) fn is_unreachable(&self, load: &Load) -> bool {
         self.arena.get(load.pool).is_some_and(Pool::is_unreachable)
     }
 
     // ---- streams
 
-    /// A connection of the pool that takes one more stream: the first, since few and full ones batch better.
+    /// A connection of the pool with room for one more stream: the first one, since few and full connections batch
+    /// better.
     pub(crate) fn room_in(&self, key: PoolKey, conns: &Connections) -> Option<ConnKey> {
         let pool = self.arena.get(key)?;
         let has_room = |key: &ConnKey| conns.get(*key).is_some_and(Conn::has_room);
         pool.conns.iter().copied().find(has_room)
     }
 
-    /// A connection for one more stream of this account, if it need not wait: nobody else waits, and it is within its
-    /// share.
+    /// A connection for one more stream of this account. `None` if it has to wait: there is no room, others wait
+    /// already, or its share is used up.
     pub(crate) fn stream_for(
         &self,
         account: Account,
@@ -174,13 +175,13 @@ impl Pools {
         self.room_in(key, conns)
     }
 
-    /// Whose share of the pool's streams is used up, of the account's service and caller.
+    /// Which share of the pool's streams is used up: that of the account's service or of its caller.
     pub(crate) fn over_share(&self, pool: &Pool, account: Account) -> Option<Over> {
         let capacity = pool.capacity(self.options.upstream_connections);
         pool.streams.over(account, capacity)
     }
 
-    /// A stream of the pool is charged to this account.
+    /// Charges a stream of the pool to this account.
     pub(crate) fn take_stream(&mut self, key: PoolKey, account: Account) {
         if let Some(pool) = self.arena.get_mut(key) {
             pool.streams.take(account);
@@ -196,7 +197,7 @@ impl Pools {
 
     // ---- waiting calls
 
-    /// Adds a call to those that wait, and dials if another connection would help.
+    /// Adds a waiting call, and dials if another connection would help.
     pub(crate) fn wait(
         &mut self,
         key: PoolKey,
@@ -213,7 +214,8 @@ impl Pools {
         self.dial_if_needed(key, io)
     }
 
-    /// Counts which bound a call waits for; none if it waits for the first connection, or for the next turn.
+    /// Counts the limit for which a call waits; none if it waits for the first connection or only for the end of the
+    /// turn.
     fn count_bound(&self, key: PoolKey, account: Account, room: bool) {
         let most = self.options.upstream_connections;
         let Some(pool) = self.arena.get(key) else {
@@ -226,14 +228,14 @@ impl Pools {
         }
     }
 
-    /// A call does not wait in its pool any more.
+    /// A call stops waiting in its pool.
     pub(crate) fn stop_waiting(&mut self, key: PoolKey, account: Account, call: CallKey) {
         if let Some(pool) = self.arena.get_mut(key) {
             pool.waiting.remove(account, call);
         }
     }
 
-    /// Marks a pool as one whose waiting calls may find room now.
+    /// Marks a pool whose waiting calls may have room now.
     pub(crate) fn mark_runnable(&mut self, key: PoolKey) {
         let waits = |pool: &Pool| !pool.waiting.is_empty();
         if self.arena.get(key).is_some_and(waits) && !self.runnable.contains(&key) {
@@ -241,13 +243,13 @@ impl Pools {
         }
     }
 
-    /// The next pool whose waiting calls may find room.
+    /// The next pool whose waiting calls may have room.
     #[inline]
     pub(crate) fn next_runnable(&mut self) -> Option<PoolKey> {
         self.runnable.pop()
     }
 
-    /// Takes out the next waiting call that a connection has room for.
+    /// Takes the next waiting call for which a connection has room.
     pub(crate) fn next_ready(
         &mut self,
         key: PoolKey,
@@ -259,21 +261,21 @@ impl Pools {
         Some((call, conn))
     }
 
-    /// Takes out the next of all that wait, whoever it is.
+    /// Takes the next waiting call, whatever its share.
     pub(crate) fn next_waiting(&mut self, key: PoolKey) -> Option<CallKey> {
         self.arena.get_mut(key)?.next_of_all()
     }
 
-    /// A connection leaves its pool: it takes no more calls.
+    /// Removes a connection from its pool: it takes no more calls.
     pub(crate) fn remove_connection(&mut self, key: PoolKey, conn: ConnKey) {
         if let Some(pool) = self.arena.get_mut(key) {
             pool.conns.retain(|other| *other != conn);
         }
     }
 
-    // ---- what the table does not name any more
+    // ---- endpoints that the table has dropped
 
-    /// There is a new table, which may have dropped endpoints.
+    /// There is a new table, which may lack some endpoints.
     pub(crate) fn on_table(&mut self) {
         self.unswept = true;
     }
@@ -282,8 +284,8 @@ impl Pools {
         !self.unswept
     }
 
-    /// Forgets endpoints that are not `known` any more. Returns the connections without calls that only they used, which
-    /// are to be closed; what still has calls goes with a later sweep.
+    /// Removes endpoints that are no longer `known`. Returns the connections to close: those without calls that only
+    /// these endpoints used. Connections with calls are left to a later sweep.
     pub(crate) fn sweep(&mut self, known: &FxHashSet<u64>, conns: &Connections) -> Vec<ConnKey> {
         let Self { arena, loads, .. } = self;
         loads.retain(|uid, load| {

@@ -12,7 +12,7 @@ use crate::keys::{CallKey, ConnKey, PoolKey};
 use crate::settings::WorkerOptions;
 use crate::timers::{Timer, Timers};
 
-/// Pools without a worker: what they work with, and a clock that the test moves.
+/// Pools without a worker: what they need, and a clock that the test moves.
 struct Bench {
     _poll: mio::Poll,
     pools: Pools,
@@ -50,7 +50,7 @@ impl Bench {
         work(&mut self.pools, io)
     }
 
-    /// The pool of an address where nobody listens.
+    /// The pool of an address where nothing listens.
     fn pool(&mut self) -> PoolKey {
         let dial = Dial::Local(([127, 0, 0, 1], 1).into());
         self.pools.pool_for(dial).unwrap()
@@ -100,7 +100,7 @@ fn an_address_whose_further_dial_failed_is_reachable_once_its_connections_have_l
     assert!(!bench.pools.get(pool).unwrap().is_unreachable());
 }
 
-/// Issue 10, A6: an address that cannot be dialed would else be left out for ever.
+/// Issue 10, A6: otherwise an address that cannot be dialled would never be used again.
 #[test]
 fn a_pool_whose_timer_a_panic_swallowed_dials_again() {
     let mut bench = Bench::new();

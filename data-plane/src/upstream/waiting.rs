@@ -1,7 +1,6 @@
-//! The calls that wait for a stream of one pool, and whose turn it is: services take turns, within a service its
-//! callers do, and the calls of one caller keep their order. So a flood of calls stands behind nobody but its own
-//! caller. Calls come in with the account they belong to; who may be served is asked of the pool, which knows the
-//! shares. No connection and no timer may come in.
+//! The calls that wait for a stream of one pool, in round-robin order: first by service, then by caller within a
+//! service, then in order of arrival. So a flood of calls delays only its own caller. Takes calls with their accounts;
+//! asks the pool, which knows the shares, who may be served. Connections and timers do not belong here.
 
 use std::collections::VecDeque;
 
@@ -14,16 +13,16 @@ use crate::keys::{CallKey, ConnKey};
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     services: FxHashMap<u32, Service>,
-    /// Services with waiting calls, the next one first.
+    /// Services with waiting calls, in the order of their turns.
     turns: VecDeque<u32>,
     len: usize,
 }
 
-/// The waiting calls of one service: none is kept without one.
+/// The waiting calls of one service; removed when it has none.
 #[derive(Debug, Default)]
 struct Service {
     callers: FxHashMap<ConnKey, VecDeque<CallKey>>,
-    /// Callers with waiting calls, the next one first.
+    /// Callers with waiting calls, in the order of their turns.
     turns: VecDeque<ConnKey>,
 }
 
@@ -33,7 +32,7 @@ pub(crate) trait Eligible {
     fn caller(&self, caller: ConnKey) -> bool;
 }
 
-/// Whoever waits.
+/// Everyone may be served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Anybody;
 
@@ -56,7 +55,7 @@ impl Waiting {
         self.len == 0
     }
 
-    /// Puts a call behind the others of its caller.
+    /// Adds a call after the others of its caller.
     pub(crate) fn push(&mut self, account: Account, call: CallKey) {
         let turns = &mut self.turns;
         let service = self.services.entry(account.service).or_insert_with(|| {
@@ -72,7 +71,7 @@ impl Waiting {
         self.len += 1;
     }
 
-    /// Takes a call out that waits no longer. Costs a look at the calls of its caller.
+    /// Removes a call that no longer waits. Searches the calls of its caller.
     pub(crate) fn remove(&mut self, account: Account, call: CallKey) {
         let Some(service) = self.services.get_mut(&account.service) else {
             return;
@@ -104,7 +103,7 @@ impl Waiting {
         })
     }
 
-    /// Takes out the call whose turn it is. Those who may not be served lose their turn.
+    /// Takes the next call in turn. Those who may not be served lose their turn.
     pub(crate) fn next(&mut self, who: &impl Eligible) -> Option<CallKey> {
         for _ in 0..self.turns.len() {
             let key = self.turns.pop_front()?;

@@ -1,5 +1,6 @@
-//! Takes connections from the listening sockets, and passes a socket on to the worker with the fewest connections where
-//! this one has clearly more: gRPC connections live long, and the kernel spreads them blindly.
+//! Accepts connections from the listening sockets. If this worker has clearly more connections than another, it passes
+//! the socket to the worker with the fewest: gRPC connections live long, and the kernel distributes them without regard
+//! to load.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,7 @@ use crate::caller::Role;
 use crate::connection::Transport;
 use crate::observe::Counter;
 
-/// Sockets taken from one listener in one turn.
+/// Sockets accepted from one listener in one turn.
 const PER_TURN: usize = 256;
 
 impl Worker {
@@ -26,13 +27,13 @@ impl Worker {
         self.accept_from(token);
     }
 
-    /// Takes what waits and then closes the sockets: a connection in the kernel's queue is not to be reset.
+    /// Accepts what waits and then closes the listening sockets: connections in the kernel's queue must not be reset.
     pub(super) fn close_listeners(&mut self) {
         self.accept_all();
         self.listeners.clear();
     }
 
-    /// Takes what waits everywhere: also what could not be taken when the kernel told of it.
+    /// Accepts what waits on all listeners, including what could not be accepted when the kernel reported it.
     pub(super) fn accept_all(&mut self) {
         for token in self.listeners.tokens() {
             self.accept_from(token);
@@ -47,7 +48,7 @@ impl Worker {
             match accepted {
                 Ok(transport) => self.place(role, transport),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The caller was gone before we came: the next one may be there.
+                // The caller closed its connection before we accepted it; there may be others.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     let exchange = &mut self.exchange;
@@ -64,7 +65,7 @@ impl Worker {
                 }
             }
         }
-        // More may wait, and an edge is told only once: look again soon.
+        // More may wait, and the kernel reports an edge only once: check again soon.
         self.wake();
         self.listeners.watch_again(token);
     }
@@ -80,7 +81,7 @@ impl Worker {
             .enumerate()
             .filter(|(i, _)| *i != self.index)
             .min_by_key(|(_, load)| *load);
-        // While draining, the other one may have none left and count as done.
+        // Not while draining: the other worker may have finished its drain already.
         let stays = self.shared.draining.load(Ordering::SeqCst);
         let mine = self.exchange.conns.accepted();
         let Some((other, load)) = least.filter(|(_, load)| !stays && clearly_more(mine, *load))
@@ -94,7 +95,7 @@ impl Worker {
         let Some(peer) = self.shared.peers.get(other) else {
             return;
         };
-        // Seen by the next accept, before the other worker has had its turn.
+        // For the next accept, which may happen before the other worker's next turn.
         peer.load.store(load + 1, Ordering::Relaxed);
         match peer.try_send(command) {
             Ok(()) => self.exchange.count(Counter::Rebalanced),
@@ -123,7 +124,7 @@ impl Worker {
     }
 }
 
-/// Whether `mine` connections are so many more than `least` that a new one should go there.
+/// Whether `mine` connections are so many more than `least` that the other worker should get a new one.
 fn clearly_more(mine: usize, least: usize) -> bool {
     mine > least + least / 4
 }

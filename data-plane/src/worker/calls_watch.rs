@@ -1,20 +1,20 @@
-//! Tells the control side how many calls are in flight on one endpoint, until there are none: an instance that leaves is
-//! stopped only then. The endpoint's number comes in, counts go out. What the calls are is not known here.
+//! Reports the number of calls in flight on an endpoint to the control side until there are none, since an instance
+//! that leaves is stopped only then. Takes the endpoint's uid, gives counts. What the calls are does not belong here.
 
 use tokio::sync::watch;
 
 use super::turn::Worker;
 
-/// One endpoint that somebody waits for.
+/// One endpoint for whose last call somebody waits.
 #[derive(Debug)]
 pub(crate) struct CallsWatch {
     pub(crate) uid: u64,
-    /// The calls of this worker; none until it has counted them.
+    /// The calls of this worker; `None` until it has counted them.
     pub(crate) count: watch::Sender<Option<usize>>,
 }
 
 impl Worker {
-    /// At the end of a turn. Ends with the last call, or when nobody waits any more.
+    /// Called at the end of a turn. A watch ends with the last call, or when nobody waits any more.
     pub(super) fn tell_calls_watched(&mut self) {
         let pools = &self.exchange.pools;
         self.calls_watched.retain(|watch| {
@@ -41,7 +41,8 @@ impl CallsInFlight {
         Self { counts }
     }
 
-    /// Returns when no worker has one. For an endpoint that is in no table any more: where it is, new ones may come.
+    /// Returns when no worker has a call on it. Only for an endpoint that is in no table any more; otherwise new calls
+    /// may follow.
     pub async fn ended(&mut self) {
         for count in &mut self.counts {
             // A worker whose thread has ended has no calls.
@@ -49,7 +50,7 @@ impl CallsInFlight {
         }
     }
 
-    /// How many there are, as far as the workers have said.
+    /// Their number, as far as the workers have reported it.
     #[must_use]
     pub fn count(&self) -> usize {
         let counts = self.counts.iter();

@@ -1,5 +1,5 @@
-//! The drain of a worker: it accepts nothing more, sends GOAWAY to every caller, lets calls finish, and ends those that
-//! have not finished when the drain timeout is over. Nothing is decided here about calls that end in time.
+//! The drain of a worker: it stops accepting, sends GOAWAY to every caller, lets calls finish, and ends those that have
+//! not finished by the drain timeout. Does not touch calls that finish in time.
 
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,16 @@ use crate::failure::Failure;
 use crate::keys::ConnKey;
 use crate::timers::Timer;
 
-/// How often it is looked whether a drain is done, when no event tells.
+/// How often to check whether a drain is complete if there are no events.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 
-/// How far the drain of a worker has come.
+/// Progress of a worker's drain.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
-    /// When calls are ended, once it has begun.
+    /// When the remaining calls are ended; set when the drain begins.
     over_at: Option<Instant>,
     done: bool,
-    /// A timer runs that looks whether it is done.
+    /// The timer of the next check is set.
     check_set: bool,
 }
 
@@ -34,12 +34,12 @@ impl Drain {
         self.done
     }
 
-    /// The timer has fired; the turn itself looks.
+    /// The timer of the check has fired; the turn itself does the check.
     pub(super) fn on_check(&mut self) {
         self.check_set = false;
     }
 
-    /// Whether calls are to be ended that were not before `now`.
+    /// Whether the drain timeout had passed by `now` and calls still have to be ended.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         self.over_at.is_some_and(|over| over <= now) && !self.done
     }
@@ -61,19 +61,19 @@ impl Worker {
         }
     }
 
-    /// A connection that was accepted before the drain, and comes to its worker after that has begun.
+    /// A connection was accepted before the drain, and reached this worker after the drain had begun.
     pub(super) fn on_accepted_while_draining(&mut self, key: ConnKey) {
         if self.drain.is_on() {
             self.exchange.send_goaway(key);
         }
-        // It was passed on before the other worker knew of the drain: its calls are still to be carried.
+        // Another worker passed it on before it knew of the drain: its calls must still be handled.
         if std::mem::take(&mut self.drain.done) {
             let drained = &self.shared.drained;
             drained.send_modify(|count| *count = count.saturating_sub(1));
         }
     }
 
-    /// Notes when no call is left and none can come any more.
+    /// Checks whether no call is left and no new one can arrive.
     pub(super) fn check_drained(&mut self) {
         if self.drain.done {
             return;
@@ -89,14 +89,14 @@ impl Worker {
         }
     }
 
-    /// The drain timeout is over: what is left ends with DRAINING.
+    /// The drain timeout has passed: the remaining calls end with DRAINING.
     pub(super) fn cut_drained(&mut self) {
         let exchange = &mut self.exchange;
         let node = exchange.options().node.clone();
         let text = format!("node {node} is stopping, and its drain timeout has passed");
         for call in exchange.calls.keys() {
             exchange.fail(call, &Failure::new(Reason::Draining, text.clone()));
-            // Whoever does not take its last bytes by now does not get them.
+            // A caller that has not read its last bytes by now does not get them.
             exchange.abandon(call);
         }
         for key in exchange.conns.keys() {

@@ -1,6 +1,5 @@
-//! How others reach a worker: commands through a bounded queue and a waker, the routing table through an atomic
-//! pointer, metrics through atomics. What stands here is all that threads share; the worker itself shares
-//! nothing else.
+//! How other threads reach a worker: commands through a bounded queue and a waker, the routing table through an atomic
+//! pointer, metrics through atomics. This file has everything that threads share; a worker shares nothing else.
 
 use std::collections::HashSet;
 use std::net::TcpListener;
@@ -20,10 +19,10 @@ use crate::observe::metrics::WorkerMetrics;
 use crate::route::RouteTable;
 use crate::settings::WorkerOptions;
 
-/// Commands that may wait for a worker: each is handled within a turn, so a full queue means a stuck worker.
+/// Commands that may wait for a worker. Each turn handles all of them, so a full queue means a stuck worker.
 pub(crate) const MAILBOX: usize = 4096;
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Accept from this socket.
@@ -34,13 +33,13 @@ pub(crate) enum Command {
     AcceptedTcp(Role, std::net::TcpStream),
     /// The same from a Unix socket.
     AcceptedUnix(Role, UnixStream),
-    /// There is a new table beside the mailbox.
+    /// There is a new table in [`Peer::table`].
     Table,
-    /// Drop what is counted of these services: nobody has called them for long.
+    /// Drop the counters of these services, which have not been called for a long time.
     Forget(Arc<HashSet<Arc<str>>>),
-    /// Say how many calls are in flight on an endpoint, until there are none.
+    /// Report the number of calls in flight on an endpoint, until there are none.
     WatchCalls(CallsWatch),
-    /// Stop accepting, say goodbye, finish calls.
+    /// Stop accepting, send GOAWAY, finish calls.
     Drain,
     /// List the connections.
     Connections(SyncSender<Vec<ConnectionInfo>>),
@@ -48,15 +47,15 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// What one worker shows to the others and to the control side.
+/// What one worker shares with the others and with the control side.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) mailbox: SyncSender<Command>,
     pub(crate) waker: mio::Waker,
-    /// Downstream connections: what balances accepted sockets.
+    /// Downstream connections; decides which worker gets an accepted socket.
     pub(crate) load: AtomicUsize,
     pub(crate) metrics: Arc<WorkerMetrics>,
-    /// The worker's own replica of the latest table.
+    /// The worker's own copy of the latest table.
     pub(crate) table: ArcSwap<RouteTable>,
 }
 
@@ -68,15 +67,15 @@ pub(crate) struct Shared {
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) internal: mpsc::Sender<UnixStream>,
     pub(crate) draining: AtomicBool,
-    /// How many workers have no call left after `drain`.
+    /// Number of workers without calls since `drain`.
     pub(crate) drained: watch::Sender<usize>,
 }
 
-/// What a worker starts with.
+/// What a worker needs at its start.
 pub(crate) struct WorkerInit {
     pub(crate) index: usize,
     pub(crate) poll: mio::Poll,
-    /// Of `poll`, for connections and for listeners.
+    /// Registries of `poll`, for connections and for listeners.
     pub(crate) registries: [mio::Registry; 2],
     pub(crate) commands: Receiver<Command>,
     pub(crate) shared: Arc<Shared>,

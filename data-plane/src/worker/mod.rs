@@ -1,6 +1,6 @@
-//! The threads that carry calls: N workers, each one event loop on epoll with listeners, connections and timers of its
-//! own. Tables and commands come in by mailbox, metrics and reports go out; what happens to calls is `exchange`. No async
-//! runtime and no lock may come onto the path of a call.
+//! The threads that carry calls: N workers, each one epoll event loop with its own listeners, connections and timers.
+//! Takes tables and commands by mailbox; gives metrics and reports. What happens to calls is in `exchange`. No async
+//! runtime and no lock may be on the path of a call.
 
 mod accept;
 mod calls_watch;
@@ -18,10 +18,10 @@ pub use workers::Workers;
 use mailbox::Command;
 use turn::run;
 
-/// One connection as `/config` shows it.
+/// One connection as shown in `/config`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo {
-    /// Which worker has it.
+    /// Index of its worker.
     pub worker: usize,
     /// `outbound`, `inbound` for accepted ones, `upstream` for opened ones.
     pub kind: &'static str,

@@ -70,7 +70,7 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
 
 #[test]
 fn an_idle_connection_is_small() {
-    // Its machine keeps tables and buffers beside: all of it is to stay under 8 KiB.
+    // Its HTTP/2 machine has tables and buffers besides; together they must stay below 8 KiB.
     assert!(
         size_of::<crate::connection::Conn>() <= 4096,
         "{}",
@@ -139,7 +139,7 @@ fn after_a_panic_outside_of_any_connection_each_is_looked_at_again() {
     );
 }
 
-/// The keys of what is due within a second over the sweep's interval.
+/// The timers due within a second after the sweep's interval.
 fn due(worker: &mut Worker) -> Vec<crate::timers::Timer> {
     let later = worker.exchange.now + turn::SWEEP_EVERY + std::time::Duration::from_secs(1);
     std::iter::from_fn(|| worker.exchange.timers.due(later)).collect()
@@ -151,7 +151,7 @@ fn a_sweep_that_panics_is_done_again() {
     use heddle_h2::{Config, Connection, Fields};
     use std::io::Write as _;
     let mut worker = worker_with(WorkerOptions {
-        // No clock can add it to a time.
+        // Cannot be added to any time, so the sweep panics.
         stall_timeout: std::time::Duration::MAX,
         ..WorkerOptions::default()
     });

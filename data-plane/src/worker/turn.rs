@@ -1,6 +1,6 @@
-//! The event loop of one worker. One turn: handle the commands of others, read every readable connection, fire the timers
-//! that are due, then flush each connection that has output once. Each connection is handled under `catch_unwind`, so
-//! that a bug costs one connection and not the proxy.
+//! The event loop of one worker. One turn handles the events of sockets and the commands of other threads, runs the
+//! timers that are due, then flushes each connection that has output once. Each connection is handled under
+//! `catch_unwind`, so that a bug closes one connection and does not stop the proxy.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,14 +22,14 @@ use crate::listener::sockets::{LISTENERS, Listeners};
 use crate::observe::Counter;
 use crate::timers::Timer;
 
-/// Bytes read at once: what the kernel gives a busy connection in a turn.
+/// Bytes read at once: what the kernel has for a busy connection in one turn.
 pub(super) const READ_BUFFER: usize = 128 * 1024;
-/// How often endpoints and stalled calls are looked after.
+/// Interval of checking endpoints and stalled calls.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// When work that a panic cut short is tried again: what panics each time must not keep the worker busy.
+/// Delay before work that panicked is repeated: repeated panics must not keep the worker busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// Runs one worker until it is told to stop.
+/// Runs one worker until it gets `Command::Stop`.
 pub(super) fn run(init: WorkerInit) {
     let mut worker = Worker::new(init);
     let mut events = mio::Events::with_capacity(1024);
@@ -54,10 +54,10 @@ pub(super) struct Worker {
     pub(super) listeners: Listeners,
     pub(super) exchange: Exchange,
     pub(super) drain: Drain,
-    /// Endpoints whose last call somebody waits for.
+    /// Endpoints for whose last call somebody waits.
     pub(super) calls_watched: Vec<CallsWatch>,
     buffer: Vec<u8>,
-    /// Empty between turns: the connections that are flushed in this round.
+    /// The connections that are flushed in this round; empty between turns.
     flushing: Vec<ConnKey>,
 }
 
@@ -96,7 +96,7 @@ impl Worker {
         }
     }
 
-    /// False once told to stop.
+    /// False after `Command::Stop`.
     fn turn(&mut self, events: &mut mio::Events) -> bool {
         let wait = match self.exchange.conns.has_to_read() {
             true => Some(Duration::ZERO),
@@ -201,7 +201,7 @@ impl Worker {
             Timer::Conn(key) => exchange.guard(key, |exchange| exchange.on_conn_timer(key)),
             Timer::Pool(pool) => exchange.on_pool_timer(pool),
             Timer::Sweep => {
-                // Set again before the work, which may panic.
+                // Set before the work, which may panic.
                 exchange
                     .timers
                     .set(exchange.now + SWEEP_EVERY, Timer::Sweep);
@@ -216,7 +216,7 @@ impl Worker {
         }
     }
 
-    /// Flushes until no connection has output: writing on one side gives credit on the other.
+    /// Flushes until no connection has output, since writing on one side gives credit on the other.
     fn flush_all(&mut self) {
         let (exchange, round) = (&mut self.exchange, &mut self.flushing);
         while exchange.conns.take_to_flush(round) {
@@ -229,8 +229,8 @@ impl Worker {
         }
     }
 
-    /// After a panic outside of any connection: the events of the turn are lost, and the kernel tells of them only
-    /// once. Everything is looked at again.
+    /// After a panic outside of any connection: the events of the turn are lost, and the kernel reports them only once.
+    /// So everything is checked again.
     pub(super) fn recover(&mut self) {
         self.flushing.clear();
         self.exchange.recover(AFTER_PANIC);
@@ -246,7 +246,7 @@ impl Worker {
         self.wake();
     }
 
-    /// Makes the next turn come at once.
+    /// Makes the next turn start at once.
     pub(super) fn wake(&self) {
         if let Some(peer) = self.shared.peers.get(self.index) {
             let _ = peer.waker.wake();
@@ -264,7 +264,7 @@ impl Worker {
         conns.map(|(_, conn)| info(conn)).collect()
     }
 
-    /// Writes the gauges that others read.
+    /// Updates the gauges that other threads read.
     fn publish_gauges(&self) {
         self.exchange.publish_gauges();
         if let Some(peer) = self.shared.peers.get(self.index) {

@@ -1,5 +1,5 @@
-//! The control side's handle on all workers: start, listen, publish a table, drain, read metrics. Called from
-//! the control runtime only; nothing here runs on a worker's thread.
+//! The control side's handle on all workers: start, listen, publish a table, drain, read metrics. Used only from the
+//! control runtime; nothing here runs on a worker's thread.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -24,23 +24,23 @@ use crate::observe::load::{LocalityLoad, Use};
 use crate::observe::metrics::WorkerMetrics;
 use crate::route::RouteTable;
 
-/// The token of each worker's waker.
+/// Token of each worker's waker.
 pub(crate) const WAKER: mio::Token = mio::Token(usize::MAX);
-/// How long a list of connections may take before a worker is left out of it.
+/// How long to wait for the next worker's list of connections before the missing ones are left out.
 const LIST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// All workers of a proxy. Dropping it ends their threads and every connection.
+/// All workers of a proxy. Dropping it ends their threads and closes all connections.
 #[derive(Debug)]
 pub struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Of the Unix sockets: removed when a drain begins.
+    /// Files of the Unix sockets; removed when a drain begins.
     files: Mutex<Vec<SocketFile>>,
 }
 
 impl Workers {
-    /// Starts the threads. `reports` tells the agent of local instances that refused or vanished; `internal`
-    /// takes the far end of each worker's own connection for health and reflection calls.
+    /// Starts the threads. `reports` receives refused and lost connections to local instances, for the agent.
+    /// `internal` receives the other end of each worker's own connection for health and reflection calls.
     pub fn start(
         options: WorkerOptions,
         reports: mpsc::Sender<Report>,
@@ -91,7 +91,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Opens a listener on every worker and says where it is.
+    /// Opens a listener on every worker (a Unix socket on the first only) and returns its address.
     pub fn listen(&self, role: Role, address: &ListenAddr) -> Result<ListenAddr, ListenError> {
         let stopped = || ListenError::Stopped {
             address: address.clone(),
@@ -117,7 +117,7 @@ impl Workers {
         }
     }
 
-    /// Gives every worker a new table; each takes it up at the start of its next turn.
+    /// Gives every worker a new table, which it installs in its next turn.
     pub fn publish(&self, table: Arc<RouteTable>) {
         if let Some((last, others)) = self.shared.peers.split_last() {
             for peer in others {
@@ -138,7 +138,7 @@ impl Workers {
         sum
     }
 
-    /// What this node's callers did to each service and locality, by worker.
+    /// What this node's callers sent to each service and locality, by worker.
     #[must_use]
     pub fn loads(&self) -> Vec<Arc<LocalityLoad>> {
         self.shared
@@ -148,12 +148,12 @@ impl Workers {
             .collect()
     }
 
-    /// Drops what was counted of services that nobody calls any more.
+    /// Drops the counters of services that nobody calls any more.
     pub fn forget(&self, services: &Arc<HashSet<Arc<str>>>) {
         self.tell(|| Command::Forget(Arc::clone(services)));
     }
 
-    /// The calls in flight on an endpoint, local callers' and those of other nodes.
+    /// The calls in flight on an endpoint, from local callers and from other nodes.
     #[must_use]
     pub fn calls_in_flight(&self, uid: u64) -> CallsInFlight {
         let peers = self.shared.peers.iter();
@@ -165,9 +165,9 @@ impl Workers {
         CallsInFlight::new(counts.collect())
     }
 
-    /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most for the drain timeout.
+    /// Stops accepting, sends GOAWAY to every caller and lets calls finish, at most until the drain timeout.
     pub fn drain(&self) {
-        // First, so that nobody finds a socket that is about to close.
+        // Removed first, so that nobody connects to a socket that is about to close.
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.clear();
         drop(files);
@@ -175,7 +175,7 @@ impl Workers {
         self.tell(|| Command::Drain);
     }
 
-    /// Returns when `drain` was called and no call is left.
+    /// Returns when `drain` has been called and no calls are left.
     pub async fn drained(&self) {
         let mut drained = self.shared.drained.subscribe();
         let all = self.shared.peers.len();
@@ -183,13 +183,13 @@ impl Workers {
         let _ = drained.wait_for(|count| *count >= all).await;
     }
 
-    /// What all workers have counted so far.
+    /// The sum of all workers' metrics.
     #[must_use]
     pub fn metrics(&self) -> MetricsSnapshot {
         MetricsSnapshot::sum(self.shared.peers.iter().map(|peer| &*peer.metrics))
     }
 
-    /// Every open connection. Waits for the workers' next turn, at most half a second.
+    /// All open connections. Waits for the workers' next turn, at most half a second for each next list.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let (reply, lists) = sync_channel(self.shared.peers.len());
@@ -220,14 +220,14 @@ impl Drop for Workers {
 }
 
 impl Peer {
-    /// Hands a command over and wakes the worker; nothing if its thread has ended. Blocks while the queue is
-    /// full: for the control side only.
+    /// Sends a command and wakes the worker; `None` if its thread has ended. Blocks while the queue is full, so only
+    /// for the control side.
     fn send(&self, command: Command) -> Option<()> {
         self.mailbox.send(command).ok()?;
         self.waker.wake().ok()
     }
 
-    /// The same without waiting: gives the command back if the queue is full.
+    /// Sends without waiting: returns the command if the queue is full.
     pub(crate) fn try_send(&self, command: Command) -> Result<(), Command> {
         use std::sync::mpsc::TrySendError::{Disconnected, Full};
         self.mailbox
@@ -235,7 +235,7 @@ impl Peer {
             .map_err(|error| match error {
                 Full(command) | Disconnected(command) => command,
             })?;
-        // A worker that cannot be woken sees the command with its next event.
+        // If waking fails, the worker sees the command with its next event.
         let _ = self.waker.wake();
         Ok(())
     }
