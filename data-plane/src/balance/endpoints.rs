@@ -1,33 +1,33 @@
-//! What can be picked: the endpoints of one service as the control side knows them, immutable and shared by
-//! all workers. Live load is not here, it belongs to each worker and hangs on [`Endpoint::uid`].
+//! The endpoints of one service as the control side knows them, immutable and shared by all workers. The current load
+//! is not here: each worker has its own, by [`Endpoint::uid`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::slow_start::{self, Warming};
 
-/// What health checks and the control plane say of an endpoint.
+/// Health of an endpoint, from health checks and the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// Takes calls.
+    /// Accepts calls.
     Healthy,
-    /// Not known yet, or suspect because many nodes vanished at once: stays in use.
+    /// Not known yet, or in doubt because many nodes were lost at once: stays in use.
     Unknown,
-    /// Takes no calls.
+    /// Accepts no calls.
     Unhealthy,
-    /// Takes no new calls; calls in flight on it finish.
+    /// Accepts no new calls; calls in flight finish.
     Draining,
 }
 
 impl Health {
-    /// Whether new calls may go there.
+    /// Whether new calls may be sent to it.
     #[must_use]
     pub fn usable(self) -> bool {
         matches!(self, Self::Healthy | Self::Unknown)
     }
 }
 
-/// Where a call to an endpoint is sent.
+/// The address that a call to an endpoint is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// An instance on this node: its own address.
@@ -46,32 +46,32 @@ impl Target {
     }
 }
 
-/// One instance as a balancer sees it.
+/// One instance, for the balancer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The same number for the same (service, node, id, target) in every table; load and connections hang on it.
+    /// The same number for the same (service, node, id, target) in every table; load and connections are kept by it.
     pub uid: u64,
     /// The instance's id, unique per node and service.
     pub id: Arc<str>,
-    /// The node it runs on.
+    /// The node on which it runs.
     pub node: Arc<str>,
-    /// The version it registered.
+    /// The version with which it registered.
     pub version: Arc<str>,
-    /// Where calls go.
+    /// Where its calls are sent.
     pub target: Target,
-    /// Its share of the calls relative to the others; 0 is taken as 1.
+    /// Its share of the calls relative to the others; 0 counts as 1.
     pub weight: u32,
-    /// Whether it takes calls.
+    /// Its health.
     pub health: Health,
-    /// Empty unless its node names one.
+    /// Empty unless its node has one.
     pub region: Arc<str>,
-    /// Empty unless its node names one.
+    /// Empty unless its node has one.
     pub zone: Arc<str>,
 }
 
 #[cfg(test)]
 impl Endpoint {
-    /// A healthy one of node `a`, for tests to change in what they look at.
+    /// A healthy endpoint of node `a`; tests change the fields that they need.
     pub(crate) fn of_test(uid: u64) -> Self {
         Self {
             uid,
@@ -94,7 +94,7 @@ pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// The endpoints that new calls may go to, nearest locality first: computed once per table, so that a pick
+/// The endpoints to which new calls may be sent, nearest locality first. Computed once per table, so that a pick
 /// neither filters nor allocates.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates {
@@ -104,9 +104,9 @@ pub struct Candidates {
 /// The usable endpoints of one locality distance.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
-    /// The endpoints with the sum of the weights up to and including each.
+    /// The endpoints, each with the sum of the weights up to and including its own.
     pub members: Vec<(Arc<Endpoint>, u64)>,
-    /// Those in slow start, sorted by uid; nearly always empty.
+    /// Those in slow start, sorted by uid; almost always empty.
     pub warming: Vec<Warming>,
 }
 
@@ -119,8 +119,8 @@ impl Group {
 }
 
 impl Candidates {
-    /// The usable endpoints of `set` in three groups as seen from a locality: same zone, same region, the rest;
-    /// `warming`, sorted by uid, says which of them are in slow start.
+    /// The usable endpoints of `set` in three groups, as seen from a locality: same zone, same region, the rest.
+    /// `warming`, sorted by uid, has those in slow start.
     #[must_use]
     pub fn new(set: &EndpointSet, region: &str, zone: &str, warming: &[Warming]) -> Self {
         let mut groups = vec![Group::default(), Group::default(), Group::default()];
@@ -151,13 +151,13 @@ impl Candidates {
         &self.groups
     }
 
-    /// How many there are.
+    /// Number of endpoints.
     #[must_use]
     pub fn len(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
-    /// Whether no endpoint takes new calls.
+    /// Whether no endpoint accepts new calls.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()

@@ -1,40 +1,40 @@
-//! Peak EWMA of an endpoint's latency: rises at once with a slow answer, falls slowly with fast ones. Times
-//! come in as `Duration` and `Instant`, a cost goes out; nothing else is known here. Source: Finagle's
-//! `PeakEwma`, with a floor below which load alone decides, with a share for each answer, and with a call now and then
-//! for an endpoint that nobody asks any more, so that one slow answer does not keep callers away for long.
+//! Peak EWMA of an endpoint's latency: rises at once with a slow answer, falls slowly with fast ones. Takes `Duration`
+//! and `Instant`, gives a cost. Source: Finagle's `PeakEwma`, plus a floor below which only load counts, a least weight
+//! of each answer, and an occasional call to an endpoint that gets none any more, so that one slow answer does not keep
+//! callers away for long.
 
 use std::time::{Duration, Instant};
 
-/// How fast old answers are forgotten by time.
+/// Time constant of forgetting old answers.
 pub const DECAY: Duration = Duration::from_secs(5);
-/// How much one answer counts at least.
+/// Least weight of one answer.
 const SHARE: f64 = 0.125;
-/// Latencies below this count as equal: between fast endpoints they are noise, and calls in flight say more.
+/// Latencies below this count as equal: between fast endpoints the differences are noise, and calls in flight say more.
 pub const FLOOR: Duration = Duration::from_millis(10);
-/// An endpoint that has no call and has been silent for so many times its latency gets one, whatever it costs: only an
-/// answer tells that it is fast again. A caller of one call at a time loses a ninth of its time to a slow endpoint at
-/// most, and a slow one has one such call of each worker under way.
+/// An endpoint without a call that has been silent for this many times its latency counts as fast, and so gets a call:
+/// only an answer shows whether it is fast again. A caller with one call at a time so loses at most a ninth of its time
+/// to a slow endpoint, and each worker has at most one such call in flight to it.
 const SILENCE: f64 = 8.0;
-/// How much an answer counts at least that ends such a silence: what was known is old.
+/// Least weight of an answer after such a silence, since the estimate is old.
 const SHARE_AFTER_SILENCE: f64 = 0.75;
-/// What an endpoint that has calls and has not answered yet is taken for.
+/// Assumed latency of an endpoint that has calls and has not answered yet.
 const UNKNOWN: Duration = Duration::from_secs(1);
 
-/// The estimate for one endpoint.
+/// The latency estimate of one endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma {
-    /// Seconds; 0 with no `stamp` yet.
+    /// Seconds; 0 until there is a `stamp`.
     value: f64,
     stamp: Option<Instant>,
 }
 
 impl PeakEwma {
-    /// Takes one answer's latency in.
+    /// Adds the latency of one answer.
     pub fn observe(&mut self, latency: Duration, now: Instant) {
         let sample = latency.as_secs_f64();
         self.value = match self.stamp {
             Some(_) if sample > self.value => sample,
-            // Of many answers in one turn only the first need look at the clock.
+            // Of many answers in one turn only the first needs the decay.
             Some(stamp) if stamp == now => self.value * (1.0 - SHARE) + sample * SHARE,
             Some(stamp) => {
                 let elapsed = now.saturating_duration_since(stamp);
@@ -50,12 +50,12 @@ impl PeakEwma {
         self.stamp = Some(now);
     }
 
-    /// Takes in that an answer takes longer than this: a call has ended without one. What is known to be slower stays.
+    /// Adds that an answer takes longer than this, since a call ended without one. A higher estimate stays.
     pub fn at_least(&mut self, waited: Duration, now: Instant) {
         let sample = waited.as_secs_f64();
         let known = match self.stamp {
             Some(stamp) => self.value * decay(now.saturating_duration_since(stamp)),
-            // A call that was hardly begun must not make an endpoint that has never answered count as fast.
+            // A call that ended right after its start must not make an endpoint without answers count as fast.
             None => FLOOR.as_secs_f64() * 2.0,
         };
         if sample > known {
@@ -64,7 +64,7 @@ impl PeakEwma {
         }
     }
 
-    /// The latency as it is estimated now; zero without any answer yet.
+    /// The current latency estimate; zero without any answer yet.
     #[must_use]
     pub fn estimate(&self, now: Instant) -> Duration {
         let value = self.stamp.map_or(0.0, |stamp| {
@@ -73,15 +73,16 @@ impl PeakEwma {
         Duration::try_from_secs_f64(value).unwrap_or_default()
     }
 
-    /// The cost of one more call on an endpoint of this weight that has `pending` of them. Without any answer yet, or
-    /// after a long silence: free while idle (one call finds out), dear once it has calls. Idle ones cost the same
-    /// whatever they weigh, or few callers would leave all that weigh less without a call.
+    /// The cost of one more call on an endpoint with this weight and `pending` calls. Without any answer yet, or after
+    /// a long silence, it is low while the endpoint is idle (one call measures it). Without any answer it is high once
+    /// it has calls. Idle endpoints of equal latency cost the same whatever their weight, otherwise few callers would
+    /// never call those with less weight.
     #[must_use]
     pub fn cost(&self, pending: u32, weight: u32, now: Instant) -> f64 {
         let latency = match self.stamp {
             None if pending == 0 => FLOOR.as_secs_f64(),
             None => UNKNOWN.as_secs_f64(),
-            // It only falls with time, and below the floor all latencies are equal: no need to know how far.
+            // The estimate only falls with time, and below the floor all latencies are equal: no need to compute it.
             Some(_) if self.value <= FLOOR.as_secs_f64() => FLOOR.as_secs_f64(),
             Some(stamp) => {
                 let elapsed = now.saturating_duration_since(stamp);

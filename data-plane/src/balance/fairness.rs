@@ -1,5 +1,5 @@
-//! What peak EWMA and two choices do together over time: a service of several endpoints under load, with a given clock
-//! and given random numbers.
+//! Peak EWMA and two choices together over time: a service of several endpoints under load, with a given clock and
+//! given random numbers.
 
 use std::{
     collections::BTreeMap,
@@ -15,9 +15,9 @@ const MS: Duration = Duration::from_millis(1);
 
 struct Bench {
     candidates: Candidates,
-    /// By uid: estimate, calls under way.
+    /// By uid: estimate, calls in flight.
     loads: BTreeMap<u64, (PeakEwma, u32)>,
-    /// When a call ends, and which began when.
+    /// Calls in flight: when the call ends, the uid, when it began.
     under_way: Vec<(Instant, u64, Instant)>,
     now: Instant,
     rng: SmallRng,
@@ -45,7 +45,7 @@ impl Bench {
         }
     }
 
-    /// `callers` call without a pause for so long; the calls that each endpoint got.
+    /// Runs `callers` that call without a pause for `span`; returns the number of calls to each endpoint.
     fn run(
         &mut self,
         span: Duration,
@@ -105,10 +105,10 @@ fn one_that_is_slow_gets_a_call_now_and_then_and_few_callers_notice() {
     let latency = |uid| if uid == 0 { MS * 300 } else { MS * 5 };
     let mut bench = Bench::new(4);
     bench.run(MS * 1000, 1, latency);
-    // A minute of a serial caller: at least one call per time constant, about a ninth of its time.
+    // A minute of one serial caller: at least one call per time constant, about a ninth of its time.
     let counts = bench.run(MS * 60_000, 1, latency);
     assert!((12..=27).contains(&counts[0]), "{counts:?}");
-    // Many callers: one call under way for finding out.
+    // Many callers: one call in flight to measure the endpoint.
     let mut bench = Bench::new(4);
     bench.run(MS * 1000, 32, latency);
     let counts = bench.run(MS * 60_000, 32, latency);

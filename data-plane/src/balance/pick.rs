@@ -1,6 +1,6 @@
-//! Power of two choices: two endpoints by weight, the cheaper one wins. Groups of candidates, costs and random
-//! numbers come in, one endpoint goes out. Source: Mitzenmacher, "The Power of Two Choices in Randomized Load
-//! Balancing". No clock and no sockets: a cost says how loaded an endpoint is, none that it cannot be used now.
+//! Power of two choices: draws two endpoints by weight and takes the cheaper one. Takes groups of candidates, costs and
+//! random numbers; gives one endpoint. Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing".
+//! No clock and no sockets: the cost says how loaded an endpoint is, and `None` that it cannot be used now.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use std::time::Instant;
 use super::endpoints::{Candidates, Endpoint, Group};
 use super::slow_start;
 
-/// Chooses an endpoint of the nearest group that has one. `cost` gives what one more call costs there, the
-/// same for all that are loaded by their weights, or `None` if it cannot be used; `below(n)` gives a random number
-/// below n (n > 0); `now` tells how far those in slow start are.
+/// Chooses an endpoint of the nearest group that has a usable one. `cost` gives the cost of one more call, which is
+/// equal for endpoints that are loaded in proportion to their weights, or `None` if the endpoint cannot be used.
+/// `below(n)` gives a random number below n (n > 0). `now` gives the progress of slow starts.
 pub fn pick(
     candidates: &Candidates,
     now: Instant,
@@ -36,8 +36,8 @@ fn pick_in<'c>(
     if group.warming.is_empty() {
         return Some(winner);
     }
-    // One in slow start that wins is let through by its share, else the other has the call: the load of either stays
-    // what decides between those that are warm.
+    // If an endpoint in slow start wins, it gets the call with the probability of its share; otherwise the other one
+    // does. So the choice between warm endpoints still depends on their load only.
     for _ in 0..ADMISSIONS {
         if is_admitted(group, winner, now, below) {
             return Some(winner);
@@ -47,11 +47,11 @@ fn pick_in<'c>(
         }
         (winner, other) = choose_two(group, cost, below)?;
     }
-    // Nearly all are warming: the few others are not to have it all.
+    // Nearly all are in slow start: the few others must not get all calls.
     Some(winner)
 }
 
-/// Pairs drawn to find one that is let through.
+/// Pairs that are drawn to find an endpoint that is admitted.
 const ADMISSIONS: usize = 3;
 
 fn is_admitted(
@@ -68,15 +68,15 @@ fn is_admitted(
     share >= f64::from(WHOLE) || (below(u64::from(WHOLE)) as f64) < share
 }
 
-/// Draws two that can be used; gives the cheaper one, and the other if there is one.
+/// Draws two usable endpoints; returns the cheaper one, and the other if there is one.
 fn choose_two<'c>(
     group: &'c Group,
     cost: &impl Fn(&Endpoint) -> Option<f64>,
     below: &mut impl FnMut(u64) -> u64,
 ) -> Option<(&'c Arc<Endpoint>, Option<&'c Arc<Endpoint>>)> {
     let (first, a) = draw(group, None, cost, below)?;
-    // Equal costs, or nearly so: the first was drawn by weight, so the shares come out by weight, and of two endpoints
-    // the one that is a little faster does not take every call.
+    // If costs are about equal, the first one wins: it was drawn by weight, so calls are distributed by weight, and a
+    // slightly faster endpoint does not get all of them.
     match draw(group, Some(first), cost, below) {
         Some((second, b)) if b * COST_RATIO < a => Some((second, Some(first))),
         Some((second, _)) => Some((first, Some(second))),
@@ -84,8 +84,8 @@ fn choose_two<'c>(
     }
 }
 
-/// Draws one that can be used and is not `other`. One drawn in vain must not decide that whoever was drawn beside it
-/// has the call: another is drawn, and at last all are looked at.
+/// Draws a usable endpoint other than `other`. After an unusable one it draws again, and in the end compares all:
+/// otherwise `other` would get the call without a comparison.
 fn draw<'c>(
     group: &'c Group,
     other: Option<&Arc<Endpoint>>,
@@ -113,12 +113,12 @@ fn draw<'c>(
     }
 }
 
-/// How many times dearer an endpoint must be to be passed over. Below 2, since one call more in flight than none
-/// is to count.
+/// How many times the cost of the other endpoint makes the first one lose. Less than 2, so that one call in flight
+/// counts against none.
 const COST_RATIO: f64 = 1.9;
-/// Draws to find a second endpoint that is not the first; a very heavy one may win all of them, which is right.
+/// Draws for a second endpoint that differs from the first. A very heavy one may win all of them, which is right.
 const DISTINCT_TRIES: usize = 4;
-/// Draws to find one that can be used.
+/// Draws for a usable endpoint.
 const USABLE_TRIES: usize = 8;
 
 fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'c Arc<Endpoint>> {
@@ -132,7 +132,7 @@ fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'
     group.members.get(at).map(|(endpoint, _)| endpoint)
 }
 
-/// Looks at all of them.
+/// Compares all endpoints.
 fn cheapest(
     group: &Group,
     cost: impl Fn(&Arc<Endpoint>) -> Option<f64>,
@@ -247,7 +247,7 @@ mod tests {
                 "{seconds} s: {counts:?}"
             );
             last = counts[4];
-            // However idle it is, it is not flooded: at most its part of all the pairs that it is drawn in.
+            // However idle it is, it is not flooded: it gets at most its share of the pairs in which it is drawn.
             let counts = shares_at(set.clone(), &[(4, start)], now, |e| {
                 Some(if e.uid == 4 { 1.0 } else { 50.0 })
             });
@@ -263,7 +263,7 @@ mod tests {
         let set: Vec<_> = (1..=10)
             .map(|uid| endpoint(uid, 1, Health::Healthy, "z"))
             .collect();
-        // Alone; all of them; and beside one that cannot be used.
+        // Alone; all of them; and together with one that cannot be used.
         assert_eq!(
             shares_at(set[..1].to_vec(), &warming, now, |_| Some(1.0)),
             [0, 30_000]
@@ -277,7 +277,7 @@ mod tests {
             (e.uid == 1).then_some(1.0)
         });
         assert_eq!(counts, [0, 30_000, 0]);
-        // Two warm ones beside eight new ones take more than their part, and not all.
+        // Two warm endpoints with eight new ones get more than their share, but not everything.
         let counts = shares_at(set, &warming[..8], now, |_| Some(1.0));
         let warm = counts[9] + counts[10];
         assert!((12_000..24_000).contains(&warm), "{counts:?}");

@@ -1,26 +1,26 @@
-//! Slow start: an endpoint that becomes usable beside others that are warm gets a growing share of the calls, since its
-//! caches, pools and compiled code are cold. In come the usable endpoints of each table and the time (`now` is given),
-//! out goes who is warming since when. No load and no sockets; how a share is kept to is `pick`'s.
+//! Slow start: an endpoint that becomes usable while others are warm gets a growing share of the calls, since its
+//! caches, pools and compiled code are cold. Takes the usable endpoints of each table and `now`; gives the endpoints in
+//! slow start, each with its start. No load and no sockets; `pick` applies the share.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-/// After so long an endpoint gets its whole share; an endpoint that has been usable for as long is warm.
+/// Duration of a slow start. An endpoint that has been usable for this long is warm.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// The share it begins with; from there it grows in a straight line (Envoy's minimum weight and aggression 1).
+/// The share at the start; it grows linearly (Envoy's minimum weight and aggression 1).
 pub const LEAST: f64 = 0.1;
 
-/// How much of its share an endpoint gets that became usable at `since`.
+/// The part of its share that an endpoint gets if it became usable at `since`.
 #[must_use]
 pub fn share(since: Instant, now: Instant) -> f64 {
     let age = now.saturating_duration_since(since);
     (age.as_secs_f64() / WINDOW.as_secs_f64()).clamp(LEAST, 1.0)
 }
 
-/// An endpoint in slow start: its uid, and since when it is usable.
+/// An endpoint in slow start: its uid, and since when it has been usable.
 pub type Warming = (u64, Instant);
 
-/// Since when an endpoint is in slow start, if it is one of these, which are sorted by uid.
+/// Since when an endpoint is in slow start, if it is in `warming`, which is sorted by uid.
 #[must_use]
 pub fn since(warming: &[Warming], uid: u64) -> Option<Instant> {
     let at = warming.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
@@ -30,19 +30,19 @@ pub fn since(warming: &[Warming], uid: u64) -> Option<Instant> {
 #[derive(Clone, Copy, Debug)]
 struct Usable {
     since: Instant,
-    /// It came when others were warm. Those that come with the first of a service, or when nobody else is warm, have
-    /// nobody who could take their calls meanwhile.
+    /// It came when others were warm. Without warm endpoints nobody could take its calls meanwhile.
     slowly: bool,
 }
 
-/// Since when the endpoints of each service are usable.
+/// Since when the endpoints of each service have been usable.
 #[derive(Debug, Default)]
 pub struct SlowStart {
     services: BTreeMap<String, HashMap<u64, Usable>>,
 }
 
 impl SlowStart {
-    /// These are usable now, in any order; who was and is not named has to begin anew. Gives who is warming.
+    /// Sets the usable endpoints of a service, in any order; one that was missing before starts anew. Returns those in
+    /// slow start.
     pub fn usable(
         &mut self,
         service: &str,
@@ -70,7 +70,7 @@ impl SlowStart {
         self.warming(service, now)
     }
 
-    /// Who of a service is warming, if nothing else changed; sorted by uid.
+    /// The endpoints of a service in slow start, sorted by uid.
     #[must_use]
     pub fn warming(&self, service: &str, now: Instant) -> Vec<Warming> {
         let mut warming: Vec<Warming> = self
@@ -85,12 +85,12 @@ impl SlowStart {
         warming
     }
 
-    /// Takes a service as one that was never seen.
+    /// Treats a service as if it had never been seen.
     pub fn forget(&mut self, service: &str) {
         self.services.remove(service);
     }
 
-    /// Forgets services that are gone.
+    /// Removes services that no longer exist.
     pub fn retain(&mut self, stays: impl Fn(&str) -> bool) {
         self.services.retain(|name, _| stays(name));
     }
@@ -109,15 +109,15 @@ mod tests {
     fn only_who_comes_beside_warm_ones_warms_up() {
         let (mut slow, start) = (SlowStart::default(), Instant::now());
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        // Start-up: the first has nobody beside it, the others nobody who is warm.
+        // Start-up: there is nobody besides the first, and nobody warm besides the others.
         assert!(usable(&mut slow, &[1], at(0)).is_empty());
         assert!(usable(&mut slow, &[1, 2], at(9)).is_empty());
         assert_eq!(usable(&mut slow, &[1, 2, 3], at(12)), [3]);
-        // Warm ones leave, it is alone: still told so, but there is nobody to choose instead.
+        // Warm ones leave and it is alone: it is still in slow start, but there is nobody else to choose.
         assert_eq!(usable(&mut slow, &[3], at(13)), [3]);
         assert_eq!(slow.warming("s", at(21)).len(), 1);
         assert!(slow.warming("s", at(22)).is_empty());
-        // Who was away begins anew.
+        // One that was away starts anew.
         assert_eq!(usable(&mut slow, &[3, 1], at(30)), [1]);
     }
 
@@ -139,7 +139,7 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             assert!((share(start, now) - expect).abs() < 1e-9, "{seconds} s");
         }
-        // A clock that is a little behind is no panic.
+        // A clock that is slightly behind does not cause a panic.
         assert!((share(start + Duration::from_secs(1), start) - LEAST).abs() < 1e-9);
     }
 }

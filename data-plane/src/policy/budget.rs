@@ -1,23 +1,23 @@
-//! The retry budget of one service: retries may add a fifth to its calls, and ten per second besides, so that
-//! retries never multiply an outage. Source: Finagle's `RetryBudget`. A budget, not a count per call, because
-//! only the sum of all retries can harm a service.
+//! The retry budget of one service: retries may add a fifth to its calls, plus ten per second, so that retries never
+//! multiply an outage. A budget instead of a count per call, because only the sum of all retries can harm a service.
+//! Source: Finagle's `RetryBudget`.
 
 use std::time::{Duration, Instant};
 
 /// What each call adds, in thousandths of a retry: 20 %.
 const PER_CALL: u64 = 200;
-/// What one retry takes.
+/// What one retry costs, in thousandths of a retry.
 const PER_RETRY: u64 = 1_000;
-/// How long unused budget is kept; afterwards it is lost.
+/// How long unused budget is kept.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Budget of one service on one worker.
 #[derive(Clone, Debug)]
 pub struct RetryBudget {
-    /// Thousandths of retries per second besides the share of the calls.
+    /// Constant rate besides the share of the calls, in thousandths of a retry per second.
     per_second: u64,
     balance: u64,
-    /// What calls added in this window and the last: bounds what may be saved up.
+    /// What calls added in this window and the last one; limits the balance.
     deposits: [u64; 2],
     window_end: Instant,
     accrued: Instant,
@@ -36,7 +36,7 @@ impl RetryBudget {
         }
     }
 
-    /// A call began.
+    /// Adds the part of one call, at its start.
     pub fn deposit(&mut self, now: Instant) {
         self.roll(now);
         let [_, current] = &mut self.deposits;
@@ -44,7 +44,7 @@ impl RetryBudget {
         self.balance += PER_CALL;
     }
 
-    /// Takes one retry out, if there is one.
+    /// Takes one retry; false if the budget is used up.
     pub fn withdraw(&mut self, now: Instant) -> bool {
         self.roll(now);
         let elapsed = now.saturating_duration_since(self.accrued);

@@ -1,16 +1,16 @@
-//! The memory that one worker buffers: how much in all, and who is charged for which part of it. Everything counts:
-//! requests that are kept, and what waits in connections to be written or for the rest of a frame. It is charged to the
-//! caller's connection and to the service of each call; whoever is over its share of the bound (`share.rs`) may take no
-//! more. Amounts come in, charges and answers go out; nothing of calls, connections or of what is done then may come in.
+//! The memory that one worker buffers: its limit, and the charges to those who use it. Everything counts: requests that
+//! are kept, and bytes in connections that wait to be written or for the rest of a frame. They are charged to each
+//! call's caller connection and service; whoever exceeds its share of the limit (`share.rs`) may not add more. Takes
+//! amounts; gives charges and answers. Calls and connections, and what is done about them, do not belong here.
 
 use std::sync::Arc;
 
 use super::share::{within_group_share, within_share};
 
-/// A service is charged in steps of so much, so that small calls need not look it up.
+/// Charges of a service are updated in steps of this size, so that small calls need not look it up.
 const SERVICE_STEP: usize = 4 * 1024;
-/// Who is charged for less than this is admitted over its share, from a reserve of an eighth on top of the bound:
-/// however many do not read, others go on.
+/// Those charged less than this may exceed their share, from a reserve of an eighth above the limit, so that many
+/// callers that do not read cannot block others.
 const NEWCOMER_BYTES: usize = 16 * 1024;
 const RESERVE: usize = 8;
 
@@ -22,7 +22,7 @@ pub(crate) enum OverShare {
     Service,
 }
 
-/// Whether a charge stands for one user or for a group of them, which gets a larger share.
+/// Whether a charge is that of one user or of a group of users, which gets a larger share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharer {
     User,
@@ -32,7 +32,7 @@ pub(crate) enum Sharer {
 /// What one call has buffered now.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Amounts {
-    /// By the call itself.
+    /// In the call itself.
     pub(crate) kept: usize,
     /// In the connection to its server.
     pub(crate) for_server: usize,
@@ -40,12 +40,12 @@ pub(crate) struct Amounts {
     pub(crate) for_caller: usize,
 }
 
-/// What has been charged for a call so far.
+/// What has been charged for a call.
 #[derive(Debug, Default)]
 pub(crate) struct CallCharge {
-    /// To the worker: what the call itself keeps. The rest is counted where it waits.
+    /// To the worker: what the call itself keeps. The rest is charged for the connections.
     kept: usize,
-    /// To the caller's connection, beside what waits there.
+    /// To the caller's connection, besides what is queued in it.
     caller: usize,
     service: Option<(Arc<str>, usize)>,
 }
@@ -53,9 +53,9 @@ pub(crate) struct CallCharge {
 /// What is charged to a connection.
 #[derive(Debug, Default)]
 pub(crate) struct ConnCharge {
-    /// What its calls have buffered elsewhere, if it is a caller's.
+    /// What its calls have buffered elsewhere, if it is a caller's connection.
     calls: usize,
-    /// What waits in it, as it was counted last.
+    /// What is queued in it, when last counted.
     own: usize,
 }
 
@@ -65,7 +65,7 @@ impl ConnCharge {
     }
 }
 
-/// What is charged to a service, to within a few KiB for each of its calls.
+/// What is charged to a service; inexact by a few KiB for each of its calls.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceCharge {
     bytes: usize,
@@ -85,7 +85,7 @@ impl ServiceCharge {
     }
 }
 
-/// All that the worker buffers.
+/// Everything that the worker buffers.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     bound: usize,
@@ -101,7 +101,7 @@ impl Buffers {
         self.total
     }
 
-    /// Below half of the bound nobody can be over a share of it.
+    /// Up to half of the limit nobody can exceed a share.
     #[inline]
     pub(crate) fn is_far_from_full(&self) -> bool {
         self.total <= self.bound / 2
@@ -118,8 +118,8 @@ impl Buffers {
         }
     }
 
-    /// Charges a call for what it has buffered now; its caller's connection is only asked for if that changes. Gives
-    /// what its service is to be charged for, if that has changed by enough.
+    /// Updates the charge of a call to what it has buffered now. Calls `caller` only if the caller's part has changed.
+    /// Returns the new charge of the service, if that differs by at least a step.
     #[inline]
     pub(crate) fn charge<'c>(
         &mut self,
@@ -144,7 +144,7 @@ impl Buffers {
         stale.then_some(all)
     }
 
-    /// Ends the charge of a call. Gives what its service is still charged for.
+    /// Ends the charge of a call. Returns what is still charged to its service.
     pub(crate) fn end(
         &mut self,
         call: &mut CallCharge,
@@ -158,7 +158,7 @@ impl Buffers {
         charge.service
     }
 
-    /// Charges a connection for what waits in it now; false if that is what it was.
+    /// Charges a connection for what is queued in it now; false if that has not changed.
     pub(crate) fn charge_conn(&mut self, conn: &mut ConnCharge, bytes: usize) -> bool {
         if conn.own == bytes {
             return false;
@@ -168,12 +168,12 @@ impl Buffers {
         true
     }
 
-    /// A connection is gone, and what waited in it.
+    /// Removes the charge of a closed connection.
     pub(crate) fn forget_conn(&mut self, conn: &ConnCharge) {
         self.total = self.total.saturating_sub(conn.own);
     }
 
-    /// Whether a caller's connection is over its share.
+    /// Whether a caller's connection exceeds its share.
     pub(crate) fn over_caller(&self, caller: &ConnCharge, as_a: Sharer) -> Option<OverShare> {
         if self.is_far_from_full() {
             return None;
@@ -185,7 +185,7 @@ impl Buffers {
             .then_some(OverShare::Caller)
     }
 
-    /// Whether the calls of a service are over its share.
+    /// Whether the calls of a service exceed its share.
     pub(crate) fn over_service(&self, service: &ServiceCharge, as_a: Sharer) -> Option<OverShare> {
         let over = !self.is_far_from_full() && self.is_over(service.bytes, as_a);
         over.then_some(OverShare::Service)
@@ -206,7 +206,7 @@ impl Buffers {
 }
 
 impl CallCharge {
-    /// The service that is charged from now on, and for how much. Gives what was charged before.
+    /// Sets the service that is charged and the amount. Returns the previous ones.
     pub(crate) fn set_service(
         &mut self,
         service: Option<(Arc<str>, usize)>,
@@ -232,7 +232,7 @@ mod tests {
         };
         assert_eq!(buffers.charge(&mut call, now, || Some(&mut caller)), None);
         assert_eq!((buffers.total(), caller.bytes()), (1_000, 1_200));
-        // What waits in a connection is counted there, for the worker.
+        // What is queued in a connection is charged there, for the worker.
         buffers.charge_conn(&mut caller, 70);
         assert_eq!((buffers.total(), caller.bytes()), (1_070, 1_270));
         let more = Amounts {

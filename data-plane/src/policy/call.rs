@@ -1,14 +1,14 @@
-//! The policy of a call: how long it may wait and how often it may be tried. Routing gives it with the service, and it
-//! holds for the whole call. Plain values; what they are applied to may not come in.
+//! The policy of a call: how long it may wait and how often it may be attempted. Routing gives it together with the
+//! service, for the whole call. Plain values; their use does not belong here.
 
 use std::time::Duration;
 
-/// Today the same for all calls of a worker.
+/// The same for all calls of a worker at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallPolicy {
-    /// Attempts, the first included.
+    /// Attempts, including the first.
     pub max_attempts: u32,
-    /// Bytes of a request kept for another attempt.
+    /// Bytes of a request that are kept for a retry.
     pub replay_bytes: usize,
     /// How long a call waits for the first table, or for the endpoints of its service.
     pub ready_timeout: Duration,

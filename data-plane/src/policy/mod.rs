@@ -1,5 +1,5 @@
-//! Whether a call may go on: bounds, shares and budgets per service and per connection. Counts and `now` come in, yes
-//! or no goes out. Nothing here calls out, and no sockets may come in.
+//! Whether a call may continue: limits, shares and budgets per service and per connection. Takes counts and `now`,
+//! answers yes or no. Calls nothing else and has no sockets.
 
 pub mod budget;
 pub(crate) mod buffers;

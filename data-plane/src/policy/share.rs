@@ -1,35 +1,34 @@
-//! Who may take more of a resource that many share: bytes, streams, waiting calls. The rule is the dynamic
-//! threshold of Choudhury and Hahne ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998):
-//! a user may take more as long as it holds less than [`ALPHA`] times what is free. Counts come in, yes or no goes
-//! out; no clocks, no sockets and nothing about what the resource is.
+//! Who may take more of a shared resource: bytes, streams, waiting calls. The rule is the dynamic threshold of
+//! Choudhury and Hahne ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998): a user may take
+//! more while it has less than [`ALPHA`] times what is free. Takes counts, answers yes or no; no clocks, no sockets, no
+//! knowledge of the resource.
 //!
-//! The rule needs no configuration per user. With `n` users that all want as much as they can get, each ends at
-//! `bound * ALPHA / (1 + ALPHA * n)`: one alone has 80 % of the bound, two have 44 % each, and some part is always
-//! free, so that a newcomer finds room whatever the others do. A user that has nothing is refused only when the
-//! bound itself is reached.
+//! The rule needs no configuration per user. If `n` users want as much as they can get, each ends at `bound * ALPHA /
+//! (1 + ALPHA * n)`: one alone gets 80 % of the bound, two get 44 % each. Some part is always free for a newcomer,
+//! whatever the others do. A user that has nothing is refused only at the bound itself.
 
 use std::hash::Hash;
 
 use rustc_hash::FxHashMap;
 
-/// How many times the free part one user may hold.
+/// How many times the free part one user may have.
 pub const ALPHA: usize = 4;
-/// The same for a group of users that is charged for all of them, such as a service with its callers. Were it the
-/// same number, one greedy user of a group would bring both to their limit at once, and nobody else could use the
-/// group; so a group may take 94 % of the bound where a single user may take 80 %.
+/// The same for a group of users, such as a service with its callers. With the same number, one greedy user of a group
+/// would bring both to their limits at once, and nobody else could use the group. So a group may take 94 % of the bound
+/// where a single user may take 80 %.
 pub const GROUP_ALPHA: usize = 16;
 
-/// Whether a user that holds `used` may take more of a resource of which all users together hold `total`, and may
-/// hold `bound`. What it takes is not asked for: a caller checks before each small step (one stream, one header
-/// list, one read), and one step may end above the share.
+/// Whether a user that has `used` may take more of a resource of which all users together have `total`, out of `bound`.
+/// The requested amount is not considered: callers check before each small step (one stream, one header list, one
+/// read), and one step may end above the share.
 #[inline]
 #[must_use]
 pub const fn within_share(used: usize, total: usize, bound: usize) -> bool {
     is_below(used, total, bound, ALPHA)
 }
 
-/// The same for a group of users, see [`GROUP_ALPHA`]. What one user takes must be within its own share and within
-/// that of each group that it belongs to.
+/// The same for a group of users, see [`GROUP_ALPHA`]. One user must be within its own share and within that of each
+/// group to which it belongs.
 #[inline]
 #[must_use]
 pub const fn within_group_share(used: usize, total: usize, bound: usize) -> bool {
@@ -42,8 +41,7 @@ const fn is_below(used: usize, total: usize, bound: usize, alpha: usize) -> bool
     used < free.saturating_mul(alpha)
 }
 
-/// What each user holds of one resource. A user that holds nothing takes no memory here, so the table is as large
-/// as the number of users that hold something.
+/// What each user has of one resource. Users that have nothing are not stored.
 #[derive(Clone, Debug)]
 pub struct Shares<K> {
     used: FxHashMap<K, usize>,
@@ -60,7 +58,7 @@ impl<K> Default for Shares<K> {
 }
 
 impl<K: Eq + Hash + Clone> Shares<K> {
-    /// `user` holds so much more.
+    /// `user` takes `amount`.
     pub fn add(&mut self, user: &K, amount: usize) {
         if amount == 0 {
             return;
@@ -74,7 +72,7 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         }
     }
 
-    /// `user` gave so much back; never more than it holds.
+    /// `user` returns `amount`, but not more than it has.
     pub fn sub(&mut self, user: &K, amount: usize) {
         let Some(used) = self.used.get_mut(user) else {
             return;
@@ -87,38 +85,38 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         }
     }
 
-    /// `user` is gone with all that it holds; says how much that was.
+    /// Removes `user`; returns what it had.
     pub fn remove(&mut self, user: &K) -> usize {
         let used = self.used.remove(user).unwrap_or(0);
         self.total -= used;
         used
     }
 
-    /// What `user` holds.
+    /// What `user` has.
     #[must_use]
     pub fn used(&self, user: &K) -> usize {
         self.used.get(user).copied().unwrap_or(0)
     }
 
-    /// What all users hold.
+    /// What all users have.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.total
     }
 
-    /// Whether `user` may take more, of `bound` in all.
+    /// Whether `user` may take more, out of `bound` in all.
     #[must_use]
     pub fn admits(&self, user: &K, bound: usize) -> bool {
         within_share(self.used(user), self.total, bound)
     }
 
-    /// The same for a user that stands for a group of others.
+    /// The same for a user that represents a group.
     #[must_use]
     pub fn admits_group(&self, user: &K, bound: usize) -> bool {
         within_group_share(self.used(user), self.total, bound)
     }
 
-    /// Who holds most, and how much; for the case that the bound is hit and someone must give way.
+    /// The user that has most, and how much: the one to end if the bound is reached.
     #[must_use]
     pub fn largest(&self) -> Option<(&K, usize)> {
         let largest = self.used.iter().max_by_key(|(_, used)| **used)?;
@@ -132,7 +130,7 @@ mod tests {
 
     const BOUND: usize = 10_000;
 
-    /// Every user takes one after the other until nobody is admitted any more.
+    /// All users take in turn until none is admitted any more.
     fn fill(users: usize) -> Shares<usize> {
         let mut shares = Shares::default();
         loop {

@@ -1,19 +1,19 @@
-//! What routing says of a call: the service, the rule that led there and the policy that applies, as one value. Only
-//! these types; how they are found stands in `authority` for outbound and `instance` for inbound.
+//! The result of routing a call: the service, the rule that led to it and the policy, as one value. Only these types;
+//! `authority` (outbound) and `instance` (inbound) do the routing.
 
 use std::sync::Arc;
 
 use super::table::Service;
 use crate::policy::CallPolicy;
 
-/// Where a call goes, why, and under which policy.
+/// The service of a call, the rule that led to it, and its policy.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// The service.
     pub service: Arc<Service>,
-    /// What named it.
+    /// The rule that led to it.
     pub rule: Rule,
-    /// What applies to the call.
+    /// The policy of the call.
     pub policy: CallPolicy,
 }
 
@@ -22,13 +22,13 @@ pub struct Route {
 pub enum Rule {
     /// The authority names the service.
     Authority,
-    /// The path names a proto service, which this service has the calls of.
+    /// The path names a proto service, whose calls this service gets.
     Path,
     /// The caller's proxy names the service and an instance of it in `heddle-to`.
     Instance,
 }
 
-/// Where a call of outbound goes.
+/// Result of routing an outbound call.
 #[derive(Clone, Debug)]
 pub enum Decision<'t> {
     /// To this service.
@@ -37,6 +37,6 @@ pub enum Decision<'t> {
     Internal,
     /// Several services claim the path of the proto service, and none of them comes first.
     Ambiguous(&'t [Arc<Service>]),
-    /// Nowhere.
+    /// No service.
     NoRoute,
 }

@@ -1,5 +1,5 @@
-//! `heddle-to` → the service and the instance that the caller's proxy has chosen (inbound). The header's value and the
-//! table come in, a route goes out. What is not on this node is not looked for elsewhere.
+//! `heddle-to` → the service and the instance that the caller's proxy chose (inbound). Takes the header's value and the
+//! table, gives a route. Services that are not on this node are not looked up elsewhere.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use super::decision::{Route, Rule};
 use super::table::RouteTable;
 use crate::policy::CallPolicy;
 
-/// Where a call of inbound goes.
+/// Result of routing an inbound call.
 #[derive(Clone, Debug)]
 pub enum Inbound<'v> {
-    /// To this service, and to the instance of that uid if it is here.
+    /// To this service, and to the instance with this uid if it is on this node.
     Route(Route, Option<u64>),
     /// This node does not know the service.
     UnknownService {
@@ -19,11 +19,11 @@ pub enum Inbound<'v> {
         /// As in the header.
         service: &'v str,
     },
-    /// The header names nothing: the caller is no proxy.
+    /// The header is missing or invalid: the caller is not a proxy.
     NotNamed,
 }
 
-/// Names the service for a call whose header `heddle-to` has this value.
+/// Finds the service of a call whose `heddle-to` header has this value.
 #[must_use]
 pub fn route<'v>(table: &RouteTable, to: &'v [u8], policy: CallPolicy) -> Inbound<'v> {
     let Some((namespace, service, instance)) = parse(to) else {

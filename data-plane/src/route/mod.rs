@@ -1,6 +1,6 @@
-//! Which service a call is for, by which rule and under which policy: the first step after a request's headers are
-//! decoded. Headers come in with an immutable table, a route or a reason why there is none goes out. No I/O, no locks,
-//! and no allocation where there is a route.
+//! The service of a call, by which rule and under which policy: the first step after a request's headers are decoded.
+//! Takes headers and an immutable table; gives a route or the reason why there is none. No I/O, no locks, and no
+//! allocation if there is a route.
 
 pub mod authority;
 pub mod decision;

@@ -1,6 +1,6 @@
-//! Finds the names that are nearest to a mistyped one, for the message of NO_ROUTE. Strings come in and go out.
+//! Finds the names that are most similar to a mistyped one, for the message of NO_ROUTE. Pure functions on strings.
 
-/// At most `limit` of `names`, nearest first, none of them far off: half of the name may differ at most.
+/// At most `limit` of `names`, most similar first. Names that differ in more than half of the letters are left out.
 pub fn nearest<'n>(
     wanted: &str,
     names: impl Iterator<Item = &'n str>,
@@ -16,14 +16,14 @@ pub fn nearest<'n>(
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// In letters, of what may be names.
+/// Edit distance in letters, up to the longest possible name.
 fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.chars().take(MAX_LETTERS).collect();
     let b: Vec<char> = b.chars().take(MAX_LETTERS).collect();
     heddle_options::edit_distance(&a, &b)
 }
 
-/// Names are DNS labels: more than two of them long is no name.
+/// Names consist of DNS labels: anything longer than two of them is not a name.
 const MAX_LETTERS: usize = 130;
 
 #[cfg(test)]

@@ -1,31 +1,31 @@
-//! Passive health: what the ends of calls say of an instance. An instance whose calls only end without an answer is
-//! ejected: it leaves the choice for a time that doubles, then single calls probe it, and the first answer returns it.
-//! Ends of calls come in with `now` and a random number; out goes whether an instance may be chosen. No sockets, no
-//! clock, and no statuses: an answer with an error status is an answer. Each worker judges by its own calls.
+//! Passive health: judges an instance by how calls end. An instance whose calls only end without an answer is ejected:
+//! it is not chosen for a time that doubles, then single calls probe it, and the first answer returns it. Takes the
+//! ends of calls, `now` and a random number; says whether an instance may be chosen. No sockets, no clock, no statuses:
+//! an answer with an error status is an answer. Each worker judges by its own calls.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-/// So many calls in a row without an answer eject an instance.
+/// Number of calls in a row without an answer that eject an instance.
 pub const RUN: u32 = 5;
-/// A run ends by itself if no call has joined it for so long.
+/// A run ends if no call has been added to it for this long.
 pub const RUN_GAP: Duration = Duration::from_secs(120);
-/// How long the first ejection lasts before a call probes the instance; doubles with each probe that fails.
+/// Duration of the first ejection, until a call probes the instance; doubles with each probe that fails.
 pub const BASE: Duration = Duration::from_secs(1);
 /// The longest wait for the next probe.
 pub const LONGEST: Duration = Duration::from_secs(30);
-/// An instance that has answered for so long after an ejection is forgiven one doubling.
+/// For each such time that an instance has answered after an ejection, one doubling is undone.
 pub const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
-/// A call that its caller gave up says nothing before this, and nothing before `PATIENCE` times what the instance
-/// usually takes: callers change their minds, and hedging ones cancel whoever comes second.
+/// A cancelled call counts only if it lasted at least this long, and `PATIENCE` times the usual latency of the
+/// instance: callers change their minds, and hedging callers cancel the slower call.
 pub const CANCELLED_AFTER: Duration = Duration::from_secs(1);
 /// See [`CANCELLED_AFTER`].
 pub const PATIENCE: u32 = 4;
-/// What a call counts as a latency at least that ended by its deadline: clearly slower than what counts as fast.
+/// Least latency that is assumed for a call that ended by its deadline: clearly slower than fast.
 const SLOW: Duration = Duration::from_millis(100);
-/// And one that the instance reset, or whose connection broke.
+/// Least latency that is assumed for a call that the instance reset, or whose connection was lost.
 const FAILED: Duration = Duration::from_secs(1);
 
 /// How an attempt ended without an answer.
@@ -33,28 +33,28 @@ const FAILED: Duration = Duration::from_secs(1);
 pub enum End {
     /// The deadline passed.
     Deadline,
-    /// The caller gave it up.
+    /// The caller cancelled it.
     Cancelled,
-    /// The instance reset it, or its answer broke the protocol.
+    /// The instance reset it, or its answer violated the protocol.
     Reset,
-    /// The connection broke. All calls that end so at one moment are one event.
+    /// The connection was lost. All calls that end like this at one moment count as one.
     Lost,
 }
 
 /// An attempt that ended without an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Unanswered {
-    /// How.
+    /// How it ended.
     pub end: End,
     /// When it was sent.
     pub started: Instant,
-    /// How long the instance takes as far as is known; zero if it has never answered.
+    /// The estimated latency of the instance; zero if it has never answered.
     pub usual: Duration,
 }
 
 impl Unanswered {
-    /// What the attempt is worth as a latency: it has taken that long at least, and a failure that comes fast must not
-    /// make the instance look fast.
+    /// The latency that the attempt counts as: at least the time that it took, and more for fast failures, which must
+    /// not make the instance look fast.
     #[must_use]
     pub fn latency(&self, now: Instant) -> Duration {
         let waited = now.saturating_duration_since(self.started);
@@ -70,16 +70,16 @@ impl Unanswered {
 /// Whether an instance may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Like any other.
+    /// Yes.
     In,
-    /// It is ejected, and one call is to find out whether it answers again.
+    /// It is ejected, and one call has to find out whether it answers again.
     Probe,
     /// It is ejected.
     Out,
 }
 
 impl Standing {
-    /// What one more call costs there that costs so much by load: a probe is due and comes first.
+    /// The cost of one more call whose cost by load is `by_load`. A due probe comes first.
     #[inline]
     #[must_use]
     pub fn cost(self, by_load: f64) -> Option<f64> {
@@ -91,27 +91,27 @@ impl Standing {
     }
 }
 
-/// An instance that was ejected, or is probed again after a probe that failed.
+/// An ejection of an instance, or its extension after a failed probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
     /// How long until the next probe.
     pub time: Duration,
-    /// The how manieth time since it was well.
+    /// Number of ejections and failed probes since it was healthy.
     pub times: u32,
 }
 
-/// What is known of one instance with unanswered calls.
+/// State of one instance with unanswered calls.
 #[derive(Clone, Debug)]
 struct Record {
     /// Calls in a row without an answer.
     run: u32,
     /// When the last of them ended.
     last: Instant,
-    /// What the instance usually took when the run began.
+    /// The instance's usual latency when the run began.
     usual: Duration,
-    /// Ejections and failed probes since it was well.
+    /// Ejections and failed probes since it was healthy.
     times: u32,
-    /// Since when it is in, if it was ejected before.
+    /// When it returned from its last ejection.
     returned: Option<Instant>,
     out: Option<Out>,
 }
@@ -121,26 +121,26 @@ struct Record {
 struct Out {
     /// When the next call may probe it.
     probe_at: Instant,
-    /// When the last probe was sent, until its end is known.
+    /// When the last probe was sent, until its result is known.
     probing: Option<Instant>,
 }
 
-/// All that one worker knows of instances that do not answer. As many records as there are such instances.
+/// One worker's state of the instances that do not answer, with one record for each of them.
 #[derive(Debug, Default)]
 pub struct PassiveHealth {
     records: FxHashMap<u64, Record>,
-    /// Ejected instances by service, the first ejected first. Bounded by half of each service's instances.
+    /// Ejected instances by service, oldest ejection first. Bounded by half of each service's instances.
     out: FxHashMap<Arc<str>, Vec<u64>>,
 }
 
-/// How many of so many usable instances of a service may be out at once: at least half of them stay in.
+/// How many of `usable` instances of a service may be ejected at once: at least half of them stay in.
 #[must_use]
 pub fn most_out(usable: usize) -> usize {
     usable / 2
 }
 
 impl PassiveHealth {
-    /// An instance has answered. True if that returns it to the choice.
+    /// An instance has answered. True if that ends its ejection.
     #[inline]
     pub fn answered(&mut self, uid: u64, now: Instant) -> bool {
         !self.records.is_empty() && self.end_run(uid, now)
@@ -161,8 +161,8 @@ impl PassiveHealth {
         returned
     }
 
-    /// An attempt on an instance of `service`, of whose instances `usable` may be chosen by their health, ended without
-    /// an answer. `random` is in 0..1. Gives the ejection if that ejects the instance, or leaves it out for longer.
+    /// An attempt on an instance of `service`, which has `usable` instances by their health, ended without an answer.
+    /// `random` is in 0..1. Returns the ejection if this ejects the instance or extends its ejection.
     pub fn unanswered(
         &mut self,
         (service, usable): (&Arc<str>, usize),
@@ -211,7 +211,8 @@ impl PassiveHealth {
         }
     }
 
-    /// A call goes to an instance. If it is ejected, that call probes it, and the next one may after the same time.
+    /// A call is sent to an instance. If it is ejected, that call probes it; the next probe may follow after the same
+    /// time.
     #[inline]
     pub fn chosen(&mut self, uid: u64, now: Instant, random: f64) {
         if self.out.is_empty() {
@@ -229,14 +230,14 @@ impl PassiveHealth {
         }
     }
 
-    /// Whether anything has to be put right when the instances of services change.
+    /// Whether `refit` is needed when the instances of services change.
     #[must_use]
     pub fn has_ejected(&self) -> bool {
         !self.out.is_empty()
     }
 
-    /// The instances of services may have changed: `usable` gives the uids that may be chosen by their health. Whoever
-    /// is over the bound returns, the first ejected first; gives who returned.
+    /// The instances of services may have changed; `usable` gives the uids that are usable by their health. Ends the
+    /// ejections of instances that are gone or beyond the limit, oldest first; returns their uids.
     pub fn refit<I: IntoIterator<Item = u64>>(&mut self, usable: impl Fn(&str) -> I) -> Vec<u64> {
         let mut returned = Vec::new();
         let records = &mut self.records;
@@ -254,7 +255,7 @@ impl PassiveHealth {
         returned
     }
 
-    /// Forgets instances that are gone; those that are ejected leave by [`PassiveHealth::refit`].
+    /// Removes instances that are gone; ejected ones are removed by [`PassiveHealth::refit`].
     pub fn retain(&mut self, known: impl Fn(u64) -> bool) {
         self.records
             .retain(|uid, record| record.out.is_some() || known(*uid));
@@ -276,7 +277,7 @@ impl PassiveHealth {
 }
 
 impl Record {
-    /// Takes an unanswered call into the run, if it says anything of the instance.
+    /// Adds an unanswered call to the run, if it says anything about the instance.
     fn counts(&mut self, call: Unanswered, now: Instant) -> bool {
         if self.run > 0 && now.saturating_duration_since(self.last) > RUN_GAP {
             self.run = 0;
@@ -293,7 +294,7 @@ impl Record {
         says
     }
 
-    /// Whether the end of a call says that the instance does not answer, and not only that its caller was in a hurry.
+    /// Whether the end of a call shows that the instance does not answer, and not only that its caller was impatient.
     fn says_something(&self, call: Unanswered, now: Instant) -> bool {
         let waited = now.saturating_duration_since(call.started);
         match call.end {
@@ -316,14 +317,14 @@ impl Record {
         }
     }
 
-    /// Only a call that was sent to probe says something: those sent before the ejection were counted by it.
+    /// Only probes count: calls sent before the ejection were counted by it.
     fn probe_failed(&mut self, call: Unanswered, now: Instant, random: f64) -> Option<Ejection> {
         let probing = self.out.and_then(|out| out.probing)?;
         let probe = call.started >= probing && self.says_something(call, now);
         probe.then(|| self.eject(now, random))
     }
 
-    /// How many of the doublings still count.
+    /// How many ejections still count.
     fn forgiven(&self, now: Instant) -> u32 {
         let well = self
             .returned
@@ -334,7 +335,7 @@ impl Record {
     }
 }
 
-/// The time until the next probe, give or take a tenth, so that workers and nodes do not probe all at once.
+/// The time until the next probe, randomized by a tenth, so that workers and nodes do not probe at the same moment.
 fn wait(times: u32, random: f64) -> Duration {
     let doubled = BASE.saturating_mul(1 << times.saturating_sub(1).min(16));
     doubled

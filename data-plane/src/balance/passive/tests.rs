@@ -1,5 +1,5 @@
-//! Passive health by itself, with a given clock: runs, ejections, probes, the bound; and together with peak EWMA and two
-//! choices, as a caller sees them.
+//! Passive health alone, with a given clock: runs, ejections, probes, the limit. And together with peak EWMA and two
+//! choices, as callers see it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::balance::{Endpoint, EndpointSet, endpoints::Candidates, ewma::PeakEwm
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Passive health of one service with a clock of its own. Instances have uids from 1 on.
+/// Passive health of one service with its own clock. Uids of instances start at 1.
 struct Bench {
     health: PassiveHealth,
     service: Arc<str>,
@@ -98,7 +98,7 @@ fn a_probe_that_fails_doubles_the_time_and_one_answer_returns_the_instance() {
     assert!(bench.health.answered(1, bench.now));
     assert_eq!(bench.standing(1), Standing::In);
     assert!(!bench.health.has_ejected());
-    // Ejected again soon: it goes on where it was. Well for long: it begins anew.
+    // Ejected again soon: the count continues. Healthy for long: it starts anew.
     assert_eq!(bench.eject(1).times, 8);
     assert!(bench.health.answered(1, bench.now));
     bench.now += FORGIVEN_AFTER * 20;
@@ -140,7 +140,7 @@ fn calls_that_were_sent_before_the_ejection_do_not_lengthen_it() {
 fn a_caller_in_a_hurry_says_nothing_of_the_instance() {
     let mut bench = Bench::new(2);
     for _ in 0..50 {
-        // Less time than it usually takes; given up within a moment; given up when a hedge has answered.
+        // Less time than it usually takes; cancelled at once; cancelled when a hedged call has answered.
         assert_eq!(bench.end(1, End::Deadline, MS * 10, MS * 200), None);
         assert_eq!(bench.end(1, End::Cancelled, MS * 10, MS), None);
         assert_eq!(bench.end(1, End::Cancelled, MS * 3000, MS * 2000), None);
@@ -150,7 +150,7 @@ fn a_caller_in_a_hurry_says_nothing_of_the_instance() {
         assert_eq!(bench.end(1, End::Cancelled, MS * 1500, MS * 5), None);
     }
     assert!(bench.end(1, End::Cancelled, MS * 1500, MS * 5).is_some());
-    // Nor does one that is sent to probe.
+    // The same holds for a probe.
     bench.now += BASE;
     bench.probe(1);
     assert_eq!(bench.end(1, End::Cancelled, MS * 10, MS * 5), None);
@@ -199,7 +199,7 @@ fn when_others_leave_the_first_ejected_return_and_what_is_gone_is_forgotten() {
     for uid in [1, 2, 3] {
         bench.eject(uid);
     }
-    // Two of the well ones leave, then an ejected one, then the service.
+    // Two of the healthy ones leave, then an ejected one, then the service.
     assert_eq!(bench.health.refit(|_| vec![1, 2, 3, 4]), [1]);
     assert_eq!(bench.standing(1), Standing::In);
     assert_eq!(bench.standing(3), Standing::Out);
@@ -214,7 +214,7 @@ fn when_others_leave_the_first_ejected_return_and_what_is_gone_is_forgotten() {
     );
     assert_eq!(bench.health.refit(|_| vec![]), [3]);
     assert!(!bench.health.has_ejected() && bench.health.records.is_empty());
-    // An instance that is not ejected and leaves.
+    // An instance leaves that is not ejected.
     bench.deadline(7);
     bench.health.retain(|uid| uid != 7);
     assert!(bench.health.records.is_empty());
@@ -239,8 +239,8 @@ fn a_failure_that_comes_fast_does_not_count_as_fast() {
 }
 
 proptest! {
-    /// Whatever ends come in whatever order: the bound holds, whoever has just answered is in, and whoever is out is
-    /// probed within the longest wait.
+    /// In any order of ends: the limit holds, an instance that has just answered is in, and an ejected one is probed
+    /// within the longest wait.
     #[test]
     fn the_laws_hold(
         usable in 1usize..7,
@@ -273,8 +273,8 @@ proptest! {
     }
 }
 
-/// A service under the calls of `callers` that each call again when their last call has ended, with peak EWMA, two
-/// choices and passive health as a worker joins them. Instances answer after `latency`, or never.
+/// A service called by `callers` that each call again when their last call has ended, with peak EWMA, two choices and
+/// passive health as in a worker. Instances answer after `latency`, or never.
 struct Service {
     candidates: Candidates,
     health: PassiveHealth,
@@ -284,7 +284,7 @@ struct Service {
     rng: SmallRng,
 }
 
-/// What became of the calls of a run.
+/// How the calls of a run ended.
 #[derive(Debug, Default, PartialEq)]
 struct Ends {
     answered: u32,
@@ -323,7 +323,7 @@ impl Service {
         uid
     }
 
-    /// For so long; each call has this deadline.
+    /// Runs for `span`; each call has this deadline.
     fn run(
         &mut self,
         span: Duration,
@@ -333,7 +333,7 @@ impl Service {
     ) -> Ends {
         let usable = self.candidates.groups()[0].members.len();
         let mut ends = Ends::default();
-        // When a call ends, where it is, when it began, whether it is answered.
+        // When a call ends, its instance, when it began, whether it is answered.
         let mut under_way: Vec<(Instant, u64, Instant, bool)> = Vec::new();
         let end = self.now + span;
         while self.now < end {
@@ -378,7 +378,7 @@ fn beside_a_hung_instance_callers_lose_their_first_calls_and_then_a_probe_now_an
         assert!(begin.failed <= first, "{callers} callers: {begin:?}");
         let then = service.run(MS * 60_000, callers, MS * 250, hung);
         assert!(then.failed <= 6, "{callers} callers: {then:?}");
-        // It answers again: within the longest wait it has its part of the calls.
+        // It answers again: within the longest wait it gets its share of the calls.
         service.run(LONGEST * 2, callers, MS * 250, |_| Some(MS * 5));
         assert!(!service.health.has_ejected());
         let before = service.loads[&1].0.estimate(service.now);
@@ -396,7 +396,7 @@ fn deadlines_that_the_service_cannot_keep_take_out_no_more_than_half_and_for_no_
     assert!(out <= 2, "{out}");
     let then = service.run(LONGEST * 3, 8, MS * 2000, slow);
     assert_eq!((then.failed, service.health.has_ejected()), (0, false));
-    // Callers with enough time beside: what the service usually takes is known, and nobody is ejected.
+    // There were also callers with enough time: the usual latency is known, and nobody is ejected.
     let short = service.run(MS * 5000, 8, MS * 50, slow);
     assert_eq!(short.answered, 0);
     assert!(!service.health.has_ejected());

@@ -1,6 +1,5 @@
-//! Authority and path → the service a call is for (DESIGN §7, "Routing on outbound"). The table comes in with
-//! both values as bytes of the wire, a decision goes out; the text of a failure is made only when there is
-//! one. A mistyped name never falls back to the path.
+//! Authority and path → the service of a call (outbound). Takes the table and both values as bytes; gives a decision.
+//! The text of a failure is made only if there is one. A mistyped name never falls back to the path.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use super::nearest::nearest;
 use super::table::{Claim, RouteTable, Service};
 use crate::policy::CallPolicy;
 
-/// Names the service for a call of a caller in `namespace`, with the policy for those that no rule gives another.
+/// Finds the service for a call from `namespace`. `policy` applies unless a rule has another one.
 #[must_use]
 pub fn route<'t>(
     table: &'t RouteTable,
@@ -54,7 +53,7 @@ fn by_path<'t>(table: &'t RouteTable, path: &[u8], namespace: &str) -> Claim<'t>
     }
 }
 
-/// `/package.Service/Method` → `package.Service`. As strict as [`split_path`], and cheaper for the paths that there are.
+/// `/package.Service/Method` → `package.Service`. As strict as [`split_path`], and faster for the usual paths.
 fn proto_service_of(path: &[u8]) -> Option<&[u8]> {
     if !path.is_ascii() {
         return split_path(path).map(|(proto_service, _)| proto_service.as_bytes());
@@ -74,7 +73,7 @@ pub fn split_path(path: &[u8]) -> Option<(&str, &str)> {
         .filter(|(service, method)| !service.is_empty() && !method.is_empty())
 }
 
-/// The sentence that goes with `NoRoute`.
+/// The message of a `NoRoute` decision.
 #[must_use]
 pub fn explain_no_route(
     table: &RouteTable,
@@ -141,12 +140,12 @@ fn offer(near: &[&str], otherwise: &str) -> String {
     }
 }
 
-/// Services named in one message whose proto services are unknown: one of them may be meant.
+/// How many services with unknown proto services one message names, since one of them may be meant.
 const MAX_UNKNOWN: usize = 3;
-/// What is said of each, at most.
+/// Longest reason given for each, in letters.
 const MAX_UNKNOWN_REASON: usize = 100;
 
-/// The services that may implement anything, as nobody knows what they do, and why.
+/// Names the services whose proto services are unknown, with the reason. They may implement anything.
 fn unknown_protos(table: &RouteTable) -> String {
     let mut unknown = table
         .services()
@@ -155,7 +154,7 @@ fn unknown_protos(table: &RouteTable) -> String {
         .by_ref()
         .take(MAX_UNKNOWN)
         .map(|service| {
-            // "cause: remedy"; the remedy is the same for all.
+            // "cause: remedy"; the remedy is the same for all of them.
             let cause = service
                 .protos_unknown
                 .split(": ")
@@ -178,7 +177,7 @@ fn unknown_protos(table: &RouteTable) -> String {
     )
 }
 
-/// The sentence that goes with `Ambiguous`.
+/// The message of an `Ambiguous` decision.
 #[must_use]
 pub fn explain_ambiguous(services: &[Arc<Service>], path: &[u8]) -> String {
     let proto_service = split_path(path).map_or("this proto service", |(service, _)| service);
@@ -200,7 +199,7 @@ pub fn explain_ambiguous(services: &[Arc<Service>], path: &[u8]) -> String {
     )
 }
 
-/// The host of an authority: without port, and without the dot that ends a name from the root.
+/// The host of an authority, without the port and without the final dot of an absolute name.
 fn host_of(authority: &[u8]) -> &[u8] {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|b| *b == b']').map(|at| at + 1),
@@ -218,7 +217,7 @@ fn host_of(authority: &[u8]) -> &[u8] {
 /// The authority without the zone of its IPv6 address, if it has one: `[fe80::1%25eth0]:80` is `[fe80::1]:80`.
 #[must_use]
 pub fn without_zone(authority: &[u8]) -> Option<Vec<u8>> {
-    // The cheapest question first: nearly no authority is such an address.
+    // The cheapest check first: almost no authority is such an address.
     let percent = match authority {
         [b'[', ..] => authority.iter().position(|b| *b == b'%')?,
         _ => return None,
@@ -230,8 +229,8 @@ pub fn without_zone(authority: &[u8]) -> Option<Vec<u8>> {
     Some([authority.get(..percent)?, authority.get(end..)?].concat())
 }
 
-/// The path of a Unix socket, as gRPC's C core names the server that it dials there: with `%2F` for each slash, which
-/// no name of a service has.
+/// Whether this is the path of a Unix socket, as gRPC's C core sends it for a server that it dialled there: with `%2F`
+/// for each slash, which no service name contains.
 #[must_use]
 pub fn is_socket_path(authority: &[u8]) -> bool {
     authority
@@ -239,7 +238,7 @@ pub fn is_socket_path(authority: &[u8]) -> bool {
         .any(|three| three.eq_ignore_ascii_case(b"%2F"))
 }
 
-/// IP literals, IPv6 also with a zone, `localhost`, and nothing at all.
+/// IP literals (IPv6 also with a zone), `localhost`, and the empty host.
 fn is_literal(host: &[u8]) -> bool {
     match host {
         [] => true,
@@ -257,8 +256,8 @@ fn is_v6(text: &[u8]) -> bool {
     !zone.is_empty() && address.parse::<Ipv6Addr>().is_ok()
 }
 
-/// Four numbers up to 255 without leading zeros, as the standard library has it, which takes three times as long: most
-/// calls that are routed by path bear the address of the proxy.
+/// Four numbers up to 255 without leading zeros, as in the standard library, whose parser takes three times as long:
+/// most calls that are routed by path have the proxy's address as authority.
 fn is_v4(text: &[u8]) -> bool {
     let (mut dots, mut digits, mut number) = (0, 0, 0u16);
     for byte in text {
@@ -277,7 +276,7 @@ fn is_v4(text: &[u8]) -> bool {
     dots == 3 && digits > 0 && number <= 255
 }
 
-/// Room for one full name in lower case without allocating: two DNS labels, a dot and `.mesh`.
+/// Buffer for one full name in lower case, so that nothing is allocated: two DNS labels, a dot and `.mesh`.
 pub(super) struct Name {
     letters: [u8; Self::MAX],
 }

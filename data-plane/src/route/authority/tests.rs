@@ -22,7 +22,7 @@ fn table() -> RouteTable {
                 ..Default::default()
             })
             .collect();
-        // Of those that have none any may say so.
+        // Without an instance, another claimant could stand in.
         service.endpoints = Arc::new(EndpointSet {
             endpoints: vec![Arc::new(Endpoint::of_test(1))],
         });
@@ -48,7 +48,7 @@ fn check(authority: &str, path: &str, expect: &str) {
         CallPolicy::of_test(),
     ) {
         Decision::Route(route) => {
-            // What leads to the service is told, and the policy is the one that was given.
+            // The rule is reported, and the policy is the given one.
             let by_path = is_literal(host_of(authority.as_bytes())) || is_own(authority);
             let rule = if by_path { Rule::Path } else { Rule::Authority };
             assert_eq!(
@@ -88,7 +88,7 @@ fn authorities_name_services() {
         ("1.2.3", "none"),
         (".", "none"),
     ] {
-        // The path would lead to users.shop: a name that is not known must not fall back to it.
+        // The path would lead to users.shop: an unknown name must not fall back to it.
         check(authority, "/shop.Users/Get", expect);
     }
 }
@@ -179,7 +179,7 @@ proptest! {
     }
 }
 
-/// Issue 10, B1: who may be meant, and why nobody knows, in a bounded sentence.
+/// Issue 10, B1: the services that may be meant, with the reason, in a message of limited length.
 #[test]
 fn services_that_may_implement_anything_are_named_with_the_reason() {
     let mut builder = RouteTable::builder("a", &[]);

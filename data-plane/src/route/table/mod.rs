@@ -1,5 +1,5 @@
-//! The routing table: built by the control side off the path, immutable, swapped whole into each worker at
-//! the start of a turn. Services come in, lookups by name and by proto service go out. No sockets, no load.
+//! The routing table: built by the control side, immutable, and replaced as a whole in each worker between calls. Takes
+//! services; gives lookups by name and by proto service. No sockets, no load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Target};
 use crate::balance::slow_start::Warming;
 
-/// What a service speaks to its callers.
+/// A service's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Protocol {
     /// gRPC over HTTP/2, plain.
@@ -18,7 +18,7 @@ pub enum Protocol {
     Grpc,
     /// Plain HTTP.
     Http,
-    /// Refused until it has a listener of its own.
+    /// Refused until there is a listener for it.
     Tcp,
 }
 
@@ -27,14 +27,14 @@ pub enum Protocol {
 pub struct ProtoService {
     /// `package.Service`
     pub name: String,
-    /// Methods that the schema calls idempotent or free of side effects.
+    /// Methods that are idempotent or have no side effects according to the schema.
     pub idempotent_methods: Vec<String>,
-    /// The rank of the service's claim of its path; `None`: it claims none, and is called by its name only.
+    /// Rank of the service's claim of this path. `None`: it does not claim the path, and is called by its name only.
     pub claim: Option<Rank>,
 }
 
 impl Default for ProtoService {
-    /// Claimed, in no order: as an older control plane tells it.
+    /// Claimed without an order, as from an older control plane.
     fn default() -> Self {
         Self {
             name: String::new(),
@@ -47,33 +47,33 @@ impl Default for ProtoService {
 /// One mesh service.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// `users.default`: the key everywhere.
+    /// `users.default`: the key in all maps.
     pub name: Arc<str>,
     /// `users`
     pub service: Arc<str>,
     /// `default`
     pub namespace: Arc<str>,
-    /// What it speaks.
+    /// Its protocol.
     pub protocol: Protocol,
-    /// What it implements.
+    /// The proto services that it implements.
     pub protos: Vec<ProtoService>,
-    /// While `protos` is empty: why they are unknown, if somebody knows.
+    /// Why `protos` is empty, if that is known.
     pub protos_unknown: Arc<str>,
-    /// Its instances: all of them, or while not `held` those of this node.
+    /// Its instances: all of them, or only those of this node unless `held`.
     pub endpoints: Arc<EndpointSet>,
-    /// Those in slow start.
+    /// Its endpoints in slow start.
     pub warming: Vec<Warming>,
-    /// Its endpoints on other nodes are known. They are fetched when it is first called; until then nobody knows
+    /// Its endpoints on other nodes are known. They are fetched when it is first called; until then it is unknown
     /// whether it has any.
     pub held: bool,
-    /// The usable ones by distance; computed by [`Builder::build`].
+    /// The usable endpoints by distance; computed by [`Builder::build`].
     pub candidates: Candidates,
-    /// The usable ones on this node; computed by [`Builder::build`].
+    /// The usable endpoints on this node; computed by [`Builder::build`].
     pub locals: Vec<Arc<Endpoint>>,
 }
 
 impl Service {
-    /// A service with this name and nothing else yet.
+    /// A service with this name and nothing else.
     #[must_use]
     pub fn new(service: &str, namespace: &str) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl Service {
         }
     }
 
-    /// Computes what calls are sent to from what there is.
+    /// Computes the endpoints that calls can be sent to.
     fn prepare(&mut self, region: &str, zone: &str) {
         self.candidates = Candidates::new(&self.endpoints, region, zone, &self.warming);
         let local = |e: &&Arc<Endpoint>| matches!(e.target, Target::Local(_)) && e.health.usable();
@@ -99,14 +99,14 @@ impl Service {
         self.locals = all.iter().filter(local).cloned().collect();
     }
 
-    /// The uid of the instance of that id on this node, if it takes calls.
+    /// The uid of this node's instance with this id, if it accepts calls.
     #[must_use]
     pub fn local_uid(&self, id: &str) -> Option<u64> {
         let found = self.locals.iter().find(|e| *e.id == *id);
         found.map(|endpoint| endpoint.uid)
     }
 
-    /// Whether the schema says that this method may be called twice for one call.
+    /// Whether the schema allows to call this method twice for one call.
     #[must_use]
     pub fn is_idempotent(&self, proto_service: &str, method: &str) -> bool {
         self.protos
@@ -116,21 +116,21 @@ impl Service {
     }
 }
 
-/// Who gets the calls of a proto service by path, as one caller sees it.
+/// Which services get the calls of a proto service by path, for one caller.
 #[derive(Clone, Copy, Debug)]
 pub enum Claim<'t> {
-    /// Nobody.
+    /// None.
     None,
     /// One mesh service.
     One(&'t Arc<Service>),
-    /// Several of other namespaces, or with no order among them: not routed by path.
+    /// Several of other namespaces, or several without an order: not routed by path.
     Many(&'t [Arc<Service>]),
 }
 
-/// By the name of a proto service, as it stands in paths.
+/// By the name of a proto service as in paths.
 type ByProto<T> = FxHashMap<Box<[u8]>, Vec<T>>;
 
-/// All that a call's way depends on, at one moment.
+/// Everything that the routing of calls depends on, at one moment.
 #[derive(Debug)]
 pub struct RouteTable {
     node: Arc<str>,
@@ -141,9 +141,9 @@ pub struct RouteTable {
     /// Sorted by name.
     services: Vec<Arc<Service>>,
     by_name: FxHashMap<Arc<str>, Arc<Service>>,
-    /// Who gets the calls by path of each namespace, sorted by namespace: one, unless there is no order among several.
+    /// The services that get the calls by path, sorted by namespace: one per namespace, unless several have no order.
     by_proto: ByProto<Arc<Service>>,
-    /// Proto services whose owner has no instance, and another gets its calls: the owners.
+    /// Owners of proto services that have no instance, so that another service gets their calls.
     away: ByProto<Arc<Service>>,
 }
 
@@ -161,7 +161,7 @@ impl RouteTable {
         }
     }
 
-    /// The table before there is any state: calls wait for another one, then fail with NOT_READY.
+    /// The table before there is any state: calls wait for the next one, then fail with NOT_READY.
     #[must_use]
     pub fn empty(node: &str) -> Self {
         let mut builder = Self::builder(node, &[]);
@@ -169,7 +169,7 @@ impl RouteTable {
         builder.build()
     }
 
-    /// Whether there is state to route by.
+    /// Whether there is enough state to route calls.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready
@@ -198,20 +198,21 @@ impl RouteTable {
         self.by_name.get(full_name)
     }
 
-    /// The service of these two names, without allocating.
+    /// The service with these two names; does not allocate.
     #[must_use]
     pub fn service_of(&self, service: &str, namespace: &str) -> Option<&Arc<Service>> {
         let mut name = super::authority::Name::default();
         self.service(name.join(service.as_bytes(), namespace.as_bytes())?)
     }
 
-    /// Who gets the calls of a proto service: first in the caller's namespace, then among all others.
+    /// The service that gets the calls of a proto service: of the caller's namespace if there is one, otherwise of any
+    /// other.
     #[must_use]
     pub fn claim(&self, proto_service: impl AsRef<[u8]>, namespace: &str) -> Claim<'_> {
         let Some(all) = self.by_proto.get(proto_service.as_ref()) else {
             return Claim::None;
         };
-        // It has the calls of all namespaces.
+        // It gets the calls of all namespaces.
         if let [one] = all.as_slice() {
             return Claim::One(one);
         }
@@ -222,7 +223,7 @@ impl RouteTable {
             .take_while(|s| *s.namespace == *namespace)
             .count();
         match (own.get(..len).unwrap_or_default(), all.as_slice()) {
-            // It is implemented, and nobody claims its path.
+            // It is implemented, but no service claims its path.
             (_, []) => Claim::None,
             ([one], _) => Claim::One(one),
             ([], all) => only_one_with_instances(all).map_or(Claim::Many(all), Claim::One),
@@ -230,7 +231,7 @@ impl RouteTable {
         }
     }
 
-    /// Who owns the path of a proto service in a namespace, be it that another stands in for it.
+    /// The owner of a proto service's path in a namespace, even if another service stands in for it.
     #[must_use]
     pub fn path_owner(&self, proto_service: &str, namespace: &str) -> Option<&Arc<Service>> {
         let here = |service: &&Arc<Service>| *service.namespace == *namespace;
@@ -245,7 +246,7 @@ impl RouteTable {
         away.next().or(one.filter(|_| other.is_none()))
     }
 
-    /// Services that implement a proto service and claim its path nowhere.
+    /// Services that implement a proto service without claiming its path.
     pub fn unclaimed<'t>(&'t self, proto_service: &str) -> impl Iterator<Item = &'t Arc<Service>> {
         self.services().filter(move |service| {
             let mut protos = service.protos.iter();
@@ -253,8 +254,8 @@ impl RouteTable {
         })
     }
 
-    /// An equal table that shares no counted pointer of a call's way with this one: each worker has its own, since
-    /// counting on a cache line that other cores count on too costs more than routing itself.
+    /// An equal table that shares none of the reference counts used for calls. Each worker has its own, since counting
+    /// on a cache line that other cores also write costs more than routing itself.
     #[must_use]
     pub fn replica(&self) -> Self {
         let copy = |service: &Arc<Service>| {
@@ -291,14 +292,14 @@ impl RouteTable {
         }
     }
 
-    /// Every proto service that somebody implements.
+    /// All proto services that some service implements.
     pub fn proto_services(&self) -> impl Iterator<Item = &str> {
         let names = self.by_proto.keys();
         names.filter_map(|name| std::str::from_utf8(name).ok())
     }
 }
 
-/// Gathers services and then makes the table.
+/// Collects services and builds the table.
 #[derive(Debug)]
 pub struct Builder {
     node: Arc<str>,
@@ -315,18 +316,18 @@ impl Builder {
         self.services.insert(Arc::clone(&service.name), service);
     }
 
-    /// Whether the table is fit to answer calls; true unless said otherwise.
+    /// Whether the table has enough state to answer calls; true by default.
     pub fn ready(&mut self, ready: bool) {
         self.ready = ready;
     }
 
-    /// Where this node is, for choosing the nearest endpoints.
+    /// The locality of this node, for choosing the nearest endpoints.
     pub fn locality(&mut self, region: &str, zone: &str) {
         region.clone_into(&mut self.region);
         zone.clone_into(&mut self.zone);
     }
 
-    /// Computes who owns which path and which endpoints are usable from here.
+    /// Computes the owners of paths and the endpoints that are usable from here.
     #[must_use]
     pub fn build(self) -> RouteTable {
         let mut services = Vec::with_capacity(self.services.len());
@@ -383,7 +384,8 @@ fn has_no_instances(service: &Service) -> bool {
     service.held && service.endpoints.endpoints.is_empty()
 }
 
-/// The one that has instances, if there is one only: for callers of other namespaces the rest is not in its way.
+/// The only service with instances, if there is exactly one: services without instances do not block callers of other
+/// namespaces.
 fn only_one_with_instances(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
     let mut with_instances = claims.iter().filter(|service| !has_no_instances(service));
     with_instances
@@ -391,8 +393,8 @@ fn only_one_with_instances(claims: &[Arc<Service>]) -> Option<&Arc<Service>> {
         .filter(|_| with_instances.next().is_none())
 }
 
-/// Who gets the calls of one proto service, of each namespace; and the owners for which another stands in. The claims are
-/// sorted by namespace.
+/// For one proto service: the services that get its calls, by namespace, and the owners for which another stands in.
+/// The claims are sorted by namespace.
 fn decide(claims: &[(Arc<Service>, Rank)]) -> (Vec<Arc<Service>>, Vec<Arc<Service>>) {
     let (mut serving, mut away) = (Vec::new(), Vec::new());
     for of_namespace in claims.chunk_by(|(a, _), (b, _)| a.namespace == b.namespace) {

@@ -72,7 +72,7 @@ fn the_callers_namespace_comes_first() {
     assert_eq!(names(table.claim("x.X", "shop")), [""; 0]);
 }
 
-/// Services that serve `e.E`: name, namespace, the rank of their claim, and how many instances they have.
+/// Services that implement `e.E`: name, namespace, the rank of their claim, and their number of instances.
 fn claiming(services: &[(&str, &str, Option<Rank>, usize)]) -> RouteTable {
     let endpoint = Arc::new(Endpoint {
         health: crate::balance::Health::Draining,
@@ -94,7 +94,7 @@ fn claiming(services: &[(&str, &str, Option<Rank>, usize)]) -> RouteTable {
     builder.build()
 }
 
-/// Issue 10, B2: who claimed the path first owns it, in each namespace.
+/// Issue 10, B2: in each namespace the first claim owns the path.
 #[test]
 fn the_oldest_claim_of_a_namespace_owns_the_path() {
     let since = |revision| Some(Rank::Since(revision));
@@ -126,7 +126,7 @@ fn the_oldest_claim_of_a_namespace_owns_the_path() {
     }
 }
 
-/// Issue 10, B2: claims of services whose instances have gone are nobody's obstacle.
+/// Issue 10, B2: claims of services without instances do not block others.
 #[test]
 fn an_owner_without_instances_keeps_its_path_and_another_stands_in() {
     let since = |revision| Some(Rank::Since(revision));
@@ -140,7 +140,7 @@ fn an_owner_without_instances_keeps_its_path_and_another_stands_in() {
         assert_eq!(names(table.claim("e.E", "default")), ["canary.default"]);
         let owner = table.path_owner("e.E", "default").unwrap();
         assert_eq!(&*owner.name, "users.default");
-        // None could answer: the owner says so, and no call strays into another namespace.
+        // None of them can answer: the owner reports that, and the call does not leave its namespace.
         assert_eq!(names(table.claim("e.E", "shop")), ["one.shop"]);
         assert_eq!(names(table.claim("e.E", "zoo")), ["canary.default"]);
     }
@@ -154,7 +154,7 @@ fn a_deserted_service_gives_way_in_its_namespace_only() {
         ("old", "shop", Some(Rank::Unordered), 0),
     ]);
     assert_eq!(names(table.claim("e.E", "default")), ["new.default"]);
-    // A call must not stray into another namespace because its own is empty for a moment.
+    // A call must not go to another namespace because its own has no instance for a moment.
     assert_eq!(names(table.claim("e.E", "shop")), ["old.shop"]);
     assert_eq!(names(table.claim("e.E", "zoo")), ["new.default"]);
 }
