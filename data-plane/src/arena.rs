@@ -1,26 +1,26 @@
-//! A slab with generational keys: the key of a value that was removed finds nothing, although its slot is used again.
-//! Values come in, keys go out. Nothing may come in that knows what the values are.
+//! A slab with generational keys: the key of a removed value finds nothing, even if its slot is reused. Takes values,
+//! gives keys. What the values are does not belong here.
 
 use std::marker::PhantomData;
 
-/// Names a value in an [`Arena`]. `T` only marks the kind of value, so that keys of different arenas are not mixed up and
-/// can be used by modules that do not know the values.
+/// Identifies a value in an [`Arena`]. `T` marks the kind of value, so that keys of different arenas are not mixed up
+/// and modules can use keys without knowing the values.
 pub(crate) struct Key<T> {
     index: u32,
     generation: u32,
     of: PhantomData<fn() -> T>,
 }
 
-/// Generations stay below this, so that a packed key is below the numbers kept for other uses.
+/// Greatest generation. Keeps packed keys below the numbers that are reserved for other uses.
 const GENERATIONS: u32 = 0x7fff_ffff;
 
 impl<T> Key<T> {
-    /// As one number: an HTTP/2 token or a timer's. Never 0 (generations start at 1).
+    /// The key as one number, for HTTP/2 tokens and timers. Never 0, since generations start at 1.
     pub(crate) fn pack(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    /// The key that was packed; one that was never given out finds nothing.
+    /// The key of a packed number; a number that was never a key finds nothing.
     pub(crate) fn unpack(packed: u64) -> Self {
         let index = u32::try_from(packed & 0xffff_ffff).unwrap_or(u32::MAX);
         let generation = u32::try_from(packed >> 32).unwrap_or(0);
@@ -82,7 +82,7 @@ impl<K, T> Default for Arena<K, T> {
 }
 
 impl<K, T> Arena<K, T> {
-    /// Inserts the value that `make` returns for its key. `None` when all 2^32 slots are taken.
+    /// Inserts the value that `make` returns for its key. `None` if all 2^32 slots are in use.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key<K>) -> T) -> Option<Key<K>> {
         let index = match self.free.pop() {
             Some(index) => index,
@@ -134,7 +134,7 @@ impl<K, T> Arena<K, T> {
         Some(value)
     }
 
-    /// Removes a value without moving it, which for a large one is most of the work.
+    /// Removes a value without moving it out, which would be most of the work for a large one.
     pub(crate) fn discard(&mut self, key: Key<K>) {
         let Some(slot) = self.slots.get_mut(key.index as usize) else {
             return;

@@ -1,12 +1,12 @@
-//! Who makes a call: the listener that it came by, the peer at the other end of the connection, and the account that its
-//! use of shared resources is charged to. Plain values; no socket may come in here.
+//! The caller of a call: the listener that accepted it, the peer of the connection, and the account to which its use of
+//! shared resources is charged. Plain values; sockets do not belong here.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use crate::keys::ConnKey;
 
-/// Which of the two listeners a call came in by.
+/// The listener that accepted a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// From services of this node.
@@ -30,9 +30,9 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Tcp(SocketAddr),
-    /// A program of this node, by a Unix socket or the proxy's own socket pair.
+    /// A program on this node, over a Unix socket or the proxy's own socket pair.
     Unix,
-    /// It was gone before it could be looked up.
+    /// It was gone before its address could be read.
     Unknown,
 }
 
@@ -46,18 +46,18 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Who is at the other end of a connection that was accepted. An identity will stand here beside the peer.
+/// The peer of an accepted connection. Its identity will be added here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) role: Role,
     pub(crate) peer: Peer,
 }
 
-/// What one call is charged to.
+/// What the resources of one call are charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Account {
     /// The service's number on this worker; 0 for the proxy's own services.
     pub(crate) service: u32,
-    /// The connection that the call came on: of a local program, or on inbound of another proxy.
+    /// The connection on which the call arrived: from a local program, or on inbound from another proxy.
     pub(crate) caller: ConnKey,
 }

@@ -1,9 +1,9 @@
-//! Which control plane the control side asks next. No clock and no timer comes in here.
+//! The order in which control planes are tried. Clocks and timers do not belong here.
 
 use rand::{Rng as _, seq::SliceRandom as _};
 
-/// The control planes of `--control` in an order of chance, all of them before any comes again. Chance, because those
-/// that lose a replica are to spread over all others: in a fixed order its neighbour would get every one of them.
+/// The control planes of `--control` in random order; all are tried before any is tried again. Random, so that the
+/// clients of a lost replica spread over all others: in a fixed order one replica would get all of them.
 #[derive(Debug)]
 pub struct Rotation<'a> {
     urls: Vec<&'a str>,
@@ -11,7 +11,7 @@ pub struct Rotation<'a> {
 }
 
 impl<'a> Rotation<'a> {
-    /// `None` where there is none to ask.
+    /// `None` if there are no URLs.
     #[must_use]
     pub fn new(urls: &'a [String]) -> Option<Self> {
         let mut urls: Vec<&str> = urls.iter().map(String::as_str).collect();
@@ -19,7 +19,7 @@ impl<'a> Rotation<'a> {
         (!urls.is_empty()).then_some(Self { urls, next: 0 })
     }
 
-    /// The one to try now: never the one tried last, where there is another.
+    /// The URL to try now. Never the last one again, if there is another.
     pub fn take(&mut self) -> &'a str {
         if self.next == self.urls.len() {
             self.next = 0;
@@ -66,7 +66,7 @@ mod tests {
         let mut after_a = [0, 0];
         for _ in 0..3000 {
             let mut rotation = Rotation::new(&urls).unwrap();
-            // On any of them for as long as it lives; `a` is the one that dies.
+            // Each client is on some replica; `a` is the one that is lost.
             while rotation.take() != "a" {}
             after_a[usize::from(rotation.take() == "c")] += 1;
         }

@@ -1,6 +1,5 @@
-//! How a failure made by the proxy looks on the wire: the only translation from a reason to status, sentence,
-//! headers and `google.rpc.ErrorInfo` (DESIGN §9). A failure comes in, header lists go out. No decision whether
-//! something is a failure is made here.
+//! Failures of the proxy on the wire: the only translation of a reason into status, message, headers and
+//! `google.rpc.ErrorInfo`. Takes a failure, gives header lists. Does not decide what a failure is.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,12 +10,12 @@ use heddle_proto::{ERROR_DOMAIN, Reason};
 use prost::Message as _;
 use tonic_types::pb::{ErrorInfo, Status};
 
-/// Longest sentence that is sent; what is over is cut.
+/// Longest message that is sent; longer ones are cut.
 const MESSAGE_BYTES: usize = 1024;
-/// gRPC's status of that name.
+/// gRPC's status UNAVAILABLE.
 const UNAVAILABLE: u8 = 14;
 
-/// Whose fault a failure is, where its reason alone does not say it.
+/// Who caused a failure, if the reason alone does not show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Fault {
     /// The service, its connection or the mesh.
@@ -24,27 +23,27 @@ pub enum Fault {
     Service,
     /// The caller sent something wrong.
     Caller,
-    /// The caller's header list is over the bound.
+    /// The caller's header list is too large.
     CallerHeaders,
 }
 
 /// A failure of one call.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The code.
+    /// The reason.
     pub reason: Reason,
-    /// The sentence: which service, node or address, what happened, what to do.
+    /// The message: which service, node or address, what happened, what to do.
     pub message: String,
-    /// Whose fault it is.
+    /// Who caused it.
     pub fault: Fault,
-    /// The application cannot have seen the call: told to the caller's proxy.
+    /// The application cannot have seen the call. Sent to the caller's proxy.
     pub unprocessed: bool,
-    /// The gRPC status, where it is not the reason's own.
+    /// The gRPC status, if it is not that of the reason.
     status: Option<u8>,
 }
 
 impl Failure {
-    /// A failure on the service's side.
+    /// A failure caused by the service.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
@@ -56,40 +55,40 @@ impl Failure {
         }
     }
 
-    /// An instance reset the call with this code.
+    /// A failure of a call that an instance reset with this code.
     #[must_use]
     pub fn reset(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::new(Reason::UpstreamReset, message).with_status(status_of_reset(code))
     }
 
-    /// The same with a status that is not the reason's own.
+    /// Sets a status other than that of the reason.
     #[must_use]
     pub fn with_status(mut self, status: u8) -> Self {
         self.status = Some(status);
         self
     }
 
-    /// The gRPC status that the call ends with.
+    /// The gRPC status of the call.
     #[must_use]
     pub fn status(&self) -> u8 {
         self.status.unwrap_or(self.reason.grpc_status())
     }
 
-    /// The same with another one at fault.
+    /// Sets who caused it.
     #[must_use]
     pub fn by(mut self, fault: Fault) -> Self {
         self.fault = fault;
         self
     }
 
-    /// The same, marked as never seen by the application.
+    /// Marks the call as never seen by the application.
     #[must_use]
     pub fn unprocessed(mut self) -> Self {
         self.unprocessed = true;
         self
     }
 
-    /// The HTTP status of the same meaning, for requests that are not gRPC.
+    /// The corresponding HTTP status, for requests that are not gRPC.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         match self.reason {
@@ -119,7 +118,7 @@ impl Failure {
         }
     }
 
-    /// The sentence as it is told: bounded, and with this node where it names none.
+    /// The message as it is sent: limited in length, and with this node's name if it names no node.
     fn text(&self, node: &str) -> Cow<'_, str> {
         let mut end = self.message.len().min(MESSAGE_BYTES);
         while !self.message.is_char_boundary(end) {
@@ -139,7 +138,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Where a failure is told: what the lists need beside the failure itself.
+/// What the header lists need besides the failure.
 #[derive(Clone, Copy, Debug)]
 pub struct FailureContext<'a> {
     /// The call's id.
@@ -148,11 +147,11 @@ pub struct FailureContext<'a> {
     pub node: &'a str,
     /// Full name of the service, if one was found.
     pub service: Option<&'a str>,
-    /// The caller is another proxy: it may see `heddle-unprocessed`.
+    /// The caller is another proxy, which may get `heddle-unprocessed`.
     pub link: bool,
 }
 
-/// A whole gRPC response in one header list (gRPC's Trailers-Only), with the request's own content type.
+/// A complete gRPC response in one header list (gRPC's Trailers-Only), with the request's content type.
 pub fn trailers_only(
     failure: &Failure,
     context: FailureContext<'_>,
@@ -165,13 +164,14 @@ pub fn trailers_only(
     push_status(failure, context, out);
 }
 
-/// The trailers of a gRPC response whose headers have gone.
+/// The trailers of a gRPC response whose headers have been sent.
 pub fn trailers(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.clear();
     push_status(failure, context, out);
 }
 
-/// Leaves out what a peer would not take (its MAX_HEADER_LIST_SIZE): first the details, then the sentence.
+/// Removes fields until the list fits the peer's MAX_HEADER_LIST_SIZE: the details first, then the message and the
+/// call's id.
 pub fn fit(list_bytes: Option<u32>, out: &mut Fields) {
     let Some(bound) = list_bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
         return;
@@ -187,7 +187,7 @@ pub fn fit(list_bytes: Option<u32>, out: &mut Fields) {
     }
 }
 
-/// The headers of an HTTP response; the sentence is its body.
+/// The headers of an HTTP response whose body is the message.
 pub fn http_headers(failure: &Failure, context: FailureContext<'_>, out: &mut Fields) {
     out.clear();
     out.push(b":status", failure.http_status().to_string().as_bytes());
@@ -199,7 +199,7 @@ pub fn http_headers(failure: &Failure, context: FailureContext<'_>, out: &mut Fi
     push_marks(failure, context, out);
 }
 
-/// The body that goes with [`http_headers`].
+/// The body for [`http_headers`].
 #[must_use]
 pub fn http_body(failure: &Failure, context: FailureContext<'_>) -> String {
     format!("{}: {}\n", failure.reason, failure.text(context.node))
@@ -211,7 +211,7 @@ fn push_status(failure: &Failure, context: FailureContext<'_>, out: &mut Fields)
         b"grpc-message",
         percent_encode(&failure.text(context.node)).as_bytes(),
     );
-    // A program outside any mesh gets these two bare, and clients compare them so.
+    // Without a mesh these two come without details, and clients compare them like that.
     if !matches!(failure.reason, Reason::DeadlineExceeded | Reason::NoRoute) {
         out.push(
             b"grpc-status-details-bin",
@@ -254,7 +254,7 @@ fn details(failure: &Failure, context: FailureContext<'_>) -> String {
 }
 
 /// The gRPC status of a call that the server resets with this code (PROTOCOL-HTTP2.md, "HTTP2 Transport Mapping",
-/// errors). UNAVAILABLE invites to send the call again, so it is for what cannot have run.
+/// errors). UNAVAILABLE lets clients send the call again, so it is only for calls that cannot have run.
 #[must_use]
 pub fn status_of_reset(code: ErrorCode) -> u8 {
     match code {
@@ -266,7 +266,7 @@ pub fn status_of_reset(code: ErrorCode) -> u8 {
     }
 }
 
-/// gRPC's Percent-Encoding of `grpc-message`: space to tilde stay, without the percent sign.
+/// gRPC's percent-encoding of `grpc-message`: the characters from space to tilde stay, except the percent sign.
 #[must_use]
 pub fn percent_encode(text: &str) -> String {
     use std::fmt::Write as _;

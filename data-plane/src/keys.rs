@@ -1,5 +1,5 @@
-//! The keys of connections, calls and pools. They stand below the modules that own the values, so that each of these
-//! can name the others' values without depending on their types. Only keys may come in here.
+//! The keys of connections, calls and pools. They are declared below the modules that own the values, so that these
+//! modules can refer to each other's values without depending on their types. Only keys belong here.
 
 use crate::arena::Key;
 

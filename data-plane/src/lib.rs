@@ -1,9 +1,9 @@
-//! heddle-proxy: one proxy per node, which routes every call of the node's services. The modules of the path of calls come
-//! first, from the bottom up, then the control side that supplies them. The two sides share immutable tables and bounded
-//! channels; no lock and no async runtime may come onto the path. Nothing of the control plane's code may come in: the two
-//! planes meet only in `heddle-proto` and in xDS. A test checks which module may use which (`tests/conformance`).
+//! heddle-proxy: one proxy per node, which routes every call of the node's services. The modules of the path of calls
+//! come first, from the bottom up, then the control side. The two sides share immutable tables and bounded channels;
+//! there is no lock and no async runtime on the path of calls. The control plane's code is not used here: the two
+//! planes share only `heddle-proto` and xDS. A test checks which module may use which (`tests/conformance`).
 
-// ---- the path of calls: storage, ids and times; connections; the handshake between proxies
+// ---- the path of calls: storage, ids and timers; connections; the handshake between proxies
 mod arena;
 mod keys;
 mod timers;
@@ -12,8 +12,8 @@ mod caller;
 mod connection;
 mod link;
 
-// ---- what a request meets: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ -> exchange/ ->
-// ---- observe/, and failure/ says what went wrong
+// ---- one request: worker/ drives listener/ -> route/ -> policy/ -> balance/ -> upstream/ -> exchange/ -> observe/;
+// ---- failure/ has the failures
 pub mod worker;
 pub mod listener;
 pub mod route;
@@ -24,16 +24,16 @@ pub mod exchange;
 pub mod observe;
 pub mod failure;
 
-// ---- the control side: options, and the order in which all starts and stops
+// ---- the control side: options, start and stop
 pub mod options;
 pub mod app;
-// ---- what it knows: the node's own instances, the mesh as the control plane sends it, both joined to a table
+// ---- its inputs: the node's own instances and the mesh from the control plane, joined into a routing table
 pub mod agent;
 pub mod xds;
 pub mod mesh;
 pub mod state_dir;
 pub mod control_urls;
-// ---- what it shows
+// ---- its outputs
 pub mod readiness;
 pub mod admin;
 

@@ -1,15 +1,15 @@
-//! Whether this proxy is fit to take calls, and why not. The app says it, admin and health show it.
+//! Whether this proxy is ready for calls, and why not. Set by the app, shown by admin and health.
 
 use tokio::sync::watch;
 
-/// One state for all who ask.
+/// The readiness of this proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not yet: the reason, as a sentence.
+    /// Not ready yet, with the reason as a sentence.
     Starting(&'static str),
-    /// Takes calls.
+    /// Accepts calls.
     Ready,
-    /// Finishes the calls it has and takes no new ones.
+    /// Finishes its calls and accepts no new ones.
     Draining,
 }
 
@@ -30,7 +30,7 @@ impl Readiness {
     }
 }
 
-/// The side that says it.
+/// A channel for the readiness, which begins as `Starting`.
 #[must_use]
 pub fn channel() -> (watch::Sender<Readiness>, watch::Receiver<Readiness>) {
     watch::channel(Readiness::Starting("it has just started"))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::policy::CallPolicy;
 
-/// The settings of the data path. `Default` has the defaults of DESIGN §6 and §10.
+/// The settings of the data path. `Default` has the documented defaults.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
     /// Threads; at least 1.
@@ -13,47 +13,50 @@ pub struct WorkerOptions {
     pub node: String,
     /// Random, new with each process start.
     pub incarnation: String,
-    /// How long calls may go on after `drain`.
+    /// How long calls may continue after `drain`.
     pub drain_timeout: Duration,
-    /// Authorities that mean the proxy itself, beside IP literals, `localhost` and the node's name.
+    /// Authorities that mean the proxy itself, besides IP literals, `localhost` and the node's name.
     pub own_names: Vec<String>,
-    /// How long a connection to an instance or a node may take.
+    /// How long connecting to an instance or a node may take.
     pub connect_timeout: Duration,
-    /// How long a new connection may take to show its preface and settings.
+    /// How long a link's Hello may take to arrive. Also limits, to at most 2 s, how long an opened connection takes to
+    /// get ready.
     pub handshake_timeout: Duration,
     /// How long calls wait for the first table, or for the endpoints of their service.
     pub ready_timeout: Duration,
-    /// An upstream connection without calls is closed after this.
+    /// Time after which an upstream connection without calls is closed.
     pub upstream_idle: Duration,
-    /// An upstream connection with calls that has been silent for this long is asked for a sign of life.
+    /// A link with calls that has been silent for this long gets a PING. Connections to local instances have a fixed
+    /// interval.
     pub keepalive_interval: Duration,
-    /// And given up if it gives none for this long.
+    /// A connection is closed if it does not answer a PING for this long.
     pub keepalive_timeout: Duration,
-    /// Connections per endpoint and worker: another is opened while calls wait for a stream.
+    /// Connections per worker to one instance or node: another is opened while calls wait for a stream.
     pub upstream_connections: usize,
-    /// Connections on outbound per worker; over it the idlest one goes.
+    /// Connections on outbound per worker; beyond them the idlest one is closed.
     pub outbound_connections: usize,
-    /// Connections on inbound per worker; over it the idlest one goes. Strangers there take no place of outbound's.
+    /// The same on inbound. Counted separately, so that unknown clients there take no places from outbound.
     pub inbound_connections: usize,
     /// How long a caller may take to send its first request.
     pub first_request_timeout: Duration,
-    /// Calls of one service that may wait for a stream, and as many for its endpoints, per worker. One caller's
-    /// connection may have 1,024 of them, which is more than it has streams; the rest is for others.
+    /// Calls per worker that may wait: for the streams and for the endpoints of one service, and for the first table.
+    /// One caller connection may have 1,024 of them, which is more than its limit of streams.
     pub pending_calls: usize,
     /// How long such a call waits for a stream before it is refused.
     pub pending_timeout: Duration,
-    /// Bytes of a request kept for another attempt.
+    /// Bytes of a request that are kept for a retry.
     pub replay_bytes: usize,
-    /// Bytes taken in and not passed on, per worker; over it new calls are refused.
+    /// Bytes received and not forwarded yet, per worker; calls beyond their share of it are refused or ended.
     pub held_bytes: usize,
-    /// A call whose receiver takes nothing for this long is cut, once half of `held_bytes` is in use.
+    /// A call whose receiver takes less than 16 KiB in this time is ended, while more than half of `held_bytes` is in
+    /// use.
     pub stall_timeout: Duration,
-    /// Attempts per call, the first included.
+    /// Attempts per call, including the first.
     pub max_attempts: u32,
 }
 
 impl WorkerOptions {
-    /// The policy of calls that no rule gives another.
+    /// The policy of calls for which no rule has another one.
     #[must_use]
     pub fn policy(&self) -> CallPolicy {
         CallPolicy {

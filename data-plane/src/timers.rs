@@ -1,6 +1,6 @@
-//! A timer wheel, and what the timers of a worker are for. Setting and unsetting a timer cost the same however many
-//! run. Instants come in, what is due goes out; the caller reads the clock. One turn of the wheel is about two seconds;
-//! a timer that is due later stays in its slot for several turns.
+//! A timer wheel, and the purposes of a worker's timers. The cost of setting and unsetting does not depend on the
+//! number of timers. Takes instants, gives the timers that are due; the caller reads the clock. One turn of the wheel
+//! takes about two seconds; a timer that is due later stays in its slot for several turns.
 
 use std::time::{Duration, Instant};
 
@@ -9,33 +9,33 @@ use crate::keys::{CallKey, ConnKey, PoolKey};
 /// All timers of one worker.
 pub(crate) type Timers = Wheel<Timer>;
 
-/// What a timer is for.
+/// The purpose of a timer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Timer {
     /// A call's deadline.
     Deadline(CallKey),
-    /// The end of a call's wait: for a table, for endpoints, for a stream, or for the next attempt.
+    /// The end of a call's wait: for a table, for endpoints, for a stream or for the next attempt.
     Wait(CallKey),
-    /// The next event of a connection.
+    /// The next due time of a connection.
     Conn(ConnKey),
     /// A pool may dial again.
     Pool(PoolKey),
-    /// Look for endpoints and pools that are gone, and for calls that stall.
+    /// Remove endpoints and pools that are gone, and end stalled calls.
     Sweep,
-    /// Look whether the drain is done.
+    /// Check whether the drain is complete.
     Drain,
-    /// The drain has taken long enough.
+    /// The drain timeout.
     DrainOver,
 }
 
 /// Width of a slot.
 const TICK_MS: u64 = 2;
-/// Slots; a multiple of 64 for the map of used ones.
+/// Number of slots; a multiple of 64 for the bitmap of used slots.
 const SLOTS: usize = 1024;
-/// Ends a list.
+/// End of a list.
 const NIL: u32 = u32::MAX;
 
-/// A timer that was set. Using it after it fired or was unset does nothing.
+/// A timer that was set. Using it after the timer fired or was unset does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimerId {
     index: u32,
@@ -57,7 +57,7 @@ struct Entry<K> {
 #[derive(Debug)]
 pub(crate) struct Wheel<K> {
     start: Instant,
-    /// Tick up to which all is done.
+    /// Tick up to which all timers have fired.
     done: u64,
     heads: Vec<u32>,
     used: [u64; SLOTS / 64],
@@ -115,7 +115,7 @@ impl<K: Copy> Wheel<K> {
         TimerId { index, generation }
     }
 
-    /// Takes a timer back.
+    /// Removes a timer.
     pub(crate) fn unset(&mut self, id: TimerId) {
         let alive = |e: &&Entry<K>| e.generation == id.generation && e.key.is_some();
         if self.entries.get(id.index as usize).filter(alive).is_some() {
@@ -123,7 +123,7 @@ impl<K: Copy> Wheel<K> {
         }
     }
 
-    /// Takes out one timer that is due; call until `None`.
+    /// Removes and returns one timer that is due; to be called until `None`.
     pub(crate) fn due(&mut self, now: Instant) -> Option<K> {
         let now = self.tick(now);
         if self.len == 0 {
@@ -133,7 +133,7 @@ impl<K: Copy> Wheel<K> {
         while self.done < now {
             let slot = slot_of(self.done + 1);
             let mut at = self.heads.get(slot).copied().unwrap_or(NIL);
-            // After a long sleep one pass over all slots is enough: each holds all turns of its place.
+            // After a long sleep one pass over all slots is enough: each has its timers of all turns.
             while let Some(entry) = self.entries.get(at as usize).copied() {
                 if entry.at <= now {
                     self.unlink(at);
@@ -149,7 +149,7 @@ impl<K: Copy> Wheel<K> {
         None
     }
 
-    /// How long until there may be something due: a lower bound, at most one turn of the wheel.
+    /// How long until a timer may be due: a lower bound, at most one turn of the wheel.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         if self.len == 0 {
             return None;
@@ -160,7 +160,7 @@ impl<K: Copy> Wheel<K> {
         Some(due.saturating_duration_since(now))
     }
 
-    /// How many slots after the next one the first used one is.
+    /// Number of slots between the next slot and the first used one.
     fn slots_ahead(&self) -> u64 {
         let first = slot_of(self.done + 1);
         let mut ahead = 0;
@@ -176,7 +176,7 @@ impl<K: Copy> Wheel<K> {
     }
 
     fn tick(&self, at: Instant) -> u64 {
-        // In whole milliseconds, since divisions of 128 bits take long.
+        // In milliseconds, since divisions of 128 bits are slow.
         let since = at.saturating_duration_since(self.start);
         let whole = since.as_secs().saturating_mul(1000);
         whole.saturating_add(since.subsec_millis().into()) / TICK_MS

@@ -1,18 +1,18 @@
-//! The plain counters of a worker, each with its Prometheus name and labels. One writer (the worker), read by
-//! the control runtime; every bound of DESIGN §10 that is hit has its counter here.
+//! The plain counters of a worker, with their Prometheus names and labels. Written by the worker only, read by the
+//! control runtime. Every limit that can be hit has its counter here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $labels:literal;)*) => {
-        /// What is counted beside calls.
+        /// What is counted besides calls.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Counter {
             $($(#[doc = $doc])* $variant,)*
         }
 
         impl Counter {
-            /// Every counter; those of one name stand together.
+            /// All counters; those of one name are adjacent.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The metric's name.
@@ -21,13 +21,13 @@ macro_rules! counters {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// Its labels as they stand between the braces; may be empty.
+            /// Its labels as between the braces; may be empty.
             #[must_use]
             pub const fn labels(self) -> &'static str {
                 match self { $(Self::$variant => $labels,)* }
             }
 
-            /// What it means.
+            /// Its help text.
             #[must_use]
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)* }
@@ -111,7 +111,7 @@ counters! {
     KeepAliveLost = "heddle_keepalive_lost_total", "";
 }
 
-/// One worker's values.
+/// The counters of one worker.
 #[derive(Debug)]
 pub struct Counters {
     values: [AtomicU64; Counter::ALL.len()],
@@ -126,19 +126,19 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts one. Only the owning worker calls this, so a load and a store suffice.
+    /// Adds one. Only the owning worker calls this, so a load and a store suffice.
     pub fn add(&self, counter: Counter) {
         self.add_many(counter, 1);
     }
 
-    /// Counts `n`.
+    /// Adds `n`.
     pub fn add_many(&self, counter: Counter, n: u64) {
         if let Some(value) = self.values.get(counter as usize) {
             bump(value, n);
         }
     }
 
-    /// The present value.
+    /// The current value.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
         self.values
@@ -147,7 +147,7 @@ impl Counters {
     }
 }
 
-/// Adds without a locked instruction: right only where one thread writes.
+/// Adds without a locked instruction; correct only if one thread writes.
 pub(crate) fn bump(value: &AtomicU64, n: u64) {
     value.store(
         value.load(Ordering::Relaxed).wrapping_add(n),

@@ -1,6 +1,6 @@
-//! What callers on this node do to each service, by the locality of its endpoints: the numbers of a load report. One
-//! worker writes, the control runtime reads and remembers what it has taken. Names of services come from the table,
-//! never from callers; no policy and no balancing reads this.
+//! The numbers of load reports: attempts of this node's callers per service and locality of its endpoints. A worker
+//! writes them; the control runtime reads them and remembers what it has reported. Names of services come from the
+//! table, never from callers; policy and balancing do not read this.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use super::counters::bump;
 
-/// The attempts of one worker at the endpoints of one service in one locality.
+/// The attempts of one worker on endpoints of one service in one locality.
 #[derive(Debug)]
 pub struct LocalityLoad {
     /// Full name.
     pub service: Arc<str>,
-    /// As its node says; may be empty.
+    /// As given by its node; may be empty.
     pub region: Arc<str>,
-    /// As its node says; may be empty.
+    /// As given by its node; may be empty.
     pub zone: Arc<str>,
     now: Numbers,
-    /// What reports have had of it: written by the control runtime only.
+    /// What has been reported of it; written only by the control runtime.
     taken: Numbers,
 }
 
@@ -31,18 +31,18 @@ struct Numbers {
     latency_us: AtomicU64,
 }
 
-/// What happened since the last report.
+/// The load since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Attempts begun.
+    /// Attempts that began.
     pub issued: u64,
-    /// Ended without an error ([`heddle_proto::status_code::is_error`]).
+    /// Attempts that ended without an error ([`heddle_proto::status_code::is_error`]).
     pub succeeded: u64,
-    /// Ended with an error, or without any status.
+    /// Attempts that ended with an error, or without any status.
     pub failed: u64,
-    /// Begun and not ended, now.
+    /// Attempts in progress now.
     pub in_progress: u64,
-    /// Of those that ended, from being sent to the end, in microseconds.
+    /// Sum of the durations of the ended attempts, from sending to end, in microseconds.
     pub latency_us: u64,
 }
 
@@ -55,7 +55,7 @@ impl Load {
         self.latency_us += other.latency_us;
     }
 
-    /// Nothing began, ended or goes on.
+    /// Whether no attempt began, ended or is in progress.
     #[must_use]
     pub fn is_idle(self) -> bool {
         self == Self::default()
@@ -65,7 +65,7 @@ impl Load {
 impl LocalityLoad {
     pub(crate) fn new(service: &str, region: &str, zone: &str) -> Self {
         Self {
-            // Copies: the worker's own are counted on its cache line alone.
+            // Copies, since only the worker may count references to its own.
             service: service.into(),
             region: region.into(),
             zone: zone.into(),
@@ -93,16 +93,16 @@ impl LocalityLoad {
         );
     }
 
-    /// Begun and not ended.
+    /// Attempts in progress.
     #[must_use]
     pub fn in_progress(&self) -> u64 {
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        // What ended is read first: something may begin and end between the reads.
+        // Ended attempts are read first, since one may begin and end between the reads.
         let ended = read(&self.now.succeeded).wrapping_add(read(&self.now.failed));
         read(&self.now.issued).saturating_sub(ended)
     }
 
-    /// What happened since the last time; for one reader.
+    /// The load since the last call; for a single reader.
     pub fn take(&self) -> Load {
         let fresh = |of: fn(&Numbers) -> &AtomicU64| {
             let now = of(&self.now).load(Ordering::Relaxed);
@@ -122,8 +122,8 @@ impl LocalityLoad {
 /// A locality: region and zone.
 pub type Locality = (Arc<str>, Arc<str>);
 
-/// Takes what all workers have of the services that `of` names, summed; what was idle is left out. Services over `most`
-/// wait for a later time.
+/// Takes and sums up the loads of all workers for services for which `of` is true; idle ones are left out. At most
+/// `most` services; the others are left for a later call.
 pub fn take_all(
     loads: &[Arc<LocalityLoad>],
     most: usize,
@@ -145,12 +145,12 @@ pub fn take_all(
     sum
 }
 
-/// How much a service was called by this node, ever: what tells that it is in use.
+/// This node's use of a service since the start: shows whether the service is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Use {
-    /// Calls that have ended.
+    /// Ended calls.
     pub ended: u64,
-    /// Attempts that have not.
+    /// Attempts in progress.
     pub in_progress: u64,
 }
 
@@ -187,7 +187,7 @@ mod tests {
             .collect();
         assert_eq!(by, [("eu", two), ("us", one)]);
 
-        // What goes on is told again, what has been told is not.
+        // Attempts in progress are reported again, ended ones are not.
         let again = take_all(&workers, 9, |_| true);
         let going = Load {
             in_progress: 2,

@@ -1,5 +1,5 @@
-//! One worker's series by service, method, status and reason. Outcomes come in on the worker's thread; the
-//! control runtime reads the same atomics. The only lock is taken when a series is made, never per call.
+//! One worker's series by service, method, status and reason. The worker's thread records outcomes; the control runtime
+//! reads the same atomics. A lock is taken only to create a series, never per call.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,12 +21,12 @@ pub const BUCKETS_US: [u64; 16] = [
 ];
 /// gRPC statuses 0 to 16.
 pub const STATUSES: usize = 17;
-/// Methods counted by name per service; what comes after is `other`. The wire does not bound method names and
-/// an unknown method is forwarded, so a name is taken up only once a call to it was implemented.
+/// Methods counted by name per service; further ones are `other`. HTTP/2 does not limit method names and unknown
+/// methods are forwarded, so a name is added only when a call has shown that the method exists.
 pub const MAX_METHODS: usize = 256;
-/// Services counted by name per worker; what comes after is `other`.
+/// Services counted by name per worker; further ones are `other`.
 const MAX_SERVICES: usize = 20_000;
-/// What a call to a method that does not exist can end with too: CANCELLED (by its caller), DEADLINE_EXCEEDED,
+/// Statuses that a call to a method that does not exist can also have: CANCELLED (by its caller), DEADLINE_EXCEEDED,
 /// PERMISSION_DENIED, UNIMPLEMENTED, UNAUTHENTICATED.
 const WITHOUT_METHOD: [u8; 5] = [1, 4, 7, 12, 16];
 
@@ -66,7 +66,7 @@ impl Series {
     }
 
     fn record(&self, outcome: &Outcome<'_>) {
-        // UNKNOWN for what is no status of gRPC's.
+        // UNKNOWN if it is not a gRPC status.
         let status = usize::from(outcome.status);
         let status = if status < STATUSES { status } else { 2 };
         if let Some(count) = self.status.get(status) {
@@ -88,7 +88,7 @@ impl Series {
     }
 }
 
-/// An instance that a worker has ejected: it chooses it for calls that probe it only.
+/// An instance that a worker has ejected, so that only probes are sent to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EjectedInstance {
     /// Full name.
@@ -100,7 +100,7 @@ pub struct EjectedInstance {
 /// What the control runtime can see of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerMetrics {
-    /// Written when an instance is ejected or returns, never by a call that goes well.
+    /// Written only when an instance is ejected or returns.
     ejected: Mutex<Vec<EjectedInstance>>,
     series: Mutex<Vec<Arc<Series>>>,
     loads: Mutex<Vec<Arc<LocalityLoad>>>,
@@ -116,12 +116,12 @@ pub struct WorkerMetrics {
     pub pending: AtomicUsize,
     /// Calls waiting for endpoints or for the first table.
     pub waiting: AtomicUsize,
-    /// Bytes taken in and not passed on.
+    /// Bytes received and not forwarded yet.
     pub held_bytes: AtomicUsize,
 }
 
 impl WorkerMetrics {
-    /// Every series so far.
+    /// All series.
     #[must_use]
     pub fn series(&self) -> Vec<Arc<Series>> {
         self.series
@@ -137,7 +137,7 @@ impl WorkerMetrics {
             .push(Arc::clone(series));
     }
 
-    /// What callers did to each service and locality so far.
+    /// The loads of all services and localities.
     #[must_use]
     pub fn loads(&self) -> Vec<Arc<LocalityLoad>> {
         self.loads
@@ -146,7 +146,7 @@ impl WorkerMetrics {
             .clone()
     }
 
-    /// The load of one locality of a service, made at its first attempt.
+    /// The load of one locality of a service, created at its first attempt.
     pub(crate) fn load(&self, service: &str, region: &str, zone: &str) -> Arc<LocalityLoad> {
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         let same =
@@ -172,7 +172,7 @@ impl WorkerMetrics {
         *self.ejected.lock().unwrap_or_else(PoisonError::into_inner) = ejected;
     }
 
-    /// Adds to what callers on this node did to each service.
+    /// Adds this worker's use of each service.
     pub fn add_use(&self, sum: &mut HashMap<Arc<str>, Use>) {
         for series in self.series() {
             if series.role == Role::Outbound {
@@ -202,7 +202,7 @@ struct ServiceSeries {
     other: Option<Arc<Series>>,
 }
 
-/// The worker's own index into its series.
+/// The worker's index into its series.
 #[derive(Debug)]
 pub struct Recorder {
     shared: Arc<WorkerMetrics>,
@@ -219,7 +219,7 @@ impl Recorder {
         }
     }
 
-    /// Drops what was counted of calls to these services.
+    /// Drops the counters of calls to these services.
     pub fn forget(&mut self, services: &HashSet<Arc<str>>) {
         let named = |name: &str| services.contains(name);
         if let Some(of) = self.services.get_mut(Role::Outbound as usize) {
@@ -241,7 +241,7 @@ impl Recorder {
         loads.retain(|load| !named(&load.service));
     }
 
-    /// Counts one finished call.
+    /// Counts one ended call.
     pub fn record(&mut self, outcome: &Outcome<'_>) {
         let Some(services) = self.services.get_mut(outcome.role as usize) else {
             return;
@@ -285,7 +285,7 @@ impl Recorder {
     }
 }
 
-/// `package.Service/Method` in the letters that protobuf allows: nothing else becomes a label.
+/// `package.Service/Method`, if it has only the characters that protobuf allows. Nothing else becomes a label.
 fn method_name(path: &[u8]) -> Option<&str> {
     let word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'/');
     let slashes = path.iter().filter(|b| **b == b'/').count();

@@ -1,5 +1,5 @@
-//! The one record of a finished call. Metrics read it today; access log, trace and tap will read the same.
-//! Plain values only: no sockets and no borrow of the table.
+//! The record of an ended call. Metrics read it today; access log, trace and tap will read it too. Plain values only:
+//! no sockets, and nothing borrowed from the table.
 
 use std::time::Duration;
 
@@ -10,25 +10,25 @@ use crate::caller::Role;
 /// How a call ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome<'a> {
-    /// Which listener it came in by.
+    /// The listener that accepted it.
     pub role: Role,
-    /// Full name of the mesh service, or `unknown` when routing found none.
+    /// Full name of the mesh service, or `unknown` if routing found none.
     pub service: &'a str,
-    /// The method as in the path, which need not be text; made bounded where it is counted.
+    /// The method as in the path. It need not be text; the counters limit its length.
     pub method: &'a [u8],
-    /// The gRPC status the caller saw; for a call that is not gRPC the one with the meaning of its HTTP status.
+    /// The gRPC status that the caller got; for a call that is not gRPC, the one that corresponds to its HTTP status.
     pub status: u8,
-    /// Why it failed, if a proxy made the failure.
+    /// The reason, if a proxy caused the failure.
     pub reason: Option<Reason>,
-    /// How many times it was sent upstream.
+    /// Number of attempts sent upstream.
     pub attempts: u32,
     /// From the request's headers to the end of the response.
     pub duration: Duration,
-    /// Which endpoint answered or failed last.
+    /// The endpoint that answered or failed last.
     pub endpoint: Option<u64>,
 }
 
-/// The gRPC status with the meaning of an HTTP status (gRPC's "HTTP to gRPC status code mapping").
+/// The gRPC status that corresponds to an HTTP status (gRPC's "HTTP to gRPC status code mapping").
 #[must_use]
 pub fn grpc_status_of_http(status: u16) -> u8 {
     match status {

@@ -1,8 +1,8 @@
-//! What a worker reports to the control side at once, beside what is read from its counters.
+//! Reports of a worker to the control side that cannot wait until its counters are read.
 
 use std::sync::Arc;
 
-/// Something that the control side acts on.
+/// An event on which the control side acts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// A local instance's address refused a connection.
@@ -10,12 +10,12 @@ pub enum Report {
         /// The endpoint's uid.
         uid: u64,
     },
-    /// A connection to a local instance broke.
+    /// A connection to a local instance was lost.
     EndpointLost {
         /// The endpoint's uid.
         uid: u64,
     },
-    /// A service was called whose endpoints are not held: reported once per table.
+    /// A service was called whose endpoints are not subscribed to; reported once per table.
     ServiceWanted {
         /// Full name.
         service: Arc<str>,

@@ -1,5 +1,5 @@
-//! The sum over all workers, as a value and as Prometheus text. Taken by the control runtime whenever somebody
-//! asks; reading costs the workers nothing.
+//! The sum over all workers, as a value and as Prometheus text. Made by the control runtime on request; costs the
+//! workers nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,17 +21,17 @@ pub struct CallStats {
     pub method: String,
     /// By gRPC status.
     pub status: [u64; STATUSES],
-    /// By reason, those above zero.
+    /// By reason, without zeros.
     pub reasons: BTreeMap<&'static str, u64>,
     /// Latencies per bucket, not cumulative; bounds as in [`BUCKETS_US`].
     pub buckets: [u64; BUCKETS_US.len() + 1],
-    /// Microseconds over all calls.
+    /// Sum of all durations in microseconds.
     pub sum_us: u64,
     /// Attempts sent upstream.
     pub attempts: u64,
 }
 
-/// What all workers have counted.
+/// The sum of all workers' counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetricsSnapshot {
     /// Sorted by listener, service, method.
@@ -48,14 +48,14 @@ pub struct MetricsSnapshot {
     pub downstream_connections: usize,
     /// Open connections to instances and proxies.
     pub upstream_connections: usize,
-    /// Bytes taken in and not passed on.
+    /// Bytes received and not forwarded yet.
     pub held_bytes: usize,
-    /// Ejected instances, and how many workers have ejected each.
+    /// Ejected instances, with the number of workers that have ejected each.
     pub ejected: BTreeMap<EjectedInstance, usize>,
 }
 
 impl MetricsSnapshot {
-    /// Sums over workers.
+    /// Adds up the workers' metrics.
     #[must_use]
     pub fn sum<'w>(workers: impl Iterator<Item = &'w WorkerMetrics>) -> Self {
         let mut sum = Self {
@@ -123,7 +123,7 @@ impl MetricsSnapshot {
         }
     }
 
-    /// How many workers have ejected the endpoint with this uid.
+    /// Number of workers that have ejected the endpoint with this uid.
     #[must_use]
     pub fn ejected_by(&self, uid: u64) -> usize {
         let of = self
@@ -285,7 +285,7 @@ impl CallStats {
         self.attempts += series.attempts.load(Ordering::Relaxed);
     }
 
-    /// How many calls ended with any status.
+    /// Number of calls with any status.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.status.iter().sum()
