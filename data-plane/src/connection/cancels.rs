@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// Stream ids from an HTTP/2 machine.
+    /// Stream ids from an HTTP/2 state machine.
     fn streams(count: usize) -> Vec<StreamId> {
         let config = heddle_h2::Config::default();
         let mut h2 = heddle_h2::Connection::client(config, Instant::now());

@@ -401,7 +401,7 @@ impl Conn {
         [ending, linger, side].into_iter().flatten().min()
     }
 
-    /// Runs the HTTP/2 machine's own timer if it is due.
+    /// Runs the HTTP/2 state machine's own timer if it is due.
     pub(crate) fn check_protocol(&mut self, now: Instant) -> Result<(), ConnectionError> {
         match self.h2.deadline().is_some_and(|at| at <= now) {
             true => self.h2.on_deadline(now),

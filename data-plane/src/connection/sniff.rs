@@ -3,7 +3,7 @@
 
 /// The start of HTTP/2's preface.
 const PREFACE: &[u8] = b"PRI ";
-/// What HTTP/1.x requests begin with. The HTTP/2 machine rejects anything else.
+/// What HTTP/1.x requests begin with. The HTTP/2 state machine rejects anything else.
 const METHODS: [&[u8]; 9] = [
     b"GET ",
     b"HEAD ",
@@ -23,7 +23,7 @@ const LONGEST: usize = 8;
 pub(crate) enum Sniff {
     /// These bytes can be the beginning of both.
     Open(Start),
-    /// It is HTTP/2, or an unknown protocol, which the HTTP/2 machine rejects.
+    /// It is HTTP/2, or an unknown protocol, which the HTTP/2 state machine rejects.
     Http2,
     /// It is HTTP/1.x.
     Http1,
@@ -71,7 +71,7 @@ impl Sniff {
         Self::Open(start)
     }
 
-    /// The bytes that arrived before the protocol was known, which the HTTP/2 machine has not seen.
+    /// The bytes that arrived before the protocol was known, which the HTTP/2 state machine has not seen.
     pub(crate) fn held_back(&self) -> &[u8] {
         match self {
             Self::Open(start) => start.bytes(),

@@ -62,7 +62,7 @@ impl Conn {
         self.h2.open(request, token, end)
     }
 
-    /// Sends a header list; returns how many of its bytes are queued in the HTTP/2 machine.
+    /// Sends a header list; returns how many of its bytes are queued in the HTTP/2 state machine.
     pub(crate) fn headers(
         &mut self,
         stream: StreamId,
@@ -134,7 +134,7 @@ impl Conn {
         self.h2.partial_bytes()
     }
 
-    /// Bytes in its HTTP/2 machine: unsent ones, and incomplete frames and header blocks.
+    /// Bytes in its HTTP/2 state machine: unsent ones, and incomplete frames and header blocks.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.h2.queued_bytes() + self.h2.partial_bytes()
     }

@@ -82,7 +82,7 @@ impl Exchange {
         self.discharge_service(of_service);
     }
 
-    /// Charges a connection for the bytes in its HTTP/2 machine.
+    /// Charges a connection for the bytes in its HTTP/2 state machine.
     pub(crate) fn count_machine(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -211,8 +211,8 @@ impl Exchange {
         self.fail(key, failure);
     }
 
-    /// While the buffers are nearly full: closes callers that do not read, then ends calls whose receiver reads too
-    /// little. Those that have buffered most come first, and no more are ended than needed.
+    /// While the buffers are more than half full: closes callers that do not read, then ends calls whose receiver reads
+    /// too little. Those that have buffered most come first, and no more are ended than needed.
     pub(crate) fn end_stalled(&mut self) {
         if self.admission.buffers.is_far_from_full() {
             return;

@@ -58,7 +58,7 @@ impl Exchange {
             } => {}
             Event::Reset { token, by, .. } => self.on_caller_reset(Key::unpack(token), by),
             Event::PingAck(payload) => self.on_ping_ack(conn, payload),
-            // A client's GOAWAY needs no reaction, and its settings are handled by the HTTP/2 machine.
+            // A client's GOAWAY needs no reaction, and its settings are handled by the HTTP/2 state machine.
             Event::GoAway { .. } | Event::Settings => {}
         }
     }

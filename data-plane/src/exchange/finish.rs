@@ -54,7 +54,7 @@ impl Exchange {
         self.finish_if_done(key);
     }
 
-    /// Completes a call whose response has ended and whose last bytes have left the HTTP/2 machine's queue.
+    /// Completes a call whose response has ended and whose last bytes have left the HTTP/2 state machine's queue.
     pub(crate) fn finish_if_done(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
@@ -64,7 +64,7 @@ impl Exchange {
         }
     }
 
-    /// The caller reset its stream, or our HTTP/2 machine did because of an error of the caller.
+    /// The caller reset its stream, or our HTTP/2 state machine did because of an error of the caller.
     pub(crate) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
         let Some(call) = self.calls.get_mut(key) else {
             return;

@@ -1,5 +1,5 @@
 //! Forwards bodies in both directions, with end-to-end flow control: bytes from one side are credited to it only when
-//! the other side's HTTP/2 machine has written them. Takes DATA and progress; gives DATA and credit.
+//! the other side's HTTP/2 state machine has written them. Takes DATA and progress; gives DATA and credit.
 
 use heddle_h2::{Fields, StreamId};
 
@@ -176,7 +176,7 @@ impl Exchange {
         }
     }
 
-    /// DATA that was queued in a connection's HTTP/2 machine has been written: credits it to the other side.
+    /// DATA that was queued in a connection's HTTP/2 state machine has been written: credits it to the other side.
     pub(crate) fn on_progress(&mut self, key: ConnKey) {
         while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
             let call_key = Key::unpack(drained.token);

@@ -44,7 +44,7 @@ impl Exchange {
         }
     }
 
-    /// Feeds bytes to the HTTP/2 machine and dispatches its events.
+    /// Feeds bytes to the HTTP/2 state machine and dispatches its events.
     fn feed(&mut self, key: ConnKey, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;

@@ -23,7 +23,7 @@ impl Exchange {
         self.on_progress(key);
         self.rearm(key);
         self.count_machine(key);
-        // Calls may have waited until the server read its input.
+        // Calls may have waited for the server to read.
         let relieved = |conn: &Conn| conn.has_output_room();
         if let Some(pool) = full
             && self.conns.get(key).is_some_and(relieved)

@@ -57,12 +57,12 @@ pub(crate) struct Exchange {
     pub(crate) admission: Admission,
     /// Services whose endpoints this worker has requested from the control side since the last table.
     pub(crate) asked: FxHashSet<Arc<str>>,
-    /// Whether connections may use more memory for speed. False while buffers are more than half full.
+    /// Whether connections may use more memory for speed. See [`Exchange::bound_windows`].
     pub(crate) growing: bool,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) rng: SmallRng,
-    /// Lent to a connection's HTTP/2 machine for each header list.
+    /// Lent to a connection's HTTP/2 state machine for each header list.
     pub(crate) fields: Fields,
     /// For header lists that the proxy makes itself.
     pub(crate) reply: Fields,
@@ -149,7 +149,7 @@ impl Exchange {
         (options.upstream_idle, options.keepalive_timeout)
     }
 
-    /// Limits the memory of all connections when half of the buffers is in use, until it is less than a quarter:
+    /// Limits the memory of all connections once more than half of the buffers is in use, until at most a quarter is:
     /// windows do not grow, and less output is kept for peers that do not read.
     pub(crate) fn bound_windows(&mut self) {
         let (half, buffered) = (

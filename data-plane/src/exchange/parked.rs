@@ -88,13 +88,13 @@ impl EndpointWaits {
     }
 }
 
-/// No usable endpoint is known, and the endpoints are not subscribed to.
+/// No usable endpoint is known, and there may be some on other nodes.
 fn must_wait(service: &Service) -> bool {
     !service.held && service.candidates.is_empty()
 }
 
 impl Exchange {
-    /// A service was called whose endpoints are not subscribed to: asks the control side to fetch them. False if the
+    /// A service was called whose endpoints are not known yet: asks the control side to fetch them. False if the
     /// control side's queue is full.
     fn request_endpoints(&mut self, service: &Service) -> bool {
         if self.asked.contains(&service.name) {

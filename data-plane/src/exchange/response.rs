@@ -346,7 +346,7 @@ impl Exchange {
         self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
     }
 
-    /// The whole response has arrived and is in the HTTP/2 machine of the caller's connection.
+    /// The whole response has arrived and is in the HTTP/2 state machine of the caller's connection.
     pub(crate) fn response_ended(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;

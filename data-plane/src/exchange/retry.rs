@@ -1,6 +1,7 @@
-//! Retries. Takes a failed attempt; gives another attempt or the failure. Only the caller's proxy retries, and only
-//! before the call is committed: any method if the application cannot have seen the call, otherwise only idempotent
-//! methods within the service's retry budget.
+//! Retries. Takes a failed attempt; gives another attempt or the failure. A call is retried only before it is
+//! committed. If the application cannot have seen it, its method does not matter (on inbound it stays on the node's
+//! instances). Otherwise only the caller's proxy retries, only idempotent methods, and within the service's retry
+//! budget.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +22,8 @@ use crate::timers::Timer;
 
 /// How often a call is retried on endpoints that already failed in it, if there are no others.
 const REPEATS: u32 = 2;
-/// Attempts of an idempotent method that may have reached the application, so that a call that crashes its server does
-/// not crash all instances.
+/// An idempotent call that may have reached the application is not retried after this many attempts, so that a call
+/// that crashes its server does not crash all instances.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
 /// The first backoff before an endpoint that failed in this call is tried again. It doubles ...
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);

@@ -105,7 +105,7 @@ pub(crate) struct Call {
     pub(super) tried: Vec<u64>,
     /// How often it was retried on an endpoint that had already failed, because there was no other.
     pub(super) repeats: u32,
-    /// Bytes queued in the HTTP/2 machines of the two connections.
+    /// Bytes queued in the HTTP/2 state machines of the two connections.
     pub(super) down_queued: Queued,
     pub(super) up_queued: Queued,
     /// What is charged for it.

@@ -15,7 +15,7 @@ pub enum Report {
         /// The endpoint's uid.
         uid: u64,
     },
-    /// A service was called whose endpoints are not subscribed to; reported once per table.
+    /// A service was called whose endpoints are not known yet; reported once per table.
     ServiceWanted {
         /// Full name.
         service: Arc<str>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const PER_CALL: u64 = 200;
 /// What one retry costs, in thousandths of a retry.
 const PER_RETRY: u64 = 1_000;
-/// How long unused budget is kept.
+/// Unused budget is kept for one to two of these windows.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Budget of one service on one worker.

@@ -35,7 +35,7 @@ pub enum Decision<'t> {
     Route(Route),
     /// To the proxy itself: health and reflection, routed by path.
     Internal,
-    /// Several services claim the path of the proto service, and none of them comes first.
+    /// Several services claim the path of the proto service, and no rule prefers one of them.
     Ambiguous(&'t [Arc<Service>]),
     /// No service.
     NoRoute,

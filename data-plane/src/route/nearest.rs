@@ -1,6 +1,7 @@
 //! Finds the names that are most similar to a mistyped one, for the message of NO_ROUTE. Pure functions on strings.
 
-/// At most `limit` of `names`, most similar first. Names that differ in more than half of the letters are left out.
+/// At most `limit` of `names`, most similar first. Names with more edits than half of the letters plus one are left
+/// out.
 pub fn nearest<'n>(
     wanted: &str,
     names: impl Iterator<Item = &'n str>,

@@ -70,7 +70,7 @@ fn a_panic_costs_one_connection_and_the_worker_lives() {
 
 #[test]
 fn an_idle_connection_is_small() {
-    // Its HTTP/2 machine has tables and buffers besides; together they must stay below 8 KiB.
+    // Its HTTP/2 state machine has tables and buffers besides; together they must stay below 8 KiB.
     assert!(
         size_of::<crate::connection::Conn>() <= 4096,
         "{}",
