@@ -18,9 +18,9 @@ const PING_SETTLED: [u8; 8] = *b"heddle\0s";
 /// Cancels that one connection may send at once, and per second: fewer than make servers close it.
 const RATE: (u32, u32) = (100, 50);
 const BURST: usize = RATE.0 as usize;
-/// Only streams that were opened at least this long ago are reset. Servers on the `h2` crate (hyper, tonic) close a
-/// connection with 21 streams that were reset before they had been accepted. A proxy does not count resets of streams
-/// that it has had for 25 ms (heddle-h2's `abuse`); it has a stream when it answers a PING that was sent after it.
+/// Age from which a stream can be reset without harm. Servers on the `h2` crate (hyper, tonic) close a connection with
+/// 21 streams that were reset before they had been accepted. A proxy does not count resets of streams that it has had
+/// for 25 ms (heddle-h2's `abuse`); it has a stream when it answers a PING that was sent after it.
 const SETTLED: Duration = Duration::from_millis(30);
 /// Least time between two such PINGs, since they are counted too.
 const ASK_EVERY: Duration = Duration::from_millis(50);

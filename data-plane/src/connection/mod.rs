@@ -22,6 +22,6 @@ pub(crate) use sniff::Sniff;
 pub(crate) use transport::Transport;
 
 /// A receiver for which bytes are queued counts as stalled unless it takes at least this many in each stall timeout (16
-/// KiB in 30 s, 546 bytes a second), or all of them. Only checked while the worker's buffers are half full: otherwise
-/// consumers may pause for minutes.
+/// KiB in 30 s, 546 bytes a second), or all of them. Only checked while the worker's buffers are more than half full:
+/// otherwise consumers may pause for minutes.
 pub(crate) const MIN_TAKEN: usize = 16 * 1024;

@@ -25,7 +25,7 @@ pub struct ConnectionInfo {
     pub worker: usize,
     /// `outbound`, `inbound` for accepted ones, `upstream` for opened ones.
     pub kind: &'static str,
-    /// The peer's address, or the path of a Unix socket.
+    /// The peer's address; `unix` for a Unix socket, `unknown` if the peer was gone already.
     pub peer: String,
     /// Streams that have not ended.
     pub streams: usize,
