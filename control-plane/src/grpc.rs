@@ -1,5 +1,5 @@
-//! The gRPC listener: HTTP/2 connections that lead to the routes. Each request is checked against the browser guard,
-//! authorized, and passed on with its caller. Services are not known here.
+//! The gRPC listener: accepts HTTP/2 connections and passes their requests to the routes. Each request is checked by
+//! the browser guard, authorized, and passed on with its caller. Services are not known here.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -19,29 +19,30 @@ use crate::{
     budget::Admission,
 };
 
-/// A peer that is silent for so long is asked, and dropped if it does not answer in as long again: nodes and clients
-/// that died without a word would else count as connected.
+/// A peer is pinged after this time of silence, and dropped if it does not answer within the same time: nodes and
+/// clients that died would otherwise count as connected.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Windows: so much a client may send that nobody reads yet. Each connection is charged for its own from the start
-/// (`budget::CONNECTION`), for no call has a say in what it is filled with.
+/// Flow-control windows: how many bytes a client may send before they are read. Each connection is charged for its own
+/// window from the start (`budget::CONNECTION`), because calls do not control what fills it.
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
-/// The bytes of an answer that its transport buffers beside the last message.
+/// Most bytes of an answer that its transport buffers besides the last message.
 const SEND_BUFFER: usize = 64 << 10;
-/// Calls at a time on one connection.
+/// Most calls at a time on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1000;
-/// Connections at a time: two of each proxy of 10,000 (xDS, session), and some. Over it the idlest one goes.
+/// Most connections at a time: two for each of 10,000 proxies (xDS, session), and some spare ones. At the limit the
+/// connection that has been idle longest is closed.
 pub const CONNECTIONS: usize = 25_000;
-/// Time for the header of a request in HTTP/1.1, which is only answered with what is wrong.
+/// Time limit for the header of an HTTP/1.1 request, which is only answered with an error.
 const HEADERS: Duration = Duration::from_secs(10);
 
-/// Serves until `stop`, then until all calls have ended; with the default bounds.
+/// Serves until `stop` is cancelled, then until all calls have ended; with the default limits.
 pub async fn serve(socket: Socket, routes: Routes, admission: Admission, stop: CancellationToken) {
     let connections = Connections::new("grpc", Limits::of(CONNECTIONS));
     serve_within(socket, routes, admission, connections, Arc::default(), stop).await;
 }
 
-/// The same with the bounds of a listener, which may have several sockets, and the names of this host.
+/// Like `serve`, with the limits of a listener, which may have several sockets, and the names of this host.
 pub(crate) async fn serve_within(
     socket: Socket,
     routes: Routes,
@@ -178,7 +179,7 @@ mod tests {
             client.write_all(said).await.unwrap();
             let mut heard = Vec::new();
             let began = tokio::time::Instant::now();
-            // The clock runs on as soon as nothing else can happen. A reset is as good an end as any.
+            // The paused clock advances when nothing else can run. The connection may also end with a reset.
             let _ = client.read_to_end(&mut heard).await;
             assert_eq!(began.elapsed().as_secs(), FIRST_REQUEST.as_secs());
         }
@@ -203,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_connection_does_not_hold_up_the_end() {
         let (client, stop, server) = start(8).await;
-        // A second one that is answered: the first is inside by then.
+        // When the second connection is answered, the first one has been accepted.
         let mut second = TcpStream::connect(client.peer_addr().unwrap())
             .await
             .unwrap();
@@ -214,7 +215,7 @@ mod tests {
         drop(client);
     }
 
-    /// Issue 10, F8: whatever the method, and before any service hears of it.
+    /// Issue 10, F8: for every method, and before any service gets the call.
     #[tokio::test]
     async fn every_call_is_authorized_by_its_method() {
         for (authorizer, expect) in [

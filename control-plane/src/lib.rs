@@ -11,7 +11,7 @@ pub mod store;
 pub mod registry;
 pub mod snapshot;
 pub mod xds;
-// ---- beside the way ----
+// ---- not on the path of an update ----
 pub mod load;
 pub mod replica;
 pub mod status;
@@ -27,7 +27,7 @@ pub mod app;
 #[cfg(test)]
 mod sim;
 
-/// The program: `args[0]` is its name. Returns when it has stopped.
+/// The program: `args[0]` is its name. Returns after it has stopped.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
     let options: options::Options = heddle_options::parse("HEDDLE_CONTROL", args);
@@ -40,7 +40,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Err(error) => return heddle_options::fail(format!("cannot start the runtime: {error}")),
     };
     let ended = runtime.block_on(async { app::serve(options, heddle_options::terminated()).await });
-    // Waits for the store: what was acknowledged is on disk before the process ends.
+    // Dropping the runtime waits for the store: what was acknowledged is on disk before the process ends.
     drop(runtime);
     match ended {
         Ok(()) => ExitCode::SUCCESS,

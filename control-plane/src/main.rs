@@ -1,4 +1,4 @@
-//! The control plane as a program of its own; `heddle control` is the same.
+//! The control plane as a separate program; `heddle control` is the same.
 
 use std::process::ExitCode;
 

@@ -17,7 +17,7 @@ use crate::{
     store::{etcd_prefix, etcd_urls},
 };
 
-/// Longest name of a replica: a host's name and a port fit.
+/// Longest name of a replica: enough for a host name and a port.
 const MAX_REPLICA: usize = 128;
 
 /// Control plane of Heddle: registry, xDS (ADS) and status of the mesh
@@ -112,7 +112,7 @@ pub struct Options {
     pub load_report_interval: Duration,
 }
 
-/// A replica's name stands in keys of the store.
+/// A replica's name is part of keys in the store.
 fn parse_replica(text: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if text.is_empty() || text.len() > MAX_REPLICA || !text.bytes().all(fits) {
@@ -138,16 +138,16 @@ fn parse_advertise(text: &str) -> Result<String, String> {
     }
     let nobody = |address: SocketAddr| address.ip().is_unspecified() || address.ip().is_multicast();
     if text.parse().is_ok_and(nobody) {
-        // Who dials it reaches itself: a replica would take its own clients for those of this one.
+        // A replica that dials it reaches itself, and would take its own clients for those of this one.
         return Err(format!("{text} is not the address of one host"));
     }
     Ok(text.to_owned())
 }
 
-/// Which store.
+/// The store to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreOption {
-    /// A file of this process alone.
+    /// A file that only this process uses.
     Embedded(PathBuf),
     /// The members of an etcd, as scheme://host:port.
     Etcd(Vec<String>),

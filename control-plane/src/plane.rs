@@ -46,8 +46,7 @@ pub(crate) struct Plane {
     pub(crate) stop: CancellationToken,
 }
 
-/// Services by the names that health answers to and reflection lists; the empty one, which only health knows, is the
-/// whole process.
+/// The names of services for health and reflection; the empty one, which only health has, stands for the whole process.
 const SERVED: &[&str] = &[
     "",
     NodeSessionServer::<()>::NAME,
@@ -132,7 +131,7 @@ impl Plane {
     }
 }
 
-/// Health says of everything that it is not served any more.
+/// Sets all services to "not serving" in health.
 pub(crate) async fn set_not_serving(health: &HealthReporter) {
     for name in SERVED {
         health
@@ -141,7 +140,7 @@ pub(crate) async fn set_not_serving(health: &HealthReporter) {
     }
 }
 
-/// While this replica lags it is no place for xDS clients; all else goes on.
+/// While this replica lags, health reports xDS and the whole process as not serving, and all else as serving.
 async fn report_health(health: HealthReporter, mut lag: watch::Receiver<Option<Lag>>) {
     for name in SERVED {
         health
@@ -168,7 +167,7 @@ fn describe() -> tonic_reflection::server::Builder<'static> {
     let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(heddle_proto::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(xds::DESCRIPTOR_SET)
-        // Of the details that refusals carry: without them grpcurl shows bytes.
+        // The details of refusals: without them grpcurl shows bytes.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)

@@ -1,5 +1,5 @@
-//! The name and the address by which other replicas know this one, from the options and the bound sockets. Nothing is
-//! sent.
+//! The name and the address by which other replicas know this one, from the options and the bound sockets. Sends
+//! nothing.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -7,10 +7,10 @@ use heddle_listen::{Bound, ListenAddr, ListenOption};
 
 use crate::{options::Options, store::Store};
 
-/// An address that belongs to nobody (RFC 5737), to ask the routes for the way to others.
+/// A documentation address (RFC 5737), used only to look up the route to other hosts.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Several replicas on one host share a store: the port tells them apart.
+/// Several replicas on one host may share a store: the port distinguishes them.
 pub(super) fn replica_name(store: &dyn Store, options: &Options) -> String {
     let port = options.listen.iter().find_map(ListenOption::port);
     match (store.is_shared(), port) {
@@ -20,7 +20,7 @@ pub(super) fn replica_name(store: &dyn Store, options: &Options) -> String {
     }
 }
 
-/// Where other replicas reach this one; empty: nowhere.
+/// The address at which other replicas reach this one; empty if they cannot.
 pub(super) fn advertised(options: &Options, grpc: &[Bound]) -> String {
     if let Some(advertise) = &options.advertise {
         return format!("http://{advertise}");
@@ -44,7 +44,8 @@ pub(super) fn advertised(options: &Options, grpc: &[Bound]) -> String {
     }
 }
 
-/// The address from which this host reaches others. Nothing is sent: a datagram socket only looks up its route.
+/// The address from which this host reaches others. Nothing is sent: connecting a datagram socket only looks up the
+/// route.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((ELSEWHERE, 9)).ok()?;

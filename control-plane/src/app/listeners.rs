@@ -1,5 +1,5 @@
-//! The sockets of the process: which addresses need consent, how many connections each may have, and how they are
-//! bound and opened. What is said on them is not known here.
+//! The sockets of the process: which addresses need consent, how many connections each may have, and how they are bound
+//! and opened. The protocols on them are not known here.
 
 use heddle_listen::{
     Bound, Consent, Guard, ListenOption, Socket,
@@ -9,11 +9,11 @@ use heddle_listen::{
 use super::{AppError, addresses::host_name};
 use crate::options::Options;
 
-/// What whoever reaches a listener can do: nothing tells yet who calls.
+/// What anyone who reaches a listener can do: callers are not authenticated yet.
 const GRPC_RISK: &str = "can register instances, watch the mesh and act as any node";
 const HTTP_RISK: &str = "can read the state of the mesh";
 
-/// Refuses listeners beyond loopback that the operator has not named, and warns of the others.
+/// Refuses listeners beyond loopback that the operator has not named, and warns of those that are named.
 pub(super) fn consented(options: &Options) -> Result<(), AppError> {
     let mut consent = Consent::new(options.insecure_listen.iter().cloned());
     let grpc = options.listen.iter().map(|at| ("--listen", at, GRPC_RISK));
@@ -33,7 +33,7 @@ pub(super) fn consented(options: &Options) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Reduces the bounds of connections to what the process may open files for; says so once it has started.
+/// Reduces the limits of connections to the process's limit of open files; returns a message to log after the start.
 pub(super) fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
     let asked = [options.listen_connections, options.http_connections];
@@ -82,13 +82,13 @@ pub(super) fn open(option: &'static str, bound: Vec<Bound>) -> Result<Vec<Socket
     opened.collect()
 }
 
-/// As the ready line says it: the real addresses, joined with "+".
+/// The sockets for the ready line: the real addresses, joined with "+".
 pub(super) fn joined(sockets: &[Socket]) -> String {
     let addresses: Vec<String> = sockets.iter().map(ToString::to_string).collect();
     addresses.join("+")
 }
 
-/// The names by which others mean this process.
+/// The names by which other hosts address this process.
 pub(super) fn guard(options: &Options) -> Guard {
     let advertised = options.advertise.as_deref().and_then(|advertise| {
         let (host, _) = advertise.rsplit_once(':')?;

@@ -32,7 +32,7 @@ use listeners::{bind, bound_by_files, consented, guard, joined, open};
 /// How long connections may take to end after their streams have ended.
 const STOP: Duration = Duration::from_secs(5);
 
-/// Runs the control plane until `stop`.
+/// Runs the control plane until `stop` completes.
 ///
 /// # Errors
 /// If it cannot start; each says what to do.
@@ -90,7 +90,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     let grpc = bind("--listen", &options.listen)?;
     let web = bind("--http", &options.http)?;
     replica::watch_lag(plane.membership.clone(), plane.peers.clone(), token.clone());
-    // Before the first answer: whoever asks another replica about this one's clients must find it.
+    // Before the first answer: other replicas must already know this one when they ask it about its clients.
     let advertised = advertised(&options, &grpc);
     let joining =
         open_store::when_it_answers(async || plane.membership.serve_at(&advertised).await);
@@ -148,7 +148,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     tracing::info!("stopping");
     plane::set_not_serving(&health).await;
     token.cancel();
-    // Its duties are free now, not when its lease ends.
+    // Frees its duties now, before its lease ends.
     plane.membership.left().await;
     let ended = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP, ended).await.is_err() {
@@ -157,7 +157,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     failed.map_or(Ok(()), |name| Err(AppError::TaskEnded(name)))
 }
 
-/// Does the work unless it is to stop before: then there is no result.
+/// Does the work; there is no result if `stop` completes first.
 async fn unless<T>(
     stop: &mut (impl Future<Output = ()> + Unpin),
     work: impl Future<Output = Result<T, RegistryError>>,

@@ -1,6 +1,6 @@
 //! Opens the store that the options name and loads the registry as soon as the store answers. An error that waiting
 //! cannot resolve (a wrong option, a locked file, a wrong password) is returned at once; a store that does not answer
-//! yet is waited for, and the log says so.
+//! yet is waited for, and this is logged.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -12,11 +12,11 @@ use crate::{
 };
 use heddle_pacing::Backoff;
 
-/// Pauses between looks at a store that does not answer begin and end here.
+/// The shortest and the longest pause between attempts to reach the store.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(3);
 
-/// The store, and how the ready line names it.
+/// The store, and its name for the ready line.
 pub(super) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppError> {
     match &options.store {
         StoreOption::Embedded(path) => {
@@ -31,13 +31,13 @@ pub(super) fn open(options: &Options) -> Result<(Arc<dyn Store>, String), AppErr
         }
         StoreOption::Etcd(urls) => {
             let store = Etcd::open(&etcd(options, urls)?)?;
-            // The ready line parts its values with ", ".
+            // The ready line separates its values with ", ".
             Ok((Arc::new(store), format!("etcd:{}", urls.join(","))))
         }
     }
 }
 
-/// The first option that is given although only an etcd has a use for it.
+/// The first given option that only an etcd store uses.
 fn given_for_etcd(options: &Options) -> Option<&'static str> {
     let given = [
         ("--store-ca", options.store_ca.is_some()),
@@ -70,7 +70,7 @@ fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
                 path: path.display().to_string(),
                 cause: error.to_string(),
             })?;
-            // Editors end a file with a line's end; a password has none.
+            // Editors end a file with a newline, which is not part of the password.
             Some((
                 user.clone(),
                 password.trim_end_matches(['\r', '\n']).to_owned(),
@@ -86,7 +86,7 @@ fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
     Ok(etcd)
 }
 
-/// Asks until the store answers.
+/// Repeats `ask` until the store answers.
 pub(super) async fn when_it_answers<T>(
     mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
 ) -> Result<T, RegistryError> {
@@ -98,7 +98,7 @@ pub(super) async fn when_it_answers<T>(
             }
             done => return done,
         }
-        // With jitter: replicas that wait for one store do not ask all at the same time.
+        // With jitter, so that replicas that wait for one store do not all ask at the same time.
         tokio::time::sleep(backoff.fail()).await;
     }
 }

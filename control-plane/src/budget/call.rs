@@ -1,5 +1,5 @@
-//! Calls under the memory budget. A call is admitted before it begins, each message of a client before it is
-//! buffered, and each part of an answer until its reader has taken it. Services are not known here.
+//! Calls under the memory budget: a call is charged before it begins, each message of a client before it is buffered,
+//! and each part of an answer until its reader has taken it. Services are not known here.
 
 use std::{
     convert::Infallible,
@@ -20,12 +20,12 @@ use super::{
     count,
 };
 
-/// A message up to this is covered by what its call holds anyway.
+/// A message up to this size is covered by the charge of its call.
 const SMALL: usize = 16 << 10;
-/// What a message takes: its bytes until they are complete, and what is made of them.
+/// The memory of a message in multiples of its size: its bytes until they are complete, and what is decoded from them.
 const FACTOR: usize = 3;
-/// The longest message of any method (`session::MAX_MESSAGE_BYTES`). What announces more is refused by its method, and
-/// nothing of it is kept.
+/// The longest message of any method (`session::MAX_MESSAGE_BYTES`). A message with a larger announced length is
+/// refused by its method, and nothing of it is kept.
 const MAX_MESSAGE: usize = 16 << 20;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,7 +38,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// `mesh` tells the size of the mesh, by which answers that list it are estimated.
+    /// `mesh` returns the size of the mesh, from which answers that list it are estimated.
     #[must_use]
     pub fn new(budget: Budget, mesh: impl Fn() -> MeshSize + Send + Sync + 'static) -> Self {
         Self {
@@ -95,7 +95,7 @@ impl Admission {
 }
 
 /// What a client sends. The charge of a message lasts until the next one, or until the call ends: its method may still
-/// work on it.
+/// use the message.
 struct Inbound<B> {
     body: B,
     message: Arc<Mutex<Charge>>,
@@ -145,8 +145,8 @@ where
     }
 }
 
-/// Where in a stream of gRPC messages a body is: five bytes, of which the last four are the length, and so much after
-/// them.
+/// The position of a body in a stream of gRPC messages: a prefix of five bytes, whose last four are the length, and
+/// then that many bytes.
 #[derive(Debug, Default)]
 struct Framing {
     prefix: [u8; 5],
@@ -155,7 +155,7 @@ struct Framing {
 }
 
 impl Framing {
-    /// Tells the length of each message that begins in these bytes.
+    /// Calls `begins` with the length of each message that begins in these bytes.
     fn feed(
         &mut self,
         mut data: &[u8],
@@ -183,12 +183,12 @@ impl Framing {
     }
 }
 
-/// What a client is told. A part counts until the transport asks for the next one: it has sent it by then, but for what
-/// its buffer holds.
+/// The answer to a client. A part is charged until the transport asks for the next one: by then the part is sent,
+/// except for what is in the transport's buffer.
 struct Outbound {
     body: Body,
     part: Charge,
-    /// It was ended, and the client was told why.
+    /// The call was ended, and the client was sent the reason.
     refused: bool,
     budget: Budget,
     _held: (Charge, Arc<Mutex<Charge>>),
@@ -207,7 +207,7 @@ impl HttpBody for Outbound {
             return Poll::Ready(None);
         }
         if this.part.bytes() > 0 {
-            // Less is always given.
+            // Reducing a charge cannot fail.
             let _ = this.part.set("this answer", 0);
         }
         let frame = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
@@ -221,7 +221,7 @@ impl HttpBody for Outbound {
             count(&this.budget.refused().answers);
             this.refused = true;
             let mut trailers = HeaderMap::new();
-            // A sentence of printable characters always fits.
+            // A sentence of printable characters always fits into a header.
             let _ = Status::from(refusal).add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
@@ -296,14 +296,14 @@ mod tests {
         }
     }
 
-    /// Issue 10, D1: refused when its length is known, and nothing of it was taken.
+    /// Issue 10, D1: refused as soon as its length is known, before anything of it is buffered.
     #[tokio::test]
     async fn a_message_is_admitted_before_it_is_buffered() {
         let budget = Budget::new(LIMIT);
         let mut begun = Vec::new();
         let mut refused = None;
         for host in 0..9 {
-            // One message of 15 MiB each, of which 100 bytes have come.
+            // One message of 15 MiB each, of which 100 bytes have arrived.
             let (account, charge) = budget.connect(peer(host / 3)).unwrap();
             let mut body = inbound(&account, &budget, vec![start(15 << 20)]);
             match body.frame().await.unwrap() {
@@ -386,7 +386,7 @@ mod tests {
         assert_ne!(call(&account, list).await.headers()["grpc-status"], "8");
         let mut held = account.charge();
         held.set("what it holds", 60 << 20).unwrap();
-        // Another 40 MiB would be more than its share.
+        // Another 40 MiB would exceed its share.
         assert_eq!(call(&account, list).await.headers()["grpc-status"], "8");
         assert_eq!(budget.refused().calls.load(Ordering::Relaxed), 1);
         let answer = call(&account, "/heddle.status.v1.MeshStatus/GetMesh").await;

@@ -1,9 +1,9 @@
-//! Estimates what a call holds beside its messages, from its method and the size of the mesh. An answer that lists
+//! Estimates the memory of a call besides its messages, from its method and the size of the mesh. An answer that lists
 //! the mesh is admitted before it is built.
 
-/// The task of a call, its stream and its headers, and what its transport holds of an answer (`grpc::SEND_BUFFER`).
+/// The task of a call, its stream and its headers, and what its transport buffers of an answer (`grpc::SEND_BUFFER`).
 const CALL: usize = 32 << 10;
-/// The ids of the events that a watcher was told: at most about 1,000.
+/// The ids of the events that a watcher was sent: at most about 1,000.
 const EVENTS: usize = 64 << 10;
 
 /// One row of an answer, as a message and encoded.
@@ -12,7 +12,7 @@ const SERVICE: usize = 512;
 const NODE: usize = 512;
 const CLIENT: usize = 4 << 10;
 
-/// How much there is of what answers list.
+/// The numbers of what answers list.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MeshSize {
     pub services: usize,

@@ -1,8 +1,8 @@
-//! How much memory the machine has, and sizes as people write them.
+//! How much memory the machine has, and the parsing of memory sizes.
 
 use std::{fs, path::Path};
 
-/// The least that `--client-memory` may be: the largest message of a node, with what is made of it, fits several times.
+/// The minimum of `--client-memory`: the largest message of a node, with what is decoded from it, fits several times.
 pub const MIN_MEMORY: usize = 128 << 20;
 
 /// Half of what this process may use: of the machine's memory, or of the limit of its cgroup (v2, v1) if that is less.
@@ -27,7 +27,7 @@ pub fn default_memory() -> usize {
     half(limits.chain(machine))
 }
 
-/// Where nothing is known, of 1 GiB.
+/// If nothing is known, half of 1 GiB.
 fn half(known: impl Iterator<Item = u64>) -> usize {
     let least = known.min().unwrap_or(1 << 30);
     usize::try_from(least / 2)

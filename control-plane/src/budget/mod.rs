@@ -1,8 +1,7 @@
-//! One bound for the memory that clients hold in this process: their connections, what they send until it is handled,
-//! what is ready for them until they read it, and what is kept for the length of their calls. A user of memory takes
-//! a charge, which is given back when it is dropped; a refusal names the bound and the remedy. The content of the
-//! mesh itself (nodes, instances, descriptors) is in the registry and not counted here, except for what one session
-//! registers.
+//! One limit for the memory that clients use in this process: their connections, what they send until it is handled,
+//! what waits for them to read it, and what is kept while their calls last. A user of memory takes a charge, which is
+//! given back when it is dropped; a refusal names the limit and the remedy. The content of the mesh itself (nodes,
+//! instances, descriptors) is in the registry and not counted here, except for what one session registers.
 
 mod call;
 mod costs;
@@ -22,11 +21,11 @@ pub use costs::MeshSize;
 pub use machine::{MIN_MEMORY, default_memory, parse_memory};
 pub use shares::{Denied, Peer, Shares, Who};
 
-/// What a connection holds at least: its window (`grpc::CONNECTION_WINDOW`), which it may fill whether or not anybody
-/// reads, and the buffers of its transport.
+/// The least memory of a connection: its window (`grpc::CONNECTION_WINDOW`), which it may fill even if nothing reads
+/// it, and the buffers of its transport.
 pub(crate) const CONNECTION: usize = (256 << 10) + (32 << 10);
 
-/// The bound. Clones share it.
+/// The limit. Clones share it.
 #[derive(Clone)]
 pub struct Budget(Arc<Inner>);
 
@@ -41,15 +40,15 @@ struct Inner {
 pub(crate) struct Counters {
     /// Connections closed at once.
     pub(crate) connections: AtomicU64,
-    /// Calls that were not begun.
+    /// Calls refused before they began.
     pub(crate) calls: AtomicU64,
-    /// Messages of clients that were not read, and what they asked to be kept.
+    /// Messages of clients that were not read, and memory for what they asked to be kept.
     pub(crate) messages: AtomicU64,
     /// Answers that were not sent.
     pub(crate) answers: AtomicU64,
 }
 
-/// Nothing more for this client now.
+/// This client gets no more memory now.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{what} would take {} of memory, and {} hold {} of the {} that this control plane has for clients (all together \
@@ -105,7 +104,7 @@ impl Budget {
         &self.0.refused
     }
 
-    /// The bound, what is used of it, and what the peer uses that uses most.
+    /// The limit, the memory in use, and the memory of the peer that uses most.
     #[must_use]
     pub fn figures(&self) -> (usize, usize, usize) {
         let shares = self.shares();
@@ -127,7 +126,7 @@ struct Holder {
     who: Who,
 }
 
-/// One connection's account. The default is for calls that come by no connection, and has no bound.
+/// One connection's account. The default, for calls without a connection, has no limit.
 #[derive(Clone, Default)]
 pub struct Account(Option<Arc<Holder>>);
 
@@ -138,13 +137,13 @@ impl fmt::Debug for Account {
 }
 
 impl Account {
-    /// Whose it is.
+    /// The owner of the account.
     #[must_use]
     pub fn who(&self) -> Who {
         self.0.as_ref().map_or_else(Who::default, |it| it.who)
     }
 
-    /// A charge of nothing, which can grow.
+    /// A charge of zero bytes, which can grow.
     #[must_use]
     pub fn charge(&self) -> Charge {
         Charge {
@@ -157,7 +156,7 @@ impl Account {
         self.0.as_ref().map(|holder| &holder.budget)
     }
 
-    /// Counts a refusal of memory that the client asked to be kept.
+    /// Counts a refusal of memory for what the client asked to be kept.
     pub(crate) fn count_refused(&self) {
         if let Some(budget) = self.budget() {
             count(&budget.0.refused.messages);
@@ -165,15 +164,15 @@ impl Account {
     }
 }
 
-/// Memory that is held for a client. It is given back when this is dropped.
+/// Memory used for a client. It is given back when this is dropped.
 pub struct Charge {
     account: Account,
     bytes: usize,
 }
 
 impl Charge {
-    /// It is so much from now on; what is held stays as it was if there is no room for more. `what` is held, as the
-    /// refusal says it.
+    /// Changes the charge to `bytes`; it is unchanged if there is no room for more. `what` names the memory in the
+    /// refusal.
     pub fn set(&mut self, what: &'static str, bytes: usize) -> Result<(), Refusal> {
         let Some(holder) = &self.account.0 else {
             return Ok(());

@@ -1,11 +1,11 @@
-//! One bound that many share, so that none of them takes it from the others. In come who takes and gives back how much,
-//! out goes whether it may. Pure: nothing is taken here but numbers.
+//! Divides one limit among many users, so that none of them takes it from the others: decides whether a user may take
+//! an amount. Pure: it only counts.
 //!
-//! The rule is a dynamic threshold: who asks may have [`ALPHA`] times what is left, and no more. Alone it gets 80 % of
-//! the bound; each further one finds room, and those that have much get nothing more until there is more left. It holds
-//! for each peer, and beneath it for each of its connections, because all programs of one host share its address. A
-//! connection that has little may have it also when its peer has used up its share: up to [`SMALL_ALPHA`] times what is
-//! left, so that programs that ask for little live beside one of their host that asks for everything.
+//! The rule is a dynamic threshold: a user may have [`ALPHA`] times what is left, and no more. Alone it gets 80 % of
+//! the limit; each further user finds room, and users that have much get nothing more until more is left. The rule
+//! applies to each peer, and within it to each of its connections, because all programs of one host share its address.
+//! A connection that has little gets some even if its peer's share is used up: until the peer has [`SMALL_ALPHA`] times
+//! what is left. So programs that need little can run beside one on their host that takes all it can get.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,16 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-/// How many times what is left one may have.
+/// How many times what is left a user may have.
 const ALPHA: usize = 4;
-/// The same for connections that have less than this part of the bound.
+/// The same for connections that have at most 1/`SMALL` of the limit.
 const SMALL_ALPHA: usize = 8;
 const SMALL: usize = 256;
 
-/// Whose use counts together: not what a client calls itself, for it can make up names, but where it comes from.
+/// Whose use is counted together: identified by where a client comes from, because it can make up names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
-    /// Programs of this host by its Unix sockets.
+    /// Programs of this host, by Unix sockets.
     #[default]
     Local,
     /// An IPv4 address, or the network of an IPv6 address (/64): a host has all addresses of its network.
@@ -55,14 +55,14 @@ impl fmt::Display for Peer {
     }
 }
 
-/// One connection of a peer; the default is for calls that come by none.
+/// One connection of a peer; the default is for calls without a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Who {
     pub peer: Peer,
     pub connection: u64,
 }
 
-/// What was not given, and what its peer and all together have.
+/// A refused take: what its peer and all users together have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
     pub peer: Peer,
@@ -71,7 +71,7 @@ pub struct Denied {
     pub limit: usize,
 }
 
-/// The bound and who has what of it. Its size is bounded by those who have something.
+/// The limit and how much each user has. Its size is bounded by the number of users that have something.
 #[derive(Debug)]
 pub struct Shares {
     limit: usize,
@@ -101,7 +101,7 @@ impl Shares {
         self.used
     }
 
-    /// Of the peer that has most.
+    /// What the peer with the most has.
     #[must_use]
     pub fn largest(&self) -> usize {
         self.peers.values().copied().max().unwrap_or_default()
@@ -119,7 +119,7 @@ impl Shares {
             used: self.used,
             limit: self.limit,
         };
-        // All as it would be afterwards, so that one large take is held to the rule as many small ones are.
+        // Computed as after the take, so that the rule treats one large take like many small ones.
         let left = (self.limit - self.used.min(self.limit)).checked_sub(amount);
         let left = left.ok_or(denied)?;
         let is_small = of_connection + amount <= self.limit / SMALL;
@@ -164,7 +164,7 @@ mod tests {
         }
     }
 
-    /// Takes as much as it gets.
+    /// Takes as much as it can get.
     fn all(shares: &mut Shares, who: Who) -> usize {
         let mut taken = 0;
         while shares.take(who, 1).is_ok() {

@@ -399,7 +399,7 @@ impl Text {
         self.labelled(name, help, "service", rows);
     }
 
-    /// Values of the label that need no escaping.
+    /// Writes values of a label that need no escaping.
     fn labelled<'a>(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Plain HTTP for monitoring: `/metrics` (Prometheus), `/healthz`, `/readyz`. Requests of pages of other sites are
+//! Plain HTTP for monitoring: `/metrics` (Prometheus), `/healthz`, `/readyz`. Requests from pages of other sites are
 //! refused. Nothing can be changed here, and no answer waits for the store.
 
 mod metrics;
@@ -21,11 +21,11 @@ use crate::{
 };
 use metrics::metrics;
 
-/// A client has so long to send its request, or the next one.
+/// Time limit for a client to send its request, or the next one.
 const HEADERS: Duration = Duration::from_secs(10);
-/// A connection ends after so long, at its next pause.
+/// A connection is closed gracefully after this time.
 const AGE: Duration = Duration::from_secs(300);
-/// Connections at a time; over it the idlest one goes.
+/// Most connections at a time; at the limit the one that has been idle longest is closed.
 pub(crate) const CONNECTIONS: usize = 256;
 
 pub(crate) async fn serve(
@@ -62,7 +62,7 @@ async fn connection(accepted: Accepted, plane: Plane, guard: Arc<Guard>, stop: C
     };
     tokio::select! {
         () = place.serve(connection, http1::Connection::graceful_shutdown, ended()) => {}
-        // One that does not read its answer is left.
+        // A client that does not read its answer is cut off.
         () = async { ended().await; tokio::time::sleep(HEADERS).await } => {}
     }
 }
@@ -102,7 +102,7 @@ fn text(status: StatusCode, content: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// The listeners open with the view loaded: what is left to say is whether it is about to stop, or lags.
+/// The listeners open after the view is loaded, so only stopping and lagging make it not ready.
 fn readiness(plane: &Plane) -> (StatusCode, String) {
     if plane.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());

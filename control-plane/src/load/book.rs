@@ -1,5 +1,5 @@
-//! The last report of every open stream, and totals per service since the process began. Everything is bounded. No
-//! clock and no transport may come in here.
+//! The last report of every open stream, and totals per service since the process began. Everything is bounded. This
+//! module must not use a clock or a transport.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +18,11 @@ use crate::budget::{Shares, Who};
 
 /// Most streams at a time.
 pub const MAX_STREAMS: usize = 10_000;
-/// Most rows of all streams together, about 300 bytes each; what a report has more is left out.
+/// Most rows of all streams together, about 300 bytes each; further rows of a report are left out.
 pub const MAX_ENTRIES: usize = 100_000;
-/// A client that has been silent for so many intervals has no calls: some say nothing then.
+/// A client that has been silent for so many intervals has no calls: some clients send nothing then.
 const INTERVALS: u32 = 3;
-/// Services with sums of their own; those of further ones are kept under `OTHERS`.
+/// Most services with their own totals; those of further services are counted under `OTHERS`.
 const MAX_SERVICES: usize = 1000;
 const OTHERS: &str = "(other)";
 
@@ -41,7 +41,7 @@ struct Inner {
 struct Book {
     streams: BTreeMap<u64, Reporter>,
     last_id: u64,
-    /// Whose streams and rows: one peer leaves room for others.
+    /// The limits of streams and rows per peer, so that one peer leaves room for others.
     shares: Shares,
     entries: Shares,
     totals: BTreeMap<String, Totals>,
@@ -71,7 +71,7 @@ struct Told {
     until: Instant,
 }
 
-/// Sums of one service.
+/// The totals of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Totals {
     succeeded: u64,
@@ -79,7 +79,7 @@ struct Totals {
     dropped: u64,
 }
 
-/// Sums of one service over all reports that came here.
+/// The totals of one service over all reports that this replica received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceTotals {
     pub service: String,
@@ -88,7 +88,7 @@ pub struct ServiceTotals {
     pub dropped: u64,
 }
 
-/// There are as many streams as there may be.
+/// The limit of streams is reached.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "this replica takes load reports of {MAX_STREAMS} streams, of one peer four times what is left, and of no more"
@@ -96,7 +96,7 @@ pub struct ServiceTotals {
 pub struct TooManyStreams;
 
 impl Loads {
-    /// A stream begins; `role` as in the lists of clients.
+    /// A stream begins; `role` is the one in the lists of clients.
     pub fn join(&self, who: Who, caller: &str, role: &str) -> Result<ReportStream, TooManyStreams> {
         let mut book = self.book();
         if book.shares.take(who, 1).is_err() {
@@ -119,8 +119,8 @@ impl Loads {
         })
     }
 
-    /// The edges of what was reported last, sorted by caller, service and locality; of one service if it is named by its
-    /// full name.
+    /// The edges of the last reports, sorted by caller, service and locality; only those to one service if its full
+    /// name is given.
     #[must_use]
     pub fn edges(&self, service: Option<&str>, now: Instant) -> Vec<Edge> {
         let book = self.book();
@@ -133,7 +133,7 @@ impl Loads {
         let mut edges: Vec<Edge> = book
             .streams
             .iter()
-            // A proxy's node id is its own: where it has two streams, the older one is dead and not yet noticed.
+            // A proxy's node id is unique: if it has two streams, the older one is dead and this was not noticed yet.
             .filter(|(id, reporter)| {
                 reporter.role != "proxy" || newest.get(&*reporter.caller) == Some(*id)
             })
@@ -160,7 +160,7 @@ impl Loads {
         totals.collect()
     }
 
-    /// Streams and rows that are open.
+    /// The number of open streams, and of their rows.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         let book = self.book();
@@ -173,7 +173,7 @@ impl Loads {
         self.0.reports.load(Ordering::Relaxed)
     }
 
-    /// Rows left out: see `Report::left_out`, and those past `MAX_ENTRIES`.
+    /// Rows left out: see `Report::left_out`, and those beyond `MAX_ENTRIES`.
     #[must_use]
     pub fn left_out(&self) -> u64 {
         self.0.left_out.load(Ordering::Relaxed)
@@ -209,7 +209,7 @@ fn edge(reporter: &Reporter, destination: &Destination, load: &Load) -> Edge {
     }
 }
 
-/// A stream's place in the book, until it is dropped.
+/// A stream's entry in the book; dropping it removes the entry.
 pub struct ReportStream {
     id: u64,
     who: Who,
@@ -217,8 +217,8 @@ pub struct ReportStream {
 }
 
 impl ReportStream {
-    /// Takes the place of the stream's last report: what it does not name had no calls. `interval`: how often it is to
-    /// report.
+    /// Replaces the stream's last report: services that the new one does not name had no calls. `interval`: how often
+    /// the client should report.
     pub fn report(&self, report: Report, interval: Duration, now: Instant) {
         let mut left_out = report.left_out;
         let mut book = self.loads.book();
@@ -257,7 +257,7 @@ impl Book {
         }
     }
 
-    /// Of these each row was taken already.
+    /// The limit of rows was already applied to these.
     fn put(&mut self, id: u64, loads: BTreeMap<Destination, Told>) {
         if let Some(reporter) = self.streams.get_mut(&id) {
             reporter.loads = loads;

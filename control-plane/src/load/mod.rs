@@ -1,6 +1,6 @@
-//! What clients report about their calls (`envoy.service.load_stats.v3.LoadReportingService`, spoken by Envoy, gRPC's
-//! libraries and our proxies). Reports become the edges of the mesh for status and totals for metrics. A report is
-//! kept no longer than its stream lives, and no decision depends on it.
+//! What clients report about their calls (`envoy.service.load_stats.v3.LoadReportingService`, used by Envoy, gRPC's
+//! libraries and our proxies). Reports become the edges of the mesh for the status and totals for the metrics. A report
+//! is kept no longer than its stream lives, and no decision depends on it.
 
 mod report;
 mod book;

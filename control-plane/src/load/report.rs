@@ -1,5 +1,5 @@
-//! One report as plain values, checked and bounded. What is not about services of the mesh is only counted. Pure: the
-//! services that the mesh knows are asked for through a function.
+//! One report as plain values, checked and bounded. What is not about services of the mesh is only counted. Pure: a
+//! function looks up the services that the mesh knows.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,13 +8,13 @@ use envoy_types::pb::{
     google::protobuf::Duration as WireDuration,
 };
 
-/// The named metric in which a client tells latencies: milliseconds, summed over the calls that ended with it.
+/// The named metric in which a client sends latencies: milliseconds, summed over the calls that ended with it.
 pub const LATENCY_METRIC: &str = "heddle.latency_ms";
-/// Rows of one report that are looked at; further ones are left out.
+/// Most rows of one report that are read; further ones are left out.
 const MAX_ROWS: usize = 10_000;
-/// Longest name of a cluster that is looked at, and of a locality; a service's full name has at most 127 bytes.
+/// Longest name of a cluster or locality that is read; a service's full name has at most 127 bytes.
 const MAX_NAME_BYTES: usize = 256;
-/// A client that says it covers less or more does not tell the truth.
+/// A reported interval outside these bounds is not plausible.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -33,7 +33,7 @@ pub struct Load {
     pub failed: u64,
     pub in_progress: u64,
     pub dropped: u64,
-    /// Sum and number of the latencies told.
+    /// Sum and number of the reported latencies.
     pub latency_ms: f64,
     pub latencies: u64,
     pub interval: Duration,
@@ -42,7 +42,7 @@ pub struct Load {
 impl Load {
     #[must_use]
     pub fn requests_per_second(&self) -> f64 {
-        // Some clients count only what ended.
+        // Some clients count only calls that ended.
         let begun = self.issued.max(self.succeeded.saturating_add(self.failed));
         number(begun) / self.interval.max(MIN_INTERVAL).as_secs_f64()
     }
@@ -57,7 +57,7 @@ impl Load {
         number(self.succeeded) / number(ended)
     }
 
-    /// Of the calls that were told; 0 if none was.
+    /// Of the calls with a reported latency; 0 if there are none.
     #[must_use]
     pub fn mean_latency_ms(&self) -> f64 {
         if self.latencies == 0 {
@@ -85,7 +85,7 @@ impl Load {
     }
 }
 
-/// For people: beyond 2^53 it is rounded.
+/// For people to read: rounded beyond 2^53.
 #[allow(clippy::cast_precision_loss)]
 fn number(count: u64) -> f64 {
     count as f64
@@ -95,13 +95,13 @@ fn number(count: u64) -> f64 {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     pub loads: BTreeMap<Destination, Load>,
-    /// Rows that were left out: of no service of the mesh, with a bad name, or too many.
+    /// Rows that were left out: of services that are not in the mesh, with a bad name, or too many.
     pub left_out: u64,
 }
 
 impl Report {
-    /// `known` gives the full name of a service of the mesh by its cluster's name; `usual`: the interval of clients that
-    /// do not tell theirs.
+    /// `known` returns the full name of a service of the mesh by its cluster's name; `usual` is the interval of clients
+    /// that do not report theirs.
     #[must_use]
     pub fn read(
         stats: &[ClusterStats],
@@ -121,7 +121,8 @@ impl Report {
                     report.take(&service, cluster, usual);
                 }
                 None => {
-                    // Looked at all the same: a million strange names cost no million looks.
+                    // Unknown names count against the limit too: otherwise a million of them would cost a million
+                    // lookups.
                     room = room.saturating_sub(1);
                     report.left_out += rows as u64;
                 }
@@ -149,7 +150,7 @@ impl Report {
             first.get_or_insert(destination);
         }
         if cluster.total_dropped_requests > 0 {
-            // Dropped before a locality was chosen: counted once, where there is a row.
+            // Dropped before a locality was chosen: counted once, in a locality that has a row if there is one.
             let destination = first.unwrap_or_else(|| destination(String::new()));
             let load = self.loads.entry(destination).or_default();
             load.interval = interval;

@@ -1,5 +1,5 @@
 //! The streams of `LoadReportingService`. Each client is asked once to report all its calls at an interval. A client
-//! that reports faster is read no faster: its messages wait in its own connection.
+//! that reports faster is not read faster: its messages wait in its own connection.
 
 use std::{pin::Pin, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{access::Caller, budget::Who, names::ServiceName, registry::Registry,
 
 /// Longest report in bytes: tens of thousands of rows.
 const MAX_REPORT_BYTES: usize = 4 << 20;
-/// A stream must say who it is within this time.
+/// The first request must come within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
 /// Takes load reports.
@@ -33,7 +33,7 @@ pub struct LoadReports {
     stop: CancellationToken,
 }
 
-/// The gRPC service; clients are asked for a report each `interval`.
+/// The gRPC service; clients are asked to report once per `interval`.
 #[must_use]
 pub fn service(
     registry: Registry,
@@ -50,7 +50,7 @@ pub fn service(
     .max_decoding_message_size(MAX_REPORT_BYTES)
 }
 
-/// Messages of one interval that are read: one is due.
+/// Most messages read per interval; one is expected.
 const MESSAGES: u32 = 2;
 
 type Answer = Result<LoadStatsResponse, Status>;
@@ -63,7 +63,7 @@ impl LoadReportingService for LoadReports {
         &self,
         request: Request<Streaming<LoadStatsRequest>>,
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
-        // The answer to the first request, and the last word.
+        // Room for the answer to the first request, and for the final status.
         let (answers, receiver) = mpsc::channel(2);
         let reports = self.clone();
         let who = Caller::of(&request).account().who();
@@ -77,7 +77,7 @@ impl LoadReportingService for LoadReports {
                 ended = reports.serve(who, request.into_inner(), &answers) => ended,
             };
             if let Err(status) = ended {
-                // A client that does not read is told by its connection.
+                // A client that does not read notices the end of its connection.
                 let _ = answers.try_send(Err(status));
             }
         });
@@ -104,7 +104,7 @@ impl LoadReports {
             .loads
             .join(who, &node.id, &node.role)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        // Room for it is there: it is the first.
+        // The queue is empty, so there is room.
         let _ = answers.try_send(Ok(self.wish()));
         self.take(&member, &first);
         drop(first);

@@ -259,7 +259,7 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
         now(),
     );
     assert_eq!(edges(&loads), ["node-a users.default eu/b"]);
-    // Stock clients share a node id as they like.
+    // Several stock clients may share a node id.
     let first = loads.join(Who::default(), "stock", "grpc-go").unwrap();
     let second = loads.join(Who::default(), "stock", "grpc-go").unwrap();
     for stream in [&first, &second] {
@@ -270,7 +270,7 @@ fn the_newest_stream_of_a_proxy_speaks_for_it() {
         );
     }
     assert_eq!(edges(&loads).len(), 3);
-    // Even as a proxy does.
+    // A stock client may even have the node id of a proxy.
     let namesake = loads.join(Who::default(), "node-a", "grpc-go").unwrap();
     namesake.report(
         read(&[cluster("orders.shop", vec![row("", 1, 1, 0)])]),
@@ -296,7 +296,7 @@ fn streams_rows_and_sums_are_bounded() {
     }
     assert!((7_500..8_000).contains(&streams.len()), "{}", streams.len());
     assert_eq!(loads.refused(), 1);
-    // Of other hosts: they find room, and there is an end of it.
+    // Clients of other hosts get streams, up to the limit.
     let mut others = Vec::new();
     let host = |n: usize| who(u8::try_from(2 + n / 20).unwrap());
     while let Ok(stream) = loads.join(host(others.len()), "other", "x") {

@@ -1,5 +1,4 @@
-//! The clients of this replica as status lists them: those that are connected, and proxies that were connected
-//! recently.
+//! The clients of this replica as the status lists them: the connected ones, and proxies that were connected recently.
 
 use std::time::Duration;
 
@@ -10,9 +9,9 @@ use crate::{
     xds::{ClientStatus, Clients, KindStatus, RefusedStatus},
 };
 
-/// A client that has owed an answer for so long without giving one is stale.
+/// A client that has owed an answer for this long is stale.
 const STALE: Duration = Duration::from_secs(30);
-/// Proxies without a stream are listed for so long.
+/// How long proxies without a stream are listed.
 const LISTED: Duration = Duration::from_secs(3600);
 
 /// The clients of this replica, sorted by node id, and proxies of known nodes that had a stream here and have none now.

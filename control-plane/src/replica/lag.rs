@@ -1,5 +1,5 @@
-//! Asks other replicas which revision they have seen, so that this one notices that it lags, for example when its
-//! connection to the store is dead. The answers go to the registry's membership, which judges.
+//! Asks other replicas which revision they have seen, so that this one notices when it lags, for example because its
+//! connection to the store is dead. The registry's membership judges the answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,16 +14,16 @@ use super::{
 };
 use crate::{registry::Membership, store::Revision};
 
-/// Some are asked this long after the last were, and at once when there is a doubt.
+/// Time between two rounds; a requested check begins earlier.
 const EVERY: Duration = Duration::from_secs(1);
-/// An answer that has not come after this time is left out.
+/// An answer that takes longer is ignored.
 const WITHIN: Duration = Duration::from_millis(800);
-/// So many are asked at a time, in turn: however many replicas there are, each has little work with it.
+/// How many replicas are asked per round, in turn: however many there are, each has little work.
 const ASKED: usize = 3;
-/// Doubts come as often as removals do: between two rounds of questions there is so long.
+/// Shortest time between two rounds: checks are requested as often as there are removals.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Asks until `stop`.
+/// Asks until `stop` is cancelled.
 pub fn watch_lag(membership: Membership, peers: Peers, stop: CancellationToken) {
     let tasks = membership.registry().options().tasks.clone();
     tasks.restarted("replica-lag", move || {
@@ -45,7 +45,7 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
         }
         let all = peers.now();
         let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
-        // Who knew more is asked every time: its word counts for a few seconds only.
+        // The replica that was ahead is asked every time: its answer counts only for a few seconds.
         let knew = membership
             .lag()
             .borrow()

@@ -1,6 +1,6 @@
-//! What the replicas of the control plane ask each other: their clients, whether these have acknowledged a removal,
-//! and the revisions that they have seen. Answers of several replicas name those that did not answer in time. No call
-//! depends on this, and no state of another replica is kept.
+//! What the replicas of the control plane ask each other: their clients, whether these have acknowledged a removal, and
+//! the revisions that they have seen. Combined answers name the replicas that did not answer in time. No call depends
+//! on this, and no state of another replica is kept.
 
 mod clients;
 mod lag;

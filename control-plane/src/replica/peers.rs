@@ -1,5 +1,5 @@
-//! The other replicas and a connection to each. Questions to all are asked at the same time with a time limit, so
-//! that a dead replica delays one question by that limit at most.
+//! The other replicas and a connection to each. All are asked at the same time with a time limit, so that a dead
+//! replica delays a request by at most that limit.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::registry::{Registry, Replica, ViewChanges};
 
 /// Most other replicas that are asked; further ones count as not answering.
 const MAX_PEERS: usize = 64;
-/// A list that has not come after this time is left out.
+/// A list that takes longer is left out.
 const LIST_WITHIN: Duration = Duration::from_secs(2);
-/// Lists under way to one replica: they are long.
+/// Most lists at a time from one replica, because they are long.
 const LISTS: usize = 4;
 /// Longest list: that of 10,000 clients has about 15 MB.
 const MAX_LIST_BYTES: usize = 64 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// While a question is under way a silent connection is tested: one to a replica that is cut off would never break.
+/// During a request a silent connection is pinged: one to a replica that is cut off would never break.
 const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// The other replicas of this one. Clones share them.
@@ -36,12 +36,12 @@ pub struct Peers(watch::Receiver<Arc<Vec<Peer>>>);
 #[derive(Clone)]
 pub(super) struct Peer {
     pub(super) replica: Replica,
-    /// None if it cannot be reached: it does not say where it is, or says it in a way that nobody understands.
+    /// None if it cannot be reached: it has no address, or an invalid one.
     pub(super) client: Option<ReplicaClient<Channel>>,
     lists: Arc<Semaphore>,
 }
 
-/// What the other replicas say.
+/// The answers of the other replicas.
 #[derive(Debug)]
 pub struct Answers {
     /// In the order of the replicas' names.
@@ -51,10 +51,10 @@ pub struct Answers {
 }
 
 impl Peers {
-    /// Follows the registry's list until `stop`.
+    /// Follows the registry's list until `stop` is cancelled.
     #[must_use]
     pub fn follow(registry: Registry, stop: CancellationToken) -> Self {
-        // Subscribed first, then read: nothing falls between, also when it is begun anew.
+        // Subscribed before reading, so that no change is lost between; a restart does the same.
         let changes = registry.subscribe();
         let (sender, peers) = watch::channel(Arc::new(next(&registry, &[])));
         let sender = Arc::new(sender);
@@ -72,7 +72,7 @@ impl Peers {
         Arc::clone(&self.0.borrow())
     }
 
-    /// Waits until a process is no replica any more.
+    /// Waits until a process is no longer a replica.
     pub(super) async fn gone(&self, process_id: &str) {
         let lives = |peers: &Arc<Vec<Peer>>| {
             peers
@@ -81,7 +81,7 @@ impl Peers {
         };
         let mut peers = self.0.clone();
         if peers.wait_for(|peers| !lives(peers)).await.is_err() {
-            // This replica stops: who lives is not known here any more.
+            // This replica is stopping: which others are alive is no longer known.
             std::future::pending::<()>().await;
         }
     }
@@ -117,7 +117,7 @@ impl Peer {
                 Err(status) => {
                     let cause = status.message();
                     if status.code() == Code::FailedPrecondition {
-                        // Nothing mends that by itself.
+                        // This does not resolve itself.
                         tracing::warn!(replica = %name, cause, "another replica cannot be asked");
                     } else {
                         tracing::debug!(replica = %name, cause, "another replica does not list its clients");
@@ -133,7 +133,7 @@ impl Peer {
     }
 }
 
-/// The other replicas as the view shows them; connections to those that were known stay.
+/// The other replicas in the view; connections to those already known are kept.
 fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
     let own = &registry.options().process_id;
     let replicas: Vec<Replica> = registry.read(|view| {
@@ -163,11 +163,11 @@ fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
     peers.collect()
 }
 
-/// The metadata of a question that says whom it is for, by its process id.
+/// The metadata of a request that names the replica it is for, by its process id.
 pub(super) const ASKED: &str = "heddle-asked-process";
 
-/// A question for one replica alone: its address may lead to another one (a load balancer's, say), whose answer would
-/// be taken for its own.
+/// A request for one replica only: its address may lead to another one (through a load balancer, for example), whose
+/// answer would be taken for its own.
 pub(super) fn question<T>(replica: &Replica, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     if let Ok(process) = replica.process_id.parse() {
@@ -176,13 +176,13 @@ pub(super) fn question<T>(replica: &Replica, message: T) -> tonic::Request<T> {
     request
 }
 
-/// Connects with the first question, and again with the next one when the connection broke.
+/// Connects with the first request, and again with the next one if the connection broke.
 fn connect(replica: &Replica) -> Option<ReplicaClient<Channel>> {
     let channel = endpoint(replica)?.connect_lazy();
     Some(ReplicaClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES))
 }
 
-/// How a replica is reached, if it says where it is.
+/// The endpoint of a replica, if it has an address.
 pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
     if replica.advertise.is_empty() {
         return None;

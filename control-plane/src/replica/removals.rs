@@ -1,6 +1,6 @@
-//! Waits until all clients of all replicas have acknowledged that an instance has gone, and names those that have
-//! not, and the replicas that did not answer. A replica that dies meanwhile is waited for until its record has gone:
-//! its clients connect to others, which know of the removal.
+//! Waits until all clients of all replicas have acknowledged that an instance was removed. Names the clients that have
+//! not, and the replicas that did not answer. If a replica dies meanwhile, it is waited for until its record is
+//! removed: its clients connect to others, which know of the removal.
 
 use std::{pin::Pin, time::Duration};
 
@@ -21,9 +21,9 @@ use crate::{
     xds::Clients,
 };
 
-/// What another replica's answer needs beside the wait itself.
+/// Time for another replica's answer to travel, in addition to the wait itself.
 const TRAVEL: Duration = Duration::from_millis(250);
-/// Pause before a replica that refused a question is asked again.
+/// Pause before a replica that refused a request is asked again.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The clients of this replica.
@@ -39,7 +39,7 @@ impl Own {
         self.membership.registry()
     }
 
-    /// Clients that had not acknowledged the removal when the wait ended; none if it has not come here by then.
+    /// Clients that had not acknowledged the removal when the wait ended; none if this replica had not seen it by then.
     pub(super) async fn unacknowledged(
         &self,
         instance: InstanceKey,
@@ -50,7 +50,7 @@ impl Own {
             self.membership.request_check();
         }
         let mut snapshots = self.publisher.subscribe();
-        // Before that a client that connects would still be told of the instance.
+        // With an older snapshot a connecting client would still get the instance.
         let here = snapshots.wait_for(|snapshot| snapshot.revision >= revision.0);
         timeout_at(until, here).await.ok()?.ok()?;
         let left = until.saturating_duration_since(Instant::now());
@@ -119,7 +119,7 @@ impl MeshRemovals {
     }
 }
 
-/// None if it cannot be asked. One that refuses is asked again: it may be restarting its connection, or dying.
+/// None if it cannot be asked. One that refuses is asked again: it may be reconnecting, or dying.
 async fn answer_of(
     peer: &Peer,
     instance: &InstanceKey,

@@ -1,5 +1,5 @@
-//! `heddle.control.v1.Replica`: what other replicas ask this one. Answers are about the clients of this replica
-//! alone, so that questions never loop.
+//! `heddle.control.v1.Replica`: answers the other replicas. Answers are about the clients of this replica alone, so
+//! that requests never loop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{
 
 /// Longest wait for a removal.
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// Waits under way at once; more are refused.
+/// Most waits at a time; more are refused.
 const MAX_WAITS: usize = 10_000;
 
 /// Answers other replicas.
@@ -65,7 +65,7 @@ impl ReplicaService {
         &self.own.registry().options().replica
     }
 
-    /// Refuses what another replica was asked. Older ones do not say whom they ask.
+    /// Refuses requests that were meant for another replica. Older replicas do not send this metadata.
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let own = &self.own.registry().options().process_id;
         match request.metadata().get(ASKED) {
@@ -145,7 +145,7 @@ fn wait(request: &AwaitRemovalRequest) -> Duration {
     wait.unwrap_or(MAX_WAIT).min(MAX_WAIT)
 }
 
-/// The names only have to be there: an instance that nobody knows has been acknowledged by all.
+/// The names need only be set: a removal of an unknown instance counts as acknowledged by all.
 fn instance(request: &AwaitRemovalRequest) -> Result<InstanceKey, Status> {
     let Some(instance) = request
         .instance

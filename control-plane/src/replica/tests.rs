@@ -1,5 +1,5 @@
-//! A replica that does not hear the store while another does: real replicas, real connections between them and to their
-//! clients. How long that takes to notice is the product's own time.
+//! A replica that gets nothing from the store while another does: real replicas with real connections between them and
+//! to their clients. The test waits as long as the product takes to notice it.
 
 use std::{
     sync::{
@@ -105,7 +105,7 @@ impl Replica {
         endpoint.connect().await.unwrap()
     }
 
-    /// Waits until it lags, or does not.
+    /// Waits until it lags, or no longer lags.
     async fn until_lags(&self, lags: bool) {
         let mut lag = self.membership.lag();
         let changed = lag.wait_for(|lag| lag.is_some() == lags);
@@ -113,7 +113,7 @@ impl Replica {
     }
 }
 
-/// Passes connections on to an address, and counts them.
+/// Forwards connections to an address, and counts them.
 async fn counted(to: &str) -> (Channel, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -135,7 +135,7 @@ async fn counted(to: &str) -> (Channel, Arc<AtomicUsize>) {
 #[derive(Debug)]
 struct Subscribed {
     answers: Streaming<DeltaDiscoveryResponse>,
-    /// The client's side is open as long as this lives.
+    /// The client's side is open while this exists.
     _say: mpsc::Sender<DeltaDiscoveryRequest>,
 }
 
@@ -158,11 +158,11 @@ async fn subscribe(channel: &Channel) -> Result<Subscribed, Status> {
     Ok(Subscribed { answers, _say: say })
 }
 
-/// How a new stream is refused. One that met the end of the connection before it was heard is opened again.
+/// How a new stream is refused. If the connection ended before the request was handled, another stream is opened.
 async fn refused(channel: &Channel) -> Status {
     loop {
         let status = subscribe(channel).await.unwrap_err();
-        // The transport's words for a connection that ended while the request was under way.
+        // The transport's message for a connection that ended during the request.
         let unheard = status.message().contains("h2 protocol error");
         if status.code() != Code::Cancelled && !unheard {
             return status;
@@ -186,7 +186,7 @@ async fn clients_of_a_replica_that_lags_are_sent_elsewhere_until_it_has_caught_u
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
     let why = ended.message();
     assert!(why.contains("and replica r1 has seen"), "{why}");
-    // Its connection ends too, so that a load balancer would be asked again; who is quicker is refused on the old one.
+    // Its connection ends too, so that a load balancer chooses again; a quicker client is refused on the old one.
     within(async {
         loop {
             let refused = refused(&channel).await;

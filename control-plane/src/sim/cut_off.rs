@@ -1,5 +1,5 @@
-//! A scenario that the seeds do not reach: the only replica is cut off from its store for less than its own lease,
-//! and a node's older lease ends meanwhile. No other node lapses, so no rule about many nodes applies.
+//! A scenario that the seeds do not reach: the only replica is cut off from its store for less than its own lease, and
+//! a node's older lease ends meanwhile. No other node lapses, so the rules about many lapsed nodes do not apply.
 
 use std::time::Duration;
 
@@ -17,20 +17,20 @@ use crate::{
     store::{KeyValue, Revision},
 };
 
-/// Of a TTL of 10 s: more than is left to a node that is about to beat (7 s), less than to a replica that has just
+/// With a TTL of 10 s: more than remains for a node that is about to renew (7 s), less than for a replica that has just
 /// renewed (10 s). Long enough that a request fails meanwhile (5 s).
 const CUT_OFF_FOR: Duration = Duration::from_millis(8500);
-/// A leader that judges at once has done so after this.
+/// By this time a leader that does not wait has expired the node.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// The node's way back is that much longer than the store's; the leader's hold is a TTL.
+/// How much later than the store the node is reachable again; the leader waits for a TTL.
 const LATER: Duration = Duration::from_secs(1);
 
 struct Seen {
-    /// The store ended the node's lease before it heard from the replica again.
+    /// The store ended the node's lease before the replica was connected again.
     lapsed: bool,
-    /// The replica is the leader that it was.
+    /// The same replica is still the leader.
     kept_duty: bool,
-    /// Instances by when they were written first.
+    /// Instances and the revisions of their first write.
     before: Vec<(String, Revision)>,
     after: Vec<(String, Revision)>,
     broken: Option<String>,
@@ -103,14 +103,15 @@ fn written(simulation: &Simulation, key: &str) -> Option<Revision> {
 #[test]
 fn a_node_that_lapsed_while_its_replica_was_cut_off_has_a_ttl_to_come_back() {
     let mut came_to_it = 0;
-    // Node and replica renew at intervals of their own: of these moments some lie late in one and early in the other.
+    // Node and replica renew at different intervals: some of these moments are late in one interval and early in the
+    // other.
     for step in 0..24 {
         let moment = Duration::from_millis(20_100) + Duration::from_millis(250) * step;
         let seen = in_virtual_time(cut_off_at(moment));
         let trace = &seen.trace;
         assert_eq!(seen.broken, None, "cut off at {moment:?}:\n{trace}");
         assert_eq!(seen.before.len(), 1, "cut off at {moment:?}:\n{trace}");
-        // An instance that left and was registered again was written first at another revision.
+        // An instance that left and was registered again would have another revision of its first write.
         assert_eq!(seen.after, seen.before, "cut off at {moment:?}:\n{trace}");
         came_to_it += usize::from(seen.lapsed && seen.kept_duty);
     }

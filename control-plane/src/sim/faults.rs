@@ -1,5 +1,5 @@
-//! The faults of a run and what happens by itself, in random order. Each fault is undone after a while, and at the
-//! end of the run everything works again.
+//! The faults of a run and its normal changes, in random order. Each fault is undone after a while, and at the end of
+//! the run everything works again.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -70,7 +70,7 @@ fn some_names(simulation: &Simulation, random: &mut Random) -> Vec<node::Name> {
     names
 }
 
-/// Deeds until the turmoil ends.
+/// Causes events until the time of faults is over.
 pub(super) async fn run(simulation: &Simulation, random: &mut Random) {
     while simulation.now() < simulation.profile.faults {
         sleep(random.millis(100..=4000)).await;
@@ -82,7 +82,7 @@ pub(super) async fn run(simulation: &Simulation, random: &mut Random) {
     }
 }
 
-/// One deed at a time, none of which is reason to lose a living instance.
+/// One event at a time; none of them may make a living instance disappear.
 async fn gentle(simulation: &Simulation, random: &mut Random) {
     match random.number(0..=9) {
         0..=3 => of_itself(simulation, random),
@@ -101,7 +101,7 @@ async fn gentle(simulation: &Simulation, random: &mut Random) {
             settled(simulation).await;
         }
         7 => {
-            // One replica cut off from all, as when its host's cable is pulled.
+            // One replica cut off from all others, as if its host's cable were pulled.
             let Some(n) = up(simulation, random) else {
                 return;
             };
@@ -121,7 +121,7 @@ async fn gentle(simulation: &Simulation, random: &mut Random) {
     }
 }
 
-/// Until all replicas serve and every node and client has had time to find one.
+/// Waits until all replicas serve and every node and client has had time to find one.
 async fn settled(simulation: &Simulation) {
     while lock(&simulation.replicas).len() < simulation.profile.replicas {
         sleep(Duration::from_millis(200)).await;
@@ -149,7 +149,7 @@ fn rough(simulation: &Simulation, random: &mut Random) {
     }
 }
 
-/// Instances come, go and change.
+/// Registers, removes or changes an instance.
 fn of_itself(simulation: &Simulation, random: &mut Random) {
     let Some(who) = running(simulation, random) else {
         return;
@@ -165,7 +165,7 @@ fn of_itself(simulation: &Simulation, random: &mut Random) {
     }
     match random.number(0..=2) {
         0 => {
-            // One that drains leaves stock clients of its own will.
+            // A draining instance is removed from stock clients on purpose.
             let mut healths = vec![Health::Healthy, Health::Unhealthy];
             if !simulation.profile.gentle {
                 healths.push(Health::Draining);
@@ -175,7 +175,7 @@ fn of_itself(simulation: &Simulation, random: &mut Random) {
         }
         1 => node::deregister(simulation, who, &name),
         _ => {
-            // A process that restarts: the same name, another address.
+            // A process restarts: the same name, another address.
             node::deregister(simulation, who, &name);
             node::register(simulation, who, &name);
         }
@@ -214,7 +214,7 @@ fn kill_node(simulation: &Simulation, random: &mut Random) {
     }
 }
 
-/// A process sleeps, another takes its node over, the old one wakes up and has to see that it is old.
+/// A node's process is paused and another takes over; when the old one resumes, it has to notice that it was replaced.
 fn succeed(simulation: &Simulation, random: &mut Random) {
     let Some(old @ Who::Node(n, _)) = running(simulation, random) else {
         return;
@@ -236,7 +236,7 @@ fn succeed(simulation: &Simulation, random: &mut Random) {
             return;
         }
         node::start(&simulation, random.fork(), n, &names);
-        // The old one has something to say while it does not know yet.
+        // The old process sends changes before it knows that it was replaced.
         let name = ("s0".to_owned(), "i0".to_owned());
         for _ in 0..4 {
             sleep(random.millis(0..=60)).await;
@@ -295,7 +295,7 @@ fn cut(simulation: &Simulation, random: &mut Random) {
 
 fn cut_from_store(simulation: &Simulation, random: &mut Random) {
     let n = random.index(simulation.profile.replicas);
-    // Up to more than twice as long as a client may know less than the store.
+    // Up to more than twice as long as a client's state may be older than the store's.
     cut_apart(
         simulation,
         random,
@@ -305,7 +305,7 @@ fn cut_from_store(simulation: &Simulation, random: &mut Random) {
     );
 }
 
-/// Most nodes at once, from everything: suspects.
+/// Cuts most nodes off from everything at once, so that they become suspects.
 fn many_cut(simulation: &Simulation, random: &mut Random) {
     let nodes: Vec<Who> = lock(&simulation.books).keys().copied().collect();
     for node in nodes.into_iter().take(4) {
@@ -341,7 +341,7 @@ fn cut_apart(
     });
 }
 
-/// The store's leader is gone for a while, or its quorum.
+/// The store has no leader, or no quorum, for a while.
 fn lose_store(simulation: &Simulation, random: &mut Random) {
     if !lock(&simulation.store).up {
         return;
@@ -375,7 +375,7 @@ fn slow(simulation: &Simulation, random: &mut Random) {
     });
 }
 
-/// A stall that is over before anybody notices, between one pair.
+/// A stall between one pair that is over before either end notices.
 async fn break_connection(simulation: &Simulation, random: &mut Random) {
     let (replica, other) = link(simulation, random);
     simulation.say(format_args!("a stall between {replica} and {other}"));
@@ -387,9 +387,9 @@ async fn break_connection(simulation: &Simulation, random: &mut Random) {
     });
 }
 
-/// All is whole again; who is down comes back.
+/// Repairs everything and restarts what is down.
 pub(super) async fn end(simulation: &Simulation) {
-    // What was begun ends of itself within 45 s.
+    // Faults that have begun end by themselves within 45 s.
     sleep(Duration::from_secs(46)).await;
     simulation.say(format_args!("the faults are over"));
     simulation.change_net(|net| {

@@ -1,5 +1,6 @@
-//! Simulated connections: in order and without loss while they last, as TCP, with random latency, stalled while the
-//! two ends are partitioned, and broken for each end when that end notices. Messages are not read here.
+//! Simulated connections: in order and without loss while they last, like TCP, with random latency. They stall while
+//! the two ends are partitioned, and each end notices later that the connection is broken. The content of messages is
+//! not used here.
 
 use std::time::Duration;
 
@@ -19,11 +20,11 @@ use super::{
     simulation::{Simulation, Who, lock},
 };
 
-/// As `data-plane/src/xds/mod.rs` dials.
+/// The connect timeout of `data-plane/src/xds/mod.rs`.
 const CONNECT: Duration = Duration::from_secs(2);
-/// By HTTP/2's keep-alive a proxy notices a silent replica within so long, ...
+/// With HTTP/2 keep-alive a proxy notices a silent replica within this time, ...
 const DIALER_NOTICES: Duration = Duration::from_secs(5);
-/// ... and a replica a silent proxy (`app.rs`).
+/// ... and a replica notices a silent proxy (`grpc.rs`).
 const REPLICA_NOTICES: Duration = Duration::from_secs(20);
 
 /// The dialer's end.
@@ -37,7 +38,7 @@ pub(super) struct Socket<Q, A> {
 /// Requests as a replica takes them.
 pub(super) type Requests<Q> = ReceiverStream<Result<Q, Status>>;
 
-/// Connects `me` to a replica, which answers by `accept`.
+/// Connects `me` to a replica, which answers with `accept`.
 pub(super) async fn dial<Q, A>(
     simulation: &Simulation,
     random: &mut Random,
@@ -139,7 +140,7 @@ impl Carrier {
                     () = out.closed() => return,
                     item = input.next() => item,
                 };
-                // The end takes its time too.
+                // The end of the stream has latency too.
                 sleep(
                     self.simulation
                         .latency(&mut self.random, self.from, self.to),
@@ -160,7 +161,7 @@ impl Carrier {
             () = moved => {}
         }
         drop(out);
-        // That nobody reads any more has a way to go as well.
+        // That nothing reads any more takes time to reach the sender as well.
         let told = async {
             sleep(
                 self.simulation
@@ -185,7 +186,7 @@ struct End {
     notices: Duration,
 }
 
-/// Tells each end when it notices that the connection is lost: the other died, or is silent for too long.
+/// Lets each end notice that the connection is lost: the other end died, or was silent for too long.
 async fn keep_watch(
     simulation: Simulation,
     [one, two]: [Random; 2],

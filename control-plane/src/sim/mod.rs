@@ -20,11 +20,11 @@ use tokio::time::sleep;
 use random::Random;
 use simulation::Simulation;
 
-/// Names a seed to replay, with its trace on the standard output.
+/// The environment variable with a seed to replay, with its trace on standard output.
 const SEED: &str = "HEDDLE_SIM_SEED";
-/// How many seeds the long test runs.
+/// The environment variable with the number of seeds of the long test.
 const SEEDS: &str = "HEDDLE_SIM_SEEDS";
-/// After the turmoil everything has converged within so long.
+/// Everything must have converged within this time after the faults.
 const SETTLE: Duration = Duration::from_secs(100);
 
 /// A long run stops after this many failures.
@@ -36,7 +36,7 @@ struct Ended {
     trace: String,
 }
 
-/// Tells a story on a clock of its own, which stands while anybody has something to do.
+/// Runs a scenario with a paused clock, which advances only when no task can run.
 fn in_virtual_time<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -83,7 +83,7 @@ fn run(seed: u64, print: bool) -> Ended {
     })
 }
 
-/// Runs seeds one after another. Those that break a law fail the test, the first of them with its trace.
+/// Runs seeds one after another. Those that violate an invariant fail the test; the trace of the first one is printed.
 fn check(seeds: impl Iterator<Item = u64>) {
     let broken = seeds.filter_map(|seed| {
         let ended = run(seed, false);
@@ -106,7 +106,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Does nothing unless a seed is named.
+/// Does nothing unless a seed is given.
 #[test]
 fn replay() {
     let Some(seed) = number(SEED) else { return };
@@ -136,7 +136,7 @@ fn no_other_seed_breaks_a_law() {
     check(150..300);
 }
 
-/// Thousands: `./test --long`, or `HEDDLE_SIM_SEEDS=100000`.
+/// Thousands of seeds: `./test --long`, or `HEDDLE_SIM_SEEDS=100000`.
 #[test]
 #[ignore = "takes minutes"]
 fn none_of_thousands_of_seeds_breaks_a_law() {

@@ -1,5 +1,5 @@
-//! A simulated node: an agent that follows the protocol of node sessions as ours does
-//! (`data-plane/src/agent/session`), with instances that join and leave.
+//! A simulated node: an agent that follows the protocol of node sessions as ours does (`data-plane/src/agent/session`),
+//! with instances that are registered and removed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,11 +26,11 @@ use super::{
 
 const OPENING: Duration = Duration::from_secs(10);
 const RENEW: Duration = Duration::from_secs(3);
-/// As the agent's: it leaves a replica that is silent for half a lease.
+/// As in the agent: it leaves a replica that is silent for half a lease.
 const SILENCE: Duration = Duration::from_secs(5);
 const SUPERSEDED_PAUSE: Duration = Duration::from_secs(15);
 
-/// All services serve it, and each wants its path.
+/// All services serve it, and each claims its path.
 pub(super) const SHARED: &str = "shared.v1.Api";
 
 /// Service and id.
@@ -41,13 +41,13 @@ pub(super) struct NodeState {
     pub(super) instances: BTreeMap<Name, LocalInstance>,
     pub(super) changed: watch::Sender<u64>,
     pub(super) life: CancellationToken,
-    /// Addresses given out.
+    /// The number of addresses in use so far.
     ports: u16,
-    /// Removals whose acknowledgement it asks for.
+    /// Removals whose acknowledgement it requests.
     removed: Vec<Name>,
-    /// Those that went and are not back: address and cause. It never forgets, as a run is short.
+    /// Instances that were removed and not registered again: address and cause. Never cleared, because a run is short.
     gone: BTreeMap<Name, (String, String)>,
-    /// How many went.
+    /// The number of removed instances.
     count: usize,
 }
 
@@ -89,7 +89,7 @@ impl NodeState {
         self.instances.insert(name.clone(), local);
     }
 
-    /// Every second one goes without having asked to.
+    /// Every second instance is removed without a request.
     fn remove(&mut self, name: &Name) -> Option<(String, Went)> {
         let address = self.instances.remove(name)?.instance?.address;
         self.count += 1;
@@ -112,7 +112,7 @@ impl NodeState {
     }
 }
 
-/// Starts a new process of a node, which becomes the right one, with these instances.
+/// Starts a new process of a node with these instances; it becomes the node's rightful process.
 pub(super) fn start(simulation: &Simulation, random: Random, node: usize, names: &[Name]) {
     let process = {
         let mut rightful = lock(&simulation.rightful);
@@ -140,7 +140,7 @@ pub(super) fn start(simulation: &Simulation, random: Random, node: usize, names:
     tokio::spawn(agent.run());
 }
 
-/// Unless another process of the node was started meanwhile.
+/// Starts a process, unless another one of the node was started meanwhile.
 pub(super) fn start_again(simulation: &Simulation, random: Random, node: usize, names: &[Name]) {
     let is_of_it = |who: &Who| matches!(who, Who::Node(n, _) if *n == node);
     let lives = lock(&simulation.books).keys().any(is_of_it);
@@ -156,7 +156,7 @@ pub(super) fn is_rightful(simulation: &Simulation, who: Who) -> bool {
     lock(&simulation.rightful).get(&node) == Some(&process)
 }
 
-/// kill -9, of the agent and of all that runs beside it.
+/// kill -9 of the agent and of all that runs beside it.
 pub(super) fn kill(simulation: &Simulation, who: Who) {
     if let Some(book) = lock(&simulation.books).remove(&who) {
         simulation.say(format_args!("{who} is killed"));
@@ -433,7 +433,7 @@ async fn say(socket: &Talk, message: node_message::Message) -> Result<(), End> {
     }
 }
 
-/// Which process wrote something can be read from its id.
+/// The id shows which process wrote something.
 fn process_id(node: usize, process: u32) -> String {
     format!("n{node}-{process}")
 }

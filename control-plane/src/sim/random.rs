@@ -1,6 +1,6 @@
-//! The only source of randomness in a run, from one seed. Every part has a generator of its own, because the order in
-//! which tasks of one moment run is not deterministic in tokio (`watch` wakes its receivers at random). Source:
-//! SplitMix64 (Steele, Lea, Flood 2014).
+//! The only source of randomness in a run, from one seed. Every part has its own generator, because the order in which
+//! tasks of one moment run is not deterministic in tokio (`watch` wakes its receivers at random). Source: SplitMix64
+//! (Steele, Lea, Flood 2014).
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -12,7 +12,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Dice of one's own: what others throw, and in which order, is no matter to them.
+    /// A separate generator, which does not depend on the use of others.
     pub(super) fn fork(&mut self) -> Self {
         Self(self.next())
     }
@@ -34,12 +34,12 @@ impl Random {
         usize::try_from(number).unwrap_or(*of.start())
     }
 
-    /// One of so many, from 0.
+    /// A number from 0 up to, but not including, `below`.
     pub(super) fn index(&mut self, below: usize) -> usize {
         self.count(0..=below.saturating_sub(1))
     }
 
-    /// True in so many of a thousand.
+    /// True with this probability in thousandths.
     pub(super) fn chance(&mut self, permille: u64) -> bool {
         self.number(0..=999) < permille
     }
@@ -53,7 +53,7 @@ impl Random {
     }
 }
 
-/// A number of some bytes (FNV-1a), the same in each run.
+/// A hash of some bytes (FNV-1a), the same in each run.
 pub(super) fn hash(before: u64, bytes: &[u8]) -> u64 {
     bytes
         .iter()

@@ -21,28 +21,28 @@ use crate::{
     xds::{self, Ads, Clients},
 };
 
-/// Short, so that a run sees suspects leave.
+/// Short, so that suspects are removed within a run.
 pub(super) const SUSPECT_FOR: Duration = Duration::from_secs(40);
-/// Short, so that services are forgotten and their clusters go.
+/// Short, so that services are forgotten and their clusters removed.
 const FORGET_AFTER: Duration = Duration::from_secs(25);
-/// Short, so that paths get other owners.
+/// Short, so that paths change their owners.
 const RELEASE_AFTER: Duration = Duration::from_secs(20);
 
 thread_local!(static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) });
 
-/// The clock on the wall begins to count.
+/// Starts the wall clock.
 pub(super) fn begin_wall() {
     BEGAN.set(Some(Instant::now()));
 }
 
-/// Milliseconds since then, virtual as all time here.
+/// Milliseconds since the wall clock started, in virtual time.
 fn wall_ms() -> u64 {
     let since = BEGAN.get().map(|began| began.elapsed()).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) struct Replica {
-    /// Cancelled when the process is no more.
+    /// Cancelled when the process has ended.
     pub(super) life: CancellationToken,
     stop: CancellationToken,
     pub(super) registry: Registry,
@@ -128,7 +128,7 @@ async fn ask_once(simulation: &Simulation, n: usize, membership: &Membership) {
     membership.update_lag();
 }
 
-/// kill -9: nothing more comes from it.
+/// kill -9: it sends nothing more.
 pub(super) fn kill(simulation: &Simulation, n: usize) {
     let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
@@ -138,7 +138,7 @@ pub(super) fn kill(simulation: &Simulation, n: usize) {
     replica.stop.cancel();
 }
 
-/// SIGTERM: it ends its streams with a word, then goes.
+/// SIGTERM: it ends its streams with a status, then exits.
 pub(super) async fn stop(simulation: &Simulation, random: &mut Random, n: usize) {
     let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
@@ -149,7 +149,7 @@ pub(super) async fn stop(simulation: &Simulation, random: &mut Random, n: usize)
     replica.life.cancel();
 }
 
-/// The removals of one replica, each answer looked at.
+/// The removals of one replica; each answer is checked.
 struct Watched {
     simulation: Simulation,
     replica: usize,

@@ -1,5 +1,5 @@
-//! The state that all parts of a run share: the trace, the network, and what should be true. Locks are held for a
-//! moment only, and never across a wait.
+//! The state that all parts of a run share: the trace, the network, and the expected state. Locks are held only for a
+//! moment, and never across an await.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -26,12 +26,12 @@ use super::{
 /// Lines of the trace that a failing run prints.
 const LINES: usize = 400;
 
-/// Whoever has an address.
+/// Every part that has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Who {
     Store,
     Replica(usize),
-    /// A node and which process of it.
+    /// A node and the number of its process.
     Node(usize, u32),
     Client(usize),
 }
@@ -54,17 +54,17 @@ pub(super) struct Profile {
     pub(super) nodes: usize,
     pub(super) services: usize,
     pub(super) clients: usize,
-    /// Only what must never take a living instance from anybody: kills of single replicas, broken connections, a
-    /// single replica cut off, and what nodes and clients do of their own accord.
+    /// Only what must never make a living instance disappear: kills of single replicas, broken connections, a single
+    /// replica cut off, and the normal changes of nodes and clients.
     pub(super) gentle: bool,
-    /// Requests to the store of a thousand whose answer is lost or comes too late.
+    /// How many of a thousand requests to the store have a lost or late answer.
     pub(super) lossy: u64,
-    /// Revisions that the store remembers.
+    /// How many revisions the store keeps.
     pub(super) history: usize,
     pub(super) faults: Duration,
 }
 
-/// Lines of one millisecond are sorted: their order is no part of the run.
+/// Lines of the same millisecond are sorted: their order is not part of the run.
 #[derive(Default)]
 struct Trace {
     lines: VecDeque<String>,
@@ -106,15 +106,15 @@ impl Net {
     }
 }
 
-/// A client as the laws look at it.
+/// A client as the invariants see it.
 pub(super) struct ClientState {
     pub(super) held: HeldResources,
     pub(super) life: CancellationToken,
     /// The replica it is connected to, and since when.
     pub(super) connected: Option<(usize, Duration)>,
-    /// That replica no longer takes it for connected.
+    /// Cancelled when that replica no longer has its connection.
     pub(super) lost_there: CancellationToken,
-    /// It rejected something: what it holds is its own affair until it connects again.
+    /// It rejected something: what it has is not checked until it connects again.
     pub(super) rejected: bool,
 }
 
@@ -129,13 +129,13 @@ pub(super) struct Inner {
     pub(super) published: Notify,
     pub(super) replicas: Mutex<BTreeMap<usize, Arc<Replica>>>,
     pub(super) books: Mutex<BTreeMap<Who, NodeState>>,
-    /// Which process of each node is the right one.
+    /// Which process of each node is the rightful one.
     pub(super) rightful: Mutex<BTreeMap<usize, u32>>,
     pub(super) client_states: Mutex<BTreeMap<usize, ClientState>>,
     pub(super) invariants: Mutex<Invariants>,
     broken: Mutex<Option<String>>,
     pub(super) over: CancellationToken,
-    /// Nothing goes wrong any more.
+    /// There are no more faults.
     pub(super) calm: AtomicBool,
 }
 
@@ -180,7 +180,7 @@ impl Simulation {
         self.start.elapsed()
     }
 
-    /// One line of what happens. The hash over all of them is the run's finger print.
+    /// Adds a line to the trace. The hash of all lines is the run's fingerprint.
     pub(super) fn say(&self, text: fmt::Arguments<'_>) {
         let line = format!("{:9.3} {text}", self.now().as_secs_f64());
         let mut trace = lock(&self.trace);
@@ -206,7 +206,7 @@ impl Simulation {
             .fold(String::new(), |text, line| text + line + "\n")
     }
 
-    /// A law is broken: the run ends, the first one counts.
+    /// An invariant is violated: the run ends; only the first violation counts.
     pub(super) fn broken(&self, invariant: &str, text: fmt::Arguments<'_>) {
         let mut broken = lock(&self.broken);
         if broken.is_none() {
@@ -255,7 +255,7 @@ impl Simulation {
 
     async fn until(&self, wanted: impl Fn(&Net) -> bool) {
         loop {
-            // Made first: `notify_waiters` reaches it from here on.
+            // Created before the check, so that no notification is missed.
             let change = self.net_change();
             if self.net(&wanted) {
                 return;
@@ -273,12 +273,12 @@ impl Simulation {
             .await;
     }
 
-    /// A process that is stopped does nothing.
+    /// Waits while the process is paused.
     pub(super) async fn until_awake(&self, who: Who) {
         self.until(|net| !net.paused.contains(&who)).await;
     }
 
-    /// A replica that is up and joined to a store that is up, and to `who`.
+    /// Whether the replica and the store are up, and the replica is connected to the store and to `who`.
     pub(super) fn serves(&self, replica: usize, who: Who) -> bool {
         let up = lock(&self.replicas).contains_key(&replica) && lock(&self.store).up;
         up && self.joined(Who::Replica(replica), Who::Store)

@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Audience, digest::Digest, resource::version_of, row::Row, rows::Rows};
 
-/// The key under which our proxies find what xDS has no field for.
+/// The metadata key under which our proxies find what xDS has no field for.
 const METADATA: &str = "heddle";
 
 /// One endpoint as clients see it.
@@ -37,7 +37,7 @@ pub struct Endpoint {
     pub instance: Arc<str>,
     pub version: Arc<str>,
     pub address: SocketAddr,
-    /// Where other nodes reach the node's inbound.
+    /// Where other nodes reach the inbound listener of the node.
     pub inbound: SocketAddr,
     /// At least 1.
     pub weight: u32,
@@ -45,7 +45,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Feeds what clients see of it: what they do not get is not in it.
+    /// Hashes what clients see of it; what they do not get is left out.
     pub(super) fn hash_into(&self, metadata: bool, hash: &mut Sha256) {
         let mut put = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -70,13 +70,13 @@ impl Endpoint {
 pub struct Assignment {
     service: Arc<str>,
     audience: Audience,
-    /// All of the service's, in canonical order.
+    /// All rows of the service, in canonical order.
     rows: Rows,
     version: Arc<str>,
 }
 
 impl Assignment {
-    /// `count` and `sum`: of the endpoints that the audience gets.
+    /// `count` and `sum` are those of the endpoints that the audience gets.
     pub(super) fn new(
         service: Arc<str>,
         audience: Audience,
@@ -85,7 +85,8 @@ impl Assignment {
         sum: &Digest,
     ) -> Self {
         let version = version_of(|hash| {
-            // Changes with the form of the encoding, so that a new release is not taken for the old content.
+            // Change this with the form of the encoding, so that clients do not take a new release's content for the
+            // old.
             hash.update(b"assignment 2");
             hash.update((service.len() as u64).to_be_bytes());
             hash.update(service.as_bytes());
@@ -100,7 +101,7 @@ impl Assignment {
         }
     }
 
-    /// Of a service that has no endpoints.
+    /// The assignment of a service that has no endpoints.
     pub(super) fn empty(service: Arc<str>) -> Self {
         Self::new(
             service,
@@ -120,7 +121,8 @@ impl Assignment {
         &self.version
     }
 
-    /// `ClusterLoadAssignment { cluster_name = 1, endpoints = 2 }`, put together from what each row has encoded once.
+    /// `ClusterLoadAssignment { cluster_name = 1, endpoints = 2 }`, joined from the bytes that each row has encoded
+    /// once.
     pub(super) fn encode(&self) -> Vec<u8> {
         let metadata = self.audience == Audience::Proxy;
         let rows = self.visible();
@@ -143,7 +145,7 @@ impl Assignment {
         buffer
     }
 
-    /// The rows that the audience gets: proxies all of them, others each address once, the first that has it.
+    /// The rows that the audience gets: proxies get all; others get each address once, from the first row that has it.
     fn visible(&self) -> Vec<&Row> {
         let rows = self.rows.iter().map(AsRef::as_ref);
         if self.audience == Audience::Proxy {
@@ -160,7 +162,7 @@ impl Assignment {
     }
 }
 
-/// All of it but its endpoints, which follow: fields of a message may come in any order.
+/// The locality without its endpoints, which follow: the fields of a message may come in any order.
 fn locality(rows: &[&Row]) -> LocalityLbEndpoints {
     let weight = rows
         .iter()
@@ -186,7 +188,7 @@ fn locality(rows: &[&Row]) -> LocalityLbEndpoints {
     }
 }
 
-/// As the field `lb_endpoints` (2) of a locality.
+/// Encoded as the field `lb_endpoints` (2) of a locality.
 pub(super) fn encode_endpoint(endpoint: &Endpoint, with_metadata: bool) -> Vec<u8> {
     let message = LbEndpoint {
         health_status: endpoint.health as i32,

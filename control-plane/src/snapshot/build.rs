@@ -44,7 +44,7 @@ use super::{
     Audience, Changed, Encodes, Kind, Reading, Resource, ServiceContent, Snapshot, outbound,
 };
 
-/// Keeps the contents beside the snapshot that was made of them.
+/// Keeps the contents and the snapshot that was built from them.
 #[derive(Default)]
 pub struct Builder {
     contents: BTreeMap<Arc<str>, ServiceContent>,
@@ -52,15 +52,15 @@ pub struct Builder {
     encodes: Arc<Encodes>,
 }
 
-/// The changes of the next snapshot that are built so far.
+/// The changes for the next snapshot that are built so far.
 #[derive(Default)]
 pub(super) struct Step {
     changed: Changed,
-    /// Envoy's routes are no longer right.
+    /// Envoy's routes must be built again.
     routes: bool,
 }
 
-/// The properties of a service that other resources than its endpoints contain.
+/// What other resources than the endpoints contain of a service.
 struct Face {
     protocol: Protocol,
     protos: Vec<ProtoService>,
@@ -97,14 +97,14 @@ impl Builder {
         &self.snapshot
     }
 
-    /// Services that have resources, by full name.
+    /// The content of a service that has resources, by full name.
     #[must_use]
     pub fn content(&self, full_name: &str) -> Option<&ServiceContent> {
         self.contents.get(full_name)
     }
 
-    /// Takes the new contents of changed services (none: the service goes with all its resources) and makes the
-    /// next snapshot, at this revision of the store.
+    /// Takes the new contents of changed services (none: the service is removed with all its resources) and builds the
+    /// next snapshot at this revision of the store.
     pub fn apply(
         &mut self,
         revision: u64,
@@ -123,7 +123,7 @@ impl Builder {
         self.finish(revision, step)
     }
 
-    /// As `apply`, of services that changed in some of their instances.
+    /// Like `apply`, for services of which some instances changed.
     pub fn update(
         &mut self,
         revision: u64,
@@ -136,12 +136,12 @@ impl Builder {
         self.finish(revision, step)
     }
 
-    /// One service, as part of the next step; gives how many endpoints it has.
+    /// Adds one service to the next step; returns its number of endpoints.
     pub(super) fn take(&mut self, reading: Reading, step: &mut Step) -> usize {
         let name = Arc::clone(&reading.full_name);
         let held = self.contents.remove(&name);
         let before = held.as_ref().map(Face::of);
-        // A service that has gone leaves the names of its resources behind.
+        // If the service is removed, these are the listeners to remove.
         let listeners = held.as_ref().map(listener_names).unwrap_or_default();
         if let Some(content) = ServiceContent::after(held, reading) {
             let endpoints = content.endpoints();
@@ -154,7 +154,7 @@ impl Builder {
         0
     }
 
-    /// The next snapshot, with all that the step has.
+    /// The next snapshot, with everything in the step.
     pub(super) fn finish(&mut self, revision: u64, step: Step) -> &Snapshot {
         let Step {
             mut changed,
@@ -238,7 +238,7 @@ impl Builder {
     fn set_assignments(&mut self, content: &ServiceContent, changed: &mut Changed) {
         let [proxy, local, remote] = Audience::ALL
             .map(|audience| Resource::from_assignment(content.assignment(audience), &self.encodes));
-        // Where no loopback address makes a difference the two are one, encoded once.
+        // If no loopback address makes a difference, the two are equal and encoded once.
         let remote = if remote.version == local.version {
             Arc::clone(&local)
         } else {
@@ -262,14 +262,14 @@ impl Builder {
         name: &Arc<str>,
         changed: &mut Changed,
     ) {
-        // Kinds other than endpoints have one table for all.
+        // Kinds other than endpoints have one table for all audiences.
         if self.snapshot.set(kind, Audience::Proxy, name, resource) {
             changed.insert(kind, Arc::clone(name));
         }
     }
 }
 
-/// The full name, and the bare one as an alias in the namespace `default`.
+/// The full name, and in the namespace `default` the short one as an alias.
 fn listener_names(content: &ServiceContent) -> Vec<Arc<str>> {
     let mut names = vec![Arc::clone(&content.full_name)];
     if content.name.namespace == "default" {
@@ -332,9 +332,9 @@ fn cluster(content: &ServiceContent, encodes: &Encodes) -> Arc<Resource> {
             nanos: 0,
         }),
         lb_policy: cluster::LbPolicy::RoundRobin as i32,
-        // gRPC reports its load where it has the cluster from; Envoy goes by its bootstrap.
+        // gRPC reports its load to the server that sent the cluster; Envoy uses its bootstrap.
         lrs_server: Some(itself()),
-        // One entry: its encoding is canonical.
+        // A map with one entry: its encoding is canonical.
         typed_extension_protocol_options: HashMap::from([(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
             pack_any(options),
@@ -374,7 +374,7 @@ pub(super) fn prefix(prefix: &str) -> RouteMatch {
     }
 }
 
-/// Without a timeout: Envoy's own default of 15 s would cut streams.
+/// No timeout: Envoy's default of 15 s would end long streams.
 pub(super) fn route_to(matched: RouteMatch, cluster: &str) -> Route {
     Route {
         r#match: Some(matched),
@@ -387,7 +387,7 @@ pub(super) fn route_to(matched: RouteMatch, cluster: &str) -> Route {
     }
 }
 
-/// What gRPC's `xds:///NAME` begins with.
+/// The first resource that gRPC requests for `xds:///NAME`.
 fn listener(name: &Arc<str>, route: &Arc<str>, encodes: &Encodes) -> Arc<Resource> {
     let message = Listener {
         name: name.to_string(),

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use super::{Audience, Changed, Kind, ROUTES, Resource, Snapshot, TARGETS};
 
-/// A resource that points at one that is not there.
+/// A resource that refers to a missing one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dangling {
     pub from: (Kind, Arc<str>),
@@ -24,9 +24,9 @@ impl fmt::Display for Dangling {
     }
 }
 
-/// The references of a snapshot that are broken, as far as what changed since the snapshot of generation `published`
-/// could have broken or brought them. That one passed; those between did not, and what is wrong in them is wrong still
-/// until a later step mends it. If it is too old for the steps to be known, everything is looked at.
+/// The broken references of a snapshot, as far as the changes since the snapshot of generation `published` could have
+/// caused them. That one passed the check. Those between did not, and their faults remain until a later step repairs
+/// them. If it is too old for the steps to be known, everything is checked.
 #[must_use]
 pub fn check(snapshot: &Snapshot, published: u64) -> Vec<Dangling> {
     let mut dangling = Vec::new();
@@ -58,7 +58,7 @@ fn look_at_all(snapshot: &Snapshot, kind: Kind, dangling: &mut Vec<Dangling>) {
     }
 }
 
-/// Something went that others may point at. Rare: a service without instances stays for long.
+/// The step removed something that others may refer to. Rare: a service without instances stays for long.
 fn took_targets(snapshot: &Snapshot, step: &Changed) -> bool {
     [Kind::Cluster, Kind::Endpoint, Kind::Route]
         .into_iter()

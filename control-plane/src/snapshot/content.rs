@@ -1,5 +1,5 @@
-//! What clients may learn of one service, taken from the view in canonical order and separated by audience. A change
-//! costs as much as the instances that changed, not as much as the service.
+//! What clients may see of one service, taken from the view in canonical order and separated by audience. The cost of a
+//! change depends on the instances that changed, not on the size of the service.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,12 +22,13 @@ use crate::{
     store::Revision,
 };
 
-/// Who asks: it decides which endpoints can be used.
+/// The kind of client: it decides which endpoints can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Audience {
-    /// Our own proxies: every instance, with node and inbound.
+    /// Our own proxies: every instance, with its node and inbound address.
     Proxy,
-    /// Stock clients that reach us over loopback: loopback addresses of nodes that do the same are theirs too.
+    /// Stock clients that connect over loopback: they can also use loopback addresses of nodes that connect the same
+    /// way.
     DirectLocal,
     /// Stock clients from elsewhere.
     DirectRemote,
@@ -37,7 +38,7 @@ impl Audience {
     pub const ALL: [Self; 3] = [Self::Proxy, Self::DirectLocal, Self::DirectRemote];
 }
 
-/// One service as its resources need it.
+/// What the resources of one service are built from.
 #[derive(Clone, Debug)]
 pub struct ServiceContent {
     /// "users.default"
@@ -46,9 +47,9 @@ pub struct ServiceContent {
     pub protocol: Protocol,
     /// Union over the instances, sorted by name.
     pub protos: Vec<ProtoService>,
-    /// Which of them it claims by path, sorted by name.
+    /// The proto services whose paths it claims, sorted by name.
     pub claims: Vec<PathClaim>,
-    /// Of most ready instances.
+    /// The descriptors of most ready instances.
     pub schema_sha256: Option<Arc<str>>,
     /// While `protos` is empty: why they are unknown.
     pub schema_reason: Arc<str>,
@@ -75,18 +76,18 @@ struct Direct {
     remote: Sum,
 }
 
-/// How many endpoints an audience gets, and their digests together.
+/// The number of endpoints that an audience gets, and the sum of their digests.
 #[derive(Clone, Debug, Default)]
 struct Sum {
     count: usize,
     digest: Digest,
 }
 
-/// An instance, and what clients are to see of it.
+/// An instance, and what clients see of it.
 type Seen = (Arc<Instance>, Option<(Endpoint, bool)>);
 
-/// What the view says of one service, as far as it was asked. Read while the view stands still, so nothing is made of it
-/// here.
+/// What the view says about one service, as far as it was read. The view is locked while this is read, so nothing is
+/// built here.
 #[derive(Debug)]
 pub struct Reading {
     pub(super) full_name: Arc<str>,
@@ -94,13 +95,13 @@ pub struct Reading {
     exists: bool,
     stands_in: Option<Arc<KnownService>>,
     claims: Vec<PathClaim>,
-    /// Instances that are not named have gone.
+    /// Instances that are not listed were removed.
     all: bool,
     seen: Vec<(InstanceId, Option<Seen>)>,
 }
 
 impl Reading {
-    /// Looks at the instances that were touched; none: at none of them, for only its record changed.
+    /// Reads the instances that changed. None: none of them, because only the service's record changed.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName, changed: Option<&ChangedInstances>) -> Self {
         let look = |instance: &Arc<Instance>| (Arc::clone(instance), row::endpoint(view, instance));
@@ -131,13 +132,13 @@ impl Reading {
 }
 
 impl ServiceContent {
-    /// None if the service is not known. One without instances has no endpoints, and stays what it was.
+    /// None if the service is not known. One without instances has no endpoints, and is otherwise unchanged.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName) -> Option<Self> {
         Self::after(None, Reading::of(view, name, Some(&ChangedInstances::All)))
     }
 
-    /// What it is after a reading; none: it has gone.
+    /// The content after a reading; none if the service was removed.
     #[must_use]
     pub(super) fn after(before: Option<Self>, reading: Reading) -> Option<Self> {
         if !reading.exists {
@@ -194,7 +195,8 @@ impl ServiceContent {
         self.schema_reason = self.why_unknown().into();
     }
 
-    /// Why nobody knows what it serves: the first instance that says so, so that every replica says the same.
+    /// Why its proto services are unknown: the reason of the first instance that has one, so that every replica gives
+    /// the same.
     fn why_unknown(&self) -> &str {
         if !self.protos.is_empty() || self.protocol != Protocol::Grpc {
             return "";
@@ -220,7 +222,7 @@ impl ServiceContent {
         }
         let old = held.and_then(|held| held.row);
         let row = match (old, endpoint) {
-            // What was encoded of it stays.
+            // An unchanged row keeps its encoded bytes.
             (Some(old), Some((endpoint, loopback))) if old.is_of(&endpoint, loopback) => Some(old),
             (old, new) => {
                 self.take_row(old.as_ref());
@@ -255,13 +257,13 @@ impl ServiceContent {
         }
     }
 
-    /// It has no instance left.
+    /// It has no instances.
     #[must_use]
     pub fn is_deserted(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// How many endpoints it has.
+    /// The number of endpoints.
     #[must_use]
     pub fn endpoints(&self) -> usize {
         self.rows.len()
@@ -296,7 +298,7 @@ impl Direct {
         });
     }
 
-    /// Changes the rows of one address: the first of them counts, before and after.
+    /// Changes the rows of one address. Only the first of them counts, before and after.
     fn change(&mut self, row: &Row, change: impl FnOnce(&mut Vec<Arc<Row>>, Result<usize, usize>)) {
         if !row.is_for_direct_clients() {
             return;
@@ -326,7 +328,7 @@ impl Direct {
     }
 }
 
-/// Why clients that are not proxies do not get an endpoint, by its node and instance id; absent if they do.
+/// Why clients that are not proxies do not get an endpoint, by its node and instance id; absent if they get it.
 #[must_use]
 pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<InstanceId, String> {
     let mut hidden = BTreeMap::new();

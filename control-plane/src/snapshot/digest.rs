@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Digest([u64; 4]);
 
-/// The hash of what `feed` hashes.
+/// The hash of what `feed` adds.
 pub(super) fn of(feed: impl FnOnce(&mut Sha256)) -> Digest {
     let mut hash = Sha256::new();
     feed(&mut hash);

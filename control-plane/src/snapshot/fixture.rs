@@ -1,4 +1,4 @@
-//! A small mesh for tests: records as the store holds them, folded by the real view and built by the real builder.
+//! A small mesh for tests: records as the store has them, folded by the real view and built by the real builder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,11 +24,11 @@ pub(crate) struct Mesh {
     instances: BTreeMap<InstanceKey, LocalInstance>,
     /// The records of services that had instances.
     known: BTreeMap<ServiceName, ServiceRecord>,
-    /// Since when paths are claimed, by proto service; all others since revision 1.
+    /// The revisions since which paths are claimed, by proto service; all others since revision 1.
     claimed: BTreeMap<(String, ServiceName), u64>,
     changed: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     pub(crate) builder: Builder,
-    /// Is told of the changed instances only, and must come to the same.
+    /// Is given the changed instances only, and must give the same result.
     by_instance: Builder,
     pub(crate) encodes: Arc<Encodes>,
     pub(crate) revision: u64,
@@ -106,7 +106,7 @@ impl Mesh {
         self.touch(key);
     }
 
-    /// Since when a service claims the path of a proto service.
+    /// Sets the revision since which a service claims the path of a proto service.
     pub(crate) fn claim(&mut self, service: &str, proto: &str, since: u64) {
         let service = ServiceName::parse(service).unwrap();
         self.changed.entry(service.clone()).or_default();
@@ -167,7 +167,7 @@ impl Mesh {
         View::load(Revision(self.revision), &items)
     }
 
-    /// The next snapshot, of what was changed since the last.
+    /// The next snapshot, with everything that changed since the last.
     pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
         self.revision += 1;
         for (key, local) in &self.instances {
@@ -211,7 +211,7 @@ impl Mesh {
         Arc::new(self.builder.snapshot().clone())
     }
 
-    /// The newest snapshot of who is told of the changed instances only.
+    /// The newest snapshot of the builder that is given the changed instances only.
     pub(crate) fn by_instance(&self) -> &Snapshot {
         self.by_instance.snapshot()
     }

@@ -8,7 +8,7 @@ pub enum Kind {
     Listener,
     Route,
     ServiceIndex,
-    /// Descriptors by content; never in a snapshot: fetched by name on demand.
+    /// Descriptors by their hash; never in a snapshot: fetched by name on demand.
     Schema,
 }
 
@@ -35,7 +35,7 @@ impl Kind {
         }
     }
 
-    /// For metrics and logs.
+    /// The name in metrics and logs.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -53,14 +53,14 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.url() == url)
     }
 
-    /// A type of our own, that no stock client asks for.
+    /// A type of our own, which no stock client requests.
     #[must_use]
     pub const fn is_ours(self) -> bool {
         matches!(self, Self::ServiceIndex | Self::Schema)
     }
 
-    /// A state-of-the-world answer must carry everything subscribed to: what is missing is deleted. (xDS protocol,
-    /// "Deleting Resources": so for listeners and clusters; our index keeps to the same rule.)
+    /// A state-of-the-world response must carry everything subscribed to: what is missing is deleted. (xDS protocol,
+    /// "Deleting Resources", requires this for listeners and clusters; our index follows the same rule.)
     #[must_use]
     pub const fn whole_state(self) -> bool {
         matches!(self, Self::Cluster | Self::Listener | Self::ServiceIndex)

@@ -1,6 +1,6 @@
 //! The registry's view as xDS resources: encoded once, versioned by content, shared by all streams. Each snapshot is
-//! immutable and names what changed in it. Streams, subscriptions and clients may not come in here; only `publish`
-//! knows the registry's handle and the time.
+//! immutable and names what changed in it. This module must not use streams, subscriptions or clients; only `publish`
+//! uses the registry's handle and the time.
 
 mod kind;
 mod resource;

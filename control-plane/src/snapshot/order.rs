@@ -3,7 +3,7 @@
 
 use super::Kind;
 
-/// The order in which a stream is served.
+/// The order in which the types are sent on a stream.
 pub const FLOW: [Kind; 6] = Kind::ALL;
 
 /// The types that others refer to: sent first, removed last.
@@ -12,7 +12,7 @@ pub const TARGETS: &[Kind] = &[Kind::Cluster, Kind::Endpoint];
 /// The types that refer to them. A cluster is removed only after these were sent and acknowledged.
 pub const ROUTES: &[Kind] = &[Kind::Listener, Kind::Route, Kind::ServiceIndex];
 
-/// Kinds that must have nothing new left to send before `kind` may be sent.
+/// Types of which nothing new may be left to send before `kind` is sent.
 pub const fn made_before(kind: Kind) -> &'static [Kind] {
     match kind {
         Kind::Listener | Kind::Route | Kind::ServiceIndex => TARGETS,

@@ -1,6 +1,6 @@
 //! What makes a stock Envoy an outbound proxy: the socket listener `heddle/outbound`, at the address that its node
 //! metadata asks for, and its routes. They route as our own proxy's `outbound` does: an authority names a service or
-//! nothing, and only an IP literal or `localhost` means the proto service in the path.
+//! nothing, and only an IP literal or `localhost` stands for the proto service in the path.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -33,11 +33,11 @@ use super::{
     build::{connection_manager, prefix, route_to},
 };
 
-/// The name of the listener and of its routes: no service can be called so.
+/// The name of the listener and of its routes: no service can have it.
 pub const OUTBOUND: &str = "heddle/outbound";
 
-/// Authorities that mean "route by the proto service": an IP literal, IPv6 also with a zone, or `localhost`, each with or
-/// without the final dot and a port. Envoy compares this header as it was sent.
+/// Authorities that mean "route by the proto service": an IP literal, IPv6 also with a zone, or `localhost`, each with
+/// or without the final dot and a port. Envoy compares this header exactly as it was sent.
 const BY_PATH: &str =
     r"(?i)^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-f:.]+(%[^\]]+)?\])\.?(:[0-9]{1,5})?$";
 
@@ -70,7 +70,7 @@ pub fn listener(address: SocketAddr, encodes: &Encodes) -> Arc<Resource> {
     )
 }
 
-/// One virtual host per service, and one for what is routed by its path.
+/// One virtual host per service, and one for what is routed by path.
 pub(super) fn routes<'a>(
     services: impl Iterator<Item = &'a ServiceContent>,
     encodes: &Encodes,
@@ -141,8 +141,8 @@ impl Named for &ServiceContent {
     }
 }
 
-/// None for a proto service by which several services may be meant: it is not routed by path. Envoy's callers are of the
-/// same namespace as those of Heddle's proxies, and the rule is the same.
+/// None if several services may be meant by a proto service: it is not routed by path. Envoy's callers have the same
+/// namespace as those of Heddle's proxies, and the rule is the same.
 fn route_by_path(proto: &str, claimants: Vec<Claimant<'_, &ServiceContent>>) -> Option<Route> {
     let ByPath::One {
         serves: service, ..

@@ -1,4 +1,4 @@
-//! Decides when a changed service is built: at once after a quiet time, then the less often the more endpoints it
+//! Decides when a changed service is built: at once after a quiet time, and after that less often the more endpoints it
 //! has. So a huge service that changes all the time costs a bounded share of a core and does not delay others. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -10,13 +10,12 @@ use crate::{
     registry::{Batch, ChangedInstances},
 };
 
-/// A service rests for so long for each of its endpoints after it was built: one of 100 for 2.5 ms, which nobody
-/// notices, one of 10,000 for 250 ms. An endpoint costs well under a microsecond in a build, and a few in the push of
-/// what was built.
+/// How long a service rests after a build, per endpoint: one of 100 rests for 2.5 ms, which nobody notices, one of
+/// 10,000 for 250 ms. An endpoint costs well under a microsecond in a build, and a few in the push of the result.
 const REST_PER_ENDPOINT: Duration = Duration::from_micros(25);
-/// However many endpoints there are, nobody waits longer.
+/// Longest rest, whatever the number of endpoints.
 const MAX_REST: Duration = Duration::from_secs(1);
-/// A shorter rest is none.
+/// A shorter rest is left out.
 const MIN_REST: Duration = Duration::from_millis(1);
 
 /// A service that changed and is not built yet.
@@ -24,7 +23,7 @@ const MIN_REST: Duration = Duration::from_millis(1);
 struct Waiting {
     /// None: only its record changed.
     changed: Option<ChangedInstances>,
-    /// It is built as it was at this revision.
+    /// The newest snapshot has the service as it was at this revision.
     since: u64,
 }
 
@@ -32,9 +31,9 @@ struct Waiting {
 pub(super) struct Pacing {
     /// Bounded by the services of the mesh.
     waiting: BTreeMap<ServiceName, Waiting>,
-    /// Those that rest, until when.
+    /// The services that rest, and until when.
     resting: BTreeMap<ServiceName, Instant>,
-    /// Of the last batch.
+    /// The revision of the last batch.
     revision: u64,
 }
 
@@ -66,7 +65,7 @@ impl Pacing {
         self.revision = self.revision.max(batch.revision.0);
     }
 
-    /// The services whose turn it is, with what changed in them.
+    /// The services to build now, with what changed in them.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(ServiceName, Option<ChangedInstances>)> {
         self.resting.retain(|_, until| *until > now);
         let resting = &self.resting;
@@ -77,7 +76,7 @@ impl Pacing {
             .collect()
     }
 
-    /// A service was built and has so many endpoints: it rests.
+    /// A service with this number of endpoints was built: it rests.
     pub(super) fn built(&mut self, service: ServiceName, endpoints: usize, now: Instant) {
         let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
         let rest = REST_PER_ENDPOINT.saturating_mul(endpoints).min(MAX_REST);
@@ -86,7 +85,7 @@ impl Pacing {
         }
     }
 
-    /// When the next of those that wait has rested; none if none waits.
+    /// When the next waiting service has rested; none if none waits.
     pub(super) fn next(&self) -> Option<Instant> {
         let waiting = self.waiting.keys();
         waiting

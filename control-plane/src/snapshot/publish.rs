@@ -21,11 +21,11 @@ use super::{
 };
 use crate::registry::{Registry, ViewChanges};
 
-/// Changes that come within this time of each other go out together: long enough for the instances of a node that
-/// connects, short beside a call.
+/// Changes within this time of each other are published together: long enough for the instances of a node that
+/// connects, short compared with a call.
 const DEBOUNCE: Duration = Duration::from_millis(3);
 
-/// The published snapshots and their figures. Clones share them.
+/// The published snapshots and their counters. Clones share them.
 #[derive(Clone)]
 pub struct Publisher {
     snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -34,11 +34,11 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Makes the first snapshot of the view as it stands, then follows it until `stop`.
+    /// Builds the first snapshot from the current view, then follows the view until `stop` is cancelled.
     #[must_use]
     pub fn start(registry: Registry, stop: CancellationToken) -> Self {
         let encodes = Arc::new(Encodes::default());
-        // Subscribed first, then read: nothing falls between.
+        // Subscribed before reading, so that no change is lost between.
         let changes = registry.subscribe();
         let mut builder = Builder::new(Arc::clone(&encodes));
         let (revision, contents) = registry.read(|view| {
@@ -75,7 +75,7 @@ impl Publisher {
         }
     }
 
-    /// One whose snapshots a test makes.
+    /// A publisher whose snapshots a test makes.
     #[cfg(test)]
     pub(crate) fn of(snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Publisher {
         &self.encodes
     }
 
-    /// Snapshots that did not pass `check`: a fault of ours.
+    /// Snapshots that did not pass `check`, because of a bug in the control plane.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
@@ -107,7 +107,7 @@ struct Task {
     registry: Registry,
     pacing: Pacing,
     builder: Builder,
-    /// The generation of the snapshot that was published last: later ones did not pass.
+    /// The generation of the snapshot that was published last; later ones did not pass.
     published: u64,
     sender: watch::Sender<Arc<Snapshot>>,
     refused: Arc<AtomicU64>,
@@ -132,8 +132,8 @@ impl Task {
         }
     }
 
-    /// Makes the next snapshot of the services whose turn it is. Others may work between two services, and nobody else
-    /// waits for this task: sessions and their leases go their own way.
+    /// Builds the next snapshot from the services that are due. It yields between two services, and nothing else waits
+    /// for this task: sessions and their leases are independent of it.
     async fn build(&mut self) {
         let due = self.pacing.due(Instant::now());
         let complete = self.pacing.complete();
@@ -148,7 +148,7 @@ impl Task {
             self.pacing.built(service, endpoints, Instant::now());
             tokio::task::yield_now().await;
         }
-        // Not the view's revision: of what is newer only these services are in.
+        // Not the view's revision: of newer changes only those of these services are included.
         self.builder.finish(complete, step);
         self.publish();
     }

@@ -1,6 +1,6 @@
 //! One resource: name, version and bytes. The version is a hash of the canonical content, so it is equal on every
-//! replica and across restarts. The bytes are encoded once, when the first stream needs them, in both shapes of the
-//! protocol, and are shared.
+//! replica and across restarts. The bytes are encoded once, when the first stream needs them, in the forms of both
+//! protocol variants, and are shared.
 
 use std::{
     fmt::Write as _,
@@ -38,7 +38,7 @@ pub struct Resource {
     pub name: Arc<str>,
     /// 16 hex digits of the SHA-256 of the content.
     pub version: Arc<str>,
-    /// What it points at: `check` wants it there before this is published.
+    /// What it refers to: `check` requires that this exists before the resource is published.
     pub refs: Vec<(Kind, Arc<str>)>,
     source: Source,
     encoded: OnceLock<Encoded>,
@@ -46,9 +46,9 @@ pub struct Resource {
 
 #[derive(Debug)]
 enum Source {
-    /// The message, encoded already: its content is its bytes.
+    /// The message, already encoded: its content is its bytes.
     Value(Bytes),
-    /// Encoded when the first client asks: of the views of a service most are never asked for.
+    /// Encoded when the first client needs it: most audiences of a service are never requested.
     Assignment(Assignment, Arc<Encodes>),
 }
 
@@ -56,12 +56,12 @@ enum Source {
 struct Encoded {
     /// `envoy.service.discovery.v3.Resource`, as delta sends it.
     wrapped: Bytes,
-    /// `google.protobuf.Any`, as state-of-the-world sends it: a part of `wrapped`.
+    /// `google.protobuf.Any`, as state of the world sends it: a part of `wrapped`.
     any: Bytes,
 }
 
 impl Resource {
-    /// A message whose encoding is canonical: no map of more than one entry in it.
+    /// A message whose encoding is canonical: it has no map of more than one entry.
     #[must_use]
     pub fn from_value(
         kind: Kind,
@@ -83,7 +83,7 @@ impl Resource {
         })
     }
 
-    /// A message of which the version is known.
+    /// A message whose version is known.
     #[must_use]
     pub fn with_version(kind: Kind, name: Arc<str>, version: Arc<str>, value: Bytes) -> Arc<Self> {
         let source = Source::Value(value);
@@ -109,7 +109,7 @@ impl Resource {
         })
     }
 
-    /// The assignment of a service that has no endpoints, or is not there at all: to clients the same.
+    /// The assignment of a service that has no endpoints or does not exist: clients see no difference.
     #[must_use]
     pub fn without_endpoints(service: Arc<str>) -> Arc<Self> {
         let assignment = Assignment::empty(service);
@@ -133,7 +133,7 @@ impl Resource {
         self.encoded().any.clone()
     }
 
-    /// Bytes that it takes in a response.
+    /// The bytes that it takes in a response.
     #[must_use]
     pub fn size(&self) -> usize {
         self.encoded().wrapped.len()
@@ -175,12 +175,12 @@ fn put_field(tag: u32, value: &[u8], buffer: &mut Vec<u8>) {
     buffer.put_slice(value);
 }
 
-/// With a key of one byte.
+/// The length of a field whose key has one byte.
 fn field_length(length: usize) -> usize {
     1 + encoding::encoded_len_varint(length as u64) + length
 }
 
-/// The first 16 hex digits of the SHA-256 of what `feed` hashes.
+/// The first 16 hex digits of the SHA-256 of what `feed` adds.
 pub(crate) fn version_of(feed: impl FnOnce(&mut Sha256)) -> Arc<str> {
     let mut hash = Sha256::new();
     feed(&mut hash);

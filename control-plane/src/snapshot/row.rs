@@ -1,4 +1,4 @@
-//! One endpoint as clients see it, with its part of the version and its bytes, which are computed once per change:
+//! One endpoint as clients see it, with its digest for the version and its bytes. Both are computed once per change,
 //! each with and without the fields for our proxies alone. Pure.
 
 use std::{
@@ -21,7 +21,7 @@ use crate::registry::{Instance, View};
 pub(super) struct Row {
     pub(super) endpoint: Endpoint,
     pub(super) loopback_node: bool,
-    /// For our proxies, and for all others.
+    /// For our proxies, and for all other clients.
     digests: [Digest; 2],
     encoded: [OnceLock<Box<[u8]>>; 2],
 }
@@ -37,20 +37,20 @@ impl Row {
         }
     }
 
-    /// Its part of the version, with the metadata of our proxies or without.
+    /// Its digest for the version, with the metadata for our proxies or without.
     pub(super) fn digest(&self, metadata: bool) -> &Digest {
         let [with, without] = &self.digests;
         if metadata { with } else { without }
     }
 
-    /// The field `lb_endpoints` of its locality, made once.
+    /// The field `lb_endpoints` of its locality, encoded once.
     pub(super) fn encoded(&self, metadata: bool) -> &[u8] {
         let [with, without] = &self.encoded;
         let encoded = if metadata { with } else { without };
         encoded.get_or_init(|| encode_endpoint(&self.endpoint, metadata).into())
     }
 
-    /// A row of this would be the same.
+    /// Whether a row of this endpoint would be equal.
     pub(super) fn is_of(&self, endpoint: &Endpoint, loopback_node: bool) -> bool {
         self.endpoint == *endpoint && self.loopback_node == loopback_node
     }
@@ -59,12 +59,13 @@ impl Row {
         place(&self.endpoint).cmp(&place(&other.endpoint))
     }
 
-    /// Clients that are no proxies may be told of it: at least those that reach us over loopback.
+    /// Whether clients that are not proxies may get it: at least those that connect over loopback.
     pub(super) fn is_for_direct_clients(&self) -> bool {
         !self.drains() && self.is_reachable(self.loopback_node)
     }
 
-    /// Envoy in panic mode (few healthy endpoints) calls those that drain as well: gone for it is what is not there.
+    /// Draining endpoints are left out for these clients: in panic mode (few healthy endpoints) Envoy would call them
+    /// as well.
     pub(super) fn drains(&self) -> bool {
         self.endpoint.health == HealthStatus::Draining
     }
@@ -73,25 +74,25 @@ impl Row {
         self.endpoint.address.ip().to_canonical().is_loopback()
     }
 
-    /// `loopback`: by who reaches the loopback addresses of its node.
+    /// `loopback`: whether the client can reach the loopback addresses of its node.
     pub(super) fn is_reachable(&self, loopback: bool) -> bool {
         self.is_dialled() && (loopback || !self.is_loopback())
     }
 
-    /// Its address means one host wherever it is dialled.
+    /// Whether its address means the same host wherever it is dialled from.
     pub(super) fn is_dialled(&self) -> bool {
         let ip = self.endpoint.address.ip();
         !ip.is_unspecified() && !is_of_one_link(ip)
     }
 
-    /// What is left of its address in EDS: two that differ in their scope are one there, and gRPC rejects that.
+    /// Its address as EDS has it: two that differ only in their scope are equal there, and gRPC rejects that.
     pub(super) fn as_dialled(&self) -> (IpAddr, u16) {
         let address: SocketAddr = self.endpoint.address;
         (address.ip().to_canonical(), address.port())
     }
 }
 
-/// It means a host only together with an interface of the host that dials, and EDS has no place for that.
+/// Such an address means a host only together with an interface of the dialling host, which EDS has no field for.
 fn is_of_one_link(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
@@ -105,8 +106,8 @@ fn place(endpoint: &Endpoint) -> (&str, &str, &str, &str) {
     )
 }
 
-/// What clients are to see of an instance, and whether its node reaches us over loopback. None while the node's record
-/// is missing: nobody could reach the instance then.
+/// What clients see of an instance, and whether its node connects over loopback. None while the node's record is
+/// missing: the instance cannot be reached then.
 pub(super) fn endpoint(view: &View, instance: &Instance) -> Option<(Endpoint, bool)> {
     let node = view.node(&instance.node)?;
     let health = match view.health(instance) {

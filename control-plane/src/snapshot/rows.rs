@@ -5,7 +5,7 @@ use std::{cmp::Ordering, sync::Arc};
 
 use super::row::Row;
 
-/// Most rows in a chunk; one that grows past it is halved.
+/// Most rows in a chunk; one that grows past it is split in two.
 const CHUNK: usize = 128;
 
 /// Rows, sorted by region, zone, node and instance. A clone shares them.
@@ -29,7 +29,7 @@ impl Rows {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
-    /// Puts a row in its place; one that is there already under the same place goes.
+    /// Inserts a row in order; it replaces one with the same key.
     pub(super) fn insert(&mut self, row: Arc<Row>) {
         let at = self.chunk_of(&row);
         let Some(chunk) = self.chunks.get_mut(at) else {

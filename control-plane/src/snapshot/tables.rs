@@ -11,7 +11,7 @@ use super::{Audience, Kind, PerKind, Resource};
 /// Resources of one kind by name.
 pub type Table = BTreeMap<Arc<str>, Arc<Resource>>;
 
-/// How many steps back a stream may have fallen before it compares everything once.
+/// The number of steps that are kept; a stream that is further behind compares everything once.
 const LOG_STEPS: usize = 64;
 
 /// The names that one step changed, in any audience.
@@ -32,7 +32,7 @@ impl Changed {
 /// All resources at one revision of the store.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The store's revision that it shows.
+    /// The store's revision that it represents.
     pub revision: u64,
     /// Counts the snapshots of this process.
     pub generation: u64,
@@ -40,7 +40,7 @@ pub struct Snapshot {
     proxy_endpoints: Arc<Table>,
     local_endpoints: Arc<Table>,
     remote_endpoints: Arc<Table>,
-    /// The last steps, newest last; that of this snapshot is the last one.
+    /// The last steps, newest last; the last one led to this snapshot.
     log: VecDeque<Arc<Changed>>,
 }
 
@@ -67,7 +67,7 @@ impl Snapshot {
         Some(self.log.iter().skip(skip).map(AsRef::as_ref))
     }
 
-    /// Sets a resource, or takes it away; true if that changed its version.
+    /// Sets or removes a resource; true if that changed its version.
     pub(super) fn set(
         &mut self,
         kind: Kind,
@@ -85,7 +85,7 @@ impl Snapshot {
             (Kind::Endpoint, Audience::DirectRemote) => &mut self.remote_endpoints,
             _ => self.shared.get_mut(kind),
         };
-        // Copied only while a stream still holds the older snapshot: pointers, not content.
+        // Copied only while a stream still has the older snapshot: pointers, not content.
         let table = Arc::make_mut(table);
         match resource {
             Some(resource) => table.insert(Arc::clone(name), resource),

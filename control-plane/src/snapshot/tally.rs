@@ -13,11 +13,11 @@ use crate::registry::Instance;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     protos: BTreeMap<String, Said>,
-    /// Descriptors by their hash: of how many ready instances, and of how many in all.
+    /// Descriptors by their hash: the number of ready instances and of all instances that have them.
     schemas: BTreeMap<Arc<str>, (usize, usize)>,
 }
 
-/// How many say that they serve a proto service, and how many of them call each method idempotent.
+/// How many instances serve a proto service, and how many of them declare each method idempotent.
 #[derive(Clone, Debug, Default)]
 struct Said {
     times: usize,
@@ -75,7 +75,7 @@ impl Tally {
     }
 
     /// The union of what the instances serve, sorted by name. A method counts as idempotent only if every instance that
-    /// serves the proto service says so: a call that is tried again may reach any of them.
+    /// serves the proto service declares it so: a retry may reach any of them.
     pub(super) fn protos(&self) -> Vec<ProtoService> {
         let proto = |(name, said): (&String, &Said)| {
             let agreed = said
@@ -90,7 +90,7 @@ impl Tally {
         self.protos.iter().map(proto).collect()
     }
 
-    /// The descriptors of most ready instances; of several the first by their hash.
+    /// The descriptors of most ready instances; in a tie those of most instances, then the first by hash.
     pub(super) fn schema(&self) -> Option<&Arc<str>> {
         let mut best: Option<(&Arc<str>, &(usize, usize))> = None;
         for (sha256, count) in &self.schemas {

@@ -1,6 +1,6 @@
-//! `envoy.service.status.v3.ClientStatusDiscoveryService`: one answer, or a stream of questions, about the clients of
-//! all replicas. Clients are read one at a time, so that a slow reader holds a few parts and not the whole list.
-//! Missing replicas are named in metadata, because the service has no field for them.
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`: one answer, or a stream of requests, about the clients of
+//! all replicas. Clients are read one at a time, so that a slow reader keeps only a few parts in memory and not the
+//! whole list. Missing replicas are named in metadata, because the service has no field for them.
 
 use std::{
     collections::BTreeSet,
@@ -25,20 +25,20 @@ use crate::{
     xds::csds::{Part, Parts},
 };
 
-/// A whole answer: gRPC's default bound of a received message is 4 MiB.
+/// Largest complete answer: gRPC's default limit of a received message is 4 MiB.
 const MAX_ANSWER_BYTES: usize = 3 << 20;
-/// One part of an answer on a stream.
+/// Largest part of an answer on a stream.
 const PART_BYTES: usize = 1 << 20;
-/// Parts that wait for a reader.
+/// Parts that are queued for a reader.
 const PARTS: usize = 2;
-/// A reader that takes no part for so long is left: others wait for its place.
+/// The answer to a reader that takes no part for so long is ended: others wait for its place.
 const STUCK: Duration = Duration::from_secs(60);
 /// Metadata of a response, or of the end of a stream: the names of the replicas whose clients are missing.
 const UNANSWERED: &str = "heddle-unanswered-replicas";
-/// So many of them are named; a client may refuse longer headers.
+/// At most so many of them are named; a client may refuse longer headers.
 const MAX_NAMED: usize = 32;
 
-/// Answers questions about the clients of all replicas.
+/// Answers requests about the clients of all replicas.
 #[derive(Clone)]
 pub struct Csds {
     configs: MeshConfigs,
@@ -72,7 +72,7 @@ impl ClientStatusDiscoveryService for Csds {
                 Err(status) => status,
             };
             name(&unanswered, status.metadata_mut());
-            // A reader that has gone needs no last word.
+            // If the reader has left, the status is not needed.
             let _ = answers.send(Err(status)).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -151,7 +151,7 @@ impl Csds {
         }
         unanswered.extend(gathering.unanswered().iter().cloned());
         drop(gathering);
-        // Also if it is empty: each question has an answer.
+        // Sent even if it is empty: each request has an answer.
         self.tell(answers, parts.take()).await
     }
 
@@ -182,7 +182,7 @@ fn refusal(error: &AskError) -> Status {
     }
 }
 
-/// Says who is missing; nothing if nobody is.
+/// Names the missing replicas; adds nothing if none is missing.
 fn name(unanswered: &BTreeSet<String>, metadata: &mut MetadataMap) {
     if unanswered.is_empty() {
         return;
@@ -196,7 +196,7 @@ fn name(unanswered: &BTreeSet<String>, metadata: &mut MetadataMap) {
     if unanswered.len() > MAX_NAMED {
         text += &format!(", and {} more", unanswered.len() - MAX_NAMED);
     }
-    // A name that was not given by --replica is a host's; what no header can carry is not in one that works.
+    // A name that --replica did not set is a host name; a valid one has no character that a header cannot carry.
     let text = text.replace(|each: char| !(' '..='~').contains(&each), "?");
     if let Ok(text) = text.parse() {
         metadata.insert(UNANSWERED, text);

@@ -1,5 +1,5 @@
-//! `WatchEvents`: first all events that the view holds, then new ones. A slow reader misses nothing that the view
-//! still holds and has no queue of its own.
+//! `WatchEvents`: first all events in the view, then new ones. A slow reader has no queue of its own, and misses no
+//! event that is still in the view.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,23 +11,23 @@ use crate::{
     registry::{self, Registry, ViewChanges},
 };
 
-/// Events in one message; a cause is a sentence, so a message has at most about 100 KiB.
+/// Most events in one message; a cause is a sentence, so a message has at most about 100 KiB.
 const AT_ONCE: usize = 100;
 
 pub(super) type Events =
     Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, tonic::Status>> + Send>>;
 
-/// Kinds in one question.
+/// Most kinds in one request.
 const MAX_KINDS: usize = 100;
 
-/// Which events are asked for.
+/// Which events are requested.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     /// Not older than this, by the replicas' clocks.
     since_unix_ms: u64,
     until_now: bool,
     kinds: Vec<String>,
-    /// As events name it.
+    /// The name as events have it.
     service: Option<String>,
 }
 
@@ -98,7 +98,7 @@ struct Watcher {
     registry: Registry,
     changes: ViewChanges,
     filter: Filter,
-    /// Those of the view that were sent; ids of several replicas do not come in order.
+    /// The ids of the events in the view that were sent; those of several replicas do not come in order.
     sent: BTreeSet<Arc<str>>,
     initial_done: bool,
     ended: bool,
@@ -136,7 +136,7 @@ impl Watcher {
         }
     }
 
-    /// Some events that were not sent yet, oldest first, and whether they are all.
+    /// Some events that were not sent yet, oldest first, and whether these are all of them.
     fn unsent(&mut self) -> (Vec<Event>, bool) {
         let (events, left, held) = self.registry.read(|view| {
             let asked = view.events().filter(|event| self.filter.admits(event));
@@ -152,7 +152,7 @@ impl Watcher {
     }
 }
 
-/// The next batch that tells of an event.
+/// Waits for the next batch that contains an event.
 async fn next_change(changes: &mut ViewChanges) {
     while !changes.next().await.events {}
 }

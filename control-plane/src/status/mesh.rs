@@ -1,5 +1,5 @@
-//! `heddle.status.v1.MeshStatus`. What the view shows is answered from it and is equal on every replica. Lists of
-//! what depends on streams ask all replicas and name those that did not answer.
+//! `heddle.status.v1.MeshStatus`. What the view contains is answered from it and is equal on every replica. Lists that
+//! depend on streams ask all replicas and name those that did not answer.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -31,7 +31,7 @@ use super::{
     proxies, verdict,
 };
 
-/// So many names are suggested for one that does not exist.
+/// How many names are suggested for one that does not exist.
 const SUGGESTIONS: usize = 3;
 /// Longest name that is looked up; a full name has at most 127 bytes.
 const MAX_NAME_BYTES: usize = 256;
@@ -156,7 +156,7 @@ impl Status {
         proxies::all(own, self.peers.list_clients().await)
     }
 
-    /// A service that is known, by the name that a person wrote into this field.
+    /// A known service, by the name that a person wrote into this field.
     fn find(&self, field: &str, asked: &str) -> Result<ServiceName, tonic::Status> {
         if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
             return Err(tonic::Status::invalid_argument(format!(
@@ -278,7 +278,7 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
     })
 }
 
-/// Who gets the calls of a proto service in the namespace of a service that serves it.
+/// Which service gets the calls of a proto service in the namespace of a service that serves it.
 fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
     let (owner, stand_in) = match view.path_owner(proto, &service.namespace) {
         Owner::One { owner, serves } if owner != serves => (owner.to_string(), serves.to_string()),
@@ -294,10 +294,10 @@ fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
     }
 }
 
-/// With the nearest names, and with what there is if the mesh is small.
+/// Suggests the nearest names, or else gives the number of services.
 fn not_found(view: &View, asked: &str) -> tonic::Status {
     let known: Vec<String> = view.services().map(ToString::to_string).collect();
-    // Compared as it was asked: "usrs" lies nearer to "users" than to "users.default".
+    // The known names are full names: "usrs" alone would be far from "users.default".
     let word = if asked.contains('.') {
         asked.to_owned()
     } else {
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
     use crate::snapshot::fixture::{self, proto};
 
-    /// Issue 10, D2: `GetService` told UNKNOWN without a word why.
+    /// Issue 10, D2: `GetService` returned UNKNOWN without a reason.
     #[test]
     fn an_instance_of_a_suspect_node_is_unknown_and_says_why() {
         let mut mesh = fixture::Mesh::new();
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    /// Issue 10, B2: the status says who owns a path, and who stands in.
+    /// Issue 10, B2: the status shows who owns a path, and who stands in.
     #[test]
     fn a_service_says_who_owns_the_paths_of_what_it_serves() {
         let mut mesh = fixture::Mesh::new();

@@ -1,5 +1,5 @@
-//! Read-only answers for people and tools: the state of the mesh and what each client was sent. What only another
-//! replica knows is asked there. Nothing is changed or decided here.
+//! Read-only answers for people and tools: the state of the mesh and what each client was sent. Other replicas are
+//! asked for what only they know. Nothing is changed or decided here.
 
 mod events;
 mod mesh;

@@ -1,4 +1,4 @@
-//! The clients of all replicas as status lists them, sorted. A client that moved to another replica is listed once.
+//! The clients of all replicas as the status lists them, sorted. A client that moved to another replica is listed once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use heddle_proto::status::v1::{ListProxiesResponse, Proxy};
 
 use crate::replica::Answers;
 
-/// It had a stream and has none now.
+/// Whether it had a stream and has none now.
 fn is_departed(proxy: &Proxy) -> bool {
     proxy.variant.is_empty()
 }
@@ -16,7 +16,8 @@ pub(super) fn all(own: Vec<Proxy>, others: Answers) -> ListProxiesResponse {
     for answer in others.answers {
         proxies.extend(answer.clients);
     }
-    // One that went to another replica has not departed, and of several replicas that miss it the last one knows best.
+    // A proxy that connected to another replica has not departed. If several replicas miss it, the one that it left
+    // last knows best.
     let connected: BTreeSet<String> = proxies
         .iter()
         .filter(|proxy| !is_departed(proxy))
@@ -33,12 +34,12 @@ pub(super) fn all(own: Vec<Proxy>, others: Answers) -> ListProxiesResponse {
         }
         let newest = lags.get(&proxy.node_id) == Some(&proxy.lag_seconds);
         if newest {
-            // Two replicas may say the same.
+            // Two replicas may report the same lag.
             lags.remove(&proxy.node_id);
         }
         newest && !connected.contains(&proxy.node_id)
     });
-    // Stable: streams of one node on one replica stay in the order in which they came.
+    // Stable: streams of one node on one replica stay in the order in which they began.
     proxies.sort_by(|a, b| (&a.node_id, &a.replica).cmp(&(&b.node_id, &b.replica)));
     ListProxiesResponse {
         proxies,

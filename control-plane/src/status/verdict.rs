@@ -1,4 +1,4 @@
-//! Whether the mesh is well: problems, each with a remedy, and the verdict that follows from them. Pure: computed
+//! The health of the mesh: its problems, each with a remedy, and the verdict that follows from them. Pure: computed
 //! from the view, the clients of all replicas and what this replica knows of its store.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -14,10 +14,10 @@ use crate::{
     registry::{Node, View},
 };
 
-/// Problems in one answer; how many more there are is told.
+/// Most problems in one answer; the number of further ones is given.
 const MAX_PROBLEMS: usize = 100;
 
-/// What the view does not show.
+/// What the view does not contain.
 pub(super) struct Beside<'a> {
     /// The xDS clients of all replicas that answered.
     pub(super) proxies: &'a [Proxy],
@@ -25,13 +25,13 @@ pub(super) struct Beside<'a> {
     pub(super) unanswered: &'a [String],
     /// For how long the store has not answered this replica.
     pub(super) store_away: Option<Duration>,
-    /// This replica misses what another one has seen.
+    /// This replica lags behind another one.
     pub(super) lags: bool,
     /// The replica that answers.
     pub(super) replica: &'a str,
 }
 
-/// Puts the verdict into an answer.
+/// Sets the verdict of an answer.
 pub(super) fn judge(mesh: &mut Mesh, view: &View, beside: &Beside<'_>) {
     let mut problems = of_control(beside);
     problems.extend(of_nodes(view));
@@ -99,8 +99,8 @@ fn of_control(beside: &Beside<'_>) -> Vec<Problem> {
     away.into_iter().chain(lags).chain(unanswered).collect()
 }
 
-/// A node that expired is a problem for as long as its event is kept, about an hour: one that was taken away for good must
-/// not be one for ever.
+/// An expired node is a problem for as long as its event is kept, about an hour: one that was removed for good must not
+/// be a problem forever.
 fn of_nodes(view: &View) -> Vec<Problem> {
     let expired: BTreeSet<&str> = view
         .events()
@@ -164,7 +164,7 @@ fn of_services(view: &View) -> Vec<Problem> {
         .collect()
 }
 
-/// Instances that drain are on their way out: they count for nothing.
+/// Draining instances are not counted.
 fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
     let (mut all, mut out, mut why) = (0, 0, None);
     for instance in view.instances(name) {
@@ -195,14 +195,14 @@ fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
 }
 
 fn of_proxy(proxy: &Proxy) -> Option<Problem> {
-    // It is on its way out, and serves no new calls.
+    // It is stopping, and serves no new calls.
     if proxy.draining {
         return None;
     }
     let id = &proxy.node_id;
     match proxy.sync() {
         Sync::Stale if proxy.variant.is_empty() => {
-            // Its node says the same, unless it serves with no state of its control plane.
+            // Its node reports the same, unless it serves without any state from its control plane.
             (proxy.lag_seconds >= 30.0).then(|| {
                 let sentence = format!(
                     "proxy {id} has had no xDS stream for {:.0} s: it serves with what it knew",
@@ -306,7 +306,7 @@ mod tests {
             lag_seconds: 31.0,
             ..Proxy::default()
         };
-        // It has gone just now: it may be restarting.
+        // It left just now: it may be restarting.
         let gone = Proxy {
             node_id: "b".into(),
             variant: String::new(),

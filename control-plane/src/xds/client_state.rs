@@ -1,4 +1,4 @@
-//! One client: all its subscriptions, matched against the snapshots in make-before-break order. It decides the next
+//! One client: compares all its subscriptions with the snapshots in make-before-break order and decides the next
 //! response, if one may be sent. Pure. The variant of the protocol is a type parameter.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -12,7 +12,7 @@ use prost::Message as _;
 use super::{ClientView, Hold, Subscription, Violation, node::cut};
 use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
 
-/// What a stream holds beside its subscriptions: its tasks and queues.
+/// The memory of a stream besides its subscriptions: its tasks and queues.
 const STREAM: usize = 16 << 10;
 
 /// A variant of the protocol.
@@ -24,16 +24,16 @@ pub trait Variant: Send + 'static {
 
     fn node(request: &Self::Request) -> Option<&Node>;
     fn type_url(request: &Self::Request) -> &str;
-    /// The revision that the client says it saw; 0 if it does not say.
+    /// The revision that the client says it saw; 0 if unknown.
     fn revision(request: &Self::Request) -> u64;
-    /// How many names it carries.
+    /// The number of names in it.
     fn names(request: &Self::Request) -> usize;
     fn on_request(
         subscription: &mut Subscription,
         request: &Self::Request,
         view: &ClientView,
     ) -> Result<RequestOutcome, Violation>;
-    /// What is to be sent of one type now; none while a response of it is under way.
+    /// The next response of one type; none while the client has not answered the last one.
     fn compose(
         subscription: &mut Subscription,
         snapshot: &Snapshot,
@@ -42,13 +42,13 @@ pub trait Variant: Send + 'static {
     ) -> Option<Self::Response>;
 }
 
-/// What a request said.
+/// What a request meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
     Subscribed,
     Acknowledged,
     Rejected,
-    /// About a response that a newer one has overtaken.
+    /// It answers a response which is not the newest.
     Stale,
 }
 
@@ -84,7 +84,7 @@ impl ClientState {
         V::on_request(self.subscriptions.get_mut(kind), request, &self.view)
     }
 
-    /// A newer snapshot is there: notes what of it concerns the client.
+    /// There is a newer snapshot: notes the changes that concern the client.
     pub fn observe(&mut self, snapshot: &Snapshot) {
         if let Some(steps) = snapshot.steps_since(self.generation) {
             for step in steps {
@@ -103,9 +103,9 @@ impl ClientState {
         self.generation = snapshot.generation;
     }
 
-    /// The next response, if one may go out now. Call until there is none.
+    /// The next response, if one may be sent now. Call until there is none.
     pub fn next<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
-        // A second look: what the first finds settled may release a removal that it held back.
+        // The second pass: what the first finds settled may release a removal that it held back.
         self.look::<V>(snapshot)
             .or_else(|| self.look::<V>(snapshot))
     }
@@ -127,8 +127,9 @@ impl ClientState {
         None
     }
 
-    /// What goes after what points there has gone: when that was told and acknowledged. Of what the client refused
-    /// it has the last that it took, and what that points at has to stay.
+    /// Which removals have to wait: a target is removed only after the removal of everything that refers to it was sent
+    /// and acknowledged. Of what the client rejected it still has the last version that it accepted, and the targets of
+    /// that one stay.
     fn hold(&self, kind: Kind) -> Hold {
         if !TARGETS.contains(&kind) {
             return Hold::Nothing;
@@ -147,12 +148,12 @@ impl ClientState {
         }
     }
 
-    /// Newer states of large resources wait, or wait no longer.
+    /// Newer states of large resources have to wait, or need no longer wait.
     pub fn hold_back_large(&mut self, wait: bool) {
         self.view.large_wait = wait;
     }
 
-    /// A response is under way that the client still has a reason to answer.
+    /// Whether a response is unanswered that the client still has a reason to answer.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
         let mut kinds = Kind::ALL.into_iter();
@@ -169,8 +170,8 @@ impl ClientState {
         schemas.pending_names().next().cloned()
     }
 
-    /// A schema was fetched, or is not there (yet). Gives the response that tells the client, if one is needed. The
-    /// descriptors travel as the service gave them; they are not kept here.
+    /// A schema was fetched, or does not exist (yet). Returns the response for the client, if one is needed. The
+    /// descriptors are sent as the service registered them, and are not kept here.
     pub fn schema_fetched<V: Variant>(
         &mut self,
         snapshot: &Snapshot,
@@ -186,13 +187,13 @@ impl ClientState {
         response
     }
 
-    /// The client asked for schemas that are not there.
+    /// The client asked for schemas that do not exist.
     #[must_use]
     pub fn has_missing_schemas(&self) -> bool {
         self.subscriptions.get(Kind::Schema).has_absent()
     }
 
-    /// Looks again for schemas that were not there.
+    /// Lets schemas that did not exist be fetched again.
     pub fn retry_schemas(&mut self) {
         self.subscriptions
             .get_mut(Kind::Schema)
@@ -201,7 +202,7 @@ impl ClientState {
 }
 
 impl ClientState {
-    /// What is kept of this client, in bytes.
+    /// The memory that this client takes, in bytes.
     pub(super) fn cost(&self) -> usize {
         let kinds = Kind::ALL.into_iter();
         STREAM
@@ -211,7 +212,7 @@ impl ClientState {
     }
 }
 
-/// Its name is its content's hash, so the version never changes.
+/// The name is the hash of the content, so the version never changes.
 fn schema(name: &Arc<str>, descriptors: Bytes) -> Arc<Resource> {
     let message = Schema {
         file_descriptor_set: descriptors,

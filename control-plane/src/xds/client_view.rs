@@ -16,7 +16,7 @@ pub struct ClientView {
     pub outbound: Option<Arc<Resource>>,
     /// The schema fetched last for this client: its name, and the resource if the store has it.
     pub schema: Option<(Arc<str>, Option<Arc<Resource>>)>,
-    /// The client was sent so many bytes of large resources that newer states of those it holds wait.
+    /// So many bytes of large resources were sent to the client that newer states of those it has must wait.
     pub large_wait: bool,
 }
 
@@ -48,16 +48,16 @@ impl ClientView {
         }
     }
 
-    /// What a client gets for a name that does not exist: stock clients would wait for the endpoints of a cluster, and
-    /// keep those of a service that has gone; an empty assignment ends both. Our proxies are told that it does not exist.
+    /// What a client gets for a name that does not exist. Stock clients would wait for the endpoints of a cluster, and
+    /// keep those of a deleted service; an empty assignment ends both. Our proxies are told that it does not exist.
     #[must_use]
     pub fn stand_in(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Resource>> {
         (kind == Kind::Endpoint && self.audience != Audience::Proxy)
             .then(|| Resource::without_endpoints(Arc::clone(name)))
     }
 
-    /// A wildcard subscription covers this name. That of listeners leaves API listeners out: Envoy takes at most one
-    /// of them, from its bootstrap.
+    /// Whether a wildcard subscription covers this name. That of listeners leaves out API listeners: Envoy takes at
+    /// most one of them, from its bootstrap.
     #[must_use]
     pub fn in_wildcard(&self, kind: Kind, name: &str) -> bool {
         match kind {
@@ -83,13 +83,13 @@ impl ClientView {
         own.chain(all.into_iter().flatten())
     }
 
-    /// A resource so large that it is sent at a bounded rate, and the client has had enough of them for now.
+    /// Whether this resource is so large that its rate is limited, and the client has reached that limit.
     #[must_use]
     pub fn holds_back(&self, resource: &Resource) -> bool {
         self.large_wait && resource.size() > LARGE
     }
 
-    /// Whether it is known if this exists: a schema only once it was fetched.
+    /// Whether it is known if this exists; for a schema only once it was fetched.
     #[must_use]
     pub fn knows(&self, kind: Kind, name: &str) -> bool {
         kind != Kind::Schema

@@ -1,5 +1,5 @@
-//! The connected clients: what each holds, acknowledged and rejected, for status, and a wait until all of them know
-//! that an instance has gone. Streams never wait here.
+//! The connected clients: what each has, acknowledged and rejected, for the status, and a wait until all of them know
+//! that an instance is removed. Streams never wait here.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,9 +16,9 @@ use tokio::{sync::watch, time::Instant};
 use super::{ClientState, Metrics, NodeInfo};
 use crate::{names::InstanceKey, session::Removals, snapshot::Kind, store::Revision};
 
-/// The maximum of refused resources of a type that status shows.
+/// Most refused resources of a type that the status shows.
 const MAX_REFUSED: usize = 20;
-/// Proxies whose streams ended and that are remembered, for status alone; those that left first are forgotten first.
+/// Most proxies without a stream that are remembered, for the status alone; those that left first are forgotten first.
 const MAX_DEPARTED: usize = 10_000;
 
 /// The connected clients. Clones share them.
@@ -28,10 +28,10 @@ pub struct Clients(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     connected: Mutex<BTreeMap<u64, Arc<Client>>>,
-    /// When the last stream of a proxy ended that has not come back to this replica; at most [`MAX_DEPARTED`].
+    /// When the last stream of a proxy ended that has not reconnected to this replica; at most [`MAX_DEPARTED`].
     departed: Mutex<BTreeMap<String, Instant>>,
     last_id: AtomicU64,
-    /// Raised whenever a client acknowledged endpoints or went away.
+    /// Incremented whenever a client acknowledged endpoints or left.
     progress: watch::Sender<u64>,
     metrics: Metrics,
 }
@@ -40,41 +40,41 @@ struct Inner {
 #[derive(Debug)]
 pub struct Client {
     pub node: NodeInfo,
-    /// Where its stream comes from.
+    /// The address of the peer.
     pub address: String,
     pub variant: &'static str,
     state: Mutex<ClientState>,
-    /// Since when it owes an answer and has given none.
+    /// Since when it has owed an answer without giving any.
     owes: Mutex<Option<Instant>>,
-    /// Its process has been told to stop.
+    /// Its process is stopping.
     draining: AtomicBool,
     /// Its stream has ended.
     gone: AtomicBool,
 }
 
 impl Client {
-    /// Short and without waiting.
+    /// Locked only for a short time; never across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, ClientState> {
         lock(&self.state)
     }
 
-    /// Its process has been told to stop.
+    /// Its process is stopping.
     pub(super) fn drains(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// A response was sent: it owes an answer, from now on if it owed none.
+    /// A response was sent: the client owes an answer, from now on if it owed none before.
     pub(super) fn was_sent(&self, now: Instant) {
         lock(&self.owes).get_or_insert(now);
     }
 
-    /// It answered something: whatever else it owes, it does not stand still.
+    /// The client answered something: even if it owes more answers, it is not stuck.
     pub(super) fn has_answered(&self, now: Instant) {
         let owes = self.state().awaits_answer();
         *lock(&self.owes) = owes.then_some(now);
     }
 
-    /// It uses the service and has not acknowledged its state at this revision.
+    /// The client uses the service and has not acknowledged its state at this revision.
     fn is_behind(&self, service: &str, revision: u64) -> bool {
         let state = self.state();
         let acknowledged = state
@@ -137,14 +137,14 @@ impl Clients {
         lock(&self.0.connected).values().cloned().collect()
     }
 
-    /// Every client, sorted by node id; streams of one node in the order in which they came.
+    /// Every client, sorted by node id; streams of one node in the order in which they began.
     pub(super) fn sorted(&self) -> Vec<Arc<Client>> {
         let mut clients = self.connected();
         clients.sort_by(|a, b| a.node.id.cmp(&b.node.id));
         clients
     }
 
-    /// As status shows them, in the same order.
+    /// As the status shows them, in the same order.
     #[must_use]
     pub fn statuses(&self) -> Vec<ClientStatus> {
         let clients = self.sorted();
@@ -183,8 +183,8 @@ impl Clients {
         }
     }
 
-    /// Looks at one client at a time, so that a thousand acknowledgements cost a thousand looks; and once more at
-    /// all in the end, for those that connected meanwhile.
+    /// Checks one client at a time, so that a thousand acknowledgements cost a thousand checks. In the end it checks
+    /// all again, for those that connected meanwhile.
     async fn all_acknowledge(&self, service: &str, revision: u64) {
         let mut progress = self.0.progress.subscribe();
         loop {
@@ -204,7 +204,7 @@ impl Clients {
     /// The clients that use a service and have not acknowledged its state at a revision.
     fn behind(&self, service: &str, revision: u64) -> Vec<Arc<Client>> {
         let connected = self.connected();
-        // A proxy's node id is its own: where it has two streams, the older one is dead and not yet noticed.
+        // A proxy's node id is unique: if it has two streams, the older one is dead and this was not noticed yet.
         let newest: HashMap<String, Arc<Client>> = connected
             .iter()
             .filter(|client| client.node.role == "proxy")
@@ -246,7 +246,7 @@ impl Removals for Clients {
     }
 }
 
-/// A stream's place among the clients, until it is dropped.
+/// A stream's entry among the clients; dropping it removes the entry.
 pub(super) struct ConnectedClient {
     pub(super) id: u64,
     pub(super) client: Arc<Client>,
@@ -262,7 +262,7 @@ impl Drop for ConnectedClient {
     }
 }
 
-/// One client as status shows it.
+/// One client as the status shows it.
 #[derive(Clone, Debug)]
 pub struct ClientStatus {
     pub node_id: String,
@@ -270,14 +270,14 @@ pub struct ClientStatus {
     pub address: String,
     pub variant: &'static str,
     pub process_id: String,
-    /// Its process has been told to stop.
+    /// Its process is stopping.
     pub draining: bool,
-    /// For how long it has owed an answer and given none.
+    /// For how long it has owed an answer without giving any.
     pub owes_for: Option<Duration>,
     pub kinds: Vec<KindStatus>,
 }
 
-/// One of its types.
+/// One type of a client's subscriptions.
 #[derive(Clone, Debug)]
 pub struct KindStatus {
     pub kind: Kind,
@@ -293,11 +293,11 @@ pub struct KindStatus {
     pub refused: Vec<RefusedStatus>,
 }
 
-/// A resource that a client did not take.
+/// A resource that a client rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedStatus {
     pub name: String,
-    /// Empty: that it does not exist.
+    /// Empty: it rejected that the resource does not exist.
     pub version: String,
     /// The client's words.
     pub reason: String,

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::snapshot::{Kind, Snapshot};
 
-/// Ends the version of our own types while more parts of a wildcard's first answer follow.
+/// Appended to the version of our own types while more parts of a wildcard's first answer follow.
 const MORE: char = '+';
 
 /// The variant behind `DeltaAggregatedResources`.
@@ -32,7 +32,7 @@ impl Variant for Delta {
         &request.type_url
     }
 
-    /// No place for it in this variant: it stands in the node's metadata.
+    /// Delta requests have no field for it: it is in the node's metadata.
     fn revision(_: &DeltaDiscoveryRequest) -> u64 {
         0
     }
@@ -61,7 +61,7 @@ impl Variant for Delta {
         }
         for name in &request.resource_names_subscribe {
             if name != "*" {
-                // On the first request the client has just said what it holds: only what differs is news.
+                // On the first request the client has just listed what it has: only what differs is sent.
                 let forced = !(first && subscription.holds(name));
                 subscription.subscribe(name.as_str().into(), forced);
             } else if !first && subscription.kind() != Kind::Schema {
@@ -73,7 +73,7 @@ impl Variant for Delta {
             if name == "*" {
                 subscription.unsubscribe_all();
             } else if let Some(name) = subscription.unsubscribe(name, view) {
-                // Still covered by the wildcard, which the client has to be told.
+                // The wildcard still covers the name: sending it again tells the client so.
                 subscription.send_again(name);
             }
         }
@@ -133,7 +133,7 @@ fn on_answer(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -
     }
 }
 
-/// The first request of a type on a stream: naming nothing means everything, and what the client brings from an
+/// The first request of a type on a stream: an empty list of names means everything, and what the client has from an
 /// earlier stream is not sent again.
 fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
     let names = &request.resource_names_subscribe;

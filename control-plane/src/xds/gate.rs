@@ -1,5 +1,5 @@
-//! Admits streams: bounds their number in all, per client and per second. A refused stream is told the reason in one
-//! sentence. What happens on a stream later is not known here.
+//! Admits streams: limits their number in all, per client and per second. A refused stream is told the reason in one
+//! sentence. Later events of a stream are not known here.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Limits, NodeInfo, Refusal};
 use crate::budget::{Shares, Who};
 
-/// One client, over all its connections: its address without the port, which is another one each time, and its node id.
+/// One client over all its connections: its address without the port, which differs per connection, and its node id.
 pub(super) type ClientKey = (String, String);
 
 pub(super) fn client_key(address: &str, node: &str) -> ClientKey {
@@ -31,12 +31,12 @@ struct Inner {
 }
 
 struct State {
-    /// Streams that are open, and whose: by where they come from, for a client can make up node ids.
+    /// The open streams by the peer that they come from, because a client can make up node ids.
     open: Shares,
     opened: u64,
     clients: BTreeMap<ClientKey, usize>,
     admission: TokenBucket,
-    /// KiB of large resources, of all clients.
+    /// KiB of large resources sent to all clients.
     large: TokenBucket,
 }
 
@@ -62,7 +62,7 @@ impl Gate {
         &self.0.limits
     }
 
-    /// A stream begins. Its slot is free again when the last of its holders is gone: the task that serves it, and the
+    /// A stream begins. Its slot is free again when the last holder drops it: the task that serves the stream, or the
     /// responses that the transport still has.
     pub(super) fn open(&self, who: Who) -> Result<Arc<Slot>, Refusal> {
         let mut state = self.state();
@@ -87,7 +87,7 @@ impl Gate {
         }))
     }
 
-    /// A stream has said who it is; gives how long it waits for its turn.
+    /// The stream's node is known. Returns how long the stream waits for its turn.
     pub(super) fn admit(
         &self,
         slot: &Slot,
@@ -116,7 +116,7 @@ impl Gate {
         Ok(wait)
     }
 
-    /// So many KiB of large resources go out; gives how long the next ones have to wait.
+    /// `kib` KiB of large resources are sent. Returns how long the next ones have to wait.
     pub(super) fn sent_large(&self, kib: u32, now: Instant) -> Duration {
         self.state().large.take(now.into_std(), kib)
     }
@@ -126,7 +126,7 @@ impl Gate {
     }
 }
 
-/// A stream's place.
+/// The place of one open stream.
 pub(super) struct Slot {
     number: u64,
     who: Who,
@@ -135,7 +135,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Of all streams that ever were here.
+    /// Numbers the streams of this replica in the order in which they were opened.
     pub(super) fn number(&self) -> u64 {
         self.number
     }

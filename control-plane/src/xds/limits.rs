@@ -1,4 +1,4 @@
-//! How much clients may ask of one replica, and the token bucket that spreads it over time. Pure.
+//! The limits on what clients may ask of one replica. Pure.
 
 use std::time::Duration;
 
@@ -7,33 +7,34 @@ use crate::budget::Peer;
 /// The bounds of a replica's streams.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open at a time, with those that have not said yet who they are.
+    /// Streams open at a time, including those whose first request has not come yet.
     pub streams: usize,
-    /// Of one node id at one address.
+    /// Streams of one node id at one address.
     pub streams_per_client: usize,
-    /// New streams served in a second, and so many at once after a quiet time. Each starts with everything that its
-    /// client lacks.
+    /// New streams served per second, and the burst after a quiet time. Each begins with everything that its client
+    /// lacks.
     pub streams_per_second: u32,
     pub streams_at_once: u32,
-    /// So long a new stream waits for its turn; it is refused if that is not enough.
+    /// How long a new stream waits for its turn; it is refused if it would have to wait longer.
     pub admission_wait: Duration,
-    /// What one stream may say in a second, and at once after a quiet time: a request is one unit, and one more for
-    /// each 50 names in it. What is more waits in its connection.
+    /// What one stream may send per second, and the burst after a quiet time. A request costs one unit, and one more
+    /// for each 50 names in it. Requests above the limit wait in the connection.
     pub units_per_second: u32,
     pub units_at_once: u32,
-    /// Newer states of large resources (more than 64 KiB, some 300 endpoints) go to one client at so many KiB a second,
-    /// and to all together; so many at once after a quiet time. What changes meanwhile goes together.
+    /// How fast newer states of large resources (more than 64 KiB, some 300 endpoints) are sent to one client and to
+    /// all clients together, in KiB per second, and the bursts after a quiet time. Changes that come while a resource
+    /// waits are sent together.
     pub large_kib_per_second: u32,
     pub large_kib_at_once: u32,
     pub all_large_kib_per_second: u32,
     pub all_large_kib_at_once: u32,
-    /// A client that owes an answer for so long, and shows no other sign of life, is cut off.
+    /// A client that owes an answer for this long, and shows no other sign of life, is cut off.
     pub stuck_after: Duration,
-    /// Where there are several replicas, a stream ends after about so long (20 % more or less), so that clients that
-    /// all came to one replica after an outage spread anew.
+    /// If there are several replicas, a stream ends after about this time (20 % more or less), so that clients that all
+    /// connected to one replica after an outage are spread again.
     pub max_age: Duration,
-    /// A replica that holds clearly more streams than the mean of all ends so many of its own in a second, of those
-    /// that are at least so old.
+    /// If a replica has clearly more streams than the mean of all replicas, it ends this many per second, of those that
+    /// are at least as old as `shed_after`.
     pub sheds_per_second: u32,
     pub shed_after: Duration,
 }
@@ -60,7 +61,7 @@ impl Default for Limits {
     }
 }
 
-/// A stream that is not served.
+/// Why a stream is not served.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
     #[error("this replica serves {0} xDS streams and takes no more: try another replica")]

@@ -12,23 +12,23 @@ pub struct Metrics {
     pub response_bytes: PerKind<AtomicU64>,
     pub acknowledged: PerKind<AtomicU64>,
     pub rejected: PerKind<AtomicU64>,
-    /// Requests about a response that had been overtaken.
+    /// Requests that answer a response which is not the newest.
     pub stale: AtomicU64,
     /// Requests for types that are not served.
     pub unknown_types: AtomicU64,
-    /// Streams ended because the client broke a bound or sent what cannot be understood.
+    /// Streams ended because the client exceeded a limit or sent a malformed request.
     pub violations: AtomicU64,
-    /// Streams refused because there were too many, in all, of one client or at once.
+    /// Streams refused because there were too many in all, of one client or at once.
     pub refused: AtomicU64,
     /// Streams ended because the client was stuck.
     pub stuck: AtomicU64,
-    /// Streams ended for their age, to spread clients over the replicas.
+    /// Streams ended because of their age, to spread clients over the replicas.
     pub spread: AtomicU64,
-    /// Streams ended because this replica held more than its share.
+    /// Streams ended because this replica had more than its share.
     pub shed: AtomicU64,
     /// Streams ended or refused because this replica lagged behind others.
     pub lagging: AtomicU64,
-    /// Times that a client spoke too fast and was made to wait.
+    /// Times that a client sent too fast and had to wait.
     pub muted: AtomicU64,
     /// Times that newer states of large resources had to wait.
     pub held_back: AtomicU64,

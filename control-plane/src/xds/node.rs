@@ -1,4 +1,4 @@
-//! Who a client is, by the node of its first request: a plain value, or the field that is wrong.
+//! Who a client is, from the node of its first request: a plain value, or an error that names the wrong field.
 
 use std::net::SocketAddr;
 
@@ -13,33 +13,33 @@ use crate::snapshot::Audience;
 
 /// Node metadata with which an Envoy asks for the socket listener `heddle/outbound`; its value is "IP:port".
 pub const OUTBOUND_KEY: &str = "heddle.outbound";
-/// Node metadata that tells our own proxies apart; its value is "proxy".
+/// Node metadata that marks our own proxies; its value is "proxy".
 const ROLE_KEY: &str = "role";
-/// Node metadata with which a client that comes back by delta names the newest revision that it saw, as decimal
-/// text (requests of that variant have no place for it).
+/// Node metadata in which a reconnecting delta client sends the newest revision that it saw, as decimal text (delta
+/// requests have no field for it).
 const REVISION_KEY: &str = "revision";
 /// Node metadata of our own proxies: the id of the process. Two processes of one node may be connected at a time.
 const PROCESS_KEY: &str = "process";
-/// Node metadata of our own proxies: "draining" once the process has been told to stop. A later request may say it.
+/// Node metadata of our own proxies: "draining" once the process is stopping. A later request may carry it.
 const STATE_KEY: &str = "state";
 
 /// Longest node id that is kept; longer ones are cut.
 const MAX_ID_BYTES: usize = 256;
 
-/// Largest node: Envoy names all its extensions in it, some tens of KiB.
+/// Largest node: Envoy lists all its extensions in it, some tens of KiB.
 const MAX_NODE_BYTES: usize = 512 << 10;
 
 /// A client as its first request describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
     pub id: String,
-    /// "proxy" for ours, else the client's user agent.
+    /// "proxy" for our own proxies, else the client's user agent.
     pub role: String,
     pub audience: Audience,
     pub outbound: Option<SocketAddr>,
-    /// The newest revision that it saw, 0 if it does not say.
+    /// The newest revision that it saw; 0 if unknown.
     pub revision: u64,
-    /// The process of one of our own proxies; empty if it does not say.
+    /// The process of one of our own proxies; empty if unknown.
     pub process_id: String,
 }
 
@@ -106,13 +106,13 @@ impl NodeInfo {
     }
 }
 
-/// Whether a request says that the process has been told to stop.
+/// Whether a request says that the process is stopping.
 pub(super) fn says_draining(node: Option<&Node>) -> bool {
     node.is_some_and(|node| metadata(node, STATE_KEY) == Some("draining"))
 }
 
 impl NodeInfo {
-    /// A later request may repeat the node, or say nothing of it.
+    /// A later request may repeat the node or leave it out.
     pub(super) fn check_same(&self, later: Option<&Node>) -> Result<(), NodeError> {
         let id = later.map_or("", |node| node.id.as_str());
         if id.is_empty() || cut(id, MAX_ID_BYTES) == self.id {
@@ -152,7 +152,7 @@ fn user_agent(node: &Node) -> String {
     .to_owned()
 }
 
-/// At most `max` bytes of a text, at a character's end.
+/// At most `max` bytes of a text, cut between two characters.
 pub(super) fn cut(text: &str, max: usize) -> &str {
     let end = (0..=max.min(text.len()))
         .rev()

@@ -8,20 +8,20 @@ use tokio::time::Instant;
 
 use super::Limits;
 
-/// Longest time between two looks at a stream.
+/// Longest time between two checks of a stream.
 const MAX_TICK: Duration = Duration::from_secs(15);
-/// How much longer a stream may live that is busy at the end of its life.
+/// How much longer a stream may live if it is busy when its lifetime is over.
 const GRACE: Duration = Duration::from_secs(30);
-/// Names in a request that cost as much as a request.
+/// So many names in a request cost as much as a request.
 const NAMES_PER_UNIT: usize = 50;
 
 /// The result of a check of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Fine,
-    /// The client owes an answer and gives no sign of life.
+    /// The client owes an answer and shows no sign of life.
     Stuck,
-    /// It has lived long enough.
+    /// Its lifetime is over.
     Old,
 }
 
@@ -29,18 +29,18 @@ pub(super) enum Verdict {
 pub(super) struct Pace {
     speech: TokenBucket,
     large: TokenBucket,
-    /// No newer state of a large resource goes out before.
+    /// No newer state of a large resource is sent before this.
     large_from: Option<Instant>,
-    /// Nothing is read from the client before.
+    /// Nothing is read from the client before this.
     paused_until: Option<Instant>,
     stuck_after: Duration,
-    /// The last sign of life, or when the client was last owed nothing.
+    /// When the client last showed a sign of life or owed no answer.
     alive: Instant,
-    /// Responses that the transport had not taken at the last look.
+    /// Responses that the transport had not taken at the last check.
     queued: usize,
     life: Duration,
     ends: Instant,
-    /// Not to be sent elsewhere before.
+    /// The stream is not shed before this.
     settles: Instant,
     tick: Duration,
 }
@@ -69,12 +69,12 @@ impl Pace {
         }
     }
 
-    /// How often to look.
+    /// How often to check the stream.
     pub(super) fn tick(&self) -> Duration {
         self.tick
     }
 
-    /// A request with so many names came; true if the client has to slow down from here on.
+    /// A request with `names` names came. True if the client now has to slow down.
     pub(super) fn on_request(&mut self, names: usize, now: Instant) -> bool {
         self.alive = now;
         let units = u32::try_from(1 + names / NAMES_PER_UNIT).unwrap_or(u32::MAX);
@@ -83,7 +83,7 @@ impl Pace {
         self.paused_until.is_some()
     }
 
-    /// None: the client may speak.
+    /// None: requests are read.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
@@ -92,15 +92,15 @@ impl Pace {
         self.paused_until = None;
     }
 
-    /// So many KiB of large resources went out; `others`: how long all clients together make it wait. True if it has to
-    /// wait for the next ones.
+    /// `kib` KiB of large resources were sent. `others`: the wait that the limit of all clients together demands. True
+    /// if this client has to wait for the next ones.
     pub(super) fn sent_large(&mut self, kib: u32, others: Duration, now: Instant) -> bool {
         let wait = self.large.take(now.into_std(), kib).max(others);
         self.large_from = (!wait.is_zero()).then(|| now + wait);
         self.large_from.is_some()
     }
 
-    /// None: large resources may go out.
+    /// None: large resources may be sent.
     pub(super) fn large_from(&self) -> Option<Instant> {
         self.large_from
     }
@@ -109,20 +109,20 @@ impl Pace {
         self.large_from = None;
     }
 
-    /// A response goes out: the client's time begins.
+    /// A response is sent: the client's time to answer begins.
     pub(super) fn sent(&mut self, now: Instant) {
         self.alive = now;
         self.queued += 1;
     }
 
-    /// Whether it loses nothing if it is sent elsewhere now: it has been here for a while, owes no answer, and the
-    /// transport has taken all.
+    /// Whether the client loses nothing if its stream ends now: it is old enough, no answer is owed, and the transport
+    /// has taken all responses.
     pub(super) fn may_go(&self, now: Instant, owes: bool, queued: usize) -> bool {
         now >= self.settles && !owes && queued == 0
     }
 
-    /// `owes`: a response waits for the client's answer; `queued`: responses that the transport has not taken;
-    /// `alone`: there is no other replica to go to.
+    /// Checks the stream. `owes`: a response waits for the client's answer; `queued`: responses that the transport has
+    /// not taken; `alone`: there is no other replica.
     pub(super) fn look(&mut self, now: Instant, owes: bool, queued: usize, alone: bool) -> Verdict {
         if !owes || queued < self.queued {
             self.alive = now;
@@ -138,7 +138,7 @@ impl Pace {
             self.ends = now + self.life;
             return Verdict::Fine;
         }
-        // A client that knows everything loses nothing while it goes elsewhere.
+        // A client that has answered everything loses nothing by reconnecting.
         if owes && now < self.ends + GRACE {
             return Verdict::Fine;
         }
@@ -146,7 +146,7 @@ impl Pace {
     }
 }
 
-/// Numbers in a row become numbers all over (splitmix64).
+/// Spreads consecutive numbers over all of `u64` (splitmix64).
 pub(super) fn scattered(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Schemas for one stream: fetches from the store what its client waits for, one at a time, and sends it.
+//! Schemas for one stream: fetches the schemas that its client waits for from the store, one at a time, and sends them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tonic::Status;
 use super::{Variant, stream::Stream};
 use crate::{registry::Registry, snapshot::Kind};
 
-/// How often a schema that was asked for before it was uploaded is looked for again.
+/// How often the store is asked again for a schema that is not uploaded yet.
 pub(super) const SCHEMA_RETRY: Duration = Duration::from_secs(1);
 
 impl<V: Variant> Stream<'_, V> {
@@ -44,8 +44,8 @@ impl<V: Variant> Stream<'_, V> {
     }
 }
 
-/// None: the store has no such descriptors. While it cannot be asked the client waits: "does not exist" would be a lie
-/// on which it acts.
+/// None: the store has no such descriptors. While the store cannot be read the client waits: it would act on a false
+/// "does not exist".
 async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
     let mut logged = false;
     loop {

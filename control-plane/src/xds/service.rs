@@ -1,5 +1,5 @@
-//! `envoy.service.discovery.v3.AggregatedDiscoveryService` on tonic, both variants in one service. Not generated,
-//! because responses carry bytes that are encoded already. Nothing is decided here.
+//! `envoy.service.discovery.v3.AggregatedDiscoveryService` on tonic, with both variants. Not generated, because
+//! responses contain bytes that are already encoded. It makes no decisions.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,8 @@ use crate::{
     snapshot::Publisher,
 };
 
-/// What reflection says of this service and of the others of Envoy: a serialized `google.protobuf.FileDescriptorSet`.
+/// The descriptors that reflection serves for this and Envoy's other services: a serialized
+/// `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
 
 /// The service. Clones share the clients and the snapshots.
@@ -53,7 +54,7 @@ struct Inner {
     stop: CancellationToken,
 }
 
-/// Serves the publisher's snapshots; streams end when `stop` does.
+/// Serves the publisher's snapshots; streams end when `stop` is cancelled.
 #[must_use]
 pub fn service(
     membership: Membership,
@@ -65,7 +66,7 @@ pub fn service(
     service_within(membership, publisher, clients, limits, stop)
 }
 
-/// As `service`, with bounds of one's own.
+/// Like `service`, with other limits.
 #[must_use]
 pub fn service_within(
     membership: Membership,
@@ -74,7 +75,7 @@ pub fn service_within(
     limits: Limits,
     stop: CancellationToken,
 ) -> Ads {
-    // What other replicas say of themselves is told at most once per renewal.
+    // Other replicas publish their numbers at most once per renewal.
     let shedding = Shedding::new(&limits, membership.registry().options().renew_interval * 3);
     let counted = clients.clone();
     membership.count_streams_by(move || counted.len());
@@ -89,8 +90,7 @@ pub fn service_within(
 }
 
 impl Ads {
-    /// Serves one stream in a task of its own; gives what the client is told. `local`: it reaches us over loopback
-    /// or a Unix socket.
+    /// Serves one stream in its own task; returns the responses. `local`: it connects over loopback or a Unix socket.
     #[cfg(test)]
     pub(crate) fn begin<V: Variant>(
         &self,
@@ -120,7 +120,7 @@ impl Ads {
             }
             Err(refusal) => {
                 count(&self.clients().metrics().refused);
-                // Nothing was sent yet: there is room.
+                // The queue is empty, so there is room.
                 let _ = sender.try_send(Err(Status::resource_exhausted(refusal.to_string())));
                 None
             }
@@ -161,8 +161,8 @@ impl Ads {
     }
 }
 
-/// What a client is told. As long as the transport has it the stream keeps its slot: a client that reads nothing could
-/// else open any number of them, one after the other.
+/// The responses of a stream. The stream has its slot until the transport drops them; otherwise a client that reads
+/// nothing could open any number of streams one after the other.
 struct Responses<T> {
     queue: ReceiverStream<Result<T, Status>>,
     _slot: Option<Arc<Slot>>,

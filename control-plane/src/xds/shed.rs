@@ -14,13 +14,13 @@ use super::{
     gate::{ClientKey, client_key},
 };
 
-/// This many streams above the mean are allowed, however few streams there are.
+/// So many streams above the mean are always allowed.
 const SPARE: usize = 4;
-/// A client that comes back within this time has nowhere else to go, or was sent here again: it may stay.
+/// A client that reconnects here within this time cannot reach another replica, or was sent here again: it may stay.
 const COMES_BACK: Duration = Duration::from_secs(60);
 
-/// How many of its streams a replica has too many: those above 1.2 times the mean of all replicas, and above the mean
-/// and four. `away`: streams that it sent elsewhere and that nobody may have counted yet.
+/// The number of surplus streams of a replica: those above 1.2 times the mean of all replicas, and also above the mean
+/// plus four. `away`: streams that it ended and that no other replica may have counted yet.
 pub(super) fn excess(own: usize, others: &[usize], away: usize) -> usize {
     if others.is_empty() {
         return 0;
@@ -35,20 +35,20 @@ pub(super) fn excess(own: usize, others: &[usize], away: usize) -> usize {
     own.saturating_sub(most)
 }
 
-/// What this replica has sent away of late. All of it is bounded by the rate at which it does so.
+/// The streams that this replica shed recently. Its size is limited by the rate of shedding.
 #[derive(Debug)]
 pub(super) struct Shedding {
     rate: TokenBucket,
-    /// What others say of themselves may be so old.
+    /// How old the numbers of other replicas may be.
     lag: Duration,
-    /// Streams that went within the lag.
+    /// Streams shed within the lag.
     recent: VecDeque<Instant>,
-    /// Nobody knows whether clients really reach another replica: within the time in which age ends each stream once,
-    /// no more go than there were.
+    /// It is not known whether clients really reach another replica. So within the lifetime of a stream no more streams
+    /// are shed than there were at the beginning.
     span: Duration,
     begun: Option<Instant>,
     left: usize,
-    /// Those that went, and when.
+    /// The clients that were shed, and when.
     sent: BTreeMap<ClientKey, Instant>,
 }
 
@@ -65,7 +65,7 @@ impl Shedding {
         }
     }
 
-    /// One stream asks whether it shall go; if so it is counted as gone.
+    /// Whether one stream should be shed; if so, it is counted as shed.
     pub(super) fn take(&mut self, now: Instant, own: usize, others: &[usize]) -> bool {
         while self.recent.front().is_some_and(|at| now >= *at + self.lag) {
             self.recent.pop_front();
@@ -85,13 +85,13 @@ impl Shedding {
         true
     }
 
-    /// This client was sent elsewhere.
+    /// Notes that this client was shed.
     pub(super) fn sent(&mut self, address: &str, node: &str, now: Instant) {
         self.sent.retain(|_, at| now < *at + COMES_BACK);
         self.sent.insert(client_key(address, node), now);
     }
 
-    /// It was sent elsewhere a moment ago, and is here again.
+    /// Whether this client was shed a moment ago and has reconnected here.
     pub(super) fn is_back(&self, address: &str, node: &str, now: Instant) -> bool {
         let sent = self.sent.get(&client_key(address, node));
         sent.is_some_and(|at| now < *at + COMES_BACK)

@@ -1,6 +1,6 @@
-//! The state-of-the-world variant: each request names everything that the client wants, each response of listeners
-//! and clusters has everything that there is. Pure. Source: the xDS protocol document, "Basic Protocol Overview",
-//! "How the client specifies what resources to return", "ACK/NACK and resource type instance version".
+//! The state-of-the-world variant: each request names everything that the client wants; each response for listeners and
+//! clusters has all of them. Pure. Source: the xDS protocol document, "Basic Protocol Overview", "How the client
+//! specifies what resources to return", "ACK/NACK and resource type instance version".
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -31,7 +31,7 @@ impl Variant for Sotw {
         &request.type_url
     }
 
-    /// Versions are `<revision>/<hash>`; those of another control plane say nothing.
+    /// Versions are `<revision>/<hash>`; those of another control plane give no revision.
     fn revision(request: &DiscoveryRequest) -> u64 {
         request
             .version_info
@@ -71,7 +71,7 @@ impl Variant for Sotw {
         if first {
             owe_answer(subscription);
         } else if !changed && !answers && request.error_detail.is_none() {
-            // The same names, asked for once more: the client may have dropped what it had.
+            // The client requests the same names again: it may have dropped what it had.
             ask_again(subscription);
         }
         Ok(outcome)
@@ -87,14 +87,14 @@ impl Variant for Sotw {
             return None;
         }
         let kind = subscription.kind();
-        // A whole state cannot be parted: its size is that of the mesh.
+        // A whole state cannot be split: its size depends on the mesh.
         let limit = if kind.whole_state() {
             usize::MAX
         } else {
             max_response_bytes(kind)
         };
         let mut update = subscription.take_update(snapshot, view, hold, limit);
-        // That something does not exist can be said by a whole state only: for the rest clients wait for it.
+        // Only a whole state can show that a resource does not exist; for other types clients wait for the resource.
         let nothing =
             update.resources.is_empty() && (update.removed.is_empty() || !kind.whole_state());
         if nothing && !subscription.owes_answer() {
@@ -119,7 +119,7 @@ impl Variant for Sotw {
     }
 }
 
-/// Takes the names over; true if that changed what is wanted. An empty list means everything until the client has
+/// Replaces the names; true if that changed what the client wants. An empty list means everything until the client has
 /// named something once, and nothing after that.
 fn subscribe(
     subscription: &mut Subscription,
@@ -149,7 +149,7 @@ fn subscribe(
     let changed =
         first || wildcard != subscription.is_wildcard() || !gone.is_empty() || !new.is_empty();
     subscription.mark_asked();
-    // In this order: what is named stays when the wildcard ends.
+    // Names first: a named resource stays when the wildcard ends.
     for name in &new {
         subscription.subscribe((*name).into(), true);
     }
@@ -163,13 +163,13 @@ fn subscribe(
         subscription.unsubscribe(name, view);
     }
     if !new.is_empty() && subscription.kind().whole_state() {
-        // That a listener or cluster does not exist is told by an answer without it.
+        // An answer without the listener or cluster tells the client that it does not exist.
         subscription.owe_answer();
     }
     changed
 }
 
-/// Even an empty state is an answer, but for descriptors: those come when they are there.
+/// Even an empty state is an answer, except for schemas: those are sent once they exist.
 fn owe_answer(subscription: &mut Subscription) {
     if subscription.kind() != Kind::Schema {
         subscription.owe_answer();
@@ -187,7 +187,7 @@ fn ask_again(subscription: &mut Subscription) {
     owe_answer(subscription);
 }
 
-/// Of what the response says, by name and version.
+/// The hash of the names and versions in a response.
 fn hash(resources: &[Arc<Resource>]) -> Arc<str> {
     version_of(|hash| {
         for resource in resources {

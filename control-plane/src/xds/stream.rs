@@ -1,6 +1,6 @@
 //! One stream from its first request to its end: reads requests, follows snapshots, fetches schemas, and sends the
-//! responses that the client's state allows. At most one response per type is unacknowledged, so a client that does
-//! not read delays nobody and costs a bounded number of bytes.
+//! responses that the client's state allows. At most one response per type is unacknowledged, so a client that does not
+//! read delays no other client and costs a bounded number of bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,26 +23,27 @@ use crate::{
     snapshot::{Kind, Snapshot, outbound_listener},
 };
 
-/// Responses that wait for the transport: one per type can be under way.
+/// Capacity of the queue to the transport: each type has at most one unanswered response.
 pub(super) const RESPONSES: usize = Kind::ALL.len() + 2;
-/// A stream must say who it is within this time.
+/// The first request must come within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// How long a client that saw a newer revision waits for this replica to reach it.
 const BEHIND: Duration = Duration::from_secs(2);
 
-/// The bytes that are kept for a name beside the name itself, at most.
+/// Most bytes kept for a name besides the name itself.
 const ADDED: usize = 256;
-/// What a client holds is counted when so much may have come to it: the count takes as long as there are names.
+/// The client's memory is counted again once this much may have been added: counting takes time in proportion to the
+/// names.
 const COUNT_AFTER: usize = 64 << 10;
 
-/// Rejections of one client are logged no more often.
+/// Shortest time between two logged rejections of one client.
 const REJECTION_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) address: String,
-    /// It reaches us over loopback or a Unix socket.
+    /// It connects over loopback or a Unix socket.
     pub(super) local: bool,
     pub(super) connection: ConnectionEnd,
     pub(super) account: Account,
@@ -59,7 +60,7 @@ impl Peer {
     }
 }
 
-/// Runs a stream; what ends it is told to the client.
+/// Runs a stream. The client is sent the reason why it ends.
 pub(super) async fn run<V: Variant>(
     ads: Ads,
     peer: Peer,
@@ -79,7 +80,7 @@ pub(super) async fn run<V: Variant>(
         ended = serve::<V>(&ads, peer, &slot, &mut requests, &responses) => ended,
     };
     if let Err(status) = ended {
-        // There is room: at most one response per type is under way.
+        // There is room in the queue: each type has at most one unanswered response.
         let _ = responses.try_send(Err(status));
     }
 }
@@ -195,16 +196,16 @@ pub(super) struct Stream<'a, V: Variant> {
     pub(super) member: ConnectedClient,
     pub(super) pace: Pace,
     pub(super) connection: ConnectionEnd,
-    /// It was sent elsewhere and came back: it may stay.
+    /// The client was shed and has reconnected here: it is not shed again.
     pub(super) stays: bool,
-    /// A type that is not served was asked for: said once.
+    /// The client asked for a type that is not served, and this was logged.
     warned: bool,
     /// When a rejection was logged last.
     rejection_logged: Option<Instant>,
-    /// For what is kept of the client's subscriptions.
+    /// The charge for what is kept of the client's subscriptions.
     charge: Charge,
     account: Account,
-    /// What was added since that was counted, at most.
+    /// Most bytes that may have been added since the charge was last counted.
     added: usize,
 }
 
@@ -246,7 +247,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         }
     }
 
-    /// The revision that a client sees never goes back: if it saw a newer one, waits for it.
+    /// The revision that a client sees never decreases: if it saw a newer one, this waits for it.
     async fn catch_up(&mut self, seen: u64) -> Result<(), Status> {
         if seen <= self.snapshot.revision {
             return Ok(());
@@ -322,7 +323,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         Ok(())
     }
 
-    /// At most once a second: a client may reject as fast as it can ask again.
+    /// At most once a second: a client may reject as fast as it can send requests.
     fn log_rejection(&mut self, kind: Kind) {
         if self
             .rejection_logged
@@ -345,11 +346,11 @@ impl<'a, V: Variant> Stream<'a, V> {
         }
     }
 
-    /// Goes on to the newest snapshot. Who asks whether all clients have acknowledged a removal waits for its snapshot
-    /// first, and does not count a client that has not asked for the service: what is composed for a client that asks
-    /// a moment later must not be of an older one.
+    /// Takes the newest snapshot. A caller that waits until all clients have acknowledged a removal first waits for the
+    /// snapshot with that removal, and ignores clients that have not subscribed to the service. So a client that
+    /// subscribes a moment later must not get an older snapshot.
     fn follow(&mut self) {
-        // An error is the end of the publisher, which the main loop sees.
+        // An error means that the publisher has ended, which the main loop notices.
         if self.snapshots.has_changed().unwrap_or(false) {
             self.observe();
         }
@@ -401,7 +402,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             .map_err(|_| Status::resource_exhausted("the client does not read its responses"))
     }
 
-    /// A large response goes out: newer states of what is in it wait, so long as its size demands.
+    /// A large response is sent: newer states of its resources wait for a time that depends on its size.
     fn pace_large(&mut self, bytes: usize) {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         let now = Instant::now();

@@ -1,6 +1,5 @@
-//! Streams that the control plane ends, mostly so that their clients connect to another replica: because this one
-//! lags or has more than its share, or because the stream is old. The decisions are made by the membership, `shed`
-//! and `pace`.
+//! Ends streams, mostly so that their clients connect to another replica: because this one lags or has more than its
+//! share, or because the stream is old. The membership, `shed` and `pace` decide it.
 
 use std::time::Duration;
 
@@ -17,14 +16,14 @@ use super::{
 };
 use crate::registry::Lag;
 
-/// The streams of a replica end within this time: the others admit so many in a second.
+/// A replica's streams end spread over this time: the other replicas admit a limited number per second.
 const SPREAD_MS: u64 = 1_000;
 
-/// Waits until a stream has to end because this replica lags: a new one at once. `seed` spreads those that are here.
+/// Waits until a stream has to end because this replica lags. A new stream ends at once; `seed` spreads the others.
 pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
     let mut lag = ads.membership().lag();
     let pause = match *lag.borrow_and_update() {
-        // Not even for a moment: it would be told something.
+        // Without a pause: the client would be sent an old state.
         Some(_) => None,
         None => Some(Duration::from_millis(scattered(seed) % SPREAD_MS)),
     };
@@ -45,7 +44,7 @@ pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
 }
 
 impl<V: Variant> Stream<'_, V> {
-    /// Ends the stream of a client that is stuck, one that is old, and one of too many.
+    /// Ends the stream if its client is stuck, if it is old, or if this replica has too many streams.
     pub(super) fn look(&mut self) -> Result<(), Status> {
         let owes = self.member.client.state().awaits_answer();
         let queued = self.responses.max_capacity() - self.responses.capacity();
@@ -74,7 +73,7 @@ impl<V: Variant> Stream<'_, V> {
         }
     }
 
-    /// Ends the stream if this replica has too many and it is time for one of them to go.
+    /// Ends the stream if this replica has too many and the rate of shedding allows it.
     fn shed(&self, now: Instant, others: &[usize]) -> Result<(), Status> {
         let clients = self.ads.clients();
         let mut shedding = self.ads.shedding();
@@ -90,7 +89,7 @@ impl<V: Variant> Stream<'_, V> {
         ))
     }
 
-    /// The end of a stream whose client has seen a newer revision than this replica shows.
+    /// The status of a stream whose client has seen a newer revision than this replica has.
     pub(super) fn behind(&self, revision: u64, seen: u64, text: String) -> Status {
         self.connection.begin();
         let metadata = [("revision", revision), ("seen", seen)];
@@ -99,8 +98,8 @@ impl<V: Variant> Stream<'_, V> {
         Status::with_error_details(Code::Unavailable, text, details)
     }
 
-    /// The end of a stream whose client shall go to another replica. With its connection it goes through the load
-    /// balancer again; most clients would else open the next stream on the connection that they have.
+    /// The status of a stream whose client should connect to another replica. The connection ends too, so that the
+    /// client passes the load balancer again; most clients would otherwise open the next stream on the same connection.
     pub(super) fn elsewhere(&self, text: impl Into<String>) -> Status {
         self.connection.begin();
         Status::unavailable(text)

@@ -1,6 +1,6 @@
-//! The responses as they are sent: field for field those of `envoy.service.discovery.v3`, but resources are bytes
-//! that were encoded before, so that a thousand streams share them. (On the wire a repeated message and repeated
-//! bytes are the same.)
+//! The responses as they are sent. They have the fields of `envoy.service.discovery.v3`, but their resources are bytes
+//! that were encoded before, so that a thousand streams share them. (On the wire a repeated message and repeated bytes
+//! are the same.)
 
 use bytes::Bytes;
 

@@ -1,5 +1,5 @@
-//! The answer to another replica about the clients of this one alone, so that questions never loop. Each message has
-//! a bounded size and is built when the one before has been read.
+//! The answer to another replica about the clients of this one alone, so that requests never loop. Each message has a
+//! bounded size and is built when the one before has been read.
 
 use std::{pin::pin, time::Duration};
 
@@ -19,12 +19,12 @@ use crate::xds::{
     csds::{Own, Part, Parts},
 };
 
-/// Answers under way at once; more are refused. Each holds one message.
+/// Most answers at a time; more are refused. Each keeps one message in memory.
 pub(in crate::replica) const MAX_ANSWERS: usize = 256;
-/// A message is ended before it is longer; a single resource may be up to 1 MiB.
+/// A message ends before it grows larger; a single resource may have up to 1 MiB.
 const MESSAGE_BYTES: usize = 256 << 10;
-/// A reader that has not read an answer to its end after so long is left: others wait for its place. The replica that
-/// asks reads on for its own reader, who has as long (`status/csds`).
+/// Longest time to read an answer to its end; then it is ended, because others wait for its place. The replica that
+/// asks reads as fast as its own reader, who has the same time (`status/csds`).
 pub(crate) const WHOLE: Duration = Duration::from_secs(15 * 60);
 
 pub(in crate::replica) struct Answer {
@@ -82,7 +82,7 @@ impl Answer {
 
 pub(in crate::replica) type ConfigStream = ReceiverStream<Result<ClientConfigsResponse, Status>>;
 
-/// Read in a task of its own, which ends in time: a stream that nobody polls would hold its place for ever.
+/// Read in its own task, which ends in time: a stream that is never polled would keep its place forever.
 fn bounded<T: Send + 'static>(
     messages: impl Stream<Item = T> + Send + 'static,
 ) -> ReceiverStream<Result<T, Status>> {
@@ -98,7 +98,7 @@ fn bounded<T: Send + 'static>(
         };
         if timeout(WHOLE, tell).await.is_err() {
             let left = Status::resource_exhausted(format!("not read to its end within {WHOLE:?}"));
-            // Who reads nothing does not read this.
+            // A reader that reads nothing does not get this either.
             let _ = told.try_send(Err(left));
         }
     });

@@ -1,6 +1,6 @@
-//! The state of every connected xDS client of all replicas, as CSDS reports it. The answers of the replicas are
-//! merged by node id while they are read, and replicas that did not answer are named. Nothing is collected here: a
-//! slow reader slows down only the replicas' answers to it.
+//! The state of every connected xDS client of all replicas, as CSDS reports it. The answers of the replicas are merged
+//! by node id while they are read, and replicas that did not answer are named. Nothing is collected here: a slow reader
+//! slows down only the replicas' answers to it.
 
 mod answer;
 mod peer;
@@ -33,13 +33,13 @@ use crate::xds::{
     csds::{Merge, Own, Piece, Unclear},
 };
 
-/// A replica that says nothing for so long has not answered.
+/// A replica that sends nothing for this long has not answered.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Questions that are answered at once; more wait as long as a replica would. Each holds one piece of this replica, and
-/// of each other replica what `peer` says: at most about 3 MiB, mostly less than 1.
+/// Requests that are answered at once; further ones wait as long as for a replica. Each keeps one piece of this replica
+/// in memory, and of each other replica what `peer` states: at most about 3 MiB, mostly less than 1.
 const QUESTIONS: usize = 16;
 
-/// Why a question is not answered.
+/// Why a request is not answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum AskError {
     #[error(transparent)]
@@ -50,16 +50,16 @@ pub(crate) enum AskError {
     Busy,
 }
 
-/// How long the other replicas have.
+/// The time limit of the other replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// 2 s for the whole answer.
     All,
-    /// 2 s for each message, so that an answer may be long and its reader slow: only what is waited for counts.
+    /// 2 s for each message, so that an answer may be long and its reader slow: only the time spent waiting counts.
     Each,
 }
 
-/// Asks this replica and all others. Clones share the bound of questions.
+/// Asks this replica and all others. Clones share the limit of requests.
 #[derive(Clone)]
 pub struct MeshConfigs {
     name: Arc<str>,
@@ -72,16 +72,16 @@ pub struct MeshConfigs {
 /// Counters since the process began.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Questions refused because there were too many.
+    /// Requests refused because there were too many.
     pub(crate) refused: AtomicU64,
-    /// Times that another replica did not answer a question to the end.
+    /// Times that another replica did not answer a request to the end.
     pub(crate) unanswered: AtomicU64,
-    /// Readers left because they did not read.
+    /// Readers cut off because they did not read.
     pub(crate) stuck: AtomicU64,
 }
 
 impl MeshConfigs {
-    /// `name`: of this replica.
+    /// `name`: that of this replica.
     #[must_use]
     pub fn new(name: &str, clients: Clients, peers: Peers) -> Self {
         Self {
@@ -166,7 +166,7 @@ impl Gathering {
         self.merge.pop()
     }
 
-    /// Names of the replicas whose clients are not in the answer, or not all of them; known at its end.
+    /// Names of the replicas whose clients are missing in the answer, all or some; complete at its end.
     pub(crate) fn unanswered(&self) -> &BTreeSet<String> {
         &self.unanswered
     }

@@ -1,5 +1,5 @@
-//! One other replica's part of one answer, read on a connection of its own that lives as long as the question. At
-//! most one message (256 KiB, or one resource of 1 MiB) and what the connection buffers are held.
+//! One other replica's part of one answer, read on its own connection, which lives as long as the request. At most one
+//! message (256 KiB, or one resource of 1 MiB) and the connection's buffers are kept in memory.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::xds::csds::{Part, Piece};
 
-/// What comes before it is wanted.
+/// The flow-control window: what arrives before it is read.
 const WINDOW: u32 = 256 << 10;
 
 pub(super) struct PeerConfigs {
     name: Arc<str>,
     state: State,
     pieces: VecDeque<Piece>,
-    /// A piece has come.
+    /// A piece was received.
     begun: bool,
 }
 
@@ -36,9 +36,9 @@ enum State {
 }
 
 impl PeerConfigs {
-    /// It is asked with the first `next`.
+    /// The request is sent with the first `next`.
     pub(super) fn new(peer: &Peer, asked: Bytes) -> Self {
-        // Without a client it cannot be reached, or is one too many.
+        // Without a client the replica cannot be reached, or is beyond the limit.
         let reached = peer.client.as_ref().and_then(|_| endpoint(&peer.replica));
         let unasked = reached.map(|endpoint| {
             let endpoint = endpoint.initial_stream_window_size(WINDOW);
@@ -54,7 +54,7 @@ impl PeerConfigs {
         }
     }
 
-    /// The next piece, none at the end. Not to be called again after an error.
+    /// The next piece; none at the end. Must not be called again after an error.
     pub(super) async fn next(&mut self, until: Instant) -> Result<Option<Piece>, Unanswered> {
         if let Some(piece) = self.pieces.pop_front() {
             return Ok(Some(piece));
@@ -72,7 +72,7 @@ impl PeerConfigs {
         })
     }
 
-    /// Until there are pieces, or it has ended.
+    /// Receives until there are pieces, or the answer has ended.
     async fn receive(&mut self) -> Result<(), String> {
         while self.pieces.is_empty() {
             match &mut self.state {
@@ -96,7 +96,7 @@ impl PeerConfigs {
         let response = ClientStatusResponse::decode(answer.part);
         let part = Part {
             response: response.map_err(|error| error.to_string())?,
-            // The first one has nothing to go on with.
+            // The first part cannot continue another.
             continued: answer.continued && self.begun,
         };
         self.begun |= !part.is_empty();
@@ -105,7 +105,7 @@ impl PeerConfigs {
     }
 }
 
-/// A connection of its own: what a slow reader leaves on it must not fill the one of other questions.
+/// A separate connection: what a slow reader leaves unread on it must not block other requests.
 async fn open(
     endpoint: &Endpoint,
     question: Request<ClientConfigsRequest>,

@@ -16,7 +16,7 @@ use crate::{
 
 type Response = <Delta as Variant>::Response;
 
-/// Names asked for on this stream, of the types that are asked for by name.
+/// Names requested on this stream, for types requested by name.
 pub(super) type Asked = BTreeMap<Kind, BTreeSet<String>>;
 
 impl Speaks for Delta {
@@ -32,7 +32,7 @@ impl Speaks for Delta {
             Flavor::Proxy => {
                 questions.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
             }
-            // Naming nothing is the older way to say everything.
+            // An empty list of names is the older form of the wildcard.
             _ => questions.push(question(client, Kind::Listener, [])),
         }
         questions.extend(follow(client, asked, true));
@@ -57,7 +57,7 @@ impl Speaks for Delta {
             held.put(kind, &resource.name, &resource.version, &value)?;
         }
         for name in &response.removed_resources {
-            // The endpoints of a cluster that stays are kept, as clients do; they come again if there are any.
+            // A cluster whose endpoints are removed stays; they are sent again once there are some.
             held.remove(kind, name);
         }
         Ok(())
@@ -86,7 +86,7 @@ impl Speaks for Delta {
     }
 }
 
-/// Asks for what the resources held lead to, and no longer for what they do not.
+/// Requests what the client's resources refer to, and ends the requests for what they no longer refer to.
 fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscoveryRequest> {
     let wanted = client.state(|state| match client.flavor {
         Flavor::Proxy => vec![(Kind::Endpoint, state.held.names(Kind::Cluster))],
@@ -124,7 +124,7 @@ fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscovery
     questions
 }
 
-/// With what it holds of the type.
+/// A request with the versions that the client has of the type.
 fn question(
     client: &Client,
     kind: Kind,

@@ -1,5 +1,5 @@
-//! What one simulated client holds, decoded as far as the invariants need it. A route to a cluster that the client
-//! does not hold is a fault. No protocol here.
+//! The resources of one simulated client, decoded as far as the invariants need it. A route to a cluster that the
+//! client does not have is a fault. No protocol here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,25 +23,25 @@ pub(in crate::sim) type Endpoints = BTreeMap<String, i32>;
 #[derive(Clone, Debug)]
 pub(in crate::sim) struct HeldResources {
     pub(in crate::sim) flavor: Flavor,
-    /// What a gRPC client dials.
+    /// The service that a gRPC client dials.
     pub(in crate::sim) service: String,
     /// Name and version, by type.
     pub(in crate::sim) versions: BTreeMap<Kind, Versions>,
     pub(in crate::sim) endpoints: BTreeMap<String, Endpoints>,
-    /// Clusters that a route (or a proto service) leads to.
+    /// The clusters that each route (or proto service) refers to.
     routes: BTreeMap<(Kind, String), BTreeSet<String>>,
-    /// Routes that a listener leads to.
+    /// The routes that each listener refers to.
     pub(in crate::sim) listeners: BTreeMap<String, BTreeSet<String>>,
-    /// The newest revision that it was told.
+    /// The newest revision that it was sent.
     pub(in crate::sim) seen: u64,
-    /// Versions of the state of the world that it took last.
+    /// The state-of-the-world versions that it accepted last.
     pub(in crate::sim) accepted: BTreeMap<Kind, String>,
-    /// Types that it took an answer of on this stream.
+    /// The types of which it accepted a response on this stream.
     pub(in crate::sim) told: BTreeSet<Kind>,
 }
 
 impl HeldResources {
-    /// What a client starts with.
+    /// The empty state of a new client.
     pub(in crate::sim) fn new(flavor: Flavor, service: &str) -> Self {
         Self {
             flavor,
@@ -114,7 +114,7 @@ impl HeldResources {
                 self.listeners.remove(name);
             }
             Kind::Cluster => {
-                // Its endpoints go with it where they are asked for by name: they are asked for again.
+                // If endpoints are requested by name, they are removed with the cluster and requested again with it.
                 if self.flavor != Flavor::Everything {
                     self.remove(Kind::Endpoint, name);
                 }
@@ -130,20 +130,20 @@ impl HeldResources {
             .collect()
     }
 
-    /// Clusters that its routes lead to.
+    /// The clusters that its routes refer to.
     pub(super) fn targets(&self) -> BTreeSet<String> {
         self.routes.values().flatten().cloned().collect()
     }
 
-    /// Routes that lead nowhere.
+    /// Routes to clusters that the client does not have.
     pub(super) fn faults(&self) -> Vec<String> {
         if self.flavor == Flavor::Grpc {
-            // It asks for a cluster only when a route names it.
+            // It requests a cluster only after a route names it.
             return Vec::new();
         }
         let held = self.names(Kind::Cluster);
         let mut faults = Vec::new();
-        // On a new stream the server does not know yet what the client will ask for next.
+        // On a new stream the server does not know yet what the client will request next.
         let asked = |kind: &Kind| self.told.contains(kind) && self.told.contains(&Kind::Cluster);
         for ((kind, name), to) in self.routes.iter().filter(|((kind, _), _)| asked(kind)) {
             for cluster in to.iter().filter(|cluster| !held.contains(*cluster)) {

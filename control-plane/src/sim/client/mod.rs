@@ -1,5 +1,5 @@
 //! The simulated xDS clients: our proxies and stock clients, in either variant of the protocol. They subscribe,
-//! acknowledge, reject, fall behind and reconnect. What a client holds is visible to the invariants.
+//! acknowledge, reject, fall behind and reconnect. The invariants can read what a client has.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -29,7 +29,7 @@ mod sotw;
 
 pub(super) use held::HeldResources;
 
-/// What a client asks for.
+/// The kind of client: what it requests, and in which variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flavor {
     /// Our proxy: clusters and proto services by wildcard, endpoints by name. Delta.
@@ -40,7 +40,7 @@ pub(super) enum Flavor {
     EnvoyDelta,
     /// Envoy by state of the world.
     Envoy,
-    /// Stock gRPC: one listener by name and what it leads to. State of the world.
+    /// Stock gRPC: one listener by name and what it refers to. State of the world.
     Grpc,
 }
 
@@ -53,7 +53,7 @@ impl Flavor {
         Self::EnvoyDelta,
     ];
 
-    /// Instances that drain are not there for stock clients.
+    /// Stock clients do not get draining instances.
     pub(super) const fn is_told_of(self, health: i32) -> bool {
         const DRAINING: i32 = 3;
         self.is_proxy() || health != DRAINING
@@ -64,7 +64,7 @@ impl Flavor {
     }
 }
 
-/// Starts a process of a client, with what it holds from before.
+/// Starts a process of a client, with the resources of its predecessor.
 pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: HeldResources) {
     let life = CancellationToken::new();
     let flavor = held.flavor;
@@ -88,7 +88,7 @@ pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: Hel
     tokio::spawn(client.run());
 }
 
-/// It dies. What it kept on disk is given to who starts it again.
+/// Kills it. Returns what it has on disk, for the next process.
 pub(super) fn kill(simulation: &Simulation, n: usize) -> Option<HeldResources> {
     let state = lock(&simulation.client_states).remove(&n)?;
     simulation.say(format_args!("{} is killed", Who::Client(n)));
@@ -107,13 +107,13 @@ struct Client {
 
 /// What a variant of the protocol needs to drive a client.
 trait Speaks: Variant<Request: Send, Response: Send> + Sized {
-    /// What was asked for on this stream.
+    /// What was requested on this stream.
     type Asked: Default + Send;
 
     fn first(client: &Client, asked: &mut Self::Asked) -> Vec<Self::Request>;
     fn kind(response: &Self::Response) -> Option<Kind>;
     fn told(response: &Self::Response) -> Option<u64>;
-    /// Takes a response over.
+    /// Applies a response.
     fn apply(held: &mut HeldResources, kind: Kind, response: &Self::Response)
     -> Result<(), String>;
     /// The answer to a response, and the requests that follow it.
@@ -175,7 +175,7 @@ impl Client {
             .map(look)
     }
 
-    /// One stream from its first request to its end; gives why it ended.
+    /// One stream from its first request to its end; returns why it ended.
     async fn talk<V: Speaks>(&mut self, replica: usize) -> String {
         let from = self.who.to_string();
         let accept =
@@ -225,7 +225,7 @@ impl Client {
                 None => return "it ended the stream".to_owned(),
             };
             if self.random.chance(10) {
-                // It has other things to do.
+                // It is busy with something else.
                 sleep(self.random.millis(100..=3000)).await;
             }
             self.simulation.until_awake(self.who).await;
@@ -245,7 +245,7 @@ impl Client {
         }
     }
 
-    /// Takes a response over, or rejects it, as the dice want.
+    /// Applies a response or rejects it, at random.
     fn on_response<V: Speaks>(&mut self, response: &V::Response) -> bool {
         let Some(kind) = V::kind(response) else {
             self.simulation.broken(
@@ -266,7 +266,7 @@ impl Client {
             let before = state.held.addresses();
             V::apply(&mut state.held, kind, response)?;
             invariants::on_taken(&self.simulation, self.who, &before, &state.held.addresses());
-            // What it rejected it lacks by its own will.
+            // After a rejection, missing resources are the client's own fault.
             Ok(if state.rejected {
                 vec![]
             } else {
@@ -297,7 +297,7 @@ impl Client {
         rejected
     }
 
-    /// Who it is, for the first request of a stream.
+    /// The node for the first request of a stream.
     fn node(&self) -> Node {
         let seen = self.state(|state| state.held.seen).unwrap_or(0);
         let mut words = vec![];

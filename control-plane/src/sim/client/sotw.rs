@@ -22,7 +22,7 @@ use crate::{
 
 type Response = <Sotw as Variant>::Response;
 
-/// Per type: what was asked for last, and the nonce of the last response.
+/// Per type: the names requested last, and the nonce of the last response.
 pub(super) type Asked = BTreeMap<Kind, (Vec<String>, String)>;
 
 impl Speaks for Sotw {
@@ -52,13 +52,13 @@ impl Speaks for Sotw {
             held.put(kind, &name, &response.version_info, &any.value)?;
             told.insert(name);
         }
-        // Of clusters and listeners what is not told of is gone (xDS, "Deleting Resources").
+        // Clusters and listeners that are missing in a response are deleted (xDS, "Deleting Resources").
         if matches!(kind, Kind::Cluster | Kind::Listener) {
             for gone in held.names(kind).difference(&told) {
                 held.remove(kind, gone);
             }
         }
-        // Clients forget what nothing leads to any more.
+        // Clients drop what nothing refers to any more.
         let routes: BTreeSet<String> = held.listeners.values().flatten().cloned().collect();
         for gone in held.names(Kind::Route).difference(&routes) {
             held.remove(Kind::Route, gone);
@@ -103,7 +103,7 @@ impl Speaks for Sotw {
     }
 }
 
-/// What the client wants of each type that it asks for now; an empty list is the wildcard.
+/// What the client wants of each type that it now requests; an empty list is the wildcard.
 fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
     let wanted = client.state(|state| {
         let held = &state.held;
@@ -132,10 +132,10 @@ fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
     wanted.unwrap_or_default()
 }
 
-/// Asks where what is wanted has changed.
+/// Sends requests for the types whose wanted names changed.
 fn follow(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
     let mut wanted = wanted(client);
-    // What nothing leads to any more is asked for no longer; an empty list says so once something was named.
+    // What nothing refers to any more is no longer requested; once something was named, an empty list means that.
     for kind in [Kind::Cluster, Kind::Endpoint, Kind::Route] {
         if asked.contains_key(&kind) {
             wanted.entry(kind).or_default();

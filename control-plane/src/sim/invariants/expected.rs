@@ -1,5 +1,5 @@
-//! The expected state, read from the state of the simulated nodes, and the stored state, read from the raw keys of
-//! the store. The product's view may not come in here.
+//! The expected state, read from the state of the simulated nodes, and the stored state, read from the raw keys of the
+//! store. This module must not use the product's view.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +15,13 @@ use crate::{
 #[derive(Clone, Default)]
 pub(super) struct Stored {
     pub(super) revision: Revision,
-    /// Address → where it is, and its health as clients see it.
+    /// By address: where the instance is, and its health as clients see it.
     pub(super) instances: BTreeMap<String, (String, String, i32)>,
     pub(super) services: BTreeSet<String>,
     pub(super) suspects: BTreeSet<String>,
 }
 
-/// Addresses of the instances that live: their node, and their health in xDS.
+/// Addresses of the living instances: their node, and their health in xDS.
 pub(super) fn wanted(simulation: &Simulation) -> BTreeMap<String, (usize, i32)> {
     let books = lock(&simulation.books);
     let mut wanted = BTreeMap::new();
@@ -42,7 +42,7 @@ pub(super) fn wanted(simulation: &Simulation) -> BTreeMap<String, (usize, i32)> 
     wanted
 }
 
-/// `envoy.config.core.v3.HealthStatus`, by hand.
+/// The value of `envoy.config.core.v3.HealthStatus`, without the product's code.
 fn in_xds(health: i32, suspect: bool) -> i32 {
     use heddle_proto::registry::v1::Health;
     match Health::try_from(health) {
@@ -65,7 +65,7 @@ pub(super) fn is_running(simulation: &Simulation, who: Who) -> bool {
     lives && simulation.net(|net| !net.paused.contains(&who))
 }
 
-/// An older process of the node lives as well.
+/// Whether an older process of the node is alive as well.
 pub(in crate::sim) fn is_contested(simulation: &Simulation, node: usize) -> bool {
     let books = lock(&simulation.books);
     books

@@ -1,5 +1,5 @@
-//! The invariants that are checked whenever something happens; `periodic` has those that are checked twice a second.
-//! The first violation ends the run. The expected state comes from `expected`, never from the product.
+//! The invariants that are checked after each event; `periodic` has those that are checked twice a second. The first
+//! violation ends the run. The expected state comes from `expected`, never from the product.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,29 +28,29 @@ use expected::{Stored, address_of, is_running, rightful, wanted};
 pub(super) use periodic::{check, converged};
 pub(super) use removal_events::{Went, went};
 
-/// Nodes that lapsed together lapsed within so long: a TTL, and what a verdict may be late while the store is down.
+/// Nodes count as lapsed together within this time: a TTL, and the delay of the decision while the store is down.
 const TOGETHER: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Invariants {
     since: BTreeMap<periodic::Wrong, Duration>,
     lapsed: Vec<(Duration, String)>,
-    /// Processes that held their node's lease once.
+    /// Processes that have had their node's lease.
     holders: BTreeSet<String>,
     /// How often the leader's duty was taken.
     duties: u32,
-    /// Since when each suspect is one, and how often the duty had been taken then.
+    /// Since when each suspect is one, and how often the leader's duty had been taken by then.
     suspects: BTreeMap<String, (Duration, u32)>,
-    /// Of whom each address was ever.
+    /// The owner of each address that was ever used.
     owners: BTreeMap<String, String>,
-    /// At which revision each address left the store that is not in it.
+    /// The revision at which each address left the store, for those that are not in it.
     left: BTreeMap<String, Revision>,
-    /// How instances went that a node has no longer, by address.
+    /// How instances that a node no longer has were removed, by address.
     went: BTreeMap<String, Went>,
     read: Option<Stored>,
 }
 
-/// Changes of one transaction, before anybody sees them.
+/// Checks the changes of one transaction before they are published.
 pub(super) fn on_changes(
     simulation: &Simulation,
     by: Who,
@@ -97,7 +97,7 @@ fn on_claim(simulation: &Simulation, node: &str, before: Option<&KeyValue>, now:
         (record.process_id, record.attempt)
     };
     let (new, attempt) = holder(now);
-    // One that never held the lease looks like a new one.
+    // A process that never had the lease looks like a new one.
     let known = !lock(&simulation.invariants).holders.insert(new.clone());
     let Some((old, last)) = before.map(holder) else {
         return;
@@ -203,7 +203,7 @@ fn on_suspect(simulation: &Simulation, machine: &Machine, node: &str) {
     let duties = invariants.duties;
     invariants.suspects.insert(node.to_owned(), (now, duties));
     invariants.lapsed.retain(|(at, _)| now - *at <= TOGETHER);
-    // A replica that starts finds others that lapsed before.
+    // A replica that starts finds nodes that lapsed before.
     let others = machine
         .range("node/", None, true)
         .map(|it| it.items)
@@ -224,7 +224,7 @@ fn on_suspect(simulation: &Simulation, machine: &Machine, node: &str) {
     }
 }
 
-/// A client is told of a revision.
+/// A client was sent a revision.
 pub(super) fn on_revision(
     simulation: &Simulation,
     who: Who,
@@ -233,9 +233,9 @@ pub(super) fn on_revision(
     revision: u64,
 ) {
     let seen = match held.flavor {
-        // By node metadata: whatever it saw.
+        // In node metadata: the newest revision that it saw.
         Flavor::Proxy | Flavor::Everything => held.seen,
-        // By `version_info`: what it took of this type.
+        // In `version_info`: what it accepted of this type.
         Flavor::Envoy | Flavor::Grpc => {
             let accepted = held.accepted.get(&kind);
             accepted
@@ -256,7 +256,7 @@ pub(super) fn on_revision(
     held.seen = held.seen.max(revision);
 }
 
-/// A client has taken a response over.
+/// A client has applied a response.
 pub(super) fn on_taken(
     simulation: &Simulation,
     who: Who,
@@ -278,7 +278,7 @@ pub(super) fn on_taken(
     }
 }
 
-/// A replica says that all its clients have acknowledged the removal at a revision.
+/// A replica reports that all its clients have acknowledged the removal at a revision.
 pub(super) fn on_acknowledged(
     simulation: &Simulation,
     replica: usize,
@@ -292,12 +292,12 @@ pub(super) fn on_acknowledged(
         (invariants.owners.clone(), invariants.left.clone())
     };
     let name = instance.to_string();
-    // It may have come and gone again since then.
+    // It may have been registered and removed again since then.
     let had_left = |address: &str| left.get(address).is_some_and(|at| *at <= revision);
     let gone = |address: &&String| {
         owners.get(*address) == Some(&name) && !living.contains_key(*address) && had_left(address)
     };
-    // Its present: what was read for an earlier answer may lack what has been registered again since.
+    // The current state: what was read for an earlier answer may lack what was registered again since.
     let stored = expected::read(simulation);
     for (n, state) in lock(&simulation.client_states).iter() {
         let here = state
@@ -319,7 +319,7 @@ pub(super) fn on_acknowledged(
     }
 }
 
-/// Processes of a node are numbered.
+/// The number of a node's process.
 fn number(process_id: &str) -> u32 {
     let number = process_id.rsplit('-').next();
     number.and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -20,19 +20,20 @@ use crate::{
     store::Revision,
 };
 
-/// A living instance whose node can reach a replica that works is in the store within so long: the loss is noticed
-/// (10 s), up to two replicas are tried in vain (10 s each, and the pauses), the third takes it.
+/// A living instance whose node can reach a working replica must be in the store within this time: the node notices the
+/// loss (10 s), tries up to two replicas in vain (10 s each, and the pauses), and the third accepts it.
 const MISSING: Duration = Duration::from_secs(45);
-/// A dead one has left the store within so long: two TTLs where leases began anew, the wait for others that are overdue,
-/// the leader's own failures, and one TTL until another takes over.
+/// A dead instance must have left the store within this time: two TTLs if leases were renewed by a change of the
+/// store's leader, the wait for other overdue nodes, the leader's own failures, and one TTL until another leader takes
+/// over.
 const DEAD: Duration = Duration::from_secs(50);
-/// Where requests to the store are lost by chance it takes so much longer: a leader that lost one judges nobody for a TTL,
+/// The additional time if requests to the store are lost at random: a leader that lost one expires no node for a TTL,
 /// and some lose several in a row.
 const LOST: Duration = Duration::from_secs(40);
-/// What a suspect's time may grow by with each new leader: what was not noted (2 s), the way to the next one (two TTLs,
-/// and its start), and the TTL for which it judges nobody.
+/// How much longer a suspect may stay with each new leader: what was not recorded (2 s), the change of the leader (two
+/// TTLs, and its start), and the TTL in which the new leader expires no node.
 const HANDED_ON: Duration = Duration::from_secs(40);
-/// A client that can reach a replica that works shows the store's state within so long.
+/// A client that can reach a working replica must have the store's state within this time.
 const LAG: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +44,7 @@ pub(super) enum Wrong {
     StillAtClient(usize, String),
 }
 
-/// Twice a second.
+/// Called twice a second.
 pub(in crate::sim) fn check(simulation: &Simulation) {
     let stored = read(simulation);
     let wanted = wanted(simulation);
@@ -125,7 +126,7 @@ fn look_at_client(
 ) {
     let who = Who::Client(n);
     let served = match state.connected {
-        // It has no reason to leave a replica that is cut off from the store, unless that one hears that it lags.
+        // It has no reason to leave a replica that is cut off from the store, unless that one learns that it lags.
         Some((replica, _)) => {
             let mut others = (0..simulation.profile.replicas).filter(|m| *m != replica);
             let lags = others.any(|m| simulation.serves(m, Who::Replica(replica)));
@@ -152,9 +153,9 @@ fn look_at_client(
     }
 }
 
-// ---- when faults have ended ----
+// ---- after the faults have ended ----
 
-/// Everything is equal to everything.
+/// The store, the replicas and the clients all have the expected state.
 pub(in crate::sim) fn converged(simulation: &Simulation) {
     let stored = read(simulation);
     let have: BTreeMap<_, _> = stored
@@ -210,7 +211,8 @@ pub(in crate::sim) fn converged(simulation: &Simulation) {
     let used: BTreeSet<_> = all.iter().filter_map(|item| item.lease).collect();
     let (used, kept) = (used.len(), cluster.machine.leases().len());
     drop(cluster);
-    // Of a grant whose answer was lost nobody knows: its lease runs out by itself, an event's only in an hour.
+    // If the answer to a grant was lost, nobody knows its lease: it expires by itself, that of an event only in an
+    // hour.
     let lost = simulation.profile.replicas;
     if kept > used + lost && simulation.profile.lossy == 0 {
         simulation.broken(
@@ -250,8 +252,7 @@ fn same_views(simulation: &Simulation, revision: Revision) {
     }
 }
 
-/// Each service with instances has its claim, those that are long gone have none, and the oldest claim owns the path that
-/// all services want.
+/// Exactly the services with instances have a claim, and the oldest claim owns the path that all services want.
 fn paths_are_owned(simulation: &Simulation, stored: &Stored) {
     let services = stored
         .instances
@@ -278,7 +279,7 @@ fn paths_are_owned(simulation: &Simulation, stored: &Stored) {
                 Owner::One { owner, .. } => Some(owner.to_string()),
                 Owner::Nobody | Owner::Unclear(_) => None,
             });
-        // Without instances none of them has a claim any longer, and any may say that it has none.
+        // Without instances there are no claims any more, and each replica may report any owner or none.
         if oldest.is_some() && owner != oldest {
             simulation.broken(
                 "I8 paths",

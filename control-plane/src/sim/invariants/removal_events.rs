@@ -1,5 +1,5 @@
-//! The invariant of removals: each instance that is removed without having asked has exactly one event, with the
-//! cause that its node gave, in the transaction that removes it; one that asked has none.
+//! The invariant of removals: each instance that is removed without a request has exactly one event, with the cause
+//! that its node gave, in the transaction that removes it; an instance that requested its removal has none.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::{
     store::{Changes, KeyValue, machine::Machine},
 };
 
-/// How an instance went at its node, by its address, which is never given again.
+/// How an instance was removed at its node, by its address, which is never used again.
 pub(in crate::sim) enum Went {
     Asked,
     Lost(String),
-    /// Its name was back before all knew: what is told is of the next one, or nothing.
+    /// Its name was registered again before all knew: the event is about the next instance, or there is none.
     BackAgain,
 }
 
@@ -26,7 +26,7 @@ pub(in crate::sim) fn went(simulation: &Simulation, address: &str, how: Went) {
         .insert(address.to_owned(), how);
 }
 
-/// The cause where the node does not say one.
+/// The cause if the node gives none.
 const UNKNOWN: &str = "not in its node's list when the session was opened anew";
 
 pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &Changes) {
@@ -41,15 +41,15 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         };
         let cause = told.remove(name);
         let node = name.split('/').next().unwrap_or_default();
-        // Those of a node that lapsed are in the node's own event.
+        // The removals of a lapsed node are in the node's own event.
         let by_session = machine.get(&format!("alive/{node}")).is_some();
         let address = address_of(&before.value).unwrap_or_default();
         let invariants = lock(&simulation.invariants);
         let holds = match (invariants.went.get(&address), &cause) {
-            // The node's present process may know another of that name, or none.
+            // The node's present process may have another instance of that name, or none.
             _ if is_of_another(machine, node, before) => true,
             (Some(Went::BackAgain), _) => true,
-            // A Hello that was under way for long, to another replica, came last: its node opens a session anew.
+            // A delayed Hello to another replica arrived last: its node opens another session.
             (_, Some(cause)) if cause.starts_with(UNKNOWN) => true,
             (Some(Went::Lost(why)), Some(cause)) => why == cause,
             (Some(Went::Asked), cause) => cause.is_none(),
@@ -69,7 +69,7 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
     }
 }
 
-/// Written by another process of the node than the present one.
+/// Whether another process of the node than the present one wrote it.
 fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
     let written = InstanceRecord::decode(instance.value.clone()).unwrap_or_default();
     let held = machine.get(&format!("node/{node}"));
@@ -77,7 +77,7 @@ fn is_of_another(machine: &Machine, node: &str, instance: &KeyValue) -> bool {
     written.epoch != held.unwrap_or_default().epoch
 }
 
-/// Names of instances and causes. An event that is written again is the same.
+/// Names of instances and causes. An event that is written again is equal.
 fn told(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> {
     let mut told = BTreeMap::new();
     for event in changes.events.iter() {

@@ -1,4 +1,4 @@
-//! One replica's connection to the simulated store: requests may be late or lost, or done only after they were
+//! One replica's connection to the simulated store: requests may be late or lost, or be executed only after they were
 //! reported as failed.
 
 use std::{
@@ -26,10 +26,10 @@ use crate::{
     },
 };
 
-/// An engine gives up so long after it was asked.
+/// The timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One replica's way to the store.
+/// One replica's connection to the store.
 struct Client {
     simulation: Simulation,
     me: Who,
@@ -42,7 +42,7 @@ enum Fate {
     Done,
     Lost,
     AnswerLost,
-    /// Done only after the replica was told that it failed.
+    /// Executed only after the replica was told that it failed.
     Late,
 }
 
@@ -61,7 +61,7 @@ impl Client {
             me,
             order: hash(order, content),
         };
-        // A request that is under way is done even if nobody waits for it any more.
+        // A request that was sent is executed even if nothing waits for it any more.
         tokio::spawn(async move {
             let done = request.run(&simulation, apply).await;
             if let Err(StoreError::Unavailable { cause }) = &done {

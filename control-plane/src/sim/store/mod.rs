@@ -1,6 +1,6 @@
-//! The simulated store: the real state machine with its real leases, behind a simulated network. Requests are
-//! delayed, lost before or after they are done, or refused while the store is down. When its leader changes, leases
-//! begin anew, as etcd's do.
+//! The simulated store: the real state machine with its real leases, behind a simulated network. Requests are delayed,
+//! lost before or after they are executed, or refused while the store is down. When its leader changes, all leases get
+//! a full TTL again, as in etcd.
 
 use std::{
     collections::BTreeSet,
@@ -27,13 +27,13 @@ mod client;
 pub(super) use client::client;
 
 const MAX_VALUE_BYTES: usize = 1 << 20;
-/// How often leases are looked at.
+/// How often expired leases are looked for.
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Cluster {
     pub(super) machine: Machine,
     pub(super) up: bool,
-    /// When leases began anew last.
+    /// When all leases were last renewed.
     pub(super) renewed: StdInstant,
     granted: BTreeSet<LeaseId>,
     jobs: Vec<Job>,
@@ -42,7 +42,7 @@ pub(super) struct Cluster {
 
 type Apply = Box<dyn FnOnce(&Simulation, &mut Cluster) + Send>;
 
-/// What is to be done with the machine. Those of one millisecond are done in the order of what they are.
+/// A request to execute. Those of one millisecond are executed in the order of their hashes.
 struct Job {
     at: Instant,
     order: u64,
@@ -63,7 +63,7 @@ impl Cluster {
         }
     }
 
-    /// Every lease has a full TTL again.
+    /// Gives every lease a full TTL again.
     fn renew_all(&mut self, now: StdInstant) {
         let machine = &mut self.machine;
         self.granted
@@ -72,7 +72,7 @@ impl Cluster {
     }
 }
 
-/// Does what was asked, and lets leases run out while the store is up.
+/// Executes requests, and expires leases while the store is up.
 pub(super) async fn run(simulation: Simulation) {
     let asked = Arc::clone(&lock(&simulation.store).asked);
     let mut look = Instant::now() + LOOK;
@@ -89,7 +89,7 @@ pub(super) async fn run(simulation: Simulation) {
     }
 }
 
-/// Whatever was asked for before this millisecond.
+/// Executes the requests made before this millisecond.
 fn work(simulation: &Simulation) {
     let now = Instant::now();
     let mut cluster = lock(&simulation.store);
@@ -133,6 +133,6 @@ pub(super) fn set_up(simulation: &Simulation, up: bool) {
         cluster.renew_all(Instant::now().into_std());
     }
     drop(cluster);
-    // Who waits looks again.
+    // Wakes tasks that wait for the store to be up.
     simulation.change_net(|_| {});
 }

@@ -1,4 +1,4 @@
-//! What a change costs, and that it comes to the same as making everything anew.
+//! The cost of a change, and that building the changes gives the same as building everything.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::registry::{
     fixture::{Fixture, identity, instance, within},
 };
 
-/// Instances of some services come, change and go, in an order that looks like chance: after each step what was made of
-/// the changes alone is what is made of the whole view (the fixture compares versions), and reads the same.
+/// Instances of some services are added, changed and removed in a pseudorandom order. After each step, what was built
+/// from the changes alone equals what is built from the whole view (the fixture compares versions), and reads the same.
 #[test]
 fn what_is_made_of_changes_is_what_is_made_of_everything() {
     let mut mesh = Mesh::new();
@@ -32,7 +32,7 @@ fn what_is_made_of_changes_is_what_is_made_of_everything() {
                 2 => mesh.node(node).zone = format!("z{}", roll(3)),
                 3 => mesh.node(node).suspect = roll(2) == 0,
                 _ => {
-                    // Few addresses, so that several instances have one.
+                    // Few addresses, so that several instances share one.
                     let address = [
                         format!("10.0.0.{}:80", roll(90)),
                         format!("127.0.0.1:{}", 1 + roll(20)),
@@ -67,8 +67,8 @@ fn what_is_made_of_changes_is_what_is_made_of_everything() {
     }
 }
 
-/// Issue 10, D1: a huge service that never stands still is built a few times a second, whatever the number of its
-/// changes, while the changes of another service go out and a new node is welcome.
+/// Issue 10, D1: a huge service that changes all the time is built a few times a second, whatever the number of its
+/// changes, while the changes of another service are published and a new node connects.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_huge_service_that_flaps_is_built_a_few_times_a_second() {
     const HUGE: usize = 4_000;
@@ -122,7 +122,7 @@ async fn a_huge_service_that_flaps_is_built_a_few_times_a_second() {
             .await
             .unwrap();
         if round == CHANGES / 2 {
-            // A node that comes in the middle, and its service.
+            // A node that connects in the middle, and its service.
             let mut other = NodeLease::claim(&fixture.registry, &identity("b", "q"))
                 .await
                 .unwrap();

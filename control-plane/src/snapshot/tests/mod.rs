@@ -204,7 +204,7 @@ fn whatever_clients_see_changes_the_version() {
     }
 }
 
-/// Issue 10, B1: every proxy can say why a call by path finds nobody.
+/// Issue 10, B1: every proxy can give the reason why a call by path finds no service.
 #[test]
 fn the_index_says_why_proto_services_are_unknown_and_only_then() {
     let mut mesh = Mesh::new();
@@ -221,7 +221,7 @@ fn the_index_says_why_proto_services_are_unknown_and_only_then() {
         index(&mesh.snapshot()).schema_reason,
         "no reflection: name them"
     );
-    // Its descriptors alone are missing: calls find it by path.
+    // Only its descriptors are missing: calls by path find it.
     mesh.put("a/users/1", "10.0.0.1:80").protos = vec![proto("u.Users", &[])];
     let known = index(&mesh.snapshot());
     assert_eq!((known.protos.len(), &*known.schema_reason), (1, ""));
@@ -354,7 +354,7 @@ fn a_dangling_reference_is_found() {
     );
 }
 
-/// A fault of the builder: a cluster goes, and what points at it stays.
+/// Simulates a bug of the builder: a cluster is removed, and what refers to it stays.
 fn take_cluster(snapshot: &mut Snapshot, name: &str) {
     let name: Arc<str> = name.into();
     assert!(snapshot.set(Kind::Cluster, Audience::Proxy, &name, None));
@@ -363,8 +363,8 @@ fn take_cluster(snapshot: &mut Snapshot, name: &str) {
     snapshot.step(99, changed);
 }
 
-/// Issue 10, D2: the check looked at the last step only, so that a snapshot that was refused went out with the next
-/// change of anything else.
+/// Issue 10, D2: the check covered only the last step, so that a refused snapshot was published with the next change of
+/// anything else.
 #[test]
 fn a_dangling_reference_is_found_until_it_is_mended_whatever_else_changes() {
     let mut mesh = Mesh::new();
@@ -378,7 +378,7 @@ fn a_dangling_reference_is_found_until_it_is_mended_whatever_else_changes() {
     take_cluster(&mut snapshot, "users.default");
     let faults = check(&snapshot, published);
     assert_eq!(faults.len(), 3);
-    // More steps than a snapshot remembers, too.
+    // The same after more steps than a snapshot keeps.
     for round in 0..70 {
         let mut changed = Changed::default();
         changed.insert(Kind::Endpoint, "orders.default".into());

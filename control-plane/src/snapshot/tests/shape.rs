@@ -1,4 +1,4 @@
-//! What stock clients accept, and where it leads.
+//! What stock clients accept, and where it routes their calls.
 
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 
@@ -185,7 +185,7 @@ fn envoys_routes_say_what_outbound_does() {
     let users = ["/u.Users/ users.default", "/x.Both/ users.default"];
     assert_eq!(by_path, users, "the namespace of the callers comes first");
 
-    // Issue 10, B2: the oldest claim owns the path, and others harm nobody.
+    // Issue 10, B2: the oldest claim owns the path, and other claims have no effect.
     mesh.claim("users", "x.Both", 5);
     mesh.claim("a-canary", "x.Both", 6);
     mesh.put("a/a-canary/1", "10.0.0.3:80").protos = vec![proto("x.Both", &[])];
@@ -203,7 +203,7 @@ fn envoys_routes_say_what_outbound_does() {
     mesh.put("a/users/2", "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.Both", &[])];
     assert_eq!(paths(&mesh.snapshot()).1, users, "it is back");
 
-    // Services of several other namespaces: none comes first.
+    // Services of several other namespaces: none has precedence.
     mesh.put("a/one.x/1", "10.0.0.5:80").protos = vec![proto("z.Z", &[])];
     mesh.put("a/one.y/1", "10.0.0.6:80").protos = vec![proto("z.Z", &[])];
     assert_eq!(paths(&mesh.snapshot()).1, users);
@@ -216,7 +216,7 @@ fn envoys_routes_say_what_outbound_does() {
     );
 }
 
-/// Issue 10, B2: proxies are told of claims and since when they stand, and a change of one changes one index.
+/// Issue 10, B2: proxies get the claims and since when they exist, and a change of one claim changes one index.
 #[test]
 fn an_index_tells_which_paths_are_claimed_and_since_when() {
     let mut mesh = Mesh::new();

@@ -1,15 +1,15 @@
-//! Which clients a question is about: Envoy's node matchers applied to a node id. A matcher that is not supported is
-//! refused by name. Pure.
+//! Which clients a request is about: Envoy's node matchers applied to a node id. The error for an unsupported matcher
+//! names it. Pure.
 
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     NodeMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 
-/// Most matchers of one question, and the longest pattern in bytes.
+/// Most matchers of one request, and the longest pattern in bytes.
 const MAX_MATCHERS: usize = 1000;
 const MAX_PATTERN_BYTES: usize = 512;
 
-/// Why a question cannot be answered.
+/// Why a request cannot be answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum Unclear {
     #[error("node_matchers: more than {MAX_MATCHERS}; ask for fewer nodes at a time, or for all")]
@@ -26,7 +26,7 @@ pub(crate) enum Unclear {
     TooLong(usize),
 }
 
-/// Clients that any of the matchers fits; all if there is none.
+/// The clients that match any of the matchers; all if there is none.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Asked(Vec<Matcher>);
 
@@ -100,7 +100,7 @@ impl Matcher {
             MatchPattern::Prefix(text) => node_id.starts_with(text),
             MatchPattern::Suffix(text) => node_id.ends_with(text),
             MatchPattern::Contains(text) => node_id.contains(text),
-            // Not parsed to these.
+            // `parse` never produces these.
             MatchPattern::SafeRegex(_) | MatchPattern::Custom(_) => false,
         }
     }

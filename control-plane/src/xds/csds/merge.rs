@@ -1,10 +1,10 @@
 //! Merges the pieces of several replicas, each sorted by node id, into one sorted list. At most one piece of each
-//! source is held. Pure.
+//! source is kept. Pure.
 
 use super::pieces::Piece;
 
-/// Which piece is next. Of one node's streams on several replicas those of the first source come first; so a client is
-/// told to its end before another one of its name.
+/// Chooses the next piece. If a node has streams on several replicas, those of the first source come first; so all
+/// pieces of one client come before those of another with the same node id.
 pub(crate) struct Merge(Vec<Source>);
 
 #[derive(Clone, Debug, Default)]
@@ -19,7 +19,7 @@ impl Merge {
         Self(vec![Source::default(); sources])
     }
 
-    /// Whether the source has to say more before the next piece is known.
+    /// Whether the source has to deliver a piece before the next one of all is known.
     pub(crate) fn is_missing(&self, source: usize) -> bool {
         let source = self.0.get(source);
         source.is_some_and(|source| source.next.is_none() && !source.ended)
@@ -35,7 +35,8 @@ impl Merge {
 
     /// The next piece of all; none if all have ended, or one is missing.
     pub(crate) fn pop(&mut self) -> Option<Piece> {
-        // The first of equals: while a client goes on nobody else's next piece changes, and it stays the first.
+        // The first of equals: while a client continues, no other source's next piece changes, so this source stays
+        // first.
         let next = self.0.iter().enumerate();
         let (next, _) = next.min_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()))?;
         self.0.get_mut(next)?.next.take()

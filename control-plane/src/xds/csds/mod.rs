@@ -1,7 +1,7 @@
 //! The state of each client, resource by resource, in the terms of
-//! `envoy.service.status.v3.ClientStatusDiscoveryService`. The clients that a question matches become pieces of
-//! bounded size, which are merged with those of other replicas and packed into answers. Pure: other replicas are
-//! asked by `replica`, and the gRPC service is in `status`.
+//! `envoy.service.status.v3.ClientStatusDiscoveryService`. The clients that a request matches become pieces of bounded
+//! size, which are merged with those of other replicas and packed into answers. Pure: `replica` asks the other
+//! replicas, and the gRPC service is in `status`.
 
 mod asked;
 mod pieces;

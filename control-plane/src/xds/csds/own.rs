@@ -1,5 +1,5 @@
-//! The clients of this replica that a question matches, piece by piece, ordered by node id. One client's list of
-//! names is held at a time, and its stream is blocked only while this list is copied.
+//! The clients of this replica that a request matches, piece by piece, ordered by node id. One client's list of names
+//! is kept at a time, and its stream is blocked only while this list is copied.
 
 use std::{
     sync::{Arc, Weak},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(crate) struct Own {
-    /// Those that have gone meanwhile are not kept for a slow reader.
+    /// Weak: clients that leave meanwhile are not kept for a slow reader.
     clients: vec::IntoIter<Weak<Client>>,
     asked: Asked,
     contents: bool,
@@ -26,7 +26,7 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Those that are connected at this moment, and still when their turn comes.
+    /// The clients that are connected now and still are when their turn comes.
     pub(crate) fn new(clients: &Clients, question: ClientStatusRequest) -> Result<Self, Unclear> {
         let asked = Asked::parse(question.node_matchers)?;
         let clients = clients.sorted();
@@ -53,13 +53,13 @@ impl Own {
             if self.asked.is_about(&client.node.id) {
                 self.now = Some(Pieces::new(&client.node, holdings(&client), self.contents));
             }
-            // Thousands of names are no reason to hold up the rest.
+            // Thousands of names must not delay other tasks.
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// Names and counted references are copied while the client's session stands still; encoding comes after.
+/// The client's state is locked while names and counted references are copied; they are encoded later.
 fn holdings(client: &Client) -> Vec<Holding> {
     let state = client.state();
     Kind::ALL

@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use super::pieces::{FRAME_BYTES, Piece};
 
-/// A part that is as long as it may be is given away, and the next one begun.
+/// Returns a part that has reached its longest size, and begins the next one.
 pub(crate) struct Parts {
     limit: usize,
     part: Part,
@@ -16,7 +16,7 @@ pub(crate) struct Parts {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Part {
     pub(crate) response: ClientStatusResponse,
-    /// Its first client goes on with the last one of the part before.
+    /// Its first client continues the last client of the part before.
     pub(crate) continued: bool,
 }
 
@@ -30,7 +30,7 @@ impl Parts {
         }
     }
 
-    /// Adds a piece; gives the part that it does not fit into any more.
+    /// Adds a piece. Returns the part before, if the piece does not fit into it.
     pub(crate) fn add(&mut self, piece: Piece) -> Option<Part> {
         let bytes = piece.client.encoded_len() + FRAME_BYTES;
         let begun = !self.part.response.config.is_empty();
@@ -50,7 +50,7 @@ impl Parts {
         full
     }
 
-    /// What is left.
+    /// The last part.
     pub(crate) fn take(&mut self) -> Part {
         self.bytes = 0;
         std::mem::take(&mut self.part)

@@ -1,5 +1,5 @@
 //! One client in pieces of bounded size, in the terms of CSDS. Pieces are built one at a time: a client of 10,000
-//! services is never held as a whole. Pure.
+//! services is never kept as a whole. Pure.
 
 use std::{collections::HashMap, iter::Peekable, vec};
 
@@ -18,18 +18,18 @@ use crate::xds::{
     subscription::{Holding, State},
 };
 
-/// A piece that is so long is ended. A single resource may be longer.
+/// A piece ends at this size. A single resource may be larger.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
-/// A longer resource is shown without its content, whoever asks and whichever replica has it.
+/// A larger resource is shown without its content, whoever asks and whichever replica has it.
 pub(super) const MAX_CONTENT_BYTES: usize = 1 << 20;
-/// Tags and lengths around one entry, at most.
+/// Most bytes of tags and lengths around one entry.
 pub(super) const FRAME_BYTES: usize = 16;
 
 /// A client or a part of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Piece {
     pub(crate) client: ClientConfig,
-    /// It goes on with the client of the piece before.
+    /// It continues the client of the piece before.
     pub(crate) continued: bool,
 }
 
@@ -39,7 +39,7 @@ impl Piece {
     }
 }
 
-/// The pieces of one client: at least one, also if it holds nothing.
+/// The pieces of one client: at least one, even if it has nothing.
 pub(super) struct Pieces {
     node: Node,
     holdings: Peekable<vec::IntoIter<Holding>>,
@@ -48,7 +48,7 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// `contents`: the resources themselves too.
+    /// `contents`: include the resources themselves.
     pub(super) fn new(info: &NodeInfo, holdings: Vec<Holding>, contents: bool) -> Self {
         Self {
             node: node(info),

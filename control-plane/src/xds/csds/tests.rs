@@ -212,7 +212,7 @@ fn services(count: usize) -> Vec<Holding> {
         .collect()
 }
 
-/// Which resources each client of an answer has, with the parts of one put together.
+/// The resources of each client of an answer; the parts of one client are joined.
 fn told(pieces: impl IntoIterator<Item = Piece>) -> Vec<(String, Vec<String>)> {
     let mut told: Vec<(String, Vec<String>)> = Vec::new();
     for piece in pieces {
@@ -272,7 +272,7 @@ fn a_client_in_several_pieces_is_one_in_an_answer_that_has_room_for_it() {
     assert_eq!(sizes, [3000, 3000]);
 }
 
-/// A piece of the client with this id, which shows its source in the name of its resource.
+/// A piece of the client with this id; the name of its resource shows its source.
 fn piece(id: &str, name: &str, continued: bool) -> Piece {
     Piece {
         client: whole(

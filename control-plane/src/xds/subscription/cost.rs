@@ -1,11 +1,11 @@
-//! The memory of a subscription in bytes, estimated from above. Counting takes time in proportion to the names, so it
-//! is done only when much was added.
+//! The memory of a subscription in bytes, an upper estimate. Counting takes time in proportion to the names, so it is
+//! done only when much was added.
 
 use super::{Pending, Subscription};
 
-/// An entry of a set or map of names, with the name's own header.
+/// The bytes of an entry in a set or map of names, with the name's own header.
 const NAME: usize = 64;
-/// The bytes of one resource that the client holds or that is under way.
+/// The bytes of one resource that the client has or that is in flight.
 const HELD: usize = 128;
 
 impl Subscription {

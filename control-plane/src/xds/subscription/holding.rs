@@ -7,17 +7,17 @@ use crate::{
     xds::Subscription,
 };
 
-/// How the client stands to a resource.
+/// What one client did with a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::xds) enum State {
-    /// Asked for, and nothing was sent yet.
+    /// Requested, and nothing was sent yet.
     Requested,
     /// Sent, and not answered yet.
     Sent,
-    /// Told that it does not exist.
+    /// The client was told that it does not exist.
     Absent,
     Acknowledged,
-    /// The client did not take this version; it has the one before, if any.
+    /// The client rejected this version; it has the one before, if any.
     Rejected {
         version: String,
         reason: String,
@@ -28,15 +28,15 @@ pub(in crate::xds) enum State {
 pub(in crate::xds) struct Holding {
     pub(in crate::xds) kind: Kind,
     pub(in crate::xds) name: Arc<str>,
-    /// Of what the client took or was sent last; empty if nothing was.
+    /// The version that the client accepted or was sent last; empty if none.
     pub(in crate::xds) version: Arc<str>,
-    /// What has that version, while it is kept.
+    /// The resource of that version, while it is kept.
     pub(in crate::xds) resource: Option<Arc<Resource>>,
     pub(in crate::xds) state: State,
 }
 
 impl Subscription {
-    /// Everything that the client asks for or holds of this type, sorted by name.
+    /// Everything of this type that the client requests or has, sorted by name.
     pub(in crate::xds) fn holdings(&self) -> Vec<Holding> {
         if !self.asked {
             return Vec::new();

@@ -1,6 +1,6 @@
-//! What one client subscribed to of one type, what it holds, and what it acknowledged or rejected; the same for both
-//! variants of the protocol. Pure. One response is under way at a time, and everything is bounded by the names of the
-//! mesh and of the client. Its fields are private to this module.
+//! One type of one client: what it subscribed to, has, acknowledged and rejected; the same for both variants of the
+//! protocol. Pure. One response is in flight at a time, and everything is bounded by the names of the mesh and of the
+//! client. The fields are private to this module.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,19 +19,19 @@ pub(super) use holding::{Holding, State};
 use refusal::{MAX_SPLITS, Refused};
 pub use update::Hold;
 
-/// Most names that a client may subscribe to, of one type.
+/// Most names of one type that a client may subscribe to.
 pub const MAX_NAMES: usize = 50_000;
 /// Longest name in bytes: that of a service has at most 127.
 pub const MAX_NAME_BYTES: usize = 512;
-/// Where the whole state of a type is of one piece, a response may grow to this: gRPC's default bound of a received
-/// message is 4 MiB.
+/// Largest response of a type whose whole state must be in one response: gRPC's default limit of a received message is
+/// 4 MiB.
 const MAX_WHOLE_BYTES: usize = 3 << 20;
-/// Elsewhere a response is ended before it grows past this and continued in a next one. Small, because the transport
-/// keeps a buffer of the largest message of each stream.
+/// For other types a response ends before it grows larger than this, and the next one continues it. Small, because the
+/// transport keeps a buffer as large as the largest message of each stream.
 const MAX_PART_BYTES: usize = 256 << 10;
 
-/// The bound of a delta response, and of a state-of-the-world response that need not be whole. A single larger
-/// resource goes alone.
+/// The limit of a delta response, and of a state-of-the-world response that need not be whole. A single larger resource
+/// is sent alone.
 #[must_use]
 pub const fn max_response_bytes(kind: Kind) -> usize {
     if kind.whole_state() {
@@ -41,12 +41,13 @@ pub const fn max_response_bytes(kind: Kind) -> usize {
     }
 }
 
-/// Answers owed for names that are wanted no longer; a client that reads nothing could else pile them up.
+/// Most answers owed for names that may no longer be wanted; a client that reads nothing could otherwise add more and
+/// more.
 const MAX_FORCED: usize = 2 * MAX_NAMES;
-/// Versions are short; a longer one that a client brings is none of ours.
+/// Versions are short; a longer one from a client is not ours.
 const MAX_VERSION_BYTES: usize = 64;
 
-/// A client over a bound; its stream ends.
+/// A client exceeded a limit; its stream ends.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Violation {
     #[error("more than {MAX_NAMES} names of type {}", .0.url())]
@@ -55,7 +56,7 @@ pub enum Violation {
     NameTooLong { kind: Kind, bytes: usize },
 }
 
-/// A response by its version.
+/// The version of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseVersion {
     pub version: String,
@@ -72,18 +73,18 @@ pub struct Rejection {
 
 #[derive(Clone, Debug)]
 struct HeldResource {
-    /// Empty: one of the last two, which of them is not known.
+    /// Empty: the client has one of the last two versions; which one is not known.
     version: Arc<str>,
-    /// None if the client brought it from an earlier stream.
+    /// None if the client has it from an earlier stream.
     resource: Option<Arc<Resource>>,
 }
 
 /// What a response contains for one name.
 #[derive(Debug)]
 struct Sent {
-    /// None: that it does not exist.
+    /// None: it does not exist.
     version: Option<Arc<str>>,
-    /// What the client held before.
+    /// What the client had before.
     before: Option<HeldResource>,
 }
 
@@ -92,13 +93,13 @@ struct SentResponse {
     nonce: String,
     mark: ResponseVersion,
     sent: BTreeMap<Arc<str>, Sent>,
-    /// It carries the whole state: an acknowledgement is one of everything.
+    /// It carries the whole state: its acknowledgement covers everything.
     whole: bool,
-    /// With it the wildcard's first answer is complete.
+    /// It completes the wildcard's first answer.
     completes: bool,
 }
 
-/// What may differ from what the client holds.
+/// The names whose state may differ from what the client has.
 #[derive(Debug)]
 enum Pending {
     All,
@@ -116,23 +117,23 @@ pub struct Subscription {
     names: BTreeSet<Arc<str>>,
     /// An answer is owed even if it is empty.
     must_answer: bool,
-    /// Wanted even if the client holds it unchanged.
+    /// To be sent even if the client has it unchanged.
     forced: BTreeSet<Arc<str>>,
     held: BTreeMap<Arc<str>, HeldResource>,
     pending: Pending,
-    /// Asked for by name, and told that it does not exist.
+    /// Requested by name, and the client was told that it does not exist.
     absent: BTreeSet<Arc<str>>,
     /// The states that the client rejected, until they change.
     refused: BTreeMap<Arc<str>, Refused>,
     /// Parts of a rejected response, each sent again by itself.
     probes: VecDeque<BTreeSet<Arc<str>>>,
-    /// How often a rejected response may still be parted.
+    /// How often a rejected response may still be split.
     splits: u32,
     /// The wildcard's first answer is not complete yet.
     filling: bool,
     flight: Option<SentResponse>,
     nonces: u64,
-    /// Everything up to this revision was looked at.
+    /// All changes up to this revision were examined.
     examined: u64,
     sent: Option<ResponseVersion>,
     acknowledged: Option<ResponseVersion>,
@@ -171,7 +172,7 @@ impl Subscription {
         self.kind
     }
 
-    /// The client has asked for this type at least once.
+    /// The client has requested this type at least once.
     pub(super) fn is_asked(&self) -> bool {
         self.asked
     }
@@ -180,12 +181,12 @@ impl Subscription {
         self.wildcard
     }
 
-    /// What it asks for by name.
+    /// What it requests by name.
     pub(super) fn names(&self) -> &BTreeSet<Arc<str>> {
         &self.names
     }
 
-    // ---- what the client says ----
+    // ---- requests of the client ----
 
     pub(super) fn mark_asked(&mut self) {
         self.asked = true;
@@ -200,8 +201,8 @@ impl Subscription {
         self.must_answer
     }
 
-    /// The first request of a delta stream: all that it covers is to be looked at, and it is answered even if that is
-    /// nothing, so that the client learns that it is up to date.
+    /// The first request of a delta stream: everything that it covers is examined, and it is answered even if nothing
+    /// is to be sent, so that the client learns that it is up to date.
     pub(super) fn start(&mut self, wildcard: bool) {
         self.mark_all_pending();
         self.wildcard = wildcard;
@@ -209,21 +210,21 @@ impl Subscription {
         self.must_answer = true;
     }
 
-    /// Whether a state-of-the-world request with this list asks for everything: an empty one does, until the client has
-    /// named something once.
+    /// Whether a state-of-the-world request with this list asks for everything: an empty list does, until the client
+    /// has named something once.
     pub(super) fn is_everything(&mut self, names: &[String]) -> bool {
         let everything = names.is_empty() && !self.named;
         self.named |= !names.is_empty();
         everything
     }
 
-    /// Sends one name again, though the client holds it.
+    /// Sends one name again, although the client has it.
     pub(super) fn send_again(&mut self, name: Arc<str>) {
         self.mark_pending(&name);
         self.forced.insert(name);
     }
 
-    /// Names it asks for, checked against the bounds.
+    /// Checks the names of a request against the limits.
     pub(super) fn check_names<'a>(
         &self,
         names: impl IntoIterator<Item = &'a String>,
@@ -248,7 +249,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// Asks for one name (again): it will be answered even if the client holds it.
+    /// Requests one name (again): it is answered even if the client has it, if `forced`.
     pub(super) fn subscribe(&mut self, name: Arc<str>, forced: bool) {
         self.absent.remove(&name);
         if forced {
@@ -258,7 +259,7 @@ impl Subscription {
         self.names.insert(name);
     }
 
-    /// No longer asks for one name; gives it back if it did and the wildcard still covers it.
+    /// Ends the request for one name; returns the name if it was requested and the wildcard still covers it.
     pub(super) fn unsubscribe(&mut self, name: &str, view: &ClientView) -> Option<Arc<str>> {
         let name = self.names.take(name)?;
         self.absent.remove(&name);
@@ -281,7 +282,7 @@ impl Subscription {
         self.mark_all_pending();
     }
 
-    /// The wildcard ends; what is asked for by name stays.
+    /// The wildcard ends; what is requested by name stays.
     pub(super) fn unsubscribe_all(&mut self) {
         self.wildcard = false;
         self.filling = false;
@@ -296,7 +297,7 @@ impl Subscription {
         self.names = names;
     }
 
-    /// Notes a version that the client holds from an earlier stream.
+    /// Notes a version that the client has from an earlier stream.
     pub(super) fn note_held(&mut self, name: Arc<str>, version: &str) {
         let ours = version.len() <= MAX_VERSION_BYTES;
         self.held.insert(
@@ -322,19 +323,19 @@ impl Subscription {
         self.pending = Pending::All;
     }
 
-    /// The nonce of the response under way.
+    /// Whether this is the nonce of the response in flight.
     pub(super) fn awaits(&self, nonce: &str) -> bool {
         self.flight
             .as_ref()
             .is_some_and(|flight| flight.nonce == nonce)
     }
 
-    /// The nonce is that of the last response sent.
+    /// Whether this is the nonce of the last response sent.
     pub(super) fn is_last(&self, nonce: &str) -> bool {
         self.nonces > 0 && nonce == nonce_text(self.nonces)
     }
 
-    // ---- what changes ----
+    // ---- changes of the mesh ----
 
     /// A step of the snapshots changed these names.
     pub(super) fn observe(&mut self, changed: &Changed, view: &ClientView) {
@@ -351,7 +352,7 @@ impl Subscription {
 
     // ---- what is known about the client ----
 
-    /// Whether the client acknowledged a state of this name at `revision` or later; none if it did not ask for it.
+    /// Whether the client acknowledged a state of this name at `revision` or later; none if it did not request it.
     #[must_use]
     pub fn acknowledged_at(&self, name: &str, revision: u64) -> Option<bool> {
         if !self.asked || !(self.wildcard || self.names.contains(name)) {
@@ -371,24 +372,24 @@ impl Subscription {
         self.filling && !self.all_sent()
     }
 
-    /// A response is under way, and the client still asks for something of this type.
+    /// A response is in flight, and the client still requests something of this type.
     pub(super) fn awaits_answer(&self) -> bool {
         self.in_flight() && (self.wildcard || !self.names.is_empty())
     }
 
-    /// The response under way says something of this name.
+    /// Whether the response in flight contains this name.
     pub(super) fn is_under_way(&self, name: &str) -> bool {
         self.flight
             .as_ref()
             .is_some_and(|flight| flight.sent.contains_key(name))
     }
 
-    /// The revision up to which everything was looked at.
+    /// All changes up to this revision were examined.
     pub(super) fn examined(&self) -> u64 {
         self.examined
     }
 
-    /// None if the client never asked for this type.
+    /// None if the client never requested this type.
     #[must_use]
     pub fn status(&self) -> Option<Status<'_>> {
         self.asked.then(|| Status {
@@ -404,7 +405,7 @@ impl Subscription {
     }
 }
 
-/// A subscription as status shows it.
+/// A subscription as the status shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Status<'a> {
     pub wildcard: bool,
@@ -418,7 +419,7 @@ pub struct Status<'a> {
 }
 
 impl Status<'_> {
-    /// The first of what the client did not take.
+    /// The first `most` resources that the client rejected.
     #[must_use]
     pub fn refused(&self, most: usize) -> Vec<RefusedStatus> {
         let first = self.refused.iter().take(most);

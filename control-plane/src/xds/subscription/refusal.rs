@@ -1,6 +1,6 @@
-//! Finds the resource for which a client rejected a response, by sending its parts again, so that the others get
-//! through. A rejected resource is not sent again until it changes; what the client took last is remembered. Pure,
-//! and the work per response is bounded.
+//! Finds the resource for which a client rejected a response, by sending its parts again, so that the client accepts
+//! the others. A rejected resource is not sent again until it changes; what the client accepted last is remembered.
+//! Pure, and the work per response is bounded.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,14 +15,14 @@ use crate::{
 
 /// The bytes that are kept of a client's reason for a rejection.
 const MAX_REASON_BYTES: usize = 1024;
-/// A rejected response is parted so often until all its parts are answered; each time costs two responses. One bad
-/// resource of a thousand takes ten. What is rejected after that is refused as it came.
+/// How often a rejected response may be split until all its parts are answered; each split costs two responses. To find
+/// one bad resource of a thousand takes ten. What is rejected after that is refused as a whole.
 pub(super) const MAX_SPLITS: u32 = 64;
 
 /// A state of a resource that the client rejected.
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
-    /// None: that it does not exist.
+    /// None: it does not exist.
     pub(super) version: Option<Arc<str>>,
     /// The client's words, cut.
     pub(super) reason: Arc<str>,
@@ -31,7 +31,7 @@ pub(super) struct Refused {
 }
 
 impl Subscription {
-    /// The client answered the response under way; `reason`: it rejected it.
+    /// The client answered the response in flight; with a `reason` if it rejected it.
     pub(in crate::xds) fn on_answer(&mut self, reason: Option<&str>) {
         let Some(flight) = self.flight.take() else {
             return;
@@ -77,7 +77,7 @@ impl Subscription {
         self.splits -= 1;
         let names: Vec<Arc<str>> = sent.iter().map(|(name, _)| Arc::clone(name)).collect();
         for (name, sent) in sent {
-            // It may have taken this one and rejected the response for another.
+            // The client may have accepted this one and rejected the response because of another.
             let before = sent.before.map(|held| HeldResource {
                 version: "".into(),
                 resource: held.resource,
@@ -87,8 +87,8 @@ impl Subscription {
         self.probes.extend(parts(&names, reason));
     }
 
-    /// Where each response has to carry everything it cannot be parted: what the client names is refused, or else all
-    /// that was new. Newer states go on.
+    /// A response that has to carry everything cannot be split: the resources that the client names are refused, or
+    /// else all new ones. Newer states are still sent.
     fn refuse_whole(&mut self, sent: BTreeMap<Arc<str>, Sent>, reason: &str) {
         let words = words(reason);
         let named = |name: &Arc<str>| words.contains(&**name);
@@ -114,7 +114,7 @@ impl Subscription {
         };
     }
 
-    /// The client rejected this very state.
+    /// Whether the client rejected exactly this state.
     pub(in crate::xds) fn refuses(&self, name: &str, version: Option<&str>) -> bool {
         self.refused
             .get(name)
@@ -132,7 +132,8 @@ impl Subscription {
         self.probes.retain(|probe| !probe.is_empty());
     }
 
-    /// Adds the targets that the client still uses, by what it took last of what it refused; false: not known.
+    /// Adds the targets that the client still uses, from what it last accepted of each rejected resource; false if
+    /// unknown.
     pub(in crate::xds) fn still_uses(&self, targets: &mut BTreeSet<Arc<str>>) -> bool {
         for refused in self.refused.values() {
             match &refused.before {
@@ -159,7 +160,7 @@ fn refused(sent: Sent, reason: &str) -> Refused {
     }
 }
 
-/// What the client does not name and what it names, or else two halves.
+/// The names that the client does not mention and those it mentions, or else two halves.
 fn parts(names: &[Arc<str>], reason: &str) -> [BTreeSet<Arc<str>>; 2] {
     let words = words(reason);
     let (named, others): (BTreeSet<_>, BTreeSet<_>) = names
@@ -176,7 +177,7 @@ fn parts(names: &[Arc<str>], reason: &str) -> [BTreeSet<Arc<str>>; 2] {
     ]
 }
 
-/// What in a sentence may be a name.
+/// The words of a sentence that may be names.
 fn words(text: &str) -> BTreeSet<&str> {
     text.split(|letter: char| letter.is_whitespace() || ",;:()[]{}<>\"'`=".contains(letter))
         .map(|word| word.trim_matches('.'))

@@ -1,4 +1,4 @@
-//! What the next response of a subscription contains, and that it was sent. Pure.
+//! Composes the next response of a subscription, and notes that it was sent. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +16,11 @@ use crate::{
 #[derive(Debug, Default)]
 pub(in crate::xds) struct Update {
     pub(in crate::xds) resources: Vec<Arc<Resource>>,
-    /// What the client holds or asked for and does not exist.
+    /// What the client has or requested and does not exist.
     pub(in crate::xds) removed: Vec<Arc<str>>,
-    /// A part of a rejected response: nothing else goes with it.
+    /// It is a part of a rejected response: nothing else is sent with it.
     probe: bool,
-    /// What the response says of each name, until it goes out.
+    /// What the response contains for each name, until it is sent.
     sent: BTreeMap<Arc<str>, Sent>,
 }
 
@@ -30,7 +30,7 @@ impl Update {
     }
 }
 
-/// Removals that have to wait, because something that the client holds may still point there.
+/// Removals that have to wait, because something that the client has may still refer to them.
 #[derive(Debug)]
 pub enum Hold {
     Nothing,
@@ -53,12 +53,12 @@ impl Subscription {
         self.flight.is_some()
     }
 
-    /// Nothing under way, and nothing left to look at.
+    /// Nothing is in flight, and nothing is left to examine.
     pub(in crate::xds) fn is_settled(&self) -> bool {
         !self.in_flight() && self.all_sent()
     }
 
-    /// Nothing left to look at.
+    /// Nothing is left to examine.
     pub(in crate::xds) fn all_sent(&self) -> bool {
         self.probes.is_empty() && matches!(&self.pending, Pending::Names(names) if names.is_empty())
     }
@@ -76,7 +76,7 @@ impl Subscription {
         }
     }
 
-    /// Names left to look at; none while everything is.
+    /// Names left to examine; none if all names are.
     pub(in crate::xds) fn pending_names(&self) -> impl Iterator<Item = &Arc<str>> {
         let names = match &self.pending {
             Pending::All => None,
@@ -85,9 +85,9 @@ impl Subscription {
         names.into_iter().flatten()
     }
 
-    /// Takes what is to be sent next, at most about `limit` bytes of it: a part of a rejected response, else what
-    /// changed for the client. What it does not have room for stays pending, and so do removals while they are held
-    /// back. The client counts as holding it from here on.
+    /// Takes what is to be sent next, about `limit` bytes at most: a part of a rejected response, or else what changed
+    /// for the client. What does not fit stays pending, and so do removals that are held back. From here on the client
+    /// counts as having what is taken.
     pub(in crate::xds) fn take_update(
         &mut self,
         snapshot: &Snapshot,
@@ -114,7 +114,7 @@ impl Subscription {
         update
     }
 
-    /// Which candidates the client lacks, and which of them have to wait.
+    /// Sorts the candidates into what the client lacks and what has to wait.
     fn sort(
         &self,
         candidates: BTreeSet<Arc<str>>,
@@ -133,7 +133,7 @@ impl Subscription {
             }
             let forced = self.forced.contains(&name);
             match self.visible(snapshot, view, &name) {
-                // A newer state of what the client has: it can wait, and the newest will do.
+                // A newer state of what the client has: it can wait, and only the newest is sent.
                 Some(resource) if !forced && self.waits(view, &resource) => {
                     left.insert(name);
                 }
@@ -160,19 +160,19 @@ impl Subscription {
         (update, left)
     }
 
-    /// Forgets the bytes of what was sent: the version is enough where nothing is ever sent whole.
+    /// Drops the content of what was sent: where the whole state is never sent, the version is enough.
     pub(in crate::xds) fn drop_content(&mut self, name: &str) {
         if let Some(held) = self.held.get_mut(name) {
             held.resource = None;
         }
     }
 
-    /// Something asked for by name does not exist.
+    /// Something requested by name does not exist.
     pub(in crate::xds) fn has_absent(&self) -> bool {
         !self.absent.is_empty()
     }
 
-    /// Looks again for what did not exist.
+    /// Examines again what did not exist.
     pub(in crate::xds) fn mark_absent_pending(&mut self) {
         if let Pending::Names(pending) = &mut self.pending {
             pending.extend(self.absent.iter().cloned());
@@ -230,7 +230,7 @@ impl Subscription {
         if let (true, Pending::Names(pending)) = (probe, &mut self.pending) {
             pending.remove(name);
         }
-        // What it had when it refused is still the last that it took.
+        // What it had when it rejected is still what it accepted last.
         let before = match self.refused.remove(name) {
             Some(refused) => refused.before,
             None => before,
@@ -238,7 +238,7 @@ impl Subscription {
         sent.insert(Arc::clone(name), Sent { version, before });
     }
 
-    /// Everything that the client is to hold: after `take_update` the whole state.
+    /// Everything that the client should have: after `take_update` the whole state.
     pub(in crate::xds) fn whole(&self) -> Vec<Arc<Resource>> {
         self.held
             .values()
@@ -246,7 +246,7 @@ impl Subscription {
             .collect()
     }
 
-    /// A response goes out; gives its nonce.
+    /// A response is sent; returns its nonce.
     pub(in crate::xds) fn on_sent(
         &mut self,
         mark: ResponseVersion,
@@ -286,12 +286,12 @@ impl Subscription {
         }
     }
 
-    /// The client is to be sent this, but not now: it holds an older state of it.
+    /// Whether this is to be sent, but not now: the client has an older state of it.
     fn waits(&self, view: &ClientView, resource: &Resource) -> bool {
         self.holds(&resource.name) && self.lacks(resource) && view.holds_back(resource)
     }
 
-    /// The client is to be sent this.
+    /// Whether this is to be sent to the client.
     fn lacks(&self, resource: &Resource) -> bool {
         let held = self.held.get(&resource.name);
         held.is_none_or(|held| held.version != resource.version)

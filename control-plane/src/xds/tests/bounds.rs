@@ -72,7 +72,7 @@ fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {
         gate.admit(&slots[3], "10.0.0.3:3", &node("b"), soon),
         Ok(Duration::ZERO)
     );
-    // The transport still has its responses: the place is taken.
+    // The transport still has its responses: the slot is taken.
     let held = Arc::clone(&slots[0]);
     let mut slots = slots;
     slots.remove(0);
@@ -85,7 +85,7 @@ fn streams_are_admitted_at_a_rate_and_bounded_by_client_and_in_all() {
     assert!(gate.open(who(9)).is_ok());
 }
 
-/// Issue 10, D1: whatever node ids it makes up, and by however many connections.
+/// Issue 10, D1: even if it makes up node ids and opens many connections.
 #[test]
 fn one_peer_cannot_take_all_streams() {
     let gate = Gate::new(Limits {

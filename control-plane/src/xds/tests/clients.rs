@@ -1,4 +1,4 @@
-//! Clients as the protocol describes them, without a transport: they keep what they are sent and answer when told.
+//! Clients as the protocol describes them, without a transport: they keep what they are sent and answer on request.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -75,7 +75,7 @@ impl DeltaClient {
         self
     }
 
-    /// Takes all responses that may go out, without answering them.
+    /// Takes all responses that may be sent, without answering them.
     pub(super) fn pump(&mut self) -> Vec<(Kind, DeltaDiscoveryResponse)> {
         let mut responses = Vec::new();
         while let Some((kind, response)) = self.state.next::<Delta>(&self.snapshot) {
@@ -122,7 +122,7 @@ impl DeltaClient {
         self
     }
 
-    /// What was sent until nothing more comes, everything acknowledged.
+    /// Acknowledges everything until nothing more is sent; returns what was sent.
     pub(super) fn settle(&mut self) -> Vec<String> {
         self.log.clear();
         loop {
@@ -244,7 +244,7 @@ impl SotwClient {
     }
 }
 
-/// The name stands in field 1 of every type that is served.
+/// Every type that is served has the name in field 1.
 pub(super) fn name_of(_: Kind, value: &[u8]) -> String {
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct Named {

@@ -57,7 +57,7 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
     say.send(request("", &["a.default"])).await.unwrap();
     let mut nonce = answers.next().await.unwrap().unwrap().nonce;
     for round in 0..5 {
-        // Half a minute longer than others need, each time.
+        // Each time half a minute longer than other streams take.
         tokio::time::sleep(Duration::from_secs(50)).await;
         say.send(request(&nonce, &[&format!("b{round}.default")]))
             .await
@@ -74,8 +74,8 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
     assert!(clients.is_empty());
 }
 
-/// Issue 10, D2: a client that asked for the service in the moment after the removal was counted as acknowledged got
-/// the instance that had gone, of the snapshot before.
+/// Issue 10, D2: a client that subscribed to the service in the moment after the removal was counted as acknowledged
+/// got the removed instance, from the snapshot before.
 #[tokio::test]
 async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
     let fixture = Fixture::new().await;
@@ -97,7 +97,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
         service: crate::registry::fixture::service("users"),
         id: "1".into(),
     };
-    // While the stream is being told the second request: the stream has looked for snapshots a moment ago.
+    // The snapshot changes while the second request is read: the stream has just checked for snapshots.
     let mut said = 0;
     let requests = stream::poll_fn(move |_| {
         said += 1;
@@ -131,7 +131,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
     assert_eq!(count.sum::<usize>(), 1, "{assignment:?}");
 }
 
-/// Issue 10, D2: while the store could not be read descriptors were told not to exist.
+/// Issue 10, D2: while the store could not be read, clients were told that descriptors do not exist.
 #[tokio::test]
 async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
     let mesh = Replicas::new();

@@ -44,7 +44,7 @@ fn service(number: u8) -> String {
     format!("s{number}.default")
 }
 
-/// Applies a step that changes the mesh; gives the snapshot if one is published.
+/// Applies a step that changes the mesh; returns the snapshot if one is published.
 fn change(mesh: &mut Mesh, step: &Step) -> Option<Arc<Snapshot>> {
     match step {
         Step::Put {
@@ -85,8 +85,8 @@ const KINDS: [Kind; 5] = [
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever changes and whenever it answers: a delta client ends with exactly what the snapshot has for it, and
-    /// is never sent what it holds unless it asked for it.
+    /// Whatever changes and whenever it answers, a delta client ends with exactly what the snapshot has for it, and is
+    /// never sent what it has unless it requested it.
     #[test]
     fn delta_converges_and_sends_nothing_twice(steps in steps()) {
         let mut mesh = Mesh::new();
@@ -95,7 +95,7 @@ proptest! {
         client.ask(Kind::Cluster, &[], &[]).ask(Kind::ServiceIndex, &[], &[]);
         client.ask(Kind::Endpoint, &[&service(0)], &[]).ask(Kind::Route, &[&service(0)], &[]);
         let mut asked: BTreeSet<(Kind, String)> = BTreeSet::new();
-        // What it held before each response: a client that rejects one takes nothing of it.
+        // What it had before each response: a client that rejects one takes nothing of it.
         let mut undo: BTreeMap<Kind, BTreeMap<(Kind, String), String>> = BTreeMap::new();
         for step in &steps {
             if let Some(snapshot) = change(&mut mesh, step) {
@@ -141,7 +141,7 @@ proptest! {
                                     || wanted.iter().any(|number| service(*number) == name)
                             };
                             client.held.extend(old.filter(|((held, name), _)| *held == kind && wants(name)));
-                            // Its parts come again.
+                            // The parts of the response are sent again.
                             asked.extend((0..4_u8).map(|number| (kind, service(number))));
                         }
                     }
@@ -159,7 +159,7 @@ proptest! {
                 status.refused(100).into_iter().map(move |each| (kind, each.name))
             })
             .collect();
-        // And what that still points at stays.
+        // What a rejected route still refers to stays too.
         let spared = |(kind, name): &(Kind, String)| {
             refused.contains(&(*kind, name.clone()))
                 || TARGETS.contains(kind)
@@ -192,13 +192,13 @@ proptest! {
         prop_assert_eq!(client.pump().len(), 0);
     }
 
-    /// The same for state of the world, where what was deleted can be told only of listeners and clusters.
+    /// The same for state of the world, where only responses of listeners and clusters can show deletions.
     #[test]
     fn sotw_converges(steps in steps()) {
         let mut mesh = Mesh::new();
         let mut client = SotwClient::new(Audience::DirectLocal, mesh.snapshot());
         let mut wanted: BTreeSet<u8> = BTreeSet::from([0]);
-        // The endpoints before each response of them: one that is rejected is not taken.
+        // The endpoints before each response of endpoints: a client that rejects one takes nothing of it.
         let mut undo = BTreeMap::new();
         client.ask(Kind::Cluster, &[]);
         client.ask(Kind::Endpoint, &[&service(0)]);

@@ -14,7 +14,7 @@ fn mesh_of(services: usize) -> Mesh {
     mesh
 }
 
-/// Answers each response as a client does that takes all or nothing of it; gives the number of responses.
+/// Answers each response as a client that takes all or nothing of it; returns the number of responses.
 fn settle_without(client: &mut DeltaClient, kind: Kind, bad: &str, name_it: bool) -> usize {
     let mut count = 0;
     while let Some((_, response)) = client.pump().pop() {
@@ -131,7 +131,7 @@ fn a_refused_change_leaves_the_last_good_state_and_its_targets() {
         .ask(Kind::Cluster, &[], &[])
         .ask(Kind::Route, &["heddle/outbound"], &[]);
     client.settle();
-    // The client does not take the routes without users: it still sends calls there.
+    // The client rejects the routes without users: it still sends calls there.
     client.see(&mesh.forget("users.default"));
     client.pump();
     client.answer(Kind::Route, Some("too few routes"));

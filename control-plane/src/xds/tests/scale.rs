@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::clients::*;
 use crate::snapshot::{Audience, Kind, fixture::Mesh};
 
-/// One change costs one encoding, whatever the number of clients and the variant that they speak.
+/// One change costs one encoding, whatever the number of clients and their variant.
 #[test]
 fn a_thousand_clients_share_what_is_encoded() {
     let mut mesh = Mesh::new();

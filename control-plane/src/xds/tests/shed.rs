@@ -1,4 +1,4 @@
-//! Clients spread evenly over replicas: the decision alone, many replicas that act on old news, and two real ones.
+//! Clients spread evenly over replicas: the decision alone, many replicas with old numbers, and two real ones.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn streams_go_at_a_rate_and_no_more_in_a_life_than_there_were() {
         ..Limits::default()
     };
     let mut shedding = Shedding::new(&limits, SECOND);
-    // All that goes comes back here, as if the other could not be reached.
+    // All shed clients reconnect here, as if the other replica could not be reached.
     let mut gone = |from: u32, to: u32| {
         let moments = (from * 100..to * 100).map(|each| start + SECOND * each / 100);
         moments.filter(|now| shedding.take(*now, 50, &[0])).count()
@@ -78,7 +78,8 @@ fn who_comes_back_at_once_is_known() {
 }
 
 proptest! {
-    /// Each replica knows the others' numbers only as they told them: when it mattered, and up to three seconds ago.
+    /// Each replica knows the others' numbers only as published: after a significant change, and up to three seconds
+    /// ago.
     #[test]
     fn replicas_come_to_rest_near_the_mean(
         mut held in prop::collection::vec(0..300_usize, 1..6),
@@ -90,7 +91,7 @@ proptest! {
         let limits = Limits::default();
         let mut each: Vec<_> = held.iter().map(|_| Shedding::new(&limits, SECOND * 9)).collect();
         let (mut dice, mut last) = (dice.iter().cycle(), 0);
-        // A look each tenth of a second, for three minutes; who moved may move again at once.
+        // A check each tenth of a second, for three minutes; a client that moved may move again at once.
         for look in 0..1_800_u32 {
             let now = start + SECOND * look / 10;
             for place in 0..replicas {
@@ -108,7 +109,7 @@ proptest! {
         }
         prop_assert!(last < 1_500, "restless until {last}: {held:?}");
         let most = (all / replicas + 4).max(all * 6 / 5 / replicas);
-        // Others' numbers are as much as 10 % or 10 streams old.
+        // The others' numbers may be wrong by 10 % or 10 streams.
         let slack = 10.max(most / 10);
         for it in &held {
             prop_assert!(*it <= most + slack, "{held:?}");
@@ -116,7 +117,7 @@ proptest! {
     }
 }
 
-/// A client that knows both replicas and goes to the other one when its stream ends.
+/// A client that knows both replicas and connects to the other one when its stream ends.
 async fn client(id: String, replicas: [Ads; 2]) {
     for ads in replicas.iter().cycle() {
         let request = |nonce: &str| DeltaDiscoveryRequest {
@@ -178,7 +179,7 @@ async fn clients_that_are_all_at_one_replica_go_half_to_the_other_and_then_stay(
         };
         planes.iter().map(of).sum::<u64>()
     };
-    // At rest: nothing has moved for longer than news is old (three renewals).
+    // At rest: no stream was shed for longer than the numbers are old (three renewals).
     let rest = async {
         let (mut seen, mut since) = (0, Instant::now());
         while seen == 0 || since.elapsed() < SECOND * 8 {
