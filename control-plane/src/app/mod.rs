@@ -35,7 +35,7 @@ const STOP: Duration = Duration::from_secs(5);
 /// Runs the control plane until `stop` completes.
 ///
 /// # Errors
-/// If it cannot start; each says what to do.
+/// If it cannot start; each error says what to do.
 pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Result<(), AppError> {
     if options.renew_interval * 2 > options.lease_ttl {
         return Err(AppError::RenewInterval);

@@ -20,7 +20,7 @@ use crate::budget::{Shares, Who};
 pub const MAX_STREAMS: usize = 10_000;
 /// Most rows of all streams together, about 300 bytes each; further rows of a report are left out.
 pub const MAX_ENTRIES: usize = 100_000;
-/// A client that has been silent for so many intervals has no calls: some clients send nothing then.
+/// After this many silent intervals a client counts as having no calls: some clients send nothing then.
 const INTERVALS: u32 = 3;
 /// Most services with their own totals; those of further services are counted under `OTHERS`.
 const MAX_SERVICES: usize = 1000;

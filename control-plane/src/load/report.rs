@@ -121,8 +121,7 @@ impl Report {
                     report.take(&service, cluster, usual);
                 }
                 None => {
-                    // Unknown names count against the limit too: otherwise a million of them would cost a million
-                    // lookups.
+                    // Unknown names count against the limit too, which bounds the number of lookups.
                     room = room.saturating_sub(1);
                     report.left_out += rows as u64;
                 }

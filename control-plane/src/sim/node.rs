@@ -41,7 +41,7 @@ pub(super) struct NodeState {
     pub(super) instances: BTreeMap<Name, LocalInstance>,
     pub(super) changed: watch::Sender<u64>,
     pub(super) life: CancellationToken,
-    /// The number of addresses in use so far.
+    /// The number of addresses used so far.
     ports: u16,
     /// Removals whose acknowledgement it requests.
     removed: Vec<Name>,

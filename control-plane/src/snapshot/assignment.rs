@@ -85,8 +85,7 @@ impl Assignment {
         sum: &Digest,
     ) -> Self {
         let version = version_of(|hash| {
-            // Change this with the form of the encoding, so that clients do not take a new release's content for the
-            // old.
+            // Change this with the form of the encoding, so that the content of a new release has a new version.
             hash.update(b"assignment 2");
             hash.update((service.len() as u64).to_be_bytes());
             hash.update(service.as_bytes());

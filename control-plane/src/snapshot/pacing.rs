@@ -1,5 +1,5 @@
-//! Decides when a changed service is built: at once after a quiet time, and after that less often the more endpoints it
-//! has. So a huge service that changes all the time costs a bounded share of a core and does not delay others. Pure.
+//! Decides when a changed service is built: at once after a quiet time, then at intervals that grow with its endpoints.
+//! So a huge service that changes all the time costs a bounded share of a core and does not delay others. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -31,11 +31,11 @@ const MAX_ANSWER_BYTES: usize = 3 << 20;
 const PART_BYTES: usize = 1 << 20;
 /// Parts that are queued for a reader.
 const PARTS: usize = 2;
-/// The answer to a reader that takes no part for so long is ended: others wait for its place.
+/// The answer to a reader that takes no part for this long is ended: others wait for its place.
 const STUCK: Duration = Duration::from_secs(60);
 /// Metadata of a response, or of the end of a stream: the names of the replicas whose clients are missing.
 const UNANSWERED: &str = "heddle-unanswered-replicas";
-/// At most so many of them are named; a client may refuse longer headers.
+/// Most replicas that are named in it; a client may refuse longer headers.
 const MAX_NAMED: usize = 32;
 
 /// Answers requests about the clients of all replicas.

@@ -297,9 +297,9 @@ pub struct KindStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedStatus {
     pub name: String,
-    /// Empty: it rejected that the resource does not exist.
+    /// Empty: it rejected the removal of the resource.
     pub version: String,
-    /// The client's words.
+    /// The reason that the client gave.
     pub reason: String,
 }
 

@@ -1,4 +1,4 @@
-//! Admits streams: limits their number in all, per client and per second. A refused stream is told the reason in one
+//! Admits streams: limits their number in all, per client and per second. A refused stream gets the reason in one
 //! sentence. Later events of a stream are not known here.
 
 use std::{

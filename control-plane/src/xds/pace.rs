@@ -12,7 +12,7 @@ use super::Limits;
 const MAX_TICK: Duration = Duration::from_secs(15);
 /// How much longer a stream may live if it is busy when its lifetime is over.
 const GRACE: Duration = Duration::from_secs(30);
-/// So many names in a request cost as much as a request.
+/// This many names in a request cost as much as a request.
 const NAMES_PER_UNIT: usize = 50;
 
 /// The result of a check of a stream.

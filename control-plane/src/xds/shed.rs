@@ -14,7 +14,7 @@ use super::{
     gate::{ClientKey, client_key},
 };
 
-/// So many streams above the mean are always allowed.
+/// This many streams above the mean are always allowed.
 const SPARE: usize = 4;
 /// A client that reconnects here within this time cannot reach another replica, or was sent here again: it may stay.
 const COMES_BACK: Duration = Duration::from_secs(60);

@@ -24,7 +24,7 @@ pub(in crate::replica) const MAX_ANSWERS: usize = 256;
 /// A message ends before it grows larger; a single resource may have up to 1 MiB.
 const MESSAGE_BYTES: usize = 256 << 10;
 /// Longest time to read an answer to its end; then it is ended, because others wait for its place. The replica that
-/// asks reads as fast as its own reader, who has the same time (`status/csds`).
+/// asks reads as fast as its own reader, which has the same time (`status/csds`).
 pub(crate) const WHOLE: Duration = Duration::from_secs(15 * 60);
 
 pub(in crate::replica) struct Answer {

@@ -211,8 +211,7 @@ pub(in crate::sim) fn converged(simulation: &Simulation) {
     let used: BTreeSet<_> = all.iter().filter_map(|item| item.lease).collect();
     let (used, kept) = (used.len(), cluster.machine.leases().len());
     drop(cluster);
-    // If the answer to a grant was lost, nobody knows its lease: it expires by itself, that of an event only in an
-    // hour.
+    // If the answer to a grant was lost, its lease is unknown and expires by itself, that of an event only in an hour.
     let lost = simulation.profile.replicas;
     if kept > used + lost && simulation.profile.lossy == 0 {
         simulation.broken(

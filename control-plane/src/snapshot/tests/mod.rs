@@ -234,7 +234,7 @@ fn every_audience_gets_what_it_can_reach() {
     mesh.put("b/users/2", "127.0.0.1:1002").health = 2;
     mesh.put("far/users/3", "127.0.0.1:1003");
     mesh.put("far/users/4", "10.0.0.9:1004").health = 3;
-    mesh.put("a/users/5", "10.0.0.9:1004"); // twice the same address: a proxy tells them apart by id
+    mesh.put("a/users/5", "10.0.0.9:1004"); // the same address twice: a proxy distinguishes them by id
     let snapshot = mesh.snapshot();
     let name = "users.default";
     assert_eq!(

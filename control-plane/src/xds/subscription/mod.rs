@@ -67,7 +67,7 @@ pub struct ResponseVersion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     pub version: String,
-    /// The client's words, cut.
+    /// The reason that the client gave, cut.
     pub reason: String,
 }
 

@@ -22,9 +22,9 @@ pub(super) const MAX_SPLITS: u32 = 64;
 /// A state of a resource that the client rejected.
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
-    /// None: it does not exist.
+    /// None: it rejected the removal of the resource.
     pub(super) version: Option<Arc<str>>,
-    /// The client's words, cut.
+    /// The reason that the client gave, cut.
     pub(super) reason: Arc<str>,
     /// The state that the client accepted last and still has.
     pub(super) before: Option<HeldResource>,

@@ -35,7 +35,7 @@ fn a_thousand_clients_share_what_is_encoded() {
         "two services, for proxies and for stock clients"
     );
     mesh.put("a/s1/2", "10.0.0.2:80");
-    mesh.put("a/s40/2", "10.0.0.2:80"); // nobody asks for it
+    mesh.put("a/s40/2", "10.0.0.2:80"); // no client subscribes to it
     let next = mesh.snapshot();
     for client in &mut ours {
         client.see(&next);
