@@ -64,7 +64,7 @@ impl Row {
         !self.drains() && self.is_reachable(self.loopback_node)
     }
 
-    /// Direct clients do not get draining endpoints: in panic mode (few healthy endpoints) Envoy would call them as well.
+    /// Direct clients do not get draining endpoints: in panic mode (few healthy endpoints) Envoy would call them too.
     pub(super) fn drains(&self) -> bool {
         self.endpoint.health == HealthStatus::Draining
     }
