@@ -1,7 +1,7 @@
-//! Who calls, and whether it may. In comes an accepted connection, out goes its [`Caller`], which every request on it
-//! carries; each request is authorized by its method before any of it is handled. All requests of both listeners, gRPC and
-//! HTTP, pass through here, and no service is known here. There are no identities yet: a caller is known by where it
-//! connects from, and everybody may call everything.
+//! Identifies the caller of each request and decides whether it may make it. An accepted connection gets a [`Caller`],
+//! which is attached to every request on it. Each request is authorized by its method before it is handled. All
+//! requests of both listeners, gRPC and HTTP, pass through here; this module knows no service. Callers have no
+//! identities yet: a caller is known by the address it connects from, and everybody may call everything.
 
 use std::{fmt, net::SocketAddr};
 
@@ -12,15 +12,15 @@ use crate::budget::Account;
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Origin {
-    /// From no listener: a call within the process.
+    /// From no listener: a call made within the process.
     #[default]
     Process,
-    /// By a Unix socket of this host.
+    /// Over a Unix socket of this host.
     Unix,
     Tcp(SocketAddr),
 }
 
-/// Who sent a request. The default is for calls that come by no listener.
+/// Who sent a request. The default is for calls that come from no listener.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Caller {
     origin: Origin,
@@ -29,7 +29,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The caller of all requests of one connection. `peer`: none for a Unix socket.
+    /// The caller of all requests of one connection. `peer` is none for a Unix socket.
     pub(crate) fn of_connection(peer: Option<SocketAddr>, account: Account) -> Self {
         Self {
             origin: peer.map_or(Origin::Unix, Origin::Tcp),
@@ -43,7 +43,7 @@ impl Caller {
         request.extensions().get().cloned().unwrap_or_default()
     }
 
-    /// It runs on this host: it comes by loopback or by a Unix socket.
+    /// Whether the caller runs on this host: it connects over loopback or a Unix socket.
     pub(crate) fn is_local(&self) -> bool {
         match self.origin {
             Origin::Process => false,
@@ -52,18 +52,18 @@ impl Caller {
         }
     }
 
-    /// What it holds of the process's memory.
+    /// The account for the memory that this caller uses.
     pub(crate) fn account(&self) -> &Account {
         &self.account
     }
 
-    /// The handle to end its connection.
+    /// The handle that ends the caller's connection.
     pub(crate) fn connection(&self) -> &ConnectionEnd {
         &self.connection
     }
 }
 
-/// As logs and status show it.
+/// The form used in logs and in the status.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.origin {
@@ -73,7 +73,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Ends the connection of a call gracefully (GOAWAY): its calls go on, new ones come on another connection.
+/// Ends a connection gracefully (GOAWAY): calls in progress continue, new calls need another connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionEnd(CancellationToken);
 
@@ -94,7 +94,7 @@ pub(crate) struct Authorizer(Policy);
 /// What callers may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Policy {
-    /// Everybody everything, until callers have identities.
+    /// Everybody may call everything, until callers have identities.
     #[default]
     Everybody,
     #[cfg(test)]

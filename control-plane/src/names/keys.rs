@@ -1,5 +1,5 @@
-//! The keys of the store: one function per kind of key, and a parser. This is the only place that formats or parses
-//! keys. The values are the messages of heddle/store/v1/records.proto. No engine and no view may come in here.
+//! The keys of the store: one function per kind of key, and a parser. Keys are formatted and parsed only here. The
+//! values are the messages of heddle/store/v1/records.proto. This module must not depend on a store engine or a view.
 
 use super::{InstanceKey, ServiceName};
 
@@ -14,18 +14,18 @@ pub const DUTIES: &str = "duty/";
 pub const EVENTS: &str = "event/";
 pub const CLASHES: &str = "clash/";
 pub const CLAIMS: &str = "claim/";
-/// Claims of proto services. Other kinds of paths have names of their own beside it.
+/// Claims of proto services. Other kinds of paths get folders of their own beside this one.
 const CLAIMS_OF_PROTOS: &str = "claim/proto/";
-/// A number: no node that is claimed anew gets an epoch at or below it.
+/// A number: a node that is claimed without a record gets an epoch above it.
 pub const EPOCH_FLOOR: &str = "epoch-floor";
 
-/// `NodeRecord`: who the node is, and its epoch. Stays when the node goes.
+/// `NodeRecord`: the node's identity and epoch. It stays after the node has left.
 #[must_use]
 pub fn node(node: &str) -> String {
     format!("{NODES}{node}")
 }
 
-/// `AliveRecord`: the only key on the node's lease.
+/// `AliveRecord`: the only key attached to the node's lease.
 #[must_use]
 pub fn alive(node: &str) -> String {
     format!("{ALIVE}{node}")
@@ -43,49 +43,49 @@ pub fn instances_of(node: &str) -> String {
     format!("{INSTANCES}{node}/")
 }
 
-/// `ServiceRecord`: what is known of a service, with or without instances.
+/// `ServiceRecord`: what is known about a service, whether or not it has instances.
 #[must_use]
 pub fn service(service: &ServiceName) -> String {
     format!("{SERVICES}{service}")
 }
 
-/// `SchemaRecord`, by the hex SHA-256 of its content.
+/// `SchemaRecord`, keyed by the SHA-256 of its content in hex.
 #[must_use]
 pub fn schema(sha256: &str) -> String {
     format!("{SCHEMAS}{sha256}")
 }
 
-/// `SchemaRecord` with a part of content that is longer than one value.
+/// `SchemaRecord` with one part of content that is too long for one value.
 #[must_use]
 pub fn schema_part(sha256: &str, part: u32) -> String {
     format!("{SCHEMAS}{sha256}/{part}")
 }
 
-/// All parts of one content, and the key of the whole itself.
+/// The prefix of all parts of one content. The key of the whole does not begin with it.
 #[must_use]
 pub fn schema_parts(sha256: &str) -> String {
     format!("{SCHEMAS}{sha256}/")
 }
 
-/// Empty: nobody names these descriptors, and they go soon.
+/// An empty value: nothing refers to these descriptors, and they will be deleted soon.
 #[must_use]
 pub fn marked_schema(sha256: &str) -> String {
     format!("{MARKED_SCHEMAS}{sha256}")
 }
 
-/// `ReplicaRecord`, on the replica's own lease.
+/// `ReplicaRecord`, attached to the replica's own lease.
 #[must_use]
 pub fn replica(name: &str) -> String {
     format!("{REPLICAS}{name}")
 }
 
-/// `DutyRecord`, on the lease of the replica that does it.
+/// `DutyRecord`, attached to the lease of the replica that performs the duty.
 #[must_use]
 pub fn duty(name: &str) -> String {
     format!("{DUTIES}{name}")
 }
 
-/// `EventRecord`; ids sort by time of writing.
+/// `EventRecord`. Ids sort by the time of writing.
 #[must_use]
 pub fn event(id: &str) -> String {
     format!("{EVENTS}{id}")
@@ -97,7 +97,7 @@ pub fn clash(node: &str) -> String {
     format!("{CLASHES}{node}")
 }
 
-/// The whole to which a part of descriptors belongs, if the key is that of a part.
+/// The key of the whole, if `key` is that of a part of descriptors.
 #[must_use]
 pub fn whole_of_part(key: &str) -> Option<&str> {
     let (whole, part) = key.rsplit_once('/')?;
@@ -105,22 +105,22 @@ pub fn whole_of_part(key: &str) -> Option<&str> {
     (is_number && matches!(parse(whole), Some(Key::Schema(_)))).then_some(whole)
 }
 
-/// Not free as the name of a node or a replica: in a mesh whose prefix ends with a folder of this one's, a key of its own
-/// would look like that of such a node.
+/// Whether nodes and replicas may not have this name. If another mesh's prefix ends with one of this mesh's folders,
+/// its key of this name would look like that of a node or replica of this mesh.
 #[must_use]
 pub fn is_reserved(name: &str) -> bool {
     name == EPOCH_FLOOR
 }
 
-/// `ClaimRecord`: this service claims the path of a proto service in its namespace. Of several such keys the one that was
-/// created first owns the path.
+/// `ClaimRecord`: the service claims the path of a proto service in its namespace. If several services claim a path,
+/// the key that was created first owns it.
 #[must_use]
 pub fn claim(proto: &str, service: &ServiceName) -> String {
     let ServiceName { service, namespace } = service;
     format!("{CLAIMS_OF_PROTOS}{namespace}/{proto}/{service}")
 }
 
-/// A key taken apart.
+/// A parsed key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key<'a> {
     Node(&'a str),
@@ -139,7 +139,7 @@ pub enum Key<'a> {
     },
 }
 
-/// What a key names; none for keys of another kind (of a newer version, say).
+/// What a key names; none for an unknown kind of key (such as one of a newer version).
 #[must_use]
 pub fn parse(key: &str) -> Option<Key<'_>> {
     if let Some(rest) = key.strip_prefix(INSTANCES) {
@@ -173,7 +173,7 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
         return single(node).map(Key::Alive);
     }
     if let Some(sha256) = key.strip_prefix(SCHEMAS) {
-        // A part is no content that one could ask for.
+        // A part cannot be requested on its own.
         return hex(sha256).map(Key::Schema);
     }
     if let Some(sha256) = key.strip_prefix(MARKED_SCHEMAS) {
@@ -191,13 +191,13 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
     single(key.strip_prefix(CLASHES)?).map(Key::Clash)
 }
 
-/// A name of one part. Of more it may be the key of another mesh whose prefix begins with this one's, and so may its own
-/// key that has one part only.
+/// A name without `/` that is not reserved. Any other may come from the key of another mesh whose prefix begins with
+/// this mesh's.
 fn single(name: &str) -> Option<&str> {
     (!name.is_empty() && !name.contains('/') && !is_reserved(name)).then_some(name)
 }
 
-/// `<service>.<namespace>`, both as they were written.
+/// `<service>.<namespace>`; the namespace must be written.
 fn full_name(name: &str) -> Option<ServiceName> {
     let whole = name.contains('.') && !name.contains('/');
     whole.then(|| ServiceName::parse(name)).flatten()

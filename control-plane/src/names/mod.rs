@@ -1,11 +1,11 @@
-//! The names of services and instances, and the keys of the store. Plain values and text below the store and the
-//! registry: nothing of theirs may come in here.
+//! The names of services and instances, and the keys of the store. Plain values and text: this module must not depend
+//! on the store or the registry, which use it.
 
 use std::{fmt, sync::Arc};
 
 pub mod keys;
 
-/// A service's full name; written "users.default".
+/// A service's full name, written `users.default`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     pub service: String,
@@ -13,7 +13,7 @@ pub struct ServiceName {
 }
 
 impl ServiceName {
-    /// "users" (in the namespace `default`) or "users.shop"; none if a part is empty or there are more.
+    /// Parses "users" (in the namespace `default`) or "users.shop"; none if a part is empty or there are more than two.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let (service, namespace) = name.split_once('.').unwrap_or((name, "default"));
@@ -33,7 +33,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// Names one instance in the whole mesh; written `<node>/<service>.<namespace>/<id>`.
+/// The name of an instance, unique in the mesh; written `<node>/<service>.<namespace>/<id>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
     pub node: Arc<str>,

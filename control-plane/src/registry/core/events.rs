@@ -1,6 +1,6 @@
 //! Records events: what happened to nodes, instances, services and replicas, and why. An event is written in the
-//! transaction that it describes, so that none is recorded for what was not done, and none is missing. No decision
-//! depends on events, and their time is only for people.
+//! transaction that it describes, so no event is missing and none describes a change that did not happen. No decision
+//! depends on events; their times are only for people.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -19,15 +19,15 @@ use crate::{
     store::{LeaseId, Op, StoreError, Txn, TxnResult},
 };
 
-/// Events live at least so long; more than [`MAX_EVENTS`] are trimmed by the leader.
+/// Events are kept for at least this long. If there are more than [`MAX_EVENTS`], the leader trims them.
 const KEPT: Duration = Duration::from_secs(3600);
 /// Events of this period share a lease, which costs one grant.
 const SHARED: Duration = Duration::from_secs(600);
 pub(in crate::registry) const MAX_EVENTS: usize = 1000;
-/// The longest cause: its reader is a person.
+/// The longest cause, in characters: causes are read by people.
 const MAX_CAUSE: usize = 1000;
 
-/// An event that is to be recorded.
+/// An event to be recorded.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct NewEvent {
     kind: &'static str,
@@ -37,7 +37,7 @@ pub(in crate::registry) struct NewEvent {
     cause: String,
 }
 
-/// An event with its key: written twice it is still one event.
+/// An event with its key: if it is written twice, it is still one event.
 #[derive(Clone, Debug)]
 pub(in crate::registry) struct EventEntry {
     key: String,
@@ -84,7 +84,7 @@ impl NewEvent {
         }
     }
 
-    /// Of several instances of one service on one node, of which this is one.
+    /// An event about several instances of one service on one node; `key` is one of them.
     pub(in crate::registry) fn of_instances(
         kind: &'static str,
         key: &InstanceKey,
@@ -113,7 +113,7 @@ impl NewEvent {
         (self.kind, self.cause.clone())
     }
 
-    /// An event that concerns no node and no service.
+    /// An event about no particular node or service.
     pub(in crate::registry) fn of_mesh(kind: &'static str, cause: &str) -> Self {
         Self {
             kind,
@@ -128,7 +128,7 @@ impl NewEvent {
 /// Records this replica's events.
 #[derive(Default)]
 pub(in crate::registry) struct EventRecorder {
-    /// The lease of the events of the last minutes, and when it was granted.
+    /// The lease that recent events share, and when it was granted.
     lease: Mutex<Option<(LeaseId, Instant)>>,
     recorded: AtomicU64,
 }
@@ -174,7 +174,7 @@ impl EventRecorder {
 }
 
 impl Registry {
-    /// Gives an event its key, for transactions that may be tried several times.
+    /// Gives an event its key, for transactions that may be retried.
     pub(in crate::registry) fn entry(&self, event: &NewEvent) -> EventEntry {
         self.event_recorder().entry(self.options(), event)
     }
@@ -189,7 +189,7 @@ impl Registry {
         self.txn_with_entries(txn, &entries).await
     }
 
-    /// The same with events that have their keys already.
+    /// Like `txn_with_events`, for events that already have their keys.
     pub(in crate::registry) async fn txn_with_entries(
         &self,
         txn: Txn,
@@ -206,8 +206,9 @@ impl Registry {
             let put = |entry: &EventEntry| Op::put_leased(&entry.key, entry.value.clone(), lease);
             whole.then.extend(entries.iter().map(put));
             match self.store().txn(whole).await {
-                // The store has lost it (it was set back, say): the events get a new one, once.
-                // Which of several leases is gone not every store can say: another one fails the second time too.
+                // The store has lost the lease (for example, it was restored from a backup): retry once with a new one.
+                // Not every store can report which of several leases is missing; if it is another one, the second
+                // attempt fails too.
                 Err(StoreError::LeaseNotFound(_)) if !lost => {
                     recorder.forget(lease).await;
                     lost = true;

@@ -1,5 +1,5 @@
-//! Follows the store: folds its changes into the view and publishes them to subscribers. If the watch breaks the
-//! store is read again, and subscribers are sent the difference.
+//! Follows the store: applies its changes to the view and publishes them to subscribers. If the watch breaks, the store
+//! is read again and subscribers get the difference.
 
 use std::{
     sync::{PoisonError, Weak, atomic::Ordering},
@@ -13,11 +13,11 @@ use crate::{
     store::{Changes, Store, StoreError, Watch},
 };
 
-/// Pause before the store is read again after its watch broke.
+/// The pause before the store is read again after its watch broke.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);
 
 impl Registry {
-    /// From the changes that follow the view, or from a new look at the store.
+    /// Starts with `changes`, which follow the view, or, if there are none, by reading the store again.
     pub(super) async fn follow(self, changes: Option<Watch>) {
         let mut changes = match changes {
             Some(changes) => changes,
@@ -85,7 +85,7 @@ impl Registry {
     }
 }
 
-/// Reads the whole store into a view, and watches it from there.
+/// Reads the whole store into a view, and starts a watch at the next revision.
 pub(super) async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
     let nodes = store.range(keys::NODES, None).await?;
     let at = nodes.revision;

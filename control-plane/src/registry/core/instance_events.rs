@@ -1,7 +1,7 @@
-//! Events of instances in normal operation: they join, leave when they asked to, become unhealthy and healthy again.
-//! Changes that a session has written are collected for a moment, and changes of many instances become few events, so
-//! that they cost no write of an instance and do not displace other events. Instances that are removed without having
-//! asked are not handled here: their events are part of the transaction that removes them (`lease/batch`).
+//! Events of instances in normal operation: they join, leave on request, become unhealthy or become healthy again. The
+//! changes that a session has written are collected for a second and summarised in a few events, so that they add no
+//! transaction to the write of an instance and do not displace other events. Instances that are removed without a
+//! request are not handled here: their events are part of the transaction that removes them (`lease/batch`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,18 +18,18 @@ use crate::{
     store::{MAX_TXN_OPS, Txn},
 };
 
-/// How long changes are gathered before they are written.
+/// How long changes are collected before they are written.
 const GATHER: Duration = Duration::from_secs(1);
-/// More changes than so many are only counted.
+/// Changes beyond this number are only counted.
 const MAX_GATHERED: usize = 20_000;
-/// Of more changes of one kind and service in one gathering there is one event.
+/// If a batch has more changes than this of one kind and service, they share one event.
 const ONE_BY_ONE: usize = 5;
-/// Events of one gathering at most; the rest is one more.
+/// The most events per batch; one more event counts the rest.
 const MAX_EVENTS: usize = 50;
-/// Nodes that are named in an event of several.
+/// The most nodes that a combined event names.
 const NAMED_NODES: usize = 3;
 
-/// The kinds of these events: of all events at most half may be of them.
+/// The kinds of these events. They may make up at most half of all stored events.
 pub(in crate::registry) const KINDS: [&str; 4] = [
     "instance-joined",
     "instance-left",
@@ -56,7 +56,7 @@ impl Change {
         }
     }
 
-    /// What the step from one health to another is; draining is on the way to `Left`.
+    /// The change from one health to another; none if it needs no event. Draining needs none, because `Left` follows.
     pub(in crate::registry) fn of(before: Option<Health>, now: Health) -> Option<Self> {
         match (before, now) {
             (None, _) => Some(Self::Joined),
@@ -75,7 +75,7 @@ struct Observed {
     cause: String,
 }
 
-/// What was written and is not told yet.
+/// Changes that are written but have no event yet.
 #[derive(Default)]
 pub(in crate::registry) struct InstanceEvents {
     gathered: Mutex<Gathered>,
@@ -86,7 +86,7 @@ pub(in crate::registry) struct InstanceEvents {
 struct Gathered {
     /// In the order in which they happened.
     changes: Vec<Observed>,
-    /// Over the bound.
+    /// Changes over the bound.
     more: usize,
 }
 
@@ -111,7 +111,8 @@ impl InstanceEvents {
     }
 }
 
-/// Writes what is gathered, for ever. While the store does not answer it is kept, and what comes gathers behind it.
+/// Writes the events of collected changes, forever. While the store does not answer, it retries them, and new changes
+/// are collected meanwhile.
 pub(in crate::registry) async fn run(registry: Registry) {
     loop {
         registry.instance_events().arrived.notified().await;
@@ -119,7 +120,7 @@ pub(in crate::registry) async fn run(registry: Registry) {
         let gathered = registry.instance_events().take();
         let events = summary(&gathered.changes, gathered.more);
         for events in events.chunks(MAX_TXN_OPS / 2) {
-            // Under their names: written again after a lost answer they are the same events.
+            // Keys are assigned once: if an answer is lost, the retry writes the same events.
             let entries: Vec<_> = events.iter().map(|event| registry.entry(event)).collect();
             while let Err(error) = registry.txn_with_entries(Txn::default(), &entries).await {
                 tracing::debug!(%error, "events of instances cannot be written yet");
@@ -129,7 +130,7 @@ pub(in crate::registry) async fn run(registry: Registry) {
     }
 }
 
-/// The events of one gathering.
+/// The events of one batch of changes.
 fn summary(changes: &[Observed], more: usize) -> Vec<NewEvent> {
     let mut groups: BTreeMap<(Change, &ServiceName), Vec<&Observed>> = BTreeMap::new();
     for observed in collapsed(changes) {
@@ -160,8 +161,8 @@ fn summary(changes: &[Observed], more: usize) -> Vec<NewEvent> {
     events
 }
 
-/// What remains to be told: that an instance joined, that it left, and of one whose health went to and fro within one
-/// gathering only how that ended.
+/// The changes that need an event: each instance that joined or left, and the last health of each instance whose health
+/// changed several times.
 fn collapsed(changes: &[Observed]) -> Vec<&Observed> {
     let mut last: BTreeMap<(&InstanceKey, Change), &Observed> = BTreeMap::new();
     for observed in changes {

@@ -1,6 +1,6 @@
-//! The registry's handle: the store, the view at the store's newest revision, and what the other parts of the
-//! registry share: subscriptions, the recording of events, the times of beats, and whether the store answers. Leases,
-//! replicas and the leader are above it and not known here.
+//! The registry's handle: the store, the view at the store's newest revision, and what the other parts of the registry
+//! share: subscriptions, recording of events, times of heartbeats, and whether the store answers. This module must not
+//! depend on node leases, membership or the leader, which use it.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ use store_health::StoreHealth;
 use view_changes::Mailbox;
 pub use view_changes::ViewChanges;
 
-/// Attempts to read a store that is compacted while it is read.
+/// Attempts to read a store that is compacted during the read.
 const LOADS: usize = 5;
 
 /// The registry of this replica. Clones share it.
@@ -52,26 +52,26 @@ struct Inner {
     revision: watch::Sender<Revision>,
     subscribers: Mutex<Vec<Weak<Mailbox>>>,
     node_watches: Mutex<HashMap<String, watch::Sender<Option<Node>>>>,
-    /// When each node whose session is here was heard of last; bounded by the nodes that are alive.
+    /// When each node with a session on this replica sent its last heartbeat; bounded by the nodes that are alive.
     beats: Mutex<HashMap<String, Instant>>,
     event_recorder: EventRecorder,
     instance_events: InstanceEvents,
     store_health: StoreHealth,
-    /// Counts the changes of where proxies listen.
+    /// Counts changes of the proxies' listener addresses.
     listeners: AtomicU64,
-    /// Claims of paths that were over the bounds.
+    /// Claims of paths that exceeded the limits.
     refused_claims: AtomicU64,
 }
 
 impl Registry {
-    /// Reads the whole store, then follows it. The view is loaded when this returns: a replica that answered
-    /// before would take every client's endpoints away.
+    /// Reads the whole store, then follows it. When this returns, the view is loaded: a replica that served before that
+    /// would withdraw the endpoints of all clients.
     pub async fn load(
         store: Arc<dyn Store>,
         options: RegistryOptions,
     ) -> Result<Self, RegistryError> {
         let mut loaded = load(&*store).await;
-        // While it was read the store dropped the history in between: once more, from its present.
+        // The store compacted the revision during the read: read again at the current one.
         for _ in 0..LOADS {
             if !matches!(loaded, Err(StoreError::Compacted { .. })) {
                 break;
@@ -94,7 +94,7 @@ impl Registry {
             refused_claims: AtomicU64::new(0),
         }));
         let follower = registry.clone();
-        // Begun anew it reads the store anew: nothing that it missed is lost.
+        // When restarted, it reads the whole store again, so it misses no change.
         let mut first = Some(changes);
         registry
             .options()
@@ -114,7 +114,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// For how long the store has not answered this replica; none: it does.
+    /// How long the store has not answered this replica; none if it answers.
     #[must_use]
     pub fn store_away(&self) -> Option<Duration> {
         self.0.store_health.away()
@@ -124,14 +124,14 @@ impl Registry {
         &self.0.store_health
     }
 
-    /// A request to the store ended so.
+    /// Reports the result of a request to the store.
     pub(in crate::registry) fn on_store_result<T>(&self, result: &Result<T, StoreError>) {
         self.0
             .store_health
             .on_result(result, self.options().lease_ttl);
     }
 
-    /// Ends a lease that nobody needs; if that fails it runs out by itself.
+    /// Ends a lease that is not needed. If that fails, the lease expires by itself.
     pub(in crate::registry) async fn revoke_unused(&self, lease: LeaseId) {
         if let Err(error) = self.store().revoke(lease).await {
             tracing::debug!(%error, "an unused lease was not revoked");
@@ -146,12 +146,12 @@ impl Registry {
         &self.0.event_recorder
     }
 
-    /// Reads the view. Short and without waiting: the view stands still meanwhile.
+    /// Reads the view. `f` must be short and must not block: the view cannot change meanwhile.
     pub fn read<R>(&self, f: impl FnOnce(&View) -> R) -> R {
         f(&self.0.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Subscribes to changes from now on. Subscribe first, then read the view: then no change is missed.
+    /// Subscribes to changes from now on. To miss no change, subscribe first and read the view afterwards.
     #[must_use]
     pub fn subscribe(&self) -> ViewChanges {
         let mailbox = Arc::new(Mailbox::default());
@@ -161,17 +161,17 @@ impl Registry {
         ViewChanges::of(mailbox)
     }
 
-    /// Descriptors by their hex SHA-256, as the service gave them. None if there are none.
+    /// The descriptors with this SHA-256 (hex), exactly as the service sent them; none if the store has none.
     ///
     /// # Errors
-    /// The store cannot be read: whether there are any is not known.
+    /// The store cannot be read, so it is unknown whether it has them.
     pub async fn schema(&self, sha256: &str) -> Result<Option<Bytes>, StoreError> {
         let found = schema::load(self.store(), sha256).await;
         self.on_store_result(&found);
         found
     }
 
-    /// Keeps descriptors of a service under their hash; they are checked first.
+    /// Checks the descriptors of a service and stores them under their hash.
     pub async fn keep_schema(
         &self,
         sha256: &str,
@@ -185,9 +185,9 @@ impl Registry {
         self.0.revision.subscribe()
     }
 
-    /// Waits until the view shows a revision.
+    /// Waits until the view includes a revision.
     pub async fn reached(&self, revision: Revision) {
-        // The sender lives in `self`: the wait cannot fail.
+        // `self` owns the sender: the wait cannot fail.
         let _ = self
             .0
             .revision
@@ -196,7 +196,7 @@ impl Registry {
             .await;
     }
 
-    /// One node as it is, and each change of it.
+    /// A node's current state, and each change of it.
     #[must_use]
     pub fn watch_node(&self, node: &str) -> watch::Receiver<Option<Node>> {
         let mut watches = lock(&self.0.node_watches);
@@ -209,19 +209,19 @@ impl Registry {
         sender.subscribe()
     }
 
-    /// A number that rises whenever a proxy listens somewhere else than before: then instances that were taken may lie
-    /// where a proxy listens. Read before the view: what changes meanwhile is another number.
+    /// A number that grows whenever the address of a proxy's listener changes. An accepted instance may then have the
+    /// address of a proxy. Read it before the view: a change in between then shows as a different number.
     #[must_use]
     pub fn listener_changes(&self) -> u64 {
         self.0.listeners.load(Ordering::Acquire)
     }
 
-    /// The node was heard of.
+    /// Records a heartbeat of the node.
     pub(in crate::registry) fn on_beat(&self, node: &str) {
         lock(&self.0.beats).insert(node.to_owned(), Instant::now());
     }
 
-    /// Nodes that hold their lease by a session here, have something to lose, and missed a beat.
+    /// Counts the nodes that have a session on this replica and instances, and missed a heartbeat.
     pub(in crate::registry) fn late_here(&self) -> usize {
         let late = self.options().renew_interval * 3 / 2;
         self.read(|view| {
@@ -236,14 +236,14 @@ impl Registry {
         })
     }
 
-    /// Nodes whose beats are remembered.
+    /// The number of nodes whose heartbeats are remembered.
     #[cfg(test)]
     pub(in crate::registry) fn beats(&self) -> usize {
         self.late_here();
         lock(&self.0.beats).len()
     }
 
-    /// So many claims of paths are over the bounds: their services are called by name only.
+    /// Counts claims of paths that exceed the limits: their services can be called by name only.
     pub(in crate::registry) fn on_refused_claims(&self, refused: usize) {
         if refused == 0 {
             return;
@@ -263,7 +263,7 @@ impl Registry {
         }
     }
 
-    /// Claims of paths that were over the bounds since start.
+    /// Claims of paths that exceeded the limits since the start.
     #[must_use]
     pub fn refused_claims(&self) -> u64 {
         self.0.refused_claims.load(Ordering::Relaxed)

@@ -1,6 +1,6 @@
-//! Descriptors by the SHA-256 of their bytes, exactly as the services sent them. Uploads are checked before they are
-//! written, and are cut into parts where a value of the store is too small. Descriptors never pass through generated
-//! types: that would drop extensions such as `google.api.http`.
+//! Stores descriptors by the SHA-256 of their bytes, exactly as services sent them. Uploads are checked before they are
+//! written, and are split if they are too long for one value of the store. Descriptors are never re-encoded from
+//! generated types: that would drop extensions such as `google.api.http`.
 
 use bytes::{Bytes, BytesMut};
 use heddle_proto::store::v1::SchemaRecord;
@@ -15,7 +15,7 @@ use crate::{
 
 pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 
-/// Why descriptors were not taken.
+/// Why descriptors were refused.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchemaError {
     #[error("the descriptors {sha256} have {bytes} bytes; at most {MAX_SCHEMA_BYTES} are allowed")]
@@ -30,12 +30,12 @@ pub enum SchemaError {
     Store(#[from] StoreError),
 }
 
-/// What a part's record has beside its bytes, at most.
+/// The size of a part's record without its bytes, at most.
 const FRAME_BYTES: usize = 1024;
-/// Attempts to keep content whose parts are removed meanwhile.
+/// Attempts to store content whose parts are removed meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// Checks descriptors and keeps them, byte for byte. Keeping them again changes nothing that a reader sees.
+/// Checks descriptors and stores them byte for byte. Storing them again changes nothing for readers.
 pub(in crate::registry) async fn keep(
     store: &dyn Store,
     sha256: &str,
@@ -52,7 +52,7 @@ pub(in crate::registry) async fn keep(
     })
 }
 
-/// False: a part of it was removed before the whole was there.
+/// False if a part was removed before the whole was written.
 async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, StoreError> {
     let longest = store.max_value_bytes().min(MAX_TXN_BYTES);
     let part_bytes = longest.saturating_sub(FRAME_BYTES).max(1);
@@ -61,7 +61,7 @@ async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, S
     if bytes.len() <= part_bytes {
         record.file_descriptor_set = bytes.clone();
     } else {
-        // The parts first: who finds the key of the whole finds all of them.
+        // The parts first: a reader that finds the key of the whole must find all parts.
         for start in (0..bytes.len()).step_by(part_bytes) {
             let key = keys::schema_part(sha256, record.parts);
             let part = SchemaRecord {
@@ -85,7 +85,7 @@ async fn write(store: &dyn Store, sha256: &str, bytes: &Bytes) -> Result<bool, S
     Ok(store.txn(txn).await?.succeeded)
 }
 
-/// None: there are none, or what is there is none (the log says so).
+/// None if the store has no descriptors of this hash, or invalid ones (which are logged).
 pub(in crate::registry) async fn load(
     store: &dyn Store,
     sha256: &str,
@@ -103,7 +103,7 @@ pub(in crate::registry) async fn load(
     }
 }
 
-/// Outer none: it is not there; inner none: what is there is no descriptors.
+/// The outer option is none if the key is absent, the inner one if its value is not valid descriptors.
 async fn read(store: &dyn Store, sha256: &str) -> Result<Option<Option<Bytes>>, StoreError> {
     let Some(found) = store.get(&keys::schema(sha256)).await? else {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! Whether the store answers this replica, judged by the results of its last requests. After an outage nodes are not
-//! expired for a while, because they could not renew their leases meanwhile.
+//! Whether the store answers this replica, according to its last requests. After an outage, nodes are not expired for a
+//! while, because they could not renew their leases during it.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::store::StoreError;
 
-/// An outage of half a TTL or longer may have cost leases, and nobody is judged for a whole TTL after it. Shorter ones
-/// that come again before that TTL has passed put it off, but all in all for no longer than this many TTLs in which the
-/// store did answer: else one error per TTL would keep dead nodes in use for ever.
+/// After an outage of at least half a TTL, in which leases may have expired, expiry is suspended for a whole TTL.
+/// Shorter outages within that TTL extend the suspension, but to at most this many TTLs of time in which the store did
+/// answer: otherwise one error per TTL would keep dead nodes in use forever.
 const LONGEST_HOLD: u32 = 2;
 
 #[derive(Debug, Default)]
@@ -21,12 +21,12 @@ struct State {
     hold: Option<Hold>,
 }
 
-/// The time after an outage in which nobody is judged, put off by short outages that followed.
+/// The suspension of expiry after an outage, extended by short outages that followed.
 #[derive(Clone, Copy, Debug)]
 struct Hold {
     /// When the first outage ended.
     since: Instant,
-    /// For how long the store was away since then.
+    /// The total time since then in which the store did not answer.
     away: Duration,
     /// When the last outage ended.
     back: Instant,
@@ -37,7 +37,7 @@ impl Hold {
         (self.back + ttl).min(self.since + self.away + ttl * LONGEST_HOLD)
     }
 
-    /// The hold after an outage that began in this one.
+    /// This hold, extended by an outage that began during it.
     fn after(self, outage: Duration, now: Instant) -> Self {
         Self {
             away: self.away + outage,
@@ -48,7 +48,7 @@ impl Hold {
 }
 
 impl State {
-    /// The hold in which an outage from `since` to `now` results.
+    /// The hold that results from an outage from `since` to `now`.
     fn held_after(&self, since: Instant, now: Instant, ttl: Duration) -> Hold {
         let outage = now.saturating_duration_since(since);
         let running = self.hold.filter(|hold| since < hold.ends(ttl));
@@ -67,7 +67,7 @@ impl State {
 pub(in crate::registry) struct StoreHealth(Mutex<State>);
 
 impl StoreHealth {
-    /// A request ended so; leases live for `ttl`.
+    /// Reports the result of a request. `ttl` is the TTL of node leases.
     pub(in crate::registry) fn on_result<T>(&self, result: &Result<T, StoreError>, ttl: Duration) {
         let mut state = self.lock();
         match result {
@@ -90,13 +90,13 @@ impl StoreHealth {
         }
     }
 
-    /// For how long the store has not answered; none: it does.
+    /// How long the store has not answered; none if it answers.
     pub(in crate::registry) fn away(&self) -> Option<Duration> {
         Some(self.lock().away_since?.elapsed())
     }
 
-    /// Before this moment nobody may be judged by what the store says: it was away, and who lapsed meanwhile could
-    /// not renew.
+    /// No node may be expired before this time, because nodes could not renew their leases while the store did not
+    /// answer.
     pub(in crate::registry) fn judge_from(&self, ttl: Duration) -> Option<Instant> {
         let state = self.lock();
         let hold = match state.away_since {
@@ -122,7 +122,7 @@ mod tests {
         Err(StoreError::Unavailable { cause })
     }
 
-    /// The store fails one request, and answers the next one after `outage`.
+    /// The store fails one request and answers the next one after `outage`.
     async fn fails_for(health: &StoreHealth, outage: Duration) {
         health.on_result(&error(), TTL);
         tokio::time::advance(outage).await;
@@ -143,7 +143,7 @@ mod tests {
         health.on_result(&Ok(()), TTL);
         tokio::time::advance(TTL * 9 / 10).await;
         assert!(!may_judge(&health));
-        // A long one that begins before that is over counts in full.
+        // A long outage that begins during the hold starts a whole TTL again.
         fails_for(&health, TTL).await;
         tokio::time::advance(TTL * 9 / 10).await;
         assert!(!may_judge(&health));
@@ -151,7 +151,7 @@ mod tests {
         assert!(may_judge(&health));
     }
 
-    /// Issue 10, D2: one error per TTL held the leader off for ever.
+    /// Issue 10, D2: one error per TTL suspended expiry forever.
     #[tokio::test(start_paused = true)]
     async fn an_error_now_and_then_does_not_hold_the_leader_off_for_ever() {
         for (between, outage) in [
@@ -164,7 +164,7 @@ mod tests {
             let start = Instant::now();
             fails_for(&health, outage).await;
             let mut waited = Duration::ZERO;
-            // As the leader does: it wakes when it may judge.
+            // Like the leader, which wakes up when it may expire nodes.
             while !may_judge(&health) {
                 let at = health.judge_from(TTL).unwrap();
                 let left = at.saturating_duration_since(Instant::now());

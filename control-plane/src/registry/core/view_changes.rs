@@ -1,5 +1,5 @@
-//! Changes of the view for subscribers. A subscriber gets everything that changed since it last read as one batch.
-//! The batch is bounded by the names in the mesh, so a slow subscriber loses nothing.
+//! Changes of the view for subscribers. A subscriber gets everything that changed since its last read as one batch. The
+//! size of a batch is bounded by the names in the mesh, so slow subscribers miss nothing.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::lock;
 use crate::registry::view::Batch;
 
-/// What changed since its reader read last, in one batch.
+/// A subscription to changes: each read returns everything that changed since the last one.
 pub struct ViewChanges(Arc<Mailbox>);
 
 impl ViewChanges {
@@ -16,7 +16,7 @@ impl ViewChanges {
         Self(mailbox)
     }
 
-    /// Waits for a change. Nothing is lost if the future is dropped.
+    /// Waits for a change. Cancel safe: dropping the future loses nothing.
     pub async fn next(&mut self) -> Batch {
         loop {
             if let Some(batch) = lock(&self.0.batch).take() {
@@ -26,7 +26,7 @@ impl ViewChanges {
         }
     }
 
-    /// Waits for a batch that tells of replicas or of their duties, and passes over all others.
+    /// Waits for a batch in which replicas or their duties changed, and discards all others.
     pub(in crate::registry) async fn of_replicas(&mut self) {
         while !self.next().await.replicas {}
     }
@@ -39,7 +39,7 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Empty batches count too: they carry the revision.
+    /// Empty batches are delivered too: they carry the revision.
     pub(super) fn put(&self, batch: Batch) {
         match &mut *lock(&self.batch) {
             Some(waiting) => waiting.merge(batch),

@@ -1,6 +1,6 @@
-//! Elects the leader: the replica that holds one key of the store, on its own lease. Another replica is elected
-//! within a TTL when the leader dies, and at once when it stops. The holder gets a fencing token that is a condition
-//! of all that it writes. What the leader does is not known here.
+//! Elects the leader: the replica that owns one key of the store, attached to its own lease. Another replica is elected
+//! within a TTL if the leader dies, and at once if it stops. The leader gets a fencing token, which is a condition of
+//! everything that it writes. This module does not know the leader's jobs.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::{
 
 /// The leader's key in the store.
 pub(super) const LEADER: &str = "sweeper";
-/// After a failed attempt, and in case a change was missed, it is tried again after so long.
+/// The pause after a failed attempt, and after which an attempt is made in case a change was missed.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Proves that its holder is the leader: part of the condition of all that the leader writes.
+/// Proves that its owner is the leader: a condition of everything that the leader writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::registry) struct FencingToken(Revision);
 
@@ -56,7 +56,7 @@ pub(super) async fn won(membership: &Membership, changes: &mut ViewChanges) -> F
     }
 }
 
-/// Waits until this replica is the leader no more.
+/// Waits until this replica is no longer the leader.
 pub(super) async fn lost(registry: &Registry, changes: &mut ViewChanges, token: FencingToken) {
     while registry.fencing_token() == Some(token) {
         changes.of_replicas().await;
@@ -85,14 +85,14 @@ async fn take(registry: &Registry, lease: ReplicaLease) -> Result<Option<Revisio
 }
 
 impl Registry {
-    /// This replica is the leader.
+    /// Whether this replica is the leader.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.fencing_token().is_some()
     }
 
-    /// Writes under the condition that this replica is still the leader, and waits until the view shows it. False: it is
-    /// not, or what it looked at has changed.
+    /// Runs a transaction on the condition that this replica is still the leader, and waits until the view includes it.
+    /// False if this replica is not the leader any more or another condition failed.
     pub(super) async fn txn_of_leader(
         &self,
         token: FencingToken,
@@ -111,7 +111,7 @@ impl Registry {
         Ok(result.succeeded)
     }
 
-    /// This replica's fencing token, if the view says that it is the leader.
+    /// This replica's fencing token, if it is the leader according to the view.
     pub(in crate::registry) fn fencing_token(&self) -> Option<FencingToken> {
         let options = self.options();
         self.read(|view| {

@@ -1,6 +1,6 @@
-//! Carries out the verdicts of `expiry`: removes the instances of nodes that have gone, or marks nodes as suspect.
-//! Each transaction has the conditions that the node has not come back and that this replica is still the leader, and
-//! records its event.
+//! Carries out the verdicts of `expiry`: removes the instances of nodes that are gone, or marks nodes as suspect. Each
+//! transaction has the conditions that the node has not returned and that this replica is still the leader, and records
+//! its event.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,12 +22,12 @@ use crate::{
     store::{Compare, KeyValue, MAX_TXN_OPS, Op, StoreError, Txn},
 };
 
-/// Suspects noted in one transaction, each with three conditions.
+/// Suspect nodes per transaction, with three conditions each.
 const MAX_NOTES_PER_TXN: usize = 20;
-/// Instances deleted in one transaction; the last one has the node's record and the event too.
+/// Instances deleted per transaction; the last one also has the node's record and the event.
 const MAX_PER_TXN: usize = MAX_TXN_OPS - 8;
 
-/// Kinds of the event that tells of a removal.
+/// The kinds of the event that reports a removal.
 const EXPIRED: &str = "node-expired";
 const LEFT: &str = "node-left";
 
@@ -43,7 +43,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
     let known: Vec<_> =
         registry.read(|view| view.nodes().map(|node| Arc::clone(&node.name)).collect());
     observe(registry, &mut expiry, &known);
-    // What the leader before this one knew of recent lapses is lost: it could have been a cut.
+    // The previous leader's knowledge of recent lapses is lost; they may have been a mass lapse.
     expiry.hold(now() + options.lease_ttl, now());
     loop {
         let due = async {
@@ -104,7 +104,7 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
                 Some(node) if view.instances_on(name) > 0 => {
                     expiry.on_lapsed(name, node.suspect.then_some(node.suspect_for), now);
                 }
-                // A node that has nothing has nothing to lose.
+                // A node without instances has nothing to remove.
                 _ => expiry.on_gone(name),
             }
         }
@@ -118,7 +118,7 @@ fn carried_out(registry: &Registry, node: &str, result: Result<(), StoreError>) 
     }
 }
 
-/// A transaction about a node that has not come back, by the leader.
+/// A leader's transaction on the condition that the node has not returned.
 fn about(token: FencingToken, node: &str, then: Vec<Op>) -> Txn {
     Txn {
         compare: vec![Compare::absent(&keys::alive(node)), token.compare()],
@@ -138,7 +138,7 @@ async fn remove(
     let mut found = store.range_keys(&keys::instances_of(node), None).await?;
     found.items.retain(|item| is_instance(&item.key));
     let instances = found.items.len();
-    // A transaction whose answer is lost may be done long after the next one was: then it must tell nothing again.
+    // A transaction whose answer was lost may be applied long after the retry: it must not record the event again.
     let first_time = found
         .items
         .last()
@@ -151,7 +151,7 @@ async fn remove(
         .chunks(MAX_PER_TXN)
         .map(|chunk| chunk.iter().map(delete).collect())
         .collect();
-    // With the last of them: it is told when it is done.
+    // The event is part of the last transaction, so that it is recorded when the removal is complete.
     let last = chunks.pop().unwrap_or_default();
     for chunk in chunks {
         if !store.txn(about(token, node, chunk)).await?.succeeded {
@@ -185,7 +185,7 @@ async fn remove(
     Ok(())
 }
 
-/// Not so: what another mesh keeps under a prefix that ends with this one's folder of instances.
+/// False for keys of another mesh whose prefix ends with this mesh's folder of instances.
 fn is_instance(key: &str) -> bool {
     matches!(keys::parse(key), Some(keys::Key::Instance(_)))
 }
@@ -221,8 +221,8 @@ async fn suspect(
     Ok(())
 }
 
-/// Writes for how long nodes have been suspect. One that came back meanwhile spoils its transaction: those with it are
-/// noted the next time.
+/// Writes how long nodes have been suspect. If one of them has returned meanwhile, its transaction fails, and the other
+/// nodes of that transaction are written the next time.
 async fn note(
     registry: &Registry,
     token: FencingToken,
@@ -264,7 +264,7 @@ async fn note(
     Ok(())
 }
 
-/// The node's record, marked; none if it is so already.
+/// The write that sets the node's `suspect` mark; none if the record already has that value.
 async fn marked(
     registry: &Registry,
     node: &str,

@@ -1,6 +1,6 @@
-//! What one elected replica does for all: it removes or suspects nodes whose lease lapsed, keeps the records of
-//! services and the claims of paths up to date, and removes what nobody uses. Every transaction has the condition
-//! that this replica is still the leader. Calls and endpoint updates never wait for it.
+//! The jobs that one elected replica does for all: it removes or suspects nodes whose lease lapsed, keeps the records
+//! of services and the claims of paths up to date, and removes what is unused. Every transaction has the condition that
+//! this replica is still the leader. Calls and endpoint updates never wait for the leader.
 
 use std::time::Instant;
 
@@ -69,7 +69,7 @@ async fn run(membership: Membership) {
     }
 }
 
-/// The time by which the leader's jobs are due: monotonic, and virtual where tests have it so.
+/// The clock of the leader's jobs: monotonic, and virtual in tests that pause time.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

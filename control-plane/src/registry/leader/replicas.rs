@@ -1,5 +1,5 @@
-//! Records an event when a replica has gone that did not stop by itself: its lease lapsed. A replica that stops records its
-//! own event. While another replica is the leader only the known processes are remembered.
+//! Records an event when the lease of a replica lapsed. A replica that stops records its own event. While another
+//! replica is the leader, this one only keeps track of the running processes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     store::MAX_TXN_OPS,
 };
 
-/// What could not be written is tried again after so long.
+/// The pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The processes of replicas, with their names.
@@ -21,12 +21,13 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) struct Known(BTreeMap<String, Arc<str>>);
 
 impl Known {
-    /// Remembers who serves, for ever. A leader records who goes; without one all that were there are remembered.
+    /// Keeps track of the replicas that serve, forever. While there is a leader, it records departures, and only the
+    /// replicas that serve now are kept. While there is none, all replicas that have served are kept.
     pub(super) async fn follow(&mut self, registry: &Registry, changes: &mut ViewChanges) {
         loop {
             let own = &registry.options().process_id;
             registry.read(|view| {
-                // This replica's own key may be seen before its writer knows that it was written.
+                // This replica's own key may appear in the view before the election knows that it was written.
                 let leader = view.duty_holder(LEADER);
                 if leader.is_some_and(|leader| leader.process_id != *own) {
                     self.0.clear();
@@ -37,7 +38,7 @@ impl Known {
         }
     }
 
-    /// The events of those that have gone without one.
+    /// The missing events of the replicas that are gone.
     fn gone(&self, view: &View) -> Vec<NewEvent> {
         let serves = |process: &String| view.replicas().any(|it| it.process_id == *process);
         let is_recorded = |name: &str, process: &str| {

@@ -1,5 +1,5 @@
 //! Decides when nodes whose lease lapsed are removed, and whether they are dead or the control plane was cut off from
-//! them. Pure: `now` is given and monotonic. A verdict is repeated until the view shows that it was carried out.
+//! them. Pure: `now` is passed in and is monotonic. A verdict is repeated until the view shows that it was carried out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,23 +9,23 @@ use std::{
 
 use crate::registry::options::ExpiryOptions;
 
-/// A verdict not carried out after so long is given again.
+/// A verdict that was not carried out after this time is repeated.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The verdict on a node that lost its lease, and why.
+/// The verdict on a node whose lease lapsed, and the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Remove {
         node: Arc<str>,
         cause: String,
-        /// Its process had been told to stop: nothing is wrong.
+        /// Its process was stopped on purpose: this is no failure.
         stopped: bool,
     },
     Suspect {
         node: Arc<str>,
         cause: String,
     },
-    /// It has been suspect for so long: the next leader shall know.
+    /// Records how long the node has been suspect, for the next leader.
     Note {
         node: Arc<str>,
         suspect_for: Duration,
@@ -34,13 +34,13 @@ pub(crate) enum Verdict {
 
 #[derive(Debug)]
 struct Lapsed {
-    /// Its process had been told to stop: it was not cut off, whoever else lapsed.
+    /// Its process was stopped on purpose: it was not cut off, whatever other nodes lapsed.
     stopped: bool,
     suspect: bool,
     since: Instant,
     /// When the next verdict is due.
     due: Instant,
-    /// When a suspect has to go.
+    /// When a suspect node is removed.
     ends: Instant,
 }
 
@@ -48,13 +48,13 @@ struct Lapsed {
 pub(crate) struct Expiry {
     options: ExpiryOptions,
     ttl: Duration,
-    /// How long a lapsed node waits for others that are overdue: they renew at different times within one interval.
+    /// How long a lapsed node waits for overdue nodes to lapse too: nodes renew at different times within one interval.
     settle: Duration,
     alive: BTreeSet<Arc<str>>,
     lapsed: BTreeMap<Arc<str>, Lapsed>,
-    /// Who lapsed when, within the last TTL.
+    /// The lapses of the last TTL.
     recent: VecDeque<(Instant, Arc<str>)>,
-    /// Nobody is judged before this.
+    /// No verdict is given before this time.
     held_until: Option<Instant>,
 }
 
@@ -71,8 +71,8 @@ impl Expiry {
         }
     }
 
-    /// Nobody is judged before `until`: who judges has just begun, or did not hear the store. Who lapsed of late, or
-    /// lapses until then, counts as lapsed at that moment: together. What was long ago stays so.
+    /// Gives no verdict before `until`: this leader is new, or the store did not answer. Lapses of the last TTL and
+    /// those until then count as lapses at `until`, that is, together. Older lapses do not count.
     pub(crate) fn hold(&mut self, until: Instant, now: Instant) {
         if self.held_until.is_some_and(|held| held >= until) {
             return;
@@ -87,14 +87,14 @@ impl Expiry {
         }
     }
 
-    /// The node holds its lease.
+    /// The node has its lease.
     pub(crate) fn on_alive(&mut self, node: &Arc<str>) {
         self.alive.insert(Arc::clone(node));
         self.lapsed.remove(node);
         self.recent.retain(|(_, name)| name != node);
     }
 
-    /// The node has no lease, but still instances. `suspect`: for how long it has been suspect, if it is.
+    /// The node has no lease, but still has instances. `suspect` is how long it has been suspect, if it is.
     pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: Option<Duration>, now: Instant) {
         let was_alive = self.alive.remove(node);
         let judged = self.held_until.map_or(now, |held| now.max(held));
@@ -105,7 +105,7 @@ impl Expiry {
         if known.is_none() && (was_alive || suspect.is_none()) {
             self.recent.push_back((judged, Arc::clone(node)));
         }
-        // A suspect's time runs on while nobody is judged.
+        // A suspect node's time passes even while no verdicts are given.
         let left = suspect.map(|spent| self.options.suspect_for.saturating_sub(spent));
         let ends = now + left.unwrap_or_default();
         let due = ends.min(now + note_every(&self.options)).max(judged);
@@ -119,7 +119,7 @@ impl Expiry {
         self.lapsed.insert(Arc::clone(node), lapsed);
     }
 
-    /// The same, and its process had been told to stop: it belongs to no cut.
+    /// Like `on_lapsed`, for a node whose process was stopped on purpose: it does not count towards a mass lapse.
     pub(crate) fn on_left(&mut self, node: &Arc<str>, now: Instant) {
         self.alive.remove(node);
         self.recent.retain(|(_, name)| name != node);
@@ -139,13 +139,14 @@ impl Expiry {
         self.lapsed.remove(node);
     }
 
-    /// When `verdicts` has something to say, if nothing else happens.
+    /// When the next verdict is due, if nothing else happens.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.lapsed.values().map(|lapsed| lapsed.due).min()
     }
 
-    /// What is due. `overdue` counts the nodes that hold their lease but have missed a beat, as far as is known: if
-    /// they could make it a mass lapse, a lapsed node waits a little for them. Where none could wait it is not asked.
+    /// The verdicts that are due. `overdue` counts the nodes that are known to have missed a heartbeat but still have
+    /// their lease. If they could make this a mass lapse, a lapsed node waits a short time for them. It is called only
+    /// if a node could wait.
     pub(crate) fn verdicts(
         &mut self,
         now: Instant,
@@ -210,7 +211,7 @@ impl Expiry {
         .collect()
     }
 
-    /// Lapses of more than a TTL ago belong to no cut of now.
+    /// Drops lapses that are more than a TTL old: they do not count towards a mass lapse.
     fn forget(&mut self, now: Instant) {
         let is_recent = |at: Instant| now.saturating_duration_since(at) <= self.ttl;
         while self.recent.front().is_some_and(|(at, _)| !is_recent(*at)) {
@@ -218,7 +219,7 @@ impl Expiry {
         }
     }
 
-    /// Nodes with instances before the recent lapses.
+    /// The number of nodes with instances before the recent lapses.
     fn mesh(&self) -> usize {
         self.alive.len() + self.recent.len()
     }
@@ -228,7 +229,7 @@ impl Expiry {
     }
 }
 
-/// How often it is noted for how long a node has been suspect.
+/// How often the time for which a node has been suspect is recorded.
 fn note_every(options: &ExpiryOptions) -> Duration {
     options.suspect_for / 20
 }

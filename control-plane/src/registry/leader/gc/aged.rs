@@ -1,11 +1,12 @@
-//! For how long things have been unused. Pure: `now` is given and monotonic, so a new leader begins to count anew.
+//! How long things have been unused. Pure: `now` is passed in and is monotonic, so a new leader starts counting at
+//! zero.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-/// Names and since when they are seen; as many as are seen.
+/// Unused names, and since when; as many as were observed last.
 #[derive(Debug)]
 pub(super) struct Aged<K>(BTreeMap<K, Instant>);
 
@@ -16,7 +17,7 @@ impl<K> Default for Aged<K> {
 }
 
 impl<K: Ord + Clone> Aged<K> {
-    /// These are of no use now; all others are forgotten.
+    /// Reports the names that are unused now; all others are forgotten.
     pub(super) fn observe(&mut self, unused: BTreeSet<K>, now: Instant) {
         self.0.retain(|name, _| unused.contains(name));
         for name in unused {
@@ -24,7 +25,7 @@ impl<K: Ord + Clone> Aged<K> {
         }
     }
 
-    /// Who has been so for `grace`, and of more than `at_most` the oldest; sorted by age, then by name.
+    /// The names that have been unused for `grace`, and the oldest ones beyond `at_most`; sorted by age, then by name.
     pub(super) fn due(&self, now: Instant, grace: Duration, at_most: usize) -> Vec<K> {
         let mut oldest: Vec<_> = self.0.iter().collect();
         oldest.sort_by_key(|(_, since)| **since);
@@ -56,7 +57,7 @@ mod tests {
         assert_eq!(aged.due(at(9), grace, 9), [0; 0]);
         assert_eq!(aged.due(at(10), grace, 9), [1, 2]);
         assert_eq!(aged.due(at(9), grace, 2), [1], "the oldest of too many");
-        // Used in between: it counts anew.
+        // It was used meanwhile: its age starts at zero again.
         aged.observe(BTreeSet::from([2, 0]), at(11));
         aged.observe(BTreeSet::from([1, 2, 0]), at(12));
         assert_eq!(aged.due(at(15), grace, 9), [2, 0]);

@@ -1,6 +1,6 @@
-//! Removes what nobody needs: descriptors that no service names, records of nodes that have been gone for long, and
-//! events over their maximum number. Descriptors are marked for deletion first, so that whoever needs them can upload
-//! them again.
+//! Removes what is not needed: descriptors that no service refers to, records of nodes that have been gone for a long
+//! time, and events beyond the limit. Descriptors are marked for deletion first, so that a node that needs them can
+//! upload them again.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
             }
         };
         if let Err(error) = &result {
-            // Only this: a look that finds nothing to do may not have asked the store.
+            // Only errors: a run that had nothing to do may not have sent a request to the store.
             registry.on_store_result(&result);
             tracing::warn!(%error, "what nobody needs cannot be removed yet");
         }
@@ -60,7 +60,7 @@ struct Collector<'a> {
     token: FencingToken,
     unused: Aged<Arc<str>>,
     marked: Aged<Arc<str>>,
-    /// Parts of descriptors whose whole is not there, by key.
+    /// The keys of parts of descriptors whose whole is missing.
     parts: Aged<Arc<str>>,
     gone: Aged<Arc<str>>,
 }
@@ -73,8 +73,9 @@ impl Collector<'_> {
         self.trim_events().await
     }
 
-    /// Over the number the oldest go, some more at a time: else each new event would cost a transaction. Those that only
-    /// tell the ordinary course have half of the places: however many they are, they drive out no other.
+    /// Deletes the oldest events beyond the limit, several more at a time so that not every new event costs a
+    /// transaction. Events of normal operation may take half of the limit, so that they displace no others however many
+    /// they are.
     async fn trim_events(&self) -> Result<(), StoreError> {
         let ordinary =
             |event: &&Arc<Event>| instance_events::KINDS.contains(&event.record.kind.as_str());
@@ -114,7 +115,7 @@ impl Collector<'_> {
     }
 }
 
-/// Descriptors that an instance or the record of a service names, each as often as it is named.
+/// The descriptors that instances and the records of services refer to, once per reference.
 fn named(view: &View) -> impl Iterator<Item = &Arc<str>> {
     view.services().flat_map(move |service| {
         let of_instances = view

@@ -1,5 +1,5 @@
-//! Removes records of nodes that have been gone for long. The highest epoch of the removed records is kept as a floor
-//! for names that are claimed without a record, so that an old process that comes back still has the lower epoch.
+//! Removes records of nodes that have been gone for a long time. The highest epoch of the removed records becomes the
+//! floor for names that are claimed without a record, so that an old process that returns still has the lower epoch.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     store::{Compare, Op, StoreError},
 };
 
-/// Nodes in one transaction: each is compared twice, deleted and told of.
+/// Nodes per transaction: each has two conditions, a deletion and an event.
 const MAX_PER_TXN: usize = 20;
 
 impl Collector<'_> {

@@ -1,6 +1,6 @@
-//! Removes descriptors that nobody names, in two steps. Marked descriptors count as missing: a node that needs them
-//! is asked to upload them, which removes the mark. What is still unnamed at the next run is deleted. So a
-//! registration that runs meanwhile never loses the descriptors on which it relies.
+//! Removes descriptors that nothing refers to, in two steps. Marked descriptors count as missing: a node that needs
+//! them is asked to upload them, which removes the mark. Those that are still unused at the next run are deleted. So a
+//! registration that runs meanwhile never loses the descriptors that it relies on.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -57,7 +57,7 @@ impl Collector<'_> {
         let Some(mark) = store.get(&key).await? else {
             return Ok(());
         };
-        // It may have been named since this look began.
+        // A reference may have been added since this run began.
         if self
             .registry
             .read(|view| named(view).any(|it| it == sha256))
@@ -83,7 +83,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Parts without their whole: of an upload that broke off.
+    /// Removes parts without their whole: those of an interrupted upload.
     pub(super) async fn check_parts(&mut self) -> Result<(), StoreError> {
         let found = self
             .registry
@@ -91,7 +91,7 @@ impl Collector<'_> {
             .range_keys(keys::SCHEMAS, None)
             .await?;
         let wholes: BTreeSet<&str> = found.items.iter().map(|item| &*item.key).collect();
-        // Only what is a part for sure: another mesh's prefix may end with this one's folder of descriptors.
+        // Only keys that are certainly parts: another mesh's prefix may end with this mesh's folder of descriptors.
         let is_orphan =
             |key: &Arc<str>| keys::whole_of_part(key).is_some_and(|whole| !wholes.contains(whole));
         let keys = found.items.iter().map(|item| &item.key);

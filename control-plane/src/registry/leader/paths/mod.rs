@@ -1,7 +1,7 @@
-//! Keeps the claims of paths, which decide the service that owns the path of a proto service. A claim is a key of its
-//! own in the store, and the oldest one owns the path, so that replicas need not agree on anything else. Sessions
-//! write claims (`lease/paths`); the leader deletes those that no instance has served for long, writes missing ones,
-//! and records conflicts. Routing may not come in here.
+//! Maintains the claims of paths, which decide which service owns the path of a proto service. Each claim is a key of
+//! its own in the store, and the oldest claim owns the path, so replicas need no further agreement. Sessions write
+//! claims (`lease/paths`). The leader deletes claims that no instance has served for a long time, writes missing ones,
+//! and records conflicts. This module must not contain routing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,11 +28,11 @@ mod tests;
 
 use vacant::Vacant;
 
-/// Claims in one transaction: each is compared and written, and may have an event.
+/// Claims per transaction: each has a condition and a write, and may have an event.
 const MAX_PER_TXN: usize = MAX_TXN_OPS / 2 - 4;
-/// What could not be written is tried again after so long.
+/// The pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(2);
-/// Proto services that an event names.
+/// The most proto services that an event names.
 const NAMED: usize = 3;
 
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
@@ -70,7 +70,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
     }
 }
 
-/// Everything that is claimed, or that the store says is.
+/// All paths that services claim now or for which the store has a claim.
 fn all_paths(view: &View) -> BTreeSet<PathOf> {
     let claimed = view.services().flat_map(|service| {
         let claims = view.path_claims(service).into_iter();
@@ -86,22 +86,22 @@ fn all_paths(view: &View) -> BTreeSet<PathOf> {
 struct Keeper<'a> {
     registry: &'a Registry,
     token: FencingToken,
-    /// To be looked at.
+    /// The paths to check.
     changed: BTreeSet<PathOf>,
-    /// Who owned each path, by namespace and proto service, when it was looked at last.
+    /// The owner of each path at its last check, by namespace and proto service.
     owners: BTreeMap<(String, Arc<str>), ServiceName>,
     vacant: Vacant,
-    /// Something could not be written.
+    /// When a failed write is retried.
     retry: Option<Instant>,
 }
 
 /// A write of one claim.
 enum ClaimWrite {
-    /// It is not in the store, though an instance makes it.
+    /// An instance makes the claim, but the store does not have it.
     Create,
-    /// Its service is back: it has not been without an instance any longer.
+    /// The service has an instance again: resets how long the claim has been vacant.
     Revive(StoredClaim),
-    /// Another service owns the path, and nobody has told of it.
+    /// Another service owns the path, and that conflict is not recorded yet.
     ReportConflict(StoredClaim, ServiceName),
 }
 
@@ -148,7 +148,7 @@ impl Keeper<'_> {
         for (proto, service) in changed {
             let place = (service.namespace.clone(), Arc::clone(proto));
             let owner = owner_of(view, proto, service);
-            // Who had its conflict with the former owner has one with the new one.
+            // Services that conflicted with the former owner conflict with the new one.
             if self.owners.get(&place) != owner {
                 let all = view.path_claimants(proto).map(|it| it.service);
                 let here = all.filter(|it| it.namespace == service.namespace);
@@ -228,7 +228,7 @@ impl Keeper<'_> {
         self.write(compare, then, &events, &paths).await
     }
 
-    /// Deletes the claims whose time is up.
+    /// Deletes the claims that have been vacant for too long.
     async fn release(&mut self) -> Result<(), StoreError> {
         let due = self.vacant.due(now());
         for some in due.chunks(MAX_PER_TXN) {
@@ -260,7 +260,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Notes for how long claims have been without an instance, for the next leader.
+    /// Records how long claims have been vacant, for the next leader.
     async fn note(&mut self) -> Result<(), StoreError> {
         let due = self.vacant.due_for_note(now());
         for some in due.chunks(MAX_PER_TXN) {
@@ -284,7 +284,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// If somebody was quicker, these are looked at again.
+    /// If the transaction's conditions fail, `paths` are checked again.
     async fn write(
         &mut self,
         compare: Vec<Compare>,
@@ -309,7 +309,7 @@ impl Keeper<'_> {
     }
 }
 
-/// Who owns the path in the namespace of this service.
+/// The owner of the path in the namespace of this service.
 fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
     match view.path_owner(proto, &service.namespace) {
         Owner::One { owner, .. } => Some(owner),
@@ -317,7 +317,7 @@ fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'
     }
 }
 
-/// Who owns the path once this service, which owns it, does not any longer.
+/// The owner of the path after the claim of this service, which owns it now, is deleted.
 fn next_owner<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
     owner_of(view, proto, service).filter(|owner| *owner == service)?;
     let others = view.path_claimants(proto);
@@ -334,7 +334,7 @@ fn fits(view: &View, service: &ServiceName, registry: &Registry) -> bool {
     all < options.at_most && here < options.at_most_in_namespace
 }
 
-/// Claims that are missing, the oldest service first: no two of a round are about the same path.
+/// Groups missing claims into rounds, the oldest service first: no two claims of a round are about the same path.
 fn rounds(view: &View, mut missing: Vec<PathOf>) -> Vec<Vec<PathOf>> {
     missing.sort_by_key(|(_, service)| (view.known_since(service), service.clone()));
     let mut ranks: BTreeMap<(String, Arc<str>), usize> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! For how long claims have had no instance that serves them, and which of them are to be deleted or noted. Pure:
-//! `now` is given and monotonic, and the times that former leaders noted count.
+//! How long claims have been vacant, that is, without an instance that serves them, and which of them are to be deleted
+//! or recorded. Pure: `now` is passed in and is monotonic; the times that former leaders recorded are added.
 
 use std::{
     collections::BTreeMap,
@@ -14,10 +14,10 @@ use crate::registry::options::ClaimOptions;
 #[derive(Debug)]
 struct Since {
     seen: Instant,
-    /// How long it had been so before, by what was noted.
+    /// How long it had been vacant before `seen`, as a former leader recorded.
     before: Duration,
     noted: Duration,
-    /// When it was named as due last.
+    /// When `due` last returned it.
     named: Option<Instant>,
 }
 
@@ -26,13 +26,13 @@ impl Since {
         self.before + now.saturating_duration_since(self.seen)
     }
 
-    /// When it will be so old.
+    /// When the claim will have this age.
     fn reaches(&self, age: Duration) -> Option<Instant> {
         self.seen.checked_add(age.saturating_sub(self.before))
     }
 }
 
-/// Claims without an instance; as many as the store has.
+/// The vacant claims; at most as many as the store has.
 #[derive(Debug)]
 pub(super) struct Vacant {
     options: ClaimOptions,
@@ -60,12 +60,12 @@ impl Vacant {
         }
     }
 
-    /// An instance serves it, or it is not in the store.
+    /// An instance serves the path, or the store has no such claim.
     pub(super) fn on_other(&mut self, path: &PathOf) {
         self.claims.remove(path);
     }
 
-    /// When `due` or `due_for_note` has something to say, if nothing else happens.
+    /// When `due` or `due_for_note` next returns something, if nothing else happens.
     pub(super) fn next(&self) -> Option<Instant> {
         let ClaimOptions {
             release_after,
@@ -79,7 +79,7 @@ impl Vacant {
         self.claims.values().filter_map(when).min()
     }
 
-    /// Those to delete now: whose time is up, and of too many the oldest.
+    /// The claims to delete now: those that have been vacant for too long, and the oldest ones beyond the limit.
     pub(super) fn due(&mut self, now: Instant) -> Vec<PathOf> {
         let after = self.options.release_after;
         let too_many = self
@@ -105,7 +105,7 @@ impl Vacant {
         due
     }
 
-    /// Those of which it is to be noted now for how long they have been so.
+    /// The claims whose vacant time is to be recorded now.
     pub(super) fn due_for_note(&mut self, now: Instant) -> Vec<(PathOf, Duration)> {
         let every = self.options.note_every;
         let mut due = Vec::new();

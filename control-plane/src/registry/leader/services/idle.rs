@@ -1,5 +1,5 @@
-//! Decides when services without instances are forgotten. Pure: `now` is given and monotonic, so a restart begins to
-//! count anew. A service that is due is named again until it is reported as gone.
+//! Decides when services without instances are forgotten. Pure: `now` is passed in and is monotonic, so a restart
+//! starts counting at zero. A service that is due is returned again until it is reported as gone.
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +8,17 @@ use std::{
 
 use crate::{names::ServiceName, registry::options::IdleOptions};
 
-/// A service that could not be forgotten is tried again after so long.
+/// The pause before a service that could not be forgotten is retried.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Empty {
     since: Instant,
-    /// When it was due and named last.
+    /// When `due` last returned it.
     named: Option<Instant>,
 }
 
-/// The services without instances; as many as the view has.
+/// The services without instances; at most as many as the view has.
 #[derive(Debug)]
 pub(super) struct Idle {
     options: IdleOptions,
@@ -46,7 +46,7 @@ impl Idle {
         self.empty.remove(service);
     }
 
-    /// When `due` has something to say, if nothing else happens.
+    /// When `due` next returns something, if nothing else happens.
     pub(super) fn next(&self) -> Option<Instant> {
         let when = |empty: &Empty| {
             empty.named.map_or_else(
@@ -57,7 +57,7 @@ impl Idle {
         self.empty.values().filter_map(when).min()
     }
 
-    /// Those to forget now: whose time is up, and of too many the oldest.
+    /// The services to forget now: those that have been empty for too long, and the oldest ones beyond the limit.
     pub(super) fn due(&mut self, now: Instant) -> Vec<ServiceName> {
         let after = self.options.forget_after;
         let too_many = self.empty.len().saturating_sub(self.options.at_most);
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(idle.due(at(6)), []);
         assert_eq!(idle.next(), Some(at(7)));
         assert_eq!(idle.due(at(7)), [name(1)]);
-        // They are no longer too many.
+        // The limit is no longer exceeded.
         idle.on_other(&name(2));
         assert_eq!(idle.due(at(8)), []);
         assert_eq!(idle.next(), Some(at(3600)));

@@ -1,5 +1,5 @@
-//! Keeps the records of services: removes those of services that had no instance for long, and writes missing ones.
-//! Each transaction has the condition that the record has not changed.
+//! Maintains the records of services: removes those of services that had no instance for a long time, and writes
+//! missing ones. Each transaction has the condition that the record has not changed.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ mod idle;
 
 use idle::Idle;
 
-/// Services in one transaction: each is compared, deleted and told of, or written with its record.
+/// Services per transaction: each has a condition, and a deletion with an event or a write of its record.
 const MAX_PER_TXN: usize = MAX_TXN_OPS / 4;
 
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
@@ -55,8 +55,8 @@ struct Keeper {
     registry: Registry,
     token: FencingToken,
     idle: Idle,
-    /// Services with instances and no record: of a store that an older version wrote, or joined in the moment in which
-    /// the service was forgotten.
+    /// Services with instances but without a record: an older version wrote the store, or an instance joined while the
+    /// service was being forgotten.
     unrecorded: BTreeSet<ServiceName>,
 }
 
@@ -112,7 +112,7 @@ impl Keeper {
     }
 }
 
-/// True if they are forgotten; false if one of them is not as it was.
+/// True if the services are forgotten, false if one of them has changed.
 async fn forget(
     registry: &Registry,
     token: FencingToken,
@@ -174,7 +174,7 @@ async fn record(
     let puts = records
         .into_iter()
         .map(|(key, record)| Op::put(&key, record));
-    // If another was quicker the view shows it soon, or they are tried again.
+    // If the condition fails, the view soon shows why, or the write is retried.
     let txn = registry.txn_of_leader(token, compare, puts.collect(), &[]);
     txn.await.map(drop)
 }
