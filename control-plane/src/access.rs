@@ -126,7 +126,7 @@ impl Authorizer {
         })
     }
 
-    /// Denies everything, to show that nothing goes around it.
+    /// Denies everything, so that tests can show that no request bypasses the authorizer.
     #[cfg(test)]
     pub(crate) fn denying() -> Self {
         Self(Policy::Nobody)

@@ -1,7 +1,7 @@
-//! The registry: the state of the mesh as the store has it, and the rules by which it changes. It has four parts:
-//! `view` is the fold of the store's events; `lease` is how a session holds its node and writes its instances;
-//! `membership` is this replica among the others; `leader` is what one elected replica does for all. They share
-//! `core`, the handle on store and view. No gRPC, no xDS and no engine of the store may come in here.
+//! The registry: the state of the mesh in the store, and the rules by which it changes. It has four parts: `view`
+//! applies the store's events to an in-memory state; `lease` is how a session owns its node and writes its instances;
+//! `membership` is this replica among the others; `leader` contains the jobs of the elected replica. They share `core`,
+//! the handle on store and view. This module must not depend on gRPC, xDS or a store engine.
 
 mod wall_clock;
 mod model;

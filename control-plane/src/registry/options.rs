@@ -1,5 +1,5 @@
-//! The options of a registry with their defaults, and the errors of opening it. No other part of the registry may
-//! come in here.
+//! The options of a registry with their defaults, and the errors of opening it. This file must not depend on other
+//! parts of the registry.
 
 use std::time::Duration;
 
@@ -9,32 +9,32 @@ use tokio_util::sync::CancellationToken;
 use super::wall_clock::wall_ms;
 use crate::store::StoreError;
 
-/// How the registry keeps its nodes.
+/// The options of the registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
-    /// Name of this replica, written beside the lease of every node whose session it holds. No two replicas of a store
-    /// have one name.
+    /// The name of this replica, written to the `alive` key of every node with a session here. It must be unique among
+    /// the replicas of a store.
     pub replica: String,
-    /// Random, new with each process start. Default: such a one.
+    /// Random, new with each process start. Default: a random UUID.
     pub process_id: String,
-    /// "http://host:port" where other replicas reach this one's gRPC; empty (the default): nowhere.
+    /// "http://host:port" at which other replicas reach this one's gRPC. Default: empty, they cannot.
     pub advertise: String,
-    /// A node that is silent for so long has gone. Default 10 s.
+    /// The TTL of a node's lease: a node without a heartbeat for this long has gone. Default 10 s.
     pub lease_ttl: Duration,
-    /// How often a node shall renew its lease. Default 3 s.
+    /// How often a node is to renew its lease. Default 3 s.
     pub renew_interval: Duration,
     pub expiry: ExpiryOptions,
-    /// How long services without instances stay known.
+    /// When services without instances are forgotten.
     pub idle: IdleOptions,
-    /// How long other things stay that nobody uses.
+    /// When other unused records are removed.
     pub gc: GcOptions,
     /// Supervises the tasks of the registry.
     pub tasks: Tasks,
-    /// How long services keep the paths that they claim, and how many there may be.
+    /// How long services keep the paths that they claim, and how many claims there may be.
     pub claims: ClaimOptions,
     /// Ends the registry's tasks and all sessions.
     pub stop: CancellationToken,
-    /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests have others.
+    /// Milliseconds since 1970, for the times of events. Default: the system's clock; tests replace it.
     pub wall_ms: fn() -> u64,
 }
 
@@ -57,15 +57,15 @@ impl Default for RegistryOptions {
     }
 }
 
-/// How lapsed nodes leave.
+/// When nodes whose lease lapsed are removed.
 #[derive(Clone, Debug)]
 pub struct ExpiryOptions {
-    /// This many nodes at least, and this share of the mesh, that lapse within one TTL are taken for cut off: it is
-    /// likelier that the control plane is. Default 3 nodes and 30 %.
+    /// If at least this many nodes and this share of the mesh lapse within one TTL, they are marked as suspect and not
+    /// removed: probably the control plane was cut off from them. Default 3 nodes and 30 %.
     pub mass_nodes: usize,
     pub mass_percent: usize,
-    /// How long a suspect node's instances stay in use at most. Default 10 min. A leader notes the time that has
-    /// passed whenever a twentieth of it has; the next one goes on from there.
+    /// How long a suspect node's instances stay in use at most. Default 10 min. The leader records the elapsed time
+    /// after each twentieth of it, and the next leader continues from there.
     pub suspect_for: Duration,
 }
 
@@ -79,12 +79,13 @@ impl Default for ExpiryOptions {
     }
 }
 
-/// How long services without instances stay known.
+/// When services without instances are forgotten.
 #[derive(Clone, Debug)]
 pub struct IdleOptions {
-    /// A service without instances is forgotten after so long; counted again after a restart. Default 1 h.
+    /// A service without instances is forgotten after this time, which starts again after a restart. Default 1 h.
     pub forget_after: Duration,
-    /// Of more services without instances those that are so for the longest time are forgotten. Default 1,000.
+    /// If there are more services without instances, those that have had none for the longest time are forgotten.
+    /// Default 1,000.
     pub at_most: usize,
 }
 
@@ -100,15 +101,18 @@ impl Default for IdleOptions {
 /// How long services keep the paths that they claim, and how many claims there may be.
 #[derive(Clone, Debug)]
 pub struct ClaimOptions {
-    /// A claim is deleted when no instance has served it for so long; counted on by the next leader. Default 10 min.
+    /// A claim is deleted when no instance has served it for this long; the next leader continues the count. Default 10
+    /// min.
     pub release_after: Duration,
-    /// How often it is noted for how long claims have been so: a new leader knows of the time until then. Default 1 min.
+    /// How often the time for which claims have been vacant is recorded; a new leader continues from there. Default 1
+    /// min.
     pub note_every: Duration,
-    /// Of more claims without an instance the oldest are deleted earlier. Default 10,000.
+    /// If there are more claims without an instance, the oldest are deleted earlier. Default 10,000.
     pub at_most_vacant: usize,
-    /// Claims of the whole mesh. What comes later claims nothing, is counted, and is called by its name. Default 100,000.
+    /// The most claims in the mesh. Further ones are refused and counted; their services can be called by name. Default
+    /// 100,000.
     pub at_most: usize,
-    /// Claims of one namespace. Default 20,000.
+    /// The most claims in one namespace. Default 20,000.
     pub at_most_in_namespace: usize,
 }
 
@@ -124,18 +128,19 @@ impl Default for ClaimOptions {
     }
 }
 
-/// How long things stay that nobody uses.
+/// When unused descriptors and the records of nodes that are gone are removed.
 #[derive(Clone, Debug)]
 pub struct GcOptions {
-    /// How often it is looked. Default 5 min.
+    /// The interval between runs. Default 5 min.
     pub interval: Duration,
-    /// Descriptors that no instance and no service names go after so long. Default 1 h.
+    /// Descriptors that no instance and no service refers to are removed after this time. Default 1 h.
     pub schemas_after: Duration,
-    /// Of more such descriptors the oldest go earlier. Default 1,000.
+    /// If there are more such descriptors, the oldest are removed earlier. Default 1,000.
     pub max_unused_schemas: usize,
-    /// The record of a node that has gone is forgotten after so long; counted anew by each leader. Default 7 days.
+    /// The record of a node that is gone is removed after this time; each leader starts counting at zero. Default 7
+    /// days.
     pub nodes_after: Duration,
-    /// Of more nodes that have gone the oldest are forgotten. Default 10,000.
+    /// If more nodes are gone, the records of the oldest are removed earlier. Default 10,000.
     pub max_gone_nodes: usize,
 }
 

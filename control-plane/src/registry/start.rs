@@ -1,5 +1,5 @@
-//! Opens a registry: reads the store, joins the replicas and stands for election. The only file that knows all parts
-//! of the registry; it contains no rules of theirs.
+//! Opens a registry: reads the store, joins the replicas and stands for election. This is the only file that uses all
+//! parts of the registry; their rules are not repeated here.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{
 use crate::store::Store;
 
 impl Registry {
-    /// Reads the store, follows it, and joins the replicas as its options say.
+    /// Reads the store, follows it, and joins the replicas according to the options.
     pub async fn open(
         store: Arc<dyn Store>,
         options: RegistryOptions,
@@ -26,7 +26,8 @@ impl Registry {
 }
 
 impl Membership {
-    /// Tells the other replicas that this one serves, at "http://host:port", and stands for election from then on.
+    /// Publishes to the other replicas that this one serves, at "http://host:port", and stands for election from then
+    /// on.
     pub async fn serve_at(&self, advertise: &str) -> Result<(), RegistryError> {
         self.join(advertise).await?;
         leader::start(self);

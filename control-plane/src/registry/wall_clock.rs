@@ -1,9 +1,9 @@
-//! The system's clock, for the times of events. The only file of the control plane that reads it: everything else
-//! measures elapsed time.
+//! The system's clock, for the times of events. This is the only file of the control plane that reads it: everything
+//! else measures elapsed time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970 by the system's clock.
+/// Milliseconds since 1970 according to the system's clock.
 pub(super) fn wall_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

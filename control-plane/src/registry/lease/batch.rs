@@ -1,5 +1,5 @@
-//! Groups the writes of one session into transactions of bounded size, each with the records of services and the
-//! events that belong to its writes. Nothing is written here.
+//! Groups the writes of one session into transactions of bounded size. Each transaction includes the records of
+//! services and the events that belong to its writes. This module writes nothing itself.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,31 +14,32 @@ use crate::{
     store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op},
 };
 
-/// Writes in one transaction: each may bring the record of its service along, or an event.
+/// Writes per transaction: each may need a second operation, for the record of its service or for an event.
 pub(super) const WRITES_PER_TXN: usize = MAX_TXN_OPS / 2;
-/// Instances that go without having asked have an event each; of more in one write, those of one transaction, service and
-/// cause share one. Else a node that drops a thousand would drive all else out of the log.
+/// If a write removes more instances than this without a request, those of one transaction, service and cause share an
+/// event; otherwise each has its own. Without this limit, a node that drops a thousand instances would displace all
+/// other events.
 pub(super) const ONE_BY_ONE: usize = 100;
-/// What an event has beside its names and its cause, generously.
+/// The size of an event without its names and cause, rounded up.
 const EVENT_BYTES: usize = 256;
 
 /// One operation on an instance.
 pub(super) struct Write {
     pub(super) op: Op,
-    /// What its service is known by from now on, if that is news.
+    /// The new record of its service, if it may have changed.
     pub(super) record: Option<(ServiceName, KnownService)>,
-    /// Why the instance goes, if it did not ask to.
+    /// Set if the instance is removed without having requested it.
     pub(super) unrequested: Option<UnrequestedRemoval>,
 }
 
-/// An instance that goes without having asked, and why.
+/// An instance that is removed without having requested it, and the cause.
 pub(super) struct UnrequestedRemoval {
     key: InstanceKey,
     cause: String,
 }
 
 impl Write {
-    /// That brings nothing along.
+    /// A write without a record or an event.
     pub(super) fn of(op: Op) -> Self {
         Self {
             op,
@@ -63,12 +64,12 @@ impl Write {
 pub(super) struct Transaction {
     pub(super) ops: Vec<Op>,
     events: Vec<NewEvent>,
-    /// The facts under their names: tried again, it tells nothing twice.
+    /// The events with their keys: a retry records no event twice.
     pub(super) entries: Vec<EventEntry>,
 }
 
 impl Transaction {
-    /// It is done: the log says so too.
+    /// Logs the events once the transaction is committed.
     pub(super) fn log(&self) {
         for event in &self.events {
             event.log("gone without having asked");
@@ -76,7 +77,7 @@ impl Transaction {
     }
 }
 
-/// A service's record goes with the first of its instances, and again only if a later one says more.
+/// A service's record is written with the first of its instances, and again only if a later instance changes it.
 pub(super) fn transactions(
     writes: Vec<Write>,
     entry: impl Fn(&NewEvent) -> EventEntry,
@@ -127,7 +128,7 @@ struct Open {
     writes: usize,
     bytes: usize,
     ops: Vec<Op>,
-    /// Records of services by their keys: of two in one transaction the later one counts.
+    /// Records of services by key: if a transaction has two of one service, the later one counts.
     records: BTreeMap<Arc<str>, Op>,
     unrequested: Vec<UnrequestedRemoval>,
 }
@@ -177,7 +178,7 @@ fn alone(gone: &UnrequestedRemoval) -> NewEvent {
     NewEvent::of_instance(EXPIRED, &gone.key, &gone.cause)
 }
 
-/// One for each service and cause.
+/// One event for each service and cause.
 fn together(gone: &[UnrequestedRemoval]) -> Vec<NewEvent> {
     let mut groups: BTreeMap<(&ServiceName, &str), Vec<&UnrequestedRemoval>> = BTreeMap::new();
     for one in gone {

@@ -1,4 +1,4 @@
-//! How a session takes the lease of its node, or learns who holds it. The node's instances are not written here.
+//! How a session takes the lease of its node, or learns who has it. The node's instances are not written here.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use crate::{
     store::{Compare, KeyValue, Op, Revision, Txn},
 };
 
-/// Attempts at a claim that others keep disturbing.
+/// Attempts at a claim while others change the node's keys.
 const CLAIM_ATTEMPTS: usize = 8;
 
 impl NodeLease {
-    /// Takes the node over, or resumes it if it was this process's.
+    /// Takes the node over, or resumes it if this process had it before.
     pub async fn claim(registry: &Registry, identity: &NodeIdentity) -> Result<Self, LeaseError> {
         for _ in 0..CLAIM_ATTEMPTS {
             let claimed = Self::try_claim(registry, identity).await;
@@ -44,7 +44,7 @@ impl NodeLease {
         let held = node
             .as_ref()
             .and_then(|node| NodeRecord::decode(node.value.clone()).ok());
-        // Read after the node: if that was forgotten a moment ago, the floor is above its epochs.
+        // Read after the node's record: if that was removed just before, the floor is already above its epoch.
         let floor = match &node {
             None => epoch_floor(store).await?,
             Some(_) => 0,
@@ -109,10 +109,10 @@ impl NodeLease {
     }
 }
 
-/// Whether the node is held by a session that the same process opened later: this one's Hello was held up on its way, and
-/// what it says is old.
+/// Whether a session that the same process opened later has the node. Then this session's Hello was delayed, and its
+/// content is out of date.
 fn is_later(alive: &KeyValue, identity: &NodeIdentity) -> bool {
-    // A record that cannot be read is nobody's.
+    // A record that cannot be decoded belongs to no process.
     let holder = AliveRecord::decode(alive.value.clone()).unwrap_or_default();
     identity.attempt != 0
         && holder.process_id == identity.process_id

@@ -1,5 +1,5 @@
-//! Records that two living processes claim one node name: a record on a lease, renewed by each further attempt, and
-//! one event. The clash is visible as long as it lasts. Who holds the node is decided by `epoch`.
+//! Records that two living processes claim one node name: a record on a lease, which each further attempt renews, and
+//! one event. The clash is visible as long as it lasts. Which process has the node is decided by `epoch`.
 
 use heddle_proto::store::v1::{ClashRecord, NodeRecord};
 use prost::Message as _;
@@ -13,10 +13,10 @@ use crate::{
     store::{Compare, Op, StoreError, Txn},
 };
 
-/// A clash is over when nobody has claimed the name for so many TTLs: a refused process tries again every 15 s.
+/// A clash ends when the name has not been claimed for this many TTLs: a refused process tries again every 15 s.
 const TTLS: u32 = 6;
 
-/// Tells of the claim of a process that was superseded and still lives. What cannot be told now is told at its next try.
+/// Records the claim of a process that was superseded but still runs. If that fails, its next attempt records it.
 pub(super) async fn report(registry: &Registry, claimant: &NodeIdentity) {
     if let Err(error) = try_report(registry, claimant).await {
         tracing::debug!(node = claimant.name, %error, "a clash of names is not told yet");
@@ -28,7 +28,7 @@ async fn try_report(registry: &Registry, claimant: &NodeIdentity) -> Result<(), 
     let key = keys::clash(&claimant.name);
     if let Some(known) = store.get(&key).await? {
         let record = ClashRecord::decode(known.value).unwrap_or_default();
-        // Of several claimants the first stands there.
+        // If there are several claimants, the record names the first.
         return match known.lease {
             Some(lease) if record.process_id == claimant.process_id => {
                 store.keep_alive(lease).await
@@ -63,7 +63,7 @@ async fn try_report(registry: &Registry, claimant: &NodeIdentity) -> Result<(), 
     let event = NewEvent::of_node("name-clash", &claimant.name, &cause);
     let result = registry.txn_with_events(txn, &[event]).await;
     if !result.as_ref().is_ok_and(|done| done.succeeded) {
-        // Another was quicker, or the store is away: no key hangs on it.
+        // Another replica was faster, or the store does not answer: no key is attached to this lease.
         registry.revoke_unused(lease).await;
     }
     result.map(drop)

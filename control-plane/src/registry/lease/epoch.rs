@@ -1,5 +1,6 @@
-//! Decides who holds a node's name when processes claim it, from the node's record, whether its holder lives, and the
-//! claimant. Pure: the result is the record that the claim would write, or who holds the name.
+//! Decides which process gets a node's name when processes claim it, based on the node's record, whether its current
+//! holder is alive, and the claimant. Pure: the result is the record that the claim would write, or the process that
+//! has the name.
 
 use heddle_proto::store::v1::{NodeRecord, Superseded};
 
@@ -8,14 +9,14 @@ use crate::registry::{core::events::NewEvent, model::NodeIdentity};
 
 /// How many superseded processes a node remembers.
 const MAX_SUPERSEDED: usize = 8;
-/// An epoch that a process brings may be so much higher than what is known here: a store that was lost or set back knows
-/// less than the processes of that time. Epochs rise by one with each take-over, so an honest one never comes near it,
-/// and all the false ones of a lifetime do not come near the end of the numbers.
+/// How much higher a claimant's epoch may be than the highest known one. It may be higher because a store that was lost
+/// or restored from a backup knows less than the processes of that time. Epochs grow by one with each take-over, so a
+/// valid epoch never reaches this limit, and invalid ones cannot exhaust the numbers.
 const MAX_AHEAD: u64 = 1 << 32;
 
-/// A new process takes over at once. The same process keeps its epoch. One that was superseded comes back only
-/// when its successor does not live. A node without a record gets an epoch above `floor`: its record may have been
-/// forgotten, and a process of that time may still be about.
+/// A new process takes over at once. The same process keeps its epoch. A superseded process gets the name back only if
+/// its successor is dead. A node without a record gets an epoch above `floor`: its record may have been removed while
+/// one of its processes still ran.
 pub(super) fn claim(
     held: Option<&NodeRecord>,
     holder_lives: bool,
@@ -40,7 +41,7 @@ pub(super) fn claim(
                 .superseded
                 .iter()
                 .any(|old| old.process_id == identity.process_id);
-            // An epoch of its own that is not newer: it held the name so long ago that nobody remembers.
+            // It has an epoch that is not newer: it had the name so long ago that it is no longer in `superseded`.
             let is_old = identity.epoch != 0 && identity.epoch <= held.epoch;
             if holder_lives && (was_superseded || is_old) {
                 return Err(LeaseError::Superseded {
@@ -78,7 +79,7 @@ pub(super) fn claim(
     })
 }
 
-/// What a claim that was granted is worth telling; a session that resumes is not.
+/// The event of a granted claim; none for a session that resumes.
 pub(super) fn event_of(
     held: Option<&NodeRecord>,
     holder_lived: bool,
@@ -212,7 +213,7 @@ mod tests {
         );
     }
 
-    /// Issue 10, D2: an epoch of 2^64-1 was believed, and the next one wrapped to 0.
+    /// Issue 10, D2: an epoch of 2^64-1 was accepted, and the next one wrapped to 0.
     #[test]
     fn an_epoch_that_nobody_can_have_given_is_refused() {
         let held = claim(None, false, &identity("p1", 0), 0).unwrap();
@@ -229,7 +230,7 @@ mod tests {
         }
         let far = claim(Some(&held), false, &identity("p2", 1 + MAX_AHEAD), 0).unwrap();
         assert_eq!(far.epoch, 2 + MAX_AHEAD);
-        // Of a store that was filled by an older version: it stays at the end, and does not begin anew.
+        // The store has the highest epoch from an older version: the epoch stays there and does not wrap.
         let last = NodeRecord {
             epoch: u64::MAX,
             ..held

@@ -1,12 +1,12 @@
-//! The lowest epoch that a node without a record may get. It is raised when the record of a node is removed, so that
-//! an old process that comes back later still has the lower epoch.
+//! The floor of the epochs of nodes without a record. It is raised when the record of a node is removed, so that an old
+//! process that returns later still has the lower epoch.
 
 use crate::{
     names::keys,
     store::{Revision, Store, StoreError},
 };
 
-/// No node that is claimed without a record gets an epoch at or below this.
+/// The floor. A node that is claimed without a record gets an epoch above it.
 pub(super) async fn epoch_floor(store: &dyn Store) -> Result<u64, StoreError> {
     Ok(read(store).await?.0)
 }

@@ -2,7 +2,7 @@
 
 use crate::store::StoreError;
 
-/// Why a session may not write (any more).
+/// Why a session may not write, or no longer.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LeaseError {
     #[error(

@@ -1,5 +1,5 @@
 //! The lease of a node, with which one session writes the node's instances. Every write has the condition that the
-//! lease is still this session's, so that no older process, no older stream and no expired node can overwrite a newer
+//! lease still belongs to this session, so that no older process, older stream or expired node can overwrite newer
 //! state.
 
 use std::collections::BTreeMap;
@@ -35,18 +35,18 @@ pub use error::LeaseError;
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeWrite {
     Put(InstanceKey, Box<LocalInstance>),
-    /// With the cause, if it did not ask to go.
+    /// With the cause, if the instance did not request it.
     Remove(InstanceKey, Option<String>),
 }
 
-/// The effect of one write of an instance, once it is done.
+/// The effect of one write of an instance, applied after it is committed.
 struct Step {
-    /// None: the instance is gone.
+    /// None if the instance is removed.
     health: Option<Health>,
     event: Option<(Change, String)>,
 }
 
-/// What an event of an instance says.
+/// The cause in an event about a registered instance.
 fn cause_of(local: &LocalInstance) -> String {
     let instance = local.instance.as_ref();
     let address = instance.map_or("", |it| it.address.as_str());
@@ -61,25 +61,25 @@ fn cause_of(local: &LocalInstance) -> String {
     }
 }
 
-/// Instances that went, as their node tells: why, or none if they asked to.
+/// The instances that a node reports as removed, each with the cause, or none if the instance requested it.
 pub type RemovalCauses = BTreeMap<InstanceKey, Option<String>>;
 
-/// The right to write one node's state. Dropping it leaves the lease to run out.
+/// The right to write one node's state. If it is dropped, the lease expires.
 pub struct NodeLease {
     registry: Registry,
     node: String,
     process_id: String,
     epoch: u64,
     attempt: u64,
-    /// The claim found the node held by this very process.
+    /// Whether this process already had the node when it claimed it.
     resumed: bool,
     lease: LeaseId,
-    /// When `alive/<node>` was written by this session.
+    /// The revision at which this session wrote `alive/<node>`.
     session: Revision,
     last: Revision,
-    /// When the lease was renewed last.
+    /// When the lease was last renewed.
     renewed: Instant,
-    /// The node's instances as this session wrote them last, for the events of what changes.
+    /// The health of the node's instances as this session last wrote them, to decide which events a write needs.
     written: BTreeMap<InstanceKey, Health>,
 }
 
@@ -94,7 +94,7 @@ impl NodeLease {
         self.epoch
     }
 
-    /// The revision that names this session: `Node::session` while it lasts.
+    /// The revision that identifies this session; equal to `Node::session` as long as the session lasts.
     #[must_use]
     pub fn session(&self) -> Revision {
         self.session
@@ -106,9 +106,9 @@ impl NodeLease {
         self.last
     }
 
-    /// Makes the node have exactly these instances. What is there already is not written again: a session that
-    /// resumes is no change for anybody. New ones come before old ones go. One that is missing and is not told of in
-    /// `gone` is told as expired all the same.
+    /// Replaces the node's instances with exactly these. Unchanged ones are not written again: a session that resumes
+    /// changes nothing for others. New instances are written before missing ones are removed. A missing instance that
+    /// is not in `gone` gets an `instance-expired` event as well.
     pub async fn resume(
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,
@@ -122,7 +122,7 @@ impl NodeLease {
         self.replace(instances, why, true).await
     }
 
-    /// Why an instance goes that the node does not tell of at all.
+    /// The cause for an instance that is missing and that the node does not report as removed.
     fn why_missing(&self) -> String {
         if self.resumed {
             return "not in its node's list when the session was opened anew; why is not known"
@@ -141,7 +141,7 @@ impl NodeLease {
         let prefix = keys::instances_of(&self.node);
         let found = self.registry.store().range(&prefix, None).await?;
         let local = |value| InstanceRecord::decode(value).ok().and_then(|it| it.local);
-        // What is no instance is not this mesh's: another one's prefix may end with this one's folder of instances.
+        // Other keys belong to another mesh whose prefix ends with this mesh's folder of instances.
         let mut held: BTreeMap<_, (InstanceKey, Option<LocalInstance>)> = found
             .items
             .into_iter()
@@ -180,7 +180,7 @@ impl NodeLease {
         Ok(revision)
     }
 
-    /// What it means that an instance is written like this: an event, if it is new or its health changes.
+    /// The effect of writing an instance: an event, if it is new or its health changes.
     fn put_step(&self, key: &InstanceKey, local: &LocalInstance) -> Step {
         let health = local.health();
         let change = Change::of(self.written.get(key).copied(), health);
@@ -190,7 +190,7 @@ impl NodeLease {
         }
     }
 
-    /// What it means that an instance is removed. One that did not ask to is told of in the transaction itself.
+    /// The effect of removing an instance. If it did not request that, its event is part of the transaction.
     fn removal_step(&self, key: &InstanceKey, asked: bool) -> Step {
         let leaves = asked && self.written.contains_key(key);
         Step {
@@ -199,7 +199,7 @@ impl NodeLease {
         }
     }
 
-    /// It is written.
+    /// Applies the effects of committed writes.
     fn take_steps(&mut self, steps: BTreeMap<InstanceKey, Step>) {
         for (key, Step { health, event }) in steps {
             if let Some((change, cause)) = event {
@@ -212,7 +212,7 @@ impl NodeLease {
         }
     }
 
-    /// The full set of a node that tells of nothing that went.
+    /// Replaces the node's instances without reporting any as removed.
     #[cfg(test)]
     pub(crate) async fn replace_all(
         &mut self,
@@ -221,8 +221,8 @@ impl NodeLease {
         self.resume(instances, &RemovalCauses::new()).await
     }
 
-    /// Writes changes; of several to one instance the last one counts. Together if one transaction holds them, else
-    /// what comes before what goes.
+    /// Writes changes. If several concern one instance, the last one counts. All are written in one transaction if they
+    /// fit, otherwise puts are written before removals.
     pub async fn change(&mut self, writes: Vec<NodeWrite>) -> Result<Revision, LeaseError> {
         let joining = writes.iter().filter_map(|write| match write {
             NodeWrite::Put(key, local) => Some((&key.service, &**local)),
@@ -262,9 +262,9 @@ impl NodeLease {
         self.write(removals).await
     }
 
-    /// The node lives. While the store does not answer the session goes on: the node has lost nothing, and other
-    /// replicas would not hear the store either. But if there are others, it may be this one alone that is cut off: in
-    /// time before the lease ends the node is sent away.
+    /// Renews the lease. While the store does not answer, the session continues: the node has lost nothing, and other
+    /// replicas may not reach the store either. But if there are other replicas, only this one may be cut off; then the
+    /// session ends with [`LeaseError::Cut`] early enough for the node to move before its lease expires.
     pub async fn beat(&mut self) -> Result<(), LeaseError> {
         let result = self.renew().await;
         self.registry.on_store_result(&result);
@@ -294,9 +294,9 @@ impl NodeLease {
         Ok(())
     }
 
-    /// The node goes for good: its instances leave at once.
+    /// The node leaves permanently: its instances are removed at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
-        // That they go with it is what its own event says.
+        // The node's own event reports that its instances are removed.
         self.replace(Vec::new(), |_| None, false).await?;
         let mut then = vec![Op::delete(&keys::alive(&self.node))];
         then.extend(self.left_record().await?);
@@ -307,8 +307,8 @@ impl NodeLease {
         }
     }
 
-    /// The node's process stops, for a restart or for good: its instances stay until its lease ends, and nobody renews it
-    /// any more.
+    /// The node's process stops, for a restart or permanently: its instances stay until its lease, which is not renewed
+    /// any more, expires.
     pub async fn stopping(&mut self) -> Result<Revision, LeaseError> {
         let then = self.left_record().await?.into_iter().collect();
         let what = "was told to stop; its instances stay in use until its lease ends or it is back";
@@ -329,8 +329,8 @@ impl NodeLease {
         Ok(())
     }
 
-    /// The node's record as it stays behind: that the node left is no fault of anybody's. While this session holds the
-    /// node nobody else writes it.
+    /// The write that marks the node's record as left, so that its lapse does not count as a failure. While this
+    /// session has the node, nobody else writes the record.
     async fn left_record(&self) -> Result<Option<Op>, StoreError> {
         let key = keys::node(&self.node);
         let found = self.registry.store().get(&key).await?;
@@ -344,8 +344,8 @@ impl NodeLease {
         }))
     }
 
-    /// Claims the paths of what instances serve, before these join: so a path never has a server and no owner. Once per
-    /// service and proto service; instances that join later find the claim there.
+    /// Claims the paths of the proto services of instances before these join, so that a served path always has an
+    /// owner. A claim is written once per service and proto service; instances that join later find it in the store.
     async fn claim_paths<'a>(
         &mut self,
         joining: impl Iterator<Item = (&'a ServiceName, &'a LocalInstance)>,

@@ -1,5 +1,5 @@
-//! Which claims of paths a session writes before the instances that make them. The claims are returned in rounds: an
-//! earlier round is written first, so its claims are older. Pure.
+//! Decides which claims of paths a session writes before the instances that make them. Claims are returned in rounds:
+//! an earlier round is written first, so its claims are older. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,14 +15,14 @@ use crate::{
 /// The claims to write.
 #[derive(Debug, Default)]
 pub(super) struct ClaimsToWrite {
-    /// No two operations of a round are about the same path: which of them is done first does not matter.
+    /// No two operations of a round are about the same path, so their order does not matter.
     pub(super) rounds: Vec<Vec<Op>>,
-    /// Claims over the bounds.
+    /// Claims that exceed the limits.
     pub(super) refused: usize,
 }
 
-/// A claim that is there already and has an instance is not written again: that is so for all but the first instance.
-/// When a service comes back its claim is written as it was, so that who is about to delete it sees that it is too late.
+/// A stored claim that an instance already serves is not written again, so only a service's first instance writes it.
+/// When a service returns, its claim is written unchanged, so that a concurrent deletion fails.
 pub(super) fn claims_to_write<'a>(
     view: &View,
     options: &ClaimOptions,

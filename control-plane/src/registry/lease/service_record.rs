@@ -1,4 +1,4 @@
-//! What must be written of a service together with one of its instances, if anything. Pure.
+//! The record of a service that must be written together with one of its instances, if any. Pure.
 
 use heddle_proto::control::v1::LocalInstance;
 
@@ -7,8 +7,8 @@ use crate::{
     registry::{model::KnownService, view::View},
 };
 
-/// What must be written of its service together with an instance; none if the record is right. The first instance of
-/// an empty service writes it whatever it says: who is about to forget the service sees that it is too late.
+/// The record to write together with an instance; none if the stored record is right. The first instance of an empty
+/// service always writes it, so that a concurrent deletion of the service fails.
 pub(super) fn record_for(
     view: &View,
     key: &InstanceKey,
@@ -25,8 +25,8 @@ pub(super) fn record_for(
     if next == *held {
         return None;
     }
-    // Who says the same as before (its health changed, say) does not overrule who came later: while a new version is
-    // rolled out the two would write in turns.
+    // An instance that repeats what it registered before (when only its health changed, for example) does not override
+    // an instance that registered later: during a rollout, the two versions would overwrite each other in turn.
     let says_it_again = view
         .instance(key)
         .is_some_and(|before| KnownService::of(before) == told);

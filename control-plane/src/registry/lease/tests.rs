@@ -135,7 +135,7 @@ async fn a_hello_that_was_held_up_takes_nothing_from_the_one_that_came_after_it(
     now.beat().await.unwrap();
     assert_eq!(registry.read(names), ["a/users.default/u1"]);
 
-    // One that goes on, one that does not count, and another process are no older ones.
+    // A later attempt, one without a number, and one of another process are not older attempts.
     for (process, attempt) in [("p1", 3), ("p1", 0), ("p2", 1)] {
         NodeLease::claim(registry, &hello(process, attempt))
             .await
@@ -237,7 +237,7 @@ async fn a_node_that_falls_silent_is_removed_and_one_that_beats_stays() {
 
 #[tokio::test]
 async fn nodes_that_fall_silent_together_are_suspect_and_clear_when_they_return() {
-    // So long that they are claimed together even if the machine stalls.
+    // Long enough that they lapse together even if the machine stalls.
     let fixture = Fixture::with_ttl(Duration::from_secs(5)).await;
     let registry = &fixture.registry;
     for node in ["a", "b", "c"] {
@@ -298,7 +298,7 @@ async fn a_restart_of_the_control_plane_takes_nobody_out() {
         BTreeSet::new(),
         "no flap"
     );
-    // And who does not come back within its TTL is removed.
+    // A node that does not return within its TTL is removed.
     drop(lease);
     fixture.until(|view| names(view).is_empty()).await;
 }
@@ -320,7 +320,7 @@ async fn a_reader_that_lost_the_watch_catches_up() {
     let mut lease = NodeLease::claim(&registry, &identity("a", "p1"))
         .await
         .unwrap();
-    // One thread: the registry's task runs only when this one waits, so many revisions pass at once.
+    // Single-threaded: the registry's task runs only while this one waits, so many revisions arrive at once.
     let set = (0..128 * 12)
         .map(|n| instance("a", &format!("users/u{n}")))
         .collect();
@@ -352,7 +352,7 @@ async fn a_slow_store_costs_no_node_its_lease() {
     assert_eq!(registry.read(names), ["a/users.default/u1"]);
 }
 
-/// Of writes that tell nothing.
+/// The operations of writes without events.
 fn ops_of(writes: Vec<Write>) -> Vec<Vec<Op>> {
     let none = |_: &NewEvent| unreachable!("nothing is told");
     let transactions = transactions(writes, none).into_iter();
@@ -444,7 +444,7 @@ fn the_events_of_what_goes_fit_into_its_transaction() {
     for (removals, cause) in [(100, 10), (100, 1000), (300, 1000)] {
         let delete = |n: usize| {
             let (key, _) = instance("a", &format!("users/{n}"));
-            // A character of four bytes, and in 300 of them three causes.
+            // A character of four bytes. 300 of these writes have three different causes.
             let cause = "𝄞".repeat(cause - n % 3);
             Write::delete(&key, Some(cause))
         };

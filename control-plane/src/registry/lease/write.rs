@@ -1,5 +1,5 @@
-//! Writes the transactions of a session, each under the condition that the lease is still the session's. A store that does
-//! not answer is asked again, and the lease is renewed meanwhile.
+//! Writes the transactions of a session, each on the condition that the lease still belongs to the session. If the
+//! store does not answer, they are retried, and the lease is renewed meanwhile.
 
 use std::{pin::pin, time::Duration};
 
@@ -17,13 +17,13 @@ use crate::{
     store::{Compare, Op, Revision, StoreError, Txn, TxnResult},
 };
 
-/// Pauses before a store that does not answer is asked again.
+/// Pauses before a store that does not answer is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 impl NodeLease {
-    /// Writes operations on different keys, as many transactions as it needs: an engine bounds their size. A store that
-    /// does not answer is waited for: who wrote may be told "done" later, and does not have to send it again.
+    /// Writes operations on different keys, in as many transactions as needed: store engines limit their size. Waits
+    /// for a store that does not answer, so that the node does not have to send the write again.
     pub(super) async fn write(&mut self, writes: Vec<Write>) -> Result<Revision, LeaseError> {
         let mut left = transactions(writes, |event| self.registry.entry(event));
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
@@ -41,7 +41,7 @@ impl NodeLease {
                         transaction.log();
                         self.last = self.last.max(result.revision);
                     }
-                    // It may be done or not: done twice it is the same.
+                    // It may or may not be committed; committing it twice has the same result.
                     Err(StoreError::Unavailable { .. }) => undone.push(transaction),
                     Err(error) => return Err(error.into()),
                 }
@@ -50,7 +50,7 @@ impl NodeLease {
             if !left.is_empty() {
                 lost = true;
                 self.wait_for_store()?;
-                // Without jitter: this replica's node sessions do not share a moment.
+                // Without jitter: the sessions of this replica do not retry in step.
                 tokio::time::sleep(backoff.fail_exact()).await;
             }
         }
@@ -60,9 +60,9 @@ impl NodeLease {
         Ok(self.last)
     }
 
-    /// An answer was lost, and what was asked then may still lie in the hands of a store's member that froze: it must
-    /// not be done after what comes next. If this answer is lost too the session ends, and the node's next one is a
-    /// new fence.
+    /// After a lost answer, the request may still be pending in a frozen member of the store, and it must not be
+    /// applied after later writes. So this rewrites the session's key, which makes the pending request's condition
+    /// fail. If this answer is lost too, the session ends, and the node's next session writes the key again.
     async fn renew_fence(&mut self) -> Result<(), LeaseError> {
         let registry = self.registry.clone();
         let alive = keys::alive(&self.node);
@@ -80,7 +80,7 @@ impl NodeLease {
         }
         self.session = result.revision;
         self.last = self.last.max(result.revision);
-        // Until the view shows it this session would look replaced.
+        // Until the view includes it, this session would look replaced.
         self.renewing_during(registry.reached(result.revision))
             .await;
         Ok(())
@@ -99,7 +99,7 @@ impl NodeLease {
         self.renewing_during(all).await
     }
 
-    /// A transaction that is done only while this session holds the node.
+    /// A transaction that is applied only while this session has the node.
     pub(super) fn fenced(&self, then: Vec<Op>) -> Txn {
         let alive = keys::alive(&self.node);
         Txn {
@@ -109,8 +109,8 @@ impl NodeLease {
         }
     }
 
-    /// Waits for the store, and keeps the lease meanwhile: the node's beats wait behind its write, and it is not the
-    /// node that is late.
+    /// Waits for the store and renews the lease meanwhile: the node's heartbeats are queued behind its write, so the
+    /// node itself is not late.
     async fn renewing_during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         let every = self.registry.options().renew_interval;
@@ -118,7 +118,7 @@ impl NodeLease {
             if let Ok(done) = tokio::time::timeout(every, &mut work).await {
                 return done;
             }
-            // If the lease has gone the writes say so.
+            // If the lease has expired, the writes fail and report it.
             let _ = self.renew().await;
         }
     }

@@ -1,5 +1,5 @@
-//! Whether this replica lags: other replicas have seen a revision that has not arrived here for a while. The
-//! revisions of others are reported to this module; it asks nobody.
+//! Detects whether this replica lags: other replicas have seen a revision that has not arrived here for some time. The
+//! revisions of other replicas are reported to this module; it does not query them.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,19 +14,20 @@ use tokio::{
 use super::Membership;
 use crate::{registry::view::View, store::Revision};
 
-/// A revision that another replica has seen has so long to come here.
+/// How long a revision that another replica has seen may take to arrive here.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The word of another replica counts for so long: where nobody knows more, old news is better than none.
+/// How long the report of another replica is valid. After that this replica serves its old state: if no replica reports
+/// a newer revision, old state is better than none.
 const VALID_FOR: Duration = Duration::from_secs(5);
 
 /// This replica lags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lag {
-    /// What this one's view showed when that was found.
+    /// The revision of this replica's view when the lag was detected.
     pub own: Revision,
-    /// What another has seen.
+    /// The revision that the other replica has seen.
     pub seen: Revision,
-    /// Name of the other.
+    /// The name of the other replica.
     pub by: Arc<str>,
 }
 
@@ -35,7 +36,7 @@ pub struct Lag {
 struct PeerRevisions {
     /// The revision that is missing here, and since when.
     due: Option<(Revision, Instant)>,
-    /// The last word of the one that knew most.
+    /// The highest reported revision, by which replica, and when.
     last: Option<(Revision, Arc<str>, Instant)>,
 }
 
@@ -70,7 +71,7 @@ impl PeerRevisions {
     }
 }
 
-/// The state of the detection of lag.
+/// The state of lag detection.
 #[derive(Debug, Default)]
 pub(super) struct LagState {
     peers: Mutex<PeerRevisions>,
@@ -85,13 +86,13 @@ impl LagState {
 }
 
 impl Membership {
-    /// By how much this replica lags, and each change of that.
+    /// This replica's lag, and each change of it.
     #[must_use]
     pub fn lag(&self) -> watch::Receiver<Option<Lag>> {
         self.lag_state().lag.subscribe()
     }
 
-    /// Another replica said which revision it has seen.
+    /// Reports the revision that another replica has seen.
     pub(crate) fn on_peer_revision(&self, by: &Arc<str>, seen: Revision) {
         let own = self.registry().read(View::revision);
         self.lag_state()
@@ -99,10 +100,10 @@ impl Membership {
             .on_revision(by, seen, own, Instant::now());
     }
 
-    /// The view has changed, or time has passed.
+    /// Re-evaluates the lag, after the view has changed or time has passed.
     pub(crate) fn update_lag(&self) {
         let own = self.registry().read(View::revision);
-        // Held until the end: of two looks the later one counts.
+        // Locked until the end, so that the later of two concurrent evaluations wins.
         let mut peers = self.lag_state().peers();
         let now = peers.evaluate(own, Instant::now());
         self.lag_state().lag.send_if_modified(|before| {
@@ -123,16 +124,16 @@ impl Membership {
         });
     }
 
-    /// Looks for lag at each change of the view, for ever.
+    /// Re-evaluates the lag at each change of the view, forever.
     pub(crate) async fn update_lag_at_changes(&self) {
         let mut revisions = self.registry().revisions();
-        // The sender lives in the registry: it cannot fail.
+        // The registry owns the sender: this cannot fail.
         while revisions.changed().await.is_ok() {
             self.update_lag();
         }
     }
 
-    /// Something points to a newer revision than the view's: others are to be asked now.
+    /// There may be a revision newer than the view's: requests that other replicas be asked now.
     pub(crate) fn request_check(&self) {
         self.lag_state().check.notify_one();
     }

@@ -1,5 +1,6 @@
-//! This replica among the replicas of its store: its record on a lease of its own, whether it lags behind others, and
-//! the numbers that replicas publish in their records. Leases of nodes and the leader's jobs are not known here.
+//! The membership of this replica among the replicas of its store: its record on a lease of its own, whether it lags
+//! behind others, and the figures that replicas publish in their records. This module must not depend on node leases or
+//! the leader.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -15,22 +16,22 @@ use lag::LagState;
 use presence::Presence;
 pub(in crate::registry) use presence::{LEFT, ReplicaLease, left_cause, left_event};
 
-/// This replica among the others. Clones share it.
+/// The membership of this replica. Clones share it.
 #[derive(Clone)]
 pub struct Membership(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
     lease: Mutex<Option<ReplicaLease>>,
-    /// This replica's record is gone.
+    /// Cancelled when this replica's record is removed.
     left: CancellationToken,
     lag: LagState,
-    /// Counts this replica's xDS streams; unset: none.
+    /// Counts this replica's xDS streams; zero if unset.
     xds_streams: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 impl Membership {
-    /// Of a replica that does not serve yet.
+    /// The membership of a replica that does not serve yet.
     #[must_use]
     pub fn new(registry: Registry) -> Self {
         Self(Arc::new(Inner {
@@ -47,10 +48,10 @@ impl Membership {
         &self.0.registry
     }
 
-    /// Writes this replica's record and keeps it until the registry stops.
+    /// Writes this replica's record and renews it until the registry stops.
     pub(in crate::registry) async fn join(&self, advertise: &str) -> Result<(), RegistryError> {
         let presence = Presence::join(self, advertise).await?;
-        // Before it says that it is ready this replica knows itself.
+        // The replica's own view must include its record before it reports that it is ready.
         if let Some(lease) = self.lease() {
             self.0.registry.reached(lease.at).await;
         }
@@ -58,7 +59,7 @@ impl Membership {
         let options = self.0.registry.options();
         let stop = options.stop.clone();
         options.tasks.vital("replica-presence", async move {
-            // Whoever waits for its end hears of any.
+            // Signals the end even if the task panics or is dropped.
             let _left = left.drop_guard();
             presence.run().await;
             (!stop.is_cancelled()).then_some(())
@@ -66,12 +67,12 @@ impl Membership {
         Ok(())
     }
 
-    /// Waits, once the registry was stopped, until the others know that this replica has gone; for at most about 2 s.
+    /// Waits, after the registry was stopped, until this replica's record is removed; for at most about 2 s.
     pub async fn left(&self) {
         self.0.left.cancelled().await;
     }
 
-    /// The lease on which this replica's record hangs; none: it has not joined, or has lost it.
+    /// The lease of this replica's record; none if it has not joined or has lost it.
     pub(in crate::registry) fn lease(&self) -> Option<ReplicaLease> {
         *self.lock_lease()
     }
@@ -88,7 +89,8 @@ impl Membership {
         &self.0.lag
     }
 
-    /// How this replica's xDS streams are counted, for the others to know; the first to say so is asked.
+    /// Sets the function that counts this replica's xDS streams, which are published to the others. Only the first call
+    /// counts.
     pub(crate) fn count_streams_by(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
         let _ = self.0.xds_streams.set(Box::new(count));
     }
@@ -97,7 +99,7 @@ impl Membership {
         self.0.xds_streams.get().map_or(0, |count| count())
     }
 
-    /// The xDS streams of each other replica, as it last told.
+    /// The number of xDS streams of each other replica, as last published.
     pub(crate) fn streams_elsewhere(&self) -> Vec<usize> {
         let own = &self.0.registry.options().replica;
         self.0.registry.read(|view| {
@@ -106,8 +108,8 @@ impl Membership {
         })
     }
 
-    /// How many nodes hold their lease, have something to lose, and could lapse soon: those that are late here, those
-    /// that other replicas call late, and those whose replica has gone.
+    /// The number of nodes that have their lease and instances and may lapse soon: those that are late here, those that
+    /// other replicas report as late, and those whose replica is gone.
     pub(in crate::registry) fn overdue(&self) -> usize {
         let here = self.0.registry.late_here();
         let own = &self.0.registry.options().replica;

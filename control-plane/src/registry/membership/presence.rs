@@ -1,5 +1,5 @@
 //! Writes and renews the record that shows that this replica serves, on a lease of its own, until the registry stops.
-//! Names of replicas are unique: a name that another process holds is waited for as long as a dead process could hold
+//! Names of replicas are unique: if another process has the name, this one waits as long as a dead process could have
 //! it.
 
 use std::time::Duration;
@@ -19,42 +19,42 @@ use crate::{
     store::{Compare, KeyValue, LeaseId, Op, Revision, StoreError, Txn},
 };
 
-/// The kind of these events.
+/// The kind of the event that a replica has left.
 pub(in crate::registry) const LEFT: &str = "replica-left";
-/// The end of a stopping replica's lease waits for the store at most so long.
+/// The longest time that a stopping replica waits for the store to end its lease.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// The lease on which this replica's record, and its leadership, hang.
+/// The lease of this replica's record and, if it is the leader, of the leader's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::registry) struct ReplicaLease {
     pub(in crate::registry) id: LeaseId,
-    /// When the record was written last.
+    /// The revision at which the record was last written.
     pub(in crate::registry) at: Revision,
 }
 
 pub(super) struct Presence {
     membership: Membership,
     advertise: String,
-    /// As the record says.
+    /// As published in the record.
     late_nodes: u32,
     xds_streams: u32,
-    /// When the streams were told last.
+    /// When the number of streams was last published.
     counted: Instant,
     renewed: Instant,
-    /// The clash was told.
+    /// Whether the conflict over the name was logged.
     conflict_logged: bool,
 }
 
-/// How an attempt to write the record ended.
+/// The result of an attempt to write the record.
 enum Attempt {
     By(ReplicaLease),
     Occupied(ReplicaRecord),
-    /// Another was quicker.
+    /// Another process changed the record first.
     Changed,
 }
 
 impl Presence {
-    /// Writes the record. A name that another process holds is waited for as long as a dead one could hold it.
+    /// Writes the record. If another process has the name, waits as long as a dead process could have it.
     pub(super) async fn join(
         membership: &Membership,
         advertise: &str,
@@ -110,14 +110,14 @@ impl Presence {
         }
     }
 
-    /// Of a process that was killed: it has gone for sure if no other process can have the store open, or if it served
-    /// where this one serves now.
+    /// Whether the record's process is certainly dead: no other process can have the store open, or it served at this
+    /// replica's address.
     fn is_of_a_dead_one(&self, held: &ReplicaRecord) -> bool {
         let there = &held.advertise;
         !self.registry().store().is_shared() || (!there.is_empty() && *there == self.advertise)
     }
 
-    /// Takes the name if it is free or this process's; one that `joins` also takes that of a dead one.
+    /// Takes the name if it is free or belongs to this process; if `joins`, also if its process is dead.
     async fn take(&self, joins: bool) -> Result<Attempt, StoreError> {
         let (registry, store) = (self.registry(), self.registry().store());
         let options = registry.options();
@@ -146,7 +146,7 @@ impl Presence {
         );
         let result = registry.txn_with_events(txn, &[joined]).await;
         let succeeded = result.as_ref().is_ok_and(|result| result.succeeded);
-        // With the old lease go the duties of the process that held it.
+        // Revoking the old lease also ends the duties of the process that had it.
         let old = found.and_then(|KeyValue { lease, .. }| lease);
         let unused = if succeeded { old } else { Some(lease) };
         if let Some(unused) = unused {
@@ -160,7 +160,7 @@ impl Presence {
         })
     }
 
-    /// Keeps the record until the registry stops, then takes it away.
+    /// Maintains the record until the registry stops, then removes it.
     pub(super) async fn run(mut self) {
         let options = self.registry().options().clone();
         let interval = options.renew_interval / 3;
@@ -193,7 +193,7 @@ impl Presence {
         }
     }
 
-    /// Removes the record, with its event, and ends the lease: the leader's key hangs on it too.
+    /// Removes the record, with its event, and ends the lease, which also removes the leader's key.
     async fn leave(&self, lease: ReplicaLease) -> Result<(), StoreError> {
         let (registry, options) = (self.registry(), self.registry().options());
         let key = keys::replica(&options.replica);
@@ -208,7 +208,7 @@ impl Presence {
         removed.map(drop)
     }
 
-    /// A record that somebody deleted is not missed by its lease, which is renewed on.
+    /// Detects a record that was deleted or overwritten: renewing the lease would not notice it.
     fn check_record(&self) {
         let Some(lease) = self.membership.lease() else {
             return;
@@ -244,7 +244,8 @@ impl Presence {
                 }
             }
         }
-        // Who came later at this one's address, and lives, would take the name back, and so on.
+        // Not even from this address: if a later process serves there, the two would take the name from each other
+        // forever.
         let taken = self.take(false).await;
         self.registry().on_store_result(&taken);
         match taken {
@@ -265,8 +266,9 @@ impl Presence {
         }
     }
 
-    /// Only the replica that holds a node's session knows that a beat is missing; the leader must know it too. And
-    /// all must know how many streams each holds, to see which holds too many; that may wait for a renewal's time.
+    /// Publishes the number of late nodes, because only the replica with a node's session notices a missed heartbeat
+    /// but the leader must know it; and the number of streams, so that each replica can see which has too many. The
+    /// latter is published at most once per renew interval.
     async fn publish_figures(&mut self) {
         let late_nodes = u32::try_from(self.registry().late_here()).unwrap_or(u32::MAX);
         let Some(lease) = self.membership.lease() else {
@@ -297,19 +299,19 @@ impl Presence {
                 self.membership
                     .set_lease(Some(ReplicaLease { at, ..lease }));
             }
-            // The next renewal finds out what has become of the record.
+            // The next renewal finds out what happened to the record.
             Ok(_) => self.membership.set_lease(None),
             Err(error) => tracing::debug!(%error, "late nodes and streams are not told yet"),
         }
     }
 }
 
-/// How the causes of the events begin that tell of the end of one process of a replica.
+/// The common start of the causes of events that report the end of one process of a replica.
 pub(in crate::registry) fn left_cause(name: &str, process_id: &str) -> String {
     format!("replica {name} (process {process_id}) has gone: ")
 }
 
-/// Tells that a replica serves no longer.
+/// The event that a replica no longer serves.
 pub(in crate::registry) fn left_event(name: &str, process_id: &str, why: &str) -> NewEvent {
     let cause = left_cause(name, process_id) + why;
     NewEvent::of_mesh(LEFT, &cause)

@@ -1,5 +1,5 @@
-//! Which service a call means that names a proto service and no mesh service: first within the caller's namespace,
-//! then among all others. Pure. Within one namespace `heddle_proto::paths` decides.
+//! Decides which service is meant by a call that names a proto service but no mesh service: first within the caller's
+//! namespace, then among all others. Pure. Within one namespace `heddle_proto::paths` decides.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use heddle_proto::paths::{Claimant, Owner, owner};
 
 use crate::names::ServiceName;
 
-/// The namespace of callers, until they have an identity.
+/// The namespace of all callers, until callers have an identity.
 pub const CALLERS: &str = "default";
 
-/// Whom a call by path means.
+/// The service that a call by path is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ByPath<S> {
     Nobody,
     One {
         owner: S,
-        /// Gets the calls while the owner has no instance; else the owner itself.
+        /// The service that gets the calls: the owner, or another one while the owner has no instance.
         serves: S,
     },
-    /// Several: it is not routed.
+    /// Several services: the call is not routed.
     Ambiguous(Vec<S>),
 }
 
-/// A claimant that can say of which namespace it is.
+/// A claimant with a service name.
 pub trait Named: Copy {
     fn name(&self) -> &ServiceName;
 }
@@ -34,7 +34,7 @@ impl Named for &ServiceName {
     }
 }
 
-/// Who owns the path in one namespace.
+/// The owner of the path in one namespace.
 pub fn owner_among<'n, S: Named>(
     claimants: impl Iterator<Item = Claimant<'n, S>>,
     namespace: &str,
@@ -43,7 +43,7 @@ pub fn owner_among<'n, S: Named>(
     owner(claimants.filter(here).collect())
 }
 
-/// Whom a call of a caller in this namespace means.
+/// The service that a call by path is for, if its caller is in this namespace.
 pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -> ByPath<S> {
     let mut namespaces: BTreeMap<String, Vec<Claimant<'n, S>>> = BTreeMap::new();
     for claimant in claimants {
@@ -73,7 +73,7 @@ pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -
             }
         }
     }
-    // Those without instances are not in the way of the only one that has some.
+    // If exactly one namespace's owner has instances, it wins over the owners without any.
     let living = owners.iter().filter(|(lives, _)| *lives).count();
     if living == 1 {
         owners.retain(|(lives, _)| *lives);
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(decide(&claimants, "shop"), "c.shop");
         assert_eq!(decide(&claimants, "zoo"), "b.default or c.shop");
         assert_eq!(decide(&[], "zoo"), "nobody");
-        // Its own comes first even without instances; of others those are not in the way.
+        // The caller's own namespace comes first even without instances. Other services without instances do not count.
         let empty = [("a.default", 1, true), ("c.shop", 2, false)];
         assert_eq!(decide(&empty, "default"), "a.default");
         assert_eq!(decide(&empty, "zoo"), "c.shop");

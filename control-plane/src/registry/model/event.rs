@@ -1,13 +1,13 @@
-//! One event as the store holds it.
+//! One event of the store.
 
 use std::sync::Arc;
 
 use heddle_proto::store::v1::EventRecord;
 
-/// One thing that happened.
+/// One event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Sorts by time of writing.
+    /// Sorts by the time of writing.
     pub id: Arc<str>,
     pub record: EventRecord,
 }

@@ -1,5 +1,4 @@
-//! One registered process, parsed from its record: no field is "unspecified". What may be registered is decided by
-//! the session.
+//! One registered process, parsed from its record. The session decides what may be registered.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -28,10 +27,10 @@ pub struct Instance {
     pub schema_sha256: Option<Arc<str>>,
     /// Why its proto services or descriptors are not all known; empty if they are.
     pub schema_reason: String,
-    /// It claims the paths of `protos`.
+    /// Whether it claims the paths of `protos`.
     pub claim_paths: bool,
     pub labels: BTreeMap<String, String>,
-    /// As it was registered, for the registry API.
+    /// As registered, for the registry API.
     pub health_check: Option<pb::HealthCheck>,
 }
 

@@ -1,5 +1,5 @@
-//! The records of the store as plain values: nodes, instances, services, replicas and events, and which service a
-//! path means. The view, access to the store and clocks may not come in here.
+//! The records of the store as plain values: nodes, instances, services, replicas and events; and which service a path
+//! is for. This module must not use the view, the store or a clock.
 
 mod by_path;
 mod event;

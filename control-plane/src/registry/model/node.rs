@@ -1,4 +1,4 @@
-//! One node, parsed from its record, and whether it holds its lease.
+//! One node, parsed from its record, and whether it has its lease.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,64 +7,64 @@ use prost::Message as _;
 
 use crate::store::{KeyValue, Revision};
 
-/// One node. It stays known, with its epoch, after its lease has gone.
+/// One node. It stays known, with its epoch, after its lease has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: Arc<str>,
     pub epoch: u64,
     pub process_id: String,
-    /// Where other nodes reach its inbound.
+    /// The address at which other nodes reach its inbound listener.
     pub advertise: SocketAddr,
     pub region: String,
     pub zone: String,
-    /// It reaches the control plane over loopback.
+    /// Whether it reaches the control plane over loopback.
     pub loopback: bool,
-    /// Holds its lease.
+    /// Whether it has its lease.
     pub alive: bool,
-    /// Its lease lapsed together with many others: its instances stay in use, as UNKNOWN.
+    /// Whether its lease lapsed together with many others: its healthy instances stay in use, as UNKNOWN.
     pub suspect: bool,
-    /// Its last process said that it stops or leaves.
+    /// Whether its last process reported that it stops or leaves.
     pub left: bool,
-    /// For how long it has been suspect, as a leader noted last.
+    /// How long it has been suspect, as a leader last recorded.
     pub suspect_for: Duration,
     pub version: String,
-    /// Which replica holds its session; empty when it is not alive.
+    /// The replica that has its session; empty if the node is not alive.
     pub replica: String,
-    /// The revision at which its present session took its lease; 0 when it is not alive.
+    /// The revision at which its current session took its lease; 0 if it is not alive.
     pub session: Revision,
-    /// Where its proxy listens, `advertise` not included.
+    /// The addresses on which its proxy listens, without `advertise`.
     pub listeners: Vec<SocketAddr>,
-    /// The network stack of its proxy; empty: not known.
+    /// The network stack of its proxy; empty if unknown.
     pub host: String,
-    /// Another process that keeps claiming this name while its holder lives.
+    /// Another process that keeps claiming this name while the current one is alive.
     pub clash: Option<Clash>,
 }
 
-/// The node that opens a session, as its Hello describes it.
+/// The node that opens a session, as described in its Hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
     pub name: String,
     pub process_id: String,
     /// 0 for a new process; else the epoch that this process was given.
     pub epoch: u64,
-    /// Which of this process's sessions it is, from 1; 0: it does not count.
+    /// The number of this session among those of its process, from 1; 0 if the process does not number them.
     pub attempt: u64,
     pub advertise: SocketAddr,
     pub region: String,
     pub zone: String,
     pub version: String,
     pub loopback: bool,
-    /// Where its proxy listens.
+    /// The addresses on which its proxy listens.
     pub listeners: Vec<SocketAddr>,
-    /// The network stack of its proxy; empty: not known.
+    /// The network stack of its proxy; empty if unknown.
     pub host: String,
 }
 
-/// A process that claims a name which another one holds.
+/// A process that claims the name of another living process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clash {
     pub process_id: String,
-    /// The epoch that it had before it was superseded; 0: none.
+    /// The epoch that it had before it was superseded; 0 if none.
     pub epoch: u64,
 }
 
@@ -105,7 +105,7 @@ impl Node {
         })
     }
 
-    /// A node as it describes itself, before its record says so.
+    /// A node as it describes itself, before it has a record.
     #[must_use]
     pub fn described(identity: &NodeIdentity) -> Self {
         Self {
@@ -141,8 +141,8 @@ impl Node {
         self
     }
 
-    /// Whether both proxies have their loopback addresses in common. Of one that does not say it is known only whether it
-    /// reaches the control plane over loopback, and so runs beside it.
+    /// Whether both proxies share their loopback addresses. If one of them does not report its host, they do if both
+    /// reach the control plane over loopback, that is, if both run on its host.
     pub(in crate::registry) fn shares_host(&self, other: &Self) -> bool {
         if self.host.is_empty() || other.host.is_empty() {
             return self.loopback && other.loopback;
@@ -150,7 +150,7 @@ impl Node {
         self.host == other.host
     }
 
-    /// What of a node stands in its endpoints: a change of anything else is no news for clients.
+    /// The fields that appear in a node's endpoints: clients need not be updated for a change of any other.
     pub(in crate::registry) fn seen_by_clients(&self) -> (SocketAddr, &str, &str, bool, bool) {
         (
             self.advertise,
@@ -162,7 +162,7 @@ impl Node {
     }
 }
 
-/// What the key on a node's lease says.
+/// The content of the key on a node's lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::registry) struct Alive {
     replica: String,
@@ -171,7 +171,7 @@ pub(in crate::registry) struct Alive {
 
 impl Alive {
     pub(in crate::registry) fn parse(value: &KeyValue) -> Self {
-        // The key alone says that the node lives: a record that cannot be read must not take it away.
+        // The key's existence alone means that the node is alive, even if its record cannot be decoded.
         let record = AliveRecord::decode(value.value.clone()).unwrap_or_default();
         Self {
             replica: record.replica,

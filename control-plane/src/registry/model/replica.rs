@@ -1,28 +1,28 @@
-//! One replica of the control plane as the others know it, parsed from its record.
+//! One replica of the control plane as seen by the others, parsed from its record.
 
 use std::sync::Arc;
 
 use heddle_proto::store::v1::ReplicaRecord;
 
-/// A heddle-control that serves now: its record hangs on its own lease.
+/// A running heddle-control: its record is attached to its own lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replica {
     pub name: Arc<str>,
     /// Random, new with each process start.
     pub process_id: String,
-    /// "http://host:port" where other replicas reach its gRPC; empty: nowhere.
+    /// "http://host:port" at which other replicas reach its gRPC; empty if they cannot.
     pub advertise: String,
-    /// Heddle's.
+    /// The version of Heddle.
     pub version: String,
-    /// The duties that it holds, sorted.
+    /// The duties that it performs, sorted.
     pub duties: Vec<Arc<str>>,
-    /// Nodes with instances whose session it holds and that missed a beat.
+    /// The nodes with instances that have their session on this replica and missed a heartbeat.
     pub late_nodes: usize,
-    /// xDS streams that it holds, as it last told.
+    /// The number of its xDS streams, as last published.
     pub xds_streams: usize,
 }
 
-/// Whether others must hear that a replica holds so many streams now: each change is a write that all see.
+/// Whether a replica must publish its number of streams again: each change is a write that all replicas see.
 pub(crate) fn is_significant(told: usize, now: usize) -> bool {
     let change = told.abs_diff(now);
     change >= 10 || change.saturating_mul(10) > told

@@ -1,4 +1,5 @@
-//! What is known of a service from its instances' last registrations, for the time in which it has none. Pure.
+//! What is known about a service from its instances' last registrations, for the time in which it has no instance.
+//! Pure.
 
 use std::sync::Arc;
 
@@ -10,15 +11,16 @@ use heddle_proto::{
 
 use super::Instance;
 
-/// What callers need to know of a service that has no instance: they are told "no endpoints", not "no such service".
+/// What callers need to know about a service without instances, so that they get "no endpoints" and not "no such
+/// service".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownService {
-    /// Never "unspecified", but in a default one.
+    /// Never "unspecified", except in the default value.
     pub protocol: Protocol,
     /// Sorted by name.
     pub protos: Vec<ProtoService>,
     pub schema_sha256: Option<Arc<str>>,
-    /// It claims the paths of `protos`.
+    /// Whether it claims the paths of `protos`.
     pub claim_paths: bool,
 }
 
@@ -86,8 +88,8 @@ impl KnownService {
         }
     }
 
-    /// What is known once an instance has told this. One that has not said yet what it serves (nobody has asked it
-    /// so far) takes nothing back.
+    /// What is known after an instance registered `next`. If it does not list proto services (because it has not been
+    /// asked yet), those already known are kept.
     pub(in crate::registry) fn followed_by(&self, next: Self) -> Self {
         if next.protos.is_empty() && next.protocol == self.protocol {
             return Self {
@@ -99,12 +101,12 @@ impl KnownService {
     }
 }
 
-/// Whether an instance claims the paths of what it serves: yes, unless it says no.
+/// Whether an instance claims the paths of its proto services: yes, unless it declines.
 pub(in crate::registry) fn claims_paths(instance: Option<&pb::Instance>) -> bool {
     instance.and_then(|it| it.claim_paths).unwrap_or(true)
 }
 
-/// What the record of a service would say that has instances and no record.
+/// The content of the record that is missing for a service with these instances.
 pub(in crate::registry) fn record_of<'a>(
     instances: impl Iterator<Item = &'a Arc<Instance>>,
 ) -> KnownService {

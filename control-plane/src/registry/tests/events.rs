@@ -28,7 +28,7 @@ use crate::{
 
 fn kinds(fixture: &Fixture) -> Vec<String> {
     fixture.registry.read(|view| {
-        // What instances do in the ordinary course is told a moment later than it is done.
+        // Events of normal operation are written with a delay.
         let is_of_node = |record: &EventRecord| {
             !record.node.is_empty() && !instance_events::KINDS.contains(&record.kind.as_str())
         };
@@ -99,7 +99,7 @@ async fn a_proxy_that_is_stopped_leaves_with_its_lease_and_nothing_is_wrong() {
         assert!(node.alive && node.left, "{node:?}");
         assert_eq!(names(view).len(), 1, "a restart is no flap");
     });
-    // Its successor takes over at once, and is there.
+    // Its successor takes over at once and is alive.
     let mut second = claim(&fixture, "p2").await;
     let is_back = |view: &View| view.node("a").is_some_and(|node| node.alive && !node.left);
     fixture.until(is_back).await;
@@ -154,7 +154,7 @@ async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
         before,
         "they share a lease"
     );
-    // The lease is lost: the next event has a new one.
+    // The lease is lost: the next event gets a new one.
     let lease = found.items[0].lease.unwrap();
     registry.store().revoke(lease).await.unwrap();
     claim(&fixture, "p1").await;
@@ -166,7 +166,7 @@ async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
         .await;
 }
 
-/// A clock on the wall that jumps back an hour each time it is asked.
+/// A wall clock that jumps back by an hour at each read.
 fn jumping() -> u64 {
     static HOURS: AtomicU64 = AtomicU64::new(500_000);
     HOURS.fetch_sub(1, Ordering::Relaxed) * 3_600_000
@@ -210,7 +210,7 @@ async fn what_instances_do_in_the_ordinary_course_is_told() {
         .await;
 }
 
-/// However many instances come and go, what else happened stays in the log.
+/// However many instances join and leave, the other events stay.
 #[tokio::test]
 async fn ordinary_events_drive_out_no_others() {
     let fixture = Fixture::new().await;
@@ -257,7 +257,7 @@ async fn jumps_of_the_clock_change_nothing_but_the_times_of_events() {
     assert_eq!(kinds.len(), 2, "{kinds:?}");
 }
 
-/// One file reads the system's clock, for the times of events.
+/// Only one file reads the system's clock, for the times of events.
 #[test]
 fn only_events_know_the_time_of_day() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,4 +1,4 @@
-//! What is told of instances that go without having asked to.
+//! Events of instances that are removed without having requested it.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn node(fixture: &Fixture, process: &str, has: &[String]) -> NodeLease {
     lease
 }
 
-/// In the store itself, oldest first.
+/// The `instance-expired` events in the store, oldest first.
 async fn expired(fixture: &Fixture) -> Vec<(KeyValue, EventRecord)> {
     let store = fixture.registry.store();
     let found = store.range(keys::EVENTS, None).await.unwrap().items;
@@ -42,7 +42,7 @@ async fn expired(fixture: &Fixture) -> Vec<(KeyValue, EventRecord)> {
         .collect()
 }
 
-/// "service/instance: cause" of each.
+/// "service/instance: cause" of each event.
 async fn said(fixture: &Fixture) -> Vec<String> {
     let expired = expired(fixture).await;
     let line = |it: &EventRecord| format!("{}/{}: {}", it.service, it.instance, it.cause);
@@ -79,7 +79,7 @@ async fn who_goes_unasked_is_told_in_the_very_transaction_and_who_asks_is_not() 
     ];
     assert_eq!(fields, ["a", "users.default", "i0", BROKE]);
 
-    // The whole node leaves: that is its own event.
+    // The whole node leaves: that has its own event.
     lease.leave().await.unwrap();
     assert_eq!(expired(&fixture).await.len(), 1);
 }
@@ -111,7 +111,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
     let gone = RemovalCauses::from([
         (key("users/i0"), Some(BROKE.to_owned())),
         (key("users/i1"), None),
-        // Told before, and the answer was lost: it is not there any more.
+        // Reported before with a lost answer: the instance does not exist any more.
         (key("users/i9"), Some(BROKE.to_owned())),
     ]);
     let left = vec![instance("a", "users/i3")];
@@ -122,7 +122,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
             .into(),
     ];
     assert_eq!(said(&fixture).await, expected);
-    // The same once more is no news.
+    // Repeating it adds no event.
     lease.resume(left, &gone).await.unwrap();
     assert_eq!(said(&fixture).await.len(), 2);
 
@@ -138,7 +138,7 @@ async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
     let all = [some("shop", 100), some("users", MAX_EVENTS + 500)].concat();
     let mut lease = node(&fixture, "p1", &all).await;
     let unasked = |name: &String| NodeWrite::Remove(key(name), Some(BROKE.into()));
-    // So many have an event each, of one write.
+    // This many instances of one write have an event each.
     let (few, many) = all.split_at(100);
     lease
         .change(few.iter().map(unasked).collect())

@@ -19,7 +19,7 @@ use crate::{
     store::MAX_TXN_BYTES,
 };
 
-/// Looks often, and forgets what nobody has used for a moment.
+/// Runs often, and removes what was unused for a moment.
 async fn tidy() -> Fixture {
     let gc = GcOptions {
         interval: Duration::from_millis(100),
@@ -79,7 +79,7 @@ async fn descriptors_that_a_value_does_not_hold_lie_in_parts_and_come_back_whole
     let longest = found.items.iter().map(|item| item.value.len()).max();
     assert!(longest.unwrap() <= MAX_TXN_BYTES);
     registry.read(|view| assert_eq!(view.schemas().count(), 1, "a part is no content"));
-    // A part is lost: nothing is better than a torn half.
+    // If a part is lost, no descriptors are returned rather than incomplete ones.
     let part = keys::schema_part(&sha256, 1);
     registry.store().delete(&part).await.unwrap();
     assert_eq!(registry.schema(&sha256).await, Ok(None));
@@ -91,11 +91,11 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
     let registry = &fixture.registry;
     let (used, used_bytes) = descriptors("used.proto", 10);
     let (unused, unused_bytes) = descriptors("unused.proto", MAX_TXN_BYTES * 2);
-    // Named before they are there: what nobody names for a moment would go, and a machine that stalls takes longer.
+    // Referred to before they are stored: otherwise they would be removed if the machine stalls in between.
     let mut lease = with_schema(registry, "a", &used).await;
     registry.keep_schema(&used, used_bytes).await.unwrap();
     registry.keep_schema(&unused, unused_bytes).await.unwrap();
-    // Told in the transaction that removes them.
+    // The event is part of the transaction that removes them.
     until(registry, |view| {
         let event = view.events().find(|it| it.record.kind == "schema-removed");
         event.is_some_and(|event| event.record.cause.contains(&unused))
@@ -109,7 +109,7 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
         .await
         .unwrap();
     assert_eq!(left.items.len(), 1, "its parts are gone too");
-    // The service stays known for a while, and with it its descriptors; then both go.
+    // The service stays known for a while, and its descriptors with it; then both are removed.
     lease.leave().await.unwrap();
     until(registry, |view| {
         view.schemas().next().is_none() && view.marked_schemas().is_empty()
@@ -130,7 +130,7 @@ async fn marked_descriptors_are_asked_for_again_and_unmarked() {
     registry.keep_schema(&sha256, bytes.clone()).await.unwrap();
     let _lease = with_schema(registry, "a", &sha256).await;
     until(registry, |view| view.has_schema(&sha256)).await;
-    // One whose registration was under way when they were marked does not know; the next look does.
+    // A node that registers while they are marked does not notice; the next run of the collector removes the mark.
     registry
         .store()
         .put(&keys::marked_schema(&sha256), Bytes::new())
@@ -186,8 +186,8 @@ async fn a_node_that_has_gone_for_long_is_forgotten_but_not_that_its_old_process
     assert!(refused.to_string().contains("p4"), "{refused}");
 }
 
-/// Issue 10, D2: a mesh's prefix may extend another's, even by the name of one of its folders. What tidies the one must
-/// not touch the other.
+/// Issue 10, D2: a mesh's prefix may extend another's, even by the name of one of its folders. Removing unused records
+/// of one mesh must not affect the other.
 #[tokio::test]
 async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
     let fixture = tidy().await;
@@ -233,7 +233,7 @@ async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
             put.push((key, at));
         }
     }
-    // Names that the inner mesh's keys begin with.
+    // Names with which the inner mesh's keys begin.
     for name in ["node", "instance", "schema", "service"] {
         let mut lease = NodeLease::claim(registry, &identity(name, "p1"))
             .await
@@ -243,11 +243,11 @@ async fn keys_of_a_mesh_whose_prefix_extends_this_ones_stay() {
         let revision = lease.leave().await.unwrap();
         registry.reached(revision).await;
     }
-    // What is this mesh's own has come and gone by then.
+    // By then, this mesh's own records are added and removed again.
     fixture
         .until(|view| view.nodes().next().is_none() && view.services().next().is_none())
         .await;
-    // Later than anything that the collector had found at the same time.
+    // Added after the inner mesh's keys, so it is removed after anything that the collector found with them.
     store
         .put(&keys::schema_part("00aa", 0), Bytes::new())
         .await

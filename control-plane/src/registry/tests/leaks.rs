@@ -10,9 +10,9 @@ use crate::registry::{
     options::{ClaimOptions, ExpiryOptions, GcOptions, IdleOptions, RegistryOptions},
 };
 
-/// Nodes at once: they share commits, else each cycle would wait for the disk alone.
+/// Nodes in parallel: they share commits, otherwise each cycle would wait for the disk alone.
 const NODES: usize = 64;
-/// So many cycles, in the environment of the child.
+/// The environment variable with the number of cycles, for the child process.
 const CYCLES: &str = "HEDDLE_TEST_CYCLES";
 
 fn resident_bytes() -> usize {
@@ -21,7 +21,7 @@ fn resident_bytes() -> usize {
     pages * 4096
 }
 
-/// One life of a node: it comes, changes, and leaves, or is killed in any moment.
+/// One life of a node: it joins, changes, and leaves, or is killed at any moment.
 async fn cycle(registry: &Registry, node: usize, n: usize, rng: &mut StdRng) {
     let name = format!("n{node}");
     let killed_after = rng.random_range(0..4);
@@ -42,7 +42,7 @@ async fn cycle(registry: &Registry, node: usize, n: usize, rng: &mut StdRng) {
         .await
         .unwrap();
     if killed_after == 2 {
-        // In the middle of a write: the wish is dropped at some point of it.
+        // In the middle of a write: the future is dropped at some point.
         let leave = lease.leave();
         let moment = Duration::from_micros(rng.random_range(0..2000));
         let _ = tokio::time::timeout(moment, leave).await;
@@ -51,7 +51,7 @@ async fn cycle(registry: &Registry, node: usize, n: usize, rng: &mut StdRng) {
     lease.leave().await.unwrap();
 }
 
-/// Memory is measured in a process of its own: other tests run in this one.
+/// Memory is measured in a separate process: other tests run in this one.
 fn in_a_process_of_its_own(cycles: usize) {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture"])
@@ -88,7 +88,7 @@ async fn come_and_go(cycles: usize) {
     let options = RegistryOptions {
         lease_ttl: Duration::from_secs(2),
         renew_interval: Duration::from_millis(600),
-        // Nodes that die all at once are meant here.
+        // Nodes that die at the same time are intended here.
         expiry: ExpiryOptions {
             mass_nodes: usize::MAX,
             ..ExpiryOptions::default()
@@ -109,7 +109,8 @@ async fn come_and_go(cycles: usize) {
         },
         ..RegistryOptions::default()
     };
-    // What the store remembers for watchers that fell behind is bounded too, but by more than this test writes.
+    // The history that the store keeps for slow watchers is bounded too, but its default bound is more than this test
+    // writes.
     let fixture = Fixture::with_history(1000, options).await;
     let registry = &fixture.registry;
     let seed = 5;
@@ -126,7 +127,7 @@ async fn come_and_go(cycles: usize) {
         join_all(nodes)
     };
     let store = registry.store();
-    // The first tenth fills what stays: pools, tables, the history of the store.
+    // The first tenth fills what is kept: pools, tables, the history of the store.
     for done in run(0, cycles / 10).await {
         done.unwrap();
     }
@@ -143,7 +144,7 @@ async fn come_and_go(cycles: usize) {
     fixture.until(|view| view.services().next().is_none()).await;
     assert_eq!(fixture.keys_of_nodes().await, ["epoch-floor"]);
     let after = store.counters();
-    // The replica's own, and those of the events of the last hour: one per ten minutes.
+    // The replica's own lease and those of the events of the last hour: one per ten minutes.
     assert!(after.leases <= 3, "{after:?}");
     assert!(after.keys <= MAX_EVENTS as u64 + 80, "{after:?}");
     assert_eq!(registry.beats(), 0, "nobody's beats are remembered");

@@ -1,4 +1,4 @@
-//! The registry under several replicas, without its store, and over many cycles.
+//! The registry with several replicas, without its store, and over many cycles.
 
 mod events;
 mod expired;

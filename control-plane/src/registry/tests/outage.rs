@@ -11,7 +11,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Longer than a machine stalls.
+/// Longer than the machine may stall.
 const TTL: Duration = Duration::from_secs(3);
 
 async fn node(registry: &Registry, name: &str) -> NodeLease {
@@ -24,7 +24,7 @@ async fn node(registry: &Registry, name: &str) -> NodeLease {
     lease
 }
 
-/// Beats as a session does, until the lease is lost or the time is up.
+/// Sends heartbeats like a session, until the lease is lost or the time is over.
 async fn beat_for(lease: &mut NodeLease, time: Duration) -> Result<(), LeaseError> {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -39,7 +39,7 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
     let mesh = Replicas::new();
     let (registry, wire) = mesh.join("c1", TTL).await;
     until(&registry, |_| registry.is_leader()).await;
-    // Two nodes: that they lapse together is no mass lapse, which would save them anyway.
+    // Two nodes are too few for a mass lapse, which would keep them anyway.
     let mut a = node(&registry, "a").await;
     drop(node(&registry, "b").await);
     beat_for(&mut a, TTL * 2).await.unwrap(); // the leader has begun to judge: b lapses alone and goes
@@ -79,7 +79,7 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
         });
         assert!(matches!(lapsed.await, LeaseError::Lapsed { .. }));
     }
-    // They come back within the time in which their agents do, and find all as it was.
+    // They return within the time that agents need to reconnect, and nothing has changed.
     tokio::time::sleep(TTL / 4).await;
     let (_a, _b) = (node(&registry, "a").await, node(&registry, "b").await);
     late = NodeLease::claim(&registry, &identity("c", "p1")).await;
@@ -107,7 +107,7 @@ async fn a_change_made_while_the_store_is_away_is_done_when_it_is_back() {
     let (key, local) = instance("a", "users/u2");
     let write = lease.change(vec![NodeWrite::Put(key, Box::new(local))]);
     let mend = async {
-        // The wish to write fails, and is tried again.
+        // The write fails and is retried.
         while registry.store_away().is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -146,7 +146,7 @@ async fn a_replica_that_is_cut_off_alone_sends_its_nodes_away_before_their_lease
     }
 }
 
-/// Issue 10, D2: one request that the store failed per TTL held the leader off for ever.
+/// Issue 10, D2: one failed request to the store per TTL suspended expiry forever.
 #[tokio::test]
 async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     let mesh = Replicas::new();
@@ -168,7 +168,7 @@ async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     }
 }
 
-/// Issue 10, D2: nobody noticed, and the replica served its old view for ever.
+/// Issue 10, D2: nobody noticed it, and the replica served its old view forever.
 #[tokio::test]
 async fn a_follower_that_panics_is_begun_anew_and_misses_nothing() {
     let mesh = Replicas::new();

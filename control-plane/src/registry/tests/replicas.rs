@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Leases that no test waits for: what happens happens at once.
+/// So long that no lease expires during a test.
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -86,7 +86,7 @@ async fn when_the_leader_dies_another_takes_over_and_the_dead_one_cannot_sweep_l
     };
     assert!(!mesh.store().txn(txn).await.unwrap().succeeded);
     wire.mend();
-    // It joins anew, as one that is not the leader.
+    // It joins again, not as the leader.
     until(&first, |view| view.replicas().count() == 2).await;
     one_leader(&first, "c2").await;
     assert!(!first.is_leader());
@@ -111,7 +111,7 @@ async fn a_name_that_another_replica_has_is_refused_and_one_that_was_killed_has_
     );
     assert!(first.read(|view| view.replica("c1").is_some()));
 
-    // Nobody else can serve where it serves: what stands in the store is of a process that was killed.
+    // No other process can serve at its address: the record in the store is that of a killed process.
     let again = within(mesh.try_join(Replicas::options("c1", LONG)))
         .await
         .unwrap();
@@ -212,7 +212,7 @@ async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_is_t
     let batch = within(changes.next()).await;
     assert_eq!(batch.services, BTreeSet::new(), "it does not flap");
     new.beat().await.unwrap();
-    // The clash hangs on a lease: it is over when nobody claims the name any longer.
+    // The clash is on a lease: it ends when nobody claims the name any longer.
     let clash = mesh.store().get(&keys::clash("a")).await.unwrap().unwrap();
     mesh.store().revoke(clash.lease.unwrap()).await.unwrap();
     until(&first, |view| view.node("a").unwrap().clash.is_none()).await;
@@ -221,7 +221,7 @@ async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_is_t
 #[tokio::test]
 async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_or_has_gone() {
     let mesh = Replicas::new();
-    // So long that nobody is late at first, even if the machine stalls.
+    // So long that no node is late at first, even if the machine stalls.
     let ttl = SHORT * 3;
     let (member, _) = mesh.member(Replicas::options("c1", ttl)).await;
     let first = member.registry().clone();
@@ -236,13 +236,13 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
         leases.push(lease);
     }
     assert_eq!(member.overdue(), 0, "nobody is late");
-    // They fall silent: their replica notices a missed beat long before their leases end.
+    // They stop sending: their replica notices a missed heartbeat long before their leases end.
     until(&first, |view| {
         view.replica("c2").is_some_and(|it| it.late_nodes == 3)
     })
     .await;
     assert_eq!(member.overdue(), 3);
-    // So the first that lapses is not judged before the others.
+    // So the first node that lapses is not judged before the others lapse.
     until(&first, |view| {
         view.nodes().filter(|node| node.suspect).count() == 3
     })
@@ -295,7 +295,7 @@ async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other
     let (first, _) = mesh.join("c1", SHORT).await;
     let (second, _) = mesh.join("c1", SHORT).await;
     let holder = |view: &View| view.replica("c1").map(|it| it.process_id.clone());
-    // The later one took it; a machine that stalls may cost it its lease, and then the other one may have it.
+    // The later one took the name. If the machine stalls, it may lose its lease and the other one may take the name.
     until(&first, |view| {
         holder(view).as_ref() == Some(&second.options().process_id)
     })
@@ -305,7 +305,7 @@ async fn two_that_live_under_one_name_and_address_do_not_take_it_from_each_other
     until(&first, |_| first.is_leader() != second.is_leader()).await;
 }
 
-/// Whether what is read is the same all the time.
+/// Whether the value that `read` returns stays the same for this time.
 async fn stays<T: PartialEq>(
     registry: &Registry,
     time: Duration,
@@ -360,7 +360,7 @@ async fn a_replica_that_stops_or_dies_leaves_one_event() {
     cut.cut();
     expected.push(cause(&third, "its lease lapsed"));
     until(&first, |view| left(view) == expected).await;
-    // The leader itself: its successor knows who was there.
+    // The leader itself: its successor knows which replicas were there.
     wire.cut();
     one_leader(&fourth, "c4").await;
     expected.push(cause(&first, "its lease lapsed"));

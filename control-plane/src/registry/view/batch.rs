@@ -1,5 +1,5 @@
-//! What one or several revisions changed in the view, by name. Batches merge, and their size is bounded by the names in the
-//! mesh.
+//! The changes of one or several revisions in the view, by name. Batches can be merged, and their size is bounded by
+//! the names in the mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,25 +12,25 @@ use super::{
 };
 use crate::{names::ServiceName, store::Revision};
 
-/// What one or several revisions changed.
+/// The changes of one or several revisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The view's revision after them.
     pub revision: Revision,
-    /// Services whose content changed: an instance, what matters to clients of the node of one, or what stands in
-    /// where there is none.
+    /// Services whose content changed: an instance, a field of an instance's node that clients see, or the record that
+    /// replaces missing information of instances.
     pub services: BTreeSet<ServiceName>,
-    /// Which instances of them; a service that is absent here changed in nothing but its record.
+    /// Their changed instances. If a service is missing here, only its record or a claim changed.
     pub instances: BTreeMap<ServiceName, ChangedInstances>,
-    /// Nodes that changed, lease included.
+    /// Nodes that changed, including their leases.
     pub nodes: BTreeSet<Arc<str>>,
-    /// Replicas of the control plane, or their duties.
+    /// Whether replicas of the control plane or their duties changed.
     pub replicas: bool,
-    /// Something happened that `View::events` tells.
+    /// Whether `View::events` changed.
     pub events: bool,
-    /// Where proxies listen.
+    /// Whether the addresses of proxies' listeners changed.
     pub listeners: bool,
-    /// Claims of paths that came or went, or whose service has instances now and had none, or the reverse.
+    /// Claims of paths that were added or removed, or whose service got its first or lost its last instance.
     pub paths: BTreeSet<PathOf>,
 }
 

@@ -1,13 +1,13 @@
-//! Which instances of a service changed, as a bounded set of their ids. Who keeps something per instance reads only
-//! these again, so that its work depends on the change and not on the size of the service.
+//! The changed instances of a service, as a bounded set of their ids. A reader that keeps data per instance updates
+//! only these, so that its work depends on the size of the change and not of the service.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-/// Where an instance of a service is: its node and its id there.
+/// Identifies an instance of a service: its node and its id there.
 pub type InstanceId = (Arc<str>, Arc<str>);
 
-/// Most places that are named one by one. Beyond it the whole service is looked at again: a reader that does not look
-/// for long must not collect the names of all instances that ever came and went.
+/// The most ids in a set. Beyond it, the whole service counts as changed: a reader that does not read for a long time
+/// must not collect the ids of all instances that ever existed.
 const MAX_IDS: usize = 4_096;
 
 /// The instances of one service that changed.
@@ -31,7 +31,7 @@ impl ChangedInstances {
         }
     }
 
-    /// Adds what changed later.
+    /// Adds later changes.
     pub fn merge(&mut self, later: Self) {
         match (&mut *self, later) {
             (Self::These(ids), Self::These(mut more)) => {

@@ -1,5 +1,5 @@
-//! The claims of paths of all services: what services claim now, and what the store holds. Claimants are returned
-//! with their rank. Instances are not known here, and `heddle_proto::paths` decides who owns a path.
+//! The claims of paths of all services: those that services make now, and those in the store. Claimants are returned
+//! with their rank. This module does not know instances; `heddle_proto::paths` decides which claimant owns a path.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,14 @@ use heddle_proto::{
 use super::fold::release;
 use crate::{names::ServiceName, store::Revision};
 
-/// Which proto services a service claims, and whether it has instances.
+/// The proto services that a service claims, and whether it is without instances.
 #[derive(Default, PartialEq)]
 pub(super) struct Claimed {
     pub(super) empty: bool,
     pub(super) protos: Vec<Arc<str>>,
 }
 
-/// A claim as the store holds it.
+/// A claim in the store.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::registry) struct StoredClaim {
     pub(in crate::registry) created: Revision,
@@ -35,16 +35,16 @@ pub(in crate::registry) type PathOf = (Arc<str>, ServiceName);
 /// All claims.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Claims {
-    /// Proto service → who claims it now, and whether that service is empty.
+    /// Proto service → the services that claim it now, and whether each is without instances.
     claimants: BTreeMap<Arc<str>, BTreeMap<ServiceName, bool>>,
     stored: BTreeMap<ServiceName, BTreeMap<Arc<str>, StoredClaim>>,
-    /// How many are stored in each namespace.
+    /// The number of stored claims in each namespace.
     in_namespace: BTreeMap<String, usize>,
     count: usize,
 }
 
 impl Claims {
-    /// Who claims a proto service in any namespace, sorted by name.
+    /// The services that claim a proto service, in all namespaces, sorted by name.
     pub(super) fn claimants<'a>(
         &'a self,
         proto: &str,
@@ -66,7 +66,7 @@ impl Claims {
         })
     }
 
-    /// Since when a service has its claim in the store; 0: it has none.
+    /// The revision since which the store has the claim; 0 if it does not have it.
     pub(super) fn since(&self, service: &ServiceName, proto: &str) -> Revision {
         self.stored_one(service, proto)
             .map_or(Revision(0), |claim| claim.created)
@@ -88,13 +88,13 @@ impl Claims {
         self.stored.keys()
     }
 
-    /// How many are stored, in all and in this namespace.
+    /// The number of stored claims, in total and in this namespace.
     pub(super) fn counts(&self, namespace: &str) -> (usize, usize) {
         let here = self.in_namespace.get(namespace).copied();
         (self.count, here.unwrap_or_default())
     }
 
-    /// Puts what a service claims now in the place of what it claimed before; adds the proto services concerned.
+    /// Replaces the claims of a service with its current ones, and adds the changed paths to `changed`.
     pub(super) fn change(
         &mut self,
         service: &ServiceName,
@@ -121,7 +121,7 @@ impl Claims {
         }
     }
 
-    /// Takes over what the store says of one claim. True: since when it is there has changed.
+    /// Applies the stored state of one claim. True if the revision since which it exists changed.
     pub(super) fn set(
         &mut self,
         service: &ServiceName,

@@ -1,5 +1,5 @@
-//! The control plane itself in the view: its replicas, which of them does which duty, and recent events. Nodes and
-//! services are not known here.
+//! The control plane's own state in the view: its replicas, their duties, and recent events. This module does not know
+//! nodes and services.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     store::{KeyValue, Revision},
 };
 
-/// The replica that holds a duty, and since when.
+/// The replica that performs a duty, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::registry) struct DutyHolder {
     pub(in crate::registry) replica: String,
@@ -54,10 +54,10 @@ impl ControlPlaneState {
         !self.events.keys().eq(older.events.keys())
     }
 
-    /// True: something changed.
+    /// True if something changed.
     pub(super) fn set_replica(&mut self, name: &str, value: Option<&KeyValue>) -> bool {
         let new = value.map(|value| {
-            // The key alone says that the replica serves.
+            // The key's existence alone means that the replica serves, even if its record cannot be decoded.
             let record = ReplicaRecord::decode(value.value.clone()).unwrap_or_default();
             let duties = self.duties_of(name, &record.process_id);
             Replica::new(name, record, duties)

@@ -1,4 +1,4 @@
-//! Folds the store's events into the view: one function per kind of key. Each notes in the batch what it changed.
+//! Applies the store's events to the view: one function per kind of key. Each adds its changes to the batch.
 
 use std::{
     borrow::Borrow,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl View {
-    /// Builds a view from all keys as they stood at a revision.
+    /// Builds a view from all keys of the store at a revision.
     #[must_use]
     pub fn load<'a>(revision: Revision, items: impl IntoIterator<Item = &'a KeyValue>) -> Self {
         let mut view = Self {
@@ -38,7 +38,8 @@ impl View {
         view
     }
 
-    /// Folds one revision's events in and adds what they changed. Events that it has seen already change nothing.
+    /// Applies one revision's events and adds the changes to `batch`. A revision that was already applied changes
+    /// nothing.
     pub fn apply(&mut self, changes: &Changes, batch: &mut Batch) {
         if changes.revision <= self.revision {
             return;
@@ -50,7 +51,7 @@ impl View {
         batch.revision = changes.revision;
     }
 
-    /// What differs between an older view and this one, for a reader that held the older.
+    /// The differences between an older view and this one, for a reader of the older one.
     #[must_use]
     pub fn changes_since(&self, older: &Self) -> Batch {
         let mut batch = Batch {
@@ -134,7 +135,7 @@ impl View {
             instance.map(Arc::new)
         });
         if self.instance(key) == new.as_ref() {
-            // Written again unchanged (a reconnect): no client has to hear of it.
+            // Written again without a change (after a reconnect): no client needs an update.
             return;
         }
         let claimed = self.claim(&key.service);
@@ -191,7 +192,7 @@ impl View {
 
     fn set_service(&mut self, name: ServiceName, value: Option<&KeyValue>, batch: &mut Batch) {
         let record = value.map(|value| {
-            // The key alone says that the service is known.
+            // The key's existence alone means that the service is known, even if its record cannot be decoded.
             let record = ServiceRecord::decode(value.value.clone()).unwrap_or_else(|error| {
                 tracing::error!(key = %value.key, %error, "a record of the store cannot be read; left out");
                 ServiceRecord::default()
@@ -224,7 +225,7 @@ impl View {
         let claim = value.map(|value| StoredClaim {
             created: value.create_revision,
             modified: value.mod_revision,
-            // The key alone says that the path is claimed.
+            // The key's existence alone means that the path is claimed, even if its record cannot be decoded.
             record: ClaimRecord::decode(value.value.clone()).unwrap_or_default(),
         });
         if !self.claims.set(service, proto, claim) {
@@ -244,7 +245,7 @@ impl View {
             .unwrap_or_default()
     }
 
-    /// A service has changed: it goes if nothing is left of it, and claims what it claims now.
+    /// Completes a change of a service: removes it if it has neither an instance nor a record, and updates its claims.
     fn settle(&mut self, name: &ServiceName, claimed: Claimed, batch: &mut Batch) {
         if self.services.get(name).is_some_and(Service::is_gone) {
             self.services.remove(name);
@@ -331,7 +332,7 @@ fn keep(names: &mut BTreeSet<Arc<str>>, name: &str, is_there: bool) {
     }
 }
 
-/// Counts one down.
+/// Decrements a count; removes it at zero.
 pub(super) fn release<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(
     counts: &mut BTreeMap<K, usize>,
     key: &Q,

@@ -1,6 +1,6 @@
-//! The state of the mesh: nodes, instances, services and the claims of paths, folded from the store's events. Answers
-//! are sorted and read-only, and each change names what changed. Pure: the same events give the same view, from
-//! whatever revision they are replayed.
+//! The state of the mesh, built from the store's events: nodes, instances, services and the claims of paths. Results
+//! are sorted and read-only, and each change reports what changed. Pure: the same events give the same view, whatever
+//! revision they are replayed from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,11 +45,11 @@ struct NodeEntry {
     record: Option<Node>,
     alive: Option<Alive>,
     clash: Option<Clash>,
-    /// Service → how many instances of it the node has.
+    /// Service → the number of its instances on this node.
     services: BTreeMap<ServiceName, usize>,
 }
 
-/// The fold. Answers are sorted and free of clocks, so that they are equal on every replica.
+/// The state of the mesh. Results are sorted and do not depend on clocks, so that they are equal on every replica.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     revision: Revision,
@@ -64,13 +64,13 @@ pub struct View {
 }
 
 impl View {
-    /// The store's revision that this view shows.
+    /// The store's revision that this view includes.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// Known services, sorted: with instances, or without any for a bounded time.
+    /// Known services, sorted. A service without instances stays known for a limited time.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
@@ -89,40 +89,40 @@ impl View {
         self.instance_at(&key.service, &id)
     }
 
-    /// The instance of a service at a place.
+    /// The instance of a service with this node and id.
     #[must_use]
     pub fn instance_at(&self, service: &ServiceName, id: &InstanceId) -> Option<&Arc<Instance>> {
         self.services.get(service)?.instances.get(id)
     }
 
-    /// How many instances a service has.
+    /// The number of a service's instances.
     #[must_use]
     pub fn instances_in(&self, service: &ServiceName) -> usize {
         let service = self.services.get(service);
         service.map_or(0, |service| service.instances.len())
     }
 
-    /// By what a service is known where its instances do not say it: it has none, or none of them has told yet what
-    /// it serves.
+    /// The service's record, if it replaces missing information of instances: there are none, or none of them has
+    /// listed its proto services yet.
     #[must_use]
     pub fn stands_in(&self, service: &ServiceName) -> Option<&Arc<KnownService>> {
         self.services.get(service)?.stands_in()
     }
 
-    /// What the service's record says, whether it is needed or not.
+    /// The service's record, whether it is needed or not.
     pub(super) fn recorded(&self, service: &ServiceName) -> Option<&KnownService> {
         let record = self.services.get(service)?.record.as_ref()?;
         Some(&record.known)
     }
 
-    /// If the service has no instance: when its record was written last.
+    /// The revision at which the service's record was last written, if the service has no instance.
     pub(super) fn empty_since_write(&self, service: &ServiceName) -> Option<Revision> {
         let service = self.services.get(service)?;
         let record = service.record.as_ref()?;
         service.instances.is_empty().then_some(record.modified)
     }
 
-    /// Instances of all services.
+    /// The number of instances of all services.
     #[must_use]
     pub fn instance_count(&self) -> usize {
         self.instances
@@ -133,14 +133,14 @@ impl View {
         self.nodes.get(name).and_then(|entry| entry.record.as_ref())
     }
 
-    /// All nodes ever seen, sorted.
+    /// All nodes with a record, alive or not, sorted.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes
             .values()
             .filter_map(|entry| entry.record.as_ref())
     }
 
-    /// How many instances a node has.
+    /// The number of a node's instances.
     #[must_use]
     pub fn instances_on(&self, node: &str) -> usize {
         self.nodes
@@ -148,7 +148,7 @@ impl View {
             .map_or(0, |entry| entry.services.values().sum())
     }
 
-    /// Services that a node has instances of, sorted.
+    /// The services of a node's instances, sorted.
     pub fn services_on(&self, node: &str) -> impl Iterator<Item = &ServiceName> {
         self.nodes
             .get(node)
@@ -167,8 +167,8 @@ impl View {
         })
     }
 
-    /// The node whose proxy listens at the address of an instance of `on`, which need not be known here as it is: `on`
-    /// itself, or another that lives.
+    /// The node whose proxy listens at the address of an instance on the node `on`: `on` itself, or another living
+    /// node. `on` need not equal the node of that name in this view.
     #[must_use]
     pub fn proxy_at(&self, on: &Node, address: SocketAddr) -> Option<Arc<str>> {
         self.proxies.at(on, address, |name| self.node(name))
@@ -182,20 +182,20 @@ impl View {
         self.claims.claimants(proto)
     }
 
-    /// Who owns the path of a proto service in a namespace.
+    /// The owner of the path of a proto service in a namespace.
     #[must_use]
     pub fn path_owner(&self, proto: &str, namespace: &str) -> Owner<&ServiceName> {
         owner_among(self.path_claimants(proto), namespace)
     }
 
-    /// Whom a call by path means, of a caller in this namespace.
+    /// The service that a call by path is for, if its caller is in this namespace.
     #[must_use]
     pub fn by_path(&self, proto: &str, namespace: &str) -> ByPath<&ServiceName> {
         by_path(self.path_claimants(proto).collect(), namespace)
     }
 
-    /// The proto services whose paths a service claims now, sorted, each with the revision since which the claim is in
-    /// the store; 0: it is not.
+    /// The proto services whose paths a service claims now, sorted, each with the revision since which the store has
+    /// the claim; 0 if it does not have it.
     #[must_use]
     pub fn path_claims(&self, service: &ServiceName) -> Vec<(Arc<str>, Revision)> {
         let mut protos = self.claim(service).protos;
@@ -207,7 +207,7 @@ impl View {
         protos.into_iter().map(since).collect()
     }
 
-    /// The claims of a service that the store holds, by proto service.
+    /// The claims of a service in the store, by proto service.
     pub(super) fn stored_claims(
         &self,
         service: &ServiceName,
@@ -219,31 +219,31 @@ impl View {
         self.claims.stored_one(service, proto)
     }
 
-    /// Services of which the store holds claims, whether they still exist or not.
+    /// Services with claims in the store, whether they still exist or not.
     pub(super) fn claiming_services(&self) -> impl Iterator<Item = &ServiceName> {
         self.claims.services()
     }
 
-    /// How many claims the store holds, in all and in this namespace.
+    /// The number of claims in the store, in total and in this namespace.
     #[must_use]
     pub fn claim_counts(&self, namespace: &str) -> (usize, usize) {
         self.claims.counts(namespace)
     }
 
-    /// An instance of the service serves this proto service and claims its path.
+    /// Whether an instance of the service serves this proto service and claims its path.
     pub(super) fn serves_path(&self, service: &ServiceName, proto: &str) -> bool {
         self.services
             .get(service)
             .is_some_and(|service| service.serves_path(proto))
     }
 
-    /// When the record of a service was first written: who is the older one.
+    /// The revision at which the record of a service was first written; the service with the lower one is older.
     pub(super) fn known_since(&self, service: &ServiceName) -> Option<Revision> {
         let record = self.services.get(service)?.record.as_ref()?;
         Some(record.created)
     }
 
-    /// An instance's health as clients see it: those of a suspect node are UNKNOWN.
+    /// An instance's health as clients see it: healthy instances of a suspect node are UNKNOWN.
     #[must_use]
     pub fn health(&self, instance: &Instance) -> Health {
         match self.node(&instance.node) {
@@ -252,7 +252,7 @@ impl View {
         }
     }
 
-    /// Why an instance has the health that `health` tells, in a sentence; empty if there is nothing to say.
+    /// The cause of the health that `health` returns, as a sentence; empty if there is none.
     #[must_use]
     pub fn health_reason(&self, instance: &Instance) -> String {
         if self.health(instance) == instance.health {
@@ -264,18 +264,18 @@ impl View {
         )
     }
 
-    /// The store holds these descriptors, and they are to stay.
+    /// Whether the store has these descriptors and they are not marked for deletion.
     #[must_use]
     pub fn has_schema(&self, sha256: &str) -> bool {
         self.schemas.contains(sha256) && !self.marked.contains(sha256)
     }
 
-    /// All descriptors that the store holds, sorted by hash.
+    /// The hashes of all descriptors in the store, sorted.
     pub(super) fn schemas(&self) -> impl Iterator<Item = &Arc<str>> {
         self.schemas.iter()
     }
 
-    /// Those that go soon unless somebody names them.
+    /// The hashes of descriptors that are marked for deletion.
     pub(super) fn marked_schemas(&self) -> &BTreeSet<Arc<str>> {
         &self.marked
     }
@@ -290,12 +290,12 @@ impl View {
         self.control_plane.replica(name)
     }
 
-    /// The replica that holds a duty.
+    /// The replica that performs a duty.
     pub(super) fn duty_holder(&self, name: &str) -> Option<&DutyHolder> {
         self.control_plane.duty_holder(name)
     }
 
-    /// What happened, oldest first: of about the last hour, and at most about 1,000 events.
+    /// The events, oldest first: those of about the last hour, at most about 1,000.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator {
         self.control_plane.events()
     }

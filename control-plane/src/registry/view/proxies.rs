@@ -1,5 +1,5 @@
-//! Where the proxies of living nodes listen, by port. Used to reject an instance whose address is a proxy's: a call
-//! to it would loop. The cost of a lookup does not depend on the size of the mesh.
+//! The addresses on which the proxies of living nodes listen, by port. Used to reject an instance with a proxy's
+//! address: a call to it would loop. The cost of a lookup does not depend on the size of the mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use crate::registry::model::Node;
 pub(super) struct Proxies(BTreeMap<u16, BTreeSet<(Arc<str>, IpAddr)>>);
 
 impl Proxies {
-    /// A node has changed. True: where its proxy listens has.
+    /// Applies the change of a node. True if the addresses of its proxy's listeners changed.
     pub(super) fn change(&mut self, old: Option<&Node>, new: Option<&Node>) -> bool {
         let (old, new) = (addresses(old), addresses(new));
         for gone in old.difference(&new) {
@@ -35,8 +35,8 @@ impl Proxies {
         }
     }
 
-    /// The node whose proxy listens where an instance of `on` has its address: `on` itself, or another. `node` gives a node
-    /// by name.
+    /// The node whose proxy listens at the address of an instance on the node `on`: `on` itself, or another. `node`
+    /// returns a node by name.
     pub(super) fn at<'a>(
         &self,
         on: &Node,
@@ -67,11 +67,11 @@ fn every(node: &Node) -> impl Iterator<Item = SocketAddr> {
     all.map(|at| SocketAddr::new(at.ip().to_canonical(), at.port()))
 }
 
-/// Whether who dials `address` from the host of `on` reaches a listener at `at` of `owner`'s proxy.
+/// Whether a connection to `address` from the host of `on` reaches a listener at `at` of `owner`'s proxy.
 fn reaches(on: &Node, address: IpAddr, owner: &Node, at: IpAddr) -> bool {
     let here = || *on.name == *owner.name || on.shares_host(owner);
     if at.is_unspecified() {
-        // An IPv6 wildcard takes IPv4 connections too.
+        // An IPv6 wildcard also accepts IPv4 connections.
         let takes = at.is_ipv6() || address.is_ipv4();
         return takes && (here() || address == owner.advertise.ip().to_canonical());
     }
@@ -136,7 +136,8 @@ mod tests {
             ("b", "127.0.0.1:15008", Some("a")),
             ("far", "10.0.0.1:15008", Some("a")),
             ("far", "127.0.0.1:15008", None),
-            // Whose address it is only its agent knows: a wildcard counts for all of the node's instances.
+            // Only the agent knows its node's addresses: a wildcard listener matches the address of every instance on
+            // the node.
             ("a", "10.0.0.9:15008", Some("a")),
             ("a", "127.0.0.1:25001", Some("b")),
             ("a", "[::1]:25001", Some("b")),

@@ -11,16 +11,16 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Service {
     pub(super) instances: BTreeMap<InstanceId, Arc<Instance>>,
-    /// Proto service → how many instances serve it.
+    /// Proto service → the number of instances that serve it.
     pub(super) protos: BTreeMap<Arc<str>, usize>,
-    /// Proto service → how many instances claim its path.
+    /// Proto service → the number of instances that claim its path.
     pub(super) claimed: BTreeMap<Arc<str>, usize>,
-    /// Instances that claim the paths of what they serve.
+    /// The number of instances that claim the paths of their proto services.
     pub(super) claiming: usize,
     pub(super) record: Option<Record>,
 }
 
-/// What the store says of a service, with or without instances.
+/// The service's record in the store.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Record {
     pub(super) known: Arc<KnownService>,
@@ -29,7 +29,7 @@ pub(super) struct Record {
 }
 
 impl Service {
-    /// Where a node has instances of it.
+    /// The ids of the service's instances on a node.
     pub(super) fn ids_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a InstanceId> {
         let first: InstanceId = (node.into(), "".into());
         let ids = self.instances.range(first..).map(|(id, _)| id);
@@ -41,7 +41,7 @@ impl Service {
         self.protos.is_empty().then_some(&record.known)
     }
 
-    /// One of its instances serves this proto service, as far as is known, and claims its path.
+    /// Whether one of its instances serves this proto service, as far as is known, and claims its path.
     pub(super) fn serves_path(&self, proto: &str) -> bool {
         let is_known = |known: &Arc<KnownService>| {
             let claims = known.claim_paths && self.claiming > 0;
@@ -67,7 +67,7 @@ impl Service {
         }
     }
 
-    /// Those of one node, sorted by id; as cheap in a service with many others.
+    /// The instances on one node, sorted by id. The cost does not depend on the instances of other nodes.
     pub(super) fn instances_of<'a>(
         &'a self,
         node: &'a str,
@@ -78,7 +78,7 @@ impl Service {
         of_node.map(|(_, instance)| instance)
     }
 
-    /// Nothing is left of it: neither an instance nor a record.
+    /// Whether it has neither an instance nor a record.
     pub(super) fn is_gone(&self) -> bool {
         self.instances.is_empty() && self.record.is_none()
     }

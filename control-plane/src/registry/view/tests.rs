@@ -17,7 +17,7 @@ use crate::{
     store::{Changes, Event as StoreEvent, KeyValue},
 };
 
-/// One random step of a small mesh: few names, so that they meet.
+/// One random step in a small mesh. It uses few names, so that steps interact.
 #[derive(Clone, Debug)]
 enum Step {
     Instance {
@@ -244,7 +244,7 @@ fn instance_record(key: &InstanceKey, variant: u8) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Every state of the store and the changes between: revision n+1 follows from step n.
+/// Every state of the store and the changes in between: step n leads to revision n+2.
 fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
     let mut state: BTreeMap<Arc<str>, KeyValue> = BTreeMap::new();
     let mut states = vec![vec![]];
@@ -274,7 +274,7 @@ fn history(steps: &[Step]) -> (Vec<Vec<KeyValue>>, Vec<Changes>) {
     (states, changes)
 }
 
-/// A view's outside, by its answers only.
+/// What a view shows, according to its public results only.
 fn shown(view: &View) -> HashMap<String, String> {
     let mut shown = HashMap::new();
     for service in view.services() {
@@ -351,7 +351,7 @@ proptest! {
         for start in 0..states.len() {
             let mut view = View::load(Revision(start as u64 + 1), &states[start]);
             let mut batch = Batch::default();
-            // From before the start, too: what was seen already changes nothing.
+            // Includes changes from before the start: changes that were already applied have no effect.
             for changes in &changes[start.saturating_sub(2)..] {
                 view.apply(changes, &mut batch);
             }
@@ -375,7 +375,7 @@ proptest! {
             prop_assert_eq!(batch.revision, changes.revision);
             prop_assert_eq!(batch.replicas, replicas_in(&before) != replicas_in(&view));
             prop_assert_eq!(batch.events, events_in(&before) != events_in(&view));
-            // Read anew instead of followed: nothing that changed may be missed.
+            // Loaded again instead of followed: no change may be missed.
             let anew = view.changes_since(&before);
             prop_assert!(anew.services.is_superset(&changed));
             prop_assert!(anew.nodes.is_superset(&batch.nodes));
@@ -495,7 +495,7 @@ fn names_are_parsed() {
     }
 }
 
-/// Who must claim a path, and whether it has no instance, from the view's other answers.
+/// The services that must claim a path, and whether each is without instances, derived from the view's other results.
 fn claimants_by_definition(view: &View, proto: &str) -> Vec<(ServiceName, bool)> {
     let names = |protos: &[ProtoService]| protos.iter().any(|it| it.name == proto);
     let claims = |service: &&ServiceName| {

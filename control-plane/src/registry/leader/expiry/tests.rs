@@ -6,7 +6,7 @@ const RENEW: Duration = Duration::from_secs(3);
 struct Mesh {
     expiry: Expiry,
     start: Instant,
-    /// Nodes that have missed a beat.
+    /// Nodes that have missed a heartbeat.
     overdue: usize,
 }
 
@@ -32,7 +32,7 @@ impl Mesh {
         self.expiry.on_lapsed(&name(node), None, at);
     }
 
-    /// From that second on nobody is judged before the other one.
+    /// At `seconds`, suspends verdicts until `until`.
     fn hold(&mut self, seconds: u64, until: u64) {
         let (now, until) = (self.at(seconds), self.at(until));
         self.expiry.hold(until, now);
@@ -217,7 +217,7 @@ fn a_suspects_time_is_noted_and_runs_on_under_the_next_leader() {
 #[test]
 fn who_begins_to_judge_waits_and_what_lapsed_meanwhile_counts_together() {
     let mut mesh = Mesh::new(10);
-    // It takes over at second 5: of the lapses before it knows only that they were.
+    // It takes over at second 5 and does not know when the earlier lapses happened.
     mesh.lapse(0, 5);
     mesh.hold(5, 15);
     mesh.lapse(1, 6);
@@ -270,7 +270,7 @@ fn what_lapsed_hours_before_the_store_was_away_does_not_count_together_with_what
         ["remove 2"],
         "one of eight: no mass lapse"
     );
-    // Of late is as ever: it could have been the same cut.
+    // Recent lapses still count: they could have the same cause.
     mesh.lapse(3, 7300);
     mesh.lapse(4, 7301);
     mesh.hold(7305, 7320);

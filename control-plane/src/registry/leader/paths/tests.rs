@@ -15,7 +15,7 @@ use crate::{
 
 const API: &str = "users.v1.Api";
 
-/// "users/u1" on a node, serving this.
+/// "users/u1" on a node, serving these proto services.
 fn serving(node: &str, name: &str, protos: &[&str]) -> (InstanceKey, LocalInstance) {
     let (key, mut local) = instance(node, name);
     let proto = |name: &&str| ProtoService {
@@ -31,7 +31,7 @@ async fn node(registry: &Registry, name: &str) -> NodeLease {
     NodeLease::claim(registry, &identity).await.unwrap()
 }
 
-/// The node has these and no others.
+/// Makes the node have exactly these instances.
 async fn set(lease: &mut NodeLease, registry: &Registry, instances: &[&str]) -> Revision {
     let name = lease.node().to_owned();
     let set = instances.iter().map(|it| serving(&name, it, &[API]));
@@ -69,7 +69,7 @@ async fn fixture(claims: ClaimOptions) -> Fixture {
     Fixture::with_options(tempfile::tempdir().unwrap(), options(claims)).await
 }
 
-/// Issue 10, B2: rivals that register at two replicas at the same moment.
+/// Issue 10, B2: two services that register for one path on two replicas at the same moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_rivals_at_two_replicas_exactly_one_owns_the_path_and_all_agree() {
     let replicas = Replicas::new();
@@ -103,7 +103,7 @@ async fn of_rivals_at_two_replicas_exactly_one_owns_the_path_and_all_agree() {
     }
 }
 
-/// Issue 10, B2: an upgrade keeps the path, and while the owner has no instance the next one stands in.
+/// Issue 10, B2: an upgrade keeps the path, and while the owner has no instance, the next claimant gets the calls.
 #[tokio::test]
 async fn the_first_to_register_keeps_the_path_through_upgrades_and_while_it_is_away() {
     let fixture = Fixture::new().await;
@@ -113,7 +113,7 @@ async fn the_first_to_register_keeps_the_path_through_upgrades_and_while_it_is_a
     set(&mut a, registry, &["users/u1"]).await;
     set(&mut b, registry, &["canary/c1"]).await;
     assert_eq!(registry.read(owner), "users.default");
-    // All replaced, then all gone, then back on another node.
+    // All replaced, then all removed, then back on another node.
     set(&mut a, registry, &["users/u2", "users/u3"]).await;
     assert_eq!(registry.read(owner), "users.default");
     set(&mut a, registry, &[]).await;
@@ -145,7 +145,7 @@ async fn a_claim_is_written_once_and_not_for_each_instance() {
     assert_eq!(last, first, "it was written again");
 }
 
-/// Issue 10, B2: the order in which a node's services came is the order of their claims.
+/// Issue 10, B2: claims have the order in which a node's services were registered.
 #[tokio::test]
 async fn of_two_services_of_one_hello_the_one_named_first_owns() {
     for names in [["users/u1", "canary/c1"], ["canary/c1", "users/u1"]] {
@@ -172,7 +172,7 @@ async fn a_conflict_is_told_once_however_many_instances_come() {
     set(&mut b, registry, &[]).await;
     set(&mut b, registry, &["canary/c4"]).await;
     set(&mut a, registry, &["users/u1", "canary/c5"]).await;
-    // A conflict of another service comes after all that there is to tell of this one.
+    // A conflict of another service is recorded after all events about this one.
     set(&mut b, registry, &["canary/c4", "third/t1"]).await;
     fixture.until(|view| conflicts(view).len() > 1).await;
     let conflicts = registry.read(conflicts);
@@ -188,7 +188,7 @@ async fn a_conflict_is_told_once_however_many_instances_come() {
     );
 }
 
-/// Issue 10, B2: some time after its last instance the claim goes, and the oldest other one owns.
+/// Issue 10, B2: some time after its last instance the claim is deleted, and the oldest other claim owns the path.
 #[tokio::test]
 async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
     let fixture = fixture(ClaimOptions {
@@ -214,7 +214,7 @@ async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
         cause.ends_with("second.default owns the path now"),
         "{cause}"
     );
-    // The third one hears with whom it is in conflict now; and who comes back is the youngest.
+    // The third service's conflict is now with the new owner; a service that returns has the youngest claim.
     let with = |view: &View| {
         let conflicts = told(view, "path-conflict");
         let mut of_third = conflicts
@@ -229,7 +229,7 @@ async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
     assert_eq!(registry.read(owner), "second.default");
 }
 
-/// Issue 10, B2: the time goes on when another replica becomes the leader.
+/// Issue 10, B2: the count continues when another replica becomes the leader.
 #[tokio::test]
 async fn how_long_a_claim_has_been_vacant_is_noted_and_the_next_leader_counts_on() {
     let hour = Duration::from_secs(3600);
@@ -249,7 +249,7 @@ async fn how_long_a_claim_has_been_vacant_is_noted_and_the_next_leader_counts_on
             .map_or(0, |it| it.record.vacant_ms)
     };
     first.until(|view| noted(view) >= 100).await;
-    // As if it had been counted for nearly the whole hour.
+    // As if it had been vacant for nearly the whole hour.
     let key = keys::claim(API, &users);
     let late = ClaimRecord {
         vacant_ms: 3_599_900,
@@ -277,7 +277,7 @@ async fn who_comes_back_in_the_last_moment_keeps_the_path() {
     set(&mut a, registry, &[]).await;
     let users = service("users");
     let at = registry.read(|view| view.stored_claim(&users, API).unwrap().modified);
-    // One thread: the view does not fold what is written until this task waits for it.
+    // Single-threaded: the view does not include the write before this task waits for it.
     let back = vec![serving("a", "users/u2", &[API])];
     let revision = a.replace_all(back).await.unwrap();
     let key = keys::claim(API, &users);
@@ -313,12 +313,12 @@ async fn who_does_not_want_paths_claims_none_and_gives_back_what_it_had() {
     set(&mut b, registry, &["users/u1"]).await;
     assert_eq!(registry.read(owner), "users.default");
     assert_eq!(registry.read(|view| told(view, "path-conflict")), []);
-    // Without instances it does not claim them either.
+    // Without instances it still does not claim them.
     let revision = a.replace_all(vec![]).await.unwrap();
     registry.reached(revision).await;
     set(&mut b, registry, &[]).await;
     assert_eq!(registry.read(owner), "users.default");
-    // One that claimed them before: another takes over at once, and the claim goes in time.
+    // A service that claimed paths before: another one takes over at once, and its claim is deleted later.
     let mut users = serving("b", "users/u1", &[API]);
     users.1.instance.as_mut().unwrap().claim_paths = Some(false);
     set(&mut a, registry, &["canary/c1"]).await;

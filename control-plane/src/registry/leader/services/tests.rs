@@ -113,7 +113,7 @@ async fn a_service_that_is_used_again_is_not_forgotten_by_who_looked_before() {
     let mut lease = node(registry, "a").await;
     set(&mut lease, registry, &["users/u1"]).await;
     set(&mut lease, registry, &[]).await;
-    // One thread: the view does not fold what is written until this task waits for it.
+    // Single-threaded: the view does not include the write before this task waits for it.
     let users = service("users");
     let at = registry.read(|view| view.empty_since_write(&users).unwrap());
     let set = vec![instance("a", "users/u2")];
@@ -143,7 +143,7 @@ async fn a_missing_record_is_written() {
     let registry = &fixture.registry;
     let mut lease = node(registry, "a").await;
     set(&mut lease, registry, &["users/u1"]).await;
-    // As a store that was written before there were such records.
+    // Like a store that a version without such records wrote.
     registry
         .store()
         .delete("service/users.default")
