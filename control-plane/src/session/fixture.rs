@@ -1,5 +1,5 @@
-//! A real server on a free loopback port, and a node that speaks to it, for tests of sessions and of the registry
-//! API. No behaviour of the server may be repeated here.
+//! A real server on a free loopback port, and a node that talks to it, for tests of sessions and of the registry API.
+//! It must not repeat behaviour of the server.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +29,7 @@ use crate::{
     store::Revision,
 };
 
-/// Answers every query at once, or none, and keeps what was asked.
+/// Answers every query at once, or not at all if `silent`, and records the queries.
 #[derive(Default)]
 pub(super) struct Asked {
     pub(super) questions: Mutex<Vec<(String, Revision, Duration)>>,
@@ -80,7 +80,7 @@ pub(super) fn hello(node: &str, process: &str, instances: Vec<LocalInstance>) ->
     }
 }
 
-/// A node as the server sees it.
+/// A node, played by the test.
 pub(super) struct Peer {
     out: mpsc::Sender<NodeMessage>,
     inbound: Streaming<ControlMessage>,
@@ -118,7 +118,7 @@ impl Peer {
             .unwrap();
     }
 
-    /// False: the server has ended the stream.
+    /// False if the server has ended the stream.
     pub(super) async fn try_send(&self, message: node_message::Message) -> bool {
         let message = Some(message);
         self.out.send(NodeMessage { message }).await.is_ok()
@@ -132,7 +132,7 @@ impl Peer {
             .expect("an empty message"))
     }
 
-    /// The status that ends the stream.
+    /// Waits for the status that ends the stream.
     pub(super) async fn end(&mut self) -> Status {
         loop {
             match within(self.inbound.message()).await {

@@ -1,6 +1,5 @@
-//! The gRPC services through which nodes and people reach the registry: node sessions and the registry API.
-//! Acknowledgements are sent when the change is durable. State that another replica needs is in the store, never
-//! here.
+//! The gRPC services through which nodes and people reach the registry: node sessions and the registry API. A change is
+//! acknowledged when it is durable. State that other replicas need is in the store, never here.
 
 use std::{pin::Pin, time::Duration};
 
@@ -19,10 +18,10 @@ pub(crate) use node::Sessions;
 pub use node::{MAX_MESSAGE_BYTES, service};
 pub use registry_api::registry_service;
 
-/// Tells when connected xDS clients have acknowledged that an instance has gone.
+/// Reports when connected xDS clients have acknowledged the removal of an instance.
 pub trait Removals: Send + Sync + 'static {
     /// Waits until every connected client has acknowledged a state without this instance, at `revision` or later.
-    /// Returns the node ids of those that had not when `max_wait` ended: none means all have.
+    /// Returns the node ids of the clients that had not done so after `max_wait`; empty if all have.
     fn acknowledged(
         &self,
         instance: InstanceKey,

@@ -1,4 +1,4 @@
-//! Turns the causes of refusals into gRPC statuses that name the field or the cause, and the remedy. Nothing is
+//! Converts the causes of refusals to gRPC statuses that name the field or the cause, and the remedy. Nothing is
 //! decided here.
 
 use std::collections::HashMap;
@@ -9,13 +9,13 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::registry::LeaseError;
 
-/// Faults named in one refusal: a status travels in a header, whose size is bounded.
+/// The most faults in one refusal: a status is sent in a header, whose size is limited.
 const MAX_VIOLATIONS: usize = 16;
 
-/// Longest field path or text in a refusal, in characters.
+/// The longest field path or text in a refusal, in characters.
 const MAX_TEXT: usize = 200;
 
-/// Everything that is wrong with one message.
+/// All faults of one message.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     violations: Vec<FieldViolation>,
@@ -37,7 +37,7 @@ impl Faults {
         self.violations.is_empty()
     }
 
-    /// Adds those of another part.
+    /// Adds the faults of another part of the message.
     pub(super) fn append(&mut self, other: Self) {
         self.more += other.more;
         for violation in other.violations {
@@ -45,7 +45,7 @@ impl Faults {
         }
     }
 
-    /// The field of the first fault, and what is wrong with it and how many others there are.
+    /// The field and the description of the first fault; the description includes the number of others.
     pub(super) fn summary(self) -> (String, String) {
         let others = (self.violations.len() + self.more).saturating_sub(1);
         let first = self.violations.into_iter().next();
@@ -57,7 +57,7 @@ impl Faults {
         (field, description)
     }
 
-    /// INVALID_ARGUMENT with all faults, if there is one.
+    /// INVALID_ARGUMENT with all faults, if there are any.
     pub(super) fn check(self) -> Result<(), Status> {
         let Some(first) = self.violations.first() else {
             return Ok(());
@@ -76,7 +76,7 @@ impl Faults {
     }
 }
 
-/// What a peer sent may stand in a field's path or a text; it must not make them long.
+/// Shortens a text or field path that may contain input from a peer.
 pub(super) fn short(text: String) -> String {
     if text.chars().count() <= MAX_TEXT {
         return text;
@@ -109,7 +109,7 @@ pub(super) fn with_reason(
     Status::with_error_details(code, message, details)
 }
 
-/// Why a session ends when it lost its lease.
+/// The status that ends a session which lost its lease.
 pub(super) fn lost_lease(error: &LeaseError) -> Status {
     let message = error.to_string();
     match error {

@@ -1,5 +1,5 @@
-//! Instances that are rejected while the rest of the node's message is used. What the node is told of them is
-//! bounded. Which fields are wrong is decided by `validate`.
+//! Instances that are rejected while the rest of the node's message is accepted. The description sent to the node is
+//! bounded. `validate` decides which fields are wrong.
 
 use std::net::SocketAddr;
 
@@ -11,14 +11,14 @@ use crate::{
     registry::{Node, View},
 };
 
-/// Words about the instances of one message, all together: with their names they stay below the 4 MiB that a message of
-/// gRPC has by default, however many they are.
+/// The most bytes of descriptions about the instances of one message. With the names of the instances, however many
+/// there are, they stay below 4 MiB, gRPC's default limit of a message.
 const MAX_WORDS: usize = 1 << 20;
 
-/// One of them.
+/// A rejected instance.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rejected {
-    /// None: no instance can have its name.
+    /// None if its name is invalid.
     pub(super) key: Option<InstanceKey>,
     pub(super) rejection: Rejection,
 }
@@ -35,10 +35,10 @@ impl Rejected {
         Self::of(Some(key), name, faults)
     }
 
-    /// For the first of its faults; how many more there are is said.
+    /// Describes the first fault, and how many more there are.
     pub(super) fn of(key: Option<InstanceKey>, name: InstanceRef, faults: Faults) -> Self {
         let (field, description) = faults.summary();
-        // A name that is none may be long.
+        // An invalid name may be long.
         let instance = InstanceRef {
             service: short(name.service),
             namespace: short(name.namespace),
@@ -52,7 +52,7 @@ impl Rejected {
         Self { key, rejection }
     }
 
-    /// Why an earlier state of it goes.
+    /// The cause of removing its earlier state.
     pub(super) fn cause(&self) -> String {
         let Rejection {
             field, description, ..
@@ -80,7 +80,7 @@ impl Rejected {
     }
 }
 
-/// As a node is told.
+/// The rejections as sent to the node, of bounded size.
 pub(super) fn for_node(rejected: Vec<Rejected>) -> Vec<Rejection> {
     let mut left = MAX_WORDS;
     let bounded = rejected.into_iter().map(|Rejected { mut rejection, .. }| {
@@ -96,7 +96,8 @@ pub(super) fn for_node(rejected: Vec<Rejected>) -> Vec<Rejection> {
     bounded.collect()
 }
 
-/// The instance lies where a proxy listens, its node's own or another one that lives: a call to it would go round for ever.
+/// Rejects an instance with the address at which the proxy of its own or another living node listens: a call to it
+/// would loop forever.
 pub(super) fn at_a_proxy(
     view: &View,
     on: &Node,
@@ -111,7 +112,7 @@ pub(super) fn at_a_proxy(
     Some(Rejected::new(key.clone(), "instance.address", &text))
 }
 
-/// Those of a node that were taken, and that lie where a proxy listens now.
+/// The accepted instances of a node whose address is now that of a proxy's listener.
 pub(super) fn at_proxies(view: &View, node: &str) -> Vec<Rejected> {
     let Some(on) = view.node(node) else {
         return Vec::new();
@@ -121,7 +122,7 @@ pub(super) fn at_proxies(view: &View, node: &str) -> Vec<Rejected> {
     rejected.collect()
 }
 
-/// The address of a registration that was found good.
+/// The address of a valid registration.
 pub(super) fn address(local: &LocalInstance) -> Option<SocketAddr> {
     local.instance.as_ref()?.address.parse().ok()
 }

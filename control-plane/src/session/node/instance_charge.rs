@@ -1,6 +1,6 @@
-//! The memory of one node's instances while its session lasts, charged to the connection that registers them: a
-//! client can invent nodes, each with thousands of instances. It is estimated from the messages, and counted in the
-//! view when the estimate has doubled or there is no room.
+//! The memory of one node's instances while its session lasts, charged to the connection that registers them, because a
+//! client can invent nodes with thousands of instances each. The size is estimated from the messages, and counted
+//! exactly from the view when the estimate has doubled or does not fit.
 
 use heddle_proto::control::v1::LocalInstance;
 use prost::Message as _;
@@ -10,15 +10,15 @@ use crate::{
     registry::{Instance, Registry},
 };
 
-/// An instance in the view, in the history of the store and in snapshots, beside what it says of itself.
+/// Bytes per instance in the view, the store's history and snapshots, without the data that it registers.
 const INSTANCE: usize = 1 << 10;
-/// How often what it says of itself is kept.
+/// How many copies are kept of the data that it registers.
 const COPIES: usize = 3;
 
 pub(super) struct InstanceCharge {
     account: Account,
     charge: Charge,
-    /// What the last count came to.
+    /// The result of the last count.
     counted: usize,
 }
 
@@ -31,7 +31,7 @@ impl InstanceCharge {
         }
     }
 
-    /// The node is about to have these beside what it has.
+    /// Charges instances that the node is about to add to those that it has.
     pub(super) fn add(
         &mut self,
         registry: &Registry,

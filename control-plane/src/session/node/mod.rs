@@ -1,5 +1,5 @@
 //! One node session: one stream, one node, one lease. Each message of the agent is checked, written under the node's
-//! lease, then answered; messages that wait together are written together. A session holds nothing that another
+//! lease, then answered; messages that wait at the same time are written together. A session has no state that another
 //! replica needs, and a newer session of the node ends it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -35,22 +35,22 @@ pub use open::{MAX_MESSAGE_BYTES, service};
 
 type Answer = Result<ControlMessage, Status>;
 
-/// What a node says. Whatever transport it comes by: the simulation has one of its own.
+/// The messages of a node, from gRPC or from the simulation's own transport.
 type Inbound = Fuse<Pin<Box<dyn Stream<Item = Result<NodeMessage, Status>> + Send>>>;
 
-/// Messages of one node that are written together, at most, and their bytes.
+/// The most messages of one node that are written together, and their bytes.
 const MAX_TOGETHER: usize = 256;
 const MAX_TOGETHER_BYTES: usize = 4 << 20;
-/// Removal queries under way at once, per node.
+/// The most concurrent removal queries per node.
 const MAX_QUERIES: usize = 256;
-/// Default and upper bound of a removal query's wait.
+/// The default and the upper limit of a removal query's wait.
 const MAX_REMOVAL_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a session ends.
 enum End {
     /// The node closed the stream, or the connection broke.
     Closed,
-    /// The node is told why.
+    /// The node gets this status.
     Refused(Box<Status>),
 }
 
@@ -72,23 +72,23 @@ struct Session {
     removals: Arc<dyn Removals>,
     lease: NodeLease,
     answers: mpsc::Sender<Answer>,
-    /// Of the last Change.
+    /// The sequence of the last Change.
     sequence: u64,
-    /// Descriptors that this node was asked for; others are not taken.
+    /// The descriptors that this node was asked for; others are ignored.
     wanted: std::collections::HashSet<String>,
     queries: JoinSet<()>,
-    /// The state of the proxies' listeners by which its instances were judged last.
+    /// `Registry::listener_changes` when the instances were last checked.
     judged: u64,
     /// The memory charge of its instances.
     instance_charge: InstanceCharge,
-    /// When it was tried last to renew the lease.
+    /// When the lease was last renewed, or the attempt failed.
     tried: Instant,
 }
 
 /// Changes that are written together.
 #[derive(Default)]
 struct PendingWrites {
-    /// By sequence, with what of each is not taken.
+    /// Each Change's sequence and rejected instances.
     changes: Vec<(u64, Vec<Rejection>)>,
     writes: Vec<NodeWrite>,
 }
@@ -131,7 +131,7 @@ impl Session {
         }
     }
 
-    /// Why this session holds the node no longer, if so.
+    /// Why this session no longer has the node; none if it has it.
     fn lost(&self, now: Option<&Node>) -> Option<LeaseError> {
         let node = self.node.to_string();
         match now {
@@ -151,7 +151,7 @@ impl Session {
 
     async fn on_messages(&mut self, messages: Vec<Result<NodeMessage, Status>>) -> Result<(), End> {
         let mut pending = PendingWrites::default();
-        // Whatever it says, it lives: beats stand behind long uploads.
+        // Any message shows that the node is alive: heartbeats may be queued behind long uploads.
         self.renew().await?;
         for message in messages {
             let message = match message {
@@ -163,7 +163,7 @@ impl Session {
             };
             if let Some(node_message::Message::Change(change)) = message {
                 if let Err(end) = self.on_change(change, &mut pending) {
-                    // What came before it was good.
+                    // The Changes before it are valid.
                     self.write(&mut pending).await?;
                     return Err(end);
                 }
@@ -179,7 +179,7 @@ impl Session {
                 Some(node_message::Message::Hello(_)) => {
                     return Err(refusal::invalid("hello", "must come once per stream").into());
                 }
-                // Of a newer version: its sender lives without an answer.
+                // A message of a newer version: its sender needs no answer.
                 Some(node_message::Message::Change(_)) | None => {}
             }
         }
@@ -207,7 +207,8 @@ impl Session {
         Ok(())
     }
 
-    /// Takes out of a change what lies where a proxy listens. What is not taken is removed: it is no longer what it was.
+    /// Rejects instances with the address of a proxy's listener. The earlier state of each rejected instance is
+    /// removed.
     fn fit(
         &self,
         mut writes: Vec<NodeWrite>,
@@ -248,7 +249,8 @@ impl Session {
         let mut missing = missing(&self.registry, schemas);
         let revision = self.lease.change(writes).await?;
         if self.wanted.len() + missing.len() > validate::MAX_INSTANCES {
-            // It does not bring what it is asked for; it is asked again when it names them again.
+            // The node does not send the descriptors that it is asked for. It is asked again when it refers to them
+            // again.
             self.wanted.clear();
         }
         self.wanted.extend(missing.iter().cloned());
@@ -266,7 +268,7 @@ impl Session {
         Ok(())
     }
 
-    /// Beats that waited together are one: each costs a request to the store.
+    /// Skips the renewal if the last one is recent, so that queued heartbeats cost one request to the store.
     async fn renew(&mut self) -> Result<(), End> {
         if self.tried.elapsed() >= self.registry.options().renew_interval / 2 {
             self.lease.beat().await?;
@@ -289,8 +291,8 @@ impl Session {
         self.answer(control_message::Message::Ack(ack)).await
     }
 
-    /// Takes out instances that lie where a proxy listens since they were taken. Only looked at when some proxy listens
-    /// somewhere else than before.
+    /// Removes instances whose address has become that of a proxy's listener. Checks only if a listener's address has
+    /// changed since the last check.
     async fn judge_again(&mut self) -> Result<Vec<Rejected>, End> {
         let changes = self.registry.listener_changes();
         if changes == self.judged {
@@ -312,7 +314,7 @@ impl Session {
         Ok(rejected)
     }
 
-    /// Bad descriptors are no reason to end the session: the next one would bring them again.
+    /// Invalid descriptors do not end the session: the node would upload them again in the next one.
     async fn on_schema(&mut self, upload: SchemaUpload) -> Result<(), End> {
         let SchemaUpload {
             sha256,
@@ -340,7 +342,7 @@ impl Session {
         let instance = validate::removed_instance(&self.node, query.instance)?;
         while self.queries.try_join_next().is_some() {}
         if self.queries.len() >= MAX_QUERIES {
-            // No reason to end the session: the removal itself is done.
+            // This does not end the session: the removal itself is done.
             let why = format!("({MAX_QUERIES} removal queries of this node are under way)");
             return self.answer(removal_answer(query.id, vec![why])).await;
         }
@@ -360,7 +362,7 @@ impl Session {
                 Err(_) => vec!["(this replica has not seen the removal yet)".to_owned()],
             };
             let message = Some(removal_answer(query.id, unacknowledged));
-            // A node that has gone does not wait for it.
+            // If the node has disconnected, nobody waits for the answer.
             let _ = answers.send(Ok(ControlMessage { message })).await;
         });
         Ok(())
@@ -385,7 +387,8 @@ impl Session {
         let patience = self.registry.options().lease_ttl;
         match timeout(patience, self.answers.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
-            // Nobody is there, or nobody reads: a session that waits for ever would not hear that it is replaced.
+            // The node has disconnected or does not read. A session that waited forever would not notice that it was
+            // replaced.
             Ok(Err(_)) | Err(_) => Err(End::Closed),
         }
     }
@@ -404,7 +407,7 @@ impl Session {
     }
 }
 
-/// An earlier state of what is not taken goes, and says why.
+/// Removes the earlier states of rejected instances, with the cause.
 fn removals(view: &View, rejected: &[Rejected]) -> Vec<NodeWrite> {
     let taken_before = rejected.iter().filter_map(|one| {
         let key = one.key.clone()?;
@@ -414,14 +417,14 @@ fn removals(view: &View, rejected: &[Rejected]) -> Vec<NodeWrite> {
     taken_before.collect()
 }
 
-/// A write may wait for a store that does not answer. Once its node has gone it is waited for only for as long as the
-/// lease could live.
+/// Completes one TTL after the node disconnected. A write may wait for a store that does not answer; after that time
+/// the lease has expired anyway.
 async fn given_up(answers: mpsc::Sender<Answer>, lease_ttl: Duration) {
     answers.closed().await;
     tokio::time::sleep(lease_ttl).await;
 }
 
-/// Why a stream of messages broke off: a node that was over a bound of this side is told so.
+/// Why receiving messages failed. A node that exceeded a limit of this server gets the status.
 fn broken(status: Status) -> End {
     match status.code() {
         tonic::Code::ResourceExhausted => status.into(),
@@ -437,7 +440,7 @@ fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Mess
     })
 }
 
-/// The next message and those that are there already; empty when the stream has ended.
+/// Waits for a message, and returns it with those that have already arrived; empty if the stream has ended.
 async fn ready(inbound: &mut Inbound) -> Vec<Result<NodeMessage, Status>> {
     let mut messages = Vec::new();
     let Some(first) = inbound.next().await else {
@@ -455,7 +458,7 @@ async fn ready(inbound: &mut Inbound) -> Vec<Result<NodeMessage, Status>> {
     messages
 }
 
-/// The hashes among these that the store does not hold, each once.
+/// The hashes for which the store has no descriptors, without duplicates.
 fn missing<'a>(registry: &Registry, hashes: impl Iterator<Item = &'a str>) -> Vec<String> {
     registry.read(|view| {
         let missing = hashes.filter(|hash| !hash.is_empty() && !view.has_schema(hash));

@@ -1,5 +1,5 @@
-//! Opens a node session: the gRPC service, the Hello and the claim of the node. Nothing is written before the Hello
-//! is checked. A refusal says why.
+//! Opens a node session: the gRPC service, the Hello and the claim of the node. Nothing is written before the Hello is
+//! checked. A refusal includes its cause.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
     session::{Removals, refusal, rejected, validate},
 };
 
-/// Longest message of a node: a Hello with thousands of instances, or a SchemaUpload.
+/// The longest message of a node: a Hello with thousands of instances, or a SchemaUpload.
 pub const MAX_MESSAGE_BYTES: usize = 4 * MAX_SCHEMA_BYTES;
-/// A stream that does not say Hello in time is closed.
+/// A stream without a Hello is closed after this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Answers that wait for a node to read them; then the session waits too, and the lease lapses.
+/// The most queued answers. If the node does not read them, the session waits too, and the lease expires.
 const ANSWERS: usize = 64;
-/// How long the last word waits for room.
+/// How long the final status waits for room in the queue.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The gRPC service for the control plane's server.
@@ -63,7 +63,7 @@ impl Sessions {
         Self { registry, removals }
     }
 
-    /// Serves one stream in a task of its own; gives what the node is told.
+    /// Serves one stream in a task of its own, and returns the answers to the node.
     pub(crate) fn begin(
         &self,
         inbound: impl Stream<Item = Result<NodeMessage, Status>> + Send + 'static,
@@ -84,7 +84,7 @@ impl Sessions {
         tokio::spawn(async move {
             let end = opening.run(stop).await;
             if let Err(End::Refused(status)) = end {
-                // The node may have gone, or may not read: its lease runs out all the same.
+                // The node may have disconnected, or may not read: its lease expires in any case.
                 let _ = tokio::time::timeout(LAST_WORD, answers.send(Err(*status))).await;
             }
         });
@@ -92,7 +92,7 @@ impl Sessions {
     }
 }
 
-/// A stream that has not said who it is.
+/// A stream that has not sent its Hello.
 struct Opening {
     registry: Registry,
     removals: Arc<dyn Removals>,
@@ -123,7 +123,7 @@ impl Opening {
         let answers = self.answers.clone();
         let (mut session, inbound) = tokio::select! {
             biased;
-            // Its agent gave up and dials anew: this Hello is older than the one that comes, and must not replace it.
+            // The agent gave up and connects again: this Hello is older than the next one and must not replace it.
             () = answers.closed() => return Err(End::Closed),
             () = stop.cancelled() => return Err(stopping().into()),
             opened = self.welcome(hello) => opened?,
@@ -158,7 +158,7 @@ impl Opening {
         })?;
         let opened = Instant::now();
         let judged = self.registry.listener_changes();
-        // The view may not show it yet as it is now.
+        // The view may not include the node's new record yet.
         let on = Node::described(&identity);
         self.registry.read(|view| {
             instances.retain(|(key, local)| {
@@ -212,7 +212,7 @@ impl Opening {
             queries: JoinSet::new(),
             judged,
             instance_charge,
-            // The claim was a while ago: the first message renews it.
+            // The time of the claim, which is a while ago: the first message renews the lease.
             tried: opened,
         };
         session

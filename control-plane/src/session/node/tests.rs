@@ -196,7 +196,7 @@ async fn a_newer_process_takes_over_and_the_older_is_told_by_whom() {
     );
 }
 
-/// Issue 10, D2: it was believed, and the next process of the node would have begun at 0.
+/// Issue 10, D2: it was accepted, and the next process of the node would have started at 0.
 #[tokio::test]
 async fn an_epoch_that_nobody_gave_is_refused_and_changes_nothing() {
     let mesh = Mesh::new().await;
@@ -233,7 +233,7 @@ async fn the_same_process_resumes_without_a_flap() {
     mesh.names_at(again.revision).await;
     let batch = within(changes.next()).await;
     assert!(batch.services.is_empty(), "{batch:?}");
-    // The first stream, half dead as it may be, does not linger.
+    // The first stream may be half-open, but it must end.
     assert_eq!(reason(&first.end().await), "SESSION_REPLACED");
 }
 
@@ -361,7 +361,7 @@ async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
     }))
     .await;
     assert_eq!(ack(&mut peer).await.missing_schemas, [""; 0]);
-    // Nobody asked for this one.
+    // These descriptors were not requested.
     let other = FileDescriptorSet::default().encode_to_vec();
     let sha256: String = Sha256::digest(&other)
         .iter()
@@ -475,7 +475,7 @@ async fn a_store_that_is_away_costs_no_session_and_no_change() {
         Peer::open(server, hello("a", "p1", vec![instance("a", "users/u1").1])).await;
     registry.reached(Revision(welcome.revision)).await;
     wire.cut();
-    // Long enough that each beat would renew the lease.
+    // Long enough that each heartbeat would renew the lease.
     for sequence in 1..=2 {
         tokio::time::sleep(registry.options().renew_interval * 6 / 10).await;
         peer.send(Up::Beat(Beat { sequence })).await;
@@ -561,13 +561,13 @@ fn at(name: &str, address: &str) -> LocalInstance {
     local
 }
 
-/// "id field", sorted as they came.
+/// "id field" of each, in the order received.
 fn reasons_of(rejected: &[Rejection]) -> Vec<String> {
     let of = |it: &Rejection| format!("{} {}", it.instance.as_ref().unwrap().id, it.field);
     rejected.iter().map(of).collect()
 }
 
-/// Issue 10, B3: one bad instance refused the whole node, for ever.
+/// Issue 10, B3: one bad instance refused the whole node, forever.
 #[tokio::test]
 async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
     let mesh = Mesh::new().await;
@@ -590,7 +590,7 @@ async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
         ["a/users.default/u1"]
     );
 
-    // Of a change the same; what was taken before and is not any longer goes, and it is told why.
+    // The same in a Change. The accepted state from before is removed, and the event has the cause.
     let change = Change {
         sequence: 1,
         upserted: vec![
@@ -614,7 +614,7 @@ async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
         causes.len() == 1 && causes[0].starts_with("refused: instance.address: 0.0.0.0 "),
         "{causes:?}"
     );
-    // And the session goes on.
+    // The session continues.
     peer.send(upsert(2, "users/u3")).await;
     let second = ack(&mut peer).await;
     assert_eq!(reasons_of(&second.rejected), Vec::<String>::new());
@@ -652,7 +652,7 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
         ["a/users.default/good"]
     );
 
-    // Another proxy of the host begins to listen where an instance is: the next beat says so.
+    // Another proxy of the host starts to listen at an instance's address: the next heartbeat's Ack reports it.
     let (_b, welcome) = Peer::open(mesh.server, proxy("b", "p2", 250, vec![])).await;
     within(mesh.fixture.registry.reached(Revision(welcome.revision))).await;
     a.send(Up::Beat(Beat { sequence: 1 })).await;
@@ -660,7 +660,7 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
     assert_eq!(beat.of, Some(ack::Of::Beat(1)));
     assert_eq!(reasons_of(&beat.rejected), ["good instance.address"]);
     mesh.fixture.until(|view| names(view).is_empty()).await;
-    // Once.
+    // It is reported only once.
     a.send(Up::Beat(Beat { sequence: 2 })).await;
     assert_eq!(
         reasons_of(&ack(&mut a).await.rejected),

@@ -1,5 +1,5 @@
-//! `heddle.registry.v1.Registry` of the control plane: the whole mesh, read-only. Lists are answered from the view,
-//! and watches follow its changes. Instances are not registered here but with the agent of their node.
+//! `heddle.registry.v1.Registry` of the control plane: the whole mesh, read-only. Lists are answered from the view, and
+//! watches follow its changes. Instances are registered with the agent of their node, not here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,17 +29,18 @@ use crate::{
     registry::{ChangedInstances, Instance, InstanceId, Registry, View, ViewChanges},
 };
 
-/// Instances in one message of a watch, and their bytes: one larger instance goes alone.
+/// The most instances in one message of a watch, and their bytes. A larger instance is sent in a message of its own.
 const CHUNK: usize = 500;
 const CHUNK_BYTES: usize = 256 << 10;
-/// Messages that wait for a watcher; then its changes coalesce.
+/// The most messages queued for a watcher. Further changes are merged.
 const WAITING: usize = 1;
-/// What a watch costs, with a message that waits and one that is made; and for each instance that its client holds.
+/// The bytes charged for a watch, with a queued message and one being built; and for each instance that was sent.
 const WATCH: usize = 64 << 10;
 const WATCHED: usize = 128;
-/// How long the last word waits for a reader.
+/// How long the final status waits for the client to read.
 const LAST_WORD: Duration = Duration::from_secs(60);
-/// Changes of so long go together: a watcher of a service that never stands still gets no message for each.
+/// Changes within this time are sent together, so that a service that changes all the time does not cause a message per
+/// change.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The gRPC service for the control plane's server.
@@ -137,25 +138,25 @@ impl Api for RegistryApi {
     }
 }
 
-/// One watch and what its client holds.
+/// One watch and what its client was sent.
 struct Watcher {
     registry: Registry,
     changes: ViewChanges,
-    /// None: all services.
+    /// None for all services.
     wanted: Option<ServiceName>,
-    /// The registry's own instances, not copies.
+    /// The instances that the client has; shared with the registry, not copied.
     sent: BTreeMap<ServiceName, BTreeMap<InstanceId, Sent>>,
-    /// How many of them.
+    /// The number of instances in `sent`.
     instances: usize,
-    /// For what is sent.
+    /// The memory charge of `sent`.
     charge: Charge,
     account: Account,
-    /// Of the first answer, until it is known whether more follow.
+    /// The last message of the first answer, held back until it is known whether more follow.
     last: Option<WatchInstancesResponse>,
     out: mpsc::Sender<Answer>,
 }
 
-/// An instance as the client was told of it.
+/// An instance as it was sent to the client.
 struct Sent {
     instance: Arc<Instance>,
     health: Health,
@@ -170,12 +171,12 @@ impl Sent {
 
 /// Why a watch ends.
 enum End {
-    /// Its client has gone.
+    /// Its client has disconnected.
     Gone,
     Refused(Refusal),
 }
 
-/// What a client lacks of one service, and what it holds too much.
+/// The difference between the view and what a client was sent of one service.
 #[derive(Default)]
 struct Difference {
     changed: Vec<(InstanceId, Arc<Instance>, Health)>,
@@ -187,7 +188,7 @@ impl Watcher {
         if let Err(End::Refused(refusal)) = self.watch().await {
             let Self { account, out, .. } = self;
             account.count_refused();
-            // One that reads nothing is not told; it holds nothing more meanwhile.
+            // A client that does not read never gets this status; nothing more is charged to it meanwhile.
             let told = out.send(Err(refusal.into()));
             let _ = tokio::time::timeout(LAST_WORD, told).await;
         }
@@ -228,7 +229,7 @@ impl Watcher {
         }
     }
 
-    /// Tells what the client lacks of a service, and what it holds too much, among the instances that were touched.
+    /// Sends the changes of a service among `changed` that the client does not have yet.
     async fn send_changes(
         &mut self,
         service: &ServiceName,
@@ -257,7 +258,7 @@ impl Watcher {
         self.send_all(service, difference).await
     }
 
-    /// The client is about to hold so many instances.
+    /// Charges the client for this many instances.
     fn admit(&mut self, instances: usize) -> Result<(), Refusal> {
         self.instances = instances;
         let bytes = WATCH + instances * WATCHED;
@@ -292,7 +293,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// While the first answer is made, the last message of it is kept back: it says that all is told.
+    /// Sends a message. During the first answer the latest message is held back, because the last one must have
+    /// `initial_done`.
     async fn send(&mut self, message: WatchInstancesResponse) -> Result<(), End> {
         let message = match &mut self.last {
             Some(last) => std::mem::replace(last, message),

@@ -1,6 +1,6 @@
 //! Checks every field of a Hello or a Change before anything is written. The result is the registry's types with
 //! defaults filled in and the rejected instances with their faults, or all faults of the node itself with their field
-//! paths. The registry is not consulted: the same message is always judged the same.
+//! paths. The registry is not consulted: the result depends on the message only.
 
 use std::{
     collections::HashSet,
@@ -25,36 +25,37 @@ use crate::{
     registry::{NodeIdentity, NodeWrite, RemovalCauses},
 };
 
-/// Most instances of one node.
+/// The most instances of one node.
 pub(super) const MAX_INSTANCES: usize = 10_000;
 const MAX_REASON: usize = 1024;
-/// Name of a network stack.
+/// The longest name of a network stack.
 const MAX_HOST: usize = 128;
-/// Of what an instance serves: with its service's record it stands in one transaction, and a store bounds that.
+/// The most bytes of an instance's proto services: they are written in one transaction with the record of its service,
+/// and a store limits its size.
 const MAX_PROTOS_BYTES: usize = 256 << 10;
 
-/// Listeners of one proxy that are looked at.
+/// The most listeners of one proxy; further ones are ignored.
 const MAX_LISTENERS: usize = 64;
 
-/// What a node says of itself when it opens a session.
+/// The content of a valid Hello.
 #[derive(Debug)]
 pub(super) struct Said {
     pub(super) identity: NodeIdentity,
-    /// Everything it has that is taken.
+    /// All accepted instances.
     pub(super) instances: Vec<(InstanceKey, LocalInstance)>,
-    /// What it has no longer, as far as it remembers.
+    /// The instances that it no longer has, as far as it remembers.
     pub(super) gone: RemovalCauses,
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// What a change writes, in order, and what of it is not taken.
+/// The writes of a change, in order, and the rejected instances.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) writes: Vec<NodeWrite>,
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// A node's identity, everything it has, and what it has no longer.
+/// Checks a Hello.
 pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     let mut faults = Faults::default();
     dns_label(&mut faults, "hello.node", &hello.node);
@@ -92,7 +93,7 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
         );
     }
     faults.check()?;
-    // No fault was found, so there is an address.
+    // There is no fault, so there is an address.
     let advertise = advertise.ok_or_else(|| Status::invalid_argument("hello.advertise"))?;
     let node: Arc<str> = hello.node.as_str().into();
     let mut seen = HashSet::new();
@@ -130,8 +131,8 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     })
 }
 
-/// Where a proxy says that it listens. What is no address (a newer proxy may have other listeners) is left out, and of
-/// very many the last: they guard against loops, and are no reason to refuse a node.
+/// The addresses on which a proxy listens. Listeners only prevent loops, so they never cause a refusal: invalid
+/// addresses (perhaps another kind of listener of a newer proxy) and those beyond the limit are ignored.
 fn listeners(told: &[String]) -> Vec<SocketAddr> {
     let parsed = told.iter().filter_map(|at| at.parse().ok());
     let mut listeners: Vec<_> = parsed.take(MAX_LISTENERS).collect();
@@ -140,7 +141,7 @@ fn listeners(told: &[String]) -> Vec<SocketAddr> {
     listeners
 }
 
-/// What a change writes, in order. An instance that is not taken is taken out: what it was before it is no longer.
+/// Checks a Change. The session removes the earlier states of the rejected instances.
 pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Changes, Status> {
     let mut faults = Faults::default();
     let count = change.upserted.len() + change.removed.len();
@@ -166,7 +167,7 @@ pub(super) fn change(node: &Arc<str>, change: Change) -> Result<Changes, Status>
     Ok(changes)
 }
 
-/// The instance that a removal query asks about.
+/// The instance of a removal query.
 pub(super) fn removed_instance(
     node: &Arc<str>,
     instance: Option<InstanceRef>,
@@ -178,7 +179,8 @@ pub(super) fn removed_instance(
     Ok(key)
 }
 
-/// Which one, and why if it did not ask to go. None: no instance can have such a name, so there is nothing to take out.
+/// The key of the removed instance, and the cause if the instance did not request it. None if the name is invalid: then
+/// there is nothing to remove.
 fn gone_instance(node: &Arc<str>, gone: GoneInstance) -> Option<(InstanceKey, Option<String>)> {
     let name = InstanceRef {
         service: gone.service,
@@ -193,7 +195,7 @@ fn gone_instance(node: &Arc<str>, gone: GoneInstance) -> Option<(InstanceKey, Op
     Some((key, Some(cause).filter(|cause| !cause.is_empty())))
 }
 
-/// What programs made is cut to its bounds, not refused.
+/// Shortens a text that a program created; it is not refused.
 fn bound_reason(reason: &mut String) {
     if reason.chars().count() > MAX_REASON || reason.contains(char::is_control) {
         let printable = reason.chars().filter(|c| !c.is_control());
@@ -222,7 +224,7 @@ fn instance_key(
     }
 }
 
-/// Which methods may be tried again is worth less than which services there are.
+/// Bounds the proto services: drops the idempotent methods first, because they matter less than the services.
 fn bound_protos(protos: &mut Vec<ProtoService>) {
     let all: usize = protos.iter().map(Message::encoded_len).sum();
     if all <= MAX_PROTOS_BYTES {
@@ -240,8 +242,8 @@ fn bound_protos(protos: &mut Vec<ProtoService>) {
     });
 }
 
-/// Bad values of people are rejected with their instance; what programs derived (a reason, names
-/// out of descriptors) is cut to its bounds.
+/// Checks an instance. Invalid values that people wrote reject it; values that programs derived (a reason, names from
+/// descriptors) are cut to their limits.
 fn local_instance(
     node: &Arc<str>,
     mut local: LocalInstance,
@@ -282,14 +284,14 @@ fn local_instance(
     Err(Box::new(Rejected::of(key, name, faults)))
 }
 
-/// A word of a newer version of the protocol.
+/// The fault of an enum value that only a newer version of the protocol knows.
 fn unknown(number: i32, what: &str) -> String {
     format!(
         "{number} is no {what} that this control plane knows: is the proxy newer? Upgrade the control plane first"
     )
 }
 
-/// Checks a registration as it stands, and fills in its defaults.
+/// Checks the fields of a registration, and fills in its defaults.
 fn instance_fields(faults: &mut Faults, field: &str, key: &InstanceKey, instance: &mut Instance) {
     text(
         faults,
@@ -395,7 +397,7 @@ fn text(faults: &mut Faults, field: impl Into<String>, value: &str, max: usize) 
     }
 }
 
-/// Why other nodes cannot reach a node there; a link-local address they may.
+/// Why other nodes cannot reach a node at this address; link-local addresses are allowed.
 fn many_hosts(address: IpAddr) -> Option<&'static str> {
     let many = address.is_unspecified() || address.is_multicast();
     many.then_some("is not the address of one host")
@@ -415,7 +417,7 @@ fn address(
         );
         return None;
     };
-    // An IPv4 address in the form of an IPv6 one is the same place.
+    // An IPv4-mapped IPv6 address is the same as its IPv4 address.
     let parsed = SocketAddr::new(parsed.ip().to_canonical(), parsed.port());
     if parsed.port() == 0 {
         faults.add(field, "port 0 cannot be reached");

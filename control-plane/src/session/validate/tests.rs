@@ -24,7 +24,7 @@ fn gone(id: &str, cause: &str) -> GoneInstance {
     }
 }
 
-/// The fields that a Hello, spoilt by `spoil`, is refused for.
+/// The fields for which a Hello is refused after `spoil` has changed it.
 fn faults(spoil: impl FnOnce(&mut Hello)) -> Vec<String> {
     let mut message = good();
     spoil(&mut message);
@@ -38,7 +38,7 @@ fn faults(spoil: impl FnOnce(&mut Hello)) -> Vec<String> {
         .collect()
 }
 
-/// The field that the first instance is not taken for, when `spoil` has spoilt it; all others are.
+/// The field for which the first instance is rejected after `spoil` has changed it; all others are accepted.
 fn local_fault(spoil: impl FnOnce(&mut LocalInstance)) -> (String, String) {
     let mut message = good();
     message.instances.push(instance("a", "users/u2").1);
@@ -56,7 +56,7 @@ fn local_fault(spoil: impl FnOnce(&mut LocalInstance)) -> (String, String) {
     (rejection.field.clone(), rejection.description.clone())
 }
 
-/// As above, for its registration.
+/// Like `local_fault`, for its registration.
 fn instance_fault(spoil: impl FnOnce(&mut Instance)) -> String {
     local_fault(|local| spoil(local.instance.as_mut().unwrap())).0
 }
@@ -158,7 +158,7 @@ fn each_bad_field_of_a_node_is_named() {
     );
 }
 
-/// Issue 10, B3: one of them refused its whole node.
+/// Issue 10, B3: one bad field refused the whole node.
 #[test]
 fn each_bad_field_of_an_instance_is_named_and_the_others_are_taken() {
     let field = |name: &str| format!("instance.{name}");
@@ -303,7 +303,7 @@ fn changes_are_judged_like_the_full_set() {
         matches!(&writes[2], NodeWrite::Put(key, _) if key.to_string() == "a/users.default/u2")
     );
 
-    // What no instance can be named cannot be there, and is no reason to refuse the rest.
+    // An instance with an invalid name cannot exist: its removal is ignored, and the rest is accepted.
     let mut bad = instance("a", "users/u2").1;
     bad.instance.as_mut().unwrap().address = "0.0.0.0:1".into();
     let message = Change {
