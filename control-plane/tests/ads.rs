@@ -1,6 +1,7 @@
-//! The way of an endpoint update from end to end, in one process: a node registers, real ADS clients are told.
+//! The path of an endpoint update from end to end, in one process: a node registers, and real ADS clients get the
+//! update.
 
-// clippy.toml allows these in test functions; here are their helpers too.
+// clippy.toml allows these in test functions only; helpers need them too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod csds;
@@ -80,7 +81,7 @@ async fn a_proxy_is_told_what_a_node_registers_and_takes_away() {
     );
     stream.ack(&third).await;
 
-    // A while later the service is forgotten: the cluster goes too.
+    // A while later the service is forgotten: the cluster is removed too.
     let mut removed = Vec::new();
     for _ in 0..2 {
         let gone = stream.next().await;
@@ -289,7 +290,7 @@ async fn a_client_that_saw_a_newer_revision_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;
     let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
-    // It waits for two seconds: a machine that stalls for longer is given another try.
+    // The server waits for two seconds; if the machine stalls for longer, the test tries again.
     for port in 7100..7105 {
         let now = plane.publisher.subscribe().borrow().revision.max(3);
         let mut sotw = plane.sotw(client("stock", &[])).await;

@@ -1,7 +1,7 @@
-//! heddle-control with its embedded store, killed again and again while nodes write: what was acknowledged is there, and
-//! nodes that come and go in any way leave nothing behind.
+//! heddle-control with its embedded store, killed again and again while nodes write: acknowledged changes are durable,
+//! and nodes that join and leave in any way leave nothing behind.
 
-// clippy.toml allows these in test functions; here are their helpers too.
+// clippy.toml allows these in test functions only; helpers need them too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod control;
@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
-/// Awaits what must come; long enough for a busy machine.
+/// Waits for an event, long enough for a busy machine.
 async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future)
         .await
@@ -115,7 +115,7 @@ impl Node {
         self.send(node_message::Message::Change(change)).await
     }
 
-    /// The sequence of the Change that is durable now, with the revision; none: the stream broke.
+    /// The sequence and the revision of the next acknowledged Change; none if the stream broke.
     async fn acknowledged(&mut self) -> Option<(u64, u64)> {
         let message = within(self.answers.message()).await.ok()??.message;
         match message {
@@ -128,7 +128,7 @@ impl Node {
     }
 }
 
-/// What one node knows to be durable, and what it asked for.
+/// What one node has written, and what was acknowledged as durable.
 struct Known {
     name: String,
     epoch: u64,
@@ -138,7 +138,7 @@ struct Known {
 }
 
 impl Known {
-    /// Writes as fast as it is answered, some Changes ahead, until the stream breaks. Each answer is counted.
+    /// Writes as fast as Changes are acknowledged, up to 8 ahead, until the stream breaks. Counts the answers.
     async fn write(&mut self, channel: Channel, answers: &Cell<u64>) {
         let set = pair(&self.name, self.asked);
         let opened = Node::open(channel, &self.name, "p", self.epoch, set).await;
@@ -192,7 +192,7 @@ impl Known {
             "{case}: revisions never go back"
         );
         let node = mesh.nodes.iter().find(|node| node.name == self.name);
-        // Killed before the first Welcome came, the node does not know what epoch it was given.
+        // If the control plane was killed before the first Welcome arrived, the node does not know its epoch.
         if self.epoch > 0 {
             assert_eq!(node.map(|node| node.epoch), Some(self.epoch), "{case}");
         }
@@ -230,7 +230,7 @@ async fn kill_in_the_middle_of_writes(rounds: u64) {
         for node in &nodes {
             node.check(connection.clone(), &case).await;
         }
-        // At once, or after so many answers, and in any moment between two of them.
+        // Killed at once or after a random number of answers, at a random moment between two of them.
         due = answers.get() + rng.random_range(0..200);
         let moment = Duration::from_micros(rng.random_range(0..10_000));
         let writes = nodes
@@ -270,7 +270,7 @@ async fn killed_100_times_in_the_middle_of_writes() {
     kill_in_the_middle_of_writes(100).await;
 }
 
-/// Figures of the process that must be back where they were.
+/// Figures of the process that must return to their initial values.
 #[derive(Debug)]
 struct Held {
     leases: u64,
@@ -304,14 +304,14 @@ impl Held {
     fn is_no_more_than(&self, before: &Self) -> bool {
         // The events of ten minutes share a lease, and there are at most about a thousand.
         let store = self.leases <= before.leases + 2 && self.keys <= before.keys + 1100;
-        // The store remembers up to 64 MiB of what happened, for watchers that fell behind; the test of the registry
-        // makes that small and measures the rest.
+        // The store keeps up to 64 MiB of history for slow watchers. The registry's test makes that small and measures
+        // the rest.
         let resident = self.resident_kib <= before.resident_kib + (96 << 10);
         store && resident && self.descriptors <= before.descriptors + 2
     }
 }
 
-/// One life of a node over a real stream: it leaves, or breaks off in any moment.
+/// One life of a node over a real stream: it leaves, or disconnects at any moment.
 async fn cycle(connection: Channel, name: &str, n: usize, rng: &mut StdRng) {
     let process = format!("p{n}");
     let opened = Node::open(connection, name, &process, 0, pair(name, 1)).await;
@@ -355,7 +355,7 @@ async fn cycles_leave_nothing(cycles: usize) {
         let wait = async {
             loop {
                 let now = mesh(&mut status).await;
-                // Nodes that died together stay suspect for minutes: one that comes and leaves ends that.
+                // Nodes that died together stay suspect for minutes: a node that returns and leaves ends that.
                 for node in now.nodes.iter().filter(|node| node.suspect) {
                     let connection = channel(&control).await;
                     let opened = Node::open(connection, &node.name, "last", 0, vec![]).await;
@@ -380,7 +380,7 @@ async fn cycles_leave_nothing(cycles: usize) {
     run(cycles / 5, cycles).await;
     settled().await;
     let mut after = Held::of(&control);
-    // Connections end, and leases run out, a moment after those who had them.
+    // Connections end and leases expire shortly after their owners are gone.
     for _ in 0..600 {
         if after.is_no_more_than(&before) {
             break;
@@ -424,8 +424,8 @@ async fn events_are_told_as_they_happen() {
         seen.extend(message.events.into_iter().map(|event| event.kind));
         initial.push(message.initial_done);
     }
-    // What is not in the first answer comes after it: the view may be a moment behind what the node was told, and a duty
-    // is taken when it is found free.
+    // Events that are missing in the first answer follow it: the view may lag behind the node's Welcome, and a duty is
+    // taken when it is found free.
     assert!(initial[0] && !initial[1..].contains(&true), "{initial:?}");
     assert_eq!(seen[0], "replica-joined");
     seen.sort();

@@ -1,6 +1,6 @@
-//! heddle-control as a process: what it says, where it answers, how it refuses to start and how it stops.
+//! heddle-control as a process: its output, its addresses, why it refuses to start, and how it stops.
 
-// clippy.toml allows these in test functions; here are their helpers too.
+// clippy.toml allows these in test functions only; helpers need them too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod control;
@@ -15,7 +15,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-/// One line on stderr, code 2, nothing on stdout.
+/// Asserts one line on stderr, exit code 2 and nothing on stdout; returns the line.
 fn refusal(store: &Path, options: &[&str]) -> String {
     let Output {
         status,
@@ -53,7 +53,7 @@ fn it_answers_http_once_it_is_ready_and_stops_on_sigterm() {
     }
     assert!(control.get("/").starts_with("HTTP/1.1 404"));
     assert_eq!(control.terminate(), Some(0));
-    // The store is closed: the next process takes it.
+    // The store is closed: the next process can open it.
     assert_eq!(Control::start(&store, &FREE).terminate(), Some(0));
 }
 

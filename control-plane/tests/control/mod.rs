@@ -20,7 +20,7 @@ pub(crate) fn command(store: &Path, options: &[&str]) -> Command {
     command
 }
 
-/// Killed when the test ends, whatever happened.
+/// A heddle-control that is killed when the test ends, whether it passes or fails.
 pub(crate) struct Control {
     pub(crate) child: Child,
     pub(crate) ready: String,
@@ -30,7 +30,7 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn start(store: &Path, options: &[&str]) -> Self {
         let mut child = command(store, options)
-            // Nobody reads its log here: a full pipe would stop it.
+            // Nobody reads its log here, and a full pipe would block it.
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -64,7 +64,7 @@ impl Control {
         answer
     }
 
-    /// Its exit code after SIGTERM.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         assert!(

@@ -1,4 +1,4 @@
-//! What every client was sent (CSDS), asked of any of several replicas.
+//! What every client was sent (CSDS), requested from any of several replicas.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -60,7 +60,7 @@ fn missing(metadata: &MetadataMap) -> Option<&str> {
     metadata.get(UNANSWERED).map(|text| text.to_str().unwrap())
 }
 
-/// The answer of all replicas but the one that does not answer; asked again while others are too late.
+/// The answer of all replicas except `without`. Asked again while other replicas answer too late.
 async fn fetch(
     plane: &Plane,
     question: ClientStatusRequest,
@@ -79,7 +79,7 @@ async fn fetch(
     .await
 }
 
-/// A stream that has asked once and says no more; it reads ahead as little as it may.
+/// A stream with one request. Its client reads ahead as little as possible.
 async fn stream(plane: &Plane, question: ClientStatusRequest) -> Streaming<ClientStatusResponse> {
     let endpoint = Endpoint::from_shared(plane.address.clone()).unwrap();
     let endpoint = endpoint.initial_stream_window_size(64 << 10);
@@ -92,7 +92,7 @@ async fn stream(plane: &Plane, question: ClientStatusRequest) -> Streaming<Clien
         .into_inner()
 }
 
-/// All parts of a stream's answers, and what its end says.
+/// All parts of a stream's answers, and its trailers.
 async fn all(
     mut answers: Streaming<ClientStatusResponse>,
 ) -> (Vec<ClientStatusResponse>, Option<MetadataMap>) {
@@ -104,7 +104,7 @@ async fn all(
     (parts, trailers)
 }
 
-/// The same of a stream.
+/// Like `fetch`, over a stream: the parts of the answer.
 async fn parts(
     plane: &Plane,
     question: ClientStatusRequest,
@@ -121,7 +121,7 @@ async fn parts(
     .await
 }
 
-/// Clients on both replicas, of which one id is on each.
+/// Clients of both replicas; the id `both` is on each.
 async fn on_both(replicas: &Replicas) -> Vec<DeltaStream> {
     let mut streams = Vec::new();
     for (plane, node) in [
@@ -187,7 +187,7 @@ async fn a_stream_that_is_refused_still_names_who_was_missing_before() {
     assert_eq!(missing(refused.metadata()), Some("silent"));
 }
 
-/// What a replica answers to another one.
+/// The answer of a replica to another one.
 async fn told_to_others(plane: &Plane, question: ClientStatusRequest) -> Vec<ClientConfig> {
     let mut replica = ReplicaClient::new(plane.channel().await);
     let request = ClientConfigsRequest {
@@ -223,7 +223,7 @@ async fn a_replica_tells_others_of_its_own_clients_alone_and_of_those_that_are_w
 
 const NAMES: usize = 2000;
 
-/// Clients that ask for so much that no single message holds it.
+/// Clients with subscriptions too large for a single message.
 async fn large(plane: &Plane, count: usize) -> Vec<DeltaStream> {
     let names: Vec<_> = (0..NAMES)
         .map(|n| format!("{}-{n:04}.default", "x".repeat(100)))
@@ -238,7 +238,7 @@ async fn large(plane: &Plane, count: usize) -> Vec<DeltaStream> {
     streams
 }
 
-/// How many resources each client of an answer in parts has.
+/// The number of resources of each client in an answer of several parts.
 fn sizes(parts: &[ClientStatusResponse]) -> BTreeMap<&str, usize> {
     let mut sizes = BTreeMap::new();
     for client in parts.iter().flat_map(|part| &part.config) {
@@ -276,7 +276,7 @@ async fn an_answer_that_no_message_holds_comes_from_other_replicas_in_parts() {
     assert_eq!(one[0].generic_xds_configs.len(), NAMES);
 }
 
-/// Hands on what a server says until it has said so much, then no more; the connection stays.
+/// Forwards the first `after` bytes of a server's answers, then nothing more; the connection stays open.
 async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
     while let Ok((asker, _)) = listener.accept().await {
         let server = TcpStream::connect(to).await.unwrap();
@@ -297,7 +297,7 @@ async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
 async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_told() {
     let replicas = Replicas::start().await;
     let _streams = large(&replicas.second, 20).await;
-    // Whose words it hands on answers for no other process.
+    // It forwards the answers of the second replica's process, so it must have that process id.
     let process = &replicas.second.registry.options().process_id;
     let (listener, _registry, _stop) = replicas.add("stalls", process).await;
     let to = replicas.second.address.strip_prefix("http://").unwrap();
@@ -309,7 +309,8 @@ async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_
             let sizes = sizes(&parts);
             assert_eq!(sizes.len(), 20);
             assert!(sizes["large-19"] == NAMES, "{sizes:?}");
-            // Once by itself and once by the one that stalls; asked again if that was too late with its first word.
+            // Counted once from the replica itself and once through the stalling one. Repeated if the latter sent its
+            // first part too late.
             if sizes["large-00"] > NAMES {
                 break;
             }
@@ -332,7 +333,7 @@ async fn readers_that_do_not_read_hold_up_others_for_no_longer_than_they_stay() 
                 answers
             }));
             let lazy = lazy.await;
-            // An answer that lacks the other replica, which was too late, may have ended before it is read.
+            // If the other replica was too late, an answer without it may end before it is read.
             if let Err(refused) = csds.fetch_client_status(of("large-07")).await {
                 break (lazy, refused);
             }
@@ -345,7 +346,7 @@ async fn readers_that_do_not_read_hold_up_others_for_no_longer_than_they_stay() 
 
     let mut lazy = lazy.into_iter();
     let whole = async |answers| all(answers).await.1.as_ref().and_then(missing).is_none();
-    // One of them at least: of a machine that stalls it may be said of others.
+    // At least one of them: if the machine stalls, the others may report the other replica as missing.
     while !whole(lazy.next().expect("others were not to blame for its pause")).await {}
     drop(lazy);
     within(async { while csds.fetch_client_status(of("large-07")).await.is_err() {} }).await;

@@ -1,5 +1,5 @@
-//! Clients that are broken, stuck or up to no good, over real gRPC streams: each is answered or cut off, and the
-//! others notice nothing.
+//! Broken, stuck and malicious clients over real gRPC streams: each is answered or disconnected, and the others are not
+//! affected.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn read(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// Reads until the stream ends.
+/// Reads until the stream ends, and returns its status.
 async fn end(stream: &mut DeltaStream) -> Status {
     loop {
         match stream.try_next().await {
@@ -46,7 +46,7 @@ fn delta(kind: Kind) -> DeltaDiscoveryRequest {
 async fn a_stuck_client_is_cut_off_and_holds_up_no_removal() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits {
-        // So long that who answers has answered in time, even if the machine stalls.
+        // Long enough that a client that answers is in time, even if the machine stalls.
         stuck_after: Duration::from_secs(3),
         ..Limits::default()
     };
@@ -269,7 +269,7 @@ async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
     const REQUESTS: u64 = 600;
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits {
-        // So few that every machine reads faster than that.
+        // So few that every machine reads faster.
         units_per_second: 500,
         units_at_once: 100,
         ..Limits::default()

@@ -1,5 +1,5 @@
-//! Clients that hold as much memory as they can, over real connections: they are refused with a sentence, and others
-//! notice nothing. Issue 10, D1.
+//! Clients that use as much memory as they can, over real connections: they are refused with a clear message, and
+//! others are not affected. Issue 10, D1.
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use futures_util::future::join_all;
@@ -23,7 +23,7 @@ async fn names_that_clients_make_up_are_charged_to_who_sends_them() {
     let plane = Plane::of_memory(&folder.path().join("store"), MEMORY).await;
     let _node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let idle = plane.budget.figures().1;
-    // Each stream has a node id of its own, and all of them one connection.
+    // Each stream has its own node id, but all share one connection.
     let mut streams = plane
         .many(12, |number| proxy(&format!("made-up-{number}")))
         .await;
@@ -48,7 +48,7 @@ async fn names_that_clients_make_up_are_charged_to_who_sends_them() {
                 break;
             }
         }
-        // Each type is answered: none of that is there.
+        // Each type is answered: the resources do not exist.
         let ended = within(async {
             for _ in 0..4 {
                 match stream.try_next().await {
@@ -109,7 +109,7 @@ async fn watches_that_nobody_reads_are_bounded() {
     let mut watches = Vec::new();
     let mut refusals = Vec::new();
     for _ in 0..500 {
-        // None of them is read.
+        // No watch is read.
         let request = WatchInstancesRequest::default();
         match client.watch_instances(request).await {
             Ok(watch) => watches.push(watch.into_inner()),
@@ -122,7 +122,8 @@ async fn watches_that_nobody_reads_are_bounded() {
     let mesh = status.get_mesh(GetMeshRequest::default()).await.unwrap();
     assert_eq!(mesh.into_inner().instances, 1_000, "others are answered");
     let _other = plane.node("b", vec![echo("2", "127.0.0.1:7002")]).await;
-    // Who reads now gets all of it, or hears why not. All read at once: they share the window of one connection.
+    // A watch that is read now gets everything or a refusal. All are read at the same time, because they share the flow
+    // control window of one connection.
     let read = join_all(watches.into_iter().map(async |mut watch| {
         loop {
             match within(watch.message()).await {

@@ -41,14 +41,14 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Awaits what must come; long enough for a busy machine.
+/// Waits for an event, long enough for a busy machine.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future)
         .await
         .expect("nothing came within 60 s")
 }
 
-/// Awaits what no event tells of.
+/// Polls for a condition that no event reports.
 pub(crate) async fn until(wanted: impl Fn() -> bool) {
     within(async {
         while !wanted() {
@@ -74,7 +74,7 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Forgets services without instances soon.
+    /// With a store at this path; forgets services without instances soon.
     pub(crate) async fn start(store: &Path) -> Self {
         let idle = IdleOptions {
             forget_after: Duration::from_millis(300),
@@ -96,7 +96,7 @@ impl Plane {
         Arc::new(Embedded::open(&EmbeddedOptions::new(path)).unwrap())
     }
 
-    /// Streams on one connection.
+    /// Several streams on one connection.
     pub(crate) async fn many(
         &self,
         count: usize,
@@ -110,12 +110,12 @@ impl Plane {
         streams
     }
 
-    /// One of several that share a store, which only tests do with this engine.
+    /// One of several replicas that share a store; with this engine only tests do that.
     pub(crate) async fn replica(store: Arc<dyn Store>, name: &str, idle: IdleOptions) -> Self {
         Self::build(store, name, idle, Limits::default()).await
     }
 
-    /// With so much memory for clients.
+    /// With this much memory for clients.
     pub(crate) async fn of_memory(store: &Path, bytes: usize) -> Self {
         let (idle, limits) = (IdleOptions::default(), Limits::default());
         Self::budgeted(Self::store(store), "control", idle, limits, bytes).await
@@ -144,7 +144,7 @@ impl Plane {
         let options = RegistryOptions {
             replica: name.to_owned(),
             advertise: address.clone(),
-            // No test here waits for a lease, and none renews one.
+            // No test here waits for a lease to expire, and none renews one.
             lease_ttl: Duration::from_secs(600),
             idle,
             stop: stop.clone(),
@@ -211,7 +211,7 @@ impl Plane {
         }
     }
 
-    /// Ends it, and gives the store's file free.
+    /// Stops it and unlocks the store's file.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         within(self.server).await.unwrap();
@@ -261,7 +261,7 @@ impl Plane {
         session
     }
 
-    /// Streams that begin after this are told at once of what was written by then.
+    /// Waits for this revision; streams that start afterwards get it at once.
     pub(crate) async fn has(&self, revision: u64) {
         let mut snapshots = self.publisher.subscribe();
         within(snapshots.wait_for(|snapshot| snapshot.revision >= revision))
@@ -304,7 +304,7 @@ pub(crate) fn echo(id: &str, address: &str) -> LocalInstance {
     }
 }
 
-/// A client's node; `metadata` as text.
+/// A client's node with text metadata.
 pub(crate) fn client(id: &str, metadata: &[(&str, &str)]) -> Node {
     let fields = metadata.iter().map(|(key, text)| {
         let kind = value::Kind::StringValue((*text).to_owned());
@@ -328,7 +328,7 @@ pub(crate) struct NodeSession {
     out: mpsc::Sender<NodeMessage>,
     answers: Streaming<ControlMessage>,
     sequence: u64,
-    /// At which it was welcome.
+    /// The revision of its Welcome.
     pub(crate) revision: u64,
 }
 
@@ -342,7 +342,7 @@ impl NodeSession {
             .unwrap()
     }
 
-    /// Changes instances and gives the revision at which that is durable.
+    /// Changes instances and returns the revision at which the change is durable.
     pub(crate) async fn change(&mut self, upserted: Vec<LocalInstance>, removed: &[&str]) -> u64 {
         self.sequence += 1;
         let gone = |id: &&str| GoneInstance {
@@ -431,12 +431,12 @@ impl DeltaStream {
         self.say(request).await;
     }
 
-    /// With the node as it stands in the request.
+    /// Sends a request without adding the node to it.
     pub(crate) async fn say(&self, request: DeltaDiscoveryRequest) {
         self.out.send(request).await.unwrap();
     }
 
-    /// False: the stream has ended.
+    /// False if the stream has ended.
     pub(crate) async fn try_send(&mut self, mut request: DeltaDiscoveryRequest) -> bool {
         request.node = self.node.take();
         self.out.send(request).await.is_ok()

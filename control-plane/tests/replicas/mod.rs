@@ -1,4 +1,4 @@
-//! Several replicas on one store: a removal and a list are about the clients of all of them.
+//! Several replicas on one store: a removal and a list cover the clients of all of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,14 +45,14 @@ impl Replicas {
         replicas
     }
 
-    /// A node at the first one, whose instances both have.
+    /// A node with a session on the first replica; waits until the second has its instances too.
     pub(crate) async fn node(&self, name: &str, instances: Vec<LocalInstance>) -> NodeSession {
         let node = self.first.node(name, instances).await;
         self.second.has(node.revision).await;
         node
     }
 
-    /// Until both know of so many replicas.
+    /// Waits until both replicas see this many replicas.
     async fn know(&self, count: usize) {
         for plane in [&self.first, &self.second] {
             let mut changes = plane.registry.subscribe();
@@ -65,12 +65,12 @@ impl Replicas {
         }
     }
 
-    /// A replica that others find, that takes connections, and that never says a word.
+    /// A replica that others discover and that accepts connections but never answers.
     pub(crate) async fn add_silent(&self) -> (TcpListener, Membership, CancellationToken) {
         self.add("silent", "process of silent").await
     }
 
-    /// A replica that others find; what it says is the test's business.
+    /// A replica that others discover; the test serves its port.
     pub(crate) async fn add(
         &self,
         name: &str,
@@ -101,8 +101,8 @@ async fn removal_answer(node: &mut NodeSession) -> RemovalAnswer {
     }
 }
 
-/// Asks until it is these that have not acknowledged. A replica that answers too late, as on a machine that stalls, is
-/// named too, and then asked again.
+/// Asks until exactly these have not acknowledged. A replica that answers too late because the machine stalls is named
+/// too; then it asks again.
 async fn until_unacknowledged(node: &mut NodeSession, wait: Duration, expected: &str) {
     within(async {
         loop {
@@ -178,7 +178,7 @@ async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
         revision,
         max_wait: Some(wait.try_into().unwrap()),
     };
-    // Far ahead: a replica writes on its own account too.
+    // Far ahead, because a replica also writes by itself.
     let soon = second.await_removal(question(now + 1_000_000, Duration::from_millis(50)));
     assert_eq!(
         within(soon).await.unwrap().into_inner().unacknowledged,
@@ -199,7 +199,7 @@ async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
 }
 
-/// The clients of all replicas but those that do not answer; asked again while others are too late.
+/// The clients of all replicas except those that do not answer. Asked again while other replicas answer too late.
 async fn proxies(plane: &Plane, without: &[&str]) -> ListProxiesResponse {
     let mut status = plane.status().await;
     within(async {

@@ -1,4 +1,4 @@
-//! What clients report (LRS) and what the control plane knows of them (CSDS), by gRPC.
+//! What clients report (LRS) and what the control plane knows about them (CSDS), over gRPC.
 
 use envoy_types::pb::{
     envoy::{
@@ -97,7 +97,7 @@ fn calls(cluster: &str, issued: u64, failed: u64) -> ClusterStats {
     }
 }
 
-/// The edges that a replica tells, once there are so many, and all others have answered in time.
+/// The edges that a replica reports, as soon as there are this many and all other replicas have answered in time.
 async fn edges(plane: &Plane, count: usize) -> Vec<Edge> {
     let mut status = plane.status().await;
     within(async {
@@ -122,7 +122,7 @@ async fn load_reports_are_edges_on_every_replica_while_their_stream_lives() {
     assert!(wish.send_all_clusters);
     let interval = wish.load_reporting_interval.unwrap();
     assert_eq!((interval.seconds, interval.nanos), (0, 100_000_000));
-    // A stranger's clusters are no services here.
+    // Clusters of another control plane are not services of this one.
     ours.report(vec![calls(ECHO, 20, 5), calls("xds_cluster", 9, 0)])
         .await;
     let stock = Some(client("stock", &[]));
@@ -250,7 +250,7 @@ async fn client_status_tells_what_each_client_holds() {
     assert_eq!(sent.xds_config, resource.resource);
 
     stream.ack(&clusters).await;
-    // On a stream each question has its answer, until it is the one that is awaited.
+    // Each request on the stream is answered; asks until the answer is the expected one.
     let (ask, requests) = mpsc::channel(1);
     let answers = csds.stream_client_status(ReceiverStream::new(requests));
     ask.send(request.clone()).await.unwrap();

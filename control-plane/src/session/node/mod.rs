@@ -81,7 +81,7 @@ struct Session {
     judged: u64,
     /// The memory charge of its instances.
     instance_charge: InstanceCharge,
-    /// When the lease was last renewed, or the attempt failed.
+    /// When the session last tried to renew the lease.
     tried: Instant,
 }
 

@@ -316,7 +316,7 @@ async fn bad_messages_end_the_session_and_change_nothing() {
 #[tokio::test]
 async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
     let mesh = Mesh::new().await;
-    // An unknown field stands for an extension that no generated type knows.
+    // The unknown field represents an extension that generated types do not know.
     let mut bytes = FileDescriptorSet::default().encode_to_vec();
     bytes.extend([0xca, 0x3e, 0x02, b'h', b'i']);
     let sha256: String = Sha256::digest(&bytes)
