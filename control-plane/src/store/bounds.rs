@@ -1,11 +1,11 @@
-//! The checks that every engine makes first: keys, values and transactions over the bounds of invariant 8. The result
-//! is the first fault with its figures. Of an engine's own limits only the length of values is known here.
+//! The checks that every engine makes first: whether keys, values and transactions exceed the limits of invariant 8.
+//! The result is the first fault with its figures. The only engine-specific limit known here is the length of values.
 
 use std::{collections::HashSet, sync::Arc};
 
 use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, StoreError, Txn};
 
-/// Checks a transaction; `max_value_bytes` is the engine's.
+/// Checks a transaction; `max_value_bytes` is the engine's limit.
 pub(super) fn check(txn: &Txn, max_value_bytes: usize) -> Result<(), StoreError> {
     count(txn.compare.len())?;
     for compare in &txn.compare {

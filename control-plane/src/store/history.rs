@@ -1,21 +1,21 @@
 //! The recent changes of a store, for watches and for reads at an earlier revision. Bounded by count and bytes:
-//! published changes over the bound are compacted.
+//! published changes beyond the bounds are compacted.
 
 use std::collections::VecDeque;
 
 use super::{Changes, Event, KeyValue, Revision, StoreError};
 
-/// Most revisions kept: minutes of a mesh of a thousand nodes in turmoil.
+/// The most revisions: some minutes of a mesh of a thousand nodes under heavy churn.
 const MAX_REVISIONS: usize = 100_000;
-/// Most bytes of keys and values kept.
+/// The most bytes of keys and values.
 const MAX_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 pub(crate) struct History {
     changes: VecDeque<Changes>,
-    /// Everything up to here is gone.
+    /// Changes up to this revision are dropped.
     compacted: Revision,
-    /// Everything up to here may be seen.
+    /// Changes up to this revision are visible.
     published: Revision,
     newest: Revision,
     bytes: usize,
@@ -68,7 +68,7 @@ impl History {
         }
     }
 
-    /// The revision to read at, if it can be read.
+    /// The revision to read at, or an error if it is not available.
     pub(crate) fn check(&self, at: Option<Revision>) -> Result<Revision, StoreError> {
         let at = at.unwrap_or(self.published);
         if at > self.published {
@@ -86,7 +86,7 @@ impl History {
         Ok(at)
     }
 
-    /// Everything after a revision, oldest first, seen or not.
+    /// All changes after a revision, oldest first, published or not.
     pub(crate) fn after(
         &self,
         revision: Revision,
@@ -97,7 +97,8 @@ impl History {
         self.changes.range(start..)
     }
 
-    /// Published changes of keys with a prefix from `from` on, at most `limit` revisions, and where to go on.
+    /// Published changes of keys with a prefix since `from`, at most `limit` revisions, and the revision to continue
+    /// from.
     pub(crate) fn watch(
         &self,
         prefix: &str,

@@ -1,5 +1,5 @@
-//! The leases of an engine and when each ends. Pure: `now` is given and monotonic. Keys and storage are not known
-//! here.
+//! The leases of an engine and when each expires. Pure: `now` is passed in and is monotonic. This module does not know
+//! keys and storage.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,10 +8,10 @@ use std::{
 
 use super::LeaseId;
 
-/// The table is looked at this often at least while it holds a lease.
+/// The longest time between two checks while there are leases.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// A look that comes later than this after the last one means that the process itself stood still (stopped, starved,
-/// a disk that hung): nobody could renew meanwhile, so that time is not counted against the leases.
+/// If a check comes this long after the last one, the process itself was stalled (stopped, starved, or waiting for a
+/// hung disk). Nobody could renew a lease meanwhile, so that time does not count against the leases.
 const STALL: Duration = Duration::from_millis(1500);
 
 #[derive(Debug)]
@@ -46,13 +46,13 @@ impl Leases {
         self.by_deadline.insert((deadline, id));
     }
 
-    /// False: there is no such lease (any more).
+    /// False if the lease does not exist, or no longer.
     pub(crate) fn keep_alive(&mut self, id: LeaseId, now: Instant) -> bool {
         let Some(lease) = self.live.get_mut(&id) else {
             return false;
         };
         self.by_deadline.remove(&(lease.deadline, id));
-        // A look after a stall may have put the deadline further away than a TTL.
+        // After a stall the deadline may be more than a TTL away.
         lease.deadline = lease.deadline.max(now + lease.ttl);
         self.by_deadline.insert((lease.deadline, id));
         true
@@ -73,13 +73,13 @@ impl Leases {
         self.live.len()
     }
 
-    /// When to look again, if there is any lease.
+    /// When to check next, if there are leases.
     pub(crate) fn next_look(&self, now: Instant) -> Option<Instant> {
         let (deadline, _) = self.by_deadline.first()?;
         Some((*deadline).min(now + TICK))
     }
 
-    /// The leases that have run out; the caller ends them.
+    /// The expired leases; the caller ends them.
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
         let since = now.saturating_duration_since(self.looked);
         self.looked = now;

@@ -1,32 +1,32 @@
-//! The one place of truth: a small, ordered, versioned map that survives crashes, behind one trait. In come
-//! transactions, leases and reads from `registry/`; out go results, each with its revision, and the stream of
-//! what changed. Nothing here knows what a node or an instance is, and no engine is named outside `app`.
+//! The single source of truth: a small, ordered, versioned map that survives crashes, behind one trait. It takes
+//! transactions, leases and reads from `registry/`, and returns results, each with its revision, and a stream of
+//! changes. It does not know what a node or an instance is, and only `app` names an engine.
 //!
 //! # The invariants
-//! Every engine keeps them; `conformance` holds them as tests. They are etcd v3's, as far as we use it.
+//! Every engine keeps them; `conformance` contains them as tests. They are those of etcd v3, as far as we use it.
 //!
-//! 1. **Revisions.** The store has one revision. A transaction that changes something raises it by one and all
-//!    of its changes carry that number; one that changes nothing does not. It never goes back, not across a
-//!    restart either. An empty store is at revision 1.
-//! 2. **Reads are linearizable.** They see every transaction that was answered before they began, and none
-//!    that is not durable.
-//! 3. **Transactions are atomic.** All comparisons hold and `then` is done, or one does not and `otherwise`
-//!    is. A key may be changed once in a transaction. What was answered is durable.
-//! 4. **Versions of a key.** `create_revision` is that of the write that made the key, `mod_revision` that of
-//!    the last write; a key that is absent has 0 in both, so that absence is a comparison too.
-//! 5. **Range** reads all keys with a prefix, in byte order, at one revision: the present one, or an earlier
-//!    one that is not compacted yet.
-//! 6. **Leases.** A lease lives for its TTL after it was granted or last kept alive, by a monotonic clock; a
-//!    put attaches the key to a lease (or to none), in place of the one it had. When the lease ends, by itself or
-//!    revoked, its keys are deleted in one revision. When an engine restarts, its leases have a full TTL again:
-//!    they may live longer than asked, never shorter.
-//! 7. **Watch** gives every change of the keys with a prefix from a revision on, in order, none twice, none
-//!    missed, all changes of one revision together. Where others raise the revision too it also gives, with no event,
-//!    how far it is: every revision that this process was told of is reached soon. Where the history no longer reaches
-//!    so far back it says [`StoreError::Compacted`]: the watcher reads the present and watches on from there.
-//! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`], a value at most [`Store::max_value_bytes`]; a transaction has
-//!    at most [`MAX_TXN_OPS`] comparisons, as many operations in each branch, and [`MAX_TXN_BYTES`] in all its
-//!    values together (both branches). More is refused and changes nothing.
+//! 1. **Revisions.** The store has one revision. A transaction that changes something raises it by one, and all its
+//!    changes have that revision; a transaction that changes nothing does not raise it. It never decreases, not even
+//!    across a restart. An empty store is at revision 1.
+//! 2. **Reads are linearizable.** They see every transaction that was answered before they began, and none that is not
+//!    durable.
+//! 3. **Transactions are atomic.** If all comparisons are true, `then` is applied, otherwise `otherwise`. A transaction
+//!    may change a key only once. What was answered is durable.
+//! 4. **Versions of a key.** `create_revision` is that of the write that created the key, `mod_revision` that of the
+//!    last write. Both are 0 for an absent key, so that absence is a comparison too.
+//! 5. **Range** reads all keys with a prefix, in byte order, at one revision: the current one, or an earlier one that
+//!    is not compacted yet.
+//! 6. **Leases.** A lease lives for its TTL after it was granted or last kept alive, by a monotonic clock. A put
+//!    attaches the key to a lease (or to none), replacing its previous lease. When the lease expires or is revoked, its
+//!    keys are deleted in one revision. When an engine restarts, its leases get a full TTL again: they may live longer
+//!    than requested, never shorter.
+//! 7. **Watch** returns every change of the keys with a prefix since a revision, in order, none twice, none missing,
+//!    all changes of one revision together. If others raise the revision too, it also returns how far it is, without
+//!    events, so that it soon reaches every revision that this process was told. If the history does not go back far
+//!    enough, it returns [`StoreError::Compacted`]: the watcher then reads the current state and watches from there.
+//! 8. **Bounds.** A key is at most [`MAX_KEY_BYTES`] long, a value at most [`Store::max_value_bytes`]. A transaction
+//!    has at most [`MAX_TXN_OPS`] comparisons, as many operations in each branch, and [`MAX_TXN_BYTES`] in all its
+//!    values together (both branches). Anything larger is refused and changes nothing.
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -45,12 +45,12 @@ pub(crate) mod conformance;
 pub use embedded::{Embedded, EmbeddedOptions};
 pub use etcd::{Etcd, EtcdOptions, prefix as etcd_prefix, urls as etcd_urls};
 
-/// Longest key in bytes: three DNS labels, a node and a prefix fit with room to spare.
+/// The longest key in bytes: three DNS labels, a node and a prefix fit with room to spare.
 pub const MAX_KEY_BYTES: usize = 1024;
-/// Most operations of one transaction: etcd's own default bound is 128.
+/// The most operations of one transaction; 128 is etcd's own default limit.
 pub const MAX_TXN_OPS: usize = 128;
-/// Most bytes of the values of one transaction: with 128 keys of the longest in its comparisons and in each branch it
-/// stays under the 1.5 MiB that etcd takes in one request by default.
+/// The most bytes of the values of one transaction. Together with 128 of the longest keys in its comparisons and in
+/// each branch, it stays below the 1.5 MiB that etcd accepts in one request by default.
 pub const MAX_TXN_BYTES: usize = 1 << 20;
 
 /// A point in the store's history.
@@ -71,7 +71,7 @@ impl fmt::Display for Revision {
     }
 }
 
-/// Names a lease; given by the engine, never 0, not used twice.
+/// Identifies a lease; assigned by the engine, never 0, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
@@ -81,18 +81,18 @@ impl fmt::Display for LeaseId {
     }
 }
 
-/// One key as it stood at a revision. Cheap to clone.
+/// One key at a revision. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyValue {
     pub key: Arc<str>,
-    /// Empty where only keys were asked for.
+    /// Empty if only keys were requested.
     pub value: Bytes,
     pub create_revision: Revision,
     pub mod_revision: Revision,
     pub lease: Option<LeaseId>,
 }
 
-/// What a range read found.
+/// The result of a range read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The revision at which it was read.
@@ -130,7 +130,7 @@ pub enum Op {
         value: Bytes,
         lease: Option<LeaseId>,
     },
-    /// Deleting an absent key is no change.
+    /// Deleting an absent key changes nothing.
     Delete { key: Arc<str> },
 }
 
@@ -174,7 +174,7 @@ impl Op {
     }
 }
 
-/// If all comparisons hold `then`, else `otherwise`.
+/// If all comparisons are true, `then` is applied, otherwise `otherwise`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     pub compare: Vec<Compare>,
@@ -182,12 +182,12 @@ pub struct Txn {
     pub otherwise: Vec<Op>,
 }
 
-/// How a transaction went.
+/// The result of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TxnResult {
-    /// All comparisons held.
+    /// All comparisons were true, so `then` was applied.
     pub succeeded: bool,
-    /// The store's revision after it; its changes carry this number.
+    /// The store's revision after the transaction, which its changes have.
     pub revision: Revision,
 }
 
@@ -195,21 +195,21 @@ pub struct TxnResult {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub key: Arc<str>,
-    /// As it stands now; none if it was deleted.
+    /// The new state; none if the key was deleted.
     pub now: Option<KeyValue>,
-    /// As it stood before.
+    /// The previous state; none if the key did not exist.
     pub before: Option<KeyValue>,
 }
 
-/// All changes of one revision that a watcher asked for. With no event it says how far the watch is: nothing that it
-/// asked for has changed since the last one, up to this revision.
+/// All changes of one revision that match a watch. Without events it reports how far the watch is: nothing that matches
+/// has changed since the last `Changes`, up to this revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
     pub revision: Revision,
     pub events: Arc<[Event]>,
 }
 
-/// A watch under way: `next` waits for the next revision that changed a watched key. After an error it ends.
+/// An open watch: `next` waits for the next revision that changed a watched key. After an error it ends.
 pub struct Watch(Pin<Box<dyn Stream<Item = Result<Changes, StoreError>> + Send>>);
 
 impl Watch {
@@ -217,13 +217,13 @@ impl Watch {
         Self(Box::pin(changes))
     }
 
-    /// None: the store was closed. Nothing is lost if the future is dropped.
+    /// None if the store was closed. Cancel safe: dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Changes, StoreError>> {
         self.0.next().await
     }
 }
 
-/// Why the store did not do what it was asked.
+/// Why a request to the store failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
     #[error(
@@ -245,14 +245,15 @@ pub enum StoreError {
     Open { path: String, cause: String },
     #[error("the store {store} cannot be used: {cause}")]
     Options { store: String, cause: String },
-    /// The store did not answer in time. Whether a transaction was done is not known: it was, it was not, or it still
-    /// will be when a cut heals. Whoever wrote sends again only what is the same done twice, under a condition that
-    /// a newer writer breaks (a node's session under that of `alive/<node>`), or reads first what is there.
+    /// The store did not answer in time. It is unknown whether a transaction was applied: it was, it was not, or it
+    /// will be when a partition heals. A caller may repeat it only if it is idempotent and has a condition that a newer
+    /// writer's change breaks (for a node session, that `alive/<node>` is unchanged); otherwise it must first read the
+    /// state.
     #[error(
         "the store is not available: {cause}; what was to be changed is tried again by who made it"
     )]
     Unavailable { cause: String },
-    /// The store answered that it will not, and will say so again.
+    /// The store refused, and a retry would be refused too.
     #[error("the store refuses: {cause}")]
     Refused { cause: String },
     #[error(
@@ -283,73 +284,73 @@ pub enum StoreError {
     Closed,
 }
 
-/// What every method of a store returns.
+/// The return type of all methods of a store that wait.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Figures of an engine since it was opened, for `/metrics` and for tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreCounters {
-    /// Transactions, grants and revocations that were asked for.
+    /// Requested transactions, grants and revocations.
     pub requests: u64,
     /// Keys put or deleted.
     pub changes: u64,
-    /// Durable commits: each holds what many requests changed.
+    /// Durable commits; one commit may contain the changes of many requests.
     pub commits: u64,
-    /// Calls that a server of the store failed or did not answer; each was left for the next one.
+    /// Calls that a server of the store failed or did not answer; after each, the next server was used.
     pub faults: u64,
-    /// Times that the engine waited for the disk; this and what follows only where the engine holds the data itself.
+    /// Syncs to the disk. This and the following figures are set only if the engine itself stores the data.
     pub fsyncs: u64,
-    /// Leases that ran out.
+    /// Leases that expired.
     pub leases_expired: u64,
-    /// Leases that live now.
+    /// Leases that exist now.
     pub leases: u64,
     /// Keys that exist now.
     pub keys: u64,
 }
 
-/// A store; the module docs have its invariants. One trait object serves the whole process.
+/// A store; the invariants are in the module's documentation. One trait object serves the whole process.
 pub trait Store: Send + Sync + 'static {
-    /// For people: "embedded", "etcd".
+    /// A name for people: "embedded", "etcd".
     fn engine(&self) -> &'static str;
 
-    /// Longest value that is taken.
+    /// The longest value that is accepted.
     fn max_value_bytes(&self) -> usize;
 
-    /// Other processes may have it open at the same time.
+    /// Whether other processes may have the store open at the same time.
     fn is_shared(&self) -> bool {
         true
     }
 
-    /// One key at the present revision.
+    /// One key at the current revision.
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>>;
 
-    /// Keys with this prefix at a revision, or at the present one; the empty prefix means all.
+    /// Keys with this prefix at a revision, or at the current one; the empty prefix means all.
     fn range<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range>;
 
-    /// As `range`, with empty values.
+    /// Like `range`, with empty values.
     fn range_keys<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range>;
 
     fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult>;
 
     fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId>;
 
-    /// The lease lives for another TTL from now.
+    /// Renews the lease: it lives for another TTL from now.
     fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()>;
 
     /// Ends a lease and deletes its keys.
     fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()>;
 
-    /// Changes of the keys with this prefix, from `from` on, itself included.
+    /// Changes of the keys with this prefix, from the revision `from` on (inclusive).
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch>;
 
-    /// Waits until a part of the engine has ended without which it answers nothing any more.
+    /// Waits until a part of the engine has ended without which the store cannot answer any more.
     fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(std::future::pending())
     }
 
     fn counters(&self) -> StoreCounters;
 
-    /// Puts one key, whatever it was.
+    /// Puts one key unconditionally.
     fn put<'a>(&'a self, key: &'a str, value: Bytes) -> StoreFuture<'a, Revision> {
         let txn = Txn {
             then: vec![Op::put(key, value)],
@@ -358,7 +359,7 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(async move { Ok(self.txn(txn).await?.revision) })
     }
 
-    /// Deletes one key, if it is there.
+    /// Deletes one key, if it exists.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Revision> {
         let txn = Txn {
             then: vec![Op::delete(key)],

@@ -1,4 +1,4 @@
-//! The bounds of keys, values and transactions (invariant 8).
+//! The limits of keys, values and transactions (invariant 8).
 
 use super::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreError, Txn, get};
 
@@ -66,7 +66,7 @@ pub(super) async fn are_kept(store: &dyn Store) {
     store.delete("bounds/large").await.unwrap();
 }
 
-/// Those of both branches: an engine may have to send them in one message.
+/// The values of both branches count together: an engine may have to send them in one message.
 pub(super) async fn hold_for_the_values_of_a_transaction_together(store: &dyn Store) {
     let part = store.max_value_bytes() / 4;
     let parts = |branch: &str, count: usize, part: usize| -> Vec<Op> {

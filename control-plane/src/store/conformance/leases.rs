@@ -91,7 +91,7 @@ pub(super) async fn leases_run_out(engine: &Engine) {
         };
         match store.txn(put).await {
             Ok(done) => break (short, done.revision),
-            // The machine stalled for longer than that.
+            // The machine stalled for longer than the TTL.
             Err(error) => assert_eq!(error, StoreError::LeaseNotFound(short)),
         }
     };

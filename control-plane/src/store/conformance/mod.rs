@@ -1,7 +1,7 @@
-//! The invariants of the store as tests that every engine passes. The suite is given an open, empty store, opened
-//! twice if several processes may share it; of an engine it knows only how to make it forget its history. Each test
-//! keeps to keys of its own, and all run on one store. The suite uses only its parent module's imports of the store,
-//! so that tests of engines outside of this crate can include it.
+//! The invariants of the store as tests that every engine passes. The suite gets an open, empty store, opened twice if
+//! several processes may share it; it depends on no engine, except for how to make it compact its history. Each test
+//! uses its own keys, and all run on one store. The suite uses only its parent module's imports of the store, so that
+//! tests of engines outside of this crate can include it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -18,15 +18,15 @@ mod watches;
 /// A store under test.
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
-    /// The same store, opened a second time where it can be.
+    /// The same store, opened a second time if the engine allows it.
     pub(crate) other: Arc<dyn Store>,
     pub(crate) forget: Forget,
-    /// The shortest TTL that the engine keeps.
+    /// The shortest TTL that the engine supports.
     pub(crate) shortest_ttl: Duration,
 }
 
 impl Engine {
-    /// The store, opened first for even numbers and second for odd ones.
+    /// The first handle for even numbers, the second for odd ones.
     fn by_turns(&self, number: usize) -> Arc<dyn Store> {
         Arc::clone(if number.is_multiple_of(2) {
             &self.store
@@ -36,12 +36,12 @@ impl Engine {
     }
 }
 
-/// How the engine comes to compact an old revision.
+/// How the engine is made to compact an old revision.
 #[allow(dead_code, reason = "an engine has one of them")]
 pub(crate) enum Forget {
-    /// By itself, when so many newer ones are there.
+    /// It compacts by itself when there are this many newer ones.
     After(u64),
-    /// When it is told to.
+    /// It compacts on request.
     When(Compact),
 }
 
@@ -89,7 +89,7 @@ async fn keys(store: &dyn Store, prefix: &str, at: Option<Revision>) -> Vec<Stri
         .collect()
 }
 
-/// The next changes that are any.
+/// The next changes that have events.
 async fn next(watch: &mut Watch) -> Changes {
     loop {
         let changes = any(watch).await;
@@ -99,7 +99,7 @@ async fn next(watch: &mut Watch) -> Changes {
     }
 }
 
-/// The next changes, or the word how far the watch is.
+/// The next changes, with or without events.
 async fn any(watch: &mut Watch) -> Changes {
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
     next.expect("the watch gives no change")
@@ -263,7 +263,7 @@ async fn ranges_are_sorted_and_of_one_revision(store: &dyn Store) {
     );
 }
 
-/// More than an engine reads, or sends, at a time.
+/// More than an engine reads or sends at a time.
 async fn long_ranges_are_whole_and_of_one_revision(engine: &Engine) {
     const KEYS: usize = 600;
     const EACH: usize = 100;

@@ -29,7 +29,7 @@ pub(super) async fn one_of_many_wins(engine: &Engine) {
     assert_eq!(winners, 1);
 }
 
-/// A counter that many raise by compare-and-set counts every success, whoever asks.
+/// A counter that many writers increment by compare-and-set counts every success, whichever client they use.
 pub(super) async fn take_turns(engine: &Engine) {
     const EACH: u32 = 10;
     put(&*engine.store, "turns", "0").await;

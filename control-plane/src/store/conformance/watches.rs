@@ -67,7 +67,7 @@ pub(super) async fn group_by_revision_and_prefix(store: &dyn Store) {
     assert_eq!(changes.events[0].before, None);
 }
 
-/// Each event brings the value before along: together they are more than one message of most engines.
+/// Each event includes the previous value, so the revision exceeds one message of most engines.
 pub(super) async fn give_a_large_revision_whole(engine: &Engine) {
     const KEYS: usize = 100;
     let store = &*engine.store;
@@ -102,7 +102,7 @@ pub(super) async fn wait_for_a_revision_to_come(engine: &Engine) {
     assert_eq!(summary(&next(&mut watch).await), ["coming/a=in time"]);
 }
 
-/// A watch of everything shows each revision that a writer was told, whoever it was: none is waited for in vain.
+/// A watch of all keys reaches each revision that any writer was told.
 pub(super) async fn reach_what_others_wrote(engine: &Engine) {
     let now = put(&*engine.store, "reach/a", "0").await;
     let mut watch = engine.store.watch("", now.next()).await.unwrap();
@@ -152,7 +152,7 @@ pub(super) async fn compaction_is_said(engine: &Engine) {
         matches!(error, StoreError::Compacted { asked, .. } if asked == old),
         "{error}"
     );
-    // A watch that was there all the time either kept up or is told, it never skips.
+    // A watch that was open all the time either kept up or gets an error; it never skips changes.
     for watch in [&mut idle, &mut held] {
         match watch.next().await.unwrap() {
             Ok(changes) => assert!(changes.revision <= old.next()),

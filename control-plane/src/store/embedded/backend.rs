@@ -1,5 +1,5 @@
-//! The file under redb, with a count of the waits for the disk. Any other storage that keeps redb's contract can take
-//! its place, also one that loses unsynced writes.
+//! The file under redb, with a count of the syncs. Any other storage that fulfils redb's contract can replace it,
+//! including one that loses unsynced writes.
 
 use std::{
     ops::Bound,

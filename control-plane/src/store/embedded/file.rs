@@ -1,5 +1,5 @@
 //! The store's file: its tables, how it is opened, and how a batch of changes becomes durable. Only this file knows
-//! redb's tables. Errors of opening name the path and the remedy.
+//! redb's tables. Errors on opening name the path and the remedy.
 
 use std::{
     fs,
@@ -24,11 +24,11 @@ use crate::store::{Changes, KeyValue, LeaseId, Revision, StoreError, machine::Sa
 
 /// Key → (create revision, modification revision, lease or 0, value).
 const KEYS: TableDefinition<'_, &str, (u64, u64, u64, &[u8])> = TableDefinition::new("keys");
-/// Lease → TTL in milliseconds. How long each has still to live is not kept: it has a full TTL after a restart.
+/// Lease → TTL in milliseconds. The remaining time is not stored: after a restart a lease has a full TTL.
 const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("heddle-control");
 const FORMAT: u64 = 1;
-/// All values are in memory anyway: redb's own cache holds the inner pages of its tree.
+/// All values are in memory anyway: redb's own cache only needs the inner pages of its tree.
 const CACHE_BYTES: usize = 32 << 20;
 
 /// What one commit makes durable, in order.
@@ -54,7 +54,7 @@ pub(super) struct File {
 impl File {
     /// Opens or creates the file and reads everything in it.
     pub(super) fn open(options: &EmbeddedOptions) -> Result<(Self, Saved), StoreError> {
-        // A damaged file must end in a sentence, also where redb itself panics over it.
+        // A damaged file must result in an error message, even if redb panics over it.
         catch_unwind(AssertUnwindSafe(|| Self::try_open(options))).unwrap_or_else(|_| {
             let cause = "reading it failed".to_owned();
             Err(StoreError::Corrupt {
@@ -143,12 +143,12 @@ impl File {
         Ok((format, saved))
     }
 
-    /// Times that the disk was waited for since the file was opened.
+    /// The number of syncs since the file was opened.
     pub(super) fn fsyncs(&self) -> u64 {
         self.fsyncs.load(Ordering::Relaxed)
     }
 
-    /// Makes a batch durable: all of it or nothing.
+    /// Makes a batch durable, completely or not at all.
     pub(super) fn commit(&self, commit: &Commit) -> Result<(), String> {
         catch_unwind(AssertUnwindSafe(|| self.try_commit(commit)))
             .map_err(|_| "the file cannot be written".to_owned())?
@@ -195,7 +195,7 @@ impl File {
 
 fn on_path(path: &Path) -> Result<Box<dyn StorageBackend>, DatabaseError> {
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-    // An earlier version made it as the umask said.
+    // An earlier version created it with the umask's permissions.
     heddle_options::make_private(path)?;
     Ok(Box::new(FileBackend::new(file)?))
 }
@@ -216,7 +216,7 @@ fn open_error(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-/// Makes sure that there is a file.
+/// Creates the file if it does not exist.
 fn prepare(path: &Path) -> Result<(), StoreError> {
     let failed = |cause: String| StoreError::Open {
         path: name(path),
@@ -232,8 +232,8 @@ fn prepare(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Makes a new, empty store beside the path and links it there when it is whole: a crash meanwhile leaves nothing
-/// that could be taken for a damaged store, and of two processes one wins.
+/// Creates a new, empty store in a file beside the path and links it to the path when it is complete: a crash in
+/// between leaves nothing that looks like a damaged store, and if two processes do this, one wins.
 fn create(path: &Path) -> Result<(), redb::Error> {
     let parent = path
         .parent()
@@ -257,7 +257,7 @@ fn create(path: &Path) -> Result<(), redb::Error> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
         _ => Ok(fs::File::open(parent)?.sync_all()?),
     });
-    // Whatever happened: the draft has no further use.
+    // The draft is not needed any more, whether this succeeded or not.
     let _ = fs::remove_file(draft);
     made
 }

@@ -1,6 +1,6 @@
-//! The engine for one control plane: a durable single file (redb). Reads and watches are served from memory. A writer
-//! thread makes all waiting changes durable with one commit and one fsync and then shows them, so nobody sees what a
-//! power failure could undo. The file is locked against other processes.
+//! The engine for a single control plane: one durable file (redb). Reads and watches are served from memory. A writer
+//! thread makes all waiting changes durable with one commit and one sync and only then publishes them, so nobody sees a
+//! change that a power failure could undo. The file is locked against other processes.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,20 +25,20 @@ mod backend;
 mod file;
 mod writer;
 
-/// Longest value: one that fills a transaction.
+/// The longest value: one that fills a transaction.
 const MAX_VALUE_BYTES: usize = MAX_TXN_BYTES;
-/// Requests that may wait for the writer; more wait for a place.
+/// The most requests queued for the writer; further ones wait for a slot.
 const QUEUE: usize = 8192;
-/// Revisions that a watch hands on at a time.
+/// The most revisions that a watch reads at a time.
 const WATCH_CHUNK: usize = 256;
 
-/// Where the store lies and how much it remembers.
+/// The store's location and the size of its history.
 #[derive(Clone)]
 pub struct EmbeddedOptions {
     pub path: PathBuf,
-    /// Most revisions that watches and reads can go back; tests make it small.
+    /// The most revisions that watches and reads can go back; set by tests.
     pub max_history: Option<usize>,
-    /// Another storage in place of the file: tests give one that fails and forgets.
+    /// Another storage instead of the file: tests use one that fails and loses writes.
     pub(crate) disk: Option<Disk>,
 }
 
@@ -57,20 +57,20 @@ impl EmbeddedOptions {
     }
 }
 
-/// The embedded store. Dropping it waits for the writer to finish what was asked.
+/// The embedded store. Dropping it waits until the writer has finished all requests.
 pub struct Embedded {
     shared: Arc<Shared>,
     queue: Option<Queue>,
     slots: Arc<Semaphore>,
     writer: Option<std::thread::JoinHandle<()>>,
-    /// Its sender goes with the writer's thread.
+    /// Closed when the writer's thread ends.
     ended: watch::Receiver<()>,
 }
 
-/// What readers and the writer share.
+/// The state that readers and the writer share.
 struct Shared {
     machine: Mutex<Machine>,
-    /// What may be seen; watches wait on it.
+    /// The newest published revision; watches wait on it.
     published: watch::Sender<Revision>,
 }
 
@@ -81,7 +81,7 @@ impl Shared {
 }
 
 impl Embedded {
-    /// Opens the file, or creates it and the folders above it. Blocks: for process start.
+    /// Opens the file, or creates it and its parent folders. Blocks: call it at process start.
     pub fn open(options: &EmbeddedOptions) -> Result<Self, StoreError> {
         let (file, saved) = File::open(options)?;
         let mut machine = Machine::new(saved, MAX_VALUE_BYTES, Instant::now());
@@ -99,7 +99,7 @@ impl Embedded {
         let (writes, ended) = watch::channel(());
         let writer = thread
             .spawn(move || {
-                // Dropped with the thread, however it ends.
+                // Dropped when the thread ends, for any reason.
                 let _writes = writes;
                 writer.run();
             })
@@ -192,7 +192,7 @@ impl Store for Embedded {
 
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {
         let cursor = Cursor {
-            // The machine only, not the sender: a watch ends when the store is closed.
+            // A weak reference and no sender, so that the watch ends when the store is closed.
             shared: Arc::downgrade(&self.shared),
             published: self.shared.published.subscribe(),
             prefix: prefix.to_owned(),
@@ -201,7 +201,7 @@ impl Store for Embedded {
             failed: false,
         };
         Box::pin(async move {
-            // Too old a start is said at once.
+            // Reports at once if the start is compacted.
             self.shared.lock().history().watch(prefix, from, 0)?;
             Ok(Watch::new(stream::unfold(cursor, Cursor::step)))
         })
@@ -217,7 +217,7 @@ impl Store for Embedded {
     }
 }
 
-/// One watch: a place in the shared history, so that a slow watcher holds no queue of its own.
+/// One watch: a position in the shared history, so that a slow watcher needs no queue of its own.
 struct Cursor {
     shared: std::sync::Weak<Shared>,
     published: watch::Receiver<Revision>,

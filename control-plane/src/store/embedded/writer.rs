@@ -1,6 +1,6 @@
-//! The writer thread of the embedded store: applies waiting requests and lapsed leases in order, makes them durable
-//! with one commit, shows them and answers. If a commit fails everything in it is refused and the state is read again
-//! from the file, so memory is never ahead of it.
+//! The writer thread of the embedded store: applies waiting requests and expired leases in order, makes them durable
+//! with one commit, publishes them and answers. If a commit fails, everything in it is refused and the state is read
+//! from the file again, so memory is never ahead of the file.
 
 use std::{
     sync::{Arc, mpsc},
@@ -15,9 +15,9 @@ use super::{
 };
 use crate::store::{LeaseId, StoreError, Txn, TxnResult};
 
-/// Most requests of one commit: bounds the time that the first one waits for the last.
+/// The most requests per commit: limits how long the first waits for the last.
 const MAX_BATCH: usize = 2048;
-/// Pause before a file that failed is opened again.
+/// The pause before a failed file is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -30,18 +30,18 @@ pub(super) enum Job {
 
 pub(super) struct Request {
     pub(super) job: Job,
-    /// The request's place in the queue, given back when it is answered.
+    /// The request's slot in the queue, released when it is answered.
     pub(super) slot: OwnedSemaphorePermit,
 }
 
-/// Bounded by the slots that requests hold.
+/// Bounded by the slots of the requests.
 pub(super) type Queue = mpsc::Sender<Request>;
 
 pub(super) fn queue() -> (Queue, mpsc::Receiver<Request>) {
     mpsc::channel()
 }
 
-/// What is answered when the batch is durable.
+/// An answer that is sent when the batch is durable.
 enum Answer {
     Txn(Reply<TxnResult>, Result<TxnResult, StoreError>),
     Grant(Reply<LeaseId>, Result<LeaseId, StoreError>),
@@ -55,7 +55,7 @@ impl Answer {
                 Some(error) => result.and(Err(error.clone())),
                 None => result,
             };
-            // Who asked may have gone: the change stands all the same.
+            // The requester may be gone; the change is valid nevertheless.
             let _ = reply.send(result);
         }
         match self {
@@ -184,7 +184,7 @@ impl Writer {
         }
     }
 
-    /// Makes the batch durable and shows it, or takes all of it back.
+    /// Makes the batch durable and publishes it, or undoes all of it.
     fn settle(&mut self, mut commit: Commit) -> Result<(), StoreError> {
         let Ok(file) = &self.file else { return Ok(()) };
         if commit.is_empty() {
@@ -213,7 +213,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes back to what the file holds. The old handle is closed by now: it would hold the lock.
+    /// Returns to the state in the file. The old handle must be closed before, because it has the file's lock.
     fn reopen(&mut self) {
         if self.reopened.elapsed() < REOPEN_PAUSE {
             return;

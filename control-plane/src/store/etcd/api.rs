@@ -21,11 +21,11 @@ pub(super) const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub(super) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 pub(super) const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
-/// An answer that tells the store's revision.
+/// An answer that includes the store's revision.
 pub(super) trait Answer: prost::Message + Default + Send + Sync + 'static {
     fn header(&self) -> Option<&ResponseHeader>;
 
-    /// The store's revision when it was given; 0 where that is not told.
+    /// The store's revision at the time of the answer; 0 if it is missing.
     fn told(&self) -> crate::store::Revision {
         super::translate::revision(self.header().map_or(0, |header| header.revision))
     }

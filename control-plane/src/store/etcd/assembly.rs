@@ -1,6 +1,6 @@
-//! Assembles the revisions of a watch: one message may have events of several revisions, one revision may come in
-//! several messages, and progress messages say how far the watch is. The result is whole revisions, each once and in
-//! order. Pure.
+//! Assembles the revisions of a watch: one message may contain events of several revisions, one revision may be split
+//! into several messages, and progress messages report how far the watch is. The result is complete revisions, each
+//! once and in order. Pure.
 
 use std::collections::VecDeque;
 
@@ -9,11 +9,11 @@ use crate::store::{Changes, Event, Revision};
 
 pub(super) struct Assembly {
     space: Space,
-    /// The next revision to give: what is older was given before a reconnect.
+    /// The next revision to return: older ones were returned before a reconnect.
     next: Revision,
-    /// The newest revision that was given; 0: none yet.
+    /// The newest revision that was returned; 0 if none was.
     given: Revision,
-    /// Events of the revision that is not complete yet; bounded by what one transaction can change.
+    /// The events of the incomplete revision; bounded by what one transaction can change.
     pending: Vec<Event>,
     pending_at: Revision,
     ready: VecDeque<Changes>,
@@ -31,12 +31,12 @@ impl Assembly {
         }
     }
 
-    /// The first revision that has not been given whole: where a new stream has to begin.
+    /// The first revision that has not been returned completely: where a new stream must start.
     pub(super) fn next(&self) -> Revision {
         self.next
     }
 
-    /// etcd was at this revision at least.
+    /// The newest revision that was returned; etcd has been at this revision or later.
     pub(super) fn given(&self) -> Revision {
         self.given
     }
@@ -45,7 +45,7 @@ impl Assembly {
         self.ready.pop_front()
     }
 
-    /// The stream broke: what had come of an incomplete revision comes again.
+    /// The stream broke: the events of an incomplete revision will be sent again.
     pub(super) fn broken(&mut self) {
         self.pending.clear();
     }
@@ -70,7 +70,7 @@ impl Assembly {
         }
     }
 
-    /// Everything up to this revision has been sent.
+    /// All events up to this revision have been sent.
     pub(super) fn on_progress(&mut self, at: Revision) {
         if at >= self.next {
             self.give(at, Vec::new());

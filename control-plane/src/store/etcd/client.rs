@@ -1,5 +1,5 @@
 //! Calls the members of an etcd: one at a time, the next one after a failure, within a time limit. Errors name the
-//! members and what to check. A request that may have been done is repeated only where that is harmless. Streams of
+//! members and what to check. A request that may have been applied is repeated only if that is harmless. The streams of
 //! watches and keep-alives are opened here too.
 
 use std::{
@@ -32,34 +32,34 @@ use super::{
 };
 use crate::store::{Revision, StoreError};
 
-/// One member has so long for an answer that another could give too.
+/// How long one member may take for an answer that another member could give too.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
-/// Pauses between attempts begin and end here.
+/// The first and the longest pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Longest message: a page of the longest values there are.
+/// The longest message: a page of the longest values.
 const MAX_MESSAGE_BYTES: usize = 512 << 20;
 
-/// What may be done with a request whose answer was lost.
+/// Whether a request may be repeated if its answer was lost.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
-    /// Done twice it is as done once.
+    /// It is idempotent.
     Harmless,
-    /// It may be sent again only if it was surely not done.
+    /// It may be repeated only if it was certainly not applied.
     IfNotDone,
 }
 
 pub(super) struct Client {
     members: Vec<Member>,
-    /// Which member is asked.
+    /// The index of the member in use.
     current: AtomicUsize,
     user: Option<User>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
-    /// Newest revision that any answer told.
+    /// The newest revision of any answer.
     seen: watch::Sender<Revision>,
-    /// Longest time of a call.
+    /// The time limit of a call.
     bound: Duration,
-    /// Calls and streams that a member failed.
+    /// The number of calls and streams that failed at a member.
     pub(super) faults: AtomicU64,
 }
 
@@ -84,7 +84,7 @@ impl Client {
                 channel: endpoint.connect_lazy(),
             })
             .collect();
-        // Replicas begin at different members.
+        // Replicas start with different members.
         let seed = uuid::Uuid::new_v4().as_u128() % members.len().max(1) as u128;
         Ok(Self {
             current: AtomicUsize::new(usize::try_from(seed).unwrap_or(0)),
@@ -100,16 +100,16 @@ impl Client {
         })
     }
 
-    /// Which member is asked at present.
+    /// The index of the member in use.
     pub(super) fn current(&self) -> usize {
         self.current.load(Ordering::Relaxed)
     }
 
-    /// Leaves a member that failed for the next one, if nobody has done so yet.
+    /// Moves from a failed member to the next one, unless another call has already done so.
     fn leave(&self, member: usize) {
         self.faults.fetch_add(1, Ordering::Relaxed);
         let next = (member + 1) % self.members.len().max(1);
-        // Another call may have been quicker; either way it is left.
+        // If this fails, another call was faster and has already moved on.
         let _ = self
             .current
             .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -119,7 +119,7 @@ impl Client {
         self.members.get(member).map_or("", |member| &member.url)
     }
 
-    /// The newest revision that etcd told anybody here.
+    /// The newest revision that etcd has reported to this process.
     pub(super) fn seen(&self) -> watch::Receiver<Revision> {
         self.seen.subscribe()
     }
@@ -133,7 +133,7 @@ impl Client {
         });
     }
 
-    /// One call, at as many members and as often as the time allows.
+    /// Makes a call, and repeats it at other members as often as the time limit allows.
     pub(super) async fn call<M: Message + Clone + Sync + 'static, A: Answer>(
         &self,
         path: &'static str,
@@ -169,7 +169,7 @@ impl Client {
         }
     }
 
-    /// Draws the consequences of a fault, and names the member in it.
+    /// Handles a fault (moves to the next member or drops the token), and adds the member's URL to it.
     pub(super) fn on_fault(&self, member: usize, fault: Fault) -> Fault {
         let named = |text: String| format!("{}: {text}", self.url(member));
         match fault {
@@ -192,7 +192,7 @@ impl Client {
         }
     }
 
-    /// One call at one member.
+    /// One call to one member.
     pub(super) async fn attempt<M: Message + Sync + 'static, A: Answer>(
         &self,
         member: usize,
@@ -219,7 +219,7 @@ impl Client {
         Ok(answer.map_err(|status| judge(&status))?.into_inner())
     }
 
-    /// Opens a stream at a member. It may wait for the first answer: the first request must be there.
+    /// Opens a stream to a member. The member may answer only after the first request, so that must be queued already.
     pub(super) async fn stream<S, A>(
         &self,
         member: usize,
@@ -245,7 +245,7 @@ impl Client {
         }
     }
 
-    /// Takes a message of a stream to account, and turns a broken stream into a fault.
+    /// Processes a message of a stream; a broken stream becomes a fault.
     pub(super) fn received<A: Answer>(
         &self,
         message: Result<Option<A>, Status>,
@@ -266,7 +266,7 @@ impl Client {
         };
         let mut grpc = tonic::client::Grpc::new(member.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        // Not ready: the connection's worker has gone; nothing was sent.
+        // If it is not ready, the connection's worker has ended and nothing was sent.
         match grpc.ready().await {
             Ok(()) => Ok(grpc),
             Err(error) => Err(Fault::NotDone(error.to_string())),
@@ -276,7 +276,7 @@ impl Client {
     async fn request<T>(&self, member: usize, message: T) -> Result<Request<T>, Fault> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
-        // A member without a leader shall say so at once instead of waiting for one.
+        // A member without a leader must report that at once instead of waiting for one.
         metadata.insert("hasleader", MetadataValue::from_static("true"));
         if let Some(token) = self.token(member).await? {
             metadata.insert("token", token);
@@ -303,7 +303,7 @@ impl Client {
         let request = Request::new(login);
         let answer = self.send(member, api::AUTHENTICATE, request).await;
         let answer: api::AuthenticateResponse = answer.map_err(|fault| match fault {
-            // What a login leaves undone is done again by the next one.
+            // A login may be repeated, so it does not matter whether this one was applied.
             Fault::Unknown(text) => Fault::NotDone(text),
             fault => fault,
         })?;
@@ -317,7 +317,7 @@ impl Client {
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
     }
 
-    /// A fault as the store tells it.
+    /// Converts a fault to the store's error.
     pub(super) fn tell(&self, fault: Fault) -> StoreError {
         let urls: Vec<_> = self.members.iter().map(|member| &*member.url).collect();
         let urls = urls.join(", ");
@@ -339,7 +339,7 @@ impl Client {
             Fault::NotDone(text) | Fault::Token(text) => {
                 format!("{text}; see --store and that etcd at {urls} runs and has a quorum")
             }
-            // Callers turn these into errors of their own, with the revision or the lease.
+            // Callers convert these to their own errors, with the revision or the lease.
             Fault::Compacted => "a revision is compacted".to_owned(),
             Fault::Future => "a revision is not reached yet".to_owned(),
             Fault::NoLease => "a lease does not exist".to_owned(),

@@ -1,5 +1,5 @@
 //! What a failed call to etcd means: an answer for the caller, a fault after which another member may answer, or an
-//! unknown outcome. Only the texts and codes that etcd documents are used.
+//! unknown outcome. Only texts and codes that etcd documents are used.
 
 use heddle_proto::error_text::{chain, status_with_causes};
 use tonic::{Code, ConnectError, Status};
@@ -13,15 +13,15 @@ pub(super) enum Fault {
     Future,
     /// There is no such lease.
     NoLease,
-    /// etcd understood and will not do it, however often it is asked.
+    /// etcd understood the request and will always refuse it.
     Refused(String),
-    /// It cannot be done now and was not done; asking again at once is of no use.
+    /// It was not applied and cannot be applied now; an immediate retry is useless.
     Full(String),
-    /// The token is of no use (any more); nothing was done.
+    /// The token is invalid or has expired; nothing was applied.
     Token(String),
-    /// It was not done: another member, or the same one later, may do it.
+    /// It was not applied: another member, or the same one later, may apply it.
     NotDone(String),
-    /// Nobody knows whether it was done.
+    /// It is unknown whether it was applied.
     Unknown(String),
 }
 
@@ -48,7 +48,7 @@ pub(super) fn judge(status: &Status) -> Fault {
     }
 }
 
-/// There was no connection on which it could have gone out.
+/// There was no connection on which it could have been sent.
 fn was_not_sent(status: &Status) -> bool {
     chain(status).any(<dyn std::error::Error>::is::<ConnectError>)
 }

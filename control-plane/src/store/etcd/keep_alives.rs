@@ -1,6 +1,6 @@
 //! Keeps leases alive over one stream for all of them. Each request is answered when etcd has confirmed the lease, or
-//! when the stream broke and it may be sent again. A member that does not answer is left. How often a lease is kept
-//! alive is not decided here.
+//! when the stream broke and the request may be repeated. If a member does not answer, the next one is used. This
+//! module does not decide how often a lease is kept alive.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,16 +22,16 @@ use super::{
 };
 use crate::store::LeaseId;
 
-/// Beats that may wait for the stream; more wait for a place.
+/// The most keep-alives queued for the stream; further ones wait for room.
 const QUEUE: usize = 4096;
 
-/// A beat, and who waits for its answer: true, the lease lives.
+/// A keep-alive and the receiver of its answer: true if the lease is alive.
 pub(super) struct KeepAlive {
     pub(super) lease: LeaseId,
     pub(super) answer: oneshot::Sender<Result<bool, Fault>>,
 }
 
-/// Begins to take beats; the task ends with the sender.
+/// Starts to accept keep-alives; the task ends when the sender is dropped.
 pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<KeepAlive> {
     let (sender, keep_alives) = mpsc::channel(QUEUE);
     let task = Task {
@@ -47,13 +47,13 @@ pub(super) fn start(client: Arc<Client>) -> mpsc::Sender<KeepAlive> {
 struct Task {
     client: Arc<Client>,
     keep_alives: mpsc::Receiver<KeepAlive>,
-    /// Who waits, by lease, in the order in which they were sent: each beat has one answer.
+    /// The receivers of answers by lease, in the order in which their keep-alives were sent: each has one answer.
     waiting: HashMap<i64, VecDeque<oneshot::Sender<Result<bool, Fault>>>>,
-    /// When the beats went out that have no answer yet, oldest first.
+    /// When the unanswered keep-alives were sent, oldest first.
     sent: VecDeque<Instant>,
 }
 
-/// Why a stream is left.
+/// Why a stream ended.
 enum End {
     Broken(Fault),
     Closed,
@@ -61,7 +61,7 @@ enum End {
 
 impl Task {
     async fn run(mut self) {
-        // A stream is opened by the first beat that wants it.
+        // A stream is opened by the first keep-alive that needs it.
         while let Some(first) = self.keep_alives.recv().await {
             let member = self.client.current();
             match self.serve(member, first).await {
@@ -69,7 +69,7 @@ impl Task {
                     let fault = self.client.on_fault(member, fault);
                     tracing::debug!(?fault, "the stream of keep-alives broke");
                     for waiting in self.waiting.drain().flat_map(|(_, waiting)| waiting) {
-                        // Who waited may have gone.
+                        // The receiver may be gone.
                         let _ = waiting.send(Err(fault.clone()));
                     }
                     self.sent.clear();
@@ -137,13 +137,13 @@ impl Task {
     }
 
     fn on_answer(&mut self, answer: &api::LeaseKeepAliveResponse) {
-        // Answers come in the order of the beats.
+        // Answers have the order of the keep-alives.
         self.sent.pop_front();
         let Some(waiting) = self.waiting.get_mut(&answer.id) else {
             return;
         };
         if let Some(first) = waiting.pop_front() {
-            // Who waited may have gone.
+            // The receiver may be gone.
             let _ = first.send(Ok(answer.ttl > 0));
         }
         if waiting.is_empty() {

@@ -1,18 +1,18 @@
-//! The engine for any number of control planes: an etcd (3.5.8 or newer), spoken to by a small client of our own. In
-//! come transactions, leases and reads; out go etcd's answers, and watches that outlive the members they began at. No
-//! state is kept here but what one process needs to ask again: the truth is etcd's alone.
+//! The engine for any number of control planes: an etcd (3.5.8 or newer), accessed by a small client of our own. It
+//! takes transactions, leases and reads, and returns etcd's answers and watches that survive the failure of a member.
+//! This process keeps only what it needs to repeat requests: all state is in etcd.
 //!
 //! # How the invariants are kept
 //! * **Revisions** are etcd's, counted over all its keys: writes under other prefixes raise them too. A watch therefore
-//!   also tells how far it is (`Changes` without events), within half a second, or at once when this process was told
-//!   of a newer revision; whoever waits for a revision does not wait for ever.
+//!   also reports how far it is (`Changes` without events), within half a second, or at once when this process was told
+//!   of a newer revision, so that nobody waits forever for a revision.
 //! * **Reads** are linearizable, whichever member answers. A long range is read in pages at the revision of the first.
-//! * **Transactions** are one message. If its answer is lost (`StoreError::Unavailable`) nobody knows whether it was
-//!   done, and it is never sent twice: see [`StoreError::Unavailable`] for what that asks of callers.
-//! * **Watches** begin again where the last whole revision ended, at the next member, and say `Compacted` where that
-//!   is gone. A member that has lost its leader (a partition) is left: every call asks for one.
-//! * **Leases** have whole seconds, rounded up; etcd keeps none shorter than its election takes (2 s by default), and
-//!   gives all a full TTL again when its leader changes.
+//! * **Transactions** are one message. If the answer is lost (`StoreError::Unavailable`), it is unknown whether the
+//!   transaction was applied, and it is never sent twice. [`StoreError::Unavailable`] describes what callers must do.
+//! * **Watches** resume after the last complete revision, at the next member, and return `Compacted` if that revision
+//!   is compacted. Every call requires a leader, so a member that has lost its leader (in a partition) is not used.
+//! * **Leases** have whole seconds, rounded up. etcd supports none shorter than its election takes (2 s by default),
+//!   and gives all leases a full TTL again when its leader changes.
 
 use std::{
     pin::Pin,
@@ -54,18 +54,18 @@ mod watching;
 
 pub use options::{EtcdOptions, prefix, urls};
 
-/// Longest value: one that fills a transaction.
+/// The longest value: one that fills a transaction.
 const MAX_VALUE_BYTES: usize = MAX_TXN_BYTES;
-/// Keys of the first page of a range: even with the longest values they are one message.
+/// The keys of a range's first page: even with the longest values they fit into one message.
 const FIRST_PAGE: i64 = 128;
-/// Pages are as long as it takes to hold about so many bytes …
+/// Further pages have about this many bytes …
 const PAGE_BYTES: usize = 4 << 20;
-/// … and at most so many keys.
+/// … and at most this many keys.
 const MAX_PAGE: i64 = 10_000;
-/// Pause before a beat whose stream broke is sent again.
+/// The pause before a keep-alive is repeated after its stream broke.
 const BEAT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The store in an etcd.
+/// A store in an etcd.
 pub struct Etcd {
     /// Shared with the watches and the keep-alives.
     client: Arc<Client>,
@@ -83,7 +83,7 @@ struct Asked {
 }
 
 impl Etcd {
-    /// Reads the files that the options name. Nothing is dialled: etcd may come up later. Must run in a runtime.
+    /// Reads the files that the options name. Does not connect yet: etcd may start later. Must run in a runtime.
     pub fn open(options: &EtcdOptions) -> Result<Self, StoreError> {
         let client = Arc::new(Client::new(options)?);
         Ok(Self {
@@ -102,7 +102,7 @@ impl Etcd {
     {
         let answer = self.client.call(path, request, again).await;
         match answer {
-            // A read that was lost, or what may be done twice: that it is not known does not matter.
+            // For reads and other idempotent requests it does not matter whether the lost one was applied.
             Err(Fault::Unknown(text)) if again == Again::Harmless => Err(Fault::NotDone(text)),
             answer => answer,
         }
@@ -139,7 +139,7 @@ impl Etcd {
                 .unwrap_or(MAX_PAGE)
                 .clamp(1, MAX_PAGE);
             if let Some(last) = page.kvs.last() {
-                // The key after it.
+                // The smallest key after it.
                 let mut next = BytesMut::from(&*last.key);
                 next.put_u8(0);
                 key = next.freeze();
@@ -175,7 +175,7 @@ impl Etcd {
         }
     }
 
-    /// etcd's present revision.
+    /// etcd's current revision.
     async fn now(&self) -> Result<Revision, StoreError> {
         let request = self.space.revision_only();
         let read = self.ask(api::RANGE, request, Again::Harmless);
@@ -183,7 +183,7 @@ impl Etcd {
         Ok(answer.told())
     }
 
-    /// A range does not say where the history begins, but a watch does.
+    /// A range does not report where the history begins, but a watch does.
     async fn compacted(&self, prefix: &str, asked: Revision) -> StoreError {
         match self.watching(prefix, asked).await {
             Err(StoreError::Compacted { first, .. }) => StoreError::Compacted { asked, first },
@@ -228,7 +228,7 @@ impl Etcd {
             ttl: seconds(ttl),
             id: 0,
         };
-        // Of one that was granted and not heard of nothing hangs: it runs out.
+        // If the answer is lost, the lease has no keys and expires.
         let grant = self.ask(api::LEASE_GRANT, request, Again::Harmless);
         let answer: api::LeaseGrantResponse =
             grant.await.map_err(|fault| self.client.tell(fault))?;
@@ -262,7 +262,7 @@ impl Etcd {
                 Err(_) => {}
             }
             if Instant::now() + BEAT_PAUSE >= end {
-                // Whether it was done does not matter: it is done again.
+                // Whether it was applied does not matter: callers repeat it.
                 let last = match last {
                     Fault::Unknown(text) => Fault::NotDone(text),
                     last => last,
@@ -338,7 +338,7 @@ impl Store for Etcd {
     }
 
     fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        // Without its task no lease is kept alive any more.
+        // Without this task no lease is kept alive any more.
         Box::pin(self.keep_alives.closed())
     }
 
@@ -358,7 +358,7 @@ fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// Keys that an operation of a transaction changed.
+/// The number of keys that an operation of a transaction changed.
 fn changed(response: &api::ResponseOp) -> u64 {
     match &response.response {
         Some(api::response_op::Response::ResponsePut(_)) => 1,
@@ -369,7 +369,7 @@ fn changed(response: &api::ResponseOp) -> u64 {
     }
 }
 
-/// etcd does not say which lease is gone: that of the first key that wants one, as far as can be told.
+/// etcd does not report which lease is missing. This returns the first lease that the transaction uses.
 fn lost_lease(txn: &Txn) -> StoreError {
     let mut ops = txn.then.iter().chain(&txn.otherwise);
     let lease = ops.find_map(|op| match op {

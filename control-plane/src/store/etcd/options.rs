@@ -1,5 +1,5 @@
-//! Where an etcd is and how to connect to it, parsed from the options: endpoints that are ready to be dialed, or the
-//! option that is wrong. Files with keys and passwords are read here. Nothing is dialed.
+//! Where an etcd is and how to connect to it, parsed from the options: endpoints that are ready to connect, or the
+//! option that is wrong. Files with keys and passwords are read here. No connection is made.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -7,27 +7,27 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::store::StoreError;
 
-/// Longest prefix: with it the longest transaction still fits into a request of etcd.
+/// The longest prefix: with it, the longest transaction still fits into a request of etcd.
 const MAX_PREFIX_BYTES: usize = 64;
-/// A connection that does not come up in so long is given up.
+/// The time limit for connecting.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// A connection on which something waits is asked so often for a sign of life: etcd takes more than one in 5 s ill.
+/// The interval of keep-alive pings on connections with open calls. etcd closes a connection with more than one in 5 s.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Where the members are and how to speak to them.
+/// Where the members are and how to connect to them.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
-    /// As `scheme://host:port`, of one scheme; see [`urls`].
+    /// As `scheme://host:port`, all with the same scheme; see [`urls`].
     pub urls: Vec<String>,
-    /// Put before every key; it ends with a slash.
+    /// Added before every key; it ends with a slash.
     pub prefix: String,
-    /// PEM of the authorities that may have signed etcd's certificate (`--store-ca`).
+    /// PEM of the authorities that may sign etcd's certificate (`--store-ca`).
     pub ca: Option<PathBuf>,
-    /// PEM of a certificate and its key to show to etcd (`--store-cert`, `--store-key`).
+    /// PEM of the client certificate for etcd, and of its key (`--store-cert`, `--store-key`).
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Name and password (`--store-user`, `--store-password-file`).
     pub user: Option<(String, String)>,
-    /// Longest time of a call. Default 5 s.
+    /// The time limit of a call. Default 5 s.
     pub timeout: Duration,
 }
 
@@ -44,7 +44,7 @@ impl EtcdOptions {
         }
     }
 
-    /// Each member and how it is dialled.
+    /// The URL and the endpoint of each member.
     pub(super) fn members(&self) -> Result<Vec<(String, Endpoint)>, StoreError> {
         let tls = self.tls()?;
         let dial = |url: &String| {
@@ -108,7 +108,7 @@ impl EtcdOptions {
     }
 }
 
-/// Reads `http://h1:2379,h2:2379`: the scheme of the first holds for all, and may be left out after it.
+/// Parses `http://h1:2379,h2:2379`: the scheme of the first applies to all, and may be omitted after it.
 pub fn urls(text: &str) -> Result<Vec<String>, String> {
     let example = "for example etcd:http://h1:2379,http://h2:2379";
     let (scheme, _) = text
@@ -139,7 +139,7 @@ pub fn urls(text: &str) -> Result<Vec<String>, String> {
     text.split(',').map(read).collect()
 }
 
-/// Reads `--store-prefix`; a slash is put behind it if it has none.
+/// Parses `--store-prefix`; adds a slash at its end if it has none.
 pub fn prefix(text: &str) -> Result<String, String> {
     let mut prefix = text.to_owned();
     if !prefix.ends_with('/') {

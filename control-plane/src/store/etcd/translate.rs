@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::api::{self, compare, request_op};
 use crate::store::{Compare, KeyValue, LeaseId, Op, Revision, Txn};
 
-/// The keys of one mesh among all of an etcd: those under a prefix.
+/// The keys of one mesh in an etcd: those under a prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Space {
     prefix: Arc<str>,
@@ -24,7 +24,7 @@ impl Space {
         [self.prefix.as_bytes(), key.as_bytes()].concat().into()
     }
 
-    /// First key and the one behind the last of all keys that begin with `prefix`.
+    /// The range of all keys that begin with `prefix`: its first key, and the key after its last.
     pub(super) fn range(&self, prefix: &str) -> (Bytes, Bytes) {
         let first = self.key(prefix);
         let mut end = first.to_vec();
@@ -34,11 +34,11 @@ impl Space {
                 return (first, end.into());
             }
         }
-        // Nothing but 0xff: to the end of all keys.
+        // Only 0xff bytes: to the end of all keys.
         (first, Bytes::from_static(&[0]))
     }
 
-    /// A key as the store knows it; none for what is not under the prefix or is not text: somebody else wrote it.
+    /// The store's name of a key; none if it is not under the prefix or not text, so another program wrote it.
     fn name(&self, key: &[u8]) -> Option<Arc<str>> {
         let name = key.strip_prefix(self.prefix.as_bytes())?;
         Some(str::from_utf8(name).ok()?.into())
@@ -64,7 +64,7 @@ impl Space {
         Some((at, crate::store::Event { key, now, before }))
     }
 
-    /// One key at the head of a range, to learn the revision by a linearizable read.
+    /// A linearizable read of one key, to learn the revision.
     pub(super) fn revision_only(&self) -> api::RangeRequest {
         api::RangeRequest {
             key: self.key(""),
@@ -132,7 +132,7 @@ pub(super) fn number(revision: Revision) -> i64 {
     i64::try_from(revision.0).unwrap_or(i64::MAX)
 }
 
-/// etcd's lease ids are 64 bits with a sign; ours are the same bits.
+/// etcd's lease ids are signed 64-bit numbers; ours have the same bits.
 pub(super) fn id(lease: LeaseId) -> i64 {
     lease.0.cast_signed()
 }
@@ -141,7 +141,7 @@ pub(super) fn lease(id: i64) -> Option<LeaseId> {
     (id != 0).then(|| LeaseId(id.cast_unsigned()))
 }
 
-/// etcd knows whole seconds: a lease may live longer than asked, never shorter.
+/// etcd supports whole seconds only: a lease may live longer than requested, never shorter.
 pub(super) fn seconds(ttl: Duration) -> i64 {
     let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
     i64::try_from(whole.max(1)).unwrap_or(i64::MAX)
@@ -160,7 +160,7 @@ mod tests {
         check("heddle/", "", b"heddle/", b"heddle0");
         check("heddle/", "node/", b"heddle/node/", b"heddle/node0");
         check("x\u{7f}", "", b"x\x7f", b"x\x80");
-        // No text ends so, but nothing may break: the last byte that can grow does.
+        // No text ends like this, but it must work: the last byte below 0xff is incremented.
         let space = Space::new("ÿ"); // c3 bf
         assert_eq!(&*space.range("").1, b"\xc3\xc0");
     }

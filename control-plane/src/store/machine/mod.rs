@@ -1,5 +1,5 @@
 //! The store as a state machine: the invariants of `store/mod.rs` without disk, thread or clock. Each transaction
-//! returns its result and the changes that an engine must make durable before it shows them. Reads show only what was
+//! returns its result and the changes that an engine must make durable before it publishes them. Reads see only what is
 //! published.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::store::{
     Txn, TxnResult, bounds, history::History, leases::Leases,
 };
 
-/// What of the machine lives on the disk.
+/// The part of the machine that is stored on disk.
 #[derive(Debug, Default)]
 pub(crate) struct Saved {
     /// 0 for an empty store.
@@ -38,7 +38,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Leases have a full TTL from `now` on.
+    /// Leases get a full TTL from `now` on.
     pub(crate) fn new(saved: Saved, max_value_bytes: usize, now: Instant) -> Self {
         let mut machine = Self {
             map: BTreeMap::new(),
@@ -65,7 +65,7 @@ impl Machine {
         machine
     }
 
-    /// The machine after its engine had to go back to what is saved. Who watches from before that reads anew.
+    /// The machine after its engine had to return to the saved state. Earlier watches have to read the state again.
     pub(crate) fn restarted(&self, saved: Saved, now: Instant) -> Self {
         let mut machine = Self::new(saved, self.max_value_bytes, now);
         machine
@@ -149,7 +149,7 @@ impl Machine {
         }
     }
 
-    /// Ends the leases that have run out.
+    /// Ends the expired leases.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(LeaseId, Option<Changes>)> {
         let expired = self.leases.expired(now);
         self.counters.leases_expired += expired.len() as u64;
@@ -159,13 +159,13 @@ impl Machine {
             .collect()
     }
 
-    /// Everything applied so far is durable now and may be seen.
+    /// Everything applied so far is durable now and becomes visible.
     pub(crate) fn publish(&mut self) {
         self.history.publish();
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<KeyValue> {
-        // The first change after what is published knows how the key stood then.
+        // The first unpublished change of the key has its published state in `before`.
         let hidden = self.history.after(self.history.published());
         for changes in hidden {
             if let Some(event) = changes.events.iter().find(|event| &*event.key == key) {
@@ -182,7 +182,7 @@ impl Machine {
         keys_only: bool,
     ) -> Result<Range, StoreError> {
         let revision = self.history.check(at)?;
-        // Undo, newest first, what came later: what stands in the overlay last is the oldest.
+        // Undo later changes, newest first: the overlay ends up with the oldest state of each key.
         let mut overlay: BTreeMap<&Arc<str>, Option<&KeyValue>> = BTreeMap::new();
         for changes in self.history.after(revision).rev() {
             for event in changes

@@ -4,7 +4,7 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Keys to put or (false) to delete, in one transaction.
+    /// Keys to put or, if false, to delete in one transaction.
     Txn(Vec<(u8, bool)>),
     Revoke(usize),
     Publish,
@@ -26,7 +26,7 @@ fn key(n: u8) -> String {
     format!("{}/{n}", if n.is_multiple_of(2) { "even" } else { "odd" })
 }
 
-/// The machine with the simplest store one can think of beside it: every state it was ever in.
+/// The machine, and the simplest possible store as a reference: a list of all its states.
 struct Pair {
     machine: Machine,
     leases: Vec<LeaseId>,
@@ -116,7 +116,7 @@ impl Pair {
         }
     }
 
-    /// What a watcher builds of the present state at `from` and everything after it.
+    /// What a watcher builds from the state at `from` and all later changes.
     fn watched(&self, from: Revision, prefix: &str, limit: usize) -> Vec<KeyValue> {
         let start = self.machine.range(prefix, Some(from), false).unwrap().items;
         let mut state: BTreeMap<Arc<str>, KeyValue> = start

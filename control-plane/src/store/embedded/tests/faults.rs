@@ -1,4 +1,4 @@
-//! The embedded store on a disk that fails, loses and tears what was not synced.
+//! The embedded store on a disk that fails, and that loses and tears unsynced writes.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use redb::StorageBackend;
 
 use crate::store::{Embedded, EmbeddedOptions, LeaseId, Op, Revision, Store, StoreError, Txn};
 
-/// Bytes that survive a power cut, and what was written since.
+/// The bytes that survive a power cut, and the writes since the last sync.
 #[derive(Debug, Default)]
 struct Disk {
     durable: Vec<u8>,
@@ -19,23 +19,23 @@ struct Disk {
     unsynced: Vec<(usize, Vec<u8>)>,
     /// Syncs until the power is cut.
     syncs_left: Option<u32>,
-    /// Syncs fail, and nothing else does.
+    /// Syncs fail; everything else works.
     full: bool,
 }
 
-/// What becomes of the writes that were not synced when the power goes.
+/// What happens to unsynced writes at a power cut.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Lost,
     Kept,
-    /// Any sectors of them, in any order.
+    /// Random sectors are kept.
     Some,
-    /// Any sectors, and some only in part.
+    /// Random sectors are kept, some of them only in part.
     Torn,
 }
 
 impl Disk {
-    /// What the next start finds.
+    /// Leaves what the next start finds.
     fn cut_power(&mut self, fate: Fate, rng: &mut StdRng) {
         let mut found = std::mem::take(&mut self.durable);
         for (offset, data) in self.unsynced.drain(..) {
@@ -108,7 +108,7 @@ impl StorageBackend for Handle {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut disk = self.alive()?;
         disk.present.resize(place(len), 0);
-        // The file system journals its sizes.
+        // The file system journals file sizes.
         disk.durable.resize(place(len), 0);
         Ok(())
     }
@@ -140,7 +140,7 @@ impl StorageBackend for Handle {
 fn pair(n: u64) -> Txn {
     let text = n.to_string();
     let mut then = vec![Op::put("left", text.clone()), Op::put("right", text)];
-    // Now and then more than one page, so that the file grows.
+    // Sometimes more than one page, so that the file grows.
     let bytes = if n.is_multiple_of(5) { 20_000 } else { 700 };
     then.push(Op::put(&format!("some/{}", n % 7), vec![7_u8; bytes]));
     if n.is_multiple_of(3) {
@@ -154,12 +154,12 @@ fn pair(n: u64) -> Txn {
 
 const WRITES: u64 = 40;
 
-/// What was answered before the power went.
+/// The requests that were answered before the power was cut.
 #[derive(Default)]
 struct Answered {
     last: u64,
     leases: Vec<LeaseId>,
-    /// All of it: the cut would come later.
+    /// All writes were answered: the power was not cut before.
     all: bool,
 }
 
@@ -184,7 +184,7 @@ impl Answered {
         self.all = true;
     }
 
-    /// All of it is there, and nothing that was not asked for.
+    /// Asserts that everything that was answered is in the store, and nothing that was not requested.
     async fn check(&self, store: &Embedded, case: &str) {
         let mut held = Vec::new();
         for key in ["left", "right"] {
@@ -207,13 +207,13 @@ impl Answered {
     }
 }
 
-/// False: the power was not cut, the writes were over before.
+/// False if all writes finished before the power was cut.
 async fn cut_at(sync: u32, fate: Fate, seed: u64) -> bool {
     let mut rng = StdRng::seed_from_u64(u64::from(sync) * 100 + seed);
     let handle = Handle::default();
     drop(Embedded::open(&handle.options()).unwrap());
     let (mut answered, mut revision) = (Answered::default(), Revision(1));
-    // Twice: a file that was recovered once must stand a second cut.
+    // Twice: a recovered file must survive another power cut.
     for round in 0..2_u64 {
         let case = format!("cut at sync {sync}, {fate:?}, seed {seed}, round {round}");
         handle.0.lock().unwrap().syncs_left = Some(sync);
@@ -282,7 +282,7 @@ async fn a_full_disk_refuses_writes_shows_none_of_them_and_goes_on_when_there_is
         .unwrap();
     assert_eq!(store.get("a").await.unwrap().unwrap().value, "after");
     store.keep_alive(lease).await.unwrap();
-    // A watcher sees the change, or is told that it has to read anew; it never sees what was lost.
+    // A watch returns the change, or an error after which it must be read again; it never returns what was lost.
     match watch.next().await.unwrap() {
         Ok(changes) => assert_eq!(changes.events[0].now.as_ref().unwrap().value, "after"),
         Err(error) => assert!(matches!(error, StoreError::Compacted { .. }), "{error}"),

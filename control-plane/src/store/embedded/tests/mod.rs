@@ -21,7 +21,7 @@ fn error_of(options: &EmbeddedOptions) -> StoreError {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_the_invariants() {
-    // Long enough for what the suite reads at an earlier revision, and soon written over.
+    // Long enough for the suite's reads at earlier revisions, and short enough to be compacted soon.
     const HISTORY: u64 = 2000;
     let folder = tempfile::tempdir().unwrap();
     let options = EmbeddedOptions {
@@ -225,7 +225,7 @@ async fn writers_who_wait_share_a_commit() {
     assert!(after.fsyncs - before.fsyncs <= commits * 2 + 2, "{after:?}");
 }
 
-/// The child of the test below: writes until it is killed, and tells what was answered.
+/// The child of the test below: writes until it is killed, and prints what was answered.
 #[test]
 fn child_that_writes_until_it_is_killed() {
     let Some(path) = std::env::var_os("HEDDLE_TEST_STORE") else {
@@ -309,7 +309,7 @@ fn the_store_is_this_users_alone() {
     drop(Embedded::open(&options).unwrap());
     assert_eq!(mode(&options.path), 0o600);
     assert_eq!(mode(options.path.parent().unwrap()), 0o700);
-    // As an earlier version left it.
+    // With the permissions that an earlier version gave it.
     fs::set_permissions(&options.path, fs::Permissions::from_mode(0o644)).unwrap();
     drop(Embedded::open(&options).unwrap());
     assert_eq!(mode(&options.path), 0o600);

@@ -1,6 +1,6 @@
-//! One watch that survives broken streams: it resumes after the last complete revision, at any member that answers. A
-//! watch that is behind a revision that etcd has shown to anybody in this process asks for its progress, and changes
-//! the member if it gets no answer.
+//! One watch that survives broken streams: it resumes after the last complete revision, at any member that answers. If
+//! etcd has reported a newer revision to this process than the watch has reached, the watch requests its progress, and
+//! changes the member if it gets no answer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,18 +21,19 @@ use super::{
 };
 use crate::store::{Changes, Revision, StoreError};
 
-/// A watcher asks how far it is so soon after etcd told a revision that it has not reached …
+/// A watch requests its progress this soon after etcd reported a revision that it has not reached …
 const BEHIND: Duration = Duration::from_millis(25);
-/// … and so often anyway: it is also the sign of life of the stream, and how a quiet prefix in a busy etcd keeps up.
+/// … and this often in any case: this detects dead streams, and lets a quiet prefix in a busy etcd keep up.
 const QUIET: Duration = Duration::from_millis(500);
-/// A stream on which nothing comes for so long after it was asked is left. Less than a replica's patience with its own lag
-/// (`registry/lag`): a member that freezes costs a new stream here, and no xDS client its replica.
+/// A stream without a message for this long after a request is abandoned. Shorter than the time for which a replica
+/// tolerates its own lag (`registry/membership/lag`), so that a frozen member causes a new stream here, and no xDS
+/// client has to change its replica.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// A member has so long to open a stream and to say that nothing is missing.
+/// How long a member may take to open a stream and to confirm that no change is missing.
 const OPENING: Duration = Duration::from_secs(5);
-/// The oldest etcd that says how far a watch is only when all before it has been sent (etcd-io/etcd 15220).
+/// The oldest etcd that reports progress only after all earlier events have been sent (etcd-io/etcd 15220).
 const OLDEST: [u32; 3] = [3, 5, 8];
-/// Pauses between attempts to open a stream begin and end here.
+/// The first and the longest pause between attempts to open a stream.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -51,13 +52,13 @@ struct Live {
     member: usize,
     requests: mpsc::Sender<api::WatchRequest>,
     messages: Streaming<api::WatchResponse>,
-    /// When it was asked for its place last.
+    /// When its progress was last requested.
     asked: Instant,
-    /// Since when an answer is missing.
+    /// Since when an answer is outstanding.
     waiting: Option<Instant>,
 }
 
-/// Why a stream did not open or go on.
+/// Why a stream did not open, or ended.
 enum Broken {
     Compacted { first: Revision },
     Fault(Fault),
@@ -70,7 +71,7 @@ impl From<Fault> for Broken {
 }
 
 impl Watching {
-    /// Opens the watch; a start that is too old is said at once.
+    /// Opens the watch; reports at once if the start is compacted.
     pub(super) async fn open(
         client: Arc<Client>,
         space: Space,
@@ -141,7 +142,7 @@ impl Watching {
         }
     }
 
-    /// Waits for one message, and asks for one where it is late.
+    /// Waits for one message, and requests progress when that is due.
     async fn listen(&mut self, mut live: Live) -> Result<(), Broken> {
         let behind = *self.seen.borrow_and_update() >= self.assembly.next();
         let ask = live.asked + if behind { BEHIND } else { QUIET };
@@ -160,7 +161,7 @@ impl Watching {
                 }
                 ask_for_progress(&mut live);
             }
-            // What is behind is asked sooner.
+            // If the watch has fallen behind, progress is requested sooner.
             _ = self.seen.changed(), if !behind => {}
         }
         self.live = Some(live);
@@ -185,8 +186,8 @@ impl Watching {
         Ok(())
     }
 
-    /// Draws the consequences of a fault at the member that failed. Each is drawn once, here: what goes wrong further
-    /// down is only handed up.
+    /// Handles a fault of a member, for example by moving to the next one. This is done only here, once per fault: the
+    /// functions that it calls only return faults.
     fn blame(&self, member: usize, broken: Broken) -> Broken {
         match broken {
             Broken::Fault(fault) => self.client.on_fault(member, fault).into(),
@@ -208,7 +209,7 @@ impl Watching {
         }
     }
 
-    /// Opens a stream at the present member and waits until it is known that nothing is missing.
+    /// Opens a stream to the member in use and waits until it is certain that no change is missing.
     async fn connect(&mut self) -> Result<(), Broken> {
         let member = self.client.current();
         let opened = timeout(OPENING, self.open_at(member)).await;
@@ -232,8 +233,8 @@ impl Watching {
         self.check_version(member).await?;
         let (key, range_end) = self.space.range(&self.prefix);
         let next = self.assembly.next();
-        // One revision earlier than needed: etcd takes a start that is exactly its compacted revision, where deletions
-        // may be missing already. What comes too much is left out.
+        // One revision earlier than needed: etcd accepts a start at exactly its compacted revision, where deletions may
+        // already be missing. Extra events are dropped.
         let start = number(next).saturating_sub(1).max(1);
         let create = api::WatchCreateRequest {
             key,
@@ -248,7 +249,7 @@ impl Watching {
         let first = api::WatchRequest {
             request_union: Some(RequestUnion::CreateRequest(create)),
         };
-        // There is room for it.
+        // The queue is empty, so there is room.
         let _ = requests.try_send(first);
         let outbound = ReceiverStream::new(outbound);
         let messages = self.client.stream(member, api::WATCH, outbound).await?;
@@ -273,14 +274,14 @@ impl Watching {
         Ok(live)
     }
 
-    /// A member that is too old would say that a watch is further than it is, and changes would be lost.
+    /// A member that is too old may report that a watch is further than it is, and changes would be lost.
     async fn check_version(&self, member: usize) -> Result<(), Fault> {
         let status = self
             .client
             .attempt(member, api::STATUS, api::StatusRequest {});
         let status: api::StatusResponse = match status.await {
             Ok(status) => status,
-            // It is for administrators only there.
+            // Where only administrators may ask for it, the version is not checked.
             Err(Fault::Refused(_)) => return Ok(()),
             Err(fault) => return Err(fault),
         };
@@ -293,12 +294,13 @@ impl Watching {
         Ok(())
     }
 
-    /// etcd says only after it has looked whether the start was too old; any other message means that it was not.
+    /// Waits for the first message after the watch was created: only then has etcd checked whether the start is
+    /// compacted. Any message except that error means that it is not.
     async fn first_word(&mut self, live: &mut Live) -> Result<(), Broken> {
         loop {
             let next = timeout(BEHIND * 2, live.messages.message()).await;
             let Ok(message) = next else {
-                // It answers when the watch has caught up.
+                // etcd answers when the watch has caught up.
                 ask_for_progress(live);
                 continue;
             };
@@ -306,8 +308,8 @@ impl Watching {
         }
     }
 
-    /// A member may be behind; an etcd that is behind as a whole was restored from a backup, and what was read of it
-    /// before is worth nothing.
+    /// Checks that only this member is behind. If the whole etcd is behind, it was restored from a backup, and what was
+    /// read from it before is invalid.
     async fn check_that_it_did_not_go_back(&self, member: usize) -> Result<(), Broken> {
         let request = self.space.revision_only();
         // The read is linearizable: this member asks the others.
@@ -329,7 +331,7 @@ fn cancelled(message: &api::WatchResponse) -> Broken {
         return Broken::Compacted { first };
     }
     let reason = message.cancel_reason.clone();
-    // The reason is a text that carries the status it would have been.
+    // The reason is the text of the status.
     let fault = if reason.contains("permission denied") {
         Fault::Refused(reason)
     } else if reason.contains("auth token") || reason.contains("auth store is old") {
@@ -340,7 +342,7 @@ fn cancelled(message: &api::WatchResponse) -> Broken {
     Broken::Fault(fault)
 }
 
-/// What cannot be read is taken for new.
+/// A version that cannot be parsed counts as new.
 fn is_too_old(version: &str) -> bool {
     let mut numbers = version.split(['.', '-']).map(str::parse::<u32>);
     let mut number = || numbers.next().and_then(Result::ok);
@@ -354,7 +356,7 @@ fn written(version: [u32; 3]) -> String {
     version.map(|number| number.to_string()).join(".")
 }
 
-/// A full queue means that it is asked already.
+/// If the queue is full, progress has already been requested.
 fn ask_for_progress(live: &mut Live) {
     let request = api::WatchRequest {
         request_union: Some(RequestUnion::ProgressRequest(api::WatchProgressRequest {})),

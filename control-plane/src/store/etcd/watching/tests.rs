@@ -32,20 +32,20 @@ fn versions_are_compared_by_their_numbers() {
     }
 }
 
-/// An etcd of one member as far as opening a watch goes.
+/// An etcd of one member that supports just the opening of a watch.
 #[derive(Clone, Default)]
 struct Member {
-    /// How it answers the question where etcd is; none: with its revision.
+    /// The error of a request for etcd's revision; none if it returns the revision.
     range_fails: Option<&'static str>,
-    /// Why it cancels each watch that is opened.
+    /// The reason with which it cancels each watch that is opened.
     watch_fails: Option<&'static str>,
-    /// So many answers were failures.
+    /// The number of failures that it returned.
     failures: Arc<AtomicU64>,
 }
 
-/// Where it is: further back than what was read of it before.
+/// Its revision, which is lower than the one that was read before.
 const MEMBER_AT: i64 = 5;
-/// What was read before.
+/// The revision that was read before.
 const GIVEN: Revision = Revision(10);
 
 impl Member {
@@ -109,7 +109,7 @@ impl Member {
 
 type Body = tonic::body::Body;
 
-/// A message and the end of its call.
+/// A message and the trailers that end its call.
 fn told(message: &impl prost::Message) -> http::Response<Body> {
     let encoded = message.encode_to_vec();
     let length = u32::try_from(encoded.len()).unwrap().to_be_bytes();
@@ -125,7 +125,7 @@ fn told(message: &impl prost::Message) -> http::Response<Body> {
     response.body(Body::new(body)).unwrap()
 }
 
-/// A watch that has been further than etcd is, over these members.
+/// A watch that has reached a higher revision than etcd's, over these members.
 fn watching(members: Vec<String>) -> Watching {
     let options = EtcdOptions::new(members);
     let client = Arc::new(Client::new(&options).unwrap());
@@ -175,7 +175,7 @@ async fn a_fault_is_the_members_that_was_asked_and_the_next_one_is_asked_then() 
         ..Member::default()
     };
     let urls = vec![bad.clone().serve().await, Member::default().serve().await];
-    // Which one is asked first is left to chance.
+    // The first member in use is random.
     let mut watching = std::iter::repeat_with(|| watching(urls.clone()))
         .find(|watching| watching.client.current() == 0)
         .unwrap();
