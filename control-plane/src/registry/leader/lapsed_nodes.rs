@@ -264,7 +264,7 @@ async fn note(
     Ok(())
 }
 
-/// The write that sets the node's `suspect` mark; none if the record already has that value.
+/// The write that sets the `suspect` mark of the node's record; none if it has that value already, or has no record.
 async fn marked(
     registry: &Registry,
     node: &str,

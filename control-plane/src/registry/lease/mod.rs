@@ -107,8 +107,8 @@ impl NodeLease {
     }
 
     /// Replaces the node's instances with exactly these. Unchanged ones are not written again: a session that resumes
-    /// changes nothing for others. New instances are written before missing ones are removed. A missing instance that
-    /// is not in `gone` gets an `instance-expired` event as well.
+    /// changes nothing for others. New instances are written before missing ones are removed. A missing instance gets
+    /// an `instance-expired` event even if `gone` does not contain it.
     pub async fn resume(
         &mut self,
         instances: Vec<(InstanceKey, LocalInstance)>,

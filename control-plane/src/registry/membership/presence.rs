@@ -244,7 +244,7 @@ impl Presence {
                 }
             }
         }
-        // Not even from this address: if a later process serves there, the two would take the name from each other
+        // Without `joins`: a later process at this address may have the name, and the two would take it from each other
         // forever.
         let taken = self.take(false).await;
         self.registry().on_store_result(&taken);

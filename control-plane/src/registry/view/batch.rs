@@ -17,8 +17,8 @@ use crate::{names::ServiceName, store::Revision};
 pub struct Batch {
     /// The view's revision after them.
     pub revision: Revision,
-    /// Services whose content changed: an instance, a field of an instance's node that clients see, or the record that
-    /// replaces missing information of instances.
+    /// Services whose content changed: an instance, a field of an instance's node that clients see, the record that
+    /// replaces missing information of instances, or the age of a claim.
     pub services: BTreeSet<ServiceName>,
     /// Their changed instances. If a service is missing here, only its record or a claim changed.
     pub instances: BTreeMap<ServiceName, ChangedInstances>,

@@ -317,7 +317,7 @@ fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'
     }
 }
 
-/// The owner of the path after the claim of this service, which owns it now, is deleted.
+/// The next owner of the path if this service owns it now and its claim is deleted.
 fn next_owner<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
     owner_of(view, proto, service).filter(|owner| *owner == service)?;
     let others = view.path_claimants(proto);
