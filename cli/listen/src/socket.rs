@@ -177,10 +177,17 @@ fn tcp(address: SocketAddr) -> Result<Bound, BindError> {
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     };
     let socket = socket.map_err(failed)?;
-    // With it a fixed port is free at once after a restart. A port that the system chooses must not be shared with
-    // another socket that is bound but does not listen yet.
-    socket.set_reuseaddr(address.port() != 0).map_err(failed)?;
+    // After a restart the port can be bound at once, although old connections to it are in TIME_WAIT. For a port that the
+    // system chooses the option is set only after the bind: before, the system could choose one that another process has
+    // bound and does not listen on yet.
+    let chosen_by_system = address.port() == 0;
+    if !chosen_by_system {
+        socket.set_reuseaddr(true).map_err(failed)?;
+    }
     socket.bind(address).map_err(failed)?;
+    if chosen_by_system {
+        socket.set_reuseaddr(true).map_err(failed)?;
+    }
     let bound = socket.local_addr().map_err(failed)?;
     Ok(Bound::Tcp(socket, bound))
 }
@@ -352,6 +359,24 @@ mod tests {
             })
             .collect();
         assert!(ports.iter().all(|port| *port == ports[0] && *port != 0));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_the_system_chose_can_be_bound_again_at_once() {
+        let tcp = |address: SocketAddr| match tcp(address).unwrap() {
+            Bound::Tcp(socket, address) => (socket.listen(8).unwrap(), address),
+            Bound::Unix(..) => unreachable!(),
+        };
+        let (listener, address) = tcp("127.0.0.1:0".parse().unwrap());
+        let client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        // Whoever closes first keeps the connection in TIME_WAIT.
+        drop(server);
+        let mut end = [0];
+        client.readable().await.unwrap();
+        assert_eq!(client.try_read(&mut end).unwrap(), 0);
+        drop((client, listener));
+        tcp(address);
     }
 
     #[tokio::test]
