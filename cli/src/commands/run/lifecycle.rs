@@ -140,6 +140,11 @@ async fn drain(
     registration: Option<&Registration>,
 ) -> Result<u8, String> {
     if let Some(registration) = registration {
+        tracing::info!(
+            "leaving the mesh; the program is stopped when its calls in flight have ended, at the latest in {:?} \
+             (--stop-timeout); a second signal skips the wait",
+            plan.stop_timeout
+        );
         tokio::select! {
             departure = registration.leave_finished(plan.stop_timeout) => {
                 if !departure.unacknowledged.is_empty() {
@@ -147,7 +152,7 @@ async fn drain(
                 }
                 if departure.in_flight > 0 {
                     tracing::warn!(
-                        "{} calls had not ended within {:?} (--stop-timeout): the program is stopped with them",
+                        "calls in flight after {1:?} (--stop-timeout): {0}; the program is stopped with them",
                         departure.in_flight, plan.stop_timeout
                     );
                 }
@@ -157,7 +162,9 @@ async fn drain(
                 program.sweep();
                 return passed(ended);
             }
-            () = heddle_options::terminated_again() => {}
+            () = heddle_options::terminated_again() => {
+                tracing::warn!("a second signal: the program is stopped without waiting for its calls");
+            }
         }
     }
     let ended = program

@@ -7,7 +7,7 @@ use heddle_proto::{
     registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind},
     rules::{MAX_PROTO_NAME, is_proto_name},
 };
-use heddle_proxy::agent::descriptor_file;
+use heddle_proxy::{agent::descriptor_file, options::parse_duration};
 
 /// Run any program as an instance of a service: $PORT says where it must listen
 #[derive(Clone, Debug, clap::Parser)]
@@ -51,10 +51,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHEN", value_enum, default_value = "on-failure")]
     restart: Restart,
     /// On SIGTERM it leaves the mesh first; then its calls in flight may take so long, and after the SIGTERM that it gets
-    /// then it may take as long again before it is killed, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    stop_timeout: u32,
-    /// The agent of this node; the program gets it as $HEDDLE_AGENT, and HOST:PORT alone as $HEDDLE_AGENT_ADDR
+    /// then it may take as long again before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = stop_timeout)]
+    stop_timeout: Duration,
+    /// The agent of this node: http://HOST:PORT or unix:/path; the program gets it as $HEDDLE_AGENT, and as HOST:PORT (or
+    /// unix:/path) in $HEDDLE_AGENT_ADDR
     #[arg(
         long,
         value_name = "URL",
@@ -62,7 +63,8 @@ pub(crate) struct Options {
         default_value = "http://127.0.0.1:15002"
     )]
     agent: String,
-    /// Where the program sends its calls; it gets this as $HEDDLE_OUTBOUND, and HOST:PORT alone as $HEDDLE_OUTBOUND_ADDR
+    /// Where the program sends its calls: http://HOST:PORT or unix:/path; it gets this as $HEDDLE_OUTBOUND, and as HOST:PORT
+    /// (or unix:/path) in $HEDDLE_OUTBOUND_ADDR
     #[arg(
         long,
         value_name = "URL",
@@ -74,6 +76,9 @@ pub(crate) struct Options {
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
+
+/// What the agent waits for calls at most.
+const LONGEST_STOP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Restart {
@@ -159,10 +164,10 @@ impl Options {
             },
             descriptors,
             port: self.port,
-            agent: self.agent,
-            outbound: self.outbound,
+            agent: url("--agent", &self.agent)?,
+            outbound: url("--outbound", &self.outbound)?,
             restart: self.restart,
-            stop_timeout: Duration::from_secs(self.stop_timeout.into()),
+            stop_timeout: self.stop_timeout,
         })
     }
 }
@@ -182,6 +187,28 @@ fn fresh_id(service: &str) -> String {
     let start: String = service.chars().take(54).collect();
     let (short, _) = random.split_at(8);
     format!("{}-{short}", start.trim_end_matches('-'))
+}
+
+fn stop_timeout(word: &str) -> Result<Duration, String> {
+    parse_duration(word)
+        .filter(|duration| *duration <= LONGEST_STOP_TIMEOUT)
+        .ok_or_else(|| "give a duration of at most 1h, for example 500ms, 10s or 2m".to_owned())
+}
+
+/// `http://HOST:PORT` or `unix:/path`; `HOST:PORT` alone is taken as the former.
+fn url(flag: &str, given: &str) -> Result<String, String> {
+    let fault = || format!("{flag} \"{given}\": give one address, http://HOST:PORT or unix:/path");
+    if given.starts_with("unix:/") {
+        return Ok(given.to_owned());
+    }
+    let address = given.strip_prefix("http://").unwrap_or(given);
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let (host, port) = address.rsplit_once(':').ok_or_else(fault)?;
+    let is_host = !host.is_empty() && !host.contains(['/', ',', ' ', '?', '#', '@']);
+    match port.parse::<u16>() {
+        Ok(port) if is_host && port != 0 => Ok(format!("http://{address}")),
+        _ => Err(fault()),
+    }
 }
 
 fn health(word: &str) -> Result<HealthCheck, String> {

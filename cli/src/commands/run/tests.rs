@@ -70,6 +70,45 @@ fn addresses_stand_beside_urls() {
 }
 
 #[test]
+fn an_address_that_is_none_is_refused_before_the_program_starts() {
+    let given = |flag: &str, address: &str| {
+        plan(&format!("--service u {flag} {address}"), &["true"]).map(|plan| plan.outbound)
+    };
+    for (address, expect) in [
+        ("127.0.0.1:28101", "http://127.0.0.1:28101"),
+        ("http://[::1]:15001/", "http://[::1]:15001"),
+        ("unix:/run/out.sock", "unix:/run/out.sock"),
+    ] {
+        assert_eq!(given("--outbound", address).as_deref(), Ok(expect));
+    }
+    for bad in [
+        "http://localhost",
+        "http://h:1,http://h:2",
+        "foo://bar",
+        "https://h:1",
+        "h:0",
+    ] {
+        let fault = given("--outbound", bad).unwrap_err();
+        assert!(
+            fault.contains("--outbound") && fault.contains("http://HOST:PORT"),
+            "{bad}: {fault}"
+        );
+    }
+}
+
+#[test]
+fn the_stop_timeout_is_a_duration() {
+    for (word, expect) in [("1m", 60_000), ("0.5", 500), ("10", 10_000), ("0", 0)] {
+        let plan = plan(&format!("--service u --stop-timeout {word}"), &["true"]).unwrap();
+        assert_eq!(plan.stop_timeout, Duration::from_millis(expect), "{word}");
+    }
+    for bad in ["2h", "x", "-1"] {
+        let line = format!("--service u --stop-timeout={bad}");
+        assert!(plan(&line, &["true"]).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn the_port_is_put_into_arguments() {
     for (arg, expect) in [
         ("$PORT", "7"),
@@ -122,7 +161,7 @@ fn mistakes_are_told_before_anything_starts() {
 
 #[tokio::test]
 async fn the_exit_code_is_passed_and_the_program_knows_its_port_and_node() {
-    let script = "test -n \"$PORT\" -a \"$HEDDLE_AGENT\" = 127.0.0.1:1 -a -n \"$HEDDLE_OUTBOUND\" \
+    let script = "test -n \"$PORT\" -a \"$HEDDLE_AGENT\" = http://127.0.0.1:1 -a -n \"$HEDDLE_OUTBOUND\" \
         -a \"$HEDDLE_AGENT_ADDR\" = 127.0.0.1:1 -a \"$HEDDLE_OUTBOUND_ADDR\" = 127.0.0.1:15001 && exit 7";
     let plan = plan("--service u --restart never", &["sh", "-c", script]).unwrap();
     let never = std::future::pending();
