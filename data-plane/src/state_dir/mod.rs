@@ -11,7 +11,7 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -26,6 +26,10 @@ const LAYOUT: u8 = 1;
 const HEADER: usize = 8 + 8 + 32;
 /// The largest value that is written or read; real ones are far smaller.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// A predecessor that was told to stop releases the directory within milliseconds: its successor waits so long.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+/// How often the successor tries.
+const RELEASE_POLL: Duration = Duration::from_millis(50);
 /// How many files that were set aside are kept per name, the newest ones: for a person to look at, without filling the
 /// disk.
 const KEPT_ASIDE: usize = 3;
@@ -36,7 +40,10 @@ pub enum StateDirError {
     Create { path: PathBuf, source: io::Error },
     #[error("--state-dir {}: cannot be written: {source}; give a folder that this process may write", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("--state-dir {}: another proxy uses it: give each proxy its own", path.display())]
+    #[error(
+        "--state-dir {}: another proxy uses it, and did not release it within {} s: stop that proxy, or give each its own",
+        path.display(), RELEASE_WAIT.as_secs()
+    )]
     InUse { path: PathBuf },
 }
 
@@ -88,7 +95,7 @@ impl StateDir {
     }
 
     fn probe(&self) -> Result<(), StateDirError> {
-        *self.writing() = Lock::Taken(lock(&self.path)?);
+        *self.writing() = Lock::Taken(lock(&self.path, RELEASE_WAIT)?);
         let write = |source| StateDirError::Write {
             path: self.path.to_path_buf(),
             source,
@@ -123,7 +130,9 @@ impl StateDir {
         }
         let mut writing = self.writing();
         match &*writing {
-            Lock::Missing => *writing = Lock::Taken(lock(&self.path).map_err(io::Error::other)?),
+            Lock::Missing => {
+                *writing = Lock::Taken(lock(&self.path, Duration::ZERO).map_err(io::Error::other)?);
+            }
             Lock::Taken(_) => {}
             Lock::Released => return Ok(()),
         }
@@ -197,7 +206,7 @@ impl StateDir {
 }
 
 /// Creates the folder if needed, removes access that an earlier version left to others, and takes the lock.
-fn lock(path: &Path) -> Result<File, StateDirError> {
+fn lock(path: &Path, patience: Duration) -> Result<File, StateDirError> {
     let create = |source| StateDirError::Create {
         path: path.to_owned(),
         source,
@@ -219,14 +228,20 @@ fn lock(path: &Path) -> Result<File, StateDirError> {
         .write(true)
         .open(lock_file)
         .map_err(write)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(StateDirError::InUse {
-                path: path.to_owned(),
-            });
+    let give_up = Instant::now() + patience;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => {
+                std::thread::sleep(RELEASE_POLL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateDirError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(write(source)),
         }
-        Err(TryLockError::Error(source)) => return Err(write(source)),
     }
     remove_leftovers(path);
     for file in entries(path, "") {

@@ -201,6 +201,17 @@ fn one_proxy_per_dir() {
 }
 
 #[test]
+fn a_successor_waits_for_its_predecessor_to_release_the_dir() {
+    let temp = tempfile::tempdir().unwrap();
+    let first = StateDir::open(temp.path()).unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| StateDir::open(temp.path()));
+        first.release();
+        assert!(second.join().unwrap().is_ok());
+    });
+}
+
+#[test]
 fn an_unusable_dir_is_told_by_its_flag() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("file");
