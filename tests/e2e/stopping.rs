@@ -3,7 +3,7 @@
 use heddle_proto::status::v1::{GetMeshRequest, WatchEventsRequest, mesh::Verdict};
 use heddle_tests::echo::reach;
 use heddle_tests::mesh::Mesh;
-use heddle_tests::open_stream::OpenStream;
+use heddle_tests::open_stream::{OpenStream, refuses_connections};
 use heddle_tests::process::{Process, Start};
 use heddle_tests::tools::binary;
 use heddle_tests::wait::{seen, until};
@@ -54,8 +54,26 @@ async fn calls_that_do_not_end_are_waited_for_no_longer_than_the_stop_timeout() 
     process.signal("TERM");
     process.exit_cleanly().await;
     let said = process.output();
-    assert!(said.contains("1 calls had not ended within 1s"), "{said}");
+    assert!(
+        said.contains("calls in flight after 1s (--stop-timeout): 1"),
+        "{said}"
+    );
     stream.fails().await;
+}
+
+/// Issue 10, D5: its own callers saw a connection that broke, without a reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_calls_of_a_draining_proxy_with_a_reason() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "a1").await;
+    reach(&mesh.channel("a"), &["a1"]).await;
+    let stream = OpenStream::start(mesh.channel("a")).await;
+    mesh.node("a").proxy().signal("TERM");
+    refuses_connections(&mesh, "a").await;
+    mesh.node("a").proxy().signal("TERM");
+    let failed = stream.fails().await;
+    failed.assert(Code::Unavailable, "DRAINING", &["node a", "stop at once"]);
+    mesh.proxy_exits("a").await;
 }
 
 /// Issue 10, D5 and E: it counted as lapsed for an hour.

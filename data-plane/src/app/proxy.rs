@@ -50,7 +50,8 @@ const LONGEST_START: Duration = Duration::from_secs(2);
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
 /// The longest time for writing and releasing the state dir.
 const LONGEST_SAVE: Duration = Duration::from_secs(5);
-/// The longest time for answers of the agent and of the admin port that are in flight when the last call has ended.
+/// For the last bytes: answers of the agent and of the admin port that are under way when the last call has ended, and
+/// failures of calls that a second signal ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The parts of the running proxy.
@@ -317,7 +318,11 @@ impl Proxy {
                 // Callers that waited for calls to end are being answered just now.
                 let _ = timeout(LAST_ANSWERS, self.own.open.wait()).await;
             }
-            () = heddle_options::terminated_again() => warn!("told to stop twice: stopping at once"),
+            () = heddle_options::terminated_again() => {
+                warn!("told to stop twice: calls are ended now");
+                self.workers.end_calls();
+                let _ = timeout(LAST_ANSWERS, self.workers.drained()).await;
+            }
         }
         info!("stopped");
     }

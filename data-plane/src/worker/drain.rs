@@ -89,11 +89,11 @@ impl Worker {
         }
     }
 
-    /// The drain timeout has passed: the remaining calls end with DRAINING.
-    pub(super) fn cut_drained(&mut self) {
+    /// Ends the calls that are left with DRAINING, and closes the connections that they came on.
+    pub(super) fn end_calls(&mut self, why: &str) {
         let exchange = &mut self.exchange;
         let node = exchange.options().node.clone();
-        let text = format!("node {node} is stopping, and its drain timeout has passed");
+        let text = format!("node {node} is stopping, and {why}");
         for call in exchange.calls.keys() {
             exchange.fail(call, &Failure::new(Reason::Draining, text.clone()));
             // A caller that has not read its last bytes by now does not get them.

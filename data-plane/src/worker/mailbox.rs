@@ -41,6 +41,8 @@ pub(crate) enum Command {
     WatchCalls(CallsWatch),
     /// Stop accepting, send GOAWAY, finish calls.
     Drain,
+    /// End the calls that a drain has left.
+    EndCalls,
     /// List the connections.
     Connections(SyncSender<Vec<ConnectionInfo>>),
     /// End the thread.

@@ -150,6 +150,7 @@ impl Worker {
                 Command::Forget(services) => self.exchange.forget(&services),
                 Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
+                Command::EndCalls => self.end_calls("was told to stop at once"),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,
             }
@@ -212,7 +213,7 @@ impl Worker {
                 }
             }
             Timer::Drain => self.drain.on_check(),
-            Timer::DrainOver => self.cut_drained(),
+            Timer::DrainOver => self.end_calls("its drain timeout has passed"),
         }
     }
 

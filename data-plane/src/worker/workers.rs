@@ -175,6 +175,11 @@ impl Workers {
         self.tell(|| Command::Drain);
     }
 
+    /// Ends the calls that a drain has left; [`Workers::drained`] returns when their callers have been told.
+    pub fn end_calls(&self) {
+        self.tell(|| Command::EndCalls);
+    }
+
     /// Returns when `drain` has been called and no calls are left.
     pub async fn drained(&self) {
         let mut drained = self.shared.drained.subscribe();
