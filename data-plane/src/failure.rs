@@ -43,6 +43,13 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The same failure with more to say.
+    #[must_use]
+    pub fn with_note(mut self, note: &str) -> Self {
+        self.message = format!("{}; {note}", self.message);
+        self
+    }
+
     /// A failure caused by the service.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {

@@ -68,7 +68,18 @@ impl Exchange {
             if !service.held && role == Role::Outbound {
                 return self.wait_for_endpoints(key, &service);
             }
-            let failure = self.no_endpoint_error(key, &service);
+            let none = self.no_endpoint_error(key, &service);
+            let last = self
+                .calls
+                .get_mut(key)
+                .and_then(|call| call.last_failure.take());
+            let failure = match last {
+                // What happened to the call, not what became of the wish to try it again.
+                Some(last) => {
+                    last.with_note(&format!("it could not be tried again: {}", none.message))
+                }
+                None => none,
+            };
             return self.fail(key, &failure);
         };
         let Some(pool) = self.pools.pool_of(&endpoint) else {

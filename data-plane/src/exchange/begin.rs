@@ -117,6 +117,7 @@ impl Exchange {
             charged: false,
             tried: Vec::new(),
             repeats: 0,
+            last_failure: None,
             down_queued: Queued::new(now),
             up_queued: Queued::new(now),
             charge: CallCharge::default(),

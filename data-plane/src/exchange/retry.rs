@@ -73,6 +73,9 @@ impl Exchange {
                 .map(|s| s.name.clone());
             if name.is_some_and(|name| self.services.of(&name, now).budget.withdraw(now)) {
                 self.count(Counter::RetriesIdempotent);
+                if let Some(call) = self.calls.get_mut(key) {
+                    call.last_failure = Some(Box::new(failure.clone()));
+                }
                 return self.retry(key);
             }
             self.count(Counter::BoundRetryBudget);

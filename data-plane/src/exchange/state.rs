@@ -12,6 +12,7 @@ use super::replay::Replay;
 use crate::balance::{Endpoint, Target};
 use crate::caller::Account;
 use crate::caller::Role;
+use crate::failure::Failure;
 use crate::keys::{ConnKey, PoolKey};
 use crate::policy::CallPolicy;
 use crate::policy::buffers::{Amounts, CallCharge};
@@ -105,6 +106,8 @@ pub(crate) struct Call {
     pub(super) tried: Vec<u64>,
     /// How often it was retried on an endpoint that had already failed, because there was no other.
     pub(super) repeats: u32,
+    /// How the last attempt failed that the application may have seen: what the caller is told if no other is made.
+    pub(super) last_failure: Option<Box<Failure>>,
     /// Bytes queued in the HTTP/2 state machines of the two connections.
     pub(super) down_queued: Queued,
     pub(super) up_queued: Queued,

@@ -313,6 +313,41 @@ async fn an_idempotent_call_moves_to_another_instance_within_the_budget() {
     assert!(reasons.contains("RETRY_BUDGET_EXHAUSTED"), "{reasons:?}");
 }
 
+/// Its only instance left the mesh while the call was on it, and then broke the connection: the caller was told that the
+/// service had no instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_call_that_finds_no_other_instance_is_told_as_lost() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (has_call, mut called) = tokio::sync::mpsc::channel(1);
+    let (break_it, broken) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        let _call = connection.accept().await;
+        has_call.send(()).await.unwrap();
+        let _ = broken.await;
+    });
+    let node = Node::start("a");
+    node.publish(vec![echo(vec![local("e", address)])]);
+    let client = node.client().await;
+    let call = tokio::spawn(async move { client.get(b"x").await });
+    called.recv().await.unwrap();
+    node.publish(vec![echo(Vec::new())]);
+    node.table_in_use().await;
+    break_it.send(()).unwrap();
+    let reply = call.await.unwrap();
+    assert_eq!(reply.reason(), "CONNECTION_LOST");
+    let message = reply.message();
+    for part in [
+        "instance e of echo.default",
+        "tried again",
+        "has no instance",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_outgrew_the_replay_buffer_is_not_repeated() {
     let (send, mut arrived) = tokio::sync::mpsc::channel(4);
