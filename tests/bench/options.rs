@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of the benchmarks: which one runs, and with what load.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
