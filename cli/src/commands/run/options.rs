@@ -7,7 +7,10 @@ use heddle_proto::{
     registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind},
     rules::{MAX_PROTO_NAME, is_proto_name},
 };
-use heddle_proxy::{agent::descriptor_file, options::parse_duration};
+use heddle_proxy::{
+    agent::{descriptor_file, removal::MAX_FINISH},
+    options::parse_duration,
+};
 
 /// Run any program as an instance of a service: $PORT says where it must listen
 #[derive(Clone, Debug, clap::Parser)]
@@ -76,9 +79,6 @@ pub(crate) struct Options {
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
-
-/// What the agent waits for calls at most.
-const LONGEST_STOP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Restart {
@@ -191,7 +191,7 @@ fn fresh_id(service: &str) -> String {
 
 fn stop_timeout(word: &str) -> Result<Duration, String> {
     parse_duration(word)
-        .filter(|duration| *duration <= LONGEST_STOP_TIMEOUT)
+        .filter(|duration| *duration <= MAX_FINISH)
         .ok_or_else(|| "give a duration of at most 1h, for example 500ms, 10s or 2m".to_owned())
 }
 
