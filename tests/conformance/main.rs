@@ -12,5 +12,7 @@ mod directions;
 mod modules;
 /// Every module has module docs.
 mod module_docs;
+/// The Connect project's gRPC conformance suite through an outbound listener.
+mod connect;
 /// h2spec against both listeners of a proxy.
 mod h2spec;

@@ -94,7 +94,7 @@ def await_ready(admin):
 def main():
     request = read_message(sys.stdin.buffer)
     server = subprocess.Popen(
-        [os.path.join(os.environ["CONNECT_BIN"], "referenceserver")],
+        [os.path.join(os.environ["CONNECT_BIN"], "connect-referenceserver")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
