@@ -2,12 +2,16 @@
 //! the rules that both planes share: limits of names and sizes, path ownership, gRPC statuses that are errors, texts of
 //! transport errors. The two planes share only this crate and xDS. No other behaviour belongs here.
 
+mod count;
+mod event_kind;
 mod reason;
 pub mod error_text;
 pub mod rules;
 pub mod status_code;
 pub mod paths;
 
+pub use count::count;
+pub use event_kind::EVENT_KINDS;
 pub use reason::{ERROR_DOMAIN, Reason};
 
 /// Reason in the `google.rpc.ErrorInfo` of a replica that shows an older revision than its client has seen, with `revision`

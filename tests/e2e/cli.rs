@@ -269,6 +269,24 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
     );
     process.stop_cleanly().await;
 
+    // A call by path finds it, and reflection says which service lacks what.
+    let name = "grpc.testing.TestService";
+    let mut process = start(&["--proto", name]);
+    process.ready().await;
+    until("grpcurl names the service and the remedy", async || {
+        let outbound = mesh.node("b").outbound.to_string();
+        let words = ["-plaintext", &outbound, "describe", name];
+        let ran = run(Start::new("grpcurl", &go_peer("grpcurl")).args(words)).await;
+        let parts = [
+            "users.default serves grpc.testing.TestService",
+            "--descriptors FILE",
+        ];
+        let named = parts.iter().all(|part| ran.stderr.contains(part));
+        seen(named && ran.code != Some(0), ran.all())
+    })
+    .await;
+    process.stop_cleanly().await;
+
     let protoset = interop_protoset();
     let mut process = start(&["--descriptors", protoset.to_str().unwrap()]);
     process.ready().await;

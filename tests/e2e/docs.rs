@@ -200,6 +200,20 @@ fn every_block_is_shown_by_a_test_and_every_test_has_its_block() {
     assert!(stale.is_empty(), "no document has these: {stale:#?}");
 }
 
+/// Issue 10, E1: each kind of event is explained, and no other.
+#[test]
+fn every_kind_of_event_is_explained() {
+    let text = std::fs::read_to_string(root().join("docs/events.md")).unwrap();
+    let kinds = text.split("## ").find(|part| part.starts_with("Kinds\n"));
+    let rows = kinds.unwrap().lines();
+    let explained: Vec<&str> = rows
+        .filter_map(|row| row.strip_prefix("| `")?.split(" |").next())
+        .flat_map(|cell| cell.split(", "))
+        .map(|kind| kind.trim_matches('`'))
+        .collect();
+    assert_eq!(explained, heddle_proto::EVENT_KINDS);
+}
+
 /// A shell that runs the binaries of this build and the pinned peers. `cargo run --release --` becomes the `heddle` of this
 /// build.
 fn shell(script: &str, dir: &Path) -> Start {

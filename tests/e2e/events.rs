@@ -188,18 +188,52 @@ async fn instances_that_come_and_leave_are_told_and_can_be_asked_for() {
         seen(kinds == ["instance-joined", "instance-left"], ran.all())
     })
     .await;
-    for words in [
-        ["--service", "other"],
-        ["--kind", "node-forgotten"],
-        ["--since", "0s"],
-    ] {
+    // The service is gone, and its events stay.
+    for words in [["--kind", "node-forgotten"], ["--since", "0s"]] {
         let ran = run(events(&mesh, &words)).await;
         assert_eq!(ran.code, Some(0), "{words:?}: {}", ran.all());
         assert_eq!(ran.stdout.lines().count(), 1, "{words:?}: {}", ran.all());
     }
-    let ran = run(events(&mesh, &["--kind", "No Kind"])).await;
-    assert_eq!(ran.code, Some(1), "{}", ran.all());
-    assert!(ran.stderr.contains("kinds: "), "{}", ran.all());
+}
+
+/// Issue 10, E1: a mistyped kind or service is named, and is no empty table.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_an_unknown_kind_or_service_are_refused_by_name() {
+    let mut mesh = Mesh::builder().start().await;
+    mesh.echo("a", "e1").await;
+    mesh.control_has(&["e1"]).await;
+    for (words, code, parts) in [
+        (["--kind", "nosuch"], 2, ["nosuch", "node-expired"]),
+        (["--kind", "No Kind"], 2, ["No Kind", "duty-taken"]),
+        (
+            ["--service", "nosuch"],
+            1,
+            ["no service nosuch", "registered"],
+        ),
+        (
+            ["--service", "hedle-echo"],
+            1,
+            ["hedle-echo", "did you mean heddle-echo.default?"],
+        ),
+    ] {
+        let ran = run(events(&mesh, &words)).await;
+        assert_eq!(ran.code, Some(code), "{words:?}: {}", ran.all());
+        assert!(ran.stdout.is_empty(), "{words:?}: {}", ran.all());
+        let named = parts.iter().all(|part| ran.stderr.contains(part));
+        assert!(named, "{words:?}: {}", ran.all());
+    }
+    // Whoever follows may be early.
+    let mut follow = events(&mesh, &["--service", "later", "--follow"]).spawn();
+    until("it says that the service is unknown", async || {
+        let said = follow.stderr().join("\n");
+        seen(said.contains("no service later"), said.clone())
+    })
+    .await;
+    let start = mesh.echo_start("a", "l1").args(["--service", "later"]);
+    mesh.instance("a", "l1", start).await;
+    let joined = |line: &str| line.contains("instance-joined").then_some(());
+    follow.line("the service's first event", joined).await;
+    follow.kill().await;
 }
 
 /// Waits for an event in the output of `heddle events --follow`.

@@ -234,7 +234,6 @@ impl Mesh {
             .args(["--inbound", &node.inbound.to_string()])
             .args(["--agent", &node.agent.to_string()])
             .args(["--admin", &node.admin.to_string()])
-            .args(["--dns", "127.0.0.1:0"])
             .arg("--state-dir")
             .arg(&node.state_dir)
             .arg("--services-dir")

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, ffi::OsString, process::ExitCode, time::Duration};
 
-use heddle_proto::status::v1::{self as wire, WatchEventsRequest, WatchEventsResponse};
+use heddle_proto::{
+    EVENT_KINDS,
+    status::v1::{self as wire, GetServiceRequest, WatchEventsRequest, WatchEventsResponse},
+};
 use serde::Serialize;
 use tonic::Streaming;
 
@@ -31,7 +34,7 @@ struct Options {
     #[arg(long, value_name = "DURATION", value_parser = since)]
     since: Option<Duration>,
     /// Only events of this kind, as node-expired; repeats
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
     /// Only events of this service: users, or users.shop for one of another namespace
     #[arg(long, value_name = "SERVICE", default_value = "")]
@@ -56,6 +59,16 @@ fn since(word: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be a number with ms, s, m or h, as 10m".to_owned())
 }
 
+fn kind(word: &str) -> Result<String, String> {
+    match EVENT_KINDS.contains(&word) {
+        true => Ok(word.to_owned()),
+        false => Err(format!(
+            "no kind of event; the kinds are {}",
+            EVENT_KINDS.join(", ")
+        )),
+    }
+}
+
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let options: Options = heddle_options::parse("HEDDLE_EVENTS", args);
     heddle_options::init_logging("warn");
@@ -70,10 +83,26 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
             let answer = control.next(&mut answers).await?;
             events.extend(answer.events.into_iter().map(Event::from));
             if answer.initial_done {
-                return Ok(Events { events });
+                break;
             }
         }
+        if events.is_empty() {
+            known(control, &question.service).await?;
+        }
+        Ok(Events { events })
     })
+}
+
+/// Fails with the control plane's answer if there is no such service: an empty table would look as if nothing had
+/// happened to it. Events of a service outlive it, so ask only if there are none.
+async fn known(control: &Control, service: &str) -> Result<(), ClientError> {
+    if service.is_empty() {
+        return Ok(());
+    }
+    let name = service.to_owned();
+    let mut mesh = control.mesh.clone();
+    let asked = control.answer(mesh.get_service(GetServiceRequest { name }));
+    asked.await.map(drop)
 }
 
 async fn watch(
@@ -97,6 +126,10 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
             Ok(control) => control,
             Err(why) => return fail(&why, why.exit()),
         };
+        // It may come later, so this is no failure.
+        if let Err(why) = known(&control, &question.service).await {
+            tracing::warn!("{why}; its events are shown when they come");
+        }
         loop {
             let why = match follow_one(&control, question, &mut printer).await {
                 Ok(code) => return code,

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use heddle_proto::status::v1::{self as wire, GetMeshRequest, Mesh};
+use heddle_proto::{
+    count,
+    status::v1::{self as wire, GetMeshRequest, Mesh},
+};
 use serde::Serialize;
 
 use super::{ViewOptions, judge};
@@ -264,14 +267,6 @@ impl Node {
             0 => state.to_owned(),
             older => format!("{state} ({older} DRAINING)"),
         }
-    }
-}
-
-fn count(number: impl TryInto<u64>, what: &str) -> String {
-    match number.try_into() {
-        Ok(1) => format!("1 {what}"),
-        Ok(number) => format!("{number} {what}s"),
-        Err(_) => format!("many {what}s"),
     }
 }
 

@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
-use heddle_proto::status::v1::{Event, WatchEventsRequest, WatchEventsResponse};
+use heddle_proto::{
+    EVENT_KINDS,
+    status::v1::{Event, WatchEventsRequest, WatchEventsResponse},
+};
 
 use crate::{
     names::ServiceName,
@@ -45,14 +48,12 @@ impl Filter {
         if request.kinds.len() > MAX_KINDS {
             return refused("kinds: at most 100; leave it out for all");
         }
-        let is_word = |kind: &String| {
-            let letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
-            !kind.is_empty() && kind.len() <= 64 && kind.bytes().all(letter)
-        };
-        if let Some(kind) = request.kinds.iter().find(|kind| !is_word(kind)) {
+        let is_kind = |kind: &String| EVENT_KINDS.contains(&kind.as_str());
+        if let Some(kind) = request.kinds.iter().find(|kind| !is_kind(kind)) {
             let kind: String = kind.chars().take(64).collect();
             return refused(&format!(
-                "kinds: {kind:?} is no kind of event; they look like \"node-expired\""
+                "kinds: {kind:?} is no kind of event; the kinds are {}",
+                EVENT_KINDS.join(", ")
             ));
         }
         let service = match request.service.as_str() {
@@ -213,6 +214,7 @@ mod tests {
         let bad = [
             (Some(seconds(-1)), "", "", "since"),
             (None, "Node Left", "", "kinds"),
+            (None, "nosuch", "", "kinds"),
             (None, "", "a.b.c", "service"),
         ];
         for (since, kind, service, field) in bad {

@@ -310,8 +310,8 @@ fn not_found(view: &View, asked: &str) -> tonic::Status {
         "no service is registered".to_owned()
     } else {
         format!(
-            "{} services are registered: ListServices names them",
-            known.len()
+            "ListServices names what is registered: {}",
+            heddle_proto::count(known.len(), "service")
         )
     };
     tonic::Status::not_found(format!("no service {asked}: {hint}"))

@@ -117,8 +117,8 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
     let mut problems = Vec::new();
     if node.suspect {
         let sentence = format!(
-            "the lease of node {name} lapsed together with many others': its {} instances stay in use, unproved",
-            view.instances_on(&node.name)
+            "the lease of node {name} lapsed together with many others'; still in use, unproved: {}",
+            heddle_proto::count(view.instances_on(&node.name), "instance")
         );
         let remedy = "look at the network between the nodes and the control plane";
         problems.push(problem(
@@ -183,7 +183,9 @@ fn of_service(view: &View, name: &ServiceName) -> Option<Problem> {
         true => Severity::Error,
         false => Severity::Warning,
     };
-    let sentence = format!("{out} of {all} instances of {name} are unhealthy; {id}: {reason}");
+    let of = heddle_proto::count(all, "instance");
+    let are = if out == 1 { "is" } else { "are" };
+    let sentence = format!("{out} of {of} of {name} {are} unhealthy; {id}: {reason}");
     let remedy = format!("heddle services {name} shows each with its reason");
     Some(problem(
         "service.unhealthy",

@@ -26,6 +26,7 @@ use super::catalog::{Catalog, LeftOut, Source};
 use crate::{
     agent::Agent,
     mesh::{Mesh, SchemaClaim},
+    route::Service,
     xds::schemas::Schemas,
 };
 
@@ -243,13 +244,49 @@ impl Reflection {
                     made
                 }
             };
-            look_up(&known, asked)
+            match self.undescribed(&known, &asked) {
+                Some(why) => error(Code::FailedPrecondition, why),
+                None => look_up(&known, asked),
+            }
         };
         Ok(ServerReflectionResponse {
             valid_host: question.host.clone(),
             original_request: Some(question),
             message_response: Some(answer),
         })
+    }
+}
+
+impl Reflection {
+    /// Why a symbol of a known proto service has no descriptors: names the service and the remedy. Not NOT_FOUND,
+    /// because clients (grpcurl) drop the message of that.
+    fn undescribed(&self, catalog: &Catalog, asked: &MessageRequest) -> Option<String> {
+        let MessageRequest::FileContainingSymbol(symbol) = asked else {
+            return None;
+        };
+        let symbol = symbol.trim_start_matches('.');
+        if catalog.file_of_symbol(symbol).is_some() {
+            return None;
+        }
+        let is_of = |proto: &str| {
+            let rest = symbol.strip_prefix(proto);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let of_it = |left_out: &&LeftOut| left_out.protos.iter().any(|proto| is_of(proto));
+        if let Some(LeftOut { service, why, .. }) = catalog.left_out().iter().find(of_it) {
+            return Some(format!("the descriptors of {service} are left out: {why}"));
+        }
+        let Origin::Mesh { mesh, .. } = &self.origin else {
+            return None;
+        };
+        let table = Arc::clone(&mesh.borrow().table);
+        let serves = |service: &&Arc<Service>| service.protos.iter().any(|it| is_of(&it.name));
+        let service = table.services().find(serves)?;
+        Some(format!(
+            "{} serves {symbol}, but nobody has given its descriptors: enable server reflection in it, or give them \
+             with --descriptors FILE (heddle run) or descriptors: FILE (services file)",
+            service.name
+        ))
     }
 }
 
@@ -261,7 +298,7 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
         ),
         MessageRequest::FileContainingSymbol(symbol) => (
             catalog.file_of_symbol(&symbol).map(str::to_owned),
-            format!("symbol \"{symbol}\": {}", why_unknown(catalog, &symbol)),
+            format!("symbol \"{symbol}\": no service of the mesh has descriptors with it"),
         ),
         MessageRequest::FileContainingExtension(e) => (
             catalog
@@ -295,27 +332,14 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
     })
 }
 
-/// Why a symbol is unknown: names a service whose descriptors are left out, with the reason.
-fn why_unknown(catalog: &Catalog, symbol: &str) -> String {
-    let of_it = |left_out: &&LeftOut| {
-        left_out
-            .protos
-            .iter()
-            .any(|proto| symbol.starts_with(proto))
-    };
-    let mut left_out = catalog.left_out().iter();
-    match left_out.find(of_it) {
-        Some(LeftOut { service, why, .. }) => {
-            format!("the descriptors of {service} are left out: {why}")
-        }
-        None => "no service of the mesh has descriptors with it".to_owned(),
-    }
+fn not_found(what: &str) -> MessageResponse {
+    error(Code::NotFound, format!("not found: {what}"))
 }
 
-fn not_found(what: &str) -> MessageResponse {
+fn error(code: Code, error_message: String) -> MessageResponse {
     MessageResponse::ErrorResponse(ErrorResponse {
-        error_code: Code::NotFound.into(),
-        error_message: format!("not found: {what}"),
+        error_code: code.into(),
+        error_message,
     })
 }
 

@@ -98,8 +98,8 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
         .collect();
     if !restored.is_empty() {
         info!(
-            "{} instances of the last run are served until they come back or the TTL ends",
-            restored.len()
+            "served from the last run until they come back or the TTL ends: {}",
+            heddle_proto::count(restored.len(), "instance")
         );
     }
     let claims = saved.claims.into_iter().map(|it| (it.service, it.proto));

@@ -184,6 +184,10 @@ impl Exchange {
         };
         let failure = match all.filter(own).count() {
             0 => Failure::new(Reason::NoEndpoints, format!("{name} has no instance{here}")),
+            1 => {
+                let text = format!("{name} has 1 instance{here}, and it takes no calls");
+                Failure::new(Reason::NoHealthyEndpoints, text)
+            }
             count => {
                 let text =
                     format!("{name} has {count} instances{here}, and none of them takes calls");

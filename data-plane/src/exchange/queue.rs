@@ -1,7 +1,7 @@
 //! Calls that wait for a stream in a pool: which of them get a place, how long they may wait, and the reason if they
 //! wait too long, which names the limit. The pool decides which call is next.
 
-use heddle_proto::Reason;
+use heddle_proto::{Reason, count};
 
 use super::owner::Exchange;
 use super::state::{Call, Phase};
@@ -128,8 +128,9 @@ impl Exchange {
         let capacity = pool.capacity(most);
         let share = |whose: &str, used: usize| {
             format!(
-                "{whose} has {used} of the {capacity} streams that {most} connections may carry, its share; \
-                 --upstream-connections"
+                "{whose} has {used} of the {} that {} may carry, its share; --upstream-connections",
+                count(capacity, "stream"),
+                count(most, "connection")
             )
         };
         let over = self.pools.over_share(pool, call.account);
@@ -142,8 +143,12 @@ impl Exchange {
         }
         let streams = match pool.limit() {
             Some(0) => return "it allows no stream at all now".to_owned(),
-            Some(u32::MAX) | None => "all their streams".to_owned(),
-            Some(limit) => format!("their limit of {limit} streams"),
+            Some(u32::MAX) | None => "all streams".to_owned(),
+            Some(limit) => format!("the limit of {}", count(limit, "stream")),
+        };
+        let all = |number: usize| match number {
+            1 => "the one connection has".to_owned(),
+            _ => format!("all {number} connections have"),
         };
         let has_slots = |key: &ConnKey| {
             let conn = self.conns.get(*key);
@@ -153,14 +158,13 @@ impl Exchange {
             return "it leaves unread what was sent before".to_owned();
         }
         if pool.connections().len() >= most {
-            return format!("all {most} connections have {streams} in use; --upstream-connections");
+            let all = all(most);
+            return format!("{all} {streams} in use; --upstream-connections");
         }
         let why = pool.last_error();
         let why = why.unwrap_or("it is being opened");
-        let count = pool.ready();
-        format!(
-            "all {count} connections have {streams} in use, and no other could be opened yet: {why}"
-        )
+        let all = all(pool.ready());
+        format!("{all} {streams} in use, and no other could be opened yet: {why}")
     }
 
     /// For messages: the target of a call and its address.

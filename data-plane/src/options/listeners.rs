@@ -75,7 +75,8 @@ pub(super) fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenA
         if !low.insecure_inbound && option.is_beyond_loopback() {
             faults.push(format!(
                 "--inbound \"{option}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
-                 if whoever reaches it may call every instance of this node, or use 127.0.0.1:15008"
+                 if whoever reaches it may call every instance of this node, or use 127.0.0.1:{}",
+                option.port().unwrap_or(INBOUND_PORT)
             ));
         }
     }

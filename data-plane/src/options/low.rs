@@ -86,13 +86,10 @@ pub struct LowOptions {
     #[arg(long, value_name = "DIR")]
     pub services_dir: Option<PathBuf>,
 
+    // Options of later versions, accepted so that one set of options suits both. They have no default: what is given
+    // and has no effect is named by a warning at start.
     /// Answers `*.mesh` by DNS. Not in this version: accepted, binds nothing
-    #[arg(
-        long,
-        hide = true,
-        value_name = "ADDR",
-        default_value = "127.0.0.1:15053"
-    )]
+    #[arg(long, hide = true, value_name = "ADDR")]
     pub dns: Vec<String>,
     /// The edge of the mesh for HTTP, gRPC-Web and WebSocket. Not in this version: accepted, binds nothing
     #[arg(long, hide = true, value_name = "ADDR")]
@@ -107,11 +104,11 @@ pub struct LowOptions {
     #[arg(long, hide = true, value_name = "CIDR")]
     pub gateway_trusted_proxy: Vec<String>,
     /// Interactive API documentation at the gateway. Not in this version: accepted, has no effect
-    #[arg(long, hide = true, value_name = "on|off", value_parser = ["on", "off"], default_value = "off")]
-    pub gateway_docs: String,
+    #[arg(long, hide = true, value_name = "on|off", value_parser = ["on", "off"])]
+    pub gateway_docs: Option<String>,
     /// How much of a failure outsiders see. Not in this version: accepted, has no effect
-    #[arg(long, hide = true, value_name = "short|full", value_parser = ["short", "full"], default_value = "short")]
-    pub gateway_errors: String,
+    #[arg(long, hide = true, value_name = "short|full", value_parser = ["short", "full"])]
+    pub gateway_errors: Option<String>,
     /// Which gateway of the mesh this is. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "NAME")]
     pub gateway_name: Option<String>,

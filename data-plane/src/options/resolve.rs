@@ -83,7 +83,7 @@ impl LowOptions {
         // Nothing is bound for these yet, but an invalid address is reported now, not by the version that binds it.
         let dns = listeners("--dns", &self.dns, &mut faults);
         listeners("--gateway", &self.gateway, &mut faults);
-        let warnings = consented(
+        let mut warnings = consented(
             &self,
             &[
                 (
@@ -101,6 +101,7 @@ impl LowOptions {
             ],
             &mut faults,
         );
+        warnings.extend(not_served(&self));
         let advertise = self
             .advertise
             .as_deref()
@@ -351,6 +352,37 @@ fn label_from(host: &str) -> String {
     }
 }
 
+/// A warning for each option that was given and that this version accepts without effect.
+fn not_served(low: &LowOptions) -> Vec<String> {
+    let listeners = [
+        ("--dns", &low.dns, "DNS"),
+        ("--gateway", &low.gateway, "gateway"),
+    ];
+    let listeners = listeners
+        .into_iter()
+        .filter(|(_, given, _)| !given.is_empty());
+    let unbound = listeners.map(|(option, given, what)| {
+        let given = given.join(", ");
+        format!("{option} {given}: this version has no {what}, nothing listens there; leave it out")
+    });
+    let others = [
+        ("--gateway-expose", !low.gateway_expose.is_empty()),
+        ("--gateway-origin", !low.gateway_origin.is_empty()),
+        (
+            "--gateway-trusted-proxy",
+            !low.gateway_trusted_proxy.is_empty(),
+        ),
+        ("--gateway-docs", low.gateway_docs.is_some()),
+        ("--gateway-errors", low.gateway_errors.is_some()),
+        ("--gateway-name", low.gateway_name.is_some()),
+    ];
+    let others = others.into_iter().filter(|(_, given)| *given);
+    let idle = others.map(|(option, _)| {
+        format!("{option} has no effect: this version has no gateway; leave it out")
+    });
+    unbound.chain(idle).collect()
+}
+
 fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
     let path = |path: &Option<PathBuf>| {
         path.as_ref()
@@ -395,8 +427,11 @@ fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
         ("gateway-expose", low.gateway_expose.join(",")),
         ("gateway-origin", low.gateway_origin.join(",")),
         ("gateway-trusted-proxy", low.gateway_trusted_proxy.join(",")),
-        ("gateway-docs", low.gateway_docs.clone()),
-        ("gateway-errors", low.gateway_errors.clone()),
+        ("gateway-docs", low.gateway_docs.clone().unwrap_or_default()),
+        (
+            "gateway-errors",
+            low.gateway_errors.clone().unwrap_or_default(),
+        ),
         ("gateway-name", low.gateway_name.clone().unwrap_or_default()),
     ]
 }

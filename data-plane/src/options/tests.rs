@@ -178,9 +178,8 @@ fn any_listener_beyond_loopback_needs_its_address_named() {
             "--insecure-listen",
             "0.0.0.0:15999",
         ];
-        let [warning] = &resolve(&named).unwrap().warnings[..] else {
-            panic!("{option} is not warned of")
-        };
+        let warnings = resolve(&named).unwrap().warnings;
+        let warning = warnings.first().expect("a warning");
         assert!(warning.contains(option), "{warning}");
         let other = [
             option,
@@ -191,6 +190,34 @@ fn any_listener_beyond_loopback_needs_its_address_named() {
         assert_eq!(resolve(&other).unwrap_err().0.len(), 2);
     }
     assert!(resolve(&[]).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn the_remedy_for_inbound_has_the_port_that_was_given() {
+    let OptionsError(faults) = resolve(&["--inbound", "0.0.0.0:15777"]).unwrap_err();
+    assert!(faults[0].ends_with("or use 127.0.0.1:15777"), "{faults:?}");
+}
+
+#[test]
+fn options_that_have_no_effect_yet_are_named_at_start() {
+    let cases = [
+        ("--dns", "127.0.0.1:15053", "no DNS"),
+        ("--gateway", "127.0.0.1:8080", "no gateway"),
+        ("--gateway-expose", "all", "no gateway"),
+        ("--gateway-origin", "https://x", "no gateway"),
+        ("--gateway-trusted-proxy", "10.0.0.0/8", "no gateway"),
+        ("--gateway-docs", "on", "no gateway"),
+        ("--gateway-errors", "full", "no gateway"),
+        ("--gateway-name", "edge", "no gateway"),
+    ];
+    for (option, word, part) in cases {
+        let warnings = resolve(&[option, word]).unwrap().warnings;
+        let [warning] = &warnings[..] else {
+            panic!("{option}: {warnings:?}")
+        };
+        let named = warning.starts_with(option) && warning.contains(part);
+        assert!(named, "{option}: {warning}");
+    }
 }
 
 #[test]

@@ -152,7 +152,7 @@ async fn a_wait_that_was_too_long_names_the_limit() {
     let reply = client.put(b"x").await;
     assert_eq!((reply.status(), reply.reason()), ("14", "OVERLOADED"));
     let expect = format!(
-        "waited 300ms for a free stream to instance e1 of echo.default on node a ({}): all 2 connections have their \
+        "waited 300ms for a free stream to instance e1 of echo.default on node a ({}): all 2 connections have the \
          limit of 2 streams in use; --upstream-connections",
         backend.address
     );

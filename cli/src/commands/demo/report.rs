@@ -8,6 +8,7 @@ use std::{
 };
 
 use heddle_options::one_line;
+use heddle_proto::count;
 
 use super::traffic::Counts;
 
@@ -110,9 +111,9 @@ pub(super) fn tally(counts: &Counts) -> String {
         .map(|(node, answered)| format!("{node} {answered}"))
         .collect();
     let mut line = format!(
-        "calls: {} answered by {} instances ({}), {} failed",
+        "calls: {} answered by {} ({}), {} failed",
         sum(&counts.answered),
-        counts.instances.len(),
+        count(counts.instances.len(), "instance"),
         nodes.join(", "),
         sum(&counts.failed)
     );
@@ -141,9 +142,10 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
         nodes,
     } = addresses;
     let mut text = format!(
-        "\nThe mesh is up: {} nodes, heddle-echo with {instances} instances on each.\n\n  \
+        "\nThe mesh is up: {}, heddle-echo with {} on each.\n\n  \
          control plane  grpc {control}, http {http}\n",
-        nodes.len()
+        count(nodes.len(), "node"),
+        count(instances, "instance")
     );
     for NodeAddresses {
         name,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use heddle_proto::store::v1::EventRecord;
+use heddle_proto::{EVENT_KINDS, store::v1::EventRecord};
 use prost::Message as _;
 use tokio::{sync::Mutex, time::Instant};
 
@@ -115,6 +115,7 @@ impl NewEvent {
 
     /// An event about no particular node or service.
     pub(in crate::registry) fn of_mesh(kind: &'static str, cause: &str) -> Self {
+        debug_assert!(EVENT_KINDS.contains(&kind), "add {kind} to EVENT_KINDS");
         Self {
             kind,
             node: String::new(),

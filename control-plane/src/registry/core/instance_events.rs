@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use heddle_proto::registry::v1::Health;
+use heddle_proto::{count, registry::v1::Health};
 use tokio::sync::Notify;
 
 use super::{Registry, events::NewEvent};
@@ -155,7 +155,8 @@ fn summary(changes: &[Observed], more: usize) -> Vec<NewEvent> {
         }
     }
     if left > 0 {
-        let cause = format!("{left} more instances joined, left or changed their health");
+        let left = count(left, "more instance");
+        let cause = format!("{left} joined, left or changed their health");
         events.push(NewEvent::of_mesh(KINDS[0], &cause));
     }
     events

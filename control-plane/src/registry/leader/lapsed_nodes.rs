@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use heddle_proto::store::v1::NodeRecord;
+use heddle_proto::{count, store::v1::NodeRecord};
 use prost::Message as _;
 
 use super::{
@@ -170,7 +170,7 @@ async fn remove(
     let event = NewEvent::of_node(
         kind,
         node,
-        &format!("{cause}; its {instances} instances are removed"),
+        &format!("{cause}; removed with it: {}", count(instances, "instance")),
     );
     if !registry.txn_with_events(txn, &[event]).await?.succeeded {
         return came_back(node);

@@ -65,7 +65,7 @@ async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction()
         let last = view.events().find(expired).unwrap();
         let cause = &last.record.cause;
         assert!(
-            cause.contains("no beat for 2s") && cause.contains("its 1 instances are removed"),
+            cause.contains("no beat for 2s") && cause.contains("removed with it: 1 instance"),
             "{cause}"
         );
         assert_eq!(
@@ -126,7 +126,7 @@ async fn events_are_kept_on_a_lease_and_only_so_many_of_them() {
     let registry = &fixture.registry;
     let before = registry.store().counters().leases;
     for n in 0..=MAX_EVENTS {
-        let event = NewEvent::of_node("test", &format!("n{n}"), "of a test");
+        let event = NewEvent::of_node("node-joined", &format!("n{n}"), "of a test");
         let then = vec![Op::put("key", n.to_string())];
         let txn = Txn {
             then,
