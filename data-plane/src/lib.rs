@@ -19,8 +19,8 @@ pub mod listener;
 pub mod route;
 pub mod policy;
 pub mod balance;
-pub mod upstream;
-pub mod exchange;
+mod upstream;
+mod exchange;
 pub mod observe;
 pub mod failure;
 

@@ -1,6 +1,8 @@
 //! Turns accepted sockets into connections, up to each listener's limit; beyond it the idlest connection is closed.
 //! Takes sockets, gives connections.
 
+use std::io;
+
 use super::owner::Exchange;
 use crate::caller::{Caller, Role};
 use crate::connection::{AcceptOptions, Transport};
@@ -60,8 +62,21 @@ impl Exchange {
         Some(key)
     }
 
+    /// The system could not accept a connection, for example without a free file descriptor: closes an idle one. False
+    /// if all have calls in flight.
+    pub(crate) fn on_accept_error(&mut self, role: Role, error: &io::Error) -> bool {
+        if self.conns.may_log_full(role, self.now) {
+            tracing::warn!(%error, listener = role.name(), "accepting failed; closing an idle connection");
+        }
+        let other = match role {
+            Role::Outbound => Role::Inbound,
+            Role::Inbound => Role::Outbound,
+        };
+        self.close_idlest(role) || self.close_idlest(other)
+    }
+
     /// Closes the idlest connection of a listener; false if all of them have calls in flight.
-    pub(crate) fn close_idlest(&mut self, role: Role) -> bool {
+    fn close_idlest(&mut self, role: Role) -> bool {
         let Some(key) = self.conns.idlest(role) else {
             return false;
         };

@@ -15,8 +15,8 @@ use crate::policy::buffers::{Buffers, OverShare};
 
 /// What the callers of one worker share.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    pub(crate) buffers: Buffers,
+pub(super) struct Admission {
+    pub(super) buffers: Buffers,
     /// Calls waiting for the first table.
     pub(super) for_table: WaitingPlaces,
     /// Calls waiting for the endpoints of their service.
@@ -33,7 +33,7 @@ struct StreamPlaces {
 }
 
 impl Admission {
-    pub(crate) fn new(bytes: usize) -> Self {
+    pub(super) fn new(bytes: usize) -> Self {
         Self {
             buffers: Buffers::new(bytes),
             for_table: WaitingPlaces::default(),
@@ -43,17 +43,17 @@ impl Admission {
     }
 
     /// Number of calls that wait for a table or for endpoints.
-    pub(crate) fn waiting_for_state(&self) -> usize {
+    pub(super) fn waiting_for_state(&self) -> usize {
         self.for_table.len() + self.for_endpoints.len()
     }
 
     /// Number of calls that wait for a stream.
-    pub(crate) fn waiting_for_streams(&self) -> usize {
+    pub(super) fn waiting_for_streams(&self) -> usize {
         self.for_streams.taken
     }
 
     /// Whether one more call of this account may wait for a stream, if at most `bound` calls of a service may wait.
-    pub(crate) fn has_place_for_stream(
+    pub(super) fn has_place_for_stream(
         &self,
         account: Account,
         bound: usize,
@@ -65,14 +65,14 @@ impl Admission {
     }
 
     /// A call starts to wait for a stream. A call that loses its stream again gets a place even beyond the bound.
-    pub(crate) fn take_place_for_stream(&mut self, account: Account) {
+    pub(super) fn take_place_for_stream(&mut self, account: Account) {
         let places = self.for_streams.by_service.entry(account.service);
         places.or_default().add(&account.caller, 1);
         self.for_streams.taken += 1;
     }
 
     /// A call stops waiting for a stream.
-    pub(crate) fn leave_place_for_stream(&mut self, account: Account) {
+    pub(super) fn leave_place_for_stream(&mut self, account: Account) {
         let places = &mut self.for_streams;
         places.taken = places.taken.saturating_sub(1);
         if let Some(of_service) = places.by_service.get_mut(&account.service) {

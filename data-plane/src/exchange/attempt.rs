@@ -27,7 +27,7 @@ const LONGEST_DIAL_WAIT: Duration = Duration::from_millis(250);
 
 impl Exchange {
     /// Begins the first attempt of a call whose service is known.
-    pub(crate) fn begin_attempts(&mut self, key: CallKey) {
+    pub(super) fn begin_attempts(&mut self, key: CallKey) {
         let now = self.now;
         if let Some(call) = self.calls.get_mut(key) {
             if let Some(service) = &call.service {
@@ -42,14 +42,14 @@ impl Exchange {
     }
 
     /// Health and reflection: the control side answers, over this worker's own connection to it.
-    pub(crate) fn attempt_internal(&mut self, key: CallKey) {
+    pub(super) fn attempt_internal(&mut self, key: CallKey) {
         if let Some(pool) = self.pools.pool_for(Dial::Internal) {
             self.send_or_wait(key, pool);
         }
     }
 
     /// Picks an endpoint and sends the call there, or makes it wait for a connection.
-    pub(crate) fn begin_attempt(&mut self, key: CallKey) {
+    pub(super) fn begin_attempt(&mut self, key: CallKey) {
         // A copy that is written back below, since picking borrows all of `self`.
         let mut rng = self.rng.clone();
         let Some(call) = self.calls.get(key) else {
@@ -93,14 +93,9 @@ impl Exchange {
             return;
         };
         if let Some(load) = self.pools.load_mut(endpoint.uid) {
-            load.pending += 1;
-            if call.role == Role::Outbound {
-                let reported = load.reported.get_or_insert_with(|| {
-                    self.metrics
-                        .load(&service.name, &endpoint.region, &endpoint.zone)
-                });
-                reported.begin();
-            }
+            let (metrics, at) = (&self.metrics, &endpoint);
+            let reported = || metrics.load(&service.name, &at.region, &at.zone);
+            load.begin((role == Role::Outbound).then_some(reported));
         }
         call.endpoint = Some(endpoint);
         call.charged = true;
@@ -148,7 +143,7 @@ impl Exchange {
     fn cost(&self, endpoint: &Endpoint) -> f64 {
         let weight = endpoint.weight;
         match self.pools.load(endpoint.uid) {
-            Some(load) => load.ewma.cost(load.pending, weight, self.now),
+            Some(load) => load.cost(weight, self.now),
             None => PeakEwma::default().cost(0, weight, self.now),
         }
     }
@@ -159,11 +154,11 @@ impl Exchange {
             return Some(PeakEwma::default().cost(0, endpoint.weight, self.now));
         };
         let unreachable = self.pools.is_unreachable(load);
-        (!unreachable).then(|| load.ewma.cost(load.pending, endpoint.weight, self.now))
+        (!unreachable).then(|| load.cost(endpoint.weight, self.now))
     }
 
     /// Whether an endpoint's address failed and has had no connection since. Its pool keeps dialling.
-    pub(crate) fn is_unreachable(&self, uid: u64) -> bool {
+    pub(super) fn is_unreachable(&self, uid: u64) -> bool {
         let load = self.pools.load(uid);
         load.is_some_and(|load| self.pools.is_unreachable(load))
     }
@@ -228,7 +223,7 @@ impl Exchange {
     }
 
     /// Opens the stream and sends what has arrived of the request.
-    pub(crate) fn send_attempt(&mut self, key: CallKey, conn_key: ConnKey) {
+    pub(super) fn send_attempt(&mut self, key: CallKey, conn_key: ConnKey) {
         let now = self.now;
         let link = self.is_link(conn_key);
         self.edit_request(key, link);
@@ -296,13 +291,13 @@ impl Exchange {
         self.enqueue(key, pool);
     }
 
-    pub(crate) fn is_link(&self, conn: ConnKey) -> bool {
+    pub(super) fn is_link(&self, conn: ConnKey) -> bool {
         self.conns.get(conn).is_some_and(Conn::is_link)
     }
 
     /// How many bytes of a request may be kept for a retry: none once its caller or its service exceeds its share.
     #[inline]
-    pub(crate) fn replay_bound(&self, key: CallKey) -> usize {
+    pub(super) fn replay_bound(&self, key: CallKey) -> usize {
         match self.over_share(key) {
             Some(_) => 0,
             None => self

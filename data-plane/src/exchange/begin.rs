@@ -27,7 +27,7 @@ use crate::timers::Timer;
 const NAMESPACE: &str = "default";
 
 impl Exchange {
-    pub(crate) fn on_request(
+    pub(super) fn on_request(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -48,7 +48,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn on_request_too_large(
+    pub(super) fn on_request_too_large(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -174,7 +174,7 @@ impl Exchange {
     }
 
     /// Finds the service (outbound) or the instance (inbound), then admits the call and begins it.
-    pub(crate) fn route_call(&mut self, key: CallKey) {
+    pub(super) fn route_call(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
@@ -300,7 +300,7 @@ impl Exchange {
 
     /// Marks a failure that happened before the application can have seen the call, so that the caller's proxy may try
     /// another instance.
-    pub(crate) fn mark_unprocessed(&self, key: CallKey, failure: Failure) -> Failure {
+    pub(super) fn mark_unprocessed(&self, key: CallKey, failure: Failure) -> Failure {
         match self.calls.get(key).map(|call| call.role) {
             Some(Role::Inbound) => failure.unprocessed(),
             _ => failure,
@@ -308,7 +308,7 @@ impl Exchange {
     }
 
     /// The wait of a call (for a table, for endpoints, for a stream or before a retry) is over.
-    pub(crate) fn on_call_wait(&mut self, key: CallKey) {
+    pub(super) fn on_call_wait(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -334,7 +334,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn on_call_deadline(&mut self, key: CallKey) {
+    pub(super) fn on_call_deadline(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -396,7 +396,7 @@ fn not_from_a_proxy(node: &str) -> Failure {
     Failure::new(Reason::NoRoute, text).by(Fault::Caller)
 }
 
-pub(crate) fn too_large_headers(what: &str) -> Failure {
+pub(super) fn too_large_headers(what: &str) -> Failure {
     let text = format!("the {what} is over 32 KiB or 256 fields as decoded: send less metadata");
     Failure::new(Reason::RequestTooLarge, text).by(Fault::CallerHeaders)
 }

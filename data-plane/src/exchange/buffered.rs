@@ -34,7 +34,7 @@ pub(super) fn sharers(role: Option<Role>) -> (Sharer, Sharer) {
 
 impl Exchange {
     /// Updates the charges to what a call has buffered now.
-    pub(crate) fn account(&mut self, key: CallKey) {
+    pub(super) fn account(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -72,7 +72,7 @@ impl Exchange {
     }
 
     /// A call has ended: removes its charges.
-    pub(crate) fn discharge(&mut self, key: CallKey) {
+    pub(super) fn discharge(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -83,7 +83,7 @@ impl Exchange {
     }
 
     /// Charges a connection for the bytes in its HTTP/2 state machine.
-    pub(crate) fn count_machine(&mut self, key: ConnKey) {
+    pub(super) fn count_machine(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
@@ -104,7 +104,7 @@ impl Exchange {
     }
 
     /// Whether a caller's connection has buffered more than its share.
-    pub(crate) fn over_share_of_conn(&self, key: ConnKey) -> Option<OverShare> {
+    pub(super) fn over_share_of_conn(&self, key: ConnKey) -> Option<OverShare> {
         let conn = self.conns.get(key)?;
         let (caller, _) = sharers(conn.role());
         self.admission.buffers.over_caller(conn.buffered(), caller)
@@ -112,7 +112,7 @@ impl Exchange {
 
     /// Whether a call may buffer no more, and whose share is used up. Called several times per call.
     #[inline]
-    pub(crate) fn over_share(&self, key: CallKey) -> Option<OverShare> {
+    pub(super) fn over_share(&self, key: CallKey) -> Option<OverShare> {
         match self.admission.buffers.is_far_from_full() {
             true => None,
             false => self.over_share_when_full(key),
@@ -134,7 +134,7 @@ impl Exchange {
     /// Like `over_share`, before more is queued for the caller. Writes what is queued first: a caller that reads is not
     /// at fault for bytes that were never written to it.
     #[inline]
-    pub(crate) fn over_share_after_writing(
+    pub(super) fn over_share_after_writing(
         &mut self,
         key: CallKey,
         caller: ConnKey,
@@ -160,7 +160,7 @@ impl Exchange {
     }
 
     /// The failure of a call that is refused or ended because a share is used up; counted.
-    pub(crate) fn overloaded(&self, key: CallKey, over: OverShare) -> Failure {
+    pub(super) fn overloaded(&self, key: CallKey, over: OverShare) -> Failure {
         let (counter, who) = match over {
             OverShare::Worker => (
                 Counter::BoundMemory,
@@ -192,7 +192,7 @@ impl Exchange {
 
     /// Ends a call that would buffer more than a share allows. Discards what is queued for the caller, since the
     /// failure would have to wait behind it.
-    pub(crate) fn overload(&mut self, key: CallKey, over: OverShare) {
+    pub(super) fn overload(&mut self, key: CallKey, over: OverShare) {
         let failure = self.overloaded(key, over);
         self.fail_now(key, &failure);
     }
@@ -213,7 +213,7 @@ impl Exchange {
 
     /// While the buffers are more than half full: closes callers that do not read, then ends calls whose receiver reads
     /// too little. Those that have buffered most come first, and no more are ended than needed.
-    pub(crate) fn end_stalled(&mut self) {
+    pub(super) fn end_stalled(&mut self) {
         if self.admission.buffers.is_far_from_full() {
             return;
         }

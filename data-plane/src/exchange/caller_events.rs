@@ -11,7 +11,7 @@ use crate::link::{self, Identity};
 use crate::observe::Counter;
 
 impl Exchange {
-    pub(crate) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
+    pub(super) fn on_down_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
         match event {
             Event::Headers {
                 stream,
@@ -65,7 +65,7 @@ impl Exchange {
 
     /// Handles a due timer of an accepted connection: an unfinished Hello, a lost proxy, a first request that has not
     /// arrived.
-    pub(crate) fn on_downstream_timer(&mut self, key: ConnKey) {
+    pub(super) fn on_downstream_timer(&mut self, key: ConnKey) {
         let (now, timeout) = (self.now, self.options().keepalive_timeout);
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -89,7 +89,7 @@ impl Exchange {
     }
 
     /// Whether a request on inbound is a link's Hello. If so, it is handled here.
-    pub(crate) fn begin_hello(
+    pub(super) fn begin_hello(
         &mut self,
         key: ConnKey,
         stream: StreamId,

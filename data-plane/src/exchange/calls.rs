@@ -14,30 +14,30 @@ const SPARES: usize = 256;
 const SPARE_BYTES: usize = 8 * 1024;
 
 #[derive(Debug, Default)]
-pub(crate) struct Calls {
+pub(super) struct Calls {
     arena: Arena<CallKind, Call>,
     spares: Vec<(Fields, Replay)>,
 }
 
 impl Calls {
-    pub(crate) fn get(&self, key: CallKey) -> Option<&Call> {
+    pub(super) fn get(&self, key: CallKey) -> Option<&Call> {
         self.arena.get(key)
     }
 
-    pub(crate) fn get_mut(&mut self, key: CallKey) -> Option<&mut Call> {
+    pub(super) fn get_mut(&mut self, key: CallKey) -> Option<&mut Call> {
         self.arena.get_mut(key)
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.arena.len()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (CallKey, &Call)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (CallKey, &Call)> {
         self.arena.iter()
     }
 
     /// The keys of all calls, for loops that end some of them.
-    pub(crate) fn keys(&self) -> Vec<CallKey> {
+    pub(super) fn keys(&self) -> Vec<CallKey> {
         self.arena.keys()
     }
 

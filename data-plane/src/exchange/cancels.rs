@@ -10,7 +10,7 @@ use crate::observe::Counter;
 
 impl Exchange {
     /// Cancels a call's attempt at its server, at once or when the rate limit allows it.
-    pub(crate) fn cancel_upstream(&mut self, call: CallKey) {
+    pub(super) fn cancel_upstream(&mut self, call: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(call) else {
             return;
@@ -45,7 +45,7 @@ impl Exchange {
     }
 
     /// Sends the cancels that are allowed now, and sets the connection's timer for the others.
-    pub(crate) fn send_late_cancels(&mut self, key: ConnKey) {
+    pub(super) fn send_late_cancels(&mut self, key: ConnKey) {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -63,7 +63,7 @@ impl Exchange {
     }
 
     /// A PING was acknowledged.
-    pub(crate) fn on_ping_ack(&mut self, key: ConnKey, payload: [u8; 8]) {
+    pub(super) fn on_ping_ack(&mut self, key: ConnKey, payload: [u8; 8]) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
         if conn.is_some_and(|conn| conn.on_ping_ack(payload, now)) {
@@ -72,7 +72,7 @@ impl Exchange {
     }
 
     /// Something arrived on a stream whose cancel waits: the stream may have ended by itself.
-    pub(crate) fn on_late_event(&mut self, key: ConnKey, stream: StreamId) {
+    pub(super) fn on_late_event(&mut self, key: ConnKey, stream: StreamId) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };

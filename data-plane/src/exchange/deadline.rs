@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 /// The header's name.
-pub const GRPC_TIMEOUT: &[u8] = b"grpc-timeout";
+pub(super) const GRPC_TIMEOUT: &[u8] = b"grpc-timeout";
 
 /// `TimeoutValue TimeoutUnit`, or `None` if it is anything else.
 #[must_use]
-pub fn parse(value: &[u8]) -> Option<Duration> {
+pub(super) fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -28,7 +28,7 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
 }
 
 /// Writes the finest unit that fits in eight digits; never zero, which some servers take for "none".
-pub fn render(left: Duration, out: &mut Vec<u8>) {
+pub(super) fn render(left: Duration, out: &mut Vec<u8>) {
     const MAX: u64 = 99_999_999;
     let secs = left.as_secs();
     let fraction =

@@ -30,14 +30,14 @@ fn end_of(reason: Reason) -> Option<End> {
 
 impl Exchange {
     /// Another proxy answered with a failure of its own.
-    pub(crate) fn failed_at_peer(&mut self, key: CallKey, reason: Reason) {
+    pub(super) fn failed_at_peer(&mut self, key: CallKey, reason: Reason) {
         if let Some(end) = end_of(reason) {
             self.unanswered(key, end);
         }
     }
 
     /// The first part of an answer arrived: the endpoint's latency is measured now.
-    pub(crate) fn answered(&mut self, key: CallKey) {
+    pub(super) fn answered(&mut self, key: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get(key) else {
             return;
@@ -46,8 +46,7 @@ impl Exchange {
             return;
         };
         if let Some(load) = self.pools.load_mut(endpoint.uid) {
-            load.ewma
-                .observe(now.saturating_duration_since(up.started), now);
+            load.answered(now.saturating_duration_since(up.started), now);
         }
         if call.role == Role::Outbound && self.passive.answered(endpoint.uid, now) {
             let (service, instance) = (call.service_name().unwrap_or_default(), &endpoint.id);
@@ -58,7 +57,7 @@ impl Exchange {
 
     /// The caller cancels its call. Clients enforce their deadline themselves and start to count slightly before the
     /// proxy, so a cancel near the deadline counts as the deadline.
-    pub(crate) fn given_up(&mut self, key: CallKey) {
+    pub(super) fn given_up(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
@@ -71,7 +70,7 @@ impl Exchange {
     }
 
     /// The call's current attempt ends without an answer. To be called before the attempt is removed.
-    pub(crate) fn unanswered(&mut self, key: CallKey, end: End) {
+    pub(super) fn unanswered(&mut self, key: CallKey, end: End) {
         let now = self.now;
         let Some(call) = self.calls.get(key) else {
             return;
@@ -91,9 +90,9 @@ impl Exchange {
         let unanswered = Unanswered {
             end,
             started: up.started,
-            usual: load.ewma.estimate(now),
+            usual: load.estimate(now),
         };
-        load.ewma.at_least(unanswered.latency(now), now);
+        load.unanswered(unanswered.latency(now), now);
         // Only the caller's proxy chooses endpoints, and ejects by the calls of its own node.
         if call.role != Role::Outbound {
             return;
@@ -125,7 +124,7 @@ impl Exchange {
 
     /// After a change of the table: ejected instances must still exist, and at least half of a service must stay
     /// usable.
-    pub(crate) fn refit_ejected(&mut self) {
+    pub(super) fn refit_ejected(&mut self) {
         if !self.passive.has_ejected() {
             return;
         }

@@ -1,20 +1,15 @@
-//! Ends of connections: lost, faulty and idle ones, and those whose handling panics. Every call of the connection is
-//! ended or retried.
+//! Ends of connections: lost, faulty and idle ones. Every call of the connection is ended or retried.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
-
-use heddle_h2::{ConnectionError, ErrorCode, Fields};
-
+use heddle_h2::{ConnectionError, ErrorCode};
 use rustc_hash::FxHashSet;
 
 use super::owner::Exchange;
-use crate::keys::{CallKey, ConnKey};
+use crate::keys::ConnKey;
 use crate::observe::Counter;
 
 impl Exchange {
     /// A connection is lost: nothing more can be read or written.
-    pub(crate) fn lose(&mut self, key: ConnKey, why: &str) {
+    pub(super) fn lose(&mut self, key: ConnKey, why: &str) {
         let Some(mut conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };
@@ -41,7 +36,7 @@ impl Exchange {
     }
 
     /// The peer violated HTTP/2; the GOAWAY to it is already in the output.
-    pub(crate) fn on_protocol_error(&mut self, key: ConnKey, error: ConnectionError) {
+    pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ConnectionError) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
@@ -80,7 +75,7 @@ impl Exchange {
     }
 
     /// Answers HTTP/1.x and closes the connection.
-    pub(crate) fn refuse_http1(&mut self, key: ConnKey) {
+    pub(super) fn refuse_http1(&mut self, key: ConnKey) {
         self.count(Counter::Http1Refused);
         if let Some(conn) = self.conns.get_mut(key) {
             conn.refuse_http1(self.now);
@@ -89,7 +84,7 @@ impl Exchange {
     }
 
     /// A connection's timer is due.
-    pub(crate) fn on_conn_timer(&mut self, key: ConnKey) {
+    pub(super) fn on_conn_timer(&mut self, key: ConnKey) {
         let (now, times) = (self.now, self.times());
         if !self.conns.on_timer(key, now, times) {
             return self.rearm(key);
@@ -112,59 +107,8 @@ impl Exchange {
         self.rearm(key);
     }
 
-    /// Runs `work` that belongs to no connection; if it panics, the rest of the turn continues.
-    pub(crate) fn contain(&mut self, work: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
-            self.count(Counter::Panics);
-        }
-    }
-
-    /// Runs `work` for a call; if it panics, its caller's connection is closed.
-    pub(crate) fn guard_call(&mut self, call: CallKey, work: impl FnOnce(&mut Self)) {
-        if let Some(conn) = self.calls.get(call).map(|call| call.down.conn) {
-            self.guard(conn, work);
-        }
-    }
-
-    /// Runs `work` for a connection; if it panics, only that connection is closed.
-    pub(crate) fn guard(&mut self, key: ConnKey, work: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
-            return;
-        }
-        self.count(Counter::Panics);
-        // `work` may have taken the buffer and not returned it.
-        self.fields = Fields::new();
-        let closed = catch_unwind(AssertUnwindSafe(|| {
-            self.lose(key, "handling it failed inside the proxy");
-        }));
-        if closed.is_err() {
-            tracing::error!("closing a connection after a panic panicked; it is dropped");
-            if let Some(conn) = self.conns.remove(key, &mut self.timers) {
-                self.admission.buffers.forget_conn(conn.buffered());
-            }
-        }
-    }
-
-    /// Sends a drain's GOAWAY on an accepted connection.
-    pub(crate) fn send_goaway(&mut self, key: ConnKey) {
-        let now = self.now;
-        let conn = self.conns.get_mut(key);
-        if conn.is_some_and(|conn| conn.begin_drain(now)) {
-            self.mark_dirty(key);
-        }
-    }
-
-    /// After a panic outside of any connection: all connections and pools are checked again.
-    pub(crate) fn recover(&mut self, after: Duration) {
-        self.count(Counter::Panics);
-        self.fields = Fields::new();
-        self.conns.mark_all();
-        let at = self.now + after;
-        self.pools.recover(&mut self.timers, at);
-    }
-
     /// Removes endpoints that no table names any more, and closes connections that only they used.
-    pub(crate) fn sweep_upstream(&mut self) {
+    pub(super) fn sweep_upstream(&mut self) {
         if self.pools.is_swept() {
             return;
         }

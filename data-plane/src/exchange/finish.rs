@@ -20,7 +20,7 @@ const CANCELLED: u8 = 1;
 
 impl Exchange {
     /// Ends a call with a failure of the proxy: trailers-only, or trailers if headers have been sent.
-    pub(crate) fn fail(&mut self, key: CallKey, failure: &Failure) {
+    pub(super) fn fail(&mut self, key: CallKey, failure: &Failure) {
         self.leave_waiting(key);
         self.cancel_attempt(key);
         let Some(call) = self.calls.get_mut(key) else {
@@ -55,7 +55,7 @@ impl Exchange {
     }
 
     /// Completes a call whose response has ended and whose last bytes have left the HTTP/2 state machine's queue.
-    pub(crate) fn finish_if_done(&mut self, key: CallKey) {
+    pub(super) fn finish_if_done(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
@@ -65,7 +65,7 @@ impl Exchange {
     }
 
     /// The caller reset its stream, or our HTTP/2 state machine did because of an error of the caller.
-    pub(crate) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
+    pub(super) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -85,7 +85,7 @@ impl Exchange {
     }
 
     /// The caller's connection is lost.
-    pub(crate) fn on_caller_gone(&mut self, key: CallKey) {
+    pub(super) fn on_caller_gone(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -97,7 +97,7 @@ impl Exchange {
     }
 
     /// Ends a call that can no longer be sent a failure: both streams are reset.
-    pub(crate) fn reset_call(&mut self, key: CallKey, why: &str) {
+    pub(super) fn reset_call(&mut self, key: CallKey, why: &str) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -113,7 +113,7 @@ impl Exchange {
     }
 
     /// Ends a call whose caller needs no answer.
-    pub(crate) fn abandon(&mut self, key: CallKey) {
+    pub(super) fn abandon(&mut self, key: CallKey) {
         self.leave_waiting(key);
         self.cancel_attempt(key);
         self.remove(key);
@@ -156,7 +156,7 @@ impl Exchange {
     }
 
     /// Cancels the current attempt if its server has not ended it.
-    pub(crate) fn cancel_attempt(&mut self, key: CallKey) {
+    pub(super) fn cancel_attempt(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else {
             return;
         };
@@ -173,7 +173,7 @@ impl Exchange {
     }
 
     /// Detaches a call from its attempt, and so from the connection's list and the endpoint's load.
-    pub(crate) fn detach_upstream(&mut self, key: CallKey) {
+    pub(super) fn detach_upstream(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -187,19 +187,12 @@ impl Exchange {
                 .as_ref()
                 .and_then(|e| self.pools.load_mut(e.uid))
         {
-            load.pending = load.pending.saturating_sub(1);
+            let took = up.map_or(Duration::ZERO, |up| {
+                self.now.saturating_duration_since(up.started)
+            });
+            let ok = call.status.is_some_and(|status| !is_error(status));
             // Only the caller's proxy reports load; otherwise each call over two proxies would count twice.
-            if let Some(reported) = load
-                .reported
-                .as_ref()
-                .filter(|_| call.role == Role::Outbound)
-            {
-                let took = up.map_or(Duration::ZERO, |up| {
-                    self.now.saturating_duration_since(up.started)
-                });
-                let ok = call.status.is_some_and(|status| !is_error(status));
-                reported.end(ok, took);
-            }
+            load.end((call.role == Role::Outbound).then_some((ok, took)));
         }
         if queued {
             self.account(key);

@@ -14,7 +14,7 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 
 impl Exchange {
-    pub(crate) fn on_request_data(
+    pub(super) fn on_request_data(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -92,7 +92,7 @@ impl Exchange {
     }
 
     /// Credits to the caller what has been written upstream for the first time.
-    pub(crate) fn credit_request(&mut self, key: CallKey) {
+    pub(super) fn credit_request(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -105,7 +105,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn on_request_trailers(&mut self, key: CallKey, fields: &mut Fields) {
+    pub(super) fn on_request_trailers(&mut self, key: CallKey, fields: &mut Fields) {
         let now = self.now;
         let over = self.over_share(key);
         let Some(call) = self.calls.get_mut(key) else {
@@ -130,12 +130,12 @@ impl Exchange {
         self.finish_if_done(key);
     }
 
-    pub(crate) fn on_request_trailers_too_large(&mut self, key: CallKey) {
+    pub(super) fn on_request_trailers_too_large(&mut self, key: CallKey) {
         self.count(Counter::BoundHeaders);
         self.fail(key, &too_large_headers("list of the request's trailers"));
     }
 
-    pub(crate) fn on_response_data(
+    pub(super) fn on_response_data(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -177,7 +177,7 @@ impl Exchange {
     }
 
     /// DATA that was queued in a connection's HTTP/2 state machine has been written: credits it to the other side.
-    pub(crate) fn on_progress(&mut self, key: ConnKey) {
+    pub(super) fn on_progress(&mut self, key: ConnKey) {
         while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
             let call_key = Key::unpack(drained.token);
             let Some(call) = self.calls.get_mut(call_key) else {

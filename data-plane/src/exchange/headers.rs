@@ -10,16 +10,16 @@ use crate::route::authority::without_zone;
 const OWN: &[u8] = b"heddle-";
 
 /// The instance that the caller's proxy chose: `<namespace>/<service>/<instance>`.
-pub(crate) const TO: &[u8] = b"heddle-to";
+pub(super) const TO: &[u8] = b"heddle-to";
 /// The caller: `<namespace>/<service>` or `node/<node>`.
-pub(crate) const FROM: &[u8] = b"heddle-from";
+pub(super) const FROM: &[u8] = b"heddle-from";
 /// The call's id.
-pub(crate) const CALL: &[u8] = b"heddle-call";
+pub(super) const CALL: &[u8] = b"heddle-call";
 /// gRPC's status UNKNOWN.
 const UNKNOWN: u8 = 2;
 
 /// Removes every `heddle-*` field. Most lists have none and are only read.
-pub(crate) fn strip(fields: &mut Fields) {
+pub(super) fn strip(fields: &mut Fields) {
     if fields.iter().any(|field| field.name.starts_with(OWN)) {
         fields.retain(|field| !field.name.starts_with(OWN));
     }
@@ -27,7 +27,7 @@ pub(crate) fn strip(fields: &mut Fields) {
 
 /// Repairs an authority that strict servers (the http crate) would refuse: an empty one, and one with the zone of an
 /// IPv6 address, which has a meaning only on the caller's host.
-pub(crate) fn mend_authority(fields: &mut Fields) {
+pub(super) fn mend_authority(fields: &mut Fields) {
     let mended = match fields.authority() {
         Some(b"") => match fields.get(b"host") {
             None | Some(b"") => b"localhost".to_vec(),
@@ -46,7 +46,7 @@ pub(crate) fn mend_authority(fields: &mut Fields) {
 const TRIMMED_BYTES: usize = 2 * 1024;
 
 /// Reduces a large request that will not be sent again to the headers that are still read.
-pub(crate) fn trim(fields: &mut Fields) {
+pub(super) fn trim(fields: &mut Fields) {
     if fields.held_bytes() <= TRIMMED_BYTES {
         return;
     }
@@ -61,14 +61,14 @@ pub(crate) fn trim(fields: &mut Fields) {
 
 /// What another proxy states about a response or its trailers, in headers of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Marks {
-    pub(crate) reason: Option<Reason>,
-    pub(crate) unprocessed: bool,
+pub(super) struct Marks {
+    pub(super) reason: Option<Reason>,
+    pub(super) unprocessed: bool,
 }
 
 /// Reads another proxy's marks and removes them. The reason and call id of a failure that the other proxy made stay in
 /// the list for the caller.
-pub(crate) fn take_marks(fields: &mut Fields) -> Marks {
+pub(super) fn take_marks(fields: &mut Fields) -> Marks {
     if !fields.iter().any(|field| field.name.starts_with(OWN)) {
         return Marks::default();
     }
@@ -88,7 +88,7 @@ pub(crate) fn take_marks(fields: &mut Fields) -> Marks {
 }
 
 /// Whether a content type is gRPC's: `application/grpc`, optionally with a suffix such as `+proto`, or parameters.
-pub(crate) fn is_grpc(content_type: Option<&[u8]>) -> bool {
+pub(super) fn is_grpc(content_type: Option<&[u8]>) -> bool {
     let Some(rest) = content_type.and_then(|t| t.strip_prefix(b"application/grpc")) else {
         return false;
     };
@@ -96,7 +96,7 @@ pub(crate) fn is_grpc(content_type: Option<&[u8]>) -> bool {
 }
 
 /// `grpc-status`, if present. A value that is not a gRPC status counts as UNKNOWN, as clients do it.
-pub(crate) fn grpc_status(fields: &Fields) -> Option<u8> {
+pub(super) fn grpc_status(fields: &Fields) -> Option<u8> {
     Some(match fields.get(b"grpc-status")? {
         [digit @ b'0'..=b'9'] => digit - b'0',
         [b'1', digit @ b'0'..=b'6'] => 10 + digit - b'0',

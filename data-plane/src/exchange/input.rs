@@ -11,7 +11,7 @@ const READS_PER_TURN: usize = 4;
 
 impl Exchange {
     /// Reads a connection, whose handshake may have finished just now.
-    pub(crate) fn read(&mut self, key: ConnKey, buffer: &mut [u8]) {
+    pub(super) fn read(&mut self, key: ConnKey, buffer: &mut [u8]) {
         self.advance_handshake(key);
         for round in 0.. {
             if round == READS_PER_TURN {
@@ -37,7 +37,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn advance_handshake(&mut self, key: ConnKey) {
+    pub(super) fn advance_handshake(&mut self, key: ConnKey) {
         let conn = self.conns.get(key);
         if conn.is_some_and(Conn::is_handshaking) {
             self.on_connecting(key);

@@ -35,13 +35,13 @@ impl Exchange {
         self.fail_waiting(failed);
     }
 
-    pub(crate) fn on_pool_timer(&mut self, pool: PoolKey) {
+    pub(super) fn on_pool_timer(&mut self, pool: PoolKey) {
         let (pools, io) = self.pools_io();
         let failed = pools.on_timer(pool, io);
         self.fail_waiting(failed);
     }
 
-    pub(crate) fn connect_failed(&mut self, pool: PoolKey, why: &str, refused: bool) {
+    pub(super) fn connect_failed(&mut self, pool: PoolKey, why: &str, refused: bool) {
         let (pools, io) = self.pools_io();
         let failed = pools.on_dial_failed(pool, why, refused, io);
         self.fail_waiting(failed);
@@ -65,7 +65,7 @@ impl Exchange {
     }
 
     /// The socket is readable or writable while it is being connected.
-    pub(crate) fn on_connecting(&mut self, key: ConnKey) {
+    pub(super) fn on_connecting(&mut self, key: ConnKey) {
         let until = self.pools.ready_by(self.now);
         let Some(conn) = self.conns.get_mut(key) else {
             return;
@@ -87,7 +87,7 @@ impl Exchange {
     }
 
     /// The server's settings have arrived: a link sends its Hello, other connections are ready.
-    pub(crate) fn on_settings(&mut self, key: ConnKey) {
+    pub(super) fn on_settings(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
@@ -125,7 +125,7 @@ impl Exchange {
     }
 
     /// A part of the answer to our Hello.
-    pub(crate) fn on_hello_answer(&mut self, key: ConnKey, data: &[u8]) {
+    pub(super) fn on_hello_answer(&mut self, key: ConnKey, data: &[u8]) {
         let opened = self.conns.get_mut(key).and_then(|conn| conn.opened_mut());
         if let Some(opened) = opened {
             opened.push_hello(data, client::ANSWER_BYTES);
@@ -133,7 +133,7 @@ impl Exchange {
     }
 
     /// The answer to our Hello is complete, with the trailers in `fields`.
-    pub(crate) fn on_hello_end(&mut self, key: ConnKey, fields: &Fields) {
+    pub(super) fn on_hello_end(&mut self, key: ConnKey, fields: &Fields) {
         let Some(opened) = self.conns.get(key).and_then(|conn| conn.opened()) else {
             return;
         };
@@ -159,7 +159,7 @@ impl Exchange {
     }
 
     /// A connection failed before it was ready.
-    pub(crate) fn open_failed(&mut self, key: ConnKey, why: &str, refused: bool) {
+    pub(super) fn open_failed(&mut self, key: ConnKey, why: &str, refused: bool) {
         let Some(conn) = self.conns.remove(key, &mut self.timers) else {
             return;
         };

@@ -7,7 +7,7 @@ use crate::observe::Counter;
 
 impl Exchange {
     /// Writes a connection's output, and lets waiting calls use the room that this makes.
-    pub(crate) fn flush(&mut self, key: ConnKey) {
+    pub(super) fn flush(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };

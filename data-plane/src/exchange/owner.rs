@@ -1,6 +1,7 @@
 //! The state of one worker's connections and calls: the owners of both, the routing table, and the memory that calls
-//! share. This file has the fields and the small functions that all files of the module use; the others say what
-//! happens to calls. Event loop and listening sockets do not belong here.
+//! share. It is private to this module: the event loop uses the methods of `turn`, `accept`, `drain` and `panics`, and
+//! three of this file. This file has the fields and the small functions that all files of the module use; the others
+//! say what happens to calls. Event loop and listening sockets do not belong here.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use super::admission::Admission;
 use super::calls::Calls;
 use super::services::Services;
+use super::turn::SWEEP_EVERY;
 use crate::balance::passive::PassiveHealth;
 use crate::connection::Connections;
 use crate::keys::ConnKey;
@@ -23,7 +25,7 @@ use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::observe::{Counter, Report};
 use crate::route::RouteTable;
 use crate::settings::WorkerOptions;
-use crate::timers::{TimerId, Timers};
+use crate::timers::{Timer, TimerId, Timers};
 use crate::upstream::Pools;
 
 /// What an exchange needs at its start.
@@ -42,31 +44,33 @@ pub(crate) struct ExchangeInit {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(super) options: Arc<WorkerOptions>,
-    pub(crate) reports: mpsc::Sender<Report>,
+    pub(super) reports: mpsc::Sender<Report>,
     /// Time of the current turn.
-    pub(crate) now: Instant,
-    pub(crate) table: Arc<RouteTable>,
-    pub(crate) conns: Connections,
-    pub(crate) calls: Calls,
-    pub(crate) pools: Pools,
+    pub(super) now: Instant,
+    pub(super) table: Arc<RouteTable>,
+    pub(super) conns: Connections,
+    pub(super) calls: Calls,
+    pub(super) pools: Pools,
     /// Which instances do not answer.
-    pub(crate) passive: PassiveHealth,
-    pub(crate) services: Services,
-    pub(crate) timers: Timers,
+    pub(super) passive: PassiveHealth,
+    pub(super) services: Services,
+    pub(super) timers: Timers,
     /// What callers share.
-    pub(crate) admission: Admission,
+    pub(super) admission: Admission,
     /// Services whose endpoints this worker has requested from the control side since the last table.
-    pub(crate) asked: FxHashSet<Arc<str>>,
+    pub(super) asked: FxHashSet<Arc<str>>,
     /// Whether connections may use more memory for speed. See [`Exchange::bound_windows`].
-    pub(crate) growing: bool,
-    pub(crate) recorder: Recorder,
-    pub(crate) metrics: Arc<WorkerMetrics>,
-    pub(crate) rng: SmallRng,
+    pub(super) growing: bool,
+    pub(super) recorder: Recorder,
+    pub(super) metrics: Arc<WorkerMetrics>,
+    pub(super) rng: SmallRng,
     /// Lent to a connection's HTTP/2 state machine for each header list.
-    pub(crate) fields: Fields,
+    pub(super) fields: Fields,
     /// For header lists that the proxy makes itself.
-    pub(crate) reply: Fields,
-    pub(crate) text: Vec<u8>,
+    pub(super) reply: Fields,
+    pub(super) text: Vec<u8>,
+    /// The connections that are flushed in this round; empty between turns.
+    pub(super) flushing: Vec<ConnKey>,
 }
 
 impl Exchange {
@@ -80,6 +84,8 @@ impl Exchange {
             internal,
         } = init;
         let now = Instant::now();
+        let mut timers = Timers::new(now);
+        timers.set(now + SWEEP_EVERY, Timer::Sweep);
         Self {
             now,
             table: Arc::new(RouteTable::empty(&options.node)),
@@ -96,7 +102,7 @@ impl Exchange {
             options,
             passive: PassiveHealth::default(),
             services: Services::new(workers),
-            timers: Timers::new(now),
+            timers,
             asked: FxHashSet::default(),
             growing: true,
             recorder: Recorder::new(Arc::clone(&metrics)),
@@ -105,6 +111,7 @@ impl Exchange {
             fields: Fields::new(),
             reply: Fields::new(),
             text: Vec::new(),
+            flushing: Vec::new(),
         }
     }
 
@@ -117,41 +124,41 @@ impl Exchange {
     }
 
     /// Adds a connection to those that are flushed at the end of the turn.
-    pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
+    pub(super) fn mark_dirty(&mut self, key: ConnKey) {
         self.conns.mark_to_flush(key);
     }
 
-    pub(crate) fn unset(&mut self, timer: Option<TimerId>) {
+    pub(super) fn unset(&mut self, timer: Option<TimerId>) {
         if let Some(timer) = timer {
             self.timers.unset(timer);
         }
     }
 
     /// A random number in 0..1.
-    pub(crate) fn random(&mut self) -> f64 {
+    pub(super) fn random(&mut self) -> f64 {
         self.rng.random()
     }
 
     /// Bytes of a stream have been forwarded: its sender may send more.
-    pub(crate) fn release(&mut self, conn: ConnKey, stream: StreamId, bytes: usize) {
+    pub(super) fn release(&mut self, conn: ConnKey, stream: StreamId, bytes: usize) {
         self.conns.release(conn, stream, bytes);
     }
 
     /// Sets a connection's timer to its next due time, if that is earlier than the current one.
-    pub(crate) fn rearm(&mut self, key: ConnKey) {
+    pub(super) fn rearm(&mut self, key: ConnKey) {
         let times = self.times();
         self.conns.rearm(key, &mut self.timers, times);
     }
 
     /// How long an upstream connection may be idle, and how long the answer to a keep-alive may take.
-    pub(crate) fn times(&self) -> (Duration, Duration) {
+    pub(super) fn times(&self) -> (Duration, Duration) {
         let options = self.options();
         (options.upstream_idle, options.keepalive_timeout)
     }
 
     /// Limits the memory of all connections once more than half of the buffers is in use, until at most a quarter is:
     /// windows do not grow, and less output is kept for peers that do not read.
-    pub(crate) fn bound_windows(&mut self) {
+    pub(super) fn bound_windows(&mut self) {
         let (half, buffered) = (
             self.options().held_bytes / 2,
             self.admission.buffers.total(),
@@ -167,24 +174,13 @@ impl Exchange {
         self.conns.set_frugal(!growing);
     }
 
-    /// Updates the gauges that other threads read.
-    pub(crate) fn publish_gauges(&self) {
-        WorkerMetrics::set(&self.metrics.calls, self.calls.len());
-        WorkerMetrics::set(&self.metrics.downstream, self.conns.accepted());
-        WorkerMetrics::set(&self.metrics.upstream, self.conns.opened());
-        let admission = &self.admission;
-        WorkerMetrics::set(&self.metrics.held_bytes, admission.buffers.total());
-        WorkerMetrics::set(&self.metrics.pending, admission.waiting_for_streams());
-        WorkerMetrics::set(&self.metrics.waiting, admission.waiting_for_state());
-    }
-
     /// Begins to close a connection; its remaining output is still written.
-    pub(crate) fn begin_close(&mut self, key: ConnKey) {
+    pub(super) fn begin_close(&mut self, key: ConnKey) {
         self.conns.begin_close(key, self.now);
     }
 
     /// This worker's table, cloned so that the worker can be changed while it is read.
-    pub(crate) fn table(&self) -> Arc<RouteTable> {
+    pub(super) fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&self.table)
     }
 

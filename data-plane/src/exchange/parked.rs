@@ -26,13 +26,13 @@ const LONGEST_MARGIN: Duration = Duration::from_millis(100);
 
 /// Waiting calls by the full name of the service that they wait for.
 #[derive(Debug, Default)]
-pub(crate) struct EndpointWaits {
+pub(super) struct EndpointWaits {
     by_service: FxHashMap<Arc<str>, WaitingPlaces>,
     count: usize,
 }
 
 impl EndpointWaits {
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.count
     }
 
@@ -54,7 +54,7 @@ impl EndpointWaits {
         placed
     }
 
-    pub(crate) fn remove(&mut self, service: &str, call: CallKey) {
+    pub(super) fn remove(&mut self, service: &str, call: CallKey) {
         let Some(calls) = self.by_service.get_mut(service) else {
             return;
         };
@@ -112,7 +112,7 @@ impl Exchange {
     }
 
     /// Whether a call to this service can continue with the current table; if not, it has been parked or answered.
-    pub(crate) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
+    pub(super) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
         let told = self.request_endpoints(service);
         if !must_wait(service) {
             return true;
@@ -122,7 +122,7 @@ impl Exchange {
     }
 
     /// Several services claim the path, and it is not known yet which of them have instances.
-    pub(crate) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
+    pub(super) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
         for service in services.iter().filter(|service| !service.held) {
             let told = self.request_endpoints(service);
@@ -134,7 +134,7 @@ impl Exchange {
     }
 
     /// Makes a call wait for the endpoints of a service.
-    pub(crate) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
+    pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
         let told = self.request_endpoints(service);
         self.park_call(key, service, told);
     }
@@ -174,7 +174,7 @@ impl Exchange {
 
     /// Starts a call's wait for the control plane. The time counts from the first wait, even if tables change in
     /// between.
-    pub(crate) fn start_wait(&mut self, key: CallKey) {
+    pub(super) fn start_wait(&mut self, key: CallKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -187,7 +187,7 @@ impl Exchange {
 
     /// A new table has arrived: continues the calls that have what they waited for. Even a table that is not ready may
     /// be enough, since this node's own instances are in the first one.
-    pub(crate) fn resume_waiting(&mut self) {
+    pub(super) fn resume_waiting(&mut self) {
         for call in self.admission.for_table.take() {
             self.guard_call(call, |worker| worker.route_call(call));
         }
@@ -214,15 +214,12 @@ impl Exchange {
         self.recorder.forget(services);
         self.services.retain(|name| !services.contains(name));
         for load in self.pools.loads_mut() {
-            let gone = |l: &Arc<crate::observe::load::LocalityLoad>| services.contains(&l.service);
-            if load.reported.as_ref().is_some_and(gone) {
-                load.reported = None;
-            }
+            load.forget(|service| services.contains(service));
         }
     }
 
     /// The failure of a call that has waited too long for endpoints.
-    pub(crate) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
+    pub(super) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
         let node = &self.options().node;
         let call = self.calls.get(key);
         let service = call.and_then(|call| call.service_name()).unwrap_or("it");

@@ -16,7 +16,7 @@ use crate::upstream::pool::Pool;
 
 impl Exchange {
     /// Makes a call wait for a stream of the pool, or refuses it if too many wait.
-    pub(crate) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
+    pub(super) fn wait_for_stream(&mut self, key: CallKey, pool_key: PoolKey) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
             return;
@@ -39,7 +39,7 @@ impl Exchange {
     }
 
     /// Puts a call into the pool's queue and makes sure that a connection is being dialled.
-    pub(crate) fn enqueue(&mut self, key: CallKey, pool_key: PoolKey) {
+    pub(super) fn enqueue(&mut self, key: CallKey, pool_key: PoolKey) {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -59,7 +59,7 @@ impl Exchange {
     }
 
     /// A call stops waiting in its pool.
-    pub(crate) fn dequeue(&mut self, key: CallKey) {
+    pub(super) fn dequeue(&mut self, key: CallKey) {
         let call = self.calls.get(key);
         let Some((Phase::Pending(pool), account)) = call.map(|call| (call.phase, call.account))
         else {
@@ -70,7 +70,7 @@ impl Exchange {
     }
 
     /// A call that has left the pool's queue gives up its place.
-    pub(crate) fn leave_place(&mut self, key: CallKey) {
+    pub(super) fn leave_place(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
@@ -81,7 +81,7 @@ impl Exchange {
     }
 
     /// Gives the streams that became free in this turn to waiting calls.
-    pub(crate) fn feed_pools(&mut self) {
+    pub(super) fn feed_pools(&mut self) {
         while let Some(pool) = self.pools.next_runnable() {
             while let Some((call, conn)) = self.pools.next_ready(pool, &self.conns) {
                 self.leave_place(call);
@@ -92,7 +92,7 @@ impl Exchange {
     }
 
     /// A call has waited in a pool for the longest time allowed.
-    pub(crate) fn on_pending_timeout(&mut self, key: CallKey, pool: PoolKey) {
+    pub(super) fn on_pending_timeout(&mut self, key: CallKey, pool: PoolKey) {
         self.count(Counter::BoundPendingTimeout);
         let (reason, held) = self.what_holds(key, pool);
         let call = self.calls.get(key);
@@ -103,7 +103,7 @@ impl Exchange {
     }
 
     /// What a call in a pool's queue waits for, and the limit that blocks it. The text follows "waited".
-    pub(crate) fn what_holds(&self, key: CallKey, pool_key: PoolKey) -> (Reason, String) {
+    pub(super) fn what_holds(&self, key: CallKey, pool_key: PoolKey) -> (Reason, String) {
         let target = self.target_with_address(key, pool_key);
         let call = self.calls.get(key);
         let (Some(call), Some(pool)) = (call, self.pools.get(pool_key)) else {
@@ -178,7 +178,7 @@ impl Exchange {
     }
 
     /// A connection leaves its pool: it takes no more calls, and its streams no longer count against the pool's limit.
-    pub(crate) fn leave_pool(&mut self, pool: PoolKey, key: ConnKey) {
+    pub(super) fn leave_pool(&mut self, pool: PoolKey, key: ConnKey) {
         self.pools.remove_connection(pool, key);
         let Some(conn) = self.conns.get_mut(key) else {
             return;

@@ -28,7 +28,7 @@ impl Exchange {
         up.is_some_and(|up| up.conn == conn && up.stream == stream)
     }
 
-    pub(crate) fn on_informational(
+    pub(super) fn on_informational(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -49,7 +49,7 @@ impl Exchange {
         self.mark_dirty(down.conn);
     }
 
-    pub(crate) fn on_response(
+    pub(super) fn on_response(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -99,7 +99,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn on_trailers(
+    pub(super) fn on_trailers(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -157,7 +157,7 @@ impl Exchange {
         true
     }
 
-    pub(crate) fn on_response_too_large(
+    pub(super) fn on_response_too_large(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -273,7 +273,7 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn on_upstream_reset(
+    pub(super) fn on_upstream_reset(
         &mut self,
         conn: ConnKey,
         stream: StreamId,
@@ -347,7 +347,7 @@ impl Exchange {
     }
 
     /// The whole response has arrived and is in the HTTP/2 state machine of the caller's connection.
-    pub(crate) fn response_ended(&mut self, key: CallKey) {
+    pub(super) fn response_ended(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };

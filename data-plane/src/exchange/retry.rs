@@ -33,7 +33,7 @@ const DOUBLINGS: u32 = 4;
 impl Exchange {
     /// The call's connection was lost. `drained`: its server had sent GOAWAY, and the call lasted longer than the
     /// server waited.
-    pub(crate) fn on_connection_lost(
+    pub(super) fn on_connection_lost(
         &mut self,
         key: CallKey,
         conn: ConnKey,
@@ -59,7 +59,7 @@ impl Exchange {
     }
 
     /// An attempt failed that may have reached the application.
-    pub(crate) fn attempt_failed(&mut self, key: CallKey, conn: ConnKey, failure: &Failure) {
+    pub(super) fn attempt_failed(&mut self, key: CallKey, conn: ConnKey, failure: &Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
         self.refresh_service(key);
@@ -91,14 +91,14 @@ impl Exchange {
     /// An attempt failed without the application having seen it. An instance that refused it (REFUSED_STREAM, or a
     /// GOAWAY with a lower stream id) may accept it on its next connection, so the call is retried until its deadline.
     /// A call without a deadline has a limited number of attempts, since a server may refuse everything.
-    pub(crate) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
+    pub(super) fn retry_safe(&mut self, key: CallKey, conn: ConnKey, failure: Failure) {
         self.detach_upstream(key);
         self.after_stream(conn);
         self.retry_or_fail(key, failure);
     }
 
     /// Updates the call's service to the latest table for the next attempt.
-    pub(crate) fn refresh_service(&mut self, key: CallKey) {
+    pub(super) fn refresh_service(&mut self, key: CallKey) {
         let Some(service) = self
             .calls
             .get_mut(key)
@@ -114,7 +114,7 @@ impl Exchange {
     }
 
     /// No connection could be made for the attempt.
-    pub(crate) fn dial_failed(&mut self, key: CallKey, failure: Failure) {
+    pub(super) fn dial_failed(&mut self, key: CallKey, failure: Failure) {
         self.detach_upstream(key);
         if let Some(call) = self.calls.get_mut(key) {
             // A failed dial counts as an attempt; otherwise a dead service would be dialled forever.
@@ -142,7 +142,7 @@ impl Exchange {
     }
 
     /// Whether a call that failed for this reason, unseen by the application, may be retried.
-    pub(crate) fn can_retry_unseen(&self, key: CallKey, reason: Reason) -> bool {
+    pub(super) fn can_retry_unseen(&self, key: CallKey, reason: Reason) -> bool {
         let Some(call) = self.calls.get(key).filter(|call| call.can_replay()) else {
             return false;
         };
@@ -162,7 +162,7 @@ impl Exchange {
 
     /// Whether a call that another proxy refused may be retried. If that proxy was overloaded, only on another instance
     /// and within the retry budget: at the same proxy the call would only wait again and add to the load.
-    pub(crate) fn may_retry_refused(&mut self, key: CallKey, reason: Reason) -> bool {
+    pub(super) fn may_retry_refused(&mut self, key: CallKey, reason: Reason) -> bool {
         if reason != Reason::Overloaded {
             return true;
         }
@@ -178,7 +178,7 @@ impl Exchange {
         affords
     }
 
-    pub(crate) fn can_retry_idempotent(&self, key: CallKey) -> bool {
+    pub(super) fn can_retry_idempotent(&self, key: CallKey) -> bool {
         let Some(call) = self
             .calls
             .get(key)

@@ -13,7 +13,7 @@ use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 
 impl Exchange {
-    pub(crate) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
+    pub(super) fn on_up_event(&mut self, conn: ConnKey, event: Event<'_>, fields: &mut Fields) {
         match event {
             Event::Headers {
                 token: HELLO,
@@ -113,7 +113,7 @@ impl Exchange {
     }
 
     /// A stream has ended: a waiting call may get its place, or the connection may have nothing left to do.
-    pub(crate) fn after_stream(&mut self, key: ConnKey) {
+    pub(super) fn after_stream(&mut self, key: ConnKey) {
         let now = self.now;
         let conn = self.conns.get_mut(key);
         let Some(end) = conn.and_then(|conn| conn.on_stream_end(now)) else {
@@ -150,7 +150,7 @@ impl Exchange {
     }
 
     /// Closes a connection that has no calls.
-    pub(crate) fn retire(&mut self, key: ConnKey) {
+    pub(super) fn retire(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
@@ -168,7 +168,7 @@ impl Exchange {
     }
 
     /// A connection was lost: its pool dials again if needed, and the agent is notified.
-    pub(crate) fn on_upstream_lost(&mut self, key: ConnKey, conn: &mut Conn, why: &str) {
+    pub(super) fn on_upstream_lost(&mut self, key: ConnKey, conn: &mut Conn, why: &str) {
         let charged = conn.uncharge_cancels();
         let broken = !conn.is_ending();
         let Some(opened) = conn.opened() else { return };
@@ -189,7 +189,7 @@ impl Exchange {
     }
 
     /// Handles a due timer of an upstream connection.
-    pub(crate) fn on_upstream_timer(&mut self, key: ConnKey) {
+    pub(super) fn on_upstream_timer(&mut self, key: ConnKey) {
         let now = self.now;
         let (idle, timeout) = (
             self.options().upstream_idle,
@@ -224,7 +224,7 @@ impl Exchange {
     }
 
     /// The server violated HTTP/2 while a call was on the connection.
-    pub(crate) fn on_server_broke(&mut self, call: CallKey, conn: ConnKey, error: &str) {
+    pub(super) fn on_server_broke(&mut self, call: CallKey, conn: ConnKey, error: &str) {
         let Some(found) = self.calls.get(call) else {
             return;
         };

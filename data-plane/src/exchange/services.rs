@@ -13,22 +13,22 @@ use crate::policy::buffers::ServiceCharge;
 const RETRIES_PER_NODE: u64 = 10_000;
 
 #[derive(Debug)]
-pub(crate) struct ServiceState {
-    pub(crate) budget: RetryBudget,
-    pub(crate) buffered: ServiceCharge,
+pub(super) struct ServiceState {
+    pub(super) budget: RetryBudget,
+    pub(super) buffered: ServiceCharge,
     /// Identifies the service in accounts; never reused.
     number: u32,
 }
 
 impl ServiceState {
-    pub(crate) fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         self.number
     }
 }
 
 /// The services that this worker's calls went to.
 #[derive(Debug)]
-pub(crate) struct Services {
+pub(super) struct Services {
     by_name: FxHashMap<Arc<str>, ServiceState>,
     /// Last number given to a service.
     numbered: u32,
@@ -38,7 +38,7 @@ pub(crate) struct Services {
 
 impl Services {
     /// The retry budget is per node: each worker gets an equal part of its constant rate.
-    pub(crate) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize) -> Self {
         let workers = u64::try_from(workers).unwrap_or(1).max(1);
         Self {
             by_name: FxHashMap::default(),
@@ -48,7 +48,7 @@ impl Services {
     }
 
     /// The state of a service, created at its first call.
-    pub(crate) fn of(&mut self, name: &Arc<str>, now: Instant) -> &mut ServiceState {
+    pub(super) fn of(&mut self, name: &Arc<str>, now: Instant) -> &mut ServiceState {
         let (numbered, rate) = (&mut self.numbered, self.retries_per_second);
         self.by_name.entry(Arc::clone(name)).or_insert_with(|| {
             *numbered = numbered.wrapping_add(1).max(1);
@@ -60,16 +60,16 @@ impl Services {
         })
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&ServiceState> {
+    pub(super) fn get(&self, name: &str) -> Option<&ServiceState> {
         self.by_name.get(name)
     }
 
-    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut ServiceState> {
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut ServiceState> {
         self.by_name.get_mut(name)
     }
 
     /// Removes services that are not known any more, except those whose calls have buffered bytes.
-    pub(crate) fn retain(&mut self, known: impl Fn(&str) -> bool) {
+    pub(super) fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.by_name
             .retain(|name, state| !state.buffered.is_empty() || known(name));
     }

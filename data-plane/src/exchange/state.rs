@@ -21,7 +21,7 @@ use crate::timers::TimerId;
 
 /// Progress of a call. It can be retried in every phase before `Committed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(super) enum Phase {
     /// Waits for the first routing table.
     Table,
     /// Waits for the endpoints of its service.
@@ -40,7 +40,7 @@ pub(crate) enum Phase {
 
 /// What has been sent of the response to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ResponseProgress {
+pub(super) enum ResponseProgress {
     Nothing,
     Headers,
     All,
@@ -48,31 +48,31 @@ pub(crate) enum ResponseProgress {
 
 /// The caller's stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Downstream {
-    pub(crate) conn: ConnKey,
-    pub(crate) stream: StreamId,
+pub(super) struct Downstream {
+    pub(super) conn: ConnKey,
+    pub(super) stream: StreamId,
     /// Index in the connection's list of calls.
-    pub(crate) slot: usize,
+    pub(super) slot: usize,
 }
 
 /// The stream of the current attempt.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
-    pub(crate) conn: ConnKey,
-    pub(crate) stream: StreamId,
-    pub(crate) slot: usize,
-    pub(crate) started: Instant,
+pub(super) struct Attempt {
+    pub(super) conn: ConnKey,
+    pub(super) stream: StreamId,
+    pub(super) slot: usize,
+    pub(super) started: Instant,
     /// Request bytes that this attempt has written.
-    pub(crate) written: usize,
-    pub(crate) pool: PoolKey,
+    pub(super) written: usize,
+    pub(super) pool: PoolKey,
     /// The stream is charged to the call's account in that pool.
-    pub(crate) charged: bool,
+    pub(super) charged: bool,
     /// The peer is another proxy.
-    pub(crate) link: bool,
+    pub(super) link: bool,
 }
 
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(super) struct Call {
     pub(super) role: Role,
     pub(super) phase: Phase,
     pub(super) down: Downstream,
@@ -127,7 +127,7 @@ pub(crate) struct Call {
 
 impl Call {
     /// What the call has buffered, by place.
-    pub(crate) fn buffered(&self) -> Amounts {
+    pub(super) fn buffered(&self) -> Amounts {
         let trailers = self.request_trailers.as_ref();
         let trailers = trailers.map_or(0, |trailers| trailers.held_bytes());
         Amounts {
@@ -138,35 +138,35 @@ impl Call {
     }
 
     /// Stores the result of routing.
-    pub(crate) fn set_route(&mut self, route: Route) {
+    pub(super) fn set_route(&mut self, route: Route) {
         self.service = Some(route.service);
         self.rule = Some(route.rule);
         self.policy = route.policy;
     }
 
     /// The connection on which the call arrived.
-    pub(crate) fn caller(&self) -> ConnKey {
+    pub(super) fn caller(&self) -> ConnKey {
         self.down.conn
     }
 
     /// Queues bytes of the response for the caller.
     #[cfg(test)]
-    pub(crate) fn queue_for_caller(&mut self, bytes: usize, now: Instant) {
+    pub(super) fn queue_for_caller(&mut self, bytes: usize, now: Instant) {
         self.down_queued.add(bytes, now);
     }
 
     /// Whether the call may still be retried.
-    pub(crate) fn can_replay(&self) -> bool {
+    pub(super) fn can_replay(&self) -> bool {
         let early = !matches!(self.phase, Phase::Committed | Phase::Finishing);
         early && self.sent == ResponseProgress::Nothing && !self.replay.is_incomplete()
     }
 
-    pub(crate) fn service_name(&self) -> Option<&str> {
+    pub(super) fn service_name(&self) -> Option<&str> {
         self.service.as_ref().map(|service| &*service.name)
     }
 
     /// For messages: `instance e1 of users.default on node b`.
-    pub(crate) fn target_name(&self) -> String {
+    pub(super) fn target_name(&self) -> String {
         let service = self.service_name().unwrap_or("the proxy's own services");
         match &self.endpoint {
             Some(endpoint) => format!(
@@ -178,7 +178,7 @@ impl Call {
     }
 
     /// For messages about the connection of the current attempt: the proxy of the other node, or the instance itself.
-    pub(crate) fn peer_name(&self) -> String {
+    pub(super) fn peer_name(&self) -> String {
         match (&self.up, &self.endpoint) {
             (Some(up), Some(endpoint)) if up.link => match endpoint.target {
                 Target::Node(address) => {
@@ -194,21 +194,21 @@ impl Call {
 /// A call's id: a new one, or the one from the caller's proxy. A new id is formatted only where it is used, which most
 /// calls never need.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum CallId {
+pub(super) enum CallId {
     New(u64),
     Given(IdText),
 }
 
 /// An id as in headers, messages and logs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct IdText {
+pub(super) struct IdText {
     bytes: [u8; Self::MAX],
     len: u8,
 }
 
 impl CallId {
     /// Another proxy's id, if its characters and length are safe in headers and logs.
-    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+    pub(super) fn parse(value: &[u8]) -> Option<Self> {
         let fits = (1..=IdText::MAX).contains(&value.len());
         if !fits
             || !value
@@ -226,7 +226,7 @@ impl CallId {
     }
 
     /// A new id is sixteen hexadecimal digits.
-    pub(crate) fn text(&self) -> IdText {
+    pub(super) fn text(&self) -> IdText {
         let random = match self {
             Self::New(random) => random,
             Self::Given(text) => return *text,
@@ -244,7 +244,7 @@ impl CallId {
 impl IdText {
     const MAX: usize = 40;
 
-    pub(crate) fn as_str(&self) -> &str {
+    pub(super) fn as_str(&self) -> &str {
         let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }

@@ -8,7 +8,7 @@ use crate::policy::Shares;
 
 /// Why a call got no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoPlace {
+pub(super) enum NoPlace {
     /// All `bound` places are taken.
     Full { bound: usize },
     /// The caller's connection has used up its share.
@@ -16,7 +16,7 @@ pub(crate) enum NoPlace {
 }
 
 impl NoPlace {
-    pub(crate) fn counter(self) -> Counter {
+    pub(super) fn counter(self) -> Counter {
         match self {
             Self::Full { .. } => Counter::BoundPending,
             Self::Share { .. } => Counter::BoundPendingShare,
@@ -24,7 +24,7 @@ impl NoPlace {
     }
 
     /// For messages: `1024 calls already wait`.
-    pub(crate) fn text(self) -> String {
+    pub(super) fn text(self) -> String {
         match self {
             Self::Full { bound } => format!("{bound} calls already wait"),
             Self::Share { own, bound } => format!(
@@ -35,7 +35,7 @@ impl NoPlace {
 }
 
 /// Whether `caller` may have one more of `bound` places.
-pub(crate) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> Result<(), NoPlace> {
+pub(super) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> Result<(), NoPlace> {
     if taken.total() >= bound {
         return Err(NoPlace::Full { bound });
     }
@@ -50,17 +50,17 @@ pub(crate) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> R
 
 /// Waiting calls in order of arrival. Bounded by the `bound` given to [`WaitingPlaces::push`].
 #[derive(Debug, Default)]
-pub(crate) struct WaitingPlaces {
+pub(super) struct WaitingPlaces {
     calls: Vec<(CallKey, ConnKey)>,
     taken: Shares<ConnKey>,
 }
 
 impl WaitingPlaces {
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.calls.len()
     }
 
-    pub(crate) fn push(
+    pub(super) fn push(
         &mut self,
         call: CallKey,
         caller: ConnKey,
@@ -73,7 +73,7 @@ impl WaitingPlaces {
     }
 
     /// Removes a waiting call; false if it did not wait here.
-    pub(crate) fn remove(&mut self, call: CallKey) -> bool {
+    pub(super) fn remove(&mut self, call: CallKey) -> bool {
         let Some(at) = self.calls.iter().position(|(other, _)| *other == call) else {
             return false;
         };
@@ -83,7 +83,7 @@ impl WaitingPlaces {
     }
 
     /// Removes and returns all calls.
-    pub(crate) fn take(&mut self) -> Vec<CallKey> {
+    pub(super) fn take(&mut self) -> Vec<CallKey> {
         let calls = std::mem::take(self).calls;
         calls.into_iter().map(|(call, _)| call).collect()
     }

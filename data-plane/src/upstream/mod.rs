@@ -4,6 +4,7 @@
 
 pub(crate) mod dial;
 mod dialing;
+pub(crate) mod load;
 pub(crate) mod pool;
 pub(crate) mod pools;
 pub(crate) mod account;

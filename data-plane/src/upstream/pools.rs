@@ -13,14 +13,13 @@ use tokio::sync::mpsc;
 
 use super::account::Over;
 use super::dial::Dial;
+use super::load::Load;
 use super::pool::Pool;
 use crate::arena::Arena;
 use crate::balance::Endpoint;
-use crate::balance::ewma::PeakEwma;
 use crate::caller::Account;
 use crate::connection::{Conn, Connections};
 use crate::keys::{CallKey, ConnKey, PoolKey, PoolKind};
-use crate::observe::load::LocalityLoad;
 use crate::observe::metrics::WorkerMetrics;
 use crate::observe::{Counter, Report};
 use crate::settings::WorkerOptions;
@@ -42,17 +41,6 @@ pub(crate) struct Io<'a> {
 pub(crate) struct DialFailed {
     pub(crate) pool: PoolKey,
     pub(crate) why: String,
-}
-
-/// This worker's state of one endpoint.
-#[derive(Debug)]
-pub(crate) struct Load {
-    pub(crate) ewma: PeakEwma,
-    /// Calls sent to it or waiting for it.
-    pub(crate) pending: u32,
-    pool: PoolKey,
-    /// Counts the attempts of this node's callers for load reports; set at the first one.
-    pub(crate) reported: Option<Arc<LocalityLoad>>,
 }
 
 #[derive(Debug)]
@@ -120,13 +108,7 @@ impl Pools {
         }
         // A call that was routed by an older table may use an endpoint that has been dropped.
         self.unswept = true;
-        let load = Load {
-            ewma: PeakEwma::default(),
-            pending: 0,
-            pool,
-            reported: None,
-        };
-        self.loads.insert(endpoint.uid, load);
+        self.loads.insert(endpoint.uid, Load::new(pool));
         Some(pool)
     }
 
@@ -289,7 +271,7 @@ impl Pools {
     pub(crate) fn sweep(&mut self, known: &FxHashSet<u64>, conns: &Connections) -> Vec<ConnKey> {
         let Self { arena, loads, .. } = self;
         loads.retain(|uid, load| {
-            let keep = load.pending > 0 || known.contains(uid);
+            let keep = load.pending() > 0 || known.contains(uid);
             if !keep && let Some(pool) = arena.get_mut(load.pool) {
                 pool.uids.retain(|other| other != uid);
             }

@@ -51,15 +51,7 @@ impl Worker {
                 // The caller closed its connection before we accepted it; there may be others.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    let exchange = &mut self.exchange;
-                    if exchange.conns.may_log_full(role, exchange.now) {
-                        tracing::warn!(%error, listener = role.name(), "accepting failed; closing an idle connection");
-                    }
-                    let other = match role {
-                        Role::Outbound => Role::Inbound,
-                        Role::Inbound => Role::Outbound,
-                    };
-                    if !exchange.close_idlest(role) && !exchange.close_idlest(other) {
+                    if !self.exchange.on_accept_error(role, &error) {
                         return;
                     }
                 }
@@ -83,7 +75,7 @@ impl Worker {
             .min_by_key(|(_, load)| *load);
         // Not while draining: the other worker may have finished its drain already.
         let stays = self.shared.draining.load(Ordering::SeqCst);
-        let mine = self.exchange.conns.accepted();
+        let mine = self.exchange.accepted();
         let Some((other, load)) = least.filter(|(_, load)| !stays && clearly_more(mine, *load))
         else {
             return self.take(role, transport);

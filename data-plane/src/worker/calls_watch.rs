@@ -15,11 +15,10 @@ pub(crate) struct CallsWatch {
 
 impl Worker {
     /// Called at the end of a turn. A watch ends with the last call, or when nobody waits any more.
-    pub(super) fn tell_calls_watched(&mut self) {
-        let pools = &self.exchange.pools;
+    pub(super) fn report_calls_watched(&mut self) {
+        let exchange = &self.exchange;
         self.calls_watched.retain(|watch| {
-            let now = pools.load(watch.uid).map_or(0, |load| load.pending);
-            let now = usize::try_from(now).unwrap_or(usize::MAX);
+            let now = exchange.calls_on(watch.uid);
             watch.count.send_if_modified(|count| {
                 let changed = *count != Some(now);
                 *count = Some(now);

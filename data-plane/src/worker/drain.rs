@@ -1,13 +1,9 @@
-//! The drain of a worker: it stops accepting, sends GOAWAY to every caller, lets calls finish, and ends those that have
-//! not finished by the drain timeout. Does not touch calls that finish in time.
+//! The drain of a worker: it stops accepting, sends GOAWAY to every caller, lets calls finish, and has those ended that
+//! have not finished by the drain timeout. Calls and connections are in `exchange`.
 
 use std::time::{Duration, Instant};
 
-use heddle_h2::ErrorCode;
-use heddle_proto::Reason;
-
 use super::turn::Worker;
-use crate::failure::Failure;
 use crate::keys::ConnKey;
 use crate::timers::Timer;
 
@@ -53,12 +49,10 @@ impl Worker {
         }
         self.close_listeners();
         let exchange = &mut self.exchange;
-        let over = exchange.now + exchange.options().drain_timeout;
+        let over = exchange.now() + exchange.options().drain_timeout;
         self.drain.over_at = Some(over);
-        exchange.timers.set(over, Timer::DrainOver);
-        for key in exchange.conns.keys() {
-            exchange.send_goaway(key);
-        }
+        exchange.set_timer(over, Timer::DrainOver);
+        exchange.send_goaways();
     }
 
     /// A connection was accepted before the drain, and reached this worker after the drain had begun.
@@ -79,35 +73,11 @@ impl Worker {
             return;
         }
         let exchange = &mut self.exchange;
-        let now = exchange.now;
-        let mut conns = exchange.conns.iter();
-        if exchange.calls.len() == 0 && conns.all(|(_, conn)| conn.is_drained(now)) {
+        if exchange.is_drained() {
             self.drain.done = true;
             self.shared.drained.send_modify(|count| *count += 1);
         } else if !std::mem::replace(&mut self.drain.check_set, true) {
-            exchange.timers.set(now + CHECK_EVERY, Timer::Drain);
-        }
-    }
-
-    /// Ends the calls that are left with DRAINING, and closes the connections that they came on.
-    pub(super) fn end_calls(&mut self, why: &str) {
-        let exchange = &mut self.exchange;
-        let node = exchange.options().node.clone();
-        let text = format!("node {node} is stopping, and {why}");
-        for call in exchange.calls.keys() {
-            exchange.fail(call, &Failure::new(Reason::Draining, text.clone()));
-            // A caller that has not read its last bytes by now does not get them.
-            exchange.abandon(call);
-        }
-        for key in exchange.conns.keys() {
-            if let Some(conn) = exchange
-                .conns
-                .get_mut(key)
-                .filter(|conn| conn.is_accepted())
-            {
-                conn.goodbye(ErrorCode::NO_ERROR, b"drained");
-                exchange.begin_close(key);
-            }
+            exchange.set_timer(exchange.now() + CHECK_EVERY, Timer::Drain);
         }
     }
 }

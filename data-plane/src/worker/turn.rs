@@ -17,15 +17,12 @@ use super::{ConnectionInfo, Role};
 use crate::arena::Key;
 use crate::connection::Conn;
 use crate::exchange::{Exchange, ExchangeInit};
-use crate::keys::ConnKey;
 use crate::listener::sockets::{LISTENERS, Listeners};
 use crate::observe::Counter;
 use crate::timers::Timer;
 
 /// Bytes read at once: what the kernel has for a busy connection in one turn.
 pub(super) const READ_BUFFER: usize = 128 * 1024;
-/// Interval of checking endpoints and stalled calls.
-pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Delay before work that panicked is repeated: repeated panics must not keep the worker busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
@@ -33,8 +30,6 @@ const AFTER_PANIC: Duration = Duration::from_secs(1);
 pub(super) fn run(init: WorkerInit) {
     let mut worker = Worker::new(init);
     let mut events = mio::Events::with_capacity(1024);
-    let first = worker.exchange.now + SWEEP_EVERY;
-    worker.exchange.timers.set(first, Timer::Sweep);
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.turn(&mut events))) {
             Ok(true) => {}
@@ -57,8 +52,6 @@ pub(super) struct Worker {
     /// Endpoints for whose last call somebody waits.
     pub(super) calls_watched: Vec<CallsWatch>,
     buffer: Vec<u8>,
-    /// The connections that are flushed in this round; empty between turns.
-    flushing: Vec<ConnKey>,
 }
 
 impl Worker {
@@ -92,26 +85,19 @@ impl Worker {
             drain: Drain::default(),
             calls_watched: Vec::new(),
             buffer: vec![0; READ_BUFFER],
-            flushing: Vec::new(),
         }
     }
 
     /// False after `Command::Stop`.
     fn turn(&mut self, events: &mut mio::Events) -> bool {
-        let wait = match self.exchange.conns.has_to_read() {
-            true => Some(Duration::ZERO),
-            false => self.exchange.timers.wait(self.exchange.now),
-        };
+        let wait = self.exchange.longest_wait();
         if let Err(error) = self.poll.poll(events, wait)
             && error.kind() != io::ErrorKind::Interrupted
         {
             tracing::error!(worker = self.index, %error, "waiting for events failed");
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.exchange.now = Instant::now();
-        for key in self.exchange.conns.take_to_read() {
-            self.read(key);
-        }
+        self.exchange.begin_turn(Instant::now(), &mut self.buffer);
         for event in events.iter() {
             match event.token() {
                 WAKER => {
@@ -120,22 +106,24 @@ impl Worker {
                     }
                 }
                 token if token.0 >= LISTENERS => self.accept_from(token),
-                token => self.on_socket(Key::unpack(token.0 as u64), event),
+                token => {
+                    let key = Key::unpack(token.0 as u64);
+                    self.exchange.on_socket(key, event, &mut self.buffer);
+                }
             }
         }
-        while let Some(timer) = self.exchange.timers.due(self.exchange.now) {
-            self.fire(timer);
+        while let Some(timer) = self.exchange.next_timer() {
+            self.on_timer(timer);
         }
-        self.exchange.feed_pools();
-        self.flush_all();
+        self.exchange.flush_all();
         if !self.calls_watched.is_empty() {
-            self.tell_calls_watched();
+            self.report_calls_watched();
         }
         if self.drain.is_on() {
             self.check_drained();
         }
-        self.exchange.bound_windows();
-        self.publish_gauges();
+        self.exchange.end_turn();
+        self.publish_load();
         true
     }
 
@@ -150,7 +138,7 @@ impl Worker {
                 Command::Forget(services) => self.exchange.forget(&services),
                 Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
-                Command::EndCalls => self.end_calls("was told to stop at once"),
+                Command::EndCalls => self.exchange.end_calls("was told to stop at once"),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,
             }
@@ -164,82 +152,27 @@ impl Worker {
         }
     }
 
-    fn on_socket(&mut self, key: ConnKey, event: &mio::event::Event) {
-        if event.is_writable() {
-            if let Some(conn) = self.exchange.conns.get_mut(key) {
-                conn.on_writable();
-            }
-            self.exchange.mark_dirty(key);
-        }
-        if (event.is_read_closed() || event.is_error())
-            && let Some(conn) = self.exchange.conns.get_mut(key)
-        {
-            conn.on_input_end();
-        }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.read(key);
-        } else {
-            self.exchange
-                .guard(key, |exchange| exchange.advance_handshake(key));
-        }
-    }
-
-    pub(super) fn read(&mut self, key: ConnKey) {
-        let buffer = &mut self.buffer;
-        self.exchange
-            .guard(key, |exchange| exchange.read(key, buffer));
-    }
-
-    pub(super) fn fire(&mut self, timer: Timer) {
-        let exchange = &mut self.exchange;
+    fn on_timer(&mut self, timer: Timer) {
+        self.exchange.on_timer(timer);
         match timer {
-            Timer::Deadline(call) => {
-                exchange.guard_call(call, |exchange| exchange.on_call_deadline(call));
-            }
-            Timer::Wait(call) => {
-                exchange.guard_call(call, |exchange| exchange.on_call_wait(call));
-            }
-            Timer::Conn(key) => exchange.guard(key, |exchange| exchange.on_conn_timer(key)),
-            Timer::Pool(pool) => exchange.on_pool_timer(pool),
             Timer::Sweep => {
-                // Set before the work, which may panic.
-                exchange
-                    .timers
-                    .set(exchange.now + SWEEP_EVERY, Timer::Sweep);
-                exchange.contain(Exchange::sweep_upstream);
-                exchange.contain(Exchange::end_stalled);
                 if catch_unwind(AssertUnwindSafe(|| self.accept_all())).is_err() {
                     self.exchange.count(Counter::Panics);
                 }
             }
             Timer::Drain => self.drain.on_check(),
-            Timer::DrainOver => self.end_calls("its drain timeout has passed"),
-        }
-    }
-
-    /// Flushes until no connection has output, since writing on one side gives credit on the other.
-    fn flush_all(&mut self) {
-        let (exchange, round) = (&mut self.exchange, &mut self.flushing);
-        while exchange.conns.take_to_flush(round) {
-            for key in round.drain(..) {
-                if exchange.conns.begin_flush(key) {
-                    exchange.guard(key, |exchange| exchange.flush(key));
-                }
-            }
-            exchange.feed_pools();
+            Timer::DrainOver => self.exchange.end_calls("its drain timeout has passed"),
+            _ => {}
         }
     }
 
     /// After a panic outside of any connection: the events of the turn are lost, and the kernel reports them only once.
     /// So everything is checked again.
     pub(super) fn recover(&mut self) {
-        self.flushing.clear();
         self.exchange.recover(AFTER_PANIC);
-        let now = self.exchange.now;
+        let now = self.exchange.now();
         if self.drain.is_overdue(now) {
-            self.exchange
-                .timers
-                .set(now + AFTER_PANIC, Timer::DrainOver);
+            self.exchange.set_timer(now + AFTER_PANIC, Timer::DrainOver);
         }
         for token in self.listeners.tokens() {
             self.listeners.watch_again(token);
@@ -261,15 +194,13 @@ impl Worker {
             peer: conn.peer().to_string(),
             streams: conn.live_streams(),
         };
-        let conns = self.exchange.conns.iter();
-        conns.map(|(_, conn)| info(conn)).collect()
+        self.exchange.connections().map(info).collect()
     }
 
-    /// Updates the gauges that other threads read.
-    fn publish_gauges(&self) {
-        self.exchange.publish_gauges();
+    /// For the workers that choose who gets an accepted socket.
+    fn publish_load(&self) {
         if let Some(peer) = self.shared.peers.get(self.index) {
-            let accepted = self.exchange.conns.accepted();
+            let accepted = self.exchange.accepted();
             peer.load.store(accepted, Ordering::Relaxed);
         }
     }
