@@ -43,13 +43,17 @@ impl Conn {
         Some(self.calls.get(index).copied())
     }
 
-    /// A request has arrived: its stream now belongs to the call.
-    pub(crate) fn begin_call(&mut self, stream: StreamId, call: CallKey) {
+    /// A request has arrived: adds its call.
+    pub(crate) fn begin_call(&mut self, call: CallKey) {
         self.calls.push(call);
-        self.h2.set_token(stream, call.pack());
         if let Side::Accepted(accepted) = &mut self.side {
             accepted.on_request();
         }
+    }
+
+    /// Sets the token that events of a stream have from now on.
+    pub(crate) fn set_token(&mut self, stream: StreamId, token: u64) {
+        self.h2.set_token(stream, token);
     }
 
     /// Opens a stream for a token.

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use heddle_h2::{Fields, StreamId};
+use heddle_h2::Fields;
 use heddle_proto::Reason;
 
+use super::caller_stream::{CallerStream, CallerStreamId};
 use super::deadline::{self, GRPC_TIMEOUT};
 use super::headers::{self, CALL, TO};
 use super::owner::Exchange;
@@ -16,7 +17,6 @@ use crate::caller::Account;
 use crate::caller::Role;
 use crate::failure::{Failure, Fault};
 use crate::keys::{CallKey, ConnKey};
-use crate::observe::Counter;
 use crate::policy::buffers::CallCharge;
 use crate::route::authority::{self, explain_ambiguous, explain_no_route, is_socket_path};
 use crate::route::instance::{self, Inbound};
@@ -27,57 +27,16 @@ use crate::timers::Timer;
 const NAMESPACE: &str = "default";
 
 impl Exchange {
-    pub(super) fn on_request(
-        &mut self,
-        conn: ConnKey,
-        stream: StreamId,
-        end: bool,
-        fields: &mut Fields,
-    ) {
-        let Some(role) = self.role_of(conn) else {
-            return;
-        };
-        if role == Role::Inbound && self.begin_hello(conn, stream, end, fields) {
-            return;
-        }
-        let Some(key) = self.new_call(role, conn, stream, end, fields) else {
-            return;
-        };
-        if self.start_deadline(key) {
-            self.route_call(key);
-        }
-    }
-
-    pub(super) fn on_request_too_large(
-        &mut self,
-        conn: ConnKey,
-        stream: StreamId,
-        end: bool,
-        fields: &mut Fields,
-    ) {
-        let Some(role) = self.role_of(conn) else {
-            return;
-        };
-        self.count(Counter::BoundHeaders);
-        let Some(key) = self.new_call(role, conn, stream, end, fields) else {
-            return;
-        };
-        self.fail(key, &too_large_headers("request's header list"));
-    }
-
-    fn role_of(&self, conn: ConnKey) -> Option<Role> {
-        self.conns.get(conn)?.role()
-    }
-
     /// Creates the call and moves its headers into it.
-    fn new_call(
+    pub(super) fn new_call(
         &mut self,
-        role: Role,
         conn: ConnKey,
-        stream: StreamId,
+        stream: CallerStreamId,
         end: bool,
         fields: &mut Fields,
     ) -> Option<CallKey> {
+        let found = self.conns.get_mut(conn)?;
+        let role = found.role()?;
         let (mut request, replay) = self.calls.take_buffers();
         std::mem::swap(&mut request, fields);
         let given = match role {
@@ -87,8 +46,7 @@ impl Exchange {
         let id = given.unwrap_or_else(|| CallId::New(rand::Rng::random(&mut self.rng)));
         let grpc = headers::is_grpc(request.get(b"content-type"));
         let (now, kept) = (self.now, request.held_bytes());
-        let policy = self.options().policy();
-        let found = self.conns.get_mut(conn)?;
+        let policy = self.options.policy();
         let slot = found.calls().len();
         let key = self.calls.insert_with(|| Call {
             role,
@@ -134,12 +92,13 @@ impl Exchange {
             let buffers = &mut self.admission.buffers;
             call.charge = buffers.charge_new(found.buffered_mut(), kept);
         }
-        found.begin_call(stream, key);
+        found.begin_call(key);
+        CallerStream::on(found, stream).begin(key);
         Some(key)
     }
 
     /// Reads `grpc-timeout`. If it is invalid or zero, answers the call and returns false.
-    fn start_deadline(&mut self, key: CallKey) -> bool {
+    pub(super) fn start_deadline(&mut self, key: CallKey) -> bool {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key).filter(|call| call.grpc) else {
             return true;

@@ -1,32 +1,44 @@
 //! Answers a call's caller: headers, data, trailers, failures of the proxy, and flow-control credit. The exchange
-//! writes to callers only through [`CallerStream`]. Callers use HTTP/2 today; another protocol (gRPC-Web, REST,
-//! WebSocket) would be another implementation of the same few methods. Decisions about calls do not belong here.
+//! writes to callers only through [`CallerStream`], and hears of them only through the methods of `caller_input`; so a
+//! protocol is one variant here and one module that has both directions. Callers use HTTP/2 today (`http2_caller`);
+//! gRPC-Web, REST or WebSocket would stand beside it. Header lists are [`Fields`] whatever the protocol. Decisions about
+//! calls do not belong here.
 
 use std::time::Instant;
 
-use heddle_h2::{ErrorCode, Fields, StreamId};
+use heddle_h2::{Fields, StreamId};
 
+use super::http2_caller::Http2Caller;
 use super::owner::Exchange;
 use super::state::{Call, Downstream, ResponseProgress};
+#[cfg(test)]
+use super::tests::memory_caller::MemoryCaller;
 use crate::connection::{Conn, Connections};
-use crate::failure::{self, Failure, FailureContext};
+use crate::failure::{Failure, FailureContext};
+use crate::keys::CallKey;
 
-/// gRPC's CANCELLED.
-const CANCELLED: u8 = 1;
+/// The stream on which a call arrived, in the protocol of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallerStreamId {
+    Http2(StreamId),
+    #[cfg(test)]
+    Memory(usize),
+}
 
-/// The stream on which a call arrived. What is written is queued in its connection until the next flush.
-pub(super) struct CallerStream<'w> {
-    conn: &'w mut Conn,
-    stream: StreamId,
+/// That stream, to answer on it. What is written is queued until the next flush of its connection.
+pub(super) enum CallerStream<'w> {
+    Http2(Http2Caller<'w>),
+    #[cfg(test)]
+    Memory(MemoryCaller),
 }
 
 /// The form in which a caller gets a failure.
 pub(super) struct FailureForm<'c> {
     /// The request's content type, if it is gRPC.
-    grpc: Option<&'c [u8]>,
+    pub(super) grpc: Option<&'c [u8]>,
     /// The request's method is HEAD.
-    head: bool,
-    sent: ResponseProgress,
+    pub(super) head: bool,
+    pub(super) sent: ResponseProgress,
 }
 
 impl<'c> FailureForm<'c> {
@@ -42,45 +54,71 @@ impl<'c> FailureForm<'c> {
     }
 }
 
+/// Calls a method of the caller's protocol.
+macro_rules! in_its_protocol {
+    ($caller:ident, $stream:ident => $what:expr) => {
+        match $caller {
+            Self::Http2($stream) => $what,
+            #[cfg(test)]
+            Self::Memory($stream) => $what,
+        }
+    };
+}
+
 impl<'w> CallerStream<'w> {
     /// The caller's stream, if its connection still exists.
+    #[inline]
     pub(super) fn of(conns: &'w mut Connections, down: Downstream) -> Option<Self> {
-        let conn = conns.get_mut(down.conn)?;
-        let stream = down.stream;
-        Some(Self { conn, stream })
+        Some(Self::on(conns.get_mut(down.conn)?, down.stream))
+    }
+
+    #[inline]
+    pub(super) fn on(conn: &'w mut Conn, stream: CallerStreamId) -> Self {
+        match stream {
+            CallerStreamId::Http2(stream) => Self::Http2(Http2Caller::new(conn, stream)),
+            #[cfg(test)]
+            CallerStreamId::Memory(stream) => Self::Memory(MemoryCaller(stream)),
+        }
+    }
+
+    /// The stream belongs to this call from now on.
+    #[inline]
+    pub(super) fn begin(&mut self, call: CallKey) {
+        in_its_protocol!(self, stream => stream.begin(call));
     }
 
     /// Forwards 1xx headers.
     pub(super) fn informational(&mut self, fields: &Fields) {
-        // A stream that has been reset meanwhile needs none.
-        let _ = self.conn.headers(self.stream, fields, false);
+        in_its_protocol!(self, stream => stream.informational(fields));
     }
 
     /// Whether headers are written at once, which is not the case while the caller leaves much unread.
+    #[inline]
     pub(super) fn has_room(&self) -> bool {
-        self.conn.has_output_room()
+        in_its_protocol!(self, stream => stream.has_room())
     }
 
-    /// Writes the response's headers, with END_STREAM if `end`. Returns how many of their bytes are queued; none if the
-    /// caller has reset the stream meanwhile.
+    /// Writes the response's headers, which are also its end if `end`. Returns how many of their bytes are queued; none
+    /// if the caller has left meanwhile.
+    #[inline]
     pub(super) fn headers(&mut self, fields: &Fields, end: bool) -> usize {
-        let queued = self.conn.headers(self.stream, fields, end);
-        queued.unwrap_or(0)
+        in_its_protocol!(self, stream => stream.headers(fields, end))
     }
 
-    /// Writes a part of the response's body and returns how much of it is queued. `None`: the stream takes no more.
+    /// Writes a part of the response's body and returns how much of it is queued. `None`: the caller takes no more.
+    #[inline]
     pub(super) fn data(&mut self, data: &[u8], end: bool) -> Option<usize> {
-        let sent = self.conn.data(self.stream, data, end).ok()?;
-        Some(data.len() - sent)
+        in_its_protocol!(self, stream => stream.data(data, end))
     }
 
     /// Writes the response's trailers and returns how many of their bytes are queued.
+    #[inline]
     pub(super) fn trailers(&mut self, fields: &Fields) -> usize {
-        self.headers(fields, true)
+        in_its_protocol!(self, stream => stream.trailers(fields))
     }
 
-    /// Writes a failure of the proxy and returns how many bytes of it are queued; `None` if the stream was reset, which
-    /// also discards what was queued. `lists` is a buffer for the header lists.
+    /// Writes a failure of the proxy, the end of the response, and returns how many bytes of it are queued; `None` if
+    /// the call was cut instead, which also discards what was queued. `lists` is a buffer for header lists.
     pub(super) fn fail(
         &mut self,
         failure: &Failure,
@@ -88,57 +126,28 @@ impl<'w> CallerStream<'w> {
         form: &FailureForm<'_>,
         lists: &mut Fields,
     ) -> Option<usize> {
-        match (form.grpc, form.sent) {
-            (Some(content_type), ResponseProgress::Nothing) => {
-                failure::trailers_only(failure, context, content_type, lists);
-                failure::fit(self.conn.peer_header_list_bytes(), lists);
-                Some(self.headers(lists, true))
-            }
-            (Some(_), _) => {
-                failure::trailers(failure, context, lists);
-                failure::fit(self.conn.peer_header_list_bytes(), lists);
-                Some(self.trailers(lists))
-            }
-            (None, ResponseProgress::Nothing) => {
-                failure::http_headers(failure, context, lists);
-                let head = self.headers(lists, form.head);
-                if form.head {
-                    return Some(head);
-                }
-                let body = failure::http_body(failure, context);
-                Some(head + self.data(body.as_bytes(), true).unwrap_or(0))
-            }
-            // Plain HTTP has no other way to report that the rest is missing. The reset discards what was queued, so
-            // there is no progress to report.
-            (None, _) => {
-                let code = match failure.status() {
-                    CANCELLED => ErrorCode::CANCEL,
-                    _ => ErrorCode::INTERNAL_ERROR,
-                };
-                self.reset(code);
-                None
-            }
-        }
+        in_its_protocol!(self, stream => stream.fail(failure, context, form, lists))
     }
 
     /// What the caller sent has been forwarded: it may send this many bytes more.
+    #[inline]
     pub(super) fn credit(&mut self, bytes: usize) {
-        self.conn.release(self.stream, bytes);
+        in_its_protocol!(self, stream => stream.credit(bytes));
     }
 
-    /// Resets the stream at once and discards what is queued.
-    pub(super) fn reset(&mut self, code: ErrorCode) {
-        self.conn.reset(self.stream, code);
+    /// Ends the call at once without an answer, and discards what is queued.
+    pub(super) fn cut(&mut self) {
+        in_its_protocol!(self, stream => stream.cut());
     }
 
     /// Discards the queued part of the response and returns its size.
     pub(super) fn discard(&mut self) -> usize {
-        self.conn.discard(self.stream)
+        in_its_protocol!(self, stream => stream.discard())
     }
 
     /// The call was answered before its request ended: what still arrives is discarded for a while.
     pub(super) fn ignore_rest(&mut self, now: Instant) {
-        self.conn.linger_on(self.stream, now);
+        in_its_protocol!(self, stream => stream.ignore_rest(now));
     }
 }
 

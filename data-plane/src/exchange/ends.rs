@@ -3,6 +3,7 @@
 use heddle_h2::{ConnectionError, ErrorCode};
 use rustc_hash::FxHashSet;
 
+use super::caller_input::CallerEnd;
 use super::owner::Exchange;
 use crate::keys::ConnKey;
 use crate::observe::Counter;
@@ -18,7 +19,7 @@ impl Exchange {
         let Some(opened) = conn.opened() else {
             self.count(Counter::ClosedDownstream);
             for call in calls {
-                self.on_caller_gone(call);
+                self.on_caller_end(call, CallerEnd::Cancelled);
             }
             return;
         };
@@ -61,7 +62,7 @@ impl Exchange {
             None => {
                 self.count(Counter::ProtocolErrorsDownstream);
                 for call in calls {
-                    self.on_caller_gone(call);
+                    self.on_caller_end(call, CallerEnd::Cancelled);
                 }
             }
             Some(pool) => {

@@ -4,7 +4,6 @@
 use std::mem::take;
 use std::time::Duration;
 
-use heddle_h2::{ErrorCode, Initiator};
 use heddle_proto::{Reason, status_code::is_error};
 
 use super::caller_stream::{CallerStream, FailureForm};
@@ -64,39 +63,7 @@ impl Exchange {
         }
     }
 
-    /// The caller reset its stream, or our HTTP/2 state machine did because of an error of the caller.
-    pub(super) fn on_caller_reset(&mut self, key: CallKey, by: Initiator) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        if call.sent != ResponseProgress::All || !call.down_queued.is_empty() {
-            match by {
-                Initiator::Remote => {
-                    call.status = Some(CANCELLED);
-                    self.given_up(key);
-                }
-                Initiator::Local => {
-                    call.status = Some(Reason::ProtocolError.grpc_status());
-                    call.reason = Some(Reason::ProtocolError);
-                }
-            }
-        }
-        self.abandon(key);
-    }
-
-    /// The caller's connection is lost.
-    pub(super) fn on_caller_gone(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        if call.sent != ResponseProgress::All || !call.down_queued.is_empty() {
-            call.status = Some(CANCELLED);
-            self.given_up(key);
-        }
-        self.abandon(key);
-    }
-
-    /// Ends a call that can no longer be sent a failure: both streams are reset.
+    /// Ends a call that can no longer be sent a failure: the caller is cut off.
     pub(super) fn reset_call(&mut self, key: CallKey, why: &str) {
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -106,7 +73,7 @@ impl Exchange {
         call.reason = Some(Reason::Overloaded);
         let down = call.down;
         if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
-            caller.reset(ErrorCode::CANCEL);
+            caller.cut();
         }
         self.mark_dirty(down.conn);
         self.abandon(key);

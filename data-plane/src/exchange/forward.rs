@@ -1,59 +1,17 @@
 //! Forwards bodies in both directions, with end-to-end flow control: bytes from one side are credited to it only when
 //! the other side's HTTP/2 state machine has written them. Takes DATA and progress; gives DATA and credit.
 
-use heddle_h2::{Fields, StreamId};
+use heddle_h2::StreamId;
 
-use super::begin::too_large_headers;
 use super::caller_stream::CallerStream;
-use super::headers;
 use super::owner::Exchange;
 use super::state::{Attempt, Phase, ResponseProgress};
-use crate::arena::Key;
-use crate::connection::Conn;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
 
 impl Exchange {
-    pub(super) fn on_request_data(
-        &mut self,
-        conn: ConnKey,
-        stream: StreamId,
-        key: CallKey,
-        data: &[u8],
-        end: bool,
-    ) {
-        let Some(call) = self.calls.get_mut(key) else {
-            return self.release(conn, stream, data.len());
-        };
-        call.received += data.len();
-        call.request_ended |= end;
-        match (call.up, call.phase) {
-            (Some(up), Phase::Attempting | Phase::Committed) => {
-                self.send_request_data(key, up, data, end);
-            }
-            (_, Phase::Table | Phase::Endpoints | Phase::Pending(_) | Phase::Backoff) => {
-                // Not sent to a server yet: kept whatever its size, which the caller's window limits.
-                call.replay.keep(data);
-                self.account(key);
-                if !data.is_empty()
-                    && let Some(over) = self.over_share(key)
-                {
-                    return self.overload(key, over);
-                }
-            }
-            _ => {
-                call.credited = call.received.min(call.credited + data.len());
-                let down = call.down;
-                self.credit_caller(down, data.len());
-            }
-        }
-        if end {
-            self.finish_if_done(key);
-        }
-    }
-
     /// Forwards a part of the request on the current attempt.
-    fn send_request_data(&mut self, key: CallKey, up: Attempt, data: &[u8], end: bool) {
+    pub(super) fn send_request_data(&mut self, key: CallKey, up: Attempt, data: &[u8], end: bool) {
         let (bound, now) = (self.replay_bound(key), self.now);
         let Some(call) = self.calls.get_mut(key) else {
             return;
@@ -105,36 +63,6 @@ impl Exchange {
         }
     }
 
-    pub(super) fn on_request_trailers(&mut self, key: CallKey, fields: &mut Fields) {
-        let now = self.now;
-        let over = self.over_share(key);
-        let Some(call) = self.calls.get_mut(key) else {
-            return;
-        };
-        headers::strip(fields);
-        call.request_ended = true;
-        if let Some(over) = over.filter(|_| call.sent != ResponseProgress::All) {
-            return self.overload(key, over);
-        }
-        if call.can_replay() {
-            call.request_trailers = Some(Box::new(fields.clone()));
-        }
-        if let Some(up) = call.up {
-            if let Some(conn) = self.conns.get_mut(up.conn) {
-                let queued = conn.headers(up.stream, fields, true).unwrap_or(0);
-                call.up_queued.add(queued, now);
-            }
-            self.mark_dirty(up.conn);
-        }
-        self.account(key);
-        self.finish_if_done(key);
-    }
-
-    pub(super) fn on_request_trailers_too_large(&mut self, key: CallKey) {
-        self.count(Counter::BoundHeaders);
-        self.fail(key, &too_large_headers("list of the request's trailers"));
-    }
-
     pub(super) fn on_response_data(
         &mut self,
         conn: ConnKey,
@@ -173,34 +101,6 @@ impl Exchange {
         if end {
             // Plain HTTP, or a server that omitted the trailers: forwarded as it is.
             self.response_ended(key);
-        }
-    }
-
-    /// DATA that was queued in a connection's HTTP/2 state machine has been written: credits it to the other side.
-    pub(super) fn on_progress(&mut self, key: ConnKey) {
-        while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
-            let call_key = Key::unpack(drained.token);
-            let Some(call) = self.calls.get_mut(call_key) else {
-                continue;
-            };
-            let (now, sent) = (self.now, drained.bytes + drained.list_bytes);
-            if call.down.conn == key && call.down.stream == drained.stream {
-                call.down_queued.take(sent, now);
-                if let Some(up) = call.up {
-                    self.release(up.conn, up.stream, drained.bytes);
-                }
-                self.account(call_key);
-                self.finish_if_done(call_key);
-            } else if let Some(up) = call
-                .up
-                .as_mut()
-                .filter(|up| up.conn == key && up.stream == drained.stream)
-            {
-                up.written += drained.bytes;
-                call.up_queued.take(sent, now);
-                self.account(call_key);
-                self.credit_request(call_key);
-            }
         }
     }
 }

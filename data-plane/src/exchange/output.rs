@@ -1,6 +1,9 @@
-//! Writes the output of each connection once, at the end of a turn. Does nothing else.
+//! Writes the output of each connection once, at the end of a turn, and tells calls what was written of what they have
+//! queued.
 
+use super::caller_stream::CallerStreamId;
 use super::owner::Exchange;
+use crate::arena::Key;
 use crate::connection::{Conn, OutputState};
 use crate::keys::ConnKey;
 use crate::observe::Counter;
@@ -29,6 +32,30 @@ impl Exchange {
             && self.conns.get(key).is_some_and(relieved)
         {
             self.pools.mark_runnable(pool);
+        }
+    }
+
+    /// DATA that was queued in a connection's HTTP/2 state machine has been written: the other side may send more.
+    pub(super) fn on_progress(&mut self, key: ConnKey) {
+        while let Some(drained) = self.conns.get_mut(key).and_then(Conn::next_drained) {
+            let call_key = Key::unpack(drained.token);
+            let Some(call) = self.calls.get_mut(call_key) else {
+                continue;
+            };
+            let (now, sent) = (self.now, drained.bytes + drained.list_bytes);
+            let stream = CallerStreamId::Http2(drained.stream);
+            if call.down.conn == key && call.down.stream == stream {
+                self.on_caller_took(call_key, drained.bytes, sent);
+            } else if let Some(up) = call
+                .up
+                .as_mut()
+                .filter(|up| up.conn == key && up.stream == drained.stream)
+            {
+                up.written += drained.bytes;
+                call.up_queued.take(sent, now);
+                self.account(call_key);
+                self.credit_request(call_key);
+            }
         }
     }
 }

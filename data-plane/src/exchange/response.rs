@@ -21,6 +21,26 @@ const DEADLINE_TOLERANCE: Duration = Duration::from_millis(5);
 /// gRPC's CANCELLED.
 const CANCELLED: u8 = 1;
 
+/// A header list of a response.
+#[derive(Clone, Copy, Debug)]
+enum List {
+    /// The first one, which may be all of it.
+    Headers {
+        end: bool,
+    },
+    Trailers,
+}
+
+impl List {
+    /// Returns how many bytes are queued.
+    fn write(self, caller: &mut CallerStream<'_>, fields: &Fields) -> usize {
+        match self {
+            Self::Headers { end } => caller.headers(fields, end),
+            Self::Trailers => caller.trailers(fields),
+        }
+    }
+}
+
 impl Exchange {
     /// Whether this stream is the call's current attempt.
     fn is_current(&self, key: CallKey, conn: ConnKey, stream: StreamId) -> bool {
@@ -88,7 +108,7 @@ impl Exchange {
             headers::trim(&mut call.request);
             self.account(key);
         }
-        if !self.send_list(key, fields, end) {
+        if !self.send_list(key, fields, List::Headers { end }) {
             return;
         }
         if let Some(call) = self.calls.get_mut(key) {
@@ -121,14 +141,14 @@ impl Exchange {
         };
         call.status = headers::grpc_status(fields);
         call.reason = marks.reason;
-        if self.send_list(key, fields, true) {
+        if self.send_list(key, fields, List::Trailers) {
             self.response_ended(key);
         }
     }
 
     /// Forwards a header list to the caller; it is queued while the caller leaves much unread. False if there is no
     /// memory for that, and the call has ended.
-    fn send_list(&mut self, key: CallKey, fields: &Fields, end: bool) -> bool {
+    fn send_list(&mut self, key: CallKey, fields: &Fields, list: List) -> bool {
         let now = self.now;
         let Some(call) = self.calls.get_mut(key) else {
             return false;
@@ -139,7 +159,7 @@ impl Exchange {
         };
         if caller.has_room() && call.down_queued.is_empty() {
             // Written at once, so nothing is queued.
-            caller.headers(fields, end);
+            list.write(&mut caller, fields);
             self.mark_dirty(down.conn);
             return true;
         }
@@ -151,7 +171,7 @@ impl Exchange {
         let (Some(call), Some(mut caller)) = (self.calls.get_mut(key), caller) else {
             return false;
         };
-        call.down_queued.add(caller.headers(fields, end), now);
+        call.down_queued.add(list.write(&mut caller, fields), now);
         self.account(key);
         self.mark_dirty(down.conn);
         true

@@ -7,6 +7,7 @@ use std::time::Instant;
 use heddle_h2::{Fields, StreamId};
 use heddle_proto::Reason;
 
+use super::caller_stream::CallerStreamId;
 use super::queued::Queued;
 use super::replay::Replay;
 use crate::balance::{Endpoint, Target};
@@ -46,11 +47,11 @@ pub(super) enum ResponseProgress {
     All,
 }
 
-/// The caller's stream.
+/// The caller's end of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Downstream {
     pub(super) conn: ConnKey,
-    pub(super) stream: StreamId,
+    pub(super) stream: CallerStreamId,
     /// Index in the connection's list of calls.
     pub(super) slot: usize,
 }

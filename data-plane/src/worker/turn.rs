@@ -155,14 +155,17 @@ impl Worker {
     fn on_timer(&mut self, timer: Timer) {
         self.exchange.on_timer(timer);
         match timer {
-            Timer::Sweep => {
-                if catch_unwind(AssertUnwindSafe(|| self.accept_all())).is_err() {
-                    self.exchange.count(Counter::Panics);
-                }
-            }
+            Timer::Sweep => self.accept_again(),
             Timer::Drain => self.drain.on_check(),
             Timer::DrainOver => self.exchange.end_calls("its drain timeout has passed"),
             _ => {}
+        }
+    }
+
+    /// Accepts what could not be accepted when the kernel reported it.
+    fn accept_again(&mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.accept_all())).is_err() {
+            self.exchange.count(Counter::Panics);
         }
     }
 

@@ -1,5 +1,8 @@
 //! Tests of an exchange without an event loop.
 
+mod callers;
+pub(super) mod memory_caller;
+
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +30,18 @@ fn exchange() -> Exchange {
 }
 
 fn exchange_with(options: WorkerOptions) -> Exchange {
+    exchange_of(options, mpsc::channel(1).0)
+}
+
+/// `internal` gets the other end of the connection to the proxy's own services.
+fn exchange_of(options: WorkerOptions, internal: mpsc::Sender<UnixStream>) -> Exchange {
     Exchange::new(ExchangeInit {
         registry: mio::Poll::new().unwrap().registry().try_clone().unwrap(),
         options: Arc::new(options),
         workers: 1,
         metrics: Arc::default(),
         reports: mpsc::channel(1).0,
-        internal: mpsc::channel(1).0,
+        internal,
     })
 }
 
