@@ -178,6 +178,54 @@ async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
     reach(&mesh.channel("a"), &["e1"]).await;
 }
 
+/// Issue 10, B3: `Register` refuses the listeners of all proxies of the host. Nothing is asked there, which would give
+/// the service every proto service of the mesh.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_of_any_proxy_is_refused_at_once_and_claims_nothing() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    mesh.echo("a", "e1").await;
+    reach(&mesh.channel("a"), &["e1"]).await;
+    reach(&mesh.channel("b"), &["e1"]).await;
+    let mut agent = mesh.agent("a");
+    for name in ["a", "b"] {
+        let node = mesh.node(name);
+        let listeners = [node.outbound, node.inbound, node.agent, node.admin];
+        for (at, address) in listeners.into_iter().enumerate() {
+            let bad = Instance {
+                service: format!("looper-{name}-{at}"),
+                address: address.to_string(),
+                protos: Vec::new(),
+                ..instance()
+            };
+            let status = agent.register(register(bad)).await.unwrap_err();
+            let words = format!("{name} {at}: {status:?}");
+            assert_eq!(status.code(), Code::InvalidArgument, "{words}");
+            assert_eq!(violated_fields(&status), ["instance.address"], "{words}");
+            assert!(status.message().contains(&address.to_string()), "{words}");
+        }
+    }
+    // The same answer the second time.
+    let again = Instance {
+        service: "looper-b-0".into(),
+        address: mesh.node("b").outbound.to_string(),
+        ..instance()
+    };
+    for _ in 0..3 {
+        let status = agent.register(register(again.clone())).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    }
+    services_are(&mesh, &["heddle-echo.default"]).await;
+    let conflicts = mesh.events().await.into_iter();
+    let conflicts: Vec<_> = conflicts.filter(|it| it.kind == "path-conflict").collect();
+    assert!(conflicts.is_empty(), "{conflicts:?}");
+    assert!(
+        mesh.node("a")
+            .proxy()
+            .output()
+            .contains("refused by the control plane")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_control_plane_sends_a_registration_to_the_agent() {
     let mesh = Mesh::builder().start().await;

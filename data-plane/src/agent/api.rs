@@ -22,7 +22,7 @@ use super::{
     removal::{MAX_WAIT, Remover, USUAL_FINISH},
     removed::Cause,
     session::Acknowledged,
-    validate::{Origin, Violation, check},
+    validate::{ADDRESS, Origin, Violation, check},
 };
 
 /// See the module documentation.
@@ -78,6 +78,12 @@ impl Registry for AgentApi {
                     Status::already_exists(refused.to_string())
                 }
             })?;
+        let refusal = self.agent.refusal(&registration).await;
+        if let Some(refusal) = refusal.filter(|refusal| refusal.field == ADDRESS) {
+            let cause = Cause::said(&refusal.to_string());
+            self.agent.take_out(&registration, cause);
+            return Err(bad_request(&[Violation::of_address(&refusal.description)]));
+        }
         Ok(Response::new(RegisterResponse {
             node: self.agent.node().to_owned(),
             registration: registration.to_string(),

@@ -9,6 +9,7 @@ pub mod removed;
 pub mod file_instances;
 pub mod health;
 pub mod key;
+mod judged;
 mod learning;
 pub mod served;
 pub mod listeners;
@@ -84,6 +85,7 @@ struct Inner {
     /// The process was told to stop: from now on its instances belong to its successor.
     stopping: AtomicBool,
     version: watch::Sender<u64>,
+    judge: judged::Judge,
 }
 
 struct Tasks {
@@ -113,6 +115,7 @@ impl Agent {
                 listeners: Listeners::default(),
                 stopping: AtomicBool::new(false),
                 version: watch::Sender::new(0),
+                judge: judged::Judge::default(),
             }),
         }
     }
@@ -310,19 +313,6 @@ impl Agent {
             match health {
                 Health::Healthy => info!(instance = %key, "healthy"),
                 _ => warn!(instance = %key, reason, "not healthy"),
-            }
-        }
-    }
-
-    /// The control plane rejects this registration (with a reason) or accepts it.
-    fn set_refused(&self, key: &InstanceKey, registration: &str, reason: Option<&str>) {
-        if self.edit(|table| table.set_refused(key, registration, reason)) {
-            match reason {
-                Some(reason) => error!(
-                    instance = %key, reason,
-                    "the control plane does not take this instance: nobody calls it until it is registered in another way"
-                ),
-                None => info!(instance = %key, "the control plane takes this instance now"),
             }
         }
     }

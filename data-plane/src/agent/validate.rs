@@ -34,7 +34,7 @@ impl Violation {
     /// An address that cannot be used, with the reason of whoever refuses it.
     pub(super) fn of_address(why: &impl ToString) -> Self {
         Self {
-            field: "instance.address".into(),
+            field: ADDRESS.into(),
             description: why.to_string(),
             alone: true,
         }
@@ -85,6 +85,8 @@ pub enum Origin {
     File,
 }
 
+/// The field of an address, as both planes name it.
+pub(super) const ADDRESS: &str = "instance.address";
 const MAX_PATH: usize = 1024;
 const LABEL_RULE: &str =
     "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";

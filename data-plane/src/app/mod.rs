@@ -124,6 +124,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         .map(StateDir::open)
         .transpose()?;
     let agent = Agent::new(&options.node);
+    let reserved = proxy::choose_outbound_ports(&mut options);
     proxy::plan_listeners(&agent, &options);
     let tasks = Tasks::default();
     if let Some(state) = &state {
@@ -222,6 +223,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     };
     let mut failed = None;
     if routable {
+        drop(reserved);
         proxy.listen(Role::Outbound, &proxy.options.outbound)?;
         proxy.readiness.send_replace(Readiness::Ready);
         heddle_options::ready(&proxy.ready_line());

@@ -36,6 +36,7 @@ use crate::{
         schema::MAX_SCHEMA_BYTES,
         session::SessionHandle,
     },
+    listener::bind::{Reserved, reserve_tcp},
     mesh::Mesh,
     options::{Options, is_own_address},
     readiness::Readiness,
@@ -348,6 +349,23 @@ impl Proxy {
             );
         }
     }
+}
+
+/// Chooses the ports of outbound listeners with port 0. They open last, and their addresses must be known before: the
+/// control plane refuses instances that have one of them.
+pub(super) fn choose_outbound_ports(options: &mut Options) -> Vec<Reserved> {
+    let mut reserved = Vec::new();
+    for addr in &mut options.outbound {
+        if let ListenAddr::Tcp(addr) = addr
+            && addr.port() == 0
+            // If this fails, so does opening the listener, which says why.
+            && let Ok((chosen, port)) = reserve_tcp(*addr)
+        {
+            *addr = chosen;
+            reserved.push(port);
+        }
+    }
+    reserved
 }
 
 /// Reserves the addresses of all listeners before the first instance is accepted, so that no instance gets one of them.

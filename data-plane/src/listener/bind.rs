@@ -46,7 +46,29 @@ pub fn bind_tcp(
     Ok((bound, sockets))
 }
 
+/// A port that the system chose and nobody listens on yet; free again when it is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    _socket: Socket,
+}
+
+/// Reserves a free port for an address with port 0 whose listener opens later.
+pub fn reserve_tcp(address: SocketAddr) -> io::Result<(SocketAddr, Reserved)> {
+    let socket = unbound(address, false)?;
+    socket.bind(&address.into())?;
+    let chosen = socket.local_addr()?.as_socket().unwrap_or(address);
+    Ok((chosen, Reserved { _socket: socket }))
+}
+
 fn tcp_socket(address: SocketAddr, share: bool) -> io::Result<Socket> {
+    let socket = unbound(address, share)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn unbound(address: SocketAddr, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -57,15 +79,22 @@ fn tcp_socket(address: SocketAddr, share: bool) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_port_is_chosen_accepts_nothing_and_can_be_bound_once_it_is_free() {
+        let (chosen, reserved) = reserve_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_ne!(chosen.port(), 0);
+        assert!(std::net::TcpStream::connect(chosen).is_err());
+        drop(reserved);
+        let (bound, _held) = bind_tcp(chosen, 2).unwrap();
+        assert_eq!(bound, chosen);
+    }
 
     #[test]
     fn a_port_in_use_is_named_even_if_its_owner_shares_it() {

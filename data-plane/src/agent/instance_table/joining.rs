@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Instant};
 
 use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 
-use super::{Entry, InstanceTable, Joined, MAX_INSTANCES, Refused, Source, UNCHECKED, View};
+use super::{
+    Entry, InstanceTable, Joined, Judgement, MAX_INSTANCES, Refused, Source, UNCHECKED, View,
+};
 use crate::agent::{
     key::InstanceKey,
     served::{Declared, Reflected, Served},
@@ -75,6 +77,11 @@ impl InstanceTable {
             },
             _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
+        // The same content is not sent again, so the control plane does not judge it again.
+        let judgement = match &same {
+            Some(p) if p.view.instance == checked.instance => p.judgement.clone(),
+            _ => Judgement::Pending,
+        };
         // New declared descriptors are newer than what reflection reported before.
         let told = same.filter(|p| checked.schema.is_none() || p.declared.schema == checked.schema);
         let (reflected, asked, told_reason) = match told {
@@ -113,6 +120,7 @@ impl InstanceTable {
             declared,
             reflected,
             asked,
+            judgement,
             refused: None,
         };
         self.hold(&mut entry, schema);
@@ -154,6 +162,7 @@ impl InstanceTable {
             },
             reflected: knows.then_some(reflected),
             asked: false,
+            judgement: Judgement::Pending,
             refused: None,
         };
         self.entries.insert(key, entry);

@@ -24,7 +24,7 @@ mod types;
 
 pub use claims::ClaimOrder;
 pub use schemas::MAX_HELD_COST;
-pub use types::{Filed, Joined, Leaving, Refused, Source, View, Views};
+pub use types::{Filed, Joined, Judgement, Leaving, Refusal, Refused, Source, View, Views};
 
 /// The most instances of one node.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -50,6 +50,8 @@ struct Entry {
     reflected: Option<Reflected>,
     /// Reflection has been tried: the instance answered, or its time ran out.
     asked: bool,
+    /// What the control plane says about this registration.
+    judgement: Judgement,
     /// The control plane rejects it, so it counts as unhealthy. Holds what its checks report meanwhile.
     refused: Option<Checks>,
 }
@@ -300,22 +302,26 @@ impl InstanceTable {
         &mut self,
         key: &InstanceKey,
         registration: &str,
-        reason: Option<&str>,
+        refusal: Option<&Refusal>,
     ) -> bool {
         let entry = self.entries.get_mut(key);
         let Some(entry) = entry.filter(|entry| &*entry.view.registration == registration) else {
             return false;
         };
-        let (health, reason) = match (reason, entry.refused.take()) {
+        entry.judgement = match refusal {
+            Some(refusal) => Judgement::Refused(refusal.clone()),
+            None => Judgement::Accepted,
+        };
+        let (health, reason) = match (refusal, entry.refused.take()) {
             (None, None) => return false,
             (None, Some(Checks { health, reason })) => (health, reason),
-            (Some(reason), before) => {
+            (Some(refusal), before) => {
                 let checks = before.unwrap_or_else(|| Checks {
                     health: entry.view.health,
                     reason: entry.view.reason.clone(),
                 });
                 entry.refused = Some(checks);
-                (Health::Unhealthy, reason.to_owned())
+                (Health::Unhealthy, refusal.to_string())
             }
         };
         self.change(key, registration, |view| {
@@ -324,6 +330,13 @@ impl InstanceTable {
                 view.reason = reason;
             }
         })
+    }
+
+    /// What the control plane says about a registration; `None` if the registration is gone.
+    #[must_use]
+    pub fn judgement(&self, registration: &str) -> Option<&Judgement> {
+        let key = self.by_registration.get(registration)?;
+        self.entries.get(key).map(|entry| &entry.judgement)
     }
 
     /// Returns true if something visible changed.

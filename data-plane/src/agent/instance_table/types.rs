@@ -85,6 +85,23 @@ pub struct Leaving {
     pub version: u64,
 }
 
+/// Why the control plane does not accept an instance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("refused by the control plane: {field}: {description}")]
+pub struct Refusal {
+    pub field: String,
+    pub description: String,
+}
+
+/// What the control plane says about a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing yet.
+    Pending,
+    Accepted,
+    Refused(Refusal),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("{key} is named by the file {}: remove it there, or register under another id", file.display())]

@@ -103,6 +103,8 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut failed = false;
     loop {
+        // What answers at a refused address is another program, such as a proxy that lists the whole mesh.
+        agent.not_refused(&joined.registration).await;
         let begun = Instant::now();
         let answer = {
             let _turn = agent.inner.reflection_slots.enter(failed).await;

@@ -167,6 +167,7 @@ impl Session {
             let end = match opened {
                 Ok(open) => {
                     let end = self.serve(open).await;
+                    self.agent.session_open(false);
                     self.lost.send_replace(Some(Instant::now()));
                     end
                 }
@@ -319,6 +320,7 @@ impl Session {
         let sent = views.keys().cloned().collect();
         let mut stream = Stream::new(requests, responses, patience, version, views);
         stream.judged(&self.agent, sent, &welcome.rejected);
+        self.agent.session_open(true);
         if let Err(why) = stream.upload(&self.agent, &welcome.missing_schemas).await {
             return End::Broken(why);
         }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::agent::{
     Agent,
-    instance_table::{ClaimOrder, View, Views},
+    instance_table::{ClaimOrder, Refusal, View, Views},
     key::InstanceKey,
     removed::{Cause, Causes},
     schema::MAX_SCHEMA_BYTES,
@@ -67,7 +67,7 @@ pub(super) struct Stream {
     in_flight: Option<InFlight>,
     /// The instances that the control plane rejected, as they were sent. One is sent again once its content changes, or
     /// with the next Hello.
-    rejected: BTreeMap<InstanceKey, LocalInstance>,
+    rejected: BTreeMap<InstanceKey, (LocalInstance, Refusal)>,
     pub(super) waiting: Vec<Removal>,
     asked: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
     asks: u64,
@@ -104,6 +104,7 @@ impl Stream {
         if self.in_flight.is_none() {
             let (version, now, mut gone) = agent.untold(self.acknowledged);
             self.rejected.retain(|key, _| now.contains_key(key));
+            self.refuse_again(agent, &now);
             let (change, upserted) = self.difference(&now, &mut gone, &agent.claims());
             self.sent = now;
             if change.upserted.is_empty() && change.removed.is_empty() {
@@ -206,12 +207,13 @@ impl Stream {
             let Some(view) = self.sent.get(&key) else {
                 continue;
             };
-            let Rejection {
-                field, description, ..
-            } = rejection;
-            let reason = format!("refused by the control plane: {field}: {description}");
-            agent.set_refused(&key, &view.registration, Some(&reason));
-            self.rejected.insert(key, content(view, field));
+            let refusal = Refusal {
+                field: rejection.field.clone(),
+                description: rejection.description.clone(),
+            };
+            agent.set_refused(&key, &view.registration, Some(&refusal));
+            let content = content(view, &refusal.field);
+            self.rejected.insert(key, (content, refusal));
         }
         for key in sent {
             self.rejected.remove(&key);
@@ -246,7 +248,7 @@ impl Stream {
             let local = view.to_local();
             // A new registration of the same instance is no change for the mesh.
             let is_same = old.is_some_and(|old| old.to_local() == local);
-            if !is_same && !self.was_rejected(key, view) {
+            if !is_same && self.was_rejected(key, view).is_none() {
                 keys.push(key.clone());
                 change.upserted.push(local);
             }
@@ -262,13 +264,26 @@ impl Stream {
         (change, keys)
     }
 
-    fn was_rejected(&self, key: &InstanceKey, view: &View) -> bool {
-        let judged = self.rejected.get(key);
-        judged.is_some_and(|judged| {
-            // Health is compared only if it was the rejected field.
-            let field = if judged.health == 0 { "" } else { "health" };
-            *judged == content(view, field)
-        })
+    /// The refusal of the same content.
+    fn was_rejected(&self, key: &InstanceKey, view: &View) -> Option<&Refusal> {
+        let (judged, refusal) = self.rejected.get(key)?;
+        // Health is compared only if it was the rejected field.
+        let field = if judged.health == 0 { "" } else { "health" };
+        (*judged == content(view, field)).then_some(refusal)
+    }
+
+    /// A new registration of what was rejected is not sent again, and is refused as before.
+    fn refuse_again(&self, agent: &Agent, now: &Views) {
+        for key in self.rejected.keys() {
+            let (Some(view), Some(sent)) = (now.get(key), self.sent.get(key)) else {
+                continue;
+            };
+            if view.registration != sent.registration
+                && let Some(refusal) = self.was_rejected(key, view)
+            {
+                agent.set_refused(key, &view.registration, Some(refusal));
+            }
+        }
     }
 
     /// When the control plane counts as silent for too long: each beat is answered.
