@@ -1,13 +1,11 @@
-//! The command line: `heddle demo` starts a whole mesh, `heddle run` adds a program to one, `heddle status | services |
-//! proxies` show its state.
+//! The command line: `heddle run` adds a program to a mesh, `heddle status | services | proxies` show its state.
 
 use std::time::{Duration, Instant};
 
-use heddle_tests::echo::{call, payload, reach};
+use heddle_tests::echo::reach;
 use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Process, Ran, Start, run};
 use heddle_tests::raw::Client;
-use heddle_tests::temp::folder;
 use heddle_tests::tools::{binary, go_peer, interop_protoset};
 use heddle_tests::wait::{seen, until};
 use http::HeaderMap;
@@ -379,7 +377,7 @@ async fn a_run_that_is_killed_takes_its_program_along() {
 }
 
 /// All processes that descend from this one.
-fn descendants(pid: u32) -> Vec<u32> {
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
@@ -396,83 +394,8 @@ fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_starts_carries_calls_and_leaves_nothing_behind() {
-    let dir = folder();
-    let mut demo = Start::new("heddle demo", &binary("heddle"))
-        .args(["demo", "--free-ports"])
-        .env("TMPDIR", dir.path())
-        .spawn();
-    let ready = demo.ready().await;
-    for node in ["node-a", "node-b", "node-c"] {
-        let outbound = ready.get(&format!("{node}-outbound")).parse().unwrap();
-        let answer = call(outbound, payload("hello")).await.unwrap();
-        assert_eq!(answer.payload, "hello");
-    }
-    // Its own calls reach all six instances, and none fails.
-    let tally = |line: &str| {
-        let all = line.contains("answered by 6 instances") && line.contains(" 0 failed");
-        all.then(|| line.to_owned())
-    };
-    demo.line("the demo's calls reach all instances", tally)
-        .await;
-    assert!(
-        demo.output().contains("starting the control plane"),
-        "no progress in {}",
-        demo.output()
-    );
-    every_line_to_type_works(&demo).await;
-
-    let all = descendants(demo.pid());
-    assert!(
-        all.len() >= 11,
-        "control plane, 3 proxies, 6 instances and itself: {all:?}"
-    );
-    let start = Instant::now();
-    demo.signal("INT");
-    let status = demo.exit_within(Duration::from_secs(30)).await;
-    assert!(status.success(), "{status}: {}", demo.output());
-    assert!(
-        start.elapsed() < Duration::from_secs(15),
-        "took {:?}",
-        start.elapsed()
-    );
-    let left: Vec<_> = all.iter().filter(|&&pid| alive(pid)).collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
-    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
-    assert!(files.is_empty(), "left behind: {files:?}");
-}
-
-/// Runs the commands that the demo prints, unchanged.
-async fn every_line_to_type_works(demo: &Process) {
-    let grpcurl = go_peer("grpcurl");
-    let peers = grpcurl.parent().unwrap().display().to_string();
-    let path = format!("{peers}:{}", std::env::var("PATH").unwrap());
-    let heddle = binary("heddle").display().to_string();
-    let said = demo.stdout();
-    let to_type: Vec<&str> = said
-        .iter()
-        .filter_map(|line| line.strip_prefix("  "))
-        .filter(|line| line.starts_with("grpcurl ") || line.contains("heddle "))
-        // The last one waits for a program of the user.
-        .filter(|line| !line.contains(" run --service "))
-        .collect();
-    let of = |word: &str| to_type.iter().filter(|line| line.contains(word)).count();
-    assert_eq!(of(" list"), 3, "one for each node: {to_type:?}");
-    assert_eq!(of("Echo/Unary"), 3, "one for each node: {to_type:?}");
-    assert!(of("GetMesh") == 1 && of(" status") == 1, "{to_type:?}");
-    for line in to_type {
-        let start = Start::new("a line of the demo", std::path::Path::new("sh"))
-            .args(["-c", line])
-            .env("PATH", &path);
-        let ran = run(start).await;
-        assert_eq!(ran.code, Some(0), "{heddle}: {line}: {}", ran.all());
-        assert!(!ran.stdout.is_empty(), "{line}: {}", ran.all());
-    }
-}
-
 /// A process that runs; one that has ended and only waits to be reaped does not.
-fn alive(pid: u32) -> bool {
+pub(crate) fn alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // `pid (name) state …`, and a name may hold anything.
     stat.rsplit_once(") ")

@@ -27,6 +27,8 @@ enum How {
     Envoy,
     /// `heddle run` puts a program into the mesh.
     Run,
+    /// In this order, in one folder: a mesh of one's own.
+    OwnMesh,
     /// By another test.
     Elsewhere(&'static str),
 }
@@ -36,7 +38,7 @@ const BLOCKS: &[(&str, &str, How)] = &[
     (
         "README.md",
         "cargo run --release -- demo",
-        How::Elsewhere("e2e cli::the_demo_starts_carries_calls_and_leaves_nothing_behind"),
+        How::Elsewhere("e2e demo::the_demo_starts_carries_calls_and_leaves_nothing_behind"),
     ),
     (
         "README.md",
@@ -49,6 +51,10 @@ const BLOCKS: &[(&str, &str, How)] = &[
         "./test",
         How::Elsewhere("who runs this test ran it"),
     ),
+    ("README.md", "heddle control --store", How::OwnMesh),
+    ("README.md", "mkdir -p services", How::OwnMesh),
+    ("README.md", "heddle run --service hello", How::OwnMesh),
+    ("README.md", "heddle status", How::OwnMesh),
     ("README.md", "heddle run --service users", How::Run),
     ("README.md", "service: users", How::ServicesFile),
     (
@@ -67,6 +73,11 @@ const BLOCKS: &[(&str, &str, How)] = &[
         "docs/listeners.md",
         "heddle-control --listen 10.0.0.5",
         How::Elsewhere("e2e listeners::an_address_beyond_loopback_is_refused_unless_it_is_named"),
+    ),
+    (
+        "docs/listeners.md",
+        "heddle control --listen 10.0.0.5",
+        How::Elsewhere("chaos: its nodes have network namespaces of their own"),
     ),
     (
         "docs/services.md",
@@ -242,7 +253,11 @@ fn commands(text: &str) -> Vec<String> {
 async fn commands_for_a_running_mesh_work() {
     let mut mesh = Mesh::builder().nodes(1).start().await;
     mesh.echo("a", "e1").await;
+    // The service of the documents.
+    let start = mesh.echo_start("a", "u1").args(["--service", "users"]);
+    mesh.instance("a", "u1", start).await;
     reach(&mesh.channel("a"), &["e1"]).await;
+    mesh.control_has(&["e1", "u1"]).await;
     let dir = folder();
     let control = format!("http://{}", mesh.grpc);
     for block in blocks_of(How::Mesh) {
@@ -324,6 +339,57 @@ async fn a_program_joins_by_the_shown_line() {
             },
         )
         .await;
+        process.stop_cleanly().await;
+    }
+}
+
+/// The commands for a mesh of one's own, in the order of the README. Only the ports are this test's, set by the
+/// environment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_of_ones_own_is_started_by_the_shown_commands() {
+    let dir = folder();
+    let control = free_addr();
+    let [outbound, agent] = [free_addr(), free_addr()];
+    let url = |addr: &std::net::SocketAddr| format!("http://{addr}");
+    let settings = [
+        ("HEDDLE_CONTROL_LISTEN", control.to_string()),
+        ("HEDDLE_CONTROL_HTTP", free_addr().to_string()),
+        ("HEDDLE_PROXY_CONTROL", url(&control)),
+        ("HEDDLE_PROXY_OUTBOUND", outbound.to_string()),
+        ("HEDDLE_PROXY_INBOUND", free_addr().to_string()),
+        ("HEDDLE_PROXY_AGENT", agent.to_string()),
+        ("HEDDLE_PROXY_ADMIN", free_addr().to_string()),
+        ("HEDDLE_CONTROL", url(&control)),
+        ("HEDDLE_AGENT", url(&agent)),
+        ("HEDDLE_OUTBOUND", url(&outbound)),
+    ];
+    let start = |command: &str| {
+        let command = command.replace("127.0.0.1:15001", &outbound.to_string());
+        settings
+            .iter()
+            .fold(shell(&command, dir.path()), |start, (name, value)| {
+                start.env(name, value)
+            })
+    };
+    let stays = ["heddle control", "heddle proxy", "heddle run"];
+    let mut running = Vec::new();
+    for block in blocks_of(How::OwnMesh) {
+        for command in commands(&block.text) {
+            if stays.iter().any(|word| command.starts_with(word)) {
+                let mut process = start(&format!("exec {command}")).spawn();
+                process.ready().await;
+                running.push(process);
+                continue;
+            }
+            until(&format!("{}: {command}", block.name()), async || {
+                let ran = run(start(&command)).await;
+                seen(ran.code == Some(0), ran.all())
+            })
+            .await;
+        }
+    }
+    assert_eq!(running.len(), 3);
+    while let Some(mut process) = running.pop() {
         process.stop_cleanly().await;
     }
 }

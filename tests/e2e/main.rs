@@ -30,8 +30,12 @@ mod paths;
 mod bad_registrations;
 /// Processes that cannot start, or start without others.
 mod bad_starts;
-/// The command line: demo, run, status.
+/// The command line: run, status.
 mod cli;
+/// The demo.
+mod demo;
+/// The exit codes of the command line.
+mod exit_codes;
 /// Events, by the status API and by `heddle events`.
 mod events;
 /// Who can reach the listeners, connection limits, file permissions.

@@ -126,15 +126,21 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
             Ok(control) => control,
             Err(why) => return fail(&why, why.exit()),
         };
-        // It may come later, so this is no failure.
-        if let Err(why) = known(&control, &question.service).await {
-            tracing::warn!("{why}; its events are shown when they come");
+        match known(&control, &question.service).await {
+            Ok(()) => {}
+            // It may come later, so this is no failure.
+            Err(why) if why.exit() == Exit::No => {
+                tracing::warn!("{why}; its events are shown when they come");
+            }
+            Err(why) => return fail(&why, why.exit()),
         }
         loop {
             let why = match follow_one(&control, question, &mut printer).await {
                 Ok(code) => return code,
-                // The next answer would be the same.
-                Err(why) if why.exit() == Exit::No => return fail(&why, Exit::No),
+                // The next answer would be the same, or there has never been one.
+                Err(why) if why.exit() == Exit::No || !printer.answered => {
+                    return fail(&why, why.exit());
+                }
                 Err(why) => why,
             };
             tracing::warn!("{why}; trying again");
@@ -157,6 +163,7 @@ async fn follow_one(
     let mut answers = watch(control, question).await?;
     loop {
         let answer = control.message(&mut answers).await?;
+        printer.answered = true;
         match print(&printer.text(answer.events)) {
             Ok(true) => {}
             Ok(false) => return Ok(ExitCode::SUCCESS),
@@ -173,6 +180,8 @@ struct Printer {
     format: Format,
     table: Table,
     printed: BTreeSet<String>,
+    /// A control plane has answered.
+    answered: bool,
 }
 
 impl Printer {
@@ -181,6 +190,7 @@ impl Printer {
             format,
             table: Table::new(HEAD),
             printed: BTreeSet::new(),
+            answered: false,
         }
     }
 

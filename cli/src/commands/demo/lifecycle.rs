@@ -164,6 +164,9 @@ impl Running {
             ..self.environment.clone()
         };
         for (index, name) in NODES.iter().enumerate() {
+            let services = plan::services_dir(data, name);
+            std::fs::create_dir_all(&services)
+                .map_err(|why| format!("cannot make {}: {why}", services.display()))?;
             let part = plan::node(index, name, options, data, control);
             self.groups
                 .nodes
@@ -178,7 +181,8 @@ impl Running {
         let mut nodes = Vec::new();
         for (readiness, name) in waits.into_iter().zip(NODES) {
             let ready = self.await_ready(readiness).await?;
-            let addresses = node_addresses(name, &ready)?;
+            let services_dir = plan::services_dir(data, name);
+            let addresses = node_addresses(name, services_dir, &ready)?;
             self.reporter
                 .step(&format!("{name} ready, outbound {}", addresses.outbound));
             nodes.push(addresses);
@@ -350,12 +354,17 @@ fn told(ready: &Ready, part: &str, key: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("the ready line of the {part} has no address for {key}"))
 }
 
-fn node_addresses(name: &str, ready: &Ready) -> Result<NodeAddresses, String> {
+fn node_addresses(
+    name: &str,
+    services_dir: PathBuf,
+    ready: &Ready,
+) -> Result<NodeAddresses, String> {
     Ok(NodeAddresses {
         name: name.to_owned(),
         outbound: told(ready, name, "outbound")?,
         agent: told(ready, name, "agent")?,
         admin: told(ready, name, "admin")?,
+        services_dir,
     })
 }
 

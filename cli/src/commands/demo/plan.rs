@@ -119,6 +119,11 @@ pub(crate) fn control(options: &Options, data: &Path) -> Part {
     }
 }
 
+/// The folder of a node's services files.
+pub(crate) fn services_dir(data: &Path, node: &str) -> PathBuf {
+    data.join("services").join(node)
+}
+
 pub(crate) fn node(
     index: usize,
     name: &str,
@@ -137,6 +142,8 @@ pub(crate) fn node(
         format!("http://{control}"),
         "--state-dir".into(),
         state.display().to_string(),
+        "--services-dir".into(),
+        services_dir(data, name).display().to_string(),
         "--workers".into(),
         "1".into(),
         // Streams left open in another terminal must not delay the end.

@@ -4,6 +4,7 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,7 @@ pub(super) struct NodeAddresses {
     pub(super) outbound: SocketAddr,
     pub(super) agent: SocketAddr,
     pub(super) admin: SocketAddr,
+    pub(super) services_dir: PathBuf,
 }
 
 /// The addresses of the whole mesh.
@@ -152,6 +154,7 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
         outbound,
         agent,
         admin,
+        ..
     } in nodes
     {
         text.push_str(&format!(
@@ -176,7 +179,10 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
         text.push_str(&format!("  {heddle} {command}{at}\n"));
     }
     if let Some(NodeAddresses {
-        outbound, agent, ..
+        outbound,
+        agent,
+        services_dir,
+        ..
     }) = nodes.first()
     {
         text.push_str(&format!(
@@ -186,6 +192,11 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
                 15002 => String::new(),
                 _ => format!(" --agent http://{agent} --outbound http://{outbound}"),
             }
+        ));
+        text.push_str(&format!(
+            "\nA server that runs already, at 127.0.0.1:7001 for example:\n\n  \
+             echo '{{service: hello, instances: [{{id: h1, address: \"127.0.0.1:7001\"}}]}}' > '{}/hello.yaml'\n",
+            services_dir.display()
         ));
     }
     text.push_str("\nCtrl-C stops everything and leaves nothing behind.\n");
@@ -205,6 +216,7 @@ pub(super) fn ready(addresses: &Addresses) -> String {
         outbound,
         agent,
         admin,
+        ..
     } in nodes
     {
         line.push_str(&format!(

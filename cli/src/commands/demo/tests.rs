@@ -44,6 +44,7 @@ fn the_first_node_and_the_control_plane_have_the_default_ports() {
         "--agent 127.0.0.1:15002",
         "--admin 127.0.0.1:15000",
         "--state-dir /d/node-a",
+        "--services-dir /d/services/node-a",
         "--control http://127.0.0.1:15010",
     ] {
         assert!(line.contains(part), "{part} is missing in {line}");
@@ -141,6 +142,7 @@ fn the_guide_has_lines_that_work_for_every_node() {
         outbound: at(port),
         agent: at(port + 1),
         admin: at(port + 2),
+        services_dir: format!("/d/services/{name}").into(),
     };
     let addresses = Addresses {
         control: at(4000),

@@ -42,7 +42,7 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
         };
         if !reason.is_empty() && reason != *told {
             let hint = if plan.instance.protos.is_empty() {
-                hint()
+                hint(plan)
             } else {
                 String::new()
             };
@@ -53,19 +53,24 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
     None
 }
 
-/// A hint for `--proto`: what the sources in this folder define, or else an example.
-fn hint() -> String {
-    let found = std::env::current_dir().map(|dir| sources::proto_services(&dir, MOST));
-    match found {
-        Ok(found) if !found.is_empty() => {
-            let options: Vec<String> = found.iter().map(|name| format!("--proto {name}")).collect();
-            format!(
-                "; the .proto files in this folder define: {}",
-                options.join(", ")
-            )
-        }
-        _ => {
-            "; for example --proto shop.v1.Users for \"package shop.v1; service Users\"".to_owned()
-        }
+/// A hint for `--proto`: what the sources near the program define, or else an example.
+fn hint(plan: &Plan) -> String {
+    let Ok(current) = std::env::current_dir() else {
+        return String::new();
+    };
+    let mut command = vec![plan.program.clone()];
+    command.extend(plan.args.iter().cloned());
+    let folders = sources::folders(&current, &command);
+    let found = sources::proto_services(&folders, MOST);
+    if found.is_empty() {
+        return "; for example --proto shop.v1.Users for \"package shop.v1; service Users\""
+            .to_owned();
     }
+    let options: Vec<String> = found.iter().map(|name| format!("--proto {name}")).collect();
+    let folders: Vec<String> = folders.iter().map(|it| it.display().to_string()).collect();
+    format!(
+        "; the .proto files in {} define: {}",
+        folders.join(" and "),
+        options.join(", ")
+    )
 }

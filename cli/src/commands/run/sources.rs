@@ -1,8 +1,13 @@
-//! Finds the proto services that the .proto sources in a folder define. They only serve as examples, so the sources are
-//! searched by word and not parsed. Input: a folder. Output: full names. Bounded in depth, number and size; unreadable
-//! files are skipped.
+//! Finds the proto services that the .proto sources near a program define. They only serve as examples, so the sources
+//! are searched by word and not parsed. Input: a command and the folder in which it runs. Output: full names. Bounded in
+//! depth, number and size; unreadable files are skipped.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The deepest nesting of folders.
 const MAX_DEPTH: usize = 5;
@@ -11,11 +16,34 @@ const MAX_ENTRIES: usize = 5_000;
 /// The largest source, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
+/// The most words of a command that are looked at.
+const MAX_WORDS: usize = 20;
+/// Folders of the system: what lies there belongs to no single program.
+const SYSTEM: [&str; 6] = ["/bin", "/sbin", "/lib", "/usr", "/opt", "/nix"];
+
+/// Where the sources of a command may lie: the folder in which it runs, and those of the files that it names (the program
+/// itself, a script).
+pub(super) fn folders(current: &Path, command: &[OsString]) -> Vec<PathBuf> {
+    let mut found = vec![current.to_owned()];
+    for word in command.iter().take(MAX_WORDS) {
+        let file = current.join(word);
+        let Some(folder) = file.parent().filter(|_| file.is_file()) else {
+            continue;
+        };
+        let is_system = SYSTEM.iter().any(|system| folder.starts_with(system));
+        let is_known = found.iter().any(|known| folder.starts_with(known));
+        if !is_system && !is_known && folder != Path::new("/") {
+            found.push(folder.to_owned());
+        }
+    }
+    found
+}
+
 /// The first `most` services by name.
-pub(super) fn proto_services(folder: &Path, most: usize) -> Vec<String> {
+pub(super) fn proto_services(folders: &[PathBuf], most: usize) -> Vec<String> {
     let mut found = BTreeSet::new();
     let mut left = MAX_ENTRIES;
-    let mut folders = vec![(folder.to_owned(), 0)];
+    let mut folders: Vec<_> = folders.iter().map(|folder| (folder.clone(), 0)).collect();
     while let Some((folder, depth)) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else {
             continue;

@@ -8,7 +8,7 @@ use super::{
     lifecycle::run_program,
     options::Plan,
     program::{address_of, with_port},
-    sources::proto_services,
+    sources::{folders, proto_services},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -278,8 +278,18 @@ fn sources_in_the_folder_name_the_proto_services_that_may_be_meant() {
     );
     write("node_modules/x.proto", "package x; service X {}");
     write("notes.txt", "service Notes {");
-    let found = proto_services(dir.path(), 5);
-    assert_eq!(found, ["Plain", "shop.v1.Carts", "shop.v1.Users"]);
-    assert_eq!(proto_services(dir.path(), 1), ["Plain"]);
-    assert!(proto_services("/nowhere".as_ref(), 5).is_empty());
+    let of = |folder: &str, most| proto_services(&[folder.into()], most);
+    let path = dir.path().to_str().unwrap();
+    assert_eq!(of(path, 5), ["Plain", "shop.v1.Carts", "shop.v1.Users"]);
+    assert_eq!(of(path, 1), ["Plain"]);
+    assert!(of("/nowhere", 5).is_empty());
+    // Beside a program or a script that is started from elsewhere, but not beside those of the system.
+    let elsewhere = std::path::Path::new("/nowhere");
+    let script = format!("{path}/protos/shop/users.proto");
+    let near = |words: &[&str]| {
+        let words: Vec<_> = words.iter().map(Into::into).collect();
+        proto_services(&folders(elsewhere, &words), 5)
+    };
+    assert_eq!(near(&["node", &script]), ["shop.v1.Carts", "shop.v1.Users"]);
+    assert!(near(&["/bin/sh", "-c", "nothing"]).is_empty());
 }
