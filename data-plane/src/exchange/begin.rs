@@ -72,6 +72,7 @@ impl Exchange {
             endpoint: None,
             wanted: None,
             attempts: 0,
+            seen: 0,
             charged: false,
             tried: Vec::new(),
             repeats: 0,

@@ -22,8 +22,8 @@ use crate::timers::Timer;
 
 /// How often a call is retried on endpoints that already failed in it, if there are no others.
 const REPEATS: u32 = 2;
-/// An idempotent call that may have reached the application is not retried after this many attempts, so that a call
-/// that crashes its server does not crash all instances.
+/// An idempotent call may reach the application this many times, so that a call that crashes its server does not crash
+/// all instances. Attempts that the application cannot have seen do not count.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
 /// The first backoff before an endpoint that failed in this call is tried again. It doubles ...
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -75,6 +75,7 @@ impl Exchange {
                 self.count(Counter::RetriesIdempotent);
                 if let Some(call) = self.calls.get_mut(key) {
                     call.last_failure = Some(Box::new(failure.clone()));
+                    call.seen += 1;
                 }
                 return self.retry(key);
             }
@@ -178,11 +179,12 @@ impl Exchange {
         affords
     }
 
+    /// Whether a call whose current attempt the application may have seen may be retried.
     pub(super) fn can_retry_idempotent(&self, key: CallKey) -> bool {
         let Some(call) = self
             .calls
             .get(key)
-            .filter(|call| call.role == Role::Outbound && call.attempts < IDEMPOTENT_ATTEMPTS)
+            .filter(|call| call.role == Role::Outbound && call.seen + 1 < IDEMPOTENT_ATTEMPTS)
         else {
             return false;
         };

@@ -100,14 +100,17 @@ pub(super) struct Call {
     pub(super) endpoint: Option<Arc<Endpoint>>,
     /// Inbound: the uid of the instance that the caller's proxy chose, if it is on this node.
     pub(super) wanted: Option<u64>,
+    /// Attempts so far, including those that found no connection.
     pub(super) attempts: u32,
+    /// How many of them failed after the application may have seen the call.
+    pub(super) seen: u32,
     /// Counted in the endpoint's load.
     pub(super) charged: bool,
     /// Endpoints that failed in this call.
     pub(super) tried: Vec<u64>,
     /// How often it was retried on an endpoint that had already failed, because there was no other.
     pub(super) repeats: u32,
-    /// How the last attempt failed that the application may have seen: what the caller is told if no other is made.
+    /// How the last attempt failed that the application may have seen: what the caller gets if no other is made.
     pub(super) last_failure: Option<Box<Failure>>,
     /// Bytes queued in the HTTP/2 state machines of the two connections.
     pub(super) down_queued: Queued,

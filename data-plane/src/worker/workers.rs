@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use heddle_listen::{SocketFile, bind_unix};
@@ -26,7 +26,7 @@ use crate::route::RouteTable;
 
 /// Token of each worker's waker.
 pub(crate) const WAKER: mio::Token = mio::Token(usize::MAX);
-/// How long to wait for the next worker's list of connections before the missing ones are left out.
+/// How long to wait for the workers' lists of connections before the missing ones are left out.
 const LIST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// All workers of a proxy. Dropping it ends their threads and closes all connections.
@@ -125,7 +125,7 @@ impl Workers {
             }
             last.table.store(table);
         }
-        self.tell(|| Command::Table);
+        self.send_all(|| Command::Table);
     }
 
     /// Calls and attempts of every service that this node's callers have used.
@@ -150,7 +150,7 @@ impl Workers {
 
     /// Drops the counters of services that nobody calls any more.
     pub fn forget(&self, services: &Arc<HashSet<Arc<str>>>) {
-        self.tell(|| Command::Forget(Arc::clone(services)));
+        self.send_all(|| Command::Forget(Arc::clone(services)));
     }
 
     /// The calls in flight on an endpoint, from local callers and from other nodes.
@@ -172,12 +172,12 @@ impl Workers {
         files.clear();
         drop(files);
         self.shared.draining.store(true, Ordering::SeqCst);
-        self.tell(|| Command::Drain);
+        self.send_all(|| Command::Drain);
     }
 
-    /// Ends the calls that a drain has left; [`Workers::drained`] returns when their callers have been told.
+    /// Ends the calls that a drain has left; [`Workers::drained`] returns when their callers have got it.
     pub fn end_calls(&self) {
-        self.tell(|| Command::EndCalls);
+        self.send_all(|| Command::EndCalls);
     }
 
     /// Returns when `drain` has been called and no calls are left.
@@ -194,30 +194,41 @@ impl Workers {
         MetricsSnapshot::sum(self.shared.peers.iter().map(|peer| &*peer.metrics))
     }
 
-    /// All open connections. Waits for the workers' next turn, at most half a second for each next list.
+    /// All open connections. Waits for the workers' next turn, at most half a second in all.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let (reply, lists) = sync_channel(self.shared.peers.len());
-        self.tell(|| Command::Connections(reply.clone()));
+        self.send_all(|| Command::Connections(reply.clone()));
         drop(reply);
-        let mut all = Vec::new();
-        while let Ok(list) = lists.recv_timeout(LIST_TIMEOUT) {
-            all.extend(list);
-        }
+        let mut all = gather(&lists, LIST_TIMEOUT);
         all.sort_by(|a, b| (a.worker, a.kind, &a.peer).cmp(&(b.worker, b.kind, &b.peer)));
         all
     }
 
-    fn tell(&self, command: impl Fn() -> Command) {
+    fn send_all(&self, command: impl Fn() -> Command) {
         for peer in &self.shared.peers {
             let _ = peer.send(command());
         }
     }
 }
 
+/// All lists that arrive within `time`, or until nobody can send another.
+fn gather<T>(lists: &Receiver<Vec<T>>, time: Duration) -> Vec<T> {
+    let deadline = Instant::now() + time;
+    let mut all = Vec::new();
+    while let Ok(list) = lists.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        all.extend(list);
+        // A timeout of zero still returns a list that is there.
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    all
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.tell(|| Command::Stop);
+        self.send_all(|| Command::Stop);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -243,5 +254,29 @@ impl Peer {
         // If waking fails, the worker sees the command with its next event.
         let _ = self.waker.wake();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lists_together_have_one_time() {
+        let (send, lists) = sync_channel(1);
+        let sender = std::thread::spawn(move || {
+            // Far faster than the time, without an end.
+            while send.send(vec![1]).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert!(!gather(&lists, Duration::from_millis(100)).is_empty());
+        drop(lists);
+        sender.join().unwrap();
+        let (send, lists) = sync_channel(2);
+        send.send(vec![1, 2]).unwrap();
+        send.send(vec![3]).unwrap();
+        drop(send);
+        assert_eq!(gather(&lists, LIST_TIMEOUT), [1, 2, 3]);
     }
 }

@@ -453,3 +453,30 @@ async fn a_call_that_breaks_its_servers_does_not_break_all_of_them() {
     let broken: usize = backends.iter().map(Backend::calls).sum();
     assert_eq!(broken, 3, "an idempotent call is sent three times at most");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_dials_do_not_use_up_the_attempts_of_an_idempotent_call() {
+    for round in 0..8 {
+        let turn = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let breaks_first = Backend::start(move |request, mut respond| {
+            let first = turn.fetch_add(1, Ordering::SeqCst) == 0;
+            Box::pin(async move {
+                match first {
+                    true => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+                    false => echo_answer(request, respond).await,
+                }
+            })
+        })
+        .await;
+        let node = Node::start("a");
+        let mut endpoints = vec![local("e", breaks_first.address)];
+        for _ in 0..3 {
+            endpoints.push(local("dead", refusing().await));
+        }
+        node.publish(vec![echo(endpoints)]);
+        // The instance that lives is chosen at any place among the dead ones.
+        let reply = node.client().await.get(b"x").await;
+        assert_eq!(reply.status(), "0", "{round}: {}", reply.message());
+        assert_eq!(breaks_first.calls(), 2);
+    }
+}
