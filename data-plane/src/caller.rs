@@ -1,4 +1,4 @@
-//! The caller of a call: the listener that accepted it, the peer of the connection, and the account to which its use of
+//! The caller of a call: the listener that accepted it, the peer of the connection, its namespace, and the account to which its use of
 //! shared resources is charged. Plain values; sockets do not belong here.
 
 use std::fmt;
@@ -46,11 +46,36 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The peer of an accepted connection. Its identity will be added here.
+/// Namespace of callers, of which only the node is known.
+const NAMESPACE: &str = "default";
+
+/// Who calls on an accepted connection. Routing, admission and failures take it as a whole. Its identity will be added
+/// here, and decide the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) role: Role,
     pub(crate) peer: Peer,
+    namespace: &'static str,
+}
+
+impl Caller {
+    pub(crate) fn new(role: Role, peer: Peer) -> Self {
+        Self {
+            role,
+            peer,
+            namespace: NAMESPACE,
+        }
+    }
+
+    /// The namespace in which names without one are looked up.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test() -> Self {
+        Self::new(Role::Outbound, Peer::Unix)
+    }
 }
 
 /// What the resources of one call are charged to.

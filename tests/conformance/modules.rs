@@ -35,7 +35,7 @@ const DATA_PLANE: Layers = Layers {
         ("policy", &[]),
         ("settings", &["policy"]),
         ("balance", &[]),
-        ("route", &["policy", "balance"]),
+        ("route", &["caller", "policy", "balance"]),
         ("observe", &["caller"]),
         (
             "connection",

@@ -62,8 +62,8 @@ impl Accepted {
         }
     }
 
-    pub(crate) fn caller(&self) -> Caller {
-        self.caller
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     pub(super) fn is_unknown(&self) -> bool {
@@ -200,9 +200,9 @@ impl Conn {
             return true;
         };
         let ending = self.is_ending();
-        let told = ending || accepted.draining && !self.h2.is_drain_open();
+        let announced = ending || accepted.draining && !self.h2.is_drain_open();
         let idle = ending || self.h2.live_streams() == 0;
-        told && idle && self.h2.output().is_empty()
+        announced && idle && self.h2.output().is_empty()
             || self.is_unknown() && now >= self.last_read + FIRST_BYTES
     }
 }

@@ -150,7 +150,7 @@ impl Conn {
     // ---- the peer
 
     /// The caller, if the connection was accepted.
-    pub(crate) fn caller(&self) -> Option<Caller> {
+    pub(crate) fn caller(&self) -> Option<&Caller> {
         match &self.side {
             Side::Accepted(accepted) => Some(accepted.caller()),
             Side::Opened(_) => None,

@@ -37,10 +37,7 @@ impl Exchange {
         }
         transport.set_options();
         let now = self.now;
-        let caller = Caller {
-            role,
-            peer: transport.peer(),
-        };
+        let caller = Caller::new(role, transport.peer());
         let options = AcceptOptions {
             caller,
             first_request_by: now + self.options.first_request_timeout,

@@ -1,17 +1,18 @@
 //! Admission: the one step between routing and the choice of an endpoint that accepts or refuses a call. It owns what
 //! callers share: the worker's buffer memory and the places of waiting calls. Takes a call whose caller is known, and
-//! whose service is known unless the proxy answers the call itself; gives permission or a failure. Rate limits and
-//! authorization belong here; routing and responses do not.
+//! whose service is known unless the proxy answers the call itself; gives permission or a failure. A call without a
+//! route never gets here: it fails with NO_ROUTE even if its caller is over its share. Rate limits and authorization
+//! belong here; routing and responses do not.
 
 use rustc_hash::FxHashMap;
 
 use super::owner::Exchange;
 use super::parked::EndpointWaits;
 use super::waiting_places::{NoPlace, WaitingPlaces, place};
-use crate::caller::Account;
+use crate::caller::{Account, Caller, Role};
 use crate::keys::{CallKey, ConnKey};
 use crate::policy::Shares;
-use crate::policy::buffers::{Buffers, OverShare};
+use crate::policy::buffers::{Buffers, ConnCharge, OverShare, ServiceCharge, Sharer};
 
 /// What the callers of one worker share.
 #[derive(Debug)]
@@ -81,6 +82,38 @@ impl Admission {
                 places.by_service.remove(&account.service);
             }
         }
+    }
+}
+
+/// As what a caller's connection and a service share the buffers: (connection, service).
+///
+/// A connection of the outbound listener is one caller. An inbound connection is a link, which carries the calls of many
+/// callers to many services. So on outbound the caller is the user and the service is the group; on inbound it is the
+/// other way round, so that a slow reader of one service does not make the link's other services fail.
+fn sharers(caller: &Caller) -> (Sharer, Sharer) {
+    match caller.role {
+        Role::Outbound => (Sharer::User, Sharer::Group),
+        Role::Inbound => (Sharer::Group, Sharer::User),
+    }
+}
+
+impl Admission {
+    /// Whether a caller's connection has buffered more than its share.
+    pub(super) fn over_caller(&self, caller: &Caller, of_caller: &ConnCharge) -> Option<OverShare> {
+        let (as_a, _) = sharers(caller);
+        self.buffers.over_caller(of_caller, as_a)
+    }
+
+    /// Whether the caller or the service of a call has buffered more than its share.
+    pub(super) fn over_share(
+        &self,
+        caller: &Caller,
+        of_caller: &ConnCharge,
+        of_service: Option<&ServiceCharge>,
+    ) -> Option<OverShare> {
+        let (_, as_a) = sharers(caller);
+        self.over_caller(caller, of_caller)
+            .or_else(|| self.buffers.over_service(of_service?, as_a))
     }
 }
 

@@ -15,6 +15,7 @@ use super::state::{Call, CallId, Downstream, Phase, ResponseProgress};
 use crate::balance::passive::End;
 use crate::caller::Account;
 use crate::caller::Role;
+use crate::connection::Conn;
 use crate::failure::{Failure, Fault};
 use crate::keys::{CallKey, ConnKey};
 use crate::policy::buffers::CallCharge;
@@ -22,9 +23,6 @@ use crate::route::authority::{self, explain_ambiguous, explain_no_route, is_sock
 use crate::route::instance::{self, Inbound};
 use crate::route::{Decision, Protocol, Route, RouteTable, Service};
 use crate::timers::Timer;
-
-/// Namespace of callers, of which only the node is known.
-const NAMESPACE: &str = "default";
 
 impl Exchange {
     /// Creates the call and moves its headers into it.
@@ -149,6 +147,9 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        let Some(caller) = self.conns.get(call.down.conn).and_then(Conn::caller) else {
+            return;
+        };
         headers::strip(&mut call.request);
         headers::mend_authority(&mut call.request);
         // An older table may have set a service for which the call waited.
@@ -159,7 +160,7 @@ impl Exchange {
             .authority()
             .or_else(|| call.request.get(b"host"));
         let path = call.request.path().unwrap_or_default();
-        let decision = authority::route(&table, authority, path, NAMESPACE, policy);
+        let decision = authority::route(&table, caller, authority, path, policy);
         if matches!(decision, Decision::NoRoute) && authority.is_some_and(is_socket_path) {
             // Servers that parse the authority strictly (the http crate) would refuse it as sent.
             call.request.set(b":authority", b"localhost");
@@ -193,7 +194,7 @@ impl Exchange {
             }
             Decision::NoRoute => Failure::new(
                 Reason::NoRoute,
-                explain_no_route(&table, authority, path, NAMESPACE),
+                explain_no_route(&table, caller, authority, path),
             ),
         };
         self.fail(key, &failure);

@@ -1,10 +1,6 @@
 //! Memory that calls and connections of a worker buffer. Keeps the charges of `policy/buffers.rs` up to date, and ends
 //! calls that exceed a share with OVERLOADED, while others continue. Takes the buffered bytes; gives the calls to end.
-//! Does not decide what is sent or when.
-//!
-//! A connection of the outbound listener is one caller. An inbound connection is a link, which carries the calls of
-//! many callers to many services. So on outbound the caller is the user and the service is the group; on inbound it is
-//! the other way round, so that a slow reader of one service does not make the link's other services fail.
+//! Does not decide what is sent or when; who is over its share is decided by `admission`.
 
 use std::sync::Arc;
 
@@ -19,18 +15,10 @@ use crate::connection::Conn;
 use crate::failure::Failure;
 use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
-use crate::policy::buffers::{OverShare, Sharer};
+use crate::policy::buffers::OverShare;
 
 /// Bytes of an unfinished frame or header block that a connection may always have buffered.
 const PARTIAL_BYTES: usize = 32 * 1024;
-
-/// As what a caller's connection and a service share the buffers: (connection, service).
-pub(super) fn sharers(role: Option<Role>) -> (Sharer, Sharer) {
-    match role {
-        Some(Role::Outbound) => (Sharer::User, Sharer::Group),
-        Some(Role::Inbound) | None => (Sharer::Group, Sharer::User),
-    }
-}
 
 impl Exchange {
     /// Updates the charges to what a call has buffered now.
@@ -106,8 +94,7 @@ impl Exchange {
     /// Whether a caller's connection has buffered more than its share.
     pub(super) fn over_share_of_conn(&self, key: ConnKey) -> Option<OverShare> {
         let conn = self.conns.get(key)?;
-        let (caller, _) = sharers(conn.role());
-        self.admission.buffers.over_caller(conn.buffered(), caller)
+        self.admission.over_caller(conn.caller()?, conn.buffered())
     }
 
     /// Whether a call may buffer no more, and whose share is used up. Called several times per call.
@@ -122,13 +109,11 @@ impl Exchange {
     #[cold]
     fn over_share_when_full(&self, key: CallKey) -> Option<OverShare> {
         let call = self.calls.get(key)?;
-        let caller = self.over_share_of_conn(call.down.conn);
-        caller.or_else(|| {
-            let service = self.services.get(call.service_name()?)?;
-            let (_, sharer) = sharers(Some(call.role));
-            let buffers = &self.admission.buffers;
-            buffers.over_service(&service.buffered, sharer)
-        })
+        let conn = self.conns.get(call.down.conn)?;
+        let service = call.service_name().and_then(|name| self.services.get(name));
+        let of_service = service.map(|service| &service.buffered);
+        let admission = &self.admission;
+        admission.over_share(conn.caller()?, conn.buffered(), of_service)
     }
 
     /// Like `over_share`, before more is queued for the caller. Writes what is queued first: a caller that reads is not

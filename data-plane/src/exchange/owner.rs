@@ -58,7 +58,7 @@ pub(crate) struct Exchange {
     /// What callers share.
     pub(super) admission: Admission,
     /// Services whose endpoints this worker has requested from the control side since the last table.
-    pub(super) asked: FxHashSet<Arc<str>>,
+    pub(super) requested: FxHashSet<Arc<str>>,
     /// Whether connections may use more memory for speed. See [`Exchange::bound_windows`].
     pub(super) growing: bool,
     pub(super) recorder: Recorder,
@@ -103,7 +103,7 @@ impl Exchange {
             passive: PassiveHealth::default(),
             services: Services::new(workers),
             timers,
-            asked: FxHashSet::default(),
+            requested: FxHashSet::default(),
             growing: true,
             recorder: Recorder::new(Arc::clone(&metrics)),
             metrics,

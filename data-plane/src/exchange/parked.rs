@@ -97,27 +97,27 @@ impl Exchange {
     /// A service was called whose endpoints are not known yet: asks the control side to fetch them. False if the
     /// control side's queue is full.
     fn request_endpoints(&mut self, service: &Service) -> bool {
-        if self.asked.contains(&service.name) {
+        if self.requested.contains(&service.name) {
             return true;
         }
         let service = Arc::clone(&service.name);
         let report = Report::ServiceWanted {
             service: Arc::clone(&service),
         };
-        let told = self.reports.try_send(report).is_ok();
-        if told {
-            self.asked.insert(service);
+        let requested = self.reports.try_send(report).is_ok();
+        if requested {
+            self.requested.insert(service);
         }
-        told
+        requested
     }
 
     /// Whether a call to this service can continue with the current table; if not, it has been parked or answered.
     pub(super) fn has_endpoints(&mut self, key: CallKey, service: &Arc<Service>) -> bool {
-        let told = self.request_endpoints(service);
+        let requested = self.request_endpoints(service);
         if !must_wait(service) {
             return true;
         }
-        self.park_call(key, service, told);
+        self.park_call(key, service, requested);
         false
     }
 
@@ -125,26 +125,26 @@ impl Exchange {
     pub(super) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
         for service in services.iter().filter(|service| !service.held) {
-            let told = self.request_endpoints(service);
-            first.get_or_insert((service, told));
+            let requested = self.request_endpoints(service);
+            first.get_or_insert((service, requested));
         }
-        if let Some((service, told)) = first {
-            self.park_call(key, service, told);
+        if let Some((service, requested)) = first {
+            self.park_call(key, service, requested);
         }
     }
 
     /// Makes a call wait for the endpoints of a service.
     pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
-        let told = self.request_endpoints(service);
-        self.park_call(key, service, told);
+        let requested = self.request_endpoints(service);
+        self.park_call(key, service, requested);
     }
 
-    fn park_call(&mut self, key: CallKey, service: &Arc<Service>, told: bool) {
+    fn park_call(&mut self, key: CallKey, service: &Arc<Service>, requested: bool) {
         let bound = self.options().pending_calls;
         let Some(call) = self.calls.get(key) else {
             return;
         };
-        let placed = match told {
+        let placed = match requested {
             true => {
                 self.admission
                     .for_endpoints
@@ -155,7 +155,7 @@ impl Exchange {
         if let Err(no_place) = placed {
             self.count(no_place.counter());
             let node = &self.options().node;
-            let why = match told {
+            let why = match requested {
                 true => format!("{} for its endpoints", no_place.text()),
                 false => "too many services are called for the first time".to_owned(),
             };
@@ -191,7 +191,7 @@ impl Exchange {
         for call in self.admission.for_table.take() {
             self.guard_call(call, |worker| worker.route_call(call));
         }
-        self.asked.clear();
+        self.requested.clear();
         if self.admission.for_endpoints.len() == 0 {
             return;
         }

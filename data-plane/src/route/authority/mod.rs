@@ -1,4 +1,5 @@
-//! Authority and path → the service of a call (outbound). Takes the table and both values as bytes; gives a decision.
+//! Authority and path → the service of a call (outbound). Takes the table, the caller and both values as bytes; gives a
+//! decision.
 //! The text of a failure is made only if there is one. A mistyped name never falls back to the path.
 
 use std::net::Ipv6Addr;
@@ -7,17 +8,19 @@ use std::sync::Arc;
 use super::decision::{Decision, Route, Rule};
 use super::nearest::nearest;
 use super::table::{Claim, RouteTable, Service};
+use crate::caller::Caller;
 use crate::policy::CallPolicy;
 
-/// Finds the service for a call from `namespace`. `policy` applies unless a rule has another one.
+/// Finds the service of a call. `policy` applies unless a rule has another one.
 #[must_use]
-pub fn route<'t>(
+pub(crate) fn route<'t>(
     table: &'t RouteTable,
+    caller: &Caller,
     authority: Option<&[u8]>,
     path: &[u8],
-    namespace: &str,
     policy: CallPolicy,
 ) -> Decision<'t> {
+    let namespace = caller.namespace();
     let to = |service: &Arc<Service>, rule| {
         Decision::Route(Route {
             service: Arc::clone(service),
@@ -75,12 +78,13 @@ pub fn split_path(path: &[u8]) -> Option<(&str, &str)> {
 
 /// The message of a `NoRoute` decision.
 #[must_use]
-pub fn explain_no_route(
+pub(crate) fn explain_no_route(
     table: &RouteTable,
+    caller: &Caller,
     authority: Option<&[u8]>,
     path: &[u8],
-    namespace: &str,
 ) -> String {
+    let namespace = caller.namespace();
     let host = host_of(authority.unwrap_or_default());
     let node = table.node();
     if is_literal(host) || Name::default().own(table, host) {

@@ -42,9 +42,9 @@ fn check(authority: &str, path: &str, expect: &str) {
     let table = table();
     let found = match route(
         &table,
+        &Caller::of_test(),
         Some(authority.as_bytes()),
         path.as_bytes(),
-        "default",
         CallPolicy::of_test(),
     ) {
         Decision::Route(route) => {
@@ -133,26 +133,31 @@ fn literals_and_own_names_route_by_proto_service() {
 #[test]
 fn sentences_name_what_is_wrong_and_what_to_do() {
     let table = table();
-    let text = explain_no_route(&table, Some(b"userz:1"), b"/a.B/C", "default");
+    let text = explain_no_route(&table, &Caller::of_test(), Some(b"userz:1"), b"/a.B/C");
     assert!(
         text.contains("userz.default") && text.contains("users.default"),
         "{text}"
     );
-    let text = explain_no_route(&table, Some(b"127.0.0.1"), b"/flack.User/C", "default");
+    let text = explain_no_route(
+        &table,
+        &Caller::of_test(),
+        Some(b"127.0.0.1"),
+        b"/flack.User/C",
+    );
     assert!(
         text.contains("flack.User;") && text.contains("nearest: flack.Users"),
         "{text}"
     );
-    let text = explain_no_route(&table, None, b"/nothing.like.It/C", "default");
+    let text = explain_no_route(&table, &Caller::of_test(), None, b"/nothing.like.It/C");
     assert!(text.ends_with("implements nothing.like.It"), "{text}");
     let empty = RouteTable::builder("node-a", &[]).build();
-    let text = explain_no_route(&empty, None, b"/nothing.like.It/C", "default");
+    let text = explain_no_route(&empty, &Caller::of_test(), None, b"/nothing.like.It/C");
     assert!(text.ends_with("no proto service is known yet"), "{text}");
     let Decision::Ambiguous(services) = route(
         &table,
+        &Caller::of_test(),
         None,
         b"/dup.Dup/Get",
-        "default",
         CallPolicy::of_test(),
     ) else {
         panic!("not ambiguous");
@@ -174,8 +179,8 @@ proptest! {
     #[test]
     fn no_input_panics(authority in proptest::collection::vec(any::<u8>(), 0..300), path in proptest::collection::vec(any::<u8>(), 0..300)) {
         let table = table();
-        let _ = route(&table, Some(&authority), &path, "default", CallPolicy::of_test());
-        let _ = explain_no_route(&table, Some(&authority), &path, "default");
+        let _ = route(&table, &Caller::of_test(), Some(&authority), &path, CallPolicy::of_test());
+        let _ = explain_no_route(&table, &Caller::of_test(), Some(&authority), &path);
     }
 }
 
@@ -194,10 +199,10 @@ fn services_that_may_implement_anything_are_named_with_the_reason() {
         ..Default::default()
     });
     builder.service(known);
-    let text = explain_no_route(&builder.build(), None, b"/a.B/C", "default");
+    let text = explain_no_route(&builder.build(), &Caller::of_test(), None, b"/a.B/C");
     let expect = "what these implement is unknown: s0.default (it has no reflection), \
         s1.default (it has no reflection), s2.default (it has no reflection) and 2 more; name it with";
     assert!(text.contains(expect), "{text}");
-    let all_known = explain_no_route(&table(), None, b"/a.B/C", "default");
+    let all_known = explain_no_route(&table(), &Caller::of_test(), None, b"/a.B/C");
     assert!(!all_known.contains("unknown"), "{all_known}");
 }
