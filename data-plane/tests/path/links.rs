@@ -131,7 +131,7 @@ async fn a_node_without_the_service_sends_the_call_back_unprocessed() {
     let reply = client.put(b"x").await;
     let told = (reply.status(), reply.reason());
     assert_eq!(told, ("14", "NO_HEALTHY_ENDPOINTS"), "{}", reply.message());
-    let text = "echo.default has 1 instances on node b";
+    let text = "echo.default has 1 instance on node b";
     assert!(reply.message().contains(text), "{}", reply.message());
 }
 
