@@ -43,6 +43,8 @@ mod control;
 mod message;
 mod fault;
 mod send;
+mod queue;
+mod shutdown;
 mod output;
 mod event;
 mod error;

@@ -1,5 +1,5 @@
 //! The contiguous buffer of bytes to be written. Takes complete frames in order; gives a slice, and
-//! is told how much of it was written. Who may write next is decided in `send.rs`.
+//! is told how much of it was written. Who may write next is decided in `queue.rs`.
 
 use crate::error::ErrorCode;
 use crate::frame::{HEAD_BYTES, Head, flag, kind};
