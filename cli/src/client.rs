@@ -4,7 +4,7 @@
 use std::{error::Error as _, time::Duration};
 
 use heddle_proto::error_text::root_cause;
-use heddle_proto::status::v1::mesh_status_client::MeshStatusClient;
+use heddle_proto::status::v1::{GetServiceRequest, mesh_status_client::MeshStatusClient};
 use tonic::{
     Code, Response, Status, Streaming,
     transport::{Channel, Endpoint},
@@ -54,6 +54,8 @@ pub(crate) enum ClientError {
         code: Code,
         text: String,
     },
+    #[error("no service of namespace {namespace} is registered at {url}")]
+    EmptyNamespace { url: String, namespace: String },
     #[error("no control plane is named; say where it is with --control URL")]
     Nowhere,
 }
@@ -64,6 +66,7 @@ impl ClientError {
         match self {
             Self::Address { .. } | Self::Nowhere => Exit::Usage,
             Self::Unreachable { .. } | Self::Ended { .. } | Self::Stranger { .. } => Exit::Nobody,
+            Self::EmptyNamespace { .. } => Exit::No,
             Self::Slow { .. } => Exit::Late,
             Self::Refused { code, .. } => match code {
                 Code::DeadlineExceeded => Exit::Late,
@@ -120,6 +123,26 @@ impl Control {
             })?;
         let mesh = MeshStatusClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
         Ok(Self { url: whole, mesh })
+    }
+
+    /// The failure if a namespace was named in which nothing is registered.
+    pub(crate) fn empty(&self, namespace: &str) -> ClientError {
+        ClientError::EmptyNamespace {
+            url: self.url.clone(),
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// Fails with the control plane's answer if a service was named and does not exist. For answers that are empty: an
+    /// empty table would look as if all was well with it.
+    pub(crate) async fn knows(&self, service: &str) -> Result<(), ClientError> {
+        if service.is_empty() {
+            return Ok(());
+        }
+        let name = service.to_owned();
+        let mut mesh = self.mesh.clone();
+        let asked = self.answer(mesh.get_service(GetServiceRequest { name }));
+        asked.await.map(drop)
     }
 
     /// The answer to one request, with a timeout.

@@ -257,7 +257,11 @@ async fn commands_for_a_running_mesh_work() {
     let start = mesh.echo_start("a", "u1").args(["--service", "users"]);
     mesh.instance("a", "u1", start).await;
     reach(&mesh.channel("a"), &["e1"]).await;
-    mesh.control_has(&["e1", "u1"]).await;
+    until("the mesh has the service", async || {
+        let found = mesh.service("users").await?;
+        seen(found.endpoints.len() == 1, format!("{found:?}"))
+    })
+    .await;
     let dir = folder();
     let control = format!("http://{}", mesh.grpc);
     for block in blocks_of(How::Mesh) {

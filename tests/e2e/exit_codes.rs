@@ -15,6 +15,7 @@ const QUERIES: &[&str] = &[
     "services heddle-echo",
     "proxies",
     "edges",
+    "edges heddle-echo",
     "events",
     "events --service heddle-echo",
 ];
@@ -111,6 +112,9 @@ async fn an_answer_is_0_and_a_no_is_1() {
         "services a.b.c",
         "events --service nosuch",
         "events --service a.b.c",
+        "edges nosuch",
+        "edges a.b.c",
+        "services --namespace nosuch",
     ];
     let no = no.map(|query| format!("{query} {control}"));
     all_fail(no.to_vec(), 1, "service").await;

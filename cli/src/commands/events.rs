@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ffi::OsString, process::ExitCode, time::Duratio
 
 use heddle_proto::{
     EVENT_KINDS,
-    status::v1::{self as wire, GetServiceRequest, WatchEventsRequest, WatchEventsResponse},
+    status::v1::{self as wire, WatchEventsRequest, WatchEventsResponse},
 };
 use serde::Serialize;
 use tonic::Streaming;
@@ -87,22 +87,11 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
             }
         }
         if events.is_empty() {
-            known(control, &question.service).await?;
+            // Events of a service outlive it.
+            control.knows(&question.service).await?;
         }
         Ok(Events { events })
     })
-}
-
-/// Fails with the control plane's answer if there is no such service: an empty table would look as if nothing had
-/// happened to it. Events of a service outlive it, so ask only if there are none.
-async fn known(control: &Control, service: &str) -> Result<(), ClientError> {
-    if service.is_empty() {
-        return Ok(());
-    }
-    let name = service.to_owned();
-    let mut mesh = control.mesh.clone();
-    let asked = control.answer(mesh.get_service(GetServiceRequest { name }));
-    asked.await.map(drop)
 }
 
 async fn watch(
@@ -126,7 +115,7 @@ fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
             Ok(control) => control,
             Err(why) => return fail(&why, why.exit()),
         };
-        match known(&control, &question.service).await {
+        match control.knows(&question.service).await {
             Ok(()) => {}
             // It may come later, so this is no failure.
             Err(why) if why.exit() == Exit::No => {

@@ -31,9 +31,13 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let Some(name) = options.name else {
         return show(&options.view, async |control| {
             let mut mesh = control.mesh.clone();
-            let answer = control
-                .answer(mesh.list_services(ListServicesRequest { namespace }))
-                .await?;
+            let request = ListServicesRequest {
+                namespace: namespace.clone(),
+            };
+            let answer = control.answer(mesh.list_services(request)).await?;
+            if answer.services.is_empty() && !namespace.is_empty() {
+                return Err(control.empty(&namespace));
+            }
             Ok(Services::from(answer))
         });
     };
