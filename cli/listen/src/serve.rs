@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,11 +23,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The least time between two log lines about failures.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-/// A connection's byte stream. (TLS will be another kind.)
-pub struct Io(Box<dyn Stream>);
+/// A connection's byte stream. TLS will be another variant: this is the one place that knows how bytes are carried.
+#[derive(Debug)]
+pub enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
 
 /// A connection and its place.
 pub struct Accepted {
@@ -82,48 +84,61 @@ async fn accept(socket: &Socket) -> io::Result<(Io, Option<SocketAddr>)> {
             let (stream, peer) = listener.accept().await?;
             // A beat is one small frame; it must not wait for more data.
             let _ = stream.set_nodelay(true);
-            Ok((Io(Box::new(stream)), Some(peer)))
+            Ok((Io::Tcp(stream), Some(peer)))
         }
-        Socket::Unix(listener, _) => Ok((Io(Box::new(listener.accept().await?.0)), None)),
+        Socket::Unix(listener, _) => Ok((Io::Unix(listener.accept().await?.0), None)),
     }
+}
+
+/// Calls a method of the stream.
+macro_rules! on_stream {
+    ($io:ident, $method:ident $(, $argument:expr)*) => {
+        match $io.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Self::Unix(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
 }
 
 impl AsyncRead for Io {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        on_stream!(self, poll_read, context, buffer)
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        on_stream!(self, poll_write, context, bytes)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, parts)
+        on_stream!(self, poll_write_vectored, context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, poll_flush, context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, poll_shutdown, context)
     }
 }
