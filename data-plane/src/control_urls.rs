@@ -1,6 +1,10 @@
-//! The order in which control planes are tried. Clocks and timers do not belong here.
+//! The control planes: the order in which they are tried, and how one is dialled. When to try again is decided elsewhere.
 
+use std::time::Duration;
+
+use heddle_proto::error_text::with_causes;
 use rand::{Rng as _, seq::SliceRandom as _};
+use tonic::transport::{Channel, Endpoint};
 
 /// The control planes of `--control` in random order; all are tried before any is tried again. Random, so that the
 /// clients of a lost replica spread over all others: in a fixed order one replica would get all of them.
@@ -35,6 +39,31 @@ impl<'a> Rotation<'a> {
         self.next += 1;
         url
     }
+}
+
+/// After two seconds of silence a ping is sent, which must be answered within three: a replica that is cut off without
+/// a connection reset is left within five seconds.
+const SILENCE: Duration = Duration::from_secs(2);
+const PING_WAIT: Duration = Duration::from_secs(3);
+
+/// Connects to a replica of the control plane, for the xDS stream and for the node session.
+///
+/// # Errors
+/// The reason, for people.
+pub async fn dial(url: &str) -> Result<Channel, String> {
+    Endpoint::from_shared(url.to_owned())
+        .map_err(|e| e.to_string())?
+        .connect_timeout(Duration::from_secs(2))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(SILENCE)
+        .keep_alive_timeout(PING_WAIT)
+        .keep_alive_while_idle(true)
+        // Descriptors of 4 MiB and full answers with thousands of endpoints fit into the window.
+        .initial_stream_window_size(4 * 1024 * 1024)
+        .initial_connection_window_size(16 * 1024 * 1024)
+        .connect()
+        .await
+        .map_err(|e| with_causes(&e))
 }
 
 #[cfg(test)]

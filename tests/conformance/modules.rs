@@ -135,7 +135,7 @@ const DATA_PLANE: Layers = Layers {
             ],
         ),
     ],
-    exceptions: &[("agent", "options"), ("agent", "xds")],
+    exceptions: &[],
 };
 
 const CONTROL_PLANE: Layers = Layers {

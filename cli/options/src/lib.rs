@@ -2,6 +2,7 @@
 //! one-line failures; background tasks whose end is noticed. Options of a single program do not belong here: each
 //! program defines its own with clap.
 
+mod duration;
 mod layers;
 mod file;
 mod nearest;
@@ -10,6 +11,7 @@ mod logging;
 mod process;
 mod tasks;
 
+pub use duration::parse_duration;
 pub use layers::{Parsed, Stop, parse, try_parse};
 pub use logging::init_logging;
 pub use nearest::{edit_distance, nearest};

@@ -55,7 +55,7 @@ impl Options {
 }
 
 fn since(word: &str) -> Result<Duration, String> {
-    heddle_proxy::options::parse_duration(word)
+    heddle_options::parse_duration(word)
         .ok_or_else(|| "must be a number with ms, s, m or h, as 10m".to_owned())
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use heddle_options::parse_duration;
 use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
 use serde::Deserialize;
 
@@ -16,7 +17,6 @@ use super::{
     schema::Schema,
     validate::{Checked, Origin, Violation, check},
 };
-use crate::options::parse_duration;
 
 /// The format of the file (DESIGN §6). Unknown fields are errors: a typing error as in `weigth: 3` must not be ignored.
 #[derive(Debug, Deserialize)]

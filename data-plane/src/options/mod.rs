@@ -15,7 +15,7 @@ use heddle_listen::{ListenAddr, ListenOption};
 use crate::xds::demand::Prefetch;
 
 pub use low::LowOptions;
-pub use resolve::{OptionsError, is_own_address, parse_duration};
+pub use resolve::{OptionsError, is_own_address};
 
 /// The checked settings. Each module gets only its part of them.
 #[derive(Clone, Debug)]

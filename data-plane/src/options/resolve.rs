@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use heddle_options::parse_duration;
 use heddle_proto::rules::is_dns_label;
 
 use crate::{
@@ -294,25 +295,6 @@ fn workers(given: Option<u16>, faults: &mut Vec<String>) -> usize {
         // The standard library reads the CPU quota of the cgroup.
         None => std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
     }
-}
-
-/// Parses `500ms`, `60s`, `2m`, `1h`, or a bare number of seconds; fractions are allowed.
-#[must_use]
-pub fn parse_duration(word: &str) -> Option<Duration> {
-    let word = word.trim();
-    let split = word
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(word.len());
-    let (number, unit) = word.split_at(split);
-    let number: f64 = number.parse().ok()?;
-    let factor = match unit.trim() {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return None,
-    };
-    Duration::try_from_secs_f64(number * factor).ok()
 }
 
 /// Whether `ip` is an address of this host: only such an address can be bound.

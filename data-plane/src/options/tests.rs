@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
-use super::{LowOptions, Options, OptionsError, resolve::parse_duration};
+use super::{LowOptions, Options, OptionsError};
 use heddle_listen::{ListenAddr, ListenOption};
 
 use crate::xds::demand::Prefetch;
@@ -251,25 +251,4 @@ fn secrets_are_not_dumped() {
     let dump = format!("{:?}", options.given);
     assert!(!dump.contains("secret"), "{dump}");
     assert!(dump.contains("***@h:15010"), "{dump}");
-}
-
-#[test]
-fn durations() {
-    for (word, expect) in [
-        ("60s", Some(60_000)),
-        ("500ms", Some(500)),
-        ("2m", Some(120_000)),
-        ("1.5s", Some(1500)),
-        ("3", Some(3000)),
-        ("", None),
-        ("s", None),
-        ("1x", None),
-        ("-1s", None),
-    ] {
-        assert_eq!(
-            parse_duration(word).map(|d| d.as_millis()),
-            expect,
-            "{word}"
-        );
-    }
 }

@@ -17,11 +17,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
-
-use heddle_proto::error_text::with_causes;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     observe::load::{LocalityLoad, Use},
@@ -95,29 +91,4 @@ pub struct StreamStatus {
     pub held: usize,
     pub wanted: usize,
     pub fetches: Fetches,
-}
-
-/// After two seconds of silence a ping is sent, which must be answered within three: a replica that is cut off without
-/// a connection reset is left within five seconds.
-const SILENCE: Duration = Duration::from_secs(2);
-const PING_WAIT: Duration = Duration::from_secs(3);
-
-/// Connects to a replica of the control plane, for the xDS stream and for the node session.
-///
-/// # Errors
-/// The reason, for people.
-pub async fn dial(url: &str) -> Result<Channel, String> {
-    Endpoint::from_shared(url.to_owned())
-        .map_err(|e| e.to_string())?
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(SILENCE)
-        .keep_alive_timeout(PING_WAIT)
-        .keep_alive_while_idle(true)
-        // Descriptors of 4 MiB and full answers with thousands of endpoints fit into the window.
-        .initial_stream_window_size(4 * 1024 * 1024)
-        .initial_connection_window_size(16 * 1024 * 1024)
-        .connect()
-        .await
-        .map_err(|e| with_causes(&e))
 }

@@ -2,11 +2,13 @@
 //! Optional: any program can make the same three calls itself, or be started by `heddle run`. Routing, addresses of
 //! other services and transports do not belong here.
 
+mod address;
 mod register;
 mod once_in_a_while;
 mod listen;
 mod drain;
 
+pub use address::{AddressError, proxy_url};
 pub use drain::{FINISH_WITHIN, Finish, ServeError, serve_until_drained, server};
 pub use listen::{ListenError, Listener};
 pub use register::{

@@ -26,6 +26,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::address::proxy_url;
 use crate::once_in_a_while::OnceInAWhile;
 
 /// Retries for ever while the agent is away, 0.1 to 2 s apart (DESIGN §5): jitter takes up to half of these delays.
@@ -47,9 +48,7 @@ const DEFAULT_TTL: Duration = Duration::from_secs(15);
 /// The agent's address cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SdkError {
-    #[error(
-        "agent \"{address}\" is not an address: {why}; give http://HOST:PORT or unix:/path (HEDDLE_AGENT)"
-    )]
+    #[error("agent \"{address}\": {why} (HEDDLE_AGENT)")]
     AgentAddress { address: String, why: String },
 }
 
@@ -208,19 +207,12 @@ pub fn agent_channel(address: &str) -> Result<Channel, SdkError> {
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, SdkError> {
-    let whole = if address.contains("://") || address.starts_with("unix:") {
-        address.to_owned()
-    } else {
-        format!("http://{address}")
-    };
     let refuse = |why: String| SdkError::AgentAddress {
         address: address.to_owned(),
         why,
     };
-    let endpoint = Endpoint::from_shared(whole).map_err(|why| refuse(why.to_string()))?;
-    if !address.starts_with("unix:") && endpoint.uri().authority().is_none() {
-        return Err(refuse("it names no host".to_owned()));
-    }
+    let url = proxy_url(address).map_err(|why| refuse(why.to_string()))?;
+    let endpoint = Endpoint::from_shared(url).map_err(|why| refuse(why.to_string()))?;
     Ok(endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true))
 }
 

@@ -3,14 +3,13 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+use heddle_options::parse_duration;
 use heddle_proto::{
     registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind},
     rules::{MAX_PROTO_NAME, is_proto_name},
 };
-use heddle_proxy::{
-    agent::{descriptor_file, removal::MAX_FINISH},
-    options::parse_duration,
-};
+use heddle_proxy::agent::{descriptor_file, removal::MAX_FINISH};
+use heddle_sdk::proxy_url;
 
 /// Run any program as an instance of a service: $PORT says where it must listen
 #[derive(Clone, Debug, clap::Parser)]
@@ -195,20 +194,8 @@ fn stop_timeout(word: &str) -> Result<Duration, String> {
         .ok_or_else(|| "give a duration of at most 1h, for example 500ms, 10s or 2m".to_owned())
 }
 
-/// `http://HOST:PORT` or `unix:/path`; `HOST:PORT` alone is taken as the former.
 fn url(flag: &str, given: &str) -> Result<String, String> {
-    let fault = || format!("{flag} \"{given}\": give one address, http://HOST:PORT or unix:/path");
-    if given.starts_with("unix:/") {
-        return Ok(given.to_owned());
-    }
-    let address = given.strip_prefix("http://").unwrap_or(given);
-    let address = address.strip_suffix('/').unwrap_or(address);
-    let (host, port) = address.rsplit_once(':').ok_or_else(fault)?;
-    let is_host = !host.is_empty() && !host.contains(['/', ',', ' ', '?', '#', '@']);
-    match port.parse::<u16>() {
-        Ok(port) if is_host && port != 0 => Ok(format!("http://{address}")),
-        _ => Err(fault()),
-    }
+    proxy_url(given).map_err(|why| format!("{flag} \"{given}\": {why}"))
 }
 
 fn health(word: &str) -> Result<HealthCheck, String> {

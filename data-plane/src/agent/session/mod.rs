@@ -31,7 +31,7 @@ use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
 use super::{Agent, instance_table::Views, listeners::network_stack, removed::Causes};
-use crate::{control_urls::Rotation, xds::dial};
+use crate::control_urls::{Rotation, dial};
 
 use handle::Removal;
 pub use handle::{Acknowledged, SessionHandle};

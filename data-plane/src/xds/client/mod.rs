@@ -34,12 +34,11 @@ use tracing::{debug, info, warn};
 use super::{
     Callers, INDEX, SCHEMA, StreamStatus, View,
     demand::Demand,
-    dial,
     last_good::Snapshot,
     resources::{Applied, Resources},
     schemas::Wanted,
 };
-use crate::control_urls::Rotation;
+use crate::control_urls::{Rotation, dial};
 
 pub use handle::{Asker, Uses, XdsHandle};
 use stream::Stream;
