@@ -38,3 +38,27 @@ pub(super) fn of(path: &str, mesh: impl FnOnce() -> MeshSize) -> usize {
     };
     CALL + more
 }
+
+/// Whether building the answer to a call takes long in a large mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    Little,
+    /// The service builds it for this call.
+    Builds,
+    /// The service shares it between calls (`status/shared`): only its encoding is for this call.
+    Encodes,
+}
+
+pub(super) fn work(path: &str) -> Work {
+    match path {
+        "/heddle.registry.v1.Registry/ListServices"
+        | "/heddle.registry.v1.Registry/ListInstances"
+        | "/heddle.status.v1.MeshStatus/ListServices"
+        | "/heddle.status.v1.MeshStatus/GetService"
+        | "/heddle.control.v1.Replica/ListClients" => Work::Builds,
+        "/heddle.status.v1.MeshStatus/GetMesh"
+        | "/heddle.status.v1.MeshStatus/ListProxies"
+        | "/heddle.status.v1.MeshStatus/ListEdges" => Work::Encodes,
+        _ => Work::Little,
+    }
+}

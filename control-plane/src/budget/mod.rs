@@ -7,6 +7,7 @@ mod call;
 mod costs;
 mod machine;
 mod shares;
+mod turns;
 
 use std::{
     fmt,
@@ -20,6 +21,7 @@ pub use call::Admission;
 pub use costs::MeshSize;
 pub use machine::{MIN_MEMORY, default_memory, parse_memory};
 pub use shares::{Denied, Peer, Shares, Who};
+use turns::Turns;
 
 /// The least memory of a connection: its window (`grpc::CONNECTION_WINDOW`), which it may fill even if nothing reads
 /// it, and the buffers of its transport.
@@ -89,6 +91,7 @@ impl Budget {
         let account = Account(Some(Arc::new(Holder {
             budget: self.clone(),
             who: Who { peer, connection },
+            turn: Turns::new(1),
         })));
         let mut charge = account.charge();
         match charge.set("one more connection", CONNECTION) {
@@ -124,6 +127,8 @@ pub(crate) fn count(counter: &AtomicU64) {
 struct Holder {
     budget: Budget,
     who: Who,
+    /// Its calls whose answers take long wait for each other before they wait for those of other connections.
+    turn: Turns,
 }
 
 /// One connection's account. The default, for calls without a connection, has no limit.
@@ -150,6 +155,10 @@ impl Account {
             account: self.clone(),
             bytes: 0,
         }
+    }
+
+    fn turn(&self) -> Option<&Turns> {
+        self.0.as_ref().map(|holder| &holder.turn)
     }
 
     fn budget(&self) -> Option<&Budget> {

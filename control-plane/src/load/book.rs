@@ -119,10 +119,9 @@ impl Loads {
         })
     }
 
-    /// The edges of the last reports, sorted by caller, service and locality; only those to one service if its full
-    /// name is given.
+    /// The edges of the last reports, sorted by caller, service and locality.
     #[must_use]
-    pub fn edges(&self, service: Option<&str>, now: Instant) -> Vec<Edge> {
+    pub fn edges(&self, now: Instant) -> Vec<Edge> {
         let book = self.book();
         let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
         for (id, reporter) in &book.streams {
@@ -138,9 +137,7 @@ impl Loads {
                 reporter.role != "proxy" || newest.get(&*reporter.caller) == Some(*id)
             })
             .flat_map(|(_, reporter)| reporter.loads.iter().map(move |each| (reporter, each)))
-            .filter(|(_, (destination, told))| {
-                told.until > now && service.is_none_or(|service| service == destination.service)
-            })
+            .filter(|(_, (_, told))| told.until > now)
             .map(|(reporter, (destination, told))| edge(reporter, destination, &told.load))
             .collect();
         edges.sort_by(|a, b| order(a).cmp(&order(b)));

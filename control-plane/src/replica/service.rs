@@ -133,7 +133,7 @@ impl Replica for ReplicaService {
         self.check(&request)?;
         Ok(Response::new(ListClientsResponse {
             clients: own_clients(self.own.registry(), &self.own.clients),
-            edges: self.loads.edges(None, Instant::now()),
+            edges: self.loads.edges(Instant::now()),
         }))
     }
 }

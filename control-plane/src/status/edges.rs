@@ -4,11 +4,10 @@ use heddle_proto::status::v1::{Edge, ListEdgesResponse};
 
 use crate::{load, replica::Answers};
 
-pub(super) fn all(own: Vec<Edge>, others: Answers, service: Option<&str>) -> ListEdgesResponse {
+pub(super) fn all(own: Vec<Edge>, others: Answers) -> ListEdgesResponse {
     let mut edges = own;
     for answer in others.answers {
-        let asked = answer.edges.into_iter();
-        edges.extend(asked.filter(|edge| service.is_none_or(|service| service == edge.service)));
+        edges.extend(answer.edges);
     }
     edges.sort_by(|a, b| load::order(a).cmp(&load::order(b)));
     ListEdgesResponse {

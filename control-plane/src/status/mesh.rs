@@ -1,7 +1,10 @@
 //! `heddle.status.v1.MeshStatus`. What the view contains is answered from it and is equal on every replica. Lists that
 //! depend on streams ask all replicas and name those that did not answer.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use heddle_proto::{
     paths::Owner,
@@ -9,7 +12,7 @@ use heddle_proto::{
     status::v1::{
         GetMeshRequest, GetServiceRequest, Instance, ListEdgesRequest, ListEdgesResponse,
         ListProxiesRequest, ListProxiesResponse, ListServicesRequest, ListServicesResponse, Mesh,
-        Node, Path, Proxy, Replica, Service, WatchEventsRequest,
+        Node, Path, Replica, Service, WatchEventsRequest,
         mesh_status_server::{MeshStatus, MeshStatusServer},
     },
 };
@@ -28,7 +31,9 @@ use crate::{
 use super::{
     edges,
     events::{self, Events},
-    proxies, verdict,
+    proxies,
+    shared::Shared,
+    verdict,
 };
 
 /// How many names are suggested for one that does not exist.
@@ -36,8 +41,18 @@ const SUGGESTIONS: usize = 3;
 /// Longest name that is looked up; a full name has at most 127 bytes.
 const MAX_NAME_BYTES: usize = 256;
 
-/// Answers status questions.
+/// Answers status questions. The answers that take long, because they are about the whole mesh or need other replicas,
+/// are shared by those that ask at the same time.
 pub struct Status {
+    sources: Sources,
+    meshes: Shared<Mesh>,
+    proxies: Arc<Shared<ListProxiesResponse>>,
+    edges: Shared<ListEdgesResponse>,
+}
+
+/// What answers are made of.
+#[derive(Clone)]
+struct Sources {
     registry: Registry,
     membership: Membership,
     clients: Clients,
@@ -54,11 +69,16 @@ pub fn service(
     peers: Peers,
 ) -> MeshStatusServer<Status> {
     MeshStatusServer::new(Status {
-        registry: membership.registry().clone(),
-        membership,
-        clients,
-        loads,
-        peers,
+        sources: Sources {
+            registry: membership.registry().clone(),
+            membership,
+            clients,
+            loads,
+            peers,
+        },
+        meshes: Shared::default(),
+        proxies: Arc::default(),
+        edges: Shared::default(),
     })
 }
 
@@ -70,34 +90,19 @@ impl MeshStatus for Status {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Events>, tonic::Status> {
-        let now = (self.registry.options().wall_ms)();
+        let registry = &self.sources.registry;
+        let now = (registry.options().wall_ms)();
         let filter = events::Filter::parse(request.into_inner(), now)?;
-        Ok(Response::new(events::watch(self.registry.clone(), filter)))
+        Ok(Response::new(events::watch(registry.clone(), filter)))
     }
 
     async fn get_mesh(&self, _: Request<GetMeshRequest>) -> Result<Response<Mesh>, tonic::Status> {
-        let clients = self.clients.len();
-        let all = self.proxies().await;
-        let beside = verdict::Beside {
-            proxies: &all.proxies,
-            unanswered: &all.unanswered,
-            store_away: self.registry.store_away(),
-            lags: self.membership.lag().borrow().is_some(),
-            replica: &self.registry.options().replica,
-        };
-        let mut mesh = self.registry.read(|view| {
-            let mut mesh = mesh(view);
-            verdict::judge(&mut mesh, view, &beside);
-            mesh
+        let (sources, proxies) = (self.sources.clone(), Arc::clone(&self.proxies));
+        let mesh = self.meshes.get(|| async move {
+            let all = proxies.get(|| sources.clone().proxies()).await;
+            sources.mesh(&all.unwrap_or_default())
         });
-        for node in &mut mesh.nodes {
-            let drains = |proxy: &&Proxy| proxy.draining && proxy.node_id == node.name;
-            node.draining = count(all.proxies.iter().filter(drains).count());
-        }
-        mesh.clients = count(clients);
-        mesh.store = self.registry.store().engine().to_owned();
-        mesh.replica.clone_from(&self.registry.options().replica);
-        Ok(Response::new(mesh))
+        answer(mesh.await)
     }
 
     async fn list_services(
@@ -105,7 +110,7 @@ impl MeshStatus for Status {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, tonic::Status> {
         let namespace = request.into_inner().namespace;
-        let services = self.registry.read(|view| {
+        let services = self.sources.registry.read(|view| {
             view.services()
                 .filter(|name| namespace.is_empty() || name.namespace == namespace)
                 .filter_map(|name| service_of(view, name))
@@ -121,6 +126,7 @@ impl MeshStatus for Status {
         let asked = request.into_inner().name;
         let name = self.find("name", &asked)?;
         let found = self
+            .sources
             .registry
             .read(|view| service_of(view, &name).ok_or_else(|| not_found(view, &asked)));
         Ok(Response::new(found?))
@@ -130,7 +136,7 @@ impl MeshStatus for Status {
         &self,
         _: Request<ListProxiesRequest>,
     ) -> Result<Response<ListProxiesResponse>, tonic::Status> {
-        Ok(Response::new(self.proxies().await))
+        answer(self.proxies.get(|| self.sources.clone().proxies()).await)
     }
 
     async fn list_edges(
@@ -143,19 +149,66 @@ impl MeshStatus for Status {
         } else {
             Some(self.find("service", &asked)?.to_string())
         };
-        let own = self.loads.edges(service.as_deref(), Instant::now());
-        let answers = self.peers.list_clients().await;
-        Ok(Response::new(edges::all(own, answers, service.as_deref())))
+        let edges = self.edges.get(|| self.sources.clone().edges()).await;
+        let mut response = answer(edges)?;
+        if let Some(service) = service {
+            let edges = &mut response.get_mut().edges;
+            edges.retain(|edge| edge.service == service);
+        }
+        Ok(response)
     }
 }
 
-impl Status {
+/// A shared answer for one of those that asked.
+fn answer<T: Clone>(shared: Option<Arc<T>>) -> Result<Response<T>, tonic::Status> {
+    let failed =
+        || tonic::Status::internal("the answer could not be computed: see this replica's log");
+    Ok(Response::new(Arc::unwrap_or_clone(
+        shared.ok_or_else(failed)?,
+    )))
+}
+
+impl Sources {
+    fn mesh(&self, all: &ListProxiesResponse) -> Mesh {
+        let clients = self.clients.len();
+        let beside = verdict::Beside {
+            proxies: &all.proxies,
+            unanswered: &all.unanswered,
+            store_away: self.registry.store_away(),
+            lags: self.membership.lag().borrow().is_some(),
+            replica: &self.registry.options().replica,
+        };
+        let mut mesh = self.registry.read(|view| {
+            let mut mesh = mesh(view);
+            verdict::judge(&mut mesh, view, &beside);
+            mesh
+        });
+        let mut draining: BTreeMap<&str, u32> = BTreeMap::new();
+        for proxy in all.proxies.iter().filter(|proxy| proxy.draining) {
+            *draining.entry(&proxy.node_id).or_default() += 1;
+        }
+        for node in &mut mesh.nodes {
+            node.draining = draining.get(&*node.name).copied().unwrap_or_default();
+        }
+        mesh.clients = count(clients);
+        mesh.store = self.registry.store().engine().to_owned();
+        mesh.replica.clone_from(&self.registry.options().replica);
+        mesh
+    }
+
     /// The clients of all replicas that answer within 2 s.
-    async fn proxies(&self) -> ListProxiesResponse {
+    async fn proxies(self) -> ListProxiesResponse {
         let own = own_clients(&self.registry, &self.clients);
         proxies::all(own, self.peers.list_clients().await)
     }
 
+    async fn edges(self) -> ListEdgesResponse {
+        let own = self.loads.edges(Instant::now());
+        edges::all(own, self.peers.list_clients().await)
+    }
+}
+
+impl Status {
     /// A known service, by the name that a person wrote into this field.
     fn find(&self, field: &str, asked: &str) -> Result<ServiceName, tonic::Status> {
         if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
@@ -164,7 +217,7 @@ impl Status {
             )));
         }
         let name = ServiceName::parse(asked);
-        self.registry.read(|view| {
+        self.sources.registry.read(|view| {
             name.filter(|name| view.services().any(|each| each == name))
                 .ok_or_else(|| not_found(view, asked))
         })

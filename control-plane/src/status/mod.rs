@@ -4,6 +4,7 @@
 mod events;
 mod mesh;
 mod proxies;
+mod shared;
 mod verdict;
 mod edges;
 mod csds;

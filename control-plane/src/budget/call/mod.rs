@@ -1,8 +1,10 @@
 //! Calls under the memory budget: a call is charged before it begins, each message of a client before it is buffered,
-//! and each part of an answer until its reader has taken it. Services are not known here.
+//! and each part of an answer until its reader has taken it. Calls whose answers take long to build wait for their turn.
+//! Services are not known here.
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -11,13 +13,15 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
 
 use super::{
     Account, Budget, Charge, Peer, Refusal,
-    costs::{self, MeshSize},
+    costs::{self, MeshSize, Work},
     count,
+    turns::Turns,
 };
 
 /// A message up to this size is covered by the charge of its call.
@@ -35,6 +39,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Admission {
     budget: Budget,
     mesh: Arc<dyn Fn() -> MeshSize + Send + Sync>,
+    turns: Turns,
 }
 
 impl Admission {
@@ -44,6 +49,7 @@ impl Admission {
         Self {
             budget,
             mesh: Arc::new(mesh),
+            turns: Turns::of_this_machine(),
         }
     }
 
@@ -66,6 +72,7 @@ impl Admission {
         B::Error: Into<BoxError>,
     {
         let mut held = account.charge();
+        let work = costs::work(request.uri().path());
         let cost = costs::of(request.uri().path(), || (self.mesh)());
         if let Err(refusal) = held.set("this call", cost) {
             count(&self.budget.refused().calls);
@@ -81,17 +88,48 @@ impl Admission {
                 budget: self.budget.clone(),
             })
         });
-        let response = routes.call(request).await?;
-        Ok(response.map(|body| {
-            Body::new(Outbound {
-                body,
-                part: account.charge(),
-                refused: false,
-                budget: self.budget.clone(),
-                _held: (held, message),
-            })
-        }))
+        let outbound = |body| Outbound {
+            body,
+            part: account.charge(),
+            refused: false,
+            first: None,
+            budget: self.budget.clone(),
+            _held: (held, message),
+        };
+        if work == Work::Little {
+            let response = routes.call(request).await?;
+            return Ok(response.map(outbound).map(Body::new));
+        }
+        let request = match whole(request).await {
+            Ok(request) => request,
+            Err(status) => return Ok(status.into_http()),
+        };
+        let turn = || self.turns.take(account.turn());
+        let (response, turn) = match work {
+            Work::Encodes => (routes.call(request).await?, turn().await),
+            _ => {
+                let turn = turn().await;
+                (routes.call(request).await?, turn)
+            }
+        };
+        let (head, body) = response.into_parts();
+        let mut body = outbound(body);
+        body.encode().await;
+        drop(turn);
+        Ok(Response::from_parts(head, Body::new(body)))
     }
+}
+
+/// Reads a request to its end, so that a turn never waits for a client.
+async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, SMALL).collect().await.map_err(|error| {
+        match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => Status::invalid_argument("the request is longer than 16 KiB"),
+            None => Status::from_error(error),
+        }
+    });
+    Ok(Request::from_parts(head, Body::new(body?)))
 }
 
 /// What a client sends. The charge of a message lasts until the next one, or until the call ends: its method may still
@@ -190,8 +228,17 @@ struct Outbound {
     part: Charge,
     /// The call was ended, and the client was sent the reason.
     refused: bool,
+    /// The first part, if it was encoded before the transport asked for it.
+    first: Option<Result<Frame<Bytes>, Status>>,
     budget: Budget,
     _held: (Charge, Arc<Mutex<Charge>>),
+}
+
+impl Outbound {
+    /// Encodes the first part. The transport would do so only when its client reads.
+    async fn encode(&mut self) {
+        self.first = poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await;
+    }
 }
 
 impl HttpBody for Outbound {
@@ -203,6 +250,9 @@ impl HttpBody for Outbound {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Some(first));
+        }
         if this.refused {
             return Poll::Ready(None);
         }
@@ -229,179 +279,17 @@ impl HttpBody for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.refused || self.body.is_end_stream()
+        self.first.is_none() && (self.refused || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.first {
+            // The body's hint does not count it.
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{convert::Infallible, sync::atomic::Ordering};
-
-    use futures_util::stream;
-    use http_body_util::{BodyExt as _, Empty, StreamBody};
-    use tonic::Code;
-
-    use super::*;
-
-    const LIMIT: usize = 128 << 20;
-
-    fn start(length: usize) -> Bytes {
-        let length = u32::try_from(length).unwrap().to_be_bytes();
-        let mut bytes = vec![0];
-        bytes.extend(length);
-        bytes.extend([7; 100]);
-        bytes.into()
-    }
-
-    fn inbound(
-        account: &Account,
-        budget: &Budget,
-        data: Vec<Bytes>,
-    ) -> Inbound<impl HttpBody<Data = Bytes, Error = Infallible> + Unpin + use<>> {
-        let frames = data.into_iter().map(|data| Ok(Frame::data(data)));
-        Inbound {
-            body: StreamBody::new(stream::iter(frames)),
-            message: Arc::new(Mutex::new(account.charge())),
-            framing: Framing::default(),
-            budget: budget.clone(),
-        }
-    }
-
-    fn peer(host: u8) -> Peer {
-        Peer::of(Some([10, 0, 0, host].into()))
-    }
-
-    #[test]
-    fn lengths_are_read_however_the_bytes_are_cut() {
-        let mut wire = Vec::new();
-        for length in [0, 3, 300, 70_000] {
-            wire.push(0);
-            wire.extend(u32::try_from(length).unwrap().to_be_bytes());
-            wire.extend(vec![1; length]);
-        }
-        for cut in [1, 2, 5, 7, 1_000, wire.len()] {
-            let (mut framing, mut seen) = (Framing::default(), Vec::new());
-            for part in wire.chunks(cut) {
-                let fed = framing.feed(part, |length| {
-                    seen.push(length);
-                    Ok(())
-                });
-                assert!(fed.is_ok());
-            }
-            assert_eq!(seen, [0, 3, 300, 70_000], "in parts of {cut}");
-        }
-    }
-
-    /// Issue 10, D1: refused as soon as its length is known, before anything of it is buffered.
-    #[tokio::test]
-    async fn a_message_is_admitted_before_it_is_buffered() {
-        let budget = Budget::new(LIMIT);
-        let mut begun = Vec::new();
-        let mut refused = None;
-        for host in 0..9 {
-            // One message of 15 MiB each, of which 100 bytes have arrived.
-            let (account, charge) = budget.connect(peer(host / 3)).unwrap();
-            let mut body = inbound(&account, &budget, vec![start(15 << 20)]);
-            match body.frame().await.unwrap() {
-                Ok(_) => begun.push((body, charge)),
-                Err(error) => {
-                    refused = Some(Status::from_error(error));
-                    break;
-                }
-            }
-        }
-        let refused = refused.unwrap();
-        assert_eq!((begun.len(), refused.code()), (2, Code::ResourceExhausted));
-        let text = refused.message();
-        assert!(text.contains("clients of 10.0.0.0 hold 90."), "{text}");
-        assert!(text.contains("of the 128.0 MiB"), "{text}");
-        assert!(text.contains("--client-memory"), "{text}");
-        assert_eq!(budget.refused().messages.load(Ordering::Relaxed), 1);
-
-        let (account, charge) = budget.connect(peer(5)).unwrap();
-        let mut small = inbound(&account, &budget, vec![start(1 << 20), start(9)]);
-        assert!(
-            small.frame().await.unwrap().is_ok(),
-            "another peer finds room"
-        );
-        drop((begun, small, charge, account));
-        assert_eq!(
-            budget.figures(),
-            (LIMIT, 0, 0),
-            "nothing is held for those that went"
-        );
-    }
-
-    #[tokio::test]
-    async fn an_answer_counts_until_it_is_read_and_ends_with_a_status_over_the_bound() {
-        let budget = Budget::new(LIMIT);
-        let (account, _charge) = budget.connect(peer(1)).unwrap();
-        let part = |bytes: usize| Ok::<_, Status>(Frame::data(Bytes::from(vec![0; bytes])));
-        let outbound = |bytes: usize| Outbound {
-            body: Body::new(StreamBody::new(stream::iter([part(bytes), part(1)]))),
-            part: account.charge(),
-            refused: false,
-            budget: budget.clone(),
-            _held: (account.charge(), Arc::new(Mutex::new(account.charge()))),
-        };
-        let mut slow = outbound(80 << 20);
-        assert!(slow.frame().await.unwrap().unwrap().is_data());
-        assert!(budget.figures().1 > 80 << 20);
-        let mut second = outbound(40 << 20);
-        let end = second.frame().await.unwrap().unwrap();
-        let trailers = end.into_trailers().unwrap();
-        assert_eq!(trailers["grpc-status"], "8");
-        assert!(second.frame().await.is_none() && second.is_end_stream());
-        assert_eq!(budget.refused().answers.load(Ordering::Relaxed), 1);
-
-        assert!(
-            slow.frame().await.unwrap().unwrap().is_data(),
-            "it was read"
-        );
-        let mut third = outbound(40 << 20);
-        assert!(third.frame().await.unwrap().unwrap().is_data());
-    }
-
-    #[tokio::test]
-    async fn calls_and_connections_are_admitted() {
-        let budget = Budget::new(LIMIT);
-        let admission = Admission::new(budget.clone(), || MeshSize {
-            instances: 40_000,
-            ..MeshSize::default()
-        });
-        let call = async |account: &Account, path: &str| {
-            let request = Request::builder().uri(path).body(Empty::new()).unwrap();
-            let routes = Routes::default();
-            admission
-                .call(account.clone(), request, routes)
-                .await
-                .unwrap()
-        };
-        let (account, _charge) = admission.connect(None).unwrap();
-        let list = "/heddle.registry.v1.Registry/ListInstances";
-        assert_ne!(call(&account, list).await.headers()["grpc-status"], "8");
-        let mut held = account.charge();
-        held.set("what it holds", 60 << 20).unwrap();
-        // Another 40 MiB would exceed its share.
-        assert_eq!(call(&account, list).await.headers()["grpc-status"], "8");
-        assert_eq!(budget.refused().calls.load(Ordering::Relaxed), 1);
-        let answer = call(&account, "/heddle.status.v1.MeshStatus/GetMesh").await;
-        assert_ne!(answer.headers()["grpc-status"], "8", "it asks for little");
-        drop(held);
-        let connections: Vec<_> = (0..1_000)
-            .map_while(|_| admission.connect(Some(([10, 0, 0, 1], 1).into())).ok())
-            .collect();
-        assert!(
-            (390..415).contains(&connections.len()),
-            "{}",
-            connections.len()
-        );
-        assert_eq!(budget.refused().connections.load(Ordering::Relaxed), 1);
-        assert!(admission.connect(Some(([10, 0, 0, 2], 1).into())).is_ok());
-        drop(connections);
-    }
-}
+mod tests;
