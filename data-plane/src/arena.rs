@@ -20,6 +20,11 @@ impl<T> Key<T> {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
+    /// The number of the slot: no two values that exist at the same time have the same.
+    pub(crate) fn index(self) -> u32 {
+        self.index
+    }
+
     /// The key of a packed number; a number that was never a key finds nothing.
     pub(crate) fn unpack(packed: u64) -> Self {
         let index = u32::try_from(packed & 0xffff_ffff).unwrap_or(u32::MAX);

@@ -2,6 +2,7 @@
 //! shared resources is charged. Plain values; sockets do not belong here.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 
 use crate::keys::ConnKey;
@@ -83,6 +84,45 @@ impl Caller {
 pub(crate) struct Account {
     /// The service's number on this worker; 0 for the proxy's own services.
     pub(crate) service: u32,
-    /// The connection on which the call arrived: from a local program, or on inbound from another proxy.
-    pub(crate) caller: ConnKey,
+    pub(crate) caller: CallerKey,
+}
+
+/// Who shares resources with others: a connection of a local program, or on inbound one of the callers whose calls
+/// another proxy sends over one connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CallerKey {
+    conn: ConnKey,
+    /// The number by which the other proxy tells its callers apart (`heddle-caller`); 0 for a local program, and
+    /// for the callers of a proxy that gives no numbers.
+    number: u32,
+}
+
+impl CallerKey {
+    /// One of the callers behind another proxy.
+    pub(crate) fn behind(proxy: ConnKey, number: u32) -> Self {
+        Self {
+            conn: proxy,
+            number,
+        }
+    }
+}
+
+impl From<ConnKey> for CallerKey {
+    fn from(conn: ConnKey) -> Self {
+        Self { conn, number: 0 }
+    }
+}
+
+impl Hash for CallerKey {
+    /// One number, so that it costs no more than a connection's key.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.conn.pack() ^ u64::from(self.number).rotate_left(40)).hash(state);
+    }
+}
+
+impl fmt::Debug for CallerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{}", self.conn, self.number)
+    }
 }

@@ -301,14 +301,14 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::Key;
+    use crate::keys::ConnKey;
 
     fn late(stream: StreamId, ready: Ready) -> Late {
         Late {
             stream,
             account: Account {
                 service: 1,
-                caller: Key::unpack(1),
+                caller: ConnKey::unpack(1).into(),
             },
             charged: true,
             ready,

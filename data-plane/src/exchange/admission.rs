@@ -9,8 +9,8 @@ use rustc_hash::FxHashMap;
 use super::owner::Exchange;
 use super::parked::EndpointWaits;
 use super::waiting_places::{NoPlace, WaitingPlaces, place};
-use crate::caller::{Account, Caller, Role};
-use crate::keys::{CallKey, ConnKey};
+use crate::caller::{Account, Caller, CallerKey, Role};
+use crate::keys::CallKey;
 use crate::policy::Shares;
 use crate::policy::buffers::{Buffers, ConnCharge, OverShare, ServiceCharge, Sharer};
 
@@ -29,7 +29,7 @@ pub(super) struct Admission {
 /// removed.
 #[derive(Debug, Default)]
 struct StreamPlaces {
-    by_service: FxHashMap<u32, Shares<ConnKey>>,
+    by_service: FxHashMap<u32, Shares<CallerKey>>,
     taken: usize,
 }
 
@@ -139,13 +139,14 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ConnKey;
 
     #[test]
     fn one_caller_leaves_places_for_streams_to_others_and_none_is_kept_for_nothing() {
         let mut admission = Admission::new(1 << 20);
         let account = |service, caller| Account {
             service,
-            caller: ConnKey::unpack(caller),
+            caller: ConnKey::unpack(caller).into(),
         };
         let flood = account(1, 1);
         while admission.has_place_for_stream(flood, 10).is_ok() {

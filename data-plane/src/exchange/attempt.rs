@@ -1,6 +1,7 @@
 //! One attempt of a call: picks an endpoint, finds a connection or waits for one, and sends what has arrived of the
 //! request. Takes a routed call; gives an upstream stream, a place in a queue or a failure.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use heddle_h2::OpenError;
 use heddle_proto::Reason;
 
 use super::deadline::{self, GRPC_TIMEOUT};
-use super::headers::{CALL, FROM, TO};
+use super::headers::{CALL, CALLER, FROM, TO};
 use super::owner::Exchange;
 use super::state::{Attempt, Call, Phase};
 use crate::balance::ewma::PeakEwma;
@@ -354,6 +355,10 @@ impl Exchange {
         self.text.extend_from_slice(b"node/");
         self.text.extend_from_slice(self.options.node.as_bytes());
         call.request.set(FROM, &self.text);
+        self.text.clear();
+        // Writing to memory does not fail. Counted from 1, since 0 means that there is no number.
+        let _ = write!(self.text, "{}", call.down.conn.index().wrapping_add(1));
+        call.request.set(CALLER, &self.text);
         call.request.set(CALL, call.id.text().as_str().as_bytes());
     }
 }

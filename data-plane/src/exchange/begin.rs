@@ -13,8 +13,7 @@ use super::owner::Exchange;
 use super::queued::Queued;
 use super::state::{Call, CallId, Downstream, Phase, ResponseProgress};
 use crate::balance::passive::End;
-use crate::caller::Account;
-use crate::caller::Role;
+use crate::caller::{Account, CallerKey, Role};
 use crate::connection::Conn;
 use crate::failure::{Failure, Fault};
 use crate::keys::{CallKey, ConnKey};
@@ -65,7 +64,7 @@ impl Exchange {
             policy,
             account: Account {
                 service: 0,
-                caller: conn,
+                caller: conn.into(),
             },
             endpoint: None,
             wanted: None,
@@ -239,6 +238,8 @@ impl Exchange {
         };
         text.clear();
         text.extend_from_slice(call.request.get(TO).unwrap_or_default());
+        call.account.caller =
+            CallerKey::behind(call.down.conn, headers::caller_number(&call.request));
         headers::strip(&mut call.request);
         let failure = match instance::route(&table, &text, policy) {
             Inbound::Route(route, wanted) => {

@@ -13,6 +13,9 @@ const OWN: &[u8] = b"heddle-";
 pub(super) const TO: &[u8] = b"heddle-to";
 /// The caller: `<namespace>/<service>` or `node/<node>`.
 pub(super) const FROM: &[u8] = b"heddle-from";
+/// The number of the caller's connection on the caller's node: tells the callers of a node apart that share a link.
+/// Proxies of older versions do not send it.
+pub(super) const CALLER: &[u8] = b"heddle-caller";
 /// The call's id.
 pub(super) const CALL: &[u8] = b"heddle-call";
 /// gRPC's status UNKNOWN.
@@ -85,6 +88,14 @@ pub(super) fn take_marks(fields: &mut Fields) -> Marks {
         reason,
         unprocessed,
     }
+}
+
+/// The caller's number on its node; 0 if its proxy gives none.
+pub(super) fn caller_number(fields: &Fields) -> u32 {
+    let digits = fields
+        .get(CALLER)
+        .and_then(|digits| std::str::from_utf8(digits).ok());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 /// Whether a content type is gRPC's: `application/grpc`, optionally with a suffix such as `+proto`, or parameters.
@@ -170,6 +181,25 @@ mod tests {
             mend_authority(&mut fields);
             assert_eq!(fields.authority(), Some(expect.as_bytes()), "{given}");
         }
+    }
+
+    /// Issue 10, A1.
+    #[test]
+    fn a_caller_without_a_number_is_the_proxy_itself() {
+        for (value, expect) in [
+            ("1", 1),
+            ("4294967295", u32::MAX),
+            ("4294967296", 0),
+            ("", 0),
+            ("x", 0),
+        ] {
+            assert_eq!(
+                caller_number(&list(&[("heddle-caller", value)])),
+                expect,
+                "{value:?}"
+            );
+        }
+        assert_eq!(caller_number(&list(&[])), 0);
     }
 
     /// Issue 10, C2.

@@ -13,8 +13,9 @@ use rustc_hash::FxHashMap;
 use super::owner::Exchange;
 use super::state::Phase;
 use super::waiting_places::{NoPlace, WaitingPlaces};
+use crate::caller::CallerKey;
 use crate::failure::Failure;
-use crate::keys::{CallKey, ConnKey};
+use crate::keys::CallKey;
 use crate::observe::Report;
 use crate::route::{RouteTable, Service};
 use crate::timers::Timer;
@@ -41,7 +42,7 @@ impl EndpointWaits {
         &mut self,
         service: &Arc<str>,
         call: CallKey,
-        caller: ConnKey,
+        caller: CallerKey,
         bound: usize,
     ) -> Result<(), NoPlace> {
         let calls = self.by_service.entry(Arc::clone(service)).or_default();
@@ -248,6 +249,7 @@ fn end_of_wait(now: Instant, longest: Duration, deadline: Option<Instant>) -> In
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ConnKey;
 
     #[test]
     fn a_wait_ends_a_little_before_the_deadline() {
@@ -272,10 +274,10 @@ mod tests {
         let names: [Arc<str>; 2] = ["a.default".into(), "b.default".into()];
         let calls = [1, 2, 3, 4].map(CallKey::unpack);
         for (call, name) in calls.iter().zip([0, 0, 0, 1]) {
-            let caller = ConnKey::unpack(call.pack());
+            let caller = ConnKey::unpack(call.pack()).into();
             assert_eq!(parked.push(&names[name], *call, caller, 3), Ok(()));
         }
-        let (fifth, caller) = (CallKey::unpack(5), ConnKey::unpack(5));
+        let (fifth, caller) = (CallKey::unpack(5), ConnKey::unpack(5).into());
         assert_eq!(
             parked.push(&names[0], fifth, caller, 3),
             Err(NoPlace::Full { bound: 3 })

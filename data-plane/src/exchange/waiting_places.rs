@@ -2,7 +2,8 @@
 //! connection can only have its share of them, so that a flooding caller leaves places to others. Takes calls with
 //! their connections; refuses those beyond the limit or their share.
 
-use crate::keys::{CallKey, ConnKey};
+use crate::caller::CallerKey;
+use crate::keys::CallKey;
 use crate::observe::Counter;
 use crate::policy::Shares;
 
@@ -35,7 +36,11 @@ impl NoPlace {
 }
 
 /// Whether `caller` may have one more of `bound` places.
-pub(super) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> Result<(), NoPlace> {
+pub(super) fn place(
+    taken: &Shares<CallerKey>,
+    caller: CallerKey,
+    bound: usize,
+) -> Result<(), NoPlace> {
     if taken.total() >= bound {
         return Err(NoPlace::Full { bound });
     }
@@ -51,8 +56,8 @@ pub(super) fn place(taken: &Shares<ConnKey>, caller: ConnKey, bound: usize) -> R
 /// Waiting calls in order of arrival. Bounded by the `bound` given to [`WaitingPlaces::push`].
 #[derive(Debug, Default)]
 pub(super) struct WaitingPlaces {
-    calls: Vec<(CallKey, ConnKey)>,
-    taken: Shares<ConnKey>,
+    calls: Vec<(CallKey, CallerKey)>,
+    taken: Shares<CallerKey>,
 }
 
 impl WaitingPlaces {
@@ -63,7 +68,7 @@ impl WaitingPlaces {
     pub(super) fn push(
         &mut self,
         call: CallKey,
-        caller: ConnKey,
+        caller: CallerKey,
         bound: usize,
     ) -> Result<(), NoPlace> {
         place(&self.taken, caller, bound)?;
@@ -92,11 +97,12 @@ impl WaitingPlaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ConnKey;
 
     #[test]
     fn one_caller_leaves_places_to_others() {
         let mut places = WaitingPlaces::default();
-        let [flood, other] = [1, 2].map(ConnKey::unpack);
+        let [flood, other] = [1, 2].map(|caller| ConnKey::unpack(caller).into());
         let mut calls = (1..).map(CallKey::unpack);
         let first = CallKey::unpack(1);
         let mut refused = None;
@@ -106,7 +112,7 @@ mod tests {
         assert_eq!(refused, Some(NoPlace::Share { own: 8, bound: 10 }));
         assert_eq!(places.push(calls.next().unwrap(), other, 10), Ok(()));
         assert!(places.remove(first) && !places.remove(first));
-        let third = ConnKey::unpack(3);
+        let third = ConnKey::unpack(3).into();
         for _ in 0..2 {
             assert_eq!(places.push(calls.next().unwrap(), third, 10), Ok(()));
         }

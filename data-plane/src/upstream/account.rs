@@ -2,8 +2,7 @@
 //! to all services of its node, also each service. Takes counts; says who may have another stream. The rule is in
 //! `policy::share`.
 
-use crate::caller::Account;
-use crate::keys::ConnKey;
+use crate::caller::{Account, CallerKey};
 use crate::policy::Shares;
 
 /// Whose share of the streams is used up, and how many streams it has.
@@ -16,7 +15,7 @@ pub(crate) enum Over {
 /// The streams of one pool that are in use, including those whose cancel waits.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    callers: Shares<ConnKey>,
+    callers: Shares<CallerKey>,
     /// Only if several services share the pool.
     services: Option<Shares<u32>>,
 }
@@ -61,7 +60,7 @@ impl Streams {
         services.is_none_or(|services| services.admits_group(&service, bound))
     }
 
-    pub(crate) fn admits_caller(&self, caller: ConnKey, bound: usize) -> bool {
+    pub(crate) fn admits_caller(&self, caller: CallerKey, bound: usize) -> bool {
         self.callers.admits(&caller, bound)
     }
 
@@ -84,11 +83,12 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ConnKey;
 
     fn account(service: u32, caller: u64) -> Account {
         Account {
             service,
-            caller: ConnKey::unpack(caller),
+            caller: ConnKey::unpack(caller).into(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::account::Streams;
 use super::dial::Dial;
 use super::waiting::{Anybody, Eligible, Waiting};
+use crate::caller::CallerKey;
 use crate::keys::{CallKey, ConnKey};
 use crate::timers::TimerId;
 use heddle_pacing::Backoff;
@@ -145,7 +146,7 @@ impl Eligible for WithinShare<'_> {
         self.ample || self.streams.admits_service(service, self.capacity)
     }
 
-    fn caller(&self, caller: ConnKey) -> bool {
+    fn caller(&self, caller: CallerKey) -> bool {
         self.ample || self.streams.admits_caller(caller, self.capacity)
     }
 }

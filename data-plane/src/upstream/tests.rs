@@ -60,7 +60,7 @@ impl Bench {
 fn account(caller: u64) -> Account {
     Account {
         service: 1,
-        caller: ConnKey::unpack(caller),
+        caller: ConnKey::unpack(caller).into(),
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use crate::caller::Account;
-use crate::keys::{CallKey, ConnKey};
+use crate::caller::{Account, CallerKey};
+use crate::keys::CallKey;
 
 /// The waiting calls of one pool. Bounded by the places of each service (`pending_calls`).
 #[derive(Debug, Default)]
@@ -21,15 +21,15 @@ pub(crate) struct Waiting {
 /// The waiting calls of one service; removed when it has none.
 #[derive(Debug, Default)]
 struct Service {
-    callers: FxHashMap<ConnKey, VecDeque<CallKey>>,
+    callers: FxHashMap<CallerKey, VecDeque<CallKey>>,
     /// Callers with waiting calls, in the order of their turns.
-    turns: VecDeque<ConnKey>,
+    turns: VecDeque<CallerKey>,
 }
 
 /// Who may be served now.
 pub(crate) trait Eligible {
     fn service(&self, service: u32) -> bool;
-    fn caller(&self, caller: ConnKey) -> bool;
+    fn caller(&self, caller: CallerKey) -> bool;
 }
 
 /// Everyone may be served.
@@ -41,7 +41,7 @@ impl Eligible for Anybody {
         true
     }
 
-    fn caller(&self, _: ConnKey) -> bool {
+    fn caller(&self, _: CallerKey) -> bool {
         true
     }
 }
@@ -154,11 +154,12 @@ impl Service {
 mod tests {
     use super::*;
     use crate::arena::Key;
+    use crate::keys::ConnKey;
 
     fn account(service: u32, caller: u64) -> Account {
         Account {
             service,
-            caller: ConnKey::unpack(caller),
+            caller: ConnKey::unpack(caller).into(),
         }
     }
 
@@ -206,8 +207,8 @@ mod tests {
             service != self.0
         }
 
-        fn caller(&self, caller: ConnKey) -> bool {
-            caller != ConnKey::unpack(self.1)
+        fn caller(&self, caller: CallerKey) -> bool {
+            caller != ConnKey::unpack(self.1).into()
         }
     }
 

@@ -113,6 +113,35 @@ async fn a_flood_to_one_service_leaves_streams_of_the_link_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_over_a_link_leaves_streams_to_other_callers_of_its_node() {
+    // Issue 10, A1: the other node took the share of this one caller for that of its node.
+    let backend = hanging(Some(100)).await;
+    let narrow = WorkerOptions {
+        upstream_connections: 1,
+        ..one_worker("b")
+    };
+    let (a, b) = (Node::with(one_worker("a")), Node::with(narrow));
+    a.publish(vec![remote("e1", &b)]);
+    b.publish(vec![on_b("e1", backend.address)]);
+    let flood = a.client().await;
+    let mut held = vec![hang(&flood, ECHO_HANG, 1).await];
+    // The instance has said by now how many streams it allows.
+    backend.until_calls(1).await;
+    held.push(hang(&flood, ECHO_HANG, 199).await);
+    b.until("the rest waits there", |m| {
+        (m.active_calls, m.pending_calls) == (200, 120)
+    })
+    .await;
+    let client = a.client().await;
+    for _ in 0..20 {
+        let reply = client.put(b"x").await;
+        assert_eq!(reply.status(), "0", "{}", reply.message());
+    }
+    assert_eq!(b.workers.metrics().pending_calls, 120);
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_are_opened_as_long_as_calls_wait() {
     // Issue 10, A1d: Kestrel allows a hundred streams on a connection.
     const LONG_STREAMS: usize = 1200;

@@ -69,7 +69,7 @@ pub(crate) struct Known {
 }
 
 /// The names whose class is not `Learn`; those that are in the static table keep their index.
-const CLASSES: [(&[u8], Class); 45] = [
+const CLASSES: [(&[u8], Class); 46] = [
     (b"authorization", Class::Credential),
     (b"proxy-authorization", Class::Credential),
     (b"set-cookie", Class::Credential),
@@ -100,6 +100,7 @@ const CLASSES: [(&[u8], Class); 45] = [
     (b"grpc-previous-rpc-attempts", Class::Varies),
     (b"grpc-retry-pushback-ms", Class::Varies),
     (b"heddle-call", Class::Varies),
+    (b"heddle-caller", Class::Varies),
     (b"idempotency-key", Class::Varies),
     (b"x-request-id", Class::Varies),
     (b"x-correlation-id", Class::Varies),
