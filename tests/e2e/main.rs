@@ -6,6 +6,8 @@
     reason = "a test fails loudly"
 )]
 
+/// Attempts to loop calls through proxies and to take over a node.
+mod attacks;
 /// A raw HTTP/2 service in the mesh, for tests of what exactly is forwarded.
 mod raw_service;
 /// Calls on one node and across two, by path and by authority, of all four kinds.
