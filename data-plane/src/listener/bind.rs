@@ -54,28 +54,29 @@ pub struct Reserved {
 
 /// Reserves a free port for an address with port 0 whose listener opens later.
 pub fn reserve_tcp(address: SocketAddr) -> io::Result<(SocketAddr, Reserved)> {
-    let socket = unbound(address, false)?;
+    // Without SO_REUSEADDR, so that the system gives the port to nobody else meanwhile.
+    let socket = unbound(address)?;
     socket.bind(&address.into())?;
     let chosen = socket.local_addr()?.as_socket().unwrap_or(address);
     Ok((chosen, Reserved { _socket: socket }))
 }
 
 fn tcp_socket(address: SocketAddr, share: bool) -> io::Result<Socket> {
-    let socket = unbound(address, share)?;
+    let socket = unbound(address)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-fn unbound(address: SocketAddr, share: bool) -> io::Result<Socket> {
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(share)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
