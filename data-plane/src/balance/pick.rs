@@ -121,6 +121,7 @@ const DISTINCT_TRIES: usize = 4;
 /// Draws for a usable endpoint.
 const USABLE_TRIES: usize = 8;
 
+#[inline]
 fn sample<'c>(group: &'c Group, below: &mut impl FnMut(u64) -> u64) -> Option<&'c Arc<Endpoint>> {
     let total = group.total_weight();
     let point = if total == 0 {

@@ -134,6 +134,7 @@ impl Conn {
 
     /// Whether another call may be sent on it now. Not while the server leaves much unread: header lists are not
     /// subject to flow control, so the call waits for room here or uses another connection.
+    #[inline]
     pub(crate) fn has_room(&self) -> bool {
         let limit = self.h2.peer_stream_limit();
         let ready = self.opened().is_some_and(|opened| {

@@ -22,6 +22,7 @@ pub(super) const CALL: &[u8] = b"heddle-call";
 const UNKNOWN: u8 = 2;
 
 /// Removes every `heddle-*` field. Most lists have none and are only read.
+#[inline]
 pub(super) fn strip(fields: &mut Fields) {
     if fields.iter().any(|field| field.name.starts_with(OWN)) {
         fields.retain(|field| !field.name.starts_with(OWN));

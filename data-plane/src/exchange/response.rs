@@ -225,6 +225,7 @@ impl Exchange {
     }
 
     /// Removes Heddle's own headers; on a link they are read first.
+    #[inline]
     fn clean(&self, key: CallKey, fields: &mut Fields) -> Marks {
         if self
             .calls
@@ -345,6 +346,7 @@ impl Exchange {
     }
 
     /// Whether the server answered CANCELLED because the deadline has passed, as tonic does.
+    #[inline]
     fn is_cancelled_at_deadline(&self, key: CallKey, marks: Marks, fields: &Fields) -> bool {
         // The cheapest check first: nearly every answer arrives long before the deadline.
         self.is_at_deadline(key)

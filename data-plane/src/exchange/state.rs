@@ -142,6 +142,7 @@ impl Call {
     }
 
     /// Stores the result of routing.
+    #[inline]
     pub(super) fn set_route(&mut self, route: Route) {
         self.service = Some(route.service);
         self.rule = Some(route.rule);

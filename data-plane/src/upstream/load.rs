@@ -30,11 +30,13 @@ impl Load {
     }
 
     /// Calls sent to it or waiting for it.
+    #[inline]
     pub(crate) fn pending(&self) -> u32 {
         self.pending
     }
 
     /// The cost of one more call.
+    #[inline]
     pub(crate) fn cost(&self, weight: u32, now: Instant) -> f64 {
         self.ewma.cost(self.pending, weight, now)
     }
@@ -45,6 +47,7 @@ impl Load {
     }
 
     /// An attempt begins. `reported` gives its counters for load reports, if this proxy reports it.
+    #[inline]
     pub(crate) fn begin(&mut self, reported: Option<impl FnOnce() -> Arc<LocalityLoad>>) {
         self.pending += 1;
         if let Some(reported) = reported {
@@ -53,6 +56,7 @@ impl Load {
     }
 
     /// An attempt has ended. `reported`: whether it succeeded and how long it took, if this proxy reports it.
+    #[inline]
     pub(crate) fn end(&mut self, reported: Option<(bool, Duration)>) {
         self.pending = self.pending.saturating_sub(1);
         if let (Some(load), Some((ok, took))) = (&self.reported, reported) {
@@ -61,6 +65,7 @@ impl Load {
     }
 
     /// An attempt was answered after this time.
+    #[inline]
     pub(crate) fn answered(&mut self, latency: Duration, now: Instant) {
         self.ewma.observe(latency, now);
     }

@@ -131,6 +131,7 @@ impl Fields {
     }
 
     /// The first value of that name.
+    #[inline]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         self.get_all(name).next()
     }
@@ -204,11 +205,13 @@ impl Fields {
     }
 
     /// `:path`
+    #[inline]
     pub fn path(&self) -> Option<&[u8]> {
         self.get(b":path")
     }
 
     /// `:authority`
+    #[inline]
     pub fn authority(&self) -> Option<&[u8]> {
         self.get(b":authority")
     }
