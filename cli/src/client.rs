@@ -36,16 +36,17 @@ pub(crate) enum ClientError {
     #[error("--control {url}: {why}; give http://HOST:PORT")]
     Address { url: String, why: String },
     #[error(
-        "no control plane answers at {url} ({why}); start one (heddle demo, heddle control), or say where it is with \
-         --control URL"
+        "no control plane answers at {url} ({why}); start one (heddle demo, heddle control), or \
+         give its address with --control URL"
     )]
     Unreachable { url: String, why: String },
     #[error("the control plane at {url} did not answer within {} s", ANSWER_WITHIN.as_secs())]
     Slow { url: String },
-    #[error("the control plane at {url} ended its answer too early; ask again")]
+    #[error("the control plane at {url} ended its response early; try again")]
     Ended { url: String },
     #[error(
-        "{url} does not know this question ({text}): it is no control plane of Heddle, or one of another version"
+        "{url} does not know this method ({text}): it is not a Heddle control plane, or one of \
+         another version"
     )]
     Stranger { url: String, text: String },
     #[error("the control plane at {url} answers {code:?}: {text}")]
@@ -56,7 +57,7 @@ pub(crate) enum ClientError {
     },
     #[error("no service of namespace {namespace} is registered at {url}")]
     EmptyNamespace { url: String, namespace: String },
-    #[error("no control plane is named; say where it is with --control URL")]
+    #[error("no control plane is given; give its address with --control URL")]
     Nowhere,
 }
 

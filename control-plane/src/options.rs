@@ -20,7 +20,7 @@ use crate::{
 /// Longest name of a replica: enough for a host name and a port.
 const MAX_REPLICA: usize = 128;
 
-/// Control plane of Heddle: registry, xDS (ADS) and status of the mesh
+/// Heddle's control plane: registry, xDS (ADS) and status of the mesh
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle-control", version)]
 pub struct Options {
@@ -29,77 +29,77 @@ pub struct Options {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     pub listen: Vec<ListenOption>,
 
-    /// Where to serve HTTP (/metrics, /healthz, /readyz); as --listen
+    /// Where to serve HTTP (/metrics, /healthz, /readyz); like --listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub http: Vec<ListenOption>,
 
-    /// An address of --listen or --http beyond loopback, which is refused unless it is named here: nothing tells yet who
-    /// calls; may be given several times
+    /// Allows this address of --listen or --http although it is not a loopback address and callers are not authenticated
+    /// yet; may be given several times
     #[arg(long, value_name = "ADDR")]
     pub insecure_listen: Vec<ListenOption>,
 
-    /// A further name by which others reach this process by HTTP, beside its addresses, localhost, the host's name and
-    /// --advertise: what browsers and other clients call it in `Host`; may be given several times
+    /// A further host name that HTTP clients may use for this process in `Host`, besides its addresses, localhost, the
+    /// host's name and --advertise; may be given several times
     #[arg(long, value_name = "NAME")]
     pub own_name: Vec<String>,
 
-    /// Connections at a time on --listen; over it the idlest one is closed for a new one
+    /// Maximum connections on --listen; at the limit, the connection that has been idle longest is closed for a new one
     #[arg(long, value_name = "N", default_value_t = crate::grpc::CONNECTIONS)]
     pub listen_connections: usize,
 
-    /// Connections at a time on --http; as --listen-connections
+    /// Maximum connections on --http; like --listen-connections
     #[arg(long, value_name = "N", default_value_t = crate::http::CONNECTIONS)]
     pub http_connections: usize,
 
-    /// Where the mesh is kept: embedded:PATH, a durable file that is created if it is not there; `embedded` alone means
+    /// Where the state of the mesh is stored: embedded:PATH, a durable file, created if missing; `embedded` alone means
     /// $XDG_STATE_HOME/heddle/control.redb, else ~/.local/state/heddle/control.redb, else ./heddle-data/control.redb;
     /// or etcd:URL[,URL…], the members of an etcd (http or https; the scheme may be left out after the first), for any
     /// number of control planes
     #[arg(long, value_name = "STORE", default_value = "embedded")]
     pub store: StoreOption,
 
-    /// Put before every key in etcd, so that several meshes and others can share one
+    /// Prefix of every key in etcd, so that several meshes and other programs can share it
     #[arg(long, value_name = "PREFIX", default_value = "heddle/", value_parser = etcd_prefix)]
     pub store_prefix: String,
 
-    /// Authorities (PEM) that may have signed etcd's certificate; needed with https
+    /// Certificate authorities (PEM) for etcd's certificate; required with https
     #[arg(long, value_name = "FILE")]
     pub store_ca: Option<PathBuf>,
 
-    /// Certificate (PEM) to show to etcd; with --store-key
+    /// Client certificate (PEM) for etcd; requires --store-key
     #[arg(long, value_name = "FILE")]
     pub store_cert: Option<PathBuf>,
 
-    /// Key (PEM) of --store-cert
+    /// Private key (PEM) of --store-cert
     #[arg(long, value_name = "FILE")]
     pub store_key: Option<PathBuf>,
 
-    /// User of etcd; with --store-password-file
+    /// User name for etcd; requires --store-password-file
     #[arg(long, value_name = "NAME")]
     pub store_user: Option<String>,
 
-    /// File that holds the password of --store-user, and nothing else
+    /// File with the password of --store-user and nothing else
     #[arg(long, value_name = "FILE")]
     pub store_password_file: Option<PathBuf>,
 
-    /// Name of this replica, shown in status; no two replicas of a store have one name [default: the host's name; with
-    /// a store that several replicas share, the host's name and the port of --listen]
+    /// Name of this replica, shown in status, unique among the replicas of a store [default: the host's name; with etcd
+    /// the host's name and the port of --listen]
     #[arg(long, value_name = "NAME", value_parser = parse_replica)]
     pub replica: Option<String>,
 
-    /// Where the other replicas reach this one's gRPC [default: the first address of --listen; if that is unspecified,
+    /// Address at which the other replicas reach this one's gRPC [default: the first address of --listen; if that is unspecified,
     /// this host's own address with its port]
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise)]
     pub advertise: Option<String>,
 
-    /// Memory for all that clients hold here: connections, what they send until it is handled, answers until they are
-    /// read, streams and what they subscribe to. One peer (an IPv4 address or an IPv6 /64) gets four times what is left,
-    /// so at most 80 % of it, and beneath it each connection likewise; who asks for more is refused with
-    /// RESOURCE_EXHAUSTED. At least 128MiB [default: half of the memory of this machine, or of its cgroup's limit]
+    /// Limit of the memory that clients hold here: connections, requests until they are handled, responses until they are
+    /// read, streams and their subscriptions. One peer (an IPv4 address or an IPv6 /64) may hold four times what is free,
+    /// so at most 80 %, and so may each of its connections within that; requests beyond it fail with
+    /// RESOURCE_EXHAUSTED. At least 128MiB [default: half of the machine's memory, or of its cgroup's limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub client_memory: Option<usize>,
 
-    /// A node that is silent for so long has gone
+    /// How long a node may be silent before its lease expires and its instances are removed
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub lease_ttl: Duration,
 
@@ -107,7 +107,7 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
     pub renew_interval: Duration,
 
-    /// How often xDS clients are asked to report their load (LRS), which `heddle edges` shows
+    /// How often xDS clients report their load (LRS), which `heddle edges` shows
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub load_report_interval: Duration,
 }
@@ -121,7 +121,7 @@ fn parse_replica(text: &str) -> Result<String, String> {
         ));
     }
     if keys::is_reserved(text) {
-        return Err("is a word of Heddle's own: choose another name".to_owned());
+        return Err("is reserved: choose another name".to_owned());
     }
     Ok(text.to_owned())
 }

@@ -438,7 +438,7 @@ async fn status_tells_what_the_mesh_is_and_what_clients_said() {
         hidden,
         [
             "",
-            "127.0.0.1:7001 is also the address of a/1: clients take an address once"
+            "127.0.0.1:7001 is also the address of a/1: clients accept an address only once"
         ]
     );
     let none = status

@@ -54,14 +54,15 @@ pub fn unfit(address: IpAddr) -> Option<&'static str> {
     // 0.x.x.x is "this host" to the kernel, as 0.0.0.0 is (RFC 1122 §3.2.1.3).
     let this_host = matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 0);
     if address.is_unspecified() || this_host {
-        return Some("is every address of a host and none: write the one at which it listens");
+        return Some("is an unspecified address: write the one on which the instance listens");
     }
     if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        return Some("is the address of many hosts: write one of this host's own");
+        return Some("is a multicast or broadcast address: write one of this host's own addresses");
     }
     if link_local {
         return Some(
-            "is link-local, it means another host on each link: write another address of this host",
+            "is link-local and means a different host on each link: write another address of this \
+             host",
         );
     }
     None
@@ -74,12 +75,12 @@ mod tests {
     #[test]
     fn addresses() {
         for (address, word) in [
-            ("0.0.0.0", "every address"),
-            ("0.0.0.1", "every address"),
-            ("::", "every address"),
-            ("224.0.0.1", "many hosts"),
-            ("255.255.255.255", "many hosts"),
-            ("ff02::1", "many hosts"),
+            ("0.0.0.0", "unspecified"),
+            ("0.0.0.1", "unspecified"),
+            ("::", "unspecified"),
+            ("224.0.0.1", "multicast or broadcast"),
+            ("255.255.255.255", "multicast or broadcast"),
+            ("ff02::1", "multicast or broadcast"),
             ("169.254.169.254", "link-local"),
             ("fe80::1", "link-local"),
             ("febf::1", "link-local"),

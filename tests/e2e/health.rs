@@ -98,7 +98,10 @@ async fn one_that_stops_is_left_by_all_before_it_goes_and_no_call_fails() {
     leaves.stop_cleanly().await;
     // It leaves when all clients have acknowledged, not because a wait ran out.
     let said = leaves.output();
-    assert!(!said.contains("before every client knows"), "{said}");
+    assert!(
+        !said.contains("before every client has acknowledged"),
+        "{said}"
+    );
     load.more(200).await;
     load.finish().await.assert_none_failed(400);
 }

@@ -20,7 +20,7 @@ async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
         let mut process = proxy("http://127.0.0.1:1")
             .args(["--inbound", "127.0.0.1:0"])
             .spawn();
-        process.says("is not reachable").await;
+        process.says("cannot reach the control plane").await;
         process.signal(signal);
         process.exit_cleanly().await;
         assert!(process.stdout().is_empty(), "{}", process.output());

@@ -117,7 +117,7 @@ async fn a_node_that_was_stopped_is_nothing_to_worry_about() {
         .into_inner();
     let first = told.message().await.unwrap().unwrap().events;
     assert_eq!(first.len(), 1, "that process {pid} stops: {first:?}");
-    assert!(first[0].node == "b" && first[0].cause.contains("told to stop"));
+    assert!(first[0].node == "b" && first[0].cause.contains("is stopping"));
     // Its lease ends, and its instances go with it.
     mesh.control_has(&[]).await;
     verdict(&mesh).await.expect("no problem later");

@@ -90,14 +90,15 @@ impl fmt::Display for ListenOption {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     #[error(
-        "this is no address: write IP:PORT (port 0 takes a free one), localhost:PORT or unix:/PATH"
+        "this is not an address: write IP:PORT (port 0 takes a free one), localhost:PORT or \
+         unix:/PATH"
     )]
     Form,
-    #[error("the port is a number from 0 to 65535")]
+    #[error("the port must be a number from 0 to 65535")]
     Port,
     #[error("the path of a Unix socket must be absolute: write unix:/PATH")]
     RelativePath,
-    #[error("the path of a Unix socket takes at most {LONGEST_PATH} bytes")]
+    #[error("the path of a Unix socket may have at most {LONGEST_PATH} bytes")]
     LongPath,
 }
 

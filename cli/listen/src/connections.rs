@@ -115,7 +115,7 @@ pub fn prometheus(all: &[Totals]) -> String {
         (
             "counter",
             "heddle_listener_evicted_total",
-            "Idle connections closed to let new ones in",
+            "Idle connections closed to make room for new ones",
             |t| t.evicted,
         ),
         (
@@ -127,7 +127,7 @@ pub fn prometheus(all: &[Totals]) -> String {
         (
             "counter",
             "heddle_listener_timeouts_total",
-            "Connections closed because no request came in time",
+            "Connections closed because they sent no request in time",
             |t| t.late,
         ),
     ];
@@ -231,7 +231,7 @@ impl Connections {
         tracing::warn!(
             listener = self.0.listener,
             connections = self.0.limits.connections,
-            "all places for connections are taken: idle ones are closed for new ones"
+            "the connection limit is reached: idle connections are closed to make room for new ones"
         );
     }
 

@@ -42,8 +42,9 @@ impl Consent {
                     None => "127.0.0.1".to_owned(),
                 };
                 Err(format!(
-                    "{option} \"{address}\" is beyond loopback, and whoever reaches it {risk}: use {loopback}, or add \
-                     {OPTION} {address} if only those can reach it who may"
+                    "{option} \"{address}\" is not a loopback address, and anyone who can reach \
+                     it {risk}: use {loopback}, or add {OPTION} {address} if only trusted clients \
+                     can reach it"
                 ))
             }
         }
@@ -53,7 +54,10 @@ impl Consent {
     #[must_use]
     pub fn warning(option: &str, address: &ListenOption, risk: &str) -> Option<String> {
         address.is_beyond_loopback().then(|| {
-            format!("{option} {address} is open beyond loopback without identity: whoever reaches it {risk}")
+            format!(
+                "{option} {address} is not a loopback address, and callers are not authenticated: \
+                 anyone who can reach it {risk}"
+            )
         })
     }
 
@@ -65,8 +69,8 @@ impl Consent {
         match self.named.iter().find(|(_, used)| !used) {
             None => Ok(()),
             Some((address, _)) => Err(format!(
-                "{OPTION} \"{address}\" is not the address of a listener beyond loopback: give it as that listener's own \
-                 option has it, or leave it out"
+                "{OPTION} \"{address}\" matches no listener beyond loopback: write it exactly as \
+                 in the listener's own option, or remove it"
             )),
         }
     }

@@ -26,12 +26,13 @@ pub struct Guard {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "\"{0}\" is no name of this listener: use its IP address, localhost, or a name given with --own-name"
+        "\"{0}\" is not a name of this listener: use its IP address, localhost or a name given \
+         with --own-name"
     )]
     Host(String),
-    #[error("pages of \"{0}\" may not call this listener")]
+    #[error("web web pages of \"{0}\" may not call this listener")]
     Origin(String),
-    #[error("pages of other sites may not call this listener")]
+    #[error("web web pages of other sites may not call this listener")]
     CrossSite,
     #[error("this is a gRPC service: the content type must be application/grpc, not \"{0}\"")]
     ContentType(String),

@@ -63,7 +63,7 @@ pub async fn each<F>(
                 Err(error) => {
                     if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
                         logged = Some(Instant::now());
-                        tracing::warn!(listener = %socket, "a connection cannot be accepted: {error}");
+                        tracing::warn!(listener = %socket, "cannot accept a connection: {error}");
                     }
                     connections.make_room();
                     tokio::time::sleep(ACCEPT_PAUSE).await;

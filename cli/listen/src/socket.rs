@@ -40,7 +40,8 @@ pub enum BindError {
     #[error("{} exists and is not a socket: remove it or choose another path", path.display())]
     NotASocket { path: PathBuf },
     #[error(
-        "cannot listen on {address}: {source}; check that the address is this host's and that you may use it"
+        "cannot listen on {address}: {source}; check that this host has the address and that you \
+         are permitted to use it"
     )]
     System {
         address: ListenAddr,

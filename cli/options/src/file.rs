@@ -35,7 +35,7 @@ pub(crate) fn read(text: &str, known: &[String]) -> (Vec<Entry>, Vec<String>) {
             return (entries, faults);
         }
         Err(why) => {
-            faults.push(format!("is not YAML: {why}"));
+            faults.push(format!("is not valid YAML: {why}"));
             return (entries, faults);
         }
     };

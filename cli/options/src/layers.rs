@@ -194,7 +194,10 @@ impl Sheet {
                     .long("config")
                     .value_name("FILE")
                     .value_parser(clap::value_parser!(PathBuf))
-                    .help("YAML file with the same options; flags and environment win over it"),
+                    .help(
+                        "YAML file with the same options; flags and environment variables take \
+                         precedence",
+                    ),
             )
             .arg(
                 Arg::new("log")
@@ -202,7 +205,7 @@ impl Sheet {
                     .value_name("FILTER")
                     .env("HEDDLE_LOG")
                     .value_parser(check_filter)
-                    .help("What to log: a level, or target=level by commas"),
+                    .help("What to log: a level, or target=level, separated by commas"),
             );
         let mut options = Vec::new();
         for arg in command.get_arguments() {

@@ -36,7 +36,8 @@ pub(crate) fn check_filter(text: &str) -> Result<String, String> {
         .map(|_| text.to_owned())
         .map_err(|why| {
             format!(
-                "{why}; say a level (error, warn, info, debug, trace) or target=level, by commas"
+                "{why}; use a level (error, warn, info, debug, trace) or target=level, separated \
+                 by commas"
             )
         })
 }

@@ -52,7 +52,7 @@ impl Tasks {
         self.count(name, 0);
         let tasks = self.clone();
         tokio::spawn(async move {
-            while tasks.ends(name, "it is begun anew", begin()).await {
+            while tasks.ends(name, "it is restarted", begin()).await {
                 tokio::time::sleep(PAUSE).await;
             }
         });
@@ -94,7 +94,7 @@ impl Tasks {
             event = "task-ended",
             task = name,
             why,
-            "a background task has ended, which is a fault of Heddle; {then}"
+            "a background task ended unexpectedly, which is a bug in Heddle; {then}"
         );
         true
     }
@@ -110,7 +110,7 @@ impl Tasks {
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("(no words)")
+        .unwrap_or("(no message)")
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::{ViewOptions, missing, show};
 use crate::output::{Table, Tabular};
 
-/// Show who calls whom: rate, success and latency as proxies, Envoys and gRPC clients report them
+/// Show which service calls which: rate, success and latency, as reported by proxies, Envoys and gRPC clients
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle edges", version, after_help = crate::exit::HELP)]
 struct Options {
-    /// Only calls to this service: users, or users.shop for one of another namespace
+    /// Only calls to this service: users, or users.shop with its namespace
     service: Option<String>,
     #[command(flatten)]
     view: ViewOptions,

@@ -27,16 +27,16 @@ const MAX_PRINTED: usize = 10_000;
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle events", version, after_help = crate::exit::HELP)]
 struct Options {
-    /// Go on with what happens next; JSON is then one event a line, YAML one a document
+    /// Continue with new events; JSON then has one event per line, YAML one per document
     #[arg(long, short)]
     follow: bool,
-    /// Only what has happened within so long, as 10m or 1h [default: all that is kept, about an hour]
+    /// Only events of the last DURATION, for example 10m or 1h [default: all that are kept, about an hour]
     #[arg(long, value_name = "DURATION", value_parser = since)]
     since: Option<Duration>,
-    /// Only events of this kind, as node-expired; repeats
+    /// Only events of this kind, for example node-expired; repeatable
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
-    /// Only events of this service: users, or users.shop for one of another namespace
+    /// Only events of this service: users, or users.shop with its namespace
     #[arg(long, value_name = "SERVICE", default_value = "")]
     service: String,
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl Options {
 
 fn since(word: &str) -> Result<Duration, String> {
     heddle_options::parse_duration(word)
-        .ok_or_else(|| "must be a number with ms, s, m or h, as 10m".to_owned())
+        .ok_or_else(|| "must be a duration such as 10m (units: ms, s, m, h)".to_owned())
 }
 
 fn kind(word: &str) -> Result<String, String> {
@@ -157,7 +157,7 @@ async fn follow_one(
             Ok(true) => {}
             Ok(false) => return Ok(ExitCode::SUCCESS),
             Err(why) => {
-                let why = format!("the events cannot be written: {why}");
+                let why = format!("cannot write the events: {why}");
                 return Ok(fail(why, Exit::No));
             }
         }

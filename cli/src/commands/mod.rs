@@ -33,7 +33,8 @@ struct Entry {
 const COMMANDS: &[Entry] = &[
     Entry {
         name: "demo",
-        about: "Start a whole mesh here: control plane, three nodes, echo on each, calls flowing",
+        about: "Start a whole mesh on this host: control plane, three nodes with the echo \
+            service, and calls",
         run: demo::run,
     },
     Entry {
@@ -43,7 +44,7 @@ const COMMANDS: &[Entry] = &[
     },
     Entry {
         name: "status",
-        about: "Show the mesh at a glance",
+        about: "Show the state of the mesh and its problems",
         run: status::run,
     },
     Entry {
@@ -58,7 +59,7 @@ const COMMANDS: &[Entry] = &[
     },
     Entry {
         name: "edges",
-        about: "Show who calls whom: rate, success, latency",
+        about: "Show which service calls which: rate, success, latency",
         run: edges::run,
     },
     Entry {
@@ -122,23 +123,20 @@ fn overview() -> Command {
         .iter()
         .map(|entry| Command::new(entry.name).about(entry.about));
     Command::new("heddle")
-        .about("A gRPC service mesh: one proxy per node puts every call on the right thread")
+        .about("A gRPC service mesh: one proxy per node carries the calls of all its services")
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help(format!(
-            "Each command has a --help of its own. {}.",
-            exit::HELP
-        ))
+        .after_help(format!("Each command has its own --help. {}.", exit::HELP))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands(subcommands)
 }
 
-/// What every looking command takes.
+/// Options of every command that queries the mesh.
 #[derive(Clone, Debug, clap::Args)]
 struct ViewOptions {
     #[command(flatten)]
     control: ControlOptions,
-    /// How to print
+    /// Output format
     #[arg(
         long,
         short,
@@ -181,7 +179,7 @@ fn judge<A: Serialize + Tabular>(
     };
     match print(&text) {
         Ok(_) => exit(&answer).into(),
-        Err(why) => fail(format!("the answer cannot be written: {why}"), Exit::No),
+        Err(why) => fail(format!("cannot write the output: {why}"), Exit::No),
     }
 }
 

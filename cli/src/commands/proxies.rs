@@ -149,7 +149,7 @@ impl TypeStatus {
                 0 => String::new(),
                 more => format!(" (and {more} more)"),
             };
-            return format!("refuses {}: {}{more}", first.name, first.reason);
+            return format!("rejects {}: {}{more}", first.name, first.reason);
         }
         if !self.rejected_version.is_empty() || !self.rejected_reason.is_empty() {
             return format!(
@@ -193,7 +193,7 @@ impl Tabular for Proxies {
             let who: Vec<String> = who.into_iter().collect();
             if proxy.types.is_empty() {
                 let mut row = who.clone();
-                row.extend(["", "0", "0", "", "asks for nothing"].map(str::to_owned));
+                row.extend(["", "0", "0", "", "no subscriptions"].map(str::to_owned));
                 table.row(row);
             }
             for of in &proxy.types {
@@ -277,8 +277,8 @@ mod tests {
             "CLIENT  ROLE   FROM         REPLICA  VARIANT  SYNC            TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
              a       proxy  127.0.0.1:9  r1       delta    rejecting       Cluster  all    3      7/ab          acknowledged\n\
              a       proxy  127.0.0.1:9  r1       delta    rejecting       Route    2      3      7/ab          rejected 8/cd: no such field\n\
-             b       proxy  127.0.0.1:9  r1       delta    stale for 42 s  -        0      0      -             asks for nothing\n\
-             c       proxy  127.0.0.1:9  r1       delta    in sync         Route    2      3      7/ab          refuses users.default: no such field (and 1 more)\n\
+             b       proxy  127.0.0.1:9  r1       delta    stale for 42 s  -        0      0      -             no subscriptions\n\
+             c       proxy  127.0.0.1:9  r1       delta    in sync         Route    2      3      7/ab          rejects users.default: no such field (and 1 more)\n\
              \n\
              did not answer: r2 (their clients are missing here)\n"
         );

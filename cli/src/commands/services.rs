@@ -15,7 +15,7 @@ use crate::output::{Table, Tabular};
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle services", version, after_help = crate::exit::HELP)]
 struct Options {
-    /// One service: users, or users.shop for one of another namespace
+    /// One service: users, or users.shop with its namespace
     name: Option<String>,
     /// Only services of this namespace
     #[arg(long, value_name = "NS")]
@@ -45,7 +45,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         "" => name,
         namespace if name.contains('.') => {
             return heddle_options::fail(format!(
-                "{name} names its namespace already; leave out --namespace {namespace}"
+                "{name} already has a namespace; remove --namespace {namespace}"
             ));
         }
         namespace => format!("{name}.{namespace}"),
@@ -204,7 +204,9 @@ impl Service {
             ("", _) => Some("by name only".to_owned()),
             (owner, "") if owner == self.name => None,
             (owner, "") => Some(format!("path: {owner}")),
-            (owner, stand_in) if owner == self.name => Some(format!("away, path: {stand_in}")),
+            (owner, stand_in) if owner == self.name => {
+                Some(format!("no instances, path: {stand_in}"))
+            }
             (owner, stand_in) if stand_in == self.name => Some(format!("path: for {owner}")),
             (owner, stand_in) => Some(format!("path: {stand_in} for {owner}")),
         }
@@ -331,7 +333,11 @@ mod tests {
             "p.A (path: users.default), p.B (by name only)",
         );
         let away = || vec![path("p.A", users, canary, true)];
-        check(users, away(), "p.A (away, path: canary.default), p.B");
+        check(
+            users,
+            away(),
+            "p.A (no instances, path: canary.default), p.B",
+        );
         check(canary, away(), "p.A (path: for users.default), p.B");
     }
 

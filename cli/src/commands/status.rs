@@ -1,4 +1,4 @@
-//! `heddle status`: the mesh at a glance, with its replicas and nodes.
+//! `heddle status`: the state of the mesh, with its replicas and nodes.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -15,9 +15,9 @@ use crate::{
     output::{Table, Tabular, clean},
 };
 
-/// Say whether the mesh is well, and show it at a glance: problems, replicas, nodes, services, instances, clients
+/// Show the state of the mesh: verdict, problems, replicas, nodes, services, instances, clients
 ///
-/// Ends with 1 when the verdict is FAILING.
+/// Exits with 1 if the verdict is FAILING.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle status", version, after_help = HELP)]
 struct Options {
@@ -244,7 +244,7 @@ impl Answer {
         let clashes = self.nodes.iter().filter(|node| !node.clash.is_empty());
         let lines = clashes.map(|node| {
             format!(
-                "\nnode {}: its name is claimed by another process too: {}; give one of them another --node\n",
+                "\nnode {}: another running process also claims its name: {}; give one of them another --node\n",
                 node.name, node.clash
             )
         });
@@ -349,7 +349,7 @@ mod tests {
              b     lapsed              127.0.0.1:15008  -         2          3      -        0.1.0\n\
              c     suspect             127.0.0.1:15008  -         2          3      -        0.1.0\n\
              \n\
-             node a: its name is claimed by another process too: process 7 (had epoch 2); give one of them another --node\n"
+             node a: another running process also claims its name: process 7 (had epoch 2); give one of them another --node\n"
         );
     }
 

@@ -35,7 +35,8 @@ pub(super) fn advertised(options: &Options, grpc: &[Bound]) -> String {
             Some(ip) => format!("http://{}", SocketAddr::new(ip, address.port())),
             None => {
                 tracing::warn!(
-                    "this host's own address is not known: other replicas cannot ask this one; give --advertise HOST:PORT"
+                    "cannot determine this host's own address: other replicas cannot reach this \
+                     one; give --advertise HOST:PORT"
                 );
                 String::new()
             }

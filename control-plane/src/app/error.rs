@@ -22,19 +22,21 @@ pub enum AppError {
     #[error("the descriptors built into this program cannot be read: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
     #[error(
-        "--renew-interval must be at most half of --lease-ttl: one lost beat would end a node's lease"
+        "--renew-interval must be at most half of --lease-ttl: otherwise one lost beat would end \
+         a node's lease"
     )]
     RenewInterval,
     #[error(
-        "{option} is for an etcd store, but the mesh is kept in {store}: give --store etcd:URL,… or leave it out"
+        "{option} applies to etcd only, but the store is {store}: use --store etcd:URL,… or \
+         remove the option"
     )]
     NotForStore { option: &'static str, store: String },
     #[error(
-        "the background task {0} has ended, which is a fault of Heddle (the log says how): this process has stopped so that \
-         it is started anew"
+        "the background task {0} ended unexpectedly, which is a bug in Heddle (see the log): this \
+         process has stopped so that it can be restarted"
     )]
     TaskEnded(&'static str),
-    #[error("{0} and {1} go together: give both or none")]
+    #[error("{0} and {1} must be used together: give both or neither")]
     Together(&'static str, &'static str),
     #[error("{option} {path}: {cause}")]
     Unreadable {

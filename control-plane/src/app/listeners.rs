@@ -46,8 +46,8 @@ pub(super) fn bound_by_files(options: &mut Options) -> Option<String> {
     (options.listen_connections, options.http_connections) = (grpc, http);
     reduced.then(|| {
         format!(
-            "this process may open {files} files (ulimit -Hn), too few for all connections that it may have: it takes \
-             {grpc} on --listen and {http} on --http"
+            "the limit of open files (ulimit -Hn) is {files}, too low for the configured \
+             connection limits: they are reduced to {grpc} on --listen and {http} on --http"
         )
     })
 }

@@ -53,9 +53,10 @@ pub(crate) struct Counters {
 /// This client gets no more memory now.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{what} would take {} of memory, and {} hold {} of the {} that this control plane has for clients (all together \
-     {}): close streams and connections that are not needed, read what was sent, ask for less at a time, or give the \
-     control plane a larger --client-memory",
+    "{what} would take {} of memory, and {} hold {} of the {} that this control plane has for \
+     clients (all clients together hold {}): close streams and connections that are not needed, \
+     read pending responses, request less at a time, or start the control plane with a larger \
+     --client-memory",
     megabytes(*amount), denied.peer, megabytes(denied.peer_used), megabytes(denied.limit), megabytes(denied.used)
 )]
 pub struct Refusal {

@@ -46,7 +46,7 @@ impl Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local => f.write_str("programs on the control plane's Unix socket"),
+            Self::Local => f.write_str("clients on the control plane's Unix socket"),
             Self::Address(IpAddr::V6(network)) if !network.is_loopback() => {
                 write!(f, "clients of {network}/64")
             }

@@ -19,13 +19,13 @@ pub(super) fn metrics(plane: &Plane) -> String {
     text.one(
         "gauge",
         "heddle_registry_replicas",
-        "Replicas of the control plane that serve, this one included",
+        "Replicas of the control plane that are serving, including this one",
         plane.registry.read(|view| view.replicas().count()) as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_sweeper",
-        "1 if this replica judges lapsed nodes and removes what nobody needs, for all replicas",
+        "1 if this replica is the leader, which expires nodes and deletes unused records",
         u64::from(plane.registry.is_leader()),
     );
     text.one(
@@ -37,20 +37,20 @@ pub(super) fn metrics(plane: &Plane) -> String {
     text.one(
         "gauge",
         "heddle_registry_lags",
-        "1 while this replica lags behind others, and sends its xDS clients to them",
+        "1 while this replica lags behind others and sends its xDS clients to them",
         u64::from(plane.membership.lag().borrow().is_some()),
     );
     let snapshot = plane.publisher.subscribe().borrow().clone();
     text.one(
         "gauge",
         "heddle_registry_revision",
-        "Revision of the store that the view shows",
+        "Store revision of the registry view",
         revision,
     );
     text.one(
         "gauge",
         "heddle_registry_services",
-        "Services with an instance",
+        "Services with at least one instance",
         services as u64,
     );
     text.one(
@@ -62,25 +62,25 @@ pub(super) fn metrics(plane: &Plane) -> String {
     text.one(
         "gauge",
         "heddle_registry_path_claims",
-        "Claims of paths by services",
+        "Path claims of services",
         plane.registry.read(|view| view.claim_counts("").0) as u64,
     );
     text.one(
         "counter",
         "heddle_registry_path_claims_refused_total",
-        "Claims of paths over the bounds: their services are called by name only",
+        "Path claims refused because of a limit: their services are called by name only",
         plane.registry.refused_claims(),
     );
     text.one(
         "gauge",
         "heddle_registry_nodes",
-        "Nodes known, those that have gone of late included",
+        "Known nodes, including those that have gone recently",
         nodes as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_nodes_alive",
-        "Nodes that hold their lease",
+        "Nodes with a valid lease",
         alive as u64,
     );
     text.one(
@@ -92,19 +92,19 @@ pub(super) fn metrics(plane: &Plane) -> String {
     text.one(
         "counter",
         "heddle_snapshots_total",
-        "Snapshots made",
+        "Snapshots built",
         snapshot.generation,
     );
     text.one(
         "counter",
         "heddle_snapshots_refused_total",
-        "Snapshots with a reference that does not resolve: a fault of Heddle",
+        "Snapshots with an unresolved reference: a bug in Heddle",
         plane.publisher.refused(),
     );
     let tasks = plane.registry.options().tasks.ended();
     text.labelled(
         "heddle_tasks_ended_total",
-        "Background tasks that ended though nobody had told them to: a fault of Heddle",
+        "Background tasks that ended unexpectedly: a bug in Heddle",
         "task",
         tasks,
     );
@@ -125,7 +125,7 @@ fn store(plane: &Plane, text: &mut Text) {
     text.one(
         "counter",
         "heddle_store_requests_total",
-        "Transactions and leases asked for",
+        "Transactions and lease operations requested",
         store.requests,
     );
     text.one(
@@ -143,7 +143,7 @@ fn store(plane: &Plane, text: &mut Text) {
     text.one(
         "counter",
         "heddle_store_faults_total",
-        "Calls that a member of a replicated store failed",
+        "Failed calls to a member of a replicated store",
         store.faults,
     );
     text.one(
@@ -155,13 +155,13 @@ fn store(plane: &Plane, text: &mut Text) {
     text.one(
         "counter",
         "heddle_store_leases_expired_total",
-        "Leases that ran out",
+        "Leases that expired",
         store.leases_expired,
     );
     text.one(
         "gauge",
         "heddle_store_leases",
-        "Leases that live",
+        "Leases that have not expired",
         store.leases,
     );
     text.one("gauge", "heddle_store_keys", "Keys", store.keys);
@@ -174,19 +174,19 @@ fn client_memory(plane: &Plane, text: &mut Text) {
         (
             "gauge",
             "heddle_client_memory_limit_bytes",
-            "Memory for all that clients hold here (--client-memory)",
+            "Limit of the memory that clients hold here (--client-memory)",
             limit as u64,
         ),
         (
             "gauge",
             "heddle_client_memory_bytes",
-            "What they hold of it",
+            "Memory that clients hold here",
             used as u64,
         ),
         (
             "gauge",
             "heddle_client_memory_largest_bytes",
-            "What the peer holds that holds most",
+            "Memory held by the peer that holds most",
             largest as u64,
         ),
     ] {
@@ -194,7 +194,7 @@ fn client_memory(plane: &Plane, text: &mut Text) {
     }
     text.labelled(
         "heddle_client_memory_refused_total",
-        "What was refused because of this bound",
+        "Requests refused because of this limit, by kind",
         "what",
         [
             ("connection", &refused.connections),
@@ -238,7 +238,7 @@ fn streams(plane: &Plane, text: &mut Text) {
     for (name, help, counter) in [
         (
             "heddle_xds_stale_total",
-            "Requests about an overtaken response",
+            "Acknowledgements and rejections of outdated responses",
             &counters.stale,
         ),
         (
@@ -248,7 +248,7 @@ fn streams(plane: &Plane, text: &mut Text) {
         ),
         (
             "heddle_xds_violations_total",
-            "Streams ended for what the client sent",
+            "Streams ended because of an invalid request",
             &counters.violations,
         ),
         (
@@ -258,12 +258,12 @@ fn streams(plane: &Plane, text: &mut Text) {
         ),
         (
             "heddle_xds_stuck_total",
-            "Streams ended because the client answered nothing",
+            "Streams ended because the client did not respond",
             &counters.stuck,
         ),
         (
             "heddle_xds_spread_total",
-            "Streams ended for their age",
+            "Streams ended because of their age",
             &counters.spread,
         ),
         (
@@ -278,17 +278,17 @@ fn streams(plane: &Plane, text: &mut Text) {
         ),
         (
             "heddle_xds_muted_total",
-            "Times that a client spoke too fast and had to wait",
+            "Times a client sent requests too fast and had to wait",
             &counters.muted,
         ),
         (
             "heddle_xds_held_back_total",
-            "Times that newer states of large resources had to wait for their turn",
+            "Times updates of large resources were delayed by the rate limit",
             &counters.held_back,
         ),
         (
             "heddle_xds_behind_total",
-            "Streams ended because the client had seen more",
+            "Streams ended because the client had seen a newer revision",
             &counters.behind,
         ),
     ] {
@@ -301,17 +301,17 @@ fn questions(plane: &Plane, text: &mut Text) {
     for (name, help, counter) in [
         (
             "heddle_csds_refused_total",
-            "Questions what clients were sent that were refused because there were too many",
+            "CSDS requests refused because there were too many",
             &counters.refused,
         ),
         (
             "heddle_csds_unanswered_total",
-            "Times that another replica did not answer such a question to the end",
+            "Times another replica did not answer a CSDS request completely",
             &counters.unanswered,
         ),
         (
             "heddle_csds_stuck_total",
-            "Such answers ended because nobody read them",
+            "CSDS responses ended because the client did not read them",
             &counters.stuck,
         ),
     ] {
@@ -338,13 +338,13 @@ fn loads(plane: &Plane, text: &mut Text) {
         (
             "counter",
             "heddle_load_reports_total",
-            "Load reports taken",
+            "Load reports received",
             loads.reports(),
         ),
         (
             "counter",
             "heddle_load_left_out_total",
-            "Rows of load reports left out: of no service here, badly named, or too many",
+            "Rows of load reports ignored: unknown service, invalid name, or too many",
             loads.left_out(),
         ),
         (
@@ -363,17 +363,17 @@ fn loads(plane: &Plane, text: &mut Text) {
     };
     text.per_service(
         "heddle_load_succeeded_total",
-        "Calls that succeeded, as clients report",
+        "Calls that succeeded, as reported by clients",
         of(|of| of.succeeded),
     );
     text.per_service(
         "heddle_load_failed_total",
-        "Calls that failed, as clients report",
+        "Calls that failed, as reported by clients",
         of(|of| of.failed),
     );
     text.per_service(
         "heddle_load_dropped_total",
-        "Calls that clients dropped, as they report",
+        "Calls that clients dropped, as reported by them",
         of(|of| of.dropped),
     );
 }

@@ -84,11 +84,11 @@ fn answer(plane: &Plane, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         (&(Method::GET | Method::HEAD), "/readyz") => readiness(plane),
         (&(Method::GET | Method::HEAD), _) => (
             StatusCode::NOT_FOUND,
-            "here are /metrics, /healthz and /readyz\n".to_owned(),
+            "not found: try /metrics, /healthz or /readyz\n".to_owned(),
         ),
         _ => (
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET is answered here\n".to_owned(),
+            "only GET is supported\n".to_owned(),
         ),
     };
     text(status, content)

@@ -91,7 +91,8 @@ pub struct ServiceTotals {
 /// The limit of streams is reached.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "this replica takes load reports of {MAX_STREAMS} streams, of one peer four times what is left, and of no more"
+    "too many streams of load reports: this replica accepts {MAX_STREAMS} in all, and from one \
+     peer at most four times the number that is free"
 )]
 pub struct TooManyStreams;
 

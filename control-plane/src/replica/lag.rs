@@ -75,7 +75,7 @@ async fn ask(membership: &Membership, peer: &Peer) {
         }
         Ok(Err(status)) => {
             let (replica, cause) = (&peer.replica.name, status.message());
-            tracing::debug!(%replica, cause, "another replica does not say which revision it has seen");
+            tracing::debug!(%replica, cause, "cannot get the revision of another replica");
         }
         Err(_) => {}
     }

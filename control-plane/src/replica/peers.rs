@@ -118,9 +118,9 @@ impl Peer {
                     let cause = status.message();
                     if status.code() == Code::FailedPrecondition {
                         // This does not resolve itself.
-                        tracing::warn!(replica = %name, cause, "another replica cannot be asked");
+                        tracing::warn!(replica = %name, cause, "cannot query another replica");
                     } else {
-                        tracing::debug!(replica = %name, cause, "another replica does not list its clients");
+                        tracing::debug!(replica = %name, cause, "cannot get the list of clients of another replica");
                     }
                     None
                 }
@@ -190,7 +190,7 @@ pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
     let endpoint = Endpoint::from_shared(replica.advertise.clone());
     let endpoint = endpoint.inspect_err(|error| {
         tracing::warn!(replica = %replica.name, advertise = replica.advertise, %error,
-            "another replica's address cannot be understood: its clients will be missing in lists");
+            "another replica's address is invalid: its clients will be missing from lists");
     });
     let endpoint = endpoint
         .ok()?

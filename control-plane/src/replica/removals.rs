@@ -146,7 +146,7 @@ async fn answer_of(
             Ok(answer) => return Some(answer.into_inner()),
             Err(status) => {
                 let (replica, cause) = (&peer.replica.name, status.message());
-                tracing::debug!(%replica, cause, "another replica does not say who acknowledged a removal");
+                tracing::debug!(%replica, cause, "cannot get the acknowledgements of a removal from another replica");
             }
         }
         tokio::time::sleep(AGAIN).await;

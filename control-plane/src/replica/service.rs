@@ -72,7 +72,8 @@ impl ReplicaService {
             Some(asked) if asked != own.as_str() => {
                 let name = self.name();
                 Err(Status::failed_precondition(format!(
-                    "replica {name} answers here, and another was asked: give that one its own --advertise"
+                    "this is replica {name}, but the request is for another one: give that one \
+                     its own --advertise"
                 )))
             }
             _ => Ok(()),
@@ -90,7 +91,9 @@ impl Replica for ReplicaService {
     ) -> Result<Response<ConfigStream>, Status> {
         self.check(&request)?;
         let place = Arc::clone(&self.answers).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{MAX_ANSWERS} answers are under way here"))
+            Status::resource_exhausted(format!(
+                "{MAX_ANSWERS} requests are in progress, the limit: try again later"
+            ))
         })?;
         let answer = Answer::new(&self.own.clients, request.into_inner(), place)?;
         Ok(Response::new(answer.into_stream()))
@@ -102,7 +105,9 @@ impl Replica for ReplicaService {
     ) -> Result<Response<AwaitRemovalResponse>, Status> {
         self.check(&request)?;
         let _place = self.waits.try_acquire().map_err(|_| {
-            Status::resource_exhausted(format!("{MAX_WAITS} waits for removals are under way here"))
+            Status::resource_exhausted(format!(
+                "{MAX_WAITS} waits for removals are in progress, the limit: try again later"
+            ))
         })?;
         let request = request.into_inner();
         let until = Instant::now() + wait(&request);
@@ -156,7 +161,7 @@ fn instance(request: &AwaitRemovalRequest) -> Result<InstanceKey, Status> {
     };
     let name = format!("{}.{}", instance.service, instance.namespace);
     let service = ServiceName::parse(&name).ok_or_else(|| {
-        Status::invalid_argument(format!("instance: {name:?} is no <service>.<namespace>"))
+        Status::invalid_argument(format!("instance: {name:?} is not <service>.<namespace>"))
     })?;
     Ok(InstanceKey {
         node: request.node.as_str().into(),

@@ -75,7 +75,7 @@ impl Rejected {
             instance = name.id,
             field,
             description,
-            "an instance is not taken; the others of its node are"
+            "an instance is rejected; the other instances of its node are accepted"
         );
     }
 }
@@ -88,7 +88,8 @@ pub(super) fn for_node(rejected: Vec<Rejected>) -> Vec<Rejection> {
         if words > left {
             left = 0;
             rejection.field.clear();
-            "as the first ones of this message".clone_into(&mut rejection.description);
+            "omitted: the message would be too long; see the first rejections"
+                .clone_into(&mut rejection.description);
         }
         left = left.saturating_sub(words);
         rejection
@@ -106,8 +107,8 @@ pub(super) fn at_a_proxy(
 ) -> Option<Rejected> {
     let proxy = view.proxy_at(on, address)?;
     let text = format!(
-        "{address} is where the proxy of node {proxy} listens, and calls would go round for ever: give the address at \
-         which the instance itself listens"
+        "{address} is a listener of the proxy on node {proxy}, so calls would loop: give the \
+         address on which the instance itself listens"
     );
     Some(Rejected::new(key.clone(), "instance.address", &text))
 }

@@ -94,7 +94,7 @@ fn check(seeds: impl Iterator<Item = u64>) {
         let all = broken
             .iter()
             .fold(String::new(), |all, (seed, invariant, _)| {
-                all + &format!("seed {seed} breaks a law: {invariant}\n")
+                all + &format!("seed {seed} violates an invariant: {invariant}\n")
             });
         panic!(
             "{trace}\n{all}replay: {SEED}={seed} cargo test -p heddle-control --lib -- sim::replay --nocapture"
@@ -127,18 +127,18 @@ fn the_same_seed_is_the_same_run() {
 }
 
 #[test]
-fn no_seed_breaks_a_law() {
+fn no_seed_violates_an_invariant() {
     check(0..150);
 }
 
 #[test]
-fn no_other_seed_breaks_a_law() {
+fn no_other_seed_violates_an_invariant() {
     check(150..300);
 }
 
 /// Thousands of seeds: `./test --long`, or `HEDDLE_SIM_SEEDS=100000`.
 #[test]
 #[ignore = "takes minutes"]
-fn none_of_thousands_of_seeds_breaks_a_law() {
+fn none_of_thousands_of_seeds_violates_an_invariant() {
     check(1000..1000 + number(SEEDS).unwrap_or(4000));
 }

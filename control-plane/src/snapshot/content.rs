@@ -343,16 +343,15 @@ pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<I
         let (endpoint, address) = (&row.endpoint, row.endpoint.address);
         let (node, id) = (&endpoint.node, &endpoint.instance);
         let why = if row.drains() {
-            "it is leaving: clients that have no better choice would call it all the same"
-                .to_owned()
+            "it is draining, and clients would call it if they have no better choice".to_owned()
         } else if !row.is_dialled() {
-            format!("{address} is no address that a client can dial")
+            format!("{address} is not an address that a client can dial")
         } else if !row.is_reachable(row.loopback_node) {
             format!(
                 "{address} is a loopback address, and node {node} reaches the control plane from elsewhere"
             )
         } else if let Some(first) = seen.get(&row.as_dialled()) {
-            format!("{address} is also the address of {first}: clients take an address once")
+            format!("{address} is also the address of {first}: clients accept an address only once")
         } else {
             seen.insert(row.as_dialled(), format!("{node}/{id}"));
             continue;

@@ -163,7 +163,7 @@ impl Task {
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
         for fault in faults {
-            tracing::error!(%fault, revision = snapshot.revision, "a snapshot is not published");
+            tracing::error!(%fault, revision = snapshot.revision, "not publishing a snapshot");
         }
     }
 }

@@ -88,8 +88,9 @@ impl ClientStatusDiscoveryService for Csds {
         while let Some(piece) = gathering.next().await {
             if parts.add(piece).is_some() {
                 return Err(Status::resource_exhausted(
-                    "the answer is longer than 3 MiB: name nodes in node_matchers, set exclude_resource_contents, or ask \
-                     by StreamClientStatus, which answers in parts",
+                    "the response is larger than 3 MiB: select nodes with node_matchers, set \
+                     exclude_resource_contents, or call StreamClientStatus, which responds in \
+                     parts",
                 ));
             }
         }
@@ -121,7 +122,7 @@ impl Csds {
             let late = |_| {
                 Err(left(
                     stuck,
-                    "the answer was not read to its end within",
+                    "the response was not read completely within",
                     WHOLE,
                 ))
             };
@@ -162,15 +163,15 @@ impl Csds {
 
 async fn send(answers: &mpsc::Sender<Answer>, part: Part, stuck: &AtomicU64) -> Result<(), Status> {
     match timeout(STUCK, answers.send(Ok(part.response))).await {
-        Ok(sent) => sent.map_err(|_| Status::cancelled("the reader has gone")),
-        Err(_) => Err(left(stuck, "no part of the answer was read for", STUCK)),
+        Ok(sent) => sent.map_err(|_| Status::cancelled("the client has gone")),
+        Err(_) => Err(left(stuck, "no part of the response was read for", STUCK)),
     }
 }
 
 fn left(stuck: &AtomicU64, what: &str, within: Duration) -> Status {
     stuck.fetch_add(1, Ordering::Relaxed);
     Status::resource_exhausted(format!(
-        "{what} {within:?}: ask again and read on, or name nodes in node_matchers"
+        "{what} {within:?}: try again and keep reading, or select nodes with node_matchers"
     ))
 }
 

@@ -127,7 +127,7 @@ impl Watcher {
                 biased;
                 () = stop.cancelled() => {
                     let status = tonic::Status::unavailable(
-                        "this replica of the control plane stops; ask another one",
+                        "this replica of the control plane is stopping; call another one",
                     );
                     self.ended = true;
                     return Some((Err(status), self));

@@ -394,7 +394,7 @@ mod tests {
             .iter()
             .map(|it| (it.health(), it.health_reason.as_str()))
             .collect();
-        let lapsed = "the lease of its node a lapsed together with many others";
+        let lapsed = "the lease of its node a expired together with many others";
         let expected = [(Health::Unknown, lapsed), (Health::Healthy, "all well")];
         assert_eq!(told, expected);
     }

@@ -72,22 +72,24 @@ fn of_control(beside: &Beside<'_>) -> Vec<Problem> {
     let replica = beside.replica;
     let away = beside.store_away.map(|away| {
         let sentence = format!(
-            "the store has not answered replica {replica} for {} s: the mesh serves on, and no change is kept",
+            "the store has not answered replica {replica} for {} s: calls continue, but changes \
+             of the mesh are not stored",
             away.as_secs()
         );
-        let remedy = "look at the store (etcd's members and their quorum, or the disk), and at replica's log";
+        let remedy =
+            "check the store (etcd's members and quorum, or the disk) and the replica's log";
         problem("store.away", Severity::Error, replica, sentence, remedy)
     });
     let lags = beside.lags.then(|| {
         let sentence = format!(
-            "replica {replica} has missed for seconds what another replica has seen: it sends its clients there"
+            "replica {replica} is seconds behind another replica and sends its clients there"
         );
-        let remedy = "look at the network between this replica and the store";
+        let remedy = "check the network between this replica and the store";
         problem("control.lag", Severity::Error, replica, sentence, remedy)
     });
     let unanswered = beside.unanswered.iter().map(|name| {
         let sentence = format!("replica {name} did not answer within 2 s");
-        let remedy = "look at its log and at the address that it advertises (--advertise)";
+        let remedy = "check its log and the address that it advertises (--advertise)";
         problem(
             "control.unanswered",
             Severity::Warning,
@@ -120,7 +122,7 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
             "the lease of node {name} lapsed together with many others'; still in use, unproved: {}",
             heddle_proto::count(view.instances_on(&node.name), "instance")
         );
-        let remedy = "look at the network between the nodes and the control plane";
+        let remedy = "check the network between the nodes and the control plane";
         problems.push(problem(
             "node.suspect",
             Severity::Warning,
@@ -129,10 +131,9 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
             remedy,
         ));
     } else if !node.alive && !node.left && (expired || view.instances_on(&node.name) > 0) {
-        let sentence =
-            format!("node {name} has not renewed its lease: its instances are out of use");
-        let remedy = "start its proxy again, or look at its way to the control plane; if it is gone for good this \
-                      passes within an hour";
+        let sentence = format!("node {name} has not renewed its lease: its instances get no calls");
+        let remedy = "start its proxy again, or check its connection to the control plane; if it \
+            is gone for good, this problem disappears within an hour";
         problems.push(problem(
             "node.lapsed",
             Severity::Error,
@@ -143,10 +144,10 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
     }
     if let Some(clash) = &node.clash {
         let sentence = format!(
-            "node {name} is claimed by another living process too: {}",
+            "another running process also claims the name of node {name}: {}",
             clash.process_id
         );
-        let remedy = "give each proxy a --node name of its own";
+        let remedy = "give each proxy its own --node name";
         problems.push(problem(
             "node.clash",
             Severity::Error,
@@ -207,19 +208,20 @@ fn of_proxy(proxy: &Proxy) -> Option<Problem> {
             // Its node reports the same, unless it serves without any state from its control plane.
             (proxy.lag_seconds >= 30.0).then(|| {
                 let sentence = format!(
-                    "proxy {id} has had no xDS stream for {:.0} s: it serves with what it knew",
+                    "proxy {id} has had no xDS stream for {:.0} s: it serves with its last known \
+                     state",
                     proxy.lag_seconds
                 );
-                let remedy = "look at its log, and at its way to the control plane (--control)";
+                let remedy = "check its log and its connection to the control plane (--control)";
                 problem("xds.stale", Severity::Error, id, sentence, remedy)
             })
         }
         Sync::Stale => {
             let sentence = format!(
-                "{id} has not answered what it was sent for {:.0} s: it serves with an older state",
+                "{id} has not answered a response for {:.0} s: it serves with an older state",
                 proxy.lag_seconds
             );
-            let remedy = "look whether that process hangs";
+            let remedy = "check whether that process hangs";
             Some(problem("xds.stale", Severity::Error, id, sentence, remedy))
         }
         Sync::Rejecting => {
@@ -231,9 +233,8 @@ fn of_proxy(proxy: &Proxy) -> Option<Problem> {
                 Some(first) => format!("{}: {}", first.name, first.reason),
                 None => of.rejected_reason.clone(),
             });
-            let sentence =
-                format!("{id} refuses what it was sent and keeps its earlier state: {why}");
-            let remedy = "heddle proxies shows all that it refuses";
+            let sentence = format!("{id} rejects a response and keeps its earlier state: {why}");
+            let remedy = "heddle proxies lists everything that it rejects";
             Some(problem(
                 "xds.rejecting",
                 Severity::Error,

@@ -86,7 +86,7 @@ impl Leases {
         if since > STALL && !self.live.is_empty() {
             tracing::warn!(
                 ?since,
-                "the store stood still; its leases are prolonged by that time"
+                "the store was stalled; its leases are extended by that time"
             );
             self.postpone(since);
         }

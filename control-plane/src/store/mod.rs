@@ -249,15 +249,13 @@ pub enum StoreError {
     /// will be when a partition heals. A caller may repeat it only if it is idempotent and has a condition that a newer
     /// writer's change breaks (for a node session, that `alive/<node>` is unchanged); otherwise it must first read the
     /// state.
-    #[error(
-        "the store is not available: {cause}; what was to be changed is tried again by who made it"
-    )]
+    #[error("the store is not available: {cause}; the sender of the change has to retry it")]
     Unavailable { cause: String },
     /// The store refused, and a retry would be refused too.
-    #[error("the store refuses: {cause}")]
+    #[error("the store refused the request: {cause}")]
     Refused { cause: String },
     #[error(
-        "revision {asked} is compacted: the history begins at {first}; read the present state again"
+        "revision {asked} is compacted: the history begins at {first}; read the current state again"
     )]
     Compacted { asked: Revision, first: Revision },
     #[error("revision {asked} is not reached yet: the store is at {now}")]

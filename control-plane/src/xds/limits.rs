@@ -64,11 +64,11 @@ impl Default for Limits {
 /// Why a stream is not served.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
-    #[error("this replica serves {0} xDS streams and takes no more: try another replica")]
+    #[error("this replica serves {0} xDS streams, its limit: try another replica")]
     Full(usize),
     #[error(
-        "{peer} have {held} of the {open} xDS streams here, of at most {most}, and get no more: close some, or connect \
-         to another replica"
+        "{peer} have {held} of the {open} xDS streams of this replica (its limit is {most}), \
+         their share: close some, or connect to another replica"
     )]
     Share {
         peer: Peer,
@@ -77,12 +77,13 @@ pub enum Refusal {
         most: usize,
     },
     #[error(
-        "node {node} has {most} xDS streams from its address here and gets no more: close some, or give each process a \
-         node.id of its own"
+        "node {node} has {most} xDS streams from its address here, the limit: close some, or give \
+         each process a node.id of its own"
     )]
     Client { node: String, most: usize },
     #[error(
-        "more xDS clients connect at once than this replica serves ({per_second} a second): try again in a second"
+        "too many xDS clients connect at once (at most {per_second} per second): try again in a \
+         second"
     )]
     Busy { per_second: u32 },
 }

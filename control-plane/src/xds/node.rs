@@ -53,7 +53,7 @@ pub enum NodeError {
     #[error("the node has {0} bytes; at most {MAX_NODE_BYTES} are allowed: shorten its metadata")]
     TooLarge(usize),
     #[error(
-        "node.id was \"{was}\" and is \"{is}\" now: a stream belongs to one node, open another one"
+        "node.id was \"{was}\" and is \"{is}\" now: a stream belongs to one node, open a new one"
     )]
     Changed { was: String, is: String },
     #[error(

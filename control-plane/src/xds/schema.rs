@@ -53,7 +53,7 @@ async fn read_schema(registry: &Registry, sha256: &str) -> Option<Bytes> {
             Ok(found) => return found,
             Err(error) if !logged => {
                 logged = true;
-                tracing::warn!(sha256, %error, "descriptors cannot be read from the store; trying again every second");
+                tracing::warn!(sha256, %error, "cannot read descriptors from the store; retrying every second");
             }
             Err(_) => {}
         }

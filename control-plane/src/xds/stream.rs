@@ -290,7 +290,7 @@ impl<'a, V: Variant> Stream<'a, V> {
                 self.warned = true;
                 let node = &self.member.client.node.id;
                 let url = super::node::cut(V::type_url(request), 256);
-                tracing::info!(%node, url, "a client asks for a type that is not served; left unanswered");
+                tracing::info!(%node, url, "a client subscribes to a type that is not served; ignored");
             }
             return Ok(());
         };
@@ -341,7 +341,7 @@ impl<'a, V: Variant> Stream<'a, V> {
                 kind = kind.word(),
                 version = rejected.version,
                 reason = rejected.reason,
-                "a client rejects what it was sent"
+                "a client rejected a response (NACK)"
             );
         }
     }

@@ -67,8 +67,9 @@ impl<V: Variant> Stream<'_, V> {
             }
             Verdict::Old => {
                 count(&metrics.spread);
-                Err(self
-                    .elsewhere("reconnect: now and then streams are spread over the replicas anew"))
+                Err(self.elsewhere(
+                    "reconnect: streams are rebalanced over the replicas from time to time",
+                ))
             }
         }
     }

@@ -33,7 +33,7 @@ impl Connection {
             }
             if self.send_window.give(increment).is_err() {
                 return Err(ConnectionError::flow_control(
-                    "the connection's window would pass 2^31-1",
+                    "the connection's window would exceed 2^31-1",
                 ));
             }
             self.pump();
@@ -68,7 +68,7 @@ impl Connection {
         // A server can only reset streams that we opened; a client can open and reset for ever.
         if self.is_server && !self.may_reset(id) {
             return Err(ConnectionError::enhance_your_calm(
-                "too many streams are reset that had hardly begun",
+                "too many streams were reset right after they were opened",
             ));
         }
         let Some(token) = self.drop_stream(id, End::Known) else {
@@ -138,7 +138,7 @@ impl Connection {
         for stream in self.streams.iter_mut() {
             if stream.send_window.shift(by).is_err() {
                 return Err(ConnectionError::flow_control(
-                    "SETTINGS_INITIAL_WINDOW_SIZE brings a stream's window over 2^31-1",
+                    "SETTINGS_INITIAL_WINDOW_SIZE makes a stream's window exceed 2^31-1",
                 ));
             }
         }

@@ -81,7 +81,9 @@ impl Connection {
     /// Whether the peer reads the answers that it causes.
     pub(crate) fn bound_control(&self) -> Result<(), ConnectionError> {
         match self.output.unread_control() > self.config.control_queue {
-            true => Err(ConnectionError::enhance_your_calm("answers are not read")),
+            true => Err(ConnectionError::enhance_your_calm(
+                "replies to control frames are not read",
+            )),
             false => Ok(()),
         }
     }

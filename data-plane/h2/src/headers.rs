@@ -99,11 +99,12 @@ impl FieldClass {
     fn fault(self) -> Malformed {
         Malformed(match self {
             Self::BadName => "field name is empty or holds a byte that it may not",
-            Self::BadTe => "te is something else than trailers",
+            Self::BadTe => "te is not trailers",
             Self::ConnectionSpecific => "connection-specific field",
             Self::BadValue => "field value holds NUL, CR or LF, or starts or ends with white space",
             _ => {
-                "pseudo-header field that is late, unknown, of a bad value or of another kind of list"
+                "pseudo-header field that comes late, is unknown, has an invalid value or belongs \
+                 to another kind of header list"
             }
         })
     }
@@ -182,7 +183,9 @@ impl Pseudo<'_> {
             let alone = !self.scheme && !self.path && !self.asterisk;
             return match self.authority {
                 Some([_, ..]) if alone => Ok(()),
-                _ => Err(Malformed("CONNECT must have :authority alone")),
+                _ => Err(Malformed(
+                    "CONNECT must have :authority and no other pseudo-header field",
+                )),
             };
         }
         if self.protocol && method != b"CONNECT" {
@@ -241,7 +244,7 @@ fn regular<'a>(
     Ok(regular)
 }
 
-const TWICE: Malformed = Malformed("field stands twice that may stand once");
+const TWICE: Malformed = Malformed("field that may occur once occurs twice");
 
 fn parse_status(value: &[u8]) -> Result<u16, Malformed> {
     match value {

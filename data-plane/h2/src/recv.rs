@@ -196,7 +196,7 @@ impl Connection {
             }
             None if head.kind == kind::CONTINUATION => {
                 return Err(ConnectionError::protocol(
-                    "CONTINUATION without a header block under way",
+                    "CONTINUATION without an open header block",
                 ));
             }
             _ => {}

@@ -84,7 +84,8 @@ impl Catalog {
                 }
                 Ok((_, cost)) => {
                     let why = format!(
-                        "they take {} KiB of memory, and all of the mesh at most {} MiB",
+                        "they need {} KiB of memory, and all descriptors of the mesh may use at \
+                         most {} MiB",
                         cost >> 10,
                         budget >> 20
                     );

@@ -89,7 +89,7 @@ where
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Ok(text(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET is answered here\n".to_owned(),
+            "only GET is supported\n".to_owned(),
         ));
     }
     Ok(match request.uri().path() {
@@ -102,7 +102,7 @@ where
         "/readyz" => readyz(&sources),
         "/config" => config_page(&sources).await,
         "/" => text(StatusCode::OK, "heddle-proxy admin: /metrics /healthz /readyz /config, and gRPC health and reflection\n".to_owned()),
-        _ => text(StatusCode::NOT_FOUND, "not here: try /metrics, /healthz, /readyz or /config\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /healthz, /readyz or /config\n".to_owned()),
     })
 }
 

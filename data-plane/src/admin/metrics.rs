@@ -30,7 +30,7 @@ pub fn page(sources: &Sources) -> String {
     };
     gauge(
         "heddle_ready",
-        "1 while this proxy takes calls.",
+        "1 while this proxy is ready for calls.",
         u64::from(sources.readiness.borrow().is_ready()),
     );
     gauge(
@@ -61,12 +61,12 @@ pub fn page(sources: &Sources) -> String {
     );
     gauge(
         "heddle_xds_services_wanted",
-        "Services whose endpoints are asked for.",
+        "Services whose endpoints are subscribed.",
         stream.wanted as u64,
     );
     gauge(
         "heddle_xds_services_held",
-        "Services whose endpoints have come.",
+        "Services whose endpoints have been received.",
         stream.held as u64,
     );
     let connected = matches!(session, SessionStatus::Connected(_));
@@ -89,7 +89,7 @@ pub fn page(sources: &Sources) -> String {
     };
     counter(
         "heddle_mesh_table_swaps_total",
-        "Routing tables made.",
+        "Routing tables built.",
         mesh.swaps,
     );
     counter(
@@ -105,8 +105,7 @@ pub fn page(sources: &Sources) -> String {
     let name = "heddle_xds_fetches_total";
     let _ = writeln!(
         out,
-        "# HELP {name} Endpoints of a service asked for, by how it ended.\n# TYPE {name} counter\n\
-         {name}{{result=\"ok\"}} {}\n{name}{{result=\"timed_out\"}} {}",
+        "# HELP {name} Requests for the endpoints of a service, by result.\n# TYPE {name} counter\n{name}{{result=\"ok\"}} {}\n{name}{{result=\"timed_out\"}} {}",
         stream.fetches.ok, stream.fetches.timed_out
     );
     let connections = sources.connections.iter();
@@ -117,8 +116,7 @@ pub fn page(sources: &Sources) -> String {
     let name = "heddle_tasks_ended_total";
     let _ = writeln!(
         out,
-        "# HELP {name} Background tasks that ended though nobody had told them to: a fault of Heddle.\n\
-         # TYPE {name} counter"
+        "# HELP {name} Background tasks that ended unexpectedly: a bug in Heddle.\n# TYPE {name} counter"
     );
     for (task, value) in sources.tasks.ended() {
         let _ = writeln!(out, "{name}{{task=\"{task}\"}} {value}");

@@ -190,7 +190,7 @@ impl Reflection {
         if let Some(first) = left_out.first() {
             tracing::warn!(
                 services = left_out.len(),
-                "reflection leaves out descriptors, first those of {}: {}",
+                "reflection omits descriptors, first those of {}: {}",
                 first.service,
                 first.why
             );
@@ -225,7 +225,7 @@ impl Reflection {
     ) -> Result<ServerReflectionResponse, Status> {
         let Some(asked) = question.message_request.clone() else {
             return Err(Status::invalid_argument(
-                "the request asks for nothing: set one of its fields",
+                "the request is empty: set one of its fields",
             ));
         };
         let answer = if matches!(asked, MessageRequest::ListServices(_)) {
@@ -274,7 +274,7 @@ impl Reflection {
         };
         let of_it = |left_out: &&LeftOut| left_out.protos.iter().any(|proto| is_of(proto));
         if let Some(LeftOut { service, why, .. }) = catalog.left_out().iter().find(of_it) {
-            return Some(format!("the descriptors of {service} are left out: {why}"));
+            return Some(format!("the descriptors of {service} are omitted: {why}"));
         }
         let Origin::Mesh { mesh, .. } = &self.origin else {
             return None;
@@ -298,7 +298,7 @@ fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
         ),
         MessageRequest::FileContainingSymbol(symbol) => (
             catalog.file_of_symbol(&symbol).map(str::to_owned),
-            format!("symbol \"{symbol}\": no service of the mesh has descriptors with it"),
+            format!("symbol \"{symbol}\": no descriptors in the mesh define it"),
         ),
         MessageRequest::FileContainingExtension(e) => (
             catalog

@@ -110,7 +110,7 @@ pub async fn internal(
             let builder = builder(INTERNAL_STREAMS);
             let ended = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = ended.await {
-                debug!("a worker's own connection: {error}");
+                debug!("an internal connection of a worker ended: {error}");
             }
         });
     }

@@ -56,7 +56,7 @@ impl Registry for AgentApi {
         let Some(instance) = request.instance else {
             return Err(bad_request(&[Violation {
                 field: "instance".into(),
-                description: "is missing: say service, id and address".into(),
+                description: "is missing: set service, id and address".into(),
                 alone: false,
             }]));
         };
@@ -249,9 +249,10 @@ async fn keep_alive(
             Ok(Some(beat))
                 if !beat.registration.is_empty() && beat.registration != registration =>
             {
-                let other = "one stream keeps one registration alive: open another for another";
+                let other = "a stream keeps one registration alive: open another stream for \
+                    another registration";
                 let _ = answers.send(Err(Status::invalid_argument(other))).await;
-                cause = Cause::Said("its keep-alive stream spoke for another registration".into());
+                cause = Cause::Said("its keep-alive stream named another registration".into());
                 break;
             }
             Ok(Some(_)) => {}
@@ -325,7 +326,7 @@ fn status(node: &str, view: &View) -> InstanceStatus {
 }
 
 fn unknown() -> Status {
-    Status::not_found("this registration is not known (any more): call Register again")
+    Status::not_found("this registration is unknown or has ended: call Register again")
 }
 
 fn bad_request(violations: &[Violation]) -> Status {

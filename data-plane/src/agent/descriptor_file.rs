@@ -24,8 +24,9 @@ pub fn read(path: &Path) -> Result<Schema, String> {
         })
         .map_err(|error| match (error, looks_like) {
             (SchemaError::Malformed(_), Some(what)) => format!(
-                "{shown} is {what}, no serialized google.protobuf.FileDescriptorSet: give the output of protoc \
-                 --include_imports --descriptor_set_out=FILE or of buf build -o FILE.binpb"
+                "{shown} is {what}, not a serialized google.protobuf.FileDescriptorSet: give the \
+                 output of protoc --include_imports --descriptor_set_out=FILE or of buf build -o \
+                 FILE.binpb"
             ),
             (error, _) => format!("{shown} {error}"),
         })
@@ -35,7 +36,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
     let about = fs::metadata(path).map_err(unreadable)?;
     if !about.is_file() {
-        return Err("is no file".to_owned());
+        return Err("is not a file".to_owned());
     }
     let mut bytes = Vec::new();
     let most = MAX_SCHEMA_BYTES as u64;

@@ -39,7 +39,7 @@ impl Agent {
             leaving,
         } = self.edit(|table| table.set_file(file, named, Instant::now()))?;
         for one in joined {
-            info!(instance = %one.key, address = %one.address, file = %file.display(), "taken from file");
+            info!(instance = %one.key, address = %one.address, file = %file.display(), "registered from its services file");
             self.start(one);
         }
         // Whoever rewrites a file may also have changed the programs that it names.

@@ -187,7 +187,7 @@ impl Agent {
         let (_, views) = self.views();
         for (key, view) in &views {
             if let Some(listener) = self.inner.listeners.at(view.address) {
-                error!(instance = %key, address = %view.address, listener, "its address is this proxy's own: out");
+                error!(instance = %key, address = %view.address, listener, "removed: its address is a listener of this proxy");
                 self.take_out(&view.registration, Some(Cause::OwnListener(listener)));
             }
         }
@@ -232,7 +232,8 @@ impl Agent {
                 instance = %joined.key,
                 address = %joined.address,
                 %other,
-                "took the place of a living instance of the same id: give each of a service on this node its own"
+                "replaced a running instance with the same id: give each instance of a service on \
+                 this node its own id"
             );
         }
         self.start(joined);
@@ -244,7 +245,8 @@ impl Agent {
         self.edit(|table| table.restore_claims(&last.claims));
         for (view, plan) in last.instances {
             if let Some(listener) = self.inner.listeners.at(view.address) {
-                warn!(address = %view.address, listener, "an instance of the last run has this proxy's own address: left out");
+                warn!(address = %view.address, listener, "an instance of the last run has the \
+                    address of a listener of this proxy: ignored");
                 continue;
             }
             let joined = Joined {
@@ -304,7 +306,7 @@ impl Agent {
         }
         let words = cause.to_string();
         if let Some(key) = self.edit(|table| table.stream_closed(registration, stream, cause)) {
-            warn!(instance = %key, "out: {words}");
+            warn!(instance = %key, "removed: {words}");
         }
     }
 
@@ -357,8 +359,8 @@ impl Agent {
             }
             for (key, cause) in self.edit(|table| table.expire(Instant::now())) {
                 match cause {
-                    None => info!(instance = %key, "out: it has had its time to drain"),
-                    Some(cause) => warn!(instance = %key, "out: {cause}"),
+                    None => info!(instance = %key, "removed: its time to drain is over"),
+                    Some(cause) => warn!(instance = %key, "removed: {cause}"),
                 }
             }
         }

@@ -23,7 +23,7 @@ pub enum OutlineError {
     #[error("a full name is longer than {MAX_NAME} bytes")]
     LongName,
     /// The reader wants no more.
-    #[error("it was not read to its end")]
+    #[error("it was not read completely")]
     Stopped,
 }
 

@@ -117,10 +117,11 @@ impl Remover {
             let answer = remover.finish(&leaving, MAX_WAIT).await;
             for Leaving { key, .. } in &leaving {
                 if answer.acknowledged {
-                    info!(instance = %key, "out: every client knows, it may be stopped");
+                    info!(instance = %key, "removed: every client has acknowledged it, so the \
+                        instance may be stopped");
                 } else {
                     let unacknowledged = &answer.unacknowledged;
-                    warn!(instance = %key, ?unacknowledged, "out before every client knows");
+                    warn!(instance = %key, ?unacknowledged, "removed before every client has acknowledged it");
                 }
             }
         });

@@ -55,7 +55,7 @@ impl fmt::Display for Cause {
             }
             Self::FileGone(file) => write!(f, "its services file {} is gone", file.display()),
             Self::OwnListener(name) => {
-                write!(f, "its address is where this proxy itself listens ({name})")
+                write!(f, "its address is a listener of this proxy ({name})")
             }
             Self::Said(words) => f.write_str(words),
         }

@@ -77,7 +77,10 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
         Ok(saved) => {
             dir.set_aside(
                 FILE,
-                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+                &format!(
+                    "it belongs to node \"{}\", and this is node \"{node}\"",
+                    saved.node
+                ),
             );
             return Restored::default();
         }
@@ -168,7 +171,7 @@ pub async fn save(dir: &StateDir, agent: &Agent) {
     let claims = agent.claims().in_order();
     let written = dir.write_off_thread(FILE, move || encode(&node, &views, claims));
     if let Err(error) = written.await {
-        warn!("the state dir cannot be written: {error}");
+        warn!("cannot write to the state dir: {error}");
     }
 }
 

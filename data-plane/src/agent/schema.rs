@@ -55,16 +55,18 @@ impl Eq for Schema {}
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchemaError {
     #[error(
-        "takes {0} bytes, over the bound of 4 MiB: leave out source info and what is not needed"
+        "has {0} bytes, over the limit of 4 MiB: leave out source info and files that are not \
+         needed"
     )]
     TooLarge(usize),
     #[error(
-        "holds so many names that it takes more than 16 MiB of memory: leave out the files that are not needed"
+        "has so many names that it takes more than 16 MiB of memory: leave out the files that are \
+         not needed"
     )]
     TooCostly,
     #[error(
-        "is no serialized google.protobuf.FileDescriptorSet ({0}): give the output of protoc --include_imports \
-         --descriptor_set_out=FILE or of buf build -o FILE"
+        "is not a serialized google.protobuf.FileDescriptorSet ({0}): give the output of protoc \
+         --include_imports --descriptor_set_out=FILE or of buf build -o FILE"
     )]
     Malformed(String),
     #[error(
@@ -318,7 +320,7 @@ pub fn files_at_cost(set: &Bytes) -> Result<(Vec<RawFile>, usize), SchemaError> 
             continue;
         }
         let Some(bytes) = field.bytes else {
-            return Err(SchemaError::Malformed("field 1 is no message".into()));
+            return Err(SchemaError::Malformed("field 1 is not a message".into()));
         };
         let outline = cost.outline(&bytes)?;
         out.push(RawFile { bytes, outline });

@@ -107,7 +107,7 @@ impl ServicesDir {
             .cloned()
             .collect();
         for path in gone {
-            info!(file = %path.display(), "gone: its instances leave");
+            info!(file = %path.display(), "the file is gone: its instances are drained");
             self.files.remove(&path);
             self.remover.of_file(self.agent.file_gone(&path));
         }
@@ -160,7 +160,7 @@ impl ServicesDir {
                 let others = if self.agent.has_file(path) {
                     "the other instances are in use"
                 } else {
-                    "none of its instances is in"
+                    "none of its instances is in use use"
                 };
                 error!("{file}: {}; {others}", which.join("; "));
             }
@@ -199,7 +199,7 @@ impl ServicesDir {
         if self.agent.has_file(path) {
             "its last good content stays"
         } else {
-            "none of its instances is in"
+            "none of its instances is in use use"
         }
     }
 }
@@ -252,7 +252,7 @@ fn mark_of(path: &Path) -> Option<Mark> {
 fn read_bounded(path: &Path, bytes: u64) -> Result<String, String> {
     if bytes > services_file::MAX_FILE_BYTES {
         return Err(format!(
-            "takes {bytes} bytes, over the bound of 1 MiB: split it into several files"
+            "has {bytes} bytes, over the limit of 1 MiB: split it into several files"
         ));
     }
     fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))

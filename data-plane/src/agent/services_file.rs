@@ -142,7 +142,8 @@ pub fn parse(
             Ok(checked) => {
                 if !seen.insert(InstanceKey::of(&checked.instance)) {
                     faults.push(format!(
-                        "instances[{index}].id: \"{}\" stands twice: ids are unique in a service",
+                        "instances[{index}].id: \"{}\" occurs twice: ids must be unique in a \
+                         service",
                         part.id
                     ));
                 }
@@ -213,7 +214,7 @@ fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
         let parsed = parse_duration(word).and_then(|d| prost_types::Duration::try_from(d).ok());
         if parsed.is_none() {
             faults.push(format!(
-                "health.{field}: \"{word}\" is no duration: write for example 5s or 500ms"
+                "health.{field}: \"{word}\" is not a duration: write for example 5s or 500ms"
             ));
         }
         parsed
@@ -235,7 +236,7 @@ fn explain(text: &str, message: &str) -> String {
     // Some messages append an excerpt of the source.
     let line = message.lines().map(str::trim).find(|line| !line.is_empty());
     let Some(line) = line else {
-        return "is no YAML".to_owned();
+        return "is not YAML".to_owned();
     };
     let line = line.strip_prefix("error: ").unwrap_or(line);
     let (place, what) = match line.split_once(": ") {

@@ -89,7 +89,7 @@ pub enum Origin {
 pub(super) const ADDRESS: &str = "instance.address";
 const MAX_PATH: usize = 1024;
 const LABEL_RULE: &str =
-    "use a-z, 0-9 and '-', at most 63 characters, first and last a letter or digit";
+    "use a-z, 0-9 and '-', at most 63 characters, not starting or ending with '-'";
 
 /// Checks everything and reports every fault.
 ///
@@ -125,7 +125,7 @@ pub fn check(
     if instance.weight > MAX_WEIGHT {
         faults.add(
             "weight",
-            format!("{} is too much: at most {MAX_WEIGHT}", instance.weight),
+            format!("{} is too large: at most {MAX_WEIGHT}", instance.weight),
         );
     }
     labels(&instance, &mut faults);
@@ -178,7 +178,7 @@ fn names(instance: &Instance, faults: &mut Faults) {
         } else if !is_dns_label(word) {
             faults.add(
                 field,
-                format!("\"{}\" is no DNS label: {LABEL_RULE}", shown(word)),
+                format!("\"{}\" is not a DNS label: {LABEL_RULE}", shown(word)),
             );
         }
     }
@@ -201,7 +201,7 @@ fn address(word: &str, is_own: &dyn Fn(IpAddr) -> bool, faults: &mut Faults) -> 
     let why = match parsed {
         _ if word.is_empty() => format!("is missing: {form}"),
         Err(_) => format!(
-            "\"{}\" is no address (names are not resolved): {form}",
+            "\"{}\" is not an address (names are not resolved): {form}",
             shown(word)
         ),
         Ok(addr) if addr.port() == 0 => {
@@ -225,7 +225,8 @@ fn not_here(addr: SocketAddr, is_own: &dyn Fn(IpAddr) -> bool) -> Option<String>
     if ip.is_unspecified() {
         let port = addr.port();
         return Some(format!(
-            "\"{addr}\" is every address and none: write 127.0.0.1:{port} or an address of this host"
+            "\"{addr}\" is the unspecified address: write 127.0.0.1:{port} or an address of this \
+             host"
         ));
     }
     if let Some(why) = unfit(ip) {
@@ -252,7 +253,9 @@ fn labels(instance: &Instance, faults: &mut Faults) {
         if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_LABEL_VALUE {
             faults.add(
                 &format!("labels[\"{}\"]", shown(name)),
-                format!("a name takes 1 to {MAX_TEXT} bytes and a value at most {MAX_LABEL_VALUE}"),
+                format!(
+                    "a name must have 1 to {MAX_TEXT} bytes and a value at most {MAX_LABEL_VALUE}"
+                ),
             );
         }
     }
@@ -272,7 +275,11 @@ fn proto_names(instance: &Instance, faults: &mut Faults) {
         if !is_proto_name(name) {
             faults.add(
                 &format!("protos[{index}]"),
-                format!("\"{}\" is no full name of a proto service: write for example \"package.Service\"", shown(name)),
+                format!(
+                    "\"{}\" is not the full name of a proto service: write for example \
+                     \"package.Service\"",
+                    shown(name)
+                ),
             );
         }
     }
@@ -290,7 +297,7 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
         Ok(Kind::KeepAlive) if origin == Origin::File => {
             faults.add(
                 "health.kind",
-                "a file sends no keep-alive: use grpc, http, tcp or none".into(),
+                "instances from a file send no keep-alive: use grpc, http, tcp or none".into(),
             );
             default_kind
         }
@@ -327,7 +334,7 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
         faults.add(
             "health.path",
             format!(
-                "\"{}\" is no path: it starts with '/' and has no blanks",
+                "\"{}\" is not a path: it must start with '/' and have no spaces",
                 shown(&path)
             ),
         );
@@ -342,7 +349,7 @@ fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Opt
     }
     let threshold = |field: &str, given: u32, default: u32, faults: &mut Faults| {
         if given > 100 {
-            faults.add(field, format!("{given} is too much: at most 100"));
+            faults.add(field, format!("{given} is too large: at most 100"));
         }
         if given == 0 { default } else { given }
     };

@@ -98,15 +98,18 @@ enum StartError {
         listener: &'static str,
         source: ListenError,
     },
-    #[error("no threads for the data path: {0}; give this process more, or fewer --workers")]
+    #[error(
+        "cannot start the worker threads: {0}; raise the limit of threads of this process, or use \
+         fewer --workers"
+    )]
     Threads(#[from] io::Error),
     #[error(
         "--inbound has no TCP address that other nodes could dial: give --advertise HOST:PORT, or --control none"
     )]
     Advertise,
     #[error(
-        "the background task {0} has ended, which is a fault of Heddle (the log says how): this process has drained and \
-         stopped so that it is started anew"
+        "the background task {0} ended unexpectedly, which is a bug in Heddle (see the log): this \
+         process has drained and stopped so that it can be restarted"
     )]
     TaskEnded(&'static str),
 }
@@ -366,8 +369,9 @@ fn bound_by_files(options: &mut Options) -> Option<String> {
     let mut both = asked.iter().zip(&bounds);
     both.any(|(asked, bound)| asked.bound > *bound).then(|| {
         format!(
-            "this process may open {files} files (ulimit -Hn), too few for all connections that it may have: it takes \
-             {outbound} on outbound and {inbound} on inbound per worker, {agent} on agent, {admin} on admin"
+            "the limit of open files (ulimit -Hn) is {files}, too low for the configured \
+             connection limits: they are reduced to {outbound} on outbound and {inbound} on \
+             inbound per worker, {agent} on agent, {admin} on admin"
         )
     })
 }

@@ -255,7 +255,8 @@ impl Proxy {
         let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if ip.is_loopback() {
             info!(
-                "inbound is told to other nodes as {ip}: if they are on other hosts, give --advertise HOST:PORT"
+                "inbound is advertised to other nodes as {ip}: if they are on other hosts, give \
+                 --advertise HOST:PORT"
             );
         }
         ip
@@ -265,7 +266,7 @@ impl Proxy {
     /// instances are checked; at most 2 s.
     pub(super) async fn until_routable(&self) {
         self.readiness.send_replace(Readiness::Starting(
-            "no full answer of the control plane yet",
+            "waiting for the first complete state from the control plane",
         ));
         let end = Instant::now() + LONGEST_START;
         let settled = timeout(LONGEST_SETTLE, self.agent.settled());
@@ -274,7 +275,8 @@ impl Proxy {
         let (_, known) = tokio::join!(settled, async { matches!(known.await, Ok(Ok(_))) });
         if !known {
             warn!(
-                "no full answer of the control plane within {LONGEST_START:?}: outbound opens with this node's own instances"
+                "no complete state from the control plane within {LONGEST_START:?}: outbound \
+                 opens with this node's own instances"
             );
         }
         let (version, _) = self.agent.views();
@@ -300,7 +302,7 @@ impl Proxy {
     /// released first: the node's registrations, the state dir, and every port. Instances stay registered.
     pub(super) async fn stop(self, session: &SessionHandle) {
         info!(
-            "stopping: calls may go on for {:?}",
+            "stopping: calls in flight may take up to {:?}",
             self.options.drain_timeout
         );
         self.readiness.send_replace(Readiness::Draining);
@@ -314,13 +316,13 @@ impl Proxy {
         tokio::select! {
             drained = timeout(longest, self.workers.drained()) => {
                 if drained.is_err() {
-                    warn!("calls were left when the drain timeout ended");
+                    warn!("calls were still in flight when the drain timeout ended");
                 }
                 // Callers that waited for calls to end are being answered just now.
                 let _ = timeout(LAST_ANSWERS, self.own.open.wait()).await;
             }
             () = heddle_options::terminated_again() => {
-                warn!("told to stop twice: calls are ended now");
+                warn!("a second signal to stop: ending all calls now");
                 self.workers.end_calls();
                 let _ = timeout(LAST_ANSWERS, self.workers.drained()).await;
             }
@@ -336,7 +338,7 @@ impl Proxy {
             if snapshot.resources.complete()
                 && let Err(error) = last_good::write(state, &self.options.node, snapshot).await
             {
-                warn!("the state dir cannot be written: {error}");
+                warn!("cannot write to the state dir: {error}");
             }
             saved::save(state, &self.agent).await;
             let state = state.clone();
@@ -345,7 +347,8 @@ impl Proxy {
         };
         if timeout(LONGEST_SAVE, write).await.is_err() {
             warn!(
-                "the state dir's disk does not answer: a successor starts without what was learnt last"
+                "the state dir's disk does not answer: the next start will not have the latest \
+                 state"
             );
         }
     }

@@ -28,7 +28,8 @@ impl Exchange {
                 tracing::warn!(
                     listener = role.name(),
                     connections = bound,
-                    "a worker may accept no more connections: idle ones are closed for new ones"
+                    "a worker has reached its connection limit: idle connections are closed to \
+                     make room for new ones"
                 );
             }
             if !self.close_idlest(role) {
@@ -47,7 +48,7 @@ impl Exchange {
         let key = match self.conns.accept(transport, options, now) {
             Ok(key) => key,
             Err(error) => {
-                tracing::warn!(%error, peer = %caller.peer, "an accepted connection cannot be watched; it is closed");
+                tracing::warn!(%error, peer = %caller.peer, "cannot register an accepted connection with the event loop; it is closed");
                 return None;
             }
         };

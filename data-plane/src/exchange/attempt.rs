@@ -208,7 +208,7 @@ impl Exchange {
                     .map(Call::target_name)
                     .unwrap_or_default();
                 let to = pool.map(|pool| pool.dial().name()).unwrap_or_default();
-                let text = format!("{target}: no connection to {to} of late: {why}");
+                let text = format!("{target}: connecting to {to} failed recently: {why}");
                 let failure = self.mark_unprocessed(key, Failure::new(Reason::ConnectFailed, text));
                 self.fail(key, &failure);
             }

@@ -118,7 +118,7 @@ impl Exchange {
         if timeout.is_zero() {
             // Sent by clients whose deadline passed meanwhile. A timer could fire too late: an answer could arrive
             // before its next tick.
-            let text = "the caller's deadline had passed when the call came";
+            let text = "the caller's deadline had passed when the call arrived";
             self.fail(key, &Failure::new(Reason::DeadlineExceeded, text));
             return false;
         }
@@ -279,7 +279,7 @@ impl Exchange {
             Phase::Table => {
                 let node = &self.options().node;
                 let text = format!(
-                    "the proxy on node {node} has had no state from its control plane so far"
+                    "the proxy on node {node} has not received any state from its control plane yet"
                 );
                 self.fail(key, &Failure::new(Reason::NotReady, text));
             }
@@ -305,7 +305,7 @@ impl Exchange {
             Phase::Finishing => return,
             Phase::Table => "before the proxy had any state".to_owned(),
             Phase::Endpoints => format!(
-                "while it waited for the control plane to tell the endpoints of {}",
+                "while it waited for the endpoints of {} from the control plane",
                 call.target_name()
             ),
             Phase::Pending(pool) => {
@@ -352,13 +352,13 @@ fn not_on_this_node(table: &RouteTable, service: &str, namespace: &str) -> Failu
 
 fn not_from_a_proxy(node: &str) -> Failure {
     let text = format!(
-        "this is the inbound listener of node {node}: it takes calls from other proxies, which say heddle-to; \
-         call the outbound listener of your own node"
+        "this is the inbound listener of node {node}: it takes calls from other proxies, which \
+         set heddle-to; call the outbound listener of your own node"
     );
     Failure::new(Reason::NoRoute, text).by(Fault::Caller)
 }
 
 pub(super) fn too_large_headers(what: &str) -> Failure {
-    let text = format!("the {what} is over 32 KiB or 256 fields as decoded: send less metadata");
+    let text = format!("the {what} exceeds 32 KiB or 256 fields (decoded): send less metadata");
     Failure::new(Reason::RequestTooLarge, text).by(Fault::CallerHeaders)
 }

@@ -86,7 +86,7 @@ impl Exchange {
             self.count(Counter::BoundCallerShare);
             self.lose(
                 key,
-                "its unfinished header block is over its share of the proxy's buffers",
+                "its unfinished header block exceeds its share of the proxy's buffers",
             );
         }
     }
@@ -222,7 +222,8 @@ impl Exchange {
             self.count(Counter::BoundStall);
             self.lose(
                 key,
-                "it has read next to nothing for long, and the proxy's buffers are nearly full",
+                "it has read almost nothing for a long time, and the proxy's buffers are nearly \
+                 full",
             );
         }
         let mut calls = Vec::new();

@@ -27,7 +27,7 @@ impl Exchange {
         let goaway = opened.goaway();
         // A GOAWAY with an error, not only a drain.
         let fault = goaway.filter(|code| *code != ErrorCode::NO_ERROR);
-        let with_fault = fault.map(|code| format!("{why}, and said GOAWAY with {code}"));
+        let with_fault = fault.map(|code| format!("{why}, and sent GOAWAY with {code}"));
         let why = with_fault.as_deref().unwrap_or(why);
         let drained = goaway == Some(ErrorCode::NO_ERROR);
         self.on_upstream_lost(key, &mut conn, why);
@@ -52,11 +52,11 @@ impl Exchange {
         }
         if conn.opened().is_some_and(|opened| !opened.is_ready()) {
             self.count(Counter::ProtocolErrorsUpstream);
-            return self.open_failed(key, &format!("it broke HTTP/2: {error}"), false);
+            return self.open_failed(key, &format!("it violated HTTP/2: {error}"), false);
         }
         let calls = conn.take_calls();
         let pool = conn.pool();
-        tracing::debug!(%peer, %error, "closing a connection that broke HTTP/2");
+        tracing::debug!(%peer, %error, "closing a connection that violated HTTP/2");
         self.begin_close(key);
         match pool {
             None => {

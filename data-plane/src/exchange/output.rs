@@ -19,7 +19,7 @@ impl Exchange {
             OutputState::Done | OutputState::Blocked => {}
             OutputState::Overfull => {
                 self.count(Counter::BoundOutput);
-                self.lose(key, "it leaves unread what is written for it");
+                self.lose(key, "it does not read what is written to it");
             }
             OutputState::Failed => self.conns.mark_to_read(key),
         }

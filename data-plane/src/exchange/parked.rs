@@ -158,7 +158,7 @@ impl Exchange {
             let node = &self.options().node;
             let why = match requested {
                 true => format!("{} for its endpoints", no_place.text()),
-                false => "too many services are called for the first time".to_owned(),
+                false => "too many services were called for the first time at once".to_owned(),
             };
             let text = format!(
                 "{} is not known yet on node {node}, and {why}",
@@ -225,8 +225,8 @@ impl Exchange {
         let call = self.calls.get(key);
         let service = call.and_then(|call| call.service_name()).unwrap_or("it");
         let text = format!(
-            "the control plane has not answered the proxy on node {node}, which asks for the endpoints of {service} \
-             since it was called first"
+            "the control plane has not answered the proxy on node {node}, which has requested the \
+             endpoints of {service} since its first call"
         );
         Failure::new(Reason::NotReady, text)
     }

@@ -142,7 +142,7 @@ impl Exchange {
             None => {}
         }
         let streams = match pool.limit() {
-            Some(0) => return "it allows no stream at all now".to_owned(),
+            Some(0) => return "it allows no streams at the moment".to_owned(),
             Some(u32::MAX) | None => "all streams".to_owned(),
             Some(limit) => format!("the limit of {}", count(limit, "stream")),
         };
@@ -155,7 +155,7 @@ impl Exchange {
             conn.is_some_and(Conn::is_held_by_output)
         };
         if pool.connections().iter().any(has_slots) {
-            return "it leaves unread what was sent before".to_owned();
+            return "it has not read what was sent before".to_owned();
         }
         if pool.connections().len() >= most {
             let all = all(most);

@@ -199,7 +199,7 @@ impl Exchange {
                 .map(super::state::Call::target_name)
                 .unwrap_or_default();
             let text =
-                format!("the answer of {target} has a header list over 32 KiB or 256 fields");
+                format!("the response of {target} has a header list over 32 KiB or 256 fields");
             return self.fail(key, &Failure::new(Reason::ResponseInvalid, text));
         };
         // A caller needs the status most: it is forwarded without the fields that did not fit.
@@ -326,7 +326,7 @@ impl Exchange {
         }
         self.unanswered(key, End::Reset);
         if by == Initiator::Local {
-            let text = format!("the answer of {target} breaks HTTP/2 ({code})");
+            let text = format!("the response of {target} violates HTTP/2 ({code})");
             return self.attempt_failed(key, conn, &Failure::new(Reason::ProtocolError, text));
         }
         let text = format!("{target} reset the call with {code}");

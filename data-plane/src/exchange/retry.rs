@@ -48,11 +48,11 @@ impl Exchange {
         }
         let target = call.peer_name();
         let failure = if drained {
-            let text = format!("{target} stops, and closed the connection with the call on it");
+            let text = format!("{target} is stopping, and closed the connection of this call");
             Failure::new(Reason::Draining, text)
         } else {
             self.unanswered(key, End::Lost);
-            let text = format!("the connection to {target} broke while the call was on it: {why}");
+            let text = format!("the connection to {target} broke during the call: {why}");
             Failure::new(Reason::ConnectionLost, text)
         };
         self.attempt_failed(key, conn, &failure);

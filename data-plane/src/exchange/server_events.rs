@@ -138,7 +138,7 @@ impl Exchange {
         if !ready {
             return self.open_failed(
                 key,
-                &format!("it said GOAWAY with {code} before taking a call"),
+                &format!("it sent GOAWAY with {code} before it accepted a call"),
                 false,
             );
         }
@@ -209,7 +209,7 @@ impl Exchange {
             }
             Due::Ready => {
                 self.count(Counter::BoundHandshake);
-                self.open_failed(key, "it accepted and then said nothing", false);
+                self.open_failed(key, "it accepted the connection and sent nothing", false);
             }
             Due::Idle => {
                 self.count(Counter::BoundIdle);
@@ -228,7 +228,7 @@ impl Exchange {
         let Some(found) = self.calls.get(call) else {
             return;
         };
-        let text = format!("{} broke HTTP/2: {error}", found.peer_name());
+        let text = format!("{} violated HTTP/2: {error}", found.peer_name());
         self.unanswered(call, End::Lost);
         self.attempt_failed(call, conn, &Failure::new(Reason::ProtocolError, text));
     }

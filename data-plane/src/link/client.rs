@@ -59,14 +59,14 @@ pub(crate) fn check_answer(bytes: &[u8], trailers: &Fields, node: &str) -> Resul
             answer.version
         )),
         Some(answer) if answer.node != node => Err(format!(
-            "it is node {} and not {node}: its address has changed hands",
+            "it is node {}, not {node}: the address now belongs to another node",
             answer.node
         )),
         Some(_) => Ok(()),
         None => {
             let text = trailers
                 .get(b"grpc-message")
-                .unwrap_or(b"it did not answer Hello as a proxy does");
+                .unwrap_or(b"its answer to Hello is not that of a proxy");
             Err(String::from_utf8_lossy(text).into_owned())
         }
     }
@@ -94,9 +94,13 @@ mod tests {
                 Fields::new(),
                 Err("speaks version"),
             ),
-            (answer(VERSION, "c"), Fields::new(), Err("changed hands")),
+            (
+                answer(VERSION, "c"),
+                Fields::new(),
+                Err("belongs to another node"),
+            ),
             (Vec::new(), refused, Err("upgrade the older one")),
-            (Vec::new(), Fields::new(), Err("as a proxy does")),
+            (Vec::new(), Fields::new(), Err("not that of a proxy")),
         ] {
             match (check_answer(&bytes, &trailers, "b"), expect) {
                 (Ok(()), Ok(())) => {}

@@ -58,7 +58,7 @@ fn answer(conn: &mut Conn, stream: StreamId, answering: Answering<'_>) {
         return;
     };
     let Some(hello) = unframe(&bytes).and_then(|message| HelloRequest::decode(message).ok()) else {
-        let text = "this is not one HelloRequest";
+        let text = "the message is not a HelloRequest";
         return refuse(conn, stream, INVALID, text, answering);
     };
     if !(hello.min_version..=hello.max_version).contains(&VERSION) {

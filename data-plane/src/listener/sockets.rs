@@ -51,7 +51,7 @@ impl Listeners {
             Socket::Unix(socket) => self.registry.register(socket, token, Interest::READABLE),
         };
         if let Err(error) = registered {
-            tracing::error!(%error, "a listener cannot be watched; it accepts nothing");
+            tracing::error!(%error, "cannot register a listener with the event loop; it accepts nothing");
         }
         self.sockets.push((role, socket));
         token

@@ -27,8 +27,9 @@ impl Conflicts {
                     service,
                     owner,
                     proto,
-                    "{service} serves {proto} too, whose path {owner} owns: calls reach {service} by its name (the \
-                     authority {service}) and not by their path; to claim no paths register it with claim_paths: false"
+                    "{service} also serves {proto}, but {owner} owns that path: {service} is \
+                     called by its name only (authority {service}); if it should claim no paths, \
+                     register it with claim_paths: false"
                 );
             }
         }

@@ -49,31 +49,31 @@ counters! {
     Rebalanced = "heddle_connections_rebalanced_total", "";
     /// Upstream connections that were opened.
     Connects = "heddle_upstream_connects_total", "";
-    /// Upstream connections that could not be made.
+    /// Upstream connections that could not be opened.
     ConnectFailures = "heddle_upstream_connect_failures_total", "";
-    /// Attempts after a first one that provably did not reach the application.
+    /// Retries of calls that the application certainly had not seen.
     RetriesSafe = "heddle_retries_total", "kind=\"unprocessed\"";
-    /// Attempts after a first one of an idempotent method.
+    /// Retries of idempotent methods.
     RetriesIdempotent = "heddle_retries_total", "kind=\"idempotent\"";
     /// Instances ejected because calls in a row ended without an answer, and ejections lengthened by a probe that failed.
     Ejections = "heddle_ejections_total", "";
-    /// Connections closed because the peer broke HTTP/2.
+    /// Downstream connections closed because the peer violated HTTP/2.
     ProtocolErrorsDownstream = "heddle_protocol_errors_total", "side=\"downstream\"";
-    /// Upstream connections closed because the server broke HTTP/2.
+    /// Upstream connections closed because the server violated HTTP/2.
     ProtocolErrorsUpstream = "heddle_protocol_errors_total", "side=\"upstream\"";
-    /// Connections closed because handling them panicked: a bug of ours.
+    /// Connections closed because handling them panicked: a bug in Heddle.
     Panics = "heddle_panics_total", "";
-    /// A caller's connection spoke HTTP/1.1.
+    /// Connections of callers that spoke HTTP/1.1.
     Http1Refused = "heddle_http1_refused_total", "";
-    /// Times that a bound was hit: calls refused because too many of their service were waiting, and what else `bound` says.
+    /// Times a limit was hit, by `bound`; pending_calls: calls refused because too many of their service were waiting.
     BoundPending = "heddle_bounds_hit_total", "bound=\"pending_calls\"";
-    /// Calls refused because their caller's connection had its share of the places of waiting calls.
+    /// Calls refused because their caller's connection already used its share of the waiting places.
     BoundPendingShare = "heddle_bounds_hit_total", "bound=\"pending_share\"";
-    /// Calls refused because they had waited for a stream to their instance for as long as any may.
+    /// Calls refused because they had waited for a stream to their instance for the maximum time.
     BoundPendingTimeout = "heddle_bounds_hit_total", "bound=\"pending_timeout\"";
-    /// Calls that had to wait because all connections that an endpoint may have had their limit of streams in use.
+    /// Calls that had to wait because all streams of all allowed connections to the endpoint were in use.
     BoundUpstreamStreams = "heddle_bounds_hit_total", "bound=\"upstream_streams\"";
-    /// Calls that had to wait because their caller's connection or service had its share of the streams to an endpoint.
+    /// Calls that had to wait because their caller's connection or service already used its share of the endpoint's streams.
     BoundStreamShare = "heddle_bounds_hit_total", "bound=\"upstream_stream_share\"";
     /// Calls refused or ended because the worker's buffers were full.
     BoundMemory = "heddle_bounds_hit_total", "bound=\"buffered_bytes\"";
@@ -81,13 +81,13 @@ counters! {
     BoundCallerShare = "heddle_bounds_hit_total", "bound=\"buffered_bytes_of_caller\"";
     /// Calls refused or ended because the calls of their service held more than their share of the worker's buffers.
     BoundServiceShare = "heddle_bounds_hit_total", "bound=\"buffered_bytes_of_service\"";
-    /// Calls that outgrew the replay buffer and can no longer be tried again.
+    /// Calls that outgrew the replay buffer and can no longer be retried.
     BoundReplay = "heddle_bounds_hit_total", "bound=\"replay_buffer\"";
     /// Retries not made because the service's retry budget was used up.
     BoundRetryBudget = "heddle_bounds_hit_total", "bound=\"retry_budget\"";
-    /// New connections that found outbound full on a worker: the idlest one was closed for them.
+    /// New connections on outbound beyond the worker's limit: the one idle longest was closed for each.
     BoundOutboundConnections = "heddle_bounds_hit_total", "bound=\"connections\",listener=\"outbound\"";
-    /// New connections that found inbound full on a worker: the idlest one was closed for them.
+    /// New connections on inbound beyond the worker's limit: the one idle longest was closed for each.
     BoundInboundConnections = "heddle_bounds_hit_total", "bound=\"connections\",listener=\"inbound\"";
     /// Header lists over the limit.
     BoundHeaders = "heddle_bounds_hit_total", "bound=\"header_list\"";
@@ -97,17 +97,17 @@ counters! {
     BoundIdle = "heddle_bounds_hit_total", "bound=\"idle_timeout\"";
     /// Connections closed because their handshake took too long.
     BoundHandshake = "heddle_bounds_hit_total", "bound=\"handshake_timeout\"";
-    /// Connections closed because no request came in time.
+    /// Connections closed because they sent no request in time.
     BoundFirstRequest = "heddle_bounds_hit_total", "bound=\"first_request_timeout\"";
-    /// Calls cut because the peer took nothing for long while buffers were nearly full.
+    /// Calls cut off because the peer read almost nothing for a long time while buffers were nearly full.
     BoundStall = "heddle_bounds_hit_total", "bound=\"stall_timeout\"";
-    /// Connections closed because the peer left too much of what was written for it unread.
+    /// Connections closed because the peer left too much output unread.
     BoundOutput = "heddle_bounds_hit_total", "bound=\"unread_output\"";
     /// Streams refused because their connection had too many.
     BoundStreams = "heddle_bounds_hit_total", "bound=\"concurrent_streams\"";
-    /// Connections closed with ENHANCE_YOUR_CALM: frames that cost much and carry nothing came too fast.
+    /// Connections closed with ENHANCE_YOUR_CALM because expensive frames without content came too fast.
     BoundFloods = "heddle_bounds_hit_total", "bound=\"flood\"";
-    /// Connections given up because a keep-alive was not answered.
+    /// Connections closed because a keep-alive was not answered.
     KeepAliveLost = "heddle_keepalive_lost_total", "";
 }
 

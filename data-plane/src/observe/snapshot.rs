@@ -233,22 +233,22 @@ impl MetricsSnapshot {
             (
                 "heddle_waiting_calls",
                 self.waiting_calls,
-                "Calls waiting for the control plane to tell of endpoints.",
+                "Calls waiting for endpoints from the control plane.",
             ),
             (
                 "heddle_downstream_connections",
                 self.downstream_connections,
-                "Open, from callers.",
+                "Open connections from callers.",
             ),
             (
                 "heddle_upstream_connections",
                 self.upstream_connections,
-                "Open, to instances and proxies.",
+                "Open connections to instances and proxies.",
             ),
             (
                 "heddle_held_bytes",
                 self.held_bytes,
-                "Bytes taken in and not passed on.",
+                "Bytes received and not yet forwarded.",
             ),
         ];
         for (name, value, help) in gauges {

@@ -74,8 +74,9 @@ pub(super) fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenA
     for option in &options {
         if !low.insecure_inbound && option.is_beyond_loopback() {
             faults.push(format!(
-                "--inbound \"{option}\" is beyond loopback and there is no mTLS yet: add --insecure-inbound \
-                 if whoever reaches it may call every instance of this node, or use 127.0.0.1:{}",
+                "--inbound \"{option}\" is not a loopback address and there is no mTLS yet: add \
+                 --insecure-inbound if anyone who can reach it may call every instance of this \
+                 node, or use 127.0.0.1:{}",
                 option.port().unwrap_or(INBOUND_PORT)
             ));
         }
@@ -95,7 +96,7 @@ pub(super) fn advertise(word: &str, faults: &mut Vec<String>) -> Option<SocketAd
         Err(error) => error.to_string(),
     };
     faults.push(format!(
-        "--advertise \"{word}\": {why}; write HOST:PORT where other nodes reach inbound"
+        "--advertise \"{word}\": {why}; use HOST:PORT at which other nodes reach inbound"
     ));
     None
 }

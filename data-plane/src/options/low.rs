@@ -11,7 +11,7 @@ pub struct LowOptions {
     /// Name of this node, a DNS label, unique in the mesh [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// The control plane's replicas; `none` serves this node's own instances alone
+    /// URLs of the control plane's replicas; `none`: no control plane, only this node's own instances are served
     #[arg(
         long,
         value_name = "URL",
@@ -25,14 +25,14 @@ pub struct LowOptions {
     /// Threads of the data path [default: the CPU quota, at most 4]
     #[arg(long, value_name = "N")]
     pub workers: Option<u16>,
-    /// Where local services send their calls: IP:PORT, localhost:PORT or unix:/PATH; repeats; port 0 is any free one
+    /// Where local services send their calls: IP:PORT, localhost:PORT or unix:/PATH; repeatable; port 0: any free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
     pub outbound: Vec<String>,
     /// Where the proxies of other nodes send calls [default: 0.0.0.0:15008; without --insecure-inbound
     /// 127.0.0.1:15008, as there is no mTLS yet]
     #[arg(long, value_name = "ADDR")]
     pub inbound: Vec<String>,
-    /// Lets inbound listen beyond loopback without mTLS: whoever reaches it can call every instance of this node
+    /// Allows inbound to listen beyond loopback without mTLS: anyone who can reach it can call every instance of this node
     #[arg(long)]
     pub insecure_inbound: bool,
     /// Where the services of this host register (gRPC)
@@ -41,48 +41,49 @@ pub struct LowOptions {
     /// Admin over HTTP and gRPC: /metrics /healthz /readyz /config, health, reflection
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: Vec<String>,
-    /// An address of --outbound, --agent, --admin or --dns beyond loopback, which is refused unless it is named here:
-    /// nothing tells yet who calls; repeats
+    /// Allows this address of --outbound, --agent, --admin or --dns although it is not a loopback address and callers are
+    /// not authenticated yet; repeatable
     #[arg(long, value_name = "ADDR")]
     pub insecure_listen: Vec<String>,
-    /// Connections on outbound at a time, per worker; over it the idlest one is closed for a new one
+    /// Maximum connections on outbound, per worker; at the limit, the connection that has been idle longest is closed for a
+    /// new one
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub outbound_connections: usize,
-    /// Connections on inbound at a time, per worker; as --outbound-connections
+    /// Maximum connections on inbound, per worker; like --outbound-connections
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub inbound_connections: usize,
-    /// Connections on the agent at a time; as --outbound-connections
+    /// Maximum connections on the agent; like --outbound-connections
     #[arg(long, value_name = "N", default_value_t = AGENT_CONNECTIONS)]
     pub agent_connections: usize,
-    /// Connections on admin at a time; as --outbound-connections
+    /// Maximum connections on admin; like --outbound-connections
     #[arg(long, value_name = "N", default_value_t = ADMIN_CONNECTIONS)]
     pub admin_connections: usize,
     /// Where other nodes reach this node's inbound [default: the inbound listener's address]
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,
-    /// Where this node stands
+    /// Region and zone of this node
     #[arg(long, value_name = "REGION/ZONE")]
     pub locality: Option<String>,
-    /// A further name by which callers mean this proxy, so that the proto service decides; repeats
+    /// A further host name of this proxy; calls to it are routed by their proto service, like calls to localhost; repeatable
     #[arg(long, value_name = "NAME")]
     pub own_name: Vec<String>,
-    /// How long calls may go on after SIGTERM before they are cut
+    /// How long calls in flight may take after SIGTERM before they are cut off
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub drain_timeout: String,
-    /// Most connections that a worker opens to one instance or node; another is opened while calls wait for a stream
+    /// Maximum connections of a worker to one instance or node; a further one is opened when calls wait for a stream
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub upstream_connections: u16,
     /// How long a call waits for a stream to its instance before it fails with OVERLOADED
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub pending_timeout: String,
-    /// Services whose endpoints are held before anybody has called them (`users` or `users.shop`), or `all`; repeats
+    /// Services whose endpoints are fetched before the first call (`users` or `users.shop`), or `all`; repeatable
     /// [default: none; the endpoints of a service are fetched at its first call]
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub prefetch: Vec<String>,
-    /// The endpoints of a service that nobody has used for so long are dropped, to be fetched again at the next call
+    /// How long a service is unused before its endpoints are dropped; the next call fetches them again
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub service_idle: String,
-    /// Folder of YAML files of instances that do not register themselves; watched
+    /// Folder of YAML files that define instances which do not register themselves; watched for changes
     #[arg(long, value_name = "DIR")]
     pub services_dir: Option<PathBuf>,
 
@@ -91,25 +92,25 @@ pub struct LowOptions {
     /// Answers `*.mesh` by DNS. Not in this version: accepted, binds nothing
     #[arg(long, hide = true, value_name = "ADDR")]
     pub dns: Vec<String>,
-    /// The edge of the mesh for HTTP, gRPC-Web and WebSocket. Not in this version: accepted, binds nothing
+    /// Gateway for HTTP, gRPC-Web and WebSocket from outside the mesh. Not in this version: accepted, binds nothing
     #[arg(long, hide = true, value_name = "ADDR")]
     pub gateway: Vec<String>,
-    /// What the gateway shows outside. Not in this version: accepted, has no effect
+    /// What the gateway exposes. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "WHAT")]
     pub gateway_expose: Vec<String>,
     /// Origins whose pages may call the gateway. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "ORIGIN")]
     pub gateway_origin: Vec<String>,
-    /// Proxies in front of the gateway whose X-Forwarded-* count. Not in this version: accepted, has no effect
+    /// Proxies in front of the gateway whose X-Forwarded-* headers are trusted. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "CIDR")]
     pub gateway_trusted_proxy: Vec<String>,
     /// Interactive API documentation at the gateway. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "on|off", value_parser = ["on", "off"])]
     pub gateway_docs: Option<String>,
-    /// How much of a failure outsiders see. Not in this version: accepted, has no effect
+    /// How much detail of a failure the gateway shows. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "short|full", value_parser = ["short", "full"])]
     pub gateway_errors: Option<String>,
-    /// Which gateway of the mesh this is. Not in this version: accepted, has no effect
+    /// Name of this gateway in the mesh. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "NAME")]
     pub gateway_name: Option<String>,
 }

@@ -58,8 +58,8 @@ impl LowOptions {
             Some(node) if is_dns_label(node) => node.clone(),
             Some(node) => {
                 faults.push(format!(
-                    "--node \"{node}\" is no DNS label: use a-z, 0-9 and '-', at most 63 characters, \
-                     first and last a letter or digit"
+                    "--node \"{node}\" is not a DNS label: use a-z, 0-9 and '-', at most 63 \
+                     characters, not starting or ending with '-'"
                 ));
                 String::new()
             }
@@ -71,7 +71,10 @@ impl LowOptions {
             if name_ok {
                 own_names.push(name.clone());
             } else {
-                faults.push(format!("--own-name \"{name}\" is no host name: use labels of a-z, 0-9 and '-' joined by dots"));
+                faults.push(format!(
+                    "--own-name \"{name}\" is not a host name: use labels of a-z, 0-9 and '-' \
+                     joined by dots"
+                ));
             }
         }
         own_names.sort();
@@ -97,8 +100,8 @@ impl LowOptions {
                     &agent,
                     "can register and remove instances of this node",
                 ),
-                ("--admin", &admin, "can read what this node is and does"),
-                ("--dns", &dns, "can ask for the names of the mesh"),
+                ("--admin", &admin, "can read the state of this node"),
+                ("--dns", &dns, "can look up the names of the mesh"),
             ],
             &mut faults,
         );
@@ -116,7 +119,7 @@ impl LowOptions {
         let (region, zone) = locality(self.locality.as_deref(), &mut faults);
         let drain_timeout = parse_duration(&self.drain_timeout).unwrap_or_else(|| {
             faults.push(format!(
-                "--drain-timeout \"{}\" is no duration: write for example 60s, 500ms or 2m",
+                "--drain-timeout \"{}\" is not a duration: write for example 60s, 500ms or 2m",
                 self.drain_timeout
             ));
             Duration::ZERO
@@ -234,7 +237,8 @@ fn prefetch(words: &[String], faults: &mut Vec<String>) -> Prefetch {
         match split_name(&name) {
             Ok(_) => drop(names.insert(name)),
             Err(_) => faults.push(format!(
-                "--prefetch \"{word}\" is no service: write users, users.shop (its namespace after the dot), or all"
+                "--prefetch \"{word}\" is not a service name: write users, users.shop (its \
+                 namespace after the dot), or all"
             )),
         }
     }
@@ -249,14 +253,14 @@ fn service_idle(word: &str, faults: &mut Vec<String>) -> Duration {
         Some(idle) if idle >= SHORTEST_SERVICE_IDLE => idle,
         Some(_) => {
             faults.push(format!(
-                "--service-idle \"{word}\" is too short: use at least {SHORTEST_SERVICE_IDLE:?}, or a service would \
-                 be dropped between two calls"
+                "--service-idle \"{word}\" is too short: use at least {SHORTEST_SERVICE_IDLE:?}, \
+                 or the endpoints of a service would be dropped between two calls"
             ));
             SHORTEST_SERVICE_IDLE
         }
         None => {
             faults.push(format!(
-                "--service-idle \"{word}\" is no duration: write for example 1h, 30m or 90s"
+                "--service-idle \"{word}\" is not a duration: write for example 1h, 30m or 90s"
             ));
             SHORTEST_SERVICE_IDLE
         }
@@ -279,7 +283,7 @@ fn pending_timeout(word: &str, faults: &mut Vec<String>) -> Duration {
         ),
         Some(wait) if wait > LONGEST_PENDING_TIMEOUT => "is too long: use at most 1h".to_owned(),
         Some(wait) => return wait,
-        None => "is no duration: write for example 5s, 500ms or 1m".to_owned(),
+        None => "is not a duration: write for example 5s, 500ms or 1m".to_owned(),
     };
     faults.push(format!("--pending-timeout \"{word}\" {fault}"));
     Duration::ZERO

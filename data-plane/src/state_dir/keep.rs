@@ -43,7 +43,7 @@ impl Keeper {
         match &written {
             Ok(()) if self.failing => info!("the state dir can be written again"),
             Err(error) if !self.failing => {
-                warn!("the state dir cannot be written ({error}): {}", self.loss);
+                warn!("cannot write to the state dir ({error}): {}", self.loss);
             }
             _ => {}
         }

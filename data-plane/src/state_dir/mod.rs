@@ -84,8 +84,8 @@ impl StateDir {
                 if is_full(&source) =>
             {
                 warn!(
-                    "--state-dir {}: the disk is full ({source}): this proxy starts, and what it learns is not kept \
-                     across restarts until there is space",
+                    "--state-dir {}: the disk is full ({source}): this proxy starts, but its \
+                     state is not kept across restarts until there is space",
                     path.display()
                 );
             }
@@ -123,7 +123,7 @@ impl StateDir {
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,
                 format!(
-                    "{name} takes {} bytes, over the bound of {MAX_BYTES}",
+                    "{name} has {} bytes, over the limit of {MAX_BYTES}",
                     value.len()
                 ),
             ));
@@ -219,7 +219,7 @@ fn lock(path: &Path, patience: Duration) -> Result<File, StateDirError> {
     heddle_options::make_private(path).map_err(write)?;
     let lock_file = path.join("lock");
     if not_a_file(&lock_file).is_some() {
-        set_aside(path, "lock", "is no file");
+        set_aside(path, "lock", "is not a file");
     }
     let mut private = heddle_options::private_file();
     let lock = private
@@ -248,7 +248,10 @@ fn lock(path: &Path, patience: Duration) -> Result<File, StateDirError> {
         if not_a_file(&file).is_none()
             && let Err(error) = heddle_options::make_private(&file)
         {
-            warn!("{}: others may read it: {error}", file.display());
+            warn!(
+                "{}: other users may read it, and its mode cannot be changed: {error}",
+                file.display()
+            );
         }
     }
     Ok(lock)
@@ -265,11 +268,11 @@ fn set_aside(dir: &Path, name: &str, why: &str) {
     let aside = dir.join(aside_name(dir, name));
     match fs::rename(&path, &aside) {
         Ok(()) => warn!(
-            "{}: {why}; set aside as {} and going on without it",
+            "{}: {why}; set aside as {} and continuing without it",
             path.display(),
             aside.display()
         ),
-        Err(error) => warn!("{}: {why}; going on without it ({error})", path.display()),
+        Err(error) => warn!("{}: {why}; continuing without it ({error})", path.display()),
     }
     let mut kept = entries(dir, &format!("{name}.bad-"));
     kept.sort();
@@ -335,7 +338,7 @@ fn not_a_file(path: &Path) -> Option<&'static str> {
     match (kind.is_file(), kind.is_dir()) {
         (true, _) => None,
         (_, true) => Some("is a folder"),
-        _ => Some("is no file"),
+        _ => Some("is not a file"),
     }
 }
 
@@ -345,13 +348,13 @@ enum ReadError {
     Io(#[from] io::Error),
     #[error("{0}")]
     NoFile(&'static str),
-    #[error("takes {0} bytes, over the bound of {MAX_BYTES}")]
+    #[error("has {0} bytes, over the limit of {MAX_BYTES}")]
     TooLarge(u64),
     #[error("is not a state file of Heddle")]
     Foreign,
     #[error("has layout {0}, and this version of Heddle reads {LAYOUT}")]
     Layout(u8),
-    #[error("is torn: its length or checksum is wrong")]
+    #[error("is damaged: its length or checksum is wrong")]
     Torn,
 }
 

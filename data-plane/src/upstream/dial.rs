@@ -64,7 +64,7 @@ fn connect_internal(internal: &mpsc::Sender<UnixStream>) -> io::Result<Transport
     internal.try_send(theirs).map_err(|_| {
         io::Error::new(
             io::ErrorKind::ConnectionRefused,
-            "the proxy's control side takes no connection now",
+            "the proxy's control side accepts no connection at the moment",
         )
     })?;
     Ok(Transport::Unix(mio::net::UnixStream::from_std(ours)))

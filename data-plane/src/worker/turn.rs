@@ -94,7 +94,7 @@ impl Worker {
         if let Err(error) = self.poll.poll(events, wait)
             && error.kind() != io::ErrorKind::Interrupted
         {
-            tracing::error!(worker = self.index, %error, "waiting for events failed");
+            tracing::error!(worker = self.index, %error, "cannot wait for events");
             std::thread::sleep(Duration::from_millis(10));
         }
         self.exchange.begin_turn(Instant::now(), &mut self.buffer);
@@ -138,7 +138,7 @@ impl Worker {
                 Command::Forget(services) => self.exchange.forget(&services),
                 Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
-                Command::EndCalls => self.exchange.end_calls("was told to stop at once"),
+                Command::EndCalls => self.exchange.end_calls("was asked to stop at once"),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,
             }

@@ -46,7 +46,10 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
         Ok(saved) => {
             dir.set_aside(
                 FILE,
-                &format!("it is of the node \"{}\", this is \"{node}\"", saved.node),
+                &format!(
+                    "it belongs to node \"{}\", and this is node \"{node}\"",
+                    saved.node
+                ),
             );
             return None;
         }
@@ -59,7 +62,7 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
     for one in saved.resources {
         if let Err(fault) = resources.restore(&one.type_url, &one.name, &one.version, one.raw) {
             warn!(
-                "the state dir's {} {}: {fault}; left out until the control plane sends it",
+                "the state dir's {} {}: {fault}; ignored until the control plane sends it",
                 one.type_url, one.name
             );
         }
@@ -69,7 +72,7 @@ pub fn load(dir: &StateDir, node: &str) -> Option<(Resources, u64)> {
         services = resources.indexes.len(),
         in_use = resources.clusters.len(),
         revision = saved.revision,
-        "last good state of the mesh taken from the state dir"
+        "loaded the last good state of the mesh from the state dir"
     );
     Some((resources, saved.revision))
 }

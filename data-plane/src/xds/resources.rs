@@ -76,7 +76,7 @@ impl Resources {
                 let gone = demand.follow(self.indexes.keys(), now);
                 self.leave(&gone);
             }
-            other => applied.faults.push(format!("{other}: was not asked for")),
+            other => applied.faults.push(format!("{other}: was not requested")),
         }
         let named = response.resources.iter().map(|r| &r.name);
         for name in named.chain(&response.removed_resources) {

@@ -113,7 +113,7 @@ pub fn cluster(name: &str, bytes: &Bytes) -> Result<(), Fault> {
         Some(ClusterDiscoveryType::Type(kind)) if kind == i32::from(DiscoveryType::Eds) => Ok(()),
         other => Err(fault(
             "type",
-            format!("{other:?} is not taken here: only EDS is"),
+            format!("{other:?} is not supported: only EDS is"),
         )),
     }
 }
@@ -142,7 +142,7 @@ pub fn assignment(name: &str, bytes: &Bytes) -> Result<Assignment, Fault> {
             if !seen.insert((Arc::clone(&remote.node), Arc::clone(&remote.id))) {
                 return Err(fault(
                     at,
-                    format!("the instance {}/{} stands twice", remote.node, remote.id),
+                    format!("the instance {}/{} occurs twice", remote.node, remote.id),
                 ));
             }
             out.endpoints.push(remote);
@@ -151,7 +151,10 @@ pub fn assignment(name: &str, bytes: &Bytes) -> Result<Assignment, Fault> {
     if out.endpoints.len() > MAX_ENDPOINTS {
         return Err(fault(
             "endpoints",
-            format!("{} are more than {MAX_ENDPOINTS}", out.endpoints.len()),
+            format!(
+                "{} are too many: at most {MAX_ENDPOINTS}",
+                out.endpoints.len()
+            ),
         ));
     }
     // Sorted, so that equal content is equal in whatever order it was sent.
@@ -218,7 +221,7 @@ fn address(endpoint: &LbEndpoint) -> Result<SocketAddr, Fault> {
         core::v3::{address::Address, socket_address::PortSpecifier},
         endpoint::v3::lb_endpoint::HostIdentifier,
     };
-    let missing = || fault("endpoint.address", "is no socket address with a port");
+    let missing = || fault("endpoint.address", "is not a socket address with a port");
     let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else {
         return Err(missing());
     };
@@ -234,7 +237,7 @@ fn address(endpoint: &LbEndpoint) -> Result<SocketAddr, Fault> {
     let ip = socket.address.parse().map_err(|_| {
         fault(
             "endpoint.address",
-            format!("\"{}\" is no IP address", socket.address),
+            format!("\"{}\" is not an IP address", socket.address),
         )
     })?;
     Ok(SocketAddr::new(ip, port))
@@ -258,7 +261,7 @@ pub fn index(name: &str, bytes: &Bytes) -> Result<Index, Fault> {
     if !hash.is_empty() && (hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
         return Err(fault(
             "schema_sha256",
-            format!("\"{hash}\" is no hex SHA-256"),
+            format!("\"{hash}\" is not a hex SHA-256"),
         ));
     }
     let claims: HashMap<String, u64> = index
@@ -318,11 +321,11 @@ pub fn descriptors(name: &str, bytes: &Bytes) -> Result<Bytes, Fault> {
     if set.len() > MAX_SCHEMA_BYTES {
         return Err(fault(
             "file_descriptor_set",
-            format!("takes {} bytes, over the bound of 4 MiB", set.len()),
+            format!("has {} bytes, over the limit of 4 MiB", set.len()),
         ));
     }
     if schema::sha256_hex(&set) != name {
-        return Err(fault("file_descriptor_set", "is not what its hash says"));
+        return Err(fault("file_descriptor_set", "does not match its hash"));
     }
     Ok(set)
 }

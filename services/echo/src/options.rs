@@ -1,6 +1,6 @@
 //! The options of heddle-echo, as typed.
 
-/// A small gRPC service for trying, testing and measuring the mesh
+/// A small gRPC service for demos, tests and benchmarks of the mesh
 #[derive(Clone, Debug, clap::Parser)]
 // --version names the service's version here, so this program has no such flag of its own.
 #[command(name = "heddle-echo", disable_version_flag = true)]
@@ -24,7 +24,7 @@ pub struct Options {
         help = "The name of this instance, unique on its node [default: echo- and 8 random characters]"
     )]
     pub instance: String,
-    /// The agent of this node: http://HOST:PORT or unix:/path; "none" registers nowhere
+    /// The agent of this node: http://HOST:PORT or unix:/path; "none": do not register
     #[arg(
         long,
         value_name = "URL",

@@ -198,7 +198,8 @@ impl Wish {
             code @ 1..=16 => Some((Code::from(code.cast_signed()), status_message)),
             code => {
                 let text = format!(
-                    "status_code: {code} is no gRPC status; give 1 to 16, or 0 for an answer"
+                    "status_code: {code} is not a gRPC status code; use 1 to 16 for an error, 0 \
+                     for success"
                 );
                 return Err(Status::invalid_argument(text));
             }

@@ -36,7 +36,7 @@ const PENDING_RESETS: usize = 10_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("there is nothing to listen on")]
+    #[error("there is no listener: bind at least one address")]
     NoListener,
     #[error("the server stopped: {0}")]
     Stopped(String),
@@ -113,7 +113,7 @@ pub async fn serve_until_drained(
         ended = servers.join_next() => return Err(ServeError::Stopped(describe(ended))),
     };
     if !departure.unacknowledged.is_empty() {
-        tracing::warn!(unacknowledged = ?departure.unacknowledged, "leaving before every client knows");
+        tracing::warn!(unacknowledged = ?departure.unacknowledged, "leaving before every client has acknowledged the removal");
     }
 
     goaway.cancel();
@@ -124,7 +124,10 @@ pub async fn serve_until_drained(
     .await
     .is_ok();
     if !complete {
-        tracing::warn!("calls were still in flight {FINISH_WITHIN:?} after GOAWAY and are cut");
+        tracing::warn!(
+            "calls were still in flight {FINISH_WITHIN:?} after GOAWAY and are cut off \
+            off"
+        );
     }
     Ok(Finish {
         departure,

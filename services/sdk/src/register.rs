@@ -300,7 +300,7 @@ impl Member {
 
     fn say(&mut self, why: &str) {
         if self.said.due(why, Instant::now()) {
-            tracing::warn!("agent {}: {why}; trying again until it works", self.agent);
+            tracing::warn!("agent {}: {why}; retrying until it succeeds", self.agent);
         }
     }
 }
@@ -359,7 +359,7 @@ async fn keep_alive(
     let (beats, outgoing) = mpsc::channel(1);
     let first = KeepAliveRequest { registration };
     if beats.try_send(first).is_err() {
-        return "lost its stream".to_owned();
+        return "the keep-alive stream was lost".to_owned();
     }
     let opened = timeout(rhythm.ttl, client.keep_alive(ReceiverStream::new(outgoing))).await;
     let mut answers = match opened {
@@ -384,7 +384,7 @@ async fn keep_alive(
                     if answer.health() != health {
                         health = answer.health();
                         let reason = &answer.health_reason;
-                        tracing::info!(health = health.as_str_name(), reason, "as the agent sees this instance");
+                        tracing::info!(health = health.as_str_name(), reason, "the agent reports the health of this instance");
                     }
                 }
                 Ok(None) => return "ended the keep-alive stream".to_owned(),

@@ -33,8 +33,8 @@ pub(super) async fn run_demo(
 ) -> Result<(), String> {
     plan::check_ports(options)?;
     let folder = Folder::make(options)?;
-    let program =
-        std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
+    let program = std::env::current_exe()
+        .map_err(|why| format!("cannot find the path of this program: {why}"))?;
     let (events, heard) = mpsc::channel(EVENTS);
     let hurry = CancellationToken::new();
     let environment = Environment {
@@ -73,7 +73,7 @@ impl Folder {
         let Some(path) = &options.data else {
             let made = tempfile::Builder::new().prefix("heddle-demo-").tempdir();
             return made.map(Self::Temporary).map_err(|why| {
-                format!("cannot make a temporary folder: {why}; give one with --data DIR")
+                format!("cannot create a temporary folder: {why}; give one with --data DIR")
             });
         };
         std::fs::create_dir_all(path)
@@ -268,7 +268,7 @@ impl Running {
         {
             Ok(ready) => ready,
             Err(_) => Err(format!(
-                "a part was not ready within {} s; see --verbose",
+                "a process was not ready within {} s; see --verbose",
                 READY_WITHIN.as_secs()
             )),
         }
@@ -298,16 +298,16 @@ impl Running {
                 again_in,
             }) => {
                 self.reporter.say(&format!(
-                    "{part} ended ({how}); starting it again in {again_in:?}"
+                    "{part} ended ({how}); restarting it in {again_in:?}"
                 ));
                 for line in last_lines {
                     self.reporter.say(&format!("  {part}: {line}"));
                 }
             }
-            Some(Event::Back { part }) => self.reporter.say(&format!("{part} is back")),
+            Some(Event::Back { part }) => self.reporter.say(&format!("{part} is running again")),
             Some(Event::Killed { part }) => {
                 self.reporter
-                    .say(&format!("{part} did not end in time and was killed"));
+                    .say(&format!("{part} did not stop in time and was killed"));
             }
             Some(Event::GaveUp { why }) => return Err(why),
         }

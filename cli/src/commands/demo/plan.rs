@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-/// Start a whole mesh here: a control plane, three nodes, echo on each, and calls that keep flowing
+/// Start a whole mesh on this host: a control plane, three nodes with the echo service, and calls
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle demo", version)]
 pub(crate) struct Options {
@@ -22,10 +22,10 @@ pub(crate) struct Options {
     /// Echo instances on each node
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=50))]
     pub(crate) instances: u32,
-    /// Free ports for the first node and the control plane too, not the default ones
+    /// Use free ports for the first node and the control plane too, instead of the default ports
     #[arg(long)]
     pub(crate) free_ports: bool,
-    /// Show every line that the parts say
+    /// Print every line that the processes of the mesh log
     #[arg(long)]
     pub(crate) verbose: bool,
 }
@@ -216,7 +216,7 @@ pub(crate) fn refuse_taken(
 }
 
 const REMEDY: &str =
-    "stop what listens there (another demo?), or take other ports with --free-ports";
+    "stop the process that listens there (another demo?), or use other ports with --free-ports";
 
 fn in_use(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port))

@@ -129,7 +129,7 @@ pub(super) fn tally(counts: &Counts) -> String {
     }
     if counts.missed > 0 {
         line.push_str(&format!(
-            ", {} not begun (too many in flight)",
+            ", {} not started (too many in flight)",
             counts.missed
         ));
     }
@@ -186,8 +186,8 @@ pub(super) fn guide(addresses: &Addresses, instances: u32, heddle: &str) -> Stri
     }) = nodes.first()
     {
         text.push_str(&format!(
-            "\nA program of yours as a service of the mesh (it listens on $PORT):\n\n  \
-             {heddle} run --service hello{} -- COMMAND\n",
+            "\nYour own program as a service of the mesh (it listens on $PORT):\n\n  {heddle} run \
+            --service hello{} -- COMMAND\n",
             match agent.port() {
                 15002 => String::new(),
                 _ => format!(" --agent http://{agent} --outbound http://{outbound}"),

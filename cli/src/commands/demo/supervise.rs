@@ -130,7 +130,7 @@ impl Readiness {
             Ok(State::Ready(ready)) => Ok(ready.clone()),
             Ok(State::GaveUp(why)) => Err(why.clone()),
             Ok(State::Starting) | Err(_) => {
-                Err("a part was stopped before it was ready".to_owned())
+                Err("a process was stopped before it was ready".to_owned())
             }
         }
     }
@@ -254,8 +254,8 @@ impl Keeper {
     fn hopeless(&mut self, how: &str, last_lines: &[String]) -> Option<String> {
         let name = &self.part.name;
         let said = match last_lines {
-            [] => "it said nothing".to_owned(),
-            lines => format!("it said: {}", lines.join(" | ")),
+            [] => "it printed nothing".to_owned(),
+            lines => format!("it printed: {}", lines.join(" | ")),
         };
         if matches!(*self.state.borrow(), State::Starting) {
             return Some(format!("{name} ended ({how}) before it was ready; {said}"));
@@ -266,7 +266,7 @@ impl Keeper {
             .retain(|&at| now.duration_since(at) < DEATHS_WITHIN);
         (self.deaths.len() >= DEATHS).then(|| {
             format!(
-                "{name} ended {DEATHS} times within {} s, last by {how}; {said}",
+                "{name} ended {DEATHS} times within {} s, last with {how}; {said}",
                 DEATHS_WITHIN.as_secs()
             )
         })

@@ -99,8 +99,8 @@ fn ports_in_use_are_one_line_with_the_remedy() {
     assert_eq!(
         fault,
         format!(
-            "port {port} (http of the control plane) is in use: stop what listens there (another demo?), or take \
-             other ports with --free-ports"
+            "port {port} (http of the control plane) is in use: stop the process that listens \
+             there (another demo?), or use other ports with --free-ports"
         )
     );
     let fault = refuse_taken([("a", "x", port), ("b", "y", port)].into_iter()).unwrap_err();

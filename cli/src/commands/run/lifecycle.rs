@@ -57,7 +57,7 @@ pub(super) async fn run_program(plan: &Plan, stop: impl Future<Output = ()>) -> 
             backoff.reset();
         }
         let pause = backoff.fail_exact();
-        tracing::warn!("the program ended ({status}); starting it again in {pause:?}");
+        tracing::warn!("the program ended ({status}); restarting it in {pause:?}");
         tokio::select! {
             () = sleep(pause) => {}
             () = stop.as_mut() => return Ok(code(status)),
@@ -148,11 +148,12 @@ async fn drain(
         tokio::select! {
             departure = registration.leave_finished(plan.stop_timeout) => {
                 if !departure.unacknowledged.is_empty() {
-                    tracing::warn!(unacknowledged = ?departure.unacknowledged, "stopping before every client knows");
+                    tracing::warn!(unacknowledged = ?departure.unacknowledged, "stopping before every client has acknowledged the removal");
                 }
                 if departure.in_flight > 0 {
                     tracing::warn!(
-                        "calls in flight after {1:?} (--stop-timeout): {0}; the program is stopped with them",
+                        "calls in flight after {1:?} (--stop-timeout): {0}; the program is \
+                         stopped and they are cut off",
                         departure.in_flight, plan.stop_timeout
                     );
                 }

@@ -11,7 +11,7 @@ use heddle_proto::{
 use heddle_proxy::agent::{descriptor_file, removal::MAX_FINISH};
 use heddle_sdk::proxy_url;
 
-/// Run any program as an instance of a service: $PORT says where it must listen
+/// Run any program as an instance of a service; it must listen on $PORT
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle run", disable_version_flag = true)]
 pub(crate) struct Options {
@@ -27,33 +27,33 @@ pub(crate) struct Options {
     /// The name of this instance, unique on its node [default: the service's name and 8 random characters]
     #[arg(long, value_name = "ID")]
     instance: Option<String>,
-    /// What the program speaks
+    /// The protocol of the program
     #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http"], default_value = "grpc")]
     protocol: String,
-    /// Its share of calls relative to its peers
+    /// Its share of calls relative to the other instances of the service
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: u32,
-    /// A proto service that it serves, beside what its server reflection lists; may be given several times
+    /// A proto service that it serves, in addition to those that its server reflection lists; may be given several times
     #[arg(long, value_name = "PACKAGE.SERVICE")]
     proto: Vec<String>,
-    /// The descriptors of what it serves, where it has no server reflection: what protoc --include_imports
-    /// --descriptor_set_out=FILE or buf build -o FILE writes
+    /// Descriptors of its proto services if it has no server reflection: the output of protoc --include_imports
+    /// --descriptor_set_out=FILE or of buf build -o FILE
     #[arg(long, value_name = "FILE")]
     descriptors: Option<PathBuf>,
-    /// Claim no paths: calls reach it by its service's name only, as a canary beside a service that serves the same
+    /// Claim no paths: it is called by its service's name only, for example as a canary of another service
     #[arg(long)]
     no_paths: bool,
     /// How the agent checks it: tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none
     #[arg(long, value_name = "CHECK", default_value = "tcp")]
     health: String,
-    /// The port that it listens on, given to it as $PORT; 0 takes a free one at each start
+    /// The port that it listens on, given to it as $PORT; 0: a free one at each start
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
-    /// When to start it again after it ended: on-failure, always or never
+    /// When to restart it after it has ended: on-failure, always or never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "on-failure")]
     restart: Restart,
-    /// On SIGTERM it leaves the mesh first; then its calls in flight may take so long, and after the SIGTERM that it gets
-    /// then it may take as long again before it is killed
+    /// How long, on SIGTERM and after it has left the mesh, its calls in flight may take before the program itself gets
+    /// SIGTERM; it then has as long again before it is killed
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = stop_timeout)]
     stop_timeout: Duration,
     /// The agent of this node: http://HOST:PORT or unix:/path; the program gets it as $HEDDLE_AGENT, and as HOST:PORT (or
@@ -65,8 +65,8 @@ pub(crate) struct Options {
         default_value = "http://127.0.0.1:15002"
     )]
     agent: String,
-    /// Where the program sends its calls: http://HOST:PORT or unix:/path; it gets this as $HEDDLE_OUTBOUND, and as HOST:PORT
-    /// (or unix:/path) in $HEDDLE_OUTBOUND_ADDR
+    /// Where the program sends its calls: http://HOST:PORT or unix:/path; the program gets it as $HEDDLE_OUTBOUND, and as
+    /// HOST:PORT (or unix:/path) in $HEDDLE_OUTBOUND_ADDR
     #[arg(
         long,
         value_name = "URL",
@@ -119,22 +119,24 @@ impl Options {
         ] {
             if !is_label(name) {
                 return Err(format!(
-                    "{flag} \"{name}\": use at most 63 characters of a-z, 0-9 and \"-\", the first and last no \"-\""
+                    "{flag} \"{name}\": use at most 63 characters of a-z, 0-9 and \"-\", not \
+                     starting or ending with \"-\""
                 ));
             }
         }
         for name in &self.proto {
             if !is_proto_name(name) {
                 return Err(format!(
-                    "--proto \"{name}\": is no full name of a proto service: write its package and name, for example \
-                     --proto shop.v1.Users (at most {MAX_PROTO_NAME} characters)"
+                    "--proto \"{name}\": is not the full name of a proto service: write its \
+                     package and name, for example --proto shop.v1.Users (at most \
+                     {MAX_PROTO_NAME} characters)"
                 ));
             }
         }
         let descriptors = match &self.descriptors {
             Some(_) if protocol == Protocol::Http => {
                 return Err(
-                    "--descriptors is for gRPC: leave it out with --protocol http".to_owned(),
+                    "--descriptors is for gRPC only: remove it, or use --protocol grpc".to_owned(),
                 );
             }
             Some(file) => descriptor_file::read(file)
@@ -217,7 +219,8 @@ fn health(word: &str) -> Result<HealthCheck, String> {
             ..check(Kind::Http)
         }),
         _ => Err(format!(
-            "--health \"{word}\" is no check: give tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none"
+            "--health \"{word}\" is not a kind of health check: use tcp, grpc, grpc:SERVICE, \
+             http, http:/PATH, keep-alive or none"
         )),
     }
 }

@@ -52,7 +52,9 @@ impl Watchdog {
         match started {
             Ok(child) => Some(Self(child)),
             Err(why) => {
-                tracing::warn!("the program would outlive this process if that were killed: {why}");
+                tracing::warn!(
+                    "cannot make sure that the program ends if this process is killed: {why}"
+                );
                 None
             }
         }
@@ -62,7 +64,9 @@ impl Watchdog {
         if let Some(stdin) = &mut self.0.stdin
             && let Err(why) = stdin.write_all(ward.line().as_bytes())
         {
-            tracing::warn!("the program would outlive this process if that were killed: {why}");
+            tracing::warn!(
+                "cannot make sure that the program ends if this process is killed: {why}"
+            );
         }
     }
 }
@@ -196,9 +200,10 @@ pub(super) async fn listening(address: SocketAddr) {
     let mut probe = std::pin::pin!(probe);
     if timeout(HINT_AFTER, &mut probe).await.is_err() {
         tracing::warn!(
-            "nothing listens on {address} yet, {HINT_AFTER:?} after the start: the program must listen on the port in \
-             $PORT ({}), on 127.0.0.1 or on all addresses; one that takes its port as an argument gets it as '$PORT' in \
-             its command, one with a port of its own by --port. It joins the mesh as soon as it listens",
+            "nothing listens on {address} yet, {HINT_AFTER:?} after the start: the program must \
+             listen on the port in $PORT ({}), on 127.0.0.1 or on all addresses; if it takes its \
+             port as an argument, write '$PORT' in the command; if its port is fixed, give it \
+             with --port. It joins the mesh as soon as it listens",
             address.port()
         );
         probe.await;

@@ -46,7 +46,9 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
             } else {
                 String::new()
             };
-            tracing::warn!("the mesh does not know all that the program serves: {reason}{hint}");
+            tracing::warn!(
+                "the mesh does not know all proto services of the program: {reason}{hint}"
+            );
         }
         *told = reason;
     }

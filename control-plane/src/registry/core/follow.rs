@@ -27,7 +27,7 @@ impl Registry {
             match changes.next().await {
                 Some(Ok(changes)) => self.fold(&changes),
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "the registry reads its store again");
+                    tracing::warn!(%error, "the registry is reading the whole store again");
                     changes = self.reload().await;
                 }
                 // The store is closed.
@@ -60,7 +60,7 @@ impl Registry {
                     self.publish(&batch);
                     return changes;
                 }
-                Err(error) => tracing::warn!(%error, "the store cannot be read; trying again"),
+                Err(error) => tracing::warn!(%error, "cannot read the store; retrying"),
             }
         }
     }

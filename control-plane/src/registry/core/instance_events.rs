@@ -123,7 +123,7 @@ pub(in crate::registry) async fn run(registry: Registry) {
             // Keys are assigned once: if an answer is lost, the retry writes the same events.
             let entries: Vec<_> = events.iter().map(|event| registry.entry(event)).collect();
             while let Err(error) = registry.txn_with_entries(Txn::default(), &entries).await {
-                tracing::debug!(%error, "events of instances cannot be written yet");
+                tracing::debug!(%error, "cannot write instance events; retrying");
                 tokio::time::sleep(GATHER).await;
             }
         }

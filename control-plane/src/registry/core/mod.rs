@@ -134,7 +134,7 @@ impl Registry {
     /// Ends a lease that is not needed. If that fails, the lease expires by itself.
     pub(in crate::registry) async fn revoke_unused(&self, lease: LeaseId) {
         if let Err(error) = self.store().revoke(lease).await {
-            tracing::debug!(%error, "an unused lease was not revoked");
+            tracing::debug!(%error, "cannot revoke an unused lease");
         }
     }
 

@@ -20,11 +20,14 @@ pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 pub enum SchemaError {
     #[error("the descriptors {sha256} have {bytes} bytes; at most {MAX_SCHEMA_BYTES} are allowed")]
     TooLarge { sha256: String, bytes: usize },
-    #[error("the descriptors that came as {told} have the SHA-256 {found}")]
+    #[error("the descriptors sent as {told} have the SHA-256 {found}")]
     HashDiffers { told: String, found: String },
     #[error("the descriptors {sha256} are not a FileDescriptorSet: {cause}")]
     Undecodable { sha256: String, cause: String },
-    #[error("the descriptors {sha256} were removed while they were kept; they are asked for again")]
+    #[error(
+        "the descriptors {sha256} were deleted while they were being stored; they will be \
+         requested again"
+    )]
     Contended { sha256: String },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -95,7 +98,7 @@ pub(in crate::registry) async fn load(
         Some(None) => {
             tracing::error!(
                 sha256,
-                "what the store has under this hash is no descriptors of it; taken as missing"
+                "the stored descriptors do not match their hash; treated as missing"
             );
             Ok(None)
         }

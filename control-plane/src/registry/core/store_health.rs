@@ -75,7 +75,7 @@ impl StoreHealth {
                 tracing::warn!(
                     event = "store-away",
                     cause,
-                    "the store does not answer; what is known of the mesh stays in use"
+                    "the store does not answer; serving with the last known state"
                 );
                 state.away_since = Some(Instant::now());
             }

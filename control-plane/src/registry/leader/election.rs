@@ -47,7 +47,7 @@ pub(super) async fn won(membership: &Membership, changes: &mut ViewChanges) -> F
             match result {
                 Ok(Some(at)) => registry.reached(at).await,
                 Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "this replica cannot become the leader yet"),
+                Err(error) => tracing::debug!(%error, "cannot run for leader; retrying"),
             }
         }
         if registry.fencing_token().is_none() {

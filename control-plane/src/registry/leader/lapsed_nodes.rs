@@ -88,7 +88,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
             let noted = note(registry, token, &notes).await;
             registry.on_store_result(&noted);
             if let Err(error) = noted {
-                tracing::warn!(%error, "how long nodes have been suspect is not noted yet");
+                tracing::warn!(%error, "cannot record how long nodes have been suspect; retrying");
             }
         }
     }
@@ -114,7 +114,7 @@ fn observe(registry: &Registry, expiry: &mut Expiry, nodes: &[Arc<str>]) {
 fn carried_out(registry: &Registry, node: &str, result: Result<(), StoreError>) {
     registry.on_store_result(&result);
     if let Err(error) = result {
-        tracing::warn!(%node, %error, "a lapsed node cannot be swept yet");
+        tracing::warn!(%node, %error, "cannot expire a node; retrying");
     }
 }
 
@@ -180,7 +180,7 @@ async fn remove(
         node,
         instances,
         cause,
-        "a node's instances are removed"
+        "removed the instances of a node"
     );
     Ok(())
 }
@@ -193,7 +193,7 @@ fn is_instance(key: &str) -> bool {
 fn came_back(node: &str) -> Result<(), StoreError> {
     tracing::info!(
         node,
-        "a lapsed node came back, or another replica sweeps, while it was being removed"
+        "a node came back, or another replica became leader, while the node was being expired"
     );
     Ok(())
 }
@@ -215,7 +215,7 @@ async fn suspect(
             event = "node-suspect",
             node,
             cause,
-            "a node is suspect; it stays in use"
+            "a node is suspect; its instances stay in use"
         );
     }
     Ok(())

@@ -64,7 +64,7 @@ async fn run(membership: Membership) {
             event = "duty-lost",
             duty = LEADER,
             replica,
-            "this replica is not the leader any more"
+            "this replica is no longer the leader"
         );
     }
 }

@@ -50,7 +50,7 @@ impl Known {
             .0
             .iter()
             .filter(|(process, name)| !serves(process) && !is_recorded(name, process));
-        gone.map(|(process, name)| left_event(name, process, "its lease lapsed"))
+        gone.map(|(process, name)| left_event(name, process, "its lease expired"))
             .collect()
     }
 }
@@ -71,7 +71,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken, mut known: Kno
             failed = failed.or(written.err());
         }
         if let Some(error) = failed {
-            tracing::warn!(%error, "that replicas have gone is not recorded yet");
+            tracing::warn!(%error, "cannot record that replicas have gone; retrying");
             tokio::time::sleep(RETRY).await;
             continue;
         }

@@ -72,7 +72,7 @@ impl Transaction {
     /// Logs the events once the transaction is committed.
     pub(super) fn log(&self) {
         for event in &self.events {
-            event.log("gone without having asked");
+            event.log("removed although it did not deregister");
         }
     }
 }

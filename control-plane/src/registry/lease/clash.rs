@@ -19,7 +19,7 @@ const TTLS: u32 = 6;
 /// Records the claim of a process that was superseded but still runs. If that fails, its next attempt records it.
 pub(super) async fn report(registry: &Registry, claimant: &NodeIdentity) {
     if let Err(error) = try_report(registry, claimant).await {
-        tracing::debug!(node = claimant.name, %error, "a clash of names is not told yet");
+        tracing::debug!(node = claimant.name, %error, "cannot record a clash of node names; retrying");
     }
 }
 
@@ -51,8 +51,8 @@ async fn try_report(registry: &Registry, claimant: &NodeIdentity) -> Result<(), 
         ..Txn::default()
     };
     let cause = format!(
-        "process {} at {} (epoch {}) claims the name that process {} at {} (epoch {}) holds, and both live: give each \
-         node its own --node name",
+        "process {} at {} (epoch {}) claims the name of process {} at {} (epoch {}), and both are \
+         running: give each node its own --node name",
         claimant.process_id,
         claimant.advertise,
         claimant.epoch,

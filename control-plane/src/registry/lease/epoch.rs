@@ -91,7 +91,7 @@ pub(super) fn event_of(
         return Some(NewEvent::of_node(
             "node-joined",
             &record.name,
-            &format!("{who} came"),
+            &format!("{who} connected"),
         ));
     };
     let before = format!("process {} (epoch {})", held.process_id, held.epoch);
@@ -100,21 +100,21 @@ pub(super) fn event_of(
         (true, true) => return None,
         (true, false) => (
             "node-returned",
-            format!("{who} came back after its lease had ended{was}"),
+            format!("{who} reconnected after its lease had expired{was}"),
         ),
         (false, _) if held.left => (
             "node-returned",
-            format!("{who} came after {before} had been told to stop"),
+            format!("{who} connected after {before} had been stopped"),
         ),
         (false, false) => (
             "node-returned",
-            format!("{who} came after the lease of {before} had ended{was}"),
+            format!("{who} connected after the lease of {before} had expired{was}"),
         ),
         (false, true) => (
             "node-superseded",
             format!(
-                "{who} took the name from {before}, whose lease had not ended: it was restarted, or two nodes have \
-                 one name"
+                "{who} took the name over from {before}, whose lease was still valid: a restart, \
+                 or two nodes with one name"
             ),
         ),
     };
@@ -261,12 +261,12 @@ mod tests {
         assert_eq!(check(Some(&first), true, &first), None, "a resumed session");
         let (kind, cause) = check(Some(&first), false, &first).unwrap();
         assert_eq!(kind, "node-returned");
-        assert!(cause.contains("after its lease had ended"), "{cause}");
+        assert!(cause.contains("after its lease had expired"), "{cause}");
         let second = claim(Some(&first), true, &identity("p2", 0), 0).unwrap();
         let (kind, cause) = check(Some(&first), true, &second).unwrap();
         assert_eq!(kind, "node-superseded");
         let wanted =
-            "process p2 (epoch 2) at 10.0.0.1:15008 took the name from process p1 (epoch 1)";
+            "process p2 (epoch 2) at 10.0.0.1:15008 took the name over from process p1 (epoch 1)";
         assert!(cause.starts_with(wanted), "{cause}");
         let suspect = NodeRecord {
             suspect: true,

@@ -15,22 +15,23 @@ pub enum LeaseError {
         epoch: u64,
     },
     #[error(
-        "{epoch} is no epoch of node {node}, the highest is {known}: send the one that Welcome gave to this process, or \
-         0 in its first Hello"
+        "{epoch} is not an epoch of node {node}, the highest is {known}: send the one that \
+         Welcome gave to this process, or 0 in its first Hello"
     )]
     EpochTooHigh {
         node: String,
         epoch: u64,
         known: u64,
     },
-    #[error("the lease of node {node} lapsed; open a new session with the full set")]
+    #[error("the lease of node {node} expired; open a new session with the full set")]
     Lapsed { node: String },
     #[error("a newer session of the same process holds node {node}")]
     Replaced { node: String },
-    #[error("others keep claiming node {node} at the same time; try again")]
+    #[error("other processes claim node {node} at the same time; try again")]
     Contended { node: String },
     #[error(
-        "this replica does not reach the store, and the lease of node {node} runs out: connect to another replica"
+        "this replica cannot reach the store, and the lease of node {node} is about to expire: \
+         connect to another replica"
     )]
     Cut { node: String },
     #[error(transparent)]

@@ -125,11 +125,12 @@ impl NodeLease {
     /// The cause for an instance that is missing and that the node does not report as removed.
     fn why_missing(&self) -> String {
         if self.resumed {
-            return "not in its node's list when the session was opened anew; why is not known"
+            return "missing from its node's list when the session was reopened; the reason is \
+                unknown"
                 .to_owned();
         }
         let (process, epoch) = (&self.process_id, self.epoch);
-        format!("not in the list of its node's new process {process} (epoch {epoch})")
+        format!("missing from the list of its node's new process {process} (epoch {epoch})")
     }
 
     async fn replace(
@@ -300,7 +301,7 @@ impl NodeLease {
         self.replace(Vec::new(), |_| None, false).await?;
         let mut then = vec![Op::delete(&keys::alive(&self.node))];
         then.extend(self.left_record().await?);
-        self.write_left(then, "said that it leaves").await?;
+        self.write_left(then, "left the mesh for good").await?;
         match self.registry.store().revoke(self.lease).await {
             Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
             Err(error) => Err(error.into()),
@@ -311,7 +312,7 @@ impl NodeLease {
     /// any more, expires.
     pub async fn stopping(&mut self) -> Result<Revision, LeaseError> {
         let then = self.left_record().await?.into_iter().collect();
-        let what = "was told to stop; its instances stay in use until its lease ends or it is back";
+        let what = "is stopping; its instances stay in use until its lease expires or it is back";
         self.write_left(then, what).await?;
         Ok(self.last)
     }

@@ -111,11 +111,13 @@ impl Membership {
                 (None, None) => return false,
                 (None, Some(Lag { own, seen, by })) => tracing::warn!(
                     event = "replica-lags", %own, %seen, %by,
-                    "this replica does not hear the store, and another one does: xDS clients are sent there"
+                    "this replica gets no updates from the store but another one does: xDS \
+                     clients are sent there"
                 ),
                 (Some(_), None) => tracing::info!(
                     event = "replica-caught-up", %own,
-                    "this replica serves xDS clients again: it knows what others know, or they are silent"
+                    "this replica serves xDS clients again: it has caught up, or the other \
+                     replicas do not answer"
                 ),
                 (Some(_), Some(_)) => {}
             }

@@ -81,7 +81,8 @@ impl Presence {
                 Attempt::Changed => {}
                 Attempt::Occupied(other) => {
                     let name = &registry.options().replica;
-                    tracing::info!(%name, "waiting for an earlier process of this replica's name");
+                    tracing::info!(%name, "waiting until the lease of an earlier process with \
+                        this replica's name expires");
                     let change = tokio::time::timeout_at(patience, changes.of_replicas());
                     if change.await.is_err() {
                         return Err(RegistryError::ReplicaTaken {
@@ -182,11 +183,12 @@ impl Presence {
             match tokio::time::timeout(LEAVE, self.leave(lease)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "this replica's record was not removed");
+                    tracing::debug!(%error, "cannot remove this replica's record");
                 }
                 Err(_) => {
                     tracing::warn!(
-                        "the store did not answer in {LEAVE:?}: this replica's record stays until its lease ends"
+                        "the store did not answer within {LEAVE:?}: this replica's record stays \
+                         until its lease expires"
                     );
                 }
             }
@@ -221,7 +223,8 @@ impl Presence {
         });
         if missing {
             tracing::warn!(
-                "this replica's record has gone from the store, or is another's; it joins anew"
+                "this replica's record is missing from the store or belongs to another process; \
+                 joining again"
             );
             self.membership.set_lease(None);
         }
@@ -235,11 +238,11 @@ impl Presence {
             match result {
                 Ok(()) => return,
                 Err(StoreError::LeaseNotFound(_)) => {
-                    tracing::warn!("this replica's lease lapsed; it joins anew");
+                    tracing::warn!("this replica's lease expired; joining again");
                     self.membership.set_lease(None);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "this replica's lease is not renewed");
+                    tracing::debug!(%error, "cannot renew this replica's lease; retrying");
                     return;
                 }
             }
@@ -258,11 +261,11 @@ impl Presence {
                 let (name, there) = (&self.registry().options().replica, &other.advertise);
                 tracing::error!(
                     %name, there,
-                    "another replica has taken this one's name: give each its own --replica name"
+                    "another replica uses this one's name: give each its own --replica name"
                 );
             }
             Ok(Attempt::Occupied(_) | Attempt::Changed) => {}
-            Err(error) => tracing::debug!(%error, "this replica's record cannot be written yet"),
+            Err(error) => tracing::debug!(%error, "cannot write this replica's record; retrying"),
         }
     }
 
@@ -301,7 +304,9 @@ impl Presence {
             }
             // The next renewal finds out what happened to the record.
             Ok(_) => self.membership.set_lease(None),
-            Err(error) => tracing::debug!(%error, "late nodes and streams are not told yet"),
+            Err(error) => {
+                tracing::debug!(%error, "cannot publish the numbers of late nodes and streams; retrying")
+            }
         }
     }
 }

@@ -118,7 +118,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
     lease.resume(left.clone(), &gone).await.unwrap();
     let expected = [
         format!("users.default/i0: {BROKE}"),
-        "users.default/i2: not in its node's list when the session was opened anew; why is not known"
+        "users.default/i2: missing from its node's list when the session was reopened; the reason is unknown"
             .into(),
     ];
     assert_eq!(said(&fixture).await, expected);
@@ -128,7 +128,7 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
 
     node(&fixture, "p2", &[]).await;
     let last = said(&fixture).await.pop().unwrap();
-    let new = "users.default/i3: not in the list of its node's new process p2 (epoch 2)";
+    let new = "users.default/i3: missing from the list of its node's new process p2 (epoch 2)";
     assert_eq!(last, new);
 }
 

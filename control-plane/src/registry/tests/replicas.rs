@@ -358,11 +358,11 @@ async fn a_replica_that_stops_or_dies_leaves_one_event() {
     let mut expected = vec![cause(&second, "it stopped")];
     until(&first, |view| left(view) == expected).await;
     cut.cut();
-    expected.push(cause(&third, "its lease lapsed"));
+    expected.push(cause(&third, "its lease expired"));
     until(&first, |view| left(view) == expected).await;
     // The leader itself: its successor knows which replicas were there.
     wire.cut();
     one_leader(&fourth, "c4").await;
-    expected.push(cause(&first, "its lease lapsed"));
+    expected.push(cause(&first, "its lease expired"));
     until(&fourth, |view| left(view) == expected).await;
 }

@@ -130,7 +130,7 @@ impl View {
             let record = InstanceRecord::decode(value.value.clone()).ok();
             let instance = record.and_then(|record| Instance::parse(key, record));
             if instance.is_none() {
-                tracing::error!(key = %value.key, "a record of the store cannot be read; left out");
+                tracing::error!(key = %value.key, "cannot decode a record of the store; ignored");
             }
             instance.map(Arc::new)
         });
@@ -194,7 +194,7 @@ impl View {
         let record = value.map(|value| {
             // The key's existence alone means that the service is known, even if its record cannot be decoded.
             let record = ServiceRecord::decode(value.value.clone()).unwrap_or_else(|error| {
-                tracing::error!(key = %value.key, %error, "a record of the store cannot be read; left out");
+                tracing::error!(key = %value.key, %error, "cannot decode a record of the store; ignored");
                 ServiceRecord::default()
             });
             Record {
@@ -259,7 +259,7 @@ impl View {
             let record = NodeRecord::decode(value.value.clone()).ok();
             let node = record.and_then(|record| Node::parse(name, record));
             if node.is_none() {
-                tracing::error!(key = %value.key, "a record of the store cannot be read; left out");
+                tracing::error!(key = %value.key, "cannot decode a record of the store; ignored");
             }
             node
         });

@@ -259,7 +259,7 @@ impl View {
             return instance.health_reason.clone();
         }
         format!(
-            "the lease of its node {} lapsed together with many others",
+            "the lease of its node {} expired together with many others",
             instance.node
         )
     }

@@ -97,7 +97,7 @@ fn bounded<T: Send + 'static>(
             }
         };
         if timeout(WHOLE, tell).await.is_err() {
-            let left = Status::resource_exhausted(format!("not read to its end within {WHOLE:?}"));
+            let left = Status::resource_exhausted(format!("not read completely within {WHOLE:?}"));
             // A reader that reads nothing does not get this either.
             let _ = told.try_send(Err(left));
         }

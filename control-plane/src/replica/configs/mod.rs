@@ -45,7 +45,8 @@ pub(crate) enum AskError {
     #[error(transparent)]
     Unclear(#[from] Unclear),
     #[error(
-        "{QUESTIONS} questions are being answered here: read their answers, or ask again later"
+        "{QUESTIONS} CSDS requests are in progress, the limit: read their responses, or try again \
+         later"
     )]
     Busy,
 }
@@ -155,7 +156,7 @@ impl Gathering {
                 tracing::debug!(
                     replica = name,
                     cause,
-                    "another replica does not tell what its clients hold"
+                    "cannot get the client configurations of another replica"
                 );
                 self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
                 self.unanswered.insert(name);

@@ -177,7 +177,9 @@ impl Session {
                 Some(node_message::Message::Leave(_)) => return self.on_leave().await,
                 Some(node_message::Message::Stopping(_)) => return self.on_stopping().await,
                 Some(node_message::Message::Hello(_)) => {
-                    return Err(refusal::invalid("hello", "must come once per stream").into());
+                    return Err(
+                        refusal::invalid("hello", "may be sent only once per stream").into(),
+                    );
                 }
                 // A message of a newer version: its sender needs no answer.
                 Some(node_message::Message::Change(_)) | None => {}
@@ -191,7 +193,7 @@ impl Session {
         if change.sequence != expected {
             let found = change.sequence;
             let text =
-                format!("{found} came where {expected} was due: changes are numbered from 1");
+                format!("is {found} where {expected} was expected: changes are numbered from 1");
             return Err(refusal::invalid("change.sequence", text).into());
         }
         self.instance_charge
@@ -321,7 +323,7 @@ impl Session {
             file_descriptor_set,
         } = upload;
         if !self.wanted.remove(&sha256) {
-            tracing::debug!(node = %self.node, sha256, "descriptors that nobody asked for; left out");
+            tracing::debug!(node = %self.node, sha256, "ignoring descriptors that were not requested");
             return Ok(());
         }
         match self
@@ -329,7 +331,7 @@ impl Session {
             .keep_schema(&sha256, file_descriptor_set)
             .await
         {
-            Ok(()) => tracing::info!(node = %self.node, sha256, "descriptors are kept"),
+            Ok(()) => tracing::info!(node = %self.node, sha256, "descriptors are stored"),
             Err(crate::registry::SchemaError::Store(error)) => {
                 return Err(LeaseError::Store(error).into());
             }
@@ -468,7 +470,7 @@ fn missing<'a>(registry: &Registry, hashes: impl Iterator<Item = &'a str>) -> Ve
 }
 
 fn stopping() -> Status {
-    Status::unavailable("this replica of the control plane stops; connect again")
+    Status::unavailable("this replica of the control plane is stopping; connect again")
 }
 
 #[cfg(test)]

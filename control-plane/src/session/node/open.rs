@@ -111,7 +111,7 @@ impl Opening {
         };
         let hello = match hello {
             Err(_) => {
-                return Err(Status::deadline_exceeded("no Hello came within 10 s").into());
+                return Err(Status::deadline_exceeded("no Hello was received within 10 s").into());
             }
             Ok(Some(Err(status))) => return Err(broken(status)),
             Ok(None) => return Err(End::Closed),
@@ -188,7 +188,8 @@ impl Opening {
         if seen > revision.0 {
             tracing::warn!(
                 node = identity.name, seen, %revision,
-                "the node has seen a newer store than this one: was it lost or set back?"
+                "the node has seen a newer revision than the store has: was the store replaced or \
+                 restored from a backup?"
             );
         }
         let options = self.registry.options();

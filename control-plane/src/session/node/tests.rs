@@ -644,7 +644,7 @@ async fn no_instance_is_taken_where_a_proxy_listens() {
     );
     let text = &welcome.rejected[0].description;
     assert!(
-        text.contains("127.0.0.1:1501 is where the proxy of node a listens"),
+        text.contains("127.0.0.1:1501 is a listener of the proxy on node a"),
         "{text}"
     );
     assert_eq!(

@@ -60,16 +60,13 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     let mut faults = Faults::default();
     dns_label(&mut faults, "hello.node", &hello.node);
     if keys::is_reserved(&hello.node) {
-        let text = format!(
-            "{} is a word of Heddle's own: give the node another name",
-            hello.node
-        );
+        let text = format!("{} is reserved: give the node another name", hello.node);
         faults.add("hello.node", text);
     }
     if hello.process_id.is_empty() {
         faults.add(
             "hello.process_id",
-            "must name the process: random, new with each start",
+            "must identify the process: a random value, new at each start",
         );
     }
     text(&mut faults, "hello.process_id", &hello.process_id, MAX_TEXT);
@@ -101,7 +98,7 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
     for local in hello.instances {
         match local_instance(&node, local) {
             Ok((key, _)) if !seen.insert(key.clone()) => {
-                let text = "the same instance stands twice; the first one counts";
+                let text = "duplicate instance; the first one is used";
                 rejected.push(Rejected::new(key, "instance.id", text));
             }
             Ok(taken) => instances.push(taken),
@@ -264,7 +261,7 @@ fn local_instance(
         faults.add("health", unknown(local.health, "state"));
     }
     let Some(instance) = &mut local.instance else {
-        faults.add("instance", "must be given");
+        faults.add("instance", "must be set");
         return Err(Box::new(Rejected::of(None, InstanceRef::default(), faults)));
     };
     let name = InstanceRef {
@@ -287,7 +284,8 @@ fn local_instance(
 /// The fault of an enum value that only a newer version of the protocol knows.
 fn unknown(number: i32, what: &str) -> String {
     format!(
-        "{number} is no {what} that this control plane knows: is the proxy newer? Upgrade the control plane first"
+        "{number} is not a {what} known to this control plane: is the proxy newer? Upgrade the \
+         control plane first"
     )
 }
 
@@ -313,7 +311,7 @@ fn instance_fields(faults: &mut Faults, field: &str, key: &InstanceKey, instance
         Ok(Protocol::Tcp) => {
             faults.add(
                 format!("{field}.protocol"),
-                "tcp is not served yet: use grpc or http",
+                "tcp is not supported yet: use grpc or http",
             );
         }
         Err(_) => {
@@ -360,8 +358,9 @@ fn instance_fields(faults: &mut Faults, field: &str, key: &InstanceKey, instance
     }
     for (name, value) in &instance.labels {
         if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_LABEL_VALUE {
-            let text =
-                format!("a name takes 1 to {MAX_TEXT} bytes, a value at most {MAX_LABEL_VALUE}");
+            let text = format!(
+                "a name must have 1 to {MAX_TEXT} bytes, a value at most {MAX_LABEL_VALUE}"
+            );
             faults.add(format!("{field}.labels[{name:?}]"), text);
         }
     }
@@ -383,7 +382,8 @@ fn dns_label(faults: &mut Faults, field: impl Into<String>, label: &str) {
         faults.add(
             field,
             format!(
-                "{shown:?} is not a DNS label: 1 to {MAX_LABEL} of a-z, 0-9 and '-', not at an end"
+                "{shown:?} is not a DNS label: 1 to {MAX_LABEL} of a-z, 0-9 and '-', not starting \
+                 or ending with '-'"
             ),
         );
     }
@@ -420,7 +420,7 @@ fn address(
     // An IPv4-mapped IPv6 address is the same as its IPv4 address.
     let parsed = SocketAddr::new(parsed.ip().to_canonical(), parsed.port());
     if parsed.port() == 0 {
-        faults.add(field, "port 0 cannot be reached");
+        faults.add(field, "port 0 is not a port that can be called");
     }
     if let Some(why) = unfit(parsed.ip()) {
         faults.add(field, format!("{} {why}", parsed.ip()));

@@ -27,7 +27,7 @@ pub(in crate::sim) fn went(simulation: &Simulation, address: &str, how: Went) {
 }
 
 /// The cause if the node gives none.
-const UNKNOWN: &str = "not in its node's list when the session was opened anew";
+const UNKNOWN: &str = "missing from its node's list when the session was reopened";
 
 pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &Changes) {
     let mut told = told(simulation, changes);

@@ -56,7 +56,7 @@ impl File {
     pub(super) fn open(options: &EmbeddedOptions) -> Result<(Self, Saved), StoreError> {
         // A damaged file must result in an error message, even if redb panics over it.
         catch_unwind(AssertUnwindSafe(|| Self::try_open(options))).unwrap_or_else(|_| {
-            let cause = "reading it failed".to_owned();
+            let cause = "reading it caused a panic".to_owned();
             Err(StoreError::Corrupt {
                 path: name(&options.path),
                 cause,
@@ -151,7 +151,7 @@ impl File {
     /// Makes a batch durable, completely or not at all.
     pub(super) fn commit(&self, commit: &Commit) -> Result<(), String> {
         catch_unwind(AssertUnwindSafe(|| self.try_commit(commit)))
-            .map_err(|_| "the file cannot be written".to_owned())?
+            .map_err(|_| "cannot write the file".to_owned())?
             .map_err(|error| error.to_string())
     }
 

@@ -105,7 +105,7 @@ impl Embedded {
             })
             .map_err(|error| StoreError::Open {
                 path: options.path.display().to_string(),
-                cause: format!("no thread for its writer: {error}"),
+                cause: format!("cannot start its writer thread: {error}"),
             })?;
         let slots = Arc::new(Semaphore::new(QUEUE));
         Ok(Self {

@@ -152,7 +152,7 @@ impl Writer {
             let events = changes.iter().flat_map(|changes| changes.events.iter());
             let keys: Vec<&str> = events.map(|event| &*event.key).collect();
             if !keys.is_empty() {
-                tracing::info!(%lease, ?keys, "a lease ran out");
+                tracing::info!(%lease, ?keys, "a lease expired");
             }
             commit.ended.push(lease);
             commit.changes.extend(changes);
@@ -194,9 +194,9 @@ impl Writer {
         let result = file.commit(&commit);
         let fsyncs = file.fsyncs();
         if let Err(cause) = result {
-            tracing::error!(path = %self.options.path.display(), cause, "the store could not write");
+            tracing::error!(path = %self.options.path.display(), cause, "cannot write to the store");
             let error = StoreError::Unavailable {
-                cause: format!("it cannot write ({cause}); make room or mend the disk"),
+                cause: format!("it cannot write ({cause}); free disk space or repair the disk"),
             };
             self.file = Err(error.clone());
             self.reopen();
@@ -231,7 +231,7 @@ impl Writer {
                 tracing::warn!(path = %self.options.path.display(), "the store is open again");
             }
             Err(error) => {
-                tracing::error!(%error, "the store cannot be opened again");
+                tracing::error!(%error, "cannot reopen the store; retrying");
                 self.file = Err(StoreError::Unavailable {
                     cause: error.to_string(),
                 });

@@ -53,7 +53,7 @@ impl Assembly {
     pub(super) fn on_events(&mut self, events: Vec<api::Event>, more_of_revision: bool) {
         for event in events {
             let Some((at, event)) = self.space.event(event) else {
-                tracing::debug!("a key under the store's prefix is not the store's; ignored");
+                tracing::debug!("ignoring a foreign key under the store's prefix");
                 continue;
             };
             if at < self.next {

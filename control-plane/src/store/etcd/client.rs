@@ -308,7 +308,7 @@ impl Client {
             fault => fault,
         })?;
         let token = MetadataValue::try_from(answer.token)
-            .map_err(|_| Fault::Refused("its token is no header".to_owned()))?;
+            .map_err(|_| Fault::Refused("its token is not a valid header value".to_owned()))?;
         self.set_token(Some(token.clone()));
         Ok(Some(token))
     }
@@ -325,8 +325,8 @@ impl Client {
             Fault::Refused(text) => {
                 return StoreError::Refused {
                     cause: format!(
-                        "{text}; see --store-user, --store-password-file, --store-cert and what the user may \
-                         do under --store-prefix"
+                        "{text}; check --store-user, --store-password-file, --store-cert and the \
+                         user's permissions for --store-prefix"
                     ),
                 };
             }
@@ -334,10 +334,13 @@ impl Client {
                 format!("{text}; compact and defragment etcd, then disarm its alarm (docs/etcd.md)")
             }
             Fault::Unknown(text) => format!(
-                "{text}; whether a change was made is not known; see that etcd at {urls} has a quorum"
+                "{text}; it is unknown whether a change was made; check that etcd at {urls} has a \
+                 quorum"
             ),
             Fault::NotDone(text) | Fault::Token(text) => {
-                format!("{text}; see --store and that etcd at {urls} runs and has a quorum")
+                format!(
+                    "{text}; check --store, and that etcd at {urls} is running and has a quorum"
+                )
             }
             // Callers convert these to their own errors, with the revision or the lease.
             Fault::Compacted => "a revision is compacted".to_owned(),

@@ -67,7 +67,7 @@ impl Task {
             match self.serve(member, first).await {
                 End::Broken(fault) => {
                     let fault = self.client.on_fault(member, fault);
-                    tracing::debug!(?fault, "the stream of keep-alives broke");
+                    tracing::debug!(?fault, "the keep-alive stream broke");
                     for waiting in self.waiting.drain().flat_map(|(_, waiting)| waiting) {
                         // The receiver may be gone.
                         let _ = waiting.send(Err(fault.clone()));
@@ -133,7 +133,7 @@ impl Task {
         self.sent.push_back(Instant::now());
         requests
             .try_send(api::LeaseKeepAliveRequest { id })
-            .map_err(|_| End::Broken(Fault::NotDone("it takes no more keep-alives".to_owned())))
+            .map_err(|_| End::Broken(Fault::NotDone("it accepts no more keep-alives".to_owned())))
     }
 
     fn on_answer(&mut self, answer: &api::LeaseKeepAliveResponse) {

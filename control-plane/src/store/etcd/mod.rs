@@ -234,7 +234,7 @@ impl Etcd {
             grant.await.map_err(|fault| self.client.tell(fault))?;
         let Some(lease) = lease(answer.id).filter(|_| answer.error.is_empty()) else {
             return Err(StoreError::Unavailable {
-                cause: format!("etcd grants no lease: {}", answer.error),
+                cause: format!("etcd did not grant a lease: {}", answer.error),
             });
         };
         Ok(lease)

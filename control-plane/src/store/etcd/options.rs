@@ -50,7 +50,7 @@ impl EtcdOptions {
         let dial = |url: &String| {
             let wrong = |cause: String| self.wrong(cause);
             let mut endpoint = Endpoint::from_shared(url.clone())
-                .map_err(|error| wrong(format!("{url} is no address: {error}")))?
+                .map_err(|error| wrong(format!("{url} is not an address: {error}")))?
                 .connect_timeout(CONNECT)
                 .http2_keep_alive_interval(KEEPALIVE)
                 .keep_alive_timeout(CONNECT)
@@ -96,7 +96,7 @@ impl EtcdOptions {
         if text.lines().any(has) {
             Ok(text)
         } else {
-            Err(self.wrong(format!("{option} {path_text} holds no {holds} in PEM")))
+            Err(self.wrong(format!("{option} {path_text} contains no {holds} in PEM")))
         }
     }
 
@@ -129,7 +129,7 @@ pub fn urls(text: &str) -> Result<Vec<String>, String> {
         let url = format!("{scheme}://{host}");
         let uri: http::Uri = url
             .parse()
-            .map_err(|error| format!("{part:?} is no address ({error}), {example}"))?;
+            .map_err(|error| format!("{part:?} is not an address ({error}), {example}"))?;
         let plain = uri.path() == "/" && uri.query().is_none() && !host.contains('@');
         if uri.port_u16().is_none() || !plain {
             return Err(format!("{part:?} must be host:port, {example}"));
@@ -213,7 +213,7 @@ mod tests {
         fs::write(&path, "a letter").unwrap();
         check(
             &|options| options.ca = Some(path.clone()),
-            "holds no CERTIFICATE",
+            "contains no CERTIFICATE",
         );
         fs::write(
             &path,

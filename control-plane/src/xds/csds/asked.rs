@@ -15,7 +15,7 @@ pub(crate) enum Unclear {
     #[error("node_matchers: more than {MAX_MATCHERS}; ask for fewer nodes at a time, or for all")]
     TooMany,
     #[error(
-        "node_matchers[{0}].node_metadatas: clients are told apart by node_id only; leave it out"
+        "node_matchers[{0}].node_metadatas: clients are identified by node_id only; leave it out"
     )]
     Metadata(usize),
     #[error("node_matchers[{0}].node_id: must be set; leave node_matchers out to ask for all")]

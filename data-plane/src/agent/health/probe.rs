@@ -68,7 +68,7 @@ impl Probe {
             Kind::Http => "HTTP",
             _ => "TCP",
         };
-        Finding::Failed(format!("its {kind} check had no answer within {within:?}"))
+        Finding::Failed(format!("its {kind} check got no answer within {within:?}"))
     }
 
     async fn ask_grpc(&mut self) -> Finding {
@@ -80,7 +80,7 @@ impl Probe {
             }
         }
         let Ok(endpoint) = Endpoint::from_shared(format!("http://{}", self.address)) else {
-            return Finding::Failed(format!("{} is no address to ask", self.address));
+            return Finding::Failed(format!("{} is not an address", self.address));
         };
         match endpoint.connect_timeout(self.plan.timeout).connect().await {
             Ok(channel) => {

@@ -32,7 +32,7 @@ pub const MAX_INSTANCES: usize = 10_000;
 /// A draining instance that nobody removes is removed after this time: twice the longest wait for clients.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// The reason of a draining instance.
-pub const DRAINING: &str = "it is leaving: it finishes what it has and gets nothing new";
+pub const DRAINING: &str = "it is draining: it finishes its calls and gets no new ones";
 
 #[derive(Debug)]
 struct Entry {

@@ -17,7 +17,8 @@ pub const MAX_HELD_COST: usize = 128 * 1024 * 1024;
 /// The reason for an instance whose descriptors exceeded the bound.
 fn too_many() -> String {
     format!(
-        "the descriptors of this node's services take {} MiB of memory, the most that they may: its own are left out",
+        "the descriptors of this node's services take {} MiB of memory, the limit: its own are \
+         omitted",
         MAX_HELD_COST >> 20
     )
 }
@@ -178,7 +179,7 @@ impl Missing {
         match self {
             _ if entry.declared.schema.is_some() => String::new(),
             Self::AsBefore | Self::Nothing => String::new(),
-            Self::Answer(why) if kept => format!("{why}; what it told before stays"),
+            Self::Answer(why) if kept => format!("{why}; its earlier answer stays in use"),
             Self::Part(why) | Self::Answer(why) => why.reason(protos_known),
         }
     }

@@ -104,13 +104,14 @@ pub enum Judgement {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error("{key} is named by the file {}: remove it there, or register under another id", file.display())]
+    #[error("{key} is defined in the services file {}: remove it there, or register under another \
+        id", file.display())]
     HeldByFile { key: InstanceKey, file: PathBuf },
-    #[error("{key} has registered itself: choose another id, or take it out of the file")]
+    #[error("{key} has registered itself: choose another id, or remove it from the file")]
     HeldByRegistration { key: InstanceKey },
     #[error(
-        "{address} is where this proxy itself listens ({listener}), and calls to {key} would go round for ever: give the \
-         address at which the instance itself listens"
+        "{address} is a listener of this proxy ({listener}), so calls to {key} would loop: give \
+         the address on which the instance itself listens"
     )]
     OwnListener {
         key: InstanceKey,

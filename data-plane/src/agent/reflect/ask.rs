@@ -134,7 +134,7 @@ async fn list(
             Err(from_status(tonic::Status::new(code, error.error_message)))
         }
         _ => Err(ReflectError::Protocol(
-            "another answer than asked for".into(),
+            "an answer to another question".into(),
         )),
     }
 }
@@ -268,7 +268,7 @@ impl Session {
                 }
                 Ok(_) => {
                     return Err(ReflectError::Protocol(
-                        "another answer than asked for".into(),
+                        "an answer to another question".into(),
                     ));
                 }
                 // Some servers end the stream instead of answering that they do not have it.

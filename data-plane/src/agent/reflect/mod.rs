@@ -49,19 +49,19 @@ pub enum ReflectError {
     Status(Box<tonic::Status>),
     #[error("its server reflection gives no answer within {} s", QUESTION.as_secs())]
     Silent,
-    #[error("its server reflection has not told everything within {} s", IN_ALL.as_secs())]
+    #[error("its server reflection did not finish within {} s", IN_ALL.as_secs())]
     Slow,
     #[error("its server reflection lists no service of its own")]
     ListsNothing,
     #[error("its server reflection has no descriptors of {0}")]
     Lacks(String),
-    #[error("its server reflection answers against the protocol ({0})")]
+    #[error("its server reflection violates the reflection protocol ({0})")]
     Protocol(String),
-    #[error("its descriptors pass the bound of {} MiB or {MAX_FILES} files", MAX_SCHEMA_BYTES >> 20)]
+    #[error("its descriptors exceed the limit of {} MiB or {MAX_FILES} files", MAX_SCHEMA_BYTES >> 20)]
     TooLarge,
-    #[error("the descriptors of its server reflection are not taken, as the set {0}")]
+    #[error("the descriptors of its server reflection are rejected: the set {0}")]
     Schema(#[from] SchemaError),
-    #[error("it could not be asked for its services so far ({0})")]
+    #[error("its server reflection could not be reached so far ({0})")]
     Unreachable(String),
 }
 

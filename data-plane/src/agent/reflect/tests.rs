@@ -377,7 +377,7 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
         // Then a program whose reflection fails: what was known is kept.
         server.now(|script| script.status = Some(Code::Unauthenticated));
         agent.sighted(&key, Sighting::Lost);
-        reason(&agent, "UNAUTHENTICATED; what it told before stays").await;
+        reason(&agent, "UNAUTHENTICATED; its earlier answer stays in use").await;
         serves(&agent, &["shop.New"]).await;
         server.now(|script| script.status = None);
         until(&agent, "well again", |views| {

@@ -95,7 +95,7 @@ impl SessionHandle {
                     Asked::Answer(answer) => return answer,
                     Asked::Broke => until,
                 },
-                SessionStatus::Ended => return away("(this proxy stops)"),
+                SessionStatus::Ended => return away("(this proxy is stopping)"),
                 SessionStatus::Superseded(_) => {
                     return away("(another process has this node's name)");
                 }
@@ -106,7 +106,7 @@ impl SessionHandle {
             };
             match timeout_at(patience.into(), status.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return away("(this proxy stops)"),
+                Ok(Err(_)) => return away("(this proxy is stopping)"),
                 Err(_) => return away("(the control plane is not connected)"),
             }
         }

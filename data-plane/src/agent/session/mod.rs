@@ -183,8 +183,9 @@ impl Session {
                 }
                 End::Superseded(by) => {
                     error!(
-                        "another process runs as node \"{}\" ({by}): this one serves on, but its instances are not in \
-                         the mesh; stop one of the two or give it another --node",
+                        "another process runs as node \"{}\" ({by}): this one keeps serving, but \
+                         its instances are not in the mesh; stop one of the two or give it \
+                         another --node",
                         self.identity.node
                     );
                     self.status.send_replace(SessionStatus::Superseded(by));
@@ -204,7 +205,8 @@ impl Session {
         let known = matches!(&*self.status.borrow(), SessionStatus::Connecting(old) if *old == why);
         if !known {
             warn!(
-                "the control plane at {url} is not reachable: {why}; serving on and trying again every 0.25 to 3 s"
+                "cannot reach the control plane at {url}: {why}; calls continue, retrying every \
+                 0.25 to 3 s"
             );
             self.status.send_replace(SessionStatus::Connecting(why));
         }
@@ -236,9 +238,7 @@ impl Session {
                 message: Some(control_message::Message::Welcome(welcome)),
             }) = first
             else {
-                return Err(End::Broken(
-                    "it answered something else than Welcome".into(),
-                ));
+                return Err(End::Broken("it did not answer with Welcome".into()));
             };
             Ok(Open {
                 requests,
@@ -357,7 +357,7 @@ impl Session {
                 }
                 changed = changes.changed() => {
                     if changed.is_err() {
-                        return Err(End::Broken("this proxy stops".into()));
+                        return Err(End::Broken("this proxy is stopping".into()));
                     }
                 }
                 removal = self.removals.recv() => {

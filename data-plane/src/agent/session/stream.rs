@@ -258,7 +258,9 @@ impl Stream {
             .map(|key| match gone.remove(key) {
                 Some(cause) => key.to_gone(words(cause)),
                 // More instances were removed than are remembered.
-                None => key.to_gone("why is not remembered: too many went".to_owned()),
+                None => key.to_gone(
+                    "the reason is no longer known: too many instances were removed".to_owned(),
+                ),
             })
             .collect();
         (change, keys)

@@ -62,7 +62,10 @@ async fn an_instance_is_not_registered_where_the_proxy_itself_listens() {
         let found = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(found[0].field, "instance.address");
         let text = &found[0].description;
-        assert!(text.contains(&format!("listens ({listener})")), "{text}");
+        assert!(
+            text.contains(&format!("listener of this proxy ({listener})")),
+            "{text}"
+        );
     }
     client.register(request("e2")).await.unwrap();
 }

@@ -314,7 +314,7 @@ fn a_bad_descriptor_file_is_told_with_its_remedy() {
         (
             "noise.pb",
             b"\x0a\xff\x01",
-            ["no serialized", "--include_imports"],
+            ["not a serialized", "--include_imports"],
         ),
         ("large.pb", &large, ["4194305 bytes", "4 MiB"]),
         (
@@ -336,7 +336,7 @@ fn a_bad_descriptor_file_is_told_with_its_remedy() {
         );
     }
     let fault = crate::agent::descriptor_file::read(temp.path()).unwrap_err();
-    assert!(fault.contains("is no file"), "{fault}");
+    assert!(fault.contains("is not a file"), "{fault}");
     let fault = parse(&format!("{GOOD}descriptors: echo.pb\n"), &own).unwrap_err();
     assert_eq!(fault, "descriptors: echo.pb is not read here");
 }
@@ -347,7 +347,7 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
     for (address, word) in [
         ("192.0.2.1:21002", "own node"),
         ("0.0.0.0:21002", "127.0.0.1:21002"),
-        ("[::]:21002", "every address"),
+        ("[::]:21002", "unspecified"),
         ("169.254.1.1:21002", "link-local"),
         ("[fe80::1]:21002", "link-local"),
         ("[::ffff:169.254.1.1]:21002", "link-local"),

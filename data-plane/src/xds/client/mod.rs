@@ -201,7 +201,7 @@ impl XdsClient {
         }
         if since.get_or_insert_with(Instant::now).elapsed() >= LONGEST_BEHIND {
             warn!(
-                "the control plane's store was set back or replaced: taking its state from now on"
+                "the control plane's store was restored or replaced: using its state from now on"
             );
             self.revision.store(0, Ordering::Relaxed);
             *since = None;
@@ -231,7 +231,8 @@ impl XdsClient {
         };
         if !known {
             warn!(
-                "no xDS from the control plane at {url}: {why}; serving on with what is known and trying again every 0.25 to 3 s"
+                "no xDS stream to the control plane at {url}: {why}; serving with the last known \
+                 state, retrying every 0.25 to 3 s"
             );
             self.status.send_modify(|s| {
                 s.connected = None;
@@ -313,7 +314,7 @@ impl XdsClient {
     fn note_use(&mut self, service: &str, now: Instant) {
         // A service that the control plane has not named does not exist.
         if self.resources.indexes.contains_key(service) && self.demand.want(service, now) {
-            debug!(service, "first use: asking for its endpoints");
+            debug!(service, "first use: subscribing to its endpoints");
         }
     }
 
@@ -333,7 +334,7 @@ impl XdsClient {
         if gone.is_empty() {
             return Ok(());
         }
-        debug!(services = gone.len(), "not used for long: dropped");
+        debug!(services = gone.len(), "unused for too long: unsubscribed");
         self.resources.leave(&gone);
         self.publish();
         let names: HashSet<Arc<str>> = gone.iter().map(|name| Arc::from(name.as_str())).collect();
@@ -411,7 +412,7 @@ impl XdsClient {
                 status.rejections.remove(&type_url);
             } else {
                 let why = applied.faults.join("; ");
-                warn!("rejected of {type_url}: {why}; the last good ones stay");
+                warn!("rejected a resource of {type_url}: {why}; the last good one stays in use");
                 status.rejected += 1;
                 status.rejections.insert(type_url, why);
             }

@@ -103,7 +103,7 @@ pub async fn report(
             end = speak(&asker, &*callers, connected) => end,
         };
         let pause = if end.code() == Code::Unimplemented {
-            debug!("the control plane takes no load reports");
+            debug!("the control plane does not accept load reports");
             jittered(UNKNOWN_PAUSE, 1.0..1.2)
         } else {
             debug!("load reports interrupted: {end}");
@@ -165,7 +165,7 @@ async fn converse(
                     Ok(None) => return Status::unavailable("the control plane ended the stream"),
                     Err(status) => return status,
                 };
-                info!(every = ?told.every, all = told.all, "load reports are wanted");
+                info!(every = ?told.every, all = told.all, "load reports are requested");
                 if told.every != wanted.every {
                     let mut every = interval(told.every);
                     every.set_missed_tick_behavior(MissedTickBehavior::Delay);

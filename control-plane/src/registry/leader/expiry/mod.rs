@@ -175,7 +175,7 @@ impl Expiry {
             lapsed.due = now + RETRY;
             let node = Arc::clone(node);
             if lapsed.stopped {
-                let cause = "its proxy was told to stop and has not come back".to_owned();
+                let cause = "its proxy was stopped and has not come back".to_owned();
                 return Verdict::Remove {
                     node,
                     cause,
@@ -197,13 +197,13 @@ impl Expiry {
                 (false, true) => Verdict::Suspect {
                     node,
                     cause: format!(
-                        "its lease lapsed with those of {gone} of {mesh} nodes within {ttl:?}: likelier \
-                         the control plane was cut off"
+                        "the leases of {gone} of {mesh} nodes expired within {ttl:?}: the control \
+                         plane was probably cut off"
                     ),
                 },
                 (false, false) => Verdict::Remove {
                     node,
-                    cause: format!("its lease lapsed: no beat for {ttl:?}"),
+                    cause: format!("its lease expired: no beat for {ttl:?}"),
                     stopped: false,
                 },
             }

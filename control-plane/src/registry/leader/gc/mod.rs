@@ -50,7 +50,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
         if let Err(error) = &result {
             // Only errors: a run that had nothing to do may not have sent a request to the store.
             registry.on_store_result(&result);
-            tracing::warn!(%error, "what nobody needs cannot be removed yet");
+            tracing::warn!(%error, "cannot delete unused records; retrying");
         }
     }
 }

@@ -52,7 +52,8 @@ impl Collector<'_> {
             compare.push(Compare::absent(&keys::alive(name)));
             then.push(Op::delete(&key));
             let cause = format!(
-                "process {} (epoch {}) has been gone for long, or others for less long",
+                "process {} (epoch {}) has been gone for too long, or is the oldest of too many \
+                 that have gone",
                 record.process_id, record.epoch
             );
             events.push(NewEvent::of_node("node-forgotten", name, &cause));
@@ -67,7 +68,7 @@ impl Collector<'_> {
                 tracing::info!(
                     event = "node-forgotten",
                     %node,
-                    "the record of a node that has gone for long is removed"
+                    "deleted the record of a node that has gone"
                 );
             }
         }

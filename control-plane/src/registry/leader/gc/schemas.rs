@@ -69,15 +69,14 @@ impl Collector<'_> {
         let parts = parts.items.iter().map(|part| &part.key);
         let parts = parts.filter(|key| keys::whole_of_part(key).is_some());
         then.extend(parts.map(|key| Op::delete(key)));
-        let cause =
-            format!("no instance and no service has named the descriptors {sha256} for long");
+        let cause = format!("no instance or service uses the descriptors {sha256} any more");
         let event = NewEvent::of_mesh("schema-removed", &cause);
         let compare = vec![Compare::unchanged(&key, mark.mod_revision)];
         if self.write(compare, then, &[event]).await? {
             tracing::info!(
                 event = "schema-removed",
                 %sha256,
-                "descriptors that nobody names are removed"
+                "deleted unused descriptors"
             );
         }
         Ok(())

@@ -49,7 +49,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
     loop {
         if let Err(error) = keeper.work().await {
             registry.on_store_result::<()>(&Err(error.clone()));
-            tracing::warn!(%error, "claims of paths cannot be kept up to date yet");
+            tracing::warn!(%error, "cannot update path claims; retrying");
             keeper.retry = Some(now() + RETRY);
         }
         let next = [keeper.vacant.next(), keeper.retry]
@@ -356,8 +356,8 @@ fn rounds(view: &View, mut missing: Vec<PathOf>) -> Vec<Vec<PathOf>> {
 fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>)) -> NewEvent {
     let paths = some_of(protos);
     let cause = format!(
-        "{owner} claimed {paths} first and owns the path: calls reach {service} by its name only, unless {owner} has no \
-         instance"
+        "{owner} claimed {paths} first and owns the path: {service} is called by its name only, \
+         unless {owner} has no instances"
     );
     NewEvent::of_service("path-conflict", &service.to_string(), &cause)
 }
@@ -370,7 +370,8 @@ fn handed_on(
 ) -> NewEvent {
     let paths = some_of(protos);
     let cause = format!(
-        "no instance of it has served {paths} for {after:?}, or others for less long: {next} owns the path now"
+        "no instance of it has served {paths} for {after:?} (or, of too many such paths, for the \
+         longest time): {next} owns the path now"
     );
     NewEvent::of_service("path-released", &service.to_string(), &cause)
 }

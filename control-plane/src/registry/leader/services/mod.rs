@@ -89,9 +89,11 @@ impl Keeper {
         for services in due.chunks(MAX_PER_TXN) {
             match forget(&self.registry, self.token, services).await {
                 Ok(true) => self.observe(services),
-                Ok(false) => tracing::info!("services that were to be forgotten have changed"),
+                Ok(false) => tracing::info!(
+                    "services without instances have changed while they were being forgotten"
+                ),
                 Err(error) => {
-                    tracing::warn!(%error, "services without instances cannot be forgotten yet");
+                    tracing::warn!(%error, "cannot forget services without instances; retrying");
                     return;
                 }
             }
@@ -104,7 +106,7 @@ impl Keeper {
             match record(&self.registry, self.token, services).await {
                 Ok(()) => self.observe(services),
                 Err(error) => {
-                    tracing::warn!(%error, "what is known of services cannot be written yet");
+                    tracing::warn!(%error, "cannot write service records; retrying");
                     return;
                 }
             }
@@ -136,7 +138,7 @@ async fn forget(
             tracing::info!(
                 event = "service-forgotten",
                 service,
-                "a service that has had no instance for long is forgotten"
+                "forgot a service without instances"
             );
         }
     }
@@ -145,7 +147,8 @@ async fn forget(
 
 fn forgotten(key: &str) -> NewEvent {
     let service = key.strip_prefix(keys::SERVICES).unwrap_or(key);
-    let cause = "it has had no instance for long, or others had none for less long";
+    let cause =
+        "it has had no instances for too long, or is the oldest of too many without instances";
     NewEvent::of_service("service-forgotten", service, cause)
 }
 

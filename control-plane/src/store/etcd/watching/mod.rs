@@ -128,7 +128,7 @@ impl Watching {
                     self.assembly.broken();
                     tracing::info!(
                         ?fault,
-                        "a watch of the store broke; it goes on at another stream"
+                        "a watch of the store broke; continuing on a new stream"
                     );
                 }
             }
@@ -156,7 +156,7 @@ impl Watching {
             }
             () = tokio::time::sleep_until(due) => {
                 if silent.is_some_and(|silent| silent <= Instant::now()) {
-                    let fault = Fault::NotDone(format!("a watch heard nothing for {SILENCE:?}"));
+                    let fault = Fault::NotDone(format!("a watch received nothing for {SILENCE:?}"));
                     return Err(self.blame(live.member, fault.into()));
                 }
                 ask_for_progress(&mut live);
@@ -201,7 +201,7 @@ impl Watching {
             match self.connect().await {
                 Ok(()) => return Ok(()),
                 Err(Broken::Fault(fault)) => {
-                    tracing::warn!(?fault, "the store cannot be watched; trying again");
+                    tracing::warn!(?fault, "cannot watch the store; retrying");
                 }
                 Err(compacted) => return Err(compacted),
             }
@@ -288,7 +288,7 @@ impl Watching {
         if is_too_old(&status.version) {
             let (version, oldest) = (status.version, written(OLDEST));
             return Err(Fault::Refused(format!(
-                "this is etcd {version}, whose watches can lose changes; {oldest} is the oldest that will do"
+                "this is etcd {version}, whose watches can lose changes; use {oldest} or later"
             )));
         }
         Ok(())
@@ -318,7 +318,7 @@ impl Watching {
         let now = answer.told();
         let given = self.assembly.given();
         if now < given {
-            tracing::error!(%now, %given, "etcd went back: it was restored from an older state");
+            tracing::error!(%now, %given, "etcd's revision went back: it was restored from an older state");
             return Err(Broken::Compacted { first: now.next() });
         }
         Ok(())
