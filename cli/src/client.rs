@@ -66,12 +66,14 @@ impl ClientError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Address { .. } | Self::Nowhere => Exit::Usage,
-            Self::Unreachable { .. } | Self::Ended { .. } | Self::Stranger { .. } => Exit::Nobody,
+            Self::Unreachable { .. } | Self::Ended { .. } | Self::Stranger { .. } => {
+                Exit::Unreachable
+            }
             Self::EmptyNamespace { .. } => Exit::No,
             Self::Slow { .. } => Exit::Late,
             Self::Refused { code, .. } => match code {
                 Code::DeadlineExceeded => Exit::Late,
-                Code::Unavailable => Exit::Nobody,
+                Code::Unavailable => Exit::Unreachable,
                 _ => Exit::No,
             },
         }
@@ -218,7 +220,7 @@ mod tests {
         })
         .await
         .unwrap_err();
-        assert_eq!(error.exit(), Exit::Nobody);
+        assert_eq!(error.exit(), Exit::Unreachable);
         let text = error.to_string();
         assert!(
             text.contains(&url) && text.contains("refused") && text.contains("--control"),

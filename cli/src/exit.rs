@@ -15,7 +15,7 @@ pub(crate) enum Exit {
     /// A wait timed out.
     Late = 3,
     /// Nobody answers.
-    Nobody = 4,
+    Unreachable = 4,
 }
 
 impl From<Exit> for ExitCode {
@@ -26,7 +26,7 @@ impl From<Exit> for ExitCode {
 
 /// Prints one line on standard error. Returns the code.
 pub(crate) fn fail(why: impl std::fmt::Display, exit: Exit) -> ExitCode {
-    heddle_options::complain(why);
+    heddle_options::print_error(why);
     exit.into()
 }
 

@@ -98,7 +98,7 @@ enum Policy {
     #[default]
     Everybody,
     #[cfg(test)]
-    Nobody,
+    DenyAll,
 }
 
 /// A request that its caller may not make.
@@ -115,7 +115,7 @@ impl Authorizer {
         let allowed = match self.0 {
             Policy::Everybody => true,
             #[cfg(test)]
-            Policy::Nobody => false,
+            Policy::DenyAll => false,
         };
         if allowed {
             return Ok(());
@@ -129,7 +129,7 @@ impl Authorizer {
     /// Denies everything, so that tests can show that no request bypasses the authorizer.
     #[cfg(test)]
     pub(crate) fn denying() -> Self {
-        Self(Policy::Nobody)
+        Self(Policy::DenyAll)
     }
 }
 

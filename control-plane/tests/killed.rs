@@ -272,14 +272,14 @@ async fn killed_100_times_in_the_middle_of_writes() {
 
 /// Figures of the process that must return to their initial values.
 #[derive(Debug)]
-struct Held {
+struct Received {
     leases: u64,
     keys: u64,
     descriptors: usize,
     resident_kib: u64,
 }
 
-impl Held {
+impl Received {
     fn of(control: &Control) -> Self {
         let metrics = control.get("/metrics");
         let value = |name: &str| {
@@ -300,7 +300,7 @@ impl Held {
     }
 }
 
-impl Held {
+impl Received {
     fn is_no_more_than(&self, before: &Self) -> bool {
         // The events of ten minutes share a lease, and there are at most about a thousand.
         let store = self.leases <= before.leases + 2 && self.keys <= before.keys + 1100;
@@ -376,17 +376,17 @@ async fn cycles_leave_nothing(cycles: usize) {
     };
     run(0, cycles / 5).await;
     settled().await;
-    let before = Held::of(&control);
+    let before = Received::of(&control);
     run(cycles / 5, cycles).await;
     settled().await;
-    let mut after = Held::of(&control);
+    let mut after = Received::of(&control);
     // Connections end and leases expire shortly after their owners are gone.
     for _ in 0..600 {
         if after.is_no_more_than(&before) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        after = Held::of(&control);
+        after = Received::of(&control);
     }
     eprintln!("{cycles} cycles: {before:?}, then {after:?}");
     assert!(after.is_no_more_than(&before), "{before:?}, {after:?}");

@@ -22,13 +22,13 @@ pub struct Claimant<'n, S> {
     pub name: &'n str,
     pub rank: Rank,
     /// Whether it is known to have no instance.
-    pub deserted: bool,
+    pub without_instances: bool,
 }
 
 /// The owner of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner<S> {
-    Nobody,
+    Unclaimed,
     One {
         owner: S,
         /// Gets the calls: the owner, or while that has no instance the next claimant that has some.
@@ -43,7 +43,7 @@ pub fn owner<S: Copy>(mut claimants: Vec<Claimant<'_, S>>) -> Owner<S> {
     claimants.sort_by(|a, b| (a.rank, a.name).cmp(&(b.rank, b.name)));
     let unordered = claimants.partition_point(|it| it.rank < Rank::Unordered);
     let (ordered, unordered) = claimants.split_at(unordered);
-    let lives = |it: &&Claimant<'_, S>| !it.deserted;
+    let lives = |it: &&Claimant<'_, S>| !it.without_instances;
     let mut living = unordered.iter().filter(lives);
     let only_living = match (living.next(), living.next()) {
         (Some(one), None) => Some(one),
@@ -67,7 +67,7 @@ pub fn owner<S: Copy>(mut claimants: Vec<Claimant<'_, S>>) -> Owner<S> {
             owner: one.service,
             serves: one.service,
         },
-        ([], None) => Owner::Nobody,
+        ([], None) => Owner::Unclaimed,
         ([one], _) => Owner::One {
             owner: *one,
             serves: *one,
@@ -81,11 +81,11 @@ mod tests {
     use super::{Claimant, Owner, Rank, owner};
 
     fn decide(claimants: &[(&'static str, Rank, bool)]) -> Owner<&'static str> {
-        let claimant = |&(name, rank, deserted)| Claimant {
+        let claimant = |&(name, rank, without_instances)| Claimant {
             service: name,
             name,
             rank,
-            deserted,
+            without_instances,
         };
         let mut given: Vec<_> = claimants.iter().map(claimant).collect();
         let decided = owner(given.clone());
@@ -102,7 +102,7 @@ mod tests {
     fn the_first_claim_owns_and_the_next_with_instances_stands_in() {
         use Rank::{Local, Since, Unordered};
         for (claimants, expect) in [
-            (&[][..], Owner::Nobody),
+            (&[][..], Owner::Unclaimed),
             (
                 &[("a", Since(9), false), ("b", Since(4), false)],
                 one("b", "b"),
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn without_an_order_only_one_with_instances_is_clear() {
-        let unordered = |name, deserted| (name, Rank::Unordered, deserted);
+        let unordered = |name, without_instances| (name, Rank::Unordered, without_instances);
         assert_eq!(decide(&[unordered("a", true)]), one("a", "a"));
         assert_eq!(
             decide(&[unordered("a", true), unordered("b", false)]),

@@ -1,4 +1,4 @@
-//! The allowed dependencies between crates (DESIGN §3), read from `cargo metadata`: the two planes share only `proto`
+//! The allowed dependencies between crates (docs/architecture.md), read from `cargo metadata`: the two planes share only `proto`
 //! and xDS, heddle-h2 depends on nothing, and nothing depends on the command line or the tests.
 
 use std::collections::{BTreeMap, BTreeSet};

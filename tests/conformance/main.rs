@@ -6,7 +6,7 @@
     reason = "a test fails loudly"
 )]
 
-/// Allowed dependencies between crates (DESIGN §3).
+/// Allowed dependencies between crates (docs/architecture.md).
 mod directions;
 /// Allowed dependencies between modules of a crate.
 mod modules;

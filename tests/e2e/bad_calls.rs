@@ -1,4 +1,4 @@
-//! Calls that cannot be routed, are too large or are not HTTP/2: each gets the specific error of DESIGN §9, and other
+//! Calls that cannot be routed, are too large or are not HTTP/2: each gets its own error of docs/errors.md, and other
 //! calls are not affected.
 
 use heddle_tests::echo::{Failed, call, channel_as, echo, payload, reach};

@@ -146,10 +146,10 @@ async fn the_control_plane_tells_the_state_of_the_mesh() {
 const CLIENT_STATUS: &str = "envoy.service.status.v3.ClientStatusDiscoveryService";
 
 /// A client in a CSDS response, and its resources: type, name, client status.
-type Told = (String, Vec<[String; 3]>);
+type Listing = (String, Vec<[String; 3]>);
 
 /// Each client in the answer's order.
-fn clients(answer: &str) -> Result<Vec<Told>, String> {
+fn clients(answer: &str) -> Result<Vec<Listing>, String> {
     let answer: Value = serde_json::from_str(answer).map_err(|error| error.to_string())?;
     let configs = answer["config"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -124,7 +124,7 @@ async fn one_whose_file_goes_drains_and_the_log_says_when_it_may_be_stopped() {
     .await;
     until("the log", async || {
         let said = mesh.node("b").proxy().stderr().join("\n");
-        seen(said.contains("it may be stopped"), said)
+        seen(said.contains("may be stopped"), said)
     })
     .await;
 }

@@ -51,7 +51,7 @@ pub async fn call(addr: SocketAddr, request: EchoRequest) -> Result<EchoResponse
         .map_err(|status| Failed::from(&status))
 }
 
-/// What a failed call carries (DESIGN §9).
+/// What a failed call carries (docs/errors.md).
 #[derive(Clone, Debug)]
 pub struct Failed {
     pub code: Code,

@@ -49,7 +49,7 @@ async fn while_it_waits_for_its_name_nobody_can_connect() {
     first.ready().await;
     let addresses = [free_addr().to_string(), free_addr().to_string()];
     let mut second = start(&addresses[0], &addresses[1]);
-    second.says("waiting for an earlier process").await;
+    second.says("an earlier process").await;
     for address in &addresses {
         let refused = tokio::net::TcpStream::connect(address).await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);

@@ -18,7 +18,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::idle::{Idle, IdleQueue, Standing};
+use crate::idle::{Activity, Idle, IdleQueue};
 
 /// The longest time between accepting a connection and its first request.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -26,9 +26,9 @@ pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The most evicted connections that are closed gracefully (GOAWAY) at a time; others are closed without notice. They
 /// do not count against the limit.
-const GOODBYES: usize = 64;
+const MAX_CLOSING: usize = 64;
 /// The longest graceful close.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +59,7 @@ struct Inner {
     listener: &'static str,
     limits: Limits,
     table: Mutex<Table>,
-    goodbyes: Semaphore,
+    closing: Semaphore,
     counts: Counts,
 }
 
@@ -149,7 +149,7 @@ impl Connections {
             listener,
             limits,
             table: Mutex::default(),
-            goodbyes: Semaphore::new(GOODBYES),
+            closing: Semaphore::new(MAX_CLOSING),
             counts: Counts::default(),
         }))
     }
@@ -171,7 +171,7 @@ impl Connections {
     /// A place for a new connection; if the listener is full, the idlest one is closed for it. `None` if all have a
     /// call in flight.
     #[must_use]
-    pub fn enter(&self) -> Option<Place> {
+    pub fn enter(&self) -> Option<ConnectionPermit> {
         let mut table = self.table();
         if table.open.len() >= self.0.limits.connections {
             self.log_full(&mut table);
@@ -198,8 +198,8 @@ impl Connections {
         } = &mut *table;
         all.insert(id, open);
         queue.push(id, idle);
-        queue.prune(all.len(), |id| standing(all, id));
-        Some(Place {
+        queue.prune(all.len(), |id| activity(all, id));
+        Some(ConnectionPermit {
             connections: self.clone(),
             id,
             leave,
@@ -213,7 +213,7 @@ impl Connections {
 
     fn evict(&self, table: &mut Table) -> bool {
         let Table { open, queue, .. } = table;
-        let Some(id) = queue.pop(|id| standing(open, id)) else {
+        let Some(id) = queue.pop(|id| activity(open, id)) else {
             return false;
         };
         if let Some(gone) = open.remove(&id) {
@@ -241,26 +241,26 @@ impl Connections {
 }
 
 /// The state of a connection, for the queue. A busy one loses its entry until its last call ends.
-fn standing(open: &mut HashMap<u64, Open>, id: u64) -> Standing {
+fn activity(open: &mut HashMap<u64, Open>, id: u64) -> Activity {
     match open.get_mut(&id) {
-        None => Standing::Gone,
-        Some(open) if open.calls == 0 => Standing::Idle(open.idle),
+        None => Activity::Gone,
+        Some(open) if open.calls == 0 => Activity::Idle(open.idle),
         Some(open) => {
             open.queued = false;
-            Standing::Busy
+            Activity::Busy
         }
     }
 }
 
 /// The place of one connection; dropping it frees the place.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionPermit {
     connections: Connections,
     id: u64,
     leave: CancellationToken,
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Counts a call as in flight until the body of its response has ended or the call is cancelled.
     pub fn call<F, B, E>(
         &self,
@@ -290,9 +290,9 @@ impl Place {
             _ = connection.as_mut() => {}
             () = self.late() => {}
             () = self.leave.cancelled() => {
-                let Ok(_goodbye) = self.connections.0.goodbyes.try_acquire() else { return };
+                let Ok(_closing) = self.connections.0.closing.try_acquire() else { return };
                 leave(connection.as_mut());
-                let _ = tokio::time::timeout(GOODBYE, connection).await;
+                let _ = tokio::time::timeout(CLOSE_WITHIN, connection).await;
             }
             () = end => {
                 // A connection without a request needs no graceful close.
@@ -323,7 +323,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.connections.table().open.remove(&self.id);
     }
@@ -402,7 +402,7 @@ mod tests {
         Connections::new("test", Limits::of(2))
     }
 
-    fn in_call(place: &Place) -> Call {
+    fn in_call(place: &ConnectionPermit) -> Call {
         Call::begin(&place.connections, place.id)
     }
 

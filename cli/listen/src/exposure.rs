@@ -9,11 +9,11 @@ pub const OPTION: &str = "--insecure-listen";
 
 /// The addresses beyond loopback that the operator has agreed to.
 #[derive(Clone, Debug, Default)]
-pub struct Consent {
+pub struct InsecureListeners {
     named: Vec<(ListenOption, bool)>,
 }
 
-impl Consent {
+impl InsecureListeners {
     /// The addresses that `--insecure-listen` names.
     #[must_use]
     pub fn new(named: impl IntoIterator<Item = ListenOption>) -> Self {
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn an_address_beyond_loopback_must_be_named() {
-        let mut consent = Consent::new([read("10.0.0.5:1")]);
+        let mut consent = InsecureListeners::new([read("10.0.0.5:1")]);
         let mut ask = |word| consent.ask("--outbound", &read(word), "may call everything");
         assert_eq!(ask("127.0.0.1:1"), Ok(()));
         assert_eq!(ask("10.0.0.5:1"), Ok(()));
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_names_no_listener_is_told() {
-        let mut consent = Consent::new([read("10.0.0.5:1"), read("10.0.0.5:2")]);
+        let mut consent = InsecureListeners::new([read("10.0.0.5:1"), read("10.0.0.5:2")]);
         consent.ask("--agent", &read("10.0.0.5:1"), "x").unwrap();
         let told = consent.unused().unwrap_err();
         assert!(told.contains("\"10.0.0.5:2\""), "{told}");

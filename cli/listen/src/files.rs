@@ -3,7 +3,7 @@
 
 /// The limit of connections on each of `times` sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct ConnectionLimit {
     pub bound: usize,
     pub times: usize,
 }
@@ -12,15 +12,15 @@ pub struct Asked {
 /// connections that the process opens itself. The largest limits are cut first; a small listener keeps what it asked
 /// for.
 #[must_use]
-pub fn within_files(files: usize, asked: &[Asked]) -> Vec<usize> {
+pub fn within_files(files: usize, limits: &[ConnectionLimit]) -> Vec<usize> {
     let budget = files - files / 4;
     let takes = |cap: usize| {
-        let each = asked
+        let each = limits
             .iter()
             .map(|of| of.bound.min(cap).saturating_mul(of.times));
         each.fold(0_usize, usize::saturating_add)
     };
-    let largest = asked.iter().map(|of| of.bound).max().unwrap_or(0);
+    let largest = limits.iter().map(|of| of.bound).max().unwrap_or(0);
     // Finds the highest cap that fits.
     let (mut fits, mut too_much) = (0, largest.saturating_add(1));
     while too_much - fits > 1 {
@@ -30,7 +30,7 @@ pub fn within_files(files: usize, asked: &[Asked]) -> Vec<usize> {
             false => too_much = middle,
         }
     }
-    asked.iter().map(|of| of.bound.min(fits).max(1)).collect()
+    limits.iter().map(|of| of.bound.min(fits).max(1)).collect()
 }
 
 #[cfg(test)]
@@ -39,16 +39,16 @@ mod tests {
 
     #[test]
     fn large_bounds_are_cut_and_small_ones_stay() {
-        let asked = [(10_000, 2), (10_000, 2), (4096, 1), (256, 1)]
-            .map(|(bound, times)| Asked { bound, times });
+        let limits = [(10_000, 2), (10_000, 2), (4096, 1), (256, 1)]
+            .map(|(bound, times)| ConnectionLimit { bound, times });
         for (files, expect) in [
             (1_000_000, [10_000, 10_000, 4096, 256]),
             (20_000, [2948, 2948, 2948, 256]),
             (1024, [128, 128, 128, 128]),
             (8, [1, 1, 1, 1]),
         ] {
-            let bounds = within_files(files, &asked);
-            let taken: usize = bounds.iter().zip(&asked).map(|(b, of)| b * of.times).sum();
+            let bounds = within_files(files, &limits);
+            let taken: usize = bounds.iter().zip(&limits).map(|(b, of)| b * of.times).sum();
             assert!(taken <= files, "{files}: {bounds:?}");
             assert_eq!(bounds, expect, "{files}");
         }

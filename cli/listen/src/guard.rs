@@ -13,7 +13,7 @@ use http_body_util::Full;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The most characters of client input that are repeated in a response.
-const SAID_BACK: usize = 100;
+const MAX_QUOTED: usize = 100;
 
 /// The host names of a listener.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +30,9 @@ pub enum Refusal {
          with --own-name"
     )]
     Host(String),
-    #[error("web web pages of \"{0}\" may not call this listener")]
+    #[error("web pages of \"{0}\" may not call this listener")]
     Origin(String),
-    #[error("web web pages of other sites may not call this listener")]
+    #[error("web pages of other sites may not call this listener")]
     CrossSite,
     #[error("this is a gRPC service: the content type must be application/grpc, not \"{0}\"")]
     ContentType(String),
@@ -184,7 +184,7 @@ fn text(value: &HeaderValue) -> String {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(SAID_BACK).collect()
+    text.chars().take(MAX_QUOTED).collect()
 }
 
 #[cfg(test)]

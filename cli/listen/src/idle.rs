@@ -15,7 +15,7 @@ pub struct Idle {
 
 /// The state of a connection when the queue asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Activity {
     Idle(Idle),
     /// It has a call in flight. Its owner pushes it again when it is idle.
     Busy,
@@ -46,12 +46,12 @@ impl<K: Copy + Ord> IdleQueue<K> {
 
     /// Removes and returns the idlest connection. Entries of connections that `look` reports as busy or gone are
     /// removed too.
-    pub fn pop(&mut self, mut look: impl FnMut(K) -> Standing) -> Option<K> {
+    pub fn pop(&mut self, mut look: impl FnMut(K) -> Activity) -> Option<K> {
         while let Some(Reverse((known, key))) = self.entries.pop() {
             match look(key) {
-                Standing::Idle(now) if now <= known => return Some(key),
-                Standing::Idle(now) => self.push(key, now),
-                Standing::Busy | Standing::Gone => {}
+                Activity::Idle(now) if now <= known => return Some(key),
+                Activity::Idle(now) => self.push(key, now),
+                Activity::Busy | Activity::Gone => {}
             }
         }
         None
@@ -59,10 +59,10 @@ impl<K: Copy + Ord> IdleQueue<K> {
 
     /// Removes the entries of connections that are gone once they are the majority: bounds the queue to about twice the
     /// `live` connections. As in `pop`, busy ones lose their entry too.
-    pub fn prune(&mut self, live: usize, mut look: impl FnMut(K) -> Standing) {
+    pub fn prune(&mut self, live: usize, mut look: impl FnMut(K) -> Activity) {
         if self.entries.len() > 2 * live + 64 {
             self.entries
-                .retain(|Reverse((_, key))| matches!(look(*key), Standing::Idle(_)));
+                .retain(|Reverse((_, key))| matches!(look(*key), Activity::Idle(_)));
         }
     }
 
@@ -99,10 +99,10 @@ mod tests {
             queue.push(key, idle(begin, false, 0));
         }
         let now = BTreeMap::from([
-            (1, Standing::Idle(idle(begin, true, 10))),
-            (2, Standing::Idle(idle(begin, true, 20))),
-            (3, Standing::Idle(idle(begin, false, 0))),
-            (4, Standing::Busy),
+            (1, Activity::Idle(idle(begin, true, 10))),
+            (2, Activity::Idle(idle(begin, true, 20))),
+            (3, Activity::Idle(idle(begin, false, 0))),
+            (4, Activity::Busy),
         ]);
         let mut next = || queue.pop(|key| now[&key]);
         assert_eq!(
@@ -116,9 +116,9 @@ mod tests {
         let begin = Instant::now();
         let mut queue = IdleQueue::default();
         queue.push(1, idle(begin, false, 0));
-        assert_eq!(queue.pop(|_| Standing::Busy), None);
+        assert_eq!(queue.pop(|_| Activity::Busy), None);
         queue.push(1, idle(begin, true, 5));
-        let now = Standing::Idle(idle(begin, true, 5));
+        let now = Activity::Idle(idle(begin, true, 5));
         assert_eq!(queue.pop(|_| now), Some(1));
     }
 
@@ -129,8 +129,8 @@ mod tests {
         for key in 0..10_000 {
             queue.push(key, idle(begin, false, 0));
             queue.prune(1, |other| match other == key {
-                true => Standing::Idle(idle(begin, false, 0)),
-                false => Standing::Gone,
+                true => Activity::Idle(idle(begin, false, 0)),
+                false => Activity::Gone,
             });
         }
         assert!(queue.len() <= 66, "{}", queue.len());

@@ -12,9 +12,9 @@ pub mod serve;
 pub mod socket;
 
 pub use address::{AddressError, ListenAddr, ListenOption};
-pub use connections::{Connections, Limits, Place};
-pub use exposure::Consent;
+pub use connections::{ConnectionPermit, Connections, Limits};
+pub use exposure::InsecureListeners;
 pub use guard::{Guard, Refusal};
-pub use idle::{Idle, IdleQueue, Standing};
+pub use idle::{Activity, Idle, IdleQueue};
 pub use serve::{Accepted, Io, each};
 pub use socket::{BindError, Bound, Socket, SocketFile, bind, bind_unix};

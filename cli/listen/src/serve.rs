@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    connections::{Connections, Place},
+    connections::{ConnectionPermit, Connections},
     socket::Socket,
 };
 
@@ -35,7 +35,7 @@ pub struct Accepted {
     pub io: Io,
     /// `None` for a Unix socket.
     pub peer: Option<SocketAddr>,
-    pub place: Place,
+    pub place: ConnectionPermit,
 }
 
 /// Serves every connection until `stop`, and waits for the last of them. A failed accept (no file descriptors left) is

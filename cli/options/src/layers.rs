@@ -84,7 +84,7 @@ pub fn try_parse<T: clap::Parser>(
     variables: &BTreeMap<String, OsString>,
 ) -> Result<Parsed<T>, Stop> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let sheet = Sheet::new(T::command(), prefix);
+    let sheet = CommandOptions::new(T::command(), prefix);
     let mut faults = Vec::new();
     let typed = match sheet.probe().try_get_matches_from(&args) {
         Ok(matches) => Some(matches),
@@ -180,13 +180,13 @@ impl Setting {
 }
 
 /// The command with the options that this module adds, and its options for the layers.
-struct Sheet {
+struct CommandOptions {
     command: Command,
     options: Vec<Setting>,
     prefix: String,
 }
 
-impl Sheet {
+impl CommandOptions {
     fn new(command: Command, prefix: &str) -> Self {
         let command = command
             .arg(
@@ -401,13 +401,16 @@ fn annotate(arg: Arg, variables: Option<&str>) -> Arg {
 /// Clap's message in one line, with its tip and without the usage.
 fn clap_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let told = text.split("\nUsage:").next().unwrap_or_default();
-    let told = told
+    let summary = text.split("\nUsage:").next().unwrap_or_default();
+    let summary = summary
         .split("\nFor more information")
         .next()
         .unwrap_or_default();
-    let told = told.split("\n  tip: to pass ").next().unwrap_or_default();
-    one_line(told.trim_start_matches("error: "))
+    let summary = summary
+        .split("\n  tip: to pass ")
+        .next()
+        .unwrap_or_default();
+    one_line(summary.trim_start_matches("error: "))
 }
 
 fn read_bounded(path: &Path) -> Result<String, String> {

@@ -17,7 +17,7 @@ pub use logging::init_logging;
 pub use nearest::{edit_distance, nearest};
 pub use private::{create_private_dir, make_private, private_file};
 pub use process::{
-    complain, fail, one_line, raise_file_limit, ready, terminated, terminated_again,
+    fail, one_line, print_error, raise_file_limit, ready, terminated, terminated_again,
 };
 pub use tasks::Tasks;
 

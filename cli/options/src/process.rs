@@ -61,7 +61,7 @@ pub fn raise_file_limit() -> Option<u64> {
 }
 
 /// Prints "error: …" on stderr, in one line.
-pub fn complain(message: impl Display) {
+pub fn print_error(message: impl Display) {
     let _ = writeln!(
         io::stderr().lock(),
         "error: {}",
@@ -69,9 +69,9 @@ pub fn complain(message: impl Display) {
     );
 }
 
-/// [`complain`], and the exit code of a failed start (2).
+/// [`print_error`], and the exit code of a failed start (2).
 pub fn fail(message: impl Display) -> ExitCode {
-    complain(message);
+    print_error(message);
     ExitCode::from(2)
 }
 

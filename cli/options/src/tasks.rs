@@ -84,7 +84,7 @@ impl Tasks {
             Ok(None) => return false,
             Ok(Some(())) => "it returned".to_owned(),
             Err(error) => match error.try_into_panic() {
-                Ok(panic) => format!("it panicked: {}", words(&*panic)),
+                Ok(panic) => format!("it panicked: {}", panic_message(&*panic)),
                 // The runtime is shut down.
                 Err(_) => return false,
             },
@@ -107,7 +107,7 @@ impl Tasks {
 }
 
 /// The message of a panic.
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("(no message)")

@@ -184,8 +184,8 @@ fn a_file_that_cannot_be_read_is_one_line() {
     );
     for (text, begin) in [
         ("- a\n- b\n", "FILE: must be a mapping"),
-        ("a: [1\n", "FILE: is not YAML"),
-        ("node: a\nnode: b\n", "FILE: is not YAML"),
+        ("a: [1\n", "FILE: is not valid YAML"),
+        ("node: a\nnode: b\n", "FILE: is not valid YAML"),
     ] {
         let told = faults(&["--node=a"], &[], Some(text));
         assert_eq!(told.len(), 1, "{told:?}");

@@ -63,7 +63,7 @@ fn kind(word: &str) -> Result<String, String> {
     match EVENT_KINDS.contains(&word) {
         true => Ok(word.to_owned()),
         false => Err(format!(
-            "no kind of event; the kinds are {}",
+            "not a kind of event; the kinds are {}",
             EVENT_KINDS.join(", ")
         )),
     }
@@ -106,7 +106,7 @@ async fn watch(
 fn follow(options: &ViewOptions, question: &WatchEventsRequest) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(why) => return fail(why, Exit::Nobody),
+        Err(why) => return fail(why, Exit::Unreachable),
     };
     let mut printer = Printer::new(options.output);
     runtime.block_on(async {

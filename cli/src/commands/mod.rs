@@ -108,10 +108,10 @@ pub(crate) fn dispatch(mut args: Vec<OsString>) -> ExitCode {
         }
         Err(fault) => {
             let text = fault.to_string();
-            let told = text.split("\nUsage:").next().unwrap_or_default();
+            let message = text.split("\nUsage:").next().unwrap_or_default();
             heddle_options::fail(format!(
                 "{}; see heddle --help",
-                told.trim_start_matches("error: ").trim_end()
+                message.trim_start_matches("error: ").trim_end()
             ))
         }
         Ok(_) => heddle_options::fail("no such command; see heddle --help"),
@@ -163,7 +163,7 @@ fn judge<A: Serialize + Tabular>(
 ) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(why) => return fail(why, Exit::Nobody),
+        Err(why) => return fail(why, Exit::Unreachable),
     };
     let answer = runtime.block_on(async {
         let control = Control::connect(&options.control).await?;

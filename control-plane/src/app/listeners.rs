@@ -2,8 +2,8 @@
 //! and opened. The protocols on them are not known here.
 
 use heddle_listen::{
-    Bound, Consent, Guard, ListenOption, Socket,
-    files::{Asked, within_files},
+    Bound, Guard, InsecureListeners, ListenOption, Socket,
+    files::{ConnectionLimit, within_files},
 };
 
 use super::{AppError, addresses::host_name};
@@ -14,8 +14,8 @@ const GRPC_RISK: &str = "can register instances, watch the mesh and act as any n
 const HTTP_RISK: &str = "can read the state of the mesh";
 
 /// Refuses listeners beyond loopback that the operator has not named, and warns of those that are named.
-pub(super) fn consented(options: &Options) -> Result<(), AppError> {
-    let mut consent = Consent::new(options.insecure_listen.iter().cloned());
+pub(super) fn check_exposure(options: &Options) -> Result<(), AppError> {
+    let mut consent = InsecureListeners::new(options.insecure_listen.iter().cloned());
     let grpc = options.listen.iter().map(|at| ("--listen", at, GRPC_RISK));
     let http = options.http.iter().map(|at| ("--http", at, HTTP_RISK));
     let all: Vec<_> = grpc.chain(http).collect();
@@ -26,7 +26,7 @@ pub(super) fn consented(options: &Options) -> Result<(), AppError> {
     }
     consent.unused().map_err(AppError::Exposed)?;
     for (option, address, risk) in all {
-        if let Some(warning) = Consent::warning(option, address, risk) {
+        if let Some(warning) = InsecureListeners::warning(option, address, risk) {
             tracing::warn!("{warning}");
         }
     }
@@ -37,7 +37,7 @@ pub(super) fn consented(options: &Options) -> Result<(), AppError> {
 pub(super) fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
     let asked = [options.listen_connections, options.http_connections];
-    let asked = asked.map(|bound| Asked { bound, times: 1 });
+    let asked = asked.map(|bound| ConnectionLimit { bound, times: 1 });
     let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &asked);
     let &[grpc, http] = &bounds[..] else {
         return None;

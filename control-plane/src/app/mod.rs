@@ -27,7 +27,7 @@ mod open_store;
 
 use addresses::{advertised, replica_name};
 pub use error::AppError;
-use listeners::{bind, bound_by_files, consented, guard, joined, open};
+use listeners::{bind, bound_by_files, check_exposure, guard, joined, open};
 
 /// How long connections may take to end after their streams have ended.
 const STOP: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     if options.renew_interval * 2 > options.lease_ttl {
         return Err(AppError::RenewInterval);
     }
-    consented(&options)?;
+    check_exposure(&options)?;
     let reduced = bound_by_files(&mut options);
     let token = CancellationToken::new();
     let mut stop = pin!(stop);
@@ -62,10 +62,10 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
         stop: token.clone(),
         ..RegistryOptions::default()
     };
-    let loading = open_store::when_it_answers(async || {
+    let loading = open_store::until_store_answers(async || {
         Registry::load(Arc::clone(&store), registry_options.clone()).await
     });
-    let Some(registry) = unless(&mut stop, loading).await? else {
+    let Some(registry) = unless_stopped(&mut stop, loading).await? else {
         return Ok(());
     };
     let clients = Clients::default();
@@ -93,8 +93,8 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     // Before the first answer: other replicas must already know this one when they ask it about its clients.
     let advertised = advertised(&options, &grpc);
     let joining =
-        open_store::when_it_answers(async || plane.membership.serve_at(&advertised).await);
-    if unless(&mut stop, joining).await?.is_none() {
+        open_store::until_store_answers(async || plane.membership.serve_at(&advertised).await);
+    if unless_stopped(&mut stop, joining).await?.is_none() {
         token.cancel();
         return Ok(());
     }
@@ -158,7 +158,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
 }
 
 /// Does the work; there is no result if `stop` completes first.
-async fn unless<T>(
+async fn unless_stopped<T>(
     stop: &mut (impl Future<Output = ()> + Unpin),
     work: impl Future<Output = Result<T, RegistryError>>,
 ) -> Result<Option<T>, RegistryError> {

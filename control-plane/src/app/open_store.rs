@@ -87,7 +87,7 @@ fn etcd(options: &Options, urls: &[String]) -> Result<EtcdOptions, AppError> {
 }
 
 /// Repeats `ask` until the store answers.
-pub(super) async fn when_it_answers<T>(
+pub(super) async fn until_store_answers<T>(
     mut ask: impl AsyncFnMut() -> Result<T, RegistryError>,
 ) -> Result<T, RegistryError> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);

@@ -3,13 +3,13 @@
 //! is kept no longer than its stream lives, and no decision depends on it.
 
 mod report;
-mod book;
+mod state;
 mod service;
 
-pub(crate) use book::order;
-pub use book::{Loads, MAX_ENTRIES, MAX_STREAMS, ServiceTotals, TooManyStreams};
 pub use report::{Destination, LATENCY_METRIC, Load, Report};
 pub use service::{LoadReports, service};
+pub(crate) use state::order;
+pub use state::{Loads, MAX_ENTRIES, MAX_STREAMS, ServiceTotals, TooManyStreams};
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Loads, Report, book::ReportStream};
+use super::{Loads, Report, state::ReportStream};
 use crate::{access::Caller, budget::Who, names::ServiceName, registry::Registry, xds::NodeInfo};
 
 /// Longest report in bytes: tens of thousands of rows.
@@ -105,7 +105,7 @@ impl LoadReports {
             .join(who, &node.id, &node.role)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
         // The queue is empty, so there is room.
-        let _ = answers.try_send(Ok(self.wish()));
+        let _ = answers.try_send(Ok(self.report_request()));
         self.take(&member, &first);
         drop(first);
         loop {
@@ -118,7 +118,7 @@ impl LoadReports {
         }
     }
 
-    fn wish(&self) -> LoadStatsResponse {
+    fn report_request(&self) -> LoadStatsResponse {
         LoadStatsResponse {
             send_all_clusters: true,
             load_reporting_interval: Some(WireDuration {

@@ -28,13 +28,13 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// The clients of this replica.
 #[derive(Clone)]
-pub(super) struct Own {
+pub(super) struct OwnClients {
     pub(super) membership: Membership,
     pub(super) publisher: Publisher,
     pub(super) clients: Clients,
 }
 
-impl Own {
+impl OwnClients {
     pub(super) fn registry(&self) -> &Registry {
         self.membership.registry()
     }
@@ -61,7 +61,7 @@ impl Own {
 /// Asks this replica and all others.
 #[derive(Clone)]
 pub struct MeshRemovals {
-    own: Own,
+    own: OwnClients,
     peers: Peers,
 }
 
@@ -73,7 +73,7 @@ impl MeshRemovals {
         clients: Clients,
         peers: Peers,
     ) -> Self {
-        let own = Own {
+        let own = OwnClients {
             membership,
             publisher,
             clients,

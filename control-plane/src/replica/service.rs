@@ -15,7 +15,7 @@ use super::{
     clients::own_clients,
     configs::{Answer, ConfigStream, MAX_ANSWERS},
     peers::ASKED,
-    removals::Own,
+    removals::OwnClients,
 };
 use crate::{
     load::Loads,
@@ -34,7 +34,7 @@ const MAX_WAITS: usize = 10_000;
 /// Answers other replicas.
 #[derive(Clone)]
 pub struct ReplicaService {
-    own: Own,
+    own: OwnClients,
     loads: Loads,
     waits: Arc<Semaphore>,
     answers: Arc<Semaphore>,
@@ -49,7 +49,7 @@ pub fn service(
     loads: Loads,
 ) -> ReplicaServer<ReplicaService> {
     ReplicaServer::new(ReplicaService {
-        own: Own {
+        own: OwnClients {
             membership,
             publisher,
             clients,

@@ -31,12 +31,12 @@ use crate::{
 
 /// Answers every query at once, or not at all if `silent`, and records the queries.
 #[derive(Default)]
-pub(super) struct Asked {
+pub(super) struct RecordedQueries {
     pub(super) questions: Mutex<Vec<(String, Revision, Duration)>>,
     pub(super) silent: AtomicBool,
 }
 
-impl Removals for Asked {
+impl Removals for RecordedQueries {
     fn acknowledged(
         &self,
         instance: InstanceKey,
@@ -54,10 +54,10 @@ impl Removals for Asked {
     }
 }
 
-pub(super) async fn serve(registry: &Registry, removals: &Arc<Asked>) -> SocketAddr {
+pub(super) async fn serve(registry: &Registry, removals: &Arc<RecordedQueries>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let removals: Arc<dyn Removals> = Arc::<Asked>::clone(removals);
+    let removals: Arc<dyn Removals> = Arc::<RecordedQueries>::clone(removals);
     let mut routes = Routes::builder();
     routes
         .add_service(service(registry.clone(), removals))

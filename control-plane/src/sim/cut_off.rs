@@ -59,13 +59,13 @@ async fn cut_off_at(moment: Duration) -> Seen {
     sleep(moment).await;
     let before = instances(&simulation);
     let duty = written(&simulation, &keys::duty("sweeper"));
-    simulation.say(format_args!("{here} is cut off from all"));
+    simulation.log(format_args!("{here} is cut off from all"));
     simulation.change_net(|net| {
         net.paused.insert(here);
     });
     sleep(CUT_OFF_FOR).await;
     let lapsed = written(&simulation, &keys::alive("n0")).is_none();
-    simulation.say(format_args!("{here} is joined to the store again"));
+    simulation.log(format_args!("{here} is joined to the store again"));
     simulation.change_net(|net| {
         net.blocked.extend([(here, there), (there, here)]);
         net.paused.remove(&here);
@@ -73,7 +73,7 @@ async fn cut_off_at(moment: Duration) -> Seen {
     sleep(AT_ONCE).await;
     let kept_duty = duty.is_some() && duty == written(&simulation, &keys::duty("sweeper"));
     sleep(LATER - AT_ONCE).await;
-    simulation.say(format_args!("{here} is joined to {there} again"));
+    simulation.log(format_args!("{here} is joined to {there} again"));
     simulation.change_net(|net| net.blocked.clear());
     sleep(Duration::from_secs(20)).await;
     Seen {

@@ -106,12 +106,12 @@ async fn gentle(simulation: &Simulation, random: &mut Random) {
                 return;
             };
             let me = Who::Replica(n);
-            simulation.say(format_args!("replica r{n} is cut off"));
+            simulation.log(format_args!("replica r{n} is cut off"));
             simulation.change_net(|net| {
                 net.paused.insert(me);
             });
             sleep(random.millis(1000..=20_000)).await;
-            simulation.say(format_args!("replica r{n} is joined again"));
+            simulation.log(format_args!("replica r{n} is joined again"));
             simulation.change_net(|net| {
                 net.paused.remove(&me);
             });
@@ -157,7 +157,7 @@ fn of_itself(simulation: &Simulation, random: &mut Random) {
     let service = random.index(simulation.profile.services);
     let id = random.number(0..=2);
     let name = (format!("s{service}"), format!("i{id}"));
-    let known = lock(&simulation.books)
+    let known = lock(&simulation.nodes)
         .get(&who)
         .is_some_and(|book| book.instances.contains_key(&name));
     if !known {
@@ -224,7 +224,7 @@ fn succeed(simulation: &Simulation, random: &mut Random) {
     }
     let names = some_names(simulation, random);
     if random.chance(700) {
-        simulation.say(format_args!("{old} sleeps"));
+        simulation.log(format_args!("{old} sleeps"));
         simulation.change_net(|net| {
             net.paused.insert(old);
         });
@@ -232,7 +232,7 @@ fn succeed(simulation: &Simulation, random: &mut Random) {
     let (simulation, mut random) = (simulation.clone(), random.fork());
     tokio::spawn(async move {
         sleep(random.millis(0..=15_000)).await;
-        if !(lock(&simulation.books).contains_key(&old) && node::is_rightful(&simulation, old)) {
+        if !(lock(&simulation.nodes).contains_key(&old) && node::is_rightful(&simulation, old)) {
             return;
         }
         node::start(&simulation, random.fork(), n, &names);
@@ -245,7 +245,7 @@ fn succeed(simulation: &Simulation, random: &mut Random) {
             node::deregister(&simulation, old, &name);
         }
         sleep(random.millis(0..=12_000)).await;
-        simulation.say(format_args!("{old} is awake"));
+        simulation.log(format_args!("{old} is awake"));
         simulation.change_net(|net| {
             net.paused.remove(&old);
         });
@@ -258,12 +258,12 @@ fn pause(simulation: &Simulation, random: &mut Random) {
     let Some(who) = running(simulation, random) else {
         return;
     };
-    simulation.say(format_args!("{who} sleeps"));
+    simulation.log(format_args!("{who} sleeps"));
     simulation.change_net(|net| {
         net.paused.insert(who);
     });
     after(simulation, random, 500..=25_000, move |simulation, _| {
-        simulation.say(format_args!("{who} is awake"));
+        simulation.log(format_args!("{who} is awake"));
         simulation.change_net(|net| {
             net.paused.remove(&who);
         });
@@ -307,7 +307,7 @@ fn cut_from_store(simulation: &Simulation, random: &mut Random) {
 
 /// Cuts most nodes off from everything at once, so that they become suspects.
 fn many_cut(simulation: &Simulation, random: &mut Random) {
-    let nodes: Vec<Who> = lock(&simulation.books).keys().copied().collect();
+    let nodes: Vec<Who> = lock(&simulation.nodes).keys().copied().collect();
     for node in nodes.into_iter().take(4) {
         for n in 0..simulation.profile.replicas {
             cut_apart(simulation, random, Who::Replica(n), node, 12_000..=30_000);
@@ -329,10 +329,10 @@ fn cut_apart(
         _ => &[(a, b), (b, a)],
     };
     let pairs = pairs.to_vec();
-    simulation.say(format_args!("cut: {pairs:?}"));
+    simulation.log(format_args!("cut: {pairs:?}"));
     simulation.change_net(|net| net.blocked.extend(pairs.iter().copied()));
     after(simulation, random, lasts, move |simulation, _| {
-        simulation.say(format_args!("joined: {pairs:?}"));
+        simulation.log(format_args!("joined: {pairs:?}"));
         simulation.change_net(|net| {
             for pair in &pairs {
                 net.blocked.remove(pair);
@@ -346,12 +346,12 @@ fn lose_store(simulation: &Simulation, random: &mut Random) {
     if !lock(&simulation.store).up {
         return;
     }
-    simulation.say(format_args!("the store is down"));
+    simulation.log(format_args!("the store is down"));
     store::set_up(simulation, false);
     let long = random.chance(250);
     let lasts = if long { 5000..=40_000 } else { 300..=4000 };
     after(simulation, random, lasts, |simulation, _| {
-        simulation.say(format_args!("the store is up"));
+        simulation.log(format_args!("the store is up"));
         store::set_up(simulation, true);
     });
 }
@@ -363,12 +363,12 @@ fn slow(simulation: &Simulation, random: &mut Random) {
     } else {
         Who::Replica(n)
     };
-    simulation.say(format_args!("{who} is slow"));
+    simulation.log(format_args!("{who} is slow"));
     simulation.change_net(|net| {
         net.slow.insert(who);
     });
     after(simulation, random, 1000..=15_000, move |simulation, _| {
-        simulation.say(format_args!("{who} is as quick as before"));
+        simulation.log(format_args!("{who} is as quick as before"));
         simulation.change_net(|net| {
             net.slow.remove(&who);
         });
@@ -378,7 +378,7 @@ fn slow(simulation: &Simulation, random: &mut Random) {
 /// A stall between one pair that is over before either end notices.
 async fn break_connection(simulation: &Simulation, random: &mut Random) {
     let (replica, other) = link(simulation, random);
-    simulation.say(format_args!("a stall between {replica} and {other}"));
+    simulation.log(format_args!("a stall between {replica} and {other}"));
     simulation.change_net(|net| net.blocked.extend([(replica, other), (other, replica)]));
     sleep(random.millis(200..=2500)).await;
     simulation.change_net(|net| {
@@ -391,7 +391,7 @@ async fn break_connection(simulation: &Simulation, random: &mut Random) {
 pub(super) async fn end(simulation: &Simulation) {
     // Faults that have begun end by themselves within 45 s.
     sleep(Duration::from_secs(46)).await;
-    simulation.say(format_args!("the faults are over"));
+    simulation.log(format_args!("the faults are over"));
     simulation.change_net(|net| {
         net.blocked.clear();
         net.paused.clear();
@@ -405,12 +405,12 @@ pub(super) async fn end(simulation: &Simulation) {
 
 fn running(simulation: &Simulation, random: &mut Random) -> Option<Who> {
     let rightful = lock(&simulation.rightful).clone();
-    let books = lock(&simulation.books);
+    let nodes = lock(&simulation.nodes);
     let all = rightful
         .into_iter()
         .map(|(node, process)| Who::Node(node, process));
-    let all: Vec<Who> = all.filter(|who| books.contains_key(who)).collect();
-    drop(books);
+    let all: Vec<Who> = all.filter(|who| nodes.contains_key(who)).collect();
+    drop(nodes);
     let all: Vec<Who> = all
         .into_iter()
         .filter(|who| simulation.net(|net| !net.paused.contains(who)))

@@ -54,7 +54,7 @@ fn run(seed: u64, print: bool) -> Ended {
         let mut random = Random::new(seed);
         let profile = faults::profile(&mut random);
         let simulation = Simulation::new(profile, seed, print);
-        simulation.say(format_args!("seed {seed}: {:?}", simulation.profile));
+        simulation.log(format_args!("seed {seed}: {:?}", simulation.profile));
         tokio::spawn(store::run(simulation.clone()));
         faults::begin(&simulation, &mut random);
         let looks = simulation.clone();

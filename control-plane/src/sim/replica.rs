@@ -79,7 +79,7 @@ pub(super) fn start(simulation: &Simulation, n: usize) {
             };
             match Registry::open(store::client(&simulation, n, &life), options).await {
                 Ok(membership) => break membership,
-                Err(error) => simulation.say(format_args!("replica r{n} cannot start: {error}")),
+                Err(error) => simulation.log(format_args!("replica r{n} cannot start: {error}")),
             }
             sleep(Duration::from_millis(500)).await;
         };
@@ -102,7 +102,7 @@ pub(super) fn start(simulation: &Simulation, n: usize) {
             registry,
         };
         let revision = replica.registry.read(crate::registry::View::revision);
-        simulation.say(format_args!("replica r{n} serves, at revision {revision}"));
+        simulation.log(format_args!("replica r{n} serves, at revision {revision}"));
         lock(&simulation.replicas).insert(n, Arc::new(replica));
     });
 }
@@ -133,7 +133,7 @@ pub(super) fn kill(simulation: &Simulation, n: usize) {
     let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
     };
-    simulation.say(format_args!("replica r{n} is killed"));
+    simulation.log(format_args!("replica r{n} is killed"));
     replica.life.cancel();
     replica.stop.cancel();
 }
@@ -143,7 +143,7 @@ pub(super) async fn stop(simulation: &Simulation, random: &mut Random, n: usize)
     let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
     };
-    simulation.say(format_args!("replica r{n} is told to stop"));
+    simulation.log(format_args!("replica r{n} is told to stop"));
     replica.stop.cancel();
     sleep(random.millis(100..=2000)).await;
     replica.life.cancel();

@@ -128,7 +128,7 @@ pub(super) struct Inner {
     pub(super) store: Mutex<Cluster>,
     pub(super) published: Notify,
     pub(super) replicas: Mutex<BTreeMap<usize, Arc<Replica>>>,
-    pub(super) books: Mutex<BTreeMap<Who, NodeState>>,
+    pub(super) nodes: Mutex<BTreeMap<Who, NodeState>>,
     /// Which process of each node is the rightful one.
     pub(super) rightful: Mutex<BTreeMap<usize, u32>>,
     pub(super) client_states: Mutex<BTreeMap<usize, ClientState>>,
@@ -165,7 +165,7 @@ impl Simulation {
             store: Mutex::new(Cluster::new(profile.history, start.into_std())),
             published: Notify::new(),
             replicas: Mutex::default(),
-            books: Mutex::default(),
+            nodes: Mutex::default(),
             rightful: Mutex::default(),
             client_states: Mutex::default(),
             invariants: Mutex::default(),
@@ -181,7 +181,7 @@ impl Simulation {
     }
 
     /// Adds a line to the trace. The hash of all lines is the run's fingerprint.
-    pub(super) fn say(&self, text: fmt::Arguments<'_>) {
+    pub(super) fn log(&self, text: fmt::Arguments<'_>) {
         let line = format!("{:9.3} {text}", self.now().as_secs_f64());
         let mut trace = lock(&self.trace);
         let at = self.now().as_millis();
@@ -210,7 +210,7 @@ impl Simulation {
     pub(super) fn broken(&self, invariant: &str, text: fmt::Arguments<'_>) {
         let mut broken = lock(&self.broken);
         if broken.is_none() {
-            self.say(format_args!("BROKEN: {invariant}: {text}"));
+            self.log(format_args!("BROKEN: {invariant}: {text}"));
             *broken = Some(format!("{invariant}: {text}"));
             self.over.cancel();
         }

@@ -61,16 +61,16 @@ pub(super) struct Step {
 }
 
 /// What other resources than the endpoints contain of a service.
-struct Face {
+struct ServiceSummary {
     protocol: Protocol,
     protos: Vec<ProtoService>,
     claims: Vec<PathClaim>,
     schema_sha256: Option<Arc<str>>,
     schema_reason: Arc<str>,
-    deserted: bool,
+    without_instances: bool,
 }
 
-impl Face {
+impl ServiceSummary {
     fn of(content: &ServiceContent) -> Self {
         Self {
             protocol: content.protocol,
@@ -78,7 +78,7 @@ impl Face {
             claims: content.claims.clone(),
             schema_sha256: content.schema_sha256.clone(),
             schema_reason: Arc::clone(&content.schema_reason),
-            deserted: content.is_deserted(),
+            without_instances: content.has_no_instances(),
         }
     }
 }
@@ -114,7 +114,7 @@ impl Builder {
         for (full_name, content) in services {
             match content {
                 Some(content) => {
-                    let before = self.contents.get(&full_name).map(Face::of);
+                    let before = self.contents.get(&full_name).map(ServiceSummary::of);
                     self.put(before.as_ref(), content, &mut step);
                 }
                 None => self.remove(&full_name, &mut step),
@@ -140,7 +140,7 @@ impl Builder {
     pub(super) fn take(&mut self, reading: Reading, step: &mut Step) -> usize {
         let name = Arc::clone(&reading.full_name);
         let held = self.contents.remove(&name);
-        let before = held.as_ref().map(Face::of);
+        let before = held.as_ref().map(ServiceSummary::of);
         // If the service is removed, these are the listeners to remove.
         let listeners = held.as_ref().map(listener_names).unwrap_or_default();
         if let Some(content) = ServiceContent::after(held, reading) {
@@ -173,16 +173,18 @@ impl Builder {
         &self.snapshot
     }
 
-    fn put(&mut self, before: Option<&Face>, content: ServiceContent, step: &mut Step) {
+    fn put(&mut self, before: Option<&ServiceSummary>, content: ServiceContent, step: &mut Step) {
         let name = Arc::clone(&content.full_name);
-        let now = Face::of(&content);
-        let same = |of: fn(&Face, &Face) -> bool| before.is_some_and(|it| of(it, &now));
+        let now = ServiceSummary::of(&content);
+        let same = |of: fn(&ServiceSummary, &ServiceSummary) -> bool| {
+            before.is_some_and(|it| of(it, &now))
+        };
         let same_protocol = same(|a, b| a.protocol == b.protocol);
         let same_protos = same(|a, b| a.protos == b.protos);
         let same_claims = same(|a, b| a.claims == b.claims);
         let same_schema = same(|a, b| a.schema_sha256 == b.schema_sha256);
         let same_reason = same(|a, b| a.schema_reason == b.schema_reason);
-        let same_life = same(|a, b| a.deserted == b.deserted);
+        let same_life = same(|a, b| a.without_instances == b.without_instances);
         let changed = &mut step.changed;
         let encodes = Arc::clone(&self.encodes);
         if !same_protocol {

@@ -40,7 +40,7 @@ pub fn check(snapshot: &Snapshot, published: u64) -> Vec<Dangling> {
     for kind in Kind::ALL {
         for name in steps.iter().flat_map(|step| step.of(kind)) {
             if let Some(resource) = snapshot.get(kind, Audience::Proxy, name) {
-                look(snapshot, resource, &mut dangling);
+                check_resource(snapshot, resource, &mut dangling);
             }
         }
     }
@@ -54,7 +54,7 @@ pub fn check(snapshot: &Snapshot, published: u64) -> Vec<Dangling> {
 
 fn look_at_all(snapshot: &Snapshot, kind: Kind, dangling: &mut Vec<Dangling>) {
     for resource in snapshot.table(kind, Audience::Proxy).values() {
-        look(snapshot, resource, dangling);
+        check_resource(snapshot, resource, dangling);
     }
 }
 
@@ -71,7 +71,7 @@ fn took_targets(snapshot: &Snapshot, step: &Changed) -> bool {
         })
 }
 
-fn look(snapshot: &Snapshot, resource: &Resource, dangling: &mut Vec<Dangling>) {
+fn check_resource(snapshot: &Snapshot, resource: &Resource, dangling: &mut Vec<Dangling>) {
     for (kind, name) in &resource.refs {
         let there = Audience::ALL
             .iter()

@@ -53,7 +53,7 @@ pub struct ServiceContent {
     pub schema_sha256: Option<Arc<str>>,
     /// While `protos` is empty: why they are unknown.
     pub schema_reason: Arc<str>,
-    members: BTreeMap<InstanceId, Member>,
+    members: BTreeMap<InstanceId, Entry>,
     tally: Tally,
     rows: Rows,
     all: Digest,
@@ -62,7 +62,7 @@ pub struct ServiceContent {
 
 /// An instance, and its row once its node is known.
 #[derive(Clone, Debug)]
-struct Member {
+struct Entry {
     instance: Arc<Instance>,
     row: Option<Arc<Row>>,
 }
@@ -104,18 +104,18 @@ impl Reading {
     /// Reads the instances that changed. None: none of them, because only the service's record changed.
     #[must_use]
     pub fn of(view: &View, name: &ServiceName, changed: Option<&ChangedInstances>) -> Self {
-        let look = |instance: &Arc<Instance>| (Arc::clone(instance), row::endpoint(view, instance));
+        let read = |instance: &Arc<Instance>| (Arc::clone(instance), row::endpoint(view, instance));
         let seen = match changed {
             None => Vec::new(),
             Some(ChangedInstances::These(ids)) => ids
                 .iter()
-                .map(|id| (id.clone(), view.instance_at(name, id).map(look)))
+                .map(|id| (id.clone(), view.instance_at(name, id).map(read)))
                 .collect(),
             Some(ChangedInstances::All) => view
                 .instances(name)
                 .map(|each| {
                     let id = (Arc::clone(&each.node), Arc::clone(&each.id));
-                    (id, Some(look(each)))
+                    (id, Some(read(each)))
                 })
                 .collect(),
         };
@@ -231,7 +231,7 @@ impl ServiceContent {
                 new
             }
         };
-        self.members.insert(id, Member { instance, row });
+        self.members.insert(id, Entry { instance, row });
     }
 
     fn remove(&mut self, id: &InstanceId) {
@@ -259,7 +259,7 @@ impl ServiceContent {
 
     /// It has no instances.
     #[must_use]
-    pub fn is_deserted(&self) -> bool {
+    pub fn has_no_instances(&self) -> bool {
         self.rows.is_empty()
     }
 

@@ -87,7 +87,7 @@ pub(super) fn routes<'a>(
                     0 => Rank::Unordered,
                     since => Rank::Since(since),
                 },
-                deserted: service.is_deserted(),
+                without_instances: service.has_no_instances(),
             };
             claims.entry(&claim.proto).or_default().push(claimant);
         }

@@ -12,14 +12,14 @@ use crate::registry::Instance;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    protos: BTreeMap<String, Said>,
+    protos: BTreeMap<String, ProtoCount>,
     /// Descriptors by their hash: the number of ready instances and of all instances that have them.
     schemas: BTreeMap<Arc<str>, (usize, usize)>,
 }
 
 /// How many instances serve a proto service, and how many of them declare each method idempotent.
 #[derive(Clone, Debug, Default)]
-struct Said {
+struct ProtoCount {
     times: usize,
     methods: BTreeMap<String, usize>,
 }
@@ -27,13 +27,13 @@ struct Said {
 impl Tally {
     pub(super) fn add(&mut self, instance: &Instance) {
         for proto in &instance.protos {
-            let said = match self.protos.get_mut(&proto.name) {
-                Some(said) => said,
+            let count = match self.protos.get_mut(&proto.name) {
+                Some(count) => count,
                 None => self.protos.entry(proto.name.clone()).or_default(),
             };
-            said.times += 1;
+            count.times += 1;
             for method in distinct(proto) {
-                *said.methods.entry(method.to_owned()).or_default() += 1;
+                *count.methods.entry(method.to_owned()).or_default() += 1;
             }
         }
         if let Some(sha256) = &instance.schema_sha256 {
@@ -45,19 +45,19 @@ impl Tally {
 
     pub(super) fn remove(&mut self, instance: &Instance) {
         for proto in &instance.protos {
-            let Some(said) = self.protos.get_mut(&proto.name) else {
+            let Some(count) = self.protos.get_mut(&proto.name) else {
                 continue;
             };
-            said.times = said.times.saturating_sub(1);
-            if said.times == 0 {
+            count.times = count.times.saturating_sub(1);
+            if count.times == 0 {
                 self.protos.remove(&proto.name);
                 continue;
             }
             for method in distinct(proto) {
-                if let Some(times) = said.methods.get_mut(method) {
+                if let Some(times) = count.methods.get_mut(method) {
                     *times -= 1;
                     if *times == 0 {
-                        said.methods.remove(method);
+                        count.methods.remove(method);
                     }
                 }
             }
@@ -77,11 +77,11 @@ impl Tally {
     /// The union of what the instances serve, sorted by name. A method counts as idempotent only if every instance that
     /// serves the proto service declares it so: a retry may reach any of them.
     pub(super) fn protos(&self) -> Vec<ProtoService> {
-        let proto = |(name, said): (&String, &Said)| {
-            let agreed = said
+        let proto = |(name, count): (&String, &ProtoCount)| {
+            let agreed = count
                 .methods
                 .iter()
-                .filter(|(_, times)| **times == said.times);
+                .filter(|(_, times)| **times == count.times);
             ProtoService {
                 name: name.clone(),
                 idempotent_methods: agreed.map(|(method, _)| method.clone()).collect(),

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    replica::{AskError, MeshConfigs, Patience, WHOLE},
+    replica::{AskError, MeshConfigs, TimeLimit, WHOLE},
     xds::csds::{Part, Parts},
 };
 
@@ -82,7 +82,7 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
-        let asked = self.configs.ask(request.into_inner(), Patience::All);
+        let asked = self.configs.ask(request.into_inner(), TimeLimit::All);
         let mut gathering = asked.await.map_err(|error| refusal(&error))?;
         let mut parts = Parts::new(MAX_ANSWER_BYTES);
         while let Some(piece) = gathering.next().await {
@@ -136,7 +136,7 @@ impl Csds {
         answers: &mpsc::Sender<Answer>,
         unanswered: &mut BTreeSet<String>,
     ) -> Result<(), Status> {
-        let asked = self.configs.ask(request, Patience::Each);
+        let asked = self.configs.ask(request, TimeLimit::Each);
         let mut gathering = asked.await.map_err(|error| refusal(&error))?;
         let mut parts = Parts::new(PART_BYTES);
         loop {
@@ -178,7 +178,7 @@ fn left(stuck: &AtomicU64, what: &str, within: Duration) -> Status {
 fn refusal(error: &AskError) -> Status {
     let text = error.to_string();
     match error {
-        AskError::Unclear(_) => Status::invalid_argument(text),
+        AskError::InvalidMatcher(_) => Status::invalid_argument(text),
         AskError::Busy => Status::resource_exhausted(text),
     }
 }

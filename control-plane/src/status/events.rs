@@ -52,7 +52,7 @@ impl Filter {
         if let Some(kind) = request.kinds.iter().find(|kind| !is_kind(kind)) {
             let kind: String = kind.chars().take(64).collect();
             return refused(&format!(
-                "kinds: {kind:?} is no kind of event; the kinds are {}",
+                "kinds: {kind:?} is not a kind of event; the kinds are {}",
                 EVENT_KINDS.join(", ")
             ));
         }

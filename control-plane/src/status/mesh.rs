@@ -171,7 +171,7 @@ fn answer<T: Clone>(shared: Option<Arc<T>>) -> Result<Response<T>, tonic::Status
 impl Sources {
     fn mesh(&self, all: &ListProxiesResponse) -> Mesh {
         let clients = self.clients.len();
-        let beside = verdict::Beside {
+        let observations = verdict::Observations {
             proxies: &all.proxies,
             unanswered: &all.unanswered,
             store_away: self.registry.store_away(),
@@ -180,7 +180,7 @@ impl Sources {
         };
         let mut mesh = self.registry.read(|view| {
             let mut mesh = mesh(view);
-            verdict::judge(&mut mesh, view, &beside);
+            verdict::judge(&mut mesh, view, &observations);
             mesh
         });
         let mut draining: BTreeMap<&str, u32> = BTreeMap::new();
@@ -321,7 +321,7 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             .iter()
             .filter(|proto| match view.by_path(proto, CALLERS) {
                 ByPath::Ambiguous(meant) => meant.contains(&name),
-                ByPath::Nobody | ByPath::One { .. } => false,
+                ByPath::Unclaimed | ByPath::One { .. } => false,
             })
             .cloned()
             .collect(),
@@ -336,7 +336,7 @@ fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
     let (owner, stand_in) = match view.path_owner(proto, &service.namespace) {
         Owner::One { owner, serves } if owner != serves => (owner.to_string(), serves.to_string()),
         Owner::One { owner, .. } => (owner.to_string(), String::new()),
-        Owner::Nobody | Owner::Unclear(_) => (String::new(), String::new()),
+        Owner::Unclaimed | Owner::Unclear(_) => (String::new(), String::new()),
     };
     let claimed = view.path_claimants(proto).any(|it| it.service == service);
     Path {

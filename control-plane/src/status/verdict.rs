@@ -18,7 +18,7 @@ use crate::{
 const MAX_PROBLEMS: usize = 100;
 
 /// What the view does not contain.
-pub(super) struct Beside<'a> {
+pub(super) struct Observations<'a> {
     /// The xDS clients of all replicas that answered.
     pub(super) proxies: &'a [Proxy],
     /// Replicas that did not answer.
@@ -32,11 +32,11 @@ pub(super) struct Beside<'a> {
 }
 
 /// Sets the verdict of an answer.
-pub(super) fn judge(mesh: &mut Mesh, view: &View, beside: &Beside<'_>) {
-    let mut problems = of_control(beside);
+pub(super) fn judge(mesh: &mut Mesh, view: &View, observations: &Observations<'_>) {
+    let mut problems = of_control(observations);
     problems.extend(of_nodes(view));
     problems.extend(of_services(view));
-    problems.extend(beside.proxies.iter().filter_map(of_proxy));
+    problems.extend(observations.proxies.iter().filter_map(of_proxy));
     let errs = |problem: &Problem| problem.severity() == Severity::Error;
     mesh.set_verdict(match (problems.is_empty(), problems.iter().any(errs)) {
         (true, _) => Verdict::Ok,
@@ -68,9 +68,9 @@ fn problem(
     }
 }
 
-fn of_control(beside: &Beside<'_>) -> Vec<Problem> {
-    let replica = beside.replica;
-    let away = beside.store_away.map(|away| {
+fn of_control(observations: &Observations<'_>) -> Vec<Problem> {
+    let replica = observations.replica;
+    let away = observations.store_away.map(|away| {
         let sentence = format!(
             "the store has not answered replica {replica} for {} s: calls continue, but changes \
              of the mesh are not stored",
@@ -80,14 +80,14 @@ fn of_control(beside: &Beside<'_>) -> Vec<Problem> {
             "check the store (etcd's members and quorum, or the disk) and the replica's log";
         problem("store.away", Severity::Error, replica, sentence, remedy)
     });
-    let lags = beside.lags.then(|| {
+    let lags = observations.lags.then(|| {
         let sentence = format!(
             "replica {replica} is seconds behind another replica and sends its clients there"
         );
         let remedy = "check the network between this replica and the store";
         problem("control.lag", Severity::Error, replica, sentence, remedy)
     });
-    let unanswered = beside.unanswered.iter().map(|name| {
+    let unanswered = observations.unanswered.iter().map(|name| {
         let sentence = format!("replica {name} did not answer within 2 s");
         let remedy = "check its log and the address that it advertises (--advertise)";
         problem(
@@ -119,7 +119,7 @@ fn of_node(view: &View, node: &Node, expired: bool) -> Vec<Problem> {
     let mut problems = Vec::new();
     if node.suspect {
         let sentence = format!(
-            "the lease of node {name} lapsed together with many others'; still in use, unproved: {}",
+            "the lease of node {name} expired together with many others; still in use for now: {}",
             heddle_proto::count(view.instances_on(&node.name), "instance")
         );
         let remedy = "check the network between the nodes and the control plane";
@@ -252,9 +252,9 @@ mod tests {
     use super::*;
     use crate::snapshot::fixture;
 
-    fn judged(view: &View, beside: &Beside<'_>) -> (Verdict, Vec<String>) {
+    fn judged(view: &View, observations: &Observations<'_>) -> (Verdict, Vec<String>) {
         let mut mesh = Mesh::default();
-        judge(&mut mesh, view, beside);
+        judge(&mut mesh, view, observations);
         let short = |it: &Problem| format!("{} {}", it.check, it.subject);
         assert!(mesh.problems.iter().all(|it| {
             !it.sentence.is_empty() && !it.remedy.is_empty() && it.severity() != Severity::Unknown
@@ -262,8 +262,8 @@ mod tests {
         (mesh.verdict(), mesh.problems.iter().map(short).collect())
     }
 
-    fn quiet() -> Beside<'static> {
-        Beside {
+    fn quiet() -> Observations<'static> {
+        Observations {
             proxies: &[],
             unanswered: &[],
             store_away: None,
@@ -321,14 +321,14 @@ mod tests {
             sync: Sync::Rejecting.into(),
             ..stale.clone()
         };
-        let beside = Beside {
+        let observations = Observations {
             proxies: &[stale, gone, rejecting],
             unanswered: &["r2".into()],
             store_away: Some(Duration::from_secs(3)),
             lags: true,
             ..quiet()
         };
-        let (verdict, problems) = judged(&mesh.view(), &beside);
+        let (verdict, problems) = judged(&mesh.view(), &observations);
         assert_eq!(verdict, Verdict::Failing);
         let expected = [
             "control.lag r1",

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use heddle_proto::xds::v1::Schema;
 use prost::Message as _;
 
-use super::{ClientView, Hold, Subscription, Violation, node::cut};
+use super::{ClientView, DeferredRemovals, Subscription, Violation, node::cut};
 use crate::snapshot::{FLOW, Kind, PerKind, ROUTES, Resource, Snapshot, TARGETS, made_before};
 
 /// The memory of a stream besides its subscriptions: its tasks and queues.
@@ -38,7 +38,7 @@ pub trait Variant: Send + 'static {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &Hold,
+        hold: &DeferredRemovals,
     ) -> Option<Self::Response>;
 }
 
@@ -106,11 +106,11 @@ impl ClientState {
     /// The next response, if one may be sent now. Call until there is none.
     pub fn next<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
         // The second pass: what the first finds settled may release a removal that it held back.
-        self.look::<V>(snapshot)
-            .or_else(|| self.look::<V>(snapshot))
+        self.next_in_order::<V>(snapshot)
+            .or_else(|| self.next_in_order::<V>(snapshot))
     }
 
-    fn look<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
+    fn next_in_order<V: Variant>(&mut self, snapshot: &Snapshot) -> Option<(Kind, V::Response)> {
         for kind in FLOW {
             let blocked = made_before(kind)
                 .iter()
@@ -130,21 +130,21 @@ impl ClientState {
     /// Which removals have to wait: a target is removed only after the removal of everything that refers to it was sent
     /// and acknowledged. Of what the client rejected it still has the last version that it accepted, and the targets of
     /// that one stay.
-    fn hold(&self, kind: Kind) -> Hold {
+    fn hold(&self, kind: Kind) -> DeferredRemovals {
         if !TARGETS.contains(&kind) {
-            return Hold::Nothing;
+            return DeferredRemovals::Nothing;
         }
         let mut used = BTreeSet::new();
         for &route in ROUTES {
             let routes = self.subscriptions.get(route);
             if !routes.is_settled() || !routes.still_uses(&mut used) {
-                return Hold::Everything;
+                return DeferredRemovals::Everything;
             }
         }
         if used.is_empty() {
-            Hold::Nothing
+            DeferredRemovals::Nothing
         } else {
-            Hold::These(used)
+            DeferredRemovals::These(used)
         }
     }
 
@@ -181,7 +181,12 @@ impl ClientState {
         let resource = descriptors.map(|descriptors| schema(name, descriptors));
         self.view.schema = Some((Arc::clone(name), resource));
         let subscription = self.subscriptions.get_mut(Kind::Schema);
-        let response = V::compose(subscription, snapshot, &self.view, &Hold::Nothing);
+        let response = V::compose(
+            subscription,
+            snapshot,
+            &self.view,
+            &DeferredRemovals::Nothing,
+        );
         self.view.schema = None;
         subscription.drop_content(name);
         response

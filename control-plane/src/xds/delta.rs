@@ -6,7 +6,8 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
-    ClientView, Hold, RequestOutcome, Subscription, Variant, Violation, max_response_bytes,
+    ClientView, DeferredRemovals, RequestOutcome, Subscription, Variant, Violation,
+    max_response_bytes,
     subscription::ResponseVersion,
     wire::{ControlPlane, DeltaDiscoveryResponse},
 };
@@ -84,7 +85,7 @@ impl Variant for Delta {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &Hold,
+        hold: &DeferredRemovals,
     ) -> Option<DeltaDiscoveryResponse> {
         if !subscription.is_asked() || subscription.in_flight() {
             return None;

@@ -12,8 +12,8 @@ mod wire;
 mod clients;
 mod metrics;
 mod limits;
-mod gate;
-mod pace;
+mod admission;
+mod pacing;
 mod shed;
 mod stream_end;
 mod stream;
@@ -29,7 +29,7 @@ pub use metrics::Metrics;
 pub use node::{NodeError, NodeInfo, OUTBOUND_KEY};
 pub use service::{Ads, DESCRIPTOR_SET, service, service_within};
 pub use subscription::{
-    Hold, MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes,
+    DeferredRemovals, MAX_NAME_BYTES, MAX_NAMES, Subscription, Violation, max_response_bytes,
 };
 pub use {delta::Delta, sotw::Sotw};
 

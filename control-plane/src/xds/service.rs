@@ -25,7 +25,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     Clients, Delta, Limits, Sotw, Variant,
-    gate::{Gate, Slot},
+    admission::{Slot, StreamAdmission},
     metrics::count,
     shed::Shedding,
     stream::{Peer, RESPONSES, run},
@@ -49,7 +49,7 @@ struct Inner {
     membership: Membership,
     publisher: Publisher,
     clients: Clients,
-    gate: Gate,
+    admission: StreamAdmission,
     shedding: Mutex<Shedding>,
     stop: CancellationToken,
 }
@@ -83,7 +83,7 @@ pub fn service_within(
         membership,
         publisher,
         clients,
-        gate: Gate::new(limits),
+        admission: StreamAdmission::new(limits),
         shedding: Mutex::new(shedding),
         stop,
     }))
@@ -112,7 +112,7 @@ impl Ads {
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> Responses<V::Response> {
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let slot = match self.gate().open(peer.account.who()) {
+        let slot = match self.admission().open(peer.account.who()) {
             Ok(slot) => {
                 let held = Arc::clone(&slot);
                 tokio::spawn(run::<V>(self.clone(), peer, held, requests, sender));
@@ -131,8 +131,8 @@ impl Ads {
         }
     }
 
-    pub(super) fn gate(&self) -> &Gate {
-        &self.0.gate
+    pub(super) fn admission(&self) -> &StreamAdmission {
+        &self.0.admission
     }
 
     pub(super) fn shedding(&self) -> MutexGuard<'_, Shedding> {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Limits,
-    gate::{ClientKey, client_key},
+    admission::{ClientKey, client_key},
 };
 
 /// This many streams above the mean are always allowed.

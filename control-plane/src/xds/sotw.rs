@@ -8,7 +8,8 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use sha2::Digest as _;
 
 use super::{
-    ClientView, Hold, RequestOutcome, Subscription, Variant, Violation, max_response_bytes,
+    ClientView, DeferredRemovals, RequestOutcome, Subscription, Variant, Violation,
+    max_response_bytes,
     subscription::ResponseVersion,
     wire::{ControlPlane, DiscoveryResponse},
 };
@@ -81,7 +82,7 @@ impl Variant for Sotw {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &Hold,
+        hold: &DeferredRemovals,
     ) -> Option<DiscoveryResponse> {
         if !subscription.is_asked() || subscription.in_flight() {
             return None;

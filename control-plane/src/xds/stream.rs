@@ -14,8 +14,8 @@ use tonic::Status;
 
 use super::{
     Ads, ClientState, ClientView, LARGE, NodeError, NodeInfo, Refusal, RequestOutcome, Variant,
-    clients::ConnectedClient, gate::Slot, metrics::count, node::says_draining, pace::Pace,
-    schema::SCHEMA_RETRY, stream_end::left_behind,
+    admission::Slot, clients::ConnectedClient, metrics::count, node::says_draining,
+    pacing::StreamPacing, schema::SCHEMA_RETRY, stream_end::left_behind,
 };
 use crate::{
     access::{Caller, ConnectionEnd},
@@ -108,15 +108,15 @@ async fn serve<V: Variant>(
     stream.on_request(&first).await?;
     drop(first);
     let mut fetch = None;
-    let tick = tokio::time::sleep(stream.pace.tick());
+    let tick = tokio::time::sleep(stream.pacing.tick());
     tokio::pin!(tick);
     loop {
         stream.send_all()?;
         if fetch.is_none() {
             fetch = stream.fetch_schema().map(Box::pin);
         }
-        let paused = stream.pace.paused_until();
-        let large = stream.pace.large_from();
+        let paused = stream.pacing.paused_until();
+        let large = stream.pacing.large_from();
         let missing = stream.member.client.state().has_missing_schemas();
         tokio::select! {
             biased;
@@ -138,15 +138,15 @@ async fn serve<V: Variant>(
                 stream.member.client.state().retry_schemas();
             }
             () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {
-                stream.pace.resume();
+                stream.pacing.resume();
             }
             () = tokio::time::sleep_until(large.unwrap_or_else(Instant::now)), if large.is_some() => {
-                stream.pace.release_large();
+                stream.pacing.release_large();
                 stream.member.client.state().hold_back_large(false);
             }
             () = &mut tick => {
-                stream.look()?;
-                tick.as_mut().reset(Instant::now() + stream.pace.tick());
+                stream.check()?;
+                tick.as_mut().reset(Instant::now() + stream.pacing.tick());
             }
         }
     }
@@ -160,8 +160,8 @@ fn refuse(ads: &Ads, error: &NodeError) -> Status {
 
 /// Waits for the stream's turn, for a bounded time.
 async fn admit(ads: &Ads, peer: &Peer, slot: &Slot, node: &NodeInfo) -> Result<(), Status> {
-    let gate = ads.gate();
-    match gate.admit(slot, &peer.address, node, Instant::now()) {
+    let admission = ads.admission();
+    match admission.admit(slot, &peer.address, node, Instant::now()) {
         Ok(wait) if wait.is_zero() => Ok(()),
         Ok(wait) => {
             tokio::time::sleep(wait).await;
@@ -194,7 +194,7 @@ pub(super) struct Stream<'a, V: Variant> {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) member: ConnectedClient,
-    pub(super) pace: Pace,
+    pub(super) pacing: StreamPacing,
     pub(super) connection: ConnectionEnd,
     /// The client was shed and has reconnected here: it is not shed again.
     pub(super) stays: bool,
@@ -225,7 +225,7 @@ impl<'a, V: Variant> Stream<'a, V> {
         let state = ClientState::new(view, &snapshot);
         let member = ads.clients().join(node, peer.address, V::WORD, state);
         let now = Instant::now();
-        let pace = Pace::new(ads.gate().limits(), member.id, now);
+        let pacing = StreamPacing::new(ads.admission().limits(), member.id, now);
         let client = &member.client;
         let stays = ads
             .shedding()
@@ -236,7 +236,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             snapshots,
             snapshot,
             member,
-            pace,
+            pacing,
             connection: peer.connection,
             charge: peer.account.charge(),
             account: peer.account,
@@ -273,7 +273,7 @@ impl<'a, V: Variant> Stream<'a, V> {
     }
 
     async fn on_request(&mut self, request: &V::Request) -> Result<(), Status> {
-        if self.pace.on_request(V::names(request), Instant::now()) {
+        if self.pacing.on_request(V::names(request), Instant::now()) {
             count(&self.ads.clients().metrics().muted);
         }
         let node = &self.member.client.node;
@@ -395,7 +395,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             self.pace_large(bytes);
         }
         let now = Instant::now();
-        self.pace.sent(now);
+        self.pacing.sent(now);
         self.member.client.was_sent(now);
         self.responses
             .try_send(Ok(response))
@@ -406,8 +406,8 @@ impl<'a, V: Variant> Stream<'a, V> {
     fn pace_large(&mut self, bytes: usize) {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         let now = Instant::now();
-        let others = self.ads.gate().sent_large(kib, now);
-        if self.pace.sent_large(kib, others, now) {
+        let others = self.ads.admission().sent_large(kib, now);
+        if self.pacing.sent_large(kib, others, now) {
             count(&self.ads.clients().metrics().held_back);
             self.member.client.state().hold_back_large(true);
         }

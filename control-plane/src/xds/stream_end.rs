@@ -1,5 +1,5 @@
 //! Ends streams, mostly so that their clients connect to another replica: because this one lags or has more than its
-//! share, or because the stream is old. The membership, `shed` and `pace` decide it.
+//! share, or because the stream is old. The membership, `shed` and `pacing` decide it.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     Ads, Variant,
     metrics::count,
-    pace::{Verdict, scattered},
+    pacing::{Verdict, scattered},
     stream::Stream,
 };
 use crate::registry::Lag;
@@ -45,14 +45,14 @@ pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
 
 impl<V: Variant> Stream<'_, V> {
     /// Ends the stream if its client is stuck, if it is old, or if this replica has too many streams.
-    pub(super) fn look(&mut self) -> Result<(), Status> {
+    pub(super) fn check(&mut self) -> Result<(), Status> {
         let owes = self.member.client.state().awaits_answer();
         let queued = self.responses.max_capacity() - self.responses.capacity();
         let others = self.ads.membership().streams_elsewhere();
         let metrics = self.ads.clients().metrics();
         let now = Instant::now();
-        match self.pace.look(now, owes, queued, others.is_empty()) {
-            Verdict::Fine if !self.stays && self.pace.may_go(now, owes, queued) => {
+        match self.pacing.check(now, owes, queued, others.is_empty()) {
+            Verdict::Fine if !self.stays && self.pacing.may_go(now, owes, queued) => {
                 self.shed(now, &others)
             }
             Verdict::Fine => Ok(()),
@@ -60,7 +60,7 @@ impl<V: Variant> Stream<'_, V> {
                 count(&metrics.stuck);
                 let text = format!(
                     "the client has neither read nor answered anything for {:?}: its stream ends",
-                    self.ads.gate().limits().stuck_after
+                    self.ads.admission().limits().stuck_after
                 );
                 tracing::warn!(node = %self.member.client.node.id, "{text}");
                 Err(Status::resource_exhausted(text))

@@ -9,7 +9,7 @@ use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::{
-    outline::{self, Said},
+    outline::{self, Item},
     schema::{self, Outline},
     wire,
 };
@@ -248,10 +248,10 @@ impl Catalog {
         let Some(bytes) = self.at(file).map(|file| file.bytes.clone()) else {
             return;
         };
-        let mut take = |said: Said<'_>| {
-            match said {
-                Said::Service(name) | Said::Type(name) => self.symbol(name, file),
-                Said::Extension {
+        let mut take = |item: Item<'_>| {
+            match item {
+                Item::Service(name) | Item::Type(name) => self.symbol(name, file),
+                Item::Extension {
                     name,
                     extended,
                     number,
@@ -260,7 +260,7 @@ impl Catalog {
                     let numbers = self.extensions.entry(extended.into()).or_default();
                     numbers.entry(number).or_insert(file);
                 }
-                Said::Name(_) | Said::Import(_) | Said::IdempotentMethod(_) => {}
+                Item::Name(_) | Item::Import(_) | Item::IdempotentMethod(_) => {}
             }
             true
         };

@@ -84,7 +84,7 @@ fn table(mesh: &Mesh, metrics: &MetricsSnapshot) -> Value {
                 Protocol::Tcp => "tcp",
             };
             let value = json!({
-                "protocol": protocol, "idempotent_methods_by_proto": protos, "held": service.held, "endpoints": endpoints,
+                "protocol": protocol, "idempotent_methods_by_proto": protos, "held": service.endpoints_known, "endpoints": endpoints,
             });
             (service.name.to_string(), value)
         })

@@ -68,11 +68,11 @@ impl ProxyHealth {
     }
 
     /// Reports a use of the services with this name.
-    fn tell_use(&self, name: &str) {
+    fn report_use(&self, name: &str) {
         if let Some((mesh, uses)) = &self.mesh {
             let mesh = mesh.borrow();
             for service in services_of(&mesh.table, name) {
-                uses.tell(Arc::clone(&service.name));
+                uses.report(Arc::clone(&service.name));
             }
         }
     }
@@ -82,10 +82,11 @@ impl ProxyHealth {
         let Some((mesh, _)) = self.mesh.as_ref().filter(|_| !name.is_empty()) else {
             return;
         };
-        self.tell_use(name);
+        self.report_use(name);
         let known = |mesh: &Mesh| {
             let mut services = services_of(&mesh.table, name);
-            status_in(&mesh.table, name) == Some(true) || services.all(|service| service.held)
+            status_in(&mesh.table, name) == Some(true)
+                || services.all(|service| service.endpoints_known)
         };
         let mut mesh = mesh.clone();
         let _ = timeout(FETCH_TIMEOUT, mesh.wait_for(known)).await;
@@ -190,6 +191,6 @@ async fn watch_one(
         if !goes_on {
             return;
         }
-        health.tell_use(&name);
+        health.report_use(&name);
     }
 }

@@ -80,8 +80,8 @@ impl Registry for AgentApi {
             })?;
         let refusal = self.agent.refusal(&registration).await;
         if let Some(refusal) = refusal.filter(|refusal| refusal.field == ADDRESS) {
-            let cause = Cause::said(&refusal.to_string());
-            self.agent.take_out(&registration, cause);
+            let cause = Cause::from_text(&refusal.to_string());
+            self.agent.remove_instance(&registration, cause);
             return Err(bad_request(&[Violation::of_address(&refusal.description)]));
         }
         Ok(Response::new(RegisterResponse {
@@ -113,7 +113,7 @@ impl Registry for AgentApi {
     ) -> Result<Response<DeregisterResponse>, Status> {
         let request = request.into_inner();
         let registration = &request.registration;
-        let unasked = Cause::said(&request.cause);
+        let unasked = Cause::from_text(&request.cause);
         if !request.wait_acknowledged && !request.wait_finished {
             let done = self.remover.now(registration, unasked).await;
             done.ok_or_else(unknown)?;

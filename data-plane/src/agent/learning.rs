@@ -7,7 +7,7 @@ use super::{
     Agent,
     instance_table::{InstanceTable, Joined},
     lock,
-    reflect::{ReflectError, Told},
+    reflect::{ReflectError, ReflectionReport},
 };
 
 impl Agent {
@@ -17,19 +17,19 @@ impl Agent {
         });
     }
 
-    pub(super) fn told(&self, joined: &Joined, told: Told) {
+    pub(super) fn report(&self, joined: &Joined, report: ReflectionReport) {
         self.learn(joined, |table| {
-            table.told(&joined.key, &joined.registration, told)
+            table.report(&joined.key, &joined.registration, report)
         });
     }
 
-    pub(super) fn not_told(&self, joined: &Joined, why: ReflectError) {
+    pub(super) fn report_failed(&self, joined: &Joined, why: ReflectError) {
         if let ReflectError::Status(status) = &why {
             debug!(instance = %joined.key, "its reflection says: {}", status.message());
         }
         let starting = !why.is_answer();
         let reason = self.reason_after(joined, |table| {
-            table.not_told(&joined.key, &joined.registration, why)
+            table.report_failed(&joined.key, &joined.registration, why)
         });
         match reason {
             // The instance may still be starting; its health shows that already.

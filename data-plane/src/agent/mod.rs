@@ -50,14 +50,14 @@ use removed::{Cause, Causes};
 use schema::Schema;
 use validate::Checked;
 
-/// Default time to live: without a beat for this long an instance is removed (DESIGN §5).
+/// Default time to live: without a beat for this long an instance is removed (docs/health.md).
 pub const TTL: Duration = Duration::from_secs(15);
-/// How often an instance sends a beat (DESIGN §5).
+/// How often an instance sends a beat (docs/health.md).
 pub const BEAT: Duration = Duration::from_secs(5);
 
 /// What a worker observed at an instance's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sighting {
+pub enum InstanceFailure {
     /// The address refused a connection: the instance is unhealthy at once.
     Refused,
     /// The connection broke: check the instance at once.
@@ -89,7 +89,7 @@ struct Inner {
 }
 
 struct Tasks {
-    sightings: mpsc::Sender<Sighting>,
+    failures: mpsc::Sender<InstanceFailure>,
     /// Makes the reflection task ask the instance again.
     ask_again: Arc<Notify>,
     _stop: DropGuard,
@@ -147,7 +147,7 @@ impl Agent {
     /// Like [`Self::views`], with the removals that the control plane does not know of; it knows all changes up to
     /// version `known`.
     #[must_use]
-    pub fn untold(&self, known: u64) -> (u64, Views, Causes) {
+    pub fn unreported(&self, known: u64) -> (u64, Views, Causes) {
         let mut table = self.table();
         (table.version(), table.views(), table.gone(known))
     }
@@ -188,7 +188,7 @@ impl Agent {
         for (key, view) in &views {
             if let Some(listener) = self.inner.listeners.at(view.address) {
                 error!(instance = %key, address = %view.address, listener, "removed: its address is a listener of this proxy");
-                self.take_out(&view.registration, Some(Cause::OwnListener(listener)));
+                self.remove_instance(&view.registration, Some(Cause::OwnListener(listener)));
             }
         }
     }
@@ -272,11 +272,11 @@ impl Agent {
 
     /// Removes an instance at its own request. Returns its key and the version of the change.
     pub fn deregister(&self, registration: &str) -> Option<(InstanceKey, u64)> {
-        self.take_out(registration, None)
+        self.remove_instance(registration, None)
     }
 
     /// Removes an instance; `unasked` is the cause if the instance did not ask for it.
-    pub fn take_out(
+    pub fn remove_instance(
         &self,
         registration: &str,
         unasked: Option<Cause>,
@@ -321,26 +321,26 @@ impl Agent {
 
     /// Returns once every instance has had its first check, and every healthy gRPC instance has reported what it serves
     /// or has failed to. The caller bounds the wait.
-    pub async fn settled(&self) {
+    pub async fn checks_done(&self) {
         let mut changes = self.changes();
         loop {
             changes.borrow_and_update();
-            if self.table().settled() || changes.changed().await.is_err() {
+            if self.table().checks_done() || changes.changed().await.is_err() {
                 return;
             }
         }
     }
 
     /// Handles what a worker observed. An address that refuses connections is unhealthy at once, before its next check.
-    pub fn sighted(&self, key: &InstanceKey, sighting: Sighting) {
+    pub fn report_failure(&self, key: &InstanceKey, failure: InstanceFailure) {
         let Some(view) = self.view(key) else { return };
-        if sighting == Sighting::Refused {
+        if failure == InstanceFailure::Refused {
             let reason = format!("{} refused a connection", view.address);
             self.set_health(key, &view.registration, Health::Unhealthy, &reason);
         }
         if let Some(tasks) = lock(&self.inner.tasks).get(&view.registration) {
             // If the channel is full, a check is due anyway.
-            let _ = tasks.sightings.try_send(sighting);
+            let _ = tasks.failures.try_send(failure);
         }
     }
 
@@ -369,7 +369,7 @@ impl Agent {
     /// Runs the checks of a registration until it ends.
     fn start(&self, joined: Joined) {
         // Each sighting leads to the same check, so two waiting ones are enough.
-        let (sightings, seen) = mpsc::channel(2);
+        let (failures, seen) = mpsc::channel(2);
         let stop = CancellationToken::new();
         let registration = Arc::clone(&joined.registration);
         let ask_again = Arc::new(Notify::new());
@@ -385,7 +385,7 @@ impl Agent {
         lock(&self.inner.tasks).insert(
             Arc::clone(&registration),
             Tasks {
-                sightings,
+                failures,
                 ask_again,
                 _stop: stop.drop_guard(),
             },

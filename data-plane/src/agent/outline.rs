@@ -29,7 +29,7 @@ pub enum OutlineError {
 
 /// One item of a file, in the order of the file. Names are full names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said<'f> {
+pub enum Item<'f> {
     /// The file's own name; always the first item.
     Name(&'f str),
     /// The name of an imported file.
@@ -48,12 +48,12 @@ pub enum Said<'f> {
 
 /// Takes the items of a file; returning false ends the reading.
 pub trait Reader {
-    fn take(&mut self, said: Said<'_>) -> bool;
+    fn take(&mut self, item: Item<'_>) -> bool;
 }
 
-impl<F: FnMut(Said<'_>) -> bool> Reader for F {
-    fn take(&mut self, said: Said<'_>) -> bool {
-        self(said)
+impl<F: FnMut(Item<'_>) -> bool> Reader for F {
+    fn take(&mut self, item: Item<'_>) -> bool {
+        self(item)
     }
 }
 
@@ -78,7 +78,7 @@ pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
         reader,
         scope: String::new(),
     };
-    walk.say(Said::Name(name))?;
+    walk.emit(Item::Name(name))?;
     walk.inside(package, |walk| walk.file(file))
 }
 
@@ -89,8 +89,8 @@ struct Walk<'r> {
 }
 
 impl Walk<'_> {
-    fn say(&mut self, said: Said<'_>) -> Result<(), OutlineError> {
-        go_on(self.reader.take(said))
+    fn emit(&mut self, item: Item<'_>) -> Result<(), OutlineError> {
+        continue_if(self.reader.take(item))
     }
 
     /// Runs `read` with `name` added to the scope.
@@ -115,7 +115,7 @@ impl Walk<'_> {
     fn file(&mut self, file: &[u8]) -> Result<(), OutlineError> {
         for field in values(file) {
             match field? {
-                (3, Value::Bytes(it)) => self.say(Said::Import(utf8(it)?))?,
+                (3, Value::Bytes(it)) => self.emit(Item::Import(utf8(it)?))?,
                 (4, Value::Bytes(it)) => self.message(it, 1)?,
                 (5, Value::Bytes(it)) => self.enumeration(it)?,
                 (6, Value::Bytes(it)) => self.service(it)?,
@@ -131,7 +131,7 @@ impl Walk<'_> {
             return Err(OutlineError::TooDeep);
         }
         self.inside(text(message, 1)?, |walk| {
-            walk.say_scope(|scope| Said::Type(scope))?;
+            walk.emit_scope(|scope| Item::Type(scope))?;
             for field in values(message) {
                 match field? {
                     (3, Value::Bytes(it)) => walk.message(it, depth + 1)?,
@@ -146,18 +146,18 @@ impl Walk<'_> {
 
     fn enumeration(&mut self, it: &[u8]) -> Result<(), OutlineError> {
         self.inside(text(it, 1)?, |walk| {
-            walk.say_scope(|scope| Said::Type(scope))
+            walk.emit_scope(|scope| Item::Type(scope))
         })
     }
 
     fn service(&mut self, service: &[u8]) -> Result<(), OutlineError> {
         self.inside(text(service, 1)?, |walk| {
-            walk.say_scope(|scope| Said::Service(scope))?;
+            walk.emit_scope(|scope| Item::Service(scope))?;
             for field in values(service) {
                 if let (2, Value::Bytes(method)) = field?
                     && is_idempotent(method)?
                 {
-                    walk.say(Said::IdempotentMethod(text(method, 1)?))?;
+                    walk.emit(Item::IdempotentMethod(text(method, 1)?))?;
                 }
             }
             Ok(())
@@ -171,25 +171,25 @@ impl Walk<'_> {
         }
         let number = i32::try_from(number(it, 3)?).unwrap_or_default();
         self.inside(text(it, 1)?, |walk| {
-            let said = Said::Extension {
+            let item = Item::Extension {
                 name: &walk.scope,
                 extended,
                 number,
             };
-            go_on(walk.reader.take(said))
+            continue_if(walk.reader.take(item))
         })
     }
 
     /// Reports an item about the current scope.
-    fn say_scope(
+    fn emit_scope(
         &mut self,
-        said: impl for<'s> FnOnce(&'s str) -> Said<'s>,
+        item: impl for<'s> FnOnce(&'s str) -> Item<'s>,
     ) -> Result<(), OutlineError> {
-        go_on(self.reader.take(said(&self.scope)))
+        continue_if(self.reader.take(item(&self.scope)))
     }
 }
 
-fn go_on(wanted: bool) -> Result<(), OutlineError> {
+fn continue_if(wanted: bool) -> Result<(), OutlineError> {
     match wanted {
         true => Ok(()),
         false => Err(OutlineError::Stopped),

@@ -16,7 +16,7 @@ use super::{
     session::{Acknowledged, SessionHandle},
 };
 
-/// The longest wait for the clients' acknowledgements (DESIGN §6).
+/// The longest wait for the clients' acknowledgements.
 pub const MAX_WAIT: Duration = Duration::from_secs(5);
 /// The longest wait for calls in flight to end.
 pub const MAX_FINISH: Duration = Duration::from_secs(3600);
@@ -72,7 +72,7 @@ impl Remover {
     /// Removes an instance at once, without draining, because it has already ended. `unasked` is the cause if it did
     /// not ask for it. `None` if the registration is unknown.
     pub async fn now(&self, registration: &str, unasked: Option<Cause>) -> Option<()> {
-        let (_, version) = self.agent.take_out(registration, unasked)?;
+        let (_, version) = self.agent.remove_instance(registration, unasked)?;
         self.until_applied(version).await;
         Some(())
     }

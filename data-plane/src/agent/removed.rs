@@ -13,7 +13,7 @@ use super::{instance_table::MAX_INSTANCES, key::InstanceKey};
 /// The most removals that are remembered while the control plane is away; the oldest are dropped first.
 const MAX_GONE: usize = MAX_INSTANCES;
 /// The longest cause that is taken from a caller, in characters.
-const MAX_SAID: usize = 200;
+const MAX_CAUSE: usize = 200;
 
 /// Why an instance was removed that did not ask for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +35,10 @@ pub enum Cause {
 impl Cause {
     /// The cause that a caller gives; `None` if it gives none.
     #[must_use]
-    pub fn said(words: &str) -> Option<Self> {
-        let printable = words.chars().filter(|c| !c.is_control());
-        let words: String = printable.take(MAX_SAID).collect();
-        (!words.is_empty()).then_some(Self::Said(words))
+    pub fn from_text(text: &str) -> Option<Self> {
+        let printable = text.chars().filter(|c| !c.is_control());
+        let text: String = printable.take(MAX_CAUSE).collect();
+        (!text.is_empty()).then_some(Self::Said(text))
     }
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Cause {
             Self::OwnListener(name) => {
                 write!(f, "its address is a listener of this proxy ({name})")
             }
-            Self::Said(words) => f.write_str(words),
+            Self::Said(text) => f.write_str(text),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
     schema::Schema,
     validate::{CheckPlan, Origin, check},
 };
-use crate::state_dir::{Keeper, StateDir};
+use crate::state_dir::{StateDir, StateWriter};
 
 const FILE: &str = "instances";
 /// Bound on the descriptors that are saved with the instances. Those over it are asked for again after a restart.
@@ -101,7 +101,7 @@ pub(super) fn parse(dir: &StateDir, bytes: Bytes, node: &str) -> Restored {
         .collect();
     if !restored.is_empty() {
         info!(
-            "served from the last run until they come back or the TTL ends: {}",
+            "from the last run, in use until they register again or the TTL ends: {}",
             heddle_proto::count(restored.len(), "instance")
         );
     }
@@ -141,7 +141,7 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
 /// Writes after every change, for ever.
 pub async fn keep(dir: StateDir, agent: Agent) {
     let loss = "after a restart instances are known once they register again";
-    let mut keeper = Keeper::new(dir, FILE, REST, loss);
+    let mut keeper = StateWriter::new(dir, FILE, REST, loss);
     let mut changes = agent.changes();
     let mut written: Vec<Arc<View>> = Vec::new();
     let mut written_claims = Vec::new();

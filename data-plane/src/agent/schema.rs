@@ -12,7 +12,7 @@ use heddle_proto::control::v1::ProtoService;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    outline::{self, OutlineError, Said},
+    outline::{self, Item, OutlineError},
     wire,
 };
 
@@ -251,24 +251,24 @@ impl Cost {
     pub fn outline(&mut self, file: &[u8]) -> Result<Outline, SchemaError> {
         self.spent += file.len();
         let mut found = Outline::default();
-        let mut reader = |said: Said<'_>| {
-            self.spent += cost_of(&said);
+        let mut reader = |item: Item<'_>| {
+            self.spent += cost_of(&item);
             if self.spent > MAX_SCHEMA_COST {
                 return false;
             }
-            match said {
-                Said::Name(name) => name.clone_into(&mut found.name),
-                Said::Import(name) => found.imports.push(name.to_owned()),
-                Said::Service(name) => found.services.push(ProtoService {
+            match item {
+                Item::Name(name) => name.clone_into(&mut found.name),
+                Item::Import(name) => found.imports.push(name.to_owned()),
+                Item::Service(name) => found.services.push(ProtoService {
                     name: name.to_owned(),
                     idempotent_methods: Vec::new(),
                 }),
-                Said::IdempotentMethod(name) => {
+                Item::IdempotentMethod(name) => {
                     if let Some(service) = found.services.last_mut() {
                         service.idempotent_methods.push(name.to_owned());
                     }
                 }
-                Said::Type(_) | Said::Extension { .. } => {}
+                Item::Type(_) | Item::Extension { .. } => {}
             }
             true
         };
@@ -286,12 +286,12 @@ impl Cost {
     }
 }
 
-fn cost_of(said: &Said<'_>) -> usize {
+fn cost_of(item: &Item<'_>) -> usize {
     let entry = |name: &str| name.len() + NAME_COST;
-    match said {
-        Said::Name(name) | Said::Import(name) | Said::Service(name) => entry(name),
-        Said::IdempotentMethod(name) | Said::Type(name) => entry(name),
-        Said::Extension { name, extended, .. } => entry(name) + entry(extended),
+    match item {
+        Item::Name(name) | Item::Import(name) | Item::Service(name) => entry(name),
+        Item::IdempotentMethod(name) | Item::Type(name) => entry(name),
+        Item::Extension { name, extended, .. } => entry(name) + entry(extended),
     }
 }
 

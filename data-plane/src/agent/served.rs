@@ -73,9 +73,9 @@ impl Served {
 /// Declared descriptors are kept whole and unchanged; those of reflection are added only if they describe a service
 /// that the declared ones lack.
 fn schema(declared: &Declared, reflected: Option<&Reflected>) -> Option<Schema> {
-    let told = reflected.and_then(|reflected| reflected.schema.as_ref());
-    let (Some(own), Some(told)) = (&declared.schema, told) else {
-        return declared.schema.as_ref().or(told).cloned();
+    let reported = reflected.and_then(|reflected| reflected.schema.as_ref());
+    let (Some(own), Some(reported)) = (&declared.schema, reported) else {
+        return declared.schema.as_ref().or(reported).cloned();
     };
     let known = own.services();
     let names = reflected
@@ -84,5 +84,5 @@ fn schema(declared: &Declared, reflected: Option<&Reflected>) -> Option<Schema> 
     if names.iter().all(|name| known.contains_key(name)) {
         return Some(own.clone());
     }
-    Some(own.with(told).unwrap_or_else(|_| own.clone()))
+    Some(own.with(reported).unwrap_or_else(|_| own.clone()))
 }

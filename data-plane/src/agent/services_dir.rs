@@ -76,12 +76,12 @@ impl ServicesDir {
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.look();
+            self.poll();
         }
     }
 
     /// Polls everything once. Reading small files from a local disk is not worth a thread.
-    pub fn look(&mut self) {
+    pub fn poll(&mut self) {
         let listed = match list(&self.dir) {
             Ok(listed) => {
                 self.complaint = None;
@@ -89,13 +89,13 @@ impl ServicesDir {
             }
             Err(why) => {
                 // A folder that cannot be read is no reason to drop its instances.
-                let told = format!(
+                let complaint = format!(
                     "{}: {why}; its instances stay as they are",
                     self.dir.display()
                 );
-                if self.complaint.as_ref() != Some(&told) {
-                    error!("--services-dir {told}");
-                    self.complaint = Some(told);
+                if self.complaint.as_ref() != Some(&complaint) {
+                    error!("--services-dir {complaint}");
+                    self.complaint = Some(complaint);
                 }
                 return;
             }
@@ -140,7 +140,7 @@ impl ServicesDir {
                 .as_ref()
                 .is_some_and(|b| b.fault.as_ref() == Some(fault) && b.text == text);
             if !again {
-                self.complain(path, fault);
+                self.log_fault(path, fault);
             }
         }
         let known = Known {
@@ -152,7 +152,7 @@ impl ServicesDir {
         self.files.insert(path.to_owned(), known);
     }
 
-    fn complain(&self, path: &Path, fault: &Fault) {
+    fn log_fault(&self, path: &Path, fault: &Fault) {
         let file = path.display();
         match fault {
             Fault::Mistake(why) => error!("{file}: {why}; {}", self.stays(path)),
@@ -160,7 +160,7 @@ impl ServicesDir {
                 let others = if self.agent.has_file(path) {
                     "the other instances are in use"
                 } else {
-                    "none of its instances is in use use"
+                    "none of its instances is in use"
                 };
                 error!("{file}: {}; {others}", which.join("; "));
             }
@@ -199,7 +199,7 @@ impl ServicesDir {
         if self.agent.has_file(path) {
             "its last good content stays"
         } else {
-            "none of its instances is in use use"
+            "none of its instances is in use"
         }
     }
 }

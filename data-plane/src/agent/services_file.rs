@@ -18,7 +18,7 @@ use super::{
     validate::{Checked, Origin, Violation, check},
 };
 
-/// The format of the file (DESIGN §6). Unknown fields are errors: a typing error as in `weigth: 3` must not be ignored.
+/// The format of the file (docs/services.md). Unknown fields are errors: a typing error as in `weigth: 3` must not be ignored.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServicesFile {
@@ -153,8 +153,8 @@ pub fn parse(
                 });
             }
             Err(violations) if violations.iter().all(|v| v.alone) => {
-                let told = violations.iter().map(|v| at_address(index, v));
-                parsed.left_out.extend(told);
+                let named = violations.iter().map(|v| at_address(index, v));
+                parsed.left_out.extend(named);
             }
             Err(violations) => faults.extend(violations.into_iter().map(|v| {
                 // The field is one of the service as a whole or one of this instance.
@@ -169,8 +169,8 @@ pub fn parse(
             })),
         }
     }
-    let mut told = BTreeSet::new();
-    faults.retain(|fault| told.insert(fault.clone()));
+    let mut named = BTreeSet::new();
+    faults.retain(|fault| named.insert(fault.clone()));
     if faults.is_empty() {
         Ok(parsed)
     } else {

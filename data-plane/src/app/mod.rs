@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use heddle_listen::files::{Asked, within_files};
+use heddle_listen::files::{ConnectionLimit, within_files};
 use heddle_options::Tasks;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{health::ProxyHealth, reflection::Reflection, serve},
     agent::{
-        Agent, Sighting,
+        Agent, InstanceFailure,
         removal::Remover,
         saved,
         services_dir::ServicesDir,
@@ -38,7 +38,7 @@ use crate::{
     worker::{Report, Role, WorkerOptions, Workers},
     xds::{
         Callers,
-        client::{Asker, Uses, XdsClient, XdsHandle},
+        client::{ClientIdentity, Uses, XdsClient, XdsHandle},
         demand::Demand,
         last_good, load,
         resources::Resources,
@@ -116,7 +116,7 @@ enum StartError {
 
 async fn serve(mut options: Options) -> Result<(), StartError> {
     // Before the first listener opens, so that a signal is a drain from the moment anyone can reach the proxy.
-    let mut told = pin!(heddle_options::terminated());
+    let mut stop_signal = pin!(heddle_options::terminated());
     let reduced = bound_by_files(&mut options);
     let incarnation = uuid::Uuid::new_v4().to_string();
     let revision = Arc::new(AtomicU64::new(0));
@@ -134,11 +134,11 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         agent.restore(saved::load(state, &options.node));
         let (state, agent) = (state.clone(), agent.clone());
         tasks.restarted("saved-instances", move || {
-            while_fed(saved::keep(state.clone(), agent.clone()))
+            until_input_ends(saved::keep(state.clone(), agent.clone()))
         });
     }
     let swept = agent.clone();
-    tasks.restarted("agent-sweep", move || on(swept.clone().sweep()));
+    tasks.restarted("agent-sweep", move || until_exit(swept.clone().sweep()));
 
     let (schemas, wanted) = Schemas::new();
     let (workers, reports, internal) = start_workers(&options, &incarnation)?;
@@ -185,8 +185,8 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     let remover = Remover::new(agent.clone(), handle.clone(), applied, calls);
     if let Some(dir) = &options.services_dir {
         let mut dir = ServicesDir::new(dir, agent.clone(), remover.clone(), is_own_address);
-        dir.look();
-        tasks.vital("services-dir", on(dir.run()));
+        dir.poll();
+        tasks.vital("services-dir", until_exit(dir.run()));
     }
     let listeners = watch::Sender::new(BTreeMap::new());
     let own = OwnListeners::new(&options, stop);
@@ -220,7 +220,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
 
     let routable = tokio::select! {
         biased;
-        () = &mut told => false,
+        () = &mut stop_signal => false,
         _ = tasks.failed() => false,
         () = proxy.until_routable() => true,
     };
@@ -232,7 +232,7 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         heddle_options::ready(&proxy.ready_line());
         tokio::select! {
             biased;
-            () = told => {}
+            () = stop_signal => {}
             name = tasks.failed() => failed = Some(name),
         }
     }
@@ -241,13 +241,13 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
 }
 
 /// A task that must run until the process ends.
-async fn on(work: impl Future<Output = ()>) -> Option<()> {
+async fn until_exit(work: impl Future<Output = ()>) -> Option<()> {
     work.await;
     Some(())
 }
 
 /// A task that ends when its input ends. Whoever feeds it reports that, so only its own panic is a failure.
-async fn while_fed(work: impl Future<Output = ()>) -> Option<()> {
+async fn until_input_ends(work: impl Future<Output = ()>) -> Option<()> {
     work.await;
     None
 }
@@ -280,7 +280,7 @@ fn start_xds(
     let last_good = state.and_then(|state| last_good::load(state, &options.node));
     let (resources, seen) = last_good.unwrap_or((Resources::default(), 0));
     revision.store(seen, Ordering::Relaxed);
-    let asker = Asker {
+    let asker = ClientIdentity {
         node: options.node.clone(),
         process_id: incarnation.to_owned(),
         region: options.region.clone(),
@@ -305,19 +305,19 @@ fn start_xds(
     let channel = handle.channel.clone();
     tasks.restarted("load-reports", move || {
         let (asker, callers) = (asker.clone(), Arc::clone(&callers));
-        while_fed(load::report(asker, callers, channel.clone()))
+        until_input_ends(load::report(asker, callers, channel.clone()))
     });
     if let Some(state) = state.cloned() {
         let (node, snapshot) = (options.node.clone(), handle.snapshot.clone());
         tasks.restarted("last-good-state", move || {
-            while_fed(last_good::keep(
+            until_input_ends(last_good::keep(
                 state.clone(),
                 node.clone(),
                 snapshot.clone(),
             ))
         });
     }
-    tasks.vital("xds-client", on(client.run()));
+    tasks.vital("xds-client", until_exit(client.run()));
     handle
 }
 
@@ -351,7 +351,7 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
 /// start.
 fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
-    let of = |bound, times| Asked { bound, times };
+    let of = |bound, times| ConnectionLimit { bound, times };
     let asked = [
         of(options.outbound_connections, options.workers),
         of(options.inbound_connections, options.workers),
@@ -392,7 +392,7 @@ fn start_table_builder(
     let (builder, mesh) = TableBuilder::new(local_node, agent.clone(), xds.view.clone());
     let publisher = Arc::clone(workers);
     let run = builder.run(move |table| publisher.publish(table));
-    tasks.vital("routing-table", while_fed(run));
+    tasks.vital("routing-table", until_input_ends(run));
     mesh
 }
 
@@ -405,17 +405,17 @@ async fn take_reports(
     uses: Uses,
 ) {
     while let Some(report) = reports.recv().await {
-        let (uid, sighting) = match report {
+        let (uid, failure) = match report {
             Report::ServiceWanted { service } => {
-                uses.tell(service);
+                uses.report(service);
                 continue;
             }
-            Report::EndpointRefused { uid } => (uid, Sighting::Refused),
-            Report::EndpointLost { uid } => (uid, Sighting::Lost),
+            Report::EndpointRefused { uid } => (uid, InstanceFailure::Refused),
+            Report::EndpointLost { uid } => (uid, InstanceFailure::Lost),
         };
         let key = mesh.borrow().locals.get(&uid).cloned();
         if let Some(key) = key {
-            agent.sighted(&key, sighting);
+            agent.report_failure(&key, failure);
         }
     }
 }

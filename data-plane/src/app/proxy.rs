@@ -45,7 +45,7 @@ use crate::{
     xds::{client::XdsHandle, last_good},
 };
 
-/// The longest time between opening everything else and opening outbound (DESIGN §6).
+/// The longest time between opening everything else and opening outbound.
 const LONGEST_START: Duration = Duration::from_secs(2);
 /// The part of it for the first checks and descriptors of this node's instances.
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
@@ -217,8 +217,8 @@ impl Proxy {
 
     /// The address at which other nodes reach inbound: the configured one, else the bound one.
     pub(super) fn advertise(&self, inbound: &[ListenAddr]) -> Result<String, StartError> {
-        if let Some(told) = self.options.advertise {
-            return Ok(told.to_string());
+        if let Some(advertised) = self.options.advertise {
+            return Ok(advertised.to_string());
         }
         let bound = inbound.iter().find_map(|at| match at {
             ListenAddr::Tcp(addr) => Some(*addr),
@@ -269,10 +269,10 @@ impl Proxy {
             "waiting for the first complete state from the control plane",
         ));
         let end = Instant::now() + LONGEST_START;
-        let settled = timeout(LONGEST_SETTLE, self.agent.settled());
+        let checks_done = timeout(LONGEST_SETTLE, self.agent.checks_done());
         let mut view = self.xds.view.clone();
         let known = timeout_at(end, view.wait_for(|view| view.complete));
-        let (_, known) = tokio::join!(settled, async { matches!(known.await, Ok(Ok(_))) });
+        let (_, known) = tokio::join!(checks_done, async { matches!(known.await, Ok(Ok(_))) });
         if !known {
             warn!(
                 "no complete state from the control plane within {LONGEST_START:?}: outbound \
@@ -414,11 +414,11 @@ impl Calls for CallsOfInstances {
 
 /// The agent's version that the workers have, in a channel of its own.
 pub(super) fn applied(mut mesh: watch::Receiver<Mesh>) -> watch::Receiver<u64> {
-    let (tell, applied) = watch::channel(0);
+    let (sender, applied) = watch::channel(0);
     tokio::spawn(async move {
         loop {
             let version = mesh.borrow_and_update().agent_version;
-            tell.send_replace(version);
+            sender.send_replace(version);
             if mesh.changed().await.is_err() {
                 return;
             }

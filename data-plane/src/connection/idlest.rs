@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use heddle_listen::{Idle, IdleQueue, Standing};
+use heddle_listen::{Activity, Idle, IdleQueue};
 
 use super::conn::{Conn, Side};
 use crate::arena::{Arena, Key};
@@ -84,7 +84,7 @@ impl ByListener {
         of.open += 1;
         of.queue.push(key.pack(), idle_from(now));
         let open = of.open;
-        of.queue.prune(open, |key| standing(arena, key));
+        of.queue.prune(open, |key| activity(arena, key));
     }
 
     pub(super) fn remove(&mut self, role: Role) {
@@ -115,7 +115,7 @@ impl ByListener {
         role: Role,
         arena: &mut Arena<ConnKind, Conn>,
     ) -> Option<ConnKey> {
-        let key = self.of(role).queue.pop(|key| standing(arena, key))?;
+        let key = self.of(role).queue.pop(|key| activity(arena, key))?;
         Some(Key::unpack(key))
     }
 
@@ -138,17 +138,17 @@ impl ByListener {
 }
 
 /// State of a connection for the queue. A busy one loses its entry until its last call ends.
-fn standing(arena: &mut Arena<ConnKind, Conn>, key: u64) -> Standing {
+fn activity(arena: &mut Arena<ConnKind, Conn>, key: u64) -> Activity {
     let Some(conn) = arena.get_mut(Key::unpack(key)) else {
-        return Standing::Gone;
+        return Activity::Gone;
     };
     let busy = !conn.calls.is_empty();
     let Side::Accepted(accepted) = &mut conn.side else {
-        return Standing::Gone;
+        return Activity::Gone;
     };
     if busy {
         accepted.idle.queued = false;
-        return Standing::Busy;
+        return Activity::Busy;
     }
-    Standing::Idle(accepted.idle.idle)
+    Activity::Idle(accepted.idle.idle)
 }

@@ -66,7 +66,7 @@ impl Exchange {
         };
         self.rng = rng;
         let Some(endpoint) = picked else {
-            if !service.held && role == Role::Outbound {
+            if !service.endpoints_known && role == Role::Outbound {
                 return self.wait_for_endpoints(key, &service);
             }
             let none = self.no_endpoint_error(key, &service);
@@ -114,7 +114,7 @@ impl Exchange {
         let service = call.service.as_ref()?;
         let reachable = |endpoint: &Endpoint| self.cost_in_reach(endpoint);
         let admitted = |endpoint: &Endpoint| {
-            let standing = self.passive.standing(endpoint.uid, self.now);
+            let standing = self.passive.availability(endpoint.uid, self.now);
             reachable(endpoint).and_then(|cost| standing.cost(cost))
         };
         let fresh = |endpoint: &Endpoint| {

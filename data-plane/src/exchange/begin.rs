@@ -182,7 +182,7 @@ impl Exchange {
                 }
                 return;
             }
-            Decision::Ambiguous(services) if services.iter().any(|s| !s.held) => {
+            Decision::Ambiguous(services) if services.iter().any(|s| !s.endpoints_known) => {
                 if self.admit_call(key) {
                     self.await_claims(key, services);
                 }
@@ -206,7 +206,7 @@ impl Exchange {
         };
         let service = Arc::clone(&route.service);
         call.set_route(route);
-        if self.admit_call(key) && (service.held || self.has_endpoints(key, &service)) {
+        if self.admit_call(key) && (service.endpoints_known || self.has_endpoints(key, &service)) {
             self.begin_attempts(key);
         }
     }

@@ -68,11 +68,7 @@ impl Exchange {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
-        tracing::debug!(
-            call = call.id.text().as_str(),
-            why,
-            "a call was cut off off"
-        );
+        tracing::debug!(call = call.id.text().as_str(), why, "a call was cut off");
         call.status = Some(Reason::Overloaded.grpc_status());
         call.reason = Some(Reason::Overloaded);
         let down = call.down;

@@ -91,7 +91,7 @@ impl EndpointWaits {
 
 /// No usable endpoint is known, and there may be some on other nodes.
 fn must_wait(service: &Service) -> bool {
-    !service.held && service.candidates.is_empty()
+    !service.endpoints_known && service.candidates.is_empty()
 }
 
 impl Exchange {
@@ -125,7 +125,7 @@ impl Exchange {
     /// Several services claim the path, and it is not known yet which of them have instances.
     pub(super) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
         let mut first = None;
-        for service in services.iter().filter(|service| !service.held) {
+        for service in services.iter().filter(|service| !service.endpoints_known) {
             let requested = self.request_endpoints(service);
             first.get_or_insert((service, requested));
         }
@@ -288,7 +288,7 @@ mod tests {
             let mut builder = RouteTable::builder("n", &[]);
             for (name, held) in held {
                 let mut service = Service::new(name, "default");
-                service.held = *held;
+                service.endpoints_known = *held;
                 builder.service(service);
             }
             builder.build()

@@ -10,7 +10,7 @@ use heddle_proto::Reason;
 
 use super::owner::Exchange;
 use super::state::{Call, Phase};
-use crate::balance::passive::{End, Standing};
+use crate::balance::passive::{Availability, End};
 use crate::balance::{Endpoint, Target};
 use crate::caller::Role;
 use crate::failure::Failure;
@@ -109,7 +109,9 @@ impl Exchange {
         };
         // Not if the table has just dropped the endpoints as unused: then the call's own state is better.
         let latest = self.table.service(&service.name);
-        if let Some(latest) = latest.filter(|latest| latest.held || !service.held) {
+        if let Some(latest) =
+            latest.filter(|latest| latest.endpoints_known || !service.endpoints_known)
+        {
             *service = Arc::clone(latest);
         }
     }
@@ -202,7 +204,7 @@ impl Exchange {
         };
         match call.role {
             Role::Outbound => has_fresh(call, |uid| {
-                let ejected = self.passive.standing(uid, self.now) == Standing::Out;
+                let ejected = self.passive.availability(uid, self.now) == Availability::Out;
                 !ejected && !self.is_unreachable(uid)
             }),
             // Inbound does not wait for a better instance; the caller's proxy does.
@@ -267,7 +269,7 @@ fn has_next_endpoint(call: &Call) -> bool {
 
 /// Whether more endpoints of the service may still arrive.
 fn may_get_endpoints(role: Role, service: &Service) -> bool {
-    role == Role::Outbound && !service.held
+    role == Role::Outbound && !service.endpoints_known
 }
 
 /// Whether an endpoint for which `also` is true has not failed in this call. Inbound uses only its own node's

@@ -18,7 +18,7 @@ pub(super) struct Conflicts {
 }
 
 impl Conflicts {
-    pub(super) fn look(&mut self, table: &RouteTable, own: &Views) {
+    pub(super) fn report_changes(&mut self, table: &RouteTable, own: &Views) {
         let now = owned_by_others(table, own);
         for ((service, proto), owner) in &now {
             if self.owners.get(&(service.clone(), proto.clone())) != Some(owner) {
@@ -110,7 +110,7 @@ mod tests {
         };
         let mut conflicts = Conflicts::default();
         let mut owner = |services, own| {
-            conflicts.look(&table(services), &own);
+            conflicts.report_changes(&table(services), &own);
             conflicts.owners.values().next().cloned()
         };
         let both = &[("users", 1), ("canary", 2)][..];

@@ -32,7 +32,7 @@ pub struct ServiceSpec {
     pub schema_reason: String,
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The endpoints of other nodes are known. Also true for a service that the control plane has not named.
-    pub held: bool,
+    pub endpoints_known: bool,
 }
 
 impl Default for ServiceSpec {
@@ -44,7 +44,7 @@ impl Default for ServiceSpec {
             protos: Vec::new(),
             schema_reason: String::new(),
             endpoints: Vec::new(),
-            held: true,
+            endpoints_known: true,
         }
     }
 }
@@ -169,7 +169,7 @@ impl Joiner {
         let mut spec = ServiceSpec {
             service: service.into(),
             namespace: namespace.into(),
-            held: cluster.assignment.is_some(),
+            endpoints_known: cluster.assignment.is_some(),
             ..ServiceSpec::default()
         };
         if let Some(index) = &cluster.index {

@@ -89,7 +89,7 @@ impl KnownServices {
             _ => {
                 let spec = Arc::new(ServiceSpec {
                     endpoints: Vec::new(),
-                    held: true,
+                    endpoints_known: true,
                     ..ServiceSpec::clone(spec)
                 });
                 let known = Known {
@@ -113,8 +113,8 @@ impl KnownServices {
         }
         empty.sort();
         let too_many = empty.len().saturating_sub(MOST_EMPTY);
-        for (local_node, (since, name)) in empty.into_iter().enumerate() {
-            if local_node < too_many || now.saturating_duration_since(since) >= self.forget_after {
+        for (index, (since, name)) in empty.into_iter().enumerate() {
+            if index < too_many || now.saturating_duration_since(since) >= self.forget_after {
                 self.services.remove(&name);
             }
         }

@@ -120,7 +120,7 @@ impl TableBuilder {
         loop {
             changes.borrow_and_update();
             self.xds.borrow_and_update();
-            self.weave(&publish);
+            self.build_table(&publish);
             let due = async {
                 match self.joiner.next() {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -136,7 +136,7 @@ impl TableBuilder {
         }
     }
 
-    fn weave(&mut self, publish: &impl Fn(Arc<RouteTable>)) {
+    fn build_table(&mut self, publish: &impl Fn(Arc<RouteTable>)) {
         let (agent_version, views) = self.agent.views();
         let order = self.agent.claims();
         let xds = Arc::clone(&self.xds.borrow());
@@ -166,7 +166,7 @@ impl TableBuilder {
         debug!(services = self.made.len(), ready, "routing table swapped");
         publish(Arc::clone(&table));
         set_owned(&mut joined.schemas, &table);
-        self.conflicts.look(&table, &views);
+        self.conflicts.report_changes(&table, &views);
         self.mesh.send_replace(Mesh {
             table,
             agent_version,
@@ -188,7 +188,10 @@ impl TableBuilder {
         let mut made = BTreeMap::new();
         for (name, spec) in services {
             let old = self.made.remove(&name);
-            if old.as_ref().is_some_and(|(old, _)| !old.held && spec.held) {
+            if old
+                .as_ref()
+                .is_some_and(|(old, _)| !old.endpoints_known && spec.endpoints_known)
+            {
                 // The endpoints are not new, only unknown to this node until now: no slow start.
                 self.slow_start.forget(&name);
             }
@@ -207,7 +210,7 @@ impl TableBuilder {
             service.protocol = spec.protocol;
             service.protos.clone_from(&spec.protos);
             service.protos_unknown = spec.schema_reason.as_str().into();
-            service.held = spec.held;
+            service.endpoints_known = spec.endpoints_known;
             service.endpoints = Arc::clone(&endpoints);
             service.warming = warming;
             builder.service(service);

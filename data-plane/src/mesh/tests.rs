@@ -66,14 +66,14 @@ fn view(clusters: Vec<(&str, Vec<Remote>, &[&str])>) -> Arc<xds::View> {
     })
 }
 
-struct Loom {
+struct Fixture {
     agent: Agent,
     xds: watch::Sender<Arc<xds::View>>,
     mesh: watch::Receiver<super::Mesh>,
     published: mpsc::UnboundedReceiver<Arc<RouteTable>>,
 }
 
-impl Loom {
+impl Fixture {
     fn new() -> Self {
         Self::start(None)
     }
@@ -116,10 +116,10 @@ fn targets(table: &RouteTable, service: &str) -> Vec<Target> {
 
 #[tokio::test]
 async fn own_instances_are_the_agents_and_all_others_are_xds() {
-    let mut loom = Loom::new();
-    loom.next().await;
-    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
-    let table = loom.next().await;
+    let mut fixture = Fixture::new();
+    fixture.next().await;
+    own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let table = fixture.next().await;
     let local = Target::Local("127.0.0.1:21001".parse().unwrap());
     assert_eq!(targets(&table, "echo.default"), [local]);
     assert!(table.proto_services().any(|p| p == "e.Echo"));
@@ -129,11 +129,11 @@ async fn own_instances_are_the_agents_and_all_others_are_xds() {
         remote("a", "gone", "10.0.0.1:15008"),
         remote("b", "e9", "10.0.0.2:15008"),
     ];
-    loom.xds.send_replace(view(vec![
+    fixture.xds.send_replace(view(vec![
         ("echo.default", echo, &["e.Echo"]),
         ("far.shop", vec![], &["f.Far"]),
     ]));
-    let table = loom.next().await;
+    let table = fixture.next().await;
     let far = Target::Node("10.0.0.2:15008".parse().unwrap());
     assert_eq!(targets(&table, "echo.default"), [far, local]);
     assert_eq!(targets(&table, "far.shop"), []);
@@ -145,28 +145,36 @@ async fn own_instances_are_the_agents_and_all_others_are_xds() {
 
 #[tokio::test]
 async fn equal_content_is_no_new_table_and_numbers_stay() {
-    let mut loom = Loom::new();
-    loom.next().await;
-    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
-    let first = loom.next().await;
+    let mut fixture = Fixture::new();
+    fixture.next().await;
+    own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let first = fixture.next().await;
     let uid = first.service("echo.default").unwrap().endpoints.endpoints[0].uid;
-    let locals = Arc::clone(&loom.mesh.wait_for(|m| m.swaps == 2).await.unwrap().locals);
+    let locals = Arc::clone(
+        &fixture
+            .mesh
+            .wait_for(|m| m.swaps == 2)
+            .await
+            .unwrap()
+            .locals,
+    );
     assert_eq!(locals.get(&uid).unwrap().id, "e1");
 
     // The same process registers again because its stream broke: a new registration, the same endpoint.
-    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
-    let (version, _) = loom.agent.views();
-    loom.mesh
+    own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let (version, _) = fixture.agent.views();
+    fixture
+        .mesh
         .wait_for(|m| m.agent_version == version)
         .await
         .unwrap();
     assert!(
-        loom.published.try_recv().is_err(),
+        fixture.published.try_recv().is_err(),
         "equal content was published again"
     );
 
-    own(&loom.agent, "echo", "e2", "127.0.0.1:21002", &["e.Echo"]);
-    let second = loom.next().await;
+    own(&fixture.agent, "echo", "e2", "127.0.0.1:21002", &["e.Echo"]);
+    let second = fixture.next().await;
     let endpoints = &second.service("echo.default").unwrap().endpoints.endpoints;
     assert_eq!(
         endpoints
@@ -180,23 +188,26 @@ async fn equal_content_is_no_new_table_and_numbers_stay() {
 
 #[tokio::test]
 async fn a_table_is_ready_once_the_control_plane_has_told_all() {
-    let mut loom = Loom::new();
-    assert!(!loom.next().await.is_ready());
-    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
-    let table = loom.next().await;
+    let mut fixture = Fixture::new();
+    assert!(!fixture.next().await.is_ready());
+    own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    let table = fixture.next().await;
     assert!(!table.is_ready() && table.service("echo.default").is_some());
-    loom.xds.send_replace(view(vec![]));
-    assert!(loom.next().await.is_ready());
+    fixture.xds.send_replace(view(vec![]));
+    assert!(fixture.next().await.is_ready());
 }
 
 #[tokio::test]
 async fn what_is_not_held_has_own_instances_only_and_says_so() {
-    let mut loom = Loom::new();
-    loom.next().await;
-    own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &[]);
-    let table = loom.next().await;
+    let mut fixture = Fixture::new();
+    fixture.next().await;
+    own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &[]);
+    let table = fixture.next().await;
     let echo = |table: &RouteTable| Arc::clone(table.service("echo.default").unwrap());
-    assert!(echo(&table).held, "nobody else is known to have any");
+    assert!(
+        echo(&table).endpoints_known,
+        "nobody else is known to have any"
+    );
     let others = || vec![remote("b", "e2", "10.0.0.2:15008")];
     let known = |held: bool| {
         let mut all = view(vec![("echo.default", others(), &["e.Echo"])]);
@@ -215,10 +226,13 @@ async fn what_is_not_held_has_own_instances_only_and_says_so() {
         (true, vec![node, local]),
         (false, vec![local]),
     ] {
-        loom.xds.send_replace(known(held));
-        let table = loom.next().await;
+        fixture.xds.send_replace(known(held));
+        let table = fixture.next().await;
         assert_eq!(
-            (echo(&table).held, targets(&table, "echo.default")),
+            (
+                echo(&table).endpoints_known,
+                targets(&table, "echo.default")
+            ),
             (held, expect)
         );
         assert!(matches!(table.claim("e.Echo", "default"), Claim::One(_)));
@@ -228,13 +242,13 @@ async fn what_is_not_held_has_own_instances_only_and_says_so() {
 #[tokio::test]
 async fn a_service_whose_last_own_instance_went_stays_known_for_its_time() {
     let forget_after = Duration::from_millis(500);
-    let mut loom = Loom::start(Some(forget_after));
-    loom.next().await;
-    let registration = own(&loom.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
-    loom.next().await;
+    let mut fixture = Fixture::start(Some(forget_after));
+    fixture.next().await;
+    let registration = own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
+    fixture.next().await;
     let went = tokio::time::Instant::now();
-    loom.agent.deregister(&registration).unwrap();
-    let table = loom.next().await;
+    fixture.agent.deregister(&registration).unwrap();
+    let table = fixture.next().await;
     assert!(table.service("echo.default").is_some());
     assert_eq!(targets(&table, "echo.default"), []);
     let claim = table.claim("e.Echo", "default");
@@ -243,7 +257,7 @@ async fn a_service_whose_last_own_instance_went_stays_known_for_its_time() {
         "a call finds it by path"
     );
 
-    let table = loom.next().await;
+    let table = fixture.next().await;
     assert!(table.service("echo.default").is_none());
     assert!(went.elapsed() >= forget_after);
 }
@@ -273,32 +287,50 @@ fn by_path(table: &RouteTable) -> String {
 /// Issue 10, B2: without a control plane the first to register owns the path, whatever its name.
 #[tokio::test]
 async fn with_no_control_plane_the_oldest_registration_owns_the_path() {
-    let mut loom = Loom::new();
-    loom.next().await;
-    let first = own(&loom.agent, "users", "u1", "127.0.0.1:21001", &["u.Users"]);
-    loom.next().await;
+    let mut fixture = Fixture::new();
+    fixture.next().await;
+    let first = own(
+        &fixture.agent,
+        "users",
+        "u1",
+        "127.0.0.1:21001",
+        &["u.Users"],
+    );
+    fixture.next().await;
     own(
-        &loom.agent,
+        &fixture.agent,
         "a-canary",
         "c1",
         "127.0.0.1:21002",
         &["u.Users"],
     );
-    assert_eq!(by_path(&*loom.next().await), "users.default");
+    assert_eq!(by_path(&*fixture.next().await), "users.default");
     // An upgrade keeps the ownership; meanwhile the other service gets the calls.
-    loom.agent.deregister(&first).unwrap();
-    assert_eq!(by_path(&*loom.next().await), "a-canary.default");
-    own(&loom.agent, "users", "u2", "127.0.0.1:21003", &["u.Users"]);
-    assert_eq!(by_path(&*loom.next().await), "users.default");
+    fixture.agent.deregister(&first).unwrap();
+    assert_eq!(by_path(&*fixture.next().await), "a-canary.default");
+    own(
+        &fixture.agent,
+        "users",
+        "u2",
+        "127.0.0.1:21003",
+        &["u.Users"],
+    );
+    assert_eq!(by_path(&*fixture.next().await), "users.default");
 }
 
 /// Issue 10, B2: the control plane's last claims come before those that only this node knows.
 #[tokio::test]
 async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node() {
-    let mut loom = Loom::new();
-    loom.next().await;
-    own(&loom.agent, "users", "u1", "127.0.0.1:21001", &["u.Users"]);
-    assert_eq!(by_path(&*loom.next().await), "users.default");
+    let mut fixture = Fixture::new();
+    fixture.next().await;
+    own(
+        &fixture.agent,
+        "users",
+        "u1",
+        "127.0.0.1:21001",
+        &["u.Users"],
+    );
+    assert_eq!(by_path(&*fixture.next().await), "users.default");
     let told = |claims: &[(&str, Option<Rank>)]| {
         let clusters = claims.iter().map(|(name, claim)| {
             let proto = ProtoService {
@@ -323,20 +355,22 @@ async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node(
         })
     };
     let since = |revision| Some(Rank::Since(revision));
-    loom.xds.send_replace(told(&[("other.default", since(9))]));
-    assert_eq!(by_path(&*loom.next().await), "other.default");
+    fixture
+        .xds
+        .send_replace(told(&[("other.default", since(9))]));
+    assert_eq!(by_path(&*fixture.next().await), "other.default");
     let both = told(&[("other.default", since(9)), ("users.default", since(7))]);
-    loom.xds.send_replace(both);
-    assert_eq!(by_path(&*loom.next().await), "users.default");
-    loom.xds.send_replace(told(&[("other.default", None)]));
+    fixture.xds.send_replace(both);
+    assert_eq!(by_path(&*fixture.next().await), "users.default");
+    fixture.xds.send_replace(told(&[("other.default", None)]));
     assert_eq!(
-        by_path(&*loom.next().await),
+        by_path(&*fixture.next().await),
         "users.default",
         "it claims no paths"
     );
     // An older control plane sends no claims.
     let unordered = Some(Rank::Unordered);
     let older = told(&[("other.default", unordered), ("users.default", unordered)]);
-    loom.xds.send_replace(older);
-    assert_eq!(by_path(&*loom.next().await), "2 services");
+    fixture.xds.send_replace(older);
+    assert_eq!(by_path(&*fixture.next().await), "2 services");
 }

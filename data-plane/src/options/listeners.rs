@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
-use heddle_listen::{Consent, ListenAddr, ListenOption};
+use heddle_listen::{InsecureListeners, ListenAddr, ListenOption};
 
 use super::{LowOptions, is_own_address};
 
@@ -42,17 +42,18 @@ pub(super) fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
 }
 
 /// Refuses listeners beyond loopback that `--insecure-listen` does not name. Returns the warnings.
-pub(super) fn consented(
+pub(super) fn check_exposure(
     low: &LowOptions,
     listeners_of: &[(&str, &[ListenOption], &str)],
     faults: &mut Vec<String>,
 ) -> Vec<String> {
-    let mut consent = Consent::new(listeners("--insecure-listen", &low.insecure_listen, faults));
+    let mut consent =
+        InsecureListeners::new(listeners("--insecure-listen", &low.insecure_listen, faults));
     let mut warnings = Vec::new();
     for (option, addresses, risk) in listeners_of {
         for address in *addresses {
             match consent.ask(option, address, risk) {
-                Ok(()) => warnings.extend(Consent::warning(option, address, risk)),
+                Ok(()) => warnings.extend(InsecureListeners::warning(option, address, risk)),
                 Err(fault) => faults.push(fault),
             }
         }

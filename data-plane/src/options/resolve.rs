@@ -20,7 +20,7 @@ use crate::{
 
 use super::{
     LowOptions, Options,
-    listeners::{advertise, consented, inbound, listeners, sockets},
+    listeners::{advertise, check_exposure, inbound, listeners, sockets},
 };
 
 /// All faults of a command line, one line each.
@@ -87,7 +87,7 @@ impl LowOptions {
         // Nothing is bound for these yet, but an invalid address is reported now, not by the version that binds it.
         let dns = listeners("--dns", &self.dns, &mut faults);
         listeners("--gateway", &self.gateway, &mut faults);
-        let mut warnings = consented(
+        let mut warnings = check_exposure(
             &self,
             &[
                 (

@@ -228,7 +228,7 @@ fn limits_of_waiting_calls_are_checked() {
     for (words, expect) in [
         (["--upstream-connections", "0"], "use 1 to 1024"),
         (["--upstream-connections", "1025"], "use 1 to 1024"),
-        (["--pending-timeout", "soon"], "\"soon\" is no duration"),
+        (["--pending-timeout", "soon"], "\"soon\" is not a duration"),
         (["--pending-timeout", "1ms"], "at least 100ms"),
         (["--pending-timeout", "9999999999999h"], "at most 1h"),
     ] {

@@ -13,7 +13,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct StateWriter {
     dir: StateDir,
     file: &'static str,
     rest: Duration,
@@ -23,7 +23,7 @@ pub struct Keeper {
     failing: bool,
 }
 
-impl Keeper {
+impl StateWriter {
     /// `rest` is the pause after a write; changes within it go into one more write.
     #[must_use]
     pub fn new(dir: StateDir, file: &'static str, rest: Duration, loss: &'static str) -> Self {

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-pub use keep::Keeper;
+pub use keep::StateWriter;
 
 /// Every file begins with this and one byte for the version of this layout.
 const MAGIC: &[u8; 7] = b"heddle\0";

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{HEADER, KEPT_ASIDE, Keeper, MAX_BYTES, StateDir, StateDirError, entries};
+use super::{HEADER, KEPT_ASIDE, MAX_BYTES, StateDir, StateDirError, StateWriter, entries};
 
 fn asides(dir: &Path, name: &str) -> usize {
     entries(dir, &format!("{name}.bad-")).len()
@@ -136,7 +136,7 @@ async fn a_keeper_says_when_to_try_again_and_goes_on_when_it_can() {
     let temp = tempfile::tempdir().unwrap();
     let (path, moved) = (temp.path().join("state"), temp.path().join("moved"));
     let dir = StateDir::open(&path).unwrap();
-    let mut keeper = Keeper::new(dir.clone(), "x", Duration::ZERO, "a test begins anew");
+    let mut keeper = StateWriter::new(dir.clone(), "x", Duration::ZERO, "a test begins anew");
     keeper.again = Duration::ZERO;
     assert!(keeper.write(|| b"old".to_vec()).await);
     fs::rename(&path, &moved).unwrap();

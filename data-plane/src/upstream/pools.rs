@@ -297,9 +297,9 @@ impl Pools {
                 }
             }
         }
-        let deserted = |pool: &Pool| pool.uids.is_empty() && pool.dial != Dial::Internal;
+        let without_instances = |pool: &Pool| pool.uids.is_empty() && pool.dial != Dial::Internal;
         self.unswept = self.loads.keys().any(|uid| !known.contains(uid))
-            || self.arena.iter().any(|(_, pool)| deserted(pool));
+            || self.arena.iter().any(|(_, pool)| without_instances(pool));
     }
 
     #[cfg(test)]

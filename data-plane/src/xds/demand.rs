@@ -43,7 +43,7 @@ enum Answer {
 }
 
 #[derive(Clone, Debug)]
-struct Wish {
+struct Demanded {
     used: Instant,
     /// Its use when it was last looked at.
     seen: Use,
@@ -62,7 +62,7 @@ pub struct Fetches {
 pub struct Demand {
     prefetch: Prefetch,
     idle: Duration,
-    wishes: BTreeMap<String, Wish>,
+    services: BTreeMap<String, Demanded>,
     fetches: Fetches,
 }
 
@@ -73,7 +73,7 @@ impl Demand {
         let mut demand = Self {
             prefetch,
             idle,
-            wishes: BTreeMap::new(),
+            services: BTreeMap::new(),
             fetches: Fetches::default(),
         };
         if let Prefetch::Named(names) = demand.prefetch.clone() {
@@ -86,22 +86,22 @@ impl Demand {
 
     /// Records a use of a service. Returns true if it is new and must be subscribed to.
     pub fn want(&mut self, name: &str, now: Instant) -> bool {
-        if let Some(wish) = self.wishes.get_mut(name) {
-            wish.used = now;
-            if wish.answer == Answer::Late {
-                wish.answer = Answer::Awaited(now);
+        if let Some(demanded) = self.services.get_mut(name) {
+            demanded.used = now;
+            if demanded.answer == Answer::Late {
+                demanded.answer = Answer::Awaited(now);
             }
             return false;
         }
-        if self.wishes.len() >= MAX_SERVICES {
+        if self.services.len() >= MAX_SERVICES {
             return false;
         }
-        let wish = Wish {
+        let demanded = Demanded {
             used: now,
             seen: Use::default(),
             answer: Answer::Awaited(now),
         };
-        self.wishes.insert(name.to_owned(), wish);
+        self.services.insert(name.to_owned(), demanded);
         true
     }
 
@@ -109,8 +109,8 @@ impl Demand {
     /// now.
     pub fn restore(&mut self, name: &str, now: Instant) {
         self.want(name, now);
-        if let Some(wish) = self.wishes.get_mut(name) {
-            wish.answer = Answer::Come;
+        if let Some(demanded) = self.services.get_mut(name) {
+            demanded.answer = Answer::Come;
         }
     }
 
@@ -129,18 +129,18 @@ impl Demand {
             self.want(name, now);
         }
         let gone = |name: &&String| !mesh.contains(name);
-        let gone: Vec<String> = self.wishes.keys().filter(gone).cloned().collect();
-        self.wishes.retain(|name, _| mesh.contains(name));
+        let gone: Vec<String> = self.services.keys().filter(gone).cloned().collect();
+        self.services.retain(|name, _| mesh.contains(name));
         gone
     }
 
     /// The control plane has answered for a service.
     pub fn answered(&mut self, name: &str) {
-        let Some(wish) = self.wishes.get_mut(name) else {
+        let Some(demanded) = self.services.get_mut(name) else {
             return;
         };
-        if wish.answer != Answer::Come {
-            wish.answer = Answer::Come;
+        if demanded.answer != Answer::Come {
+            demanded.answer = Answer::Come;
             self.fetches.ok += 1;
         }
     }
@@ -148,18 +148,18 @@ impl Demand {
     /// Whether its endpoints are in demand.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
-        self.wishes.contains_key(name)
+        self.services.contains_key(name)
     }
 
     /// All services in demand.
     pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.wishes.keys()
+        self.services.keys()
     }
 
     /// The services in demand without a call.
     pub fn prefetched(&self) -> impl Iterator<Item = &String> {
         let chosen = |name: &&String| self.is_pinned(name);
-        self.wishes.keys().filter(chosen)
+        self.services.keys().filter(chosen)
     }
 
     #[must_use]
@@ -183,11 +183,11 @@ impl Demand {
     /// Counts the fetches that have timed out; returns true if there are new ones.
     pub fn count_late(&mut self, now: Instant) -> bool {
         let before = self.fetches.timed_out;
-        for wish in self.wishes.values_mut() {
-            if let Answer::Awaited(since) = wish.answer
+        for demanded in self.services.values_mut() {
+            if let Answer::Awaited(since) = demanded.answer
                 && now.saturating_duration_since(since) >= FETCH_TIMEOUT
             {
-                wish.answer = Answer::Late;
+                demanded.answer = Answer::Late;
                 self.fetches.timed_out += 1;
             }
         }
@@ -201,31 +201,32 @@ impl Demand {
 
     /// The interval between two looks for unused services.
     #[must_use]
-    pub fn look_every(&self) -> Duration {
+    pub fn check_interval(&self) -> Duration {
         (self.idle / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK)
     }
 
     /// Drops and returns the services that have not been used for `idle`; `uses` has what their callers did so far. A
     /// service whose fetch is not answered is kept, because calls may wait for it.
-    pub fn leave_unused(&mut self, uses: &HashMap<Arc<str>, Use>, now: Instant) -> Vec<String> {
-        for (name, wish) in &mut self.wishes {
+    pub fn drop_unused(&mut self, uses: &HashMap<Arc<str>, Use>, now: Instant) -> Vec<String> {
+        for (name, demanded) in &mut self.services {
             let seen = uses.get(name.as_str()).copied().unwrap_or_default();
-            if seen.in_progress > 0 || seen.ended != wish.seen.ended {
-                wish.used = now;
+            if seen.in_progress > 0 || seen.ended != demanded.seen.ended {
+                demanded.used = now;
             }
-            wish.seen = seen;
+            demanded.seen = seen;
         }
-        let unused = |wish: &Wish| {
-            wish.answer == Answer::Come && now.saturating_duration_since(wish.used) >= self.idle
+        let unused = |demanded: &Demanded| {
+            demanded.answer == Answer::Come
+                && now.saturating_duration_since(demanded.used) >= self.idle
         };
         let gone: Vec<String> = self
-            .wishes
+            .services
             .iter()
-            .filter(|(name, wish)| unused(wish) && !self.is_pinned(name))
+            .filter(|(name, demanded)| unused(demanded) && !self.is_pinned(name))
             .map(|(name, _)| name.clone())
             .collect();
         for name in &gone {
-            self.wishes.remove(name);
+            self.services.remove(name);
         }
         gone
     }
@@ -276,7 +277,7 @@ mod tests {
         );
         demand.answered("b.x");
         assert_eq!(
-            demand.leave_unused(&uses(&[]), now + HOUR * 9),
+            demand.drop_unused(&uses(&[]), now + HOUR * 9),
             Vec::<String>::new()
         );
         assert_eq!(demand.prefetched().count(), 2);
@@ -302,7 +303,7 @@ mod tests {
                 ("streamed.x", 0, 1),
                 ("unused.x", 7, 0),
             ]);
-            demand.leave_unused(&seen, at(minute))
+            demand.drop_unused(&seen, at(minute))
         };
         // Its calls ended before this look.
         assert_eq!(look(&mut demand, 1, true), Vec::<String>::new());
@@ -321,14 +322,14 @@ mod tests {
         let now = Instant::now();
         let mut demand = Demand::new(Prefetch::None, HOUR, now);
         demand.restore("a.x", now);
-        demand.leave_unused(&uses(&[("a.x", 9, 0)]), now);
+        demand.drop_unused(&uses(&[("a.x", 9, 0)]), now);
         let later = now + HOUR;
         assert_eq!(
-            demand.leave_unused(&uses(&[("a.x", 2, 0)]), later),
+            demand.drop_unused(&uses(&[("a.x", 2, 0)]), later),
             Vec::<String>::new()
         );
         assert_eq!(
-            demand.leave_unused(&uses(&[("a.x", 2, 0)]), later + HOUR),
+            demand.drop_unused(&uses(&[("a.x", 2, 0)]), later + HOUR),
             ["a.x"]
         );
     }
@@ -367,7 +368,7 @@ mod tests {
 
     #[test]
     fn looks_are_frequent_enough_and_never_hurried() {
-        let look = |idle| Demand::new(Prefetch::None, idle, Instant::now()).look_every();
+        let look = |idle| Demand::new(Prefetch::None, idle, Instant::now()).check_interval();
         assert_eq!(look(HOUR), Duration::from_secs(60));
         assert_eq!(look(Duration::from_secs(10)), Duration::from_secs(1));
         assert_eq!(look(Duration::ZERO), Duration::from_millis(100));

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{ASSIGNMENT, CLUSTER, INDEX, resources::Resources};
-use crate::state_dir::{Keeper, StateDir};
+use crate::state_dir::{StateDir, StateWriter};
 
 const FILE: &str = "xds";
 /// The least time between two writes; changes within it go into one more write. Each write saves the whole state and
@@ -87,7 +87,7 @@ pub struct Snapshot {
 /// Writes each newer snapshot, for ever. Nothing is written before the first complete answer, because a part of the
 /// mesh is no good state.
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
-    let mut keeper = Keeper::new(dir, FILE, REST, "a restart begins with older state");
+    let mut keeper = StateWriter::new(dir, FILE, REST, "a restart begins with older state");
     let mut done = true;
     while !done || newest.changed().await.is_ok() {
         let snapshot = newest.borrow_and_update().clone();

@@ -15,7 +15,7 @@ use translate::{Assignment, Fault, Index};
 
 /// One resource.
 #[derive(Clone, Debug)]
-pub struct Held<T> {
+pub struct Resource<T> {
     pub version: String,
     /// The bytes as received, for the state dir.
     pub raw: Bytes,
@@ -26,11 +26,11 @@ pub struct Held<T> {
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
     /// Of services in demand.
-    pub clusters: BTreeMap<String, Held<()>>,
+    pub clusters: BTreeMap<String, Resource<()>>,
     /// Of services in demand.
-    pub assignments: BTreeMap<String, Held<Arc<Assignment>>>,
+    pub assignments: BTreeMap<String, Resource<Arc<Assignment>>>,
     /// Of every service of the mesh.
-    pub indexes: BTreeMap<String, Held<Arc<Index>>>,
+    pub indexes: BTreeMap<String, Resource<Arc<Index>>>,
     /// The control plane has named every service at least once.
     all_named: bool,
     /// Services in demand for which the control plane has no cluster.
@@ -175,7 +175,7 @@ impl Resources {
                 let value = ();
                 self.clusters.insert(
                     name.to_owned(),
-                    Held {
+                    Resource {
                         version,
                         raw,
                         value,
@@ -186,7 +186,7 @@ impl Resources {
                 let value = Arc::new(translate::assignment(name, &raw)?);
                 self.assignments.insert(
                     name.to_owned(),
-                    Held {
+                    Resource {
                         version,
                         raw,
                         value,
@@ -197,7 +197,7 @@ impl Resources {
                 let value = Arc::new(translate::index(name, &raw)?);
                 self.indexes.insert(
                     name.to_owned(),
-                    Held {
+                    Resource {
                         version,
                         raw,
                         value,
@@ -217,7 +217,7 @@ impl Resources {
     /// The versions of a type, for `initial_resource_versions`.
     #[must_use]
     pub fn versions(&self, type_url: &str) -> HashMap<String, String> {
-        fn of<T>(held: &BTreeMap<String, Held<T>>) -> HashMap<String, String> {
+        fn of<T>(held: &BTreeMap<String, Resource<T>>) -> HashMap<String, String> {
             held.iter()
                 .map(|(name, held)| (name.clone(), held.version.clone()))
                 .collect()
@@ -239,8 +239,9 @@ impl Resources {
     /// The number of services whose endpoints are known, including those without any.
     #[must_use]
     pub fn held(&self) -> usize {
-        let told = self.clusters.keys().chain(&self.no_cluster);
-        told.filter(|name| self.endpoints_of(name).is_some())
+        let known = self.clusters.keys().chain(&self.no_cluster);
+        known
+            .filter(|name| self.endpoints_of(name).is_some())
             .count()
     }
 
@@ -295,7 +296,7 @@ fn removed<'r>(
 }
 
 fn take<T>(
-    held: &mut BTreeMap<String, Held<T>>,
+    held: &mut BTreeMap<String, Resource<T>>,
     response: &DeltaDiscoveryResponse,
     wanted: impl Fn(&str) -> bool,
     translate: impl Fn(&str, &Bytes) -> Result<T, Fault>,
@@ -319,7 +320,7 @@ fn take<T>(
                 applied.changed |= held.get(name).is_none_or(|old| old.raw != raw);
                 held.insert(
                     name.clone(),
-                    Held {
+                    Resource {
                         version: resource.version.clone(),
                         raw,
                         value,

@@ -151,7 +151,7 @@ async fn what_the_wait_for_endpoints_took_is_missing() {
     .await;
     for (way, nodes, service) in paths(backend.address) {
         let mut unheld = echo(vec![]);
-        unheld.held = false;
+        unheld.endpoints_known = false;
         nodes[0].publish(vec![unheld]);
         let client = nodes[0].client().await;
         let call = tokio::spawn(async move { good_call(&client, way).await });

@@ -10,7 +10,7 @@ use heddle_proxy::worker::{Report, WorkerOptions};
 use crate::fixture::*;
 
 fn unheld(mut service: Service) -> Service {
-    service.held = false;
+    service.endpoints_known = false;
     service
 }
 

@@ -15,27 +15,27 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::fixture::*;
 
 /// So many show that the waits grow, and come within a second.
-const KNOCKS: usize = 5;
+const ATTEMPTS: usize = 5;
 
 /// A listener that closes at once whatever comes, until it is opened: then it passes it on.
-struct Door {
+struct ClosingListener {
     address: SocketAddr,
-    knocks: Arc<AtomicUsize>,
+    attempts: Arc<AtomicUsize>,
     open: Arc<AtomicBool>,
 }
 
-impl Door {
+impl ClosingListener {
     async fn closed(behind: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let door = Self {
-            address: listener.local_addr().unwrap(),
-            knocks: Arc::default(),
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Self {
+            address: socket.local_addr().unwrap(),
+            attempts: Arc::default(),
             open: Arc::default(),
         };
-        let (knocks, open) = (Arc::clone(&door.knocks), Arc::clone(&door.open));
+        let (attempts, open) = (Arc::clone(&listener.attempts), Arc::clone(&listener.open));
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                knocks.fetch_add(1, Ordering::SeqCst);
+            while let Ok((mut near, _)) = socket.accept().await {
+                attempts.fetch_add(1, Ordering::SeqCst);
                 if open.load(Ordering::SeqCst) {
                     tokio::spawn(async move {
                         let mut far = TcpStream::connect(behind).await.unwrap();
@@ -44,15 +44,15 @@ impl Door {
                 }
             }
         });
-        door
+        listener
     }
 
-    fn knocks(&self) -> usize {
-        self.knocks.load(Ordering::SeqCst)
+    fn attempts(&self) -> usize {
+        self.attempts.load(Ordering::SeqCst)
     }
 }
 
-/// The most knocks in so long a time, the first at once: each wait is at least half of 50 ms, doubled up to 3 s
+/// The most attempts in so long a time, the first at once: each wait is at least half of 50 ms, doubled up to 3 s
 /// (docs/health.md). However slow the machine is, there cannot be more.
 fn most(elapsed: Duration) -> usize {
     let (mut at, mut wait, mut count) = (Duration::ZERO, Duration::from_millis(25), 1);
@@ -71,22 +71,22 @@ fn one_worker() -> Node {
     })
 }
 
-/// Calls, eight at a time, until the door has been knocked at so often, and sees how often that was in the time.
-async fn press(node: &Node, door: &Door, service: Service, judge: impl Fn(&Reply)) {
+/// Calls, eight at a time, until the listener was dialled that often, and checks how often that was in the time.
+async fn press(node: &Node, listener: &ClosingListener, service: Service, judge: impl Fn(&Reply)) {
     let client = node.client().await;
     let start = Instant::now();
     node.publish(vec![service]);
     within(async {
-        while door.knocks() < KNOCKS {
+        while listener.attempts() < ATTEMPTS {
             for reply in join_all((0..8).map(|_| client.put(b"x"))).await {
                 judge(&reply);
             }
         }
     })
     .await;
-    let knocks = door.knocks();
+    let attempts = listener.attempts();
     let elapsed = start.elapsed();
-    assert!(knocks <= most(elapsed), "{knocks} in {elapsed:?}");
+    assert!(attempts <= most(elapsed), "{attempts} in {elapsed:?}");
 }
 
 /// Beside another instance, for which it costs no call.
@@ -96,14 +96,14 @@ async fn stays_away_and_comes_back(
     to: fn(SocketAddr) -> Endpoint,
 ) {
     let other = Backend::echo().await;
-    let door = Door::closed(behind).await;
+    let listener = ClosingListener::closed(behind).await;
     let node = one_worker();
-    let service = echo(vec![to(door.address), local("e2", other.address)]);
+    let service = echo(vec![to(listener.address), local("e2", other.address)]);
     let answered = |reply: &Reply| assert_eq!(reply.status(), "0", "{}", reply.message());
-    press(&node, &door, service, answered).await;
-    assert_eq!(served.calls(), 0, "the door is closed");
+    press(&node, &listener, service, answered).await;
+    assert_eq!(served.calls(), 0, "the listener is closed");
 
-    door.open.store(true, Ordering::SeqCst);
+    listener.open.store(true, Ordering::SeqCst);
     let client = node.client().await;
     within(async {
         while served.calls() == 0 {
@@ -132,13 +132,13 @@ async fn a_node_that_closes_its_links_is_left_alone_and_used_once_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_instance_is_left_alone_too_and_its_callers_are_told() {
     let served = Backend::echo().await;
-    let door = Door::closed(served.address).await;
+    let listener = ClosingListener::closed(served.address).await;
     let node = one_worker();
-    let service = echo(vec![local("e1", door.address)]);
+    let service = echo(vec![local("e1", listener.address)]);
     let told = |reply: &Reply| assert_eq!(reply.reason(), "CONNECT_FAILED", "{reply:?}");
-    press(&node, &door, service, told).await;
+    press(&node, &listener, service, told).await;
 
-    door.open.store(true, Ordering::SeqCst);
+    listener.open.store(true, Ordering::SeqCst);
     let client = node.client().await;
     within(async {
         while client.put(b"x").await.status() != "0" {

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::fixture::*;
 use crate::wire::{CALL, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Wire, block, frame};
 
-type Held = Vec<(ResponseFuture, h2::SendStream<bytes::Bytes>)>;
+type OpenCalls = Vec<(ResponseFuture, h2::SendStream<bytes::Bytes>)>;
 
 fn one_worker(name: &str) -> WorkerOptions {
     WorkerOptions {
@@ -42,7 +42,7 @@ async fn hanging(limit: Option<u32>) -> Backend {
 }
 
 /// Opens calls that hang.
-async fn hang(client: &Client, uri: &str, count: usize) -> Held {
+async fn hang(client: &Client, uri: &str, count: usize) -> OpenCalls {
     let mut held = Vec::new();
     for _ in 0..count {
         let call = http::Request::post(uri).header("content-type", "application/grpc");

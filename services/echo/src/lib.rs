@@ -9,7 +9,7 @@ use heddle_proto::{
     registry::v1::{Instance, Protocol},
 };
 use heddle_sdk::{
-    Finish, ListenError, Listener, Membership, Registration, serve_until_drained, server,
+    Finish, ListenError, Listener, Registration, RegistrationOptions, serve_until_drained, server,
 };
 use tonic::transport::server::Router;
 
@@ -109,12 +109,12 @@ fn register(options: &Options, listeners: &[Listener]) -> Result<Option<Registra
         protos: vec![PROTO_SERVICE.to_owned()],
         ..Instance::default()
     };
-    let membership = Membership {
+    let registration_options = RegistrationOptions {
         instance,
         file_descriptor_set: descriptors()?,
         agent: options.agent.clone(),
     };
-    Ok(Some(Registration::start(membership)?))
+    Ok(Some(Registration::start(registration_options)?))
 }
 
 /// Echo, health and reflection (v1 and v1alpha) on one server.

@@ -65,10 +65,10 @@ impl echo_server::Echo for Echo {
 
     async fn unary(&self, request: Request<EchoRequest>) -> Result<Response<EchoResponse>, Status> {
         let metadata = received(request.metadata());
-        let wish = Wish::read(request.into_inner())?;
-        wish.wait().await;
-        wish.fail()?;
-        Ok(Response::new(self.answer(wish.payload(), &metadata)))
+        let valid = ValidRequest::read(request.into_inner())?;
+        valid.wait().await;
+        valid.fail()?;
+        Ok(Response::new(self.answer(valid.payload(), &metadata)))
     }
 
     /// Sends `response_count` responses, each after the delay, then the requested status, if any.
@@ -77,21 +77,21 @@ impl echo_server::Echo for Echo {
         request: Request<EchoRequest>,
     ) -> Result<Response<Self::ServerStreamStream>, Status> {
         let metadata = received(request.metadata());
-        let wish = Wish::read(request.into_inner())?;
+        let valid = ValidRequest::read(request.into_inner())?;
         let echo = self.clone();
         Ok(spawn(|responses| async move {
-            let payload = wish.payload();
-            for _ in 0..wish.count {
-                wish.wait().await;
+            let payload = valid.payload();
+            for _ in 0..valid.count {
+                valid.wait().await;
                 let answer = echo.answer(payload.clone(), &metadata);
                 if responses.send(Ok(answer)).await.is_err() {
                     return Ok(());
                 }
             }
-            if wish.count == 0 {
-                wish.wait().await;
+            if valid.count == 0 {
+                valid.wait().await;
             }
-            wish.fail()
+            valid.fail()
         }))
     }
 
@@ -105,10 +105,10 @@ impl echo_server::Echo for Echo {
         let mut requests = request.into_inner();
         let mut joined = BytesMut::new();
         while let Some(request) = requests.message().await? {
-            let wish = Wish::read(request)?;
-            wish.wait().await;
-            wish.fail()?;
-            let payload = wish.payload();
+            let valid = ValidRequest::read(request)?;
+            valid.wait().await;
+            valid.fail()?;
+            let payload = valid.payload();
             if joined.len() + payload.len() > MAX_MESSAGE_BYTES {
                 let text =
                     format!("the payloads together are larger than {MAX_MESSAGE_BYTES} bytes");
@@ -128,11 +128,11 @@ impl echo_server::Echo for Echo {
         let echo = self.clone();
         Ok(spawn(|responses| async move {
             while let Some(request) = requests.message().await? {
-                let wish = Wish::read(request)?;
-                wish.wait().await;
-                wish.fail()?;
+                let valid = ValidRequest::read(request)?;
+                valid.wait().await;
+                valid.fail()?;
                 if responses
-                    .send(Ok(echo.answer(wish.payload(), &metadata)))
+                    .send(Ok(echo.answer(valid.payload(), &metadata)))
                     .await
                     .is_err()
                 {
@@ -167,7 +167,7 @@ where
 }
 
 /// A validated request.
-struct Wish {
+struct ValidRequest {
     payload: Bytes,
     delay: Duration,
     status: Option<(Code, String)>,
@@ -175,7 +175,7 @@ struct Wish {
     count: u32,
 }
 
-impl Wish {
+impl ValidRequest {
     fn read(request: EchoRequest) -> Result<Self, Status> {
         let EchoRequest {
             payload,

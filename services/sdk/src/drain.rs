@@ -17,10 +17,10 @@ use tonic::transport::{
 
 use crate::{
     listen::Listener,
-    register::{Departure, Registration},
+    register::{LeaveOutcome, Registration},
 };
 
-/// How long calls in flight may take after GOAWAY (DESIGN §6); the rest is cut.
+/// How long calls in flight may take after GOAWAY; the rest is cut off.
 pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// hyperium/h2 issue 939: small DATA frames are charged to a budget that grows with the connection window, and a shared
@@ -47,7 +47,7 @@ pub enum ServeError {
 /// How serving ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finish {
-    pub departure: Departure,
+    pub outcome: LeaveOutcome,
     /// Every call in flight was finished; otherwise the rest was cut after [`FINISH_WITHIN`].
     pub complete: bool,
 }
@@ -105,15 +105,15 @@ pub async fn serve_until_drained(
         stop.await;
         match registration {
             Some(registration) => registration.leave().await,
-            None => Departure::default(),
+            None => LeaveOutcome::default(),
         }
     };
-    let departure = tokio::select! {
-        departure = stopping => departure,
+    let outcome = tokio::select! {
+        outcome = stopping => outcome,
         ended = servers.join_next() => return Err(ServeError::Stopped(describe(ended))),
     };
-    if !departure.unacknowledged.is_empty() {
-        tracing::warn!(unacknowledged = ?departure.unacknowledged, "leaving before every client has acknowledged the removal");
+    if !outcome.unacknowledged.is_empty() {
+        tracing::warn!(unacknowledged = ?outcome.unacknowledged, "leaving before every client has acknowledged the removal");
     }
 
     goaway.cancel();
@@ -129,10 +129,7 @@ pub async fn serve_until_drained(
             off"
         );
     }
-    Ok(Finish {
-        departure,
-        complete,
-    })
+    Ok(Finish { outcome, complete })
 }
 
 type Ended = Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>;

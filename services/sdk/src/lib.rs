@@ -4,7 +4,7 @@
 
 mod address;
 mod register;
-mod once_in_a_while;
+mod log_limiter;
 mod listen;
 mod drain;
 
@@ -12,8 +12,8 @@ pub use address::{AddressError, proxy_url};
 pub use drain::{FINISH_WITHIN, Finish, ServeError, serve_until_drained, server};
 pub use listen::{ListenError, Listener};
 pub use register::{
-    Departure, LEAVE_WITHIN, Membership, Registration, SdkError, agent_address, agent_channel,
-    outbound_address,
+    LEAVE_WITHIN, LeaveOutcome, Registration, RegistrationOptions, SdkError, agent_address,
+    agent_channel, outbound_address,
 };
 
 #[cfg(test)]

@@ -27,12 +27,12 @@ use tonic::{
 };
 
 use crate::address::proxy_url;
-use crate::once_in_a_while::OnceInAWhile;
+use crate::log_limiter::LogLimiter;
 
-/// Retries for ever while the agent is away, 0.1 to 2 s apart (DESIGN §5): jitter takes up to half of these delays.
+/// Retries for ever while the agent is away, 0.1 to 2 s apart: jitter takes up to half of these delays.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(crate) const LAST_RETRY: Duration = Duration::from_secs(2);
-/// The longest time for leaving (DESIGN §6).
+/// The longest time for leaving.
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the agent waits for acknowledgements; less than we wait for its answer.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
@@ -73,7 +73,7 @@ fn from_environment(name: &str, default: &str) -> String {
 
 /// What is registered, and with which agent.
 #[derive(Clone, Debug)]
-pub struct Membership {
+pub struct RegistrationOptions {
     pub instance: Instance,
     /// A serialized `google.protobuf.FileDescriptorSet` of what the instance serves; may be empty if it has reflection.
     pub file_descriptor_set: Bytes,
@@ -83,7 +83,7 @@ pub struct Membership {
 
 /// How a registration ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Departure {
+pub struct LeaveOutcome {
     /// The agent knew the instance and has removed it.
     pub deregistered: bool,
     /// Every connected client has acknowledged it: no new call can come.
@@ -98,13 +98,13 @@ pub struct Departure {
 
 /// How an instance leaves.
 #[derive(Clone, Debug)]
-enum Manner {
+enum LeaveMode {
     /// It waits for the clients' acknowledgement.
-    Leaves,
+    Acknowledged,
     /// It waits for the clients' acknowledgement and then, at most this long, for its calls in flight to end.
-    Finishes(Duration),
+    Finished(Duration),
     /// It has already ended, with the cause.
-    Vanished(String),
+    Ended(String),
 }
 
 /// A registration that is kept alive in the background. Only [`Registration::leave`] and its variants end it, not
@@ -112,9 +112,9 @@ enum Manner {
 #[derive(Clone, Debug)]
 pub struct Registration {
     leaving: CancellationToken,
-    manner: Arc<OnceLock<Manner>>,
+    mode: Arc<OnceLock<LeaveMode>>,
     node: watch::Receiver<Arc<str>>,
-    departed: watch::Receiver<Option<Departure>>,
+    ended: watch::Receiver<Option<LeaveOutcome>>,
 }
 
 impl Registration {
@@ -122,33 +122,33 @@ impl Registration {
     ///
     /// # Errors
     /// The agent's address is invalid. An agent that does not answer is no error.
-    pub fn start(membership: Membership) -> Result<Self, SdkError> {
-        let client = RegistryClient::new(agent_channel(&membership.agent)?);
+    pub fn start(registration_options: RegistrationOptions) -> Result<Self, SdkError> {
+        let client = RegistryClient::new(agent_channel(&registration_options.agent)?);
         let leaving = CancellationToken::new();
-        let manner = Arc::new(OnceLock::new());
+        let mode = Arc::new(OnceLock::new());
         let (node_sender, node) = watch::channel(Arc::from(""));
-        let (departed_sender, departed) = watch::channel(None);
-        let member = Member {
+        let (ended_sender, ended) = watch::channel(None);
+        let registrar = Registrar {
             client,
-            agent: membership.agent,
+            agent: registration_options.agent,
             request: RegisterRequest {
-                instance: Some(membership.instance),
-                file_descriptor_set: membership.file_descriptor_set,
+                instance: Some(registration_options.instance),
+                file_descriptor_set: registration_options.file_descriptor_set,
             },
             leaving: leaving.clone(),
-            manner: manner.clone(),
+            mode: mode.clone(),
             node: node_sender,
-            said: OnceInAWhile::default(),
+            log_limiter: LogLimiter::default(),
         };
         tokio::spawn(async move {
-            let departure = member.live().await;
-            departed_sender.send_replace(Some(departure));
+            let outcome = registrar.run().await;
+            ended_sender.send_replace(Some(outcome));
         });
         Ok(Self {
             leaving,
-            manner,
+            mode,
             node,
-            departed,
+            ended,
         })
     }
 
@@ -169,31 +169,31 @@ impl Registration {
 
     /// Removes the instance. Returns when every connected client has acknowledged it, or after [`LEAVE_WITHIN`]. The
     /// instance must go on serving meanwhile. Later calls give the same answer.
-    pub async fn leave(&self) -> Departure {
-        self.depart(Manner::Leaves).await
+    pub async fn leave(&self) -> LeaveOutcome {
+        self.leave_with(LeaveMode::Acknowledged).await
     }
 
     /// Like [`Registration::leave`], and then waits, at most `within`, for the calls in flight from the node's proxy to
     /// end: after that no call is cut if the instance stops. For a program that would cut its calls when it stops; a
     /// server that finishes them after GOAWAY needs only [`Registration::leave`].
-    pub async fn leave_finished(&self, within: Duration) -> Departure {
-        self.depart(Manner::Finishes(within)).await
+    pub async fn leave_finished(&self, within: Duration) -> LeaveOutcome {
+        self.leave_with(LeaveMode::Finished(within)).await
     }
 
     /// Removes the instance without waiting for any client, because it has already ended. `cause` says why in a few
     /// words ("its process ended") and is reported to the mesh as an event; empty: no event.
-    pub async fn vanish(&self, cause: &str) -> Departure {
-        self.depart(Manner::Vanished(cause.to_owned())).await
+    pub async fn report_end(&self, cause: &str) -> LeaveOutcome {
+        self.leave_with(LeaveMode::Ended(cause.to_owned())).await
     }
 
     /// Only the first call sets the manner.
-    async fn depart(&self, manner: Manner) -> Departure {
-        self.manner.get_or_init(|| manner);
+    async fn leave_with(&self, mode: LeaveMode) -> LeaveOutcome {
+        self.mode.get_or_init(|| mode);
         self.leaving.cancel();
-        let mut departed = self.departed.clone();
-        match departed.wait_for(Option::is_some).await {
-            Ok(departure) => departure.clone().unwrap_or_default(),
-            Err(_) => Departure::default(),
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or_default(),
+            Err(_) => LeaveOutcome::default(),
         }
     }
 }
@@ -217,18 +217,18 @@ fn endpoint(address: &str) -> Result<Endpoint, SdkError> {
 }
 
 /// The state of the background task.
-struct Member {
+struct Registrar {
     client: RegistryClient<Channel>,
     agent: String,
     request: RegisterRequest,
     leaving: CancellationToken,
-    manner: Arc<OnceLock<Manner>>,
+    mode: Arc<OnceLock<LeaveMode>>,
     node: watch::Sender<Arc<str>>,
-    said: OnceInAWhile,
+    log_limiter: LogLimiter,
 }
 
-impl Member {
-    async fn live(mut self) -> Departure {
+impl Registrar {
+    async fn run(mut self) -> LeaveOutcome {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let mut register = std::pin::pin!(register(self.client.clone(), self.request.clone()));
@@ -236,33 +236,33 @@ impl Member {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
                     return match timeout(UNDO_WITHIN, register).await {
-                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.manner()).await,
-                        _ => Departure::default(),
+                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.mode()).await,
+                        _ => LeaveOutcome::default(),
                     };
                 }
             };
             match answer {
                 Ok(response) => {
-                    if let Some(departure) = self.stay(response, &mut backoff).await {
-                        return departure;
+                    if let Some(outcome) = self.keep_registered(response, &mut backoff).await {
+                        return outcome;
                     }
                 }
-                Err(status) => self.say(&refusal(&status)),
+                Err(status) => self.log_failure(&refusal(&status)),
             }
             let pause = backoff.fail();
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.leaving.cancelled() => return Departure::default(),
+                () = self.leaving.cancelled() => return LeaveOutcome::default(),
             }
         }
     }
 
     /// Sends beats until the stream breaks (`None`) or the instance leaves.
-    async fn stay(
+    async fn keep_registered(
         &mut self,
         response: RegisterResponse,
         backoff: &mut Backoff,
-    ) -> Option<Departure> {
+    ) -> Option<LeaveOutcome> {
         let RegisterResponse {
             node,
             registration,
@@ -271,35 +271,35 @@ impl Member {
         } = response;
         tracing::info!(node, agent = self.agent, "registered");
         self.node.send_replace(Arc::from(node));
-        self.said.forget();
-        let rhythm = Rhythm::new(beat_interval, ttl);
+        self.log_limiter.forget();
+        let times = KeepAliveTimes::new(beat_interval, ttl);
         let mut alive = std::pin::pin!(keep_alive(
             self.client.clone(),
             registration.clone(),
-            rhythm,
+            times,
             backoff
         ));
         let broken = tokio::select! {
             why = &mut alive => why,
             () = self.leaving.cancelled() => {
                 // Beats continue meanwhile: a broken stream would remove the instance before the clients know.
-                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.manner()));
+                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.mode()));
                 return Some(tokio::select! {
-                    departure = &mut leave => departure,
+                    outcome = &mut leave => outcome,
                     _ = &mut alive => leave.await,
                 });
             }
         };
-        self.say(&broken);
+        self.log_failure(&broken);
         None
     }
 
-    fn manner(&self) -> Manner {
-        self.manner.get().cloned().unwrap_or(Manner::Leaves)
+    fn mode(&self) -> LeaveMode {
+        self.mode.get().cloned().unwrap_or(LeaveMode::Acknowledged)
     }
 
-    fn say(&mut self, why: &str) {
-        if self.said.due(why, Instant::now()) {
+    fn log_failure(&mut self, why: &str) {
+        if self.log_limiter.due(why, Instant::now()) {
             tracing::warn!("agent {}: {why}; retrying until it succeeds", self.agent);
         }
     }
@@ -326,12 +326,12 @@ fn refusal(status: &Status) -> String {
 
 /// The interval of beats, and how long a missing answer means that the agent is gone.
 #[derive(Clone, Copy, Debug)]
-struct Rhythm {
+struct KeepAliveTimes {
     beat: Duration,
     ttl: Duration,
 }
 
-impl Rhythm {
+impl KeepAliveTimes {
     fn new(beat: Option<prost_types::Duration>, ttl: Option<prost_types::Duration>) -> Self {
         let read = |value: Option<prost_types::Duration>, default: Duration| {
             value
@@ -352,7 +352,7 @@ impl Rhythm {
 async fn keep_alive(
     mut client: RegistryClient<Channel>,
     registration: String,
-    rhythm: Rhythm,
+    times: KeepAliveTimes,
     backoff: &mut Backoff,
 ) -> String {
     // At most one beat waits, so that they do not pile up at an agent that does not read.
@@ -361,16 +361,16 @@ async fn keep_alive(
     if beats.try_send(first).is_err() {
         return "the keep-alive stream was lost".to_owned();
     }
-    let opened = timeout(rhythm.ttl, client.keep_alive(ReceiverStream::new(outgoing))).await;
+    let opened = timeout(times.ttl, client.keep_alive(ReceiverStream::new(outgoing))).await;
     let mut answers = match opened {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return broken(&status),
         Err(_) => return "does not answer beats".to_owned(),
     };
     let now = tokio::time::Instant::now();
-    let mut ticks = interval_at(now + rhythm.beat, rhythm.beat);
+    let mut ticks = interval_at(now + times.beat, times.beat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = now;
+    let mut last_answer = now;
     let mut health = Health::Unspecified;
     loop {
         tokio::select! {
@@ -379,7 +379,7 @@ async fn keep_alive(
             }
             answer = answers.message() => match answer {
                 Ok(Some(answer)) => {
-                    heard = tokio::time::Instant::now();
+                    last_answer = tokio::time::Instant::now();
                     backoff.reset();
                     if answer.health() != health {
                         health = answer.health();
@@ -390,7 +390,7 @@ async fn keep_alive(
                 Ok(None) => return "ended the keep-alive stream".to_owned(),
                 Err(status) => return broken(&status),
             },
-            () = sleep_until(heard + rhythm.ttl) => return "does not answer beats".to_owned(),
+            () = sleep_until(last_answer + times.ttl) => return "does not answer beats".to_owned(),
         }
     }
 }
@@ -402,13 +402,13 @@ fn broken(status: &Status) -> String {
 async fn deregister(
     mut client: RegistryClient<Channel>,
     registration: String,
-    manner: Manner,
-) -> Departure {
+    mode: LeaveMode,
+) -> LeaveOutcome {
     let span = |span: Duration| prost_types::Duration::try_from(span).ok();
-    let (waits, finish, cause) = match manner {
-        Manner::Leaves => (true, None, String::new()),
-        Manner::Finishes(within) => (true, Some(within), String::new()),
-        Manner::Vanished(cause) => (false, None, cause),
+    let (waits, finish, cause) = match mode {
+        LeaveMode::Acknowledged => (true, None, String::new()),
+        LeaveMode::Finished(within) => (true, Some(within), String::new()),
+        LeaveMode::Ended(cause) => (false, None, cause),
     };
     let request = DeregisterRequest {
         registration,
@@ -419,16 +419,16 @@ async fn deregister(
         max_finish: finish.and_then(span),
     };
     let longest = LEAVE_WITHIN + finish.unwrap_or_default();
-    departure(timeout(longest, client.deregister(request)).await)
+    outcome(timeout(longest, client.deregister(request)).await)
 }
 
 type Answer = Result<Result<tonic::Response<DeregisterResponse>, Status>, Elapsed>;
 
-fn departure(answer: Answer) -> Departure {
+fn outcome(answer: Answer) -> LeaveOutcome {
     match answer {
         Ok(Ok(response)) => {
             let response = response.into_inner();
-            Departure {
+            LeaveOutcome {
                 deregistered: true,
                 acknowledged: response.acknowledged,
                 unacknowledged: response.unacknowledged,
@@ -436,13 +436,13 @@ fn departure(answer: Answer) -> Departure {
                 in_flight: response.in_flight,
             }
         }
-        Ok(Err(status)) => Departure {
+        Ok(Err(status)) => LeaveOutcome {
             unacknowledged: vec![format!("agent: {}", status_cause(&status))],
-            ..Departure::default()
+            ..LeaveOutcome::default()
         },
-        Err(_) => Departure {
+        Err(_) => LeaveOutcome {
             unacknowledged: vec!["agent: no answer to Deregister".to_owned()],
-            ..Departure::default()
+            ..LeaveOutcome::default()
         },
     }
 }

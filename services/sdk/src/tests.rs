@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming
 use heddle_listen::BindError;
 
 use crate::{
-    Departure, ListenError, Listener, Membership, Registration,
-    once_in_a_while::OnceInAWhile,
+    LeaveOutcome, ListenError, Listener, Registration, RegistrationOptions,
+    log_limiter::LogLimiter,
     register::{FIRST_RETRY, LAST_RETRY},
     serve_until_drained, server,
 };
@@ -177,8 +177,8 @@ impl Registry for FakeAgent {
     }
 }
 
-fn membership(agent: String) -> Membership {
-    Membership {
+fn registration_options(agent: String) -> RegistrationOptions {
+    RegistrationOptions {
         instance: Instance {
             service: "echo".into(),
             id: "e1".into(),
@@ -194,7 +194,8 @@ async fn agent() -> (FakeAgent, Registration) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     agent.serve(listener).await;
-    let registration = Registration::start(membership(format!("http://{address}"))).unwrap();
+    let registration =
+        Registration::start(registration_options(format!("http://{address}"))).unwrap();
     (agent, registration)
 }
 
@@ -218,7 +219,7 @@ async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
     let later = TcpSocket::new_v4().unwrap();
     later.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = later.local_addr().unwrap();
-    let registration = Registration::start(membership(address.to_string())).unwrap();
+    let registration = Registration::start(registration_options(address.to_string())).unwrap();
     assert_eq!(&*registration.node(), "");
     let agent = FakeAgent::default();
     *agent.0.refusals.lock().unwrap() = 2;
@@ -258,19 +259,19 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
     agent.beats(before + 3).await;
     assert!(!leaving.is_finished());
     hold.notify_one();
-    let departure = timeout(PATIENCE, leaving).await.unwrap().unwrap();
+    let outcome = timeout(PATIENCE, leaving).await.unwrap().unwrap();
     assert_eq!(
-        departure,
-        Departure {
+        outcome,
+        LeaveOutcome {
             deregistered: true,
             acknowledged: true,
             finished: true,
-            ..Departure::default()
+            ..LeaveOutcome::default()
         }
     );
     assert_eq!(
         registration.leave().await,
-        departure,
+        outcome,
         "asked twice, the same answer"
     );
     let asked = agent.0.deregistered.lock().unwrap().clone();
@@ -285,8 +286,8 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
 async fn leaving_waits_for_the_end_of_calls_where_the_service_cannot_finish_them_itself() {
     let (agent, registration) = agent().await;
     agent.beats(1).await;
-    let departure = registration.leave_finished(Duration::from_secs(600));
-    assert!(timeout(PATIENCE, departure).await.unwrap().finished);
+    let outcome = registration.leave_finished(Duration::from_secs(600));
+    assert!(timeout(PATIENCE, outcome).await.unwrap().finished);
     let asked = agent.0.deregistered.lock().unwrap().clone();
     assert!(asked[0].wait_acknowledged && asked[0].wait_finished);
     assert_eq!(asked[0].max_finish.map(|span| span.seconds), Some(600));
@@ -297,7 +298,7 @@ async fn vanishing_asks_for_no_acknowledgements_and_says_why() {
     let (agent, registration) = agent().await;
     agent.beats(1).await;
     assert!(
-        timeout(PATIENCE, registration.vanish("its process ended"))
+        timeout(PATIENCE, registration.report_end("its process ended"))
             .await
             .unwrap()
             .deregistered
@@ -309,15 +310,15 @@ async fn vanishing_asks_for_no_acknowledgements_and_says_why() {
 
 #[tokio::test]
 async fn leaving_with_no_agent_does_not_wait() {
-    let registration = Registration::start(membership("127.0.0.1:1".into())).unwrap();
-    let departure = timeout(PATIENCE, registration.leave()).await.unwrap();
-    assert_eq!(departure, Departure::default());
+    let registration = Registration::start(registration_options("127.0.0.1:1".into())).unwrap();
+    let outcome = timeout(PATIENCE, registration.leave()).await.unwrap();
+    assert_eq!(outcome, LeaveOutcome::default());
 }
 
 #[tokio::test]
 async fn an_agent_address_that_is_none_is_refused_at_once() {
     for address in ["", "http://", "http:// x", "::::"] {
-        let error = Registration::start(membership(address.into()))
+        let error = Registration::start(registration_options(address.into()))
             .unwrap_err()
             .to_string();
         assert!(error.contains("HEDDLE_AGENT"), "{address}: {error}");
@@ -426,10 +427,7 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
         .unwrap()
         .expect("the call in flight is finished");
     let finish = timeout(PATIENCE, serving).await.unwrap().unwrap().unwrap();
-    assert!(
-        finish.complete && finish.departure.acknowledged,
-        "{finish:?}"
-    );
+    assert!(finish.complete && finish.outcome.acknowledged, "{finish:?}");
 }
 
 #[test]
@@ -449,9 +447,9 @@ fn waits_grow_to_two_seconds_and_never_fall_under_a_tenth() {
 #[test]
 fn the_same_trouble_is_told_once_in_a_while() {
     let start = Instant::now();
-    let mut said = OnceInAWhile::default();
-    assert!(said.due("gone", start));
-    assert!(!said.due("gone", start + Duration::from_secs(29)));
-    assert!(said.due("refused", start + Duration::from_secs(29)));
-    assert!(said.due("refused", start + Duration::from_secs(60)));
+    let mut log_limiter = LogLimiter::default();
+    assert!(log_limiter.due("gone", start));
+    assert!(!log_limiter.due("gone", start + Duration::from_secs(29)));
+    assert!(log_limiter.due("refused", start + Duration::from_secs(29)));
+    assert!(log_limiter.due("refused", start + Duration::from_secs(60)));
 }

@@ -35,17 +35,17 @@ pub(super) async fn run_demo(
     let folder = Folder::make(options)?;
     let program = std::env::current_exe()
         .map_err(|why| format!("cannot find the path of this program: {why}"))?;
-    let (events, heard) = mpsc::channel(EVENTS);
+    let (sender, events) = mpsc::channel(EVENTS);
     let hurry = CancellationToken::new();
     let environment = Environment {
         program,
-        events,
+        events: sender,
         leftover: folder.temporary(),
         hurry,
     };
     let mut running = Running {
         environment,
-        heard,
+        events,
         verbose: options.verbose,
         groups: Groups::default(),
         reporter: Reporter::new(),
@@ -116,7 +116,7 @@ struct Groups {
 
 struct Running {
     environment: Environment,
-    heard: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Event>,
     verbose: bool,
     groups: Groups,
     reporter: Reporter,
@@ -126,8 +126,8 @@ impl Running {
     async fn run(&mut self, options: &Options, data: &Path) -> Result<(), String> {
         let control = self.start_control(options, data).await?;
         let mut addresses = Addresses {
-            control: told(&control, "control plane", "grpc")?,
-            http: told(&control, "control plane", "http")?,
+            control: address_of(&control, "control plane", "grpc")?,
+            http: address_of(&control, "control plane", "http")?,
             nodes: Vec::new(),
         };
         addresses.nodes = self.start_nodes(options, data, addresses.control).await?;
@@ -135,7 +135,7 @@ impl Running {
         self.first_calls(&addresses.nodes).await?;
         heddle_options::ready(&report::ready(&addresses));
         self.reporter
-            .say(&report::guide(&addresses, options.instances, &own_name()));
+            .print_line(&report::guide(&addresses, options.instances, &own_name()));
         self.keep_calling(options, &addresses.nodes).await
     }
 
@@ -227,7 +227,7 @@ impl Running {
     async fn first_calls(&mut self, nodes: &[NodeAddresses]) -> Result<(), String> {
         for NodeAddresses { name, outbound, .. } in nodes {
             match self
-                .meanwhile(first_answer(*outbound, FIRST_CALL_WITHIN))
+                .run_beside_events(first_answer(*outbound, FIRST_CALL_WITHIN))
                 .await?
             {
                 Ok(instance) => self.reporter.step(&format!(
@@ -254,7 +254,7 @@ impl Running {
         ticks.tick().await;
         loop {
             tokio::select! {
-                event = self.heard.recv() => self.react(event)?,
+                event = self.events.recv() => self.react(event)?,
                 Some(failure) = traffic.failures.recv() => self.reporter.failure(&failure),
                 _ = ticks.tick(), if options.rate > 0 => self.reporter.tally(&traffic.counts()),
             }
@@ -263,7 +263,7 @@ impl Running {
 
     async fn await_ready(&mut self, readiness: Readiness) -> Result<Ready, String> {
         match self
-            .meanwhile(timeout(READY_WITHIN, readiness.ready()))
+            .run_beside_events(timeout(READY_WITHIN, readiness.ready()))
             .await?
         {
             Ok(ready) => ready,
@@ -275,39 +275,41 @@ impl Running {
     }
 
     /// Handles events until `what` is done; a part that gave up ends the wait.
-    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, String> {
+    async fn run_beside_events<T>(&mut self, what: impl Future<Output = T>) -> Result<T, String> {
         let mut what = std::pin::pin!(what);
         loop {
             tokio::select! {
                 done = &mut what => return Ok(done),
-                event = self.heard.recv() => self.react(event)?,
+                event = self.events.recv() => self.react(event)?,
             }
         }
     }
 
     fn react(&mut self, event: Option<Event>) -> Result<(), String> {
         match event {
-            Some(Event::Said { part, line }) if self.verbose => {
-                self.reporter.say(&format!("{part}: {line}"));
+            Some(Event::Line { part, line }) if self.verbose => {
+                self.reporter.print_line(&format!("{part}: {line}"));
             }
-            Some(Event::Said { .. }) | None => {}
-            Some(Event::Died {
+            Some(Event::Line { .. }) | None => {}
+            Some(Event::Exited {
                 part,
                 how,
                 last_lines,
                 again_in,
             }) => {
-                self.reporter.say(&format!(
+                self.reporter.print_line(&format!(
                     "{part} ended ({how}); restarting it in {again_in:?}"
                 ));
                 for line in last_lines {
-                    self.reporter.say(&format!("  {part}: {line}"));
+                    self.reporter.print_line(&format!("  {part}: {line}"));
                 }
             }
-            Some(Event::Back { part }) => self.reporter.say(&format!("{part} is running again")),
+            Some(Event::Back { part }) => self
+                .reporter
+                .print_line(&format!("{part} is running again")),
             Some(Event::Killed { part }) => {
                 self.reporter
-                    .say(&format!("{part} did not stop in time and was killed"));
+                    .print_line(&format!("{part} did not stop in time and was killed"));
             }
             Some(Event::GaveUp { why }) => return Err(why),
         }
@@ -318,7 +320,7 @@ impl Running {
     /// three groups add up to 13 s, within the documented 15 s.
     async fn clear(mut self, hurry: impl Future<Output = ()>) {
         self.reporter
-            .say("stopping: instances, then proxies, then the control plane");
+            .print_line("stopping: instances, then proxies, then the control plane");
         let Groups {
             instances,
             nodes,
@@ -340,7 +342,7 @@ impl Running {
             tokio::select! {
                 () = &mut all => return,
                 () = &mut hurry, if !self.environment.hurry.is_cancelled() => self.environment.hurry.cancel(),
-                event = self.heard.recv() => {
+                event = self.events.recv() => {
                     let _ = self.react(event);
                 }
             }
@@ -348,7 +350,7 @@ impl Running {
     }
 }
 
-fn told(ready: &Ready, part: &str, key: &str) -> Result<SocketAddr, String> {
+fn address_of(ready: &Ready, part: &str, key: &str) -> Result<SocketAddr, String> {
     ready
         .address(key)
         .ok_or_else(|| format!("the ready line of the {part} has no address for {key}"))
@@ -361,9 +363,9 @@ fn node_addresses(
 ) -> Result<NodeAddresses, String> {
     Ok(NodeAddresses {
         name: name.to_owned(),
-        outbound: told(ready, name, "outbound")?,
-        agent: told(ready, name, "agent")?,
-        admin: told(ready, name, "admin")?,
+        outbound: address_of(ready, name, "outbound")?,
+        agent: address_of(ready, name, "agent")?,
+        admin: address_of(ready, name, "admin")?,
         services_dir,
     })
 }

@@ -17,7 +17,7 @@ use super::traffic::Counts;
 const ON_TERMINAL: Duration = Duration::from_secs(1);
 const ELSEWHERE: Duration = Duration::from_secs(10);
 /// The most failures that are printed one by one in a second; the counts include the others.
-const FAILURES_TOLD: u32 = 3;
+const MAX_FAILURES_SHOWN: u32 = 3;
 
 /// The addresses of a node.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Reporter {
     open: bool,
     began: Instant,
     told_since: Instant,
-    told: u32,
+    failures_shown: u32,
 }
 
 impl Reporter {
@@ -54,7 +54,7 @@ impl Reporter {
             open: false,
             began: now,
             told_since: now,
-            told: 0,
+            failures_shown: 0,
         }
     }
 
@@ -66,7 +66,7 @@ impl Reporter {
         }
     }
 
-    pub(super) fn say(&mut self, text: &str) {
+    pub(super) fn print_line(&mut self, text: &str) {
         let mut out = io::stdout().lock();
         let clear = if std::mem::take(&mut self.open) {
             "\r\x1b[2K"
@@ -79,13 +79,13 @@ impl Reporter {
     /// Prints a step of the start, with the time since the beginning.
     pub(super) fn step(&mut self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f32());
-        self.say(&line);
+        self.print_line(&line);
     }
 
     pub(super) fn tally(&mut self, counts: &Counts) {
         let line = tally(counts);
         if !self.terminal {
-            return self.say(&line);
+            return self.print_line(&line);
         }
         let mut out = io::stdout().lock();
         // Without wrapping: a line wider than the terminal could not be cleared.
@@ -96,11 +96,11 @@ impl Reporter {
     pub(super) fn failure(&mut self, text: &str) {
         if self.told_since.elapsed() >= Duration::from_secs(1) {
             self.told_since = Instant::now();
-            self.told = 0;
+            self.failures_shown = 0;
         }
-        self.told += 1;
-        if self.told <= FAILURES_TOLD {
-            self.say(&one_line(text));
+        self.failures_shown += 1;
+        if self.failures_shown <= MAX_FAILURES_SHOWN {
+            self.print_line(&one_line(text));
         }
     }
 }

@@ -24,20 +24,20 @@ use super::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// If a part dies this often within [`DEATHS_WITHIN`], a restart does not help.
-const DEATHS: usize = 5;
-const DEATHS_WITHIN: Duration = Duration::from_secs(60);
+/// If a part dies this often within [`EXITS_WITHIN`], a restart does not help.
+const MAX_EXITS: usize = 5;
+const EXITS_WITHIN: Duration = Duration::from_secs(60);
 /// How long the remaining output of a dead process is read.
-const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
+const LAST_OUTPUT_WITHIN: Duration = Duration::from_millis(500);
 
 /// What happened to a part.
 #[derive(Debug)]
 pub(super) enum Event {
-    Said {
+    Line {
         part: String,
         line: String,
     },
-    Died {
+    Exited {
         part: String,
         how: String,
         last_lines: Vec<String>,
@@ -83,12 +83,12 @@ impl Supervised {
     pub(super) fn start(part: Part, environment: Environment) -> Self {
         let (sender, state) = watch::channel(State::Starting);
         let stop = CancellationToken::new();
-        let keeper = Keeper {
+        let keeper = Supervisor {
             part,
             environment,
             state: sender,
             stop: stop.clone(),
-            deaths: VecDeque::new(),
+            exits: VecDeque::new(),
         };
         let task = tokio::spawn(keeper.keep());
         Self {
@@ -138,18 +138,18 @@ impl Readiness {
 
 enum End {
     Stop,
-    Died(io::Result<ExitStatus>),
+    Exited(io::Result<ExitStatus>),
 }
 
-struct Keeper {
+struct Supervisor {
     part: Part,
     environment: Environment,
     state: watch::Sender<State>,
     stop: CancellationToken,
-    deaths: VecDeque<Instant>,
+    exits: VecDeque<Instant>,
 }
 
-impl Keeper {
+impl Supervisor {
     async fn keep(mut self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
@@ -161,12 +161,12 @@ impl Keeper {
                         .await;
                 }
             };
-            let end = self.attend(&mut process).await;
+            let end = self.handle_output(&mut process).await;
             let status = match end {
                 End::Stop => return self.end(process).await,
-                End::Died(status) => status,
+                End::Exited(status) => status,
             };
-            let _ = timeout(LAST_WORDS_WITHIN, async {
+            let _ = timeout(LAST_OUTPUT_WITHIN, async {
                 while process.line().await.is_some() {}
             })
             .await;
@@ -175,12 +175,12 @@ impl Keeper {
                 Err(why) => why.to_string(),
             };
             let last_lines = process.last_lines();
-            if let Some(why) = self.hopeless(&how, &last_lines) {
+            if let Some(why) = self.gives_up(&how, &last_lines) {
                 return self.give_up(why).await;
             }
             let part = self.part.name.clone();
             let pause = backoff.fail_exact();
-            self.say(Event::Died {
+            self.send(Event::Exited {
                 part,
                 how,
                 last_lines,
@@ -208,7 +208,7 @@ impl Keeper {
     }
 
     /// Handles the output until the process ends or is told to stop.
-    async fn attend(&mut self, process: &mut Process) -> End {
+    async fn handle_output(&mut self, process: &mut Process) -> End {
         loop {
             let line = tokio::select! {
                 line = process.line() => line,
@@ -216,7 +216,7 @@ impl Keeper {
             };
             let Some(line) = line else {
                 return tokio::select! {
-                    status = process.ended() => End::Died(status),
+                    status = process.ended() => End::Exited(status),
                     () = self.stop.cancelled() => End::Stop,
                 };
             };
@@ -224,13 +224,13 @@ impl Keeper {
                 let first = matches!(*self.state.borrow(), State::Starting);
                 self.state.send_replace(State::Ready(ready));
                 if !first {
-                    self.say(Event::Back {
+                    self.send(Event::Back {
                         part: self.part.name.clone(),
                     })
                     .await;
                 }
             }
-            self.say(Event::Said {
+            self.send(Event::Line {
                 part: self.part.name.clone(),
                 line,
             })
@@ -243,7 +243,7 @@ impl Keeper {
             .stop(self.part.grace, self.environment.hurry.cancelled())
             .await
         {
-            self.say(Event::Killed {
+            self.send(Event::Killed {
                 part: self.part.name.clone(),
             })
             .await;
@@ -251,33 +251,35 @@ impl Keeper {
     }
 
     /// The reason not to restart the part, if there is one.
-    fn hopeless(&mut self, how: &str, last_lines: &[String]) -> Option<String> {
+    fn gives_up(&mut self, how: &str, last_lines: &[String]) -> Option<String> {
         let name = &self.part.name;
-        let said = match last_lines {
+        let output = match last_lines {
             [] => "it printed nothing".to_owned(),
             lines => format!("it printed: {}", lines.join(" | ")),
         };
         if matches!(*self.state.borrow(), State::Starting) {
-            return Some(format!("{name} ended ({how}) before it was ready; {said}"));
+            return Some(format!(
+                "{name} ended ({how}) before it was ready; {output}"
+            ));
         }
         let now = Instant::now();
-        self.deaths.push_back(now);
-        self.deaths
-            .retain(|&at| now.duration_since(at) < DEATHS_WITHIN);
-        (self.deaths.len() >= DEATHS).then(|| {
+        self.exits.push_back(now);
+        self.exits
+            .retain(|&at| now.duration_since(at) < EXITS_WITHIN);
+        (self.exits.len() >= MAX_EXITS).then(|| {
             format!(
-                "{name} ended {DEATHS} times within {} s, last with {how}; {said}",
-                DEATHS_WITHIN.as_secs()
+                "{name} ended {MAX_EXITS} times within {} s, last with {how}; {output}",
+                EXITS_WITHIN.as_secs()
             )
         })
     }
 
     async fn give_up(&self, why: String) {
         self.state.send_replace(State::GaveUp(why.clone()));
-        self.say(Event::GaveUp { why }).await;
+        self.send(Event::GaveUp { why }).await;
     }
 
-    async fn say(&self, event: Event) {
+    async fn send(&self, event: Event) {
         let _ = self.environment.events.send(event).await;
     }
 }

@@ -49,7 +49,7 @@ pub(super) struct Traffic {
 impl Traffic {
     pub(super) fn start(nodes: &[(String, SocketAddr)], per_second: u32) -> Result<Self, String> {
         let counts = Arc::new(Mutex::new(Counts::default()));
-        let (told, failures) = mpsc::channel(16);
+        let (sender, failures) = mpsc::channel(16);
         let mut callers = JoinSet::new();
         for (node, outbound) in nodes {
             if per_second == 0 {
@@ -59,7 +59,7 @@ impl Traffic {
                 node: node.clone(),
                 client: client(*outbound)?,
                 counts: counts.clone(),
-                told: told.clone(),
+                failures: sender.clone(),
             };
             callers.spawn(caller.call_for_ever(Duration::from_secs(1) / per_second));
         }
@@ -138,7 +138,7 @@ struct Caller {
     node: String,
     client: EchoClient<Channel>,
     counts: Arc<Mutex<Counts>>,
-    told: mpsc::Sender<String>,
+    failures: mpsc::Sender<String>,
 }
 
 impl Caller {
@@ -174,9 +174,9 @@ impl Caller {
                 counts.instances.insert(response.instance);
             }
             Err(status) => {
-                let told = reason(&status);
+                let text = reason(&status);
                 *counts.failed.entry(self.node.clone()).or_default() += 1;
-                let code = told.split(':').next().unwrap_or_default().to_owned();
+                let code = text.split(':').next().unwrap_or_default().to_owned();
                 let known = counts.reasons.contains_key(&code) || counts.reasons.len() < REASONS;
                 *counts
                     .reasons
@@ -185,8 +185,8 @@ impl Caller {
                 drop(counts);
                 // If the channel is full, other failures are just being printed; the counts include all.
                 let _ = self
-                    .told
-                    .try_send(format!("a call through {} failed: {told}", self.node));
+                    .failures
+                    .try_send(format!("a call through {} failed: {text}", self.node));
             }
         }
     }

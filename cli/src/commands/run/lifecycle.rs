@@ -13,7 +13,7 @@ use std::{
 
 use heddle_pacing::Backoff;
 use heddle_proto::registry::v1::Instance;
-use heddle_sdk::{Membership, Registration};
+use heddle_sdk::{Registration, RegistrationOptions};
 use tokio::time::sleep;
 
 use super::{
@@ -74,9 +74,9 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
         ended = program.ended() => return itself(&program, ended),
     }
     let registration = register(plan, address)?;
-    let mut told = pin!(tell_when_registered(plan, address, &registration));
+    let mut registered = pin!(log_when_registered(plan, address, &registration));
     let mut unknown = pin!(warn_about_unknown_schema(plan, &registration));
-    let mut said = false;
+    let mut logged = false;
     loop {
         tokio::select! {
             biased;
@@ -84,10 +84,10 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
                 return drain(plan, &mut program, Some(&registration)).await.map(End::Asked);
             }
             ended = program.ended() => {
-                registration.vanish(&why(&ended)).await;
+                registration.report_end(&why(&ended)).await;
                 return itself(&program, ended);
             }
-            () = &mut told, if !said => said = true,
+            () = &mut registered, if !logged => logged = true,
             () = &mut unknown => {}
         }
     }
@@ -111,16 +111,16 @@ fn register(plan: &Plan, address: SocketAddr) -> Result<Registration, String> {
         address: address.to_string(),
         ..plan.instance.clone()
     };
-    let membership = Membership {
+    let registration_options = RegistrationOptions {
         instance,
         file_descriptor_set: plan.descriptors.clone(),
         agent: plan.agent.clone(),
     };
-    Registration::start(membership).map_err(|why| format!("--agent: {why}"))
+    Registration::start(registration_options).map_err(|why| format!("--agent: {why}"))
 }
 
 /// Prints the ready line once the agent knows the instance.
-async fn tell_when_registered(plan: &Plan, address: SocketAddr, registration: &Registration) {
+async fn log_when_registered(plan: &Plan, address: SocketAddr, registration: &Registration) {
     let node = registration.registered().await;
     let Instance {
         service,
@@ -146,15 +146,15 @@ async fn drain(
             plan.stop_timeout
         );
         tokio::select! {
-            departure = registration.leave_finished(plan.stop_timeout) => {
-                if !departure.unacknowledged.is_empty() {
-                    tracing::warn!(unacknowledged = ?departure.unacknowledged, "stopping before every client has acknowledged the removal");
+            outcome = registration.leave_finished(plan.stop_timeout) => {
+                if !outcome.unacknowledged.is_empty() {
+                    tracing::warn!(unacknowledged = ?outcome.unacknowledged, "stopping before every client has acknowledged the removal");
                 }
-                if departure.in_flight > 0 {
+                if outcome.in_flight > 0 {
                     tracing::warn!(
                         "calls in flight after {1:?} (--stop-timeout): {0}; the program is \
                          stopped and they are cut off",
-                        departure.in_flight, plan.stop_timeout
+                        outcome.in_flight, plan.stop_timeout
                     );
                 }
             }

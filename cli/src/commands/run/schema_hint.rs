@@ -18,15 +18,15 @@ const MOST: usize = 5;
 /// Runs for ever.
 pub(super) async fn warn_about_unknown_schema(plan: &Plan, registration: &Registration) {
     registration.registered().await;
-    let mut told = String::new();
+    let mut last_reason = String::new();
     loop {
         // The registration logs that the agent is away.
-        let _ = watch(plan, &mut told).await;
+        let _ = watch(plan, &mut last_reason).await;
         sleep(PAUSE).await;
     }
 }
 
-async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
+async fn watch(plan: &Plan, last_reason: &mut String) -> Option<()> {
     let channel = agent_channel(&plan.agent).ok()?;
     let service = format!("{}.{}", plan.instance.service, plan.instance.namespace);
     let request = WatchInstancesRequest { service };
@@ -40,7 +40,7 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
         let Some(reason) = own.map(|status| status.schema_reason) else {
             continue;
         };
-        if !reason.is_empty() && reason != *told {
+        if !reason.is_empty() && reason != *last_reason {
             let hint = if plan.instance.protos.is_empty() {
                 hint(plan)
             } else {
@@ -50,7 +50,7 @@ async fn watch(plan: &Plan, told: &mut String) -> Option<()> {
                 "the mesh does not know all proto services of the program: {reason}{hint}"
             );
         }
-        *told = reason;
+        *last_reason = reason;
     }
     None
 }

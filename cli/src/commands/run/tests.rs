@@ -139,7 +139,7 @@ fn mistakes_are_told_before_anything_starts() {
         (
             "--service u --descriptors Cargo.toml",
             &["x"],
-            "--descriptors: Cargo.toml is no serialized",
+            "--descriptors: Cargo.toml is not a serialized",
         ),
         (
             "--service u --descriptors /no/x.pb",

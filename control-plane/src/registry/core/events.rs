@@ -109,7 +109,7 @@ impl NewEvent {
     }
 
     #[cfg(test)]
-    pub(in crate::registry) fn said(&self) -> (&'static str, String) {
+    pub(in crate::registry) fn kind_and_cause(&self) -> (&'static str, String) {
         (self.kind, self.cause.clone())
     }
 

@@ -221,7 +221,10 @@ mod tests {
     fn a_few_are_told_one_by_one_and_many_together() {
         let mut changes = vec![one(Change::Left, "a/web/w1", "it asked to leave")];
         changes.extend((0..7).map(|n| one(Change::Joined, &format!("n{n}/users/u{n}"), "v1")));
-        let told: Vec<_> = summary(&changes, 0).iter().map(NewEvent::said).collect();
+        let told: Vec<_> = summary(&changes, 0)
+            .iter()
+            .map(NewEvent::kind_and_cause)
+            .collect();
         let many = "7 instances, u0 to u6, on n0, n1, n2 and 4 more; the first: v1";
         assert_eq!(
             told,
@@ -237,7 +240,7 @@ mod tests {
         let both = [Change::Joined, Change::Left];
         let changes = both.map(|change| one(change, "a/users/u1", ""));
         let told = summary(&changes, 0);
-        let kinds: Vec<_> = told.iter().map(|event| event.said().0).collect();
+        let kinds: Vec<_> = told.iter().map(|event| event.kind_and_cause().0).collect();
         assert_eq!(kinds, ["instance-joined", "instance-left"]);
     }
 
@@ -245,7 +248,10 @@ mod tests {
     fn one_that_flaps_is_told_as_it_ended() {
         let flaps = [Change::Unhealthy, Change::Healthy, Change::Unhealthy];
         let changes = flaps.map(|change| one(change, "a/users/u1", "refused"));
-        let told: Vec<_> = summary(&changes, 0).iter().map(NewEvent::said).collect();
+        let told: Vec<_> = summary(&changes, 0)
+            .iter()
+            .map(NewEvent::kind_and_cause)
+            .collect();
         assert_eq!(told, [("instance-unhealthy", "refused".to_owned())]);
     }
 
@@ -256,7 +262,7 @@ mod tests {
             .collect();
         let events = summary(&changes, 3);
         assert_eq!(events.len(), MAX_EVENTS + 1);
-        let (_, last) = events.last().unwrap().said();
+        let (_, last) = events.last().unwrap().kind_and_cause();
         assert!(last.starts_with("953 more"), "{last}");
     }
 

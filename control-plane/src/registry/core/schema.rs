@@ -20,8 +20,8 @@ pub use heddle_proto::rules::MAX_SCHEMA_BYTES;
 pub enum SchemaError {
     #[error("the descriptors {sha256} have {bytes} bytes; at most {MAX_SCHEMA_BYTES} are allowed")]
     TooLarge { sha256: String, bytes: usize },
-    #[error("the descriptors sent as {told} have the SHA-256 {found}")]
-    HashDiffers { told: String, found: String },
+    #[error("the descriptors sent as {claimed} have the SHA-256 {found}")]
+    HashDiffers { claimed: String, found: String },
     #[error("the descriptors {sha256} are not a FileDescriptorSet: {cause}")]
     Undecodable { sha256: String, cause: String },
     #[error(
@@ -145,7 +145,7 @@ fn check(sha256: &str, bytes: &[u8]) -> Result<(), SchemaError> {
     let found = hex(&Sha256::digest(bytes));
     if found != sha256 {
         return Err(SchemaError::HashDiffers {
-            told: sha256.to_owned(),
+            claimed: sha256.to_owned(),
             found,
         });
     }

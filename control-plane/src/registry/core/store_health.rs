@@ -13,17 +13,17 @@ use crate::store::StoreError;
 /// After an outage of at least half a TTL, in which leases may have expired, expiry is suspended for a whole TTL.
 /// Shorter outages within that TTL extend the suspension, but to at most this many TTLs of time in which the store did
 /// answer: otherwise one error per TTL would keep dead nodes in use forever.
-const LONGEST_HOLD: u32 = 2;
+const LONGEST_SUSPENSION: u32 = 2;
 
 #[derive(Debug, Default)]
 struct State {
     away_since: Option<Instant>,
-    hold: Option<Hold>,
+    suspension: Option<Suspension>,
 }
 
 /// The suspension of expiry after an outage, extended by short outages that followed.
 #[derive(Clone, Copy, Debug)]
-struct Hold {
+struct Suspension {
     /// When the first outage ended.
     since: Instant,
     /// The total time since then in which the store did not answer.
@@ -32,9 +32,9 @@ struct Hold {
     back: Instant,
 }
 
-impl Hold {
+impl Suspension {
     fn ends(&self, ttl: Duration) -> Instant {
-        (self.back + ttl).min(self.since + self.away + ttl * LONGEST_HOLD)
+        (self.back + ttl).min(self.since + self.away + ttl * LONGEST_SUSPENSION)
     }
 
     /// This hold, extended by an outage that began during it.
@@ -49,12 +49,14 @@ impl Hold {
 
 impl State {
     /// The hold that results from an outage from `since` to `now`.
-    fn held_after(&self, since: Instant, now: Instant, ttl: Duration) -> Hold {
+    fn suspended_after(&self, since: Instant, now: Instant, ttl: Duration) -> Suspension {
         let outage = now.saturating_duration_since(since);
-        let running = self.hold.filter(|hold| since < hold.ends(ttl));
+        let running = self
+            .suspension
+            .filter(|suspension| since < suspension.ends(ttl));
         match running {
-            Some(hold) if outage < ttl / 2 => hold.after(outage, now),
-            _ => Hold {
+            Some(suspension) if outage < ttl / 2 => suspension.after(outage, now),
+            _ => Suspension {
                 since: now,
                 away: Duration::ZERO,
                 back: now,
@@ -84,7 +86,7 @@ impl StoreHealth {
                 if let Some(since) = state.away_since.take() {
                     let away = since.elapsed();
                     tracing::info!(event = "store-back", ?away, "the store answers again");
-                    state.hold = Some(state.held_after(since, Instant::now(), ttl));
+                    state.suspension = Some(state.suspended_after(since, Instant::now(), ttl));
                 }
             }
         }
@@ -99,11 +101,11 @@ impl StoreHealth {
     /// answer.
     pub(in crate::registry) fn judge_from(&self, ttl: Duration) -> Option<Instant> {
         let state = self.lock();
-        let hold = match state.away_since {
-            Some(since) => Some(state.held_after(since, Instant::now(), ttl)),
-            None => state.hold,
+        let suspension = match state.away_since {
+            Some(since) => Some(state.suspended_after(since, Instant::now(), ttl)),
+            None => state.suspension,
         };
-        hold.map(|hold| hold.ends(ttl))
+        suspension.map(|suspension| suspension.ends(ttl))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

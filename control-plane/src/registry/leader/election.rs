@@ -78,7 +78,7 @@ async fn take(registry: &Registry, lease: ReplicaLease) -> Result<Option<Revisio
         then: vec![Op::put_leased(&key, record.encode_to_vec(), lease.id)],
         ..Txn::default()
     };
-    let cause = format!("replica {} is the {LEADER}", options.replica);
+    let cause = format!("replica {} is the leader", options.replica);
     let event = NewEvent::of_mesh("duty-taken", &cause);
     let result = registry.txn_with_events(txn, &[event]).await?;
     Ok(result.succeeded.then_some(result.revision))

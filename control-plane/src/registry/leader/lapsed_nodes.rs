@@ -64,7 +64,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
             expiry.hold(from.into_std(), now());
         }
         let mut notes = BTreeMap::new();
-        for verdict in expiry.verdicts(now(), || membership.overdue()) {
+        for verdict in expiry.verdicts(now(), || membership.overdue_nodes()) {
             match verdict {
                 Verdict::Remove {
                     node,

@@ -93,10 +93,10 @@ pub(super) fn transactions(
             record,
             unrequested,
         } = write;
-        let known = record.map(|(service, told)| {
+        let known = record.map(|(service, reported)| {
             let known = match written.get(&service) {
-                Some(known) => known.followed_by(told),
-                None => told,
+                Some(known) => known.followed_by(reported),
+                None => reported,
             };
             (service, known)
         });

@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn it_is_told_who_came_and_from_whom() {
         let check = |held: Option<&NodeRecord>, lived, record: &NodeRecord| {
-            event_of(held, lived, record).map(|event| event.said())
+            event_of(held, lived, record).map(|event| event.kind_and_cause())
         };
         let first = claim(None, false, &identity("p1", 0), 0).unwrap();
         let (kind, _) = check(None, false, &first).unwrap();

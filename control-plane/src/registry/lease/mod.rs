@@ -116,7 +116,7 @@ impl NodeLease {
     ) -> Result<Revision, LeaseError> {
         let unknown = self.why_missing();
         let why = |key: &InstanceKey| match gone.get(key) {
-            Some(told) => told.clone(),
+            Some(reported) => reported.clone(),
             None => Some(unknown.clone()),
         };
         self.replace(instances, why, true).await

@@ -14,11 +14,11 @@ pub(super) fn record_for(
     key: &InstanceKey,
     local: &LocalInstance,
 ) -> Option<KnownService> {
-    let told = KnownService::of_local(local);
+    let reported = KnownService::of_local(local);
     let Some(held) = view.recorded(&key.service) else {
-        return Some(told);
+        return Some(reported);
     };
-    let next = held.followed_by(told.clone());
+    let next = held.followed_by(reported.clone());
     if view.instances(&key.service).next().is_none() {
         return Some(next);
     }
@@ -29,6 +29,6 @@ pub(super) fn record_for(
     // an instance that registered later: during a rollout, the two versions would overwrite each other in turn.
     let says_it_again = view
         .instance(key)
-        .is_some_and(|before| KnownService::of(before) == told);
+        .is_some_and(|before| KnownService::of(before) == reported);
     (!says_it_again).then_some(next)
 }

@@ -439,7 +439,7 @@ fn the_events_of_what_goes_fit_into_its_transaction() {
     let count = std::cell::Cell::new(0);
     let entry = |event: &NewEvent| {
         count.set(count.get() + 1);
-        EventEntry::named(&format!("event/{}", count.get()), event.said().1)
+        EventEntry::named(&format!("event/{}", count.get()), event.kind_and_cause().1)
     };
     for (removals, cause) in [(100, 10), (100, 1000), (300, 1000)] {
         let delete = |n: usize| {
@@ -458,8 +458,8 @@ fn the_events_of_what_goes_fit_into_its_transaction() {
             let ops = transaction.ops.len() + transaction.entries.len();
             assert!(ops <= MAX_TXN_OPS, "{ops}");
             let bytes: usize = transaction.ops.iter().map(Op::value_bytes).sum();
-            let told: usize = transaction.entries.iter().map(EventEntry::bytes).sum();
-            assert!(bytes + told <= MAX_TXN_BYTES, "{bytes} and {told}");
+            let reported: usize = transaction.entries.iter().map(EventEntry::bytes).sum();
+            assert!(bytes + reported <= MAX_TXN_BYTES, "{bytes} and {reported}");
         }
     }
 }

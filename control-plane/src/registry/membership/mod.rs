@@ -110,19 +110,20 @@ impl Membership {
 
     /// The number of nodes that have their lease and instances and may lapse soon: those that are late here, those that
     /// other replicas report as late, and those whose replica is gone.
-    pub(in crate::registry) fn overdue(&self) -> usize {
+    pub(in crate::registry) fn overdue_nodes(&self) -> usize {
         let here = self.0.registry.late_here();
         let own = &self.0.registry.options().replica;
         self.0.registry.read(|view| {
-            let told = view.replicas().filter(|it| *it.name != **own);
-            let told: usize = told.map(|it| it.late_nodes).sum();
-            let homeless = view.nodes().filter(|node| {
+            let published = view.replicas().filter(|it| *it.name != **own);
+            let published: usize = published.map(|it| it.late_nodes).sum();
+            let without_replica = view.nodes().filter(|node| {
                 node.alive
                     && node.replica != *own
                     && view.replica(&node.replica).is_none()
                     && view.instances_on(&node.name) > 0
             });
-            here.saturating_add(told).saturating_add(homeless.count())
+            here.saturating_add(published)
+                .saturating_add(without_replica.count())
         })
     }
 }

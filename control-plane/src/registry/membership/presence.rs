@@ -305,7 +305,7 @@ impl Presence {
             // The next renewal finds out what happened to the record.
             Ok(_) => self.membership.set_lease(None),
             Err(error) => {
-                tracing::debug!(%error, "cannot publish the numbers of late nodes and streams; retrying")
+                tracing::debug!(%error, "cannot publish the numbers of late nodes and streams; retrying");
             }
         }
     }

@@ -13,7 +13,7 @@ pub const CALLERS: &str = "default";
 /// The service that a call by path is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ByPath<S> {
-    Nobody,
+    Unclaimed,
     One {
         owner: S,
         /// The service that gets the calls: the owner, or another one while the owner has no instance.
@@ -55,9 +55,9 @@ pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -
     }
     let mut owners = Vec::new();
     for claimants in namespaces.into_values() {
-        let lives = claimants.iter().any(|it| !it.deserted);
+        let lives = claimants.iter().any(|it| !it.without_instances);
         match owner(claimants) {
-            Owner::Nobody => {}
+            Owner::Unclaimed => {}
             one @ Owner::One { .. } => owners.push((lives, one)),
             Owner::Unclear(several) => {
                 let each = |service| {
@@ -79,12 +79,12 @@ pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -
         owners.retain(|(lives, _)| *lives);
     }
     match owners.as_slice() {
-        [] => ByPath::Nobody,
+        [] => ByPath::Unclaimed,
         [(_, one)] => clear(one.clone()),
         several => {
             let service = |(_, owner): &(bool, Owner<S>)| match owner {
                 Owner::One { owner, .. } => Some(*owner),
-                Owner::Nobody | Owner::Unclear(_) => None,
+                Owner::Unclaimed | Owner::Unclear(_) => None,
             };
             ByPath::Ambiguous(several.iter().filter_map(service).collect())
         }
@@ -93,7 +93,7 @@ pub fn by_path<'n, S: Named>(claimants: Vec<Claimant<'n, S>>, namespace: &str) -
 
 fn clear<S>(owner: Owner<S>) -> ByPath<S> {
     match owner {
-        Owner::Nobody => ByPath::Nobody,
+        Owner::Unclaimed => ByPath::Unclaimed,
         Owner::One { owner, serves } => ByPath::One { owner, serves },
         Owner::Unclear(several) => ByPath::Ambiguous(several),
     }
@@ -110,17 +110,18 @@ mod tests {
             .iter()
             .map(|(name, ..)| ServiceName::parse(name).unwrap())
             .collect();
-        let claimants = names
-            .iter()
-            .zip(claimants)
-            .map(|(service, (_, since, deserted))| Claimant {
-                service,
-                name: &service.service,
-                rank: Rank::Since(*since),
-                deserted: *deserted,
-            });
+        let claimants =
+            names
+                .iter()
+                .zip(claimants)
+                .map(|(service, (_, since, without_instances))| Claimant {
+                    service,
+                    name: &service.service,
+                    rank: Rank::Since(*since),
+                    without_instances: *without_instances,
+                });
         match by_path(claimants.collect(), namespace) {
-            ByPath::Nobody => "nobody".to_owned(),
+            ByPath::Unclaimed => "nobody".to_owned(),
             ByPath::One { serves, .. } => serves.to_string(),
             ByPath::Ambiguous(several) => {
                 let names: Vec<_> = several.iter().map(ToString::to_string).collect();

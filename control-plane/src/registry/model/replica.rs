@@ -23,9 +23,9 @@ pub struct Replica {
 }
 
 /// Whether a replica must publish its number of streams again: each change is a write that all replicas see.
-pub(crate) fn is_significant(told: usize, now: usize) -> bool {
-    let change = told.abs_diff(now);
-    change >= 10 || change.saturating_mul(10) > told
+pub(crate) fn is_significant(published: usize, now: usize) -> bool {
+    let change = published.abs_diff(now);
+    change >= 10 || change.saturating_mul(10) > published
 }
 
 impl Replica {

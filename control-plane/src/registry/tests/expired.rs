@@ -43,7 +43,7 @@ async fn expired(fixture: &Fixture) -> Vec<(KeyValue, EventRecord)> {
 }
 
 /// "service/instance: cause" of each event.
-async fn said(fixture: &Fixture) -> Vec<String> {
+async fn kind_and_cause(fixture: &Fixture) -> Vec<String> {
     let expired = expired(fixture).await;
     let line = |it: &EventRecord| format!("{}/{}: {}", it.service, it.instance, it.cause);
     let mut lines: Vec<_> = expired.iter().map(|(_, record)| line(record)).collect();
@@ -98,7 +98,7 @@ async fn an_answer_that_is_lost_makes_no_second_event() {
         within(lease.change(vec![removal])).await.unwrap();
     }
     let twice = ["i0", "i1"].map(|id| format!("users.default/{id}: {BROKE}"));
-    assert_eq!(said(&fixture).await, twice);
+    assert_eq!(kind_and_cause(&fixture).await, twice);
 }
 
 #[tokio::test]
@@ -121,13 +121,13 @@ async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_
         "users.default/i2: missing from its node's list when the session was reopened; the reason is unknown"
             .into(),
     ];
-    assert_eq!(said(&fixture).await, expected);
+    assert_eq!(kind_and_cause(&fixture).await, expected);
     // Repeating it adds no event.
     lease.resume(left, &gone).await.unwrap();
-    assert_eq!(said(&fixture).await.len(), 2);
+    assert_eq!(kind_and_cause(&fixture).await.len(), 2);
 
     node(&fixture, "p2", &[]).await;
-    let last = said(&fixture).await.pop().unwrap();
+    let last = kind_and_cause(&fixture).await.pop().unwrap();
     let new = "users.default/i3: missing from the list of its node's new process p2 (epoch 2)";
     assert_eq!(last, new);
 }
@@ -144,7 +144,7 @@ async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
         .change(few.iter().map(unasked).collect())
         .await
         .unwrap();
-    assert_eq!(said(&fixture).await.len(), 100);
+    assert_eq!(kind_and_cause(&fixture).await.len(), 100);
     let revision = lease
         .change(many.iter().map(unasked).collect())
         .await

@@ -59,10 +59,13 @@ fn in_a_process_of_its_own(cycles: usize) {
         .env(CYCLES, cycles.to_string())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success(), "{said}");
-    assert!(said.contains("cycles: "), "it did nothing: {said}");
-    eprint!("{said}");
+    let kind_and_cause = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{kind_and_cause}");
+    assert!(
+        kind_and_cause.contains("cycles: "),
+        "it did nothing: {kind_and_cause}"
+    );
+    eprint!("{kind_and_cause}");
 }
 
 #[test]

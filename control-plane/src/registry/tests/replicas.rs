@@ -235,13 +235,13 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
         first.reached(revision).await;
         leases.push(lease);
     }
-    assert_eq!(member.overdue(), 0, "nobody is late");
+    assert_eq!(member.overdue_nodes(), 0, "nobody is late");
     // They stop sending: their replica notices a missed heartbeat long before their leases end.
     until(&first, |view| {
         view.replica("c2").is_some_and(|it| it.late_nodes == 3)
     })
     .await;
-    assert_eq!(member.overdue(), 3);
+    assert_eq!(member.overdue_nodes(), 3);
     // So the first node that lapses is not judged before the others lapse.
     until(&first, |view| {
         view.nodes().filter(|node| node.suspect).count() == 3

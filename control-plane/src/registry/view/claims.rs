@@ -55,14 +55,14 @@ impl Claims {
                 .iter()
                 .map(move |(service, empty)| (proto, service, *empty))
         });
-        claimants.map(|(proto, service, deserted)| Claimant {
+        claimants.map(|(proto, service, without_instances)| Claimant {
             service,
             name: &service.service,
             rank: match self.since(service, proto) {
                 Revision(0) => Rank::Unordered,
                 Revision(since) => Rank::Since(since),
             },
-            deserted,
+            without_instances,
         })
     }
 

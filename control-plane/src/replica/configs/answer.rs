@@ -16,7 +16,7 @@ use tonic::Status;
 
 use crate::xds::{
     Clients,
-    csds::{Own, Part, Parts},
+    csds::{OwnPieces, Part, Parts},
 };
 
 /// Most answers at a time; more are refused. Each keeps one message in memory.
@@ -28,7 +28,7 @@ const MESSAGE_BYTES: usize = 256 << 10;
 pub(crate) const WHOLE: Duration = Duration::from_secs(15 * 60);
 
 pub(in crate::replica) struct Answer {
-    own: Own,
+    own: OwnPieces,
     parts: Parts,
     ended: bool,
     _place: OwnedSemaphorePermit,
@@ -45,7 +45,7 @@ impl Answer {
                 "question: must be an envoy.service.status.v3.ClientStatusRequest: {error}"
             ))
         })?;
-        let own = Own::new(clients, question);
+        let own = OwnPieces::new(clients, question);
         Ok(Self {
             own: own.map_err(|unclear| Status::invalid_argument(unclear.to_string()))?,
             parts: Parts::new(MESSAGE_BYTES),
@@ -86,20 +86,20 @@ pub(in crate::replica) type ConfigStream = ReceiverStream<Result<ClientConfigsRe
 fn bounded<T: Send + 'static>(
     messages: impl Stream<Item = T> + Send + 'static,
 ) -> ReceiverStream<Result<T, Status>> {
-    let (told, reader) = mpsc::channel(1);
+    let (sender, reader) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut messages = pin!(messages);
-        let tell = async {
+        let send_all = async {
             while let Some(message) = messages.next().await {
-                if told.send(Ok(message)).await.is_err() {
+                if sender.send(Ok(message)).await.is_err() {
                     return;
                 }
             }
         };
-        if timeout(WHOLE, tell).await.is_err() {
+        if timeout(WHOLE, send_all).await.is_err() {
             let left = Status::resource_exhausted(format!("not read completely within {WHOLE:?}"));
             // A reader that reads nothing does not get this either.
-            let _ = told.try_send(Err(left));
+            let _ = sender.try_send(Err(left));
         }
     });
     ReceiverStream::new(reader)

@@ -30,7 +30,7 @@ use peer::PeerConfigs;
 use super::Peers;
 use crate::xds::{
     Clients,
-    csds::{Merge, Own, Piece, Unclear},
+    csds::{InvalidMatcher, Merge, OwnPieces, Piece},
 };
 
 /// A replica that sends nothing for this long has not answered.
@@ -43,7 +43,7 @@ const QUESTIONS: usize = 16;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum AskError {
     #[error(transparent)]
-    Unclear(#[from] Unclear),
+    InvalidMatcher(#[from] InvalidMatcher),
     #[error(
         "{QUESTIONS} CSDS requests are in progress, the limit: read their responses, or try again \
          later"
@@ -53,7 +53,7 @@ pub(crate) enum AskError {
 
 /// The time limit of the other replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum TimeLimit {
     /// 2 s for the whole answer.
     All,
     /// 2 s for each message, so that an answer may be long and its reader slow: only the time spent waiting counts.
@@ -101,7 +101,7 @@ impl MeshConfigs {
     pub(crate) async fn ask(
         &self,
         question: ClientStatusRequest,
-        patience: Patience,
+        time_limit: TimeLimit,
     ) -> Result<Gathering, AskError> {
         let place = timeout(WITHIN, Arc::clone(&self.questions).acquire_owned()).await;
         let Some(place) = place.ok().and_then(Result::ok) else {
@@ -109,7 +109,7 @@ impl MeshConfigs {
             return Err(AskError::Busy);
         };
         let asked: Bytes = question.encode_to_vec().into();
-        let own = Own::new(&self.clients, question)?;
+        let own = OwnPieces::new(&self.clients, question)?;
         let peers = self.peers.now();
         let others = peers
             .iter()
@@ -117,12 +117,12 @@ impl MeshConfigs {
         let mut sources: Vec<_> = others.collect();
         // By name, so that every replica gives the same order.
         let before = peers.partition_point(|peer| peer.replica.name < self.name);
-        sources.insert(before, Source::Own(Box::new(own)));
+        sources.insert(before, Source::OwnPieces(Box::new(own)));
         Ok(Gathering {
             merge: Merge::new(sources.len()),
             sources,
             unanswered: BTreeSet::new(),
-            until: (patience == Patience::All).then(|| Instant::now() + WITHIN),
+            until: (time_limit == TimeLimit::All).then(|| Instant::now() + WITHIN),
             counters: Arc::clone(&self.counters),
             _place: place,
         })
@@ -140,7 +140,7 @@ pub(crate) struct Gathering {
 }
 
 enum Source {
-    Own(Box<Own>),
+    OwnPieces(Box<OwnPieces>),
     Peer(PeerConfigs),
 }
 
@@ -151,8 +151,8 @@ impl Gathering {
         let sources = self.sources.iter_mut().enumerate();
         let missing = sources.filter(|(number, _)| self.merge.is_missing(*number));
         let asked = missing.map(async |(number, source)| (number, source.next(until).await));
-        for (number, heard) in join_all(asked).await {
-            let piece = heard.unwrap_or_else(|Unanswered { name, cause }| {
+        for (number, received) in join_all(asked).await {
+            let piece = received.unwrap_or_else(|Unanswered { name, cause }| {
                 tracing::debug!(
                     replica = name,
                     cause,
@@ -176,7 +176,7 @@ impl Gathering {
 impl Source {
     async fn next(&mut self, until: Instant) -> Result<Option<Piece>, Unanswered> {
         match self {
-            Self::Own(own) => Ok(own.next().await),
+            Self::OwnPieces(own) => Ok(own.next().await),
             Self::Peer(peer) => peer.next(until).await,
         }
     }

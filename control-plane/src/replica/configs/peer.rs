@@ -59,8 +59,8 @@ impl PeerConfigs {
         if let Some(piece) = self.pieces.pop_front() {
             return Ok(Some(piece));
         }
-        let heard = timeout_at(until, self.receive()).await;
-        let cause = match heard {
+        let received = timeout_at(until, self.receive()).await;
+        let cause = match received {
             Ok(Ok(())) => return Ok(self.pieces.pop_front()),
             Ok(Err(cause)) => cause,
             Err(_) => "it is silent".to_owned(),

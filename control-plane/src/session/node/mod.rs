@@ -6,28 +6,26 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::Fuse};
 use heddle_proto::control::v1::{
-    Ack, Change, ControlMessage, NodeMessage, Rejection, RemovalAnswer, RemovalQuery, SchemaUpload,
-    ack, control_message, node_message,
+    Ack, ControlMessage, NodeMessage, SchemaUpload, ack, control_message, node_message,
 };
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{
-    Removals, refusal,
-    rejected::{self, Rejected},
-    validate,
-};
-use crate::registry::{LeaseError, Node, NodeLease, NodeWrite, Registry, View};
+use super::{Removals, refusal, rejected};
+use crate::registry::{LeaseError, Node, NodeLease, Registry};
 
+mod changes;
 mod instance_charge;
 mod open;
+mod queries;
 
+use changes::PendingWrites;
 use instance_charge::InstanceCharge;
 #[cfg(test)]
 pub(crate) use open::Sessions;
@@ -41,11 +39,6 @@ type Inbound = Fuse<Pin<Box<dyn Stream<Item = Result<NodeMessage, Status>> + Sen
 /// The most messages of one node that are written together, and their bytes.
 const MAX_TOGETHER: usize = 256;
 const MAX_TOGETHER_BYTES: usize = 4 << 20;
-/// The most concurrent removal queries per node.
-const MAX_QUERIES: usize = 256;
-/// The default and the upper limit of a removal query's wait.
-const MAX_REMOVAL_WAIT: Duration = Duration::from_secs(5);
-
 /// Why a session ends.
 enum End {
     /// The node closed the stream, or the connection broke.
@@ -83,14 +76,6 @@ struct Session {
     instance_charge: InstanceCharge,
     /// When the session last tried to renew the lease.
     tried: Instant,
-}
-
-/// Changes that are written together.
-#[derive(Default)]
-struct PendingWrites {
-    /// Each Change's sequence and rejected instances.
-    changes: Vec<(u64, Vec<Rejection>)>,
-    writes: Vec<NodeWrite>,
 }
 
 impl Session {
@@ -188,88 +173,6 @@ impl Session {
         self.write(&mut pending).await
     }
 
-    fn on_change(&mut self, change: Change, pending: &mut PendingWrites) -> Result<(), End> {
-        let expected = self.sequence + 1;
-        if change.sequence != expected {
-            let found = change.sequence;
-            let text =
-                format!("is {found} where {expected} was expected: changes are numbered from 1");
-            return Err(refusal::invalid("change.sequence", text).into());
-        }
-        self.instance_charge
-            .add(&self.registry, &self.node, &change.upserted)
-            .map_err(Status::from)?;
-        let validate::Changes { writes, rejected } = validate::change(&self.node, change)?;
-        let (writes, rejected) = self.fit(writes, rejected);
-        pending.writes.extend(writes);
-        pending
-            .changes
-            .push((expected, rejected::for_node(rejected)));
-        self.sequence = expected;
-        Ok(())
-    }
-
-    /// Rejects instances with the address of a proxy's listener. The earlier state of each rejected instance is
-    /// removed.
-    fn fit(
-        &self,
-        mut writes: Vec<NodeWrite>,
-        mut rejected: Vec<Rejected>,
-    ) -> (Vec<NodeWrite>, Vec<Rejected>) {
-        self.registry.read(|view| {
-            let on = view.node(&self.node);
-            let at_a_proxy = |write: &mut NodeWrite| match write {
-                NodeWrite::Put(key, local) => {
-                    rejected::at_a_proxy(view, on?, key, rejected::address(local)?)
-                }
-                NodeWrite::Remove(..) => None,
-            };
-            let lost = writes.extract_if(.., |write| {
-                let found = at_a_proxy(write);
-                let is_one = found.is_some();
-                rejected.extend(found);
-                is_one
-            });
-            lost.for_each(drop);
-            writes.extend(removals(view, &rejected));
-        });
-        for one in &rejected {
-            one.log(&self.node);
-        }
-        (writes, rejected)
-    }
-
-    async fn write(&mut self, pending: &mut PendingWrites) -> Result<(), End> {
-        let PendingWrites { changes, writes } = std::mem::take(pending);
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let schemas = writes.iter().filter_map(|write| match write {
-            NodeWrite::Put(_, local) => Some(local.schema_sha256.as_str()),
-            NodeWrite::Remove(..) => None,
-        });
-        let mut missing = missing(&self.registry, schemas);
-        let revision = self.lease.change(writes).await?;
-        if self.wanted.len() + missing.len() > validate::MAX_INSTANCES {
-            // The node does not send the descriptors that it is asked for. It is asked again when it refers to them
-            // again.
-            self.wanted.clear();
-        }
-        self.wanted.extend(missing.iter().cloned());
-        for (sequence, rejected) in changes {
-            let missing_schemas = std::mem::take(&mut missing);
-            let of = Some(ack::Of::Change(sequence));
-            let ack = Ack {
-                of,
-                revision: revision.0,
-                missing_schemas,
-                rejected,
-            };
-            self.answer(control_message::Message::Ack(ack)).await?;
-        }
-        Ok(())
-    }
-
     /// Skips the renewal if the last one is recent, so that queued heartbeats cost one request to the store.
     async fn renew(&mut self) -> Result<(), End> {
         if self.tried.elapsed() >= self.registry.options().renew_interval / 2 {
@@ -293,29 +196,6 @@ impl Session {
         self.answer(control_message::Message::Ack(ack)).await
     }
 
-    /// Removes instances whose address has become that of a proxy's listener. Checks only if a listener's address has
-    /// changed since the last check.
-    async fn judge_again(&mut self) -> Result<Vec<Rejected>, End> {
-        let changes = self.registry.listener_changes();
-        if changes == self.judged {
-            return Ok(Vec::new());
-        }
-        let found = |view: &View| {
-            let rejected = rejected::at_proxies(view, &self.node);
-            let writes = removals(view, &rejected);
-            (rejected, writes)
-        };
-        let (rejected, writes) = self.registry.read(found);
-        if !writes.is_empty() {
-            for one in &rejected {
-                one.log(&self.node);
-            }
-            self.lease.change(writes).await?;
-        }
-        self.judged = changes;
-        Ok(rejected)
-    }
-
     /// Invalid descriptors do not end the session: the node would upload them again in the next one.
     async fn on_schema(&mut self, upload: SchemaUpload) -> Result<(), End> {
         let SchemaUpload {
@@ -337,36 +217,6 @@ impl Session {
             }
             Err(error) => tracing::warn!(node = %self.node, %error, "descriptors are refused"),
         }
-        Ok(())
-    }
-
-    async fn on_query(&mut self, query: RemovalQuery) -> Result<(), End> {
-        let instance = validate::removed_instance(&self.node, query.instance)?;
-        while self.queries.try_join_next().is_some() {}
-        if self.queries.len() >= MAX_QUERIES {
-            // This does not end the session: the removal itself is done.
-            let why = format!("({MAX_QUERIES} removal queries of this node are under way)");
-            return self.answer(removal_answer(query.id, vec![why])).await;
-        }
-        let wait = query
-            .max_wait
-            .and_then(|wait| Duration::try_from(wait).ok());
-        let wait = wait.unwrap_or(MAX_REMOVAL_WAIT).min(MAX_REMOVAL_WAIT);
-        let (registry, removals) = (self.registry.clone(), Arc::clone(&self.removals));
-        let (answers, revision) = (self.answers.clone(), self.lease.last());
-        self.queries.spawn(async move {
-            let until = Instant::now() + wait;
-            let unacknowledged = match timeout_at(until, registry.reached(revision)).await {
-                Ok(()) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    removals.acknowledged(instance, revision, left).await
-                }
-                Err(_) => vec!["(this replica has not seen the removal yet)".to_owned()],
-            };
-            let message = Some(removal_answer(query.id, unacknowledged));
-            // If the node has disconnected, nobody waits for the answer.
-            let _ = answers.send(Ok(ControlMessage { message })).await;
-        });
         Ok(())
     }
 
@@ -409,16 +259,6 @@ impl Session {
     }
 }
 
-/// Removes the earlier states of rejected instances, with the cause.
-fn removals(view: &View, rejected: &[Rejected]) -> Vec<NodeWrite> {
-    let taken_before = rejected.iter().filter_map(|one| {
-        let key = one.key.clone()?;
-        view.instance(&key)?;
-        Some(NodeWrite::Remove(key, Some(one.cause())))
-    });
-    taken_before.collect()
-}
-
 /// Completes one TTL after the node disconnected. A write may wait for a store that does not answer; after that time
 /// the lease has expired anyway.
 async fn given_up(answers: mpsc::Sender<Answer>, lease_ttl: Duration) {
@@ -432,14 +272,6 @@ fn broken(status: Status) -> End {
         tonic::Code::ResourceExhausted => status.into(),
         _ => End::Closed,
     }
-}
-
-fn removal_answer(id: u64, unacknowledged: Vec<String>) -> control_message::Message {
-    control_message::Message::RemovalAnswer(RemovalAnswer {
-        id,
-        acknowledged: unacknowledged.is_empty(),
-        unacknowledged,
-    })
 }
 
 /// Waits for a message, and returns it with those that have already arrived; empty if the stream has ended.
@@ -458,15 +290,6 @@ async fn ready(inbound: &mut Inbound) -> Vec<Result<NodeMessage, Status>> {
         messages.push(next);
     }
     messages
-}
-
-/// The hashes for which the store has no descriptors, without duplicates.
-fn missing<'a>(registry: &Registry, hashes: impl Iterator<Item = &'a str>) -> Vec<String> {
-    registry.read(|view| {
-        let missing = hashes.filter(|hash| !hash.is_empty() && !view.has_schema(hash));
-        let missing: std::collections::BTreeSet<&str> = missing.collect();
-        missing.into_iter().map(str::to_owned).collect()
-    })
 }
 
 fn stopping() -> Status {

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Answer, End, Inbound, InstanceCharge, Session, broken, missing, stopping};
+use super::{Answer, End, Inbound, InstanceCharge, Session, broken, changes::missing, stopping};
 use crate::{
     access::Caller,
     budget::Account,
@@ -28,7 +28,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most queued answers. If the node does not read them, the session waits too, and the lease expires.
 const ANSWERS: usize = 64;
 /// How long the final status waits for room in the queue.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const FINAL_SEND: Duration = Duration::from_secs(1);
 
 /// The gRPC service for the control plane's server.
 #[must_use]
@@ -85,7 +85,7 @@ impl Sessions {
             let end = opening.run(stop).await;
             if let Err(End::Refused(status)) = end {
                 // The node may have disconnected, or may not read: its lease expires in any case.
-                let _ = tokio::time::timeout(LAST_WORD, answers.send(Err(*status))).await;
+                let _ = tokio::time::timeout(FINAL_SEND, answers.send(Err(*status))).await;
             }
         });
         ReceiverStream::new(out)
@@ -139,7 +139,7 @@ impl Opening {
         instance_charge
             .add(&self.registry, "", &hello.instances)
             .map_err(Status::from)?;
-        let validate::Said {
+        let validate::ValidHello {
             identity,
             mut instances,
             mut gone,

@@ -38,7 +38,7 @@ const WAITING: usize = 1;
 const WATCH: usize = 64 << 10;
 const WATCHED: usize = 128;
 /// How long the final status waits for the client to read.
-const LAST_WORD: Duration = Duration::from_secs(60);
+const FINAL_SEND: Duration = Duration::from_secs(60);
 /// Changes within this time are sent together, so that a service that changes all the time does not cause a message per
 /// change.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -189,8 +189,8 @@ impl Watcher {
             let Self { account, out, .. } = self;
             account.count_refused();
             // A client that does not read never gets this status; nothing more is charged to it meanwhile.
-            let told = out.send(Err(refusal.into()));
-            let _ = tokio::time::timeout(LAST_WORD, told).await;
+            let sent = out.send(Err(refusal.into()));
+            let _ = tokio::time::timeout(FINAL_SEND, sent).await;
         }
     }
 

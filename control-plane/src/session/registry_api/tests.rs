@@ -3,7 +3,7 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use super::{
-    super::fixture::{Asked, serve},
+    super::fixture::{RecordedQueries, serve},
     *,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 
 async fn start() -> (Fixture, RegistryClient<Channel>) {
     let fixture = Fixture::new().await;
-    let server = serve(&fixture.registry, &Arc::new(Asked::default())).await;
+    let server = serve(&fixture.registry, &Arc::new(RecordedQueries::default())).await;
     let client = RegistryClient::connect(format!("http://{server}"))
         .await
         .unwrap();

@@ -39,7 +39,7 @@ const MAX_LISTENERS: usize = 64;
 
 /// The content of a valid Hello.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct ValidHello {
     pub(super) identity: NodeIdentity,
     /// All accepted instances.
     pub(super) instances: Vec<(InstanceKey, LocalInstance)>,
@@ -56,7 +56,7 @@ pub(super) struct Changes {
 }
 
 /// Checks a Hello.
-pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
+pub(super) fn hello(hello: Hello, loopback: bool) -> Result<ValidHello, Status> {
     let mut faults = Faults::default();
     dns_label(&mut faults, "hello.node", &hello.node);
     if keys::is_reserved(&hello.node) {
@@ -120,7 +120,7 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
         listeners: listeners(&hello.listeners),
         host: hello.host,
     };
-    Ok(Said {
+    Ok(ValidHello {
         identity,
         instances,
         gone,
@@ -130,8 +130,8 @@ pub(super) fn hello(hello: Hello, loopback: bool) -> Result<Said, Status> {
 
 /// The addresses on which a proxy listens. Listeners only prevent loops, so they never cause a refusal: invalid
 /// addresses (perhaps another kind of listener of a newer proxy) and those beyond the limit are ignored.
-fn listeners(told: &[String]) -> Vec<SocketAddr> {
-    let parsed = told.iter().filter_map(|at| at.parse().ok());
+fn listeners(addresses: &[String]) -> Vec<SocketAddr> {
+    let parsed = addresses.iter().filter_map(|at| at.parse().ok());
     let mut listeners: Vec<_> = parsed.take(MAX_LISTENERS).collect();
     listeners.sort_unstable();
     listeners.dedup();

@@ -72,7 +72,7 @@ fn a_good_hello_has_its_defaults_filled_in() {
     ) = (String::new(), 0, 0);
     registration.address = "[::1]:021001".replace("021001", "21001");
     message.gone = vec![gone("u2", "its keep-alive stream broke"), gone("u3", "")];
-    let Said {
+    let ValidHello {
         identity,
         instances,
         gone,
@@ -331,7 +331,7 @@ fn what_programs_derived_is_cut_and_keeps_no_node_out() {
     local.health_reason = format!("line\n{}", "x".repeat(5000));
     local.protos.push(local.protos[0].clone());
     local.protos[0].name = "1x".into();
-    let Said { instances, .. } = hello(message, false).unwrap();
+    let ValidHello { instances, .. } = hello(message, false).unwrap();
     let local = &instances[0].1;
     assert_eq!(local.health_reason.len(), MAX_REASON);
     assert!(local.health_reason.starts_with("linex"));
@@ -349,7 +349,7 @@ fn what_it_serves_always_fits_a_transaction() {
             idempotent_methods: vec![method.clone(); 20],
         })
         .collect();
-    let Said { instances, .. } = hello(message, false).unwrap();
+    let ValidHello { instances, .. } = hello(message, false).unwrap();
     let protos = &instances[0].1.protos;
     let bytes: usize = protos.iter().map(Message::encoded_len).sum();
     assert!(bytes <= MAX_PROTOS_BYTES, "{bytes}");

@@ -8,7 +8,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, Flavor, HeldResources, Speaks, revision_of};
+use super::{Client, ClientVariant, Flavor, HeldResources, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Delta, Variant},
@@ -19,7 +19,7 @@ type Response = <Delta as Variant>::Response;
 /// Names requested on this stream, for types requested by name.
 pub(super) type Asked = BTreeMap<Kind, BTreeSet<String>>;
 
-impl Speaks for Delta {
+impl ClientVariant for Delta {
     type Asked = Asked;
 
     fn first(client: &Client, asked: &mut Asked) -> Vec<DeltaDiscoveryRequest> {
@@ -46,7 +46,7 @@ impl Speaks for Delta {
         Kind::from_url(&response.type_url)
     }
 
-    fn told(response: &Response) -> Option<u64> {
+    fn revision_of_view(response: &Response) -> Option<u64> {
         revision_of(&response.system_version_info)
     }
 

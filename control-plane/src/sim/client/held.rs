@@ -37,7 +37,7 @@ pub(in crate::sim) struct HeldResources {
     /// The state-of-the-world versions that it accepted last.
     pub(in crate::sim) accepted: BTreeMap<Kind, String>,
     /// The types of which it accepted a response on this stream.
-    pub(in crate::sim) told: BTreeSet<Kind>,
+    pub(in crate::sim) answered: BTreeSet<Kind>,
 }
 
 impl HeldResources {
@@ -52,7 +52,7 @@ impl HeldResources {
             listeners: BTreeMap::new(),
             seen: 0,
             accepted: BTreeMap::new(),
-            told: BTreeSet::new(),
+            answered: BTreeSet::new(),
         }
     }
 
@@ -144,7 +144,8 @@ impl HeldResources {
         let held = self.names(Kind::Cluster);
         let mut faults = Vec::new();
         // On a new stream the server does not know yet what the client will request next.
-        let asked = |kind: &Kind| self.told.contains(kind) && self.told.contains(&Kind::Cluster);
+        let asked =
+            |kind: &Kind| self.answered.contains(kind) && self.answered.contains(&Kind::Cluster);
         for ((kind, name), to) in self.routes.iter().filter(|((kind, _), _)| asked(kind)) {
             for cluster in to.iter().filter(|cluster| !held.contains(*cluster)) {
                 let word = kind.word();

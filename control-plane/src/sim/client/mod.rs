@@ -68,7 +68,7 @@ impl Flavor {
 pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: HeldResources) {
     let life = CancellationToken::new();
     let flavor = held.flavor;
-    simulation.say(format_args!("{} starts: {flavor:?}", Who::Client(n)));
+    simulation.log(format_args!("{} starts: {flavor:?}", Who::Client(n)));
     let state = ClientState {
         held,
         life: life.clone(),
@@ -91,7 +91,7 @@ pub(super) fn start(simulation: &Simulation, random: Random, n: usize, held: Hel
 /// Kills it. Returns what it has on disk, for the next process.
 pub(super) fn kill(simulation: &Simulation, n: usize) -> Option<HeldResources> {
     let state = lock(&simulation.client_states).remove(&n)?;
-    simulation.say(format_args!("{} is killed", Who::Client(n)));
+    simulation.log(format_args!("{} is killed", Who::Client(n)));
     state.life.cancel();
     Some(state.held)
 }
@@ -106,13 +106,13 @@ struct Client {
 }
 
 /// What a variant of the protocol needs to drive a client.
-trait Speaks: Variant<Request: Send, Response: Send> + Sized {
+trait ClientVariant: Variant<Request: Send, Response: Send> + Sized {
     /// What was requested on this stream.
     type Asked: Default + Send;
 
     fn first(client: &Client, asked: &mut Self::Asked) -> Vec<Self::Request>;
     fn kind(response: &Self::Response) -> Option<Kind>;
-    fn told(response: &Self::Response) -> Option<u64>;
+    fn revision_of_view(response: &Self::Response) -> Option<u64>;
     /// Applies a response.
     fn apply(held: &mut HeldResources, kind: Kind, response: &Self::Response)
     -> Result<(), String>;
@@ -152,14 +152,14 @@ impl Client {
             next += 1;
             let started = Instant::now();
             let why = match self.flavor {
-                Flavor::Envoy | Flavor::Grpc => self.talk::<Sotw>(replica).await,
+                Flavor::Envoy | Flavor::Grpc => self.run_stream::<Sotw>(replica).await,
                 Flavor::Proxy | Flavor::Everything | Flavor::EnvoyDelta => {
-                    self.talk::<Delta>(replica).await
+                    self.run_stream::<Delta>(replica).await
                 }
             };
             self.state(|state| state.connected = None);
             self.simulation
-                .say(format_args!("{}: stream of r{replica}: {why}", self.who));
+                .log(format_args!("{}: stream of r{replica}: {why}", self.who));
             if started.elapsed() > Duration::from_secs(10) {
                 wait = 250;
             }
@@ -176,7 +176,7 @@ impl Client {
     }
 
     /// One stream from its first request to its end; returns why it ended.
-    async fn talk<V: Speaks>(&mut self, replica: usize) -> String {
+    async fn run_stream<V: ClientVariant>(&mut self, replica: usize) -> String {
         let from = self.who.to_string();
         let accept =
             |replica: &super::replica::Replica, requests| V::accept(replica, &from, requests);
@@ -198,7 +198,7 @@ impl Client {
             state.connected = Some((replica, now));
             state.lost_there = socket.lost_there.clone();
             state.rejected = false;
-            state.held.told.clear();
+            state.held.answered.clear();
         });
         let mut asked = V::Asked::default();
         for request in V::first(self, &mut asked) {
@@ -246,7 +246,7 @@ impl Client {
     }
 
     /// Applies a response or rejects it, at random.
-    fn on_response<V: Speaks>(&mut self, response: &V::Response) -> bool {
+    fn on_response<V: ClientVariant>(&mut self, response: &V::Response) -> bool {
         let Some(kind) = V::kind(response) else {
             self.simulation.broken(
                 "protocol",
@@ -254,7 +254,7 @@ impl Client {
             );
             return true;
         };
-        let revision = V::told(response).unwrap_or(0);
+        let revision = V::revision_of_view(response).unwrap_or(0);
         let rejected = self.random.chance(6);
         let done = self.state(|state| {
             invariants::on_revision(&self.simulation, self.who, &mut state.held, kind, revision);
@@ -262,7 +262,7 @@ impl Client {
                 state.rejected = true;
                 return Ok::<_, String>(Vec::new());
             }
-            state.held.told.insert(kind);
+            state.held.answered.insert(kind);
             let before = state.held.addresses();
             V::apply(&mut state.held, kind, response)?;
             invariants::on_taken(&self.simulation, self.who, &before, &state.held.addresses());
@@ -275,7 +275,7 @@ impl Client {
         });
         let verb = if rejected { "rejects" } else { "takes" };
         let size = prost::Message::encoded_len(response);
-        self.simulation.say(format_args!(
+        self.simulation.log(format_args!(
             "{}: {verb} {} at revision {revision} ({size} bytes)",
             self.who,
             kind.word()

@@ -14,7 +14,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 
-use super::{Client, Flavor, HeldResources, Speaks, revision_of};
+use super::{Client, ClientVariant, Flavor, HeldResources, revision_of};
 use crate::{
     snapshot::Kind,
     xds::{Sotw, Variant},
@@ -25,7 +25,7 @@ type Response = <Sotw as Variant>::Response;
 /// Per type: the names requested last, and the nonce of the last response.
 pub(super) type Asked = BTreeMap<Kind, (Vec<String>, String)>;
 
-impl Speaks for Sotw {
+impl ClientVariant for Sotw {
     type Asked = Asked;
 
     fn first(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
@@ -40,21 +40,21 @@ impl Speaks for Sotw {
         Kind::from_url(&response.type_url)
     }
 
-    fn told(response: &Response) -> Option<u64> {
+    fn revision_of_view(response: &Response) -> Option<u64> {
         revision_of(&response.version_info)
     }
 
     fn apply(held: &mut HeldResources, kind: Kind, response: &Response) -> Result<(), String> {
-        let mut told = BTreeSet::new();
+        let mut sent = BTreeSet::new();
         for bytes in &response.resources {
             let any = Any::decode(bytes.clone()).map_err(|error| error.to_string())?;
             let name = name_of(kind, &any.value).map_err(|error| error.to_string())?;
             held.put(kind, &name, &response.version_info, &any.value)?;
-            told.insert(name);
+            sent.insert(name);
         }
         // Clusters and listeners that are missing in a response are deleted (xDS, "Deleting Resources").
         if matches!(kind, Kind::Cluster | Kind::Listener) {
-            for gone in held.names(kind).difference(&told) {
+            for gone in held.names(kind).difference(&sent) {
                 held.remove(kind, gone);
             }
         }

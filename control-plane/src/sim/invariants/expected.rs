@@ -23,10 +23,10 @@ pub(super) struct Stored {
 
 /// Addresses of the living instances: their node, and their health in xDS.
 pub(super) fn wanted(simulation: &Simulation) -> BTreeMap<String, (usize, i32)> {
-    let books = lock(&simulation.books);
+    let nodes = lock(&simulation.nodes);
     let mut wanted = BTreeMap::new();
     for (who, node) in rightful(simulation) {
-        for local in books
+        for local in nodes
             .get(&who)
             .into_iter()
             .flat_map(|book| book.instances.values())
@@ -61,14 +61,14 @@ pub(super) fn rightful(simulation: &Simulation) -> impl Iterator<Item = (Who, us
 }
 
 pub(super) fn is_running(simulation: &Simulation, who: Who) -> bool {
-    let lives = lock(&simulation.books).contains_key(&who);
+    let lives = lock(&simulation.nodes).contains_key(&who);
     lives && simulation.net(|net| !net.paused.contains(&who))
 }
 
 /// Whether an older process of the node is alive as well.
 pub(in crate::sim) fn is_contested(simulation: &Simulation, node: usize) -> bool {
-    let books = lock(&simulation.books);
-    books
+    let nodes = lock(&simulation.nodes);
+    nodes
         .keys()
         .filter(|who| matches!(who, Who::Node(n, _) if *n == node))
         .count()

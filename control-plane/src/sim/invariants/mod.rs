@@ -65,7 +65,7 @@ pub(super) fn on_changes(
         } else {
             "deletes"
         };
-        simulation.say(format_args!(
+        simulation.log(format_args!(
             "store: {}: {by} {verb} {}",
             changes.revision, event.key
         ));
@@ -307,7 +307,7 @@ pub(super) fn on_acknowledged(
         let Some(endpoints) = state.held.endpoints.get(&service) else {
             continue;
         };
-        let told = state.held.told.contains(&Kind::Endpoint) && !state.rejected;
+        let told = state.held.answered.contains(&Kind::Endpoint) && !state.rejected;
         let here = here && !state.lost_there.is_cancelled();
         // It may have been registered again meanwhile: only what the store no longer has counts.
         for address in endpoints.keys().filter(gone) {

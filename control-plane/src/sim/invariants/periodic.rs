@@ -276,7 +276,7 @@ fn paths_are_owned(simulation: &Simulation, stored: &Stored) {
             .registry
             .read(|view| match view.path_owner(SHARED, "default") {
                 Owner::One { owner, .. } => Some(owner.to_string()),
-                Owner::Nobody | Owner::Unclear(_) => None,
+                Owner::Unclaimed | Owner::Unclear(_) => None,
             });
         // Without instances there are no claims any more, and each replica may report any owner or none.
         if oldest.is_some() && owner != oldest {

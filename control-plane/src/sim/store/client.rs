@@ -65,7 +65,7 @@ impl Client {
         tokio::spawn(async move {
             let done = request.run(&simulation, apply).await;
             if let Err(StoreError::Unavailable { cause }) = &done {
-                simulation.say(format_args!("{me}: {what}: {cause}"));
+                simulation.log(format_args!("{me}: {what}: {cause}"));
             }
             if !life.is_cancelled() {
                 let _ = reply.send(done);
@@ -233,7 +233,7 @@ impl Store for Client {
             move |simulation, cluster| {
                 let ended = cluster.machine.revoke(lease)?;
                 for event in ended.iter().flat_map(|changes| changes.events.iter()) {
-                    simulation.say(format_args!(
+                    simulation.log(format_args!(
                         "store: {me} revokes lease {lease}: {}",
                         event.key
                     ));
@@ -324,7 +324,7 @@ impl Cursor {
                 }
                 Err(error) => {
                     self.simulation
-                        .say(format_args!("{}: its watch ends: {error}", self.me));
+                        .log(format_args!("{}: its watch ends: {error}", self.me));
                     self.failed = true;
                     return Some(Err(error));
                 }

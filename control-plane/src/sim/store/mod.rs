@@ -120,7 +120,7 @@ fn expire(simulation: &Simulation) {
     for (lease, changes) in ended {
         let events = changes.iter().flat_map(|changes| changes.events.iter());
         for event in events {
-            simulation.say(format_args!("store: lease {lease} ran out: {}", event.key));
+            simulation.log(format_args!("store: lease {lease} ran out: {}", event.key));
             invariants::on_lapsed(simulation, &event.key);
         }
     }

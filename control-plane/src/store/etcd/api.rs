@@ -26,7 +26,7 @@ pub(super) trait Answer: prost::Message + Default + Send + Sync + 'static {
     fn header(&self) -> Option<&ResponseHeader>;
 
     /// The store's revision at the time of the answer; 0 if it is missing.
-    fn told(&self) -> crate::store::Revision {
+    fn store_revision(&self) -> crate::store::Revision {
         super::translate::revision(self.header().map_or(0, |header| header.revision))
     }
 }

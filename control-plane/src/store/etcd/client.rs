@@ -125,10 +125,10 @@ impl Client {
     }
 
     fn on_answer(&self, answer: &impl Answer) {
-        let told = answer.told();
+        let store_revision = answer.store_revision();
         self.seen.send_if_modified(|seen| {
-            let newer = told > *seen;
-            *seen = told.max(*seen);
+            let newer = store_revision > *seen;
+            *seen = store_revision.max(*seen);
             newer
         });
     }
@@ -318,7 +318,7 @@ impl Client {
     }
 
     /// Converts a fault to the store's error.
-    pub(super) fn tell(&self, fault: Fault) -> StoreError {
+    pub(super) fn to_store_error(&self, fault: Fault) -> StoreError {
         let urls: Vec<_> = self.members.iter().map(|member| &*member.url).collect();
         let urls = urls.join(", ");
         let cause = match fault {

@@ -72,11 +72,11 @@ pub struct Etcd {
     space: Space,
     keep_alives: mpsc::Sender<KeepAlive>,
     timeout: Duration,
-    asked: Asked,
+    asked: RequestCounters,
 }
 
 #[derive(Default)]
-struct Asked {
+struct RequestCounters {
     requests: AtomicU64,
     changes: AtomicU64,
     commits: AtomicU64,
@@ -91,7 +91,7 @@ impl Etcd {
             client,
             space: Space::new(&options.prefix),
             timeout: options.timeout,
-            asked: Asked::default(),
+            asked: RequestCounters::default(),
         })
     }
 
@@ -128,7 +128,7 @@ impl Etcd {
                 ..api::RangeRequest::default()
             };
             let page: api::RangeResponse = self.ask(api::RANGE, request, Again::Harmless).await?;
-            let at_page = *at.get_or_insert(page.told());
+            let at_page = *at.get_or_insert(page.store_revision());
             let bytes: usize = page
                 .kvs
                 .iter()
@@ -171,7 +171,7 @@ impl Etcd {
                 now: self.now().await?,
             }),
             (Fault::Compacted, Some(asked)) => Err(self.compacted(prefix, asked).await),
-            (fault, _) => Err(self.client.tell(fault)),
+            (fault, _) => Err(self.client.to_store_error(fault)),
         }
     }
 
@@ -179,8 +179,10 @@ impl Etcd {
     async fn now(&self) -> Result<Revision, StoreError> {
         let request = self.space.revision_only();
         let read = self.ask(api::RANGE, request, Again::Harmless);
-        let answer: api::RangeResponse = read.await.map_err(|fault| self.client.tell(fault))?;
-        Ok(answer.told())
+        let answer: api::RangeResponse = read
+            .await
+            .map_err(|fault| self.client.to_store_error(fault))?;
+        Ok(answer.store_revision())
     }
 
     /// A range does not report where the history begins, but a watch does.
@@ -211,14 +213,14 @@ impl Etcd {
         let answer: api::TxnResponse = match self.ask(api::TXN, request, Again::IfNotDone).await {
             Ok(answer) => answer,
             Err(Fault::NoLease) => return Err(lost_lease(&txn)),
-            Err(fault) => return Err(self.client.tell(fault)),
+            Err(fault) => return Err(self.client.to_store_error(fault)),
         };
         let changes = answer.responses.iter().map(changed).sum();
         count(&self.asked.changes, changes);
         count(&self.asked.commits, u64::from(changes > 0));
         Ok(TxnResult {
             succeeded: answer.succeeded,
-            revision: answer.told(),
+            revision: answer.store_revision(),
         })
     }
 
@@ -230,8 +232,9 @@ impl Etcd {
         };
         // If the answer is lost, the lease has no keys and expires.
         let grant = self.ask(api::LEASE_GRANT, request, Again::Harmless);
-        let answer: api::LeaseGrantResponse =
-            grant.await.map_err(|fault| self.client.tell(fault))?;
+        let answer: api::LeaseGrantResponse = grant
+            .await
+            .map_err(|fault| self.client.to_store_error(fault))?;
         let Some(lease) = lease(answer.id).filter(|_| answer.error.is_empty()) else {
             return Err(StoreError::Unavailable {
                 cause: format!("etcd did not grant a lease: {}", answer.error),
@@ -256,7 +259,9 @@ impl Etcd {
             match timeout_at(end, keep_alive).await {
                 Ok(Ok(Ok(true))) => return Ok(()),
                 Ok(Ok(Ok(false))) => return Err(StoreError::LeaseNotFound(lease)),
-                Ok(Ok(Err(fault @ Fault::Refused(_)))) => return Err(self.client.tell(fault)),
+                Ok(Ok(Err(fault @ Fault::Refused(_)))) => {
+                    return Err(self.client.to_store_error(fault));
+                }
                 Ok(Ok(Err(fault))) => last = fault,
                 Ok(Err(closed)) => return Err(closed),
                 Err(_) => {}
@@ -267,7 +272,7 @@ impl Etcd {
                     Fault::Unknown(text) => Fault::NotDone(text),
                     last => last,
                 };
-                return Err(self.client.tell(last));
+                return Err(self.client.to_store_error(last));
             }
             tokio::time::sleep(BEAT_PAUSE).await;
         }
@@ -281,7 +286,7 @@ impl Etcd {
         match revoked {
             Ok(_) => Ok(()),
             Err(Fault::NoLease) => Err(StoreError::LeaseNotFound(lease)),
-            Err(fault) => Err(self.client.tell(fault)),
+            Err(fault) => Err(self.client.to_store_error(fault)),
         }
     }
 }
@@ -302,7 +307,9 @@ impl Store for Etcd {
                 ..api::RangeRequest::default()
             };
             let read = self.ask(api::RANGE, request, Again::Harmless);
-            let answer: api::RangeResponse = read.await.map_err(|fault| self.client.tell(fault))?;
+            let answer: api::RangeResponse = read
+                .await
+                .map_err(|fault| self.client.to_store_error(fault))?;
             let found = answer.kvs.into_iter().next();
             Ok(found.and_then(|found| self.space.item(found)))
         })

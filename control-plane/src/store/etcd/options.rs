@@ -181,7 +181,7 @@ mod tests {
         wrong("ftp://h1:2379", "begins with http://");
         wrong("http://h1:2379,https://h2:2379", "scheme http");
         wrong("http://h1", "host:port");
-        wrong("http://h1:2379,", "no address");
+        wrong("http://h1:2379,", "not an address");
         wrong("http://h1:2379/path", "host:port");
         wrong("http://u@h1:2379", "host:port");
     }

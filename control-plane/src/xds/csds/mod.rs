@@ -3,15 +3,15 @@
 //! size, which are merged with those of other replicas and packed into answers. Pure: `replica` asks the other
 //! replicas, and the gRPC service is in `status`.
 
-mod asked;
+mod filter;
 mod pieces;
-mod own;
+mod own_pieces;
 mod merge;
 mod parts;
 
-pub(crate) use asked::Unclear;
+pub(crate) use filter::InvalidMatcher;
 pub(crate) use merge::Merge;
-pub(crate) use own::Own;
+pub(crate) use own_pieces::OwnPieces;
 pub(crate) use parts::{Part, Parts};
 pub(crate) use pieces::Piece;
 

@@ -15,7 +15,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    asked::{Asked, Unclear},
+    filter::{InvalidMatcher, NodeFilter},
     merge::Merge,
     parts::{Part, Parts},
     pieces::{MAX_CONTENT_BYTES, PIECE_BYTES, Piece, Pieces},
@@ -354,15 +354,15 @@ fn clients_are_chosen_by_node_id() {
         (suffix, false, "node-1", true),
         (contains, false, "node-1", true),
     ] {
-        let asked = Asked::parse(vec![matcher(Some(pattern.clone()), ignore_case)]).unwrap();
-        assert_eq!(asked.is_about(id), expected, "{pattern:?} {id}");
+        let filter = NodeFilter::parse(vec![matcher(Some(pattern.clone()), ignore_case)]).unwrap();
+        assert_eq!(filter.is_about(id), expected, "{pattern:?} {id}");
     }
-    assert!(Asked::parse(Vec::new()).unwrap().is_about("anything"));
+    assert!(NodeFilter::parse(Vec::new()).unwrap().is_about("anything"));
     let either = vec![
         matcher(Some(exact("a")), false),
         matcher(Some(exact("b")), false),
     ];
-    let either = Asked::parse(either).unwrap();
+    let either = NodeFilter::parse(either).unwrap();
     assert!(either.is_about("a") && either.is_about("b") && !either.is_about("c"));
 }
 
@@ -375,14 +375,17 @@ fn a_matcher_that_cannot_be_honoured_is_refused() {
     let regex = MatchPattern::SafeRegex(RegexMatcher::default());
     let long = MatchPattern::Contains("x".repeat(1000));
     for (matcher, expected) in [
-        (metadata, Unclear::Metadata(0)),
-        (NodeMatcher::default(), Unclear::NoNodeId(0)),
-        (matcher(None, false), Unclear::Pattern(0)),
-        (matcher(Some(regex), false), Unclear::Pattern(0)),
-        (matcher(Some(long), false), Unclear::TooLong(0)),
+        (metadata, InvalidMatcher::Metadata(0)),
+        (NodeMatcher::default(), InvalidMatcher::NoNodeId(0)),
+        (matcher(None, false), InvalidMatcher::Pattern(0)),
+        (matcher(Some(regex), false), InvalidMatcher::Pattern(0)),
+        (matcher(Some(long), false), InvalidMatcher::TooLong(0)),
     ] {
-        assert_eq!(Asked::parse(vec![matcher]).unwrap_err(), expected);
+        assert_eq!(NodeFilter::parse(vec![matcher]).unwrap_err(), expected);
     }
     let many = vec![matcher(None, false); 1001];
-    assert_eq!(Asked::parse(many).unwrap_err(), Unclear::TooMany);
+    assert_eq!(
+        NodeFilter::parse(many).unwrap_err(),
+        InvalidMatcher::TooMany
+    );
 }

@@ -17,7 +17,7 @@ mod update;
 
 pub(super) use holding::{Holding, State};
 use refusal::{MAX_SPLITS, Refused};
-pub use update::Hold;
+pub use update::DeferredRemovals;
 
 /// Most names of one type that a client may subscribe to.
 pub const MAX_NAMES: usize = 50_000;

@@ -32,13 +32,13 @@ impl Update {
 
 /// Removals that have to wait, because something that the client has may still refer to them.
 #[derive(Debug)]
-pub enum Hold {
+pub enum DeferredRemovals {
     Nothing,
     These(BTreeSet<Arc<str>>),
     Everything,
 }
 
-impl Hold {
+impl DeferredRemovals {
     fn holds(&self, name: &str) -> bool {
         match self {
             Self::Nothing => false,
@@ -92,7 +92,7 @@ impl Subscription {
         &mut self,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &Hold,
+        hold: &DeferredRemovals,
         limit: usize,
     ) -> Update {
         while let Some(probe) = self.probes.pop_front() {
@@ -120,7 +120,7 @@ impl Subscription {
         candidates: BTreeSet<Arc<str>>,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &Hold,
+        hold: &DeferredRemovals,
         limit: usize,
     ) -> (Update, BTreeSet<Arc<str>>) {
         let mut update = Update::default();

@@ -12,11 +12,11 @@ const WAYS: usize = 4;
 /// hashes. A field whose entry is displaced is only sent as a literal again.
 #[derive(Debug)]
 pub(crate) struct Index {
-    places: [[Place; WAYS]; SETS],
+    slots: [[Slot; WAYS]; SETS],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
+struct Slot {
     tag: u16,
     /// As returned by [`Table::youngest`].
     number: u16,
@@ -25,7 +25,7 @@ struct Place {
 impl Index {
     pub(crate) fn new() -> Self {
         Self {
-            places: [[Place::default(); WAYS]; SETS],
+            slots: [[Slot::default(); WAYS]; SETS],
         }
     }
 
@@ -37,28 +37,28 @@ impl Index {
         hash: u32,
         is_it: impl Fn(&Marked<'t>) -> bool,
     ) -> Option<usize> {
-        let (set, tag) = place_of(hash);
-        self.places[set]
+        let (set, tag) = slot_of(hash);
+        self.slots[set]
             .iter()
-            .filter(|place| place.tag == tag)
-            .find_map(|place| {
-                let age = table.age_of(place.number);
+            .filter(|slot| slot.tag == tag)
+            .find_map(|slot| {
+                let age = table.age_of(slot.number);
                 table.get(age).filter(&is_it).map(|_| age)
             })
     }
 
     /// Remembers the youngest entry under a hash.
     pub(crate) fn remember(&mut self, table: &Table, hash: u32) {
-        let (set, tag) = place_of(hash);
+        let (set, tag) = slot_of(hash);
         let number = table.youngest();
-        let worth = |place: &Place| (place.tag != tag, usize::MAX - table.age_of(place.number));
-        if let Some(place) = self.places[set].iter_mut().min_by_key(|place| worth(place)) {
-            *place = Place { tag, number };
+        let worth = |slot: &Slot| (slot.tag != tag, usize::MAX - table.age_of(slot.number));
+        if let Some(slot) = self.slots[set].iter_mut().min_by_key(|slot| worth(slot)) {
+            *slot = Slot { tag, number };
         }
     }
 }
 
-fn place_of(hash: u32) -> (usize, u16) {
+fn slot_of(hash: u32) -> (usize, u16) {
     (hash as usize % SETS, (hash >> 16) as u16)
 }
 

@@ -14,7 +14,7 @@ async fn admin(readiness: watch::Receiver<Readiness>) -> String {
     let agent = Agent::new("a");
     let (schemas, wanted) = Schemas::new();
     drop(schemas);
-    let asker = xds::client::Asker {
+    let asker = xds::client::ClientIdentity {
         node: "a".into(),
         process_id: "p1".into(),
         region: String::new(),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{Agent, Sighting, instance_table::Joined};
+use super::{Agent, InstanceFailure, instance_table::Joined};
 use heddle_pacing::{Backoff, jittered};
 use probe::{Probe, connect};
 use thresholds::{Finding, Thresholds};
@@ -23,11 +23,11 @@ use thresholds::{Finding, Thresholds};
 pub(crate) use slots::CheckSlots;
 
 /// Keeps the health of one registration up to date until it ends.
-pub async fn watch(agent: Agent, joined: Joined, sightings: mpsc::Receiver<Sighting>) {
+pub async fn watch(agent: Agent, joined: Joined, failures: mpsc::Receiver<InstanceFailure>) {
     if matches!(joined.plan.kind, Kind::Grpc | Kind::Http | Kind::Tcp) {
-        watch_active(agent, joined, sightings).await;
+        watch_active(agent, joined, failures).await;
     } else {
-        watch_passive(agent, joined, sightings).await;
+        watch_passive(agent, joined, failures).await;
     }
 }
 
@@ -41,14 +41,14 @@ const AROUND: std::ops::Range<f64> = 0.9..1.1;
 const SPREAD: std::ops::Range<f64> = 0.1..1.0;
 /// The shortest time between two reports of a reason for an instance that has never passed: each one is a write to the
 /// store.
-const RETELL: Duration = Duration::from_secs(10);
+const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
-async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
+async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver<InstanceFailure>) {
     let plan = &joined.plan;
     let mut thresholds = Thresholds::new(plan);
     let mut probe = Probe::new(&joined);
     let mut backoff = Backoff::new(FIRST_RETRY, plan.interval);
-    let mut told: Option<Instant> = None;
+    let mut reported: Option<Instant> = None;
     let mut failed = false;
     let mut away = false;
     let mut spread = Some(SPREAD);
@@ -65,10 +65,11 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
         }
         failed = !passed;
         if let Some(healthy) = thresholds.take(&finding) {
-            let again = thresholds.is_fresh() && told.is_some_and(|at| at.elapsed() < RETELL);
+            let again =
+                thresholds.is_fresh() && reported.is_some_and(|at| at.elapsed() < REPEAT_AFTER);
             if !again {
-                told = Some(Instant::now());
-                tell(&agent, &joined, healthy, finding.reason());
+                reported = Some(Instant::now());
+                report(&agent, &joined, healthy, finding.reason());
             }
         }
         let pause = if thresholds.is_fresh() {
@@ -77,19 +78,19 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
         } else {
             jittered(plan.interval, spread.take().unwrap_or(AROUND))
         };
-        match timeout(pause, sightings.recv()).await {
+        match timeout(pause, failures.recv()).await {
             // Already unhealthy; its next successes make it healthy again.
-            Ok(Some(Sighting::Refused)) => {
+            Ok(Some(InstanceFailure::Refused)) => {
                 away = true;
                 thresholds.refused();
                 tokio::time::sleep(jittered(FIRST_RETRY, AROUND)).await;
             }
-            Ok(Some(Sighting::Lost)) => match connect(joined.address, plan.timeout).await {
+            Ok(Some(InstanceFailure::Lost)) => match connect(joined.address, plan.timeout).await {
                 Ok(()) => agent.ask_again(&joined.registration),
                 Err(reason) => {
                     away = true;
                     thresholds.refused();
-                    tell(&agent, &joined, false, &reason);
+                    report(&agent, &joined, false, &reason);
                 }
             },
             Ok(None) => return,
@@ -100,16 +101,20 @@ async fn watch_active(agent: Agent, joined: Joined, mut sightings: mpsc::Receive
 
 /// For an instance without checks of its own: connects only after a worker observed a failure, and then until the
 /// address accepts again.
-async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiver<Sighting>) {
-    while let Some(sighting) = sightings.recv().await {
-        let mut out = sighting == Sighting::Refused;
+async fn watch_passive(
+    agent: Agent,
+    joined: Joined,
+    mut failures: mpsc::Receiver<InstanceFailure>,
+) {
+    while let Some(failure) = failures.recv().await {
+        let mut out = failure == InstanceFailure::Refused;
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         if out {
             tokio::time::sleep(backoff.fail()).await;
         }
         while let Err(reason) = connect(joined.address, joined.plan.timeout).await {
             if !out {
-                tell(&agent, &joined, false, &reason);
+                report(&agent, &joined, false, &reason);
                 out = true;
             }
             tokio::time::sleep(backoff.fail()).await;
@@ -117,13 +122,13 @@ async fn watch_passive(agent: Agent, joined: Joined, mut sightings: mpsc::Receiv
         agent.ask_again(&joined.registration);
         if out {
             // This check also answers the sightings that came while it was out.
-            while sightings.try_recv().is_ok() {}
-            tell(&agent, &joined, true, "");
+            while failures.try_recv().is_ok() {}
+            report(&agent, &joined, true, "");
         }
     }
 }
 
-fn tell(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {
+fn report(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {
     let health = if healthy {
         Health::Healthy
     } else {

@@ -76,7 +76,7 @@ impl Probe {
             match check(channel.clone(), &self.plan.grpc_service).await {
                 // A connection that was closed in the meantime does not count as a failure: check over a new one.
                 Err(status) if std::error::Error::source(&status).is_some() => self.cut = true,
-                answer => return self.thresholds(answer, channel),
+                answer => return self.finding_of(answer, channel),
             }
         }
         let Ok(endpoint) = Endpoint::from_shared(format!("http://{}", self.address)) else {
@@ -85,7 +85,7 @@ impl Probe {
         match endpoint.connect_timeout(self.plan.timeout).connect().await {
             Ok(channel) => {
                 let answer = check(channel.clone(), &self.plan.grpc_service).await;
-                self.thresholds(answer, channel)
+                self.finding_of(answer, channel)
             }
             Err(error) => Finding::Failed(format!(
                 "no connection to {}: {}",
@@ -95,7 +95,7 @@ impl Probe {
         }
     }
 
-    fn thresholds(
+    fn finding_of(
         &mut self,
         answer: Result<ServingStatus, tonic::Status>,
         channel: Channel,

@@ -16,7 +16,7 @@ const KEPT: Duration = Duration::from_secs(600);
 const MOST_KEPT: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq)]
-struct Place {
+struct ClaimPosition {
     number: u64,
     instances: usize,
     /// When it was first found without an instance.
@@ -26,7 +26,7 @@ struct Place {
 /// See the module documentation. Keyed by the full name of the service, then by proto service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClaimOrder {
-    places: BTreeMap<String, BTreeMap<String, Place>>,
+    places: BTreeMap<String, BTreeMap<String, ClaimPosition>>,
     last: u64,
 }
 
@@ -111,7 +111,7 @@ impl ClaimOrder {
             return;
         };
         for places in self.places.values_mut() {
-            let stays = |place: &Place| {
+            let stays = |place: &ClaimPosition| {
                 let since = place.vacant_since.filter(|_| place.instances == 0);
                 since.is_none_or(|since| (since, place.number) > last)
             };
@@ -120,12 +120,12 @@ impl ClaimOrder {
         self.places.retain(|_, places| !places.is_empty());
     }
 
-    fn place(&mut self, service: &str, proto: &str) -> &mut Place {
+    fn place(&mut self, service: &str, proto: &str) -> &mut ClaimPosition {
         let places = self.places.entry(service.to_owned()).or_default();
         let last = &mut self.last;
         places.entry(proto.to_owned()).or_insert_with(|| {
             *last += 1;
-            Place {
+            ClaimPosition {
                 number: *last,
                 instances: 0,
                 vacant_since: None,

@@ -83,8 +83,9 @@ impl InstanceTable {
             _ => Judgement::Pending,
         };
         // New declared descriptors are newer than what reflection reported before.
-        let told = same.filter(|p| checked.schema.is_none() || p.declared.schema == checked.schema);
-        let (reflected, asked, told_reason) = match told {
+        let report =
+            same.filter(|p| checked.schema.is_none() || p.declared.schema == checked.schema);
+        let (reflected, asked, report_reason) = match report {
             Some(p) => (p.reflected, p.asked, p.view.schema_reason.clone()),
             None => (None, false, String::new()),
         };
@@ -110,7 +111,7 @@ impl InstanceTable {
                 reason,
                 protos,
                 schema: None,
-                schema_reason: told_reason,
+                schema_reason: report_reason,
                 registration: Arc::clone(registration),
             }),
             source,

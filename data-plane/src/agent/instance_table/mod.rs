@@ -217,7 +217,7 @@ impl InstanceTable {
         unasked: Option<Cause>,
     ) -> Option<InstanceKey> {
         let key = self.by_registration.get(registration)?.clone();
-        self.take_out(&key, unasked)?;
+        self.remove_instance(&key, unasked)?;
         Some(key)
     }
 
@@ -239,7 +239,7 @@ impl InstanceTable {
             } else {
                 Cause::NoBeat(self.ttl)
             };
-            if let Some(cause) = self.take_out(&key, Some(cause)) {
+            if let Some(cause) = self.remove_instance(&key, Some(cause)) {
                 out.push((key, cause));
             }
         }
@@ -247,7 +247,11 @@ impl InstanceTable {
     }
 
     /// Removes an instance and returns the final cause: that of the draining if it was draining, else the given one.
-    fn take_out(&mut self, key: &InstanceKey, unasked: Option<Cause>) -> Option<Option<Cause>> {
+    fn remove_instance(
+        &mut self,
+        key: &InstanceKey,
+        unasked: Option<Cause>,
+    ) -> Option<Option<Cause>> {
         let entry = self.remove_entry(key)?;
         self.version += 1;
         let cause = match entry.source {
@@ -373,7 +377,7 @@ impl InstanceTable {
     /// Whether every instance has had its first check, and every healthy gRPC instance has reported what it serves or
     /// has failed to.
     #[must_use]
-    pub fn settled(&self) -> bool {
+    pub fn checks_done(&self) -> bool {
         self.entries.values().all(|entry| {
             let view = &entry.view;
             let grpc = view.instance.protocol == i32::from(Protocol::Grpc);

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Entry, InstanceTable, View};
 use crate::agent::{
     key::InstanceKey,
-    reflect::{ReflectError, Told},
+    reflect::{ReflectError, ReflectionReport},
     schema::Schema,
     served::{Reflected, Served},
 };
@@ -35,12 +35,17 @@ impl InstanceTable {
     }
 
     /// The final result of a reflection. Known descriptors are kept if this time they did not come completely.
-    pub fn told(&mut self, key: &InstanceKey, registration: &str, told: Told) -> bool {
+    pub fn report(
+        &mut self,
+        key: &InstanceKey,
+        registration: &str,
+        report: ReflectionReport,
+    ) -> bool {
         self.learn(key, registration, |entry| {
-            let Told {
+            let ReflectionReport {
                 mut reflected,
                 lacking,
-            } = told;
+            } = report;
             if lacking.as_ref().is_some_and(ReflectError::is_partial)
                 && let Some(before) = entry.reflected.take()
                 && before.schema.is_some()
@@ -54,7 +59,12 @@ impl InstanceTable {
     }
 
     /// Reflection failed: what is known is kept.
-    pub fn not_told(&mut self, key: &InstanceKey, registration: &str, why: ReflectError) -> bool {
+    pub fn report_failed(
+        &mut self,
+        key: &InstanceKey,
+        registration: &str,
+        why: ReflectError,
+    ) -> bool {
         self.learn(key, registration, |entry| {
             entry.asked |= why.is_answer();
             Missing::Answer(why)

@@ -50,7 +50,7 @@ const VERSIONS: [&str; 2] = [
 
 /// What an instance reported.
 #[derive(Debug)]
-pub struct Told {
+pub struct ReflectionReport {
     pub reflected: Reflected,
     /// Why it is not complete.
     pub lacking: Option<ReflectError>,
@@ -63,7 +63,7 @@ pub struct Told {
 pub async fn ask(
     address: &str,
     listed: &(dyn Fn(&[String]) + Send + Sync),
-) -> Result<Told, ReflectError> {
+) -> Result<ReflectionReport, ReflectError> {
     let until = Instant::now() + IN_ALL;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| ReflectError::Unreachable(error.to_string()))?
@@ -82,7 +82,7 @@ pub async fn ask(
     let (session, all) = outcome?;
     let names = served(&all);
     if names.is_empty() {
-        return Ok(Told {
+        return Ok(ReflectionReport {
             reflected: Reflected::default(),
             lacking: Some(ReflectError::ListsNothing),
         });
@@ -97,7 +97,7 @@ pub async fn ask(
             }
         }
     };
-    Ok(Told {
+    Ok(ReflectionReport {
         reflected: Reflected { names, schema },
         lacking,
     })
@@ -116,8 +116,8 @@ fn served(all: &[String]) -> Vec<String> {
 async fn list(
     channel: Channel,
     path: &'static str,
-) -> Result<(Session, Vec<String>), ReflectError> {
-    let mut session = Session {
+) -> Result<(ReflectionClient, Vec<String>), ReflectError> {
+    let mut session = ReflectionClient {
         channel,
         path,
         stream: None,
@@ -194,7 +194,7 @@ impl Files {
 }
 
 /// A connection with one request at a time, normally all on one stream.
-struct Session {
+struct ReflectionClient {
     channel: Channel,
     path: &'static str,
     stream: Option<Open>,
@@ -205,7 +205,7 @@ struct Open {
     responses: Streaming<ServerReflectionResponse>,
 }
 
-impl Session {
+impl ReflectionClient {
     /// The descriptors of these services, as far as they come, and why some are missing.
     async fn describe(
         mut self,

@@ -22,7 +22,7 @@ use super::{
 };
 use heddle_pacing::Backoff;
 
-pub use ask::{Told, ask};
+pub use ask::{ReflectionReport, ask};
 
 /// Timeout of one request with its answer.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -111,13 +111,16 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
             ask(&address, &|names| agent.listed(&joined, names)).await
         };
         failed = match answer {
-            Ok(told) => {
-                let partial = told.lacking.as_ref().is_some_and(ReflectError::is_partial);
-                agent.told(&joined, told);
+            Ok(report) => {
+                let partial = report
+                    .lacking
+                    .as_ref()
+                    .is_some_and(ReflectError::is_partial);
+                agent.report(&joined, report);
                 partial
             }
             Err(why) => {
-                agent.not_told(&joined, why);
+                agent.report_failed(&joined, why);
                 true
             }
         };

@@ -30,7 +30,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::agent::{
-    Agent, Sighting,
+    Agent, InstanceFailure,
     instance_table::{View, Views},
     key::InstanceKey,
     tests::{checked, free_address, instance, listener, until},
@@ -354,7 +354,7 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
         serving.await.unwrap();
         let (key, _) = one(&agent);
         if kind == Kind::KeepAlive {
-            agent.sighted(&key, Sighting::Refused);
+            agent.report_failure(&key, InstanceFailure::Refused);
         }
         until(&agent, "away", |views| {
             views.values().all(|view| view.health == Health::Unhealthy)
@@ -371,12 +371,12 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
 
         // A restart between two checks: only the connection of a call broke.
         server.now(|script| script.lists = vec!["shop.New"]);
-        agent.sighted(&key, Sighting::Lost);
+        agent.report_failure(&key, InstanceFailure::Lost);
         serves(&agent, &["shop.New"]).await;
 
         // Then a program whose reflection fails: what was known is kept.
         server.now(|script| script.status = Some(Code::Unauthenticated));
-        agent.sighted(&key, Sighting::Lost);
+        agent.report_failure(&key, InstanceFailure::Lost);
         reason(&agent, "UNAUTHENTICATED; its earlier answer stays in use").await;
         serves(&agent, &["shop.New"]).await;
         server.now(|script| script.status = None);
@@ -426,7 +426,7 @@ async fn given_descriptors_stand_in_for_reflection() {
         script.status = None;
         script.lists = vec!["shop.Cart"];
     });
-    agent.sighted(&one(&agent).0, Sighting::Lost);
+    agent.report_failure(&one(&agent).0, InstanceFailure::Lost);
     serves(&agent, &["shop.Cart"]).await;
     let (_, view) = one(&agent);
     assert_eq!(view.schema.as_ref().unwrap().bytes, set, "byte for byte");

@@ -49,7 +49,7 @@ pub struct SessionHandle {
 }
 
 /// The result of asking.
-enum Asked {
+enum QueryResult {
     Answer(Acknowledged),
     /// The session broke before it answered.
     Broke,
@@ -92,8 +92,8 @@ impl SessionHandle {
                     };
                 }
                 SessionStatus::Connected(_) => match self.ask(key, version, until).await {
-                    Asked::Answer(answer) => return answer,
-                    Asked::Broke => until,
+                    QueryResult::Answer(answer) => return answer,
+                    QueryResult::Broke => until,
                 },
                 SessionStatus::Ended => return away("(this proxy is stopping)"),
                 SessionStatus::Superseded(_) => {
@@ -112,7 +112,7 @@ impl SessionHandle {
         }
     }
 
-    async fn ask(&self, key: &InstanceKey, version: u64, until: Instant) -> Asked {
+    async fn ask(&self, key: &InstanceKey, version: u64, until: Instant) -> QueryResult {
         let (answer, answered) = oneshot::channel();
         let left = until.saturating_duration_since(Instant::now());
         let removal = Removal {
@@ -122,12 +122,12 @@ impl SessionHandle {
             answer,
         };
         if self.removals.try_send(removal).is_err() {
-            return Asked::Answer(too_many());
+            return QueryResult::Answer(too_many());
         }
         match timeout_at(until.into(), answered).await {
-            Ok(Ok(answer)) => Asked::Answer(answer),
-            Ok(Err(_)) => Asked::Broke,
-            Err(_) => Asked::Answer(away("(the control plane did not answer in time)")),
+            Ok(Ok(answer)) => QueryResult::Answer(answer),
+            Ok(Err(_)) => QueryResult::Broke,
+            Err(_) => QueryResult::Answer(away("(the control plane did not answer in time)")),
         }
     }
 }

@@ -178,7 +178,7 @@ impl Session {
             }
             let pause = match end {
                 End::Broken(why) => {
-                    self.tell_broken(url, why);
+                    self.log_broken(url, why);
                     backoff.fail()
                 }
                 End::Superseded(by) => {
@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// Logs one line when the session breaks and one when the reason changes, not one per attempt.
-    fn tell_broken(&self, url: &str, why: String) {
+    fn log_broken(&self, url: &str, why: String) {
         let known = matches!(&*self.status.borrow(), SessionStatus::Connecting(old) if *old == why);
         if !known {
             warn!(
@@ -221,7 +221,7 @@ impl Session {
         let opening = async {
             let channel = dial(url).await.map_err(End::Broken)?;
             let (requests, stream) = mpsc::channel(16);
-            let (version, views, gone) = self.agent.untold(0);
+            let (version, views, gone) = self.agent.unreported(0);
             let hello = self.hello(&views, gone);
             // The channel is new and empty, so it has room.
             let _ = requests.try_send(NodeMessage {

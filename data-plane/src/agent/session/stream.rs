@@ -56,7 +56,7 @@ pub(super) struct Stream {
     /// How long the control plane may be silent.
     patience: Duration,
     /// When it last sent a message.
-    heard: Instant,
+    last_received: Instant,
     sequence: u64,
     beats: u64,
     /// The version of the agent up to which the control plane has stored everything durably.
@@ -86,7 +86,7 @@ impl Stream {
             requests,
             responses,
             patience,
-            heard: Instant::now(),
+            last_received: Instant::now(),
             sequence: 0,
             beats: 0,
             acknowledged: version,
@@ -102,7 +102,7 @@ impl Stream {
     /// Sends what is due: the next difference, and the queries of removals that are durable.
     pub(super) async fn step(&mut self, agent: &Agent) -> Result<(), String> {
         if self.in_flight.is_none() {
-            let (version, now, mut gone) = agent.untold(self.acknowledged);
+            let (version, now, mut gone) = agent.unreported(self.acknowledged);
             self.rejected.retain(|key, _| now.contains_key(key));
             self.refuse_again(agent, &now);
             let (change, upserted) = self.difference(&now, &mut gone, &agent.claims());
@@ -159,7 +159,7 @@ impl Stream {
         message: ControlMessage,
         revision: &AtomicU64,
     ) -> Vec<String> {
-        self.heard = Instant::now();
+        self.last_received = Instant::now();
         match message.message {
             Some(control_message::Message::Ack(ack)) => {
                 revision.fetch_max(ack.revision, Ordering::Relaxed);
@@ -290,7 +290,7 @@ impl Stream {
 
     /// When the control plane counts as silent for too long: each beat is answered.
     pub(super) fn silent_at(&self) -> Instant {
-        self.heard + self.patience
+        self.last_received + self.patience
     }
 
     pub(super) async fn beat(&mut self) -> Result<(), String> {
@@ -304,8 +304,8 @@ impl Stream {
     /// Reports that this process stops, and waits until the control plane has ended the session.
     pub(super) async fn stopping(&mut self) {
         let last_words = async {
-            let told = self.send(node_message::Message::Stopping(Stopping {}));
-            if told.await.is_ok() {
+            let sent = self.send(node_message::Message::Stopping(Stopping {}));
+            if sent.await.is_ok() {
                 while let Ok(Some(_)) = self.responses.message().await {}
             }
         };

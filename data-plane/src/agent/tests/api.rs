@@ -194,7 +194,7 @@ async fn deregister_takes_out_at_once_and_answers_with_no_control_plane() {
 
 /// The cause of the only removal.
 fn cause(agent: &Agent) -> Option<String> {
-    let (_, _, gone) = agent.untold(0);
+    let (_, _, gone) = agent.unreported(0);
     assert_eq!(gone.len(), 1);
     let cause = gone.into_values().next().unwrap();
     cause.map(|cause| cause.to_string())

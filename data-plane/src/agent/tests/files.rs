@@ -124,16 +124,16 @@ async fn files_come_change_break_and_go() {
     let file = temp.path().join("echo.yaml");
     let agent = Agent::new("a");
     let mut dir = ServicesDir::new(temp.path(), agent.clone(), remover(&agent), own);
-    dir.look();
+    dir.poll();
     assert!(ids(&agent).is_empty());
 
     fs::write(&file, GOOD).unwrap();
     fs::write(temp.path().join("notes.txt"), "service: x").unwrap();
     fs::write(temp.path().join(".echo.yaml.swp"), "half").unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
     let version = agent.views().0;
-    dir.look();
+    dir.poll();
     assert_eq!(agent.views().0, version, "nothing changed");
 
     // A mistake: the last good content is kept, and other files are not affected.
@@ -143,7 +143,7 @@ async fn files_come_change_break_and_go() {
         GOOD.replace("bench-echo", "other"),
     )
     .unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(
         ids(&agent),
         ["bench-echo/e1", "bench-echo/e2", "other/e1", "other/e2"]
@@ -151,10 +151,10 @@ async fn files_come_change_break_and_go() {
 
     // A conflict is logged and retried: once the other file is deleted, the instance joins.
     fs::write(&file, GOOD.replace("bench-echo", "other")).unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(ids(&agent).len(), 4);
     fs::remove_file(temp.path().join("other.yml")).unwrap();
-    dir.look();
+    dir.poll();
     let other = |view: &Views| {
         let ids = view.keys().map(|key| format!("{}/{}", key.service, key.id));
         ids.collect::<Vec<_>>() == ["other/e1", "other/e2"]
@@ -166,18 +166,18 @@ async fn files_come_change_break_and_go() {
     let one: String = GOOD.replace("bench-echo", "other");
     let one: Vec<_> = one.lines().filter(|line| !line.contains("e2")).collect();
     fs::write(&file, one.join("\n")).unwrap();
-    dir.look();
+    dir.poll();
     until(&agent, "one is left", |views| views.len() == 1).await;
 
     // They drain before they are removed.
     fs::remove_file(&file).unwrap();
-    dir.look();
+    dir.poll();
     let (_, leaving) = agent.views();
     assert!(leaving.values().all(|v| v.health == Health::Draining));
     assert_eq!(leaving.len(), 1);
     until(&agent, "gone", Views::is_empty).await;
     // Deleting e2 from its file was a request; the deletion of the file was not.
-    let (_, _, gone) = agent.untold(0);
+    let (_, _, gone) = agent.unreported(0);
     let cause = |id: &str| {
         let mut of_it = gone
             .iter()
@@ -197,9 +197,9 @@ async fn a_folder_that_cannot_be_read_takes_nothing_away() {
     fs::write(path.join("echo.yaml"), GOOD).unwrap();
     let agent = Agent::new("a");
     let mut dir = ServicesDir::new(&path, agent.clone(), remover(&agent), own);
-    dir.look();
+    dir.poll();
     fs::rename(&path, temp.path().join("moved")).unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(ids(&agent).len(), 2);
 }
 
@@ -250,7 +250,7 @@ async fn a_descriptor_file_describes_the_services_of_its_file() {
     fs::write(&set, heddle_proto::DESCRIPTOR_SET).unwrap();
     let text = GOOD.replace("protos: [echo.Echo]", "descriptors: echo.pb");
     fs::write(temp.path().join("echo.yaml"), &text).unwrap();
-    dir.look();
+    dir.poll();
     let serves = |name: &str| {
         let (_, views) = agent.views();
         let mut protos = views.values().flat_map(|view| &view.protos);
@@ -277,15 +277,15 @@ async fn a_descriptor_file_describes_the_services_of_its_file() {
     };
     let new = prost_types::FileDescriptorSet { file: vec![one] };
     fs::write(&set, prost::Message::encode_to_vec(&new)).unwrap();
-    dir.look();
+    dir.poll();
     assert!(serves("new.Shop").is_some() && serves("heddle.echo.v1.Echo").is_none());
 
     // A bad set is logged and changes nothing.
     let version = agent.views().0;
     fs::write(&set, "syntax = \"proto3\";").unwrap();
-    dir.look();
+    dir.poll();
     fs::remove_file(&set).unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(agent.views().0, version);
 }
 
@@ -354,10 +354,10 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
     ] {
         let parsed = parse(&GOOD.replace("127.0.0.1:21002", address), &own).unwrap();
         assert_eq!(parsed.instances.len(), 1, "{address}");
-        let told = &parsed.left_out[0];
+        let report = &parsed.left_out[0];
         assert!(
-            told.starts_with("instances[1].address: ") && told.contains(word),
-            "{told}"
+            report.starts_with("instances[1].address: ") && report.contains(word),
+            "{report}"
         );
     }
     let temp = tempfile::tempdir().unwrap();
@@ -372,15 +372,15 @@ async fn an_instance_that_cannot_be_taken_is_left_out_alone() {
         "127.0.0.3:15008",
     ] {
         fs::write(&file, GOOD.replace("127.0.0.1:21002", bad)).unwrap();
-        dir.look();
+        dir.poll();
         assert_eq!(ids(&agent), ["bench-echo/e1"], "{bad}");
     }
     fs::write(&file, GOOD).unwrap();
-    dir.look();
+    dir.poll();
     assert_eq!(ids(&agent), ["bench-echo/e1", "bench-echo/e2"]);
     // The proxy begins to listen on an instance's address after that instance joined.
     agent.add_listener("admin", "127.0.0.1:21001".parse().unwrap());
     assert_eq!(ids(&agent), ["bench-echo/e2"]);
-    dir.look();
+    dir.poll();
     assert_eq!(ids(&agent), ["bench-echo/e2"], "it stays out");
 }

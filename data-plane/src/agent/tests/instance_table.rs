@@ -115,9 +115,9 @@ fn an_instance_with_a_check_waits_for_it_and_keeps_its_health_over_a_new_registr
     let health = |table: &InstanceTable| table.view(&key("echo", "e1")).unwrap().health;
     table.register(one(), &name("r1"), now).unwrap();
     assert_eq!(health(&table), Health::Unhealthy);
-    assert!(!table.settled());
+    assert!(!table.checks_done());
     assert!(table.set_health(&key("echo", "e1"), "r1", Health::Healthy, ""));
-    assert!(table.settled());
+    assert!(table.checks_done());
     table.register(one(), &name("r2"), now).unwrap();
     assert_eq!(
         health(&table),
@@ -235,8 +235,8 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     let stream = table.stream_opened("leaves", now).unwrap();
     table.drain("leaves", None, now).unwrap();
     table.stream_closed("leaves", stream, Cause::StreamBroke);
-    table.deregister("taken", Cause::said("its process ended\n"));
-    assert_eq!(Cause::said("\n"), None);
+    table.deregister("taken", Cause::from_text("its process ended\n"));
+    assert_eq!(Cause::from_text("\n"), None);
     // Deleting an instance from its file is a request; a deleted file may be an accident.
     let edited = table
         .set_file(file, vec![of_file("file")], now)

@@ -7,7 +7,7 @@ use tonic_health::ServingStatus;
 
 use super::{checked, free_address, instance, listener, until};
 use crate::agent::{
-    Agent, Sighting,
+    Agent, InstanceFailure,
     key::InstanceKey,
     reflect::{self, ReflectError},
     schema::files,
@@ -42,8 +42,8 @@ async fn reflecting(version: Version) -> SocketAddr {
 async fn descriptors_are_learned_by_both_versions_of_reflection() {
     for version in [Version::V1, Version::V1Alpha] {
         let addr = reflecting(version).await;
-        let told = reflect::ask(&addr.to_string(), &|_| {}).await.unwrap();
-        let schema = told.reflected.schema.unwrap();
+        let report = reflect::ask(&addr.to_string(), &|_| {}).await.unwrap();
+        let schema = report.reflected.schema.unwrap();
         let given = files(&Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
         for file in files(&schema.bytes).unwrap() {
             let name = &file.outline.name;
@@ -148,7 +148,7 @@ async fn an_address_that_refuses_is_out_at_once_and_back_when_it_accepts() {
     let key: InstanceKey = agent.views().1.keys().next().unwrap().clone();
     let health = |agent: &Agent| agent.view(&key).unwrap().health;
     assert_eq!(health(&agent), Health::Healthy);
-    agent.sighted(&key, Sighting::Refused);
+    agent.report_failure(&key, InstanceFailure::Refused);
     assert_eq!(
         health(&agent),
         Health::Unhealthy,
@@ -161,9 +161,9 @@ async fn an_address_that_refuses_is_out_at_once_and_back_when_it_accepts() {
     .await;
     // A broken connection is no reason to become unhealthy while the address still accepts.
     let version = agent.views().0;
-    agent.sighted(&key, Sighting::Lost);
+    agent.report_failure(&key, InstanceFailure::Lost);
     drop(back);
-    agent.sighted(&key, Sighting::Lost);
+    agent.report_failure(&key, InstanceFailure::Lost);
     until(&agent, "gone", |views| {
         views.values().all(|v| v.health == Health::Unhealthy)
     })

@@ -213,7 +213,7 @@ fn every_fault_names_its_field_and_the_remedy() {
                 ..good()
             },
             "instance.health.path",
-            "blanks",
+            "no spaces",
         ),
     ];
     for (instance, field, words) in cases {

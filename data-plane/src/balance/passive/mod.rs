@@ -69,7 +69,7 @@ impl Unanswered {
 
 /// Whether an instance may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Availability {
     /// Yes.
     In,
     /// It is ejected, and one call has to find out whether it answers again.
@@ -78,7 +78,7 @@ pub enum Standing {
     Out,
 }
 
-impl Standing {
+impl Availability {
     /// The cost of one more call whose cost by load is `by_load`. A due probe comes first.
     #[inline]
     #[must_use]
@@ -199,15 +199,15 @@ impl PassiveHealth {
     /// Whether an instance may be chosen now.
     #[inline]
     #[must_use]
-    pub fn standing(&self, uid: u64, now: Instant) -> Standing {
+    pub fn availability(&self, uid: u64, now: Instant) -> Availability {
         if self.out.is_empty() {
-            return Standing::In;
+            return Availability::In;
         }
         let out = self.records.get(&uid).and_then(|record| record.out);
         match out {
-            None => Standing::In,
-            Some(out) if out.probe_at <= now => Standing::Probe,
-            Some(_) => Standing::Out,
+            None => Availability::In,
+            Some(out) if out.probe_at <= now => Availability::Probe,
+            Some(_) => Availability::Out,
         }
     }
 
@@ -286,7 +286,7 @@ impl Record {
             self.usual = call.usual;
         }
         let same_event = call.end == End::Lost && self.run > 0 && self.last == now;
-        let says = !same_event && self.says_something(call, now);
+        let says = !same_event && self.is_evidence(call, now);
         if says {
             self.run = self.run.saturating_add(1);
             self.last = now;
@@ -295,7 +295,7 @@ impl Record {
     }
 
     /// Whether the end of a call shows that the instance does not answer, and not only that its caller was impatient.
-    fn says_something(&self, call: Unanswered, now: Instant) -> bool {
+    fn is_evidence(&self, call: Unanswered, now: Instant) -> bool {
         let waited = now.saturating_duration_since(call.started);
         match call.end {
             End::Deadline => waited >= self.usual,
@@ -320,7 +320,7 @@ impl Record {
     /// Only probes count: calls sent before the ejection were counted by it.
     fn probe_failed(&mut self, call: Unanswered, now: Instant, random: f64) -> Option<Ejection> {
         let probing = self.out.and_then(|out| out.probing)?;
-        let probe = call.started >= probing && self.says_something(call, now);
+        let probe = call.started >= probing && self.is_evidence(call, now);
         probe.then(|| self.eject(now, random))
     }
 

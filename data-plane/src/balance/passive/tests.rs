@@ -51,12 +51,12 @@ impl Bench {
         self.deadline(uid).expect("the run is full")
     }
 
-    fn standing(&self, uid: u64) -> Standing {
-        self.health.standing(uid, self.now)
+    fn availability(&self, uid: u64) -> Availability {
+        self.health.availability(uid, self.now)
     }
 
     fn probe(&mut self, uid: u64) {
-        assert_eq!(self.standing(uid), Standing::Probe);
+        assert_eq!(self.availability(uid), Availability::Probe);
         self.health.chosen(uid, self.now, 0.5);
     }
 }
@@ -77,8 +77,8 @@ fn calls_in_a_row_without_an_answer_eject_and_one_answer_ends_the_run() {
             times: 1
         }
     );
-    assert_eq!(bench.standing(1), Standing::Out);
-    assert_eq!(bench.standing(2), Standing::In);
+    assert_eq!(bench.availability(1), Availability::Out);
+    assert_eq!(bench.availability(2), Availability::In);
 }
 
 #[test]
@@ -86,17 +86,21 @@ fn a_probe_that_fails_doubles_the_time_and_one_answer_returns_the_instance() {
     let mut bench = Bench::new(2);
     let mut time = bench.eject(1).time;
     for expect in [2, 4, 8, 16, 30, 30] {
-        assert_eq!(bench.standing(1), Standing::Out);
+        assert_eq!(bench.availability(1), Availability::Out);
         bench.now += time;
         bench.probe(1);
-        assert_eq!(bench.standing(1), Standing::Out, "one call at a time");
+        assert_eq!(
+            bench.availability(1),
+            Availability::Out,
+            "one call at a time"
+        );
         time = bench.deadline(1).expect("the probe failed").time;
         assert_eq!(time, Duration::from_secs(expect));
     }
     bench.now += time;
     bench.probe(1);
     assert!(bench.health.answered(1, bench.now));
-    assert_eq!(bench.standing(1), Standing::In);
+    assert_eq!(bench.availability(1), Availability::In);
     assert!(!bench.health.has_ejected());
     // Ejected again soon: the count continues. Healthy for long: it starts anew.
     assert_eq!(bench.eject(1).times, 8);
@@ -133,7 +137,7 @@ fn calls_that_were_sent_before_the_ejection_do_not_lengthen_it() {
         assert_eq!(more, None);
     }
     bench.now += BASE;
-    assert_eq!(bench.standing(1), Standing::Probe);
+    assert_eq!(bench.availability(1), Availability::Probe);
 }
 
 #[test]
@@ -145,7 +149,7 @@ fn a_caller_in_a_hurry_says_nothing_of_the_instance() {
         assert_eq!(bench.end(1, End::Cancelled, MS * 10, MS), None);
         assert_eq!(bench.end(1, End::Cancelled, MS * 3000, MS * 2000), None);
     }
-    assert_eq!(bench.standing(1), Standing::In);
+    assert_eq!(bench.availability(1), Availability::In);
     for _ in 1..RUN {
         assert_eq!(bench.end(1, End::Cancelled, MS * 1500, MS * 5), None);
     }
@@ -188,7 +192,7 @@ fn at_least_half_of_the_instances_stay_in() {
             }
         }
         let now = bench.now;
-        let out = uids.filter(|uid| bench.health.standing(*uid, now) != Standing::In);
+        let out = uids.filter(|uid| bench.health.availability(*uid, now) != Availability::In);
         assert_eq!(out.count(), usable / 2, "of {usable}");
     }
 }
@@ -201,8 +205,8 @@ fn when_others_leave_the_first_ejected_return_and_what_is_gone_is_forgotten() {
     }
     // Two of the healthy ones leave, then an ejected one, then the service.
     assert_eq!(bench.health.refit(|_| vec![1, 2, 3, 4]), [1]);
-    assert_eq!(bench.standing(1), Standing::In);
-    assert_eq!(bench.standing(3), Standing::Out);
+    assert_eq!(bench.availability(1), Availability::In);
+    assert_eq!(bench.availability(3), Availability::Out);
     assert_eq!(bench.health.refit(|_| vec![1, 3, 4, 5]), [2]);
     assert_eq!(
         bench
@@ -254,7 +258,7 @@ proptest! {
             match what {
                 0 => {
                     bench.health.answered(uid, now);
-                    prop_assert_eq!(bench.standing(uid), Standing::In);
+                    prop_assert_eq!(bench.availability(uid), Availability::In);
                 }
                 1 => bench.health.chosen(uid, now, 0.7),
                 2 => drop(bench.end(uid, End::Cancelled, MS * 1500, MS)),
@@ -265,9 +269,9 @@ proptest! {
             prop_assert!(out.len() <= most_out(usable));
             let later = bench.now + LONGEST * 2;
             for uid in 1..=usable as u64 {
-                let standing = bench.health.standing(uid, bench.now);
-                prop_assert_eq!(standing != Standing::In, out.contains(&uid));
-                prop_assert!(bench.health.standing(uid, later) != Standing::Out);
+                let availability = bench.health.availability(uid, bench.now);
+                prop_assert_eq!(availability != Availability::In, out.contains(&uid));
+                prop_assert!(bench.health.availability(uid, later) != Availability::Out);
             }
         }
     }
@@ -311,7 +315,7 @@ impl Service {
             let (ewma, pending) = loads.get(&e.uid).copied().unwrap_or_default();
             ewma.cost(pending, e.weight, now)
         };
-        let cost = |e: &Endpoint| health.standing(e.uid, now).cost(load(e));
+        let cost = |e: &Endpoint| health.availability(e.uid, now).cost(load(e));
         let any = |e: &Endpoint| Some(load(e));
         let mut below = |n| rng.random_range(0..n);
         let found = pick(&self.candidates, now, cost, &mut below);

@@ -59,13 +59,13 @@ pub struct Service {
     pub protos: Vec<ProtoService>,
     /// Why `protos` is empty, if that is known.
     pub protos_unknown: Arc<str>,
-    /// Its instances: all of them, or only those of this node unless `held`.
+    /// Its instances: all of them, or only those of this node unless `endpoints_known`.
     pub endpoints: Arc<EndpointSet>,
     /// Its endpoints in slow start.
     pub warming: Vec<Warming>,
     /// Its endpoints on other nodes are known. They are fetched when it is first called; until then it is unknown
     /// whether it has any.
-    pub held: bool,
+    pub endpoints_known: bool,
     /// The usable endpoints by distance; computed by [`Builder::build`].
     pub candidates: Candidates,
     /// The usable endpoints on this node; computed by [`Builder::build`].
@@ -85,7 +85,7 @@ impl Service {
             protos_unknown: Arc::from(""),
             endpoints: Arc::default(),
             warming: Vec::new(),
-            held: true,
+            endpoints_known: true,
             candidates: Candidates::default(),
             locals: Vec::new(),
         }
@@ -381,7 +381,7 @@ fn index(services: &[Arc<Service>]) -> FxHashMap<Arc<str>, Arc<Service>> {
 }
 
 fn has_no_instances(service: &Service) -> bool {
-    service.held && service.endpoints.endpoints.is_empty()
+    service.endpoints_known && service.endpoints.endpoints.is_empty()
 }
 
 /// The only service with instances, if there is exactly one: services without instances do not block callers of other
@@ -402,10 +402,10 @@ fn decide(claims: &[(Arc<Service>, Rank)]) -> (Vec<Arc<Service>>, Vec<Arc<Servic
             service,
             name: &service.service,
             rank: *rank,
-            deserted: has_no_instances(service),
+            without_instances: has_no_instances(service),
         });
         match owner(claimants.collect()) {
-            Owner::Nobody => {}
+            Owner::Unclaimed => {}
             Owner::One { owner, serves } => {
                 serving.push(Arc::clone(serves));
                 if !Arc::ptr_eq(owner, serves) {

@@ -12,7 +12,7 @@ use crate::xds::{StreamStatus, View, last_good::Snapshot};
 
 /// The identity of this proxy as a client.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub struct ClientIdentity {
     pub node: String,
     /// Random, new with each process start.
     pub process_id: String,
@@ -24,7 +24,7 @@ pub struct Asker {
 /// channel.
 #[derive(Clone)]
 pub struct Uses {
-    tell: mpsc::Sender<Arc<str>>,
+    report: mpsc::Sender<Arc<str>>,
     /// How often a continuing use is reported again.
     pub again: Duration,
 }
@@ -33,13 +33,13 @@ impl Uses {
     /// The stream's task takes the receiver.
     #[must_use]
     pub fn new(again: Duration) -> (Self, mpsc::Receiver<Arc<str>>) {
-        let (tell, told) = mpsc::channel(MAX_USES);
-        (Self { tell, again }, told)
+        let (report, receiver) = mpsc::channel(MAX_USES);
+        (Self { report, again }, receiver)
     }
 
     /// Reports that a service, by full name, is used now. Never waits.
-    pub fn tell(&self, service: Arc<str>) {
-        let _ = self.tell.try_send(service);
+    pub fn report(&self, service: Arc<str>) {
+        let _ = self.report.try_send(service);
     }
 }
 

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::control_urls::{Rotation, dial};
 
-pub use handle::{Asker, Uses, XdsHandle};
+pub use handle::{ClientIdentity, Uses, XdsHandle};
 use stream::Stream;
 pub(super) use stream::node;
 
@@ -63,7 +63,7 @@ const LONGEST_BEHIND: Duration = Duration::from_secs(10);
 
 /// The stream's task and its state.
 pub struct XdsClient {
-    asker: Asker,
+    asker: ClientIdentity,
     urls: Vec<String>,
     resources: Resources,
     demand: Demand,
@@ -111,7 +111,7 @@ impl XdsClient {
     /// Begins with `resources`: empty, or the last good state.
     #[must_use]
     pub fn new(
-        asker: Asker,
+        asker: ClientIdentity,
         urls: Vec<String>,
         mut resources: Resources,
         mut demand: Demand,
@@ -127,7 +127,7 @@ impl XdsClient {
         for name in resources.clusters.keys() {
             demand.restore(name, now);
         }
-        let (tell, uses) = Uses::new(demand.look_every());
+        let (report, uses) = Uses::new(demand.check_interval());
         let view = watch::Sender::new(Arc::new(resources.view()));
         let status = watch::Sender::new(StreamStatus::default());
         let snapshot = watch::Sender::new(Snapshot::default());
@@ -138,7 +138,7 @@ impl XdsClient {
             status: status.subscribe(),
             snapshot: snapshot.subscribe(),
             channel: channel.subscribe(),
-            uses: tell,
+            uses: report,
             draining: draining.clone(),
         };
         let client = Self {
@@ -166,7 +166,7 @@ impl XdsClient {
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {
             // There is no replica to connect to.
-            return self.meanwhile(true, std::future::pending()).await;
+            return self.handling_uses(true, std::future::pending()).await;
         };
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let mut behind_since = None;
@@ -184,11 +184,11 @@ impl XdsClient {
             };
             self.channel.send_replace(None);
             self.note_behind(behind, &mut behind_since);
-            self.tell_broken(url, why);
+            self.log_broken(url, why);
             if started.elapsed() > OPENING {
                 backoff.reset();
             }
-            self.meanwhile(true, sleep(backoff.fail())).await;
+            self.handling_uses(true, sleep(backoff.fail())).await;
         }
     }
 
@@ -210,7 +210,7 @@ impl XdsClient {
 
     /// Runs `work` while there is no stream. Uses are recorded for the first requests. Requests for descriptors wait
     /// or, if `away`, are answered with none.
-    async fn meanwhile<T>(&mut self, away: bool, work: impl Future<Output = T>) -> T {
+    async fn handling_uses<T>(&mut self, away: bool, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut ticks = interval(TICK);
         loop {
@@ -224,7 +224,7 @@ impl XdsClient {
     }
 
     /// Logs one line when the stream breaks and one when the reason changes, not one per attempt.
-    fn tell_broken(&self, url: &str, why: String) {
+    fn log_broken(&self, url: &str, why: String) {
         let known = {
             let status = self.status.borrow();
             status.connected.is_none() && status.error == why
@@ -245,7 +245,7 @@ impl XdsClient {
         &mut self,
         url: &str,
     ) -> Result<(Stream, Streaming<DeltaDiscoveryResponse>), Broken> {
-        let channel = self.meanwhile(false, in_time(dial(url))).await?;
+        let channel = self.handling_uses(false, in_time(dial(url))).await?;
         // Room for the first requests; later there is one per response and change.
         let (requests, questions) = mpsc::channel(32);
         let mut stream = Stream::new(requests);
@@ -258,7 +258,7 @@ impl XdsClient {
             let opened = client.delta_aggregated_resources(questions).await;
             opened.map_err(|status| Broken::of(&status))
         };
-        let responses = self.meanwhile(false, in_time(open)).await?.into_inner();
+        let responses = self.handling_uses(false, in_time(open)).await?.into_inner();
         // Subscribes to services that were used since the first requests.
         stream.follow(&self.demand).await?;
         self.channel.send_replace(Some(channel));
@@ -271,14 +271,14 @@ impl XdsClient {
         stream: &mut Stream,
         mut responses: Streaming<DeltaDiscoveryResponse>,
     ) -> Broken {
-        let mut ticks = interval(TICK.min(self.demand.look_every()));
+        let mut ticks = interval(TICK.min(self.demand.check_interval()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told_draining = false;
         loop {
             let done = tokio::select! {
                 () = self.draining.cancelled(), if !told_draining => {
                     told_draining = true;
-                    stream.tell_draining(&self.asker).await
+                    stream.send_draining(&self.asker).await
                 }
                 response = responses.message() => match response {
                     Ok(Some(response)) => self.take(stream, &response).await,
@@ -289,10 +289,10 @@ impl XdsClient {
                     self.note_uses(&service);
                     stream.follow(&self.demand).await
                 }
-                Some(wanted) = self.wanted.recv() => stream.want(wanted).await,
+                Some(wanted) = self.wanted.recv() => stream.subscribe(wanted).await,
                 _ = ticks.tick() => {
                     self.count_late();
-                    self.leave_unused(stream).await
+                    self.drop_unused(stream).await
                 }
             };
             if let Err(why) = done {
@@ -325,12 +325,12 @@ impl XdsClient {
     }
 
     /// Called only while there is a control plane from which the service can be fetched again.
-    async fn leave_unused(&mut self, stream: &mut Stream) -> Result<(), String> {
-        if self.looked.elapsed() < self.demand.look_every() {
+    async fn drop_unused(&mut self, stream: &mut Stream) -> Result<(), String> {
+        if self.looked.elapsed() < self.demand.check_interval() {
             return Ok(());
         }
         self.looked = Instant::now();
-        let gone = self.demand.leave_unused(&self.callers.used(), self.looked);
+        let gone = self.demand.drop_unused(&self.callers.used(), self.looked);
         if gone.is_empty() {
             return Ok(());
         }

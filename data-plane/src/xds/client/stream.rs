@@ -20,7 +20,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{Asker, MAX_WANTED, OPENING};
+use super::{ClientIdentity, MAX_WANTED, OPENING};
 use crate::xds::{
     ASSIGNMENT, CLUSTER, INDEX, SCHEMA,
     demand::Demand,
@@ -51,7 +51,7 @@ impl Stream {
     /// request carries the node. The versions this proxy has are listed, so that the answer is the difference.
     pub(super) fn first_questions(
         &mut self,
-        asker: &Asker,
+        asker: &ClientIdentity,
         seen: u64,
         resources: &Resources,
         demand: &Demand,
@@ -74,7 +74,7 @@ impl Stream {
     }
 
     /// Reports that this process was told to stop: a request without names that carries the node again.
-    pub(super) async fn tell_draining(&self, asker: &Asker) -> Result<(), String> {
+    pub(super) async fn send_draining(&self, asker: &ClientIdentity) -> Result<(), String> {
         let mut request = question(INDEX, Vec::new(), HashMap::new());
         let mut node = node(asker, 0);
         if let Some(metadata) = &mut node.metadata {
@@ -133,7 +133,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) async fn want(&mut self, wanted: Wanted) -> Result<(), String> {
+    pub(super) async fn subscribe(&mut self, wanted: Wanted) -> Result<(), String> {
         let Wanted { sha256, answer } = wanted;
         self.wanted
             .retain(|_, waiting| waiting.iter().any(|w| !w.is_closed()));
@@ -162,15 +162,15 @@ impl Stream {
             if let Err(fault) = &found {
                 applied.faults.push(format!("{}: {fault}", resource.name));
             }
-            self.tell_wanted(&resource.name, found.ok().as_ref());
+            self.send_wanted(&resource.name, found.ok().as_ref());
         }
         for name in &response.removed_resources {
-            self.tell_wanted(name, None);
+            self.send_wanted(name, None);
         }
         applied
     }
 
-    fn tell_wanted(&mut self, sha256: &str, bytes: Option<&Bytes>) {
+    fn send_wanted(&mut self, sha256: &str, bytes: Option<&Bytes>) {
         for answer in self.wanted.remove(sha256).unwrap_or_default() {
             let _ = answer.send(bytes.cloned());
         }
@@ -219,7 +219,7 @@ fn word(text: &str) -> Value {
 }
 
 /// `seen` is the newest revision that this proxy knows; a replica that is behind it waits or refuses.
-pub(in crate::xds) fn node(asker: &Asker, seen: u64) -> Node {
+pub(in crate::xds) fn node(asker: &ClientIdentity, seen: u64) -> Node {
     let fields = [
         ("role".to_owned(), word("proxy")),
         ("node".to_owned(), word(&asker.node)),

@@ -7,13 +7,13 @@ use heddle_proto::{BEHIND, ERROR_DOMAIN};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Asker, Broken, Demand, LONGEST_BEHIND, Resources, XdsClient};
+use super::{Broken, ClientIdentity, Demand, LONGEST_BEHIND, Resources, XdsClient};
 use crate::xds::{demand::Prefetch, schemas::Schemas, tests::NoCallers};
 
 #[tokio::test]
 async fn only_a_store_that_stays_behind_is_taken_for_a_new_one() {
     let (_, wanted) = Schemas::new();
-    let asker = Asker {
+    let asker = ClientIdentity {
         node: "a".into(),
         process_id: "p1".into(),
         region: String::new(),

@@ -33,7 +33,7 @@ use tracing::{debug, info};
 
 use super::{
     Callers,
-    client::{Asker, node},
+    client::{ClientIdentity, node},
 };
 use crate::observe::load::{Load, Locality as LocalityKey, take_all};
 
@@ -63,8 +63,8 @@ struct Wanted {
 
 impl Wanted {
     fn of(response: LoadStatsResponse) -> Self {
-        let told = response.load_reporting_interval;
-        let every = told.and_then(|d| {
+        let requested = response.load_reporting_interval;
+        let every = requested.and_then(|d| {
             let secs = u64::try_from(d.seconds).ok()?;
             let nanos = u32::try_from(d.nanos).ok()?;
             Some(Duration::new(secs, nanos)).filter(|d| !d.is_zero())
@@ -85,7 +85,7 @@ impl Wanted {
 
 /// Reports for ever, to the replica that the xDS stream is connected to.
 pub async fn report(
-    asker: Asker,
+    asker: ClientIdentity,
     callers: Arc<dyn Callers>,
     mut channel: watch::Receiver<Option<Channel>>,
 ) {
@@ -100,7 +100,7 @@ pub async fn report(
             biased;
             // The xDS stream has moved to another replica or ended, so this one is of no use.
             _ = channel.changed() => continue,
-            end = speak(&asker, &*callers, connected) => end,
+            end = open_stream(&asker, &*callers, connected) => end,
         };
         let pause = if end.code() == Code::Unimplemented {
             debug!("the control plane does not accept load reports");
@@ -120,7 +120,7 @@ pub async fn report(
 }
 
 /// Runs one stream until it ends; returns why.
-async fn speak(asker: &Asker, callers: &dyn Callers, channel: Channel) -> Status {
+async fn open_stream(asker: &ClientIdentity, callers: &dyn Callers, channel: Channel) -> Status {
     let (requests, stream) = mpsc::channel(4);
     let hello = LoadStatsRequest {
         node: Some(node(asker, 0)),
@@ -135,13 +135,13 @@ async fn speak(asker: &Asker, callers: &dyn Callers, channel: Channel) -> Status
     )
     .await;
     match opened {
-        Ok(Ok(responses)) => converse(callers, &requests, responses.into_inner()).await,
+        Ok(Ok(responses)) => run_stream(callers, &requests, responses.into_inner()).await,
         Ok(Err(status)) => status,
         Err(_) => Status::deadline_exceeded(format!("not opened within {PATIENCE:?}")),
     }
 }
 
-async fn converse(
+async fn run_stream(
     callers: &dyn Callers,
     requests: &mpsc::Sender<LoadStatsRequest>,
     mut responses: Streaming<LoadStatsResponse>,
@@ -160,20 +160,20 @@ async fn converse(
         tokio::select! {
             biased;
             response = responses.message() => {
-                let told = match response {
+                let requested = match response {
                     Ok(Some(response)) => Wanted::of(response),
                     Ok(None) => return Status::unavailable("the control plane ended the stream"),
                     Err(status) => return status,
                 };
-                info!(every = ?told.every, all = told.all, "load reports are requested");
-                if told.every != wanted.every {
-                    let mut every = interval(told.every);
+                info!(every = ?requested.every, all = requested.all, "load reports are requested");
+                if requested.every != wanted.every {
+                    let mut every = interval(requested.every);
                     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     // The first tick comes at once, before there is anything to report.
                     every.reset();
                     ticks = Some(every);
                 }
-                wanted = told;
+                wanted = requested;
             }
             _ = due => {
                 let over = last.elapsed();

@@ -63,8 +63,8 @@ impl Callers for Two {
     }
 }
 
-fn asker() -> Asker {
-    Asker {
+fn asker() -> ClientIdentity {
+    ClientIdentity {
         node: "a".into(),
         process_id: "p1".into(),
         region: "eu".into(),
@@ -188,7 +188,7 @@ async fn a_control_plane_without_load_reports_is_left_alone_but_the_next_one_is_
     let server = tonic::transport::Server::builder().add_service(health);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let without = Endpoint::from_shared(url).unwrap().connect_lazy();
-    let status = speak(&asker(), &Two(Vec::new()), without.clone()).await;
+    let status = open_stream(&asker(), &Two(Vec::new()), without.clone()).await;
     assert_eq!(status.code(), Code::Unimplemented);
 
     let (channels, channel) = watch::channel(Some(without));

@@ -47,7 +47,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     ASSIGNMENT, CLUSTER, Callers, INDEX, View,
-    client::{Asker, XdsClient, XdsHandle},
+    client::{ClientIdentity, XdsClient, XdsHandle},
     demand::{Demand, Prefetch},
     resources::Resources,
     schemas::Schemas,
@@ -322,7 +322,7 @@ impl Started {
     /// Reports that callers use these services.
     fn calls(&self, services: &[&str]) {
         for &service in services {
-            self.handle.uses.tell(service.into());
+            self.handle.uses.report(service.into());
         }
     }
 }
@@ -355,7 +355,7 @@ fn start_with(
 ) -> Started {
     let (schemas, wanted) = Schemas::new();
     let revision = Arc::new(AtomicU64::new(0));
-    let asker = Asker {
+    let asker = ClientIdentity {
         node: "a".into(),
         process_id: "p1".into(),
         region: String::new(),

@@ -144,13 +144,13 @@ impl Expiry {
         self.lapsed.values().map(|lapsed| lapsed.due).min()
     }
 
-    /// The verdicts that are due. `overdue` counts the nodes that are known to have missed a heartbeat but still have
+    /// The verdicts that are due. `overdue_nodes` counts the nodes that are known to have missed a heartbeat but still have
     /// their lease. If they could make this a mass lapse, a lapsed node waits a short time for them. It is called only
     /// if a node could wait.
     pub(crate) fn verdicts(
         &mut self,
         now: Instant,
-        overdue: impl FnOnce() -> usize,
+        overdue_nodes: impl FnOnce() -> usize,
     ) -> Vec<Verdict> {
         self.forget(now);
         let (gone, mesh) = (self.recent.len(), self.mesh());
@@ -158,7 +158,7 @@ impl Expiry {
         let settle = self.settle;
         let waits =
             |lapsed: &Lapsed| !lapsed.suspect && !lapsed.stopped && now < lapsed.since + settle;
-        if !mass && self.lapsed.values().any(waits) && self.is_mass(gone + overdue()) {
+        if !mass && self.lapsed.values().any(waits) && self.is_mass(gone + overdue_nodes()) {
             for lapsed in self.lapsed.values_mut().filter(|it| waits(it)) {
                 lapsed.due = lapsed
                     .due

@@ -7,7 +7,7 @@ struct Mesh {
     expiry: Expiry,
     start: Instant,
     /// Nodes that have missed a heartbeat.
-    overdue: usize,
+    overdue_nodes: usize,
 }
 
 impl Mesh {
@@ -19,7 +19,7 @@ impl Mesh {
         Self {
             expiry,
             start: Instant::now(),
-            overdue: 0,
+            overdue_nodes: 0,
         }
     }
 
@@ -47,7 +47,7 @@ impl Mesh {
 
     fn all_verdicts(&mut self, seconds: u64) -> Vec<String> {
         let at = self.at(seconds);
-        let verdicts = self.expiry.verdicts(at, || self.overdue);
+        let verdicts = self.expiry.verdicts(at, || self.overdue_nodes);
         verdicts
             .into_iter()
             .map(|verdict| match verdict {
@@ -95,14 +95,14 @@ fn a_single_node_is_removed_at_once_while_the_others_beat() {
 #[test]
 fn it_waits_while_others_that_missed_a_beat_could_follow() {
     let mut mesh = Mesh::new(10);
-    mesh.overdue = 1;
+    mesh.overdue_nodes = 1;
     mesh.lapse(4, 0);
     assert_eq!(
         mesh.verdicts(0),
         ["remove 4"],
         "two of ten would be no mass"
     );
-    mesh.overdue = 5;
+    mesh.overdue_nodes = 5;
     mesh.lapse(5, 1);
     assert_eq!(mesh.verdicts(1), [""; 0]);
     assert!(
@@ -115,17 +115,17 @@ fn it_waits_while_others_that_missed_a_beat_could_follow() {
     assert_eq!(mesh.verdicts(5), ["suspect 6"], "the third makes it a mass");
 
     let mut mesh = Mesh::new(10);
-    mesh.overdue = 5;
+    mesh.overdue_nodes = 5;
     mesh.lapse(4, 0);
     assert_eq!(mesh.verdicts(0), [""; 0]);
-    mesh.overdue = 0;
+    mesh.overdue_nodes = 0;
     assert_eq!(mesh.verdicts(1), ["remove 4"], "the others beat again");
 }
 
 #[test]
 fn many_that_lapse_together_become_suspect() {
     let mut mesh = Mesh::new(10);
-    mesh.overdue = 10;
+    mesh.overdue_nodes = 10;
     mesh.lapse(0, 0);
     assert_eq!(mesh.verdicts(0), [""; 0]);
     mesh.lapse(1, 1);

@@ -38,7 +38,7 @@ const NAMED: usize = 3;
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
     let mut changes = registry.subscribe();
     let options = registry.options().claims.clone();
-    let mut keeper = Keeper {
+    let mut keeper = PathJob {
         registry,
         token,
         changed: registry.read(all_paths),
@@ -83,7 +83,7 @@ fn all_paths(view: &View) -> BTreeSet<PathOf> {
     claimed.chain(stored).collect()
 }
 
-struct Keeper<'a> {
+struct PathJob<'a> {
     registry: &'a Registry,
     token: FencingToken,
     /// The paths to check.
@@ -105,7 +105,7 @@ enum ClaimWrite {
     ReportConflict(StoredClaim, ServiceName),
 }
 
-impl Keeper<'_> {
+impl PathJob<'_> {
     async fn work(&mut self) -> Result<(), StoreError> {
         if self.retry.is_some_and(|at| at <= now()) {
             self.retry = None;
@@ -313,7 +313,7 @@ impl Keeper<'_> {
 fn owner_of<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<&'v ServiceName> {
     match view.path_owner(proto, &service.namespace) {
         Owner::One { owner, .. } => Some(owner),
-        Owner::Nobody | Owner::Unclear(_) => None,
+        Owner::Unclaimed | Owner::Unclear(_) => None,
     }
 }
 
@@ -324,7 +324,7 @@ fn next_owner<'v>(view: &'v View, proto: &str, service: &ServiceName) -> Option<
     let others = others.filter(|it| it.service != service);
     match crate::registry::model::owner_among(others, &service.namespace) {
         Owner::One { owner, .. } => Some(owner),
-        Owner::Nobody | Owner::Unclear(_) => None,
+        Owner::Unclaimed | Owner::Unclear(_) => None,
     }
 }
 

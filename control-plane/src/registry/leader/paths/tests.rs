@@ -42,7 +42,7 @@ async fn set(lease: &mut NodeLease, registry: &Registry, instances: &[&str]) -> 
 
 fn owner(view: &View) -> String {
     match view.path_owner(API, "default") {
-        Owner::Nobody => "nobody".to_owned(),
+        Owner::Unclaimed => "nobody".to_owned(),
         Owner::One { owner, serves } if owner == serves => owner.to_string(),
         Owner::One { owner, serves } => format!("{owner}, and {serves} stands in"),
         Owner::Unclear(several) => format!("{several:?}"),

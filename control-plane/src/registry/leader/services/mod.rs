@@ -23,7 +23,7 @@ const MAX_PER_TXN: usize = MAX_TXN_OPS / 4;
 
 pub(super) async fn run(registry: &Registry, token: FencingToken) {
     let mut changes = registry.subscribe();
-    let mut keeper = Keeper {
+    let mut keeper = ServiceJob {
         idle: Idle::new(registry.options().idle.clone()),
         unrecorded: BTreeSet::new(),
         registry: registry.clone(),
@@ -51,7 +51,7 @@ pub(super) async fn run(registry: &Registry, token: FencingToken) {
     }
 }
 
-struct Keeper {
+struct ServiceJob {
     registry: Registry,
     token: FencingToken,
     idle: Idle,
@@ -60,7 +60,7 @@ struct Keeper {
     unrecorded: BTreeSet<ServiceName>,
 }
 
-impl Keeper {
+impl ServiceJob {
     fn observe(&mut self, services: &[ServiceName]) {
         let now = now();
         self.registry.read(|view| {

@@ -43,12 +43,12 @@ pub(super) struct Watching {
     prefix: String,
     assembly: Assembly,
     seen: watch::Receiver<Revision>,
-    live: Option<Live>,
+    live: Option<OpenStream>,
     ended: bool,
 }
 
 /// An open stream.
-struct Live {
+struct OpenStream {
     member: usize,
     requests: mpsc::Sender<api::WatchRequest>,
     messages: Streaming<api::WatchResponse>,
@@ -59,12 +59,12 @@ struct Live {
 }
 
 /// Why a stream did not open, or ended.
-enum Broken {
+enum StreamError {
     Compacted { first: Revision },
     Fault(Fault),
 }
 
-impl From<Fault> for Broken {
+impl From<Fault> for StreamError {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
@@ -93,12 +93,12 @@ impl Watching {
         loop {
             let fault = match watching.connect().await {
                 Ok(()) => return Ok(watching),
-                Err(Broken::Compacted { first }) => return Err(watching.compacted(first)),
-                Err(Broken::Fault(fault)) => fault,
+                Err(StreamError::Compacted { first }) => return Err(watching.compacted(first)),
+                Err(StreamError::Fault(fault)) => fault,
             };
             let pause = backoff.fail();
             if matches!(fault, Fault::Refused(_)) || Instant::now() + pause >= end {
-                return Err(watching.client.tell(fault));
+                return Err(watching.client.to_store_error(fault));
             }
             tokio::time::sleep(pause).await;
         }
@@ -119,12 +119,12 @@ impl Watching {
             };
             match broken {
                 None => {}
-                Some(Broken::Compacted { first }) => {
+                Some(StreamError::Compacted { first }) => {
                     self.ended = true;
                     let error = self.compacted(first);
                     return Some((Err(error), self));
                 }
-                Some(Broken::Fault(fault)) => {
+                Some(StreamError::Fault(fault)) => {
                     self.assembly.broken();
                     tracing::info!(
                         ?fault,
@@ -143,7 +143,7 @@ impl Watching {
     }
 
     /// Waits for one message, and requests progress when that is due.
-    async fn listen(&mut self, mut live: Live) -> Result<(), Broken> {
+    async fn listen(&mut self, mut live: OpenStream) -> Result<(), StreamError> {
         let behind = *self.seen.borrow_and_update() >= self.assembly.next();
         let ask = live.asked + if behind { BEHIND } else { QUIET };
         let silent = live.waiting.map(|since| since + SILENCE);
@@ -151,13 +151,13 @@ impl Watching {
         tokio::select! {
             biased;
             message = live.messages.message() => {
-                let heard = self.hear(&mut live, message);
-                heard.map_err(|broken| self.blame(live.member, broken))?;
+                let handled = self.on_message(&mut live, message);
+                handled.map_err(|broken| self.report_fault(live.member, broken))?;
             }
             () = tokio::time::sleep_until(due) => {
                 if silent.is_some_and(|silent| silent <= Instant::now()) {
                     let fault = Fault::NotDone(format!("a watch received nothing for {SILENCE:?}"));
-                    return Err(self.blame(live.member, fault.into()));
+                    return Err(self.report_fault(live.member, fault.into()));
                 }
                 ask_for_progress(&mut live);
             }
@@ -168,18 +168,18 @@ impl Watching {
         Ok(())
     }
 
-    fn hear(
+    fn on_message(
         &mut self,
-        live: &mut Live,
+        live: &mut OpenStream,
         message: Result<Option<api::WatchResponse>, tonic::Status>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), StreamError> {
         let message = self.client.received(message)?;
         live.waiting = None;
         if message.canceled {
             return Err(cancelled(&message));
         }
         if message.events.is_empty() && !message.created && !message.fragment {
-            self.assembly.on_progress(message.told());
+            self.assembly.on_progress(message.store_revision());
         } else {
             self.assembly.on_events(message.events, message.fragment);
         }
@@ -188,19 +188,19 @@ impl Watching {
 
     /// Handles a fault of a member, for example by moving to the next one. This is done only here, once per fault: the
     /// functions that it calls only return faults.
-    fn blame(&self, member: usize, broken: Broken) -> Broken {
+    fn report_fault(&self, member: usize, broken: StreamError) -> StreamError {
         match broken {
-            Broken::Fault(fault) => self.client.on_fault(member, fault).into(),
-            compacted @ Broken::Compacted { .. } => compacted,
+            StreamError::Fault(fault) => self.client.on_fault(member, fault).into(),
+            compacted @ StreamError::Compacted { .. } => compacted,
         }
     }
 
-    async fn reconnect(&mut self) -> Result<(), Broken> {
+    async fn reconnect(&mut self) -> Result<(), StreamError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             match self.connect().await {
                 Ok(()) => return Ok(()),
-                Err(Broken::Fault(fault)) => {
+                Err(StreamError::Fault(fault)) => {
                     tracing::warn!(?fault, "cannot watch the store; retrying");
                 }
                 Err(compacted) => return Err(compacted),
@@ -210,7 +210,7 @@ impl Watching {
     }
 
     /// Opens a stream to the member in use and waits until it is certain that no change is missing.
-    async fn connect(&mut self) -> Result<(), Broken> {
+    async fn connect(&mut self) -> Result<(), StreamError> {
         let member = self.client.current();
         let opened = timeout(OPENING, self.open_at(member)).await;
         let opened = opened.unwrap_or_else(|_| {
@@ -224,12 +224,12 @@ impl Watching {
             }
             Err(broken) => {
                 self.assembly.broken();
-                Err(self.blame(member, broken))
+                Err(self.report_fault(member, broken))
             }
         }
     }
 
-    async fn open_at(&mut self, member: usize) -> Result<Live, Broken> {
+    async fn open_at(&mut self, member: usize) -> Result<OpenStream, StreamError> {
         self.check_version(member).await?;
         let (key, range_end) = self.space.range(&self.prefix);
         let next = self.assembly.next();
@@ -253,7 +253,7 @@ impl Watching {
         let _ = requests.try_send(first);
         let outbound = ReceiverStream::new(outbound);
         let messages = self.client.stream(member, api::WATCH, outbound).await?;
-        let mut live = Live {
+        let mut live = OpenStream {
             member,
             requests,
             messages,
@@ -264,12 +264,12 @@ impl Watching {
         if created.canceled {
             return Err(cancelled(&created));
         }
-        let now = created.told();
+        let now = created.store_revision();
         if now < self.assembly.given() {
             self.check_that_it_did_not_go_back(member).await?;
         }
         if now.0 >= start.unsigned_abs() {
-            self.first_word(&mut live).await?;
+            self.first_message(&mut live).await?;
         }
         Ok(live)
     }
@@ -296,7 +296,7 @@ impl Watching {
 
     /// Waits for the first message after the watch was created: only then has etcd checked whether the start is
     /// compacted. Any message except that error means that it is not.
-    async fn first_word(&mut self, live: &mut Live) -> Result<(), Broken> {
+    async fn first_message(&mut self, live: &mut OpenStream) -> Result<(), StreamError> {
         loop {
             let next = timeout(BEHIND * 2, live.messages.message()).await;
             let Ok(message) = next else {
@@ -304,31 +304,31 @@ impl Watching {
                 ask_for_progress(live);
                 continue;
             };
-            return self.hear(live, message);
+            return self.on_message(live, message);
         }
     }
 
     /// Checks that only this member is behind. If the whole etcd is behind, it was restored from a backup, and what was
     /// read from it before is invalid.
-    async fn check_that_it_did_not_go_back(&self, member: usize) -> Result<(), Broken> {
+    async fn check_that_it_did_not_go_back(&self, member: usize) -> Result<(), StreamError> {
         let request = self.space.revision_only();
         // The read is linearizable: this member asks the others.
         let answer = self.client.attempt(member, api::RANGE, request);
         let answer: api::RangeResponse = answer.await?;
-        let now = answer.told();
+        let now = answer.store_revision();
         let given = self.assembly.given();
         if now < given {
             tracing::error!(%now, %given, "etcd's revision went back: it was restored from an older state");
-            return Err(Broken::Compacted { first: now.next() });
+            return Err(StreamError::Compacted { first: now.next() });
         }
         Ok(())
     }
 }
 
-fn cancelled(message: &api::WatchResponse) -> Broken {
+fn cancelled(message: &api::WatchResponse) -> StreamError {
     if message.compact_revision > 0 {
         let first = revision(message.compact_revision).next();
-        return Broken::Compacted { first };
+        return StreamError::Compacted { first };
     }
     let reason = message.cancel_reason.clone();
     // The reason is the text of the status.
@@ -339,7 +339,7 @@ fn cancelled(message: &api::WatchResponse) -> Broken {
     } else {
         judge(&tonic::Status::unavailable(reason))
     };
-    Broken::Fault(fault)
+    StreamError::Fault(fault)
 }
 
 /// A version that cannot be parsed counts as new.
@@ -357,7 +357,7 @@ fn written(version: [u32; 3]) -> String {
 }
 
 /// If the queue is full, progress has already been requested.
-fn ask_for_progress(live: &mut Live) {
+fn ask_for_progress(live: &mut OpenStream) {
     let request = api::WatchRequest {
         request_union: Some(RequestUnion::ProgressRequest(api::WatchProgressRequest {})),
     };

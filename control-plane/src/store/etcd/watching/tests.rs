@@ -73,13 +73,13 @@ impl Member {
             ..api::ResponseHeader::default()
         });
         match path {
-            api::STATUS => told(&api::StatusResponse {
+            api::STATUS => store_revision(&api::StatusResponse {
                 header,
                 version: "3.6.0".to_owned(),
             }),
             api::WATCH => {
                 self.count(self.watch_fails);
-                told(&api::WatchResponse {
+                store_revision(&api::WatchResponse {
                     header,
                     created: true,
                     canceled: self.watch_fails.is_some(),
@@ -88,7 +88,7 @@ impl Member {
                 })
             }
             api::RANGE => match self.range_fails {
-                None => told(&api::RangeResponse {
+                None => store_revision(&api::RangeResponse {
                     header,
                     ..api::RangeResponse::default()
                 }),
@@ -110,7 +110,7 @@ impl Member {
 type Body = tonic::body::Body;
 
 /// A message and the trailers that end its call.
-fn told(message: &impl prost::Message) -> http::Response<Body> {
+fn store_revision(message: &impl prost::Message) -> http::Response<Body> {
     let encoded = message.encode_to_vec();
     let length = u32::try_from(encoded.len()).unwrap().to_be_bytes();
     let framed = [&[0][..], &length, &encoded].concat();
@@ -161,7 +161,7 @@ async fn a_fault_while_a_watch_opens_is_counted_once() {
         let mut watching = watching(vec![member.serve().await]);
         for times in 1..=2 {
             let broken = watching.connect().await;
-            assert!(matches!(broken, Err(Broken::Fault(Fault::NotDone(_)))));
+            assert!(matches!(broken, Err(StreamError::Fault(Fault::NotDone(_)))));
             assert_eq!(failures.load(Ordering::SeqCst), times);
             assert_eq!(watching.client.faults.load(Ordering::SeqCst), times);
         }
@@ -180,10 +180,10 @@ async fn a_fault_is_the_members_that_was_asked_and_the_next_one_is_asked_then() 
         .find(|watching| watching.client.current() == 0)
         .unwrap();
     let opened = watching.connect().await;
-    assert!(matches!(opened, Err(Broken::Fault(_))));
+    assert!(matches!(opened, Err(StreamError::Fault(_))));
     assert_eq!(watching.client.current(), 1, "the one that failed is left");
     let opened = watching.connect().await;
-    let Err(Broken::Compacted { first: begin }) = opened else {
+    let Err(StreamError::Compacted { first: begin }) = opened else {
         panic!("etcd went back, and nobody noticed");
     };
     assert_eq!(begin, Revision(6));

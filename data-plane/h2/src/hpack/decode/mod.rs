@@ -11,7 +11,7 @@ use crate::Fields;
 use crate::fields::FIELD_OVERHEAD;
 use crate::headers::FieldClass;
 
-/// How large a decoded list may become (DESIGN §10).
+/// How large a decoded list may become.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Names, values and 32 for each field (RFC 9113 §6.5.2). [`Limits::HARD_STOP`] times this ends

@@ -11,7 +11,7 @@ const MAX_PATTERN_BYTES: usize = 512;
 
 /// Why a request cannot be answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum Unclear {
+pub(crate) enum InvalidMatcher {
     #[error("node_matchers: more than {MAX_MATCHERS}; ask for fewer nodes at a time, or for all")]
     TooMany,
     #[error(
@@ -28,7 +28,7 @@ pub(crate) enum Unclear {
 
 /// The clients that match any of the matchers; all if there is none.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Asked(Vec<Matcher>);
+pub(super) struct NodeFilter(Vec<Matcher>);
 
 #[derive(Clone, Debug)]
 struct Matcher {
@@ -36,10 +36,10 @@ struct Matcher {
     ignore_case: bool,
 }
 
-impl Asked {
-    pub(super) fn parse(matchers: Vec<NodeMatcher>) -> Result<Self, Unclear> {
+impl NodeFilter {
+    pub(super) fn parse(matchers: Vec<NodeMatcher>) -> Result<Self, InvalidMatcher> {
         if matchers.len() > MAX_MATCHERS {
-            return Err(Unclear::TooMany);
+            return Err(InvalidMatcher::TooMany);
         }
         let numbered = matchers.into_iter().enumerate();
         numbered
@@ -54,17 +54,17 @@ impl Asked {
 }
 
 impl Matcher {
-    fn parse(number: usize, matcher: NodeMatcher) -> Result<Self, Unclear> {
+    fn parse(number: usize, matcher: NodeMatcher) -> Result<Self, InvalidMatcher> {
         if !matcher.node_metadatas.is_empty() {
-            return Err(Unclear::Metadata(number));
+            return Err(InvalidMatcher::Metadata(number));
         }
         let StringMatcher {
             ignore_case,
             match_pattern,
-        } = matcher.node_id.ok_or(Unclear::NoNodeId(number))?;
+        } = matcher.node_id.ok_or(InvalidMatcher::NoNodeId(number))?;
         let lower = |text: String| {
             if text.len() > MAX_PATTERN_BYTES {
-                return Err(Unclear::TooLong(number));
+                return Err(InvalidMatcher::TooLong(number));
             }
             Ok(if ignore_case {
                 text.to_ascii_lowercase()
@@ -78,7 +78,7 @@ impl Matcher {
             Some(MatchPattern::Suffix(text)) => MatchPattern::Suffix(lower(text)?),
             Some(MatchPattern::Contains(text)) => MatchPattern::Contains(lower(text)?),
             Some(MatchPattern::SafeRegex(_) | MatchPattern::Custom(_)) | None => {
-                return Err(Unclear::Pattern(number));
+                return Err(InvalidMatcher::Pattern(number));
             }
         };
         Ok(Self {

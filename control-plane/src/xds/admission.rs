@@ -23,7 +23,7 @@ pub(super) fn client_key(address: &str, node: &str) -> ClientKey {
 
 /// Counts streams. Clones share the counts.
 #[derive(Clone)]
-pub(super) struct Gate(Arc<Inner>);
+pub(super) struct StreamAdmission(Arc<Inner>);
 
 struct Inner {
     limits: Limits,
@@ -40,7 +40,7 @@ struct State {
     large: TokenBucket,
 }
 
-impl Gate {
+impl StreamAdmission {
     pub(super) fn new(limits: Limits) -> Self {
         let state = State {
             open: Shares::new(limits.streams),
@@ -82,7 +82,7 @@ impl Gate {
         Ok(Arc::new(Slot {
             number: state.opened,
             who,
-            gate: self.clone(),
+            admission: self.clone(),
             client: Mutex::default(),
         }))
     }
@@ -130,7 +130,7 @@ impl Gate {
 pub(super) struct Slot {
     number: u64,
     who: Who,
-    gate: Gate,
+    admission: StreamAdmission,
     client: Mutex<Option<ClientKey>>,
 }
 
@@ -144,7 +144,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let client = lock(&self.client).take();
-        let mut state = self.gate.state();
+        let mut state = self.admission.state();
         state.open.give(self.who, 1);
         if let Some(client) = client
             && let Some(count) = state.clients.get_mut(&client)

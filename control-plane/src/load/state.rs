@@ -32,13 +32,13 @@ pub struct Loads(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    book: Mutex<Book>,
+    state: Mutex<State>,
     reports: AtomicU64,
     left_out: AtomicU64,
     refused: AtomicU64,
 }
 
-struct Book {
+struct State {
     streams: BTreeMap<u64, Reporter>,
     last_id: u64,
     /// The limits of streams and rows per peer, so that one peer leaves room for others.
@@ -47,7 +47,7 @@ struct Book {
     totals: BTreeMap<String, Totals>,
 }
 
-impl Default for Book {
+impl Default for State {
     fn default() -> Self {
         Self {
             streams: BTreeMap::new(),
@@ -63,10 +63,10 @@ struct Reporter {
     who: Who,
     caller: String,
     role: String,
-    loads: BTreeMap<Destination, Told>,
+    loads: BTreeMap<Destination, ReportedLoad>,
 }
 
-struct Told {
+struct ReportedLoad {
     load: Load,
     until: Instant,
 }
@@ -99,20 +99,20 @@ pub struct TooManyStreams;
 impl Loads {
     /// A stream begins; `role` is the one in the lists of clients.
     pub fn join(&self, who: Who, caller: &str, role: &str) -> Result<ReportStream, TooManyStreams> {
-        let mut book = self.book();
-        if book.shares.take(who, 1).is_err() {
+        let mut state = self.state();
+        if state.shares.take(who, 1).is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
             return Err(TooManyStreams);
         }
-        book.last_id += 1;
-        let id = book.last_id;
+        state.last_id += 1;
+        let id = state.last_id;
         let reporter = Reporter {
             who,
             caller: caller.to_owned(),
             role: role.to_owned(),
             loads: BTreeMap::new(),
         };
-        book.streams.insert(id, reporter);
+        state.streams.insert(id, reporter);
         Ok(ReportStream {
             id,
             who,
@@ -123,14 +123,14 @@ impl Loads {
     /// The edges of the last reports, sorted by caller, service and locality.
     #[must_use]
     pub fn edges(&self, now: Instant) -> Vec<Edge> {
-        let book = self.book();
+        let state = self.state();
         let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
-        for (id, reporter) in &book.streams {
+        for (id, reporter) in &state.streams {
             if reporter.role == "proxy" {
                 newest.insert(&reporter.caller, *id);
             }
         }
-        let mut edges: Vec<Edge> = book
+        let mut edges: Vec<Edge> = state
             .streams
             .iter()
             // A proxy's node id is unique: if it has two streams, the older one is dead and this was not noticed yet.
@@ -138,8 +138,8 @@ impl Loads {
                 reporter.role != "proxy" || newest.get(&*reporter.caller) == Some(*id)
             })
             .flat_map(|(_, reporter)| reporter.loads.iter().map(move |each| (reporter, each)))
-            .filter(|(_, (_, told))| told.until > now)
-            .map(|(reporter, (destination, told))| edge(reporter, destination, &told.load))
+            .filter(|(_, (_, reported))| reported.until > now)
+            .map(|(reporter, (destination, reported))| edge(reporter, destination, &reported.load))
             .collect();
         edges.sort_by(|a, b| order(a).cmp(&order(b)));
         edges
@@ -148,8 +148,8 @@ impl Loads {
     /// Sorted by service; at most `MAX_SERVICES` and one more.
     #[must_use]
     pub fn totals(&self) -> Vec<ServiceTotals> {
-        let book = self.book();
-        let totals = book.totals.iter().map(|(service, totals)| ServiceTotals {
+        let state = self.state();
+        let totals = state.totals.iter().map(|(service, totals)| ServiceTotals {
             service: service.clone(),
             succeeded: totals.succeeded,
             failed: totals.failed,
@@ -161,8 +161,8 @@ impl Loads {
     /// The number of open streams, and of their rows.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
-        let book = self.book();
-        (book.streams.len(), book.entries.used())
+        let state = self.state();
+        (state.streams.len(), state.entries.used())
     }
 
     /// Reports taken.
@@ -183,8 +183,8 @@ impl Loads {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,7 +207,7 @@ fn edge(reporter: &Reporter, destination: &Destination, load: &Load) -> Edge {
     }
 }
 
-/// A stream's entry in the book; dropping it removes the entry.
+/// A stream's entry; dropping it removes the entry.
 pub struct ReportStream {
     id: u64,
     who: Who,
@@ -219,20 +219,20 @@ impl ReportStream {
     /// the client should report.
     pub fn report(&self, report: Report, interval: Duration, now: Instant) {
         let mut left_out = report.left_out;
-        let mut book = self.loads.book();
-        book.forget(self.id);
+        let mut state = self.loads.state();
+        state.forget(self.id);
         let mut loads = BTreeMap::new();
         for (destination, load) in report.loads {
-            if book.entries.take(self.who, 1).is_err() {
+            if state.entries.take(self.who, 1).is_err() {
                 left_out += 1;
                 continue;
             }
-            book.sum(&destination.service, &load);
+            state.sum(&destination.service, &load);
             let until = now + interval.max(load.interval) * INTERVALS;
-            loads.insert(destination, Told { load, until });
+            loads.insert(destination, ReportedLoad { load, until });
         }
-        book.put(self.id, loads);
-        drop(book);
+        state.put(self.id, loads);
+        drop(state);
         self.loads.0.reports.fetch_add(1, Ordering::Relaxed);
         self.loads.0.left_out.fetch_add(left_out, Ordering::Relaxed);
     }
@@ -240,14 +240,14 @@ impl ReportStream {
 
 impl Drop for ReportStream {
     fn drop(&mut self) {
-        let mut book = self.loads.book();
-        book.forget(self.id);
-        book.streams.remove(&self.id);
-        book.shares.give(self.who, 1);
+        let mut state = self.loads.state();
+        state.forget(self.id);
+        state.streams.remove(&self.id);
+        state.shares.give(self.who, 1);
     }
 }
 
-impl Book {
+impl State {
     fn forget(&mut self, id: u64) {
         if let Some(reporter) = self.streams.get_mut(&id) {
             let rows = std::mem::take(&mut reporter.loads).len();
@@ -256,7 +256,7 @@ impl Book {
     }
 
     /// The limit of rows was already applied to these.
-    fn put(&mut self, id: u64, loads: BTreeMap<Destination, Told>) {
+    fn put(&mut self, id: u64, loads: BTreeMap<Destination, ReportedLoad>) {
         if let Some(reporter) = self.streams.get_mut(&id) {
             reporter.loads = loads;
         }

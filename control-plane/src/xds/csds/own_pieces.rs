@@ -9,7 +9,7 @@ use std::{
 use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
 
 use super::{
-    asked::{Asked, Unclear},
+    filter::{InvalidMatcher, NodeFilter},
     pieces::{Piece, Pieces},
 };
 use crate::{
@@ -17,18 +17,21 @@ use crate::{
     xds::{Client, Clients, subscription::Holding},
 };
 
-pub(crate) struct Own {
+pub(crate) struct OwnPieces {
     /// Weak: clients that leave meanwhile are not kept for a slow reader.
     clients: vec::IntoIter<Weak<Client>>,
-    asked: Asked,
+    filter: NodeFilter,
     contents: bool,
     now: Option<Pieces>,
 }
 
-impl Own {
+impl OwnPieces {
     /// The clients that are connected now and still are when their turn comes.
-    pub(crate) fn new(clients: &Clients, question: ClientStatusRequest) -> Result<Self, Unclear> {
-        let asked = Asked::parse(question.node_matchers)?;
+    pub(crate) fn new(
+        clients: &Clients,
+        question: ClientStatusRequest,
+    ) -> Result<Self, InvalidMatcher> {
+        let filter = NodeFilter::parse(question.node_matchers)?;
         let clients = clients.sorted();
         Ok(Self {
             clients: clients
@@ -36,7 +39,7 @@ impl Own {
                 .map(Arc::downgrade)
                 .collect::<Vec<_>>()
                 .into_iter(),
-            asked,
+            filter,
             contents: !question.exclude_resource_contents,
             now: None,
         })
@@ -50,7 +53,7 @@ impl Own {
             let Some(client) = self.clients.next()?.upgrade() else {
                 continue;
             };
-            if self.asked.is_about(&client.node.id) {
+            if self.filter.is_about(&client.node.id) {
                 self.now = Some(Pieces::new(&client.node, holdings(&client), self.contents));
             }
             // Thousands of names must not delay other tasks.

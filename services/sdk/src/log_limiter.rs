@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 /// Lets a message through when it differs from the last one, or 30 s after it.
 #[derive(Debug, Default)]
-pub(crate) struct OnceInAWhile {
+pub(crate) struct LogLimiter {
     last: Option<(String, Instant)>,
 }
 
-impl OnceInAWhile {
+impl LogLimiter {
     const PAUSE: Duration = Duration::from_secs(30);
 
     pub(crate) fn due(&mut self, message: &str, now: Instant) -> bool {

@@ -1,14 +1,12 @@
 use std::sync::atomic::Ordering;
 
 use heddle_proto::control::v1::{
-    Beat, GoneInstance, Hello, InstanceRef, Leave, LocalInstance, Rejection,
+    Beat, Change, GoneInstance, Hello, InstanceRef, Leave, LocalInstance,
 };
-use prost_types::FileDescriptorSet;
-use sha2::{Digest as _, Sha256};
 use tonic_types::StatusExt as _;
 
 use super::{
-    super::fixture::{Asked, Peer, hello, serve},
+    super::fixture::{Peer, RecordedQueries, hello, serve},
     *,
 };
 use crate::{
@@ -16,13 +14,16 @@ use crate::{
     store::Revision,
 };
 
+mod questions;
+mod rejections;
+
 use control_message::Message as Down;
 use node_message::Message as Up;
 
 struct Mesh {
     fixture: Fixture,
     server: std::net::SocketAddr,
-    asked: Arc<Asked>,
+    asked: Arc<RecordedQueries>,
 }
 
 impl Mesh {
@@ -31,7 +32,7 @@ impl Mesh {
     }
 
     async fn over(fixture: Fixture) -> Self {
-        let asked = Arc::new(Asked::default());
+        let asked = Arc::new(RecordedQueries::default());
         let server = serve(&fixture.registry, &asked).await;
         Self {
             fixture,
@@ -304,141 +305,13 @@ async fn bad_messages_end_the_session_and_change_nothing() {
     assert!(
         status
             .message()
-            .starts_with("change.sequence: 2 came where 1 was due"),
+            .starts_with("change.sequence: is 2 where 1 was expected"),
         "{status}"
     );
     assert_eq!(
         mesh.names_at(welcome.revision).await,
         ["a/users.default/u1"]
     );
-}
-
-#[tokio::test]
-async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
-    let mesh = Mesh::new().await;
-    // The unknown field represents an extension that generated types do not know.
-    let mut bytes = FileDescriptorSet::default().encode_to_vec();
-    bytes.extend([0xca, 0x3e, 0x02, b'h', b'i']);
-    let sha256: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let mut local = instance("a", "users/u1").1;
-    local.schema_sha256.clone_from(&sha256);
-    let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", vec![local.clone()])).await;
-    assert_eq!(welcome.missing_schemas, [sha256.as_str()]);
-
-    let upload = |bytes: &[u8]| {
-        let file_descriptor_set = bytes.to_vec().into();
-        Up::Schema(SchemaUpload {
-            sha256: sha256.clone(),
-            file_descriptor_set,
-        })
-    };
-    peer.send(upload(b"something else")).await;
-    let ask_again = Change {
-        sequence: 1,
-        upserted: vec![local.clone()],
-        removed: vec![],
-    };
-    peer.send(Up::Change(ask_again)).await;
-    assert_eq!(
-        ack(&mut peer).await.missing_schemas,
-        [sha256.as_str()],
-        "the wrong one is not kept"
-    );
-    peer.send(upload(&bytes)).await;
-    mesh.fixture.until(|view| view.has_schema(&sha256)).await;
-    assert_eq!(
-        mesh.fixture.registry.schema(&sha256).await,
-        Ok(Some(bytes.into()))
-    );
-
-    peer.send(Up::Change(Change {
-        sequence: 2,
-        upserted: vec![local],
-        removed: vec![],
-    }))
-    .await;
-    assert_eq!(ack(&mut peer).await.missing_schemas, [""; 0]);
-    // These descriptors were not requested.
-    let other = FileDescriptorSet::default().encode_to_vec();
-    let sha256: String = Sha256::digest(&other)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let unasked = SchemaUpload {
-        sha256: sha256.clone(),
-        file_descriptor_set: other.into(),
-    };
-    peer.send(Up::Schema(unasked)).await;
-    peer.send(Up::Beat(Beat { sequence: 1 })).await;
-    ack(&mut peer).await;
-    assert_eq!(mesh.fixture.registry.schema(&sha256).await, Ok(None));
-}
-
-#[tokio::test]
-async fn a_removal_query_is_answered_for_the_revision_that_removed() {
-    let mesh = Mesh::new().await;
-    let (mut peer, _) = Peer::open(
-        mesh.server,
-        hello("a", "p1", vec![instance("a", "users/u1").1]),
-    )
-    .await;
-    peer.send(remove(1, "users", "u1")).await;
-    let removed = ack(&mut peer).await;
-    let wait = prost_types::Duration {
-        seconds: 60,
-        nanos: 0,
-    };
-    let instance = Some(reference("users", "u1"));
-    peer.send(Up::RemovalQuery(RemovalQuery {
-        id: 9,
-        instance,
-        max_wait: Some(wait),
-    }))
-    .await;
-    let Down::RemovalAnswer(answer) = peer.next().await.unwrap() else {
-        panic!("no answer")
-    };
-    assert_eq!((answer.id, answer.acknowledged), (9, false));
-    assert_eq!(answer.unacknowledged, ["slow-client"]);
-    let asked = mesh.asked.questions.lock().unwrap().clone();
-    let [(asked_for, revision, asked_wait)] = &asked[..] else {
-        panic!("{asked:?}")
-    };
-    assert_eq!(asked_for, "a/users.default/u1");
-    assert_eq!(*revision, Revision(removed.revision));
-    assert!(
-        *asked_wait <= MAX_REMOVAL_WAIT && *asked_wait > MAX_REMOVAL_WAIT / 2,
-        "never longer than the bound: {asked_wait:?}"
-    );
-}
-
-#[tokio::test]
-async fn too_many_removal_queries_are_answered_and_end_no_session() {
-    let mesh = Mesh::new().await;
-    mesh.asked.silent.store(true, Ordering::Relaxed);
-    let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
-    for id in 0..=MAX_QUERIES as u64 {
-        peer.send(Up::RemovalQuery(RemovalQuery {
-            id,
-            instance: Some(reference("users", "u1")),
-            max_wait: None,
-        }))
-        .await;
-    }
-    let Down::RemovalAnswer(answer) = peer.next().await.unwrap() else {
-        panic!("no answer")
-    };
-    assert_eq!(
-        (answer.id, answer.acknowledged),
-        (MAX_QUERIES as u64, false)
-    );
-    let why = &answer.unacknowledged[0];
-    assert!(why.contains("are under way"), "{why}");
-    peer.send(Up::Beat(Beat { sequence: 1 })).await;
-    ack(&mut peer).await;
 }
 
 #[tokio::test]
@@ -470,7 +343,7 @@ async fn a_stopping_replica_says_so() {
 async fn a_store_that_is_away_costs_no_session_and_no_change() {
     let replicas = Replicas::new();
     let (registry, wire) = replicas.join("c1", Duration::from_secs(6)).await;
-    let server = serve(&registry, &Arc::new(Asked::default())).await;
+    let server = serve(&registry, &Arc::new(RecordedQueries::default())).await;
     let (mut peer, welcome) =
         Peer::open(server, hello("a", "p1", vec![instance("a", "users/u1").1])).await;
     registry.reached(Revision(welcome.revision)).await;
@@ -502,7 +375,7 @@ async fn a_node_is_sent_away_from_a_replica_that_alone_is_cut_off() {
     let (_other, _) = replicas.join("c1", ttl).await;
     let (registry, wire) = replicas.join("c2", ttl).await;
     until(&registry, |view| view.replicas().count() == 2).await;
-    let server = serve(&registry, &Arc::new(Asked::default())).await;
+    let server = serve(&registry, &Arc::new(RecordedQueries::default())).await;
     let (mut peer, _) = Peer::open(server, hello("a", "p1", vec![])).await;
     wire.cut();
     let beats = async {
@@ -553,127 +426,4 @@ async fn the_cause_that_a_node_gives_is_an_event_by_change_and_by_hello() {
         told,
         expected.map(|(id, cause)| (id.to_owned(), cause.to_owned()))
     );
-}
-
-fn at(name: &str, address: &str) -> LocalInstance {
-    let mut local = instance("a", name).1;
-    local.instance.as_mut().unwrap().address = address.into();
-    local
-}
-
-/// "id field" of each, in the order received.
-fn reasons_of(rejected: &[Rejection]) -> Vec<String> {
-    let of = |it: &Rejection| format!("{} {}", it.instance.as_ref().unwrap().id, it.field);
-    rejected.iter().map(of).collect()
-}
-
-/// Issue 10, B3: one bad instance refused the whole node, forever.
-#[tokio::test]
-async fn an_instance_that_is_not_taken_is_named_and_the_others_are_in_use() {
-    let mesh = Mesh::new().await;
-    let mut newer = at("users/newer", "127.0.0.1:21002");
-    newer.instance.as_mut().unwrap().protocol = 77;
-    let set = vec![
-        at("users/u1", "127.0.0.1:21001"),
-        newer,
-        at("users/link", "169.254.1.1:80"),
-    ];
-    let (mut peer, welcome) = Peer::open(mesh.server, hello("a", "p1", set)).await;
-    assert_eq!(
-        reasons_of(&welcome.rejected),
-        ["newer instance.protocol", "link instance.address"]
-    );
-    let text = &welcome.rejected[0].description;
-    assert!(text.contains("77") && text.contains("newer"), "{text}");
-    assert_eq!(
-        mesh.names_at(welcome.revision).await,
-        ["a/users.default/u1"]
-    );
-
-    // The same in a Change. The accepted state from before is removed, and the event has the cause.
-    let change = Change {
-        sequence: 1,
-        upserted: vec![
-            at("users/u1", "0.0.0.0:80"),
-            at("users/u2", "127.0.0.1:21003"),
-        ],
-        removed: vec![],
-    };
-    peer.send(Up::Change(change)).await;
-    let first = ack(&mut peer).await;
-    assert_eq!(first.of, Some(ack::Of::Change(1)));
-    assert_eq!(reasons_of(&first.rejected), ["u1 instance.address"]);
-    assert_eq!(mesh.names_at(first.revision).await, ["a/users.default/u2"]);
-    let causes: Vec<_> = mesh.fixture.registry.read(|view| {
-        let expired = view
-            .events()
-            .filter(|it| it.record.kind == "instance-expired");
-        expired.map(|it| it.record.cause.clone()).collect()
-    });
-    assert!(
-        causes.len() == 1 && causes[0].starts_with("refused: instance.address: 0.0.0.0 "),
-        "{causes:?}"
-    );
-    // The session continues.
-    peer.send(upsert(2, "users/u3")).await;
-    let second = ack(&mut peer).await;
-    assert_eq!(reasons_of(&second.rejected), Vec::<String>::new());
-}
-
-/// Issue 10, B3.
-#[tokio::test]
-async fn no_instance_is_taken_where_a_proxy_listens() {
-    let mesh = Mesh::new().await;
-    let proxy = |node: &str, process: &str, port: u16, set| Hello {
-        advertise: format!("10.0.0.1:{port}8"),
-        listeners: vec![format!("127.0.0.1:{port}1"), format!("0.0.0.0:{port}8")],
-        host: "h1".into(),
-        ..hello(node, process, set)
-    };
-    let own = vec![
-        at("users/outbound", "127.0.0.1:1501"),
-        at("users/mapped", "[::ffff:127.0.0.1]:1501"),
-        at("users/wildcard", "127.0.0.1:1508"),
-        at("users/inbound", "10.0.0.1:1508"),
-        at("users/good", "127.0.0.1:2501"),
-    ];
-    let (mut a, welcome) = Peer::open(mesh.server, proxy("a", "p1", 150, own)).await;
-    assert_eq!(
-        reasons_of(&welcome.rejected),
-        ["outbound", "mapped", "wildcard", "inbound"].map(|id| format!("{id} instance.address"))
-    );
-    let text = &welcome.rejected[0].description;
-    assert!(
-        text.contains("127.0.0.1:1501 is a listener of the proxy on node a"),
-        "{text}"
-    );
-    assert_eq!(
-        mesh.names_at(welcome.revision).await,
-        ["a/users.default/good"]
-    );
-
-    // Another proxy of the host starts to listen at an instance's address: the next heartbeat's Ack reports it.
-    let (_b, welcome) = Peer::open(mesh.server, proxy("b", "p2", 250, vec![])).await;
-    within(mesh.fixture.registry.reached(Revision(welcome.revision))).await;
-    a.send(Up::Beat(Beat { sequence: 1 })).await;
-    let beat = ack(&mut a).await;
-    assert_eq!(beat.of, Some(ack::Of::Beat(1)));
-    assert_eq!(reasons_of(&beat.rejected), ["good instance.address"]);
-    mesh.fixture.until(|view| names(view).is_empty()).await;
-    // It is reported only once.
-    a.send(Up::Beat(Beat { sequence: 2 })).await;
-    assert_eq!(
-        reasons_of(&ack(&mut a).await.rejected),
-        Vec::<String>::new()
-    );
-    let again = Change {
-        sequence: 1,
-        upserted: vec![at("users/good", "10.0.0.1:2508")],
-        removed: vec![],
-    };
-    a.send(Up::Change(again)).await;
-    let refused = ack(&mut a).await;
-    assert_eq!(reasons_of(&refused.rejected), ["good instance.address"]);
-    let text = &refused.rejected[0].description;
-    assert!(text.contains("the proxy of node b"), "{text}");
 }

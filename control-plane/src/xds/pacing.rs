@@ -26,8 +26,8 @@ pub(super) enum Verdict {
 }
 
 #[derive(Debug)]
-pub(super) struct Pace {
-    speech: TokenBucket,
+pub(super) struct StreamPacing {
+    requests: TokenBucket,
     large: TokenBucket,
     /// No newer state of a large resource is sent before this.
     large_from: Option<Instant>,
@@ -45,14 +45,14 @@ pub(super) struct Pace {
     tick: Duration,
 }
 
-impl Pace {
+impl StreamPacing {
     /// `seed` spreads the ends of streams that began together.
     pub(super) fn new(limits: &Limits, seed: u64, now: Instant) -> Self {
         // 80 to 120 %.
         let life =
             limits.max_age * u32::try_from(800 + scattered(seed) % 401).unwrap_or(1_000) / 1_000;
         Self {
-            speech: TokenBucket::new(limits.units_at_once, limits.units_per_second),
+            requests: TokenBucket::new(limits.units_at_once, limits.units_per_second),
             large: TokenBucket::new(limits.large_kib_at_once, limits.large_kib_per_second),
             large_from: None,
             paused_until: None,
@@ -78,7 +78,7 @@ impl Pace {
     pub(super) fn on_request(&mut self, names: usize, now: Instant) -> bool {
         self.alive = now;
         let units = u32::try_from(1 + names / NAMES_PER_UNIT).unwrap_or(u32::MAX);
-        let wait = self.speech.take(now.into_std(), units);
+        let wait = self.requests.take(now.into_std(), units);
         self.paused_until = (!wait.is_zero()).then(|| now + wait);
         self.paused_until.is_some()
     }
@@ -123,7 +123,13 @@ impl Pace {
 
     /// Checks the stream. `owes`: a response waits for the client's answer; `queued`: responses that the transport has
     /// not taken; `alone`: there is no other replica.
-    pub(super) fn look(&mut self, now: Instant, owes: bool, queued: usize, alone: bool) -> Verdict {
+    pub(super) fn check(
+        &mut self,
+        now: Instant,
+        owes: bool,
+        queued: usize,
+        alone: bool,
+    ) -> Verdict {
         if !owes || queued < self.queued {
             self.alive = now;
         }
