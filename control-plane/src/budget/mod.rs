@@ -21,7 +21,7 @@ pub use call::Admission;
 pub use costs::MeshSize;
 pub use machine::{MIN_MEMORY, default_memory, parse_memory};
 pub use shares::{Denied, Peer, Shares, Who};
-use turns::Turns;
+use turns::{Turn, Turns};
 
 /// The least memory of a connection: its window (`grpc::CONNECTION_WINDOW`), which it may fill even if nothing reads
 /// it, and the buffers of its transport.
@@ -35,6 +35,8 @@ struct Inner {
     shares: Mutex<Shares>,
     connections: AtomicU64,
     refused: Counters,
+    /// Work for one client that takes long waits for its turn here.
+    turns: Turns,
 }
 
 /// Counters of refusals since the process began.
@@ -83,6 +85,7 @@ impl Budget {
             shares: Mutex::new(Shares::new(bytes)),
             connections: AtomicU64::new(0),
             refused: Counters::default(),
+            turns: Turns::of_this_machine(),
         }))
     }
 
@@ -128,7 +131,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 struct Holder {
     budget: Budget,
     who: Who,
-    /// Its calls whose answers take long wait for each other before they wait for those of other connections.
+    /// Its work that takes long waits for each other before it waits for that of other connections.
     turn: Turns,
 }
 
@@ -158,8 +161,10 @@ impl Account {
         }
     }
 
-    fn turn(&self) -> Option<&Turns> {
-        self.0.as_ref().map(|holder| &holder.turn)
+    /// Waits until work for this client that takes long may begin. None, at once, if the account has no limit.
+    pub(crate) async fn take_turn(&self) -> Option<Turn> {
+        let holder = self.0.as_ref()?;
+        Some(holder.budget.0.turns.take(&holder.turn).await)
     }
 
     fn budget(&self) -> Option<&Budget> {

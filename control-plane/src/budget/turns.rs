@@ -1,6 +1,7 @@
-//! Turns of calls whose answers take long to build: few at a time, so that the other threads remain for sessions, leases
-//! and streams; and one at a time of each connection, so that a connection with one question waits behind one of each
-//! other connection, not behind all that they have asked. Which calls those are is not known here.
+//! Turns of work for one client that takes long, such as building the answer to a call: few at a time, so that the other
+//! threads remain for sessions, leases and streams; and one at a time of each connection, so that a connection with one
+//! question waits behind one of each other connection, not behind all that they have asked. Which work that is is not
+//! known here.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism};
 
@@ -10,9 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 #[derive(Clone, Debug)]
 pub(super) struct Turns(Arc<Semaphore>);
 
-/// Held while an answer is built; never while its reader is awaited.
+/// Held while the work is done; never while a client is awaited.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     _places: [Option<OwnedSemaphorePermit>; 2],
 }
 
@@ -27,15 +28,11 @@ impl Turns {
         Self::new((threads / 2).max(1))
     }
 
-    /// Waits for a turn of the connection, if there is one, and then for one of all.
-    pub(super) async fn take(&self, of_connection: Option<&Self>) -> Turn {
-        let first = match of_connection {
-            Some(turns) => turns.place().await,
-            None => None,
-        };
-        let second = self.place().await;
+    /// Waits for a turn of the connection, and then for one of all.
+    pub(super) async fn take(&self, of_connection: &Self) -> Turn {
+        let first = of_connection.place().await;
         Turn {
-            _places: [first, second],
+            _places: [first, self.place().await],
         }
     }
 
@@ -55,12 +52,12 @@ mod tests {
     #[tokio::test]
     async fn a_connection_with_one_question_waits_for_one_answer_of_each_other() {
         let (all, flood, honest) = (Turns::new(1), Turns::new(1), Turns::new(1));
-        let first = all.take(Some(&flood)).await;
-        let mut more: Vec<_> = (0..100).map(|_| Box::pin(all.take(Some(&flood)))).collect();
+        let first = all.take(&flood).await;
+        let mut more: Vec<_> = (0..100).map(|_| Box::pin(all.take(&flood))).collect();
         for each in &mut more {
             assert!(poll!(each).is_pending());
         }
-        let mut one = Box::pin(all.take(Some(&honest)));
+        let mut one = Box::pin(all.take(&honest));
         assert!(poll!(&mut one).is_pending());
         drop(first);
         for each in &mut more {

@@ -21,7 +21,6 @@ use super::{
     Account, Budget, Charge, Peer, Refusal,
     costs::{self, MeshSize, Work},
     count,
-    turns::Turns,
 };
 
 /// A message up to this size is covered by the charge of its call.
@@ -39,7 +38,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Admission {
     budget: Budget,
     mesh: Arc<dyn Fn() -> MeshSize + Send + Sync>,
-    turns: Turns,
 }
 
 impl Admission {
@@ -49,7 +47,6 @@ impl Admission {
         Self {
             budget,
             mesh: Arc::new(mesh),
-            turns: Turns::of_this_machine(),
         }
     }
 
@@ -104,11 +101,10 @@ impl Admission {
             Ok(request) => request,
             Err(status) => return Ok(status.into_http()),
         };
-        let turn = || self.turns.take(account.turn());
         let (response, turn) = match work {
-            Work::Encodes => (routes.call(request).await?, turn().await),
+            Work::Encodes => (routes.call(request).await?, account.take_turn().await),
             _ => {
-                let turn = turn().await;
+                let turn = account.take_turn().await;
                 (routes.call(request).await?, turn)
             }
         };

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter::Peekable,
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -179,9 +180,11 @@ enum End {
 /// The difference between the view and what a client was sent of one service.
 #[derive(Default)]
 struct Difference {
-    changed: Vec<(InstanceId, Arc<Instance>, Health)>,
+    changed: Vec<Changed>,
     removed: Vec<InstanceId>,
 }
+
+type Changed = (InstanceId, Arc<Instance>, Health);
 
 impl Watcher {
     async fn run(mut self) {
@@ -235,6 +238,14 @@ impl Watcher {
         service: &ServiceName,
         changed: ChangedInstances,
     ) -> Result<(), End> {
+        // All instances of a service may be many. A client that opens watches and cancels them costs no more than its turns.
+        let turn = match changed {
+            ChangedInstances::All => self.account.take_turn().await,
+            ChangedInstances::These(_) => None,
+        };
+        if self.out.is_closed() {
+            return Err(End::Gone);
+        }
         let held = self.sent.entry(service.clone()).or_default();
         let difference = self
             .registry
@@ -254,6 +265,7 @@ impl Watcher {
         if now == 0 {
             self.sent.remove(service);
         }
+        drop(turn);
         self.admit(self.instances - before + now)?;
         self.send_all(service, difference).await
     }
@@ -266,18 +278,14 @@ impl Watcher {
     }
 
     async fn send_all(&mut self, service: &ServiceName, difference: Difference) -> Result<(), End> {
-        let (mut message, mut bytes) = (WatchInstancesResponse::default(), 0);
-        for (_, instance, _) in difference.changed {
-            let status = self.registry.read(|view| describe(view, &instance));
-            let length = status.encoded_len();
-            if message.changed.len() == CHUNK || (bytes > 0 && bytes + length > CHUNK_BYTES) {
-                self.send(std::mem::take(&mut message)).await?;
-                bytes = 0;
-            }
-            bytes += length;
-            message.changed.push(status);
-        }
-        if !message.changed.is_empty() {
+        let mut changed = difference.changed.into_iter().peekable();
+        while changed.peek().is_some() {
+            let turn = self.account.take_turn().await;
+            let message = WatchInstancesResponse {
+                changed: self.registry.read(|view| next_chunk(view, &mut changed)),
+                ..WatchInstancesResponse::default()
+            };
+            drop(turn);
             self.send(message).await?;
         }
         for ids in difference.removed.chunks(CHUNK) {
@@ -305,6 +313,27 @@ impl Watcher {
         }
         self.out.send(Ok(message)).await.map_err(|_| End::Gone)
     }
+}
+
+/// The next instances of a watch that one message holds: at most [`CHUNK`] and [`CHUNK_BYTES`], but at least one.
+fn next_chunk(
+    view: &View,
+    changed: &mut Peekable<impl Iterator<Item = Changed>>,
+) -> Vec<InstanceStatus> {
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    while chunk.len() < CHUNK
+        && let Some((_, instance, _)) = changed.peek()
+    {
+        let status = describe(view, instance);
+        let length = status.encoded_len();
+        if bytes > 0 && bytes + length > CHUNK_BYTES {
+            break;
+        }
+        bytes += length;
+        chunk.push(status);
+        changed.next();
+    }
+    chunk
 }
 
 impl From<Refusal> for End {
