@@ -41,11 +41,79 @@ async fn a_program_gets_its_signal_when_its_calls_in_flight_have_ended() {
         open.push(OpenStream::start(mesh.channel(node)).await);
     }
     process.signal("TERM");
-    mesh.control_has(&[]).await;
+    mesh.drains("r1").await;
     for stream in open {
         assert_eq!(process.exited(), None, "a call is still in flight");
         stream.continues().await;
     }
+    process.exit_cleanly().await;
+}
+
+/// Issue 10, D5: the successor does not know the calls of the process before it, which were cut after 0.1 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_proxy_that_was_stopped_before_are_waited_for() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    let mut process = short_lived(&mesh, &["--stop-timeout", "600"]).await;
+    let mut open = Vec::new();
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["r1"]).await;
+        open.push(OpenStream::start(mesh.channel(node)).await);
+    }
+    let mut old = mesh.give_proxy("a");
+    old.signal("TERM");
+    mesh.start_proxy("a").await;
+    process.says("registering with its successor").await;
+    reach(&mesh.channel("a"), &["r1"]).await;
+    let newer = OpenStream::start(mesh.channel("a")).await;
+    process.signal("TERM");
+    mesh.drains("r1").await;
+    newer.continues().await;
+    for stream in open {
+        assert_eq!(process.exited(), None, "a call is still in flight");
+        stream.continues().await;
+    }
+    process.exit_cleanly().await;
+    mesh.control_has(&[]).await;
+    old.exit_cleanly().await;
+}
+
+/// Issue 10, D5: without a successor, there is no agent that could be asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_proxy_that_was_stopped_for_good_are_waited_for() {
+    let mut mesh = Mesh::builder().nodes(2).start().await;
+    let mut process = short_lived(&mesh, &["--stop-timeout", "600"]).await;
+    let mut open = Vec::new();
+    for node in ["a", "b"] {
+        reach(&mesh.channel(node), &["r1"]).await;
+        open.push(OpenStream::start(mesh.channel(node)).await);
+    }
+    mesh.node("a").proxy().signal("TERM");
+    process.says("registering with its successor").await;
+    for stream in &open {
+        stream.asks_for_an_answer_in(Duration::from_secs(2)).await;
+    }
+    process.signal("TERM");
+    for mut stream in open {
+        stream.is_answered().await;
+        stream.continues().await;
+    }
+    process.exit_cleanly().await;
+    mesh.proxy_exits("a").await;
+}
+
+/// Issue 10, D5: the end of the old process is the end of its calls, and nothing waits for the stop timeout.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_dies_while_it_drains_is_not_waited_for() {
+    let mut mesh = Mesh::builder().start().await;
+    let mut process = short_lived(&mesh, &["--stop-timeout", "600"]).await;
+    reach(&mesh.channel("a"), &["r1"]).await;
+    let stream = OpenStream::start(mesh.channel("a")).await;
+    mesh.node("a").proxy().signal("TERM");
+    process.says("registering with its successor").await;
+    process.signal("TERM");
+    process.says("leaving the mesh").await;
+    mesh.kill_proxy("a").await;
+    stream.fails().await;
     process.exit_cleanly().await;
 }
 

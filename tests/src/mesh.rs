@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use heddle_proto::registry::v1::registry_client::RegistryClient;
+use heddle_proto::registry::v1::{Health, registry_client::RegistryClient};
 use heddle_proto::status::v1::{GetServiceRequest, Service};
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -198,6 +198,18 @@ impl Mesh {
             let endpoints = service.endpoints.iter();
             let ids: Vec<_> = endpoints.map(|endpoint| endpoint.id.as_str()).collect();
             seen(ids == expected, format!("{ids:?}"))
+        })
+        .await;
+    }
+
+    /// Awaits that the control plane shows this instance of heddle-echo, the only one, as draining.
+    pub async fn drains(&self, id: &str) {
+        until("that it drains", async || {
+            let service = self.service("heddle-echo").await?;
+            let mut endpoints = service.endpoints.iter();
+            let all = format!("{:?}", service.endpoints);
+            let drains = endpoints.all(|e| e.id == id && e.health() == Health::Draining);
+            seen(drains && service.endpoints.len() == 1, all)
         })
         .await;
     }

@@ -1,6 +1,8 @@
 //! A stream that stays open during a fault: it is on one instance, and either continues there or fails. Also how to see
 //! that a proxy is stopping while open streams continue.
 
+use std::time::Duration;
+
 use heddle_proto::echo::v1::{EchoRequest, EchoResponse};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -42,6 +44,21 @@ impl OpenStream {
         assert_eq!(second.instance, self.instance);
         drop(self.send);
         assert!(self.answers.message().await.expect("an end").is_none());
+    }
+
+    /// A message that the instance answers only after this time: a call in flight all the while.
+    pub async fn asks_for_an_answer_in(&self, delay: Duration) {
+        let late = EchoRequest {
+            delay_ms: u32::try_from(delay.as_millis()).unwrap(),
+            ..payload("late")
+        };
+        self.send.send(late).await.unwrap();
+    }
+
+    /// The answer to that comes.
+    pub async fn is_answered(&mut self) {
+        let late = self.answers.message().await.expect("an answer").unwrap();
+        assert_eq!(late.payload, "late");
     }
 
     /// It fails, with this error.

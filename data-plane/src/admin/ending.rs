@@ -1,4 +1,4 @@
-//! Ends the streams that the proxy itself answers (health watches, reflection, the agent's keep-alives) when the proxy
+//! Ends the streams that the proxy itself answers (health watches, reflection, the agent's watches) when the proxy
 //! is told to stop: an open stream would keep the process from ending. Wraps a response body. After the stop, data that
 //! is ready is still sent, so that the answer to a call in flight is complete; then the stream ends with UNAVAILABLE.
 
@@ -12,8 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-/// The status message of a stream that ends this way.
-pub const STOPPING: &str = "this proxy is stopping: connect again, its successor answers";
+use crate::agent::keep_alive::STOPPING;
 
 /// See the module documentation.
 pub struct Ending<B> {

@@ -24,6 +24,7 @@ use tower::ServiceExt as _;
 use tracing::debug;
 
 use super::{ending::Ending, health::ProxyHealth, reflection::Reflection};
+use crate::agent::keep_alive::EndsItself;
 
 /// The most connections to the agent; over it the idlest connection is closed.
 pub const AGENT_CONNECTIONS: usize = 4096;
@@ -82,13 +83,16 @@ async fn grpc_answer(
     }
 }
 
-/// Answers one call; its response stream ends with `stop`.
+/// Answers one call; its response stream ends with `stop`, unless it ends itself.
 pub async fn routed(
     request: Request<Incoming>,
     routes: Routes,
     stop: CancellationToken,
 ) -> Result<Response<Body>, Infallible> {
     let response = routes.oneshot(request).await?;
+    if response.extensions().get::<EndsItself>().is_some() {
+        return Ok(response);
+    }
     Ok(response.map(|body| Body::new(Ending::new(body, stop))))
 }
 

@@ -18,6 +18,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     Agent,
     instance_table::{Refused, View, Views},
+    keep_alive::{EndsItself, KeepAlive, Stop, unknown},
     key::{InstanceKey, full_name},
     removal::{MAX_WAIT, Remover, USUAL_FINISH},
     removed::Cause,
@@ -31,15 +32,17 @@ pub struct AgentApi {
     agent: Agent,
     remover: Remover,
     is_own: fn(IpAddr) -> bool,
+    stop: Stop,
 }
 
 impl AgentApi {
     #[must_use]
-    pub fn new(agent: Agent, remover: Remover, is_own: fn(IpAddr) -> bool) -> Self {
+    pub fn new(agent: Agent, remover: Remover, is_own: fn(IpAddr) -> bool, stop: Stop) -> Self {
         Self {
             agent,
             remover,
             is_own,
+            stop,
         }
     }
 }
@@ -99,12 +102,18 @@ impl Registry for AgentApi {
         request: Request<Streaming<KeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
         let (answers, stream) = mpsc::channel(4);
-        tokio::spawn(keep_alive(
-            self.agent.clone(),
-            request.into_inner(),
+        let keep_alive = KeepAlive {
+            agent: self.agent.clone(),
+            remover: self.remover.clone(),
+            stop: self.stop.clone(),
+            beats: request.into_inner(),
             answers,
-        ));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        };
+        tokio::spawn(keep_alive.run());
+        let answers: Self::KeepAliveStream = Box::pin(ReceiverStream::new(stream));
+        let mut response = Response::new(answers);
+        response.extensions_mut().insert(EndsItself);
+        Ok(response)
     }
 
     async fn deregister(
@@ -210,61 +219,6 @@ impl Registry for AgentApi {
     }
 }
 
-/// One keep-alive stream, from its first beat until it ends.
-async fn keep_alive(
-    agent: Agent,
-    mut beats: Streaming<KeepAliveRequest>,
-    answers: mpsc::Sender<Result<KeepAliveResponse, Status>>,
-) {
-    // A stream that names no registration keeps nothing alive.
-    let first = tokio::time::timeout(agent.inner.ttl, beats.message()).await;
-    let Ok(Ok(Some(KeepAliveRequest { registration }))) = first else {
-        return;
-    };
-    let Some(stream) = agent.stream_opened(&registration) else {
-        let _ = answers.send(Err(unknown())).await;
-        return;
-    };
-    let mut cause = Cause::StreamBroke;
-    while let Some((health, health_reason)) = agent.beat(&registration) {
-        let sent = answers
-            .send(Ok(KeepAliveResponse {
-                health: health.into(),
-                health_reason,
-            }))
-            .await;
-        if sent.is_err() {
-            break;
-        }
-        let next = tokio::select! {
-            next = tokio::time::timeout(agent.inner.ttl, beats.message()) => next,
-            () = answers.closed() => break,
-        };
-        // No beat within the TTL counts as a broken stream.
-        let Ok(next) = next else {
-            cause = Cause::NoBeat(agent.inner.ttl);
-            break;
-        };
-        match next {
-            Ok(Some(beat))
-                if !beat.registration.is_empty() && beat.registration != registration =>
-            {
-                let other = "a stream keeps one registration alive: open another stream for \
-                    another registration";
-                let _ = answers.send(Err(Status::invalid_argument(other))).await;
-                cause = Cause::Said("its keep-alive stream named another registration".into());
-                break;
-            }
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => break,
-        }
-    }
-    if agent.beat(&registration).is_none() {
-        let _ = answers.try_send(Err(unknown()));
-    }
-    agent.stream_closed(&registration, stream, cause);
-}
-
 /// Sends the current state, then every change as the difference to what was sent last: a slow reader gets fewer, larger
 /// steps.
 async fn watch_instances(
@@ -323,10 +277,6 @@ fn status(node: &str, view: &View) -> InstanceStatus {
         health_reason: view.reason.clone(),
         schema_reason: view.schema_reason.clone(),
     }
-}
-
-fn unknown() -> Status {
-    Status::not_found("this registration is unknown or has ended: call Register again")
 }
 
 fn bad_request(violations: &[Violation]) -> Status {

@@ -8,6 +8,7 @@ pub mod descriptor_file;
 pub mod removed;
 pub mod file_instances;
 pub mod health;
+pub mod keep_alive;
 pub mod key;
 mod judged;
 mod learning;
@@ -264,8 +265,15 @@ impl Agent {
 
     /// The instance gets no new calls from now on. `removal` waits for the acknowledgements and then removes it.
     /// `unasked` is the cause if the instance did not ask for it.
-    pub fn drain(&self, registration: &str, unasked: Option<Cause>) -> Option<Leaving> {
-        let leaving = self.edit(|table| table.drain(registration, unasked, Instant::now()))?;
+    /// It waits for its calls to end for at most `finish`.
+    pub fn drain(
+        &self,
+        registration: &str,
+        unasked: Option<Cause>,
+        finish: Duration,
+    ) -> Option<Leaving> {
+        let now = Instant::now();
+        let leaving = self.edit(|table| table.drain(registration, unasked, now, finish))?;
         info!(instance = %leaving.key, "draining");
         Some(leaving)
     }

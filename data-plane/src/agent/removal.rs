@@ -30,7 +30,7 @@ const APPLIED_WITHIN: Duration = Duration::from_secs(1);
 pub trait Calls: Send + Sync {
     /// The endpoint number of an instance in the routing table.
     fn endpoint(&self, key: &InstanceKey) -> Option<u64>;
-    /// Waits, at most `within`, until no call is in flight on an endpoint that has left the table. Returns how many are
+    /// Waits, at most `within`, until no call is in flight on an endpoint that gets no new ones. Returns how many are
     /// left.
     async fn ended(&self, endpoint: u64, within: Duration) -> usize;
 }
@@ -77,8 +77,8 @@ impl Remover {
         Some(())
     }
 
-    /// Drains an instance and removes it once every client has acknowledged, or after `max_wait`. With `max_finish` it
-    /// then waits at most that long for its calls to end. `None` if the registration is unknown.
+    /// Drains an instance until every client has acknowledged, or for `max_wait`; with `max_finish` then until its calls
+    /// have ended, at most that long; and removes it. `None` if the registration is unknown.
     pub async fn acknowledged(
         &self,
         registration: &str,
@@ -86,24 +86,50 @@ impl Remover {
         max_wait: Duration,
         max_finish: Option<Duration>,
     ) -> Option<Removed> {
-        let leaving = self.agent.drain(registration, unasked)?;
+        let finish = max_finish.map(|finish| finish.min(MAX_FINISH));
+        let leaving = self
+            .agent
+            .drain(registration, unasked, finish.unwrap_or_default())?;
         let endpoint = self.calls.endpoint(&leaving.key);
         let remover = self.clone();
-        let done =
-            tokio::spawn(async move { remover.finish(&[leaving], max_wait.min(MAX_WAIT)).await });
-        let acknowledged = done.await.unwrap_or_default();
-        let in_flight = match (max_finish, endpoint) {
-            (None, _) => None,
-            // It was in no routing table, so nobody has called it.
-            (Some(_), None) => Some(0),
-            (Some(within), Some(endpoint)) => {
-                Some(self.calls.ended(endpoint, within.min(MAX_FINISH)).await)
+        let done = tokio::spawn(async move {
+            let leaving = [leaving];
+            let acknowledged = remover.tell(&leaving, max_wait.min(MAX_WAIT)).await;
+            let in_flight = match (finish, endpoint) {
+                (None, _) => None,
+                // It was in no routing table, so nobody has called it.
+                (Some(_), None) => Some(0),
+                (Some(within), Some(endpoint)) => Some(remover.calls.ended(endpoint, within).await),
+            };
+            remover.take_out(&leaving).await;
+            Removed {
+                acknowledged,
+                in_flight,
             }
+        });
+        Some(done.await.unwrap_or_default())
+    }
+
+    /// For a process that was told to stop: the instance leaves as well, and its other callers learn that from the next
+    /// process. Reports the calls that it still has here, until there are none.
+    pub async fn leave_draining(
+        &self,
+        registration: &str,
+        every: Duration,
+        report: impl Fn(usize) + Send,
+    ) {
+        let Some(leaving) = self.agent.drain(registration, None, MAX_FINISH) else {
+            return;
         };
-        Some(Removed {
-            acknowledged,
-            in_flight,
-        })
+        let endpoint = self.calls.endpoint(&leaving.key);
+        self.until_applied(leaving.version).await;
+        let Some(endpoint) = endpoint else { return };
+        loop {
+            match self.calls.ended(endpoint, every).await {
+                0 => return,
+                left => report(left),
+            }
+        }
     }
 
     /// Removes the instances that a file no longer names, in the background. One query to the control plane serves for
@@ -114,7 +140,8 @@ impl Remover {
         }
         let remover = self.clone();
         tokio::spawn(async move {
-            let answer = remover.finish(&leaving, MAX_WAIT).await;
+            let answer = remover.tell(&leaving, MAX_WAIT).await;
+            remover.take_out(&leaving).await;
             for Leaving { key, .. } in &leaving {
                 if answer.acknowledged {
                     info!(instance = %key, "removed: every client has acknowledged it, so the \
@@ -127,15 +154,18 @@ impl Remover {
         });
     }
 
-    async fn finish(&self, leaving: &[Leaving], max_wait: Duration) -> Acknowledged {
+    /// Waits until every client knows that these instances, which drain, get no more calls.
+    async fn tell(&self, leaving: &[Leaving], max_wait: Duration) -> Acknowledged {
         let Some(last) = leaving.iter().max_by_key(|one| one.version) else {
             return Acknowledged::default();
         };
         self.until_applied(last.version).await;
-        let answer = self
-            .session
+        self.session
             .removal(&last.key, last.version, max_wait)
-            .await;
+            .await
+    }
+
+    async fn take_out(&self, leaving: &[Leaving]) {
         let mut version = 0;
         for one in leaving {
             if let Some((_, out)) = self.agent.deregister(&one.registration) {
@@ -143,7 +173,6 @@ impl Remover {
             }
         }
         self.until_applied(version).await;
-        answer
     }
 
     async fn until_applied(&self, version: u64) {

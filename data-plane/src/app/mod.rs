@@ -25,6 +25,7 @@ use crate::{
     admin::{health::ProxyHealth, reflection::Reflection, serve},
     agent::{
         Agent, InstanceFailure,
+        keep_alive::Stop,
         removal::Remover,
         saved,
         services_dir::ServicesDir,
@@ -159,10 +160,14 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         until_drained(reports, readiness.subscribe()),
     );
 
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let health = ProxyHealth::mesh(readiness.subscribe(), mesh.clone(), uses);
     let reflection = Reflection::mesh(mesh.clone(), agent.clone(), schemas);
-    let internal = serve::internal(internal, serve::common(health, reflection), stop.clone());
+    let internal = serve::internal(
+        internal,
+        serve::common(health, reflection),
+        stop.begun.clone(),
+    );
     tasks.vital(
         "internal-listener",
         until_drained(internal, readiness.subscribe()),

@@ -15,7 +15,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -30,6 +30,7 @@ use crate::{
     agent::{
         Agent,
         api::AgentApi,
+        keep_alive::Stop,
         key::InstanceKey,
         removal::{Calls, Remover},
         saved,
@@ -73,7 +74,7 @@ pub(super) struct Proxy {
 pub(super) struct OwnListeners {
     agent: Access,
     admin: Access,
-    stop: CancellationToken,
+    stop: Stop,
     /// The socket files of the open Unix sockets.
     files: Mutex<Vec<SocketFile>>,
     /// Sockets and their connections.
@@ -81,7 +82,7 @@ pub(super) struct OwnListeners {
 }
 
 impl OwnListeners {
-    pub(super) fn new(options: &Options, stop: CancellationToken) -> Self {
+    pub(super) fn new(options: &Options, stop: Stop) -> Self {
         let guard = Arc::new(Guard::new(&options.host_names));
         let access = |listener, connections| Access {
             connections: Connections::new(listener, Limits::of(connections)),
@@ -102,7 +103,7 @@ impl OwnListeners {
         for file in files.drain(..) {
             file.remove();
         }
-        self.stop.cancel();
+        self.stop.begun.cancel();
         self.open.close();
     }
 }
@@ -137,7 +138,7 @@ impl Proxy {
         );
         for socket in self.open("admin", &self.options.admin)? {
             let (access, sources) = (self.own.admin.clone(), Arc::clone(&sources));
-            let stop = self.own.stop.clone();
+            let stop = self.own.stop.begun.clone();
             let served = http::serve(socket, access, sources, grpc.clone(), stop.clone());
             let served = self.own.open.track_future(served);
             self.tasks
@@ -147,14 +148,15 @@ impl Proxy {
     }
 
     pub(super) fn start_agent(&self, remover: Remover) -> Result<(), StartError> {
-        let api = AgentApi::new(self.agent.clone(), remover, is_own_address);
+        let stop = self.own.stop.clone();
+        let api = AgentApi::new(self.agent.clone(), remover, is_own_address, stop);
         // A registration contains its descriptors.
         let registry =
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
         let health = ProxyHealth::own(self.readiness.subscribe());
         let routes: Routes = serve::common(health, Reflection::agent()).add_service(registry);
         for socket in self.open("agent", &self.options.agent)? {
-            let (access, stop) = (self.own.agent.clone(), self.own.stop.clone());
+            let (access, stop) = (self.own.agent.clone(), self.own.stop.begun.clone());
             let served = serve::grpc(socket, access, routes.clone(), stop.clone());
             let served = self.own.open.track_future(served);
             self.tasks
@@ -318,7 +320,9 @@ impl Proxy {
                 if drained.is_err() {
                     warn!("calls were still in flight when the drain timeout ended");
                 }
-                // Callers that waited for calls to end are being answered just now.
+                // Callers that waited for calls to end are being answered just now; instances that follow the drain
+                // learn that it is over.
+                self.own.stop.drained.cancel();
                 let _ = timeout(LAST_ANSWERS, self.own.open.wait()).await;
             }
             () = heddle_options::terminated_again() => {

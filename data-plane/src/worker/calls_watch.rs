@@ -40,8 +40,8 @@ impl CallsInFlight {
         Self { counts }
     }
 
-    /// Returns when no worker has a call on it. Only for an endpoint that is in no table any more; otherwise new calls
-    /// may follow.
+    /// Returns when no worker has a call on it. Only for an endpoint that drains or is in no table any more; otherwise
+    /// new calls may follow.
     pub async fn ended(&mut self) {
         for count in &mut self.counts {
             // A worker whose thread has ended has no calls.

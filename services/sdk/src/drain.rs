@@ -15,10 +15,7 @@ use tonic::transport::{
     server::{Router, TcpIncoming},
 };
 
-use crate::{
-    listen::Listener,
-    register::{LeaveOutcome, Registration},
-};
+use crate::{departure::LeaveOutcome, listen::Listener, register::Registration};
 
 /// How long calls in flight may take after GOAWAY; the rest is cut off.
 pub const FINISH_WITHIN: Duration = Duration::from_secs(10);

@@ -4,16 +4,18 @@
 
 mod address;
 mod register;
+mod departure;
+mod keep_alive;
 mod log_limiter;
 mod listen;
 mod drain;
 
 pub use address::{AddressError, proxy_url};
+pub use departure::{LEAVE_WITHIN, LeaveOutcome};
 pub use drain::{FINISH_WITHIN, Finish, ServeError, serve_until_drained, server};
 pub use listen::{ListenError, Listener};
 pub use register::{
-    LEAVE_WITHIN, LeaveOutcome, Registration, RegistrationOptions, SdkError, agent_address,
-    agent_channel, outbound_address,
+    Registration, RegistrationOptions, SdkError, agent_address, agent_channel, outbound_address,
 };
 
 #[cfg(test)]

@@ -12,14 +12,12 @@ use bytes::Bytes;
 use heddle_pacing::Backoff;
 use heddle_proto::error_text::status_cause;
 use heddle_proto::registry::v1::{
-    DeregisterRequest, DeregisterResponse, Health, Instance, KeepAliveRequest, RegisterRequest,
-    RegisterResponse, registry_client::RegistryClient,
+    Instance, RegisterRequest, RegisterResponse, registry_client::RegistryClient,
 };
 use tokio::{
-    sync::{mpsc, watch},
-    time::{MissedTickBehavior, error::Elapsed, interval_at, sleep, sleep_until, timeout},
+    sync::watch,
+    time::{sleep, sleep_until, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -27,23 +25,19 @@ use tonic::{
 };
 
 use crate::address::proxy_url;
+use crate::departure::{LeaveMode, LeaveOutcome, Left, deregister};
+use crate::keep_alive::{DrainingAgents, End, KeepAliveTimes, keep_alive};
 use crate::log_limiter::LogLimiter;
 
 /// Retries for ever while the agent is away, 0.1 to 2 s apart: jitter takes up to half of these delays.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(crate) const LAST_RETRY: Duration = Duration::from_secs(2);
-/// The longest time for leaving.
-pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// How long the agent waits for acknowledgements; less than we wait for its answer.
-const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
 /// Timeout of a Register call; the agent answers from memory.
 const REGISTER_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// If the instance leaves while it registers, the answer is awaited for this long, so that the registration can be
 /// undone.
 const UNDO_WITHIN: Duration = Duration::from_secs(1);
-const DEFAULT_BEAT: Duration = Duration::from_secs(5);
-const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
 /// The agent's address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,32 +75,6 @@ pub struct RegistrationOptions {
     pub agent: String,
 }
 
-/// How a registration ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeaveOutcome {
-    /// The agent knew the instance and has removed it.
-    pub deregistered: bool,
-    /// Every connected client has acknowledged it: no new call can come.
-    pub acknowledged: bool,
-    /// Clients that have not acknowledged, or why the agent could not be asked.
-    pub unacknowledged: Vec<String>,
-    /// With [`Registration::leave_finished`]: the calls in flight have ended.
-    pub finished: bool,
-    /// With [`Registration::leave_finished`]: the calls that had not ended when the wait was over.
-    pub in_flight: u32,
-}
-
-/// How an instance leaves.
-#[derive(Clone, Debug)]
-enum LeaveMode {
-    /// It waits for the clients' acknowledgement.
-    Acknowledged,
-    /// It waits for the clients' acknowledgement and then, at most this long, for its calls in flight to end.
-    Finished(Duration),
-    /// It has already ended, with the cause.
-    Ended(String),
-}
-
 /// A registration that is kept alive in the background. Only [`Registration::leave`] and its variants end it, not
 /// dropping the handles.
 #[derive(Clone, Debug)]
@@ -138,10 +106,12 @@ impl Registration {
             leaving: leaving.clone(),
             mode: mode.clone(),
             node: node_sender,
+            registration: String::new(),
+            draining: DrainingAgents::new(leaving.clone()),
             log_limiter: LogLimiter::default(),
         };
         tokio::spawn(async move {
-            let outcome = registrar.run().await;
+            let outcome = Box::pin(registrar.run()).await;
             ended_sender.send_replace(Some(outcome));
         });
         Ok(Self {
@@ -224,7 +194,18 @@ struct Registrar {
     leaving: CancellationToken,
     mode: Arc<OnceLock<LeaveMode>>,
     node: watch::Sender<Arc<str>>,
+    /// The last registration; empty before the first one.
+    registration: String,
+    draining: DrainingAgents,
     log_limiter: LogLimiter,
+}
+
+/// How a registration ended.
+enum Stay {
+    Left(LeaveOutcome),
+    Broken,
+    /// The agent's process was told to stop.
+    Draining,
 }
 
 impl Registrar {
@@ -235,34 +216,34 @@ impl Registrar {
             let answer = tokio::select! {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
-                    return match timeout(UNDO_WITHIN, register).await {
-                        Ok(Ok(response)) => deregister(self.client.clone(), response.registration, self.mode()).await,
-                        _ => LeaveOutcome::default(),
+                    let Ok(Ok(RegisterResponse { registration, .. })) = timeout(UNDO_WITHIN, register).await else {
+                        return self.leave_the_next_process().await;
                     };
+                    let leave = deregister(self.client.clone(), registration, self.mode());
+                    return self.leave(leave).await;
                 }
             };
             match answer {
-                Ok(response) => {
-                    if let Some(outcome) = self.keep_registered(response, &mut backoff).await {
-                        return outcome;
+                Ok(response) => match self.keep_registered(response, &mut backoff).await {
+                    Stay::Left(departure) => return departure,
+                    Stay::Broken => {}
+                    Stay::Draining => {
+                        backoff.reset();
+                        continue;
                     }
-                }
+                },
                 Err(status) => self.log_failure(&refusal(&status)),
             }
             let pause = backoff.fail();
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.leaving.cancelled() => return LeaveOutcome::default(),
+                () = self.leaving.cancelled() => return self.leave_the_next_process().await,
             }
         }
     }
 
-    /// Sends beats until the stream breaks (`None`) or the instance leaves.
-    async fn keep_registered(
-        &mut self,
-        response: RegisterResponse,
-        backoff: &mut Backoff,
-    ) -> Option<LeaveOutcome> {
+    /// Sends beats until the stream breaks, the agent's process is told to stop, or the instance leaves.
+    async fn keep_registered(&mut self, response: RegisterResponse, backoff: &mut Backoff) -> Stay {
         let RegisterResponse {
             node,
             registration,
@@ -272,26 +253,88 @@ impl Registrar {
         tracing::info!(node, agent = self.agent, "registered");
         self.node.send_replace(Arc::from(node));
         self.log_limiter.forget();
+        self.registration.clone_from(&registration);
         let times = KeepAliveTimes::new(beat_interval, ttl);
-        let mut alive = std::pin::pin!(keep_alive(
-            self.client.clone(),
-            registration.clone(),
-            times,
-            backoff
-        ));
-        let broken = tokio::select! {
-            why = &mut alive => why,
+        let client = self.client.clone();
+        let mut alive = std::pin::pin!(keep_alive(client, registration.clone(), times, backoff));
+        let end = tokio::select! {
+            end = &mut alive => end,
             () = self.leaving.cancelled() => {
                 // Beats continue meanwhile: a broken stream would remove the instance before the clients know.
-                let mut leave = std::pin::pin!(deregister(self.client.clone(), registration, self.mode()));
-                return Some(tokio::select! {
-                    outcome = &mut leave => outcome,
-                    _ = &mut alive => leave.await,
-                });
+                let leave = deregister(self.client.clone(), registration, self.mode());
+                let mut leave = std::pin::pin!(self.leave(leave));
+                tokio::select! {
+                    departure = &mut leave => return Stay::Left(departure),
+                    end = &mut alive => match end {
+                        End::Broken(_) => return Stay::Left(leave.await),
+                        draining @ End::Draining(_) => draining,
+                    },
+                }
             }
         };
-        self.log_failure(&broken);
-        None
+        match end {
+            End::Broken(why) => {
+                self.log_failure(&why);
+                Stay::Broken
+            }
+            End::Draining(stream) => {
+                tracing::info!(
+                    agent = self.agent,
+                    "the node's proxy is stopping: registering with its successor"
+                );
+                self.draining.follow(stream);
+                // The old connection leads to the old process.
+                if let Ok(channel) = agent_channel(&self.agent) {
+                    self.client = RegistryClient::new(channel);
+                }
+                if self.leaving.is_cancelled() {
+                    return Stay::Left(self.leave_the_next_process().await);
+                }
+                Stay::Draining
+            }
+        }
+    }
+
+    /// Leaves while no process of the agent has answered this registration. If the last one was told to stop, and still
+    /// has calls, the next one may have taken the instance over from its state dir, and is asked while they go on.
+    async fn leave_the_next_process(&self) -> LeaveOutcome {
+        if self.draining.is_empty() {
+            return LeaveOutcome::default();
+        }
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut calls = self.draining.clone();
+        let until = tokio::time::Instant::now() + self.mode().finish().unwrap_or_default();
+        let leave = async {
+            loop {
+                let (client, registration) = (self.client.clone(), self.registration.clone());
+                let left = deregister(client, registration, self.mode()).await;
+                if left.answered {
+                    return left;
+                }
+                tokio::select! {
+                    () = sleep(backoff.fail()) => {}
+                    () = calls.finished() => return left,
+                    () = sleep_until(until) => return left,
+                }
+            }
+        };
+        self.leave(leave).await
+    }
+
+    /// Completes `leave` by the calls that processes which were told to stop still have.
+    async fn leave(&self, leave: impl Future<Output = Left>) -> LeaveOutcome {
+        let mut draining = self.draining.clone();
+        let Some(within) = self.mode().finish() else {
+            return leave.await.departure;
+        };
+        let (left, _) = tokio::join!(leave, timeout(within, draining.finished()));
+        let mut departure = left.departure;
+        let in_flight = draining.in_flight();
+        departure.in_flight = departure.in_flight.saturating_add(in_flight);
+        // If no other process knows the instance, no other one has calls of it.
+        let alone = !departure.deregistered && !draining.is_empty();
+        departure.finished = (departure.finished || alone) && in_flight == 0;
+        departure
     }
 
     fn mode(&self) -> LeaveMode {
@@ -321,128 +364,5 @@ fn refusal(status: &Status) -> String {
             format!("does not answer ({})", status_cause(status))
         }
         code => format!("refuses this registration: {code:?}: {}", status.message()),
-    }
-}
-
-/// The interval of beats, and how long a missing answer means that the agent is gone.
-#[derive(Clone, Copy, Debug)]
-struct KeepAliveTimes {
-    beat: Duration,
-    ttl: Duration,
-}
-
-impl KeepAliveTimes {
-    fn new(beat: Option<prost_types::Duration>, ttl: Option<prost_types::Duration>) -> Self {
-        let read = |value: Option<prost_types::Duration>, default: Duration| {
-            value
-                .and_then(|d| Duration::try_from(d).ok())
-                .filter(|d| !d.is_zero())
-                .unwrap_or(default)
-        };
-        let beat =
-            read(beat, DEFAULT_BEAT).clamp(Duration::from_millis(50), Duration::from_secs(60));
-        Self {
-            beat,
-            ttl: read(ttl, DEFAULT_TTL).max(beat * 2),
-        }
-    }
-}
-
-/// Sends beats until the stream ends. Returns why it ended.
-async fn keep_alive(
-    mut client: RegistryClient<Channel>,
-    registration: String,
-    times: KeepAliveTimes,
-    backoff: &mut Backoff,
-) -> String {
-    // At most one beat waits, so that they do not pile up at an agent that does not read.
-    let (beats, outgoing) = mpsc::channel(1);
-    let first = KeepAliveRequest { registration };
-    if beats.try_send(first).is_err() {
-        return "the keep-alive stream was lost".to_owned();
-    }
-    let opened = timeout(times.ttl, client.keep_alive(ReceiverStream::new(outgoing))).await;
-    let mut answers = match opened {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return broken(&status),
-        Err(_) => return "does not answer beats".to_owned(),
-    };
-    let now = tokio::time::Instant::now();
-    let mut ticks = interval_at(now + times.beat, times.beat);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last_answer = now;
-    let mut health = Health::Unspecified;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {
-                let _ = beats.try_send(KeepAliveRequest::default());
-            }
-            answer = answers.message() => match answer {
-                Ok(Some(answer)) => {
-                    last_answer = tokio::time::Instant::now();
-                    backoff.reset();
-                    if answer.health() != health {
-                        health = answer.health();
-                        let reason = &answer.health_reason;
-                        tracing::info!(health = health.as_str_name(), reason, "the agent reports the health of this instance");
-                    }
-                }
-                Ok(None) => return "ended the keep-alive stream".to_owned(),
-                Err(status) => return broken(&status),
-            },
-            () = sleep_until(last_answer + times.ttl) => return "does not answer beats".to_owned(),
-        }
-    }
-}
-
-fn broken(status: &Status) -> String {
-    format!("broke the keep-alive stream ({})", status_cause(status))
-}
-
-async fn deregister(
-    mut client: RegistryClient<Channel>,
-    registration: String,
-    mode: LeaveMode,
-) -> LeaveOutcome {
-    let span = |span: Duration| prost_types::Duration::try_from(span).ok();
-    let (waits, finish, cause) = match mode {
-        LeaveMode::Acknowledged => (true, None, String::new()),
-        LeaveMode::Finished(within) => (true, Some(within), String::new()),
-        LeaveMode::Ended(cause) => (false, None, cause),
-    };
-    let request = DeregisterRequest {
-        registration,
-        wait_acknowledged: waits,
-        max_wait: span(ACKNOWLEDGE_WITHIN),
-        cause,
-        wait_finished: finish.is_some(),
-        max_finish: finish.and_then(span),
-    };
-    let longest = LEAVE_WITHIN + finish.unwrap_or_default();
-    outcome(timeout(longest, client.deregister(request)).await)
-}
-
-type Answer = Result<Result<tonic::Response<DeregisterResponse>, Status>, Elapsed>;
-
-fn outcome(answer: Answer) -> LeaveOutcome {
-    match answer {
-        Ok(Ok(response)) => {
-            let response = response.into_inner();
-            LeaveOutcome {
-                deregistered: true,
-                acknowledged: response.acknowledged,
-                unacknowledged: response.unacknowledged,
-                finished: response.finished,
-                in_flight: response.in_flight,
-            }
-        }
-        Ok(Err(status)) => LeaveOutcome {
-            unacknowledged: vec![format!("agent: {}", status_cause(&status))],
-            ..LeaveOutcome::default()
-        },
-        Err(_) => LeaveOutcome {
-            unacknowledged: vec!["agent: no answer to Deregister".to_owned()],
-            ..LeaveOutcome::default()
-        },
     }
 }

@@ -1,7 +1,12 @@
 //! Instances that files of `--services-dir` name: they join with their file, change with it, and drain when the file no
 //! longer names them or is deleted. Input: the current content of a file. `services_dir` reads the files.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Entry, Filed, InstanceTable, Leaving, MAX_INSTANCES, Refused, Source};
 use crate::agent::{key::InstanceKey, removed::Cause, validate::Checked};
@@ -53,7 +58,7 @@ impl InstanceTable {
         let mut filed = Filed {
             leaving: gone
                 .iter()
-                .filter_map(|key| self.drain_key(key, None, now))
+                .filter_map(|key| self.drain_key(key, None, now, Duration::ZERO))
                 .collect(),
             ..Filed::default()
         };
@@ -81,7 +86,7 @@ impl InstanceTable {
         let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
         let cause = Cause::FileGone(file.to_owned());
         gone.iter()
-            .filter_map(|key| self.drain_key(key, Some(cause.clone()), now))
+            .filter_map(|key| self.drain_key(key, Some(cause.clone()), now, Duration::ZERO))
             .collect()
     }
 

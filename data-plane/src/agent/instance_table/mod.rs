@@ -174,15 +174,17 @@ impl InstanceTable {
         self.deregister(registration, Some(cause))
     }
 
-    /// The instance gets no new calls from now on. It is removed when it is deregistered, or after `LEAVE_WITHIN`.
+    /// The instance gets no new calls from now on. It is removed when it is deregistered, or after `LEAVE_WITHIN` and
+    /// `finish`, the longest wait for its calls.
     pub fn drain(
         &mut self,
         registration: &str,
         unasked: Option<Cause>,
         now: Instant,
+        finish: Duration,
     ) -> Option<Leaving> {
         let key = self.by_registration.get(registration)?.clone();
-        self.drain_key(&key, unasked, now)
+        self.drain_key(&key, unasked, now, finish)
     }
 
     fn drain_key(
@@ -190,13 +192,14 @@ impl InstanceTable {
         key: &InstanceKey,
         unasked: Option<Cause>,
         now: Instant,
+        finish: Duration,
     ) -> Option<Leaving> {
         let entry = self.entries.get_mut(key)?;
         // A second request does not prolong it.
         if entry.source != Source::Leaving {
             entry.source = Source::Leaving;
             entry.unasked = unasked;
-            entry.beat_by = now.checked_add(LEAVE_WITHIN);
+            entry.beat_by = now.checked_add(LEAVE_WITHIN.saturating_add(finish));
             let mut view = View::clone(&entry.view);
             view.health = Health::Draining;
             DRAINING.clone_into(&mut view.reason);

@@ -13,13 +13,14 @@ use tonic_types::StatusExt as _;
 use super::{instance, listener, remover, soon, until};
 use crate::{
     admin::serve,
-    agent::{Agent, api::AgentApi},
+    agent::{Agent, api::AgentApi, keep_alive::Stop},
 };
 
 /// An agent with its API on a free port, and no control plane.
 async fn api(ttl: Duration) -> (Agent, RegistryClient<Channel>) {
     let agent = Agent::with_ttl("a", ttl, ttl / 3);
-    let service = AgentApi::new(agent.clone(), remover(&agent), |ip| ip.is_loopback());
+    let stop = Stop::default();
+    let service = AgentApi::new(agent.clone(), remover(&agent), |ip| ip.is_loopback(), stop);
     let (listener, addr): (_, SocketAddr) = listener().await;
     let routes = tonic::service::Routes::new(RegistryServer::new(service));
     let access = serve::Access {
@@ -82,6 +83,7 @@ async fn an_instance_lives_as_long_as_its_stream() {
     beats
         .send(KeepAliveRequest {
             registration: registered.registration.clone(),
+            ..KeepAliveRequest::default()
         })
         .await
         .unwrap();
@@ -123,6 +125,7 @@ async fn without_beats_it_is_out_after_the_ttl() {
     // The message then says what to do.
     let beat = tokio_stream::once(KeepAliveRequest {
         registration: registered.registration.clone(),
+        ..KeepAliveRequest::default()
     });
     let mut answers = client.keep_alive(beat).await.unwrap().into_inner();
     let status = soon("an answer", answers.message()).await.unwrap_err();

@@ -181,7 +181,7 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     table.register(one(), &name("r1"), now).unwrap();
     let stream = table.stream_opened("r1", now).unwrap();
     let before = table.version();
-    let leaving = table.drain("r1", None, now).unwrap();
+    let leaving = table.drain("r1", None, now, Duration::ZERO).unwrap();
     assert_eq!(
         (leaving.key, leaving.version),
         (key("echo", "e1"), before + 1)
@@ -200,7 +200,10 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
     );
     assert!(table.registered().is_empty());
     assert_eq!(
-        table.drain("r1", None, now + TTL / 2).unwrap().version,
+        table
+            .drain("r1", None, now + TTL / 2, Duration::ZERO)
+            .unwrap()
+            .version,
         before + 1
     );
     assert_eq!(table.expire(now + TTL).len(), 1);
@@ -208,11 +211,11 @@ fn one_that_drains_takes_nothing_new_and_comes_back_only_by_registering() {
 
     // If it registers again while it drains, it is new.
     table.register(one(), &name("r2"), now).unwrap();
-    table.drain("r2", None, now).unwrap();
+    table.drain("r2", None, now, Duration::ZERO).unwrap();
     table.register(one(), &name("r3"), now).unwrap();
     assert_eq!(view(&table).health, Health::Healthy);
     assert_eq!(table.deregister("r2", None), None);
-    assert_eq!(table.drain("nobody", None, now), None);
+    assert_eq!(table.drain("nobody", None, now, Duration::ZERO), None);
 }
 
 #[test]
@@ -233,7 +236,7 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     table.stream_closed("broke", stream, Cause::StreamBroke);
     // It has asked to be removed, so the way its stream ends does not matter.
     let stream = table.stream_opened("leaves", now).unwrap();
-    table.drain("leaves", None, now).unwrap();
+    table.drain("leaves", None, now, Duration::ZERO).unwrap();
     table.stream_closed("leaves", stream, Cause::StreamBroke);
     table.deregister("taken", Cause::from_text("its process ended\n"));
     assert_eq!(Cause::from_text("\n"), None);
