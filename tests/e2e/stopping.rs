@@ -130,7 +130,9 @@ async fn calls_that_do_not_end_are_waited_for_no_longer_than_the_stop_timeout() 
         said.contains("calls in flight after 1s (--stop-timeout): 1"),
         "{said}"
     );
-    stream.fails().await;
+    let failed = stream.fails().await;
+    let why = ["instance r1", "was told to stop", "stop timeout"];
+    failed.assert(Code::Unavailable, "DRAINING", &why);
 }
 
 /// Issue 10, D5: its own callers saw a connection that broke, without a reason.

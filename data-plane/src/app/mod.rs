@@ -1,6 +1,7 @@
 //! Composes the proxy: what starts in which order, what is waited for, and how everything stops. Input: options.
 //! Output: an exit code. One `start_*` per module; no module's work is done here.
 
+mod predecessor;
 mod proxy;
 
 use std::{
@@ -46,6 +47,7 @@ use crate::{
         schemas::{Schemas, Wanted},
     },
 };
+use predecessor::Predecessor;
 use proxy::{OwnListeners, Proxy};
 
 /// The most workers' reports that wait. A report that is dropped is repeated by the next failing call, or made
@@ -122,11 +124,15 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
     let incarnation = uuid::Uuid::new_v4().to_string();
     let revision = Arc::new(AtomicU64::new(0));
     let (readiness, _) = readiness::channel();
-    let state = options
-        .state_dir
-        .as_deref()
-        .map(StateDir::open)
-        .transpose()?;
+    let predecessor = Predecessor::new();
+    let state = match &options.state_dir {
+        None => None,
+        Some(path) => tokio::select! {
+            biased;
+            () = &mut stop_signal => return Ok(()),
+            opened = predecessor.released(|| Ok(StateDir::open(path)?)) => Some(opened?),
+        },
+    };
     let agent = Agent::new(&options.node);
     let reserved = proxy::choose_outbound_ports(&mut options);
     proxy::plan_listeners(&agent, &options);
@@ -206,10 +212,13 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         listeners,
         own,
         tasks: tasks.clone(),
+        predecessor,
     };
-    proxy.start_admin(&handle)?;
-    proxy.start_agent(remover)?;
-    let inbound = proxy.listen(Role::Inbound, &proxy.options.inbound)?;
+    let inbound = tokio::select! {
+        biased;
+        () = &mut stop_signal => return Ok(()),
+        opened = proxy.open_all_but_outbound(&handle, remover) => opened?,
+    };
     session.set_advertise(proxy.advertise(&inbound)?);
     if let Some(reduced) = reduced {
         tracing::info!("{reduced}");
@@ -230,9 +239,14 @@ async fn serve(mut options: Options) -> Result<(), StartError> {
         () = proxy.until_routable() => true,
     };
     let mut failed = None;
-    if routable {
-        drop(reserved);
-        proxy.listen(Role::Outbound, &proxy.options.outbound)?;
+    drop(reserved);
+    let open = routable
+        && tokio::select! {
+            biased;
+            () = &mut stop_signal => false,
+            opened = proxy.listen(Role::Outbound, &proxy.options.outbound) => opened.map(|_| true)?,
+        };
+    if open {
         proxy.readiness.send_replace(Readiness::Ready);
         heddle_options::ready(&proxy.ready_line());
         tokio::select! {

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
-use super::{StartError, until_stopped};
+use super::{StartError, predecessor::Predecessor, until_stopped};
 use crate::{
     admin::{
         health::ProxyHealth,
@@ -68,6 +68,7 @@ pub(super) struct Proxy {
     pub(super) listeners: watch::Sender<BTreeMap<&'static str, Vec<String>>>,
     pub(super) own: OwnListeners,
     pub(super) tasks: Tasks,
+    pub(super) predecessor: Predecessor,
 }
 
 /// The listeners of the control side.
@@ -116,8 +117,19 @@ impl Drop for OwnListeners {
 }
 
 impl Proxy {
+    /// Returns the addresses of inbound.
+    pub(super) async fn open_all_but_outbound(
+        &self,
+        session: &SessionHandle,
+        remover: Remover,
+    ) -> Result<Vec<ListenAddr>, StartError> {
+        self.start_admin(session).await?;
+        self.start_agent(remover).await?;
+        self.listen(Role::Inbound, &self.options.inbound).await
+    }
+
     /// Opened first, so that it can show why the proxy is not ready yet.
-    pub(super) fn start_admin(&self, session: &SessionHandle) -> Result<(), StartError> {
+    async fn start_admin(&self, session: &SessionHandle) -> Result<(), StartError> {
         let sources = Arc::new(Sources {
             options: self.options.given.clone(),
             workers: Arc::clone(&self.workers),
@@ -136,7 +148,7 @@ impl Proxy {
             ProxyHealth::own(self.readiness.subscribe()),
             Reflection::admin(),
         );
-        for socket in self.open("admin", &self.options.admin)? {
+        for socket in self.open("admin", &self.options.admin).await? {
             let (access, sources) = (self.own.admin.clone(), Arc::clone(&sources));
             let stop = self.own.stop.begun.clone();
             let served = http::serve(socket, access, sources, grpc.clone(), stop.clone());
@@ -147,7 +159,7 @@ impl Proxy {
         Ok(())
     }
 
-    pub(super) fn start_agent(&self, remover: Remover) -> Result<(), StartError> {
+    async fn start_agent(&self, remover: Remover) -> Result<(), StartError> {
         let stop = self.own.stop.clone();
         let api = AgentApi::new(self.agent.clone(), remover, is_own_address, stop);
         // A registration contains its descriptors.
@@ -155,7 +167,7 @@ impl Proxy {
             RegistryServer::new(api).max_decoding_message_size(MAX_SCHEMA_BYTES + 64 * 1024);
         let health = ProxyHealth::own(self.readiness.subscribe());
         let routes: Routes = serve::common(health, Reflection::agent()).add_service(registry);
-        for socket in self.open("agent", &self.options.agent)? {
+        for socket in self.open("agent", &self.options.agent).await? {
             let (access, stop) = (self.own.agent.clone(), self.own.stop.begun.clone());
             let served = serve::grpc(socket, access, routes.clone(), stop.clone());
             let served = self.own.open.track_future(served);
@@ -165,17 +177,20 @@ impl Proxy {
         Ok(())
     }
 
-    fn open(
+    async fn open(
         &self,
         listener: &'static str,
         options: &[ListenOption],
     ) -> Result<Vec<Socket>, StartError> {
         let mut all = Vec::new();
         for option in options {
-            let opened = serve::open(option).map_err(|source| StartError::Listen {
-                listener,
-                source: source.into(),
-            })?;
+            let open = || {
+                serve::open(option).map_err(|source| StartError::Listen {
+                    listener,
+                    source: source.into(),
+                })
+            };
+            let opened = self.predecessor.released(open).await?;
             for socket in opened {
                 self.note(listener, &socket.address());
                 let mut files = self
@@ -191,7 +206,7 @@ impl Proxy {
         Ok(all)
     }
 
-    pub(super) fn listen(
+    pub(super) async fn listen(
         &self,
         role: Role,
         addrs: &[ListenAddr],
@@ -199,10 +214,11 @@ impl Proxy {
         let listener = role.name();
         let mut bound = Vec::new();
         for addr in addrs {
-            let at = self
-                .workers
-                .listen(role, addr)
-                .map_err(|source| StartError::Listen { listener, source })?;
+            let open = || {
+                let opened = self.workers.listen(role, addr);
+                opened.map_err(|source| StartError::Listen { listener, source })
+            };
+            let at = self.predecessor.released(open).await?;
             self.note(listener, &at);
             bound.push(at);
         }

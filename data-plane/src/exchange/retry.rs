@@ -19,6 +19,7 @@ use crate::observe::Counter;
 use crate::route::Service;
 use crate::route::authority::split_path;
 use crate::timers::Timer;
+use crate::upstream::load::Load;
 
 /// How often a call is retried on endpoints that already failed in it, if there are no others.
 const REPEATS: u32 = 2;
@@ -47,8 +48,20 @@ impl Exchange {
             return self.detach_upstream(key);
         }
         let target = call.peer_name();
+        let endpoint = call.endpoint.as_ref();
+        let was_stopped = endpoint.is_some_and(|endpoint| {
+            let load = self.pools.load(endpoint.uid);
+            // The end of a link says nothing about the instance behind it.
+            matches!(endpoint.target, Target::Local(_)) && load.is_some_and(Load::is_draining)
+        });
         let failure = if drained {
             let text = format!("{target} is stopping, and closed the connection of this call");
+            Failure::new(Reason::Draining, text)
+        } else if was_stopped {
+            let text = format!(
+                "{target} was told to stop, and ended with the call still on it: the call took longer than its stop \
+                 timeout, or it did not wait for its calls"
+            );
             Failure::new(Reason::Draining, text)
         } else {
             self.unanswered(key, End::Lost);

@@ -11,7 +11,7 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -26,10 +26,6 @@ const LAYOUT: u8 = 1;
 const HEADER: usize = 8 + 8 + 32;
 /// The largest value that is written or read; real ones are far smaller.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// A predecessor that was told to stop releases the directory within milliseconds: its successor waits so long.
-const RELEASE_WAIT: Duration = Duration::from_secs(2);
-/// How often the successor tries.
-const RELEASE_POLL: Duration = Duration::from_millis(50);
 /// How many files that were set aside are kept per name, the newest ones: for a person to look at, without filling the
 /// disk.
 const KEPT_ASIDE: usize = 3;
@@ -41,8 +37,8 @@ pub enum StateDirError {
     #[error("--state-dir {}: cannot be written: {source}; give a folder that this process may write", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(
-        "--state-dir {}: another proxy uses it, and did not release it within {} s: stop that proxy, or give each its own",
-        path.display(), RELEASE_WAIT.as_secs()
+        "--state-dir {}: another proxy uses it: stop that proxy, or give each its own",
+        path.display()
     )]
     InUse { path: PathBuf },
 }
@@ -95,7 +91,7 @@ impl StateDir {
     }
 
     fn probe(&self) -> Result<(), StateDirError> {
-        *self.writing() = Lock::Taken(lock(&self.path, RELEASE_WAIT)?);
+        *self.writing() = Lock::Taken(lock(&self.path)?);
         let write = |source| StateDirError::Write {
             path: self.path.to_path_buf(),
             source,
@@ -131,7 +127,7 @@ impl StateDir {
         let mut writing = self.writing();
         match &*writing {
             Lock::Missing => {
-                *writing = Lock::Taken(lock(&self.path, Duration::ZERO).map_err(io::Error::other)?);
+                *writing = Lock::Taken(lock(&self.path).map_err(io::Error::other)?);
             }
             Lock::Taken(_) => {}
             Lock::Released => return Ok(()),
@@ -206,7 +202,7 @@ impl StateDir {
 }
 
 /// Creates the folder if needed, removes access that an earlier version left to others, and takes the lock.
-fn lock(path: &Path, patience: Duration) -> Result<File, StateDirError> {
+fn lock(path: &Path) -> Result<File, StateDirError> {
     let create = |source| StateDirError::Create {
         path: path.to_owned(),
         source,
@@ -228,21 +224,12 @@ fn lock(path: &Path, patience: Duration) -> Result<File, StateDirError> {
         .write(true)
         .open(lock_file)
         .map_err(write)?;
-    let give_up = Instant::now() + patience;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if Instant::now() < give_up => {
-                std::thread::sleep(RELEASE_POLL);
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(StateDirError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(write(source)),
-        }
-    }
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StateDirError::InUse {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(source) => write(source),
+    })?;
     remove_leftovers(path);
     for file in entries(path, "") {
         if not_a_file(&file).is_none()

@@ -17,6 +17,8 @@ pub(crate) struct Load {
     pub(super) pool: PoolKey,
     /// Counts the attempts of this node's callers for load reports; set at the first one.
     reported: Option<Arc<LocalityLoad>>,
+    /// It was told to stop: no new calls are sent to it.
+    draining: bool,
 }
 
 impl Load {
@@ -26,6 +28,7 @@ impl Load {
             pending: 0,
             pool,
             reported: None,
+            draining: false,
         }
     }
 
@@ -33,6 +36,15 @@ impl Load {
     #[inline]
     pub(crate) fn pending(&self) -> u32 {
         self.pending
+    }
+
+    /// Whether it was draining in the last table that had it.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    pub(crate) fn set_draining(&mut self, draining: bool) {
+        self.draining = draining;
     }
 
     /// The cost of one more call.
