@@ -2,7 +2,7 @@
 //! lease still belongs to this session, so that no older process, older stream or expired node can overwrite newer
 //! state.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use heddle_proto::{
     control::v1::LocalInstance,
@@ -65,6 +65,7 @@ fn cause_of(local: &LocalInstance) -> String {
 pub type RemovalCauses = BTreeMap<InstanceKey, Option<String>>;
 
 /// The right to write one node's state. If it is dropped, the lease expires.
+#[derive(Clone)]
 pub struct NodeLease {
     registry: Registry,
     node: String,
@@ -297,24 +298,46 @@ impl NodeLease {
 
     /// The node leaves permanently: its instances are removed at once.
     pub async fn leave(&mut self) -> Result<Revision, LeaseError> {
+        self.end("left the mesh for good").await
+    }
+
+    async fn end(&mut self, what: &str) -> Result<Revision, LeaseError> {
         // The node's own event reports that its instances are removed.
         self.replace(Vec::new(), |_| None, false).await?;
         let mut then = vec![Op::delete(&keys::alive(&self.node))];
         then.extend(self.left_record().await?);
-        self.write_left(then, "left the mesh for good").await?;
+        self.write_left(then, what).await?;
         match self.registry.store().revoke(self.lease).await {
             Ok(()) | Err(StoreError::LeaseNotFound(_)) => Ok(self.last),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The node's process stops, for a restart or permanently: its instances stay until its lease, which is not renewed
-    /// any more, expires.
+    /// The node's process stops, for a restart or permanently: its instances stay until [`NodeLease::end_if_not_back`]
+    /// or until its lease, which is not renewed any more, expires.
     pub async fn stopping(&mut self) -> Result<Revision, LeaseError> {
         let then = self.left_record().await?.into_iter().collect();
-        let what = "is stopping; its instances stay in use until its lease expires or it is back";
-        self.write_left(then, what).await?;
+        let grace = self.grace();
+        let what =
+            format!("is stopping; its instances are removed unless it is back within {grace:?}");
+        self.write_left(then, &what).await?;
         Ok(self.last)
+    }
+
+    /// The time in which a successor takes a node over whose process was told to stop.
+    fn grace(&self) -> Duration {
+        self.registry.options().lease_ttl * 3 / 10
+    }
+
+    /// After [`NodeLease::stopping`]: ends the lease early, because nobody can reach a node without a proxy. Does
+    /// nothing if a successor has taken the node over meanwhile. If this replica ends before, the lease expires.
+    pub fn end_if_not_back(&self) -> impl Future<Output = Result<Revision, LeaseError>> + use<> {
+        let mut lease = self.clone();
+        async move {
+            tokio::time::sleep(lease.grace()).await;
+            let what = "has stopped and has not come back; its instances are removed";
+            lease.end(what).await
+        }
     }
 
     async fn write_left(&mut self, then: Vec<Op>, what: &str) -> Result<(), LeaseError> {

@@ -229,6 +229,17 @@ impl Session {
     async fn on_stopping(&mut self) -> Result<(), End> {
         let revision = self.lease.stopping().await?;
         tracing::info!(event = "node-left", node = %self.node, %revision, "the proxy of a node stops");
+        let (node, ended) = (Arc::clone(&self.node), self.lease.end_if_not_back());
+        tokio::spawn(async move {
+            match ended.await {
+                Ok(revision) => {
+                    tracing::info!(event = "node-left", %node, %revision, "a node without a proxy is removed");
+                }
+                Err(why) => {
+                    tracing::debug!(%node, "a node that was told to stop is not removed: {why}");
+                }
+            }
+        });
         Err(End::Closed)
     }
 
