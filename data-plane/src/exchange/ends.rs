@@ -5,7 +5,6 @@ use rustc_hash::FxHashSet;
 
 use super::caller_input::CallerEnd;
 use super::owner::Exchange;
-use crate::balance::Health;
 use crate::keys::ConnKey;
 use crate::observe::Counter;
 
@@ -109,20 +108,14 @@ impl Exchange {
         self.rearm(key);
     }
 
-    /// After a new table: removes endpoints that it does not name any more, closes connections that only they used, and
-    /// notes which ones drain.
+    /// Removes endpoints that no table names any more, and closes connections that only they used.
     pub(super) fn sweep_upstream(&mut self) {
         if self.pools.is_swept() {
             return;
         }
         let table = self.table();
-        let mut known = FxHashSet::default();
-        for endpoint in table.services().flat_map(|s| &s.endpoints.endpoints) {
-            known.insert(endpoint.uid);
-            if let Some(load) = self.pools.load_mut(endpoint.uid) {
-                load.set_draining(endpoint.health == Health::Draining);
-            }
-        }
+        let endpoints = table.services().flat_map(|s| &s.endpoints.endpoints);
+        let known: FxHashSet<u64> = endpoints.map(|e| e.uid).collect();
         for conn in self.pools.sweep(&known, &self.conns) {
             self.retire(conn);
         }

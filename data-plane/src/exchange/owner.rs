@@ -187,7 +187,7 @@ impl Exchange {
     /// Installs a new table: calls that waited for it continue.
     pub(crate) fn set_table(&mut self, table: Arc<RouteTable>) {
         self.table = table;
-        self.pools.on_table();
+        self.pools.on_table(self.table.draining());
         self.refit_ejected();
         self.resume_waiting();
     }

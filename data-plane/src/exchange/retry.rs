@@ -54,14 +54,14 @@ impl Exchange {
             // The end of a link says nothing about the instance behind it.
             matches!(endpoint.target, Target::Local(_)) && load.is_some_and(Load::is_draining)
         });
-        let failure = if drained {
-            let text = format!("{target} is stopping, and closed the connection of this call");
-            Failure::new(Reason::Draining, text)
-        } else if was_stopped {
+        let failure = if was_stopped {
             let text = format!(
                 "{target} was told to stop, and ended with the call still on it: the call took longer than its stop \
                  timeout, or it did not wait for its calls"
             );
+            Failure::new(Reason::Draining, text)
+        } else if drained {
+            let text = format!("{target} is stopping, and closed the connection of this call");
             Failure::new(Reason::Draining, text)
         } else {
             self.unanswered(key, End::Lost);

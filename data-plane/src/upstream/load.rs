@@ -17,7 +17,7 @@ pub(crate) struct Load {
     pub(super) pool: PoolKey,
     /// Counts the attempts of this node's callers for load reports; set at the first one.
     reported: Option<Arc<LocalityLoad>>,
-    /// It was told to stop: no new calls are sent to it.
+    /// A table said that it drains, and no attempt has begun since.
     draining: bool,
 }
 
@@ -38,13 +38,13 @@ impl Load {
         self.pending
     }
 
-    /// Whether it was draining in the last table that had it.
+    /// Whether it was told to stop, so that it gets no new calls; also when it is in no table any more.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining
     }
 
-    pub(crate) fn set_draining(&mut self, draining: bool) {
-        self.draining = draining;
+    pub(super) fn drains(&mut self) {
+        self.draining = true;
     }
 
     /// The cost of one more call.
@@ -62,6 +62,7 @@ impl Load {
     #[inline]
     pub(crate) fn begin(&mut self, reported: Option<impl FnOnce() -> Arc<LocalityLoad>>) {
         self.pending += 1;
+        self.draining = false;
         if let Some(reported) = reported {
             self.reported.get_or_insert_with(reported).begin();
         }

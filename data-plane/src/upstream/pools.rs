@@ -257,9 +257,14 @@ impl Pools {
 
     // ---- endpoints that the table has dropped
 
-    /// There is a new table, which may lack some endpoints.
-    pub(crate) fn on_table(&mut self) {
+    /// There is a new table, which may lack some endpoints. These ones drain.
+    pub(crate) fn on_table(&mut self, draining: &[u64]) {
         self.unswept = true;
+        for uid in draining {
+            if let Some(load) = self.loads.get_mut(uid) {
+                load.drains();
+            }
+        }
     }
 
     pub(crate) fn is_swept(&self) -> bool {

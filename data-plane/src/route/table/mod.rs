@@ -7,7 +7,7 @@ use std::sync::Arc;
 use heddle_proto::paths::{Claimant, Owner, Rank, owner};
 use rustc_hash::FxHashMap;
 
-use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Target};
+use crate::balance::endpoints::{Candidates, Endpoint, EndpointSet, Health, Target};
 use crate::balance::slow_start::Warming;
 
 /// A service's protocol.
@@ -145,6 +145,7 @@ pub struct RouteTable {
     by_proto: ByProto<Arc<Service>>,
     /// Owners of proto services that have no instance, so that another service gets their calls.
     away: ByProto<Arc<Service>>,
+    draining: Vec<u64>,
 }
 
 impl RouteTable {
@@ -190,6 +191,12 @@ impl RouteTable {
     /// Every service, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter()
+    }
+
+    /// The uids of this node's instances that drain.
+    #[must_use]
+    pub fn draining(&self) -> &[u64] {
+        &self.draining
     }
 
     /// The service with this full name.
@@ -289,6 +296,7 @@ impl RouteTable {
             by_name,
             by_proto,
             away,
+            draining: self.draining.clone(),
         }
     }
 
@@ -355,6 +363,11 @@ impl Builder {
             }
             by_proto.insert(proto, serving);
         }
+        let endpoints = services.iter().flat_map(|s| &s.endpoints.endpoints);
+        let draining = endpoints
+            .filter(|e| e.health == Health::Draining && matches!(e.target, Target::Local(_)))
+            .map(|e| e.uid)
+            .collect();
         let mut own_names: Vec<String> = self
             .own_names
             .iter()
@@ -371,6 +384,7 @@ impl Builder {
             services,
             by_proto,
             away,
+            draining,
         }
     }
 }

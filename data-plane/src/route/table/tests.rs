@@ -75,7 +75,7 @@ fn the_callers_namespace_comes_first() {
 /// Services that implement `e.E`: name, namespace, the rank of their claim, and their number of instances.
 fn claiming(services: &[(&str, &str, Option<Rank>, usize)]) -> RouteTable {
     let endpoint = Arc::new(Endpoint {
-        health: crate::balance::Health::Draining,
+        health: Health::Draining,
         ..Endpoint::of_test(1)
     });
     let mut builder = RouteTable::builder("a", &[]);
