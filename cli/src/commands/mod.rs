@@ -33,7 +33,7 @@ struct Entry {
 const COMMANDS: &[Entry] = &[
     Entry {
         name: "demo",
-        about: "Start a whole mesh on this host: control plane, three nodes with the echo \
+        about: "Start a mesh on this host: control plane, three nodes with the echo \
             service, and calls",
         run: demo::run,
     },

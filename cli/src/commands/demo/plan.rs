@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-/// Start a whole mesh on this host: a control plane, three nodes with the echo service, and calls
+/// Start a mesh on this host: a control plane, three nodes with the echo service, and calls
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle demo", version)]
 pub(crate) struct Options {
