@@ -71,7 +71,9 @@ async fn a_listener_of_a_proxy_is_no_instance_of_its_own_node_or_of_another() {
         let refused = answer.instances.iter().any(|it| {
             it.health() == Health::Unhealthy
                 && it.health_reason.contains("refused by the control plane")
-                && it.health_reason.contains("the proxy of node b listens")
+                && it
+                    .health_reason
+                    .contains("a listener of the proxy on node b")
         });
         seen(
             refused && answer.instances.len() == 1,

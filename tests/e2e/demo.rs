@@ -132,10 +132,10 @@ async fn a_part_of_the_demo_that_is_killed_comes_back_and_calls_go_on() {
         let pid = part(&demo, words);
         signal(pid, "KILL");
         demo.says(&format!(
-            "{name} ended (signal: 9 (SIGKILL)); starting it again"
+            "{name} ended (signal: 9 (SIGKILL)); restarting it"
         ))
         .await;
-        demo.says(&format!("{name} is back")).await;
+        demo.says(&format!("{name} is running again")).await;
         assert_ne!(part(&demo, words), pid);
         for node in ["node-a", "node-b", "node-c"] {
             until(
@@ -227,7 +227,9 @@ async fn a_program_joins_the_demo_by_the_shown_lines() {
     };
     let status = agent.register(request).await.unwrap_err();
     assert!(
-        status.message().contains("proxy of node node-b listens"),
+        status
+            .message()
+            .contains("a listener of the proxy on node node-b"),
         "{status:?}"
     );
 

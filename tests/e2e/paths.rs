@@ -119,7 +119,7 @@ async fn a_second_service_with_the_same_proto_harms_nobody_and_everybody_names_t
     let lines = log.lines().filter(|line| line.contains("path-conflict"));
     let lines: Vec<_> = lines.collect();
     assert!(
-        matches!(&*lines, [line] if line.contains("whose path heddle-echo.default owns")),
+        matches!(&*lines, [line] if line.contains("but heddle-echo.default owns that path")),
         "{lines:?}"
     );
 }
