@@ -87,9 +87,10 @@ impl KeepAlive {
             }
             match self.next().await {
                 Ok(beat) if is_of_another(&beat, registration) => {
-                    let other = "one stream keeps one registration alive: open another for another";
+                    let other = "a stream keeps one registration alive: open another stream for another \
+                        registration";
                     fail(&self.answers, Status::invalid_argument(other)).await;
-                    let words = "its keep-alive stream spoke for another registration";
+                    let words = "its keep-alive stream named another registration";
                     return Cause::Said(words.into());
                 }
                 Ok(_) => {}
@@ -165,5 +166,5 @@ fn is_of_another(beat: &KeepAliveRequest, registration: &str) -> bool {
 }
 
 pub(super) fn unknown() -> Status {
-    Status::not_found("this registration is not known (any more): call Register again")
+    Status::not_found("this registration is unknown or has ended: call Register again")
 }
