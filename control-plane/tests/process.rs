@@ -108,11 +108,11 @@ fn what_is_wrong_with_an_etcd_store_names_the_option(folder: &Path) {
     check(&["--store", plain, "--store-ca", "/none"], "https");
     check(
         &["--store", plain, "--store-cert", "/none"],
-        "--store-cert and --store-key go together",
+        "--store-cert and --store-key must be used together",
     );
     check(
         &["--store", plain, "--store-user", "x"],
-        "--store-user and --store-password-file go together",
+        "--store-user and --store-password-file must be used together",
     );
     let password = [
         "--store",

@@ -147,7 +147,7 @@ async fn an_address_that_belongs_to_another_node_is_not_used() {
     let reply = a.client().await.put(b"x").await;
     assert_eq!((reply.status(), reply.reason()), ("14", "CONNECT_FAILED"));
     assert!(
-        reply.message().contains("it is node b and not z"),
+        reply.message().contains("it is node b, not z"),
         "{}",
         reply.message()
     );
