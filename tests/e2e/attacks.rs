@@ -82,8 +82,12 @@ async fn a_listener_of_a_proxy_is_no_instance_of_its_own_node_or_of_another() {
     })
     .await;
     let looped = channel_as(mesh.node("a").outbound, "looped");
-    let failed = echo(looped).unary(payload("x")).await.unwrap_err();
-    assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    until("its service is known and takes no calls", async || {
+        let failed = echo(looped.clone()).unary(payload("x")).await;
+        let failed = failed.expect_err("a call that goes round");
+        seen(failed.code() == Code::Unavailable, format!("{failed:?}"))
+    })
+    .await;
     reach(&channel_as(mesh.node("b").outbound, "mixed"), &["e2"]).await;
     reach(&mesh.channel("a"), &["e1", "e2"]).await;
 }
