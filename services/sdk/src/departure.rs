@@ -9,7 +9,7 @@ use heddle_proto::registry::v1::{
 use tokio::time::{error::Elapsed, timeout};
 use tonic::{Code, Status, transport::Channel};
 
-/// The longest time for leaving (DESIGN §6).
+/// The longest time for leaving, besides the wait for calls in flight.
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the agent waits for acknowledgements; less than we wait for its answer.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
