@@ -31,5 +31,5 @@ pub(crate) fn fail(why: impl std::fmt::Display, exit: Exit) -> ExitCode {
 }
 
 /// For the end of `--help`.
-pub(crate) const HELP: &str = "Exit codes: 0 success; 1 negative answer (refused, not found, not \
-    healthy); 2 usage error; 3 timeout; 4 no control plane reachable";
+pub(crate) const HELP: &str = "Exit codes: 0 success; 1 negative answer (refused, not found, \
+    verdict FAILING); 2 usage error; 3 timeout; 4 no control plane reachable";

@@ -67,7 +67,8 @@ impl Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.origin {
-            Origin::Process | Origin::Unix => f.write_str("unix"),
+            Origin::Process => f.write_str("process"),
+            Origin::Unix => f.write_str("unix"),
             Origin::Tcp(address) => address.fmt(f),
         }
     }

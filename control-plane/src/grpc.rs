@@ -39,7 +39,17 @@ const HEADERS: Duration = Duration::from_secs(10);
 /// Serves until `stop` is cancelled, then until all calls have ended; with the default limits.
 pub async fn serve(socket: Socket, routes: Routes, admission: Admission, stop: CancellationToken) {
     let connections = Connections::new("grpc", Limits::of(CONNECTIONS));
-    serve_within(socket, routes, admission, connections, Arc::default(), stop).await;
+    let (guard, authorizer) = (Arc::default(), Authorizer::default());
+    serve_within(
+        socket,
+        routes,
+        admission,
+        connections,
+        guard,
+        authorizer,
+        stop,
+    )
+    .await;
 }
 
 /// Like `serve`, with the limits of a listener, which may have several sockets, and the names of this host.
@@ -49,13 +59,14 @@ pub(crate) async fn serve_within(
     admission: Admission,
     connections: Connections,
     guard: Arc<Guard>,
+    authorizer: Authorizer,
     stop: CancellationToken,
 ) {
     let entry = Entry {
         routes,
         admission,
         guard,
-        authorizer: Authorizer::default(),
+        authorizer,
     };
     serve_entry(socket, entry, connections, stop).await;
 }
@@ -165,6 +176,7 @@ mod tests {
             Admission::new(Budget::new(1 << 30), MeshSize::default),
             connections,
             Arc::default(),
+            Authorizer::default(),
             stop.clone(),
         );
         let server = tokio::spawn(serving);

@@ -25,7 +25,7 @@ const MAX_REPLICA: usize = 128;
 #[command(name = "heddle-control", version)]
 pub struct Options {
     /// Where to serve gRPC (registry, node sessions, xDS, status, health, reflection): IP:PORT (port 0: a free one),
-    /// localhost:PORT (127.0.0.1 and ::1) or unix:/path; may be given several times
+    /// localhost:PORT (127.0.0.1 and ::1) or unix:/path; repeatable
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     pub listen: Vec<ListenOption>,
 
@@ -34,12 +34,12 @@ pub struct Options {
     pub http: Vec<ListenOption>,
 
     /// Allows this address of --listen or --http although it is not a loopback address and callers are not authenticated
-    /// yet; may be given several times
+    /// yet; repeatable
     #[arg(long, value_name = "ADDR")]
     pub insecure_listen: Vec<ListenOption>,
 
     /// A further host name that HTTP clients may use for this process in `Host`, besides its addresses, localhost, the
-    /// host's name and --advertise; may be given several times
+    /// host's name and --advertise; repeatable
     #[arg(long, value_name = "NAME")]
     pub own_name: Vec<String>,
 
@@ -100,15 +100,15 @@ pub struct Options {
     pub client_memory: Option<usize>,
 
     /// How long a node may be silent before its lease expires and its instances are removed
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_time)]
     pub lease_ttl: Duration,
 
     /// How often a node renews its lease
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_time)]
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_time)]
     pub renew_interval: Duration,
 
     /// How often xDS clients report their load (LRS), which `heddle edges` shows
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_time)]
     pub load_report_interval: Duration,
 }
 

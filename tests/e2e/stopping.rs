@@ -153,7 +153,11 @@ async fn a_second_signal_ends_the_calls_of_a_draining_proxy_with_a_reason() {
             () = sleep(Duration::from_millis(200)) => mesh.node("a").proxy().signal("TERM"),
         }
     };
-    failed.assert(Code::Unavailable, "DRAINING", &["node a", "stop at once"]);
+    failed.assert(
+        Code::Unavailable,
+        "DRAINING",
+        &["node a", "second stop signal"],
+    );
     mesh.proxy_exits("a").await;
 }
 

@@ -33,12 +33,12 @@ struct Options {
     /// Only events of the last DURATION, for example 10m or 1h [default: all that are kept, about an hour]
     #[arg(long, value_name = "DURATION", value_parser = since)]
     since: Option<Duration>,
-    /// Only events of this kind, for example node-expired; repeatable
+    /// Only events of this kind, for example node-expired; repeatable, or separated by commas
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
     /// Only events of this service: users, or users.shop with its namespace
-    #[arg(long, value_name = "SERVICE", default_value = "")]
-    service: String,
+    #[arg(long, value_name = "SERVICE")]
+    service: Option<String>,
     #[command(flatten)]
     view: ViewOptions,
 }
@@ -49,7 +49,7 @@ impl Options {
             since: self.since.and_then(|since| since.try_into().ok()),
             until_now: !self.follow,
             kinds: self.kind.clone(),
-            service: self.service.clone(),
+            service: self.service.clone().unwrap_or_default(),
         }
     }
 }

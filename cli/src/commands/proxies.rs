@@ -176,8 +176,8 @@ impl Tabular for Proxies {
             "VARIANT",
             "SYNC",
             "TYPE",
-            "ASKED",
-            "HOLDS",
+            "SUBSCRIBED",
+            "RECEIVED",
             "ACKNOWLEDGED",
             "STATE",
         ]);
@@ -274,11 +274,11 @@ mod tests {
         });
         assert_eq!(
             render(Format::Table, &answer).unwrap(),
-            "CLIENT  ROLE   FROM         REPLICA  VARIANT  SYNC            TYPE     ASKED  HOLDS  ACKNOWLEDGED  STATE\n\
-             a       proxy  127.0.0.1:9  r1       delta    rejecting       Cluster  all    3      7/ab          acknowledged\n\
-             a       proxy  127.0.0.1:9  r1       delta    rejecting       Route    2      3      7/ab          rejected 8/cd: no such field\n\
-             b       proxy  127.0.0.1:9  r1       delta    stale for 42 s  -        0      0      -             no subscriptions\n\
-             c       proxy  127.0.0.1:9  r1       delta    in sync         Route    2      3      7/ab          rejects users.default: no such field (and 1 more)\n\
+            "CLIENT  ROLE   FROM         REPLICA  VARIANT  SYNC            TYPE     SUBSCRIBED  RECEIVED  ACKNOWLEDGED  STATE\n\
+             a       proxy  127.0.0.1:9  r1       delta    rejecting       Cluster  all         3         7/ab          acknowledged\n\
+             a       proxy  127.0.0.1:9  r1       delta    rejecting       Route    2           3         7/ab          rejected 8/cd: no such field\n\
+             b       proxy  127.0.0.1:9  r1       delta    stale for 42 s  -        0           0         -             no subscriptions\n\
+             c       proxy  127.0.0.1:9  r1       delta    in sync         Route    2           3         7/ab          rejects users.default: no such field (and 1 more)\n\
              \n\
              did not answer: r2 (their clients are missing here)\n"
         );

@@ -238,7 +238,7 @@ impl Tabular for Services {
 impl Tabular for Service {
     fn table(&self) -> String {
         let mut table = Table::new(&[
-            "NODE", "INSTANCE", "ADDRESS", "VERSION", "WEIGHT", "HEALTH", "WHY",
+            "NODE", "INSTANCE", "ADDRESS", "VERSION", "WEIGHT", "HEALTH", "REASON",
         ]);
         for endpoint in &self.endpoints {
             let why = [
@@ -374,7 +374,7 @@ mod tests {
             "SERVICE  PROTOCOL  HEALTHY  SCHEMA        PROTO SERVICES\n\
              a.shop   grpc      1/2      0123456789ab  p.A, p.B (ambiguous)\n\
              \n\
-             NODE  INSTANCE  ADDRESS      VERSION  WEIGHT  HEALTH     WHY\n\
+             NODE  INSTANCE  ADDRESS      VERSION  WEIGHT  HEALTH     REASON\n\
              a     e         127.0.0.1:7  v1       1       healthy    -\n\
              b     e         127.0.0.1:7  v1       1       unhealthy  refuses connections\n"
         );

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::Authorizer,
     budget::{Budget, default_memory},
     grpc, http,
     load::Loads,
@@ -113,6 +114,8 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
     );
     let mut servers = JoinSet::new();
     let guard = Arc::new(guard(&options));
+    // One for all requests of both listeners.
+    let authorizer = Authorizer::default();
     for socket in grpc {
         let (places, guard) = (plane.grpc_connections.clone(), Arc::clone(&guard));
         let (routes, admission) = (routes.clone(), plane.admission());
@@ -122,6 +125,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
             admission,
             places,
             guard,
+            authorizer.clone(),
             token.clone(),
         ));
     }
@@ -132,6 +136,7 @@ pub async fn serve(mut options: Options, stop: impl Future<Output = ()>) -> Resu
             plane.clone(),
             places,
             guard,
+            authorizer.clone(),
             token.clone(),
         ));
     }

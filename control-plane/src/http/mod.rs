@@ -33,16 +33,25 @@ pub(crate) async fn serve(
     plane: Plane,
     connections: Connections,
     guard: Arc<Guard>,
+    authorizer: Authorizer,
     stop: CancellationToken,
 ) {
-    let serve = |accepted| connection(accepted, plane.clone(), Arc::clone(&guard), stop.clone());
+    let serve = |accepted| {
+        let (guard, authorizer) = (Arc::clone(&guard), authorizer.clone());
+        connection(accepted, plane.clone(), guard, authorizer, stop.clone())
+    };
     heddle_listen::each(socket, connections, &stop, serve).await;
 }
 
-async fn connection(accepted: Accepted, plane: Plane, guard: Arc<Guard>, stop: CancellationToken) {
+async fn connection(
+    accepted: Accepted,
+    plane: Plane,
+    guard: Arc<Guard>,
+    authorizer: Authorizer,
+    stop: CancellationToken,
+) {
     let Accepted { io, peer, place } = accepted;
     let caller = Caller::of_connection(peer, Account::default());
-    let authorizer = Authorizer::default();
     let service = service_fn(|request| {
         let response = match guard.check(&request) {
             Err(refusal) => refusal.response(),

@@ -363,7 +363,7 @@ fn not_found(view: &View, asked: &str) -> tonic::Status {
         "no service is registered".to_owned()
     } else {
         format!(
-            "ListServices names what is registered: {}",
+            "{} registered (ListServices or `heddle services` names them)",
             heddle_proto::count(known.len(), "service")
         )
     };

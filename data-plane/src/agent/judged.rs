@@ -41,7 +41,7 @@ impl Agent {
             match refusal {
                 Some(reason) => error!(
                     instance = %key, %reason,
-                    "the control plane does not take this instance: nobody calls it until it is registered in another way"
+                    "the control plane refuses this instance: it gets no calls until it is registered with valid data"
                 ),
                 None => info!(instance = %key, "the control plane takes this instance now"),
             }

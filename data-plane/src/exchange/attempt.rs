@@ -181,7 +181,7 @@ impl Exchange {
         let failure = match all.filter(own).count() {
             0 => Failure::new(Reason::NoEndpoints, format!("{name} has no instance{here}")),
             1 => {
-                let text = format!("{name} has 1 instance{here}, and it takes no calls");
+                let text = format!("{name} has 1 instance{here}, and it is unhealthy or draining");
                 Failure::new(Reason::NoHealthyEndpoints, text)
             }
             count => {

@@ -154,15 +154,17 @@ impl Exchange {
             OverShare::Caller => {
                 let role = self.calls.get(key).map(|call| call.role);
                 let who = match role {
-                    Some(Role::Inbound) => "the calls of this link hold more than its share",
-                    _ => "the calls of this connection hold more than its share",
+                    Some(Role::Inbound) => {
+                        "the calls of this link have buffered more than its share"
+                    }
+                    _ => "the calls of this connection have buffered more than its share",
                 };
                 (Counter::BoundCallerShare, who.to_owned())
             }
             OverShare::Service => {
                 let service = self.calls.get(key).and_then(Call::service_name);
                 let service = service.unwrap_or("the service");
-                let who = format!("the calls to {service} hold more than their share");
+                let who = format!("the calls to {service} have buffered more than their share");
                 (Counter::BoundServiceShare, who)
             }
         };

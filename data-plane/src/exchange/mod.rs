@@ -1,6 +1,6 @@
 //! One call from its headers to its end: connects a downstream stream to its upstream attempts. Takes events of both
 //! sides; gives frames for the other side and exactly one `Outcome`. Routing, policy and the choice of an endpoint are
-//! in route/, policy/ and balance/; sockets are in worker/.
+//! in route/, policy/ and balance/; sockets are in connection/, the event loop in worker/.
 
 mod owner;
 mod turn;

@@ -1,7 +1,7 @@
 //! The state of one worker's connections and calls: the owners of both, the routing table, and the memory that calls
-//! share. It is private to this module: the event loop uses the methods of `turn`, `accept`, `drain` and `panics`, and
-//! three of this file. This file has the fields and the small functions that all files of the module use; the others
-//! say what happens to calls. Event loop and listening sockets do not belong here.
+//! share. It is private to this module: the event loop uses only methods. This file has the fields and the small
+//! functions that all files of the module use; the others say what happens to calls. Event loop and listening sockets
+//! do not belong here.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

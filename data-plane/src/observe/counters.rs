@@ -51,7 +51,7 @@ counters! {
     Connects = "heddle_upstream_connects_total", "";
     /// Upstream connections that could not be opened.
     ConnectFailures = "heddle_upstream_connect_failures_total", "";
-    /// Retries of calls that the application certainly had not seen.
+    /// Retries, by kind: `unprocessed` (the application had not seen the call) or `idempotent` (its method may be repeated).
     RetriesSafe = "heddle_retries_total", "kind=\"unprocessed\"";
     /// Retries of idempotent methods.
     RetriesIdempotent = "heddle_retries_total", "kind=\"idempotent\"";

@@ -112,7 +112,7 @@ pub struct WorkerMetrics {
     pub downstream: AtomicUsize,
     /// Open connections to instances and proxies.
     pub upstream: AtomicUsize,
-    /// Calls waiting for a connection.
+    /// Calls waiting for a stream to an instance or node.
     pub pending: AtomicUsize,
     /// Calls waiting for endpoints or for the first table.
     pub waiting: AtomicUsize,

@@ -40,7 +40,7 @@ pub struct MetricsSnapshot {
     pub counters: Vec<u64>,
     /// Calls that have not ended.
     pub active_calls: usize,
-    /// Calls waiting for a connection.
+    /// Calls waiting for a stream to an instance or node.
     pub pending_calls: usize,
     /// Calls waiting for endpoints or for the first table.
     pub waiting_calls: usize,
@@ -228,7 +228,7 @@ impl MetricsSnapshot {
             (
                 "heddle_pending_calls",
                 self.pending_calls,
-                "Calls waiting for a connection.",
+                "Calls waiting for a stream to an instance or node.",
             ),
             (
                 "heddle_waiting_calls",

@@ -41,7 +41,7 @@ pub struct LowOptions {
     /// Admin over HTTP and gRPC: /metrics /healthz /readyz /config, health, reflection
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     pub admin: Vec<String>,
-    /// Allows this address of --outbound, --agent, --admin or --dns although it is not a loopback address and callers are
+    /// Allows this address of --outbound, --agent or --admin although it is not a loopback address and callers are
     /// not authenticated yet; repeatable
     #[arg(long, value_name = "ADDR")]
     pub insecure_listen: Vec<String>,

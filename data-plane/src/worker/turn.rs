@@ -138,7 +138,7 @@ impl Worker {
                 Command::Forget(services) => self.exchange.forget(&services),
                 Command::WatchCalls(watch) => self.calls_watched.push(watch),
                 Command::Drain => self.begin_drain(),
-                Command::EndCalls => self.exchange.end_calls("was asked to stop at once"),
+                Command::EndCalls => self.exchange.end_calls("received a second stop signal"),
                 Command::Connections(reply) => drop(reply.try_send(self.list_connections())),
                 Command::Stop => return false,
             }

@@ -68,7 +68,7 @@ async fn each_failure_has_its_reason_and_names_what_is_wrong() {
             "http://echo.default/x.Y/Z",
             "14",
             "NO_HEALTHY_ENDPOINTS",
-            "echo.default has 1 instance, and it takes no calls",
+            "echo.default has 1 instance, and it is unhealthy or draining",
         ),
     ] {
         let call = http::Request::post(uri).header("content-type", "application/grpc+json");

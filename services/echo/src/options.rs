@@ -5,8 +5,7 @@
 // --version names the service's version here, so this program has no such flag of its own.
 #[command(name = "heddle-echo", disable_version_flag = true)]
 pub struct Options {
-    /// Where to listen: IP:PORT (port 0: a free one), localhost:PORT (127.0.0.1 and ::1) or unix:/path; may be given
-    /// several times
+    /// Where to listen: IP:PORT (port 0: a free one), localhost:PORT (127.0.0.1 and ::1) or unix:/path; repeatable
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub listen: Vec<String>,
     /// The mesh name to register

@@ -120,7 +120,7 @@ impl KeepAlive {
         let answers = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(broken(&status)),
-            Err(_) => return Err("does not answer beats".to_owned()),
+            Err(_) => return Err("does not answer heartbeats".to_owned()),
         };
         let now = Instant::now();
         let mut ticks = interval_at(now + times.beat, times.beat);
@@ -150,7 +150,7 @@ impl KeepAlive {
                     Err(status) => Err(broken(&status)),
                 },
                 () = sleep_until(self.heard + self.ttl) => {
-                    return Err("does not answer beats".to_owned());
+                    return Err("does not answer heartbeats".to_owned());
                 }
             }
         }

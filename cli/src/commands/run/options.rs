@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// Its share of calls relative to the other instances of the service
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: u32,
-    /// A proto service that it serves, in addition to those that its server reflection lists; may be given several times
+    /// A proto service that it serves, in addition to those that its server reflection lists; repeatable
     #[arg(long, value_name = "PACKAGE.SERVICE")]
     proto: Vec<String>,
     /// Descriptors of its proto services if it has no server reflection: the output of protoc --include_imports

@@ -59,13 +59,16 @@ pub(super) fn on_changes(simulation: &Simulation, machine: &Machine, changes: &C
         drop(invariants);
         if !holds {
             simulation.broken(
-                "I8 told",
+                "I9 removal events",
                 format_args!("{name} at {address} goes, and the cause told is {cause:?}"),
             );
         }
     }
     if !told.is_empty() {
-        simulation.broken("I8 told", format_args!("{told:?} are not removed"));
+        simulation.broken(
+            "I9 removal events",
+            format_args!("{told:?} are not removed"),
+        );
     }
 }
 
@@ -90,7 +93,7 @@ fn told(simulation: &Simulation, changes: &Changes) -> BTreeMap<String, String> 
         };
         if let Some(before) = &event.before {
             if before.value != now.value {
-                simulation.broken("I8 told", format_args!("{} changes", event.key));
+                simulation.broken("I9 removal events", format_args!("{} changes", event.key));
             }
             continue;
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use heddle_proto::error_text::{status_text, with_causes};
+use heddle_proto::error_text::{root_cause, status_text};
 use heddle_proto::rules::{MAX_PROTOS, is_proto_name};
 use http::uri::PathAndQuery;
 use tokio::{
@@ -71,7 +71,7 @@ pub async fn ask(
     let channel = timeout(CONNECT, endpoint.connect())
         .await
         .map_err(|_| ReflectError::Unreachable("no connection in time".to_owned()))?
-        .map_err(|error| ReflectError::Unreachable(words(&with_causes(&error))))?;
+        .map_err(|error| ReflectError::Unreachable(words(&root_cause(&error))))?;
     let mut outcome = Err(ReflectError::NoReflection);
     for path in VERSIONS {
         outcome = list(channel.clone(), path).await;
@@ -314,7 +314,7 @@ impl ReflectionClient {
         client
             .ready()
             .await
-            .map_err(|error| ReflectError::Unreachable(words(&with_causes(&error))))?;
+            .map_err(|error| ReflectError::Unreachable(words(&root_cause(&error))))?;
         let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> =
             ProstCodec::default();
         let streaming = tonic::Request::new(ReceiverStream::new(stream));

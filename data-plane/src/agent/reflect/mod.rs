@@ -69,13 +69,15 @@ impl ReflectError {
     /// The reason for people, as "cause: remedy". With `protos_known` only descriptors are missing.
     #[must_use]
     pub fn reason(&self, protos_known: bool) -> String {
+        // Readers take what stands before the first ": " as the cause.
+        let cause = self.to_string().replace(": ", ", ");
         match self {
-            Self::Unreachable(_) => self.to_string(),
+            Self::Unreachable(_) => cause,
             _ if protos_known => format!(
-                "{self}: give its descriptors (`descriptors:`, --descriptors) to have it described"
+                "{cause}: give its descriptors (`descriptors:`, --descriptors) to have it described"
             ),
             _ => format!(
-                "{self}: name its proto services (`protos:`, --proto) or give its descriptors (`descriptors:`, \
+                "{cause}: name its proto services (`protos:`, --proto) or give its descriptors (`descriptors:`, \
                  --descriptors)"
             ),
         }

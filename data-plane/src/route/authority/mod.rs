@@ -176,7 +176,7 @@ fn unknown_protos(table: &RouteTable) -> String {
         more => format!(" and {more} more"),
     };
     format!(
-        "; what these implement is unknown: {}{more}; name it with `protos:` or --proto, or call them by authority",
+        "; the proto services of these services are unknown: {}{more}; name them with `protos:` or --proto, or call the services by authority",
         named.join(", ")
     )
 }
