@@ -343,7 +343,7 @@ pub fn hidden_from_direct_clients(view: &View, name: &ServiceName) -> BTreeMap<I
         let (endpoint, address) = (&row.endpoint, row.endpoint.address);
         let (node, id) = (&endpoint.node, &endpoint.instance);
         let why = if row.drains() {
-            "it is draining, and clients would call it if they have no better choice".to_owned()
+            "it is draining; clients that connect to instances directly would still call it if there were no other".to_owned()
         } else if !row.is_dialled() {
             format!("{address} is not an address that a client can dial")
         } else if !row.is_reachable(row.loopback_node) {

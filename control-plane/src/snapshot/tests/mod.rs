@@ -269,7 +269,7 @@ fn every_audience_gets_what_it_can_reach() {
         hidden,
         [
             "far/3: 127.0.0.1:1003 is a loopback address, and node far reaches the control plane from elsewhere",
-            "far/4: it is draining, and clients would call it if they have no better choice",
+            "far/4: it is draining; clients that connect to instances directly would still call it if there were no other",
         ]
     );
 }

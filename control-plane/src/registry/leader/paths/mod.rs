@@ -357,7 +357,7 @@ fn conflict(((service, owner), protos): ((&ServiceName, &ServiceName), Vec<&str>
     let paths = some_of(protos);
     let cause = format!(
         "{owner} claimed {paths} first and owns the path: {service} is called by its name only, \
-         unless {owner} has no instances"
+         unless no earlier claimant has instances"
     );
     NewEvent::of_service("path-conflict", &service.to_string(), &cause)
 }
