@@ -201,7 +201,7 @@ fn services_that_may_implement_anything_are_named_with_the_reason() {
     builder.service(known);
     let text = explain_no_route(&builder.build(), &Caller::of_test(), None, b"/a.B/C");
     let expect = "the proto services of these services are unknown: s0.default (it has no reflection), \
-        s1.default (it has no reflection), s2.default (it has no reflection) and 2 more; name it with";
+        s1.default (it has no reflection), s2.default (it has no reflection) and 2 more; name them with";
     assert!(text.contains(expect), "{text}");
     let all_known = explain_no_route(&table(), &Caller::of_test(), None, b"/a.B/C");
     assert!(!all_known.contains("unknown"), "{all_known}");
