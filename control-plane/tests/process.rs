@@ -124,7 +124,7 @@ fn what_is_wrong_with_an_etcd_store_names_the_option(folder: &Path) {
     ];
     check(&password, "--store-password-file /none: No such file");
     check(&["--store", plain, "--store-prefix", ""], "--store-prefix");
-    check(&["--store-user", "x"], "--store-user is for an etcd store");
+    check(&["--store-user", "x"], "--store-user applies to etcd only");
 }
 
 #[test]
