@@ -187,8 +187,8 @@ const CONTROL_PLANE: Layers = Layers {
         (
             "app",
             &[
-                "store", "budget", "registry", "snapshot", "xds", "load", "replica", "plane",
-                "grpc", "http", "options",
+                "store", "budget", "access", "registry", "snapshot", "xds", "load", "replica",
+                "plane", "grpc", "http", "options",
             ],
         ),
     ],
