@@ -8,6 +8,7 @@ mod random;
 mod invariants;
 mod link;
 mod node;
+mod reconnect;
 mod replica;
 mod store;
 mod faults;

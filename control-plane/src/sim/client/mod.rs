@@ -1,7 +1,7 @@
 //! The simulated xDS clients: our proxies and stock clients, in either variant of the protocol. They subscribe,
 //! acknowledge, reject, fall behind and reconnect. The invariants can read what a client has.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use envoy_types::pb::{
     envoy::config::core::v3::Node,
@@ -16,6 +16,7 @@ use super::{
     invariants,
     link::{Socket, dial},
     random::Random,
+    reconnect::Reconnect,
     simulation::{ClientState, Simulation, Who, lock},
 };
 use crate::{
@@ -145,11 +146,9 @@ impl Client {
 
     async fn connect_for_ever(&mut self) {
         let replicas = self.simulation.profile.replicas;
-        let mut next = self.random.index(replicas);
-        let mut wait = 250;
+        let mut reconnect = Reconnect::new(replicas, &mut self.random);
         loop {
-            let replica = next % replicas;
-            next += 1;
+            let replica = reconnect.replica();
             let started = Instant::now();
             let why = match self.flavor {
                 Flavor::Envoy | Flavor::Grpc => self.run_stream::<Sotw>(replica).await,
@@ -160,11 +159,8 @@ impl Client {
             self.state(|state| state.connected = None);
             self.simulation
                 .log(format_args!("{}: stream of r{replica}: {why}", self.who));
-            if started.elapsed() > Duration::from_secs(10) {
-                wait = 250;
-            }
-            sleep(self.random.millis(wait * 6 / 10..=wait)).await;
-            wait = (wait * 2).min(3000);
+            reconnect.ended(started.elapsed());
+            sleep(reconnect.pause(&mut self.random)).await;
             self.simulation.until_awake(self.who).await;
         }
     }

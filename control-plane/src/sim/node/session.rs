@@ -18,6 +18,7 @@ use super::Name;
 use crate::sim::{
     link::{Socket, dial},
     random::Random,
+    reconnect::Reconnect,
     replica::Replica,
     simulation::{Simulation, Who, lock},
 };
@@ -56,11 +57,9 @@ impl Agent {
 
     async fn connect_for_ever(&mut self) {
         let replicas = self.simulation.profile.replicas;
-        let mut next = self.random.index(replicas);
-        let mut wait = 250;
+        let mut reconnect = Reconnect::new(replicas, &mut self.random);
         loop {
-            let replica = next % replicas;
-            next += 1;
+            let replica = reconnect.replica();
             let started = Instant::now();
             let opened = match timeout(OPENING, self.open(replica)).await {
                 Ok(opened) => opened,
@@ -70,16 +69,12 @@ impl Agent {
                 Ok((socket, sent)) => self.serve(socket, sent).await,
                 Err(end) => end,
             };
-            if started.elapsed() > OPENING {
-                wait = 250;
-            }
+            reconnect.ended(started.elapsed());
             let pause = match end {
                 End::Broken(why) => {
                     self.simulation
                         .log(format_args!("{}: session with r{replica}: {why}", self.who));
-                    let pause = self.random.millis(wait * 6 / 10..=wait);
-                    wait = (wait * 2).min(3000);
-                    pause
+                    reconnect.pause(&mut self.random)
                 }
                 End::Superseded => {
                     self.simulation
