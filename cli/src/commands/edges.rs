@@ -24,14 +24,10 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let service = options.service.unwrap_or_default();
     show(&options.view, async |control| {
         let mut mesh = control.mesh.clone();
-        let request = ListEdgesRequest {
-            service: service.clone(),
-        };
-        let answer = control.answer(mesh.list_edges(request)).await?;
-        if answer.edges.is_empty() {
-            control.knows(&service).await?;
-        }
-        Ok(Edges::from(answer))
+        control
+            .answer(mesh.list_edges(ListEdgesRequest { service }))
+            .await
+            .map(Edges::from)
     })
 }
 
