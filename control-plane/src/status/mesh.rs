@@ -149,23 +149,28 @@ impl MeshStatus for Status {
         } else {
             Some(self.find("service", &asked)?.to_string())
         };
-        let edges = self.edges.get(|| self.sources.clone().edges()).await;
-        let mut response = answer(edges)?;
-        if let Some(service) = service {
-            let edges = &mut response.get_mut().edges;
-            edges.retain(|edge| edge.service == service);
-        }
-        Ok(response)
+        let all = self.edges.get(|| self.sources.clone().edges()).await;
+        let Some(service) = service else {
+            return answer(all);
+        };
+        let all = computed(all)?;
+        let of_service = all.edges.iter().filter(|edge| edge.service == service);
+        Ok(Response::new(ListEdgesResponse {
+            edges: of_service.cloned().collect(),
+            unanswered: all.unanswered.clone(),
+        }))
     }
 }
 
 /// A shared answer for one of those that asked.
 fn answer<T: Clone>(shared: Option<Arc<T>>) -> Result<Response<T>, tonic::Status> {
-    let failed =
-        || tonic::Status::internal("the answer could not be computed: see this replica's log");
-    Ok(Response::new(Arc::unwrap_or_clone(
-        shared.ok_or_else(failed)?,
-    )))
+    Ok(Response::new(Arc::unwrap_or_clone(computed(shared)?)))
+}
+
+fn computed<T>(shared: Option<Arc<T>>) -> Result<Arc<T>, tonic::Status> {
+    shared.ok_or_else(|| {
+        tonic::Status::internal("the answer could not be computed: see this replica's log")
+    })
 }
 
 impl Sources {
