@@ -48,6 +48,12 @@ impl Backoff {
     }
 }
 
+/// `first`, doubled this many times, at most `max`.
+#[must_use]
+pub fn doubled(first: Duration, times: u32, max: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(times)).min(max)
+}
+
 /// `span` times a random factor in `factor`.
 #[must_use]
 pub fn jittered(span: Duration, factor: Range<f64>) -> Duration {

@@ -4,5 +4,5 @@
 mod backoff;
 mod bucket;
 
-pub use backoff::{Backoff, jittered};
+pub use backoff::{Backoff, doubled, jittered};
 pub use bucket::TokenBucket;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use heddle_pacing::doubled;
 use heddle_proto::Reason;
 
 use super::owner::Exchange;
@@ -26,10 +27,9 @@ const REPEATS: u32 = 2;
 /// An idempotent call may reach the application this many times, so that a call that crashes its server does not crash
 /// all instances. Attempts that the application cannot have seen do not count.
 const IDEMPOTENT_ATTEMPTS: u32 = 3;
-/// The first backoff before an endpoint that failed in this call is tried again. It doubles ...
+/// The first backoff before an endpoint that failed in this call is tried again, and the longest one; it doubles.
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-/// ... this many times.
-const DOUBLINGS: u32 = 4;
+const LONGEST_BACKOFF: Duration = Duration::from_millis(320);
 
 impl Exchange {
     /// The call's connection was lost. `drained`: its server had sent GOAWAY, and the call lasted longer than the
@@ -254,9 +254,9 @@ impl Exchange {
         {
             return self.wait_for_endpoints(key, &service);
         }
-        let doubled = FIRST_BACKOFF.saturating_mul(1 << call.repeats.min(DOUBLINGS));
+        let backoff = doubled(FIRST_BACKOFF, call.repeats, LONGEST_BACKOFF);
         call.repeats += 1;
-        let at = self.now + doubled.mul_f64(0.5 + random / 2.0);
+        let at = self.now + backoff.mul_f64(0.5 + random / 2.0);
         call.wait_timer = Some(self.timers.set(at, Timer::Wait(key)));
     }
 }

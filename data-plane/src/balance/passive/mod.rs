@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use heddle_pacing::doubled;
 use rustc_hash::FxHashMap;
 
 /// Number of calls in a row without an answer that eject an instance.
@@ -337,10 +338,7 @@ impl Record {
 
 /// The time until the next probe, randomized by a tenth, so that workers and nodes do not probe at the same moment.
 fn wait(times: u32, random: f64) -> Duration {
-    let doubled = BASE.saturating_mul(1 << times.saturating_sub(1).min(16));
-    doubled
-        .min(LONGEST)
-        .mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
+    doubled(BASE, times.saturating_sub(1), LONGEST).mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
 }
 
 #[cfg(test)]
