@@ -1,4 +1,4 @@
-//! How an instance leaves: the manner, the Deregister call, and its result. When it leaves is not decided here.
+//! How an instance leaves: the mode, the Deregister call, and its result. When it leaves is not decided here.
 
 use std::time::Duration;
 
@@ -60,11 +60,11 @@ pub(crate) struct Left {
 pub(crate) async fn deregister(
     mut client: RegistryClient<Channel>,
     registration: String,
-    manner: LeaveMode,
+    mode: LeaveMode,
 ) -> Left {
     let span = |span: Duration| prost_types::Duration::try_from(span).ok();
-    let finish = manner.finish();
-    let (waits, cause) = match manner {
+    let finish = mode.finish();
+    let (waits, cause) = match mode {
         LeaveMode::Acknowledged | LeaveMode::Finished(_) => (true, String::new()),
         LeaveMode::Ended(cause) => (false, cause),
     };

@@ -156,7 +156,7 @@ impl Registration {
         self.leave_with(LeaveMode::Ended(cause.to_owned())).await
     }
 
-    /// Only the first call sets the manner.
+    /// Only the first call sets the mode.
     async fn leave_with(&self, mode: LeaveMode) -> LeaveOutcome {
         self.mode.get_or_init(|| mode);
         self.leaving.cancel();
