@@ -148,6 +148,21 @@ fn start(agent: &Agent, urls: Vec<String>) -> SessionHandle {
     handle
 }
 
+/// Starts the agent's session; returns its handle, and the control plane's sides of the sessions to come and of this one.
+async fn opened(agent: &Agent) -> (SessionHandle, mpsc::Receiver<Visit>, Visit) {
+    let (addr, mut visits) = control().await;
+    let handle = start(agent, vec![format!("http://{addr}")]);
+    let visit = soon("a session", visits.recv()).await.unwrap();
+    (handle, visits, visit)
+}
+
+async fn next_change(visit: &mut Visit) -> Change {
+    match visit.next().await {
+        node_message::Message::Change(change) => change,
+        other => panic!("{other:?} instead of Change"),
+    }
+}
+
 fn ids(hello: &Hello) -> Vec<&str> {
     hello
         .instances
@@ -158,13 +173,11 @@ fn ids(hello: &Hello) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_full_set_goes_with_hello_then_every_change() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))
         .unwrap();
-    let handle = start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (handle, mut visits, mut visit) = opened(&agent).await;
     let hello = visit.hello().await;
     assert_eq!(
         (hello.node.as_str(), hello.process_id.as_str(), hello.epoch),
@@ -184,9 +197,7 @@ async fn the_full_set_goes_with_hello_then_every_change() {
     let second = agent
         .register(checked(instance("echo", "e2", "127.0.0.1:2")))
         .unwrap();
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(
         (change.sequence, change.upserted.len(), change.removed.len()),
         (1, 1, 0)
@@ -197,9 +208,7 @@ async fn the_full_set_goes_with_hello_then_every_change() {
         .register(checked(instance("echo", "e3", "127.0.0.1:3")))
         .unwrap();
     visit.acknowledge(1).await;
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(change.sequence, 2);
     assert_eq!(change.upserted[0].instance.as_ref().unwrap().id, "e3");
     assert_eq!(change.removed[0].id, "e2");
@@ -222,7 +231,6 @@ async fn the_full_set_goes_with_hello_then_every_change() {
 
 #[tokio::test]
 async fn descriptors_are_sent_when_they_are_missed() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     let set = Bytes::from_static(heddle_proto::DESCRIPTOR_SET);
     let one = check(
@@ -233,8 +241,7 @@ async fn descriptors_are_sent_when_they_are_missed() {
     )
     .unwrap();
     agent.register(one).unwrap();
-    start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (_, _visits, mut visit) = opened(&agent).await;
     let sha256 = visit.hello().await.instances[0].schema_sha256.clone();
     visit.welcome(1, &["0".repeat(64), sha256.clone()]).await;
     let node_message::Message::Schema(upload) = visit.next().await else {
@@ -246,13 +253,11 @@ async fn descriptors_are_sent_when_they_are_missed() {
 
 #[tokio::test]
 async fn a_superseded_process_says_so_and_serves_on() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))
         .unwrap();
-    let handle = start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (handle, _visits, mut visit) = opened(&agent).await;
     visit.hello().await;
     visit.welcome(1, &[]).await;
     let mut details = ErrorDetails::new();
@@ -331,13 +336,6 @@ fn rejection(id: &str) -> Rejection {
     }
 }
 
-async fn change(visit: &mut Visit) -> Change {
-    match visit.next().await {
-        node_message::Message::Change(change) => change,
-        other => panic!("{other:?} instead of Change"),
-    }
-}
-
 fn upserted(change: &Change) -> Vec<&str> {
     let instances = change.upserted.iter();
     instances
@@ -358,14 +356,12 @@ fn plain(id: &str, port: u16) -> Instance {
 /// Issue 10, B3: the others are used, the rejected instance shows why it is not, and it is not sent again unchanged.
 #[tokio::test]
 async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_changes() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     for (id, port) in [("bad", 1), ("good", 2)] {
         let checked = checked(plain(id, port));
         agent.register(checked).unwrap();
     }
-    let _handle = start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (_handle, mut visits, mut visit) = opened(&agent).await;
     assert_eq!(ids(&visit.hello().await), ["bad", "good"]);
     let welcome = |rejected| {
         control_message::Message::Welcome(Welcome {
@@ -394,14 +390,14 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     agent.set_health(&key, &view.registration, Health::Healthy, "");
     assert_eq!(of(&agent.views().1, "bad").0, Health::Unhealthy);
     agent.register(checked(plain("third", 3))).unwrap();
-    let first = change(&mut visit).await;
+    let first = next_change(&mut visit).await;
     assert_eq!(upserted(&first), ["third"]);
     visit.acknowledge(1).await;
     // The instance changes: it is sent, and rejected again.
     let mut other = plain("bad", 4);
     other.version = "v2".into();
     agent.register(checked(other)).unwrap();
-    let second = change(&mut visit).await;
+    let second = next_change(&mut visit).await;
     assert_eq!(upserted(&second), ["bad"]);
     visit
         .say(control_message::Message::Ack(Ack {
@@ -416,7 +412,7 @@ async fn what_the_control_plane_rejects_is_out_and_sent_again_only_when_it_chang
     .await;
     // Now it is accepted, and has the health that it reports itself.
     agent.register(checked(plain("bad", 5))).unwrap();
-    assert_eq!(upserted(&change(&mut visit).await), ["bad"]);
+    assert_eq!(upserted(&next_change(&mut visit).await), ["bad"]);
     visit.acknowledge(3).await;
     until(&agent, "it is healthy", |views| {
         of(views, "bad").0 == Health::Healthy

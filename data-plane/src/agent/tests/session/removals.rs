@@ -5,14 +5,12 @@ use super::*;
 /// Issue 10, D5: it did not report it, and the node's lease expired.
 #[tokio::test]
 async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     let e1 = agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))
         .unwrap();
     let stream = agent.stream_opened(&e1).unwrap();
-    let handle = start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (handle, mut visits, mut visit) = opened(&agent).await;
     visit.hello().await;
     visit.welcome(41, &[]).await;
     let mut status = handle.status();
@@ -48,7 +46,6 @@ fn told(gone: &[GoneInstance]) -> Vec<(&str, &str)> {
 #[tokio::test]
 async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() {
     const BROKE: &str = "its keep-alive stream broke";
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     let register = |id: &str| {
         let one = checked(instance("echo", id, "127.0.0.1:1"));
@@ -61,22 +58,17 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     let all = ["e1", "e2", "e3", "e4", "e5"].map(register);
     // The control plane was never told of this one.
     breaks(&register("e0"));
-    start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (_, mut visits, mut visit) = opened(&agent).await;
     let hello = visit.hello().await;
     assert_eq!(told(&hello.gone), [("e0", BROKE)]);
     visit.welcome(1, &[]).await;
 
     breaks(&all[0]);
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(told(&change.removed), [("e1", BROKE)]);
     agent.deregister(&all[1]).unwrap();
     visit.acknowledge(1).await;
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(told(&change.removed), [("e2", "")]);
     // This change is not acknowledged, and more happens before the next session.
     breaks(&all[2]);
@@ -92,9 +84,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     assert_eq!(visit.hello().await.gone.len(), 3);
     visit.welcome(1, &[]).await;
     breaks(&all[4]);
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(told(&change.removed), [("e5", BROKE)]);
     visit.acknowledge(1).await;
     register("e6");
@@ -109,13 +99,11 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
 
 #[tokio::test]
 async fn a_removal_is_asked_after_only_once_it_is_durable() {
-    let (addr, mut visits) = control().await;
     let agent = Agent::new("a");
     let registration = agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))
         .unwrap();
-    let handle = start(&agent, vec![format!("http://{addr}")]);
-    let mut visit = soon("a session", visits.recv()).await.unwrap();
+    let (handle, mut visits, mut visit) = opened(&agent).await;
     visit.hello().await;
     visit.welcome(1, &[]).await;
     let mut status = handle.status();
@@ -131,9 +119,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
         let (handle, key) = (handle.clone(), key.clone());
         async move { handle.removal(&key, version, Duration::from_secs(5)).await }
     });
-    let node_message::Message::Change(change) = visit.next().await else {
-        panic!("no Change")
-    };
+    let change = next_change(&mut visit).await;
     assert_eq!(change.removed.len(), 1);
     visit.acknowledge(1).await;
     let node_message::Message::RemovalQuery(query) = visit.next().await else {
