@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use heddle_proto::registry::v1::{Health, health_check::Kind as HealthKind};
 use heddle_tests::echo::reach;
 use heddle_tests::mesh::Mesh;
 use heddle_tests::process::{Process, Ran, Start, run};
 use heddle_tests::raw::Client;
-use heddle_tests::tools::{binary, go_peer, interop_protoset};
+use heddle_tests::tools::{binary, go_peer, interop_protoset, python};
 use heddle_tests::wait::{seen, until};
 use http::HeaderMap;
 use serde_json::Value;
@@ -213,6 +214,58 @@ async fn any_program_joins_is_restarted_and_leaves() {
     only_the_kill_expired()
         .await
         .expect("no event reports that it left");
+}
+
+/// A third-party program with gRPC health that answers NOT_SERVING as long as the file `$1` exists.
+const WITH_HEALTH: &str = r#"
+import concurrent.futures, os, sys, grpc
+answer = lambda request, context: b"\x08\x02" if os.path.exists(sys.argv[1]) else b"\x08\x01"
+check = grpc.unary_unary_rpc_method_handler(answer)
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
+handlers = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check})
+server.add_generic_rpc_handlers([handlers])
+server.add_insecure_port("127.0.0.1:" + os.environ["PORT"])
+server.start()
+server.wait_for_termination()
+"#;
+
+/// Without any option the agent asks the program for gRPC health, and checks connections if it has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_checked_by_its_grpc_health_if_it_has_it() {
+    let mesh = Mesh::builder().start().await;
+    let busy = mesh.path("busy");
+    let start = |service: &str| {
+        Start::new("heddle run", &binary("heddle"))
+            .args(["run", "--service", service])
+            .args(["--agent", &format!("http://{}", mesh.node("a").agent)])
+            .arg("--")
+            .arg(python())
+    };
+    let _with = start("with").args(["-c", WITH_HEALTH]).arg(&busy).spawn();
+    let web = ["-m", "http.server", "--bind", "127.0.0.1", "$PORT"];
+    let _web = start("web").args(web).spawn();
+    let _interop = run_users(&mesh);
+    let is = async |service: &str, kind: HealthKind, health: Health, reason: &str| {
+        until(service, async || {
+            let now = mesh.service(service).await?.endpoints;
+            let is = matches!(&now[..], [one] if one.checked_by() == kind
+                && one.health() == health && one.health_reason.contains(reason));
+            seen(is, format!("{now:?}"))
+        })
+        .await;
+    };
+    is("with", HealthKind::Grpc, Health::Healthy, "").await;
+    is("web", HealthKind::Tcp, Health::Healthy, "").await;
+    is("users", HealthKind::Tcp, Health::Healthy, "").await;
+    std::fs::write(&busy, "").unwrap();
+    is("with", HealthKind::Grpc, Health::Unhealthy, "NOT_SERVING").await;
+    std::fs::remove_file(&busy).unwrap();
+    is("with", HealthKind::Grpc, Health::Healthy, "").await;
+    let shown = heddle(&mesh, &["services", "with"]).await.stdout;
+    assert!(
+        shown.contains("CHECK") && shown.contains(" grpc "),
+        "{shown}"
+    );
 }
 
 /// Issue 10, B1: gRPC's interop server has no reflection. `heddle run` says so with a remedy, the error message for callers

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use heddle_proto::{
-    registry::v1::{Health, Protocol},
+    registry::v1::{Health, Protocol, health_check::Kind},
     status::v1::{self as wire, GetServiceRequest, ListServicesRequest},
 };
 use serde::Serialize;
@@ -95,6 +95,7 @@ struct Endpoint {
     version: String,
     health: String,
     health_reason: String,
+    checked_by: String,
     weight: u32,
     hidden_from_direct_clients: String,
     schema_reason: String,
@@ -151,8 +152,13 @@ impl From<wire::Instance> for Endpoint {
             Health::Unspecified => "unknown".to_owned(),
             health => word(health.as_str_name(), "HEALTH_"),
         };
+        let checked_by = match instance.checked_by() {
+            Kind::Unspecified => String::new(),
+            kind => word(kind.as_str_name(), "KIND_").replace(' ', "-"),
+        };
         Self {
             health,
+            checked_by,
             node: instance.node,
             id: instance.id,
             address: instance.address,
@@ -238,7 +244,7 @@ impl Tabular for Services {
 impl Tabular for Service {
     fn table(&self) -> String {
         let mut table = Table::new(&[
-            "NODE", "INSTANCE", "ADDRESS", "VERSION", "WEIGHT", "HEALTH", "REASON",
+            "NODE", "INSTANCE", "ADDRESS", "VERSION", "WEIGHT", "CHECK", "HEALTH", "REASON",
         ]);
         for endpoint in &self.endpoints {
             let why = [
@@ -257,6 +263,7 @@ impl Tabular for Service {
                 endpoint.address.clone(),
                 endpoint.version.clone(),
                 endpoint.weight.to_string(),
+                endpoint.checked_by.clone(),
                 endpoint.health.clone(),
                 why.join("; "),
             ]);
@@ -276,7 +283,7 @@ impl Tabular for Service {
 
 #[cfg(test)]
 mod tests {
-    use super::{Service, Services, wire};
+    use super::{Kind, Service, Services, wire};
     use crate::output::{Format, render};
 
     fn service(name: &str) -> wire::Service {
@@ -288,6 +295,7 @@ mod tests {
             health,
             health_reason: reason.into(),
             weight: 1,
+            checked_by: Kind::KeepAlive.into(),
             ..wire::Instance::default()
         };
         wire::Service {
@@ -374,9 +382,9 @@ mod tests {
             "SERVICE  PROTOCOL  HEALTHY  SCHEMA        PROTO SERVICES\n\
              a.shop   grpc      1/2      0123456789ab  p.A, p.B (ambiguous)\n\
              \n\
-             NODE  INSTANCE  ADDRESS      VERSION  WEIGHT  HEALTH     REASON\n\
-             a     e         127.0.0.1:7  v1       1       healthy    -\n\
-             b     e         127.0.0.1:7  v1       1       unhealthy  refuses connections\n"
+             NODE  INSTANCE  ADDRESS      VERSION  WEIGHT  CHECK       HEALTH     REASON\n\
+             a     e         127.0.0.1:7  v1       1       keep-alive  healthy    -\n\
+             b     e         127.0.0.1:7  v1       1       keep-alive  unhealthy  refuses connections\n"
         );
         let json: serde_json::Value =
             serde_json::from_str(&render(Format::Json, &one).unwrap()).unwrap();

@@ -295,6 +295,7 @@ fn service_of(view: &View, name: &ServiceName) -> Option<Service> {
             health: view.health(instance) as i32,
             health_reason: view.health_reason(instance),
             schema_reason: instance.schema_reason.clone(),
+            checked_by: instance.checked_by,
             weight: instance.weight,
             hidden_from_direct_clients: hidden
                 .remove(&(Arc::clone(&instance.node), Arc::clone(&instance.id)))

@@ -276,6 +276,7 @@ fn status(node: &str, view: &View) -> InstanceStatus {
         health: view.health.into(),
         health_reason: view.reason.clone(),
         schema_reason: view.schema_reason.clone(),
+        checked_by: view.checked_by.into(),
     }
 }
 

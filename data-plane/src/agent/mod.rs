@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod instance_table;
+pub mod check_plan;
 pub mod descriptor_file;
 pub mod removed;
 pub mod file_instances;
@@ -255,6 +256,7 @@ impl Agent {
                 registration: Arc::clone(&view.registration),
                 address: view.address,
                 plan,
+                checked_by: view.checked_by,
                 has_reflection: view.instance.protocol == i32::from(Protocol::Grpc),
                 ousted: None,
             };
@@ -315,15 +317,6 @@ impl Agent {
         let words = cause.to_string();
         if let Some(key) = self.edit(|table| table.stream_closed(registration, stream, cause)) {
             warn!(instance = %key, "removed: {words}");
-        }
-    }
-
-    fn set_health(&self, key: &InstanceKey, registration: &str, health: Health, reason: &str) {
-        if self.edit(|table| table.set_health(key, registration, health, reason)) {
-            match health {
-                Health::Healthy => info!(instance = %key, "healthy"),
-                _ => warn!(instance = %key, reason, "not healthy"),
-            }
         }
     }
 

@@ -5,15 +5,16 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_proto::control::v1::LocalInstance;
-use heddle_proto::registry::v1::Health;
+use heddle_proto::registry::v1::{Health, health_check::Kind};
 use prost::Message;
 use tracing::{info, warn};
 
 use super::{
     Agent,
+    check_plan::CheckPlan,
     instance_table::View,
     schema::Schema,
-    validate::{CheckPlan, Origin, check},
+    validate::{Origin, check},
 };
 use crate::state_dir::{StateDir, StateWriter};
 
@@ -122,11 +123,13 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
     )
     .ok()?;
     let health = Health::try_from(local.health).unwrap_or(Health::Unhealthy);
+    let used = Kind::try_from(local.checked_by).unwrap_or_default();
     let view = View {
         instance: checked.instance,
         address: checked.address,
         health,
         reason: local.health_reason,
+        checked_by: checked.check.checked_by(used),
         protos: local.protos,
         schema: schemas
             .iter()

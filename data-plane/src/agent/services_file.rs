@@ -198,13 +198,14 @@ fn protocol(word: Option<&str>, faults: &mut Vec<String>) -> Protocol {
 
 fn health(part: &HealthPart, faults: &mut Vec<String>) -> HealthCheck {
     let kind = match part.kind.as_str() {
+        "auto" => Kind::Auto,
         "grpc" => Kind::Grpc,
         "http" => Kind::Http,
         "tcp" => Kind::Tcp,
         "none" => Kind::None,
         other => {
             faults.push(format!(
-                "health.kind: \"{other}\" is unknown: use grpc, http, tcp or none"
+                "health.kind: \"{other}\" is unknown: use auto, grpc, http, tcp or none"
             ));
             Kind::None
         }

@@ -2,20 +2,18 @@
 //! [`Checked`] one with its defaults filled in, or every violation with its field and remedy. No I/O; the caller
 //! answers whether an address belongs to this host.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use heddle_proto::control::v1::ProtoService;
-use heddle_proto::registry::v1::{HealthCheck, Instance, Protocol, health_check::Kind};
+use heddle_proto::registry::v1::{Instance, Protocol};
 use heddle_proto::rules::{
-    MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTO_NAME, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label,
-    is_proto_name, unfit,
+    MAX_LABEL_VALUE, MAX_LABELS, MAX_PROTOS, MAX_TEXT, MAX_WEIGHT, is_dns_label, is_proto_name,
+    unfit,
 };
 
 use super::{
+    check_plan::{CheckPlan, plan},
     schema::Schema,
     served::{Declared, Served},
 };
@@ -39,18 +37,6 @@ impl Violation {
             alone: true,
         }
     }
-}
-
-/// How an instance's health is checked, with all defaults filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckPlan {
-    pub kind: Kind,
-    pub interval: Duration,
-    pub timeout: Duration,
-    pub unhealthy_threshold: u32,
-    pub healthy_threshold: u32,
-    pub path: String,
-    pub grpc_service: String,
 }
 
 /// A validated instance.
@@ -87,7 +73,6 @@ pub enum Origin {
 
 /// The field of an address, as both planes name it.
 pub(super) const ADDRESS: &str = "instance.address";
-const MAX_PATH: usize = 1024;
 const LABEL_RULE: &str =
     "use a-z, 0-9 and '-', at most 63 characters, not starting or ending with '-'";
 
@@ -130,7 +115,7 @@ pub fn check(
     }
     labels(&instance, &mut faults);
     proto_names(&instance, &mut faults);
-    let check = plan(instance.health.as_ref(), origin, &mut faults);
+    let check = plan(&instance, origin, &mut faults);
     let schema = given_schema(file_descriptor_set, &mut faults);
     let (Some(address), Some(check), true) = (address, check, faults.0.is_empty()) else {
         return Err(faults.0);
@@ -150,10 +135,14 @@ pub fn check(
     })
 }
 
-struct Faults(Vec<Violation>);
+pub(super) struct Faults(Vec<Violation>);
 
 impl Faults {
-    fn add(&mut self, field: &str, description: String) {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn add(&mut self, field: &str, description: String) {
         let field = if field == "file_descriptor_set" {
             field.to_owned()
         } else {
@@ -285,115 +274,6 @@ fn proto_names(instance: &Instance, faults: &mut Faults) {
     }
 }
 
-fn plan(given: Option<&HealthCheck>, origin: Origin, faults: &mut Faults) -> Option<CheckPlan> {
-    let given = given.cloned().unwrap_or_default();
-    let default_kind = match origin {
-        Origin::Registration => Kind::KeepAlive,
-        Origin::File => Kind::None,
-    };
-    let before = faults.0.len();
-    let kind = match Kind::try_from(given.kind) {
-        Ok(Kind::Unspecified) => default_kind,
-        Ok(Kind::KeepAlive) if origin == Origin::File => {
-            faults.add(
-                "health.kind",
-                "instances from a file send no keep-alive: use grpc, http, tcp or none".into(),
-            );
-            default_kind
-        }
-        Ok(kind) => kind,
-        Err(_) => {
-            faults.add(
-                "health.kind",
-                format!("{} is unknown: use grpc, http, tcp or none", given.kind),
-            );
-            default_kind
-        }
-    };
-    let interval = span(
-        "health.interval",
-        given.interval,
-        Duration::from_secs(5),
-        (Duration::from_secs(3600), "1 h"),
-        faults,
-    );
-    let timeout = span(
-        "health.timeout",
-        given.timeout,
-        Duration::from_secs(1),
-        (Duration::from_secs(60), "1 min"),
-        faults,
-    );
-    let path = if given.path.is_empty() {
-        "/".to_owned()
-    } else {
-        given.path
-    };
-    let visible = |b: u8| b.is_ascii_graphic();
-    if !path.starts_with('/') || path.len() > MAX_PATH || !path.bytes().all(visible) {
-        faults.add(
-            "health.path",
-            format!(
-                "\"{}\" is not a path: it must start with '/' and have no spaces",
-                shown(&path)
-            ),
-        );
-    }
-    if !given.grpc_service.is_empty()
-        && (given.grpc_service.len() > MAX_PROTO_NAME || !given.grpc_service.bytes().all(visible))
-    {
-        faults.add(
-            "health.grpc_service",
-            "use the name of a service, or leave it out for the whole server".into(),
-        );
-    }
-    let threshold = |field: &str, given: u32, default: u32, faults: &mut Faults| {
-        if given > 100 {
-            faults.add(field, format!("{given} is too large: at most 100"));
-        }
-        if given == 0 { default } else { given }
-    };
-    let unhealthy_threshold = threshold(
-        "health.unhealthy_threshold",
-        given.unhealthy_threshold,
-        2,
-        faults,
-    );
-    let healthy_threshold = threshold(
-        "health.healthy_threshold",
-        given.healthy_threshold,
-        1,
-        faults,
-    );
-    (faults.0.len() == before).then_some(CheckPlan {
-        kind,
-        interval,
-        timeout,
-        unhealthy_threshold,
-        healthy_threshold,
-        path,
-        grpc_service: given.grpc_service,
-    })
-}
-
-fn span(
-    field: &str,
-    given: Option<prost_types::Duration>,
-    default: Duration,
-    (longest, words): (Duration, &str),
-    faults: &mut Faults,
-) -> Duration {
-    let Some(given) = given else { return default };
-    let value = Duration::try_from(given).ok();
-    match value.filter(|v| (Duration::from_millis(50)..=longest).contains(v)) {
-        Some(value) => value,
-        None => {
-            faults.add(field, format!("is out of range: 50 ms to {words}"));
-            default
-        }
-    }
-}
-
 fn given_schema(bytes: &Bytes, faults: &mut Faults) -> Option<Schema> {
     if bytes.is_empty() {
         return None;
@@ -408,7 +288,7 @@ fn given_schema(bytes: &Bytes, faults: &mut Faults) -> Option<Schema> {
 }
 
 /// Text from outside, bounded and made printable for an error message.
-fn shown(word: &str) -> String {
+pub(super) fn shown(word: &str) -> String {
     word.chars()
         .take(80)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })

@@ -43,8 +43,9 @@ pub(crate) struct Options {
     /// Claim no paths: it is called by its service's name only, for example as a canary of another service
     #[arg(long)]
     no_paths: bool,
-    /// How the agent checks it: tcp, grpc, grpc:SERVICE, http, http:/PATH, keep-alive or none
-    #[arg(long, value_name = "CHECK", default_value = "tcp")]
+    /// How the agent checks it: auto (grpc if the program answers gRPC health checks, else tcp), tcp, grpc, grpc:SERVICE,
+    /// http, http:/PATH, keep-alive or none
+    #[arg(long, value_name = "CHECK", default_value = "auto")]
     health: String,
     /// The port that it listens on, given to it as $PORT; 0: a free one at each start
     #[arg(long, value_name = "PORT", default_value_t = 0)]
@@ -207,6 +208,7 @@ fn health(word: &str) -> Result<HealthCheck, String> {
         ..HealthCheck::default()
     };
     match (kind, detail) {
+        ("auto", "") => Ok(check(Kind::Auto)),
         ("tcp", "") => Ok(check(Kind::Tcp)),
         ("none", "") => Ok(check(Kind::None)),
         ("keep-alive", "") => Ok(check(Kind::KeepAlive)),
@@ -219,8 +221,8 @@ fn health(word: &str) -> Result<HealthCheck, String> {
             ..check(Kind::Http)
         }),
         _ => Err(format!(
-            "--health \"{word}\" is not a kind of health check: use tcp, grpc, grpc:SERVICE, \
-             http, http:/PATH, keep-alive or none"
+            "--health \"{word}\" is not a kind of health check: use auto, tcp, grpc, \
+             grpc:SERVICE, http, http:/PATH, keep-alive or none"
         )),
     }
 }

@@ -32,6 +32,8 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// As registered, for the registry API.
     pub health_check: Option<pb::HealthCheck>,
+    /// The check in use; a number, because a newer proxy may have further kinds.
+    pub checked_by: i32,
 }
 
 impl Instance {
@@ -72,6 +74,7 @@ impl Instance {
             claim_paths,
             labels: instance.labels.into_iter().collect(),
             health_check: instance.health,
+            checked_by: local.checked_by,
         })
     }
 }

@@ -446,6 +446,7 @@ fn describe(view: &View, instance: &Arc<Instance>) -> InstanceStatus {
         health: view.health(instance).into(),
         health_reason: view.health_reason(instance),
         schema_reason: instance.schema_reason.clone(),
+        checked_by: instance.checked_by,
     }
 }
 

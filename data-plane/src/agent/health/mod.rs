@@ -2,6 +2,7 @@
 //! Input: a plan and sightings. Output: changes of health, to the agent. One check of an instance runs at a time.
 //! Whether calls go to the instance is not decided here.
 
+mod choice;
 mod http;
 mod thresholds;
 mod slots;
@@ -14,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use heddle_proto::registry::v1::{Health, health_check::Kind};
 use tokio::{sync::mpsc, time::timeout};
+use tracing::{info, warn};
 
-use super::{Agent, InstanceFailure, instance_table::Joined};
+use super::{Agent, InstanceFailure, instance_table::Joined, key::InstanceKey};
 use heddle_pacing::{Backoff, jittered};
 use probe::{Probe, connect};
 use thresholds::{Finding, Thresholds};
@@ -24,7 +26,8 @@ pub(crate) use slots::CheckSlots;
 
 /// Keeps the health of one registration up to date until it ends.
 pub async fn watch(agent: Agent, joined: Joined, failures: mpsc::Receiver<InstanceFailure>) {
-    if matches!(joined.plan.kind, Kind::Grpc | Kind::Http | Kind::Tcp) {
+    let kind = joined.plan.kind;
+    if matches!(kind, Kind::Auto | Kind::Grpc | Kind::Http | Kind::Tcp) {
         watch_active(agent, joined, failures).await;
     } else {
         watch_passive(agent, joined, failures).await;
@@ -52,11 +55,17 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
     let mut failed = false;
     let mut away = false;
     let mut spread = Some(SPREAD);
+    let mut used = joined.checked_by;
     loop {
         let finding = {
             let _turn = agent.inner.check_slots.enter(failed).await;
             probe.ask().await
         };
+        // Without a program at the address, the check of the last one is still shown.
+        if probe.kind() != used && probe.kind() != Kind::Unspecified {
+            used = probe.kind();
+            agent.set_checked_by(&joined, used);
+        }
         let passed = finding == Finding::Passed;
         if passed && (failed || away || probe.was_cut()) {
             // It failed and is back, as a check, a call or a closed connection showed: it may be another process.
@@ -83,14 +92,15 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
             Ok(Some(InstanceFailure::Refused)) => {
                 away = true;
                 thresholds.refused();
+                probe.refused();
                 tokio::time::sleep(jittered(FIRST_RETRY, AROUND)).await;
             }
             Ok(Some(InstanceFailure::Lost)) => match connect(joined.address, plan.timeout).await {
                 Ok(()) => agent.ask_again(&joined.registration),
-                Err(reason) => {
+                Err(error) => {
                     away = true;
                     thresholds.refused();
-                    report(&agent, &joined, false, &reason);
+                    report(&agent, &joined, false, &error.reason);
                 }
             },
             Ok(None) => return,
@@ -112,9 +122,9 @@ async fn watch_passive(
         if out {
             tokio::time::sleep(backoff.fail()).await;
         }
-        while let Err(reason) = connect(joined.address, joined.plan.timeout).await {
+        while let Err(error) = connect(joined.address, joined.plan.timeout).await {
             if !out {
-                report(&agent, &joined, false, &reason);
+                report(&agent, &joined, false, &error.reason);
                 out = true;
             }
             tokio::time::sleep(backoff.fail()).await;
@@ -124,6 +134,34 @@ async fn watch_passive(
             // This check also answers the sightings that came while it was out.
             while failures.try_recv().is_ok() {}
             report(&agent, &joined, true, "");
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn set_health(
+        &self,
+        key: &InstanceKey,
+        registration: &str,
+        health: Health,
+        reason: &str,
+    ) {
+        if self.edit(|table| table.set_health(key, registration, health, reason)) {
+            match health {
+                Health::Healthy => info!(instance = %key, "healthy"),
+                _ => warn!(instance = %key, reason, "not healthy"),
+            }
+        }
+    }
+
+    /// Which check `auto` has chosen.
+    fn set_checked_by(&self, joined: &Joined, kind: Kind) {
+        if self.edit(|table| table.set_checked_by(&joined.key, &joined.registration, kind)) {
+            let health = match kind {
+                Kind::Grpc => "by its gRPC health service",
+                _ => "by TCP connections: it has no gRPC health service",
+            };
+            info!(instance = %joined.key, "checked {health}");
         }
     }
 }

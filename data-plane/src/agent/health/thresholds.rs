@@ -1,7 +1,7 @@
 //! Health thresholds: how many results in a row change the health of an instance. Input: results, one by one. Output: a
 //! health, when it is to be reported. Pure: no clock, no sockets.
 
-use crate::agent::validate::CheckPlan;
+use crate::agent::check_plan::CheckPlan;
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Thresholds {
 #[cfg(test)]
 mod tests {
     use super::{Finding, Thresholds};
-    use crate::agent::validate::CheckPlan;
+    use crate::agent::check_plan::CheckPlan;
     use heddle_proto::registry::v1::health_check::Kind;
     use std::time::Duration;
 

@@ -77,6 +77,8 @@ impl InstanceTable {
             },
             _ => (Health::Unhealthy, UNCHECKED.to_owned()),
         };
+        let used = same.as_ref().map(|p| p.view.checked_by);
+        let checked_by = checked.check.checked_by(used.unwrap_or_default());
         // The same content is not sent again, so the control plane does not judge it again.
         let judgement = match &same {
             Some(p) if p.view.instance == checked.instance => p.judgement.clone(),
@@ -100,6 +102,7 @@ impl InstanceTable {
             registration: Arc::clone(registration),
             address: checked.address,
             plan: checked.check,
+            checked_by,
             has_reflection,
             ousted,
         };
@@ -109,6 +112,7 @@ impl InstanceTable {
                 address: checked.address,
                 health,
                 reason,
+                checked_by,
                 protos,
                 schema: None,
                 schema_reason: report_reason,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_proto::registry::v1::{Health, Protocol};
+use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 
 use super::{
     key::InstanceKey,
@@ -301,6 +301,11 @@ impl InstanceTable {
                 reason.clone_into(&mut view.reason);
             }
         })
+    }
+
+    /// The check of this registration that is in use. Returns true if it is another one.
+    pub fn set_checked_by(&mut self, key: &InstanceKey, registration: &str, kind: Kind) -> bool {
+        self.change(key, registration, |view| view.checked_by = kind)
     }
 
     /// The control plane rejects this registration for the given reason, or accepts it; then its checks count again.

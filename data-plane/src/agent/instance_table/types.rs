@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use heddle_proto::control::v1::{LocalInstance, ProtoService};
-use heddle_proto::registry::v1::{Health, Instance};
+use heddle_proto::registry::v1::{Health, Instance, health_check::Kind};
 
 use super::MAX_INSTANCES;
-use crate::agent::{key::InstanceKey, schema::Schema, validate::CheckPlan};
+use crate::agent::{check_plan::CheckPlan, key::InstanceKey, schema::Schema};
 
 /// One instance as everybody else sees it. Replaced as a whole when something changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub struct View {
     pub address: SocketAddr,
     pub health: Health,
     pub reason: String,
+    /// The health check in use; `Unspecified` as long as `auto` has not chosen one.
+    pub checked_by: Kind,
     /// What it serves, as far as it is known.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
@@ -47,6 +49,7 @@ impl View {
                 .unwrap_or_default(),
             protos: self.protos.clone(),
             schema_reason: self.schema_reason.clone(),
+            checked_by: self.checked_by.into(),
         }
     }
 }
@@ -131,6 +134,8 @@ pub struct Joined {
     pub registration: Arc<str>,
     pub address: SocketAddr,
     pub plan: CheckPlan,
+    /// The health check in use; see [`View::checked_by`].
+    pub checked_by: Kind,
     /// It speaks gRPC, so reflection is tried.
     pub has_reflection: bool,
     /// The address of a living instance with the same id that it replaced.

@@ -351,6 +351,7 @@ impl Stream {
 fn content(view: &View, field: &str) -> LocalInstance {
     let mut local = view.to_local();
     local.schema_reason.clear();
+    local.checked_by = 0;
     if field != "health" {
         local.health = 0;
         local.health_reason.clear();

@@ -1,5 +1,7 @@
 //! Checks against real servers on free ports: how each response is judged, and what happens without one.
 
+mod auto;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -50,6 +52,7 @@ fn probe(address: SocketAddr, check: HealthCheck) -> Probe {
         key: InstanceKey::of(&checked.instance),
         registration: "r1".into(),
         address,
+        checked_by: checked.check.checked_by(Kind::Unspecified),
         plan: checked.check,
         has_reflection: false,
         ousted: None,
@@ -146,7 +149,7 @@ async fn what_grpc_answers_are_taken_for() {
     let (listener, bare) = listener_of_reflection().await;
     drop(listener);
     for (addr, word) in [
-        (bare, "use health kind tcp or none"),
+        (bare, "use health kind auto, tcp or none"),
         (
             saying(b"HTTP/1.1 400 Bad Request\r\n\r\n").await,
             "health check failed",
