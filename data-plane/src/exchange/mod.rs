@@ -1,41 +1,24 @@
 //! One call from its headers to its end: connects a downstream stream to its upstream attempts. Takes events of both
 //! sides; gives frames for the other side and exactly one `Outcome`. Routing, policy and the choice of an endpoint are
-//! in route/, policy/ and balance/; sockets are in connection/, the event loop in worker/.
+//! in route/, policy/ and balance/; sockets are in connection/, the event loop in worker/. The parts are listed from the
+//! bottom up in docs/architecture.md; a test checks that none uses one above it (`tests/conformance/modules`).
 
-mod owner;
-mod turn;
-mod panics;
-mod drain;
-mod accept;
-mod caller_input;
-mod http2_caller;
-mod accepted_connection;
-mod server_events;
-mod input;
-mod output;
-mod ends;
-mod cancels;
-mod opening;
-mod queue;
+mod accounting;
 mod admission;
-mod begin;
-mod caller_stream;
-mod calls;
-mod parked;
-mod waiting_places;
+mod answer;
 mod attempt;
-mod forward;
-mod buffered;
-mod queued;
-mod response;
-mod endpoint_health;
-mod deadline;
-mod replay;
-mod retry;
+mod call;
+mod close;
+mod connect;
+mod detach;
+mod events;
 mod finish;
 mod headers;
-mod services;
-mod state;
+mod output;
+mod owner;
+mod request;
+mod response;
+mod turn;
 
 pub(crate) use owner::{Exchange, ExchangeInit};
 

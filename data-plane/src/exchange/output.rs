@@ -1,12 +1,16 @@
 //! Writes the output of each connection once, at the end of a turn, and tells calls what was written of what they have
-//! queued.
+//! queued. Keeps the charges of connections up to date.
 
-use super::caller_stream::CallerStreamId;
-use super::owner::Exchange;
 use crate::arena::Key;
 use crate::connection::{Conn, OutputState};
-use crate::keys::ConnKey;
+use crate::exchange::call::CallerStreamId;
+use crate::exchange::owner::Exchange;
+use crate::keys::{CallKey, ConnKey};
 use crate::observe::Counter;
+use crate::policy::buffers::OverShare;
+
+/// Bytes of an unfinished frame or header block that a connection may always have buffered.
+const PARTIAL_BYTES: usize = 32 * 1024;
 
 impl Exchange {
     /// Writes a connection's output, and lets waiting calls use the room that this makes.
@@ -57,5 +61,68 @@ impl Exchange {
                 self.credit_request(call_key);
             }
         }
+    }
+
+    /// Charges a connection for the bytes in its HTTP/2 state machine.
+    pub(super) fn count_machine(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let (partial, now) = (conn.partial_bytes(), conn.waiting_bytes());
+        let buffers = &mut self.admission.buffers;
+        let changed = buffers.charge_conn(conn.buffered_mut(), now);
+        if changed
+            && partial > PARTIAL_BYTES
+            && conn.is_accepted()
+            && self.over_share_of_conn(key).is_some()
+        {
+            self.count(Counter::BoundCallerShare);
+            self.lose(
+                key,
+                "its unfinished header block exceeds its share of the proxy's buffers",
+            );
+        }
+    }
+
+    /// Like `over_share`, before more is queued for the caller. Writes what is queued first: a caller that reads is not
+    /// at fault for bytes that were never written to it.
+    #[inline]
+    pub(super) fn over_share_after_writing(
+        &mut self,
+        key: CallKey,
+        caller: ConnKey,
+    ) -> Option<OverShare> {
+        match self.admission.buffers.is_far_from_full() {
+            true => None,
+            false => self.over_share_when_written(key, caller),
+        }
+    }
+
+    #[cold]
+    fn over_share_when_written(&mut self, key: CallKey, caller: ConnKey) -> Option<OverShare> {
+        self.count_machine(caller);
+        self.over_share(key)?;
+        if self
+            .conns
+            .get(caller)
+            .is_some_and(|conn| !conn.is_blocked())
+        {
+            self.flush(caller);
+        }
+        self.over_share(key)
+    }
+
+    /// Queued bytes of the response have been written: `data` of its body, `all` with its header lists.
+    pub(super) fn on_caller_took(&mut self, key: CallKey, data: usize, all: usize) {
+        let now = self.now;
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        call.down_queued.take(all, now);
+        if let Some(up) = call.up {
+            self.release(up.conn, up.stream, data);
+        }
+        self.account(key);
+        self.finish_if_done(key);
     }
 }

@@ -11,15 +11,14 @@ use heddle_h2::{Fields, StreamId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustc_hash::FxHashSet;
-
 use tokio::sync::mpsc;
 
-use super::admission::Admission;
-use super::calls::Calls;
-use super::services::Services;
-use super::turn::SWEEP_EVERY;
 use crate::balance::passive::PassiveHealth;
 use crate::connection::Connections;
+use crate::exchange::admission::Admission;
+use crate::exchange::admission::services::Services;
+use crate::exchange::answer::CallerStream;
+use crate::exchange::call::{Calls, Downstream};
 use crate::keys::ConnKey;
 use crate::observe::metrics::{Recorder, WorkerMetrics};
 use crate::observe::{Counter, Report};
@@ -27,6 +26,10 @@ use crate::route::RouteTable;
 use crate::settings::WorkerOptions;
 use crate::timers::{Timer, TimerId, Timers};
 use crate::upstream::Pools;
+use crate::upstream::pools::Io;
+
+/// Interval of checking endpoints and stalled calls.
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// What an exchange needs at its start.
 #[derive(Debug)]
@@ -184,11 +187,25 @@ impl Exchange {
         Arc::clone(&self.table)
     }
 
-    /// Installs a new table: calls that waited for it continue.
-    pub(crate) fn set_table(&mut self, table: Arc<RouteTable>) {
-        self.table = table;
-        self.pools.on_table(self.table.draining());
-        self.refit_ejected();
-        self.resume_waiting();
+    /// Returns flow-control credit to a caller.
+    pub(super) fn credit_caller(&mut self, down: Downstream, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(mut caller) = CallerStream::of(&mut self.conns, down) {
+            caller.credit(bytes);
+        }
+        self.mark_dirty(down.conn);
+    }
+
+    /// The pools and what they need to work.
+    pub(super) fn pools_io(&mut self) -> (&mut Pools, Io<'_>) {
+        let io = Io {
+            conns: &mut self.conns,
+            timers: &mut self.timers,
+            now: self.now,
+            frugal: !self.growing,
+        };
+        (&mut self.pools, io)
     }
 }

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::memory_caller::{Answer, MemoryCaller};
 use super::*;
-use crate::exchange::caller_input::CallerEnd;
-use crate::exchange::caller_stream::CallerStreamId;
+use crate::exchange::call::CallerStreamId;
+use crate::exchange::finish::caller_end::CallerEnd;
 use crate::keys::CallKey;
 
 /// An exchange whose caller is in memory, with the server that answers the proxy's own services.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use heddle_h2::Fields;
 
-use crate::exchange::caller_stream::FailureForm;
+use crate::exchange::answer::FailureForm;
 use crate::failure::{Failure, FailureContext};
 use crate::keys::CallKey;
 

@@ -88,9 +88,9 @@ fn an_idle_connection_is_small() {
         size_of::<crate::connection::Conn>()
     );
     assert!(
-        size_of::<super::state::Call>() <= 768,
+        size_of::<super::call::Call>() <= 768,
         "{}",
-        size_of::<super::state::Call>()
+        size_of::<super::call::Call>()
     );
 }
 
@@ -145,7 +145,7 @@ fn a_sweep_that_panics_is_done_again() {
     exchange.on_timer(Timer::Sweep);
     assert_eq!(exchange.metrics.counters.get(Counter::Panics), 1);
     // The first one is set at the start.
-    let later = exchange.now + super::turn::SWEEP_EVERY + SECOND;
+    let later = exchange.now + super::owner::SWEEP_EVERY + SECOND;
     let due: Vec<Timer> = std::iter::from_fn(|| exchange.timers.due(later)).collect();
     let sweeps = due.iter().filter(|timer| matches!(timer, Timer::Sweep));
     assert_eq!(sweeps.count(), 2, "{due:?}");

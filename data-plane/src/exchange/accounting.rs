@@ -1,0 +1,139 @@
+//! Bytes of calls: keeps the charges of `policy/buffers.rs` up to date with what calls have buffered, says which calls are
+//! over a share, and returns flow-control credit to callers. Takes the buffered bytes; gives failures. Who is over its
+//! share is decided by `admission`; calls are ended in `finish`.
+
+use std::sync::Arc;
+
+use heddle_proto::Reason;
+
+use crate::caller::Role;
+use crate::connection::Conn;
+use crate::exchange::call::Call;
+use crate::exchange::owner::Exchange;
+use crate::failure::Failure;
+use crate::keys::{CallKey, ConnKey};
+use crate::observe::Counter;
+use crate::policy::buffers::OverShare;
+
+impl Exchange {
+    /// Updates the charges to what a call has buffered now.
+    pub(super) fn account(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let (now, caller) = (call.buffered(), call.caller());
+        let conns = &mut self.conns;
+        let buffers = &mut self.admission.buffers;
+        let of_service = buffers.charge(&mut call.charge, now, move || {
+            conns.get_mut(caller).map(Conn::buffered_mut)
+        });
+        if let Some(bytes) = of_service {
+            self.charge_service(key, bytes);
+        }
+    }
+
+    #[cold]
+    fn charge_service(&mut self, key: CallKey, bytes: usize) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let name = call.service.as_ref().map(|service| &service.name);
+        let new = name.map(|name| (Arc::clone(name), bytes));
+        let old = call.charge.set_service(new.clone());
+        self.discharge_service(old);
+        if let Some((name, bytes)) = new {
+            self.services.of(&name, self.now).buffered.add(bytes);
+        }
+    }
+
+    fn discharge_service(&mut self, charged: Option<(Arc<str>, usize)>) {
+        if let Some((name, bytes)) = charged
+            && let Some(state) = self.services.get_mut(&name)
+        {
+            state.buffered.sub(bytes);
+        }
+    }
+
+    /// A call has ended: removes its charges.
+    pub(super) fn discharge(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let caller = self.conns.get_mut(call.down.conn);
+        let caller = caller.map(Conn::buffered_mut);
+        let of_service = self.admission.buffers.end(&mut call.charge, caller);
+        self.discharge_service(of_service);
+    }
+
+    /// Whether a caller's connection has buffered more than its share.
+    pub(super) fn over_share_of_conn(&self, key: ConnKey) -> Option<OverShare> {
+        let conn = self.conns.get(key)?;
+        self.admission.over_caller(conn.caller()?, conn.buffered())
+    }
+
+    /// Whether a call may buffer no more, and whose share is used up. Called several times per call.
+    #[inline]
+    pub(super) fn over_share(&self, key: CallKey) -> Option<OverShare> {
+        match self.admission.buffers.is_far_from_full() {
+            true => None,
+            false => self.over_share_when_full(key),
+        }
+    }
+
+    #[cold]
+    fn over_share_when_full(&self, key: CallKey) -> Option<OverShare> {
+        let call = self.calls.get(key)?;
+        let conn = self.conns.get(call.down.conn)?;
+        let service = call.service_name().and_then(|name| self.services.get(name));
+        let of_service = service.map(|service| &service.buffered);
+        let admission = &self.admission;
+        admission.over_share(conn.caller()?, conn.buffered(), of_service)
+    }
+
+    /// The failure of a call that is refused or ended because a share is used up; counted.
+    pub(super) fn overloaded(&self, key: CallKey, over: OverShare) -> Failure {
+        let (counter, who) = match over {
+            OverShare::Worker => (
+                Counter::BoundMemory,
+                "all calls together hold all".to_owned(),
+            ),
+            OverShare::Caller => {
+                let role = self.calls.get(key).map(|call| call.role);
+                let who = match role {
+                    Some(Role::Inbound) => {
+                        "the calls of this link have buffered more than its share"
+                    }
+                    _ => "the calls of this connection have buffered more than its share",
+                };
+                (Counter::BoundCallerShare, who.to_owned())
+            }
+            OverShare::Service => {
+                let service = self.calls.get(key).and_then(Call::service_name);
+                let service = service.unwrap_or("the service");
+                let who = format!("the calls to {service} have buffered more than their share");
+                (Counter::BoundServiceShare, who)
+            }
+        };
+        self.count(counter);
+        let (node, mib) = (&self.options().node, self.options().held_bytes >> 20);
+        let text = format!(
+            "{who} of the {mib} MiB that a worker of the proxy on node {node} may buffer for receivers that have not \
+             taken them yet"
+        );
+        Failure::new(Reason::Overloaded, text)
+    }
+
+    /// Credits to the caller what has been written upstream for the first time.
+    pub(super) fn credit_request(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let written = call.up.map_or(0, |up| up.written);
+        let fresh = written.saturating_sub(call.credited);
+        if fresh > 0 {
+            call.credited += fresh;
+            let down = call.down;
+            self.credit_caller(down, fresh);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Waits for the endpoints of a service: the first calls to a service that this proxy has not subscribed
+//! to. The control side is notified once, fetches the endpoints and installs a new table; then the calls continue in
+//! order. Their number per service is limited, and each waits within its deadline. Calls to subscribed services never
+//! wait here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_proto::Reason;
+
+use crate::exchange::admission::{NoPlace, must_wait};
+use crate::exchange::call::Phase;
+use crate::exchange::owner::Exchange;
+use crate::failure::Failure;
+use crate::keys::CallKey;
+use crate::observe::Report;
+use crate::route::Service;
+use crate::timers::Timer;
+
+/// A wait ends before the deadline, so that the caller still gets the reason: by this part of the remaining time, ...
+const MARGIN_PART: u32 = 10;
+/// ... but at most by this.
+const LONGEST_MARGIN: Duration = Duration::from_millis(100);
+
+impl Exchange {
+    /// A service was called whose endpoints are not known yet: asks the control side to fetch them. False if the
+    /// control side's queue is full.
+    pub(in crate::exchange) fn request_endpoints(&mut self, service: &Service) -> bool {
+        if self.requested.contains(&service.name) {
+            return true;
+        }
+        let service = Arc::clone(&service.name);
+        let report = Report::ServiceWanted {
+            service: Arc::clone(&service),
+        };
+        let requested = self.reports.try_send(report).is_ok();
+        if requested {
+            self.requested.insert(service);
+        }
+        requested
+    }
+
+    /// Whether a call to this service can continue with the current table; if not, it has been parked or answered.
+    pub(in crate::exchange) fn has_endpoints(
+        &mut self,
+        key: CallKey,
+        service: &Arc<Service>,
+    ) -> bool {
+        let requested = self.request_endpoints(service);
+        if !must_wait(service) {
+            return true;
+        }
+        self.park_call(key, service, requested);
+        false
+    }
+
+    /// Several services claim the path, and it is not known yet which of them have instances.
+    pub(in crate::exchange) fn await_claims(&mut self, key: CallKey, services: &[Arc<Service>]) {
+        let mut first = None;
+        for service in services.iter().filter(|service| !service.endpoints_known) {
+            let requested = self.request_endpoints(service);
+            first.get_or_insert((service, requested));
+        }
+        if let Some((service, requested)) = first {
+            self.park_call(key, service, requested);
+        }
+    }
+
+    /// Makes a call wait for the endpoints of a service.
+    pub(super) fn wait_for_endpoints(&mut self, key: CallKey, service: &Arc<Service>) {
+        let requested = self.request_endpoints(service);
+        self.park_call(key, service, requested);
+    }
+
+    fn park_call(&mut self, key: CallKey, service: &Arc<Service>, requested: bool) {
+        let bound = self.options().pending_calls;
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let placed = match requested {
+            true => {
+                self.admission
+                    .for_endpoints
+                    .push(&service.name, key, call.account.caller, bound)
+            }
+            false => Err(NoPlace::Full { bound }),
+        };
+        if let Err(no_place) = placed {
+            self.count(no_place.counter());
+            let node = &self.options().node;
+            let why = match requested {
+                true => format!("{} for its endpoints", no_place.text()),
+                false => "too many services were called for the first time at once".to_owned(),
+            };
+            let text = format!(
+                "{} is not known yet on node {node}, and {why}",
+                service.name
+            );
+            return self.fail(key, &Failure::new(Reason::Overloaded, text));
+        }
+        if let Some(call) = self.calls.get_mut(key) {
+            call.service = Some(Arc::clone(service));
+            call.phase = Phase::Endpoints;
+        }
+        self.start_wait(key);
+    }
+
+    /// Starts a call's wait for the control plane. The time counts from the first wait, even if tables change in
+    /// between.
+    pub(in crate::exchange) fn start_wait(&mut self, key: CallKey) {
+        let now = self.now;
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.wait_timer.is_none() {
+            let until = end_of_wait(now, call.policy.ready_timeout, call.deadline);
+            call.wait_timer = Some(self.timers.set(until, Timer::Wait(key)));
+        }
+    }
+
+    /// The failure of a call that has waited too long for endpoints.
+    pub(in crate::exchange) fn no_endpoints_yet(&self, key: CallKey) -> Failure {
+        let node = &self.options().node;
+        let call = self.calls.get(key);
+        let service = call.and_then(|call| call.service_name()).unwrap_or("it");
+        let text = format!(
+            "the control plane has not answered the proxy on node {node}, which has requested the \
+             endpoints of {service} since its first call"
+        );
+        Failure::new(Reason::NotReady, text)
+    }
+}
+
+/// The end of a wait of at most `longest`, for a call with this deadline.
+fn end_of_wait(now: Instant, longest: Duration, deadline: Option<Instant>) -> Instant {
+    let end = now + longest;
+    let Some(deadline) = deadline else {
+        return end;
+    };
+    let margin = deadline.saturating_duration_since(now) / MARGIN_PART;
+    end.min(
+        deadline
+            .checked_sub(margin.min(LONGEST_MARGIN))
+            .unwrap_or(now),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_a_little_before_the_deadline() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        for (deadline, expect) in [
+            (None, 5000),
+            (Some(60_000), 5000),
+            (Some(5001), 4901),
+            (Some(2000), 1900),
+            (Some(100), 90),
+            (Some(0), 0),
+        ] {
+            let end = end_of_wait(now, ms(5000), deadline.map(|d| now + ms(d)));
+            assert_eq!(end, now + ms(expect), "{deadline:?}");
+        }
+    }
+}

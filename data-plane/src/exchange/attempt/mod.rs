@@ -1,0 +1,95 @@
+//! Attempts of a call: picks an endpoint (`pick`), finds a connection or waits for one (`queue`, `dial`) or for the
+//! endpoints of the service (`endpoints`), sends what has arrived of the request (`send`, `request_data`), and tries
+//! again if the attempt fails (`retry`). Takes an admitted call; gives an upstream stream, a place in a queue or a failure.
+
+mod dial;
+mod endpoints;
+mod pick;
+mod queue;
+mod request_data;
+mod retry;
+mod send;
+
+use crate::caller::Role;
+use crate::exchange::owner::Exchange;
+use crate::keys::CallKey;
+use crate::upstream::dial::Dial;
+
+impl Exchange {
+    /// Begins the first attempt of a call whose service is known.
+    pub(in crate::exchange) fn begin_attempts(&mut self, key: CallKey) {
+        let now = self.now;
+        if let Some(call) = self.calls.get_mut(key) {
+            if let Some(service) = &call.service {
+                let state = self.services.of(&service.name, now);
+                state.budget.deposit(now);
+                call.account.service = state.number();
+            }
+            let timer = call.wait_timer.take();
+            self.unset(timer);
+        }
+        self.begin_attempt(key);
+    }
+
+    /// Health and reflection: the control side answers, over this worker's own connection to it.
+    pub(in crate::exchange) fn attempt_internal(&mut self, key: CallKey) {
+        if let Some(pool) = self.pools.pool_for(Dial::Internal) {
+            self.send_or_wait(key, pool);
+        }
+    }
+
+    /// Picks an endpoint and sends the call there, or makes it wait for a connection.
+    pub(in crate::exchange) fn begin_attempt(&mut self, key: CallKey) {
+        // A copy that is written back below, since picking borrows all of `self`.
+        let mut rng = self.rng.clone();
+        let Some(call) = self.calls.get(key) else {
+            return;
+        };
+        let Some(service) = call.service.clone() else {
+            return self.attempt_internal(key);
+        };
+        let role = call.role;
+        let picked = match role {
+            Role::Outbound => self.pick_outbound(call, |n| rand::Rng::random_range(&mut rng, 0..n)),
+            Role::Inbound => self.pick_inbound(call),
+        };
+        self.rng = rng;
+        let Some(endpoint) = picked else {
+            if !service.endpoints_known && role == Role::Outbound {
+                return self.wait_for_endpoints(key, &service);
+            }
+            let none = self.no_endpoint_error(key, &service);
+            let last = self
+                .calls
+                .get_mut(key)
+                .and_then(|call| call.last_failure.take());
+            let failure = match last {
+                // What happened to the call, not what became of the wish to try it again.
+                Some(last) => {
+                    last.with_note(&format!("it could not be tried again: {}", none.message))
+                }
+                None => none,
+            };
+            return self.fail(key, &failure);
+        };
+        let Some(pool) = self.pools.pool_of(&endpoint) else {
+            return;
+        };
+        if role == Role::Outbound && self.passive.has_ejected() {
+            let random = self.random();
+            self.passive.chosen(endpoint.uid, self.now, random);
+        }
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        if let Some(load) = self.pools.load_mut(endpoint.uid) {
+            let (metrics, at) = (&self.metrics, &endpoint);
+            let reported = || metrics.load(&service.name, &at.region, &at.zone);
+            load.begin((role == Role::Outbound).then_some(reported));
+        }
+        call.endpoint = Some(endpoint);
+        call.charged = true;
+        call.waits_since = None;
+        self.send_or_wait(key, pool);
+    }
+}

@@ -1,0 +1,110 @@
+//! The choice of an endpoint for one attempt: the candidates in order of preference, and the failure if there is none.
+//! How endpoints are compared is in `balance`.
+
+use std::sync::Arc;
+
+use heddle_proto::Reason;
+
+use crate::balance::ewma::PeakEwma;
+use crate::balance::pick::pick;
+use crate::balance::{Endpoint, Target};
+use crate::caller::Role;
+use crate::exchange::call::Call;
+use crate::exchange::owner::Exchange;
+use crate::failure::Failure;
+use crate::keys::CallKey;
+
+impl Exchange {
+    /// P2C over all usable endpoints. Less suitable ones are taken only if there is no better one, in this order: those
+    /// that failed in this call, those that are ejected, those that cannot be dialled now.
+    pub(super) fn pick_outbound(
+        &self,
+        call: &Call,
+        mut below: impl FnMut(u64) -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        let service = call.service.as_ref()?;
+        let reachable = |endpoint: &Endpoint| self.cost_in_reach(endpoint);
+        let admitted = |endpoint: &Endpoint| {
+            let standing = self.passive.availability(endpoint.uid, self.now);
+            reachable(endpoint).and_then(|cost| standing.cost(cost))
+        };
+        let fresh = |endpoint: &Endpoint| {
+            let failed = call.tried.contains(&endpoint.uid);
+            if failed { None } else { admitted(endpoint) }
+        };
+        let any = |endpoint: &Endpoint| Some(self.cost(endpoint));
+        let candidates = &service.candidates;
+        pick(candidates, self.now, fresh, &mut below)
+            .or_else(|| pick(candidates, self.now, admitted, &mut below))
+            .or_else(|| pick(candidates, self.now, reachable, &mut below))
+            .or_else(|| pick(candidates, self.now, any, &mut below))
+            .cloned()
+    }
+
+    /// The instance that the caller's proxy chose, otherwise another local instance of the service.
+    pub(super) fn pick_inbound(&self, call: &Call) -> Option<Arc<Endpoint>> {
+        let service = call.service.as_ref()?;
+        let fresh = |e: &&Arc<Endpoint>| !call.tried.contains(&e.uid);
+        let mut locals = service.locals.iter().filter(fresh);
+        let chosen = locals.clone().find(|e| Some(e.uid) == call.wanted);
+        let cost = |e: &&Arc<Endpoint>| self.cost(e);
+        let other = || locals.by_ref().min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        chosen.or_else(other).cloned()
+    }
+
+    fn cost(&self, endpoint: &Endpoint) -> f64 {
+        let weight = endpoint.weight;
+        match self.pools.load(endpoint.uid) {
+            Some(load) => load.cost(weight, self.now),
+            None => PeakEwma::default().cost(0, weight, self.now),
+        }
+    }
+
+    /// The cost of one more call, if the endpoint can be dialled now.
+    fn cost_in_reach(&self, endpoint: &Endpoint) -> Option<f64> {
+        let Some(load) = self.pools.load(endpoint.uid) else {
+            return Some(PeakEwma::default().cost(0, endpoint.weight, self.now));
+        };
+        let unreachable = self.pools.is_unreachable(load);
+        (!unreachable).then(|| load.cost(endpoint.weight, self.now))
+    }
+
+    /// Whether an endpoint's address failed and has had no connection since. Its pool keeps dialling.
+    pub(super) fn is_unreachable(&self, uid: u64) -> bool {
+        let load = self.pools.load(uid);
+        load.is_some_and(|load| self.pools.is_unreachable(load))
+    }
+
+    /// The failure of a call for which no endpoint could be picked.
+    pub(super) fn no_endpoint_error(
+        &self,
+        key: CallKey,
+        service: &crate::route::Service,
+    ) -> Failure {
+        let name = &service.name;
+        let inbound = self
+            .calls
+            .get(key)
+            .is_some_and(|call| call.role == Role::Inbound);
+        let all = service.endpoints.endpoints.iter();
+        // Inbound forwards calls only to instances of this node.
+        let own = |e: &&Arc<Endpoint>| !inbound || matches!(e.target, Target::Local(_));
+        let here = match inbound {
+            true => format!(" on node {}", self.table.node()),
+            false => String::new(),
+        };
+        let failure = match all.filter(own).count() {
+            0 => Failure::new(Reason::NoEndpoints, format!("{name} has no instance{here}")),
+            1 => {
+                let text = format!("{name} has 1 instance{here}, and it is unhealthy or draining");
+                Failure::new(Reason::NoHealthyEndpoints, text)
+            }
+            count => {
+                let text =
+                    format!("{name} has {count} instances{here}, and none of them takes calls");
+                Failure::new(Reason::NoHealthyEndpoints, text)
+            }
+        };
+        self.mark_unprocessed(key, failure)
+    }
+}

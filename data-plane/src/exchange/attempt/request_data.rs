@@ -1,0 +1,53 @@
+//! Forwards the body of a request on the current attempt. It is also kept for a retry, up to the limit.
+
+use crate::exchange::call::{Attempt, Phase};
+use crate::exchange::owner::Exchange;
+use crate::keys::CallKey;
+use crate::observe::Counter;
+
+impl Exchange {
+    /// Forwards a part of the request on the current attempt.
+    pub(in crate::exchange) fn send_request_data(
+        &mut self,
+        key: CallKey,
+        up: Attempt,
+        data: &[u8],
+        end: bool,
+    ) {
+        let (bound, now) = (self.replay_bound(key), self.now);
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let (before, down) = (call.replay.len() + call.up_queued.bytes(), call.down);
+        if call.phase == Phase::Attempting && !call.replay.push(data, bound) {
+            call.phase = Phase::Committed;
+            self.metrics.counters.add(Counter::BoundReplay);
+        }
+        let sent = self
+            .conns
+            .get_mut(up.conn)
+            .map(|conn| conn.data(up.stream, data, end));
+        let thrown = match (sent, call.up.as_mut()) {
+            (Some(Ok(sent)), Some(up)) => {
+                up.written += sent;
+                call.up_queued.add(data.len() - sent, now);
+                false
+            }
+            // The server takes no more of the request: the rest is discarded.
+            _ => {
+                call.credited = call.received.min(call.credited + data.len());
+                true
+            }
+        };
+        let grown = call.replay.len() + call.up_queued.bytes() > before;
+        self.account(key);
+        self.mark_dirty(up.conn);
+        if grown && let Some(over) = self.over_share(key) {
+            return self.overload(key, over);
+        }
+        match thrown {
+            true => self.credit_caller(down, data.len()),
+            false => self.credit_request(key),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Connections that are being opened: the handshake of the transport, the server's settings, and on a link the answer to
+//! its Hello (`link_handshake`). Gives a ready connection to its pool, or a failure with its reason. Dialling is in
+//! `upstream` and `attempt`.
+
+mod link_handshake;
+
+use std::io;
+
+use crate::connection::{Conn, OpenState};
+use crate::exchange::owner::Exchange;
+use crate::keys::ConnKey;
+use crate::observe::Counter;
+
+impl Exchange {
+    /// The socket is readable or writable while it is being connected.
+    pub(in crate::exchange) fn on_connecting(&mut self, key: ConnKey) {
+        let until = self.pools.ready_by(self.now);
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        match conn.advance_handshake() {
+            Ok(true) => {
+                if let Some(opened) = conn.opened_mut() {
+                    opened.await_settings(until);
+                }
+                self.mark_dirty(key);
+            }
+            Ok(false) => {}
+            Err(error) => self.open_failed(
+                key,
+                &error.to_string(),
+                error.kind() == io::ErrorKind::ConnectionRefused,
+            ),
+        }
+    }
+
+    /// The server's settings have arrived: a link sends its Hello, other connections are ready.
+    pub(in crate::exchange) fn on_settings(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(opened) = conn.opened() else { return };
+        let pool = opened.pool();
+        match *opened.state() {
+            OpenState::Connecting(until) | OpenState::Settings(until) => match opened.is_link() {
+                true => self.say_hello(key, until),
+                false => self.ready(key),
+            },
+            OpenState::Hello(..) => {}
+            OpenState::Ready => {
+                self.pools.note_limit(pool, key, &self.conns);
+                self.pools.mark_runnable(pool);
+            }
+        }
+    }
+
+    pub(in crate::exchange) fn ready(&mut self, key: ConnKey) {
+        let Some(pool) = self.conns.get(key).and_then(Conn::pool) else {
+            return;
+        };
+        let (pools, io) = self.pools_io();
+        pools.on_ready(pool, key, io);
+    }
+
+    /// A connection failed before it was ready.
+    pub(in crate::exchange) fn open_failed(&mut self, key: ConnKey, why: &str, refused: bool) {
+        let Some(conn) = self.conns.remove(key, &mut self.timers) else {
+            return;
+        };
+        self.admission.buffers.forget_conn(conn.buffered());
+        self.count(Counter::ClosedUpstream);
+        if let Some(pool) = conn.pool() {
+            self.leave_pool(pool, key);
+            self.connect_failed(pool, why, refused);
+        }
+    }
+}
