@@ -13,7 +13,7 @@ use tonic::{
 use crate::exit::Exit;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes: a mesh of thousands of instances needs more than tonic's 4 MiB.
 const ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
@@ -40,7 +40,7 @@ pub(crate) enum ClientError {
          give its address with --control URL"
     )]
     Unreachable { url: String, why: String },
-    #[error("the control plane at {url} did not answer within {} s", ANSWER_WITHIN.as_secs())]
+    #[error("the control plane at {url} did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Slow { url: String },
     #[error("the control plane at {url} ended its response early; try again")]
     Ended { url: String },
@@ -144,16 +144,16 @@ impl Control {
         }
         let name = service.to_owned();
         let mut mesh = self.mesh.clone();
-        let asked = self.answer(mesh.get_service(GetServiceRequest { name }));
-        asked.await.map(drop)
+        let answer = self.answer(mesh.get_service(GetServiceRequest { name }));
+        answer.await.map(drop)
     }
 
     /// The answer to one request, with a timeout.
     pub(crate) async fn answer<T>(
         &self,
-        question: impl Future<Output = Result<Response<T>, Status>>,
+        request: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        match tokio::time::timeout(ANSWER_WITHIN, question).await {
+        match tokio::time::timeout(ANSWER_TIMEOUT, request).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.refused(&status)),
             Err(_) => Err(self.slow()),
@@ -162,7 +162,7 @@ impl Control {
 
     /// The next message of a stream that must have one now, with a timeout.
     pub(crate) async fn next<T>(&self, answers: &mut Streaming<T>) -> Result<T, ClientError> {
-        tokio::time::timeout(ANSWER_WITHIN, self.message(answers))
+        tokio::time::timeout(ANSWER_TIMEOUT, self.message(answers))
             .await
             .unwrap_or_else(|_| Err(self.slow()))
     }

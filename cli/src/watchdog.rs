@@ -21,21 +21,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WatchedGroup {
     pub(crate) group: Pid,
-    pub(crate) patience: Duration,
+    pub(crate) grace: Duration,
 }
 
 impl WatchedGroup {
     /// The form for standard input.
     pub(crate) fn line(self) -> String {
-        let Self { group, patience } = self;
-        format!("{} {}\n", group.as_raw_nonzero(), patience.as_millis())
+        let Self { group, grace } = self;
+        format!("{} {}\n", group.as_raw_nonzero(), grace.as_millis())
     }
 
     fn read(line: &str) -> Option<Self> {
-        let (group, patience) = line.trim().split_once(' ')?;
+        let (group, grace) = line.trim().split_once(' ')?;
         Some(Self {
             group: Pid::from_raw(group.parse().ok().filter(|group| *group > 1)?)?,
-            patience: Duration::from_millis(patience.parse().ok()?),
+            grace: Duration::from_millis(grace.parse().ok()?),
         })
     }
 }
@@ -54,14 +54,14 @@ pub(crate) fn run(args: &[OsString]) -> Option<ExitCode> {
         .and_then(|_| WatchedGroup::read(&line));
     let mut ignored = [0; 64];
     while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
-    if let Some(WatchedGroup { group, patience }) = ward {
-        end(group, patience);
+    if let Some(WatchedGroup { group, grace }) = ward {
+        end(group, grace);
     }
     Some(ExitCode::SUCCESS)
 }
 
-fn end(group: Pid, patience: Duration) {
-    let until = Instant::now() + patience;
+fn end(group: Pid, grace: Duration) {
+    let until = Instant::now() + grace;
     let _ = kill_process_group(group, Signal::TERM);
     while test_kill_process_group(group).is_ok() {
         if Instant::now() >= until {
@@ -80,7 +80,7 @@ mod tests {
     fn what_a_guardian_is_told_is_read_as_it_was_meant() {
         let ward = WatchedGroup {
             group: Pid::from_raw(4711).unwrap(),
-            patience: Duration::from_secs(10),
+            grace: Duration::from_secs(10),
         };
         assert_eq!(WatchedGroup::read(&ward.line()), Some(ward));
         // A group is never read as "all processes" or "my own group".

@@ -84,7 +84,7 @@ async fn one_that_hangs_is_told_to_have_no_beat() {
     // The agent waits for 15 s.
     within(TIMEOUT * 2, "the event is reported", async || {
         let found = expired(&mesh).await;
-        let silent = line("heddle-echo.default", "hangs", "no beat for 15s");
+        let silent = line("heddle-echo.default", "hangs", "no heartbeat for 15s");
         seen(found == [silent], format!("{found:?}"))
     })
     .await;

@@ -26,7 +26,12 @@ impl InsecureListeners {
     ///
     /// # Errors
     /// One sentence with the option, the address, the risk and the remedy.
-    pub fn ask(&mut self, option: &str, address: &ListenOption, risk: &str) -> Result<(), String> {
+    pub fn check(
+        &mut self,
+        option: &str,
+        address: &ListenOption,
+        risk: &str,
+    ) -> Result<(), String> {
         if !address.is_beyond_loopback() {
             return Ok(());
         }
@@ -87,10 +92,10 @@ mod tests {
     #[test]
     fn an_address_beyond_loopback_must_be_named() {
         let mut consent = InsecureListeners::new([read("10.0.0.5:1")]);
-        let mut ask = |word| consent.ask("--outbound", &read(word), "may call everything");
-        assert_eq!(ask("127.0.0.1:1"), Ok(()));
-        assert_eq!(ask("10.0.0.5:1"), Ok(()));
-        let refused = ask("0.0.0.0:15001").unwrap_err();
+        let mut check = |word| consent.check("--outbound", &read(word), "may call everything");
+        assert_eq!(check("127.0.0.1:1"), Ok(()));
+        assert_eq!(check("10.0.0.5:1"), Ok(()));
+        let refused = check("0.0.0.0:15001").unwrap_err();
         for part in [
             "--outbound \"0.0.0.0:15001\"",
             "may call everything",
@@ -103,10 +108,10 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_listener_is_told() {
+    fn what_names_no_listener_is_reported() {
         let mut consent = InsecureListeners::new([read("10.0.0.5:1"), read("10.0.0.5:2")]);
-        consent.ask("--agent", &read("10.0.0.5:1"), "x").unwrap();
-        let told = consent.unused().unwrap_err();
-        assert!(told.contains("\"10.0.0.5:2\""), "{told}");
+        consent.check("--agent", &read("10.0.0.5:1"), "x").unwrap();
+        let fault = consent.unused().unwrap_err();
+        assert!(fault.contains("\"10.0.0.5:2\""), "{fault}");
     }
 }

@@ -9,8 +9,7 @@ pub struct ConnectionLimit {
 }
 
 /// The limits, reduced if they would take more than three quarters of `files`: the rest is for files and for
-/// connections that the process opens itself. The largest limits are cut first; a small listener keeps what it asked
-/// for.
+/// connections that the process opens itself. The largest limits are cut first; a small listener keeps what it requested.
 #[must_use]
 pub fn within_files(files: usize, limits: &[ConnectionLimit]) -> Vec<usize> {
     let budget = files - files / 4;

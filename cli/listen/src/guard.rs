@@ -277,11 +277,11 @@ mod tests {
             ("text/plain", 415),
             ("application/x-www-form-urlencoded", 415),
         ] {
-            let asked = request(Version::HTTP_2, &[("content-type", kind)]);
-            assert_eq!(status(guard.check_grpc(&asked)), expect, "{kind}");
+            let grpc = request(Version::HTTP_2, &[("content-type", kind)]);
+            assert_eq!(status(guard.check_grpc(&grpc)), expect, "{kind}");
         }
-        let asked = request(Version::HTTP_2, &[]);
-        assert_eq!(status(guard.check_grpc(&asked)), 415);
+        let grpc = request(Version::HTTP_2, &[]);
+        assert_eq!(status(guard.check_grpc(&grpc)), 415);
         let old = request(Version::HTTP_11, &[("content-type", "application/grpc")]);
         assert_eq!(status(guard.check_grpc(&old)), 505);
     }

@@ -1,4 +1,4 @@
-//! Accepts connections from a socket until told to stop, and gives each a place. Input: a socket. Output: connections.
+//! Accepts connections from a socket until it is stopped, and gives each a place. Input: a socket. Output: connections.
 //! Their protocol is not known here.
 
 use std::{

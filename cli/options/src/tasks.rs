@@ -1,5 +1,5 @@
 //! Background tasks whose end must not go unnoticed. Every unexpected end, by return or by panic, is logged as an error
-//! and counted. A task that can be restarted is; for one that cannot, the process is told to stop, because a restart is
+//! and counted. A task that can be restarted is; for one that cannot, the process is stopped, because a restart is
 //! better than a process that silently lacks a part. What a task does is not known here.
 
 use std::{
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// Pause before a restart, so that a task that ends at once does not take the whole CPU.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The tasks of one process. Clones share them. A task returns `None` if it was told to stop, as
+/// The tasks of one process. Clones share them. A task returns `None` if it was stopped by its token, as
 /// `CancellationToken::run_until_cancelled_owned` does.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(Arc<Inner>);
@@ -44,7 +44,7 @@ impl Tasks {
         });
     }
 
-    /// Runs a task that is restarted until it is told to stop; `begin` makes it anew from the current state.
+    /// Runs a task that is restarted until the process stops; `begin` makes it anew from the current state.
     pub fn restarted<F>(&self, name: &'static str, mut begin: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Option<()>> + Send + 'static,

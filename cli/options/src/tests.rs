@@ -148,14 +148,14 @@ fn a_trailing_command_stays_a_command() {
 }
 
 #[test]
-fn every_fault_is_told_at_once_with_its_place() {
-    let told = faults(
+fn every_fault_is_reported_at_once_with_its_place() {
+    let found = faults(
         &["--wrokers", "3"],
         &[("HEDDLE_THING_WORKERS", "many")],
         Some("outbond: x\nagent: [a, b]\nnode: {}\n"),
     );
     assert_eq!(
-        told,
+        found,
         [
             "unexpected argument '--wrokers' found; tip: a similar argument exists: '--workers'",
             "HEDDLE_THING_WORKERS: invalid value 'many' for '--workers <WORKERS>': invalid digit found in string",
@@ -177,9 +177,9 @@ fn every_fault_is_told_at_once_with_its_place() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_one_line() {
-    let told = faults(&["--config", "/nowhere/x.yaml", "--node=a"], &[], None);
+    let found = faults(&["--config", "/nowhere/x.yaml", "--node=a"], &[], None);
     assert_eq!(
-        told,
+        found,
         ["--config /nowhere/x.yaml: No such file or directory (os error 2)"]
     );
     for (text, begin) in [
@@ -187,10 +187,10 @@ fn a_file_that_cannot_be_read_is_one_line() {
         ("a: [1\n", "FILE: is not valid YAML"),
         ("node: a\nnode: b\n", "FILE: is not valid YAML"),
     ] {
-        let told = faults(&["--node=a"], &[], Some(text));
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].starts_with(begin), "{told:?}");
-        assert!(!told[0].contains('\n'));
+        let found = faults(&["--node=a"], &[], Some(text));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(begin), "{found:?}");
+        assert!(!found[0].contains('\n'));
     }
     assert_eq!(
         options(&["--node=a"], &[], Some("# nothing\n\n")).workers,

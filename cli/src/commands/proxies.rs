@@ -43,7 +43,7 @@ struct Proxy {
     replica: String,
     /// Only for proxies: new with each process start.
     process_id: String,
-    /// It was told to stop, and its calls in flight are ending.
+    /// It is stopping: its calls in flight are ending.
     draining: bool,
     /// IN_SYNC, STALE or REJECTING.
     sync: String,

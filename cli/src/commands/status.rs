@@ -103,7 +103,7 @@ struct Node {
     version: String,
     suspect: bool,
     left: bool,
-    /// Its processes that were told to stop and whose calls in flight are ending.
+    /// Its stopping processes, whose calls in flight are ending.
     draining: u32,
     replica: String,
     clash: String,

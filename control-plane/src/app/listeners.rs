@@ -21,7 +21,7 @@ pub(super) fn check_exposure(options: &Options) -> Result<(), AppError> {
     let all: Vec<_> = grpc.chain(http).collect();
     for (option, address, risk) in &all {
         consent
-            .ask(option, address, risk)
+            .check(option, address, risk)
             .map_err(AppError::Exposed)?;
     }
     consent.unused().map_err(AppError::Exposed)?;
@@ -36,9 +36,9 @@ pub(super) fn check_exposure(options: &Options) -> Result<(), AppError> {
 /// Reduces the limits of connections to the process's limit of open files; returns a message to log after the start.
 pub(super) fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
-    let asked = [options.listen_connections, options.http_connections];
-    let asked = asked.map(|bound| ConnectionLimit { bound, times: 1 });
-    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &asked);
+    let limits = [options.listen_connections, options.http_connections];
+    let limits = limits.map(|bound| ConnectionLimit { bound, times: 1 });
+    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &limits);
     let &[grpc, http] = &bounds[..] else {
         return None;
     };

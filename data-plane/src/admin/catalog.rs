@@ -9,8 +9,8 @@ use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::{
-    outline::{self, Item},
-    schema::{self, Outline},
+    descriptor_index::{self, Item},
+    schema::{self, DescriptorIndex},
     wire,
 };
 
@@ -68,7 +68,7 @@ impl Catalog {
         let mut catalog = Self::default();
         let mut plain: HashMap<String, [u8; 32]> = HashMap::new();
         // Services with the same descriptor set share it.
-        let mut seen: HashMap<Bytes, Vec<(FileIndex, Outline)>> = HashMap::new();
+        let mut seen: HashMap<Bytes, Vec<(FileIndex, DescriptorIndex)>> = HashMap::new();
         let mut left = budget;
         let mut order = Vec::new();
         for source in &sources {
@@ -99,8 +99,8 @@ impl Catalog {
         let owned: fn(&Source) -> &Vec<String> = |source| &source.owned;
         for explained in [owned, |source| &source.protos] {
             for source in &sources {
-                for (file, outline) in seen.get(&source.set).into_iter().flatten() {
-                    for service in &outline.services {
+                for (file, index) in seen.get(&source.set).into_iter().flatten() {
+                    for service in &index.services {
                         if explained(source).contains(&service.name) {
                             catalog.symbol(&service.name, *file);
                         }
@@ -196,16 +196,16 @@ impl Catalog {
         &mut self,
         files: Vec<schema::RawFile>,
         plain: &mut HashMap<String, [u8; 32]>,
-    ) -> (Vec<(FileIndex, Outline)>, usize) {
+    ) -> (Vec<(FileIndex, DescriptorIndex)>, usize) {
         let by_name: HashMap<&str, &schema::RawFile> =
-            files.iter().map(|f| (f.outline.name.as_str(), f)).collect();
+            files.iter().map(|f| (f.index.name.as_str(), f)).collect();
         let mut identities = Identities {
             by_name: &by_name,
             known: HashMap::new(),
         };
         let mut served_as: HashMap<String, String> = HashMap::new();
         for file in &files {
-            let name = &file.outline.name;
+            let name = &file.index.name;
             let identity = identities.of(name);
             let first = *plain.entry(name.clone()).or_insert(identity);
             let served = if first == identity {
@@ -218,14 +218,14 @@ impl Catalog {
         let mut copied = 0;
         let mut out = Vec::new();
         for file in files {
-            let Some(served) = served_as.get(&file.outline.name) else {
+            let Some(served) = served_as.get(&file.index.name) else {
                 continue;
             };
             let index = match self.by_name.get(served) {
                 Some(index) => *index,
                 None => {
                     let import = |name: &String| served_as.get(name).unwrap_or(name).clone();
-                    let bytes = rewrite(&file.bytes, served, &file.outline.name, &served_as);
+                    let bytes = rewrite(&file.bytes, served, &file.index.name, &served_as);
                     if bytes.as_ptr() != file.bytes.as_ptr() {
                         copied += bytes.len();
                     }
@@ -234,12 +234,12 @@ impl Catalog {
                     self.files.push(ServedFile {
                         name: served.clone(),
                         bytes,
-                        imports: file.outline.imports.iter().map(import).collect(),
+                        imports: file.index.imports.iter().map(import).collect(),
                     });
                     index
                 }
             };
-            out.push((index, file.outline));
+            out.push((index, file.index));
         }
         (out, copied)
     }
@@ -265,7 +265,7 @@ impl Catalog {
             true
         };
         // It was parsed completely when it was added.
-        let _ = outline::read(&bytes, &mut take);
+        let _ = descriptor_index::read(&bytes, &mut take);
     }
 
     fn symbol(&mut self, name: &str, file: FileIndex) {
@@ -294,7 +294,7 @@ impl Identities<'_> {
             let imports = self
                 .by_name
                 .get(name.as_str())
-                .map(|f| f.outline.imports.as_slice())
+                .map(|f| f.index.imports.as_slice())
                 .unwrap_or_default();
             if ready || !under_way.insert(name.clone()) {
                 let identity = self.hash(&name, imports);

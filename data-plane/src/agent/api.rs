@@ -21,7 +21,7 @@ use super::{
     keep_alive::{EndsItself, KeepAlive, Stop, unknown},
     key::{InstanceKey, full_name},
     removal::{MAX_WAIT, Remover, USUAL_FINISH},
-    removed::Cause,
+    removal_log::Cause,
     session::Acknowledged,
     validate::{ADDRESS, Origin, Violation, check},
 };
@@ -77,7 +77,7 @@ impl Registry for AgentApi {
                 Refused::Stopping => Status::unavailable(refused.to_string()),
                 Refused::Full => Status::resource_exhausted(refused.to_string()),
                 Refused::OwnListener { .. } => bad_request(&[Violation::of_address(&refused)]),
-                Refused::HeldByFile { .. } | Refused::HeldByRegistration { .. } => {
+                Refused::OwnedByFile { .. } | Refused::OwnedByRegistration { .. } => {
                     Status::already_exists(refused.to_string())
                 }
             })?;

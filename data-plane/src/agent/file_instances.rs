@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{
     Agent,
-    instance_table::{Filed, Leaving, Refused},
+    instance_table::{FileUpdateResult, Leaving, Refused},
     validate::Checked,
 };
 
@@ -33,7 +33,7 @@ impl Agent {
                 None => named.push((checked, uuid::Uuid::new_v4().to_string().into())),
             }
         }
-        let Filed {
+        let FileUpdateResult {
             joined,
             unchanged,
             leaving,
@@ -44,7 +44,7 @@ impl Agent {
         }
         // Whoever rewrites a file may also have changed the programs that it names.
         for registration in unchanged {
-            self.ask_again(&registration);
+            self.reflect_again(&registration);
         }
         Ok(FileSet { leaving, left_out })
     }

@@ -1,4 +1,4 @@
-//! Keep-alive streams: each keeps one registration alive until it breaks, and says when this process was told to stop.
+//! Keep-alive streams: each keeps one registration alive until it breaks, and says that this process is stopping.
 //! An instance that asks for it then follows the drain: once it leaves as well, it learns when its calls in flight at
 //! this process have ended. Input: beats. Output: the instance's health. What a registration is is not known here.
 
@@ -9,11 +9,11 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Agent, removal::Remover, removed::Cause};
+use super::{Agent, removal::Remover, removal_log::Cause};
 
-/// The status message of a stream that ends because this process was told to stop.
+/// The status message of a stream that ends because this process is stopping.
 pub const STOPPING: &str = "this proxy is stopping: connect again, its successor answers";
-/// How often an instance that leaves during the drain is told how many calls it still has.
+/// How often an instance that leaves during the drain gets the number of calls that it still has.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// An extension of responses whose stream ends by itself when this process stops.
@@ -23,7 +23,7 @@ pub struct EndsItself;
 /// The stop of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// It was told to stop, and has released its ports: its successor can be reached.
+    /// It is stopping, and has released its ports: its successor can be reached.
     pub begun: CancellationToken,
     /// No call is left, or none is waited for any more.
     pub drained: CancellationToken,
@@ -42,7 +42,7 @@ pub(super) struct KeepAlive {
 enum Over {
     /// The instance has closed the stream, or it broke.
     Closed,
-    /// No beat within the TTL.
+    /// No heartbeat within the TTL.
     Late,
 }
 
@@ -90,8 +90,8 @@ impl KeepAlive {
                     let other = "a stream keeps one registration alive: open another stream for another \
                         registration";
                     fail(&self.answers, Status::invalid_argument(other)).await;
-                    let words = "its keep-alive stream named another registration";
-                    return Cause::Said(words.into());
+                    let cause = "its keep-alive stream named another registration";
+                    return Cause::Given(cause.into());
                 }
                 Ok(_) => {}
                 Err(Over::Closed) => break,
@@ -118,7 +118,7 @@ impl KeepAlive {
             }
             let (agent, answers) = (&self.agent, &self.answers);
             let report = |in_flight| {
-                // If an answer is still unread, the next one says it.
+                // If an answer is still unread, the next one reports it.
                 let _ = answers.try_send(Ok(draining(agent, registration, in_flight)));
             };
             let left = self

@@ -6,16 +6,16 @@ pub mod api;
 pub mod instance_table;
 pub mod check_plan;
 pub mod descriptor_file;
-pub mod removed;
+pub mod removal_log;
 pub mod file_instances;
 pub mod health;
 pub mod keep_alive;
 pub mod key;
-mod judged;
-mod learning;
+mod verdict;
+mod reflection_results;
 pub mod served;
 pub mod listeners;
-pub mod outline;
+pub mod descriptor_index;
 pub mod reflect;
 pub mod removal;
 pub mod saved;
@@ -48,13 +48,13 @@ use instance_table::{ClaimOrder, InstanceTable, Joined, Leaving, Refused, View, 
 use key::InstanceKey;
 use listeners::Listeners;
 
-use removed::{Cause, Causes};
+use removal_log::{Cause, Causes};
 use schema::Schema;
 use validate::Checked;
 
-/// Default time to live: without a beat for this long an instance is removed (docs/health.md).
+/// Default time to live: without a heartbeat for this long an instance is removed (docs/health.md).
 pub const TTL: Duration = Duration::from_secs(15);
-/// How often an instance sends a beat (docs/health.md).
+/// How often an instance sends a heartbeat (docs/health.md).
 pub const BEAT: Duration = Duration::from_secs(5);
 
 /// What a worker observed at an instance's address.
@@ -81,19 +81,19 @@ struct Inner {
     tasks: Mutex<HashMap<Arc<str>, Tasks>>,
     /// Limits how many health checks run at the same time.
     check_slots: health::CheckSlots,
-    /// Limits how many instances are asked by reflection at the same time.
+    /// Limits how many instances are queried by reflection at the same time.
     reflection_slots: health::CheckSlots,
     listeners: Listeners,
-    /// The process was told to stop: from now on its instances belong to its successor.
+    /// The process is stopping: from now on its instances belong to its successor.
     stopping: AtomicBool,
     version: watch::Sender<u64>,
-    judge: judged::Judge,
+    verdicts: verdict::VerdictWatch,
 }
 
 struct Tasks {
     failures: mpsc::Sender<InstanceFailure>,
-    /// Makes the reflection task ask the instance again.
-    ask_again: Arc<Notify>,
+    /// Wakes the reflection task to query the instance again.
+    reflect_again: Arc<Notify>,
     _stop: DropGuard,
 }
 
@@ -113,11 +113,14 @@ impl Agent {
                 table: Mutex::new(InstanceTable::new(ttl)),
                 tasks: Mutex::new(HashMap::new()),
                 check_slots: health::CheckSlots::default(),
-                reflection_slots: health::CheckSlots::of(reflect::AT_ONCE, reflect::AT_ONCE_AGAIN),
+                reflection_slots: health::CheckSlots::of(
+                    reflect::MAX_CONCURRENT,
+                    reflect::MAX_CONCURRENT_RETRIES,
+                ),
                 listeners: Listeners::default(),
                 stopping: AtomicBool::new(false),
                 version: watch::Sender::new(0),
-                judge: judged::Judge::default(),
+                verdicts: verdict::VerdictWatch::default(),
             }),
         }
     }
@@ -195,7 +198,7 @@ impl Agent {
         }
     }
 
-    /// The process was told to stop: it takes no more registrations, and keeps an instance whose keep-alive stream
+    /// The process is stopping: it takes no more registrations, and keeps an instance whose keep-alive stream
     /// ends, because that instance now registers with the successor.
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::SeqCst);
@@ -345,7 +348,7 @@ impl Agent {
         }
     }
 
-    /// Removes instances whose beat is overdue. Runs for ever, in one task of the process.
+    /// Removes instances whose heartbeat is overdue. Runs until the process ends, in one task of the process.
     pub async fn sweep(self) {
         // Wakes at least every quarter of the TTL, because each beat moves its deadline.
         let longest = self.inner.ttl / 4;
@@ -373,10 +376,10 @@ impl Agent {
         let (failures, seen) = mpsc::channel(2);
         let stop = CancellationToken::new();
         let registration = Arc::clone(&joined.registration);
-        let ask_again = Arc::new(Notify::new());
+        let reflect_again = Arc::new(Notify::new());
         if joined.has_reflection {
-            let learn = reflect::learn(self.clone(), joined.clone(), Arc::clone(&ask_again));
-            tokio::spawn(stop.clone().run_until_cancelled_owned(learn));
+            let reflection = reflect::run(self.clone(), joined.clone(), Arc::clone(&reflect_again));
+            tokio::spawn(stop.clone().run_until_cancelled_owned(reflection));
         }
         tokio::spawn(stop.clone().run_until_cancelled_owned(health::watch(
             self.clone(),
@@ -387,12 +390,12 @@ impl Agent {
             Arc::clone(&registration),
             Tasks {
                 failures,
-                ask_again,
+                reflect_again,
                 _stop: stop.drop_guard(),
             },
         );
         // It may have been replaced meanwhile.
-        if !self.table().stands(&registration) {
+        if !self.table().is_registered(&registration) {
             lock(&self.inner.tasks).remove(&registration);
         }
     }
@@ -414,7 +417,7 @@ impl Agent {
             {
                 let mut tasks = lock(&self.inner.tasks);
                 let table = self.table();
-                tasks.retain(|registration, _| table.stands(registration));
+                tasks.retain(|registration, _| table.is_registered(registration));
             }
             self.inner.version.send_if_modified(|v| {
                 let newer = version > *v;

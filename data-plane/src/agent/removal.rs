@@ -12,7 +12,7 @@ use super::{
     Agent,
     instance_table::Leaving,
     key::InstanceKey,
-    removed::Cause,
+    removal_log::Cause,
     session::{Acknowledged, SessionHandle},
 };
 
@@ -94,7 +94,9 @@ impl Remover {
         let remover = self.clone();
         let done = tokio::spawn(async move {
             let leaving = [leaving];
-            let acknowledged = remover.tell(&leaving, max_wait.min(MAX_WAIT)).await;
+            let acknowledged = remover
+                .await_acknowledged(&leaving, max_wait.min(MAX_WAIT))
+                .await;
             let in_flight = match (finish, endpoint) {
                 (None, _) => None,
                 // It was in no routing table, so nobody has called it.
@@ -110,7 +112,7 @@ impl Remover {
         Some(done.await.unwrap_or_default())
     }
 
-    /// For a process that was told to stop: the instance leaves as well, and its other callers learn that from the next
+    /// For a process that is stopping: the instance leaves as well, and its other callers learn that from the next
     /// process. Reports the calls that it still has here, until there are none.
     pub async fn leave_draining(
         &self,
@@ -140,7 +142,7 @@ impl Remover {
         }
         let remover = self.clone();
         tokio::spawn(async move {
-            let answer = remover.tell(&leaving, MAX_WAIT).await;
+            let answer = remover.await_acknowledged(&leaving, MAX_WAIT).await;
             remover.take_out(&leaving).await;
             for Leaving { key, .. } in &leaving {
                 if answer.acknowledged {
@@ -155,7 +157,7 @@ impl Remover {
     }
 
     /// Waits until every client knows that these instances, which drain, get no more calls.
-    async fn tell(&self, leaving: &[Leaving], max_wait: Duration) -> Acknowledged {
+    async fn await_acknowledged(&self, leaving: &[Leaving], max_wait: Duration) -> Acknowledged {
         let Some(last) = leaving.iter().max_by_key(|one| one.version) else {
             return Acknowledged::default();
         };

@@ -19,7 +19,7 @@ use super::{
 use crate::state_dir::{StateDir, StateWriter};
 
 const FILE: &str = "instances";
-/// Bound on the descriptors that are saved with the instances. Those over it are asked for again after a restart.
+/// Bound on the descriptors that are saved with the instances. Those over it are requested again after a restart.
 const MAX_SCHEMA_TOTAL: usize = 64 * 1024 * 1024;
 /// The least time between two writes. The first change is written at once, so that a kill loses no registration;
 /// changes within this time go into one more write. Each write saves the whole set and syncs the disk.
@@ -141,7 +141,7 @@ fn restore(saved: SavedInstance, schemas: &[Schema]) -> Option<(View, CheckPlan)
     Some((view, checked.check))
 }
 
-/// Writes after every change, for ever.
+/// Writes after every change, until the process ends.
 pub async fn keep(dir: StateDir, agent: Agent) {
     let loss = "after a restart instances are known once they register again";
     let mut keeper = StateWriter::new(dir, FILE, REST, loss);

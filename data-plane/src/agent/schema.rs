@@ -12,7 +12,7 @@ use heddle_proto::control::v1::ProtoService;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    outline::{self, Item, OutlineError},
+    descriptor_index::{self, DescriptorError, Item},
     wire,
 };
 
@@ -90,7 +90,7 @@ impl Schema {
         }
         let missing_import = missing_import(&files);
         let own = own_services(&files);
-        let services = files.into_iter().flat_map(|file| file.outline.services);
+        let services = files.into_iter().flat_map(|file| file.index.services);
         let read = Read {
             cost,
             services: services.map(|one| (one.name.clone(), one)).collect(),
@@ -136,7 +136,7 @@ impl Schema {
         let mut cost = Cost::default();
         let mut imports = BTreeMap::new();
         for (name, bytes) in raw {
-            imports.insert(name.as_str(), cost.outline(bytes)?.imports);
+            imports.insert(name.as_str(), cost.index(bytes)?.imports);
         }
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
@@ -161,7 +161,7 @@ impl Schema {
             .into_iter()
             .filter_map(|schema| files(&schema.bytes).ok())
             .flatten()
-            .map(|file| (file.outline.name, file.bytes))
+            .map(|file| (file.index.name, file.bytes))
             .collect();
         Self::from_files(&raw)
     }
@@ -169,14 +169,14 @@ impl Schema {
 
 /// Every service, except those of google.* and grpc.* in files that another file of the set imports.
 fn own_services(files: &[RawFile]) -> Vec<String> {
-    let imports = files.iter().flat_map(|file| &file.outline.imports);
+    let imports = files.iter().flat_map(|file| &file.index.imports);
     let imported: BTreeSet<&String> = imports.collect();
     let well_known = |name: &str| name.starts_with("google.") || name.starts_with("grpc.");
     files
         .iter()
         .flat_map(|file| {
-            let came_with = imported.contains(&file.outline.name);
-            let services = file.outline.services.iter();
+            let came_with = imported.contains(&file.index.name);
+            let services = file.index.services.iter();
             services.filter(move |one| !(came_with && well_known(&one.name)))
         })
         .map(|one| one.name.clone())
@@ -184,12 +184,12 @@ fn own_services(files: &[RawFile]) -> Vec<String> {
 }
 
 fn missing_import(files: &[RawFile]) -> Option<SchemaError> {
-    let names: BTreeSet<&str> = files.iter().map(|f| f.outline.name.as_str()).collect();
+    let names: BTreeSet<&str> = files.iter().map(|f| f.index.name.as_str()).collect();
     files.iter().find_map(|file| {
-        let mut imports = file.outline.imports.iter();
+        let mut imports = file.index.imports.iter();
         let import = imports.find(|import| !names.contains(import.as_str()))?;
         Some(SchemaError::ImportMissing {
-            file: file.outline.name.clone(),
+            file: file.index.name.clone(),
             import: import.clone(),
         })
     })
@@ -219,17 +219,17 @@ fn visit(
 
 /// What routing and reflection need to know of a file, beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outline {
+pub struct DescriptorIndex {
     pub name: String,
     pub imports: Vec<String>,
     pub services: Vec<ProtoService>,
 }
 
-/// One file of a set: its raw bytes and its outline.
+/// One file of a set: its raw bytes and its index.
 #[derive(Clone, Debug)]
 pub struct RawFile {
     pub bytes: Bytes,
-    pub outline: Outline,
+    pub index: DescriptorIndex,
 }
 
 /// The running cost of the files that were read. The bound is [`MAX_SCHEMA_COST`].
@@ -248,9 +248,9 @@ impl Cost {
     ///
     /// # Errors
     /// Too costly together with what was read before, or not a descriptor.
-    pub fn outline(&mut self, file: &[u8]) -> Result<Outline, SchemaError> {
+    pub fn index(&mut self, file: &[u8]) -> Result<DescriptorIndex, SchemaError> {
         self.spent += file.len();
-        let mut found = Outline::default();
+        let mut found = DescriptorIndex::default();
         let mut reader = |item: Item<'_>| {
             self.spent += cost_of(&item);
             if self.spent > MAX_SCHEMA_COST {
@@ -272,7 +272,7 @@ impl Cost {
             }
             true
         };
-        let read = outline::read(file, &mut reader);
+        let read = descriptor_index::read(file, &mut reader);
         match read {
             _ if self.spent > MAX_SCHEMA_COST => Err(SchemaError::TooCostly),
             Ok(()) => {
@@ -295,7 +295,7 @@ fn cost_of(item: &Item<'_>) -> usize {
     }
 }
 
-fn malformed(error: &OutlineError) -> SchemaError {
+fn malformed(error: &DescriptorError) -> SchemaError {
     SchemaError::Malformed(error.to_string())
 }
 
@@ -322,8 +322,8 @@ pub fn files_at_cost(set: &Bytes) -> Result<(Vec<RawFile>, usize), SchemaError> 
         let Some(bytes) = field.bytes else {
             return Err(SchemaError::Malformed("field 1 is not a message".into()));
         };
-        let outline = cost.outline(&bytes)?;
-        out.push(RawFile { bytes, outline });
+        let index = cost.index(&bytes)?;
+        out.push(RawFile { bytes, index });
     }
     Ok((out, cost.spent()))
 }

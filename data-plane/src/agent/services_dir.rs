@@ -16,7 +16,7 @@ use tracing::{error, info};
 use super::{Agent, descriptor_file, removal::Remover, services_file};
 
 /// Between two polls. Polling works on every kind of file system and with every way to replace a file.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The most files in the folder.
 const MAX_FILES: usize = 1000;
 
@@ -35,8 +35,8 @@ pub struct ServicesDir {
     remover: Remover,
     is_own: fn(IpAddr) -> bool,
     files: BTreeMap<PathBuf, Known>,
-    /// The last complaint about the folder itself, so that it is logged once.
-    complaint: Option<String>,
+    /// The last fault of the folder itself, so that it is logged once.
+    dir_fault: Option<String>,
 }
 
 struct Known {
@@ -45,7 +45,7 @@ struct Known {
     text: String,
     /// The descriptor file that it names, and its mark when it was read.
     descriptors: Option<(PathBuf, Option<Mark>)>,
-    /// The last complaint, so that it is logged once. A file with a fault is read again at every poll, because its
+    /// The last fault, so that it is logged once. A file with a fault is read again at every poll, because its
     /// cause may lie elsewhere.
     fault: Option<Fault>,
 }
@@ -68,14 +68,14 @@ impl ServicesDir {
             remover,
             is_own,
             files: BTreeMap::new(),
-            complaint: None,
+            dir_fault: None,
         }
     }
 
-    /// Polls for ever.
+    /// Polls until the process ends.
     pub async fn run(mut self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             self.poll();
         }
     }
@@ -84,18 +84,18 @@ impl ServicesDir {
     pub fn poll(&mut self) {
         let listed = match list(&self.dir) {
             Ok(listed) => {
-                self.complaint = None;
+                self.dir_fault = None;
                 listed
             }
             Err(why) => {
                 // A folder that cannot be read is no reason to drop its instances.
-                let complaint = format!(
+                let fault = format!(
                     "{}: {why}; its instances stay as they are",
                     self.dir.display()
                 );
-                if self.complaint.as_ref() != Some(&complaint) {
-                    error!("--services-dir {complaint}");
-                    self.complaint = Some(complaint);
+                if self.dir_fault.as_ref() != Some(&fault) {
+                    error!("--services-dir {fault}");
+                    self.dir_fault = Some(fault);
                 }
                 return;
             }

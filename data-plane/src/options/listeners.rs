@@ -52,7 +52,7 @@ pub(super) fn check_exposure(
     let mut warnings = Vec::new();
     for (option, addresses, risk) in listeners_of {
         for address in *addresses {
-            match consent.ask(option, address, risk) {
+            match consent.check(option, address, risk) {
                 Ok(()) => warnings.extend(InsecureListeners::warning(option, address, risk)),
                 Err(fault) => faults.push(fault),
             }

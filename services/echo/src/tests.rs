@@ -14,7 +14,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::{Identity, MAX_MESSAGE_BYTES, Options, PROTO_SERVICE, router};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Server {
     url: String,
@@ -119,7 +119,7 @@ async fn a_request_chooses_status_size_and_delay() {
 }
 
 #[tokio::test]
-async fn wishes_that_cannot_be_fulfilled_name_the_field() {
+async fn requests_that_cannot_be_fulfilled_name_the_field() {
     let (_server, mut client) = start().await;
     for (request, field) in [
         (
@@ -226,7 +226,7 @@ async fn large_messages_and_long_streams_pass() {
         payload: vec![7; size].into(),
         ..EchoRequest::default()
     };
-    let response = timeout(PATIENCE, client.unary(large))
+    let response = timeout(TEST_TIMEOUT, client.unary(large))
         .await
         .unwrap()
         .unwrap()
@@ -236,7 +236,11 @@ async fn large_messages_and_long_streams_pass() {
     let requests = tokio_stream::iter((0..10_000).map(|n: u32| payload(&n.to_string())));
     let mut stream = client.bidi_stream(requests).await.unwrap().into_inner();
     let mut next = 0_u32;
-    while let Some(response) = timeout(PATIENCE, stream.message()).await.unwrap().unwrap() {
+    while let Some(response) = timeout(TEST_TIMEOUT, stream.message())
+        .await
+        .unwrap()
+        .unwrap()
+    {
         assert_eq!(texts(&[response]), [next.to_string()]);
         next += 1;
     }
@@ -321,7 +325,7 @@ async fn a_stop_finishes_the_calls_in_flight() {
     assert!(stream.message().await.unwrap().is_some());
     assert!(stream.message().await.unwrap().is_none());
     assert!(
-        timeout(PATIENCE, server.serving)
+        timeout(TEST_TIMEOUT, server.serving)
             .await
             .unwrap()
             .unwrap()
@@ -361,8 +365,8 @@ async fn localhost_is_both_loopback_addresses() {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     let taken = |listeners: &[Listener]| -> Vec<IpAddr> {
-        let told = listeners.iter().filter_map(Listener::advertised);
-        told.map(|address| address.ip()).collect()
+        let advertised = listeners.iter().filter_map(Listener::advertised);
+        advertised.map(|address| address.ip()).collect()
     };
     for word in ["localhost:0", "loopback:0"] {
         let found = taken(&Listener::bind_each(word).await.unwrap());

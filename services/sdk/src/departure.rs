@@ -11,8 +11,8 @@ use tonic::{Code, Status, transport::Channel};
 
 /// The longest time for leaving, besides the wait for calls in flight.
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// How long the agent waits for acknowledgements; less than we wait for its answer.
-const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(4_700);
+/// How long the agent waits for acknowledgements; less than its answer is awaited.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_millis(4_700);
 
 /// How a registration ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,9 +21,9 @@ pub struct LeaveOutcome {
     pub deregistered: bool,
     /// Every connected client has acknowledged it: no new call can come.
     pub acknowledged: bool,
-    /// Clients that have not acknowledged, or why the agent could not be asked.
+    /// Clients that have not acknowledged, or why the agent did not answer.
     pub unacknowledged: Vec<String>,
-    /// With [`crate::Registration::leave_finished`]: the calls in flight have ended, also those of proxies that were told to stop.
+    /// With [`crate::Registration::leave_finished`]: the calls in flight have ended, also those of proxies that are stopping.
     pub finished: bool,
     /// With [`crate::Registration::leave_finished`]: the calls that had not ended when the wait was over.
     pub in_flight: u32,
@@ -71,7 +71,7 @@ pub(crate) async fn deregister(
     let request = DeregisterRequest {
         registration,
         wait_acknowledged: waits,
-        max_wait: span(ACKNOWLEDGE_WITHIN),
+        max_wait: span(ACKNOWLEDGE_TIMEOUT),
         cause,
         wait_finished: finish.is_some(),
         max_finish: finish.and_then(span),

@@ -1,5 +1,5 @@
 //! The keep-alive stream of one registration: sends beats, logs the instance's health as the agent sees it, and returns
-//! why it ended. If the agent's process was told to stop, its stream is followed further in the background, until the
+//! why it ended. If the agent's process is stopping, its stream is followed further in the background, until the
 //! calls that the process still has for this instance have ended. Registering is not done here.
 
 use std::time::Duration;
@@ -53,7 +53,7 @@ impl KeepAliveTimes {
 pub(crate) enum End {
     /// The stream broke, with the reason.
     Broken(String),
-    /// The agent's process was told to stop. It still answers on this stream.
+    /// The agent's process is stopping. It still answers on this stream.
     Draining(Box<KeepAlive>),
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct KeepAlive {
     ticks: Interval,
     ttl: Duration,
     /// When the last answer came.
-    heard: Instant,
+    last_answer: Instant,
 }
 
 /// Sends beats until the stream ends.
@@ -130,7 +130,7 @@ impl KeepAlive {
             answers,
             ticks,
             ttl: times.ttl,
-            heard: now,
+            last_answer: now,
         })
     }
 
@@ -143,13 +143,13 @@ impl KeepAlive {
                 }
                 answer = self.answers.message() => return match answer {
                     Ok(Some(answer)) => {
-                        self.heard = Instant::now();
+                        self.last_answer = Instant::now();
                         Ok(answer)
                     }
                     Ok(None) => Err("ended the keep-alive stream".to_owned()),
                     Err(status) => Err(broken(&status)),
                 },
-                () = sleep_until(self.heard + self.ttl) => {
+                () = sleep_until(self.last_answer + self.ttl) => {
                     return Err("does not answer heartbeats".to_owned());
                 }
             }
@@ -172,8 +172,8 @@ impl KeepAlive {
             leaves: true,
             ..KeepAliveRequest::default()
         };
-        let told = timeout(self.ttl, self.beats.send(leaves)).await;
-        if !matches!(told, Ok(Ok(()))) {
+        let sent = timeout(self.ttl, self.beats.send(leaves)).await;
+        if !matches!(sent, Ok(Ok(()))) {
             return;
         }
         while let Ok(answer) = self.next().await {
@@ -186,7 +186,7 @@ fn broken(status: &Status) -> String {
     format!("broke the keep-alive stream ({})", status_cause(status))
 }
 
-/// Processes that were told to stop and may still have calls of this instance. Clones follow the same ones.
+/// Processes that are stopping and may still have calls of this instance. Clones follow the same ones.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainingAgents {
     leaving: CancellationToken,
@@ -229,7 +229,7 @@ impl DrainingAgents {
     pub(crate) fn in_flight(&self) -> u32 {
         let left = self.in_flight.iter().filter_map(|in_flight| {
             in_flight.has_changed().ok()?;
-            // It may not have been able to tell yet.
+            // It may not have been able to report them yet.
             Some((*in_flight.borrow()).max(1))
         });
         left.fold(0, u32::saturating_add)

@@ -1,6 +1,6 @@
-//! The life of one registration: register, beat, register again when the stream breaks, leave. Input: the instance.
+//! The lifecycle of one registration: register, beat, register again when the stream breaks, leave. Input: the instance.
 //! Output: its node's name and, at the end, who has acknowledged that it left. If the agent is away or refuses,
-//! registering is retried for ever, so that the order of starts does not matter. The service's sockets are not used
+//! registering is retried without limit, so that the order of starts does not matter. The service's sockets are not used
 //! here.
 
 use std::{
@@ -29,15 +29,15 @@ use crate::departure::{LeaveMode, LeaveOutcome, Left, deregister};
 use crate::keep_alive::{DrainingAgents, End, KeepAliveTimes, keep_alive};
 use crate::log_limiter::LogLimiter;
 
-/// Retries for ever while the agent is away, 0.1 to 2 s apart: jitter takes up to half of these delays.
+/// Retries without limit while the agent is away, 0.1 to 2 s apart: jitter takes up to half of these delays.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(crate) const LAST_RETRY: Duration = Duration::from_secs(2);
 /// Timeout of a Register call; the agent answers from memory.
-const REGISTER_WITHIN: Duration = Duration::from_secs(5);
-const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// If the instance leaves while it registers, the answer is awaited for this long, so that the registration can be
 /// undone.
-const UNDO_WITHIN: Duration = Duration::from_secs(1);
+const UNDO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The agent's address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +150,7 @@ impl Registration {
         self.leave_with(LeaveMode::Finished(within)).await
     }
 
-    /// Removes the instance without waiting for any client, because it has already ended. `cause` says why in a few
+    /// Removes the instance without waiting for any client, because it has already ended. `cause` gives the reason in a few
     /// words ("its process ended") and is reported to the mesh as an event; empty: no event.
     pub async fn report_end(&self, cause: &str) -> LeaveOutcome {
         self.leave_with(LeaveMode::Ended(cause.to_owned())).await
@@ -183,7 +183,7 @@ fn endpoint(address: &str) -> Result<Endpoint, SdkError> {
     };
     let url = proxy_url(address).map_err(|why| refuse(why.to_string()))?;
     let endpoint = Endpoint::from_shared(url).map_err(|why| refuse(why.to_string()))?;
-    Ok(endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true))
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
 }
 
 /// The state of the background task.
@@ -201,10 +201,10 @@ struct Registrar {
 }
 
 /// How a registration ended.
-enum Stay {
+enum RegistrationEnd {
     Left(LeaveOutcome),
     Broken,
-    /// The agent's process was told to stop.
+    /// The agent's process is stopping.
     Draining,
 }
 
@@ -216,8 +216,8 @@ impl Registrar {
             let answer = tokio::select! {
                 answer = &mut register => answer,
                 () = self.leaving.cancelled() => {
-                    let Ok(Ok(RegisterResponse { registration, .. })) = timeout(UNDO_WITHIN, register).await else {
-                        return self.leave_the_next_process().await;
+                    let Ok(Ok(RegisterResponse { registration, .. })) = timeout(UNDO_TIMEOUT, register).await else {
+                        return self.leave_next_process().await;
                     };
                     let leave = deregister(self.client.clone(), registration, self.mode());
                     return self.leave(leave).await;
@@ -225,9 +225,9 @@ impl Registrar {
             };
             match answer {
                 Ok(response) => match self.keep_registered(response, &mut backoff).await {
-                    Stay::Left(departure) => return departure,
-                    Stay::Broken => {}
-                    Stay::Draining => {
+                    RegistrationEnd::Left(departure) => return departure,
+                    RegistrationEnd::Broken => {}
+                    RegistrationEnd::Draining => {
                         backoff.reset();
                         continue;
                     }
@@ -237,13 +237,17 @@ impl Registrar {
             let pause = backoff.fail();
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.leaving.cancelled() => return self.leave_the_next_process().await,
+                () = self.leaving.cancelled() => return self.leave_next_process().await,
             }
         }
     }
 
-    /// Sends beats until the stream breaks, the agent's process is told to stop, or the instance leaves.
-    async fn keep_registered(&mut self, response: RegisterResponse, backoff: &mut Backoff) -> Stay {
+    /// Sends beats until the stream breaks, the agent's process stops, or the instance leaves.
+    async fn keep_registered(
+        &mut self,
+        response: RegisterResponse,
+        backoff: &mut Backoff,
+    ) -> RegistrationEnd {
         let RegisterResponse {
             node,
             registration,
@@ -264,9 +268,9 @@ impl Registrar {
                 let leave = deregister(self.client.clone(), registration, self.mode());
                 let mut leave = std::pin::pin!(self.leave(leave));
                 tokio::select! {
-                    departure = &mut leave => return Stay::Left(departure),
+                    departure = &mut leave => return RegistrationEnd::Left(departure),
                     end = &mut alive => match end {
-                        End::Broken(_) => return Stay::Left(leave.await),
+                        End::Broken(_) => return RegistrationEnd::Left(leave.await),
                         draining @ End::Draining(_) => draining,
                     },
                 }
@@ -275,7 +279,7 @@ impl Registrar {
         match end {
             End::Broken(why) => {
                 self.log_failure(&why);
-                Stay::Broken
+                RegistrationEnd::Broken
             }
             End::Draining(stream) => {
                 tracing::info!(
@@ -288,16 +292,16 @@ impl Registrar {
                     self.client = RegistryClient::new(channel);
                 }
                 if self.leaving.is_cancelled() {
-                    return Stay::Left(self.leave_the_next_process().await);
+                    return RegistrationEnd::Left(self.leave_next_process().await);
                 }
-                Stay::Draining
+                RegistrationEnd::Draining
             }
         }
     }
 
-    /// Leaves while no process of the agent has answered this registration. If the last one was told to stop, and still
-    /// has calls, the next one may have taken the instance over from its state dir, and is asked while they go on.
-    async fn leave_the_next_process(&self) -> LeaveOutcome {
+    /// Leaves while no process of the agent has answered this registration. If the last one is stopping, and still
+    /// has calls, the next one may have taken the instance over from its state dir, and gets the Deregister while they go on.
+    async fn leave_next_process(&self) -> LeaveOutcome {
         if self.draining.is_empty() {
             return LeaveOutcome::default();
         }
@@ -321,7 +325,7 @@ impl Registrar {
         self.leave(leave).await
     }
 
-    /// Completes `leave` by the calls that processes which were told to stop still have.
+    /// Completes `leave` by the calls that stopping processes still have.
     async fn leave(&self, leave: impl Future<Output = Left>) -> LeaveOutcome {
         let mut draining = self.draining.clone();
         let Some(within) = self.mode().finish() else {
@@ -352,7 +356,7 @@ async fn register(
     mut client: RegistryClient<Channel>,
     request: RegisterRequest,
 ) -> Result<RegisterResponse, Status> {
-    match timeout(REGISTER_WITHIN, client.register(request)).await {
+    match timeout(REGISTER_TIMEOUT, client.register(request)).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("no answer to Register")),
     }

@@ -27,7 +27,7 @@ use crate::{
     serve_until_drained, server,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A real gRPC server that plays the agent.
 #[derive(Clone, Default)]
@@ -59,7 +59,7 @@ impl FakeAgent {
 
     async fn beats(&self, at_least: usize) {
         let mut beats = self.0.beats.subscribe();
-        timeout(PATIENCE, beats.wait_for(|count| *count >= at_least))
+        timeout(TEST_TIMEOUT, beats.wait_for(|count| *count >= at_least))
             .await
             .expect("beats")
             .unwrap();
@@ -159,21 +159,21 @@ impl Registry for FakeAgent {
         &self,
         _: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
-        Err(Status::unimplemented("not asked here"))
+        Err(Status::unimplemented("not used here"))
     }
 
     async fn list_instances(
         &self,
         _: Request<ListInstancesRequest>,
     ) -> Result<Response<ListInstancesResponse>, Status> {
-        Err(Status::unimplemented("not asked here"))
+        Err(Status::unimplemented("not used here"))
     }
 
     async fn watch_instances(
         &self,
         _: Request<WatchInstancesRequest>,
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
-        Err(Status::unimplemented("not asked here"))
+        Err(Status::unimplemented("not used here"))
     }
 }
 
@@ -203,7 +203,9 @@ async fn agent() -> (FakeAgent, Registration) {
 async fn an_instance_registers_learns_its_node_and_beats() {
     let (agent, registration) = agent().await;
     assert_eq!(
-        &*timeout(PATIENCE, registration.registered()).await.unwrap(),
+        &*timeout(TEST_TIMEOUT, registration.registered())
+            .await
+            .unwrap(),
         "node-a"
     );
     agent.beats(3).await;
@@ -214,7 +216,7 @@ async fn an_instance_registers_learns_its_node_and_beats() {
 }
 
 #[tokio::test]
-async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
+async fn an_agent_that_comes_later_or_refuses_at_first_is_tried_again() {
     // Bound, so that nothing else gets the port, but refusing connections until it listens.
     let later = TcpSocket::new_v4().unwrap();
     later.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -225,7 +227,9 @@ async fn an_agent_that_comes_later_or_refuses_at_first_is_asked_again() {
     *agent.0.refusals.lock().unwrap() = 2;
     agent.serve(later.listen(16).unwrap()).await;
     assert_eq!(
-        &*timeout(PATIENCE, registration.registered()).await.unwrap(),
+        &*timeout(TEST_TIMEOUT, registration.registered())
+            .await
+            .unwrap(),
         "node-a"
     );
     assert_eq!(*agent.0.refusals.lock().unwrap(), 0);
@@ -236,7 +240,7 @@ async fn a_broken_stream_registers_again() {
     let (agent, _registration) = agent().await;
     agent.beats(1).await;
     agent.break_streams();
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         while agent.registered() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -259,7 +263,7 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
     agent.beats(before + 3).await;
     assert!(!leaving.is_finished());
     hold.notify_one();
-    let outcome = timeout(PATIENCE, leaving).await.unwrap().unwrap();
+    let outcome = timeout(TEST_TIMEOUT, leaving).await.unwrap().unwrap();
     assert_eq!(
         outcome,
         LeaveOutcome {
@@ -272,13 +276,13 @@ async fn leaving_waits_for_the_acknowledgement_and_beats_meanwhile() {
     assert_eq!(
         registration.leave().await,
         outcome,
-        "asked twice, the same answer"
+        "the second call gets the same answer"
     );
-    let asked = agent.0.deregistered.lock().unwrap().clone();
-    assert_eq!(asked.len(), 1);
-    assert_eq!(asked[0].registration, "r1");
-    assert!(asked[0].wait_acknowledged && asked[0].cause.is_empty());
-    assert!(asked[0].max_wait.is_some_and(|wait| wait.seconds < 5));
+    let requests = agent.0.deregistered.lock().unwrap().clone();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].registration, "r1");
+    assert!(requests[0].wait_acknowledged && requests[0].cause.is_empty());
+    assert!(requests[0].max_wait.is_some_and(|wait| wait.seconds < 5));
 }
 
 /// Issue 10, D5.
@@ -287,10 +291,10 @@ async fn leaving_waits_for_the_end_of_calls_where_the_service_cannot_finish_them
     let (agent, registration) = agent().await;
     agent.beats(1).await;
     let outcome = registration.leave_finished(Duration::from_secs(600));
-    assert!(timeout(PATIENCE, outcome).await.unwrap().finished);
-    let asked = agent.0.deregistered.lock().unwrap().clone();
-    assert!(asked[0].wait_acknowledged && asked[0].wait_finished);
-    assert_eq!(asked[0].max_finish.map(|span| span.seconds), Some(600));
+    assert!(timeout(TEST_TIMEOUT, outcome).await.unwrap().finished);
+    let requests = agent.0.deregistered.lock().unwrap().clone();
+    assert!(requests[0].wait_acknowledged && requests[0].wait_finished);
+    assert_eq!(requests[0].max_finish.map(|span| span.seconds), Some(600));
 }
 
 #[tokio::test]
@@ -298,20 +302,20 @@ async fn vanishing_asks_for_no_acknowledgements_and_says_why() {
     let (agent, registration) = agent().await;
     agent.beats(1).await;
     assert!(
-        timeout(PATIENCE, registration.report_end("its process ended"))
+        timeout(TEST_TIMEOUT, registration.report_end("its process ended"))
             .await
             .unwrap()
             .deregistered
     );
-    let asked = agent.0.deregistered.lock().unwrap().clone();
-    assert!(!asked[0].wait_acknowledged);
-    assert_eq!(asked[0].cause, "its process ended");
+    let requests = agent.0.deregistered.lock().unwrap().clone();
+    assert!(!requests[0].wait_acknowledged);
+    assert_eq!(requests[0].cause, "its process ended");
 }
 
 #[tokio::test]
 async fn leaving_with_no_agent_does_not_wait() {
     let registration = Registration::start(registration_options("127.0.0.1:1".into())).unwrap();
-    let outcome = timeout(PATIENCE, registration.leave()).await.unwrap();
+    let outcome = timeout(TEST_TIMEOUT, registration.leave()).await.unwrap();
     assert_eq!(outcome, LeaveOutcome::default());
 }
 
@@ -386,7 +390,7 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
         .await
         .unwrap();
     let slow = tokio::spawn(async move { early.deregister(DeregisterRequest::default()).await });
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         while service.0.deregistered.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
@@ -394,7 +398,7 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
     .await
     .unwrap();
     stop.notify_one();
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         while agent.0.deregistered.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
@@ -409,7 +413,7 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
         .await
         .expect("still answers");
     acknowledge.notify_one();
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         while registry_client::RegistryClient::connect(url.clone())
             .await
             .is_ok()
@@ -421,12 +425,16 @@ async fn a_stopping_service_accepts_until_acknowledged_and_finishes_its_calls() 
     .expect("stops accepting once acknowledged");
     assert!(!serving.is_finished(), "a call is still in flight");
     answer.notify_one();
-    timeout(PATIENCE, slow)
+    timeout(TEST_TIMEOUT, slow)
         .await
         .unwrap()
         .unwrap()
         .expect("the call in flight is finished");
-    let finish = timeout(PATIENCE, serving).await.unwrap().unwrap().unwrap();
+    let finish = timeout(TEST_TIMEOUT, serving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert!(finish.complete && finish.outcome.acknowledged, "{finish:?}");
 }
 

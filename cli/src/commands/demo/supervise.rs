@@ -102,7 +102,7 @@ impl Supervised {
         self.readiness.clone()
     }
 
-    /// Tells it to end; [`Supervised::stopped`] waits for the end.
+    /// Stops it; [`Supervised::stopped`] waits for the end.
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
@@ -207,7 +207,7 @@ impl Supervisor {
         )
     }
 
-    /// Handles the output until the process ends or is told to stop.
+    /// Handles the output until the process ends or is stopped.
     async fn handle_output(&mut self, process: &mut Process) -> End {
         loop {
             let line = tokio::select! {

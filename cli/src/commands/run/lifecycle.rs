@@ -25,12 +25,12 @@ use super::{
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// After a run of this length the backoff starts again at its first pause.
-const WELL_AFTER: Duration = Duration::from_secs(30);
+const BACKOFF_RESET: Duration = Duration::from_secs(30);
 
 /// How a run ended.
 enum End {
     Itself(ExitStatus),
-    Asked(u8),
+    Stopped(u8),
 }
 
 /// Runs the program until it ends for good or until `stop`. Returns the exit code to pass on.
@@ -42,7 +42,7 @@ pub(super) async fn run_program(plan: &Plan, stop: impl Future<Output = ()>) -> 
         let began = Instant::now();
         let end = once(plan, stop.as_mut()).await?;
         let status = match end {
-            End::Asked(code) => return Ok(code),
+            End::Stopped(code) => return Ok(code),
             End::Itself(status) => status,
         };
         let again = match plan.restart {
@@ -53,7 +53,7 @@ pub(super) async fn run_program(plan: &Plan, stop: impl Future<Output = ()>) -> 
         if !again {
             return Ok(code(status));
         }
-        if began.elapsed() >= WELL_AFTER {
+        if began.elapsed() >= BACKOFF_RESET {
             backoff.reset();
         }
         let pause = backoff.fail_exact();
@@ -70,7 +70,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
     let address = program.address;
     tokio::select! {
         () = listening(address) => {}
-        () = stop.as_mut() => return drain(plan, &mut program, None).await.map(End::Asked),
+        () = stop.as_mut() => return drain(plan, &mut program, None).await.map(End::Stopped),
         ended = program.ended() => return itself(&program, ended),
     }
     let registration = register(plan, address)?;
@@ -81,7 +81,7 @@ async fn once<S: Future<Output = ()>>(plan: &Plan, mut stop: Pin<&mut S>) -> Res
         tokio::select! {
             biased;
             () = stop.as_mut() => {
-                return drain(plan, &mut program, Some(&registration)).await.map(End::Asked);
+                return drain(plan, &mut program, Some(&registration)).await.map(End::Stopped);
             }
             ended = program.ended() => {
                 registration.report_end(&why(&ended)).await;
@@ -175,7 +175,7 @@ async fn drain(
     passed(ended)
 }
 
-/// A program that our SIGTERM ended has done what it was asked to: exit code 0.
+/// A program that ended by our SIGTERM has stopped as requested: exit code 0.
 fn passed(ended: io::Result<ExitStatus>) -> Result<u8, String> {
     const BY_SIGTERM: i32 = 15;
     let status = ended.map_err(|why| unwaited(&why))?;

@@ -107,7 +107,7 @@ impl Program {
         if let (Some(watchdog), Some(group)) = (&mut watchdog, group) {
             watchdog.guard(WatchedGroup {
                 group,
-                patience: plan.stop_timeout,
+                grace: plan.stop_timeout,
             });
         }
         Ok(Self {
@@ -122,16 +122,16 @@ impl Program {
         self.child.wait().await
     }
 
-    /// Sends SIGTERM, then SIGKILL after `patience` or when `hurry` ends.
+    /// Sends SIGTERM, then SIGKILL after `grace` or when `hurry` ends.
     pub(super) async fn stop(
         &mut self,
-        patience: Duration,
+        grace: Duration,
         hurry: impl Future<Output = ()>,
     ) -> io::Result<ExitStatus> {
         self.signal(Signal::TERM);
         tokio::select! {
             ended = self.child.wait() => return ended,
-            () = sleep(patience) => tracing::warn!("the program did not end within {patience:?} of SIGTERM: killed"),
+            () = sleep(grace) => tracing::warn!("the program did not end within {grace:?} of SIGTERM: killed"),
             () = hurry => {}
         }
         self.signal(Signal::KILL);

@@ -13,9 +13,9 @@ use super::{options::Plan, sources};
 /// Pause before the agent is watched again.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The most proto services that a hint names.
-const MOST: usize = 5;
+const MAX_NAMES: usize = 5;
 
-/// Runs for ever.
+/// Runs until it is cancelled.
 pub(super) async fn warn_about_unknown_schema(plan: &Plan, registration: &Registration) {
     registration.registered().await;
     let mut last_reason = String::new();
@@ -63,7 +63,7 @@ fn hint(plan: &Plan) -> String {
     let mut command = vec![plan.program.clone()];
     command.extend(plan.args.iter().cloned());
     let folders = sources::folders(&current, &command);
-    let found = sources::proto_services(&folders, MOST);
+    let found = sources::proto_services(&folders, MAX_NAMES);
     if found.is_empty() {
         return "; for example --proto shop.v1.Users for \"package shop.v1; service Users\""
             .to_owned();

@@ -11,7 +11,7 @@ use super::{
     sources::{folders, proto_services},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn plan(line: &str, command: &[&str]) -> Result<Plan, String> {
     let words = line.split_whitespace().map(OsString::from);
@@ -166,12 +166,14 @@ async fn the_exit_code_is_passed_and_the_program_knows_its_port_and_node() {
     let plan = plan("--service u --restart never", &["sh", "-c", script]).unwrap();
     let never = std::future::pending();
     assert_eq!(
-        timeout(PATIENCE, run_program(&plan, never)).await.unwrap(),
+        timeout(TEST_TIMEOUT, run_program(&plan, never))
+            .await
+            .unwrap(),
         Ok(7)
     );
     let killed = self::plan("--service u --restart never", &["sh", "-c", "kill -9 $$"]).unwrap();
     assert_eq!(
-        timeout(PATIENCE, run_program(&killed, std::future::pending()))
+        timeout(TEST_TIMEOUT, run_program(&killed, std::future::pending()))
             .await
             .unwrap(),
         Ok(137)
@@ -185,7 +187,7 @@ async fn a_failing_program_is_started_again_and_a_finished_one_is_not() {
     let script = format!("echo x >> {0}; test $(wc -l < {0}) -ge 2", count.display());
     let plan = plan("--service u", &["sh", "-c", &script]).unwrap();
     assert_eq!(
-        timeout(PATIENCE, run_program(&plan, std::future::pending()))
+        timeout(TEST_TIMEOUT, run_program(&plan, std::future::pending()))
             .await
             .unwrap(),
         Ok(0)
@@ -232,7 +234,9 @@ async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
             }
         };
         assert_eq!(
-            timeout(PATIENCE, run_program(&plan, stop)).await.unwrap(),
+            timeout(TEST_TIMEOUT, run_program(&plan, stop))
+                .await
+                .unwrap(),
             Ok(expect),
             "{trap}"
         );
@@ -244,7 +248,9 @@ async fn a_stop_ends_the_whole_group_and_kills_what_does_not_listen() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(PATIENCE, gone).await.expect("the grandchild lives");
+        timeout(TEST_TIMEOUT, gone)
+            .await
+            .expect("the grandchild lives");
     }
 }
 
@@ -253,7 +259,7 @@ async fn a_port_that_somebody_else_has_is_named_and_nothing_is_started() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     let plan = plan(&format!("--service u --port {port}"), &["sleep", "60"]).unwrap();
-    let ended = timeout(PATIENCE, run_program(&plan, std::future::pending())).await;
+    let ended = timeout(TEST_TIMEOUT, run_program(&plan, std::future::pending())).await;
     let why = ended.unwrap().unwrap_err();
     assert!(why.contains(&format!("--port {port} is in use")), "{why}");
 }

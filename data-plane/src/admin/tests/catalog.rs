@@ -102,7 +102,7 @@ fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
     ]);
     for raw in files(&users).unwrap() {
         assert_eq!(
-            twins.file(&raw.outline.name).unwrap().bytes,
+            twins.file(&raw.index.name).unwrap().bytes,
             raw.bytes,
             "byte for byte"
         );

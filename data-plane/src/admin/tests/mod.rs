@@ -304,7 +304,7 @@ async fn our_own_reflection_client_reads_our_own_server() {
     let names = listed(&mesh.channel).await;
     assert!(!names.is_empty());
     assert!(matches!(
-        reflect::ask("127.0.0.1:1", &|_| {}).await,
+        reflect::query("127.0.0.1:1", &|_| {}).await,
         Err(reflect::ReflectError::Unreachable(_))
     ));
 }

@@ -33,7 +33,7 @@ impl Choice {
     }
 
     /// Whether the next check asks for gRPC health.
-    pub(super) fn asks(self) -> bool {
+    pub(super) fn tries_grpc(self) -> bool {
         self.kind != Kind::Grpc && self.questions > 0
     }
 
@@ -71,27 +71,27 @@ mod tests {
     #[test]
     fn an_answer_decides_and_silence_is_asked_again_a_few_times() {
         let mut choice = Choice::resumed(Kind::Unspecified);
-        assert!(choice.asks());
+        assert!(choice.tries_grpc());
         for _ in 0..ASKED_AGAIN {
             choice.unanswered();
-            assert!(choice.asks() && choice.kind() == Kind::Tcp, "{choice:?}");
+            assert!(choice.tries_grpc() && choice.kind() == Kind::Tcp, "{choice:?}");
         }
         choice.unanswered();
-        assert!(!choice.asks(), "{choice:?}");
+        assert!(!choice.tries_grpc(), "{choice:?}");
         let mut late = Choice::resumed(Kind::Unspecified);
         late.unanswered();
         late.answered();
-        assert!(!late.asks() && late.kind() == Kind::Grpc, "{late:?}");
+        assert!(!late.tries_grpc() && late.kind() == Kind::Grpc, "{late:?}");
     }
 
     #[test]
     fn only_the_end_of_the_program_makes_the_choice_anew() {
         let mut choice = Choice::resumed(Kind::Grpc);
-        assert!(!choice.asks());
+        assert!(!choice.tries_grpc());
         choice.refused();
-        assert!(choice.asks());
+        assert!(choice.tries_grpc());
         choice.has_none();
-        assert!(!choice.asks() && choice.kind() == Kind::Tcp, "{choice:?}");
+        assert!(!choice.tries_grpc() && choice.kind() == Kind::Tcp, "{choice:?}");
         choice.refused();
         choice.answered();
         assert_eq!(choice.kind(), Kind::Grpc);

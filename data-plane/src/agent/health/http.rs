@@ -19,7 +19,7 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_BODY: usize = 16 * 1024;
 const BODY_WITHIN: Duration = Duration::from_millis(100);
 
-pub(super) async fn ask(address: SocketAddr, path: &str) -> Finding {
+pub(super) async fn check(address: SocketAddr, path: &str) -> Finding {
     match get(address, path).await {
         Ok(Some(Head { status, .. })) if (200..300).contains(&status) => Finding::Passed,
         Ok(Some(Head { status, location })) => Finding::Failed(match location {

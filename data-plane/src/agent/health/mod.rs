@@ -38,13 +38,13 @@ pub async fn watch(agent: Agent, joined: Joined, failures: mpsc::Receiver<Instan
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Jitter of a tenth, so that a thousand instances are not checked at the same moment.
-const AROUND: std::ops::Range<f64> = 0.9..1.1;
+const JITTER: std::ops::Range<f64> = 0.9..1.1;
 /// The first interval is shortened at random, so that instances that started together are checked at different times
 /// from the second check on.
-const SPREAD: std::ops::Range<f64> = 0.1..1.0;
+const FIRST_JITTER: std::ops::Range<f64> = 0.1..1.0;
 /// The shortest time between two reports of a reason for an instance that has never passed: each one is a write to the
 /// store.
-const REPEAT_AFTER: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver<InstanceFailure>) {
     let plan = &joined.plan;
@@ -54,12 +54,12 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
     let mut reported: Option<Instant> = None;
     let mut failed = false;
     let mut away = false;
-    let mut spread = Some(SPREAD);
+    let mut spread = Some(FIRST_JITTER);
     let mut used = joined.checked_by;
     loop {
         let finding = {
             let _turn = agent.inner.check_slots.enter(failed).await;
-            probe.ask().await
+            probe.run().await
         };
         // Without a program at the address, the check of the last one is still shown.
         if probe.kind() != used && probe.kind() != Kind::Unspecified {
@@ -69,13 +69,13 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
         let passed = finding == Finding::Passed;
         if passed && (failed || away || probe.was_cut()) {
             // It failed and is back, as a check, a call or a closed connection showed: it may be another process.
-            agent.ask_again(&joined.registration);
+            agent.reflect_again(&joined.registration);
             away = false;
         }
         failed = !passed;
         if let Some(healthy) = thresholds.take(&finding) {
             let again =
-                thresholds.is_fresh() && reported.is_some_and(|at| at.elapsed() < REPEAT_AFTER);
+                thresholds.is_fresh() && reported.is_some_and(|at| at.elapsed() < REPORT_INTERVAL);
             if !again {
                 reported = Some(Instant::now());
                 report(&agent, &joined, healthy, finding.reason());
@@ -85,7 +85,7 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
             // It may still be starting.
             backoff.fail().min(plan.interval)
         } else {
-            jittered(plan.interval, spread.take().unwrap_or(AROUND))
+            jittered(plan.interval, spread.take().unwrap_or(JITTER))
         };
         match timeout(pause, failures.recv()).await {
             // Already unhealthy; its next successes make it healthy again.
@@ -93,10 +93,10 @@ async fn watch_active(agent: Agent, joined: Joined, mut failures: mpsc::Receiver
                 away = true;
                 thresholds.refused();
                 probe.refused();
-                tokio::time::sleep(jittered(FIRST_RETRY, AROUND)).await;
+                tokio::time::sleep(jittered(FIRST_RETRY, JITTER)).await;
             }
             Ok(Some(InstanceFailure::Lost)) => match connect(joined.address, plan.timeout).await {
-                Ok(()) => agent.ask_again(&joined.registration),
+                Ok(()) => agent.reflect_again(&joined.registration),
                 Err(error) => {
                     away = true;
                     thresholds.refused();
@@ -129,7 +129,7 @@ async fn watch_passive(
             }
             tokio::time::sleep(backoff.fail()).await;
         }
-        agent.ask_again(&joined.registration);
+        agent.reflect_again(&joined.registration);
         if out {
             // This check also answers the sightings that came while it was out.
             while failures.try_recv().is_ok() {}
@@ -176,8 +176,8 @@ fn report(agent: &Agent, joined: &Joined, healthy: bool, reason: &str) {
 }
 
 /// An instance's own text for a reason: bounded, in one line.
-fn printable(words: &str) -> String {
-    const MOST: usize = 200;
+fn printable(text: &str) -> String {
+    const MAX: usize = 200;
     let one = |c: char| if c.is_control() { ' ' } else { c };
-    words.chars().take(MOST).map(one).collect()
+    text.chars().take(MAX).map(one).collect()
 }

@@ -61,16 +61,16 @@ impl Probe {
         self.choice.refused();
     }
 
-    pub(super) async fn ask(&mut self) -> Finding {
+    pub(super) async fn run(&mut self) -> Finding {
         self.cut = false;
         let within = self.plan.timeout;
         match self.plan.kind {
-            Kind::Auto => self.ask_auto().await,
-            Kind::Grpc => match timeout(within, self.ask_grpc()).await {
+            Kind::Auto => self.check_auto().await,
+            Kind::Grpc => match timeout(within, self.check_grpc()).await {
                 Ok(answer) => answer.into(),
                 Err(_) => self.unanswered("gRPC"),
             },
-            Kind::Http => match timeout(within, http::ask(self.address, &self.plan.path)).await {
+            Kind::Http => match timeout(within, http::check(self.address, &self.plan.path)).await {
                 Ok(finding) => finding,
                 Err(_) => self.unanswered("HTTP"),
             },
@@ -82,10 +82,10 @@ impl Probe {
     }
 
     /// Asks for gRPC health until it is known whether the program has it, then checks in the way that was chosen.
-    async fn ask_auto(&mut self) -> Finding {
+    async fn check_auto(&mut self) -> Finding {
         let known = self.choice.kind() == Kind::Grpc;
-        if known || self.choice.asks() {
-            match timeout(self.plan.timeout, self.ask_grpc()).await {
+        if known || self.choice.tries_grpc() {
+            match timeout(self.plan.timeout, self.check_grpc()).await {
                 Ok(GrpcAnswer::Health(finding)) => {
                     self.choice.answered();
                     return finding;
@@ -98,19 +98,19 @@ impl Probe {
                 Ok(GrpcAnswer::Failed(reason)) if known => return Finding::Failed(reason),
                 Err(_) if known => return self.unanswered("gRPC"),
                 Ok(GrpcAnswer::NoHealth | GrpcAnswer::Failed(_)) => {
-                    return self.ask_tcp(Choice::has_none).await;
+                    return self.check_tcp(Choice::has_none).await;
                 }
                 Err(_) => {
                     self.kept = None;
-                    return self.ask_tcp(Choice::unanswered).await;
+                    return self.check_tcp(Choice::unanswered).await;
                 }
             }
         }
-        self.ask_tcp(|_| {}).await
+        self.check_tcp(|_| {}).await
     }
 
     /// `connected`: what it means for the choice that the program accepts connections.
-    async fn ask_tcp(&mut self, connected: impl FnOnce(&mut Choice)) -> Finding {
+    async fn check_tcp(&mut self, connected: impl FnOnce(&mut Choice)) -> Finding {
         match connect(self.address, self.plan.timeout).await {
             Ok(()) => {
                 connected(&mut self.choice);
@@ -132,7 +132,7 @@ impl Probe {
         Finding::Failed(format!("its {kind} check got no answer within {within:?}"))
     }
 
-    async fn ask_grpc(&mut self) -> GrpcAnswer {
+    async fn check_grpc(&mut self) -> GrpcAnswer {
         if let Some(channel) = self.kept.take() {
             match check(channel.clone(), &self.plan.grpc_service).await {
                 // A connection that was closed in the meantime does not count as a failure: check over a new one.

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Entry, Filed, InstanceTable, Leaving, MAX_INSTANCES, Refused, Source};
-use crate::agent::{key::InstanceKey, removed::Cause, validate::Checked};
+use super::{Entry, FileUpdateResult, InstanceTable, Leaving, MAX_INSTANCES, Refused, Source};
+use crate::agent::{key::InstanceKey, removal_log::Cause, validate::Checked};
 
 impl InstanceTable {
     /// Sets the instances of `file` to exactly these. Unchanged ones stay as they are; those that it no longer names
@@ -22,7 +22,7 @@ impl InstanceTable {
         file: &Path,
         wanted: Vec<(Checked, Arc<str>)>,
         now: Instant,
-    ) -> Result<Filed, Refused> {
+    ) -> Result<FileUpdateResult, Refused> {
         let keys: BTreeSet<_> = wanted
             .iter()
             .map(|(checked, _)| InstanceKey::of(&checked.instance))
@@ -30,13 +30,13 @@ impl InstanceTable {
         for key in &keys {
             match self.entries.get(key).map(|entry| &entry.source) {
                 Some(Source::File(other)) if other != file => {
-                    return Err(Refused::HeldByFile {
+                    return Err(Refused::OwnedByFile {
                         key: key.clone(),
                         file: other.clone(),
                     });
                 }
                 Some(Source::Registered) => {
-                    return Err(Refused::HeldByRegistration { key: key.clone() });
+                    return Err(Refused::OwnedByRegistration { key: key.clone() });
                 }
                 _ => {}
             }
@@ -55,12 +55,12 @@ impl InstanceTable {
             .filter(|(k, e)| is_of(e, file) && !keys.contains(*k))
             .map(|(k, _)| k.clone())
             .collect();
-        let mut filed = Filed {
+        let mut filed = FileUpdateResult {
             leaving: gone
                 .iter()
                 .filter_map(|key| self.drain_key(key, None, now, Duration::ZERO))
                 .collect(),
-            ..Filed::default()
+            ..FileUpdateResult::default()
         };
         for (checked, registration) in wanted {
             let key = InstanceKey::of(&checked.instance);

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 
 use super::{
-    Entry, InstanceTable, Joined, Judgement, MAX_INSTANCES, Refused, Source, UNCHECKED, View,
+    Entry, InstanceTable, Joined, MAX_INSTANCES, Refused, Source, UNCHECKED, Verdict, View,
 };
 use crate::agent::{
     key::InstanceKey,
@@ -31,7 +31,7 @@ impl InstanceTable {
             ..
         }) = self.entries.get(&key)
         {
-            return Err(Refused::HeldByFile {
+            return Err(Refused::OwnedByFile {
                 key,
                 file: file.clone(),
             });
@@ -52,7 +52,7 @@ impl InstanceTable {
         beat_by: Option<Instant>,
     ) -> Joined {
         let previous = self.remove_entry(&key);
-        self.gone.is_back(&key);
+        self.removals.forget(&key);
         let passive = matches!(
             checked.check.kind,
             Kind::KeepAlive | Kind::None | Kind::Unspecified
@@ -80,15 +80,15 @@ impl InstanceTable {
         let used = same.as_ref().map(|p| p.view.checked_by);
         let checked_by = checked.check.checked_by(used.unwrap_or_default());
         // The same content is not sent again, so the control plane does not judge it again.
-        let judgement = match &same {
-            Some(p) if p.view.instance == checked.instance => p.judgement.clone(),
-            _ => Judgement::Pending,
+        let verdict = match &same {
+            Some(p) if p.view.instance == checked.instance => p.verdict.clone(),
+            _ => Verdict::Pending,
         };
         // New declared descriptors are newer than what reflection reported before.
         let report =
             same.filter(|p| checked.schema.is_none() || p.declared.schema == checked.schema);
-        let (reflected, asked, report_reason) = match report {
-            Some(p) => (p.reflected, p.asked, p.view.schema_reason.clone()),
+        let (reflected, reflection_done, report_reason) = match report {
+            Some(p) => (p.reflected, p.reflection_done, p.view.schema_reason.clone()),
             None => (None, false, String::new()),
         };
         let declared = Declared {
@@ -124,11 +124,11 @@ impl InstanceTable {
             unasked: None,
             declared,
             reflected,
-            asked,
-            judgement,
+            reflection_done,
+            verdict,
             refused: None,
         };
-        self.hold(&mut entry, schema);
+        self.store_descriptors(&mut entry, schema);
         self.by_registration
             .insert(Arc::clone(registration), key.clone());
         self.claims.add(&entry.view);
@@ -146,7 +146,7 @@ impl InstanceTable {
         }
         self.by_registration
             .insert(Arc::clone(&view.registration), key.clone());
-        self.gone.is_back(&key);
+        self.removals.forget(&key);
         let named = view.instance.protos.clone();
         let names = view.protos.iter().map(|proto| proto.name.clone());
         let reflected = Reflected {
@@ -166,8 +166,8 @@ impl InstanceTable {
                 schema: None,
             },
             reflected: knows.then_some(reflected),
-            asked: false,
-            judgement: Judgement::Pending,
+            reflection_done: false,
+            verdict: Verdict::Pending,
             refused: None,
         };
         self.entries.insert(key, entry);

@@ -12,7 +12,7 @@ use heddle_proto::registry::v1::{Health, Protocol, health_check::Kind};
 
 use super::{
     key::InstanceKey,
-    removed::{Cause, Causes, RemovedInstances},
+    removal_log::{Cause, Causes, RemovalLog},
     served::{Declared, Reflected},
 };
 
@@ -23,8 +23,10 @@ mod schemas;
 mod types;
 
 pub use claims::ClaimOrder;
-pub use schemas::MAX_HELD_COST;
-pub use types::{Filed, Joined, Judgement, Leaving, Refusal, Refused, Source, View, Views};
+pub use schemas::MAX_DESCRIPTOR_COST;
+pub use types::{
+    FileUpdateResult, Joined, Leaving, Refusal, Refused, Source, Verdict, View, Views,
+};
 
 /// The most instances of one node.
 pub const MAX_INSTANCES: usize = 10_000;
@@ -49,9 +51,9 @@ struct Entry {
     /// What its reflection reported last.
     reflected: Option<Reflected>,
     /// Reflection has been tried: the instance answered, or its time ran out.
-    asked: bool,
-    /// What the control plane says about this registration.
-    judgement: Judgement,
+    reflection_done: bool,
+    /// What the control plane has decided on this registration.
+    verdict: Verdict,
     /// The control plane rejects it, so it counts as unhealthy. Holds what its checks report meanwhile.
     refused: Option<Checks>,
 }
@@ -68,7 +70,7 @@ struct Checks {
 pub struct InstanceTable {
     entries: BTreeMap<InstanceKey, Entry>,
     by_registration: BTreeMap<Arc<str>, InstanceKey>,
-    gone: RemovedInstances,
+    removals: RemovalLog,
     claims: ClaimOrder,
     version: u64,
     ttl: Duration,
@@ -84,7 +86,7 @@ impl InstanceTable {
         Self {
             entries: BTreeMap::new(),
             by_registration: BTreeMap::new(),
-            gone: RemovedInstances::default(),
+            removals: RemovalLog::default(),
             claims: ClaimOrder::default(),
             version: 0,
             ttl,
@@ -224,8 +226,8 @@ impl InstanceTable {
         Some(key)
     }
 
-    /// Removes the instances whose beat is overdue. Returns them with the cause; `None` for those that had asked to be
-    /// removed.
+    /// Removes the instances whose beat is overdue. Returns them with the cause; `None` for those that were
+    /// draining at their own request.
     pub fn expire(&mut self, now: Instant) -> Vec<(InstanceKey, Option<Cause>)> {
         self.claims.forget(now);
         let due = |entry: &Entry| entry.beat_by.is_some_and(|by| by <= now);
@@ -261,14 +263,15 @@ impl InstanceTable {
             Source::Leaving => entry.unasked,
             _ => unasked,
         };
-        self.gone.went(key.clone(), cause.clone(), self.version);
+        self.removals
+            .record(key.clone(), cause.clone(), self.version);
         Some(cause)
     }
 
     /// The removals that the control plane does not know of; it knows all changes up to version `known`.
     pub fn gone(&mut self, known: u64) -> Causes {
-        self.gone.known(known);
-        self.gone.causes()
+        self.removals.acknowledge(known);
+        self.removals.causes()
     }
 
     /// The earliest time at which an instance expires.
@@ -320,9 +323,9 @@ impl InstanceTable {
         let Some(entry) = entry.filter(|entry| &*entry.view.registration == registration) else {
             return false;
         };
-        entry.judgement = match refusal {
-            Some(refusal) => Judgement::Refused(refusal.clone()),
-            None => Judgement::Accepted,
+        entry.verdict = match refusal {
+            Some(refusal) => Verdict::Refused(refusal.clone()),
+            None => Verdict::Accepted,
         };
         let (health, reason) = match (refusal, entry.refused.take()) {
             (None, None) => return false,
@@ -344,11 +347,11 @@ impl InstanceTable {
         })
     }
 
-    /// What the control plane says about a registration; `None` if the registration is gone.
+    /// What the control plane has decided on a registration; `None` if the registration is gone.
     #[must_use]
-    pub fn judgement(&self, registration: &str) -> Option<&Judgement> {
+    pub fn verdict(&self, registration: &str) -> Option<&Verdict> {
         let key = self.by_registration.get(registration)?;
-        self.entries.get(key).map(|entry| &entry.judgement)
+        self.entries.get(key).map(|entry| &entry.verdict)
     }
 
     /// Returns true if something visible changed.
@@ -390,7 +393,7 @@ impl InstanceTable {
             let view = &entry.view;
             let grpc = view.instance.protocol == i32::from(Protocol::Grpc);
             match view.health {
-                Health::Healthy => !grpc || entry.asked || !view.protos.is_empty(),
+                Health::Healthy => !grpc || entry.reflection_done || !view.protos.is_empty(),
                 _ => view.reason != UNCHECKED,
             }
         })
@@ -398,7 +401,7 @@ impl InstanceTable {
 
     /// Whether the table has this registration.
     #[must_use]
-    pub fn stands(&self, registration: &str) -> bool {
+    pub fn is_registered(&self, registration: &str) -> bool {
         self.by_registration.contains_key(registration)
     }
 }

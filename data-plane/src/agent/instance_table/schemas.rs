@@ -12,24 +12,24 @@ use crate::agent::{
 };
 
 /// The most memory that the descriptors of all instances of this node may take; equal ones count once.
-pub const MAX_HELD_COST: usize = 128 * 1024 * 1024;
+pub const MAX_DESCRIPTOR_COST: usize = 128 * 1024 * 1024;
 
 /// The reason for an instance whose descriptors exceeded the bound.
 fn too_many() -> String {
     format!(
         "the descriptors of this node's services take {} MiB of memory, the limit: its own are \
          omitted",
-        MAX_HELD_COST >> 20
+        MAX_DESCRIPTOR_COST >> 20
     )
 }
 
 impl InstanceTable {
     /// The services that the instance's reflection lists; their descriptors are still being requested.
     pub fn listed(&mut self, key: &InstanceKey, registration: &str, names: &[String]) -> bool {
-        self.learn(key, registration, |entry| {
+        self.update_reflected(key, registration, |entry| {
             let reflected = entry.reflected.get_or_insert_default();
             names.clone_into(&mut reflected.names);
-            entry.asked = true;
+            entry.reflection_done = true;
             Missing::AsBefore
         })
     }
@@ -41,7 +41,7 @@ impl InstanceTable {
         registration: &str,
         report: ReflectionReport,
     ) -> bool {
-        self.learn(key, registration, |entry| {
+        self.update_reflected(key, registration, |entry| {
             let ReflectionReport {
                 mut reflected,
                 lacking,
@@ -53,7 +53,7 @@ impl InstanceTable {
                 reflected.schema = before.schema;
             }
             entry.reflected = Some(reflected);
-            entry.asked = true;
+            entry.reflection_done = true;
             lacking.map_or(Missing::Nothing, Missing::Part)
         })
     }
@@ -65,29 +65,29 @@ impl InstanceTable {
         registration: &str,
         why: ReflectError,
     ) -> bool {
-        self.learn(key, registration, |entry| {
-            entry.asked |= why.is_answer();
+        self.update_reflected(key, registration, |entry| {
+            entry.reflection_done |= why.is_answer();
             Missing::Answer(why)
         })
     }
 
     /// `f` changes what is known, and returns what is missing from now on.
-    fn learn(
+    fn update_reflected(
         &mut self,
         key: &InstanceKey,
         registration: &str,
         f: impl FnOnce(&mut Entry) -> Missing,
     ) -> bool {
-        let stands = |entry: &Entry| &*entry.view.registration == registration;
-        // Taken out of the map for the moment, so that `hold` can read the other entries.
+        let is_registered = |entry: &Entry| &*entry.view.registration == registration;
+        // Taken out of the map for the moment, so that `store_descriptors` can read the other entries.
         let Some(mut entry) = self.entries.remove(key) else {
             return false;
         };
-        if !stands(&entry) {
+        if !is_registered(&entry) {
             self.entries.insert(key.clone(), entry);
             return false;
         }
-        let (before, was_asked) = (Arc::clone(&entry.view), entry.asked);
+        let (before, was_done) = (Arc::clone(&entry.view), entry.reflection_done);
         let missing = f(&mut entry);
         let Served { protos, schema } = Served::of(&entry.declared, entry.reflected.as_ref());
         let mut view = View::clone(&before);
@@ -97,7 +97,7 @@ impl InstanceTable {
         }
         view.protos = protos;
         entry.view = Arc::new(view);
-        self.hold(&mut entry, schema);
+        self.store_descriptors(&mut entry, schema);
         let changed = *entry.view != *before;
         if entry.view.protos != before.protos {
             self.claims.add(&entry.view);
@@ -106,20 +106,20 @@ impl InstanceTable {
         if !changed {
             entry.view = before;
         }
-        // Wakes whoever waits until all instances have been asked.
-        let asked = entry.asked && !was_asked;
+        // Wakes those that wait for the reflection of all instances.
+        let newly_done = entry.reflection_done && !was_done;
         self.entries.insert(key.clone(), entry);
-        self.version += u64::from(changed || asked);
+        self.version += u64::from(changed || newly_done);
         changed
     }
 
     /// Stores the descriptors of an entry that is not in the map. Equal ones are shared; those over the bound are left
     /// out, with a reason.
-    pub(super) fn hold(&self, entry: &mut Entry, schema: Option<Schema>) {
+    pub(super) fn store_descriptors(&self, entry: &mut Entry, schema: Option<Schema>) {
         let mut full = false;
         let mut keep = |schema: &mut Option<Schema>| {
             if let Some(wanted) = schema.take() {
-                *schema = self.held(&wanted);
+                *schema = self.stored_copy(&wanted);
                 full |= schema.is_none();
             }
         };
@@ -144,15 +144,15 @@ impl InstanceTable {
     }
 
     /// The stored copy of the same descriptors, or these if there is room.
-    fn held(&self, wanted: &Schema) -> Option<Schema> {
+    fn stored_copy(&self, wanted: &Schema) -> Option<Schema> {
         let all = || self.entries.values().flat_map(Entry::schemas);
-        if let Some(same) = all().find(|held| held.sha256 == wanted.sha256) {
+        if let Some(same) = all().find(|stored| stored.sha256 == wanted.sha256) {
             return Some(same.clone());
         }
         let mut seen = BTreeSet::new();
-        let distinct = all().filter(|held| seen.insert(held.sha256.as_str()));
+        let distinct = all().filter(|stored| seen.insert(stored.sha256.as_str()));
         let spent: usize = distinct.map(Schema::cost).sum();
-        (spent + wanted.cost() <= MAX_HELD_COST).then(|| wanted.clone())
+        (spent + wanted.cost() <= MAX_DESCRIPTOR_COST).then(|| wanted.clone())
     }
 }
 

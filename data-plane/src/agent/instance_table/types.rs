@@ -21,8 +21,8 @@ pub struct View {
     /// What it serves, as far as it is known.
     pub protos: Vec<ProtoService>,
     pub schema: Option<Schema>,
-    /// Why its proto services or their descriptors are not (all) known. Empty: nothing is missing, or it has not been
-    /// asked yet.
+    /// Why its proto services or their descriptors are not (all) known. Empty: nothing is missing, or its reflection
+    /// has not been tried yet.
     pub schema_reason: String,
     /// The registration's name in the API.
     pub registration: Arc<str>,
@@ -72,7 +72,7 @@ pub enum Source {
 
 /// The result of applying a file's new content.
 #[derive(Debug, Default)]
-pub struct Filed {
+pub struct FileUpdateResult {
     pub joined: Vec<Joined>,
     /// Registrations that did not change.
     pub unchanged: Vec<Arc<str>>,
@@ -96,9 +96,9 @@ pub struct Refusal {
     pub description: String,
 }
 
-/// What the control plane says about a registration.
+/// What the control plane has decided on a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Judgement {
+pub enum Verdict {
     /// Nothing yet.
     Pending,
     Accepted,
@@ -109,9 +109,9 @@ pub enum Judgement {
 pub enum Refused {
     #[error("{key} is defined in the services file {}: remove it there, or register under another \
         id", file.display())]
-    HeldByFile { key: InstanceKey, file: PathBuf },
+    OwnedByFile { key: InstanceKey, file: PathBuf },
     #[error("{key} has registered itself: choose another id, or remove it from the file")]
-    HeldByRegistration { key: InstanceKey },
+    OwnedByRegistration { key: InstanceKey },
     #[error(
         "{address} is a listener of this proxy ({listener}), so calls to {key} would loop: give \
          the address on which the instance itself listens"

@@ -1,9 +1,9 @@
-//! Learns by gRPC server reflection what instances serve. An instance is asked when it registers, when it is back after
+//! Finds by gRPC server reflection what instances serve. An instance is queried when it registers, when it is back after
 //! a failure, and when its services file was rewritten; with backoff while its answer is incomplete. Input: a
-//! registration. Output, to the agent: names and raw descriptors, or why there are none. `ask` does the asking;
+//! registration. Output, to the agent: names and raw descriptors, or why there are none. `query` sends the queries;
 //! `served` derives what the instance serves.
 
-mod ask;
+mod query;
 
 #[cfg(test)]
 mod tests;
@@ -22,23 +22,23 @@ use super::{
 };
 use heddle_pacing::Backoff;
 
-pub use ask::{ReflectionReport, ask};
+pub use query::{ReflectionReport, query};
 
 /// Timeout of one request with its answer.
-const QUESTION: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of all requests of one round.
-const IN_ALL: Duration = Duration::from_secs(60);
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most files of one instance.
 const MAX_FILES: usize = 2000;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// The least time between the starts of two rounds, however often an instance fails and returns.
-const APART: Duration = Duration::from_secs(1);
-/// The most instances that are asked at once; each may take [`MAX_SCHEMA_BYTES`] for its descriptors, and as much for a
+const ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// The most instances that are queried at once; each may take [`MAX_SCHEMA_BYTES`] for its descriptors, and as much for a
 /// copy in transit.
-pub(super) const AT_ONCE: usize = 16;
+pub(super) const MAX_CONCURRENT: usize = 16;
 /// The same for those whose last answer was incomplete, so that hanging instances do not delay the others.
-pub(super) const AT_ONCE_AGAIN: usize = 8;
+pub(super) const MAX_CONCURRENT_RETRIES: usize = 8;
 
 /// Why an instance's services or their descriptors are not (all) known.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +47,9 @@ pub enum ReflectError {
     NoReflection,
     #[error("its server reflection answers {}", code_name(.0.code()))]
     Status(Box<tonic::Status>),
-    #[error("its server reflection gives no answer within {} s", QUESTION.as_secs())]
+    #[error("its server reflection gives no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Silent,
-    #[error("its server reflection did not finish within {} s", IN_ALL.as_secs())]
+    #[error("its server reflection did not finish within {} s", ROUND_TIMEOUT.as_secs())]
     Slow,
     #[error("its server reflection lists no service of its own")]
     ListsNothing,
@@ -69,7 +69,7 @@ impl ReflectError {
     /// The reason for people, as "cause: remedy". With `protos_known` only descriptors are missing.
     #[must_use]
     pub fn reason(&self, protos_known: bool) -> String {
-        // Readers take what stands before the first ": " as the cause.
+        // Readers take the text before the first ": " as the cause.
         let cause = self.to_string().replace(": ", ", ");
         match self {
             Self::Unreachable(_) => cause,
@@ -83,7 +83,7 @@ impl ReflectError {
         }
     }
 
-    /// The instance has answered or its time ran out: asking again now would bring nothing new.
+    /// The instance has answered or its time ran out: another query now would return the same.
     #[must_use]
     pub fn is_answer(&self) -> bool {
         !matches!(self, Self::Unreachable(_))
@@ -99,8 +99,8 @@ impl ReflectError {
     }
 }
 
-/// Asks, and asks again when `again` is notified. The caller stops it when the registration ends.
-pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
+/// Queries the instance, and again when `again` is notified. The caller stops it when the registration ends.
+pub async fn run(agent: Agent, joined: Joined, again: Arc<Notify>) {
     let address = joined.address.to_string();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut failed = false;
@@ -110,7 +110,7 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
         let begun = Instant::now();
         let answer = {
             let _turn = agent.inner.reflection_slots.enter(failed).await;
-            ask(&address, &|names| agent.listed(&joined, names)).await
+            query(&address, &|names| agent.listed(&joined, names)).await
         };
         failed = match answer {
             Ok(report) => {
@@ -134,7 +134,7 @@ pub async fn learn(agent: Agent, joined: Joined, again: Arc<Notify>) {
             again.notified().await;
         }
         backoff.reset();
-        sleep_until(begun + APART).await;
+        sleep_until(begun + ROUND_INTERVAL).await;
     }
 }
 

@@ -66,15 +66,15 @@ impl ServerReflection for Server {
         request: Request<Streaming<ServerReflectionRequest>>,
     ) -> Result<Response<Answers>, Status> {
         if let Some(code) = self.script.lock().unwrap().status {
-            return Err(Status::new(code, "as the script says"));
+            return Err(Status::new(code, "as the script has it"));
         }
         let (answers, stream) = mpsc::channel(4);
         let script = Arc::clone(&self.script);
-        let mut questions = request.into_inner();
+        let mut requests = request.into_inner();
         tokio::spawn(async move {
-            while let Some(Ok(question)) = questions.next().await {
+            while let Some(Ok(request)) = requests.next().await {
                 let script = script.lock().unwrap().clone();
-                let Some(answer) = script.answer(question) else {
+                let Some(answer) = script.answer(request) else {
                     // Keeps the stream open without an answer until the client gives up.
                     return answers.closed().await;
                 };
@@ -88,17 +88,17 @@ impl ServerReflection for Server {
 impl Script {
     fn answer(
         &self,
-        question: ServerReflectionRequest,
+        request: ServerReflectionRequest,
     ) -> Option<Result<ServerReflectionResponse, Status>> {
-        let asked = question.message_request.unwrap();
-        let file = self.file.as_ref().filter(|file| match &asked {
+        let query = request.message_request.unwrap();
+        let file = self.file.as_ref().filter(|file| match &query {
             MessageRequest::FileContainingSymbol(symbol) => file
                 .service
                 .iter()
                 .any(|service| *symbol == format!("{}.{}", file.package(), service.name())),
             _ => false,
         });
-        let message = match (&asked, file) {
+        let message = match (&query, file) {
             (MessageRequest::ListServices(_), _) => {
                 let all = self.lists.iter().map(|&name| name.to_owned());
                 let service = all.map(|name| ServiceResponse { name }).collect();
@@ -259,7 +259,7 @@ async fn named_proto_services_are_served_beside_those_that_are_listed() {
 
 /// Issue 10, B1: the status shows each way in which reflection fails, with the remedy.
 #[tokio::test]
-async fn the_status_says_why_reflection_told_nothing() {
+async fn the_status_says_why_reflection_gave_nothing() {
     for (status, words) in [
         (
             Code::Unimplemented,
@@ -315,7 +315,7 @@ async fn names_are_known_before_slow_descriptors_and_stay_when_these_do_not_come
         .register(checked(unnamed(server.start().await)))
         .unwrap();
     serves(&agent, &["shop.Cart"]).await;
-    assert_eq!(one(&agent).1.schema_reason, "", "it is still being asked");
+    assert_eq!(one(&agent).1.schema_reason, "", "it is still being queried");
     reason(&agent, "gives no answer within 5 s").await;
     serves(&agent, &["shop.Cart"]).await;
 }

@@ -1,4 +1,4 @@
-//! What other modules can ask the node session: its status, whether a removal is known everywhere, and to end. Every
+//! What other modules can request of the node session: its status, whether a removal is known everywhere, and to end. Every
 //! wait is bounded.
 
 use std::time::{Duration, Instant};
@@ -31,12 +31,12 @@ pub(super) struct Removal {
 
 /// If the session broke within this time, it is assumed to be moving to another replica and is waited for: clients that
 /// this node cannot reach itself still call the instance. If it broke earlier, it is not waited for.
-const MOVING: Duration = Duration::from_secs(5);
+const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The part of the wait that is kept for the round trip to the control plane.
-const WAY: Duration = Duration::from_millis(300);
+const ROUND_TRIP: Duration = Duration::from_millis(300);
 
 /// The time that the control plane has to acknowledge that this process stops.
-pub(super) const ENDING: Duration = Duration::from_millis(500);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A handle to the session. Clones share their state.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub struct SessionHandle {
     pub(super) stop: CancellationToken,
 }
 
-/// The result of asking.
+/// The result of a query.
 enum QueryResult {
     Answer(Acknowledged),
     /// The session broke before it answered.
@@ -62,17 +62,17 @@ impl SessionHandle {
         self.status.clone()
     }
 
-    /// This process was told to stop: leaves the node to its successor. Returns once the control plane has
+    /// This process is stopping: leaves the node to its successor. Returns once the control plane has
     /// acknowledged, or after a bounded time.
     pub async fn end(&self) {
         self.stop.cancel();
         let mut status = self.status.clone();
         let ended = status.wait_for(|now| matches!(now, SessionStatus::Off | SessionStatus::Ended));
-        let _ = tokio::time::timeout(ENDING * 2, ended).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT * 2, ended).await;
     }
 
     /// Waits, at most `max_wait`, until every client has acknowledged the removal of the instance. If no control plane
-    /// is connected, it answers at once with the reason. If the session moves to another replica, it asks that one.
+    /// is connected, it answers at once with the reason. If the session moves to another replica, the query goes to that one.
     pub async fn removal(
         &self,
         key: &InstanceKey,
@@ -83,7 +83,7 @@ impl SessionHandle {
         let mut status = self.status.clone();
         loop {
             let now = status.borrow_and_update().clone();
-            let patience = match now {
+            let wait_until = match now {
                 // This node is the whole mesh, and its own table has already changed.
                 SessionStatus::Off => {
                     return Acknowledged {
@@ -91,34 +91,34 @@ impl SessionHandle {
                         unacknowledged: Vec::new(),
                     };
                 }
-                SessionStatus::Connected(_) => match self.ask(key, version, until).await {
+                SessionStatus::Connected(_) => match self.query(key, version, until).await {
                     QueryResult::Answer(answer) => return answer,
                     QueryResult::Broke => until,
                 },
-                SessionStatus::Ended => return away("(this proxy is stopping)"),
+                SessionStatus::Ended => return unacknowledged("(this proxy is stopping)"),
                 SessionStatus::Superseded(_) => {
-                    return away("(another process has this node's name)");
+                    return unacknowledged("(another process has this node's name)");
                 }
                 SessionStatus::Connecting(_) => match *self.lost.borrow() {
-                    Some(lost) => until.min(lost + MOVING),
+                    Some(lost) => until.min(lost + MOVE_TIMEOUT),
                     None => Instant::now(),
                 },
             };
-            match timeout_at(patience.into(), status.changed()).await {
+            match timeout_at(wait_until.into(), status.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return away("(this proxy is stopping)"),
-                Err(_) => return away("(the control plane is not connected)"),
+                Ok(Err(_)) => return unacknowledged("(this proxy is stopping)"),
+                Err(_) => return unacknowledged("(the control plane is not connected)"),
             }
         }
     }
 
-    async fn ask(&self, key: &InstanceKey, version: u64, until: Instant) -> QueryResult {
+    async fn query(&self, key: &InstanceKey, version: u64, until: Instant) -> QueryResult {
         let (answer, answered) = oneshot::channel();
         let left = until.saturating_duration_since(Instant::now());
         let removal = Removal {
             key: key.clone(),
             version,
-            until: until - WAY.min(left / 2),
+            until: until - ROUND_TRIP.min(left / 2),
             answer,
         };
         if self.removals.try_send(removal).is_err() {
@@ -127,12 +127,14 @@ impl SessionHandle {
         match timeout_at(until.into(), answered).await {
             Ok(Ok(answer)) => QueryResult::Answer(answer),
             Ok(Err(_)) => QueryResult::Broke,
-            Err(_) => QueryResult::Answer(away("(the control plane did not answer in time)")),
+            Err(_) => {
+                QueryResult::Answer(unacknowledged("(the control plane did not answer in time)"))
+            }
         }
     }
 }
 
-fn away(why: &str) -> Acknowledged {
+fn unacknowledged(why: &str) -> Acknowledged {
     Acknowledged {
         acknowledged: false,
         unacknowledged: vec![why.to_owned()],
@@ -141,5 +143,5 @@ fn away(why: &str) -> Acknowledged {
 
 /// The answer when too many removals wait.
 pub(super) fn too_many() -> Acknowledged {
-    away("(too many removals wait already)")
+    unacknowledged("(too many removals wait already)")
 }

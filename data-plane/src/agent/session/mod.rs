@@ -1,6 +1,6 @@
 //! The node session: reports this node's instances to the control plane. Input: views of the instances. It sends the
 //! difference to what was acknowledged last, so nothing is lost or sent twice while the control plane is away. Output:
-//! answers about removals. It reconnects for ever, over several replicas. Instances of other nodes come by xDS, not
+//! answers about removals. It reconnects without limit, over several replicas. Instances of other nodes come by xDS, not
 //! here.
 
 mod handle;
@@ -30,12 +30,12 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::{error, info, warn};
 
-use super::{Agent, instance_table::Views, listeners::network_stack, removed::Causes};
+use super::{Agent, instance_table::Views, listeners::network_stack, removal_log::Causes};
 use crate::control_urls::{Rotation, dial};
 
 use handle::Removal;
 pub use handle::{Acknowledged, SessionHandle};
-use stream::{Open, Stream, span, words};
+use stream::{Open, Stream, cause_text, span};
 
 /// How this node presents itself.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub enum SessionStatus {
     Connected(String),
     /// Another process has taken this node's name; the control plane's message.
     Superseded(String),
-    /// This process was told to stop, and has left the node to its successor.
+    /// This process is stopping, and has left the node to its successor.
     Ended,
 }
 
@@ -93,7 +93,7 @@ enum End {
     Broken(String),
     /// Another living process has this node's name.
     Superseded(String),
-    /// This process was told to stop, and has reported it to the control plane.
+    /// This process is stopping, and has reported it to the control plane.
     Stopped,
 }
 
@@ -106,7 +106,7 @@ impl Session {
         urls: Vec<String>,
         revision: Arc<AtomicU64>,
     ) -> (Self, SessionHandle) {
-        let (ask, removals) = mpsc::channel(MAX_REMOVALS);
+        let (requests, removals) = mpsc::channel(MAX_REMOVALS);
         let first = if urls.is_empty() {
             SessionStatus::Off
         } else {
@@ -117,7 +117,7 @@ impl Session {
         let stop = CancellationToken::new();
         let handle = SessionHandle {
             stop: stop.clone(),
-            removals: ask,
+            removals: requests,
             status: status.subscribe(),
             lost: lost.subscribe(),
         };
@@ -143,7 +143,7 @@ impl Session {
         self.identity.advertise = advertise;
     }
 
-    /// Connects and serves, again and again, until it is told to end.
+    /// Connects and serves, again and again, until its process stops.
     pub async fn run(mut self) {
         self.connect_until_stopped().await;
         if self.stop.is_cancelled() {
@@ -271,7 +271,7 @@ impl Session {
             host: network_stack(),
             gone: gone
                 .into_iter()
-                .map(|(key, cause)| key.to_gone(words(cause)))
+                .map(|(key, cause)| key.to_gone(cause_text(cause)))
                 .collect(),
         }
     }
@@ -316,10 +316,10 @@ impl Session {
             .send_replace(SessionStatus::Connected(welcome.replica.clone()));
         let ttl = span(welcome.lease_ttl, Duration::from_secs(10));
         let beat = span(welcome.renew_interval, Duration::from_secs(3));
-        let patience = patience(ttl, beat);
+        let max_silence = max_silence(ttl, beat);
         let sent = views.keys().cloned().collect();
-        let mut stream = Stream::new(requests, responses, patience, version, views);
-        stream.judged(&self.agent, sent, &welcome.rejected);
+        let mut stream = Stream::new(requests, responses, max_silence, version, views);
+        stream.take_verdict(&self.agent, sent, &welcome.rejected);
         self.agent.session_open(true);
         if let Err(why) = stream.upload(&self.agent, &welcome.missing_schemas).await {
             return End::Broken(why);
@@ -381,6 +381,6 @@ impl Session {
 /// How long a replica may be silent. A replica that is cut off from the store or from this node stops renewing the
 /// lease without notice. Half the lease is left for moving to another replica, so that the node's instances never leave
 /// the mesh. Never less than one and a half beats, because each beat is answered.
-fn patience(ttl: Duration, beat: Duration) -> Duration {
+fn max_silence(ttl: Duration, beat: Duration) -> Duration {
     (ttl / 2).max(beat * 3 / 2)
 }

@@ -22,13 +22,13 @@ use tonic::Streaming;
 
 use super::{
     MAX_REMOVALS,
-    handle::{Acknowledged, ENDING, Removal, too_many},
+    handle::{Acknowledged, Removal, STOP_TIMEOUT, too_many},
 };
 use crate::agent::{
     Agent,
     instance_table::{ClaimOrder, Refusal, View, Views},
     key::InstanceKey,
-    removed::{Cause, Causes},
+    removal_log::{Cause, Causes},
     schema::MAX_SCHEMA_BYTES,
 };
 
@@ -54,7 +54,7 @@ pub(super) struct Stream {
     requests: mpsc::Sender<NodeMessage>,
     pub(super) responses: Streaming<ControlMessage>,
     /// How long the control plane may be silent.
-    patience: Duration,
+    max_silence: Duration,
     /// When it last sent a message.
     last_received: Instant,
     sequence: u64,
@@ -69,8 +69,8 @@ pub(super) struct Stream {
     /// with the next Hello.
     rejected: BTreeMap<InstanceKey, (LocalInstance, Refusal)>,
     pub(super) waiting: Vec<Removal>,
-    asked: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
-    asks: u64,
+    pending_removals: BTreeMap<u64, oneshot::Sender<Acknowledged>>,
+    removal_queries: u64,
 }
 
 impl Stream {
@@ -78,14 +78,14 @@ impl Stream {
     pub(super) fn new(
         requests: mpsc::Sender<NodeMessage>,
         responses: Streaming<ControlMessage>,
-        patience: Duration,
+        max_silence: Duration,
         version: u64,
         views: Views,
     ) -> Self {
         Self {
             requests,
             responses,
-            patience,
+            max_silence,
             last_received: Instant::now(),
             sequence: 0,
             beats: 0,
@@ -94,8 +94,8 @@ impl Stream {
             in_flight: None,
             rejected: BTreeMap::new(),
             waiting: Vec::new(),
-            asked: BTreeMap::new(),
-            asks: 0,
+            pending_removals: BTreeMap::new(),
+            removal_queries: 0,
         }
     }
 
@@ -130,25 +130,27 @@ impl Stream {
             .partition(|r| r.version <= acknowledged);
         self.waiting = waiting;
         for removal in ready {
-            self.ask(removal).await?;
+            self.query_removal(removal).await?;
         }
-        self.asked.retain(|_, answer| !answer.is_closed());
+        self.pending_removals
+            .retain(|_, answer| !answer.is_closed());
         Ok(())
     }
 
-    async fn ask(&mut self, removal: Removal) -> Result<(), String> {
-        if self.asked.len() >= MAX_REMOVALS {
+    async fn query_removal(&mut self, removal: Removal) -> Result<(), String> {
+        if self.pending_removals.len() >= MAX_REMOVALS {
             let _ = removal.answer.send(too_many());
             return Ok(());
         }
-        self.asks += 1;
+        self.removal_queries += 1;
         let left = removal.until.saturating_duration_since(Instant::now());
         let query = RemovalQuery {
-            id: self.asks,
+            id: self.removal_queries,
             instance: Some(removal.key.to_ref()),
             max_wait: prost_types::Duration::try_from(left).ok(),
         };
-        self.asked.insert(self.asks, removal.answer);
+        self.pending_removals
+            .insert(self.removal_queries, removal.answer);
         self.send(node_message::Message::RemovalQuery(query)).await
     }
 
@@ -167,12 +169,12 @@ impl Stream {
                     Some(ack::Of::Change(sequence)) => sequence >= change.sequence,
                     _ => false,
                 };
-                let mut judged = Vec::new();
+                let mut answered = Vec::new();
                 if let Some(change) = self.in_flight.take_if(is_of) {
                     self.acknowledged = change.version;
-                    judged = change.upserted;
+                    answered = change.upserted;
                 }
-                self.judged(agent, judged, &ack.rejected);
+                self.take_verdict(agent, answered, &ack.rejected);
                 ack.missing_schemas
             }
             Some(control_message::Message::RemovalAnswer(RemovalAnswer {
@@ -180,7 +182,7 @@ impl Stream {
                 acknowledged,
                 unacknowledged,
             })) => {
-                if let Some(answer) = self.asked.remove(&id) {
+                if let Some(answer) = self.pending_removals.remove(&id) {
                     let _ = answer.send(Acknowledged {
                         acknowledged,
                         unacknowledged,
@@ -192,9 +194,9 @@ impl Stream {
         }
     }
 
-    /// The control plane has judged these instances as they were sent: it accepts all except the rejected ones, and may
+    /// The control plane has decided on these instances as they were sent: it accepts all except the rejected ones, and may
     /// have accepted an earlier version of a rejected one.
-    pub(super) fn judged(
+    pub(super) fn take_verdict(
         &mut self,
         agent: &Agent,
         mut sent: Vec<InstanceKey>,
@@ -256,7 +258,7 @@ impl Stream {
         let left = self.sent.keys().filter(|key| !now.contains_key(*key));
         change.removed = left
             .map(|key| match gone.remove(key) {
-                Some(cause) => key.to_gone(words(cause)),
+                Some(cause) => key.to_gone(cause_text(cause)),
                 // More instances were removed than are remembered.
                 None => key.to_gone(
                     "the reason is no longer known: too many instances were removed".to_owned(),
@@ -268,10 +270,10 @@ impl Stream {
 
     /// The refusal of the same content.
     fn was_rejected(&self, key: &InstanceKey, view: &View) -> Option<&Refusal> {
-        let (judged, refusal) = self.rejected.get(key)?;
+        let (rejected, refusal) = self.rejected.get(key)?;
         // Health is compared only if it was the rejected field.
-        let field = if judged.health == 0 { "" } else { "health" };
-        (*judged == content(view, field)).then_some(refusal)
+        let field = if rejected.health == 0 { "" } else { "health" };
+        (*rejected == content(view, field)).then_some(refusal)
     }
 
     /// A new registration of what was rejected is not sent again, and is refused as before.
@@ -290,7 +292,7 @@ impl Stream {
 
     /// When the control plane counts as silent for too long: each beat is answered.
     pub(super) fn silent_at(&self) -> Instant {
-        self.last_received + self.patience
+        self.last_received + self.max_silence
     }
 
     pub(super) async fn beat(&mut self) -> Result<(), String> {
@@ -303,13 +305,13 @@ impl Stream {
 
     /// Reports that this process stops, and waits until the control plane has ended the session.
     pub(super) async fn stopping(&mut self) {
-        let last_words = async {
+        let report = async {
             let sent = self.send(node_message::Message::Stopping(Stopping {}));
             if sent.await.is_ok() {
                 while let Ok(Some(_)) = self.responses.message().await {}
             }
         };
-        let _ = timeout(ENDING, last_words).await;
+        let _ = timeout(STOP_TIMEOUT, report).await;
     }
 
     pub(super) async fn upload(&mut self, agent: &Agent, missing: &[String]) -> Result<(), String> {
@@ -332,7 +334,7 @@ impl Stream {
 
     async fn send(&self, message: node_message::Message) -> Result<(), String> {
         match timeout(
-            self.patience,
+            self.max_silence,
             self.requests.send(NodeMessage {
                 message: Some(message),
             }),
@@ -341,12 +343,12 @@ impl Stream {
         {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("it ended the session".into()),
-            Err(_) => Err(format!("it has read nothing for {:?}", self.patience)),
+            Err(_) => Err(format!("it has read nothing for {:?}", self.max_silence)),
         }
     }
 }
 
-/// The part of an instance that the control plane judges. Health is excluded, as it changes without a new registration,
+/// The part of an instance that the control plane decides on. Health is excluded, as it changes without a new registration,
 /// unless health itself was rejected.
 fn content(view: &View, field: &str) -> LocalInstance {
     let mut local = view.to_local();
@@ -359,8 +361,8 @@ fn content(view: &View, field: &str) -> LocalInstance {
     local
 }
 
-/// The cause as it is sent; empty if the instance asked to be removed.
-pub(super) fn words(cause: Option<Cause>) -> String {
+/// The cause as it is sent; empty if the instance deregistered.
+pub(super) fn cause_text(cause: Option<Cause>) -> String {
     cause.map(|cause| cause.to_string()).unwrap_or_default()
 }
 

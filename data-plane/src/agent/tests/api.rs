@@ -121,7 +121,7 @@ async fn without_beats_it_is_out_after_the_ttl() {
         crate::agent::instance_table::Views::is_empty,
     )
     .await;
-    assert_eq!(cause(&agent).unwrap(), "no beat for 60ms");
+    assert_eq!(cause(&agent).unwrap(), "no heartbeat for 60ms");
     // The message then says what to do.
     let beat = tokio_stream::once(KeepAliveRequest {
         registration: registered.registration.clone(),

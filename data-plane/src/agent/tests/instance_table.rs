@@ -10,7 +10,7 @@ use super::{checked, instance};
 use crate::agent::{
     instance_table::{InstanceTable, MAX_INSTANCES, Refused},
     key::InstanceKey,
-    removed::{Cause, Causes, RemovedInstances},
+    removal_log::{Cause, Causes, RemovalLog},
 };
 
 const TTL: Duration = Duration::from_secs(15);
@@ -140,7 +140,7 @@ fn a_file_and_a_registration_do_not_fight() {
         .register(one("own", "127.0.0.1:1"), &name("r1"), now)
         .unwrap();
     let refused = table.set_file(file, vec![(one("own", "127.0.0.1:2"), name("f1"))], now);
-    assert!(matches!(refused, Err(Refused::HeldByRegistration { .. })));
+    assert!(matches!(refused, Err(Refused::OwnedByRegistration { .. })));
     table
         .set_file(file, vec![(one("e1", "127.0.0.1:2"), name("f2"))], now)
         .unwrap();
@@ -153,7 +153,7 @@ fn a_file_and_a_registration_do_not_fight() {
         vec![(one("e1", "127.0.0.1:2"), name("f3"))],
         now,
     );
-    assert!(matches!(other, Err(Refused::HeldByFile { .. })));
+    assert!(matches!(other, Err(Refused::OwnedByFile { .. })));
 
     // Unchanged content changes nothing; instances of files are not saved and do not expire.
     let version = table.version();
@@ -234,7 +234,7 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
     table.deregister("asks", None);
     let stream = table.stream_opened("broke", now).unwrap();
     table.stream_closed("broke", stream, Cause::StreamBroke);
-    // It has asked to be removed, so the way its stream ends does not matter.
+    // It has deregistered, so the way its stream ends does not matter.
     let stream = table.stream_opened("leaves", now).unwrap();
     table.drain("leaves", None, now, Duration::ZERO).unwrap();
     table.stream_closed("leaves", stream, Cause::StreamBroke);
@@ -262,7 +262,7 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
         ("edited", None),
         ("file", Some("its services file /s/a.yaml is gone")),
         ("leaves", None),
-        ("silent", Some("no beat for 15s")),
+        ("silent", Some("no heartbeat for 15s")),
         ("taken", Some("its process ended")),
     ];
     let expected = expected.map(|(id, cause)| (id.to_owned(), cause.map(str::to_owned)));
@@ -281,20 +281,20 @@ fn why_an_instance_went_is_remembered_until_the_control_plane_knows() {
 
 #[test]
 fn no_more_is_remembered_than_a_node_can_have() {
-    let mut gone = RemovedInstances::default();
+    let mut log = RemovalLog::default();
     for change in 1..=MAX_INSTANCES as u64 + 5 {
-        gone.went(key("echo", &format!("e{change}")), None, change);
+        log.record(key("echo", &format!("e{change}")), None, change);
     }
-    let causes = gone.causes();
+    let causes = log.causes();
     assert_eq!(causes.len(), MAX_INSTANCES);
     assert!(!causes.contains_key(&key("echo", "e5")) && causes.contains_key(&key("echo", "e6")));
-    gone.is_back(&key("echo", "e6"));
-    gone.known(MAX_INSTANCES as u64);
-    assert_eq!(gone.causes().len(), 5);
+    log.forget(&key("echo", "e6"));
+    log.acknowledge(MAX_INSTANCES as u64);
+    assert_eq!(log.causes().len(), 5);
 }
 
 #[test]
-fn one_that_takes_the_place_of_a_living_one_is_known_to() {
+fn one_that_replaces_a_running_one_is_known_to() {
     let now = Instant::now();
     let mut table = InstanceTable::new(TTL);
     let mut register = |port: u16, registration: &str| {

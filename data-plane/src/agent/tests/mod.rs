@@ -3,7 +3,7 @@
 mod api;
 mod instance_table;
 mod files;
-mod learn;
+mod reflection;
 mod saved;
 mod session;
 mod validate;

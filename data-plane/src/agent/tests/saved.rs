@@ -7,7 +7,7 @@ use super::{instance, until};
 use crate::{
     agent::{
         Agent,
-        removed::Cause,
+        removal_log::Cause,
         saved,
         validate::{Origin, check},
     },

@@ -298,11 +298,11 @@ fn what_is_served_is_listed_or_named_or_else_the_given_set() {
             named: names(named),
             schema: given.then(|| schema.clone()),
         };
-        let learned = listed.map(|listed| Reflected {
+        let reflected = listed.map(|listed| Reflected {
             names: names(listed),
             schema: Some(schema.clone()),
         });
-        let protos = Served::of(&given, learned.as_ref()).protos;
+        let protos = Served::of(&given, reflected.as_ref()).protos;
         let served = protos.into_iter();
         served
             .map(|p| (p.name, p.idempotent_methods.len()))
@@ -397,19 +397,19 @@ fn equal_files_have_an_equal_hash_in_whatever_order_they_came() {
     let raw: std::collections::BTreeMap<String, Bytes> = files(&set)
         .unwrap()
         .into_iter()
-        .map(|f| (f.outline.name.clone(), f.bytes))
+        .map(|f| (f.index.name.clone(), f.bytes))
         .collect();
     let made = Schema::from_files(&raw).unwrap();
     let order: Vec<_> = files(&made.bytes)
         .unwrap()
         .iter()
-        .map(|f| f.outline.name.clone())
+        .map(|f| f.index.name.clone())
         .collect();
     assert_eq!(order.len(), raw.len());
     for file in files(&made.bytes).unwrap() {
-        assert_eq!(raw[&file.outline.name], file.bytes, "kept byte for byte");
-        let at = order.iter().position(|n| *n == file.outline.name).unwrap();
-        for import in &file.outline.imports {
+        assert_eq!(raw[&file.index.name], file.bytes, "kept byte for byte");
+        let at = order.iter().position(|n| *n == file.index.name).unwrap();
+        for import in &file.index.imports {
             assert!(
                 order.iter().position(|n| n == import).unwrap() < at,
                 "{import} stands after its user"

@@ -104,13 +104,13 @@ async fn what_http_answers_are_taken_for() {
         (b"HTTP/1.1 200 OK\r\nserver: slow", "no answer within 800ms"),
         (b"", "no answer within 800ms"),
     ] {
-        let finding = probe(saying(answer).await, http()).ask().await;
+        let finding = probe(saying(answer).await, http()).run().await;
         match words {
             "" => assert_eq!(finding, Finding::Passed, "{answer:?}"),
             words => assert!(finding.reason().contains(words), "{answer:?}: {finding:?}"),
         }
     }
-    let finding = probe(free_address().await, http()).ask().await;
+    let finding = probe(free_address().await, http()).run().await;
     assert!(finding.reason().contains("refused"), "{finding:?}");
 }
 
@@ -130,15 +130,15 @@ async fn what_grpc_answers_are_taken_for() {
     reporter
         .set_service_status("lost", ServingStatus::Unknown)
         .await;
-    assert_eq!(probe(addr, of(Kind::Grpc)).ask().await, Finding::Passed);
+    assert_eq!(probe(addr, of(Kind::Grpc)).run().await, Finding::Passed);
     for (name, word) in [("down", "NOT_SERVING"), ("lost", "UNKNOWN")] {
-        let finding = probe(addr, named(name)).ask().await;
+        let finding = probe(addr, named(name)).run().await;
         assert!(
             matches!(&finding, Finding::Declined(why) if why.contains(word)),
             "{finding:?}"
         );
     }
-    let finding = probe(addr, named("nobody")).ask().await;
+    let finding = probe(addr, named("nobody")).run().await;
     let known = "does not know \"nobody\"";
     assert!(
         matches!(&finding, Finding::Failed(why) if why.contains(known)),
@@ -157,7 +157,7 @@ async fn what_grpc_answers_are_taken_for() {
         (saying(b"").await, "no answer within 800ms"),
         (free_address().await, "refused"),
     ] {
-        let finding = probe(addr, of(Kind::Grpc)).ask().await;
+        let finding = probe(addr, of(Kind::Grpc)).run().await;
         assert!(finding.reason().contains(word), "{word}: {finding:?}");
     }
 }
@@ -187,7 +187,7 @@ async fn a_connection_that_was_closed_between_two_checks_is_no_failure() {
     let first =
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let mut probe = probe(addr, of(Kind::Grpc));
-    assert_eq!(probe.ask().await, Finding::Passed);
+    assert_eq!(probe.run().await, Finding::Passed);
     // The process is replaced by another one on the same port.
     stop.cancel();
     soon("the first server's end", first)
@@ -197,7 +197,7 @@ async fn a_connection_that_was_closed_between_two_checks_is_no_failure() {
     let listener = TcpListener::bind(addr).await.unwrap();
     let server = tonic::transport::Server::builder().add_service(health);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    assert_eq!(probe.ask().await, Finding::Passed);
+    assert_eq!(probe.run().await, Finding::Passed);
 }
 
 #[tokio::test]

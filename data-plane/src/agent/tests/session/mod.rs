@@ -24,7 +24,7 @@ use super::{checked, instance, listener, soon, until};
 use crate::agent::{
     Agent,
     instance_table::{Refused, Views},
-    removed::Cause,
+    removal_log::Cause,
     session::{Identity, Session, SessionHandle, SessionStatus},
     validate::{Origin, check},
 };

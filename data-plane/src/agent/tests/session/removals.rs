@@ -38,9 +38,9 @@ async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
 }
 
 /// Ids and causes.
-fn told(gone: &[GoneInstance]) -> Vec<(&str, &str)> {
-    let told = gone.iter().map(|one| (one.id.as_str(), one.cause.as_str()));
-    told.collect()
+fn causes(gone: &[GoneInstance]) -> Vec<(&str, &str)> {
+    let causes = gone.iter().map(|one| (one.id.as_str(), one.cause.as_str()));
+    causes.collect()
 }
 
 #[tokio::test]
@@ -56,20 +56,20 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
         agent.stream_closed(registration, stream, Cause::StreamBroke);
     };
     let all = ["e1", "e2", "e3", "e4", "e5"].map(register);
-    // The control plane was never told of this one.
+    // The control plane never knew of this one.
     breaks(&register("e0"));
     let (_, mut visits, mut visit) = opened(&agent).await;
     let hello = visit.hello().await;
-    assert_eq!(told(&hello.gone), [("e0", BROKE)]);
+    assert_eq!(causes(&hello.gone), [("e0", BROKE)]);
     visit.welcome(1, &[]).await;
 
     breaks(&all[0]);
     let change = next_change(&mut visit).await;
-    assert_eq!(told(&change.removed), [("e1", BROKE)]);
+    assert_eq!(causes(&change.removed), [("e1", BROKE)]);
     agent.deregister(&all[1]).unwrap();
     visit.acknowledge(1).await;
     let change = next_change(&mut visit).await;
-    assert_eq!(told(&change.removed), [("e2", "")]);
+    assert_eq!(causes(&change.removed), [("e2", "")]);
     // This change is not acknowledged, and more happens before the next session.
     breaks(&all[2]);
     agent.deregister(&all[3]).unwrap();
@@ -77,7 +77,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     let mut visit = soon("a second session", visits.recv()).await.unwrap();
     let hello = visit.hello().await;
     assert_eq!(ids(&hello), ["e5"]);
-    assert_eq!(told(&hello.gone), [("e2", ""), ("e3", BROKE), ("e4", "")]);
+    assert_eq!(causes(&hello.gone), [("e2", ""), ("e3", BROKE), ("e4", "")]);
     // No Welcome yet, so they are sent once more. After Welcome they are known.
     drop(visit);
     let mut visit = soon("a third session", visits.recv()).await.unwrap();
@@ -85,7 +85,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     visit.welcome(1, &[]).await;
     breaks(&all[4]);
     let change = next_change(&mut visit).await;
-    assert_eq!(told(&change.removed), [("e5", BROKE)]);
+    assert_eq!(causes(&change.removed), [("e5", BROKE)]);
     visit.acknowledge(1).await;
     register("e6");
     assert!(matches!(
@@ -94,7 +94,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
     ));
     drop(visit);
     let mut visit = soon("a fourth session", visits.recv()).await.unwrap();
-    assert_eq!(told(&visit.hello().await.gone), []);
+    assert_eq!(causes(&visit.hello().await.gone), []);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
     .unwrap();
 
     let (key, version) = agent.deregister(&registration).unwrap();
-    let asked = tokio::spawn({
+    let removal = tokio::spawn({
         let (handle, key) = (handle.clone(), key.clone());
         async move { handle.removal(&key, version, Duration::from_secs(5)).await }
     });
@@ -134,14 +134,14 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
     visit
         .say(control_message::Message::RemovalAnswer(answer))
         .await;
-    let answer = soon("the answer", asked).await.unwrap();
+    let answer = soon("the answer", removal).await.unwrap();
     assert_eq!(
         (answer.acknowledged, answer.unacknowledged),
         (false, vec!["slow".to_owned()])
     );
 
-    // The session breaks while a query waits: the next one is asked again.
-    let asked = tokio::spawn({
+    // The session breaks while a query waits: the query is sent again to the next one.
+    let removal = tokio::spawn({
         let (handle, key) = (handle.clone(), key.clone());
         async move { handle.removal(&key, version, Duration::from_secs(5)).await }
     });
@@ -164,7 +164,7 @@ async fn a_removal_is_asked_after_only_once_it_is_durable() {
     visit
         .say(control_message::Message::RemovalAnswer(answer))
         .await;
-    assert!(soon("the answer", asked).await.unwrap().acknowledged);
+    assert!(soon("the answer", removal).await.unwrap().acknowledged);
 
     // The control plane stops: the wait is bounded, and the answer says so.
     drop(visit);

@@ -1,4 +1,4 @@
-//! Instances that were removed, and why, until the control plane knows. Input: removals with the number of their
+//! The log of removed instances, each with the cause, until the control plane knows of them. Input: removals with the number of their
 //! change. Output: the removals that are still to be reported. The instance table does the removing.
 
 use std::{
@@ -15,12 +15,12 @@ const MAX_GONE: usize = MAX_INSTANCES;
 /// The longest cause that is taken from a caller, in characters.
 const MAX_CAUSE: usize = 200;
 
-/// Why an instance was removed that did not ask for it.
+/// Why an instance was removed that did not deregister.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Its process died, or the connection to it broke.
     StreamBroke,
-    /// There was no beat for this long.
+    /// There was no heartbeat for this long.
     NoBeat(Duration),
     /// It was known when the agent's last process stopped, and did not register again within this time.
     NotBack(Duration),
@@ -29,7 +29,7 @@ pub enum Cause {
     /// Its address is that of one of the proxy's own listeners.
     OwnListener(&'static str),
     /// The cause that the caller gave.
-    Said(String),
+    Given(String),
 }
 
 impl Cause {
@@ -38,7 +38,7 @@ impl Cause {
     pub fn from_text(text: &str) -> Option<Self> {
         let printable = text.chars().filter(|c| !c.is_control());
         let text: String = printable.take(MAX_CAUSE).collect();
-        (!text.is_empty()).then_some(Self::Said(text))
+        (!text.is_empty()).then_some(Self::Given(text))
     }
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::StreamBroke => f.write_str("its keep-alive stream broke"),
-            Self::NoBeat(ttl) => write!(f, "no beat for {ttl:?}"),
+            Self::NoBeat(ttl) => write!(f, "no heartbeat for {ttl:?}"),
             Self::NotBack(ttl) => {
                 write!(
                     f,
@@ -57,25 +57,25 @@ impl fmt::Display for Cause {
             Self::OwnListener(name) => {
                 write!(f, "its address is a listener of this proxy ({name})")
             }
-            Self::Said(text) => f.write_str(text),
+            Self::Given(text) => f.write_str(text),
         }
     }
 }
 
-/// The removed instances and why; `None`: the instance asked for it.
+/// The removed instances and why; `None`: the instance deregistered.
 pub type Causes = BTreeMap<InstanceKey, Option<Cause>>;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
-pub struct RemovedInstances {
+pub struct RemovalLog {
     by_change: BTreeMap<u64, (InstanceKey, Option<Cause>)>,
     changes: HashMap<InstanceKey, u64>,
 }
 
-impl RemovedInstances {
+impl RemovalLog {
     /// Records a removal under the version of its change; each change removes one instance.
-    pub fn went(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
-        self.is_back(&key);
+    pub fn record(&mut self, key: InstanceKey, cause: Option<Cause>, change: u64) {
+        self.forget(&key);
         self.changes.insert(key.clone(), change);
         self.by_change.insert(change, (key, cause));
         while self.by_change.len() > MAX_GONE {
@@ -85,14 +85,14 @@ impl RemovedInstances {
         }
     }
 
-    pub fn is_back(&mut self, key: &InstanceKey) {
+    pub fn forget(&mut self, key: &InstanceKey) {
         if let Some(change) = self.changes.remove(key) {
             self.by_change.remove(&change);
         }
     }
 
     /// The control plane knows of everything up to this version: forgets it.
-    pub fn known(&mut self, change: u64) {
+    pub fn acknowledge(&mut self, change: u64) {
         while let Some(first) = self.by_change.first_entry()
             && *first.key() <= change
         {

@@ -1,4 +1,4 @@
-//! Reads the outline of a descriptor file: its names, imports, services and extensions. Input: the bytes of a
+//! Indexes a descriptor file: its names, imports, services and extensions. Input: the bytes of a
 //! serialized FileDescriptorProto. Output: names, one after the other. The file is not decoded: it comes from outside,
 //! and decoded it takes up to sixty times its bytes. Options and fields are skipped.
 
@@ -11,7 +11,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_NAME: usize = 1024;
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum OutlineError {
+pub enum DescriptorError {
     #[error("{0}")]
     Wire(#[from] WireError),
     #[error("a name is not UTF-8")]
@@ -61,7 +61,7 @@ impl<F: FnMut(Item<'_>) -> bool> Reader for F {
 ///
 /// # Errors
 /// It is not one, it exceeds a bound, or the reader stopped.
-pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
+pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), DescriptorError> {
     // The package is needed for every name, but fields may come in any order: read it in a first pass.
     let (mut name, mut package) = ("", "");
     for field in values(file) {
@@ -72,7 +72,7 @@ pub fn read(file: &[u8], reader: &mut dyn Reader) -> Result<(), OutlineError> {
         }
     }
     if name.is_empty() {
-        return Err(OutlineError::NoName);
+        return Err(DescriptorError::NoName);
     }
     let mut walk = Walk {
         reader,
@@ -89,7 +89,7 @@ struct Walk<'r> {
 }
 
 impl Walk<'_> {
-    fn emit(&mut self, item: Item<'_>) -> Result<(), OutlineError> {
+    fn emit(&mut self, item: Item<'_>) -> Result<(), DescriptorError> {
         continue_if(self.reader.take(item))
     }
 
@@ -97,11 +97,11 @@ impl Walk<'_> {
     fn inside(
         &mut self,
         name: &str,
-        read: impl FnOnce(&mut Self) -> Result<(), OutlineError>,
-    ) -> Result<(), OutlineError> {
+        read: impl FnOnce(&mut Self) -> Result<(), DescriptorError>,
+    ) -> Result<(), DescriptorError> {
         let outer = self.scope.len();
         if outer + 1 + name.len() > MAX_NAME {
-            return Err(OutlineError::LongName);
+            return Err(DescriptorError::LongName);
         }
         if outer > 0 && !name.is_empty() {
             self.scope.push('.');
@@ -112,7 +112,7 @@ impl Walk<'_> {
         done
     }
 
-    fn file(&mut self, file: &[u8]) -> Result<(), OutlineError> {
+    fn file(&mut self, file: &[u8]) -> Result<(), DescriptorError> {
         for field in values(file) {
             match field? {
                 (3, Value::Bytes(it)) => self.emit(Item::Import(utf8(it)?))?,
@@ -126,9 +126,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn message(&mut self, message: &[u8], depth: usize) -> Result<(), OutlineError> {
+    fn message(&mut self, message: &[u8], depth: usize) -> Result<(), DescriptorError> {
         if depth > MAX_DEPTH {
-            return Err(OutlineError::TooDeep);
+            return Err(DescriptorError::TooDeep);
         }
         self.inside(text(message, 1)?, |walk| {
             walk.emit_scope(|scope| Item::Type(scope))?;
@@ -144,13 +144,13 @@ impl Walk<'_> {
         })
     }
 
-    fn enumeration(&mut self, it: &[u8]) -> Result<(), OutlineError> {
+    fn enumeration(&mut self, it: &[u8]) -> Result<(), DescriptorError> {
         self.inside(text(it, 1)?, |walk| {
             walk.emit_scope(|scope| Item::Type(scope))
         })
     }
 
-    fn service(&mut self, service: &[u8]) -> Result<(), OutlineError> {
+    fn service(&mut self, service: &[u8]) -> Result<(), DescriptorError> {
         self.inside(text(service, 1)?, |walk| {
             walk.emit_scope(|scope| Item::Service(scope))?;
             for field in values(service) {
@@ -164,10 +164,10 @@ impl Walk<'_> {
         })
     }
 
-    fn extension(&mut self, it: &[u8]) -> Result<(), OutlineError> {
+    fn extension(&mut self, it: &[u8]) -> Result<(), DescriptorError> {
         let extended = text(it, 2)?.trim_start_matches('.');
         if extended.len() > MAX_NAME {
-            return Err(OutlineError::LongName);
+            return Err(DescriptorError::LongName);
         }
         let number = i32::try_from(number(it, 3)?).unwrap_or_default();
         self.inside(text(it, 1)?, |walk| {
@@ -184,20 +184,20 @@ impl Walk<'_> {
     fn emit_scope(
         &mut self,
         item: impl for<'s> FnOnce(&'s str) -> Item<'s>,
-    ) -> Result<(), OutlineError> {
+    ) -> Result<(), DescriptorError> {
         continue_if(self.reader.take(item(&self.scope)))
     }
 }
 
-fn continue_if(wanted: bool) -> Result<(), OutlineError> {
+fn continue_if(wanted: bool) -> Result<(), DescriptorError> {
     match wanted {
         true => Ok(()),
-        false => Err(OutlineError::Stopped),
+        false => Err(DescriptorError::Stopped),
     }
 }
 
 /// `MethodDescriptorProto.options.idempotency_level` is NO_SIDE_EFFECTS or IDEMPOTENT.
-fn is_idempotent(method: &[u8]) -> Result<bool, OutlineError> {
+fn is_idempotent(method: &[u8]) -> Result<bool, DescriptorError> {
     let mut level = 0;
     for field in values(method) {
         if let (4, Value::Bytes(options)) = field? {
@@ -208,7 +208,7 @@ fn is_idempotent(method: &[u8]) -> Result<bool, OutlineError> {
 }
 
 /// The value of a text field; empty if it is missing.
-fn text(message: &[u8], number: u32) -> Result<&str, OutlineError> {
+fn text(message: &[u8], number: u32) -> Result<&str, DescriptorError> {
     let mut found = "";
     for field in values(message) {
         if let (at, Value::Bytes(it)) = field?
@@ -220,7 +220,7 @@ fn text(message: &[u8], number: u32) -> Result<&str, OutlineError> {
     Ok(found)
 }
 
-fn number(message: &[u8], number: u32) -> Result<u64, OutlineError> {
+fn number(message: &[u8], number: u32) -> Result<u64, DescriptorError> {
     let mut found = 0;
     for field in values(message) {
         if let (at, Value::Varint(it)) = field?
@@ -232,6 +232,6 @@ fn number(message: &[u8], number: u32) -> Result<u64, OutlineError> {
     Ok(found)
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, OutlineError> {
-    std::str::from_utf8(bytes).map_err(|_| OutlineError::NotUtf8)
+fn utf8(bytes: &[u8]) -> Result<&str, DescriptorError> {
+    std::str::from_utf8(bytes).map_err(|_| DescriptorError::NotUtf8)
 }

@@ -42,12 +42,12 @@ async fn reflecting(version: Version) -> SocketAddr {
 async fn descriptors_are_learned_by_both_versions_of_reflection() {
     for version in [Version::V1, Version::V1Alpha] {
         let addr = reflecting(version).await;
-        let report = reflect::ask(&addr.to_string(), &|_| {}).await.unwrap();
+        let report = reflect::query(&addr.to_string(), &|_| {}).await.unwrap();
         let schema = report.reflected.schema.unwrap();
         let given = files(&Bytes::from_static(heddle_proto::DESCRIPTOR_SET)).unwrap();
         for file in files(&schema.bytes).unwrap() {
-            let name = &file.outline.name;
-            let original = given.iter().find(|f| &f.outline.name == name);
+            let name = &file.index.name;
+            let original = given.iter().find(|f| &f.index.name == name);
             // The server's own reflection files are included; Heddle's are unchanged byte for byte.
             if let Some(original) = original {
                 assert_eq!(original.bytes, file.bytes, "{name}");
@@ -76,12 +76,12 @@ async fn a_server_without_reflection_is_told_apart_from_one_that_is_not_there() 
     let server = tonic::transport::Server::builder().add_service(health);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     assert!(matches!(
-        reflect::ask(&addr.to_string(), &|_| {}).await,
+        reflect::query(&addr.to_string(), &|_| {}).await,
         Err(ReflectError::NoReflection)
     ));
     let nobody = free_address().await;
     assert!(matches!(
-        reflect::ask(&nobody.to_string(), &|_| {}).await,
+        reflect::query(&nobody.to_string(), &|_| {}).await,
         Err(ReflectError::Unreachable(_))
     ));
 }
@@ -152,7 +152,7 @@ async fn an_address_that_refuses_is_out_at_once_and_back_when_it_accepts() {
     assert_eq!(
         health(&agent),
         Health::Unhealthy,
-        "out before anything else is asked"
+        "out before anything else is requested"
     );
     let back = tokio::net::TcpListener::bind(address).await.unwrap();
     until(&agent, "back", |views| {

@@ -1,4 +1,4 @@
-//! Asks an instance once by gRPC server reflection, v1 and then v1alpha: for the names of its services, then for their
+//! Queries an instance once by gRPC server reflection, v1 and then v1alpha: for the names of its services, then for their
 //! files and imports. Input: an address. Output: names and raw files. Each request, and all of them together, are
 //! bounded in time, size and number. Nothing is remembered for the next time.
 
@@ -27,20 +27,20 @@ use tonic_reflection::pb::v1::{
     server_reflection_response::MessageResponse,
 };
 
-use super::{IN_ALL, MAX_FILES, QUESTION, ReflectError};
+use super::{MAX_FILES, REQUEST_TIMEOUT, ROUND_TIMEOUT, ReflectError};
 use crate::agent::{
     schema::{Cost, MAX_SCHEMA_BYTES, Schema, is_infrastructure},
     served::Reflected,
 };
 
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// If the descriptors take longer than this, the names are reported first, so that calls find the service meanwhile.
-const SOON: Duration = Duration::from_millis(500);
+const DESCRIPTORS_DUE: Duration = Duration::from_millis(500);
 /// Some servers end the stream instead of answering that they do not know a symbol: at most this many new streams are
 /// opened.
 const MAX_REOPENED: usize = 16;
 /// The longest text of the instance in a reason, in characters.
-const MAX_WORDS: usize = 100;
+const MAX_TEXT: usize = 100;
 
 /// The two names of one protocol; their messages are equal on the wire.
 const VERSIONS: [&str; 2] = [
@@ -56,22 +56,22 @@ pub struct ReflectionReport {
     pub lacking: Option<ReflectError>,
 }
 
-/// Asks once. `listed` gets the names first if the descriptors take long.
+/// Queries once. `listed` gets the names first if the descriptors take long.
 ///
 /// # Errors
 /// It listed no services at all.
-pub async fn ask(
+pub async fn query(
     address: &str,
     listed: &(dyn Fn(&[String]) + Send + Sync),
 ) -> Result<ReflectionReport, ReflectError> {
-    let until = Instant::now() + IN_ALL;
+    let until = Instant::now() + ROUND_TIMEOUT;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| ReflectError::Unreachable(error.to_string()))?
-        .connect_timeout(CONNECT);
-    let channel = timeout(CONNECT, endpoint.connect())
+        .connect_timeout(CONNECT_TIMEOUT);
+    let channel = timeout(CONNECT_TIMEOUT, endpoint.connect())
         .await
         .map_err(|_| ReflectError::Unreachable("no connection in time".to_owned()))?
-        .map_err(|error| ReflectError::Unreachable(words(&root_cause(&error))))?;
+        .map_err(|error| ReflectError::Unreachable(printable(&root_cause(&error))))?;
     let mut outcome = Err(ReflectError::NoReflection);
     for path in VERSIONS {
         outcome = list(channel.clone(), path).await;
@@ -89,7 +89,7 @@ pub async fn ask(
     }
     let (schema, lacking) = {
         let mut describing = std::pin::pin!(session.describe(&names, until));
-        match timeout(SOON, &mut describing).await {
+        match timeout(DESCRIPTORS_DUE, &mut describing).await {
             Ok(described) => described,
             Err(_) => {
                 listed(&names);
@@ -122,8 +122,8 @@ async fn list(
         path,
         stream: None,
     };
-    let question = MessageRequest::ListServices("*".into());
-    let answer = timeout(QUESTION, session.question(question)).await;
+    let request = MessageRequest::ListServices("*".into());
+    let answer = timeout(REQUEST_TIMEOUT, session.exchange(request)).await;
     match answer.map_err(|_| ReflectError::Silent)?? {
         MessageResponse::ListServicesResponse(list) => {
             let names = list.service.into_iter().map(|service| service.name);
@@ -134,7 +134,7 @@ async fn list(
             Err(from_status(tonic::Status::new(code, error.error_message)))
         }
         _ => Err(ReflectError::Protocol(
-            "an answer to another question".into(),
+            "an answer to another request".into(),
         )),
     }
 }
@@ -145,14 +145,14 @@ struct Files {
     raw: BTreeMap<String, Bytes>,
     imports: BTreeMap<String, Vec<String>>,
     missing: BTreeSet<String>,
-    asked: BTreeSet<String>,
+    requested: BTreeSet<String>,
     bytes: usize,
     cost: Cost,
 }
 
 impl Files {
     fn add(&mut self, bytes: Bytes) -> Result<(), ReflectError> {
-        let file = self.cost.outline(&bytes)?;
+        let file = self.cost.index(&bytes)?;
         self.missing.remove(&file.name);
         if self.raw.contains_key(&file.name) {
             return Ok(());
@@ -164,7 +164,7 @@ impl Files {
         self.raw.insert(file.name.clone(), bytes);
         for import in &file.imports {
             // Requested only once: a server may lack it, or return it under another name.
-            if !self.raw.contains_key(import) && self.asked.insert(import.clone()) {
+            if !self.raw.contains_key(import) && self.requested.insert(import.clone()) {
                 self.missing.insert(import.clone());
             }
         }
@@ -241,7 +241,7 @@ impl ReflectionClient {
         let mut reopened = 0;
         let mut names = names.iter();
         loop {
-            let (question, what) = if let Some(name) = names.next() {
+            let (request, what) = if let Some(name) = names.next() {
                 (
                     MessageRequest::FileContainingSymbol(name.clone()),
                     name.clone(),
@@ -251,8 +251,8 @@ impl ReflectionClient {
             } else {
                 return Ok(());
             };
-            let each = Instant::now() + QUESTION;
-            let answer = match timeout_at(each.min(until), self.question(question)).await {
+            let each = Instant::now() + REQUEST_TIMEOUT;
+            let answer = match timeout_at(each.min(until), self.exchange(request)).await {
                 Err(_) if until <= each => return Err(ReflectError::Slow),
                 Err(_) => return Err(ReflectError::Silent),
                 Ok(answer) => answer,
@@ -268,7 +268,7 @@ impl ReflectionClient {
                 }
                 Ok(_) => {
                     return Err(ReflectError::Protocol(
-                        "an answer to another question".into(),
+                        "an answer to another request".into(),
                     ));
                 }
                 // Some servers end the stream instead of answering that they do not have it.
@@ -284,10 +284,10 @@ impl ReflectionClient {
     }
 
     /// One request and its answer. After an error the next request opens a new stream.
-    async fn question(&mut self, asked: MessageRequest) -> Result<MessageResponse, ReflectError> {
+    async fn exchange(&mut self, request: MessageRequest) -> Result<MessageResponse, ReflectError> {
         let request = ServerReflectionRequest {
             host: String::new(),
-            message_request: Some(asked),
+            message_request: Some(request),
         };
         let mut stream = match self.stream.take() {
             Some(stream) => {
@@ -314,7 +314,7 @@ impl ReflectionClient {
         client
             .ready()
             .await
-            .map_err(|error| ReflectError::Unreachable(words(&root_cause(&error))))?;
+            .map_err(|error| ReflectError::Unreachable(printable(&root_cause(&error))))?;
         let codec: ProstCodec<ServerReflectionRequest, ServerReflectionResponse> =
             ProstCodec::default();
         let streaming = tonic::Request::new(ReceiverStream::new(stream));
@@ -332,7 +332,7 @@ impl ReflectionClient {
 
 fn from_status(status: tonic::Status) -> ReflectError {
     if std::error::Error::source(&status).is_some() || status.code() == Code::Unavailable {
-        return ReflectError::Unreachable(words(&status_text(&status)));
+        return ReflectError::Unreachable(printable(&status_text(&status)));
     }
     match status.code() {
         Code::Unimplemented => ReflectError::NoReflection,
@@ -342,7 +342,7 @@ fn from_status(status: tonic::Status) -> ReflectError {
 }
 
 /// Text of the instance, bounded and in one line.
-fn words(text: &str) -> String {
+fn printable(text: &str) -> String {
     let one = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().take(MAX_WORDS).map(one).collect()
+    text.chars().take(MAX_TEXT).map(one).collect()
 }

@@ -1,5 +1,5 @@
 //! Stores what reflection reports about an instance in the instance table, and logs what is new: new descriptors, and a
-//! new reason why something is missing. `reflect` does the asking.
+//! new reason why something is missing. `reflect` sends the queries.
 
 use tracing::{debug, info};
 
@@ -12,20 +12,20 @@ use super::{
 
 impl Agent {
     pub(super) fn listed(&self, joined: &Joined, names: &[String]) {
-        self.learn(joined, |table| {
+        self.record(joined, |table| {
             table.listed(&joined.key, &joined.registration, names)
         });
     }
 
     pub(super) fn report(&self, joined: &Joined, report: ReflectionReport) {
-        self.learn(joined, |table| {
+        self.record(joined, |table| {
             table.report(&joined.key, &joined.registration, report)
         });
     }
 
     pub(super) fn report_failed(&self, joined: &Joined, why: ReflectError) {
         if let ReflectError::Status(status) = &why {
-            debug!(instance = %joined.key, "its reflection says: {}", status.message());
+            debug!(instance = %joined.key, "its reflection answered: {}", status.message());
         }
         let starting = !why.is_answer();
         let reason = self.reason_after(joined, |table| {
@@ -40,7 +40,7 @@ impl Agent {
     }
 
     /// Logs a new reason and new descriptors.
-    fn learn(&self, joined: &Joined, f: impl FnOnce(&mut InstanceTable) -> bool) {
+    fn record(&self, joined: &Joined, f: impl FnOnce(&mut InstanceTable) -> bool) {
         let hash = || {
             let view = self.view(&joined.key)?;
             view.schema.as_ref().map(|schema| schema.sha256.clone())
@@ -74,10 +74,10 @@ impl Agent {
         })
     }
 
-    /// Asks the instance again what it serves: its process may have been replaced since.
-    pub(super) fn ask_again(&self, registration: &str) {
+    /// Queries the reflection of the instance again: its process may have been replaced since.
+    pub(super) fn reflect_again(&self, registration: &str) {
         if let Some(tasks) = lock(&self.inner.tasks).get(registration) {
-            tasks.ask_again.notify_one();
+            tasks.reflect_again.notify_one();
         }
     }
 }
