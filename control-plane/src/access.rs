@@ -1,7 +1,7 @@
 //! Identifies the caller of each request and decides whether it may make it. An accepted connection gets a [`Caller`],
 //! which is attached to every request on it. Each request is authorized by its method before it is handled. All
 //! requests of both listeners, gRPC and HTTP, pass through here; this module knows no service. Callers have no
-//! identities yet: a caller is known by the address it connects from, and everybody may call everything.
+//! identities yet: a caller is known by the address it connects from, and may call everything.
 
 use std::{fmt, net::SocketAddr};
 
@@ -95,9 +95,9 @@ pub(crate) struct Authorizer(Policy);
 /// What callers may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Policy {
-    /// Everybody may call everything, until callers have identities.
+    /// Every caller may call everything, until callers have identities.
     #[default]
-    Everybody,
+    AllowAll,
     #[cfg(test)]
     DenyAll,
 }
@@ -114,7 +114,7 @@ impl Authorizer {
     /// `method`: the path of a gRPC method or of an HTTP endpoint.
     pub(crate) fn authorize(&self, caller: &Caller, method: &str) -> Result<(), Denied> {
         let allowed = match self.0 {
-            Policy::Everybody => true,
+            Policy::AllowAll => true,
             #[cfg(test)]
             Policy::DenyAll => false,
         };

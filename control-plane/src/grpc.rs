@@ -186,13 +186,13 @@ mod tests {
     /// Issue 10, A4.
     #[tokio::test(start_paused = true)]
     async fn who_asks_for_nothing_in_time_is_left() {
-        for said in [&PREFACE[..16], PREFACE, b"", b"GET / HTTP/1.1\r\n"] {
+        for input in [&PREFACE[..16], PREFACE, b"", b"GET / HTTP/1.1\r\n"] {
             let (mut client, _stop, _server) = start(8).await;
-            client.write_all(said).await.unwrap();
-            let mut heard = Vec::new();
+            client.write_all(input).await.unwrap();
+            let mut received = Vec::new();
             let began = tokio::time::Instant::now();
             // The paused clock advances when nothing else can run. The connection may also end with a reset.
-            let _ = client.read_to_end(&mut heard).await;
+            let _ = client.read_to_end(&mut received).await;
             assert_eq!(began.elapsed().as_secs(), FIRST_REQUEST.as_secs());
         }
     }
@@ -209,8 +209,8 @@ mod tests {
             within(other.read_u8()).await.unwrap();
             others.push(other);
         }
-        let mut heard = Vec::new();
-        let _ = within(silent.read_to_end(&mut heard)).await;
+        let mut received = Vec::new();
+        let _ = within(silent.read_to_end(&mut received)).await;
     }
 
     #[tokio::test]
@@ -278,11 +278,11 @@ mod tests {
             let (mut client, _stop, _server) = start(8).await;
             let request = format!("POST /x.Y/Z HTTP/1.1\r\n{head}connection: close\r\n\r\n");
             client.write_all(request.as_bytes()).await.unwrap();
-            let mut heard = String::new();
-            within(client.read_to_string(&mut heard)).await.unwrap();
+            let mut received = String::new();
+            within(client.read_to_string(&mut received)).await.unwrap();
             assert!(
-                heard.starts_with(&format!("HTTP/1.1 {expect}")),
-                "{head}: {heard}"
+                received.starts_with(&format!("HTTP/1.1 {expect}")),
+                "{head}: {received}"
             );
         }
     }

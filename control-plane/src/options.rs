@@ -132,8 +132,8 @@ fn parse_advertise(text: &str) -> Result<String, String> {
     let uri: http::Uri = format!("http://{text}").parse().map_err(|_| wrong())?;
     let port = uri.port_u16().filter(|port| *port != 0).ok_or_else(wrong)?;
     let host = uri.host().filter(|host| !host.is_empty());
-    let said = host.map(|host| format!("{host}:{port}"));
-    if said.as_deref() != Some(text) {
+    let canonical = host.map(|host| format!("{host}:{port}"));
+    if canonical.as_deref() != Some(text) {
         return Err(wrong());
     }
     let nobody = |address: SocketAddr| address.ip().is_unspecified() || address.ip().is_multicast();

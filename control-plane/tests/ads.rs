@@ -54,14 +54,14 @@ async fn a_proxy_is_told_what_a_node_registers_and_takes_away() {
     let plane = Plane::start(&folder.path().join("store")).await;
     let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut stream = plane.delta(proxy("b")).await;
-    stream.ask(Kind::Cluster, &[]).await;
+    stream.subscribe(Kind::Cluster, &[]).await;
     let clusters = stream.next().await;
     assert_eq!(
         (clusters.type_url.as_str(), names(&clusters)),
         (Kind::Cluster.url(), vec![ECHO])
     );
     stream.ack(&clusters).await;
-    stream.ask(Kind::Endpoint, &[ECHO]).await;
+    stream.subscribe(Kind::Endpoint, &[ECHO]).await;
     let first = stream.next().await;
     assert_eq!(endpoints(&first), 1);
     stream.ack(&first).await;
@@ -111,7 +111,7 @@ async fn a_service_without_instances_keeps_its_resources_across_a_restart() {
     let plane = Plane::with_memory(&store, IdleOptions::default()).await;
     let mut stock = plane.sotw(client("stock", &[])).await;
     for kind in [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoint] {
-        stock.ask(kind, &[ECHO], "", "").await;
+        stock.subscribe(kind, &[ECHO], "", "").await;
         let response = stock.next().await;
         assert_eq!(response.type_url, kind.url());
         assert_eq!(response.resources.len(), 1, "{}", kind.url());
@@ -125,7 +125,7 @@ async fn a_service_without_instances_keeps_its_resources_across_a_restart() {
             );
         }
         let (version, nonce) = (response.version_info, response.nonce);
-        stock.ask(kind, &[ECHO], &version, &nonce).await;
+        stock.subscribe(kind, &[ECHO], &version, &nonce).await;
     }
     let mut status = plane.status().await;
     let name = "echo".to_owned();
@@ -142,7 +142,7 @@ async fn one_change_is_encoded_once_for_all_streams() {
     let mut streams = Vec::new();
     for number in 0..20 {
         let mut stream = plane.delta(proxy(&format!("p{number}"))).await;
-        stream.ask(Kind::Endpoint, &[ECHO]).await;
+        stream.subscribe(Kind::Endpoint, &[ECHO]).await;
         let response = stream.next().await;
         stream.ack(&response).await;
         streams.push(stream);
@@ -168,7 +168,7 @@ async fn after_a_restart_versions_are_the_same_and_nothing_is_sent_again() {
         )
         .await;
     let mut stream = plane.delta(proxy("b")).await;
-    stream.ask(Kind::Endpoint, &["*"]).await;
+    stream.subscribe(Kind::Endpoint, &["*"]).await;
     let before = stream.next().await;
     stream.ack(&before).await;
     let ended = tokio::spawn(async move { stream.try_next().await });
@@ -209,11 +209,13 @@ async fn a_removal_waits_for_every_client_that_uses_the_service() {
         )
         .await;
     let mut user = plane.delta(proxy("user")).await;
-    user.ask(Kind::Endpoint, &[ECHO]).await;
+    user.subscribe(Kind::Endpoint, &[ECHO]).await;
     let first = user.next().await;
     user.ack(&first).await;
     let mut other = plane.delta(proxy("other")).await;
-    other.ask(Kind::Endpoint, &["unrelated.default"]).await;
+    other
+        .subscribe(Kind::Endpoint, &["unrelated.default"])
+        .await;
     other.next().await; // never acknowledges, and does not use the service
 
     node.change(vec![], &["1"]).await;
@@ -244,7 +246,7 @@ async fn a_removal_does_not_wait_for_who_has_gone_or_came_back() {
     let mut dead = plane.delta(proxy("restarted")).await;
     let mut lives = plane.delta(proxy("restarted")).await;
     for stream in [&mut leaves, &mut dead, &mut lives] {
-        stream.ask(Kind::Endpoint, &[ECHO]).await;
+        stream.subscribe(Kind::Endpoint, &[ECHO]).await;
         let first = stream.next().await;
         stream.ack(&first).await;
     }
@@ -266,7 +268,7 @@ async fn a_client_that_saw_a_newer_revision_is_sent_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;
     let mut sotw = plane.sotw(client("stock", &[])).await;
-    sotw.ask(Kind::Cluster, &[], "99/0123456789abcdef", "")
+    sotw.subscribe(Kind::Cluster, &[], "99/0123456789abcdef", "")
         .await;
     let refused = sotw.try_next().await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
@@ -278,7 +280,7 @@ async fn a_client_that_saw_a_newer_revision_is_sent_elsewhere() {
     let mut delta = plane
         .delta(client("proxy", &[("role", "proxy"), ("revision", "99")]))
         .await;
-    delta.ask(Kind::Cluster, &[]).await;
+    delta.subscribe(Kind::Cluster, &[]).await;
     assert_eq!(
         delta.try_next().await.unwrap_err().code(),
         Code::Unavailable
@@ -295,7 +297,7 @@ async fn a_client_that_saw_a_newer_revision_waits_for_it() {
         let now = plane.publisher.subscribe().borrow().revision.max(3);
         let mut sotw = plane.sotw(client("stock", &[])).await;
         let seen = format!("{}/0123456789abcdef", now + 1);
-        sotw.ask(Kind::Endpoint, &[ECHO], &seen, "").await;
+        sotw.subscribe(Kind::Endpoint, &[ECHO], &seen, "").await;
         until(|| plane.clients.len() == 1).await;
         let mut revision = 0;
         while revision <= now {
@@ -328,7 +330,7 @@ async fn what_cannot_be_served_is_refused_or_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;
     let mut nameless = plane.sotw(client("", &[])).await;
-    nameless.ask(Kind::Cluster, &[], "", "").await;
+    nameless.subscribe(Kind::Cluster, &[], "", "").await;
     let refused = nameless.try_next().await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
@@ -340,7 +342,7 @@ async fn what_cannot_be_served_is_refused_or_left_alone() {
     let mut wrong = plane
         .sotw(client("envoy", &[("heddle.outbound", "here")]))
         .await;
-    wrong.ask(Kind::Listener, &[], "", "").await;
+    wrong.subscribe(Kind::Listener, &[], "", "").await;
     let refused = wrong.try_next().await.unwrap_err();
     assert!(
         refused.message().contains("heddle.outbound"),
@@ -355,7 +357,7 @@ async fn what_cannot_be_served_is_refused_or_left_alone() {
             ..DeltaDiscoveryRequest::default()
         })
         .await;
-    curious.ask(Kind::Listener, &[]).await;
+    curious.subscribe(Kind::Listener, &[]).await;
     let response = curious.next().await;
     assert_eq!(
         response.type_url,
@@ -374,7 +376,7 @@ async fn schemas_come_by_name_as_they_were_given() {
     instance.schema_sha256.clone_from(&sha256);
     let node = plane.node("a", vec![instance]).await;
     let mut stream = plane.delta(proxy("b")).await;
-    stream.ask(Kind::Schema, &[&sha256]).await;
+    stream.subscribe(Kind::Schema, &[&sha256]).await;
     let missing = stream.next().await;
     assert_eq!(
         missing.removed_resources,
@@ -463,7 +465,7 @@ async fn status_tells_what_the_mesh_is_and_what_clients_said() {
     assert!(list.into_inner().services.is_empty());
 
     let mut stream = plane.sotw(client("stock", &[])).await;
-    stream.ask(Kind::Cluster, &[], "", "").await;
+    stream.subscribe(Kind::Cluster, &[], "", "").await;
     let response = stream.next().await;
     let rejection = DiscoveryRequest {
         type_url: Kind::Cluster.url().to_owned(),

@@ -133,24 +133,24 @@ struct Known {
     name: String,
     epoch: u64,
     acknowledged: u64,
-    asked: u64,
+    attempted: u64,
     revision: u64,
 }
 
 impl Known {
     /// Writes as fast as Changes are acknowledged, up to 8 ahead, until the stream breaks. Counts the answers.
     async fn write(&mut self, channel: Channel, answers: &Cell<u64>) {
-        let set = pair(&self.name, self.asked);
+        let set = pair(&self.name, self.attempted);
         let opened = Node::open(channel, &self.name, "p", self.epoch, set).await;
         let Ok(mut node) = opened else { return };
         self.epoch = node.epoch;
-        let base = self.asked;
+        let base = self.attempted;
         self.acknowledged = base;
         loop {
-            while self.asked < self.acknowledged + 8 {
-                self.asked += 1;
-                let set = pair(&self.name, self.asked);
-                if !node.change(self.asked - base, set).await {
+            while self.attempted < self.acknowledged + 8 {
+                self.attempted += 1;
+                let set = pair(&self.name, self.attempted);
+                if !node.change(self.attempted - base, set).await {
                     break;
                 }
             }
@@ -181,10 +181,10 @@ impl Known {
         assert_eq!(versions[0], versions[1], "{case}: half a transaction");
         let held = versions[0];
         assert!(
-            (self.acknowledged..=self.asked).contains(&held),
-            "{case}: {} was acknowledged, {} asked for, {held} is there",
+            (self.acknowledged..=self.attempted).contains(&held),
+            "{case}: {} was acknowledged, {} attempted, {held} is there",
             self.acknowledged,
-            self.asked
+            self.attempted
         );
         let mesh = mesh(&mut status).await;
         assert!(
@@ -218,7 +218,7 @@ async fn kill_in_the_middle_of_writes(rounds: u64) {
             name: name.into(),
             epoch: 0,
             acknowledged: 0,
-            asked: 0,
+            attempted: 0,
             revision: 0,
         })
         .into();

@@ -215,10 +215,10 @@ async fn health_and_reflection_know_every_service() {
         .iter()
         .map(|name| ask(MessageRequest::FileContainingSymbol(name.clone())))
         .collect();
-    let asked = reflection
+    let opened = reflection
         .server_reflection_info(tokio_stream::iter(symbols))
         .await;
-    let mut answers = asked.unwrap().into_inner();
+    let mut answers = opened.unwrap().into_inner();
     for name in &names {
         let answer = answers
             .message()

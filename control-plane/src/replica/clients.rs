@@ -66,7 +66,7 @@ fn proxy(client: ClientStatus, replica: &str) -> Proxy {
                 in_flight: kind.in_flight,
                 subscribed: count(kind.subscribed),
                 wildcard: kind.wildcard,
-                resources: count(kind.held),
+                resources: count(kind.resources),
                 rejected_version: kind.rejected_version,
                 rejected_reason: kind.rejected_reason,
                 refused: kind.refused.into_iter().map(refused).collect(),

@@ -1,5 +1,5 @@
 //! Asks other replicas which revision they have seen, so that this one notices when it lags, for example because its
-//! connection to the store is dead. The registry's membership judges the answers.
+//! connection to the store is dead. The registry's membership evaluates the answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Peers,
-    peers::{Peer, question},
+    peers::{Peer, addressed},
 };
 use crate::{registry::Membership, store::Revision};
 
@@ -18,8 +18,8 @@ use crate::{registry::Membership, store::Revision};
 const EVERY: Duration = Duration::from_secs(1);
 /// An answer that takes longer is ignored.
 const WITHIN: Duration = Duration::from_millis(800);
-/// How many replicas are asked per round, in turn: however many there are, each has little work.
-const ASKED: usize = 3;
+/// How many replicas are queried per round, in turn: however many there are, each has little work.
+const PER_ROUND: usize = 3;
 /// Shortest time between two rounds: checks are requested as often as there are removals.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -44,8 +44,8 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
             () = membership.check_requested() => {}
         }
         let all = peers.now();
-        let in_turn = all.iter().cycle().skip(turn).take(ASKED.min(all.len()));
-        // The replica that was ahead is asked every time: its answer counts only for a few seconds.
+        let in_turn = all.iter().cycle().skip(turn).take(PER_ROUND.min(all.len()));
+        // The replica that was ahead is queried every time: its answer counts only for a few seconds.
         let knew = membership
             .lag()
             .borrow()
@@ -54,19 +54,19 @@ async fn ask_in_turn(membership: &Membership, peers: &Peers) {
         let knew = all
             .iter()
             .filter(|it| Some(&it.replica.name) == knew.as_ref());
-        let asked = in_turn.chain(knew);
-        join_all(asked.map(|peer| ask(membership, peer))).await;
+        let chosen = in_turn.chain(knew);
+        join_all(chosen.map(|peer| query(membership, peer))).await;
         membership.update_lag();
-        turn = (turn + ASKED).checked_rem(all.len()).unwrap_or(0);
+        turn = (turn + PER_ROUND).checked_rem(all.len()).unwrap_or(0);
         sleep(PAUSE).await;
     }
 }
 
-async fn ask(membership: &Membership, peer: &Peer) {
+async fn query(membership: &Membership, peer: &Peer) {
     let Some(mut client) = peer.client.clone() else {
         return;
     };
-    let mut request = question(&peer.replica, GetRevisionRequest {});
+    let mut request = addressed(&peer.replica, GetRevisionRequest {});
     request.set_timeout(WITHIN);
     match timeout(WITHIN, client.get_revision(request)).await {
         Ok(Ok(answer)) => {

@@ -11,7 +11,7 @@ mod service;
 
 pub(crate) use clients::own_clients;
 pub use configs::MeshConfigs;
-pub(crate) use configs::{AskError, TimeLimit, WHOLE};
+pub(crate) use configs::{QueryError, TimeLimit, WHOLE};
 pub use lag::watch_lag;
 pub use peers::{Answers, Peers};
 pub use removals::MeshRemovals;

@@ -110,7 +110,7 @@ impl Peer {
         let name = &self.replica.name;
         let answer = async {
             let _place = self.lists.acquire().await.ok()?;
-            let mut request = question(&self.replica, ListClientsRequest {});
+            let mut request = addressed(&self.replica, ListClientsRequest {});
             request.set_timeout(LIST_WITHIN);
             match client.list_clients(request).await {
                 Ok(answer) => Some(answer.into_inner()),
@@ -164,14 +164,14 @@ fn next(registry: &Registry, before: &[Peer]) -> Vec<Peer> {
 }
 
 /// The metadata of a request that names the replica it is for, by its process id.
-pub(super) const ASKED: &str = "heddle-asked-process";
+pub(super) const FOR_PROCESS: &str = "heddle-asked-process";
 
 /// A request for one replica only: its address may lead to another one (through a load balancer, for example), whose
 /// answer would be taken for its own.
-pub(super) fn question<T>(replica: &Replica, message: T) -> tonic::Request<T> {
+pub(super) fn addressed<T>(replica: &Replica, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     if let Ok(process) = replica.process_id.parse() {
-        request.metadata_mut().insert(ASKED, process);
+        request.metadata_mut().insert(FOR_PROCESS, process);
     }
     request
 }

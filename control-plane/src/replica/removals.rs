@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Peers,
-    peers::{Peer, question},
+    peers::{Peer, addressed},
 };
 use crate::{
     names::InstanceKey,
@@ -81,7 +81,12 @@ impl MeshRemovals {
         Self { own, peers }
     }
 
-    async fn ask(&self, instance: InstanceKey, revision: Revision, wait: Duration) -> Vec<String> {
+    async fn query(
+        &self,
+        instance: InstanceKey,
+        revision: Revision,
+        wait: Duration,
+    ) -> Vec<String> {
         let until = Instant::now() + wait;
         let own = async {
             let own = self.own.unacknowledged(instance.clone(), revision, until);
@@ -140,7 +145,7 @@ async fn answer_of(
             revision: revision.0,
             max_wait: wait.try_into().ok(),
         };
-        let mut request = question(&peer.replica, message);
+        let mut request = addressed(&peer.replica, message);
         request.set_timeout(left);
         match client.await_removal(request).await {
             Ok(answer) => return Some(answer.into_inner()),
@@ -161,6 +166,6 @@ impl Removals for MeshRemovals {
         max_wait: Duration,
     ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
         let removals = self.clone();
-        Box::pin(async move { removals.ask(instance, revision, max_wait).await })
+        Box::pin(async move { removals.query(instance, revision, max_wait).await })
     }
 }

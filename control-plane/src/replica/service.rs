@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::{
     clients::own_clients,
     configs::{Answer, ConfigStream, MAX_ANSWERS},
-    peers::ASKED,
+    peers::FOR_PROCESS,
     removals::OwnClients,
 };
 use crate::{
@@ -68,8 +68,8 @@ impl ReplicaService {
     /// Refuses requests that were meant for another replica. Older replicas do not send this metadata.
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let own = &self.own.registry().options().process_id;
-        match request.metadata().get(ASKED) {
-            Some(asked) if asked != own.as_str() => {
+        match request.metadata().get(FOR_PROCESS) {
+            Some(process) if process != own.as_str() => {
                 let name = self.name();
                 Err(Status::failed_precondition(format!(
                     "this is replica {name}, but the request is for another one: give that one \

@@ -140,7 +140,7 @@ struct Subscribed {
 }
 
 async fn subscribe(channel: &Channel) -> Result<Subscribed, Status> {
-    let (say, said) = mpsc::channel(1);
+    let (requests, stream) = mpsc::channel(1);
     let request = DeltaDiscoveryRequest {
         node: Some(Node {
             id: "client".to_owned(),
@@ -150,12 +150,15 @@ async fn subscribe(channel: &Channel) -> Result<Subscribed, Status> {
         resource_names_subscribe: vec!["a.default".to_owned()],
         ..DeltaDiscoveryRequest::default()
     };
-    say.send(request).await.unwrap();
+    requests.send(request).await.unwrap();
     let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
-    let call = client.delta_aggregated_resources(ReceiverStream::new(said));
+    let call = client.delta_aggregated_resources(ReceiverStream::new(stream));
     let mut answers = call.await?.into_inner();
     answers.message().await?;
-    Ok(Subscribed { answers, _say: say })
+    Ok(Subscribed {
+        answers,
+        _say: requests,
+    })
 }
 
 /// How a new stream is refused. If the connection ended before the request was handled, another stream is opened.

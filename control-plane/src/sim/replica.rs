@@ -143,7 +143,7 @@ pub(super) async fn stop(simulation: &Simulation, random: &mut Random, n: usize)
     let Some(replica) = lock(&simulation.replicas).remove(&n) else {
         return;
     };
-    simulation.log(format_args!("replica r{n} is told to stop"));
+    simulation.log(format_args!("replica r{n} is stopping"));
     replica.stop.cancel();
     sleep(random.millis(100..=2000)).await;
     replica.life.cancel();
@@ -163,7 +163,7 @@ impl Removals for Watched {
         revision: Revision,
         max_wait: Duration,
     ) -> Pin<Box<dyn Future<Output = Vec<String>> + Send>> {
-        let asked = self.simulation.now();
+        let queried_at = self.simulation.now();
         let (simulation, replica) = (self.simulation.clone(), self.replica);
         let waits = self
             .clients
@@ -171,7 +171,7 @@ impl Removals for Watched {
         Box::pin(async move {
             let missing = waits.await;
             if missing.is_empty() {
-                invariants::on_acknowledged(&simulation, replica, &instance, revision, asked);
+                invariants::on_acknowledged(&simulation, replica, &instance, revision, queried_at);
             }
             missing
         })

@@ -7,12 +7,12 @@ use super::{Audience, Changed, Kind, ROUTES, Resource, Snapshot, TARGETS};
 
 /// A resource that refers to a missing one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dangling {
+pub struct UnresolvedReference {
     pub from: (Kind, Arc<str>),
     pub to: (Kind, Arc<str>),
 }
 
-impl fmt::Display for Dangling {
+impl fmt::Display for UnresolvedReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ((from_kind, from), (to_kind, to)) = (&self.from, &self.to);
         write!(
@@ -28,33 +28,33 @@ impl fmt::Display for Dangling {
 /// caused them. That one passed the check. Those between did not, and their faults remain until a later step repairs
 /// them. If it is too old for the steps to be known, everything is checked.
 #[must_use]
-pub fn check(snapshot: &Snapshot, published: u64) -> Vec<Dangling> {
-    let mut dangling = Vec::new();
+pub fn check(snapshot: &Snapshot, published: u64) -> Vec<UnresolvedReference> {
+    let mut unresolved = Vec::new();
     let Some(steps) = snapshot.steps_since(published) else {
         for kind in Kind::ALL {
-            look_at_all(snapshot, kind, &mut dangling);
+            look_at_all(snapshot, kind, &mut unresolved);
         }
-        return dangling;
+        return unresolved;
     };
     let steps: Vec<&Changed> = steps.collect();
     for kind in Kind::ALL {
         for name in steps.iter().flat_map(|step| step.of(kind)) {
             if let Some(resource) = snapshot.get(kind, Audience::Proxy, name) {
-                check_resource(snapshot, resource, &mut dangling);
+                check_resource(snapshot, resource, &mut unresolved);
             }
         }
     }
     if steps.iter().any(|step| took_targets(snapshot, step)) {
         for &kind in ROUTES.iter().chain(TARGETS) {
-            look_at_all(snapshot, kind, &mut dangling);
+            look_at_all(snapshot, kind, &mut unresolved);
         }
     }
-    dangling
+    unresolved
 }
 
-fn look_at_all(snapshot: &Snapshot, kind: Kind, dangling: &mut Vec<Dangling>) {
+fn look_at_all(snapshot: &Snapshot, kind: Kind, unresolved: &mut Vec<UnresolvedReference>) {
     for resource in snapshot.table(kind, Audience::Proxy).values() {
-        check_resource(snapshot, resource, dangling);
+        check_resource(snapshot, resource, unresolved);
     }
 }
 
@@ -71,18 +71,22 @@ fn took_targets(snapshot: &Snapshot, step: &Changed) -> bool {
         })
 }
 
-fn check_resource(snapshot: &Snapshot, resource: &Resource, dangling: &mut Vec<Dangling>) {
+fn check_resource(
+    snapshot: &Snapshot,
+    resource: &Resource,
+    unresolved: &mut Vec<UnresolvedReference>,
+) {
     for (kind, name) in &resource.refs {
         let there = Audience::ALL
             .iter()
             .all(|&audience| snapshot.get(*kind, audience, name).is_some());
         if !there {
-            let fault = Dangling {
+            let fault = UnresolvedReference {
                 from: (resource.kind, Arc::clone(&resource.name)),
                 to: (*kind, Arc::clone(name)),
             };
-            if !dangling.contains(&fault) {
-                dangling.push(fault);
+            if !unresolved.contains(&fault) {
+                unresolved.push(fault);
             }
         }
     }

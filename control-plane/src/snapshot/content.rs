@@ -14,7 +14,7 @@ use super::{
     digest::Digest,
     row::{self, Row},
     rows::Rows,
-    tally::Tally,
+    totals::Totals,
 };
 use crate::{
     names::ServiceName,
@@ -54,7 +54,7 @@ pub struct ServiceContent {
     /// While `protos` is empty: why they are unknown.
     pub schema_reason: Arc<str>,
     members: BTreeMap<InstanceId, Entry>,
-    tally: Tally,
+    totals: Totals,
     rows: Rows,
     all: Digest,
     direct: Direct,
@@ -153,7 +153,7 @@ impl ServiceContent {
             schema_sha256: None,
             schema_reason: Arc::from(""),
             members: BTreeMap::new(),
-            tally: Tally::default(),
+            totals: Totals::default(),
             rows: Rows::default(),
             all: Digest::default(),
             direct: Direct::default(),
@@ -188,9 +188,9 @@ impl ServiceContent {
         }
         self.protos = match &known {
             Some(known) => known.protos.clone(),
-            None => self.tally.protos(),
+            None => self.totals.protos(),
         };
-        let schema = self.tally.schema().cloned();
+        let schema = self.totals.schema().cloned();
         self.schema_sha256 = schema.or_else(|| known.and_then(|it| it.schema_sha256.clone()));
         self.schema_reason = self.why_unknown().into();
     }
@@ -216,9 +216,9 @@ impl ServiceContent {
         });
         if !counts_alike {
             if let Some(held) = &held {
-                self.tally.remove(&held.instance);
+                self.totals.remove(&held.instance);
             }
-            self.tally.add(&instance);
+            self.totals.add(&instance);
         }
         let old = held.and_then(|held| held.row);
         let row = match (old, endpoint) {
@@ -236,7 +236,7 @@ impl ServiceContent {
 
     fn remove(&mut self, id: &InstanceId) {
         if let Some(held) = self.members.remove(id) {
-            self.tally.remove(&held.instance);
+            self.totals.remove(&held.instance);
             self.take_row(held.row.as_ref());
         }
     }

@@ -8,7 +8,7 @@ mod order;
 mod digest;
 mod row;
 mod rows;
-mod tally;
+mod totals;
 mod content;
 mod assignment;
 mod build;
@@ -20,7 +20,7 @@ mod publish;
 
 pub use assignment::{Assignment, Endpoint};
 pub use build::Builder;
-pub use check::{Dangling, check};
+pub use check::{UnresolvedReference, check};
 pub use content::{Audience, Reading, ServiceContent, hidden_from_direct_clients};
 pub use kind::{Kind, PerKind};
 pub use order::{FLOW, ROUTES, TARGETS, made_before};

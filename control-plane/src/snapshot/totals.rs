@@ -11,7 +11,7 @@ use heddle_proto::{control::v1::ProtoService, registry::v1::Health};
 use crate::registry::Instance;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct Totals {
     protos: BTreeMap<String, ProtoCount>,
     /// Descriptors by their hash: the number of ready instances and of all instances that have them.
     schemas: BTreeMap<Arc<str>, (usize, usize)>,
@@ -24,7 +24,7 @@ struct ProtoCount {
     methods: BTreeMap<String, usize>,
 }
 
-impl Tally {
+impl Totals {
     pub(super) fn add(&mut self, instance: &Instance) {
         for proto in &instance.protos {
             let count = match self.protos.get_mut(&proto.name) {

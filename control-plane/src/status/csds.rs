@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    replica::{AskError, MeshConfigs, TimeLimit, WHOLE},
+    replica::{MeshConfigs, QueryError, TimeLimit, WHOLE},
     xds::csds::{Part, Parts},
 };
 
@@ -82,10 +82,10 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
-        let asked = self.configs.ask(request.into_inner(), TimeLimit::All);
-        let mut gathering = asked.await.map_err(|error| refusal(&error))?;
+        let opened = self.configs.query(request.into_inner(), TimeLimit::All);
+        let mut merged = opened.await.map_err(|error| refusal(&error))?;
         let mut parts = Parts::new(MAX_ANSWER_BYTES);
-        while let Some(piece) = gathering.next().await {
+        while let Some(piece) = merged.next().await {
             if parts.add(piece).is_some() {
                 return Err(Status::resource_exhausted(
                     "the response is larger than 3 MiB: select nodes with node_matchers, set \
@@ -95,7 +95,7 @@ impl ClientStatusDiscoveryService for Csds {
             }
         }
         let mut response = Response::new(parts.take().response);
-        name(gathering.unanswered(), response.metadata_mut());
+        name(merged.unanswered(), response.metadata_mut());
         Ok(response)
     }
 }
@@ -136,27 +136,27 @@ impl Csds {
         answers: &mpsc::Sender<Answer>,
         unanswered: &mut BTreeSet<String>,
     ) -> Result<(), Status> {
-        let asked = self.configs.ask(request, TimeLimit::Each);
-        let mut gathering = asked.await.map_err(|error| refusal(&error))?;
+        let opened = self.configs.query(request, TimeLimit::Each);
+        let mut merged = opened.await.map_err(|error| refusal(&error))?;
         let mut parts = Parts::new(PART_BYTES);
         loop {
             let next = tokio::select! {
                 biased;
                 () = answers.closed() => return Ok(()),
-                next = gathering.next() => next,
+                next = merged.next() => next,
             };
             let Some(piece) = next else { break };
             if let Some(full) = parts.add(piece) {
-                self.tell(answers, full).await?;
+                self.send_part(answers, full).await?;
             }
         }
-        unanswered.extend(gathering.unanswered().iter().cloned());
-        drop(gathering);
+        unanswered.extend(merged.unanswered().iter().cloned());
+        drop(merged);
         // Sent even if it is empty: each request has an answer.
-        self.tell(answers, parts.take()).await
+        self.send_part(answers, parts.take()).await
     }
 
-    async fn tell(&self, answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
+    async fn send_part(&self, answers: &mpsc::Sender<Answer>, part: Part) -> Result<(), Status> {
         send(answers, part, &self.configs.counters().stuck).await
     }
 }
@@ -175,11 +175,11 @@ fn left(stuck: &AtomicU64, what: &str, within: Duration) -> Status {
     ))
 }
 
-fn refusal(error: &AskError) -> Status {
+fn refusal(error: &QueryError) -> Status {
     let text = error.to_string();
     match error {
-        AskError::InvalidMatcher(_) => Status::invalid_argument(text),
-        AskError::Busy => Status::resource_exhausted(text),
+        QueryError::InvalidMatcher(_) => Status::invalid_argument(text),
+        QueryError::Busy => Status::resource_exhausted(text),
     }
 }
 
@@ -231,19 +231,19 @@ mod tests {
 
     #[test]
     fn who_is_missing_is_named_in_headers_that_clients_take() {
-        let told = |names: &[String]| {
+        let header = |names: &[String]| {
             let mut metadata = MetadataMap::new();
             name(&names.iter().cloned().collect(), &mut metadata);
             let text = metadata.get(UNANSWERED);
             text.map(|text| text.to_str().unwrap().to_owned())
         };
-        assert_eq!(told(&[]), None);
+        assert_eq!(header(&[]), None);
         let two = ["r2".to_owned(), "r10\u{e9}".to_owned()];
-        assert_eq!(told(&two).as_deref(), Some("r10?, r2"));
+        assert_eq!(header(&two).as_deref(), Some("r10?, r2"));
         let many: Vec<_> = (0..40)
             .map(|n| format!("r{n:02}{}", "x".repeat(125)))
             .collect();
-        let text = told(&many).unwrap();
+        let text = header(&many).unwrap();
         assert!(text.ends_with(", and 8 more"), "{text}");
         assert!(text.len() < 8 << 10, "{}", text.len());
     }

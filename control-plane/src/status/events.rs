@@ -139,17 +139,20 @@ impl Watcher {
 
     /// Some events that were not sent yet, oldest first, and whether these are all of them.
     fn unsent(&mut self) -> (Vec<Event>, bool) {
-        let (events, left, held) = self.registry.read(|view| {
-            let asked = view.events().filter(|event| self.filter.admits(event));
-            let mut unsent = asked.filter(|event| !self.sent.contains(&event.id));
+        let (events, left, present) = self.registry.read(|view| {
+            let admitted = view.events().filter(|event| self.filter.admits(event));
+            let mut unsent = admitted.filter(|event| !self.sent.contains(&event.id));
             let events: Vec<_> = unsent.by_ref().take(AT_ONCE).cloned().collect();
-            let held: BTreeSet<_> = view.events().map(|event| Arc::clone(&event.id)).collect();
-            (events, unsent.next().is_some(), held)
+            let present: BTreeSet<_> = view.events().map(|event| Arc::clone(&event.id)).collect();
+            (events, unsent.next().is_some(), present)
         });
-        self.sent.retain(|id| held.contains(id));
+        self.sent.retain(|id| present.contains(id));
         self.sent
             .extend(events.iter().map(|event| Arc::clone(&event.id)));
-        (events.iter().map(|event| said(event)).collect(), !left)
+        (
+            events.iter().map(|event| to_message(event)).collect(),
+            !left,
+        )
     }
 }
 
@@ -158,7 +161,7 @@ async fn next_change(changes: &mut ViewChanges) {
     while !changes.next().await.events {}
 }
 
-fn said(event: &registry::Event) -> Event {
+fn to_message(event: &registry::Event) -> Event {
     let record = event.record.clone();
     Event {
         id: event.id.to_string(),

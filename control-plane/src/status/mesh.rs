@@ -123,12 +123,12 @@ impl MeshStatus for Status {
         &self,
         request: Request<GetServiceRequest>,
     ) -> Result<Response<Service>, tonic::Status> {
-        let asked = request.into_inner().name;
-        let name = self.find("name", &asked)?;
+        let requested = request.into_inner().name;
+        let name = self.find("name", &requested)?;
         let found = self
             .sources
             .registry
-            .read(|view| service_of(view, &name).ok_or_else(|| not_found(view, &asked)));
+            .read(|view| service_of(view, &name).ok_or_else(|| not_found(view, &requested)));
         Ok(Response::new(found?))
     }
 
@@ -143,11 +143,11 @@ impl MeshStatus for Status {
         &self,
         request: Request<ListEdgesRequest>,
     ) -> Result<Response<ListEdgesResponse>, tonic::Status> {
-        let asked = request.into_inner().service;
-        let service = if asked.is_empty() {
+        let requested = request.into_inner().service;
+        let service = if requested.is_empty() {
             None
         } else {
-            Some(self.find("service", &asked)?.to_string())
+            Some(self.find("service", &requested)?.to_string())
         };
         let all = self.edges.get(|| self.sources.clone().edges()).await;
         let Some(service) = service else {
@@ -185,7 +185,7 @@ impl Sources {
         };
         let mut mesh = self.registry.read(|view| {
             let mut mesh = mesh(view);
-            verdict::judge(&mut mesh, view, &observations);
+            verdict::evaluate(&mut mesh, view, &observations);
             mesh
         });
         let mut draining: BTreeMap<&str, u32> = BTreeMap::new();
@@ -215,16 +215,16 @@ impl Sources {
 
 impl Status {
     /// A known service, by the name that a person wrote into this field.
-    fn find(&self, field: &str, asked: &str) -> Result<ServiceName, tonic::Status> {
-        if asked.is_empty() || asked.len() > MAX_NAME_BYTES {
+    fn find(&self, field: &str, requested: &str) -> Result<ServiceName, tonic::Status> {
+        if requested.is_empty() || requested.len() > MAX_NAME_BYTES {
             return Err(tonic::Status::invalid_argument(format!(
                 "{field}: must be \"<service>\" (namespace default) or \"<service>.<namespace>\"",
             )));
         }
-        let name = ServiceName::parse(asked);
+        let name = ServiceName::parse(requested);
         self.sources.registry.read(|view| {
             name.filter(|name| view.services().any(|each| each == name))
-                .ok_or_else(|| not_found(view, asked))
+                .ok_or_else(|| not_found(view, requested))
         })
     }
 }
@@ -354,13 +354,13 @@ fn path(view: &View, proto: &str, service: &ServiceName) -> Path {
 }
 
 /// Suggests the nearest names, or else gives the number of services.
-fn not_found(view: &View, asked: &str) -> tonic::Status {
+fn not_found(view: &View, requested: &str) -> tonic::Status {
     let known: Vec<String> = view.services().map(ToString::to_string).collect();
     // The known names are full names: "usrs" alone would be far from "users.default".
-    let word = if asked.contains('.') {
-        asked.to_owned()
+    let word = if requested.contains('.') {
+        requested.to_owned()
     } else {
-        format!("{asked}.default")
+        format!("{requested}.default")
     };
     let near = heddle_options::nearest(&word, known.iter().map(String::as_str), SUGGESTIONS);
     let hint = if !near.is_empty() {
@@ -373,7 +373,7 @@ fn not_found(view: &View, asked: &str) -> tonic::Status {
             heddle_proto::count(known.len(), "service")
         )
     };
-    tonic::Status::not_found(format!("no service {asked}: {hint}"))
+    tonic::Status::not_found(format!("no service {requested}: {hint}"))
 }
 
 pub(super) fn count(number: usize) -> u32 {
@@ -395,14 +395,14 @@ mod tests {
         let view = mesh.view();
         let users = ServiceName::parse("users").unwrap();
         let service = service_of(&view, &users).unwrap();
-        let told: Vec<_> = service
+        let shown: Vec<_> = service
             .endpoints
             .iter()
             .map(|it| (it.health(), it.health_reason.as_str()))
             .collect();
         let lapsed = "the lease of its node a expired together with many others";
         let expected = [(Health::Unknown, lapsed), (Health::Healthy, "all well")];
-        assert_eq!(told, expected);
+        assert_eq!(shown, expected);
     }
 
     #[test]

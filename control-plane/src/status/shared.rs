@@ -1,6 +1,6 @@
 //! One computation at a time for a question that any number of clients may ask: those that ask while an answer is being
 //! computed share the next one. An answer is never older than its question, and repeated questions take at most half
-//! of one core. What is asked is not known here.
+//! of one core. What the question is is not known here.
 
 use std::{
     future::Future,
@@ -59,9 +59,13 @@ impl<T: Send + Sync + 'static> Shared<T> {
         F: Future<Output = T> + Send + 'static,
     {
         let place = Place::take(&self.waiting);
-        let asked = self.begun.load(Ordering::SeqCst);
+        let begun_before = self.begun.load(Ordering::SeqCst);
         let mut last = Arc::clone(&self.last).lock_owned().await;
-        if let Some((_, answer)) = last.answer.as_ref().filter(|(begun, _)| *begun > asked) {
+        if let Some((_, answer)) = last
+            .answer
+            .as_ref()
+            .filter(|(begun, _)| *begun > begun_before)
+        {
             let answer = Arc::clone(answer);
             if place.is_last() {
                 last.answer = None;

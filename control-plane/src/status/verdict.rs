@@ -32,7 +32,7 @@ pub(super) struct Observations<'a> {
 }
 
 /// Sets the verdict of an answer.
-pub(super) fn judge(mesh: &mut Mesh, view: &View, observations: &Observations<'_>) {
+pub(super) fn evaluate(mesh: &mut Mesh, view: &View, observations: &Observations<'_>) {
     let mut problems = of_control(observations);
     problems.extend(of_nodes(view));
     problems.extend(of_services(view));
@@ -252,9 +252,9 @@ mod tests {
     use super::*;
     use crate::snapshot::fixture;
 
-    fn judged(view: &View, observations: &Observations<'_>) -> (Verdict, Vec<String>) {
+    fn evaluated(view: &View, observations: &Observations<'_>) -> (Verdict, Vec<String>) {
         let mut mesh = Mesh::default();
-        judge(&mut mesh, view, observations);
+        evaluate(&mut mesh, view, observations);
         let short = |it: &Problem| format!("{} {}", it.check, it.subject);
         assert!(mesh.problems.iter().all(|it| {
             !it.sentence.is_empty() && !it.remedy.is_empty() && it.severity() != Severity::Unknown
@@ -283,7 +283,7 @@ mod tests {
         let mut mesh = fixture::Mesh::new();
         set_health(&mut mesh, "a/users/1", Health::Healthy);
         set_health(&mut mesh, "a/users/2", Health::Draining);
-        assert_eq!(judged(&mesh.view(), &quiet()), (Verdict::Ok, Vec::new()));
+        assert_eq!(evaluated(&mesh.view(), &quiet()), (Verdict::Ok, Vec::new()));
     }
 
     #[test]
@@ -292,11 +292,11 @@ mod tests {
         set_health(&mut mesh, "a/users/1", Health::Healthy);
         set_health(&mut mesh, "a/users/2", Health::Unhealthy);
         let named = vec!["service.unhealthy users.default".to_owned()];
-        let (verdict, problems) = judged(&mesh.view(), &quiet());
+        let (verdict, problems) = evaluated(&mesh.view(), &quiet());
         assert_eq!((verdict, problems), (Verdict::Degraded, named.clone()));
         set_health(&mut mesh, "a/users/1", Health::Unhealthy);
         set_health(&mut mesh, "a/web/1", Health::Healthy);
-        assert_eq!(judged(&mesh.view(), &quiet()), (Verdict::Failing, named));
+        assert_eq!(evaluated(&mesh.view(), &quiet()), (Verdict::Failing, named));
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod tests {
             lags: true,
             ..quiet()
         };
-        let (verdict, problems) = judged(&mesh.view(), &observations);
+        let (verdict, problems) = evaluated(&mesh.view(), &observations);
         assert_eq!(verdict, Verdict::Failing);
         let expected = [
             "control.lag r1",

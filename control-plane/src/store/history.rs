@@ -73,13 +73,13 @@ impl History {
         let at = at.unwrap_or(self.published);
         if at > self.published {
             return Err(StoreError::Future {
-                asked: at,
+                requested: at,
                 now: self.published,
             });
         }
         if at < self.compacted {
             return Err(StoreError::Compacted {
-                asked: at,
+                requested: at,
                 first: self.compacted,
             });
         }
@@ -107,7 +107,7 @@ impl History {
     ) -> Result<(Vec<Changes>, Revision), StoreError> {
         if from <= self.compacted {
             return Err(StoreError::Compacted {
-                asked: from,
+                requested: from,
                 first: self.compacted.next(),
             });
         }

@@ -255,11 +255,14 @@ pub enum StoreError {
     #[error("the store refused the request: {cause}")]
     Refused { cause: String },
     #[error(
-        "revision {asked} is compacted: the history begins at {first}; read the current state again"
+        "revision {requested} is compacted: the history begins at {first}; read the current state again"
     )]
-    Compacted { asked: Revision, first: Revision },
-    #[error("revision {asked} is not reached yet: the store is at {now}")]
-    Future { asked: Revision, now: Revision },
+    Compacted {
+        requested: Revision,
+        first: Revision,
+    },
+    #[error("revision {requested} is not reached yet: the store is at {now}")]
+    Future { requested: Revision, now: Revision },
     #[error("lease {0} does not exist: it expired or was revoked")]
     LeaseNotFound(LeaseId),
     #[error("the value of {key} has {bytes} bytes; at most {max} are allowed")]

@@ -38,7 +38,7 @@ pub trait Variant: Send + 'static {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &DeferredRemovals,
+        deferred: &DeferredRemovals,
     ) -> Option<Self::Response>;
 }
 
@@ -95,7 +95,7 @@ impl ClientState {
         } else {
             for kind in Kind::ALL {
                 let subscription = self.subscriptions.get_mut(kind);
-                if subscription.is_asked() && kind != Kind::Schema {
+                if subscription.has_requested() && kind != Kind::Schema {
                     subscription.mark_all_pending();
                 }
             }
@@ -115,12 +115,12 @@ impl ClientState {
             let blocked = made_before(kind)
                 .iter()
                 .any(|&first| self.subscriptions.get(first).unsent(snapshot, &self.view));
-            if blocked || !self.subscriptions.get(kind).is_asked() {
+            if blocked || !self.subscriptions.get(kind).has_requested() {
                 continue;
             }
-            let hold = self.hold(kind);
+            let deferred = self.deferred_removals(kind);
             let subscription = self.subscriptions.get_mut(kind);
-            if let Some(response) = V::compose(subscription, snapshot, &self.view, &hold) {
+            if let Some(response) = V::compose(subscription, snapshot, &self.view, &deferred) {
                 return Some((kind, response));
             }
         }
@@ -130,7 +130,7 @@ impl ClientState {
     /// Which removals have to wait: a target is removed only after the removal of everything that refers to it was sent
     /// and acknowledged. Of what the client rejected it still has the last version that it accepted, and the targets of
     /// that one stay.
-    fn hold(&self, kind: Kind) -> DeferredRemovals {
+    fn deferred_removals(&self, kind: Kind) -> DeferredRemovals {
         if !TARGETS.contains(&kind) {
             return DeferredRemovals::Nothing;
         }
@@ -155,16 +155,16 @@ impl ClientState {
 
     /// Whether a response is unanswered that the client still has a reason to answer.
     #[must_use]
-    pub fn awaits_answer(&self) -> bool {
+    pub fn awaits_ack(&self) -> bool {
         let mut kinds = Kind::ALL.into_iter();
-        kinds.any(|kind| self.subscriptions.get(kind).awaits_answer())
+        kinds.any(|kind| self.subscriptions.get(kind).awaits_ack())
     }
 
     /// A schema that the client waits for and that is not fetched yet.
     #[must_use]
     pub fn wanted_schema(&self) -> Option<Arc<str>> {
         let schemas = self.subscriptions.get(Kind::Schema);
-        if !schemas.is_asked() || schemas.in_flight() {
+        if !schemas.has_requested() || schemas.in_flight() {
             return None;
         }
         schemas.pending_names().next().cloned()

@@ -70,7 +70,7 @@ impl Client {
 
     /// The client answered something: even if it owes more answers, it is not stuck.
     pub(super) fn has_answered(&self, now: Instant) {
-        let owes = self.state().awaits_answer();
+        let owes = self.state().awaits_ack();
         *lock(&self.owes) = owes.then_some(now);
     }
 
@@ -286,7 +286,7 @@ pub struct KindStatus {
     pub in_flight: bool,
     pub subscribed: usize,
     pub wildcard: bool,
-    pub held: usize,
+    pub resources: usize,
     pub rejected_version: String,
     pub rejected_reason: String,
     /// The resources that the client rejected, sorted by name; the first 20.
@@ -324,7 +324,7 @@ impl ClientStatus {
                     in_flight: status.in_flight,
                     subscribed: status.subscribed,
                     wildcard: status.wildcard,
-                    held: status.held,
+                    resources: status.resources,
                     rejected_version,
                     rejected_reason,
                     refused: status.refused(MAX_REFUSED),
@@ -339,7 +339,7 @@ impl ClientStatus {
             process_id: client.node.process_id.clone(),
             draining: client.draining.load(Ordering::Relaxed),
             owes_for: lock(&client.owes)
-                .filter(|_| state.awaits_answer())
+                .filter(|_| state.awaits_ack())
                 .map(|since| since.elapsed()),
             kinds,
         }

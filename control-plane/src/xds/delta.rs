@@ -55,19 +55,19 @@ impl Variant for Delta {
         )?;
         subscription.check_names(request.initial_resource_versions.keys(), 0)?;
         let outcome = on_answer(subscription, request);
-        let first = !subscription.is_asked();
-        subscription.mark_asked();
+        let first = !subscription.has_requested();
+        subscription.mark_requested();
         if first {
             begin(subscription, request);
         }
         for name in &request.resource_names_subscribe {
             if name != "*" {
                 // On the first request the client has just listed what it has: only what differs is sent.
-                let forced = !(first && subscription.holds(name));
+                let forced = !(first && subscription.client_has(name));
                 subscription.subscribe(name.as_str().into(), forced);
             } else if !first && subscription.kind() != Kind::Schema {
                 subscription.subscribe_all();
-                subscription.owe_answer();
+                subscription.require_answer();
             }
         }
         for name in &request.resource_names_unsubscribe {
@@ -85,14 +85,14 @@ impl Variant for Delta {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &DeferredRemovals,
+        deferred: &DeferredRemovals,
     ) -> Option<DeltaDiscoveryResponse> {
-        if !subscription.is_asked() || subscription.in_flight() {
+        if !subscription.has_requested() || subscription.in_flight() {
             return None;
         }
         let limit = max_response_bytes(subscription.kind());
-        let mut update = subscription.take_update(snapshot, view, hold, limit);
-        if update.is_empty() && !subscription.owes_answer() {
+        let mut update = subscription.take_update(snapshot, view, deferred, limit);
+        if update.is_empty() && !subscription.must_answer() {
             return None;
         }
         let mut version = snapshot.revision.to_string();
@@ -139,7 +139,7 @@ fn on_answer(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) -
 fn begin(subscription: &mut Subscription, request: &DeltaDiscoveryRequest) {
     let names = &request.resource_names_subscribe;
     for (name, version) in &request.initial_resource_versions {
-        subscription.note_held(name.as_str().into(), version);
+        subscription.note_known(name.as_str().into(), version);
     }
     if subscription.kind() == Kind::Schema {
         return;

@@ -51,7 +51,7 @@ impl Variant for Sotw {
         view: &ClientView,
     ) -> Result<RequestOutcome, Violation> {
         subscription.check_names(&request.resource_names, 0)?;
-        let first = !subscription.is_asked();
+        let first = !subscription.has_requested();
         let nonce = request.response_nonce.as_str();
         if !first && !nonce.is_empty() && !subscription.is_last(nonce) {
             return Ok(RequestOutcome::Stale);
@@ -70,7 +70,7 @@ impl Variant for Sotw {
         };
         let changed = subscribe(subscription, &request.resource_names, view, first);
         if first {
-            owe_answer(subscription);
+            require_answer(subscription);
         } else if !changed && !answers && request.error_detail.is_none() {
             // The client requests the same names again: it may have dropped what it had.
             ask_again(subscription);
@@ -82,9 +82,9 @@ impl Variant for Sotw {
         subscription: &mut Subscription,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &DeferredRemovals,
+        deferred: &DeferredRemovals,
     ) -> Option<DiscoveryResponse> {
-        if !subscription.is_asked() || subscription.in_flight() {
+        if !subscription.has_requested() || subscription.in_flight() {
             return None;
         }
         let kind = subscription.kind();
@@ -94,11 +94,11 @@ impl Variant for Sotw {
         } else {
             max_response_bytes(kind)
         };
-        let mut update = subscription.take_update(snapshot, view, hold, limit);
+        let mut update = subscription.take_update(snapshot, view, deferred, limit);
         // Only a whole state can show that a resource does not exist; for other types clients wait for the resource.
         let nothing =
             update.resources.is_empty() && (update.removed.is_empty() || !kind.whole_state());
-        if nothing && !subscription.owes_answer() {
+        if nothing && !subscription.must_answer() {
             return None;
         }
         let whole = kind.whole_state().then(|| subscription.whole());
@@ -149,14 +149,14 @@ fn subscribe(
         .collect();
     let changed =
         first || wildcard != subscription.is_wildcard() || !gone.is_empty() || !new.is_empty();
-    subscription.mark_asked();
+    subscription.mark_requested();
     // Names first: a named resource stays when the wildcard ends.
     for name in &new {
         subscription.subscribe((*name).into(), true);
     }
     if wildcard && !subscription.is_wildcard() {
         subscription.subscribe_all();
-        owe_answer(subscription);
+        require_answer(subscription);
     } else if !wildcard && subscription.is_wildcard() {
         subscription.unsubscribe_all();
     }
@@ -165,15 +165,15 @@ fn subscribe(
     }
     if !new.is_empty() && subscription.kind().whole_state() {
         // An answer without the listener or cluster tells the client that it does not exist.
-        subscription.owe_answer();
+        subscription.require_answer();
     }
     changed
 }
 
 /// Even an empty state is an answer, except for schemas: those are sent once they exist.
-fn owe_answer(subscription: &mut Subscription) {
+fn require_answer(subscription: &mut Subscription) {
     if subscription.kind() != Kind::Schema {
-        subscription.owe_answer();
+        subscription.require_answer();
     }
 }
 
@@ -185,7 +185,7 @@ fn ask_again(subscription: &mut Subscription) {
     if subscription.is_wildcard() {
         subscription.mark_all_pending();
     }
-    owe_answer(subscription);
+    require_answer(subscription);
 }
 
 /// The hash of the names and versions in a response.

@@ -46,7 +46,7 @@ pub(super) async fn left_behind(ads: &Ads, seed: u64) -> Status {
 impl<V: Variant> Stream<'_, V> {
     /// Ends the stream if its client is stuck, if it is old, or if this replica has too many streams.
     pub(super) fn check(&mut self) -> Result<(), Status> {
-        let owes = self.member.client.state().awaits_answer();
+        let owes = self.member.client.state().awaits_ack();
         let queued = self.responses.max_capacity() - self.responses.capacity();
         let others = self.ads.membership().streams_elsewhere();
         let metrics = self.ads.clients().metrics();

@@ -132,7 +132,9 @@ async fn on_both(replicas: &Replicas) -> Vec<DeltaStream> {
         (&replicas.second, client("d", &[])),
     ] {
         let mut stream = plane.delta(node).await;
-        stream.ask(Kind::Cluster, &[ECHO, "none.default"]).await;
+        stream
+            .subscribe(Kind::Cluster, &[ECHO, "none.default"])
+            .await;
         stream.next().await;
         streams.push(stream);
     }
@@ -232,7 +234,7 @@ async fn large(plane: &Plane, count: usize) -> Vec<DeltaStream> {
     let id = |number| proxy(&format!("large-{number:02}"));
     let mut streams = plane.many(count, id).await;
     for stream in &mut streams {
-        stream.ask(Kind::Cluster, &names).await;
+        stream.subscribe(Kind::Cluster, &names).await;
         stream.next().await;
     }
     streams
@@ -278,15 +280,15 @@ async fn an_answer_that_no_message_holds_comes_from_other_replicas_in_parts() {
 
 /// Forwards the first `after` bytes of a server's answers, then nothing more; the connection stays open.
 async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
-    while let Ok((asker, _)) = listener.accept().await {
+    while let Ok((client, _)) = listener.accept().await {
         let server = TcpStream::connect(to).await.unwrap();
         tokio::spawn(async move {
-            let (asks, mut hears) = asker.into_split();
-            let (says, mut is_asked) = server.into_split();
-            let (mut asks, mut some) = (asks, says.take(after));
-            let _ = tokio::join!(copy(&mut asks, &mut is_asked), async {
-                copy(&mut some, &mut hears).await?;
-                hears.flush().await?;
+            let (mut requests, mut to_client) = client.into_split();
+            let (answers, mut to_server) = server.into_split();
+            let mut some = answers.take(after);
+            let _ = tokio::join!(copy(&mut requests, &mut to_server), async {
+                copy(&mut some, &mut to_client).await?;
+                to_client.flush().await?;
                 std::future::pending::<std::io::Result<()>>().await
             });
         });
@@ -294,7 +296,7 @@ async fn stall(listener: TcpListener, to: SocketAddr, after: u64) {
 }
 
 #[tokio::test]
-async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_said_is_told() {
+async fn a_replica_that_falls_silent_in_its_answer_is_named_and_what_it_sent_is_included() {
     let replicas = Replicas::start().await;
     let _streams = large(&replicas.second, 20).await;
     // It forwards the answers of the second replica's process, so it must have that process id.

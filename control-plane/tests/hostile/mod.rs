@@ -56,7 +56,7 @@ async fn a_stuck_client_is_cut_off_and_holds_up_no_removal() {
     let mut stuck = plane.delta(proxy("stuck")).await;
     let mut idle = plane.delta(proxy("idle")).await;
     for stream in [&mut stuck, &mut idle] {
-        stream.ask(Kind::Endpoint, &[ECHO]).await;
+        stream.subscribe(Kind::Endpoint, &[ECHO]).await;
         let first = stream.next().await;
         stream.ack(&first).await;
     }
@@ -97,7 +97,7 @@ async fn many_streams_of_one_client_are_refused_and_others_served() {
     let mut streams = plane.many(300, |_| proxy("greedy")).await;
     let (mut served, mut refused) = (Vec::new(), 0);
     for mut stream in streams.drain(..) {
-        stream.ask(Kind::Cluster, &[]).await;
+        stream.subscribe(Kind::Cluster, &[]).await;
         match stream.try_next().await {
             Ok(_) => served.push(stream),
             Err(status) => {
@@ -109,12 +109,12 @@ async fn many_streams_of_one_client_are_refused_and_others_served() {
     }
     assert_eq!((served.len(), refused), (16, 284));
     let mut other = plane.delta(proxy("modest")).await;
-    other.ask(Kind::Cluster, &[]).await;
+    other.subscribe(Kind::Cluster, &[]).await;
     assert_eq!(names(&other.next().await), [ECHO]);
     drop(served);
     until(|| plane.clients.len() <= 1).await;
     let mut again = plane.delta(proxy("greedy")).await;
-    again.ask(Kind::Cluster, &[]).await;
+    again.subscribe(Kind::Cluster, &[]).await;
     assert_eq!(
         names(&again.next().await),
         [ECHO],
@@ -135,7 +135,7 @@ async fn a_storm_of_clients_is_admitted_at_a_rate() {
     let mut refused = 0;
     let mut streams = plane.many(50, |number| proxy(&format!("p{number}"))).await;
     for stream in &mut streams {
-        stream.ask(Kind::Cluster, &[]).await;
+        stream.subscribe(Kind::Cluster, &[]).await;
     }
     for stream in &mut streams {
         if let Err(status) = stream.try_next().await {
@@ -160,7 +160,7 @@ async fn streams_are_spread_anew_where_there_is_a_choice() {
     let plane = Plane::build(store.clone(), "one", idle.clone(), limits).await;
     let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut stream = plane.delta(proxy("b")).await;
-    stream.ask(Kind::Endpoint, &[ECHO]).await;
+    stream.subscribe(Kind::Endpoint, &[ECHO]).await;
     let first = stream.next().await;
     stream.ack(&first).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -251,7 +251,7 @@ async fn what_breaks_a_bound_ends_its_stream_with_a_sentence() {
     assert!(ended.message().contains("must carry the node"), "{ended}");
 
     let mut changed = plane.delta(client("first", &[])).await;
-    changed.ask(Kind::Cluster, &[]).await;
+    changed.subscribe(Kind::Cluster, &[]).await;
     changed.next().await;
     let mut request = delta(Kind::Cluster);
     request.node = Some(client("second", &[]));
@@ -278,7 +278,7 @@ async fn a_flood_is_slowed_down_and_others_are_served_meanwhile() {
     let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut flood = plane.delta(proxy("flood")).await;
     let mut other = plane.delta(proxy("other")).await;
-    other.ask(Kind::Endpoint, &[ECHO]).await;
+    other.subscribe(Kind::Endpoint, &[ECHO]).await;
     let first = other.next().await;
     other.ack(&first).await;
     for round in 0..REQUESTS {
@@ -313,7 +313,7 @@ async fn a_bad_resource_is_found_over_a_real_stream() {
     let _node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut stream = plane.sotw(client("stock", &[])).await;
     stream
-        .ask(Kind::Endpoint, &[ECHO, "none.default"], "", "")
+        .subscribe(Kind::Endpoint, &[ECHO, "none.default"], "", "")
         .await;
     let mut refused = 0;
     let mut accepted = Vec::new();

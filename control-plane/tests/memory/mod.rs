@@ -86,7 +86,7 @@ async fn names_that_clients_make_up_are_charged_to_who_sends_them() {
     );
 
     let mut honest = plane.delta(proxy("honest")).await;
-    honest.ask(Kind::Cluster, &[]).await;
+    honest.subscribe(Kind::Cluster, &[]).await;
     assert_eq!(names(&honest.next().await), [ECHO]);
     let _other = plane.node("b", vec![echo("2", "127.0.0.1:7002")]).await;
     drop(honest);

@@ -417,7 +417,7 @@ impl DeltaStream {
         }
     }
 
-    pub(crate) async fn ask(&mut self, kind: Kind, names: &[&str]) {
+    pub(crate) async fn subscribe(&mut self, kind: Kind, names: &[&str]) {
         self.send(DeltaDiscoveryRequest {
             type_url: kind.url().to_owned(),
             resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -467,7 +467,13 @@ pub(crate) struct SotwStream {
 }
 
 impl SotwStream {
-    pub(crate) async fn ask(&mut self, kind: Kind, names: &[&str], version: &str, nonce: &str) {
+    pub(crate) async fn subscribe(
+        &mut self,
+        kind: Kind,
+        names: &[&str],
+        version: &str,
+        nonce: &str,
+    ) {
         let request = DiscoveryRequest {
             node: self.node.take(),
             type_url: kind.url().to_owned(),

@@ -126,7 +126,7 @@ async fn a_removal_waits_for_the_clients_of_every_replica() {
     let replicas = Replicas::start().await;
     let mut node = replicas.node("a", two()).await;
     let mut user = replicas.second.delta(proxy("user")).await;
-    user.ask(Kind::Endpoint, &[ECHO]).await;
+    user.subscribe(Kind::Endpoint, &[ECHO]).await;
     let first = user.next().await;
     assert_eq!(endpoints(&first), 2);
     user.ack(&first).await;
@@ -185,13 +185,13 @@ async fn a_replica_waits_for_a_removal_that_has_not_come_to_it_yet() {
         ["(replica r2 has not seen the removal yet)"]
     );
     let mut asks = second.clone();
-    let asked = tokio::spawn(async move {
-        let asked = question(now + 1, Duration::from_secs(5));
-        let answer = asks.await_removal(asked).await;
+    let waiting = tokio::spawn(async move {
+        let query = question(now + 1, Duration::from_secs(5));
+        let answer = asks.await_removal(query).await;
         answer.unwrap().into_inner().unacknowledged
     });
     node.change(vec![], &["1"]).await;
-    assert_eq!(within(asked).await.unwrap(), [""; 0]);
+    assert_eq!(within(waiting).await.unwrap(), [""; 0]);
 
     let mut bad = question(now, Duration::ZERO);
     bad.instance = None;
@@ -221,7 +221,7 @@ async fn lists_are_of_all_replicas_and_name_those_that_do_not_answer() {
     let mut streams = Vec::new();
     for (plane, id) in [(&replicas.first, "on-r1"), (&replicas.second, "on-r2")] {
         let mut stream = plane.delta(client(id, &[])).await;
-        stream.ask(Kind::Cluster, &[]).await;
+        stream.subscribe(Kind::Cluster, &[]).await;
         stream.next().await;
         streams.push(stream);
     }

@@ -185,10 +185,12 @@ async fn client_status_tells_what_each_client_holds() {
     let plane = &replicas.first;
     let _node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let mut stream = plane.delta(proxy("b")).await;
-    stream.ask(Kind::Cluster, &[ECHO, "none.default"]).await;
+    stream
+        .subscribe(Kind::Cluster, &[ECHO, "none.default"])
+        .await;
     let clusters = stream.next().await;
     let mut other = plane.sotw(client("other", &[])).await;
-    other.ask(Kind::Cluster, &[], "", "").await;
+    other.subscribe(Kind::Cluster, &[], "", "").await;
     other.next().await;
 
     let mut csds = ClientStatusDiscoveryServiceClient::new(plane.channel().await);

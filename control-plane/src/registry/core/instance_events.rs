@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// How long changes are collected before they are written.
-const GATHER: Duration = Duration::from_secs(1);
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes beyond this number are only counted.
-const MAX_GATHERED: usize = 20_000;
+const MAX_BATCH: usize = 20_000;
 /// If a batch has more changes than this of one kind and service, they share one event.
-const ONE_BY_ONE: usize = 5;
+const MAX_SINGLE_EVENTS: usize = 5;
 /// The most events per batch; one more event counts the rest.
 const MAX_EVENTS: usize = 50;
 /// The most nodes that a combined event names.
@@ -78,12 +78,12 @@ struct Observed {
 /// Changes that are written but have no event yet.
 #[derive(Default)]
 pub(in crate::registry) struct InstanceEvents {
-    gathered: Mutex<Gathered>,
+    batch: Mutex<EventBatch>,
     arrived: Notify,
 }
 
 #[derive(Default)]
-struct Gathered {
+struct EventBatch {
     /// In the order in which they happened.
     changes: Vec<Observed>,
     /// Changes over the bound.
@@ -92,39 +92,39 @@ struct Gathered {
 
 impl InstanceEvents {
     pub(in crate::registry) fn add(&self, change: Change, key: &InstanceKey, cause: String) {
-        let mut gathered = self.lock();
-        if gathered.changes.len() >= MAX_GATHERED {
-            gathered.more += 1;
+        let mut batch = self.lock();
+        if batch.changes.len() >= MAX_BATCH {
+            batch.more += 1;
         } else {
             let key = key.clone();
-            gathered.changes.push(Observed { change, key, cause });
+            batch.changes.push(Observed { change, key, cause });
         }
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Gathered {
+    fn take(&self) -> EventBatch {
         std::mem::take(&mut *self.lock())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Gathered> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, EventBatch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Writes the events of collected changes, forever. While the store does not answer, it retries them, and new changes
+/// Writes the events of collected changes, until the process ends. While the store does not answer, it retries them, and new changes
 /// are collected meanwhile.
 pub(in crate::registry) async fn run(registry: Registry) {
     loop {
         registry.instance_events().arrived.notified().await;
-        tokio::time::sleep(GATHER).await;
-        let gathered = registry.instance_events().take();
-        let events = summary(&gathered.changes, gathered.more);
+        tokio::time::sleep(BATCH_INTERVAL).await;
+        let batch = registry.instance_events().take();
+        let events = summary(&batch.changes, batch.more);
         for events in events.chunks(MAX_TXN_OPS / 2) {
             // Keys are assigned once: if an answer is lost, the retry writes the same events.
             let entries: Vec<_> = events.iter().map(|event| registry.entry(event)).collect();
             while let Err(error) = registry.txn_with_entries(Txn::default(), &entries).await {
                 tracing::debug!(%error, "cannot write instance events; retrying");
-                tokio::time::sleep(GATHER).await;
+                tokio::time::sleep(BATCH_INTERVAL).await;
             }
         }
     }
@@ -143,7 +143,7 @@ fn summary(changes: &[Observed], more: usize) -> Vec<NewEvent> {
     let mut left = more;
     for ((change, _), group) in groups {
         let room = MAX_EVENTS.saturating_sub(events.len());
-        if group.len() <= ONE_BY_ONE.min(room) {
+        if group.len() <= MAX_SINGLE_EVENTS.min(room) {
             let alone = |observed: &&Observed| {
                 NewEvent::of_instance(change.kind(), &observed.key, &observed.cause)
             };
@@ -218,19 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_told_one_by_one_and_many_together() {
-        let mut changes = vec![one(Change::Left, "a/web/w1", "it asked to leave")];
+    fn a_few_changes_have_an_event_each_and_many_share_one() {
+        let mut changes = vec![one(Change::Left, "a/web/w1", "it deregistered")];
         changes.extend((0..7).map(|n| one(Change::Joined, &format!("n{n}/users/u{n}"), "v1")));
-        let told: Vec<_> = summary(&changes, 0)
+        let events: Vec<_> = summary(&changes, 0)
             .iter()
             .map(NewEvent::kind_and_cause)
             .collect();
         let many = "7 instances, u0 to u6, on n0, n1, n2 and 4 more; the first: v1";
         assert_eq!(
-            told,
+            events,
             [
                 ("instance-joined", many.to_owned()),
-                ("instance-left", "it asked to leave".to_owned()),
+                ("instance-left", "it deregistered".to_owned()),
             ]
         );
     }
@@ -239,24 +239,27 @@ mod tests {
     fn one_that_joins_and_leaves_at_once_did_both() {
         let both = [Change::Joined, Change::Left];
         let changes = both.map(|change| one(change, "a/users/u1", ""));
-        let told = summary(&changes, 0);
-        let kinds: Vec<_> = told.iter().map(|event| event.kind_and_cause().0).collect();
+        let events = summary(&changes, 0);
+        let kinds: Vec<_> = events
+            .iter()
+            .map(|event| event.kind_and_cause().0)
+            .collect();
         assert_eq!(kinds, ["instance-joined", "instance-left"]);
     }
 
     #[test]
-    fn one_that_flaps_is_told_as_it_ended() {
+    fn one_that_flaps_is_reported_with_its_last_state() {
         let flaps = [Change::Unhealthy, Change::Healthy, Change::Unhealthy];
         let changes = flaps.map(|change| one(change, "a/users/u1", "refused"));
-        let told: Vec<_> = summary(&changes, 0)
+        let events: Vec<_> = summary(&changes, 0)
             .iter()
             .map(NewEvent::kind_and_cause)
             .collect();
-        assert_eq!(told, [("instance-unhealthy", "refused".to_owned())]);
+        assert_eq!(events, [("instance-unhealthy", "refused".to_owned())]);
     }
 
     #[test]
-    fn a_gathering_has_a_bounded_number_of_events() {
+    fn a_batch_has_a_bounded_number_of_events() {
         let changes: Vec<_> = (0..1000)
             .map(|n| one(Change::Healthy, &format!("a/s{n}/i"), "passes"))
             .collect();

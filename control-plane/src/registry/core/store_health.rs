@@ -12,7 +12,7 @@ use crate::store::StoreError;
 
 /// After an outage of at least half a TTL, in which leases may have expired, expiry is suspended for a whole TTL.
 /// Shorter outages within that TTL extend the suspension, but to at most this many TTLs of time in which the store did
-/// answer: otherwise one error per TTL would keep dead nodes in use forever.
+/// answer: otherwise one error per TTL would keep dead nodes in use indefinitely.
 const LONGEST_SUSPENSION: u32 = 2;
 
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Suspension {
         (self.back + ttl).min(self.since + self.away + ttl * LONGEST_SUSPENSION)
     }
 
-    /// This hold, extended by an outage that began during it.
+    /// This suspension, extended by an outage that began during it.
     fn after(self, outage: Duration, now: Instant) -> Self {
         Self {
             away: self.away + outage,
@@ -48,7 +48,7 @@ impl Suspension {
 }
 
 impl State {
-    /// The hold that results from an outage from `since` to `now`.
+    /// The suspension that results from an outage from `since` to `now`.
     fn suspended_after(&self, since: Instant, now: Instant, ttl: Duration) -> Suspension {
         let outage = now.saturating_duration_since(since);
         let running = self
@@ -99,7 +99,7 @@ impl StoreHealth {
 
     /// No node may be expired before this time, because nodes could not renew their leases while the store did not
     /// answer.
-    pub(in crate::registry) fn judge_from(&self, ttl: Duration) -> Option<Instant> {
+    pub(in crate::registry) fn expire_from(&self, ttl: Duration) -> Option<Instant> {
         let state = self.lock();
         let suspension = match state.away_since {
             Some(since) => Some(state.suspended_after(since, Instant::now(), ttl)),
@@ -131,31 +131,33 @@ mod tests {
         health.on_result(&Ok(()), TTL);
     }
 
-    fn may_judge(health: &StoreHealth) -> bool {
-        health.judge_from(TTL).is_none_or(|at| at <= Instant::now())
+    fn may_expire(health: &StoreHealth) -> bool {
+        health
+            .expire_from(TTL)
+            .is_none_or(|at| at <= Instant::now())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_an_outage_nobody_is_judged_for_a_ttl() {
+    async fn after_an_outage_no_node_is_expired_for_a_ttl() {
         let health = StoreHealth::default();
-        assert!(may_judge(&health));
+        assert!(may_expire(&health));
         health.on_result(&error(), TTL);
         tokio::time::advance(TTL * 10).await;
-        assert!(!may_judge(&health), "it is away");
+        assert!(!may_expire(&health), "it is away");
         health.on_result(&Ok(()), TTL);
         tokio::time::advance(TTL * 9 / 10).await;
-        assert!(!may_judge(&health));
-        // A long outage that begins during the hold starts a whole TTL again.
+        assert!(!may_expire(&health));
+        // A long outage that begins during the suspension starts a whole TTL again.
         fails_for(&health, TTL).await;
         tokio::time::advance(TTL * 9 / 10).await;
-        assert!(!may_judge(&health));
+        assert!(!may_expire(&health));
         tokio::time::advance(TTL / 10).await;
-        assert!(may_judge(&health));
+        assert!(may_expire(&health));
     }
 
-    /// Issue 10, D2: one error per TTL suspended expiry forever.
+    /// Issue 10, D2: one error per TTL suspended expiry indefinitely.
     #[tokio::test(start_paused = true)]
-    async fn an_error_now_and_then_does_not_hold_the_leader_off_for_ever() {
+    async fn an_error_now_and_then_does_not_suspend_expiry_indefinitely() {
         for (between, outage) in [
             (TTL / 2, Duration::ZERO),
             (TTL * 9 / 10, TTL / 100),
@@ -167,8 +169,8 @@ mod tests {
             fails_for(&health, outage).await;
             let mut waited = Duration::ZERO;
             // Like the leader, which wakes up when it may expire nodes.
-            while !may_judge(&health) {
-                let at = health.judge_from(TTL).unwrap();
+            while !may_expire(&health) {
+                let at = health.expire_from(TTL).unwrap();
                 let left = at.saturating_duration_since(Instant::now());
                 if left <= between - waited {
                     tokio::time::advance(left).await;

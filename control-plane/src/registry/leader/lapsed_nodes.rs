@@ -60,7 +60,7 @@ pub(super) async fn run(membership: &Membership, token: FencingToken) {
             }
             () = due => {}
         }
-        if let Some(from) = registry.store_health().judge_from(options.lease_ttl) {
+        if let Some(from) = registry.store_health().expire_from(options.lease_ttl) {
             expiry.hold(from.into_std(), now());
         }
         let mut notes = BTreeMap::new();

@@ -173,8 +173,8 @@ impl NodeLease {
         let mut deletes = Vec::new();
         for (key, _) in held.into_values() {
             let cause = why(&key);
-            let asked = cause.is_none() && tells_left;
-            steps.insert(key.clone(), self.removal_step(&key, asked));
+            let on_request = cause.is_none() && tells_left;
+            steps.insert(key.clone(), self.removal_step(&key, on_request));
             deletes.push(Write::delete(&key, cause));
         }
         let revision = self.write(deletes).await?;
@@ -193,11 +193,11 @@ impl NodeLease {
     }
 
     /// The effect of removing an instance. If it did not request that, its event is part of the transaction.
-    fn removal_step(&self, key: &InstanceKey, asked: bool) -> Step {
-        let leaves = asked && self.written.contains_key(key);
+    fn removal_step(&self, key: &InstanceKey, on_request: bool) -> Step {
+        let leaves = on_request && self.written.contains_key(key);
         Step {
             health: None,
-            event: leaves.then(|| (Change::Left, "it asked to leave".to_owned())),
+            event: leaves.then(|| (Change::Left, "it deregistered".to_owned())),
         }
     }
 
@@ -324,7 +324,7 @@ impl NodeLease {
         Ok(self.last)
     }
 
-    /// The time in which a successor takes a node over whose process was told to stop.
+    /// The time in which a successor takes a node over whose process is stopping.
     fn grace(&self) -> Duration {
         self.registry.options().lease_ttl * 3 / 10
     }

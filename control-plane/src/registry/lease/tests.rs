@@ -354,7 +354,7 @@ async fn a_slow_store_costs_no_node_its_lease() {
 
 /// The operations of writes without events.
 fn ops_of(writes: Vec<Write>) -> Vec<Vec<Op>> {
-    let none = |_: &NewEvent| unreachable!("nothing is told");
+    let none = |_: &NewEvent| unreachable!("no event is expected");
     let transactions = transactions(writes, none).into_iter();
     transactions.map(|transaction| transaction.ops).collect()
 }

@@ -15,7 +15,7 @@ use super::Membership;
 use crate::{registry::view::View, store::Revision};
 
 /// How long a revision that another replica has seen may take to arrive here.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LAG_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the report of another replica is valid. After that this replica serves its old state: if no replica reports
 /// a newer revision, old state is better than none.
 const VALID_FOR: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ impl PeerRevisions {
             self.due = Some((*seen, *at));
         }
         let since = self.due.map_or(*at, |(_, since)| since);
-        (now >= since + PATIENCE).then(|| Lag {
+        (now >= since + LAG_TIMEOUT).then(|| Lag {
             own,
             seen: *seen,
             by: Arc::clone(by),

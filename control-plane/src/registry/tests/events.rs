@@ -48,7 +48,7 @@ async fn claim(fixture: &Fixture, process: &str) -> NodeLease {
 }
 
 #[tokio::test]
-async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction() {
+async fn what_becomes_of_a_node_is_recorded_with_its_cause_in_the_same_transaction() {
     let fixture = Fixture::with_ttl(Duration::from_secs(2)).await;
     let lease = claim(&fixture, "p1").await;
     let store = fixture.registry.store();
@@ -56,8 +56,8 @@ async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction()
         let event = view.events().find(|it| it.record.kind == "node-joined");
         keys::event(&event.unwrap().id)
     });
-    let told = store.get(&event).await.unwrap().unwrap();
-    assert_eq!(told.mod_revision, lease.session());
+    let stored = store.get(&event).await.unwrap().unwrap();
+    assert_eq!(stored.mod_revision, lease.session());
     drop(lease);
     fixture.until(|view| names(view).is_empty()).await;
     fixture.registry.read(|view| {
@@ -65,7 +65,7 @@ async fn what_becomes_of_a_node_is_told_with_its_cause_in_the_very_transaction()
         let last = view.events().find(expired).unwrap();
         let cause = &last.record.cause;
         assert!(
-            cause.contains("no beat for 2s") && cause.contains("removed with it: 1 instance"),
+            cause.contains("no heartbeat for 2s") && cause.contains("removed with it: 1 instance"),
             "{cause}"
         );
         assert_eq!(
@@ -174,17 +174,17 @@ fn jumping() -> u64 {
 
 /// Issue 10, E1.
 #[tokio::test]
-async fn what_instances_do_in_the_ordinary_course_is_told() {
+async fn what_instances_do_in_normal_operation_is_recorded() {
     let fixture = Fixture::new().await;
     let mut lease = claim(&fixture, "p1").await;
-    let told = |view: &View, kind: &str, cause: &str| {
+    let recorded = |view: &View, kind: &str, cause: &str| {
         view.events().any(|event| {
             let record = &event.record;
             record.kind == kind && record.instance == "u1" && record.cause.contains(cause)
         })
     };
     fixture
-        .until(|view| told(view, "instance-joined", "at "))
+        .until(|view| recorded(view, "instance-joined", "at "))
         .await;
     let (key, mut local) = instance("a", "users/u1");
     local.set_health(Health::Unhealthy);
@@ -193,20 +193,20 @@ async fn what_instances_do_in_the_ordinary_course_is_told() {
     lease.change(vec![write]).await.unwrap();
     let refused = "unhealthy: connection refused";
     fixture
-        .until(|view| told(view, "instance-unhealthy", refused))
+        .until(|view| recorded(view, "instance-unhealthy", refused))
         .await;
     let (_, mut local) = instance("a", "users/u1");
     local.set_health(Health::Healthy);
     let write = NodeWrite::Put(key.clone(), Box::new(local));
     lease.change(vec![write]).await.unwrap();
     fixture
-        .until(|view| told(view, "instance-healthy", "at "))
+        .until(|view| recorded(view, "instance-healthy", "at "))
         .await;
     let write = NodeWrite::Remove(key, None);
     lease.change(vec![write]).await.unwrap();
-    let left = "it asked to leave";
+    let left = "it deregistered";
     fixture
-        .until(|view| told(view, "instance-left", left))
+        .until(|view| recorded(view, "instance-left", left))
         .await;
 }
 

@@ -34,11 +34,12 @@ async fn node(fixture: &Fixture, process: &str, has: &[String]) -> NodeLease {
 async fn expired(fixture: &Fixture) -> Vec<(KeyValue, EventRecord)> {
     let store = fixture.registry.store();
     let found = store.range(keys::EVENTS, None).await.unwrap().items;
-    let told = found.into_iter().map(|item| {
+    let events = found.into_iter().map(|item| {
         let record = EventRecord::decode(item.value.clone()).unwrap();
         (item, record)
     });
-    told.filter(|(_, record)| record.kind == "instance-expired")
+    events
+        .filter(|(_, record)| record.kind == "instance-expired")
         .collect()
 }
 
@@ -66,9 +67,9 @@ async fn who_goes_unasked_is_told_in_the_very_transaction_and_who_asks_is_not() 
     let revision = lease.change(removals).await.unwrap();
     fixture.registry.reached(revision).await;
     assert_eq!(fixture.registry.read(names), ["a/users.default/i2"]);
-    let told = expired(&fixture).await;
-    let [(item, record)] = &*told else {
-        panic!("{told:?}");
+    let events = expired(&fixture).await;
+    let [(item, record)] = &*events else {
+        panic!("{events:?}");
     };
     assert_eq!(item.mod_revision, revision);
     let fields = [
@@ -152,8 +153,8 @@ async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
     fixture.registry.reached(revision).await;
     assert!(fixture.registry.read(names).is_empty());
 
-    let told = expired(&fixture).await;
-    let (one, several): (Vec<_>, Vec<_>) = told
+    let events = expired(&fixture).await;
+    let (one, several): (Vec<_>, Vec<_>) = events
         .into_iter()
         .map(|(_, record)| record)
         .partition(|record| !record.instance.is_empty());
@@ -172,6 +173,6 @@ async fn a_thousand_at_once_leave_room_in_the_log_and_none_is_left_out() {
     };
     assert!(
         fixture.registry.read(joined),
-        "what was told before is there"
+        "earlier events are still there"
     );
 }

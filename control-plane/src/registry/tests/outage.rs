@@ -91,11 +91,11 @@ async fn while_the_store_is_away_sessions_stay_and_when_it_is_back_nobody_flaps(
     let seen: Vec<_> = batch.services.iter().map(ToString::to_string).collect();
     assert_eq!(seen, ["users.default"], "for the third node alone");
     assert_eq!(registry.store_away(), None);
-    let told = registry.read(|view| {
+    let expired = registry.read(|view| {
         let kinds = view.events().map(|event| event.record.kind.clone());
         kinds.filter(|kind| kind == "node-expired").count()
     });
-    assert_eq!(told, 1, "only the one before the outage");
+    assert_eq!(expired, 1, "only the one before the outage");
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_dead_node_goes_although_the_store_fails_a_request_now_and_then() {
     }
 }
 
-/// Issue 10, D2: nobody noticed it, and the replica served its old view forever.
+/// Issue 10, D2: nobody noticed it, and the replica served its old view until it was restarted.
 #[tokio::test]
 async fn a_follower_that_panics_is_begun_anew_and_misses_nothing() {
     let mesh = Replicas::new();

@@ -242,7 +242,7 @@ async fn a_node_whose_session_is_elsewhere_is_late_only_if_its_replica_says_so_o
     })
     .await;
     assert_eq!(member.overdue_nodes(), 3);
-    // So the first node that lapses is not judged before the others lapse.
+    // So the first node that lapses is not expired before the others lapse.
     until(&first, |view| {
         view.nodes().filter(|node| node.suspect).count() == 3
     })

@@ -41,7 +41,7 @@ const QUESTIONS: usize = 16;
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum AskError {
+pub(crate) enum QueryError {
     #[error(transparent)]
     InvalidMatcher(#[from] InvalidMatcher),
     #[error(
@@ -98,27 +98,27 @@ impl MeshConfigs {
         &self.counters
     }
 
-    pub(crate) async fn ask(
+    pub(crate) async fn query(
         &self,
         question: ClientStatusRequest,
         time_limit: TimeLimit,
-    ) -> Result<Gathering, AskError> {
+    ) -> Result<MergedAnswer, QueryError> {
         let place = timeout(WITHIN, Arc::clone(&self.questions).acquire_owned()).await;
         let Some(place) = place.ok().and_then(Result::ok) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(AskError::Busy);
+            return Err(QueryError::Busy);
         };
-        let asked: Bytes = question.encode_to_vec().into();
+        let encoded: Bytes = question.encode_to_vec().into();
         let own = OwnPieces::new(&self.clients, question)?;
         let peers = self.peers.now();
         let others = peers
             .iter()
-            .map(|peer| Source::Peer(PeerConfigs::new(peer, asked.clone())));
+            .map(|peer| Source::Peer(PeerConfigs::new(peer, encoded.clone())));
         let mut sources: Vec<_> = others.collect();
         // By name, so that every replica gives the same order.
         let before = peers.partition_point(|peer| peer.replica.name < self.name);
         sources.insert(before, Source::OwnPieces(Box::new(own)));
-        Ok(Gathering {
+        Ok(MergedAnswer {
             merge: Merge::new(sources.len()),
             sources,
             unanswered: BTreeSet::new(),
@@ -130,7 +130,7 @@ impl MeshConfigs {
 }
 
 /// An answer while it is read.
-pub(crate) struct Gathering {
+pub(crate) struct MergedAnswer {
     merge: Merge,
     sources: Vec<Source>,
     unanswered: BTreeSet<String>,
@@ -144,14 +144,14 @@ enum Source {
     Peer(PeerConfigs),
 }
 
-impl Gathering {
+impl MergedAnswer {
     pub(crate) async fn next(&mut self) -> Option<Piece> {
         let within = Instant::now() + WITHIN;
         let until = self.until.map_or(within, |until| until.min(within));
         let sources = self.sources.iter_mut().enumerate();
         let missing = sources.filter(|(number, _)| self.merge.is_missing(*number));
-        let asked = missing.map(async |(number, source)| (number, source.next(until).await));
-        for (number, received) in join_all(asked).await {
+        let reads = missing.map(async |(number, source)| (number, source.next(until).await));
+        for (number, received) in join_all(reads).await {
             let piece = received.unwrap_or_else(|Unanswered { name, cause }| {
                 tracing::debug!(
                     replica = name,

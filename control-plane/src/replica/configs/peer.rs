@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Streaming, transport::Endpoint};
 
 use super::{
-    super::peers::{Peer, endpoint, question},
+    super::peers::{Peer, addressed, endpoint},
     Unanswered,
 };
 use crate::xds::csds::{Part, Piece};
@@ -30,25 +30,25 @@ pub(super) struct PeerConfigs {
 }
 
 enum State {
-    Unasked(Option<Box<(Endpoint, Request<ClientConfigsRequest>)>>),
+    Unsent(Option<Box<(Endpoint, Request<ClientConfigsRequest>)>>),
     Answering(Box<Streaming<ClientConfigsResponse>>),
     Ended,
 }
 
 impl PeerConfigs {
     /// The request is sent with the first `next`.
-    pub(super) fn new(peer: &Peer, asked: Bytes) -> Self {
+    pub(super) fn new(peer: &Peer, encoded: Bytes) -> Self {
         // Without a client the replica cannot be reached, or is beyond the limit.
         let reached = peer.client.as_ref().and_then(|_| endpoint(&peer.replica));
-        let unasked = reached.map(|endpoint| {
+        let unsent = reached.map(|endpoint| {
             let endpoint = endpoint.initial_stream_window_size(WINDOW);
             let endpoint = endpoint.initial_connection_window_size(WINDOW);
-            let asked = ClientConfigsRequest { question: asked };
-            Box::new((endpoint, question(&peer.replica, asked)))
+            let request = ClientConfigsRequest { question: encoded };
+            Box::new((endpoint, addressed(&peer.replica, request)))
         });
         Self {
             name: Arc::clone(&peer.replica.name),
-            state: State::Unasked(unasked),
+            state: State::Unsent(unsent),
             pieces: VecDeque::new(),
             begun: false,
         }
@@ -76,8 +76,8 @@ impl PeerConfigs {
     async fn receive(&mut self) -> Result<(), String> {
         while self.pieces.is_empty() {
             match &mut self.state {
-                State::Unasked(unasked) => {
-                    let (endpoint, question) = *unasked.take().ok_or("it cannot be reached")?;
+                State::Unsent(unsent) => {
+                    let (endpoint, question) = *unsent.take().ok_or("it cannot be reached")?;
                     let answers = open(&endpoint, question).await?;
                     self.state = State::Answering(Box::new(answers));
                 }

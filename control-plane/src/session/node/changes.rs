@@ -111,9 +111,9 @@ impl Session {
 
     /// Removes instances whose address has become that of a proxy's listener. Checks only if a listener's address has
     /// changed since the last check.
-    pub(super) async fn judge_again(&mut self) -> Result<Vec<Rejected>, End> {
+    pub(super) async fn revalidate(&mut self) -> Result<Vec<Rejected>, End> {
         let changes = self.registry.listener_changes();
-        if changes == self.judged {
+        if changes == self.validated_at {
             return Ok(Vec::new());
         }
         let found = |view: &View| {
@@ -128,7 +128,7 @@ impl Session {
             }
             self.lease.change(writes).await?;
         }
-        self.judged = changes;
+        self.validated_at = changes;
         Ok(rejected)
     }
 }

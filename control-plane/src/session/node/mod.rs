@@ -71,7 +71,7 @@ struct Session {
     wanted: std::collections::HashSet<String>,
     queries: JoinSet<()>,
     /// `Registry::listener_changes` when the instances were last checked.
-    judged: u64,
+    validated_at: u64,
     /// The memory charge of its instances.
     instance_charge: InstanceCharge,
     /// When the session last tried to renew the lease.
@@ -184,7 +184,7 @@ impl Session {
 
     async fn on_beat(&mut self, sequence: u64) -> Result<(), End> {
         self.renew().await?;
-        let rejected = self.judge_again().await?;
+        let rejected = self.revalidate().await?;
         let revision = self.registry.read(|view| view.revision().0);
         let of = Some(ack::Of::Beat(sequence));
         let ack = Ack {
@@ -236,7 +236,7 @@ impl Session {
                     tracing::info!(event = "node-left", %node, %revision, "a node without a proxy is removed");
                 }
                 Err(why) => {
-                    tracing::debug!(%node, "a node that was told to stop is not removed: {why}");
+                    tracing::debug!(%node, "a stopping node is not removed: {why}");
                 }
             }
         });

@@ -157,7 +157,7 @@ impl Opening {
                 %error, "a node session is refused");
         })?;
         let opened = Instant::now();
-        let judged = self.registry.listener_changes();
+        let validated_at = self.registry.listener_changes();
         // The view may not include the node's new record yet.
         let on = Node::described(&identity);
         self.registry.read(|view| {
@@ -211,7 +211,7 @@ impl Opening {
             sequence: 0,
             wanted: missing.into_iter().collect(),
             queries: JoinSet::new(),
-            judged,
+            validated_at,
             instance_charge,
             // The time of the claim, which is a while ago: the first message renews the lease.
             tried: opened,

@@ -43,15 +43,15 @@ fn local_fault(spoil: impl FnOnce(&mut LocalInstance)) -> (String, String) {
     let mut message = good();
     message.instances.push(instance("a", "users/u2").1);
     spoil(&mut message.instances[0]);
-    let said = hello(message, false).unwrap();
-    let taken: Vec<_> = said
+    let read = hello(message, false).unwrap();
+    let taken: Vec<_> = read
         .instances
         .iter()
         .map(|(key, _)| key.to_string())
         .collect();
     assert_eq!(taken, ["a/users.default/u2"]);
-    let [Rejected { rejection, .. }] = &said.rejected[..] else {
-        panic!("{:?}", said.rejected);
+    let [Rejected { rejection, .. }] = &read.rejected[..] else {
+        panic!("{:?}", read.rejected);
     };
     (rejection.field.clone(), rejection.description.clone())
 }
@@ -218,9 +218,9 @@ fn each_bad_field_of_an_instance_is_named_and_the_others_are_taken() {
 fn of_the_same_instance_twice_the_first_counts() {
     let mut message = good();
     message.instances.push(message.instances[0].clone());
-    let said = hello(message, false).unwrap();
-    assert_eq!(said.instances.len(), 1);
-    assert_eq!(said.rejected[0].rejection.field, "instance.id");
+    let read = hello(message, false).unwrap();
+    assert_eq!(read.instances.len(), 1);
+    assert_eq!(read.rejected[0].rejection.field, "instance.id");
 }
 
 #[test]
@@ -240,8 +240,8 @@ fn what_is_told_stays_small_whatever_was_sent() {
     bad.instance.as_mut().unwrap().service = "X".repeat(5000);
     bad.instance.as_mut().unwrap().labels = [("\u{7}".repeat(100_000), String::new())].into();
     message.instances = vec![bad; MAX_INSTANCES];
-    let said = hello(message, false).unwrap();
-    let rejected = rejected::for_node(said.rejected);
+    let read = hello(message, false).unwrap();
+    let rejected = rejected::for_node(read.rejected);
     assert_eq!(rejected.len(), MAX_INSTANCES);
     assert!(rejected[0].description.contains("more)"), "{rejected:?}");
     let bytes: usize = rejected.iter().map(Message::encoded_len).sum();
@@ -254,9 +254,9 @@ fn an_ipv4_address_in_the_form_of_an_ipv6_one_is_the_ipv4_one() {
     message.advertise = "[::ffff:10.0.0.1]:15008".into();
     let registration = message.instances[0].instance.as_mut().unwrap();
     registration.address = "[::ffff:127.0.0.1]:21001".into();
-    let said = hello(message, false).unwrap();
-    assert_eq!(said.identity.advertise.to_string(), "10.0.0.1:15008");
-    let registration = said.instances[0].1.instance.as_ref().unwrap();
+    let read = hello(message, false).unwrap();
+    assert_eq!(read.identity.advertise.to_string(), "10.0.0.1:15008");
+    let registration = read.instances[0].1.instance.as_ref().unwrap();
     assert_eq!(registration.address, "127.0.0.1:21001");
 }
 
@@ -269,10 +269,10 @@ fn listeners_are_addresses_and_not_too_many() {
         .into_iter()
         .chain(many)
         .collect();
-    let said = hello(message, false).unwrap();
-    assert_eq!(said.identity.listeners.len(), MAX_LISTENERS);
+    let read = hello(message, false).unwrap();
+    assert_eq!(read.identity.listeners.len(), MAX_LISTENERS);
     assert!(
-        said.identity
+        read.identity
             .listeners
             .contains(&"[::]:15001".parse().unwrap())
     );
@@ -280,7 +280,7 @@ fn listeners_are_addresses_and_not_too_many() {
 }
 
 #[test]
-fn changes_are_judged_like_the_full_set() {
+fn changes_are_validated_like_the_full_set() {
     let node = Arc::from("a");
     let message = Change {
         sequence: 1,

@@ -17,29 +17,29 @@ use crate::{
 type Response = <Delta as Variant>::Response;
 
 /// Names requested on this stream, for types requested by name.
-pub(super) type Asked = BTreeMap<Kind, BTreeSet<String>>;
+pub(super) type Requested = BTreeMap<Kind, BTreeSet<String>>;
 
 impl ClientVariant for Delta {
-    type Asked = Asked;
+    type Requested = Requested;
 
-    fn first(client: &Client, asked: &mut Asked) -> Vec<DeltaDiscoveryRequest> {
-        let mut questions = vec![question(client, Kind::Cluster, ["*".to_owned()])];
+    fn first(client: &Client, requested: &mut Requested) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = vec![question(client, Kind::Cluster, ["*".to_owned()])];
         match client.flavor {
             Flavor::Everything => {
-                questions.push(question(client, Kind::Endpoint, ["*".to_owned()]));
-                questions.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
+                requests.push(question(client, Kind::Endpoint, ["*".to_owned()]));
+                requests.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
             }
             Flavor::Proxy => {
-                questions.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
+                requests.push(question(client, Kind::ServiceIndex, ["*".to_owned()]));
             }
             // An empty list of names is the older form of the wildcard.
-            _ => questions.push(question(client, Kind::Listener, [])),
+            _ => requests.push(question(client, Kind::Listener, [])),
         }
-        questions.extend(follow(client, asked, true));
-        if let Some(first) = questions.first_mut() {
+        requests.extend(follow(client, requested, true));
+        if let Some(first) = requests.first_mut() {
             first.node = Some(client.node());
         }
-        questions
+        requests
     }
 
     fn kind(response: &Response) -> Option<Kind> {
@@ -65,7 +65,7 @@ impl ClientVariant for Delta {
 
     fn answers(
         client: &Client,
-        asked: &mut Asked,
+        requested: &mut Requested,
         kind: Kind,
         response: &Response,
         rejected: bool,
@@ -81,13 +81,13 @@ impl ClientVariant for Delta {
             ..DeltaDiscoveryRequest::default()
         };
         let mut answers = vec![answer];
-        answers.extend(follow(client, asked, false));
+        answers.extend(follow(client, requested, false));
         answers
     }
 }
 
 /// Requests what the client's resources refer to, and ends the requests for what they no longer refer to.
-fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscoveryRequest> {
+fn follow(client: &Client, requested: &mut Requested, first: bool) -> Vec<DeltaDiscoveryRequest> {
     let wanted = client.state(|state| match client.flavor {
         Flavor::Proxy => vec![(Kind::Endpoint, state.held.names(Kind::Cluster))],
         Flavor::EnvoyDelta => vec![
@@ -99,9 +99,9 @@ fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscovery
         ],
         _ => vec![],
     });
-    let mut questions = Vec::new();
+    let mut requests = Vec::new();
     for (kind, names) in wanted.unwrap_or_default() {
-        let before = asked.entry(kind).or_default();
+        let before = requested.entry(kind).or_default();
         let new: Vec<String> = names.difference(before).cloned().collect();
         let gone: Vec<String> = before.difference(&names).cloned().collect();
         let begun = !before.is_empty();
@@ -119,9 +119,9 @@ fn follow(client: &Client, asked: &mut Asked, first: bool) -> Vec<DeltaDiscovery
             }
         };
         next.resource_names_unsubscribe = gone;
-        questions.push(next);
+        requests.push(next);
     }
-    questions
+    requests
 }
 
 /// A request with the versions that the client has of the type.

@@ -144,9 +144,9 @@ impl HeldResources {
         let held = self.names(Kind::Cluster);
         let mut faults = Vec::new();
         // On a new stream the server does not know yet what the client will request next.
-        let asked =
+        let requested =
             |kind: &Kind| self.answered.contains(kind) && self.answered.contains(&Kind::Cluster);
-        for ((kind, name), to) in self.routes.iter().filter(|((kind, _), _)| asked(kind)) {
+        for ((kind, name), to) in self.routes.iter().filter(|((kind, _), _)| requested(kind)) {
             for cluster in to.iter().filter(|cluster| !held.contains(*cluster)) {
                 let word = kind.word();
                 faults.push(format!(

@@ -109,9 +109,9 @@ struct Client {
 /// What a variant of the protocol needs to drive a client.
 trait ClientVariant: Variant<Request: Send, Response: Send> + Sized {
     /// What was requested on this stream.
-    type Asked: Default + Send;
+    type Requested: Default + Send;
 
-    fn first(client: &Client, asked: &mut Self::Asked) -> Vec<Self::Request>;
+    fn first(client: &Client, requested: &mut Self::Requested) -> Vec<Self::Request>;
     fn kind(response: &Self::Response) -> Option<Kind>;
     fn revision_of_view(response: &Self::Response) -> Option<u64>;
     /// Applies a response.
@@ -120,7 +120,7 @@ trait ClientVariant: Variant<Request: Send, Response: Send> + Sized {
     /// The answer to a response, and the requests that follow it.
     fn answers(
         client: &Client,
-        asked: &mut Self::Asked,
+        requested: &mut Self::Requested,
         kind: Kind,
         response: &Self::Response,
         rejected: bool,
@@ -196,8 +196,8 @@ impl Client {
             state.rejected = false;
             state.held.answered.clear();
         });
-        let mut asked = V::Asked::default();
-        for request in V::first(self, &mut asked) {
+        let mut requested = V::Requested::default();
+        for request in V::first(self, &mut requested) {
             if socket.out.send(Ok(request)).await.is_err() {
                 return "it ended the stream".to_owned();
             }
@@ -233,7 +233,7 @@ impl Client {
             let Some(kind) = V::kind(&response) else {
                 continue;
             };
-            for request in V::answers(self, &mut asked, kind, &response, rejected) {
+            for request in V::answers(self, &mut requested, kind, &response, rejected) {
                 if socket.out.send(Ok(request)).await.is_err() {
                     return "it ended the stream".to_owned();
                 }
@@ -246,7 +246,7 @@ impl Client {
         let Some(kind) = V::kind(response) else {
             self.simulation.broken(
                 "protocol",
-                format_args!("{}: a type nobody asked for", self.who),
+                format_args!("{}: a type that was not requested", self.who),
             );
             return true;
         };

@@ -23,17 +23,17 @@ use crate::{
 type Response = <Sotw as Variant>::Response;
 
 /// Per type: the names requested last, and the nonce of the last response.
-pub(super) type Asked = BTreeMap<Kind, (Vec<String>, String)>;
+pub(super) type Requested = BTreeMap<Kind, (Vec<String>, String)>;
 
 impl ClientVariant for Sotw {
-    type Asked = Asked;
+    type Requested = Requested;
 
-    fn first(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
-        let mut questions = follow(client, asked);
-        if let Some(first) = questions.first_mut() {
+    fn first(client: &Client, requested: &mut Requested) -> Vec<DiscoveryRequest> {
+        let mut requests = follow(client, requested);
+        if let Some(first) = requests.first_mut() {
             first.node = Some(client.node());
         }
-        questions
+        requests
     }
 
     fn kind(response: &Response) -> Option<Kind> {
@@ -78,18 +78,18 @@ impl ClientVariant for Sotw {
 
     fn answers(
         client: &Client,
-        asked: &mut Asked,
+        requested: &mut Requested,
         kind: Kind,
         response: &Response,
         rejected: bool,
     ) -> Vec<DiscoveryRequest> {
         let names = wanted(client).remove(&kind);
-        let said = asked.entry(kind).or_default();
-        said.1.clone_from(&response.nonce);
+        let last = requested.entry(kind).or_default();
+        last.1.clone_from(&response.nonce);
         if let Some(names) = names {
-            said.0 = names;
+            last.0 = names;
         }
-        let mut answer = request(client, kind, said);
+        let mut answer = request(client, kind, last);
         if rejected {
             answer.error_detail = Some(Reason {
                 code: 3,
@@ -98,7 +98,7 @@ impl ClientVariant for Sotw {
             });
         }
         let mut answers = vec![answer];
-        answers.extend(follow(client, asked));
+        answers.extend(follow(client, requested));
         answers
     }
 }
@@ -133,26 +133,28 @@ fn wanted(client: &Client) -> BTreeMap<Kind, Vec<String>> {
 }
 
 /// Sends requests for the types whose wanted names changed.
-fn follow(client: &Client, asked: &mut Asked) -> Vec<DiscoveryRequest> {
+fn follow(client: &Client, requested: &mut Requested) -> Vec<DiscoveryRequest> {
     let mut wanted = wanted(client);
     // What nothing refers to any more is no longer requested; once something was named, an empty list means that.
     for kind in [Kind::Cluster, Kind::Endpoint, Kind::Route] {
-        if asked.contains_key(&kind) {
+        if requested.contains_key(&kind) {
             wanted.entry(kind).or_default();
         }
     }
-    let mut questions = Vec::new();
+    let mut requests = Vec::new();
     for (kind, names) in wanted {
-        let known = asked.get(&kind).is_some_and(|(before, _)| *before == names);
+        let known = requested
+            .get(&kind)
+            .is_some_and(|(before, _)| *before == names);
         if known {
             continue;
         }
-        let said = asked.entry(kind).or_default();
-        said.0 = names;
-        let said = said.clone();
-        questions.push(request(client, kind, &said));
+        let last = requested.entry(kind).or_default();
+        last.0 = names;
+        let last = last.clone();
+        requests.push(request(client, kind, &last));
     }
-    questions
+    requests
 }
 
 fn request(

@@ -284,7 +284,7 @@ pub(super) fn on_acknowledged(
     replica: usize,
     instance: &InstanceKey,
     revision: Revision,
-    asked: Duration,
+    queried_at: Duration,
 ) {
     let living = wanted(simulation);
     let (owners, left) = {
@@ -302,7 +302,7 @@ pub(super) fn on_acknowledged(
     for (n, state) in lock(&simulation.client_states).iter() {
         let here = state
             .connected
-            .is_some_and(|(to, since)| to == replica && since < asked);
+            .is_some_and(|(to, since)| to == replica && since < queried_at);
         let service = instance.service.to_string();
         let Some(endpoints) = state.held.endpoints.get(&service) else {
             continue;

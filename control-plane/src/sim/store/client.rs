@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The timeout of a request.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One replica's connection to the store.
 struct Client {
@@ -42,12 +42,12 @@ enum Fate {
     Done,
     Lost,
     AnswerLost,
-    /// Executed only after the replica was told that it failed.
+    /// Executed only after the replica got the error.
     Late,
 }
 
 impl Client {
-    fn ask<T: Send + 'static>(
+    fn request<T: Send + 'static>(
         &self,
         what: &'static str,
         content: &[u8],
@@ -96,7 +96,7 @@ impl Request {
         } else {
             Fate::Done
         };
-        let given_up = Instant::now() + PATIENCE;
+        let given_up = Instant::now() + REQUEST_TIMEOUT;
         sleep(simulation.latency(&mut random, me, Who::Store)).await;
         if fate == Fate::Lost
             || timeout_at(given_up, until_up(simulation, me))
@@ -144,7 +144,7 @@ impl Request {
         {
             let mut cluster = lock(&simulation.store);
             cluster.jobs.push(job);
-            cluster.asked.notify_one();
+            cluster.requested.notify_one();
         }
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -177,21 +177,21 @@ impl Store for Client {
 
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>> {
         let key = key.to_owned();
-        self.ask("get", key.clone().as_bytes(), move |_, cluster| {
+        self.request("get", key.clone().as_bytes(), move |_, cluster| {
             Ok(cluster.machine.get(&key))
         })
     }
 
     fn range<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
         let prefix = prefix.to_owned();
-        self.ask("range", prefix.clone().as_bytes(), move |_, cluster| {
+        self.request("range", prefix.clone().as_bytes(), move |_, cluster| {
             cluster.machine.range(&prefix, at, false)
         })
     }
 
     fn range_keys<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> StoreFuture<'a, Range> {
         let prefix = prefix.to_owned();
-        self.ask(
+        self.request(
             "range of keys",
             prefix.clone().as_bytes(),
             move |_, cluster| cluster.machine.range(&prefix, at, true),
@@ -200,7 +200,7 @@ impl Store for Client {
 
     fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult> {
         let me = self.me;
-        self.ask(
+        self.request(
             "transaction",
             format!("{txn:?}").as_bytes(),
             move |simulation, cluster| {
@@ -212,7 +212,7 @@ impl Store for Client {
     }
 
     fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId> {
-        self.ask("grant", &[], move |_, cluster| {
+        self.request("grant", &[], move |_, cluster| {
             let lease = cluster.machine.grant(ttl, Instant::now().into_std());
             cluster.granted.insert(lease);
             Ok(lease)
@@ -220,14 +220,14 @@ impl Store for Client {
     }
 
     fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
-        self.ask("keep-alive", &lease.0.to_le_bytes(), move |_, cluster| {
+        self.request("keep-alive", &lease.0.to_le_bytes(), move |_, cluster| {
             cluster.machine.keep_alive(lease, Instant::now().into_std())
         })
     }
 
     fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
         let me = self.me;
-        self.ask(
+        self.request(
             "revocation",
             &lease.0.to_le_bytes(),
             move |simulation, cluster| {
@@ -254,7 +254,7 @@ impl Store for Client {
             failed: false,
         };
         let prefix = prefix.to_owned();
-        let checked = self.ask("watch", &from.0.to_le_bytes(), move |_, cluster| {
+        let checked = self.request("watch", &from.0.to_le_bytes(), move |_, cluster| {
             cluster.machine.history().watch(&prefix, from, 0).map(drop)
         });
         Box::pin(async move {

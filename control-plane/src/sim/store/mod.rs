@@ -37,7 +37,7 @@ pub(super) struct Cluster {
     pub(super) renewed: StdInstant,
     granted: BTreeSet<LeaseId>,
     jobs: Vec<Job>,
-    asked: Arc<Notify>,
+    requested: Arc<Notify>,
 }
 
 type Apply = Box<dyn FnOnce(&Simulation, &mut Cluster) + Send>;
@@ -59,7 +59,7 @@ impl Cluster {
             renewed: now,
             granted: BTreeSet::new(),
             jobs: Vec::new(),
-            asked: Arc::new(Notify::new()),
+            requested: Arc::new(Notify::new()),
         }
     }
 
@@ -74,7 +74,7 @@ impl Cluster {
 
 /// Executes requests, and expires leases while the store is up.
 pub(super) async fn run(simulation: Simulation) {
-    let asked = Arc::clone(&lock(&simulation.store).asked);
+    let requested = Arc::clone(&lock(&simulation.store).requested);
     let mut look = Instant::now() + LOOK;
     loop {
         tokio::select! {
@@ -83,7 +83,7 @@ pub(super) async fn run(simulation: Simulation) {
                 look += LOOK;
                 expire(&simulation);
             }
-            () = asked.notified() => sleep(Duration::from_millis(1)).await,
+            () = requested.notified() => sleep(Duration::from_millis(1)).await,
         }
         work(&simulation);
     }
@@ -97,7 +97,7 @@ fn work(simulation: &Simulation) {
         .into_iter()
         .partition(|job| job.at < now);
     if !later.is_empty() {
-        cluster.asked.notify_one();
+        cluster.requested.notify_one();
     }
     cluster.jobs = later;
     due.sort_by_key(|job| (job.at, job.order));

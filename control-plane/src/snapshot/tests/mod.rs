@@ -333,7 +333,7 @@ fn a_service_without_instances_keeps_its_place() {
 }
 
 #[test]
-fn a_dangling_reference_is_found() {
+fn an_unresolved_reference_is_found() {
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "10.0.0.1:80");
     mesh.put("a/orders/1", "10.0.0.2:80");
@@ -366,7 +366,7 @@ fn take_cluster(snapshot: &mut Snapshot, name: &str) {
 /// Issue 10, D2: the check covered only the last step, so that a refused snapshot was published with the next change of
 /// anything else.
 #[test]
-fn a_dangling_reference_is_found_until_it_is_mended_whatever_else_changes() {
+fn an_unresolved_reference_is_found_until_it_is_fixed_whatever_else_changes() {
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "10.0.0.1:80");
     mesh.put("a/orders/1", "10.0.0.2:80");

@@ -257,7 +257,7 @@ async fn ranges_are_sorted_and_of_one_revision(store: &dyn Store) {
     assert_eq!(
         error,
         StoreError::Future {
-            asked: now.next(),
+            requested: now.next(),
             now
         }
     );

@@ -102,15 +102,15 @@ pub(super) async fn wait_for_a_revision_to_come(engine: &Engine) {
     assert_eq!(summary(&next(&mut watch).await), ["coming/a=in time"]);
 }
 
-/// A watch of all keys reaches each revision that any writer was told.
+/// A watch of all keys reaches each revision that was reported to any writer.
 pub(super) async fn reach_what_others_wrote(engine: &Engine) {
     let now = put(&*engine.store, "reach/a", "0").await;
     let mut watch = engine.store.watch("", now.next()).await.unwrap();
     let mut last = now;
     for n in 0..3 {
-        let told = put(&*engine.other, "reach/a", &n.to_string()).await;
+        let written = put(&*engine.other, "reach/a", &n.to_string()).await;
         let unchanged = engine.store.delete("reach/none").await.unwrap();
-        assert!(unchanged >= told);
+        assert!(unchanged >= written);
         while last < unchanged {
             let changes = any(&mut watch).await;
             assert!(changes.revision > last, "in order");
@@ -144,12 +144,12 @@ pub(super) async fn compaction_is_said(engine: &Engine) {
     forget(engine, old.next()).await;
     let error = store.range("compact/", Some(old)).await.unwrap_err();
     assert!(
-        matches!(error, StoreError::Compacted { asked, .. } if asked == old),
+        matches!(error, StoreError::Compacted { requested, .. } if requested == old),
         "{error}"
     );
     let error = store.watch("compact/", old).await.err().unwrap();
     assert!(
-        matches!(error, StoreError::Compacted { asked, .. } if asked == old),
+        matches!(error, StoreError::Compacted { requested, .. } if requested == old),
         "{error}"
     );
     // A watch that was open all the time either kept up or gets an error; it never skips changes.

@@ -117,7 +117,7 @@ impl Embedded {
         })
     }
 
-    async fn ask<T>(
+    async fn request<T>(
         &self,
         job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
     ) -> Result<T, StoreError> {
@@ -175,11 +175,11 @@ impl Store for Embedded {
     }
 
     fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnResult> {
-        Box::pin(self.ask(|reply| Job::Txn(txn, reply)))
+        Box::pin(self.request(|reply| Job::Txn(txn, reply)))
     }
 
     fn grant(&self, ttl: Duration) -> StoreFuture<'_, LeaseId> {
-        Box::pin(self.ask(move |reply| Job::Grant(ttl, reply)))
+        Box::pin(self.request(move |reply| Job::Grant(ttl, reply)))
     }
 
     fn keep_alive(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
@@ -187,7 +187,7 @@ impl Store for Embedded {
     }
 
     fn revoke(&self, lease: LeaseId) -> StoreFuture<'_, ()> {
-        Box::pin(self.ask(move |reply| Job::Revoke(lease, reply)))
+        Box::pin(self.request(move |reply| Job::Revoke(lease, reply)))
     }
 
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Watch> {

@@ -167,6 +167,6 @@ mod tests {
         it.on_progress(Revision(12));
         assert_eq!(given(&mut it), ["12:"]);
         it.on_events(vec![put("late", 12), put("a", 13)], false);
-        assert_eq!(given(&mut it), ["13:a"], "12 was said to be complete");
+        assert_eq!(given(&mut it), ["13:a"], "12 was reported complete");
     }
 }

@@ -28,7 +28,7 @@ use tonic_prost::ProstCodec;
 use super::{
     EtcdOptions,
     api::{self, Answer},
-    fault::{Fault, judge},
+    fault::{Fault, classify},
 };
 use crate::store::{Revision, StoreError};
 
@@ -216,7 +216,7 @@ impl Client {
         let answer = grpc
             .unary(request, PathAndQuery::from_static(path), codec)
             .await;
-        Ok(answer.map_err(|status| judge(&status))?.into_inner())
+        Ok(answer.map_err(|status| classify(&status))?.into_inner())
     }
 
     /// Opens a stream to a member. The member may answer only after the first request, so that must be queued already.
@@ -237,7 +237,7 @@ impl Client {
             let codec = ProstCodec::<S::Item, A>::default();
             grpc.streaming(request, PathAndQuery::from_static(path), codec)
                 .await
-                .map_err(|status| judge(&status))
+                .map_err(|status| classify(&status))
         };
         match timeout(ATTEMPT, open).await {
             Ok(opened) => Ok(opened?.into_inner()),
@@ -256,7 +256,7 @@ impl Client {
                 Ok(message)
             }
             Ok(None) => Err(Fault::NotDone("it ended the stream".to_owned())),
-            Err(status) => Err(judge(&status)),
+            Err(status) => Err(classify(&status)),
         }
     }
 

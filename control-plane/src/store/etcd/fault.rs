@@ -25,25 +25,25 @@ pub(super) enum Fault {
     Unknown(String),
 }
 
-pub(super) fn judge(status: &Status) -> Fault {
+pub(super) fn classify(status: &Status) -> Fault {
     let text = status.message();
-    let said = || text.strip_prefix("etcdserver: ").unwrap_or(text).to_owned();
+    let detail = || text.strip_prefix("etcdserver: ").unwrap_or(text).to_owned();
     let has = |part: &str| text.contains(part);
     match status.code() {
         Code::OutOfRange if has("compacted") => Fault::Compacted,
         Code::OutOfRange if has("future revision") => Fault::Future,
         Code::NotFound if has("lease not found") => Fault::NoLease,
-        Code::Unauthenticated => Fault::Token(said()),
-        Code::InvalidArgument if has("revision of auth store is old") => Fault::Token(said()),
-        Code::ResourceExhausted if has("database space exceeded") => Fault::Full(said()),
-        Code::ResourceExhausted if has("too many requests") => Fault::NotDone(said()),
-        Code::Unavailable if has("no leader") => Fault::NotDone(said()),
-        Code::FailedPrecondition if has("not supported for learner") => Fault::NotDone(said()),
+        Code::Unauthenticated => Fault::Token(detail()),
+        Code::InvalidArgument if has("revision of auth store is old") => Fault::Token(detail()),
+        Code::ResourceExhausted if has("database space exceeded") => Fault::Full(detail()),
+        Code::ResourceExhausted if has("too many requests") => Fault::NotDone(detail()),
+        Code::Unavailable if has("no leader") => Fault::NotDone(detail()),
+        Code::FailedPrecondition if has("not supported for learner") => Fault::NotDone(detail()),
         _ if was_not_sent(status) => Fault::NotDone(status_with_causes(status)),
         Code::InvalidArgument
         | Code::PermissionDenied
         | Code::FailedPrecondition
-        | Code::Unimplemented => Fault::Refused(said()),
+        | Code::Unimplemented => Fault::Refused(detail()),
         _ => Fault::Unknown(status_with_causes(status)),
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn only_what_was_surely_not_done_is_called_so() {
         let check = |code, text: &str, expect: Fault| {
-            let found = judge(&Status::new(code, format!("etcdserver: {text}")));
+            let found = classify(&Status::new(code, format!("etcdserver: {text}")));
             let same = std::mem::discriminant(&found) == std::mem::discriminant(&expect);
             assert!(same, "{text}: {found:?}, not {expect:?}");
         };

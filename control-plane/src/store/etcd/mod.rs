@@ -4,8 +4,8 @@
 //!
 //! # How the invariants are kept
 //! * **Revisions** are etcd's, counted over all its keys: writes under other prefixes raise them too. A watch therefore
-//!   also reports how far it is (`Changes` without events), within half a second, or at once when this process was told
-//!   of a newer revision, so that nobody waits forever for a revision.
+//!   also reports how far it is (`Changes` without events), within half a second, or at once when this process learnt
+//!   of a newer revision, so that no wait for a revision is endless.
 //! * **Reads** are linearizable, whichever member answers. A long range is read in pages at the revision of the first.
 //! * **Transactions** are one message. If the answer is lost (`StoreError::Unavailable`), it is unknown whether the
 //!   transaction was applied, and it is never sent twice. [`StoreError::Unavailable`] describes what callers must do.
@@ -72,7 +72,7 @@ pub struct Etcd {
     space: Space,
     keep_alives: mpsc::Sender<KeepAlive>,
     timeout: Duration,
-    asked: RequestCounters,
+    counters: RequestCounters,
 }
 
 #[derive(Default)]
@@ -91,11 +91,11 @@ impl Etcd {
             client,
             space: Space::new(&options.prefix),
             timeout: options.timeout,
-            asked: RequestCounters::default(),
+            counters: RequestCounters::default(),
         })
     }
 
-    async fn ask<M, A>(&self, path: &'static str, request: M, again: Again) -> Result<A, Fault>
+    async fn request<M, A>(&self, path: &'static str, request: M, again: Again) -> Result<A, Fault>
     where
         M: prost::Message + Clone + Sync + 'static,
         A: Answer,
@@ -127,7 +127,8 @@ impl Etcd {
                 keys_only,
                 ..api::RangeRequest::default()
             };
-            let page: api::RangeResponse = self.ask(api::RANGE, request, Again::Harmless).await?;
+            let page: api::RangeResponse =
+                self.request(api::RANGE, request, Again::Harmless).await?;
             let at_page = *at.get_or_insert(page.store_revision());
             let bytes: usize = page
                 .kvs
@@ -166,11 +167,11 @@ impl Etcd {
             Err(fault) => fault,
         };
         match (fault, at) {
-            (Fault::Future, Some(asked)) => Err(StoreError::Future {
-                asked,
+            (Fault::Future, Some(requested)) => Err(StoreError::Future {
+                requested,
                 now: self.now().await?,
             }),
-            (Fault::Compacted, Some(asked)) => Err(self.compacted(prefix, asked).await),
+            (Fault::Compacted, Some(requested)) => Err(self.compacted(prefix, requested).await),
             (fault, _) => Err(self.client.to_store_error(fault)),
         }
     }
@@ -178,7 +179,7 @@ impl Etcd {
     /// etcd's current revision.
     async fn now(&self) -> Result<Revision, StoreError> {
         let request = self.space.revision_only();
-        let read = self.ask(api::RANGE, request, Again::Harmless);
+        let read = self.request(api::RANGE, request, Again::Harmless);
         let answer: api::RangeResponse = read
             .await
             .map_err(|fault| self.client.to_store_error(fault))?;
@@ -186,13 +187,13 @@ impl Etcd {
     }
 
     /// A range does not report where the history begins, but a watch does.
-    async fn compacted(&self, prefix: &str, asked: Revision) -> StoreError {
-        match self.watching(prefix, asked).await {
-            Err(StoreError::Compacted { first, .. }) => StoreError::Compacted { asked, first },
+    async fn compacted(&self, prefix: &str, requested: Revision) -> StoreError {
+        match self.watching(prefix, requested).await {
+            Err(StoreError::Compacted { first, .. }) => StoreError::Compacted { requested, first },
             Err(error) => error,
             Ok(_) => StoreError::Compacted {
-                asked,
-                first: asked.next(),
+                requested,
+                first: requested.next(),
             },
         }
     }
@@ -207,17 +208,18 @@ impl Etcd {
     }
 
     async fn write(&self, txn: Txn) -> Result<TxnResult, StoreError> {
-        count(&self.asked.requests, 1);
+        count(&self.counters.requests, 1);
         bounds::check(&txn, MAX_VALUE_BYTES)?;
         let request = self.space.txn(&txn);
-        let answer: api::TxnResponse = match self.ask(api::TXN, request, Again::IfNotDone).await {
+        let answer: api::TxnResponse = match self.request(api::TXN, request, Again::IfNotDone).await
+        {
             Ok(answer) => answer,
             Err(Fault::NoLease) => return Err(lost_lease(&txn)),
             Err(fault) => return Err(self.client.to_store_error(fault)),
         };
         let changes = answer.responses.iter().map(changed).sum();
-        count(&self.asked.changes, changes);
-        count(&self.asked.commits, u64::from(changes > 0));
+        count(&self.counters.changes, changes);
+        count(&self.counters.commits, u64::from(changes > 0));
         Ok(TxnResult {
             succeeded: answer.succeeded,
             revision: answer.store_revision(),
@@ -225,13 +227,13 @@ impl Etcd {
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        count(&self.asked.requests, 1);
+        count(&self.counters.requests, 1);
         let request = api::LeaseGrantRequest {
             ttl: seconds(ttl),
             id: 0,
         };
         // If the answer is lost, the lease has no keys and expires.
-        let grant = self.ask(api::LEASE_GRANT, request, Again::Harmless);
+        let grant = self.request(api::LEASE_GRANT, request, Again::Harmless);
         let answer: api::LeaseGrantResponse = grant
             .await
             .map_err(|fault| self.client.to_store_error(fault))?;
@@ -279,9 +281,9 @@ impl Etcd {
     }
 
     async fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        count(&self.asked.requests, 1);
+        count(&self.counters.requests, 1);
         let request = api::LeaseRevokeRequest { id: id(lease) };
-        let revoke = self.ask(api::LEASE_REVOKE, request, Again::Harmless);
+        let revoke = self.request(api::LEASE_REVOKE, request, Again::Harmless);
         let revoked: Result<api::LeaseRevokeResponse, _> = revoke.await;
         match revoked {
             Ok(_) => Ok(()),
@@ -306,7 +308,7 @@ impl Store for Etcd {
                 key: self.space.key(key),
                 ..api::RangeRequest::default()
             };
-            let read = self.ask(api::RANGE, request, Again::Harmless);
+            let read = self.request(api::RANGE, request, Again::Harmless);
             let answer: api::RangeResponse = read
                 .await
                 .map_err(|fault| self.client.to_store_error(fault))?;
@@ -352,9 +354,9 @@ impl Store for Etcd {
     fn counters(&self) -> StoreCounters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StoreCounters {
-            requests: read(&self.asked.requests),
-            changes: read(&self.asked.changes),
-            commits: read(&self.asked.commits),
+            requests: read(&self.counters.requests),
+            changes: read(&self.counters.changes),
+            commits: read(&self.counters.commits),
             faults: read(&self.client.faults),
             ..StoreCounters::default()
         }

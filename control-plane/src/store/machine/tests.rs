@@ -190,7 +190,7 @@ fn what_is_over_the_bound_is_compacted_but_never_what_is_not_published() {
     assert_eq!(
         error,
         StoreError::Compacted {
-            asked: Revision(7),
+            requested: Revision(7),
             first: Revision(8)
         }
     );

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     snapshot::Kind,
-    xds::{Client, Clients, subscription::Holding},
+    xds::{Client, Clients, subscription::ResourceStatus},
 };
 
 pub(crate) struct OwnPieces {
@@ -54,7 +54,11 @@ impl OwnPieces {
                 continue;
             };
             if self.filter.is_about(&client.node.id) {
-                self.now = Some(Pieces::new(&client.node, holdings(&client), self.contents));
+                self.now = Some(Pieces::new(
+                    &client.node,
+                    resource_statuses(&client),
+                    self.contents,
+                ));
             }
             // Thousands of names must not delay other tasks.
             tokio::task::yield_now().await;
@@ -63,10 +67,10 @@ impl OwnPieces {
 }
 
 /// The client's state is locked while names and counted references are copied; they are encoded later.
-fn holdings(client: &Client) -> Vec<Holding> {
+fn resource_statuses(client: &Client) -> Vec<ResourceStatus> {
     let state = client.state();
     Kind::ALL
         .into_iter()
-        .flat_map(|kind| state.subscription(kind).holdings())
+        .flat_map(|kind| state.subscription(kind).resource_statuses())
         .collect()
 }

@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::xds::{
     NodeInfo,
-    subscription::{Holding, State},
+    subscription::{ResourceStatus, State},
 };
 
 /// A piece ends at this size. A single resource may be larger.
@@ -42,17 +42,21 @@ impl Piece {
 /// The pieces of one client: at least one, even if it has nothing.
 pub(super) struct Pieces {
     node: Node,
-    holdings: Peekable<vec::IntoIter<Holding>>,
+    resources: Peekable<vec::IntoIter<ResourceStatus>>,
     contents: bool,
     begun: bool,
 }
 
 impl Pieces {
     /// `contents`: include the resources themselves.
-    pub(super) fn new(info: &NodeInfo, holdings: Vec<Holding>, contents: bool) -> Self {
+    pub(super) fn new(
+        info: &NodeInfo,
+        resource_statuses: Vec<ResourceStatus>,
+        contents: bool,
+    ) -> Self {
         Self {
             node: node(info),
-            holdings: holdings.into_iter().peekable(),
+            resources: resource_statuses.into_iter().peekable(),
             contents,
             begun: false,
         }
@@ -64,20 +68,20 @@ impl Iterator for Pieces {
 
     fn next(&mut self) -> Option<Piece> {
         let continued = self.begun;
-        if continued && self.holdings.peek().is_none() {
+        if continued && self.resources.peek().is_none() {
             return None;
         }
         self.begun = true;
         let mut bytes = self.node.encoded_len() + FRAME_BYTES;
         let mut configs = Vec::new();
-        while let Some(holding) = self.holdings.peek() {
-            let config = describe(holding, self.contents);
+        while let Some(status) = self.resources.peek() {
+            let config = describe(status, self.contents);
             bytes += config.encoded_len() + FRAME_BYTES;
             if bytes > PIECE_BYTES && !configs.is_empty() {
                 break;
             }
             configs.push(config);
-            self.holdings.next();
+            self.resources.next();
         }
         let client = ClientConfig {
             node: Some(self.node.clone()),
@@ -88,15 +92,15 @@ impl Iterator for Pieces {
     }
 }
 
-fn describe(holding: &Holding, contents: bool) -> GenericXdsConfig {
-    let (client, config) = match &holding.state {
+fn describe(status: &ResourceStatus, contents: bool) -> GenericXdsConfig {
+    let (client, config) = match &status.state {
         State::Requested => (ClientResourceStatus::Requested, ConfigStatus::NotSent),
         State::Sent => (ClientResourceStatus::Requested, ConfigStatus::Stale),
         State::Absent => (ClientResourceStatus::DoesNotExist, ConfigStatus::NotSent),
         State::Acknowledged => (ClientResourceStatus::Acked, ConfigStatus::Synced),
         State::Rejected { .. } => (ClientResourceStatus::Nacked, ConfigStatus::Error),
     };
-    let error_state = match &holding.state {
+    let error_state = match &status.state {
         State::Rejected { version, reason } => Some(UpdateFailureState {
             details: reason.clone(),
             version_info: version.clone(),
@@ -104,12 +108,12 @@ fn describe(holding: &Holding, contents: bool) -> GenericXdsConfig {
         }),
         _ => None,
     };
-    let resource = holding.resource.as_ref();
+    let resource = status.resource.as_ref();
     let shown = resource.filter(|resource| contents && resource.size() < MAX_CONTENT_BYTES);
     GenericXdsConfig {
-        type_url: holding.kind.url().to_owned(),
-        name: holding.name.to_string(),
-        version_info: holding.version.to_string(),
+        type_url: status.kind.url().to_owned(),
+        name: status.name.to_string(),
+        version_info: status.version.to_string(),
         xds_config: shown.and_then(|resource| Any::decode(resource.any()).ok()),
         config_status: config as i32,
         client_status: client as i32,

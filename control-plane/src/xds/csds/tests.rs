@@ -24,7 +24,7 @@ use crate::{
     snapshot::{Audience, Kind, Resource, fixture::Mesh},
     xds::{
         ClientState, ClientView, Delta, NodeInfo,
-        subscription::{Holding, State},
+        subscription::{ResourceStatus, State},
     },
 };
 
@@ -39,7 +39,7 @@ fn info(id: &str, role: &str) -> NodeInfo {
     }
 }
 
-fn ask(state: &mut ClientState, names: &[&str], nonce: &str, error: Option<&str>) {
+fn request_names(state: &mut ClientState, names: &[&str], nonce: &str, error: Option<&str>) {
     let request = DeltaDiscoveryRequest {
         type_url: Kind::Endpoint.url().to_owned(),
         resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -54,8 +54,8 @@ fn ask(state: &mut ClientState, names: &[&str], nonce: &str, error: Option<&str>
 }
 
 fn states(state: &ClientState) -> Vec<(String, State)> {
-    let holdings = state.subscription(Kind::Endpoint).holdings();
-    holdings
+    let resource_statuses = state.subscription(Kind::Endpoint).resource_statuses();
+    resource_statuses
         .iter()
         .map(|each| (each.name.to_string(), each.state.clone()))
         .collect()
@@ -67,7 +67,7 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
     mesh.put("a/users/1", "10.0.0.1:80");
     let snapshot = mesh.snapshot();
     let mut state = ClientState::new(ClientView::new(Audience::Proxy), &snapshot);
-    assert_eq!(states(&state), [], "it has asked for nothing");
+    assert_eq!(states(&state), [], "it has requested nothing");
 
     let of = |users: State, none: State| {
         vec![
@@ -75,16 +75,16 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
             ("users.default".to_owned(), users),
         ]
     };
-    ask(&mut state, &["users.default", "none.default"], "", None);
+    request_names(&mut state, &["users.default", "none.default"], "", None);
     assert_eq!(states(&state), of(State::Requested, State::Requested));
 
     let (_, first) = state.next::<Delta>(&snapshot).unwrap();
     assert_eq!(states(&state), of(State::Sent, State::Absent));
 
-    ask(&mut state, &[], &first.nonce, None);
+    request_names(&mut state, &[], &first.nonce, None);
     assert_eq!(states(&state), of(State::Acknowledged, State::Absent));
-    let holdings = state.subscription(Kind::Endpoint).holdings();
-    let users = holdings.last().unwrap();
+    let resource_statuses = state.subscription(Kind::Endpoint).resource_statuses();
+    let users = resource_statuses.last().unwrap();
     let sent = snapshot.get(Kind::Endpoint, Audience::Proxy, "users.default");
     assert_eq!(users.version, sent.unwrap().version);
     assert!(Arc::ptr_eq(users.resource.as_ref().unwrap(), sent.unwrap()));
@@ -93,7 +93,7 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
     let snapshot = mesh.snapshot();
     state.observe(&snapshot);
     let (_, second) = state.next::<Delta>(&snapshot).unwrap();
-    ask(&mut state, &[], &second.nonce, Some("bad address"));
+    request_names(&mut state, &[], &second.nonce, Some("bad address"));
     let rejected = State::Rejected {
         version: snapshot
             .get(Kind::Endpoint, Audience::Proxy, "users.default")
@@ -105,8 +105,8 @@ fn a_resource_is_requested_then_sent_then_acknowledged_or_rejected() {
     assert_eq!(states(&state), of(rejected, State::Absent));
 }
 
-fn holding(name: &str, state: State) -> Holding {
-    Holding {
+fn resource_status(name: &str, state: State) -> ResourceStatus {
+    ResourceStatus {
         kind: Kind::Cluster,
         name: name.into(),
         version: "v1".into(),
@@ -121,20 +121,20 @@ fn states_are_told_in_the_words_of_csds() {
         version: "7".to_owned(),
         reason: "no".to_owned(),
     };
-    let holdings = [
-        holding("a", State::Requested),
-        holding("b", State::Sent),
-        holding("c", State::Absent),
-        holding("d", State::Acknowledged),
-        holding("e", rejected),
+    let resource_statuses = [
+        resource_status("a", State::Requested),
+        resource_status("b", State::Sent),
+        resource_status("c", State::Absent),
+        resource_status("d", State::Acknowledged),
+        resource_status("e", rejected),
     ];
-    let client = &whole(&info("p", "proxy"), &holdings, true);
+    let client = &whole(&info("p", "proxy"), &resource_statuses, true);
     let stock = &whole(&info("s", "grpc-go 1.75"), &[], true);
     let node = client.node.as_ref().unwrap();
     assert_eq!((node.id.as_str(), node.user_agent_name.as_str()), ("p", ""));
     assert!(node.metadata.as_ref().unwrap().fields.contains_key("role"));
     assert_eq!(stock.node.as_ref().unwrap().user_agent_name, "grpc-go 1.75");
-    let told: Vec<_> = client
+    let shown: Vec<_> = client
         .generic_xds_configs
         .iter()
         .map(|each| {
@@ -146,7 +146,7 @@ fn states_are_told_in_the_words_of_csds() {
         })
         .collect();
     assert_eq!(
-        told,
+        shown,
         [
             ("a", ClientResourceStatus::Requested, ConfigStatus::NotSent),
             ("b", ClientResourceStatus::Requested, ConfigStatus::Stale),
@@ -172,8 +172,8 @@ fn states_are_told_in_the_words_of_csds() {
 }
 
 /// A client that fits into one piece.
-fn whole(info: &NodeInfo, holdings: &[Holding], contents: bool) -> ClientConfig {
-    let mut pieces = Pieces::new(info, holdings.to_vec(), contents);
+fn whole(info: &NodeInfo, resource_statuses: &[ResourceStatus], contents: bool) -> ClientConfig {
+    let mut pieces = Pieces::new(info, resource_statuses.to_vec(), contents);
     let piece = pieces.next().unwrap();
     assert!(!piece.continued);
     assert_eq!(pieces.next(), None);
@@ -187,7 +187,7 @@ fn contents_come_unless_they_are_left_out_or_longer_than_an_answer_has_room_for(
     let snapshot = mesh.snapshot();
     let resource = snapshot.get(Kind::Cluster, Audience::Proxy, "users.default");
     let content = |resource: &Arc<Resource>, contents: bool| {
-        let mut of = holding("users.default", State::Acknowledged);
+        let mut of = resource_status("users.default", State::Acknowledged);
         of.resource = Some(Arc::clone(resource));
         whole(&info("p", "proxy"), &[of], contents).generic_xds_configs[0]
             .xds_config
@@ -206,40 +206,40 @@ fn contents_come_unless_they_are_left_out_or_longer_than_an_answer_has_room_for(
     assert_eq!(content(&of(MAX_CONTENT_BYTES), true), None);
 }
 
-fn services(count: usize) -> Vec<Holding> {
+fn services(count: usize) -> Vec<ResourceStatus> {
     (0..count)
-        .map(|n| holding(&format!("service-{n:04}.default"), State::Acknowledged))
+        .map(|n| resource_status(&format!("service-{n:04}.default"), State::Acknowledged))
         .collect()
 }
 
 /// The resources of each client of an answer; the parts of one client are joined.
-fn told(pieces: impl IntoIterator<Item = Piece>) -> Vec<(String, Vec<String>)> {
-    let mut told: Vec<(String, Vec<String>)> = Vec::new();
+fn names_by_client(pieces: impl IntoIterator<Item = Piece>) -> Vec<(String, Vec<String>)> {
+    let mut clients: Vec<(String, Vec<String>)> = Vec::new();
     for piece in pieces {
         let names = piece.client.generic_xds_configs.iter();
         let names = names.map(|each| each.name.clone());
         if piece.continued {
-            let last = told.last_mut().unwrap();
+            let last = clients.last_mut().unwrap();
             assert_eq!(last.0, piece.node_id());
             last.1.extend(names);
         } else {
-            told.push((piece.node_id().to_owned(), names.collect()));
+            clients.push((piece.node_id().to_owned(), names.collect()));
         }
     }
-    told
+    clients
 }
 
 #[test]
 fn an_answer_is_parted_before_it_grows_past_its_limit() {
     use prost::Message as _;
 
-    let holdings = services(3000);
+    let resource_statuses = services(3000);
     let limit = 100_000;
     let mut parts = Parts::new(limit);
     let mut answers: Vec<Part> = Vec::new();
     let ids = ["a", "b", "b", "c"];
     for id in ids {
-        for piece in Pieces::new(&info(id, "proxy"), holdings.clone(), true) {
+        for piece in Pieces::new(&info(id, "proxy"), resource_statuses.clone(), true) {
             assert!(piece.client.encoded_len() <= PIECE_BYTES);
             answers.extend(parts.add(piece));
         }
@@ -250,10 +250,17 @@ fn an_answer_is_parted_before_it_grows_past_its_limit() {
         let bytes = answer.response.encoded_len();
         assert!(bytes <= limit, "{bytes}");
     }
-    let names: Vec<_> = holdings.iter().map(|each| each.name.to_string()).collect();
+    let names: Vec<_> = resource_statuses
+        .iter()
+        .map(|each| each.name.to_string())
+        .collect();
     let expected = ids.map(|id| (id.to_owned(), names.clone()));
     let pieces = answers.into_iter().flat_map(Part::into_pieces);
-    assert_eq!(told(pieces), expected, "each resource of each once");
+    assert_eq!(
+        names_by_client(pieces),
+        expected,
+        "each resource of each once"
+    );
 }
 
 #[test]
@@ -277,7 +284,7 @@ fn piece(id: &str, name: &str, continued: bool) -> Piece {
     Piece {
         client: whole(
             &info(id, "proxy"),
-            &[holding(name, State::Acknowledged)],
+            &[resource_status(name, State::Acknowledged)],
             true,
         ),
         continued,
@@ -317,7 +324,7 @@ fn sorted_answers_are_merged_and_no_client_is_torn_by_another_of_its_name() {
         (id.to_owned(), names.collect::<Vec<_>>())
     };
     assert_eq!(
-        told(merged),
+        names_by_client(merged),
         [
             of("a", &["r2"]),
             of("b", &["r1"]),

@@ -6,7 +6,7 @@ use super::{Pending, Subscription};
 /// The bytes of an entry in a set or map of names, with the name's own header.
 const NAME: usize = 64;
 /// The bytes of one resource that the client has or that is in flight.
-const HELD: usize = 128;
+const RESOURCE: usize = 128;
 
 impl Subscription {
     pub(in crate::xds) fn cost(&self) -> usize {
@@ -18,12 +18,12 @@ impl Subscription {
             Pending::All => 0,
             Pending::Names(names) => names.len() * NAME,
         };
-        let held = self
-            .held
+        let resources = self
+            .sent_states
             .keys()
-            .fold(0, |bytes, name| bytes + HELD + name.len());
+            .fold(0, |bytes, name| bytes + RESOURCE + name.len());
         let flight = self.flight.as_ref().map_or(0, |flight| flight.sent.len());
         let refused = self.refused.len() + self.probes.iter().flatten().count();
-        names + absent + forced + pending + held + (flight + refused) * HELD
+        names + absent + forced + pending + resources + (flight + refused) * RESOURCE
     }
 }

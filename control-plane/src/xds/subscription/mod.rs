@@ -11,12 +11,12 @@ use super::{ClientView, RefusedStatus};
 use crate::snapshot::{Changed, Kind, Resource};
 
 mod cost;
-mod holding;
+mod resource_status;
 mod refusal;
 mod update;
 
-pub(super) use holding::{Holding, State};
 use refusal::{MAX_SPLITS, Refused};
+pub(super) use resource_status::{ResourceStatus, State};
 pub use update::DeferredRemovals;
 
 /// Most names of one type that a client may subscribe to.
@@ -72,7 +72,7 @@ pub struct Rejection {
 }
 
 #[derive(Clone, Debug)]
-struct HeldResource {
+struct SentState {
     /// Empty: the client has one of the last two versions; which one is not known.
     version: Arc<str>,
     /// None if the client has it from an earlier stream.
@@ -85,7 +85,7 @@ struct Sent {
     /// None: it does not exist.
     version: Option<Arc<str>>,
     /// What the client had before.
-    before: Option<HeldResource>,
+    before: Option<SentState>,
 }
 
 #[derive(Debug)]
@@ -110,18 +110,18 @@ enum Pending {
 #[derive(Debug)]
 pub struct Subscription {
     kind: Kind,
-    asked: bool,
+    has_requested: bool,
     wildcard: bool,
     /// It has named something once: from then on an empty list means nothing (state of the world).
     named: bool,
     names: BTreeSet<Arc<str>>,
-    /// An answer is owed even if it is empty.
+    /// An answer is sent even if it is empty.
     must_answer: bool,
     /// To be sent even if the client has it unchanged.
     forced: BTreeSet<Arc<str>>,
-    held: BTreeMap<Arc<str>, HeldResource>,
+    sent_states: BTreeMap<Arc<str>, SentState>,
     pending: Pending,
-    /// Requested by name, and the client was told that it does not exist.
+    /// Requested by name, and the client was sent that it does not exist.
     absent: BTreeSet<Arc<str>>,
     /// The states that the client rejected, until they change.
     refused: BTreeMap<Arc<str>, Refused>,
@@ -145,13 +145,13 @@ impl Subscription {
     pub const fn new(kind: Kind) -> Self {
         Self {
             kind,
-            asked: false,
+            has_requested: false,
             wildcard: false,
             named: false,
             names: BTreeSet::new(),
             must_answer: false,
             forced: BTreeSet::new(),
-            held: BTreeMap::new(),
+            sent_states: BTreeMap::new(),
             pending: Pending::Names(BTreeSet::new()),
             absent: BTreeSet::new(),
             refused: BTreeMap::new(),
@@ -173,8 +173,8 @@ impl Subscription {
     }
 
     /// The client has requested this type at least once.
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked
+    pub(super) fn has_requested(&self) -> bool {
+        self.has_requested
     }
 
     pub(super) fn is_wildcard(&self) -> bool {
@@ -188,16 +188,16 @@ impl Subscription {
 
     // ---- requests of the client ----
 
-    pub(super) fn mark_asked(&mut self) {
-        self.asked = true;
+    pub(super) fn mark_requested(&mut self) {
+        self.has_requested = true;
     }
 
     /// The next answer is sent even if it is empty.
-    pub(super) fn owe_answer(&mut self) {
+    pub(super) fn require_answer(&mut self) {
         self.must_answer = true;
     }
 
-    pub(super) fn owes_answer(&self) -> bool {
+    pub(super) fn must_answer(&self) -> bool {
         self.must_answer
     }
 
@@ -266,7 +266,7 @@ impl Subscription {
         if self.wildcard && view.in_wildcard(self.kind, &name) {
             return Some(name);
         }
-        self.held.remove(&name);
+        self.sent_states.remove(&name);
         self.forced.remove(&name);
         self.refused.remove(&name);
         self.drop_probes(|each| *each != name);
@@ -287,7 +287,7 @@ impl Subscription {
         self.wildcard = false;
         self.filling = false;
         let names = std::mem::take(&mut self.names);
-        self.held.retain(|name, _| names.contains(name));
+        self.sent_states.retain(|name, _| names.contains(name));
         self.forced.retain(|name| names.contains(name));
         self.refused.retain(|name, _| names.contains(name));
         self.drop_probes(|name| names.contains(name));
@@ -298,19 +298,19 @@ impl Subscription {
     }
 
     /// Notes a version that the client has from an earlier stream.
-    pub(super) fn note_held(&mut self, name: Arc<str>, version: &str) {
+    pub(super) fn note_known(&mut self, name: Arc<str>, version: &str) {
         let ours = version.len() <= MAX_VERSION_BYTES;
-        self.held.insert(
+        self.sent_states.insert(
             name,
-            HeldResource {
+            SentState {
                 version: if ours { version.into() } else { "".into() },
                 resource: None,
             },
         );
     }
 
-    pub(super) fn holds(&self, name: &str) -> bool {
-        self.held.contains_key(name)
+    pub(super) fn client_has(&self, name: &str) -> bool {
+        self.sent_states.contains_key(name)
     }
 
     pub(super) fn mark_pending(&mut self, name: &Arc<str>) {
@@ -339,12 +339,12 @@ impl Subscription {
 
     /// A step of the snapshots changed these names.
     pub(super) fn observe(&mut self, changed: &Changed, view: &ClientView) {
-        if !self.asked {
+        if !self.has_requested {
             return;
         }
         for name in changed.of(self.kind) {
             let covered = self.wildcard && view.in_wildcard(self.kind, name);
-            if covered || self.names.contains(name) || self.held.contains_key(name) {
+            if covered || self.names.contains(name) || self.sent_states.contains_key(name) {
                 self.mark_pending(name);
             }
         }
@@ -355,7 +355,7 @@ impl Subscription {
     /// Whether the client acknowledged a state of this name at `revision` or later; none if it did not request it.
     #[must_use]
     pub fn acknowledged_at(&self, name: &str, revision: u64) -> Option<bool> {
-        if !self.asked || !(self.wildcard || self.names.contains(name)) {
+        if !self.has_requested || !(self.wildcard || self.names.contains(name)) {
             return None;
         }
         let pending = match &self.pending {
@@ -373,7 +373,7 @@ impl Subscription {
     }
 
     /// A response is in flight, and the client still requests something of this type.
-    pub(super) fn awaits_answer(&self) -> bool {
+    pub(super) fn awaits_ack(&self) -> bool {
         self.in_flight() && (self.wildcard || !self.names.is_empty())
     }
 
@@ -389,13 +389,13 @@ impl Subscription {
         self.examined
     }
 
-    /// None if the client never requested this type.
+    /// None if the client has never requested this type.
     #[must_use]
     pub fn status(&self) -> Option<Status<'_>> {
-        self.asked.then(|| Status {
+        self.has_requested.then(|| Status {
             wildcard: self.wildcard,
             subscribed: self.names.len(),
-            held: self.held.len(),
+            resources: self.sent_states.len(),
             in_flight: self.in_flight(),
             sent: self.sent.as_ref(),
             acknowledged: self.acknowledged.as_ref(),
@@ -410,7 +410,7 @@ impl Subscription {
 pub struct Status<'a> {
     pub wildcard: bool,
     pub subscribed: usize,
-    pub held: usize,
+    pub resources: usize,
     pub in_flight: bool,
     pub sent: Option<&'a ResponseVersion>,
     pub acknowledged: Option<&'a ResponseVersion>,

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{HeldResource, Rejection, Sent, SentResponse};
+use super::{Rejection, Sent, SentResponse, SentState};
 use crate::{
     snapshot::TARGETS,
     xds::{Subscription, node::cut},
@@ -27,7 +27,7 @@ pub(super) struct Refused {
     /// The reason that the client gave, cut.
     pub(super) reason: Arc<str>,
     /// The state that the client accepted last and still has.
-    pub(super) before: Option<HeldResource>,
+    pub(super) before: Option<SentState>,
 }
 
 impl Subscription {
@@ -78,7 +78,7 @@ impl Subscription {
         let names: Vec<Arc<str>> = sent.iter().map(|(name, _)| Arc::clone(name)).collect();
         for (name, sent) in sent {
             // The client may have accepted this one and rejected the response because of another.
-            let before = sent.before.map(|held| HeldResource {
+            let before = sent.before.map(|held| SentState {
                 version: "".into(),
                 resource: held.resource,
             });
@@ -102,15 +102,15 @@ impl Subscription {
 
     fn still_wants(&self, name: &str, sent: &Sent) -> bool {
         match sent.version {
-            Some(_) => self.holds(name),
+            Some(_) => self.client_has(name),
             None => self.wildcard || self.names.contains(name),
         }
     }
 
-    fn set_back(&mut self, name: &Arc<str>, before: Option<HeldResource>) {
+    fn set_back(&mut self, name: &Arc<str>, before: Option<SentState>) {
         match before {
-            Some(held) => self.held.insert(Arc::clone(name), held),
-            None => self.held.remove(name),
+            Some(held) => self.sent_states.insert(Arc::clone(name), held),
+            None => self.sent_states.remove(name),
         };
     }
 
@@ -138,8 +138,8 @@ impl Subscription {
         for refused in self.refused.values() {
             match &refused.before {
                 None => {}
-                Some(HeldResource { resource: None, .. }) => return false,
-                Some(HeldResource {
+                Some(SentState { resource: None, .. }) => return false,
+                Some(SentState {
                     resource: Some(old),
                     ..
                 }) => {

@@ -14,7 +14,7 @@ pub(in crate::xds) enum State {
     Requested,
     /// Sent, and not answered yet.
     Sent,
-    /// The client was told that it does not exist.
+    /// It was reported as absent.
     Absent,
     Acknowledged,
     /// The client rejected this version; it has the one before, if any.
@@ -25,7 +25,7 @@ pub(in crate::xds) enum State {
 }
 
 #[derive(Clone, Debug)]
-pub(in crate::xds) struct Holding {
+pub(in crate::xds) struct ResourceStatus {
     pub(in crate::xds) kind: Kind,
     pub(in crate::xds) name: Arc<str>,
     /// The version that the client accepted or was sent last; empty if none.
@@ -37,21 +37,24 @@ pub(in crate::xds) struct Holding {
 
 impl Subscription {
     /// Everything of this type that the client requests or has, sorted by name.
-    pub(in crate::xds) fn holdings(&self) -> Vec<Holding> {
-        if !self.asked {
+    pub(in crate::xds) fn resource_statuses(&self) -> Vec<ResourceStatus> {
+        if !self.has_requested {
             return Vec::new();
         }
         let names: BTreeSet<&Arc<str>> = self
             .names
             .iter()
-            .chain(self.held.keys())
+            .chain(self.sent_states.keys())
             .chain(self.refused.keys())
             .collect();
-        names.into_iter().map(|name| self.holding(name)).collect()
+        names
+            .into_iter()
+            .map(|name| self.resource_status(name))
+            .collect()
     }
 
-    fn holding(&self, name: &Arc<str>) -> Holding {
-        let held = self.held.get(name);
+    fn resource_status(&self, name: &Arc<str>) -> ResourceStatus {
+        let held = self.sent_states.get(name);
         let state = if let Some(refused) = self.refused.get(name) {
             State::Rejected {
                 version: refused.version.as_deref().unwrap_or_default().to_owned(),
@@ -66,7 +69,7 @@ impl Subscription {
         } else {
             State::Requested
         };
-        Holding {
+        ResourceStatus {
             kind: self.kind,
             name: Arc::clone(name),
             version: held.map_or_else(|| "".into(), |held| Arc::clone(&held.version)),

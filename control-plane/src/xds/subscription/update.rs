@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{HeldResource, Pending, ResponseVersion, Sent, SentResponse, nonce_text};
+use super::{Pending, ResponseVersion, Sent, SentResponse, SentState, nonce_text};
 use crate::{
     snapshot::{Resource, Snapshot},
     xds::{ClientView, Subscription},
@@ -39,7 +39,7 @@ pub enum DeferredRemovals {
 }
 
 impl DeferredRemovals {
-    fn holds(&self, name: &str) -> bool {
+    fn contains(&self, name: &str) -> bool {
         match self {
             Self::Nothing => false,
             Self::These(names) => names.contains(name),
@@ -92,11 +92,11 @@ impl Subscription {
         &mut self,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &DeferredRemovals,
+        deferred: &DeferredRemovals,
         limit: usize,
     ) -> Update {
         while let Some(probe) = self.probes.pop_front() {
-            let (mut update, left) = self.sort(probe, snapshot, view, hold, limit);
+            let (mut update, left) = self.sort(probe, snapshot, view, deferred, limit);
             for name in &left {
                 self.mark_pending(name);
             }
@@ -107,7 +107,7 @@ impl Subscription {
             }
         }
         let candidates = self.take_candidates(snapshot, view);
-        let (mut update, left) = self.sort(candidates, snapshot, view, hold, limit);
+        let (mut update, left) = self.sort(candidates, snapshot, view, deferred, limit);
         self.pending = Pending::Names(left);
         self.examined = snapshot.revision;
         update.sent = self.commit(&update);
@@ -120,7 +120,7 @@ impl Subscription {
         candidates: BTreeSet<Arc<str>>,
         snapshot: &Snapshot,
         view: &ClientView,
-        hold: &DeferredRemovals,
+        deferred: &DeferredRemovals,
         limit: usize,
     ) -> (Update, BTreeSet<Arc<str>>) {
         let mut update = Update::default();
@@ -147,11 +147,11 @@ impl Subscription {
                 }
                 Some(_) => {}
                 None => {
-                    let holds = self.holds(&name);
+                    let client_has = self.client_has(&name);
                     let unknown = self.names.contains(&name) && !self.absent.contains(&name);
-                    if holds && hold.holds(&name) {
+                    if client_has && deferred.contains(&name) {
                         left.insert(name);
-                    } else if forced || ((holds || unknown) && !self.refuses(&name, None)) {
+                    } else if forced || ((client_has || unknown) && !self.refuses(&name, None)) {
                         update.removed.push(name);
                     }
                 }
@@ -162,7 +162,7 @@ impl Subscription {
 
     /// Drops the content of what was sent: where the whole state is never sent, the version is enough.
     pub(in crate::xds) fn drop_content(&mut self, name: &str) {
-        if let Some(held) = self.held.get_mut(name) {
+        if let Some(held) = self.sent_states.get_mut(name) {
             held.resource = None;
         }
     }
@@ -187,7 +187,7 @@ impl Subscription {
             }
             Pending::All => {
                 let mut names: BTreeSet<_> = self.names.iter().cloned().collect();
-                names.extend(self.held.keys().cloned());
+                names.extend(self.sent_states.keys().cloned());
                 if self.wildcard {
                     names.extend(view.wildcard_names(snapshot, self.kind).cloned());
                 }
@@ -199,17 +199,17 @@ impl Subscription {
     fn commit(&mut self, update: &Update) -> BTreeMap<Arc<str>, Sent> {
         let mut sent = BTreeMap::new();
         for resource in &update.resources {
-            let held = HeldResource {
+            let held = SentState {
                 version: Arc::clone(&resource.version),
                 resource: Some(Arc::clone(resource)),
             };
-            let before = self.held.insert(Arc::clone(&resource.name), held);
+            let before = self.sent_states.insert(Arc::clone(&resource.name), held);
             self.absent.remove(&resource.name);
             let version = Some(Arc::clone(&resource.version));
             self.note(&resource.name, version, before, update.probe, &mut sent);
         }
         for name in &update.removed {
-            let before = self.held.remove(name);
+            let before = self.sent_states.remove(name);
             if self.names.contains(name) {
                 self.absent.insert(Arc::clone(name));
             }
@@ -222,7 +222,7 @@ impl Subscription {
         &mut self,
         name: &Arc<str>,
         version: Option<Arc<str>>,
-        before: Option<HeldResource>,
+        before: Option<SentState>,
         probe: bool,
         sent: &mut BTreeMap<Arc<str>, Sent>,
     ) {
@@ -240,7 +240,7 @@ impl Subscription {
 
     /// Everything that the client should have: after `take_update` the whole state.
     pub(in crate::xds) fn whole(&self) -> Vec<Arc<Resource>> {
-        self.held
+        self.sent_states
             .values()
             .filter_map(|held| held.resource.clone())
             .collect()
@@ -288,12 +288,12 @@ impl Subscription {
 
     /// Whether this is to be sent, but not now: the client has an older state of it.
     fn waits(&self, view: &ClientView, resource: &Resource) -> bool {
-        self.holds(&resource.name) && self.lacks(resource) && view.holds_back(resource)
+        self.client_has(&resource.name) && self.lacks(resource) && view.holds_back(resource)
     }
 
     /// Whether this is to be sent to the client.
     fn lacks(&self, resource: &Resource) -> bool {
-        let held = self.held.get(&resource.name);
+        let held = self.sent_states.get(&resource.name);
         held.is_none_or(|held| held.version != resource.version)
             && !self.refuses(&resource.name, Some(&resource.version))
     }

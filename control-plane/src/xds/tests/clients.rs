@@ -32,7 +32,7 @@ pub(super) fn rejection(text: &str) -> Option<Status> {
 pub(super) struct DeltaClient {
     pub(super) state: ClientState,
     pub(super) snapshot: Arc<Snapshot>,
-    pub(super) held: BTreeMap<(Kind, String), String>,
+    pub(super) resources: BTreeMap<(Kind, String), String>,
     pub(super) nonces: BTreeMap<Kind, String>,
     pub(super) log: Vec<String>,
 }
@@ -42,13 +42,13 @@ impl DeltaClient {
         Self {
             state: ClientState::new(ClientView::new(audience), &snapshot),
             snapshot,
-            held: BTreeMap::new(),
+            resources: BTreeMap::new(),
             nonces: BTreeMap::new(),
             log: Vec::new(),
         }
     }
 
-    pub(super) fn ask(&mut self, kind: Kind, add: &[&str], take: &[&str]) -> &mut Self {
+    pub(super) fn subscribe(&mut self, kind: Kind, add: &[&str], take: &[&str]) -> &mut Self {
         self.request(
             kind,
             &DeltaDiscoveryRequest {
@@ -86,12 +86,12 @@ impl DeltaClient {
             let mut parts = Vec::new();
             for resource in &response.resources {
                 let resource = WrappedResource::decode(resource.clone()).unwrap();
-                self.held
+                self.resources
                     .insert((kind, resource.name.clone()), resource.version);
                 parts.push(format!("+{}", resource.name));
             }
             for name in &response.removed_resources {
-                self.held.remove(&(kind, name.clone()));
+                self.resources.remove(&(kind, name.clone()));
                 parts.push(format!("-{name}"));
             }
             self.log.push(
@@ -135,7 +135,7 @@ impl DeltaClient {
     }
 
     pub(super) fn names(&self, kind: Kind) -> Vec<&str> {
-        self.held
+        self.resources
             .keys()
             .filter(|(held, _)| *held == kind)
             .map(|(_, name)| name.as_str())
@@ -148,7 +148,7 @@ pub(super) struct SotwClient {
     pub(super) state: ClientState,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) wanted: BTreeMap<Kind, Vec<String>>,
-    pub(super) held: BTreeMap<Kind, BTreeMap<String, Vec<u8>>>,
+    pub(super) resources: BTreeMap<Kind, BTreeMap<String, Vec<u8>>>,
     pub(super) versions: BTreeMap<Kind, String>,
     pub(super) nonces: BTreeMap<Kind, String>,
     pub(super) unanswered: BTreeMap<Kind, String>,
@@ -160,14 +160,14 @@ impl SotwClient {
             state: ClientState::new(ClientView::new(audience), &snapshot),
             snapshot,
             wanted: BTreeMap::new(),
-            held: BTreeMap::new(),
+            resources: BTreeMap::new(),
             versions: BTreeMap::new(),
             nonces: BTreeMap::new(),
             unanswered: BTreeMap::new(),
         }
     }
 
-    pub(super) fn ask(&mut self, kind: Kind, names: &[&str]) -> RequestOutcome {
+    pub(super) fn subscribe(&mut self, kind: Kind, names: &[&str]) -> RequestOutcome {
         self.wanted.insert(kind, strings(names));
         self.request(kind, None)
     }
@@ -200,7 +200,7 @@ impl SotwClient {
             );
             self.nonces.insert(kind, response.nonce.clone());
             let mut names = Vec::new();
-            let held = self.held.entry(kind).or_default();
+            let held = self.resources.entry(kind).or_default();
             if kind.whole_state() {
                 held.clear();
             }

@@ -13,8 +13,8 @@ fn delta_wildcard_gets_everything_once_and_then_what_changed() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
     client
-        .ask(Kind::Cluster, &[], &[])
-        .ask(Kind::Endpoint, &["*"], &[]);
+        .subscribe(Kind::Cluster, &[], &[])
+        .subscribe(Kind::Endpoint, &["*"], &[]);
     assert_eq!(
         client.settle(),
         [
@@ -34,11 +34,11 @@ fn delta_wildcard_gets_everything_once_and_then_what_changed() {
 fn delta_names_are_added_and_taken_away() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Endpoint, &["users.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default"], &[]);
     assert_eq!(client.settle(), ["endpoint +users.default"]);
-    client.ask(Kind::Endpoint, &["orders.default", "later.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["orders.default", "later.default"], &[]);
     assert_eq!(client.settle(), ["endpoint +orders.default -later.default"]);
-    client.ask(Kind::Endpoint, &[], &["orders.default"]);
+    client.subscribe(Kind::Endpoint, &[], &["orders.default"]);
     mesh.put("a/orders/1", "10.0.0.4:80");
     mesh.put("a/later/1", "10.0.0.5:80");
     client.see(&mesh.snapshot());
@@ -53,11 +53,11 @@ fn delta_names_are_added_and_taken_away() {
 fn delta_resubscription_is_answered_though_nothing_changed() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Endpoint, &["users.default", "none.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default", "none.default"], &[]);
     client.settle();
-    client.ask(Kind::Endpoint, &["users.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default"], &[]);
     assert_eq!(client.settle(), ["endpoint +users.default"]);
-    client.ask(Kind::Endpoint, &["none.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["none.default"], &[]);
     assert_eq!(client.settle(), ["endpoint -none.default"]);
 }
 
@@ -65,11 +65,11 @@ fn delta_resubscription_is_answered_though_nothing_changed() {
 fn delta_unsubscribing_what_the_wildcard_covers_is_answered() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &["*", "users.default", "gone.default"], &[]);
+    client.subscribe(Kind::Cluster, &["*", "users.default", "gone.default"], &[]);
     client.settle();
-    client.ask(Kind::Cluster, &[], &["users.default", "gone.default"]);
+    client.subscribe(Kind::Cluster, &[], &["users.default", "gone.default"]);
     assert_eq!(client.settle(), ["cluster +users.default -gone.default"]);
-    client.ask(Kind::Cluster, &["users.default"], &["*"]);
+    client.subscribe(Kind::Cluster, &["users.default"], &["*"]);
     client.settle();
     assert!(
         client
@@ -84,8 +84,8 @@ fn delta_unsubscribing_what_the_wildcard_covers_is_answered() {
 fn delta_client_that_comes_back_gets_only_what_it_lacks() {
     let (mut mesh, snapshot) = two_services();
     let mut before = DeltaClient::new(Audience::Proxy, snapshot);
-    before.ask(Kind::Cluster, &[], &[]);
-    before.ask(
+    before.subscribe(Kind::Cluster, &[], &[]);
+    before.subscribe(
         Kind::Endpoint,
         &["users.default", "orders.default", "none.default"],
         &[],
@@ -96,7 +96,10 @@ fn delta_client_that_comes_back_gets_only_what_it_lacks() {
     let snapshot = mesh.snapshot();
     let mut after = DeltaClient::new(Audience::Proxy, snapshot);
     let brought = |client: &DeltaClient, kind: Kind| {
-        let mine = client.held.iter().filter(|((held, _), _)| *held == kind);
+        let mine = client
+            .resources
+            .iter()
+            .filter(|((held, _), _)| *held == kind);
         mine.map(|((_, name), version)| (name.clone(), version.clone()))
             .collect()
     };
@@ -130,11 +133,11 @@ fn delta_client_that_comes_back_gets_only_what_it_lacks() {
 fn delta_client_that_is_up_to_date_is_told_so() {
     let (_, snapshot) = two_services();
     let mut before = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
-    before.ask(Kind::Cluster, &[], &[]);
+    before.subscribe(Kind::Cluster, &[], &[]);
     before.settle();
     let mut after = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
     let held = before
-        .held
+        .resources
         .iter()
         .map(|((_, name), version)| (name.clone(), version.clone()));
     after.request(
@@ -160,19 +163,19 @@ fn delta_follows_the_examples_of_the_protocol() {
     // xDS protocol, "How the client specifies what resources to return", the example for the incremental variant.
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &[], &[]);
+    client.subscribe(Kind::Cluster, &[], &[]);
     assert_eq!(client.settle(), ["cluster +orders.default +users.default"]);
-    client.ask(Kind::Cluster, &["users.default"], &[]);
+    client.subscribe(Kind::Cluster, &["users.default"], &[]);
     assert_eq!(client.settle(), ["cluster +users.default"]);
     mesh.put("a/more/1", "10.0.0.6:80");
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), ["cluster +more.default"], "still all");
-    client.ask(Kind::Cluster, &[], &["*"]);
+    client.subscribe(Kind::Cluster, &[], &["*"]);
     mesh.put("a/later/1", "10.0.0.7:80");
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), [""; 0], "only what is named");
-    client.ask(Kind::Cluster, &[], &["users.default"]);
-    client.ask(Kind::Cluster, &[], &[]);
+    client.subscribe(Kind::Cluster, &[], &["users.default"]);
+    client.subscribe(Kind::Cluster, &[], &[]);
     mesh.put("a/last/1", "10.0.0.8:80");
     client.see(&mesh.snapshot());
     assert_eq!(
@@ -182,10 +185,10 @@ fn delta_follows_the_examples_of_the_protocol() {
     );
     let status = client.state.subscription(Kind::Cluster).status().unwrap();
     assert_eq!(
-        (status.held, status.subscribed, status.wildcard),
+        (status.resources, status.subscribed, status.wildcard),
         (0, 0, false)
     );
-    client.ask(Kind::Cluster, &["*"], &[]);
+    client.subscribe(Kind::Cluster, &["*"], &[]);
     assert_eq!(
         client.settle(),
         ["cluster +last.default +later.default +more.default +orders.default +users.default"]
@@ -196,9 +199,9 @@ fn delta_follows_the_examples_of_the_protocol() {
 fn names_that_were_never_asked_for_cost_nothing_to_take_away() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &["*"], &[]);
+    client.subscribe(Kind::Cluster, &["*"], &[]);
     client.pump();
-    client.ask(Kind::Cluster, &[], &["x1", "x2", "x3"]);
+    client.subscribe(Kind::Cluster, &[], &["x1", "x2", "x3"]);
     client.log.clear();
     client.ack(Kind::Cluster);
     assert!(client.pump().is_empty());
@@ -208,7 +211,7 @@ fn names_that_were_never_asked_for_cost_nothing_to_take_away() {
 fn answers_owed_for_names_dropped_again_are_bounded() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &["*"], &[]);
+    client.subscribe(Kind::Cluster, &["*"], &[]);
     client.pump(); // and never acknowledges
     let mut ended = None;
     for round in 0..20 {
@@ -219,8 +222,8 @@ fn answers_owed_for_names_dropped_again_are_bounded() {
                 resource_names_unsubscribe: take,
                 ..DeltaDiscoveryRequest::default()
             };
-            let heard = client.state.on_request::<Delta>(Kind::Cluster, &request);
-            if let (Err(violation), None) = (heard, &ended) {
+            let outcome = client.state.on_request::<Delta>(Kind::Cluster, &request);
+            if let (Err(violation), None) = (outcome, &ended) {
                 ended = Some((round, violation));
             }
         }
@@ -243,7 +246,7 @@ fn the_first_answer_of_our_index_says_whether_more_follows() {
             .collect();
     }
     let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
-    client.ask(Kind::ServiceIndex, &[], &[]);
+    client.subscribe(Kind::ServiceIndex, &[], &[]);
     let mut versions = Vec::new();
     loop {
         let responses = client.pump();
@@ -271,10 +274,10 @@ fn the_first_answer_of_our_index_says_whether_more_follows() {
 fn stock_clients_get_an_empty_assignment_for_what_is_not_there() {
     let (mut mesh, snapshot) = two_services();
     let mut envoy = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
-    envoy.ask(Kind::Endpoint, &["later.default", "users.default"], &[]);
+    envoy.subscribe(Kind::Endpoint, &["later.default", "users.default"], &[]);
     assert_eq!(envoy.settle(), ["endpoint +later.default +users.default"]);
     let mut ours = DeltaClient::new(Audience::Proxy, snapshot);
-    ours.ask(Kind::Endpoint, &["later.default"], &[]);
+    ours.subscribe(Kind::Endpoint, &["later.default"], &[]);
     assert_eq!(ours.settle(), ["endpoint -later.default"]);
     mesh.put("a/later/1", "10.0.0.5:80");
     let snapshot = mesh.snapshot();

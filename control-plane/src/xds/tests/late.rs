@@ -51,15 +51,16 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
     let publisher = Publisher::start(fixture.registry.clone(), stop.clone());
     let clients = Clients::default();
     let ads = service(fixture.membership.clone(), publisher, clients.clone(), stop);
-    let (say, said) = mpsc::channel(4);
+    let (requests, stream) = mpsc::channel(4);
     tokio::time::pause();
-    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(said));
-    say.send(request("", &["a.default"])).await.unwrap();
+    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+    requests.send(request("", &["a.default"])).await.unwrap();
     let mut nonce = answers.next().await.unwrap().unwrap().nonce;
     for round in 0..5 {
         // Each time half a minute longer than other streams take.
         tokio::time::sleep(Duration::from_secs(50)).await;
-        say.send(request(&nonce, &[&format!("b{round}.default")]))
+        requests
+            .send(request(&nonce, &[&format!("b{round}.default")]))
             .await
             .unwrap();
         nonce = answers.next().await.unwrap().unwrap().nonce;
@@ -98,13 +99,13 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
         id: "1".into(),
     };
     // The snapshot changes while the second request is read: the stream has just checked for snapshots.
-    let mut said = 0;
+    let mut polls = 0;
     let requests = stream::poll_fn(move |_| {
-        said += 1;
-        if said == 1 {
+        polls += 1;
+        if polls == 1 {
             return std::task::Poll::Ready(Some(request("", &["a.default"])));
         }
-        if said > 2 {
+        if polls > 2 {
             return std::task::Poll::Pending;
         }
         let revision = without.revision;
@@ -131,7 +132,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
     assert_eq!(count.sum::<usize>(), 1, "{assignment:?}");
 }
 
-/// Issue 10, D2: while the store could not be read, clients were told that descriptors do not exist.
+/// Issue 10, D2: while the store could not be read, clients were sent that descriptors do not exist.
 #[tokio::test]
 async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
     let mesh = Replicas::new();
@@ -150,11 +151,12 @@ async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
     let stop = CancellationToken::new();
     let publisher = Publisher::start(registry.clone(), stop.clone());
     let ads = service(member, publisher, Clients::default(), stop);
-    let (say, said) = mpsc::channel(4);
+    let (requests, stream) = mpsc::channel(4);
     tokio::time::pause();
     wire.cut();
-    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(said));
-    say.send(request_of(Kind::Schema, "", &[&sha256]))
+    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+    requests
+        .send(request_of(Kind::Schema, "", &[&sha256]))
         .await
         .unwrap();
     let early = tokio::time::timeout(Duration::from_secs(5), answers.next()).await;

@@ -16,7 +16,7 @@ use crate::snapshot::{
 fn one_response_is_under_way_and_changes_meanwhile_go_together() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"], &[]);
     client.pump();
     for round in 0..10 {
         mesh.put("a/users/1", &format!("10.1.0.{round}:80"));
@@ -33,12 +33,14 @@ fn clusters_go_after_the_routes_that_used_them() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
     client
-        .ask(Kind::Cluster, &[], &[])
-        .ask(Kind::ServiceIndex, &[], &[]);
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
-    client
-        .ask(Kind::Listener, &["users"], &[])
-        .ask(Kind::Route, &["users.default"], &[]);
+        .subscribe(Kind::Cluster, &[], &[])
+        .subscribe(Kind::ServiceIndex, &[], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"], &[]);
+    client.subscribe(Kind::Listener, &["users"], &[]).subscribe(
+        Kind::Route,
+        &["users.default"],
+        &[],
+    );
     client.settle();
     client.see(&mesh.forget("users.default"));
     client.log.clear();
@@ -65,8 +67,8 @@ fn a_removal_is_not_forgotten_when_the_routes_turn_out_unchanged() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
     client
-        .ask(Kind::Cluster, &[], &[])
-        .ask(Kind::Route, &["orders.default"], &[]);
+        .subscribe(Kind::Cluster, &[], &[])
+        .subscribe(Kind::Route, &["orders.default"], &[]);
     client.pump();
     mesh.forget("orders.default");
     mesh.put("a/orders/1", "10.0.0.2:80");
@@ -79,9 +81,9 @@ fn a_removal_is_not_forgotten_when_the_routes_turn_out_unchanged() {
 fn routes_wait_for_the_clusters_that_they_use() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &[], &[]);
+    client.subscribe(Kind::Cluster, &[], &[]);
     client.settle();
-    client.ask(Kind::Route, &["new.default"], &[]);
+    client.subscribe(Kind::Route, &["new.default"], &[]);
     client.settle();
     mesh.put("a/other/1", "10.0.0.3:80");
     client.see(&mesh.snapshot()).pump();
@@ -101,7 +103,7 @@ fn wildcard_listeners_leave_api_listeners_out() {
     let (mut mesh, snapshot) = two_services();
     let encodes = Encodes::default();
     let mut client = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
-    client.ask(Kind::Listener, &[], &[]);
+    client.subscribe(Kind::Listener, &[], &[]);
     assert_eq!(
         client.settle(),
         ["listener"],
@@ -119,8 +121,8 @@ fn wildcard_listeners_leave_api_listeners_out() {
     let mut envoy = DeltaClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
     envoy.state = ClientState::new(view, &snapshot);
     envoy
-        .ask(Kind::Listener, &[], &[])
-        .ask(Kind::Route, &["heddle/outbound"], &[]);
+        .subscribe(Kind::Listener, &[], &[])
+        .subscribe(Kind::Route, &["heddle/outbound"], &[]);
     assert_eq!(
         envoy.settle(),
         ["listener +heddle/outbound", "route +heddle/outbound"]
@@ -139,7 +141,7 @@ fn a_response_over_the_bound_is_continued() {
         }
     }
     let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
-    client.ask(Kind::Endpoint, &["*"], &[]);
+    client.subscribe(Kind::Endpoint, &["*"], &[]);
     let responses = client.pump();
     let [(_, first)] = &responses[..] else {
         panic!()
@@ -171,13 +173,13 @@ fn a_newer_state_of_something_large_waits_and_nothing_waits_for_it() {
     mesh.put("a/small/1", "10.1.0.1:80");
     let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
     client.state.hold_back_large(true);
-    client.ask(Kind::Cluster, &[], &[]);
-    client.ask(
+    client.subscribe(Kind::Cluster, &[], &[]);
+    client.subscribe(
         Kind::Endpoint,
         &["large.default", "small.default", "new.default"],
         &[],
     );
-    client.ask(Kind::ServiceIndex, &[], &[]);
+    client.subscribe(Kind::ServiceIndex, &[], &[]);
     client.settle();
     assert_eq!(
         client.names(Kind::Endpoint),
@@ -191,14 +193,14 @@ fn a_newer_state_of_something_large_waits_and_nothing_waits_for_it() {
             mesh.put("a/new/1", "10.9.2.1:80").protos = vec![proto("n.New", &[])];
         }
         client.see(&mesh.snapshot());
-        let told = client.settle();
+        let sent = client.settle();
         let endpoints = if round == 2 {
             "endpoint +new.default +small.default"
         } else {
             "endpoint +small.default"
         };
-        assert!(told.contains(&endpoints.to_owned()), "{told:?}");
-        assert_eq!(told.len(), if round == 2 { 3 } else { 1 }, "{told:?}");
+        assert!(sent.contains(&endpoints.to_owned()), "{sent:?}");
+        assert_eq!(sent.len(), if round == 2 { 3 } else { 1 }, "{sent:?}");
     }
     let acknowledged = |client: &DeltaClient, name: &str| {
         let subscription = client.state.subscription(Kind::Endpoint);
@@ -244,7 +246,7 @@ fn schemas_are_fetched_by_name() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
     let name: Arc<str> = "ab".repeat(32).into();
-    client.ask(Kind::Schema, &[&name], &[]);
+    client.subscribe(Kind::Schema, &[&name], &[]);
     assert!(client.pump().is_empty(), "not known yet whether it exists");
     assert_eq!(client.state.wanted_schema(), Some(Arc::clone(&name)));
     let gone = client
@@ -282,9 +284,9 @@ fn a_removal_is_acknowledged_only_when_the_client_says_so() {
     assert_eq!(
         at(&client, "users.default", 0),
         None,
-        "never asked: does not count"
+        "never requested: does not count"
     );
-    client.ask(Kind::Endpoint, &["users.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default"], &[]);
     assert_eq!(at(&client, "orders.default", 0), None);
     assert_eq!(at(&client, "users.default", snapshot.revision), Some(false));
     client.settle();

@@ -92,9 +92,9 @@ proptest! {
         let mut mesh = Mesh::new();
         let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
         let mut wanted: BTreeSet<u8> = BTreeSet::from([0]);
-        client.ask(Kind::Cluster, &[], &[]).ask(Kind::ServiceIndex, &[], &[]);
-        client.ask(Kind::Endpoint, &[&service(0)], &[]).ask(Kind::Route, &[&service(0)], &[]);
-        let mut asked: BTreeSet<(Kind, String)> = BTreeSet::new();
+        client.subscribe(Kind::Cluster, &[], &[]).subscribe(Kind::ServiceIndex, &[], &[]);
+        client.subscribe(Kind::Endpoint, &[&service(0)], &[]).subscribe(Kind::Route, &[&service(0)], &[]);
+        let mut requested: BTreeSet<(Kind, String)> = BTreeSet::new();
         // What it had before each response: a client that rejects one takes nothing of it.
         let mut undo: BTreeMap<Kind, BTreeMap<(Kind, String), String>> = BTreeMap::new();
         for step in &steps {
@@ -105,27 +105,27 @@ proptest! {
                 Step::Want { service: number } => {
                     wanted.insert(*number);
                     for kind in [Kind::Endpoint, Kind::Route] {
-                        client.ask(kind, &[&service(*number)], &[]);
-                        asked.insert((kind, service(*number)));
+                        client.subscribe(kind, &[&service(*number)], &[]);
+                        requested.insert((kind, service(*number)));
                     }
                 }
                 Step::Unwant { service: number } => {
                     wanted.remove(number);
                     for kind in [Kind::Endpoint, Kind::Route] {
-                        client.ask(kind, &[], &[&service(*number)]);
-                        client.held.remove(&(kind, service(*number)));
-                        asked.insert((kind, service(*number)));
+                        client.subscribe(kind, &[], &[&service(*number)]);
+                        client.resources.remove(&(kind, service(*number)));
+                        requested.insert((kind, service(*number)));
                     }
                 }
                 Step::Deliver => {
-                    let before = client.held.clone();
+                    let before = client.resources.clone();
                     for (kind, response) in client.pump() {
                         undo.insert(kind, before.clone());
                         for resource in response.resources {
                             let resource = WrappedResource::decode(resource).unwrap();
                             let key = (kind, resource.name);
                             let same = before.get(&key) == Some(&resource.version);
-                            prop_assert!(!same || asked.contains(&key), "{:?} sent again", key);
+                            prop_assert!(!same || requested.contains(&key), "{:?} sent again", key);
                         }
                     }
                 }
@@ -134,15 +134,15 @@ proptest! {
                     if client.nonces.contains_key(&kind) {
                         client.answer(kind, reject.then_some("no"));
                         if *reject {
-                            client.held.retain(|(held, _), _| *held != kind);
+                            client.resources.retain(|(held, _), _| *held != kind);
                             let old = undo.remove(&kind).unwrap_or_default().into_iter();
                             let wants = |name: &str| {
                                 !matches!(kind, Kind::Endpoint | Kind::Route)
                                     || wanted.iter().any(|number| service(*number) == name)
                             };
-                            client.held.extend(old.filter(|((held, name), _)| *held == kind && wants(name)));
+                            client.resources.extend(old.filter(|((held, name), _)| *held == kind && wants(name)));
                             // The parts of the response are sent again.
-                            asked.extend((0..4_u8).map(|number| (kind, service(number))));
+                            requested.extend((0..4_u8).map(|number| (kind, service(number))));
                         }
                     }
                 }
@@ -165,7 +165,7 @@ proptest! {
                 || TARGETS.contains(kind)
                     && ROUTES.iter().any(|route| refused.contains(&(*route, name.clone())))
         };
-        client.held.retain(|key, _| !spared(key));
+        client.resources.retain(|key, _| !spared(key));
         let mut expect = BTreeMap::new();
         for kind in [Kind::Cluster, Kind::ServiceIndex] {
             for resource in snapshot.table(kind, Audience::Proxy).values() {
@@ -180,7 +180,7 @@ proptest! {
             }
         }
         expect.retain(|key, _| !spared(key));
-        prop_assert_eq!(&client.held, &expect, "but for what was refused");
+        prop_assert_eq!(&client.resources, &expect, "but for what was refused");
         for number in wanted {
             let acknowledged = client
                 .state
@@ -200,9 +200,9 @@ proptest! {
         let mut wanted: BTreeSet<u8> = BTreeSet::from([0]);
         // The endpoints before each response of endpoints: a client that rejects one takes nothing of it.
         let mut undo = BTreeMap::new();
-        client.ask(Kind::Cluster, &[]);
-        client.ask(Kind::Endpoint, &[&service(0)]);
-        client.ask(Kind::Listener, &[&service(0)]);
+        client.subscribe(Kind::Cluster, &[]);
+        client.subscribe(Kind::Endpoint, &[&service(0)]);
+        client.subscribe(Kind::Listener, &[&service(0)]);
         for step in &steps {
             if let Some(snapshot) = change(&mut mesh, step) {
                 client.see(&snapshot);
@@ -218,13 +218,13 @@ proptest! {
                     let names: Vec<&str> = names.iter().map(String::as_str).collect();
                     for kind in [Kind::Endpoint, Kind::Listener] {
                         // As gRPC does: with the nonce of the last response it has seen.
-                        client.ask(kind, &names);
+                        client.subscribe(kind, &names);
                         client.unanswered.remove(&kind);
-                        client.held.entry(kind).or_default().retain(|name, _| names.contains(&name.as_str()));
+                        client.resources.entry(kind).or_default().retain(|name, _| names.contains(&name.as_str()));
                     }
                 }
                 Step::Deliver => {
-                    let before = client.held.get(&Kind::Endpoint).cloned().unwrap_or_default();
+                    let before = client.resources.get(&Kind::Endpoint).cloned().unwrap_or_default();
                     if client.pump().iter().any(|(kind, _, _)| *kind == Kind::Endpoint) {
                         undo = before;
                     }
@@ -235,7 +235,7 @@ proptest! {
                         client.answer(kind, reject.then_some("no"));
                         if *reject && kind == Kind::Endpoint {
                             undo.retain(|name, _| wanted.iter().any(|number| service(*number) == *name));
-                            client.held.insert(kind, std::mem::take(&mut undo));
+                            client.resources.insert(kind, std::mem::take(&mut undo));
                         }
                     }
                 }
@@ -254,15 +254,15 @@ proptest! {
             .keys()
             .map(|name| (name.to_string(), value(Kind::Cluster, name).unwrap()))
             .collect();
-        prop_assert_eq!(&client.held[&Kind::Cluster], &clusters);
+        prop_assert_eq!(&client.resources[&Kind::Cluster], &clusters);
         let endpoints = client.state.subscription(Kind::Endpoint).status().unwrap();
         let refused: BTreeSet<_> = endpoints.refused(100).into_iter().map(|each| each.name).collect();
         for number in wanted {
             let name = service(number);
             if let (Some(expect), false) = (value(Kind::Endpoint, &name), refused.contains(&name)) {
-                prop_assert_eq!(client.held[&Kind::Endpoint].get(&name), Some(&expect));
+                prop_assert_eq!(client.resources[&Kind::Endpoint].get(&name), Some(&expect));
             }
-            let listener = client.held.get(&Kind::Listener).and_then(|held| held.get(&name));
+            let listener = client.resources.get(&Kind::Listener).and_then(|held| held.get(&name));
             let expect = value(Kind::Listener, &name);
             prop_assert_eq!(listener, expect.as_ref());
         }

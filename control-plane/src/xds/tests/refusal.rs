@@ -55,7 +55,7 @@ fn the_bad_resource_is_found_and_the_others_get_through() {
     let mut mesh = mesh_of(100);
     for (name_it, most) in [(true, 3), (false, 2 * 7 + 1)] {
         let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
-        client.ask(Kind::Endpoint, &["*"], &[]);
+        client.subscribe(Kind::Endpoint, &["*"], &[]);
         let count = settle_without(&mut client, Kind::Endpoint, "s042.default", name_it);
         assert!(count <= most, "{count} responses");
         assert_eq!(refused(&client.state, Kind::Endpoint), ["s042.default"]);
@@ -72,7 +72,7 @@ fn the_bad_resource_is_found_and_the_others_get_through() {
 fn what_was_refused_is_sent_again_only_when_it_changes() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"], &[]);
     settle_without(&mut client, Kind::Endpoint, "users.default", true);
     assert_eq!(refused(&client.state, Kind::Endpoint), ["users.default"]);
     mesh.put("a/orders/1", "10.0.0.7:80");
@@ -98,9 +98,9 @@ fn what_was_refused_is_sent_again_only_when_it_changes() {
 fn what_a_client_asks_for_again_it_gets_though_it_refused_it() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Endpoint, &["users.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default"], &[]);
     settle_without(&mut client, Kind::Endpoint, "users.default", true);
-    client.ask(Kind::Endpoint, &["users.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default"], &[]);
     assert_eq!(client.settle(), ["endpoint +users.default"]);
 }
 
@@ -108,7 +108,7 @@ fn what_a_client_asks_for_again_it_gets_though_it_refused_it() {
 fn a_client_that_takes_nothing_costs_a_bounded_number_of_responses() {
     let mesh = &mut mesh_of(200);
     let mut client = DeltaClient::new(Audience::Proxy, mesh.snapshot());
-    client.ask(Kind::Endpoint, &["*"], &[]);
+    client.subscribe(Kind::Endpoint, &["*"], &[]);
     let mut count = 0;
     while !client.pump().is_empty() {
         client.answer(Kind::Endpoint, Some("no"));
@@ -128,8 +128,8 @@ fn a_refused_change_leaves_the_last_good_state_and_its_targets() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
     client
-        .ask(Kind::Cluster, &[], &[])
-        .ask(Kind::Route, &["heddle/outbound"], &[]);
+        .subscribe(Kind::Cluster, &[], &[])
+        .subscribe(Kind::Route, &["heddle/outbound"], &[]);
     client.settle();
     // The client rejects the routes without users: it still sends calls there.
     client.see(&mesh.forget("users.default"));
@@ -154,9 +154,9 @@ fn a_refused_change_leaves_the_last_good_state_and_its_targets() {
 fn a_refused_cluster_does_not_hold_up_the_routes_of_others() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Cluster, &[], &[]);
+    client.subscribe(Kind::Cluster, &[], &[]);
     client.settle();
-    client.ask(Kind::Route, &["new.default", "good.default"], &[]);
+    client.subscribe(Kind::Route, &["new.default", "good.default"], &[]);
     client.settle();
     mesh.put("a/new/1", "10.0.0.4:80");
     mesh.put("a/good/1", "10.0.0.4:80");
@@ -166,7 +166,7 @@ fn a_refused_cluster_does_not_hold_up_the_routes_of_others() {
     client.ack(Kind::Route);
     mesh.put("a/later/1", "10.0.0.5:80");
     client.see(&mesh.snapshot());
-    client.ask(Kind::Route, &["later.default"], &[]);
+    client.subscribe(Kind::Route, &["later.default"], &[]);
     client.log.clear();
     client.pump();
     assert_eq!(
@@ -193,12 +193,12 @@ fn a_refused_cluster_does_not_hold_up_the_routes_of_others() {
 fn parts_of_a_rejected_response_follow_the_newest_state() {
     let (mut mesh, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"], &[]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"], &[]);
     client.pump();
     mesh.put("a/users/1", "10.0.0.8:80");
     client.see(&mesh.snapshot());
     client.answer(Kind::Endpoint, Some("no"));
-    client.ask(Kind::Endpoint, &[], &["orders.default"]);
+    client.subscribe(Kind::Endpoint, &[], &["orders.default"]);
     assert_eq!(
         client.settle(),
         ["endpoint +users.default"],
@@ -210,7 +210,7 @@ fn parts_of_a_rejected_response_follow_the_newest_state() {
 fn sotw_parts_what_may_be_parted() {
     let (_, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Endpoint, &["orders.default", "users.default"]);
+    client.subscribe(Kind::Endpoint, &["orders.default", "users.default"]);
     client.pump();
     client.answer(Kind::Endpoint, Some("no"));
     let mut log = BTreeSet::new();
@@ -228,7 +228,7 @@ fn sotw_parts_what_may_be_parted() {
 fn sotw_whole_states_name_the_refused_one_and_go_on() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Cluster, &[]);
+    client.subscribe(Kind::Cluster, &[]);
     client.pump();
     client.answer(
         Kind::Cluster,

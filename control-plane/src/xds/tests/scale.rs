@@ -18,13 +18,13 @@ fn a_thousand_clients_share_what_is_encoded() {
         .map(|_| SotwClient::new(Audience::DirectLocal, Arc::clone(&first)))
         .collect();
     for client in &mut ours {
-        client.ask(Kind::Cluster, &[], &[]);
-        client.ask(Kind::Endpoint, &["s1.default", "s2.default"], &[]);
+        client.subscribe(Kind::Cluster, &[], &[]);
+        client.subscribe(Kind::Endpoint, &["s1.default", "s2.default"], &[]);
         client.settle();
     }
     for client in &mut stock {
-        client.ask(Kind::Cluster, &[]);
-        client.ask(Kind::Endpoint, &["s1.default", "s2.default"]);
+        client.subscribe(Kind::Cluster, &[]);
+        client.subscribe(Kind::Endpoint, &["s1.default", "s2.default"]);
         client.settle();
     }
     let clusters = mesh.encodes.of(Kind::Cluster);

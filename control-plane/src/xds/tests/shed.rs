@@ -82,37 +82,37 @@ proptest! {
     /// ago.
     #[test]
     fn replicas_come_to_rest_near_the_mean(
-        mut held in prop::collection::vec(0..300_usize, 1..6),
+        mut streams in prop::collection::vec(0..300_usize, 1..6),
         dice in prop::collection::vec(any::<prop::sample::Index>(), 64),
     ) {
         let start = Instant::now();
-        let (all, replicas) = (held.iter().sum::<usize>(), held.len());
-        let mut told = held.clone();
+        let (all, replicas) = (streams.iter().sum::<usize>(), streams.len());
+        let mut published = streams.clone();
         let limits = Limits::default();
-        let mut each: Vec<_> = held.iter().map(|_| Shedding::new(&limits, SECOND * 9)).collect();
+        let mut each: Vec<_> = streams.iter().map(|_| Shedding::new(&limits, SECOND * 9)).collect();
         let (mut dice, mut last) = (dice.iter().cycle(), 0);
         // A check each tenth of a second, for three minutes; a client that moved may move again at once.
         for look in 0..1_800_u32 {
             let now = start + SECOND * look / 10;
             for place in 0..replicas {
-                if look % 30 == 0 && is_significant(told[place], held[place]) {
-                    told[place] = held[place];
+                if look % 30 == 0 && is_significant(published[place], streams[place]) {
+                    published[place] = streams[place];
                 }
                 let others: Vec<_> = (0..replicas).filter(|it| *it != place).collect();
-                let numbers: Vec<_> = others.iter().map(|it| told[*it]).collect();
-                if each[place].take(now, held[place], &numbers) {
-                    held[place] -= 1;
-                    held[*dice.next().unwrap().get(&others)] += 1;
+                let numbers: Vec<_> = others.iter().map(|it| published[*it]).collect();
+                if each[place].take(now, streams[place], &numbers) {
+                    streams[place] -= 1;
+                    streams[*dice.next().unwrap().get(&others)] += 1;
                     last = look;
                 }
             }
         }
-        prop_assert!(last < 1_500, "restless until {last}: {held:?}");
+        prop_assert!(last < 1_500, "restless until {last}: {streams:?}");
         let most = (all / replicas + 4).max(all * 6 / 5 / replicas);
         // The others' numbers may be wrong by 10 % or 10 streams.
         let slack = 10.max(most / 10);
-        for it in &held {
-            prop_assert!(*it <= most + slack, "{held:?}");
+        for it in &streams {
+            prop_assert!(*it <= most + slack, "{streams:?}");
         }
     }
 }
@@ -134,12 +134,12 @@ async fn client(id: String, replicas: [Ads; 2]) {
             response_nonce: nonce.to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
-        let (say, said) = mpsc::channel(4);
-        let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(said));
-        say.send(Ok(request(""))).await.unwrap();
+        let (requests, stream) = mpsc::channel(4);
+        let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+        requests.send(Ok(request(""))).await.unwrap();
         loop {
             match answers.next().await.unwrap() {
-                Ok(answer) => say.send(Ok(request(&answer.nonce))).await.unwrap(),
+                Ok(answer) => requests.send(Ok(request(&answer.nonce))).await.unwrap(),
                 Err(status) if status.code() == Code::Unavailable => break,
                 Err(status) => panic!("{status:?}"),
             }

@@ -10,13 +10,13 @@ fn grpc_follows_its_target_to_the_endpoints() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
     let mut log = Vec::new();
-    client.ask(Kind::Listener, &["users"]);
+    client.subscribe(Kind::Listener, &["users"]);
     log.extend(client.settle());
-    client.ask(Kind::Route, &["users.default"]);
+    client.subscribe(Kind::Route, &["users.default"]);
     log.extend(client.settle());
-    client.ask(Kind::Cluster, &["users.default"]);
+    client.subscribe(Kind::Cluster, &["users.default"]);
     log.extend(client.settle());
-    client.ask(Kind::Endpoint, &["users.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default"]);
     log.extend(client.settle());
     assert_eq!(
         log,
@@ -46,12 +46,12 @@ fn grpc_follows_its_target_to_the_endpoints() {
 fn sotw_whole_state_carries_everything_and_says_what_is_missing() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Cluster, &["users.default", "later.default"]);
+    client.subscribe(Kind::Cluster, &["users.default", "later.default"]);
     assert_eq!(client.settle(), ["cluster users.default"]);
     mesh.put("a/later/1", "10.0.0.3:80");
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), ["cluster later.default users.default"]);
-    client.ask(Kind::Listener, &["nowhere"]);
+    client.subscribe(Kind::Listener, &["nowhere"]);
     assert_eq!(
         client.settle(),
         ["listener"],
@@ -65,19 +65,19 @@ fn sotw_whole_state_carries_everything_and_says_what_is_missing() {
 fn sotw_added_name_is_answered_and_known_ones_are_not_sent_again() {
     let (_, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Endpoint, &["users.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default"]);
     client.settle();
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"]);
     assert_eq!(client.settle(), ["endpoint orders.default"]);
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"]);
     assert_eq!(
         client.settle(),
         ["endpoint orders.default users.default"],
         "asked for once more"
     );
-    client.ask(Kind::Endpoint, &["orders.default"]);
+    client.subscribe(Kind::Endpoint, &["orders.default"]);
     assert_eq!(client.settle(), [""; 0]);
-    client.ask(Kind::Endpoint, &["users.default", "orders.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default", "orders.default"]);
     assert_eq!(
         client.settle(),
         ["endpoint users.default"],
@@ -89,14 +89,14 @@ fn sotw_added_name_is_answered_and_known_ones_are_not_sent_again() {
 fn sotw_empty_list_means_all_only_before_anything_was_named() {
     let (_, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, Arc::clone(&snapshot));
-    client.ask(Kind::Cluster, &[]);
+    client.subscribe(Kind::Cluster, &[]);
     assert_eq!(client.settle(), ["cluster orders.default users.default"]);
     let mut named = SotwClient::new(Audience::DirectLocal, snapshot);
-    named.ask(Kind::Cluster, &["users.default"]);
+    named.subscribe(Kind::Cluster, &["users.default"]);
     named.settle();
-    named.ask(Kind::Cluster, &[]);
+    named.subscribe(Kind::Cluster, &[]);
     assert_eq!(named.settle(), [""; 0]);
-    named.ask(Kind::Cluster, &["*"]);
+    named.subscribe(Kind::Cluster, &["*"]);
     assert_eq!(named.settle(), ["cluster orders.default users.default"]);
 }
 
@@ -104,14 +104,14 @@ fn sotw_empty_list_means_all_only_before_anything_was_named() {
 fn sotw_request_about_an_overtaken_response_is_ignored() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Endpoint, &["users.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default"]);
     client.settle();
     let old = client.nonces.clone();
     mesh.put("a/users/2", "10.0.0.9:80");
     client.see(&mesh.snapshot()).pump();
     let new = std::mem::replace(&mut client.nonces, old);
     assert_eq!(
-        client.ask(Kind::Endpoint, &["orders.default"]),
+        client.subscribe(Kind::Endpoint, &["orders.default"]),
         RequestOutcome::Stale
     );
     client.nonces = new;
@@ -126,7 +126,7 @@ fn sotw_request_about_an_overtaken_response_is_ignored() {
 fn sotw_rejection_is_kept_and_the_next_version_tried() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Cluster, &[]);
+    client.subscribe(Kind::Cluster, &[]);
     client.pump();
     assert_eq!(
         client.answer(Kind::Cluster, Some("lb_policy")),
@@ -156,8 +156,8 @@ fn sotw_rejection_is_kept_and_the_next_version_tried() {
 fn sotw_keeps_a_removed_cluster_until_the_routes_are_told() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Cluster, &[]);
-    client.ask(Kind::Listener, &["users"]);
+    client.subscribe(Kind::Cluster, &[]);
+    client.subscribe(Kind::Listener, &["users"]);
     client.settle();
     mesh.put("a/new/1", "10.0.0.3:80");
     mesh.snapshot();
@@ -207,19 +207,19 @@ fn sotw_follows_the_examples_of_the_protocol() {
     // xDS protocol, "How the client specifies what resources to return", the example for state of the world.
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Cluster, &[]);
+    client.subscribe(Kind::Cluster, &[]);
     assert_eq!(client.settle(), ["cluster orders.default users.default"]);
-    client.ask(Kind::Cluster, &["*", "users.default"]);
+    client.subscribe(Kind::Cluster, &["*", "users.default"]);
     assert_eq!(client.settle(), ["cluster orders.default users.default"]);
-    client.ask(Kind::Cluster, &["users.default"]);
+    client.subscribe(Kind::Cluster, &["users.default"]);
     mesh.put("a/later/1", "10.0.0.7:80");
     client.see(&mesh.snapshot());
     assert_eq!(client.settle(), [""; 0], "only what is named");
-    client.ask(Kind::Cluster, &[]);
+    client.subscribe(Kind::Cluster, &[]);
     assert_eq!(client.settle(), [""; 0], "nothing, and not everything");
     let status = client.state.subscription(Kind::Cluster).status().unwrap();
     assert_eq!(
-        (status.held, status.subscribed, status.wildcard),
+        (status.resources, status.subscribed, status.wildcard),
         (0, 0, false)
     );
 }
@@ -228,9 +228,9 @@ fn sotw_follows_the_examples_of_the_protocol() {
 fn sotw_endpoints_of_an_unknown_service_are_answered_at_once() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
-    client.ask(Kind::Endpoint, &["users.default"]);
+    client.subscribe(Kind::Endpoint, &["users.default"]);
     client.settle();
-    client.ask(Kind::Endpoint, &["later.default", "users.default"]);
+    client.subscribe(Kind::Endpoint, &["later.default", "users.default"]);
     assert_eq!(
         client.settle(),
         ["endpoint later.default"],

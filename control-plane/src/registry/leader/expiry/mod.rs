@@ -97,22 +97,22 @@ impl Expiry {
     /// The node has no lease, but still has instances. `suspect` is how long it has been suspect, if it is.
     pub(crate) fn on_lapsed(&mut self, node: &Arc<str>, suspect: Option<Duration>, now: Instant) {
         let was_alive = self.alive.remove(node);
-        let judged = self.held_until.map_or(now, |held| now.max(held));
+        let found_at = self.held_until.map_or(now, |held| now.max(held));
         let known = self.lapsed.get(node).map(|lapsed| lapsed.suspect);
         if known == Some(suspect.is_some()) {
             return;
         }
         if known.is_none() && (was_alive || suspect.is_none()) {
-            self.recent.push_back((judged, Arc::clone(node)));
+            self.recent.push_back((found_at, Arc::clone(node)));
         }
         // A suspect node's time passes even while no verdicts are given.
         let left = suspect.map(|spent| self.options.suspect_for.saturating_sub(spent));
         let ends = now + left.unwrap_or_default();
-        let due = ends.min(now + note_every(&self.options)).max(judged);
+        let due = ends.min(now + note_every(&self.options)).max(found_at);
         let lapsed = Lapsed {
             stopped: false,
             suspect: suspect.is_some(),
-            since: judged,
+            since: found_at,
             due,
             ends,
         };
@@ -123,12 +123,12 @@ impl Expiry {
     pub(crate) fn on_left(&mut self, node: &Arc<str>, now: Instant) {
         self.alive.remove(node);
         self.recent.retain(|(_, name)| name != node);
-        let judged = self.held_until.map_or(now, |held| now.max(held));
+        let found_at = self.held_until.map_or(now, |held| now.max(held));
         self.lapsed.entry(Arc::clone(node)).or_insert(Lapsed {
             stopped: true,
             suspect: false,
-            since: judged,
-            due: judged,
+            since: found_at,
+            due: found_at,
             ends: now,
         });
     }
@@ -203,7 +203,7 @@ impl Expiry {
                 },
                 (false, false) => Verdict::Remove {
                     node,
-                    cause: format!("its lease expired: no beat for {ttl:?}"),
+                    cause: format!("its lease expired: no heartbeat for {ttl:?}"),
                     stopped: false,
                 },
             }

@@ -208,14 +208,14 @@ fn a_suspects_time_is_noted_and_runs_on_under_the_next_leader() {
         next.expiry.on_lapsed(&name(node), spent, at);
     }
     next.hold(0, 10);
-    assert_eq!(next.all_verdicts(9), [""; 0], "it judges nobody yet");
+    assert_eq!(next.all_verdicts(9), [""; 0], "it expires no node yet");
     assert_eq!(next.all_verdicts(10), ["remove 1"]);
     assert_eq!(next.all_verdicts(29), [""; 0]);
     assert_eq!(next.all_verdicts(30), ["remove 0"]);
 }
 
 #[test]
-fn who_begins_to_judge_waits_and_what_lapsed_meanwhile_counts_together() {
+fn a_new_leader_waits_and_counts_what_lapsed_meanwhile_together() {
     let mut mesh = Mesh::new(10);
     // It takes over at second 5 and does not know when the earlier lapses happened.
     mesh.lapse(0, 5);
@@ -243,7 +243,7 @@ fn who_begins_to_judge_waits_and_what_lapsed_meanwhile_counts_together() {
 }
 
 #[test]
-fn while_the_store_is_away_nobody_is_judged() {
+fn while_the_store_is_away_no_node_is_expired() {
     let mut mesh = Mesh::new(4);
     mesh.lapse(0, 0);
     for second in 0..60 {

@@ -49,7 +49,7 @@ fn owner(view: &View) -> String {
     }
 }
 
-fn told(view: &View, kind: &str) -> Vec<(String, String)> {
+fn events(view: &View, kind: &str) -> Vec<(String, String)> {
     let events = view.events().filter(|event| event.record.kind == kind);
     let words = |event: &Arc<crate::registry::model::Event>| {
         (event.record.service.clone(), event.record.cause.clone())
@@ -166,7 +166,7 @@ async fn a_conflict_is_told_once_however_many_instances_come() {
     let mut b = node(registry, "b").await;
     set(&mut a, registry, &["users/u1"]).await;
     set(&mut b, registry, &["canary/c1"]).await;
-    let conflicts = |view: &View| told(view, "path-conflict");
+    let conflicts = |view: &View| events(view, "path-conflict");
     fixture.until(|view| !conflicts(view).is_empty()).await;
     set(&mut b, registry, &["canary/c1", "canary/c2", "canary/c3"]).await;
     set(&mut b, registry, &[]).await;
@@ -206,9 +206,11 @@ async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
     set(&mut a, registry, &[]).await;
     fixture.until(|view| owner(view) == "second.default").await;
     fixture
-        .until(|view| told(view, "path-released").len() == 1)
+        .until(|view| events(view, "path-released").len() == 1)
         .await;
-    let (of, cause) = registry.read(|view| told(view, "path-released")).remove(0);
+    let (of, cause) = registry
+        .read(|view| events(view, "path-released"))
+        .remove(0);
     assert_eq!(of, "users.default");
     assert!(
         cause.ends_with("second.default owns the path now"),
@@ -216,7 +218,7 @@ async fn a_claim_that_nobody_serves_for_long_goes_and_the_next_one_owns() {
     );
     // The third service's conflict is now with the new owner; a service that returns has the youngest claim.
     let with = |view: &View| {
-        let conflicts = told(view, "path-conflict");
+        let conflicts = events(view, "path-conflict");
         let mut of_third = conflicts
             .into_iter()
             .filter(|(of, _)| of == "a-third.default");
@@ -312,7 +314,7 @@ async fn who_does_not_want_paths_claims_none_and_gives_back_what_it_had() {
     assert_eq!(registry.read(owner), "nobody");
     set(&mut b, registry, &["users/u1"]).await;
     assert_eq!(registry.read(owner), "users.default");
-    assert_eq!(registry.read(|view| told(view, "path-conflict")), []);
+    assert_eq!(registry.read(|view| events(view, "path-conflict")), []);
     // Without instances it still does not claim them.
     let revision = a.replace_all(vec![]).await.unwrap();
     registry.reached(revision).await;

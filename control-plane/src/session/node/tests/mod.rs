@@ -23,7 +23,7 @@ use node_message::Message as Up;
 struct Mesh {
     fixture: Fixture,
     server: std::net::SocketAddr,
-    asked: Arc<RecordedQueries>,
+    queries: Arc<RecordedQueries>,
 }
 
 impl Mesh {
@@ -32,12 +32,12 @@ impl Mesh {
     }
 
     async fn over(fixture: Fixture) -> Self {
-        let asked = Arc::new(RecordedQueries::default());
-        let server = serve(&fixture.registry, &asked).await;
+        let queries = Arc::new(RecordedQueries::default());
+        let server = serve(&fixture.registry, &queries).await;
         Self {
             fixture,
             server,
-            asked,
+            queries,
         }
     }
 
@@ -413,7 +413,7 @@ async fn the_cause_that_a_node_gives_is_an_event_by_change_and_by_hello() {
     };
     let (_peer, welcome) = Peer::open(mesh.server, again).await;
     assert!(mesh.names_at(welcome.revision).await.is_empty());
-    let told: Vec<_> = mesh.fixture.registry.read(|view| {
+    let expired_events: Vec<_> = mesh.fixture.registry.read(|view| {
         let expired = view
             .events()
             .filter(|event| event.record.kind == "instance-expired");
@@ -423,7 +423,7 @@ async fn the_cause_that_a_node_gives_is_an_event_by_change_and_by_hello() {
     });
     let expected = [("u1", "it vanished"), ("u3", "no beat")];
     assert_eq!(
-        told,
+        expired_events,
         expected.map(|(id, cause)| (id.to_owned(), cause.to_owned()))
     );
 }

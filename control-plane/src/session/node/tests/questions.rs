@@ -8,7 +8,7 @@ use super::*;
 use crate::session::node::queries::{MAX_QUERIES, MAX_REMOVAL_WAIT};
 
 #[tokio::test]
-async fn descriptors_are_asked_for_checked_and_kept_byte_for_byte() {
+async fn descriptors_are_instance_name_checked_and_kept_byte_for_byte() {
     let mesh = Mesh::new().await;
     // The unknown field represents an extension that generated types do not know.
     let mut bytes = FileDescriptorSet::default().encode_to_vec();
@@ -97,22 +97,22 @@ async fn a_removal_query_is_answered_for_the_revision_that_removed() {
     };
     assert_eq!((answer.id, answer.acknowledged), (9, false));
     assert_eq!(answer.unacknowledged, ["slow-client"]);
-    let asked = mesh.asked.questions.lock().unwrap().clone();
-    let [(asked_for, revision, asked_wait)] = &asked[..] else {
-        panic!("{asked:?}")
+    let queries = mesh.queries.questions.lock().unwrap().clone();
+    let [(instance_name, revision, max_wait)] = &queries[..] else {
+        panic!("{queries:?}")
     };
-    assert_eq!(asked_for, "a/users.default/u1");
+    assert_eq!(instance_name, "a/users.default/u1");
     assert_eq!(*revision, Revision(removed.revision));
     assert!(
-        *asked_wait <= MAX_REMOVAL_WAIT && *asked_wait > MAX_REMOVAL_WAIT / 2,
-        "never longer than the bound: {asked_wait:?}"
+        *max_wait <= MAX_REMOVAL_WAIT && *max_wait > MAX_REMOVAL_WAIT / 2,
+        "never longer than the bound: {max_wait:?}"
     );
 }
 
 #[tokio::test]
 async fn too_many_removal_queries_are_answered_and_end_no_session() {
     let mesh = Mesh::new().await;
-    mesh.asked.silent.store(true, Ordering::Relaxed);
+    mesh.queries.silent.store(true, Ordering::Relaxed);
     let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
     for id in 0..=MAX_QUERIES as u64 {
         peer.send(Up::RemovalQuery(RemovalQuery {

@@ -77,7 +77,7 @@ async fn reopened_it_goes_on_where_it_was() {
     assert_eq!(
         error,
         StoreError::Compacted {
-            asked: last,
+            requested: last,
             first: last.next()
         }
     );

@@ -16,7 +16,7 @@ use super::{
     api::{self, Answer as _, watch_request::RequestUnion},
     assembly::Assembly,
     client::Client,
-    fault::{Fault, judge},
+    fault::{Fault, classify},
     translate::{Space, number, revision},
 };
 use crate::store::{Changes, Revision, StoreError};
@@ -53,7 +53,7 @@ struct OpenStream {
     requests: mpsc::Sender<api::WatchRequest>,
     messages: Streaming<api::WatchResponse>,
     /// When its progress was last requested.
-    asked: Instant,
+    progress_requested: Instant,
     /// Since when an answer is outstanding.
     waiting: Option<Instant>,
 }
@@ -137,7 +137,7 @@ impl Watching {
 
     fn compacted(&self, first: Revision) -> StoreError {
         StoreError::Compacted {
-            asked: self.assembly.next(),
+            requested: self.assembly.next(),
             first,
         }
     }
@@ -145,7 +145,7 @@ impl Watching {
     /// Waits for one message, and requests progress when that is due.
     async fn listen(&mut self, mut live: OpenStream) -> Result<(), StreamError> {
         let behind = *self.seen.borrow_and_update() >= self.assembly.next();
-        let ask = live.asked + if behind { BEHIND } else { QUIET };
+        let ask = live.progress_requested + if behind { BEHIND } else { QUIET };
         let silent = live.waiting.map(|since| since + SILENCE);
         let due = silent.map_or(ask, |silent| silent.min(ask));
         tokio::select! {
@@ -257,7 +257,7 @@ impl Watching {
             member,
             requests,
             messages,
-            asked: Instant::now(),
+            progress_requested: Instant::now(),
             waiting: None,
         };
         let created = self.client.received(live.messages.message().await)?;
@@ -337,7 +337,7 @@ fn cancelled(message: &api::WatchResponse) -> StreamError {
     } else if reason.contains("auth token") || reason.contains("auth store is old") {
         Fault::Token(reason)
     } else {
-        judge(&tonic::Status::unavailable(reason))
+        classify(&tonic::Status::unavailable(reason))
     };
     StreamError::Fault(fault)
 }
@@ -363,7 +363,7 @@ fn ask_for_progress(live: &mut OpenStream) {
     };
     let now = Instant::now();
     let _ = live.requests.try_send(request);
-    live.asked = now;
+    live.progress_requested = now;
     live.waiting.get_or_insert(now);
 }
 
