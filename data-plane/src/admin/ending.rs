@@ -1,5 +1,5 @@
 //! Ends the streams that the proxy itself answers (health watches, reflection, the agent's watches) when the proxy
-//! is told to stop: an open stream would keep the process from ending. Wraps a response body. After the stop, data that
+//! stops: an open stream would keep the process from ending. Wraps a response body. After the stop, data that
 //! is ready is still sent, so that the answer to a call in flight is complete; then the stream ends with UNAVAILABLE.
 
 use std::{

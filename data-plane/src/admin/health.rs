@@ -1,6 +1,6 @@
 //! `grpc.health.v1.Health`: "" is the proxy itself; on outbound also every mesh service (`users`, `users.shop`) and
 //! every proto service of the mesh by its name. The status comes from the routing table. A query counts as a use of its
-//! services, so that their endpoints are fetched first, as for a call. No instance is asked.
+//! services, so that their endpoints are fetched first, as for a call. Instances are not queried.
 
 use std::{pin::Pin, sync::Arc};
 

@@ -223,12 +223,12 @@ impl Reflection {
         question: ServerReflectionRequest,
         catalog: &mut Option<Arc<Catalog>>,
     ) -> Result<ServerReflectionResponse, Status> {
-        let Some(asked) = question.message_request.clone() else {
+        let Some(query) = question.message_request.clone() else {
             return Err(Status::invalid_argument(
                 "the request is empty: set one of its fields",
             ));
         };
-        let answer = if matches!(asked, MessageRequest::ListServices(_)) {
+        let answer = if matches!(query, MessageRequest::ListServices(_)) {
             let service = self
                 .services()
                 .into_iter()
@@ -244,9 +244,9 @@ impl Reflection {
                     made
                 }
             };
-            match self.undescribed(&known, &asked) {
+            match self.undescribed(&known, &query) {
                 Some(why) => error(Code::FailedPrecondition, why),
-                None => look_up(&known, asked),
+                None => look_up(&known, query),
             }
         };
         Ok(ServerReflectionResponse {
@@ -260,8 +260,8 @@ impl Reflection {
 impl Reflection {
     /// Why a symbol of a known proto service has no descriptors: names the service and the remedy. Not NOT_FOUND,
     /// because clients (grpcurl) drop the message of that.
-    fn undescribed(&self, catalog: &Catalog, asked: &MessageRequest) -> Option<String> {
-        let MessageRequest::FileContainingSymbol(symbol) = asked else {
+    fn undescribed(&self, catalog: &Catalog, query: &MessageRequest) -> Option<String> {
+        let MessageRequest::FileContainingSymbol(symbol) = query else {
             return None;
         };
         let symbol = symbol.trim_start_matches('.');
@@ -290,8 +290,8 @@ impl Reflection {
     }
 }
 
-fn look_up(catalog: &Catalog, asked: MessageRequest) -> MessageResponse {
-    let (file, what) = match asked {
+fn look_up(catalog: &Catalog, query: MessageRequest) -> MessageResponse {
+    let (file, what) = match query {
         MessageRequest::FileByFilename(name) => (
             catalog.file(&name).map(|_| name.clone()),
             format!("file \"{name}\""),

@@ -96,7 +96,7 @@ pub async fn routed(
     Ok(response.map(|body| Body::new(Ending::new(body, stop))))
 }
 
-/// Serves the connections that the workers hand over, for ever; their streams end with `stop`. Each worker has one
+/// Serves the connections that the workers hand over, until the process ends; their streams end with `stop`. Each worker has one
 /// connection, so no bound is needed.
 pub async fn internal(
     mut handed: mpsc::Receiver<StdUnixStream>,

@@ -34,7 +34,7 @@ use crate::{
     },
     listener::ListenError,
     mesh::{LocalNode, Mesh, TableBuilder},
-    options::{LowOptions, Options, OptionsError, is_own_address},
+    options::{Options, OptionsError, RawOptions, is_own_address},
     readiness::{self, Readiness},
     state_dir::{StateDir, StateDirError},
     worker::{Report, Role, WorkerOptions, Workers},
@@ -57,9 +57,9 @@ const MAX_REPORTS: usize = 4096;
 /// The whole program: `args[0]` is its name.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    let low: LowOptions = heddle_options::parse("HEDDLE_PROXY", args);
+    let raw: RawOptions = heddle_options::parse("HEDDLE_PROXY", args);
     heddle_options::init_logging("info");
-    let options = match low.resolve() {
+    let options = match raw.resolve() {
         Ok(options) => options,
         Err(OptionsError(faults)) => {
             for fault in faults {
@@ -271,7 +271,7 @@ async fn until_input_ends(work: impl Future<Output = ()>) -> Option<()> {
     None
 }
 
-/// A task that ends when it is told to stop.
+/// A task that ends when its token is cancelled.
 async fn until_stopped(work: impl Future<Output = ()>, stop: CancellationToken) -> Option<()> {
     work.await;
     (!stop.is_cancelled()).then_some(())
@@ -371,13 +371,13 @@ fn start_workers(options: &Options, incarnation: &str) -> Result<Started, StartE
 fn bound_by_files(options: &mut Options) -> Option<String> {
     let files = heddle_options::raise_file_limit()?;
     let of = |bound, times| ConnectionLimit { bound, times };
-    let asked = [
+    let limits = [
         of(options.outbound_connections, options.workers),
         of(options.inbound_connections, options.workers),
         of(options.agent_connections, 1),
         of(options.admin_connections, 1),
     ];
-    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &asked);
+    let bounds = within_files(usize::try_from(files).unwrap_or(usize::MAX), &limits);
     let &[outbound, inbound, agent, admin] = &bounds[..] else {
         return None;
     };
@@ -385,8 +385,8 @@ fn bound_by_files(options: &mut Options) -> Option<String> {
     options.inbound_connections = inbound;
     options.agent_connections = agent;
     options.admin_connections = admin;
-    let mut both = asked.iter().zip(&bounds);
-    both.any(|(asked, bound)| asked.bound > *bound).then(|| {
+    let mut both = limits.iter().zip(&bounds);
+    both.any(|(limit, bound)| limit.bound > *bound).then(|| {
         format!(
             "the limit of open files (ulimit -Hn) is {files}, too low for the configured \
              connection limits: they are reduced to {outbound} on outbound and {inbound} on \

@@ -1,4 +1,4 @@
-//! Waits for what a predecessor with the same options still has: one that was told to stop releases its state dir and
+//! Waits for what a predecessor with the same options still has: one that is stopping releases its state dir and
 //! its ports within a moment. Input: an attempt to take something. Output: its result, once it succeeds, fails for
 //! another reason, or the time is over.
 

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn unprocessed_is_told_to_proxies_only() {
+    fn unprocessed_is_sent_to_proxies_only() {
         let failure = Failure::new(Reason::NoEndpoints, "gone").unprocessed();
         let mut out = Fields::new();
         trailers(&failure, CONTEXT, &mut out);
@@ -204,7 +204,7 @@ mod tests {
 
     /// Issue 10, C1.
     #[test]
-    fn a_deadline_and_an_unknown_method_are_told_without_details() {
+    fn a_deadline_and_an_unknown_method_are_answered_without_details() {
         let mut out = Fields::new();
         for &reason in Reason::ALL {
             trailers(&Failure::new(reason, "why"), CONTEXT, &mut out);

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_has_its_protos_before_it_tells_them_and_its_time_again() {
+    fn a_service_that_returns_has_its_protos_before_it_reports_them_and_its_time_again() {
         let (mut known, start) = (KnownServices::default(), Instant::now());
         let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
         complete(&mut known, &[("a", &["a.A"])], at(0));

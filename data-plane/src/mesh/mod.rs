@@ -114,7 +114,7 @@ impl TableBuilder {
         (builder, receiver)
     }
 
-    /// Builds a table after every change, for ever; `publish` gets each one before anyone else sees it.
+    /// Builds a table after every change, until the process ends; `publish` gets each one before anyone else sees it.
     pub async fn run(mut self, publish: impl Fn(Arc<RouteTable>)) {
         let mut changes = self.agent.changes();
         loop {

@@ -91,8 +91,8 @@ impl Fixture {
         if let Some(forget_after) = forget_after {
             builder.joiner.known.forget_after = forget_after;
         }
-        let (tell, published) = mpsc::unbounded_channel();
-        tokio::spawn(builder.run(move |table| tell.send(table).unwrap()));
+        let (publish, published) = mpsc::unbounded_channel();
+        tokio::spawn(builder.run(move |table| publish.send(table).unwrap()));
         Self {
             agent,
             xds,
@@ -187,7 +187,7 @@ async fn equal_content_is_no_new_table_and_numbers_stay() {
 }
 
 #[tokio::test]
-async fn a_table_is_ready_once_the_control_plane_has_told_all() {
+async fn a_table_is_ready_once_the_control_plane_has_sent_all() {
     let mut fixture = Fixture::new();
     assert!(!fixture.next().await.is_ready());
     own(&fixture.agent, "echo", "e1", "127.0.0.1:21001", &["e.Echo"]);
@@ -320,7 +320,7 @@ async fn with_no_control_plane_the_oldest_registration_owns_the_path() {
 
 /// Issue 10, B2: the control plane's last claims come before those that only this node knows.
 #[tokio::test]
-async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node() {
+async fn a_claim_of_the_control_plane_comes_before_those_of_this_node() {
     let mut fixture = Fixture::new();
     fixture.next().await;
     own(
@@ -331,7 +331,7 @@ async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node(
         &["u.Users"],
     );
     assert_eq!(by_path(&*fixture.next().await), "users.default");
-    let told = |claims: &[(&str, Option<Rank>)]| {
+    let update = |claims: &[(&str, Option<Rank>)]| {
         let clusters = claims.iter().map(|(name, claim)| {
             let proto = ProtoService {
                 name: "u.Users".into(),
@@ -357,12 +357,12 @@ async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node(
     let since = |revision| Some(Rank::Since(revision));
     fixture
         .xds
-        .send_replace(told(&[("other.default", since(9))]));
+        .send_replace(update(&[("other.default", since(9))]));
     assert_eq!(by_path(&*fixture.next().await), "other.default");
-    let both = told(&[("other.default", since(9)), ("users.default", since(7))]);
+    let both = update(&[("other.default", since(9)), ("users.default", since(7))]);
     fixture.xds.send_replace(both);
     assert_eq!(by_path(&*fixture.next().await), "users.default");
-    fixture.xds.send_replace(told(&[("other.default", None)]));
+    fixture.xds.send_replace(update(&[("other.default", None)]));
     assert_eq!(
         by_path(&*fixture.next().await),
         "users.default",
@@ -370,7 +370,7 @@ async fn a_claim_that_the_control_plane_told_of_comes_before_those_of_this_node(
     );
     // An older control plane sends no claims.
     let unordered = Some(Rank::Unordered);
-    let older = told(&[("other.default", unordered), ("users.default", unordered)]);
+    let older = update(&[("other.default", unordered), ("users.default", unordered)]);
     fixture.xds.send_replace(older);
     assert_eq!(by_path(&*fixture.next().await), "2 services");
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use heddle_listen::{InsecureListeners, ListenAddr, ListenOption};
 
-use super::{LowOptions, is_own_address};
+use super::{RawOptions, is_own_address};
 
 /// The default port of inbound.
 const INBOUND_PORT: u16 = 15008;
@@ -43,12 +43,12 @@ pub(super) fn sockets(options: &[ListenOption]) -> Vec<ListenAddr> {
 
 /// Refuses listeners beyond loopback that `--insecure-listen` does not name. Returns the warnings.
 pub(super) fn check_exposure(
-    low: &LowOptions,
+    raw: &RawOptions,
     listeners_of: &[(&str, &[ListenOption], &str)],
     faults: &mut Vec<String>,
 ) -> Vec<String> {
     let mut consent =
-        InsecureListeners::new(listeners("--insecure-listen", &low.insecure_listen, faults));
+        InsecureListeners::new(listeners("--insecure-listen", &raw.insecure_listen, faults));
     let mut warnings = Vec::new();
     for (option, addresses, risk) in listeners_of {
         for address in *addresses {
@@ -62,18 +62,18 @@ pub(super) fn check_exposure(
     warnings
 }
 
-pub(super) fn inbound(low: &LowOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
-    if low.inbound.is_empty() {
-        let ip = if low.insecure_inbound {
+pub(super) fn inbound(raw: &RawOptions, faults: &mut Vec<String>) -> Vec<ListenAddr> {
+    if raw.inbound.is_empty() {
+        let ip = if raw.insecure_inbound {
             Ipv4Addr::UNSPECIFIED
         } else {
             Ipv4Addr::LOCALHOST
         };
         return vec![ListenAddr::Tcp(SocketAddr::from((ip, INBOUND_PORT)))];
     }
-    let options = listeners("--inbound", &low.inbound, faults);
+    let options = listeners("--inbound", &raw.inbound, faults);
     for option in &options {
-        if !low.insecure_inbound && option.is_beyond_loopback() {
+        if !raw.insecure_inbound && option.is_beyond_loopback() {
             faults.push(format!(
                 "--inbound \"{option}\" is not a loopback address and there is no mTLS yet: add \
                  --insecure-inbound if anyone who can reach it may call every instance of this \

@@ -1,9 +1,9 @@
-//! The proxy's process settings. `low` has what the user typed (one definition gives flags, environment, YAML and
+//! The proxy's process settings. `raw` has what the user typed (one definition gives flags, environment, YAML and
 //! `--help`). `resolve` turns it into [`Options`]: typed addresses and durations, cross-checked, with every fault
 //! reported at once together with the word that the user wrote. Routes and policies are not set here.
 
 mod listeners;
-mod low;
+mod raw;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -14,7 +14,7 @@ use heddle_listen::{ListenAddr, ListenOption};
 
 use crate::xds::demand::Prefetch;
 
-pub use low::LowOptions;
+pub use raw::RawOptions;
 pub use resolve::{OptionsError, is_own_address};
 
 /// The checked settings. Each module gets only its part of them.

@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    LowOptions, Options,
+    Options, RawOptions,
     listeners::{advertise, check_exposure, inbound, listeners, sockets},
 };
 
@@ -45,7 +45,7 @@ const SHORTEST_PENDING_TIMEOUT: Duration = Duration::from_millis(100);
 /// The upper bound: no caller waits longer.
 const LONGEST_PENDING_TIMEOUT: Duration = Duration::from_secs(3600);
 
-impl LowOptions {
+impl RawOptions {
     /// Checks and resolves everything.
     ///
     /// # Errors
@@ -339,10 +339,10 @@ fn label_from(host: &str) -> String {
 }
 
 /// A warning for each option that was given and that this version accepts without effect.
-fn not_served(low: &LowOptions) -> Vec<String> {
+fn not_served(raw: &RawOptions) -> Vec<String> {
     let listeners = [
-        ("--dns", &low.dns, "DNS"),
-        ("--gateway", &low.gateway, "gateway"),
+        ("--dns", &raw.dns, "DNS"),
+        ("--gateway", &raw.gateway, "gateway"),
     ];
     let listeners = listeners
         .into_iter()
@@ -352,15 +352,15 @@ fn not_served(low: &LowOptions) -> Vec<String> {
         format!("{option} {given}: this version has no {what}, nothing listens there; leave it out")
     });
     let others = [
-        ("--gateway-expose", !low.gateway_expose.is_empty()),
-        ("--gateway-origin", !low.gateway_origin.is_empty()),
+        ("--gateway-expose", !raw.gateway_expose.is_empty()),
+        ("--gateway-origin", !raw.gateway_origin.is_empty()),
         (
             "--gateway-trusted-proxy",
-            !low.gateway_trusted_proxy.is_empty(),
+            !raw.gateway_trusted_proxy.is_empty(),
         ),
-        ("--gateway-docs", low.gateway_docs.is_some()),
-        ("--gateway-errors", low.gateway_errors.is_some()),
-        ("--gateway-name", low.gateway_name.is_some()),
+        ("--gateway-docs", raw.gateway_docs.is_some()),
+        ("--gateway-errors", raw.gateway_errors.is_some()),
+        ("--gateway-name", raw.gateway_name.is_some()),
     ];
     let others = others.into_iter().filter(|(_, given)| *given);
     let idle = others.map(|(option, _)| {
@@ -369,56 +369,46 @@ fn not_served(low: &LowOptions) -> Vec<String> {
     unbound.chain(idle).collect()
 }
 
-fn given(low: &LowOptions) -> Vec<(&'static str, String)> {
+/// The options for `/config`, without those that this version accepts without effect.
+fn given(raw: &RawOptions) -> Vec<(&'static str, String)> {
     let path = |path: &Option<PathBuf>| {
         path.as_ref()
             .map_or_else(String::new, |p| p.display().to_string())
     };
     vec![
-        ("node", low.node.clone().unwrap_or_default()),
+        ("node", raw.node.clone().unwrap_or_default()),
         (
             "control",
-            low.control
+            raw.control
                 .iter()
                 .map(|url| without_secret(url))
                 .collect::<Vec<_>>()
                 .join(","),
         ),
-        ("state-dir", path(&low.state_dir)),
+        ("state-dir", path(&raw.state_dir)),
         (
             "workers",
-            low.workers.map_or_else(String::new, |n| n.to_string()),
+            raw.workers.map_or_else(String::new, |n| n.to_string()),
         ),
-        ("outbound", low.outbound.join(",")),
-        ("inbound", low.inbound.join(",")),
-        ("insecure-inbound", low.insecure_inbound.to_string()),
-        ("agent", low.agent.join(",")),
-        ("admin", low.admin.join(",")),
-        ("insecure-listen", low.insecure_listen.join(",")),
-        ("outbound-connections", low.outbound_connections.to_string()),
-        ("inbound-connections", low.inbound_connections.to_string()),
-        ("agent-connections", low.agent_connections.to_string()),
-        ("admin-connections", low.admin_connections.to_string()),
-        ("advertise", low.advertise.clone().unwrap_or_default()),
-        ("locality", low.locality.clone().unwrap_or_default()),
-        ("own-name", low.own_name.join(",")),
-        ("drain-timeout", low.drain_timeout.clone()),
-        ("upstream-connections", low.upstream_connections.to_string()),
-        ("pending-timeout", low.pending_timeout.clone()),
-        ("prefetch", low.prefetch.join(",")),
-        ("service-idle", low.service_idle.clone()),
-        ("services-dir", path(&low.services_dir)),
-        ("dns", low.dns.join(",")),
-        ("gateway", low.gateway.join(",")),
-        ("gateway-expose", low.gateway_expose.join(",")),
-        ("gateway-origin", low.gateway_origin.join(",")),
-        ("gateway-trusted-proxy", low.gateway_trusted_proxy.join(",")),
-        ("gateway-docs", low.gateway_docs.clone().unwrap_or_default()),
-        (
-            "gateway-errors",
-            low.gateway_errors.clone().unwrap_or_default(),
-        ),
-        ("gateway-name", low.gateway_name.clone().unwrap_or_default()),
+        ("outbound", raw.outbound.join(",")),
+        ("inbound", raw.inbound.join(",")),
+        ("insecure-inbound", raw.insecure_inbound.to_string()),
+        ("agent", raw.agent.join(",")),
+        ("admin", raw.admin.join(",")),
+        ("insecure-listen", raw.insecure_listen.join(",")),
+        ("outbound-connections", raw.outbound_connections.to_string()),
+        ("inbound-connections", raw.inbound_connections.to_string()),
+        ("agent-connections", raw.agent_connections.to_string()),
+        ("admin-connections", raw.admin_connections.to_string()),
+        ("advertise", raw.advertise.clone().unwrap_or_default()),
+        ("locality", raw.locality.clone().unwrap_or_default()),
+        ("own-name", raw.own_name.join(",")),
+        ("drain-timeout", raw.drain_timeout.clone()),
+        ("upstream-connections", raw.upstream_connections.to_string()),
+        ("pending-timeout", raw.pending_timeout.clone()),
+        ("prefetch", raw.prefetch.join(",")),
+        ("service-idle", raw.service_idle.clone()),
+        ("services-dir", path(&raw.services_dir)),
     ]
 }
 

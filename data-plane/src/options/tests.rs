@@ -2,13 +2,13 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
-use super::{LowOptions, Options, OptionsError};
+use super::{Options, OptionsError, RawOptions};
 use heddle_listen::{ListenAddr, ListenOption};
 
 use crate::xds::demand::Prefetch;
 
 fn resolve(words: &[&str]) -> Result<Options, OptionsError> {
-    LowOptions::try_parse_from([&["heddle-proxy"], words].concat())
+    RawOptions::try_parse_from([&["heddle-proxy"], words].concat())
         .expect("clap takes it")
         .resolve()
 }
@@ -211,7 +211,10 @@ fn options_that_have_no_effect_yet_are_named_at_start() {
         ("--gateway-name", "edge", "no gateway"),
     ];
     for (option, word, part) in cases {
-        let warnings = resolve(&[option, word]).unwrap().warnings;
+        let options = resolve(&[option, word]).unwrap();
+        let shown = options.given.iter().any(|(name, _)| option.ends_with(name));
+        assert!(!shown, "{option} is in /config");
+        let warnings = options.warnings;
         let [warning] = &warnings[..] else {
             panic!("{option}: {warnings:?}")
         };
@@ -241,7 +244,7 @@ fn limits_of_waiting_calls_are_checked() {
 }
 
 #[test]
-fn no_control_plane_can_be_asked_for() {
+fn a_proxy_can_run_without_a_control_plane() {
     assert!(resolve(&["--control", "none"]).unwrap().control.is_empty());
 }
 

@@ -209,7 +209,7 @@ fn a_released_dir_is_free_for_the_next_process() {
 }
 
 #[test]
-fn an_unusable_dir_is_told_by_its_flag() {
+fn an_unusable_dir_is_named_by_its_flag() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("file");
     fs::write(&file, "").unwrap();

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_asked_for_at_its_first_use_only() {
+    fn a_service_is_subscribed_at_its_first_use_only() {
         let now = Instant::now();
         let mut demand = Demand::new(Prefetch::None, HOUR, now);
         assert_eq!(demand.names().count(), 0);
@@ -261,18 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_mesh_is_asked_for_if_told_so_and_nothing_else() {
+    fn prefetch_all_subscribes_to_the_whole_mesh_and_nothing_else() {
         let now = Instant::now();
         let mut demand = Demand::new(Prefetch::All, HOUR, now);
-        let asked = |demand: &Demand| demand.names().cloned().collect::<Vec<_>>();
+        let subscribed = |demand: &Demand| demand.names().cloned().collect::<Vec<_>>();
         let gone = demand.follow(names(&["a.x", "b.x"]).iter(), now);
         assert_eq!(
-            (asked(&demand), gone),
+            (subscribed(&demand), gone),
             (vec!["a.x".into(), "b.x".into()], vec![])
         );
         let gone = demand.follow(names(&["b.x", "c.x"]).iter(), now);
         assert_eq!(
-            (asked(&demand), gone),
+            (subscribed(&demand), gone),
             (vec!["b.x".into(), "c.x".into()], vec!["a.x".into()])
         );
         demand.answered("b.x");

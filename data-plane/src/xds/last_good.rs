@@ -84,7 +84,7 @@ pub struct Snapshot {
     pub revision: u64,
 }
 
-/// Writes each newer snapshot, for ever. Nothing is written before the first complete answer, because a part of the
+/// Writes each newer snapshot, until the process ends. Nothing is written before the first complete answer, because a part of the
 /// mesh is no good state.
 pub async fn keep(dir: StateDir, node: String, mut newest: watch::Receiver<Snapshot>) {
     let mut keeper = StateWriter::new(dir, FILE, REST, "a restart begins with older state");

@@ -54,8 +54,8 @@ pub struct Applied {
 const MORE: char = '+';
 
 impl Resources {
-    /// Applies a response of one of the three types. Resources that are no longer in demand are ignored. `demand` is
-    /// told which services are new and which are gone.
+    /// Applies a response of one of the three types. Resources that are no longer in demand are ignored. `demand`
+    /// learns which services are new and which are gone.
     pub fn apply(
         &mut self,
         response: &DeltaDiscoveryResponse,

@@ -55,7 +55,7 @@ fn resolve(catalog: &Catalog, symbol: &str) -> HashMap<String, FileDescriptorPro
 }
 
 #[test]
-fn equal_names_with_different_content_are_told_apart_and_imports_follow() {
+fn equal_names_with_different_content_are_distinguished_and_imports_follow() {
     let users = set(&[
         file("common.proto", "common", "Old", "", &[]),
         file("users.proto", "users", "User", "Users", &["common.proto"]),

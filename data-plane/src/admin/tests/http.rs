@@ -83,18 +83,18 @@ async fn http(addr: &str, method: &str, path: &str) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_admin_port_speaks_http_and_grpc() {
-    let (tell, readiness) = readiness::channel();
+    let (sender, readiness) = readiness::channel();
     let addr = admin(readiness).await;
-    tell.send_replace(Readiness::Starting("the test has not begun"));
+    sender.send_replace(Readiness::Starting("the test has not begun"));
     let (status, body) = http(&addr, "GET", "/readyz").await;
     assert_eq!(
         (status, body.contains("the test has not begun")),
         (503, true),
         "{body}"
     );
-    tell.send_replace(Readiness::Ready);
+    sender.send_replace(Readiness::Ready);
     assert_eq!(http(&addr, "GET", "/readyz").await, (200, "ready\n".into()));
-    tell.send_replace(Readiness::Draining);
+    sender.send_replace(Readiness::Draining);
     assert_eq!(http(&addr, "GET", "/readyz").await.0, 503);
     assert_eq!(http(&addr, "GET", "/healthz").await.0, 200);
     assert_eq!(http(&addr, "GET", "/nowhere").await.0, 404);

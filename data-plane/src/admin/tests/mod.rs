@@ -389,13 +389,13 @@ async fn a_question_about_a_service_is_a_use_of_it_and_waits_for_its_endpoints()
         let request = HealthCheckRequest {
             service: name.into(),
         };
-        let asked = tokio::spawn(async move { client.check(request).await });
+        let check = tokio::spawn(async move { client.check(request).await });
         let used = tokio::time::timeout(Duration::from_secs(60), mesh.used.recv()).await;
         assert_eq!(used.unwrap().as_deref(), Some("carts.shop"));
         mesh.xds.send_replace(view(Some(Arc::new(xds::Assignment {
             endpoints: vec![remote()],
         }))));
-        let answer = asked.await.unwrap().unwrap().into_inner();
+        let answer = check.await.unwrap().unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{name}");
         mesh.xds.send_replace(view(None));
     }

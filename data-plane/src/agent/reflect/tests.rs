@@ -322,7 +322,7 @@ async fn names_are_known_before_slow_descriptors_and_stay_when_these_do_not_come
 
 /// Issue 10, B1: another program at the old address, in every way in which the agent may notice it.
 #[tokio::test]
-async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_meanwhile() {
+async fn an_instance_that_was_away_is_queried_again_and_its_earlier_answer_stays_meanwhile() {
     for kind in [Kind::KeepAlive, Kind::Tcp] {
         let server = Server::of(Script {
             lists: vec!["shop.Ads", "shop.Cart"],
@@ -389,7 +389,7 @@ async fn an_instance_that_was_away_is_asked_again_and_what_it_told_before_stays_
 
 /// Issue 10, B1: whoever rewrites a services file may have changed the programs that it names.
 #[tokio::test]
-async fn a_services_file_that_is_written_anew_has_its_instances_asked_again() {
+async fn a_rewritten_services_file_has_its_instances_queried_again() {
     let server = Server::of(Script {
         lists: vec!["shop.Ads"],
         file: Some(shop(&["Ads", "Cart"])),

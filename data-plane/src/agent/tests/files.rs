@@ -204,7 +204,7 @@ async fn a_folder_that_cannot_be_read_takes_nothing_away() {
 }
 
 #[test]
-fn what_is_no_such_value_is_told_by_its_field_and_not_in_the_parsers_words() {
+fn an_invalid_value_is_reported_by_its_field_and_not_in_the_parsers_words() {
     for (from, to, expect) in [
         (
             "protos: [echo.Echo]",
@@ -291,7 +291,7 @@ async fn a_descriptor_file_describes_the_services_of_its_file() {
 
 /// Issue 10, B1: each fault names the file and the remedy.
 #[test]
-fn a_bad_descriptor_file_is_told_with_its_remedy() {
+fn a_bad_descriptor_file_is_reported_with_its_remedy() {
     let temp = tempfile::tempdir().unwrap();
     let lacking = prost_types::FileDescriptorProto {
         name: Some("a.proto".into()),

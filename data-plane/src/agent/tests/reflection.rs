@@ -70,7 +70,7 @@ async fn descriptors_are_learned_by_both_versions_of_reflection() {
 }
 
 #[tokio::test]
-async fn a_server_without_reflection_is_told_apart_from_one_that_is_not_there() {
+async fn a_server_without_reflection_is_distinguished_from_one_that_is_not_there() {
     let (listener, addr) = listener().await;
     let (_, health) = tonic_health::server::health_reporter();
     let server = tonic::transport::Server::builder().add_service(health);

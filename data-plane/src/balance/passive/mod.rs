@@ -18,12 +18,12 @@ pub const BASE: Duration = Duration::from_secs(1);
 /// The longest wait for the next probe.
 pub const LONGEST: Duration = Duration::from_secs(30);
 /// For each such time that an instance has answered after an ejection, one doubling is undone.
-pub const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
-/// A cancelled call counts only if it lasted at least this long, and `PATIENCE` times the usual latency of the
+pub const DECAY_EVERY: Duration = Duration::from_secs(10);
+/// A cancelled call counts only if it lasted at least this long, and `CANCEL_FACTOR` times the usual latency of the
 /// instance: callers change their minds, and hedging callers cancel the slower call.
 pub const CANCELLED_AFTER: Duration = Duration::from_secs(1);
 /// See [`CANCELLED_AFTER`].
-pub const PATIENCE: u32 = 4;
+pub const CANCEL_FACTOR: u32 = 4;
 /// Least latency that is assumed for a call that ended by its deadline: clearly slower than fast.
 const SLOW: Duration = Duration::from_millis(100);
 /// Least latency that is assumed for a call that the instance reset, or whose connection was lost.
@@ -156,7 +156,7 @@ impl PassiveHealth {
         if returned {
             record.returned = Some(now);
             self.leave_out(uid);
-        } else if record.forgiven(now) == 0 {
+        } else if record.times_after_decay(now) == 0 {
             self.records.remove(&uid);
         }
         returned
@@ -191,7 +191,7 @@ impl PassiveHealth {
         if !full || out >= most_out(usable) {
             return None;
         }
-        record.times = record.forgiven(now);
+        record.times = record.times_after_decay(now);
         let ejection = record.eject(now, random);
         self.out.entry(Arc::clone(service)).or_default().push(uid);
         Some(ejection)
@@ -300,7 +300,9 @@ impl Record {
         let waited = now.saturating_duration_since(call.started);
         match call.end {
             End::Deadline => waited >= self.usual,
-            End::Cancelled => waited >= CANCELLED_AFTER.max(self.usual.saturating_mul(PATIENCE)),
+            End::Cancelled => {
+                waited >= CANCELLED_AFTER.max(self.usual.saturating_mul(CANCEL_FACTOR))
+            }
             End::Reset | End::Lost => true,
         }
     }
@@ -326,13 +328,13 @@ impl Record {
     }
 
     /// How many ejections still count.
-    fn forgiven(&self, now: Instant) -> u32 {
+    fn times_after_decay(&self, now: Instant) -> u32 {
         let well = self
             .returned
             .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let forgiven = well.as_secs() / FORGIVEN_AFTER.as_secs();
+        let decayed = well.as_secs() / DECAY_EVERY.as_secs();
         self.times
-            .saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+            .saturating_sub(u32::try_from(decayed).unwrap_or(u32::MAX))
     }
 }
 

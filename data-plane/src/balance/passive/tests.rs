@@ -105,7 +105,7 @@ fn a_probe_that_fails_doubles_the_time_and_one_answer_returns_the_instance() {
     // Ejected again soon: the count continues. Healthy for long: it starts anew.
     assert_eq!(bench.eject(1).times, 8);
     assert!(bench.health.answered(1, bench.now));
-    bench.now += FORGIVEN_AFTER * 20;
+    bench.now += DECAY_EVERY * 20;
     assert_eq!(bench.eject(1).times, 1);
 }
 

@@ -56,7 +56,7 @@ pub struct XdsHandle {
 }
 
 impl XdsHandle {
-    /// This process was told to stop: reports it on the stream, which stays open.
+    /// This process is stopping: reports it on the stream, which stays open.
     pub fn drain(&self) {
         self.draining.cancel();
     }

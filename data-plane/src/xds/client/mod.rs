@@ -1,6 +1,6 @@
 //! The delta ADS stream: subscribes to the names of all services and to clusters and endpoints of those in use,
 //! acknowledges every response, and reconnects with the versions that it has. Input: responses and uses of services.
-//! Output: views. While the control plane is away it retries for ever (every 0.25 to 3 s) and the last view stays in
+//! Output: views. While the control plane is away it retries without limit (every 0.25 to 3 s) and the last view stays in
 //! use. `translate` decodes resources; `demand` decides what is in use.
 
 mod handle;
@@ -161,7 +161,7 @@ impl XdsClient {
         (client, handle)
     }
 
-    /// Connects, handles responses, and reconnects, for ever.
+    /// Connects, handles responses, and reconnects, until the process ends.
     pub async fn run(mut self) {
         let urls = std::mem::take(&mut self.urls);
         let Some(mut replicas) = Rotation::new(&urls) else {

@@ -33,7 +33,7 @@ use crate::xds::{
 pub(super) struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     /// Services whose clusters and endpoints are subscribed on this stream.
-    asked: BTreeSet<String>,
+    requested: BTreeSet<String>,
     /// Callers that wait for descriptors, by hash.
     wanted: BTreeMap<String, Vec<oneshot::Sender<Option<Bytes>>>>,
 }
@@ -42,7 +42,7 @@ impl Stream {
     pub(super) fn new(requests: mpsc::Sender<DeltaDiscoveryRequest>) -> Self {
         Self {
             requests,
-            asked: BTreeSet::new(),
+            requested: BTreeSet::new(),
             wanted: BTreeMap::new(),
         }
     }
@@ -59,11 +59,11 @@ impl Stream {
         let mut first = question(INDEX, vec!["*".to_owned()], resources.versions(INDEX));
         first.node = Some(node(asker, seen));
         let mut questions = vec![first];
-        self.asked = demand.names().cloned().collect();
+        self.requested = demand.names().cloned().collect();
         // A first request without names would be a wildcard subscription.
-        if !self.asked.is_empty() {
+        if !self.requested.is_empty() {
             for kind in [CLUSTER, ASSIGNMENT] {
-                let names = self.asked.iter().cloned().collect();
+                let names = self.requested.iter().cloned().collect();
                 questions.push(question(kind, names, resources.versions(kind)));
             }
         }
@@ -73,7 +73,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Reports that this process was told to stop: a request without names that carries the node again.
+    /// Reports that this process is stopping: a request without names that carries the node again.
     pub(super) async fn send_draining(&self, asker: &ClientIdentity) -> Result<(), String> {
         let mut request = question(INDEX, Vec::new(), HashMap::new());
         let mut node = node(asker, 0);
@@ -109,11 +109,11 @@ impl Stream {
     pub(super) async fn follow(&mut self, demand: &Demand) -> Result<(), String> {
         let new: Vec<String> = demand
             .names()
-            .filter(|name| !self.asked.contains(*name))
+            .filter(|name| !self.requested.contains(*name))
             .cloned()
             .collect();
         let gone: Vec<String> = self
-            .asked
+            .requested
             .iter()
             .filter(|name| !demand.wants(name))
             .cloned()
@@ -122,9 +122,9 @@ impl Stream {
             return Ok(());
         }
         for name in &gone {
-            self.asked.remove(name);
+            self.requested.remove(name);
         }
-        self.asked.extend(new.iter().cloned());
+        self.requested.extend(new.iter().cloned());
         for kind in [CLUSTER, ASSIGNMENT] {
             let mut request = question(kind, new.clone(), HashMap::new());
             request.resource_names_unsubscribe = gone.clone();

@@ -1,6 +1,6 @@
 //! Load reports (LRS): report to the control plane how much this node's callers use each service, by the locality of
 //! its endpoints. Input: the workers' counters. Output: reports, on the channel of the xDS stream, at the interval that
-//! the control plane sets. A control plane without load reports is rarely asked again. No call and no balancing depends
+//! the control plane sets. A control plane without load reports is rarely tried again. No call and no balancing depends
 //! on this.
 
 use std::{
@@ -47,8 +47,8 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
 /// plane shows only the last one of each node.
 const MAX_SERVICES: usize = 4000;
 /// Timeout for opening the stream and for sending a message.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The least pause before a control plane without load reports is asked again.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// The least pause before a control plane without load reports is tried again.
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(15);
@@ -83,7 +83,7 @@ impl Wanted {
     }
 }
 
-/// Reports for ever, to the replica that the xDS stream is connected to.
+/// Reports until the process ends, to the replica that the xDS stream is connected to.
 pub async fn report(
     asker: ClientIdentity,
     callers: Arc<dyn Callers>,
@@ -130,14 +130,14 @@ async fn open_stream(asker: &ClientIdentity, callers: &dyn Callers, channel: Cha
     let _ = requests.try_send(hello);
     let mut client = LoadReportingServiceClient::new(channel);
     let opened = timeout(
-        PATIENCE,
+        STREAM_TIMEOUT,
         client.stream_load_stats(ReceiverStream::new(stream)),
     )
     .await;
     match opened {
         Ok(Ok(responses)) => run_stream(callers, &requests, responses.into_inner()).await,
         Ok(Err(status)) => status,
-        Err(_) => Status::deadline_exceeded(format!("not opened within {PATIENCE:?}")),
+        Err(_) => Status::deadline_exceeded(format!("not opened within {STREAM_TIMEOUT:?}")),
     }
 }
 
@@ -181,10 +181,10 @@ async fn run_stream(
                 let covers = |service: &str| wanted.covers(service);
                 let taken = take_all(&callers.loads(), MAX_SERVICES, covers);
                 // An empty report is sent too: it shows that nobody calls any more.
-                match timeout(PATIENCE, requests.send(message(&taken, over))).await {
+                match timeout(STREAM_TIMEOUT, requests.send(message(&taken, over))).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Status::unavailable("the control plane ended the stream"),
-                    Err(_) => return Status::deadline_exceeded(format!("nothing read for {PATIENCE:?}")),
+                    Err(_) => return Status::deadline_exceeded(format!("nothing read for {STREAM_TIMEOUT:?}")),
                 }
             }
         }

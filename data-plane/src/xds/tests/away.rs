@@ -3,7 +3,7 @@
 use super::*;
 use crate::{state_dir::StateDir, xds::last_good};
 
-/// Forwards bytes to `target` until told to stop: then both sides are silent, without a connection reset.
+/// Forwards bytes to `target` until it is stopped: then both sides are silent, without a connection reset.
 async fn silent_on_demand(target: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -57,7 +57,7 @@ async fn a_replica_that_is_cut_off_without_a_word_is_left_within_seconds() {
 }
 
 #[tokio::test]
-async fn while_the_control_plane_is_away_all_stays_and_on_return_only_differences_are_asked_for() {
+async fn while_the_control_plane_is_away_all_stays_and_on_return_only_differences_are_sent() {
     let (addr, mut visits) = ads().await;
     let started = start(vec![format!("http://{addr}")], Resources::default());
     let called = [("echo.default", "10.0.0.2:15008")];
@@ -75,8 +75,8 @@ async fn while_the_control_plane_is_away_all_stays_and_on_return_only_difference
         "served meanwhile"
     );
     let mut visit = soon("a second stream", visits.recv()).await.unwrap();
-    let asked = visit.opening(&["echo.default", "users.shop"]).await;
-    let held = |kind: &str| asked[kind].initial_resource_versions.clone();
+    let requests = visit.opening(&["echo.default", "users.shop"]).await;
+    let held = |kind: &str| requests[kind].initial_resource_versions.clone();
     let echo = |version: &str| HashMap::from([("echo.default".into(), version.into())]);
     assert_eq!((held(CLUSTER), held(ASSIGNMENT)), (echo("c1"), echo("e1")));
     assert_eq!(held(INDEX).len(), 2);

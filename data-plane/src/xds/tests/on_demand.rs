@@ -108,7 +108,7 @@ async fn a_service_without_a_cluster_or_endpoints_is_known_to_have_none() {
 }
 
 #[tokio::test]
-async fn all_is_asked_for_from_the_start_if_told_so() {
+async fn prefetch_all_subscribes_to_all_from_the_start() {
     let (addr, mut visits) = ads().await;
     let urls = vec![format!("http://{addr}")];
     let started = start_with(
@@ -143,7 +143,7 @@ async fn all_is_asked_for_from_the_start_if_told_so() {
 }
 
 #[tokio::test]
-async fn what_nobody_uses_is_left_and_dropped_and_what_is_told_later_of_it_passed_over() {
+async fn an_unused_service_is_unsubscribed_and_dropped_and_later_updates_of_it_are_ignored() {
     /// Calls `a.x` all the time.
     #[derive(Default)]
     struct CallsA {

@@ -55,7 +55,7 @@ async fn descriptors_come_on_demand_and_are_checked_by_their_hash() {
     ] {
         let schemas = started.schemas.clone();
         let wanted = hash.clone();
-        let asked = tokio::spawn(async move { schemas.get(&wanted).await });
+        let fetch = tokio::spawn(async move { schemas.get(&wanted).await });
         let request = visit.next().await;
         assert_eq!(
             (request.type_url.as_str(), request.resource_names_subscribe),
@@ -72,7 +72,7 @@ async fn descriptors_come_on_demand_and_are_checked_by_their_hash() {
             visit.next().await.resource_names_unsubscribe,
             std::slice::from_ref(&hash)
         );
-        assert_eq!(soon("an answer", asked).await.unwrap(), expect);
+        assert_eq!(soon("an answer", fetch).await.unwrap(), expect);
     }
     // It is cached: no request is sent.
     drop(visit);

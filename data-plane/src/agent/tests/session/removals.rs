@@ -4,7 +4,7 @@ use super::*;
 
 /// Issue 10, D5: it did not report it, and the node's lease expired.
 #[tokio::test]
-async fn a_process_that_is_told_to_stop_says_so_and_comes_back_no_more() {
+async fn a_stopping_process_reports_it_and_does_not_return() {
     let agent = Agent::new("a");
     let e1 = agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))
@@ -44,7 +44,7 @@ fn causes(gone: &[GoneInstance]) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() {
+async fn causes_of_removals_are_reported_once_and_not_lost_while_no_session_is_open() {
     const BROKE: &str = "its keep-alive stream broke";
     let agent = Agent::new("a");
     let register = |id: &str| {
@@ -98,7 +98,7 @@ async fn why_instances_went_is_told_once_and_is_not_lost_while_nobody_listens() 
 }
 
 #[tokio::test]
-async fn a_removal_is_asked_after_only_once_it_is_durable() {
+async fn a_removal_is_queried_only_once_it_is_durable() {
     let agent = Agent::new("a");
     let registration = agent
         .register(checked(instance("echo", "e1", "127.0.0.1:1")))

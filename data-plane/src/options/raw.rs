@@ -7,7 +7,7 @@ use crate::admin::{http::ADMIN_CONNECTIONS, serve::AGENT_CONNECTIONS};
 /// Heddle's data plane: one proxy per node. Local services call its outbound listener, other nodes its inbound.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "heddle-proxy", version)]
-pub struct LowOptions {
+pub struct RawOptions {
     /// Name of this node, a DNS label, unique in the mesh [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
@@ -89,10 +89,10 @@ pub struct LowOptions {
 
     // Options of later versions, accepted so that one set of options suits both. They have no default: what is given
     // and has no effect is named by a warning at start.
-    /// Answers `*.mesh` by DNS. Not in this version: accepted, binds nothing
+    /// Answers `*.mesh` by DNS. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "ADDR")]
     pub dns: Vec<String>,
-    /// Gateway for HTTP, gRPC-Web and WebSocket from outside the mesh. Not in this version: accepted, binds nothing
+    /// Gateway for HTTP, gRPC-Web and WebSocket from outside the mesh. Not in this version: accepted, has no effect
     #[arg(long, hide = true, value_name = "ADDR")]
     pub gateway: Vec<String>,
     /// What the gateway exposes. Not in this version: accepted, has no effect
