@@ -1,6 +1,7 @@
 //! Identifies the caller of each request and decides whether it may make it. An accepted connection gets a [`Caller`],
 //! which is attached to every request on it. Each request is authorized by its method before it is handled. All
-//! requests of both listeners, gRPC and HTTP, pass through here; this module knows no service. Callers have no
+//! requests of both listeners, gRPC and HTTP, pass through here; this module knows no service. A request to which no
+//! caller is attached is refused. Callers have no
 //! identities yet: a caller is known by the address it connects from, and may call everything.
 
 use std::{fmt, net::SocketAddr};
@@ -10,18 +11,15 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::Account;
 
 /// Where a connection comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// From no listener: a call made within the process.
-    #[default]
-    Process,
     /// Over a Unix socket of this host.
     Unix,
     Tcp(SocketAddr),
 }
 
-/// Who sent a request. The default is for calls that come from no listener.
-#[derive(Clone, Debug, Default)]
+/// Who sent a request.
+#[derive(Clone, Debug)]
 pub(crate) struct Caller {
     origin: Origin,
     account: Account,
@@ -38,15 +36,17 @@ impl Caller {
         }
     }
 
-    /// The caller of a request.
-    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Self {
-        request.extensions().get().cloned().unwrap_or_default()
+    /// The caller that the listener attached to a request.
+    ///
+    /// # Errors
+    /// None is attached: the request bypassed the listener, so nothing is known of its sender.
+    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Unidentified> {
+        request.extensions().get().cloned().ok_or(Unidentified)
     }
 
     /// Whether the caller runs on this host: it connects over loopback or a Unix socket.
     pub(crate) fn is_local(&self) -> bool {
         match self.origin {
-            Origin::Process => false,
             Origin::Unix => true,
             Origin::Tcp(address) => address.ip().to_canonical().is_loopback(),
         }
@@ -67,10 +67,22 @@ impl Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.origin {
-            Origin::Process => f.write_str("process"),
             Origin::Unix => f.write_str("unix"),
             Origin::Tcp(address) => address.fmt(f),
         }
+    }
+}
+
+/// No caller is attached to a request: it reached a service without passing a listener. A bug in Heddle.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the caller of this request is not known: it did not come through a listener, which is a bug in Heddle"
+)]
+pub(crate) struct Unidentified;
+
+impl From<Unidentified> for tonic::Status {
+    fn from(error: Unidentified) -> Self {
+        Self::internal(error.to_string())
     }
 }
 
@@ -153,6 +165,17 @@ mod tests {
                 (shown, local)
             );
         }
-        assert!(!Caller::default().is_local());
+    }
+
+    /// Without a caller a request is refused, not taken for one of this process.
+    #[test]
+    fn a_request_without_a_caller_is_refused() {
+        let mut request = tonic::Request::new(());
+        let status = tonic::Status::from(Caller::of(&request).unwrap_err());
+        assert_eq!(status.code(), tonic::Code::Internal);
+        let address = "10.0.0.1:7".parse().unwrap();
+        let caller = Caller::of_connection(Some(address), Account::default());
+        request.extensions_mut().insert(caller);
+        assert_eq!(Caller::of(&request).unwrap().to_string(), "10.0.0.1:7");
     }
 }

@@ -49,7 +49,7 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_proxy_is_told_what_a_node_registers_and_takes_away() {
+async fn a_proxy_receives_what_a_node_registers_and_removes() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;
     let mut node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
@@ -400,7 +400,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn status_tells_what_the_mesh_is_and_what_clients_said() {
+async fn status_shows_the_mesh_and_the_reports_of_clients() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Plane::start(&folder.path().join("store")).await;
     let _a = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;

@@ -404,7 +404,7 @@ async fn ten_thousand_nodes_that_come_and_go_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn events_are_told_as_they_happen() {
+async fn events_are_sent_as_they_happen() {
     let folder = tempfile::tempdir().unwrap();
     let options = [&FREE[..], &["--replica", "c1"]].concat();
     let control = Control::start(&folder.path().join("control.redb"), &options);

@@ -19,92 +19,92 @@ pub(super) fn metrics(plane: &Plane) -> String {
     text.one(
         "gauge",
         "heddle_registry_replicas",
-        "Replicas of the control plane that are serving, including this one",
+        "Replicas of the control plane that are serving, including this one.",
         plane.registry.read(|view| view.replicas().count()) as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_sweeper",
-        "1 if this replica is the leader, which expires nodes and deletes unused records",
+        "1 if this replica is the leader, which expires nodes and deletes unused records.",
         u64::from(plane.registry.is_leader()),
     );
     text.one(
         "gauge",
         "heddle_registry_store_away",
-        "1 while the store does not answer this replica",
+        "1 while the store does not answer this replica.",
         u64::from(plane.registry.store_away().is_some()),
     );
     text.one(
         "gauge",
         "heddle_registry_lags",
-        "1 while this replica lags behind others and sends its xDS clients to them",
+        "1 while this replica lags behind others and sends its xDS clients to them.",
         u64::from(plane.membership.lag().borrow().is_some()),
     );
     let snapshot = plane.publisher.subscribe().borrow().clone();
     text.one(
         "gauge",
         "heddle_registry_revision",
-        "Store revision of the registry view",
+        "Store revision of the registry view.",
         revision,
     );
     text.one(
         "gauge",
         "heddle_registry_services",
-        "Services with at least one instance",
+        "Services with at least one instance.",
         services as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_instances",
-        "Instances",
+        "Instances.",
         instances as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_path_claims",
-        "Path claims of services",
+        "Path claims of services.",
         plane.registry.read(|view| view.claim_counts("").0) as u64,
     );
     text.one(
         "counter",
         "heddle_registry_path_claims_refused_total",
-        "Path claims refused because of a limit: their services are called by name only",
+        "Path claims refused because of a limit: their services are called by name only.",
         plane.registry.refused_claims(),
     );
     text.one(
         "gauge",
         "heddle_registry_nodes",
-        "Known nodes, including those that have gone recently",
+        "Known nodes, including those that have gone recently.",
         nodes as u64,
     );
     text.one(
         "gauge",
         "heddle_registry_nodes_alive",
-        "Nodes with a valid lease",
+        "Nodes with a valid lease.",
         alive as u64,
     );
     text.one(
         "gauge",
         "heddle_snapshot_revision",
-        "Revision of the published snapshot",
+        "Revision of the published snapshot.",
         snapshot.revision,
     );
     text.one(
         "counter",
         "heddle_snapshots_total",
-        "Snapshots built",
+        "Snapshots built.",
         snapshot.generation,
     );
     text.one(
         "counter",
         "heddle_snapshots_refused_total",
-        "Snapshots with an unresolved reference: a bug in Heddle",
+        "Snapshots with an unresolved reference: a bug in Heddle.",
         plane.publisher.refused(),
     );
     let tasks = plane.registry.options().tasks.ended();
     text.labelled(
         "heddle_tasks_ended_total",
-        "Background tasks that ended unexpectedly: a bug in Heddle",
+        "Background tasks that ended unexpectedly: a bug in Heddle.",
         "task",
         tasks,
     );
@@ -125,46 +125,46 @@ fn store(plane: &Plane, text: &mut Text) {
     text.one(
         "counter",
         "heddle_store_requests_total",
-        "Transactions and lease operations requested",
+        "Transactions and lease operations requested.",
         store.requests,
     );
     text.one(
         "counter",
         "heddle_store_changes_total",
-        "Keys put or deleted",
+        "Keys put or deleted.",
         store.changes,
     );
     text.one(
         "counter",
         "heddle_store_commits_total",
-        "Durable commits",
+        "Durable commits.",
         store.commits,
     );
     text.one(
         "counter",
         "heddle_store_faults_total",
-        "Failed calls to a member of a replicated store",
+        "Failed calls to a member of a replicated store.",
         store.faults,
     );
     text.one(
         "counter",
         "heddle_store_fsyncs_total",
-        "Waits for the disk",
+        "Waits for the disk.",
         store.fsyncs,
     );
     text.one(
         "counter",
         "heddle_store_leases_expired_total",
-        "Leases that expired",
+        "Leases that expired.",
         store.leases_expired,
     );
     text.one(
         "gauge",
         "heddle_store_leases",
-        "Leases that have not expired",
+        "Leases that have not expired.",
         store.leases,
     );
-    text.one("gauge", "heddle_store_keys", "Keys", store.keys);
+    text.one("gauge", "heddle_store_keys", "Keys.", store.keys);
 }
 
 fn client_memory(plane: &Plane, text: &mut Text) {
@@ -174,19 +174,19 @@ fn client_memory(plane: &Plane, text: &mut Text) {
         (
             "gauge",
             "heddle_client_memory_limit_bytes",
-            "Limit of the memory that clients hold here (--client-memory)",
+            "Limit of the memory that clients hold here (--client-memory).",
             limit as u64,
         ),
         (
             "gauge",
             "heddle_client_memory_bytes",
-            "Memory that clients hold here",
+            "Memory that clients hold here.",
             used as u64,
         ),
         (
             "gauge",
             "heddle_client_memory_largest_bytes",
-            "Memory held by the peer that holds most",
+            "Memory held by the peer that holds most.",
             largest as u64,
         ),
     ] {
@@ -194,7 +194,7 @@ fn client_memory(plane: &Plane, text: &mut Text) {
     }
     text.labelled(
         "heddle_client_memory_refused_total",
-        "Requests refused because of this limit, by kind",
+        "Requests refused because of this limit, by kind.",
         "what",
         [
             ("connection", &refused.connections),
@@ -212,83 +212,83 @@ fn streams(plane: &Plane, text: &mut Text) {
     text.one(
         "gauge",
         "heddle_xds_clients",
-        "Connected xDS clients",
+        "Connected xDS clients.",
         plane.clients.len() as u64,
     );
     let encodes = plane.publisher.encodes();
-    text.per_kind("heddle_xds_encodes_total", "Resources encoded", |kind| {
+    text.per_kind("heddle_xds_encodes_total", "Resources encoded.", |kind| {
         encodes.of(kind)
     });
-    text.per_kind("heddle_xds_responses_total", "Responses sent", |kind| {
+    text.per_kind("heddle_xds_responses_total", "Responses sent.", |kind| {
         read(counters.responses.get(kind))
     });
     text.per_kind(
         "heddle_xds_response_bytes_total",
-        "Bytes of responses sent",
+        "Bytes of responses sent.",
         |kind| read(counters.response_bytes.get(kind)),
     );
     text.per_kind(
         "heddle_xds_acknowledged_total",
-        "Responses acknowledged",
+        "Responses acknowledged.",
         |kind| read(counters.acknowledged.get(kind)),
     );
-    text.per_kind("heddle_xds_rejected_total", "Responses rejected", |kind| {
+    text.per_kind("heddle_xds_rejected_total", "Responses rejected.", |kind| {
         read(counters.rejected.get(kind))
     });
     for (name, help, counter) in [
         (
             "heddle_xds_stale_total",
-            "Acknowledgements and rejections of outdated responses",
+            "Acknowledgements and rejections of outdated responses.",
             &counters.stale,
         ),
         (
             "heddle_xds_unknown_types_total",
-            "Requests for types that are not served",
+            "Requests for types that are not served.",
             &counters.unknown_types,
         ),
         (
             "heddle_xds_violations_total",
-            "Streams ended because of an invalid request",
+            "Streams ended because of an invalid request.",
             &counters.violations,
         ),
         (
             "heddle_xds_refused_total",
-            "Streams refused because there were too many",
+            "Streams refused because there were too many.",
             &counters.refused,
         ),
         (
             "heddle_xds_stuck_total",
-            "Streams ended because the client did not respond",
+            "Streams ended because the client did not respond.",
             &counters.stuck,
         ),
         (
             "heddle_xds_spread_total",
-            "Streams ended because of their age",
+            "Streams ended because of their age.",
             &counters.spread,
         ),
         (
             "heddle_xds_shed_total",
-            "Streams ended because this replica held more than its share",
+            "Streams ended because this replica held more than its share.",
             &counters.shed,
         ),
         (
             "heddle_xds_lagging_total",
-            "Streams ended or refused because this replica lagged behind others",
+            "Streams ended or refused because this replica lagged behind others.",
             &counters.lagging,
         ),
         (
             "heddle_xds_muted_total",
-            "Times a client sent requests too fast and had to wait",
+            "Times a client sent requests too fast and had to wait.",
             &counters.muted,
         ),
         (
             "heddle_xds_held_back_total",
-            "Times updates of large resources were delayed by the rate limit",
+            "Times updates of large resources were delayed by the rate limit.",
             &counters.held_back,
         ),
         (
             "heddle_xds_behind_total",
-            "Streams ended because the client had seen a newer revision",
+            "Streams ended because the client had seen a newer revision.",
             &counters.behind,
         ),
     ] {
@@ -301,17 +301,17 @@ fn questions(plane: &Plane, text: &mut Text) {
     for (name, help, counter) in [
         (
             "heddle_csds_refused_total",
-            "CSDS requests refused because there were too many",
+            "CSDS requests refused because there were too many.",
             &counters.refused,
         ),
         (
             "heddle_csds_unanswered_total",
-            "Times another replica did not answer a CSDS request completely",
+            "Times another replica did not answer a CSDS request completely.",
             &counters.unanswered,
         ),
         (
             "heddle_csds_stuck_total",
-            "CSDS responses ended because the client did not read them",
+            "CSDS responses ended because the client did not read them.",
             &counters.stuck,
         ),
     ] {
@@ -326,31 +326,31 @@ fn loads(plane: &Plane, text: &mut Text) {
         (
             "gauge",
             "heddle_load_clients",
-            "Clients that report their load",
+            "Clients that report their load.",
             streams as u64,
         ),
         (
             "gauge",
             "heddle_load_edges",
-            "Callers by service and locality in the last reports",
+            "Callers by service and locality in the last reports.",
             entries as u64,
         ),
         (
             "counter",
             "heddle_load_reports_total",
-            "Load reports received",
+            "Load reports received.",
             loads.reports(),
         ),
         (
             "counter",
             "heddle_load_left_out_total",
-            "Rows of load reports ignored: unknown service, invalid name, or too many",
+            "Rows of load reports ignored: unknown service, invalid name, or too many.",
             loads.left_out(),
         ),
         (
             "counter",
             "heddle_load_refused_total",
-            "Streams of load reports refused because there were too many",
+            "Streams of load reports refused because there were too many.",
             loads.refused(),
         ),
     ] {
@@ -363,17 +363,17 @@ fn loads(plane: &Plane, text: &mut Text) {
     };
     text.per_service(
         "heddle_load_succeeded_total",
-        "Calls that succeeded, as reported by clients",
+        "Calls that succeeded, as reported by clients.",
         of(|of| of.succeeded),
     );
     text.per_service(
         "heddle_load_failed_total",
-        "Calls that failed, as reported by clients",
+        "Calls that failed, as reported by clients.",
         of(|of| of.failed),
     );
     text.per_service(
         "heddle_load_dropped_total",
-        "Calls that clients dropped, as reported by them",
+        "Calls that clients dropped, as reported by them.",
         of(|of| of.dropped),
     );
 }

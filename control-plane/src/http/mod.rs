@@ -131,7 +131,7 @@ mod tests {
     /// Issue 10, F8.
     #[test]
     fn an_endpoint_that_its_caller_may_not_read_is_forbidden() {
-        let caller = Caller::default();
+        let caller = Caller::of_connection(None, Account::default());
         let denied = forbidden(&Authorizer::denying(), &caller, "/metrics").unwrap();
         assert_eq!(denied.status(), StatusCode::FORBIDDEN);
         assert!(forbidden(&Authorizer::default(), &caller, "/metrics").is_none());

@@ -66,7 +66,7 @@ impl LoadReportingService for LoadReports {
         // Room for the answer to the first request, and for the final status.
         let (answers, receiver) = mpsc::channel(2);
         let reports = self.clone();
-        let who = Caller::of(&request).account().who();
+        let who = Caller::of(&request)?.account().who();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 biased;

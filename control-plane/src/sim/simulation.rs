@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use super::{
     replica::Replica,
     store::Cluster,
 };
+use crate::{access::Caller, budget::Account};
 
 /// Lines of the trace that a failing run prints.
 const LINES: usize = 400;
@@ -34,6 +36,26 @@ pub(super) enum Who {
     /// A node and the number of its process.
     Node(usize, u32),
     Client(usize),
+}
+
+impl Who {
+    /// As whom it appears at a replica: each has an address of its own, on another host.
+    pub(super) fn caller(self) -> Caller {
+        let (host, port) = match self {
+            Self::Store | Self::Replica(_) => (0, 0),
+            Self::Node(n, process) => (n, process),
+            Self::Client(n) => (n, 0),
+        };
+        let kind = if matches!(self, Self::Client(_)) {
+            2
+        } else {
+            1
+        };
+        let number = u8::try_from(host).unwrap_or(u8::MAX);
+        let port = 1_000 + u16::try_from(port % 60_000).unwrap_or_default();
+        let address = SocketAddr::from(([10, kind, 0, number], port));
+        Caller::of_connection(Some(address), Account::default())
+    }
 }
 
 impl fmt::Display for Who {

@@ -28,7 +28,7 @@ use super::{
     admission::{Slot, StreamAdmission},
     metrics::count,
     shed::Shedding,
-    stream::{Peer, RESPONSES, run},
+    stream::{RESPONSES, run},
     wire::{DeltaDiscoveryResponse, DiscoveryResponse},
 };
 use crate::{
@@ -90,32 +90,26 @@ pub fn service_within(
 }
 
 impl Ads {
-    /// Serves one stream in its own task; returns the responses. `local`: it connects over loopback or a Unix socket.
+    /// Serves one stream in its own task; returns the responses.
     #[cfg(test)]
     pub(crate) fn begin<V: Variant>(
         &self,
-        address: String,
-        local: bool,
+        caller: Caller,
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> ReceiverStream<Result<V::Response, Status>> {
-        let peer = Peer {
-            address,
-            local,
-            ..Peer::of(&Caller::default())
-        };
-        self.accept::<V>(peer, requests).queue
+        self.accept::<V>(caller, requests).queue
     }
 
     fn accept<V: Variant>(
         &self,
-        peer: Peer,
+        caller: Caller,
         requests: impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static,
     ) -> Responses<V::Response> {
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let slot = match self.admission().open(peer.account.who()) {
+        let slot = match self.admission().open(caller.account().who()) {
             Ok(slot) => {
                 let held = Arc::clone(&slot);
-                tokio::spawn(run::<V>(self.clone(), peer, held, requests, sender));
+                tokio::spawn(run::<V>(self.clone(), caller, held, requests, sender));
                 Some(slot)
             }
             Err(refusal) => {
@@ -221,8 +215,10 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let peer = Peer::of(&Caller::of(&request));
-        let responses = self.0.accept::<V>(peer, request.into_inner());
-        ready(Ok(Response::new(responses)))
+        let accepted = Caller::of(&request).map(|caller| {
+            let responses = self.0.accept::<V>(caller, request.into_inner());
+            Response::new(responses)
+        });
+        ready(accepted.map_err(Status::from))
     }
 }

@@ -39,36 +39,15 @@ const COUNT_AFTER: usize = 64 << 10;
 /// Shortest time between two logged rejections of one client.
 const REJECTION_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a stream comes from.
-#[derive(Clone, Debug)]
-pub(super) struct Peer {
-    pub(super) address: String,
-    /// It connects over loopback or a Unix socket.
-    pub(super) local: bool,
-    pub(super) connection: ConnectionEnd,
-    pub(super) account: Account,
-}
-
-impl Peer {
-    pub(super) fn of(caller: &Caller) -> Self {
-        Self {
-            address: caller.to_string(),
-            local: caller.is_local(),
-            connection: caller.connection().clone(),
-            account: caller.account().clone(),
-        }
-    }
-}
-
 /// Runs a stream. The client is sent the reason why it ends.
 pub(super) async fn run<V: Variant>(
     ads: Ads,
-    peer: Peer,
+    caller: Caller,
     slot: Arc<Slot>,
     mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
     responses: mpsc::Sender<Result<V::Response, Status>>,
 ) {
-    let connection = peer.connection.clone();
+    let connection = caller.connection().clone();
     let ended = tokio::select! {
         biased;
         () = ads.stop().cancelled() => Err(Status::unavailable("the control plane is stopping")),
@@ -77,7 +56,7 @@ pub(super) async fn run<V: Variant>(
             connection.begin();
             Err(status)
         }
-        ended = serve::<V>(&ads, peer, &slot, &mut requests, &responses) => ended,
+        ended = serve::<V>(&ads, caller, &slot, &mut requests, &responses) => ended,
     };
     if let Err(status) = ended {
         // There is room in the queue: each type has at most one unanswered response.
@@ -87,7 +66,7 @@ pub(super) async fn run<V: Variant>(
 
 async fn serve<V: Variant>(
     ads: &Ads,
-    peer: Peer,
+    caller: Caller,
     slot: &Slot,
     requests: &mut (impl Requests<Item = Result<V::Request, Status>> + Unpin),
     responses: &mpsc::Sender<Result<V::Response, Status>>,
@@ -98,12 +77,12 @@ async fn serve<V: Variant>(
     let Some(first) = first.transpose()? else {
         return Ok(());
     };
-    let node = NodeInfo::parse(V::node(&first), peer.local).map_err(|error| {
-        tracing::warn!(peer = %peer.address, %error, "an xDS stream is refused");
+    let node = NodeInfo::parse(V::node(&first), caller.is_local()).map_err(|error| {
+        tracing::warn!(peer = %caller, %error, "an xDS stream is refused");
         refuse(ads, &error)
     })?;
-    admit(ads, &peer, slot, &node).await?;
-    let mut stream = Stream::<V>::begin(ads, peer, node, responses);
+    admit(ads, &caller, slot, &node).await?;
+    let mut stream = Stream::<V>::begin(ads, &caller, node, responses);
     stream.catch_up(stream.member.client.node.revision).await?;
     stream.on_request(&first).await?;
     drop(first);
@@ -159,9 +138,9 @@ fn refuse(ads: &Ads, error: &NodeError) -> Status {
 }
 
 /// Waits for the stream's turn, for a bounded time.
-async fn admit(ads: &Ads, peer: &Peer, slot: &Slot, node: &NodeInfo) -> Result<(), Status> {
+async fn admit(ads: &Ads, caller: &Caller, slot: &Slot, node: &NodeInfo) -> Result<(), Status> {
     let admission = ads.admission();
-    match admission.admit(slot, &peer.address, node, Instant::now()) {
+    match admission.admit(slot, &caller.to_string(), node, Instant::now()) {
         Ok(wait) if wait.is_zero() => Ok(()),
         Ok(wait) => {
             tokio::time::sleep(wait).await;
@@ -169,7 +148,7 @@ async fn admit(ads: &Ads, peer: &Peer, slot: &Slot, node: &NodeInfo) -> Result<(
         }
         Err(refusal) => {
             count(&ads.clients().metrics().refused);
-            tracing::info!(peer = %peer.address, node = %node.id, %refusal, "an xDS stream is refused");
+            tracing::info!(peer = %caller, node = %node.id, %refusal, "an xDS stream is refused");
             let text = refusal.to_string();
             Err(match refusal {
                 Refusal::Busy { .. } => Status::unavailable(text),
@@ -212,7 +191,7 @@ pub(super) struct Stream<'a, V: Variant> {
 impl<'a, V: Variant> Stream<'a, V> {
     fn begin(
         ads: &'a Ads,
-        peer: Peer,
+        caller: &Caller,
         node: NodeInfo,
         responses: &'a mpsc::Sender<Result<V::Response, Status>>,
     ) -> Self {
@@ -223,7 +202,7 @@ impl<'a, V: Variant> Stream<'a, V> {
             .outbound
             .map(|address| outbound_listener(address, ads.publisher().encodes()));
         let state = ClientState::new(view, &snapshot);
-        let member = ads.clients().join(node, peer.address, V::WORD, state);
+        let member = ads.clients().join(node, caller.to_string(), V::WORD, state);
         let now = Instant::now();
         let pacing = StreamPacing::new(ads.admission().limits(), member.id, now);
         let client = &member.client;
@@ -237,9 +216,9 @@ impl<'a, V: Variant> Stream<'a, V> {
             snapshot,
             member,
             pacing,
-            connection: peer.connection,
-            charge: peer.account.charge(),
-            account: peer.account,
+            connection: caller.connection().clone(),
+            charge: caller.account().charge(),
+            account: caller.account().clone(),
             added: 0,
             stays,
             warned: false,

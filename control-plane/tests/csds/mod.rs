@@ -142,7 +142,7 @@ async fn on_both(replicas: &Replicas) -> Vec<DeltaStream> {
 }
 
 #[tokio::test]
-async fn any_replica_tells_of_every_client_and_names_the_replicas_that_are_missing() {
+async fn any_replica_reports_every_client_and_names_the_replicas_that_are_missing() {
     let replicas = Replicas::start().await;
     let _node = replicas.node("a", vec![echo("1", "127.0.0.1:7001")]).await;
     let _streams = on_both(&replicas).await;
@@ -190,7 +190,7 @@ async fn a_stream_that_is_refused_still_names_who_was_missing_before() {
 }
 
 /// The answer of a replica to another one.
-async fn told_to_others(plane: &Plane, question: ClientStatusRequest) -> Vec<ClientConfig> {
+async fn reported_to_others(plane: &Plane, question: ClientStatusRequest) -> Vec<ClientConfig> {
     let mut replica = ReplicaClient::new(plane.channel().await);
     let request = ClientConfigsRequest {
         question: question.encode_to_vec().into(),
@@ -206,14 +206,14 @@ async fn told_to_others(plane: &Plane, question: ClientStatusRequest) -> Vec<Cli
 }
 
 #[tokio::test]
-async fn a_replica_tells_others_of_its_own_clients_alone_and_of_those_that_are_wanted() {
+async fn a_replica_reports_only_its_own_matching_clients_to_others() {
     let replicas = Replicas::start().await;
     let _streams = on_both(&replicas).await;
-    let own = told_to_others(&replicas.second, ClientStatusRequest::default()).await;
+    let own = reported_to_others(&replicas.second, ClientStatusRequest::default()).await;
     assert_eq!(ids(&own), ["a", "both", "d"]);
-    let wanted = told_to_others(&replicas.second, of("d")).await;
+    let wanted = reported_to_others(&replicas.second, of("d")).await;
     assert_eq!(ids(&wanted), ["d"]);
-    assert_eq!(told_to_others(&replicas.second, of("c")).await, []);
+    assert_eq!(reported_to_others(&replicas.second, of("c")).await, []);
 
     let mut replica = ReplicaClient::new(replicas.second.channel().await);
     let request = ClientConfigsRequest {

@@ -180,7 +180,7 @@ async fn a_load_report_without_a_name_or_of_giant_size_ends_its_stream_alone() {
 }
 
 #[tokio::test]
-async fn client_status_tells_what_each_client_holds() {
+async fn client_status_reports_what_each_client_has() {
     let replicas = Replicas::start().await;
     let plane = &replicas.first;
     let _node = plane.node("a", vec![echo("1", "127.0.0.1:7001")]).await;

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_who_came_and_from_whom() {
+    fn the_event_names_the_new_and_the_old_process() {
         let check = |held: Option<&NodeRecord>, lived, record: &NodeRecord| {
             event_of(held, lived, record).map(|event| event.kind_and_cause())
         };

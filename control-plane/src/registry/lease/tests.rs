@@ -66,7 +66,7 @@ async fn a_full_set_replaces_and_a_resumed_session_is_no_change_for_anybody() {
 }
 
 #[tokio::test]
-async fn who_lost_the_node_cannot_write_and_is_told_why() {
+async fn a_process_that_lost_the_node_cannot_write_and_gets_the_reason() {
     let fixture = Fixture::new().await;
     let registry = &fixture.registry;
     let mut old = NodeLease::claim(registry, &identity("a", "p1"))

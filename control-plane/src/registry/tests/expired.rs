@@ -57,7 +57,8 @@ fn some(service: &str, count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn who_goes_unasked_is_told_in_the_very_transaction_and_who_asks_is_not() {
+async fn an_expired_instance_has_an_event_in_the_same_transaction_and_a_deregistered_one_has_none()
+{
     let fixture = Fixture::new().await;
     let mut lease = node(&fixture, "p1", &some("users", 3)).await;
     let removals = vec![
@@ -103,7 +104,7 @@ async fn an_answer_that_is_lost_makes_no_second_event() {
 }
 
 #[tokio::test]
-async fn a_session_that_resumes_tells_what_its_node_knows_and_says_what_it_does_not() {
+async fn a_resumed_session_records_known_causes_and_names_unknown_ones() {
     let fixture = Fixture::new().await;
     drop(node(&fixture, "p1", &some("users", 4)).await);
     let mut lease = NodeLease::claim(&fixture.registry, &identity("a", "p1"))

@@ -120,7 +120,7 @@ async fn descriptors_that_nobody_names_go_and_those_that_somebody_names_stay() {
 }
 
 #[tokio::test]
-async fn marked_descriptors_are_asked_for_again_and_unmarked() {
+async fn marked_descriptors_are_requested_again_and_unmarked() {
     let fixture = tidy().await;
     let registry = &fixture.registry;
     let (sha256, bytes) = descriptors("late.proto", 10);

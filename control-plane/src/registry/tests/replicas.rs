@@ -161,7 +161,7 @@ async fn a_session_goes_on_at_another_replica_without_a_flap() {
 }
 
 #[tokio::test]
-async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_is_told_once() {
+async fn an_old_process_overwrites_nothing_at_another_replica_and_the_clash_has_one_event() {
     let mesh = Replicas::new();
     let (first, _) = mesh.join("c1", LONG).await;
     let (second, _) = mesh.join("c2", LONG).await;

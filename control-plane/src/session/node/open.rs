@@ -51,9 +51,8 @@ impl NodeSession for Sessions {
         &self,
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
-        let caller = Caller::of(&request);
-        let (loopback, account) = (caller.is_local(), caller.account().clone());
-        let answers = self.begin(request.into_inner(), loopback, account);
+        let caller = Caller::of(&request)?;
+        let answers = self.begin(request.into_inner(), &caller);
         Ok(Response::new(Box::pin(answers)))
     }
 }
@@ -67,16 +66,15 @@ impl Sessions {
     pub(crate) fn begin(
         &self,
         inbound: impl Stream<Item = Result<NodeMessage, Status>> + Send + 'static,
-        loopback: bool,
-        account: Account,
+        caller: &Caller,
     ) -> ReceiverStream<Answer> {
         let (answers, out) = mpsc::channel(ANSWERS);
         let inbound: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(inbound);
         let opening = Opening {
             registry: self.registry.clone(),
             removals: Arc::clone(&self.removals),
-            loopback,
-            account,
+            loopback: caller.is_local(),
+            account: caller.account().clone(),
             inbound: inbound.fuse(),
             answers: answers.clone(),
         };

@@ -120,7 +120,7 @@ impl Api for RegistryApi {
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let wanted = parse_filter(&request.get_ref().service)?;
         let (out, answers) = mpsc::channel(WAITING);
-        let account = Caller::of(&request).account().clone();
+        let account = Caller::of(&request)?.account().clone();
         let mut watcher = Watcher {
             changes: self.registry.subscribe(),
             registry: self.registry.clone(),

@@ -224,7 +224,7 @@ fn of_the_same_instance_twice_the_first_counts() {
 }
 
 #[test]
-fn what_is_told_stays_small_whatever_was_sent() {
+fn a_rejection_stays_small_whatever_was_sent() {
     let mut message = good();
     message.node = "X".repeat(5000);
     message.advertise = "Y".repeat(5000);

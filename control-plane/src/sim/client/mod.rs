@@ -20,6 +20,7 @@ use super::{
     simulation::{ClientState, Simulation, Who, lock},
 };
 use crate::{
+    access::Caller,
     snapshot::Kind,
     xds::{Delta, Sotw, Variant},
 };
@@ -55,7 +56,7 @@ impl Flavor {
     ];
 
     /// Stock clients do not get draining instances.
-    pub(super) const fn is_told_of(self, health: i32) -> bool {
+    pub(super) const fn receives(self, health: i32) -> bool {
         const DRAINING: i32 = 3;
         self.is_proxy() || health != DRAINING
     }
@@ -127,10 +128,10 @@ trait ClientVariant: Variant<Request: Send, Response: Send> + Sized {
     ) -> Vec<Self::Request>;
     fn accept(
         replica: &super::replica::Replica,
-        from: &str,
+        caller: Caller,
         requests: ReceiverStream<Result<Self::Request, Status>>,
     ) -> ReceiverStream<Result<Self::Response, Status>> {
-        replica.ads.begin::<Self>(from.to_owned(), false, requests)
+        replica.ads.begin::<Self>(caller, requests)
     }
 }
 
@@ -173,9 +174,10 @@ impl Client {
 
     /// One stream from its first request to its end; returns why it ended.
     async fn run_stream<V: ClientVariant>(&mut self, replica: usize) -> String {
-        let from = self.who.to_string();
-        let accept =
-            |replica: &super::replica::Replica, requests| V::accept(replica, &from, requests);
+        let caller = self.who.caller();
+        let accept = |replica: &super::replica::Replica, requests| {
+            V::accept(replica, caller.clone(), requests)
+        };
         let opened = dial(
             &self.simulation,
             &mut self.random,

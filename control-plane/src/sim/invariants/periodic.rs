@@ -140,14 +140,14 @@ fn look_at_client(
     let held = state.held.addresses();
     for (address, (_, service, health)) in &stored.instances {
         let its_own = state.held.flavor != Flavor::Grpc || state.held.service == *service;
-        let its_own = its_own && state.held.flavor.is_told_of(*health);
+        let its_own = its_own && state.held.flavor.receives(*health);
         if its_own && !held.contains(address) {
             wrong.insert(Wrong::NotAtClient(n, address.clone()), LAG);
         }
     }
     for address in held {
         let there = stored.instances.get(&address);
-        if !there.is_some_and(|(.., health)| state.held.flavor.is_told_of(*health)) {
+        if !there.is_some_and(|(.., health)| state.held.flavor.receives(*health)) {
             wrong.insert(Wrong::StillAtClient(n, address), LAG);
         }
     }
@@ -317,7 +317,7 @@ fn differs(held: &HeldResources, stored: &Stored) -> Vec<String> {
         let of_it = stored
             .instances
             .iter()
-            .filter(|(_, (_, of, health))| of == service && held.flavor.is_told_of(*health));
+            .filter(|(_, (_, of, health))| of == service && held.flavor.receives(*health));
         let want: BTreeMap<String, i32> = of_it
             .map(|(address, (.., health))| (address.clone(), *health))
             .collect();

@@ -108,11 +108,8 @@ impl Agent {
         let Who::Node(node, process) = self.who else {
             return Err(End::Broken("no node".into()));
         };
-        let accept = |replica: &Replica, requests| {
-            replica
-                .sessions
-                .begin(requests, false, crate::budget::Account::default())
-        };
+        let caller = self.who.caller();
+        let accept = |replica: &Replica, requests| replica.sessions.begin(requests, &caller);
         let mut socket: AgentSocket = dial(
             &self.simulation,
             &mut self.random,

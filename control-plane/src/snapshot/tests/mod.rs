@@ -398,7 +398,7 @@ fn an_unresolved_reference_is_found_until_it_is_fixed_whatever_else_changes() {
 }
 
 #[test]
-fn a_stream_that_fell_too_far_behind_is_told_so() {
+fn a_stream_that_fell_too_far_behind_is_notified() {
     let mut mesh = Mesh::new();
     let first = mesh.snapshot();
     for round in 0..64 {

@@ -218,7 +218,7 @@ fn envoys_routes_say_what_outbound_does() {
 
 /// Issue 10, B2: proxies get the claims and since when they exist, and a change of one claim changes one index.
 #[test]
-fn an_index_tells_which_paths_are_claimed_and_since_when() {
+fn an_index_contains_the_claimed_paths_and_their_ages() {
     let mut mesh = Mesh::new();
     for path in ["a/users/1", "a/canary/1"] {
         mesh.put(path, "10.0.0.1:80").protos = vec![proto("u.Users", &[]), proto("x.X", &[])];

@@ -69,7 +69,7 @@ pub(crate) async fn all(engine: &Engine) {
     leases::revoked_leases_take_their_keys(store).await;
     leases::a_put_moves_a_key_to_another_lease(store).await;
     leases::leases_run_out(engine).await;
-    watches::compaction_is_said(engine).await;
+    watches::compaction_is_reported(engine).await;
 }
 
 async fn put(store: &dyn Store, key: &str, value: &str) -> Revision {

@@ -136,7 +136,7 @@ async fn forget(engine: &Engine, before: super::Revision) {
     }
 }
 
-pub(super) async fn compaction_is_said(engine: &Engine) {
+pub(super) async fn compaction_is_reported(engine: &Engine) {
     let store = &*engine.store;
     let old = put(store, "compact/0", "").await;
     let mut idle = store.watch("compact/0", old.next()).await.unwrap();

@@ -223,7 +223,7 @@ mod tests {
         check(&|options| options.ca = Some(path.clone()), "--store-ca");
     }
     #[test]
-    fn who_has_an_etcd_is_not_told_to_take_a_file() {
+    fn etcd_options_do_not_suggest_a_file() {
         let options = EtcdOptions::new(vec!["https://h1:2379".to_owned()]);
         let error = options.members().err().unwrap().to_string();
         assert!(!error.contains("embedded"), "{error}");

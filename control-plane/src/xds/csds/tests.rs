@@ -116,7 +116,7 @@ fn resource_status(name: &str, state: State) -> ResourceStatus {
 }
 
 #[test]
-fn states_are_told_in_the_words_of_csds() {
+fn states_are_reported_in_the_terms_of_csds() {
     let rejected = State::Rejected {
         version: "7".to_owned(),
         reason: "no".to_owned(),

@@ -130,7 +130,7 @@ fn delta_client_that_comes_back_gets_only_what_it_lacks() {
 }
 
 #[test]
-fn delta_client_that_is_up_to_date_is_told_so() {
+fn delta_client_that_is_up_to_date_gets_an_answer() {
     let (_, snapshot) = two_services();
     let mut before = DeltaClient::new(Audience::Proxy, Arc::clone(&snapshot));
     before.subscribe(Kind::Cluster, &[], &[]);
@@ -196,7 +196,7 @@ fn delta_follows_the_examples_of_the_protocol() {
 }
 
 #[test]
-fn names_that_were_never_asked_for_cost_nothing_to_take_away() {
+fn names_that_were_never_requested_cost_nothing_to_remove() {
     let (_, snapshot) = two_services();
     let mut client = DeltaClient::new(Audience::Proxy, snapshot);
     client.subscribe(Kind::Cluster, &["*"], &[]);

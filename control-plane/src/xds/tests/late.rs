@@ -53,7 +53,7 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
     let ads = service(fixture.membership.clone(), publisher, clients.clone(), stop);
     let (requests, stream) = mpsc::channel(4);
     tokio::time::pause();
-    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+    let mut answers = ads.begin::<Delta>(super::caller(), ReceiverStream::new(stream));
     requests.send(request("", &["a.default"])).await.unwrap();
     let mut nonce = answers.next().await.unwrap().unwrap().nonce;
     for round in 0..5 {
@@ -78,7 +78,7 @@ async fn a_slow_client_stays_and_one_that_stops_answering_is_cut_off() {
 /// Issue 10, D2: a client that subscribed to the service in the moment after the removal was counted as acknowledged
 /// got the removed instance, from the snapshot before.
 #[tokio::test]
-async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
+async fn a_subscriber_after_an_acknowledged_removal_does_not_get_what_was_removed() {
     let fixture = Fixture::new().await;
     let mut mesh = Mesh::new();
     mesh.put("a/users/1", "10.0.0.1:80");
@@ -118,7 +118,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
         );
         std::task::Poll::Ready(Some(request_of(Kind::Endpoint, "", &["users.default"])))
     });
-    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, requests);
+    let mut answers = ads.begin::<Delta>(super::caller(), requests);
     let response = loop {
         let response = answers.next().await.unwrap().unwrap();
         if response.type_url == Kind::Endpoint.url() {
@@ -134,7 +134,7 @@ async fn who_asks_after_a_removal_is_acknowledged_is_not_told_of_what_went() {
 
 /// Issue 10, D2: while the store could not be read, clients were sent that descriptors do not exist.
 #[tokio::test]
-async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
+async fn descriptors_that_cannot_be_read_now_are_not_reported_missing() {
     let mesh = Replicas::new();
     let options = Replicas::options("c1", Duration::from_secs(600));
     let (member, wire) = mesh.member(options).await;
@@ -154,7 +154,7 @@ async fn descriptors_that_cannot_be_read_now_are_not_told_to_be_missing() {
     let (requests, stream) = mpsc::channel(4);
     tokio::time::pause();
     wire.cut();
-    let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+    let mut answers = ads.begin::<Delta>(super::caller(), ReceiverStream::new(stream));
     requests
         .send(request_of(Kind::Schema, "", &[&sha256]))
         .await

@@ -135,7 +135,7 @@ async fn client(id: String, replicas: [Ads; 2]) {
             ..DeltaDiscoveryRequest::default()
         };
         let (requests, stream) = mpsc::channel(4);
-        let mut answers = ads.begin::<Delta>("unix".to_owned(), true, ReceiverStream::new(stream));
+        let mut answers = ads.begin::<Delta>(super::caller(), ReceiverStream::new(stream));
         requests.send(Ok(request(""))).await.unwrap();
         loop {
             match answers.next().await.unwrap() {

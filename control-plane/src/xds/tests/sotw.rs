@@ -153,7 +153,7 @@ fn sotw_rejection_is_kept_and_the_next_version_tried() {
 }
 
 #[test]
-fn sotw_keeps_a_removed_cluster_until_the_routes_are_told() {
+fn sotw_keeps_a_removed_cluster_until_the_routes_are_sent() {
     let (mut mesh, snapshot) = two_services();
     let mut client = SotwClient::new(Audience::DirectLocal, snapshot);
     client.subscribe(Kind::Cluster, &[]);

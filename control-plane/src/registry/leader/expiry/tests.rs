@@ -66,7 +66,7 @@ impl Mesh {
 }
 
 #[test]
-fn nodes_that_were_told_to_stop_go_at_once_and_make_no_mass_lapse() {
+fn stopping_nodes_go_at_once_and_make_no_mass_lapse() {
     let mut mesh = Mesh::new(6);
     for node in 0..4 {
         let at = mesh.at(0);

@@ -159,7 +159,7 @@ async fn of_two_services_of_one_hello_the_one_named_first_owns() {
 
 /// Issue 10, B2: one event per conflict.
 #[tokio::test]
-async fn a_conflict_is_told_once_however_many_instances_come() {
+async fn a_conflict_has_one_event_however_many_instances_come() {
     let fixture = Fixture::new().await;
     let registry = &fixture.registry;
     let mut a = node(registry, "a").await;

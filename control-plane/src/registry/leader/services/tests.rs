@@ -195,7 +195,7 @@ async fn the_record_follows_who_says_something_new() {
 }
 
 #[tokio::test]
-async fn an_instance_that_has_not_told_what_it_serves_leaves_the_service_its_protos() {
+async fn an_instance_without_known_protos_leaves_the_service_its_protos() {
     let fixture = Fixture::new().await;
     let registry = &fixture.registry;
     let mut lease = node(registry, "a").await;

@@ -154,7 +154,7 @@ async fn changes_that_wait_together_are_each_acknowledged_and_the_last_counts() 
 }
 
 #[tokio::test]
-async fn a_newer_process_takes_over_and_the_older_is_told_by_whom() {
+async fn a_newer_process_takes_over_and_the_older_learns_by_whom() {
     let mesh = Mesh::new().await;
     let (mut old, _) = Peer::open(
         mesh.server,
@@ -252,7 +252,7 @@ async fn a_broken_stream_leaves_the_instances_for_the_lease() {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_beat_is_told_that_its_lease_lapsed() {
+async fn a_node_without_heartbeats_learns_that_its_lease_lapsed() {
     let mesh = Mesh::over(Fixture::with_ttl(Duration::from_secs(2)).await).await;
     let (mut peer, _) = Peer::open(mesh.server, hello("a", "p1", vec![])).await;
     let status = peer.end().await;

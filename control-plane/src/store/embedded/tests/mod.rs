@@ -117,7 +117,7 @@ async fn a_lease_that_ran_out_while_it_was_closed_has_its_ttl_again() {
 }
 
 #[tokio::test]
-async fn a_second_writer_is_told_where_the_clash_is() {
+async fn a_second_writer_gets_the_place_of_the_clash() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(&folder);
     let store = Embedded::open(&options).unwrap();

@@ -169,7 +169,7 @@ async fn a_fault_while_a_watch_opens_is_counted_once() {
 }
 
 #[tokio::test]
-async fn a_fault_is_the_members_that_was_asked_and_the_next_one_is_asked_then() {
+async fn a_fault_counts_for_the_queried_member_and_the_next_one_is_queried_then() {
     let bad = Member {
         range_fails: Some("etcdserver: no leader"),
         ..Member::default()
