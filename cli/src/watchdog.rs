@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guardian_is_told_is_read_as_it_was_meant() {
+    fn a_watched_group_is_read_as_it_was_written() {
         let ward = WatchedGroup {
             group: Pid::from_raw(4711).unwrap(),
             grace: Duration::from_secs(10),

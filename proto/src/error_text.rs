@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_each_once() {
+    fn each_cause_appears_once() {
         let error = Outer(io::Error::other("connection refused"));
         assert_eq!(root_cause(&error), "connection refused");
         assert_eq!(with_causes(&error), "transport error: connection refused");

@@ -16,7 +16,7 @@ mod tests {
     use super::is_error;
 
     #[test]
-    fn answers_are_told_from_errors() {
+    fn answers_are_distinguished_from_errors() {
         let errors: Vec<u8> = (0..=18).filter(|&status| is_error(status)).collect();
         assert_eq!(errors, [2, 4, 12, 13, 14, 15, 17, 18]);
     }

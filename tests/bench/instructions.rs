@@ -52,11 +52,11 @@ fn count(shape: Shape, calls: usize, profile: Option<&Path>) -> anyhow::Result<u
         let mut process = running.process.take().context("it is a process")?;
         process.signal("TERM");
         process.exit_within(STOPS_WITHIN).await;
-        let said = process.output();
-        let line = said.lines().find(|line| line.contains("Collected"));
+        let output = process.output();
+        let line = output.lines().find(|line| line.contains("Collected"));
         let number = line.and_then(|line| line.rsplit(':').next()).map(str::trim);
         number
             .and_then(|text| text.parse().ok())
-            .with_context(|| format!("callgrind counted nothing:\n{said}"))
+            .with_context(|| format!("callgrind counted nothing:\n{output}"))
     })
 }

@@ -64,7 +64,7 @@ async fn its_quorum_lost_for_a_minute_costs_no_call() {
 
 /// Only callers with a proxy: a direct client cannot learn of the removal and may see the instance gone.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
+async fn what_came_and_went_while_its_quorum_was_lost_is_recorded_afterwards() {
     let (mut etcd, builder, _) = cluster(Hosts::Same).await;
     let mut mesh = builder.start().await;
     for (node, id) in BASE.into_iter().chain([("b", "b2")]) {
@@ -97,7 +97,7 @@ async fn what_came_and_went_while_its_quorum_was_lost_is_told_afterwards() {
 
 /// Writes are repeated while the store does not answer; each event must exist once.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_died_while_its_quorum_was_lost_is_told_once_and_with_its_cause() {
+async fn what_died_while_its_quorum_was_lost_has_one_event_with_its_cause() {
     let (mut etcd, builder, _) = cluster(Hosts::Same).await;
     let mut mesh = builder.start().await;
     for (node, id) in BASE.into_iter().chain([("a", "a2"), ("b", "b2")]) {

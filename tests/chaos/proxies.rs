@@ -19,7 +19,7 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
     mesh.echo("a", "a1").await;
     let idle = mesh.channel("a");
     reach(&idle, &["a1"]).await;
-    let stream = told_to_stop_twice(&mut mesh).await;
+    let stream = stop_twice(&mut mesh).await;
     // The time itself is tested: a proxy that stopped at once would be gone.
     tokio::time::sleep(Duration::from_secs(2)).await;
     stream.continues().await;
@@ -30,7 +30,7 @@ async fn a_proxy_that_stops_finishes_its_calls_and_exits_with_connections_open()
 
 /// Signals twice, as launchers do that signal a process and then its group: that does not yet mean "stop at once". Returns a
 /// call that was in flight before.
-async fn told_to_stop_twice(mesh: &mut Mesh) -> OpenStream {
+async fn stop_twice(mesh: &mut Mesh) -> OpenStream {
     for _ in 0..10 {
         let stream = OpenStream::start(mesh.channel("a")).await;
         let signalled = Instant::now();
@@ -179,12 +179,12 @@ async fn a_successor_serves_beside_a_proxy_that_drains() {
     })
     .await;
     mesh.control_has(&["a1", "b1"]).await;
-    // The instance is the successor's: it is told of what becomes of it.
+    // The instance is the successor's: it gets its state.
     until(
         "the instance has registered with the successor",
         async || {
-            let said = mesh.instance_output("a", "a1");
-            seen(said.matches("registered").count() >= 2, said)
+            let output = mesh.instance_output("a", "a1");
+            seen(output.matches("registered").count() >= 2, output)
         },
     )
     .await;

@@ -190,13 +190,13 @@ async fn whoever_breaks_the_protocol_is_cut_off_alone() {
     for (fault, bytes) in faults {
         let mut socket = TcpStream::connect(addr).await.unwrap();
         socket.write_all(&bytes).await.unwrap();
-        let mut said = Vec::new();
-        let end = tokio::time::timeout(TIMEOUT, socket.read_to_end(&mut said)).await;
+        let mut received = Vec::new();
+        let end = tokio::time::timeout(TIMEOUT, socket.read_to_end(&mut received)).await;
         let end = end.unwrap_or_else(|_| panic!("{fault}: the connection stays open"));
         // Closed in order, after a GOAWAY where HTTP/2 was spoken: not torn down with a TCP reset.
         assert!(end.is_ok(), "{fault}: {end:?}");
         if fault != "noise" {
-            assert!(has_goaway(&said), "{fault}: no GOAWAY in {said:?}");
+            assert!(has_goaway(&received), "{fault}: no GOAWAY in {received:?}");
         }
     }
     reach(&neighbour, &["e1"]).await;

@@ -178,7 +178,7 @@ async fn a_bad_registration_is_refused_with_the_field_that_is_wrong() {
     reach(&mesh.channel("a"), &["e1"]).await;
 }
 
-/// Issue 10, B3: `Register` refuses the listeners of all proxies of the host. Nothing is asked there, which would give
+/// Issue 10, B3: `Register` refuses the listeners of all proxies of the host. Its reflection is not queried, which would give
 /// the service every proto service of the mesh.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_listener_of_any_proxy_is_refused_at_once_and_claims_nothing() {
@@ -267,9 +267,9 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
         .start()
         .await;
     services_are(&mesh, &["good.default"]).await;
-    let said = async |words: &'static [&'static str]| {
+    let logged = async |words: &'static [&'static str]| {
         until(
-            "the log tells the file, the field and the remedy",
+            "the log names the file, the field and the remedy",
             async || {
                 let lines = mesh.node("a").proxy().stderr();
                 let found = lines
@@ -280,7 +280,7 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
         )
         .await;
     };
-    said(&["bad.yaml", "service", "Bad_Name"]).await;
+    logged(&["bad.yaml", "service", "Bad_Name"]).await;
 
     // Corrected while the proxy runs.
     mesh.write_services_file("a", "bad.yaml", &bad.replace("Bad_Name", "mended"));
@@ -289,7 +289,7 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
     // Invalid YAML again: the earlier content stays, because an error must not take a service down. A later file shows
     // that this one was read.
     mesh.write_services_file("a", "bad.yaml", "service: [");
-    said(&["bad.yaml", "its last good content stays"]).await;
+    logged(&["bad.yaml", "its last good content stays"]).await;
     let after = GOOD.replace("good", "after").replace("g1", "a1");
     mesh.write_services_file("a", "after.yaml", &after);
     services_are(&mesh, &["after.default", "good.default", "mended.default"]).await;
@@ -300,7 +300,7 @@ async fn a_services_file_with_a_mistake_is_named_and_leaves_the_others_alone() {
         "typo.yaml",
         &GOOD.replace("service: good", "service: typo\nwieght: 3"),
     );
-    said(&["typo.yaml", "wieght"]).await;
+    logged(&["typo.yaml", "wieght"]).await;
 
     // Removed with its file.
     std::fs::remove_file(mesh.node("a").services_dir.join("bad.yaml")).unwrap();

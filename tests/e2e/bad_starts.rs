@@ -178,10 +178,10 @@ async fn a_proxy_without_a_control_plane_starts_says_so_and_serves_its_own_node(
     );
     let control = mesh.grpc.to_string();
     heddle_tests::wait::until(
-        "the log tells that the control plane is not there",
+        "the log reports that the control plane is not there",
         async || {
-            let said = mesh.node("a").proxy().stderr().join("\n");
-            heddle_tests::wait::seen(said.contains(&control), said)
+            let log = mesh.node("a").proxy().stderr().join("\n");
+            heddle_tests::wait::seen(log.contains(&control), log)
         },
     )
     .await;
@@ -205,7 +205,7 @@ async fn nothing_depends_on_the_order_of_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn port_0_means_any_free_one_and_the_ready_line_tells_which() {
+async fn port_0_means_any_free_one_and_the_ready_line_names_it() {
     let dir = folder();
     let mut process = Start::new("heddle-proxy", &binary("heddle-proxy"))
         .args([
@@ -268,13 +268,13 @@ async fn a_mangled_state_dir_is_set_aside_and_the_proxy_starts() {
         std::fs::write(state.join("xds.tmp"), "half").unwrap();
         mesh.start_proxy("a").await;
         reach(&mesh.channel("a"), &["e1"]).await;
-        let mut said = String::new();
+        let mut log = String::new();
         heddle_tests::wait::until(&format!("{case}: both are set aside"), async || {
-            said = mesh.node("a").proxy().stderr().join("\n");
-            heddle_tests::wait::seen(said.matches("set aside").count() >= 2, &said)
+            log = mesh.node("a").proxy().stderr().join("\n");
+            heddle_tests::wait::seen(log.matches("set aside").count() >= 2, &log)
         })
         .await;
-        assert!(!said.contains("panicked"), "{case}: {said}");
+        assert!(!log.contains("panicked"), "{case}: {log}");
         mesh.stop_proxy("a").await;
     }
     // Folders in place of the files, with files of somebody else in them.

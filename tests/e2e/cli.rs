@@ -271,7 +271,7 @@ async fn a_program_is_checked_by_its_grpc_health_if_it_has_it() {
 /// Issue 10, B1: gRPC's interop server has no reflection. `heddle run` says so with a remedy, the error message for callers
 /// names the service, and with its descriptors it is called and described like any other.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
+async fn a_program_without_reflection_is_reported_and_joins_by_its_descriptors() {
     let mesh = Mesh::builder().nodes(2).start().await;
     let server = go_peer("interop-server");
     let start = |options: &[&str]| {
@@ -367,7 +367,7 @@ async fn a_program_without_reflection_is_told_and_joins_by_its_descriptors() {
 
 /// Issue 10, E3: a program that listens elsewhere, or not at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_that_does_not_listen_is_told_at_once_and_waited_for() {
+async fn a_program_that_does_not_listen_is_reported_at_once_and_awaited() {
     let process = Start::new("heddle run", &binary("heddle"))
         .args(["run", "--service", "users", "--agent", "127.0.0.1:1"])
         .args(["--", "sleep", "60"])

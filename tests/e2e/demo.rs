@@ -71,8 +71,8 @@ async fn every_line_to_type_works(demo: &Process) {
     let peers = grpcurl.parent().unwrap().display().to_string();
     let path = format!("{peers}:{}", std::env::var("PATH").unwrap());
     let heddle = binary("heddle").display().to_string();
-    let said = demo.stdout();
-    let to_type: Vec<&str> = said
+    let lines = demo.stdout();
+    let to_type: Vec<&str> = lines
         .iter()
         .filter_map(|line| line.strip_prefix("  "))
         .filter(|line| line.starts_with("grpcurl ") || line.contains("heddle "))
@@ -174,10 +174,10 @@ async fn a_program_joins_the_demo_by_the_shown_lines() {
     let mut demo = start(dir.path());
     let ready = demo.ready().await;
     demo.says("Ctrl-C stops everything").await;
-    let said = demo.stdout();
+    let lines = demo.stdout();
     let shown = |word: &str| {
-        let line = said.iter().find(|line| line.contains(word));
-        line.unwrap_or_else(|| panic!("no {word} in {said:?}"))
+        let line = lines.iter().find(|line| line.contains(word));
+        line.unwrap_or_else(|| panic!("no {word} in {lines:?}"))
             .trim()
             .to_owned()
     };

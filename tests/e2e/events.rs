@@ -41,7 +41,7 @@ fn line(service: &str, instance: &str, cause: &str) -> [String; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_dies_is_told_with_its_cause_and_one_that_stops_is_not() {
+async fn one_that_dies_has_an_event_with_its_cause_and_one_that_stops_has_none() {
     let mut mesh = Mesh::builder().start().await;
     for id in ["dies", "stays", "stops"] {
         mesh.echo("a", id).await;
@@ -74,7 +74,7 @@ async fn one_that_dies_is_told_with_its_cause_and_one_that_stops_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_hangs_is_told_to_have_no_beat() {
+async fn one_that_hangs_has_an_event_without_heartbeat() {
     let mut mesh = Mesh::builder().start().await;
     let start = mesh.echo_start("a", "hangs");
     let mut process = start.spawn();
@@ -93,7 +93,7 @@ async fn one_that_hangs_is_told_to_have_no_beat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn why_one_went_is_told_once_the_control_plane_is_back() {
+async fn the_cause_of_a_removal_is_recorded_once_the_control_plane_is_back() {
     let mut mesh = Mesh::builder().start().await;
     for id in ["dies", "stays", "stops"] {
         mesh.echo("a", id).await;
@@ -135,7 +135,7 @@ async fn no_instance_expires_when_its_nodes_proxy_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_gone_is_told_and_an_entry_that_is_taken_out_is_not() {
+async fn a_deleted_file_has_an_event_and_a_removed_entry_has_none() {
     let text = |ids: &[&str]| {
         let instance = |id: &&str| format!("  - {{id: {id}, address: \"127.0.0.1:7\"}}\n");
         let instances: String = ids.iter().map(instance).collect();
@@ -166,19 +166,19 @@ async fn a_file_that_is_gone_is_told_and_an_entry_that_is_taken_out_is_not() {
 
 /// Issue 10, E1: what operators ask of the last hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn instances_that_come_and_leave_are_told_and_can_be_asked_for() {
+async fn instances_that_join_and_leave_have_events_that_can_be_selected() {
     let mut mesh = Mesh::builder().start().await;
     mesh.echo("a", "e1").await;
     mesh.control_has(&["e1"]).await;
     mesh.stop_instance("a", "e1").await;
-    let asked = [
+    let filters = [
         "--kind",
         "instance-joined,instance-left",
         "--service",
         "heddle-echo",
     ];
     until("both events are reported", async || {
-        let ran = run(events(&mesh, &[&asked[..], &["-o", "json"]].concat())).await;
+        let ran = run(events(&mesh, &[&filters[..], &["-o", "json"]].concat())).await;
         let found: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
         let found = found["events"].as_array().cloned().unwrap_or_default();
         let kinds: Vec<_> = found
@@ -225,8 +225,8 @@ async fn events_of_an_unknown_kind_or_service_are_refused_by_name() {
     // Whoever follows may be early.
     let mut follow = events(&mesh, &["--service", "later", "--follow"]).spawn();
     until("it says that the service is unknown", async || {
-        let said = follow.stderr().join("\n");
-        seen(said.contains("no service later"), said.clone())
+        let errors = follow.stderr().join("\n");
+        seen(errors.contains("no service later"), errors.clone())
     })
     .await;
     let start = mesh.echo_start("a", "l1").args(["--service", "later"]);
@@ -247,7 +247,7 @@ async fn wait_for_event(follow: &mut Process, kind: &str, instance: &str) -> Val
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_is_told_at_once_and_goes_on_after_a_restart_of_the_control_plane() {
+async fn a_follower_gets_events_at_once_and_continues_after_a_restart_of_the_control_plane() {
     let mut mesh = Mesh::builder().start().await;
     for id in ["e1", "e2"] {
         mesh.echo("a", id).await;

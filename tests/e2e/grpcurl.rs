@@ -76,7 +76,7 @@ async fn any_node_lists_describes_and_calls_the_whole_mesh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_control_plane_tells_the_state_of_the_mesh() {
+async fn the_control_plane_reports_the_state_of_the_mesh() {
     let mut mesh = Mesh::builder().nodes(2).start().await;
     mesh.echo("a", "e1").await;
     mesh.echo("b", "e2").await;
@@ -171,7 +171,7 @@ fn clients(answer: &str) -> Result<Vec<Listing>, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_replica_tells_what_every_client_was_sent_wherever_it_is_connected() {
+async fn any_replica_reports_what_every_client_was_sent_wherever_it_is_connected() {
     let etcd = Etcd::single().await;
     let mut mesh = Mesh::builder()
         .nodes(2)
@@ -192,7 +192,7 @@ async fn any_replica_tells_what_every_client_was_sent_wherever_it_is_connected()
     let without = r#"{"exclude_resource_contents":true}"#;
     let one = r#"{"node_matchers":[{"node_id":{"exact":"stock-grpc-js"}}],"exclude_resource_contents":true}"#;
     for (name, replica) in at {
-        let what = format!("{name} tells of every client");
+        let what = format!("{name} reports every client");
         until(&what, async || {
             let method = format!("{CLIENT_STATUS}/FetchClientStatus");
             let text = answers(replica, &["-d", without], &[&method]).await;
@@ -201,7 +201,7 @@ async fn any_replica_tells_what_every_client_was_sent_wherever_it_is_connected()
             seen(ids == everybody, text)
         })
         .await;
-        let what = format!("{name} tells what the one at r3 has taken");
+        let what = format!("{name} reports what the one at r3 has taken");
         until(&what, async || {
             let method = format!("{CLIENT_STATUS}/StreamClientStatus");
             let text = answers(replica, &["-d", one], &[&method]).await;
@@ -227,9 +227,12 @@ async fn the_details_of_a_refusal_are_shown_in_words() {
         (node.agent, "instance"),
     ] {
         let ran = grpcurl(addr, &[], &[register]).await;
-        let said = ran.all();
-        assert_ne!(ran.code, Some(0), "{said}");
-        assert!(said.contains("\"@type\"") && said.contains(word), "{said}");
-        assert!(!said.contains("is not recognized"), "{said}");
+        let output = ran.all();
+        assert_ne!(ran.code, Some(0), "{output}");
+        assert!(
+            output.contains("\"@type\"") && output.contains(word),
+            "{output}"
+        );
+        assert!(!output.contains("is not recognized"), "{output}");
     }
 }

@@ -97,10 +97,10 @@ async fn one_that_stops_is_left_by_all_before_it_goes_and_no_call_fails() {
     load.more(200).await;
     leaves.stop_cleanly().await;
     // It leaves when all clients have acknowledged, not because a wait ran out.
-    let said = leaves.output();
+    let output = leaves.output();
     assert!(
-        !said.contains("before every client has acknowledged"),
-        "{said}"
+        !output.contains("before every client has acknowledged"),
+        "{output}"
     );
     load.more(200).await;
     load.finish().await.assert_none_failed(400);
@@ -123,8 +123,8 @@ async fn one_whose_file_goes_drains_and_the_log_says_when_it_may_be_stopped() {
     })
     .await;
     until("the log", async || {
-        let said = mesh.node("b").proxy().stderr().join("\n");
-        seen(said.contains("may be stopped"), said)
+        let output = mesh.node("b").proxy().stderr().join("\n");
+        seen(output.contains("may be stopped"), output)
     })
     .await;
 }

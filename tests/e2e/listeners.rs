@@ -110,7 +110,7 @@ async fn strangers_do_not_take_the_last_file_of_a_process() {
 }
 
 /// One request in HTTP/1.1; its status.
-async fn asked(addr: SocketAddr, request: &str) -> String {
+async fn response(addr: SocketAddr, request: &str) -> String {
     let ask = async {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -142,7 +142,7 @@ async fn a_web_page_can_neither_read_nor_register_anything() {
             ),
         ] {
             let request = format!("GET /metrics HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
-            let status = asked(addr, &request).await;
+            let status = response(addr, &request).await;
             assert!(status.contains(expect), "{addr} {headers}: {status}");
         }
     }
@@ -150,7 +150,7 @@ async fn a_web_page_can_neither_read_nor_register_anything() {
         let own = format!(
             "GET /metrics HTTP/1.1\r\nhost: {addr}\r\norigin: http://{addr}\r\nconnection: close\r\n\r\n"
         );
-        assert!(asked(addr, &own).await.contains("200"));
+        assert!(response(addr, &own).await.contains("200"));
     }
     // A Register of an instance, framed as gRPC and sent as a form would be.
     let message = "\n\u{1c}\n\u{4}evil\u{1a}\u{2}e1*\u{10}127.0.0.1:700001";
@@ -164,7 +164,7 @@ async fn a_web_page_can_neither_read_nor_register_anything() {
              content-length: {}\r\nconnection: close\r\n\r\n{frame}",
             frame.len()
         );
-        let status = asked(addr, &request).await;
+        let status = response(addr, &request).await;
         assert!(status.contains("415"), "{addr}: {status}");
     }
 }

@@ -14,7 +14,7 @@ fn proxy(control: &str) -> Start {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
+async fn a_proxy_that_is_stopped_before_it_is_ready_exits_with_0() {
     // Nothing answers there, so outbound waits for two seconds.
     for signal in ["TERM", "INT"] {
         let mut process = proxy("http://127.0.0.1:1")
@@ -28,7 +28,7 @@ async fn a_proxy_that_is_told_to_stop_before_it_is_ready_exits_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn inbound_on_every_address_is_told_by_the_family_of_the_control_plane() {
+async fn inbound_on_every_address_is_advertised_in_the_family_of_the_control_plane() {
     let dir = folder();
     for (host, store) in [("[::1]", "six"), ("127.0.0.1", "four")] {
         let store = format!("embedded:{}", dir.path().join(store).display());

@@ -159,7 +159,7 @@ async fn what_is_to_be_prefetched_is_held_before_anybody_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_control_plane_hears_who_calls_whom() {
+async fn the_control_plane_learns_who_calls_whom() {
     let mesh = unused(&[]).await;
     for _ in 0..20 {
         call_within(&mesh, DEADLINE).await.unwrap();

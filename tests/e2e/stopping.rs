@@ -1,4 +1,4 @@
-//! What is told to stop cuts no call, says that it goes, and is no trouble for anybody afterwards.
+//! A proxy or instance that stops cuts no call, reports that it stops, and leaves no trouble behind.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -77,7 +77,7 @@ async fn calls_of_a_proxy_that_was_stopped_before_are_waited_for() {
     old.exit_cleanly().await;
 }
 
-/// Issue 10, D5: without a successor, there is no agent that could be asked.
+/// Issue 10, D5: without a successor, there is no agent to deregister at.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_a_proxy_that_was_stopped_for_good_are_waited_for() {
     let mut mesh = Mesh::builder().nodes(2).start().await;
@@ -125,10 +125,10 @@ async fn calls_that_do_not_end_are_waited_for_no_longer_than_the_stop_timeout() 
     let stream = OpenStream::start(mesh.channel("a")).await;
     process.signal("TERM");
     process.exit_cleanly().await;
-    let said = process.output();
+    let output = process.output();
     assert!(
-        said.contains("calls in flight after 1s (--stop-timeout): 1"),
-        "{said}"
+        output.contains("calls in flight after 1s (--stop-timeout): 1"),
+        "{output}"
     );
     let failed = stream.fails().await;
     let why = ["instance r1", "was told to stop", "stop timeout"];
@@ -182,20 +182,20 @@ async fn a_node_that_was_stopped_is_nothing_to_worry_about() {
         kinds: vec!["node-left".into()],
         ..WatchEventsRequest::default()
     };
-    let mut told = mesh
+    let mut stream = mesh
         .status()
         .watch_events(request)
         .await
         .unwrap()
         .into_inner();
-    let mut events = told.message().await.unwrap().unwrap().events;
+    let mut events = stream.message().await.unwrap().unwrap().events;
     let first = events.remove(0);
-    let is_told = first.node == "b" && first.cause.contains("is stopping");
-    assert!(is_told, "that process {pid} stops: {first:?}");
+    let is_recorded = first.node == "b" && first.cause.contains("is stopping");
+    assert!(is_recorded, "that process {pid} stops: {first:?}");
     // Without a successor its instances go, before its lease ends.
     mesh.control_has(&[]).await;
     while events.is_empty() {
-        events = told.message().await.unwrap().unwrap().events;
+        events = stream.message().await.unwrap().unwrap().events;
     }
     assert!(events[0].cause.contains("has not come back"), "{events:?}");
     verdict(&mesh).await.expect("no problem later");

@@ -133,8 +133,8 @@ async fn returns(mesh: &mut Mesh, there: &[&str]) {
 async fn is_back(mesh: &Mesh, node_id: &str) {
     let what = format!("{node_id} comes back to the control plane");
     within(BACK_WITHIN, &what, async || {
-        let asked = mesh.status().list_proxies(ListProxiesRequest {}).await;
-        let clients = asked.map_err(|status| status.to_string())?.into_inner();
+        let answer = mesh.status().list_proxies(ListProxiesRequest {}).await;
+        let clients = answer.map_err(|status| status.to_string())?.into_inner();
         let ids: Vec<_> = clients.proxies.iter().map(|one| &one.node_id).collect();
         seen(ids.iter().any(|id| *id == node_id), format!("{ids:?}"))
     })

@@ -128,11 +128,11 @@ mod tests {
                     }
                     Ok((mut socket, _)) = ready.accept() => {
                         // Who closes with something unread resets the connection, and the answer may be lost with it.
-                        let mut asked = Vec::new();
-                        while !asked.ends_with(b"\r\n\r\n")
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n")
                             && let Ok(byte) = socket.read_u8().await
                         {
-                            asked.push(byte);
+                            head.push(byte);
                         }
                         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
                     }

@@ -73,7 +73,7 @@ impl Builder {
         self
     }
 
-    /// Starts all of it and returns when every part has said that it is ready.
+    /// Starts all of it and returns when every part has reported that it is ready.
     pub async fn start(mut self) -> Mesh {
         let folder = folder();
         let replicas: Vec<_> = REPLICAS[..self.replicas]
@@ -274,12 +274,12 @@ impl Mesh {
             .await;
     }
 
-    /// Gives away a node's proxy, which has been told to stop: its successor may be started beside it.
+    /// Gives away a node's proxy, which is stopping: its successor may be started beside it.
     pub fn give_proxy(&mut self, name: &str) -> Process {
         self.node_mut(name).proxy.take().expect("the proxy runs")
     }
 
-    /// Waits for the end of a node's proxy that was told to stop; it must exit with 0.
+    /// Waits for the end of a node's proxy that is stopping; it must exit with 0.
     pub async fn proxy_exits(&mut self, name: &str) {
         self.node_mut(name)
             .proxy
@@ -357,7 +357,7 @@ impl Mesh {
         ready.get("listen").parse().expect("an address")
     }
 
-    /// All that an instance has said.
+    /// All output of an instance.
     pub fn instance_output(&self, node: &str, id: &str) -> String {
         let key = (node.to_owned(), id.to_owned());
         let instance = self.instances.get(&key).expect("an instance of this mesh");

@@ -201,7 +201,7 @@ fn free_subnet(pid: u32, number: u32) -> [u8; 3] {
         [10, 200 + b, c]
     });
     let mut free = bytes.filter(|[a, b, c]| {
-        try_ip(&format!("route show {a}.{b}.{c}.0/24")).is_ok_and(|said| said.is_empty())
+        try_ip(&format!("route show {a}.{b}.{c}.0/24")).is_ok_and(|output| output.is_empty())
     });
     free.next().expect("a subnet of 10.200.0.0/13 is free")
 }

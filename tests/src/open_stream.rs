@@ -68,7 +68,7 @@ impl OpenStream {
     }
 }
 
-/// Waits until a node's proxy that was told to stop accepts no more connections.
+/// Waits until a node's stopping proxy accepts no more connections.
 pub async fn refuses_connections(mesh: &Mesh, node: &str) {
     let outbound = mesh.node(node).outbound;
     until(&format!("node {node} takes no more callers"), async || {

@@ -192,7 +192,10 @@ impl Process {
     /// Its exit status, if it has exited; the end of its output may still have to be read.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
-            self.status = self.child.try_wait().expect("the child can be asked");
+            self.status = self
+                .child
+                .try_wait()
+                .expect("the state of the child can be read");
         }
         self.status
     }

@@ -140,13 +140,13 @@ impl Mesh {
         MeshStatusClient::new(channel(self.replica(name).grpc))
     }
 
-    /// The replica that holds a node's session, other than `but`, which is not asked either.
+    /// The replica that holds a node's session, other than `but`, which is not queried either.
     pub async fn replica_of(&self, node: &str, but: &str) -> &'static str {
         let mut others = self.running().filter(|replica| replica.name != but);
-        let asked = others.next().expect("another replica runs").name;
+        let queried = others.next().expect("another replica runs").name;
         let what = format!("a replica other than {but:?} holds the session of node {node}");
         until(&what, async || {
-            let mesh = self.status_of(asked).get_mesh(GetMeshRequest {}).await;
+            let mesh = self.status_of(queried).get_mesh(GetMeshRequest {}).await;
             let mesh = mesh.map_err(|status| status.to_string())?.into_inner();
             let nodes = format!("{:?}", mesh.nodes);
             let found = mesh.nodes.iter().find(|found| found.name == node);
@@ -241,7 +241,7 @@ impl Mesh {
         self.replicas[0].process()
     }
 
-    /// The status of the mesh, asked of the first replica that runs.
+    /// The status of the mesh, from the first replica that runs.
     pub fn status(&self) -> MeshStatusClient<Channel> {
         let replica = self.running().next().unwrap_or(&self.replicas[0]);
         self.status_of(replica.name)

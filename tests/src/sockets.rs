@@ -1,5 +1,5 @@
 //! Who is connected to whom, as the kernel has it: the established TCP connections of one process, from /proc. It is
-//! the proof that a call took the way that it was meant to take; no proxy is asked.
+//! the proof that a call took the way that it was meant to take; proxies are not queried.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -49,7 +49,7 @@ fn free_block() -> (u16, TcpListener) {
 /// The kernel's range of ephemeral ports.
 fn ephemeral() -> RangeInclusive<u16> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-    let text = text.expect("Linux tells its ephemeral range");
+    let text = text.expect("Linux reports its ephemeral range");
     let mut ends = text
         .split_whitespace()
         .map(|end| end.parse().expect("a port"));

@@ -185,11 +185,14 @@ async fn a_frozen_member_is_left_by_everyone() {
         etcd.thaw(member);
         etcd.healthy(member).await;
     }
-    assert!(store.counters().faults > 0, "no frozen member was asked");
+    assert!(
+        store.counters().faults > 0,
+        "no request went to a frozen member"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_that_was_away_when_history_went_is_told() {
+async fn a_watch_that_was_away_when_history_was_compacted_gets_an_error() {
     let mut etcd = Etcd::single().await;
     let store = open(&etcd);
     let at = store.put("n/0", "".into()).await.unwrap();

@@ -1,4 +1,4 @@
-//! heddle-control on an etcd: it can be started first, waits, logs that it waits, and stops when told to.
+//! heddle-control on an etcd: it can be started first, waits, logs that it waits, and stops on SIGTERM.
 
 use heddle_tests::etcd::Etcd;
 use heddle_tests::process::{Process, Start};

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_word_is_told_with_what_is_wrong() {
+    fn a_wrong_word_is_refused_with_the_reason() {
         let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
         for (word, expect) in [
             ("127.0.0.1", AddressError::Form),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_told_from_the_rest() {
+    fn loopback_is_distinguished_from_the_rest() {
         for (word, beyond) in [
             ("127.0.0.1:1", false),
             ("127.8.0.1:1", false),

@@ -109,25 +109,25 @@ pub fn prometheus(all: &[Totals]) -> String {
         (
             "gauge",
             "heddle_listener_connections",
-            "Open connections",
+            "Open connections.",
             |t| t.open,
         ),
         (
             "counter",
             "heddle_listener_evicted_total",
-            "Idle connections closed to make room for new ones",
+            "Idle connections closed to make room for new ones.",
             |t| t.evicted,
         ),
         (
             "counter",
             "heddle_listener_refused_total",
-            "New connections refused because all others had a call in flight",
+            "New connections refused because all others had a call in flight.",
             |t| t.refused,
         ),
         (
             "counter",
             "heddle_listener_timeouts_total",
-            "Connections closed because they sent no request in time",
+            "Connections closed because they sent no request in time.",
             |t| t.late,
         ),
     ];
@@ -408,7 +408,7 @@ mod tests {
 
     /// Issue 10, A4.
     #[test]
-    fn the_idlest_goes_first_and_one_that_has_asked_nothing_before_all() {
+    fn the_idlest_goes_first_and_one_without_a_request_before_all() {
         let connections = two();
         let (old, silent) = (connections.enter().unwrap(), connections.enter().unwrap());
         drop(in_call(&old));

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_told_by_its_content_type() {
+    fn grpc_is_recognized_by_its_content_type() {
         let guard = Guard::default();
         for (kind, expect) in [
             ("application/grpc", 200),

@@ -126,7 +126,7 @@ mod tests {
 
     /// Issue 10, D2.
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_ends_is_counted_and_begun_anew_until_it_is_told_to_stop() {
+    async fn a_task_that_ends_is_counted_and_restarted_until_the_process_stops() {
         let tasks = Tasks::default();
         let begun = Arc::new(AtomicU64::new(0));
         let (done, mut all) = tokio::sync::mpsc::channel(1);
@@ -154,7 +154,7 @@ mod tests {
 
     /// Issue 10, D2.
     #[tokio::test(start_paused = true)]
-    async fn the_process_is_told_which_vital_task_has_ended() {
+    async fn the_vital_task_that_ended_is_reported() {
         let tasks = Tasks::default();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         tasks.vital("quiet", async { None });

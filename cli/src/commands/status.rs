@@ -226,7 +226,7 @@ impl Answer {
         if self.replicas.is_empty() {
             return String::new();
         }
-        let mut table = Table::new(&["REPLICA", "ADDRESS", "DUTIES", "STREAMS", "VERSION"]);
+        let mut table = Table::new(&["REPLICA", "ADDRESS", "LEADER JOBS", "STREAMS", "VERSION"]);
         for replica in &self.replicas {
             table.row(vec![
                 replica.name.clone(),
@@ -340,9 +340,9 @@ mod tests {
              Heddle 0.1.0, store embedded at revision 42, replica r1\n\
              1 of 3 nodes alive, 1 service, 2 of 4 instances healthy, 2 xDS clients here\n\
              \n\
-             REPLICA  ADDRESS          DUTIES   STREAMS  VERSION\n\
-             r1       http://r1:15010  sweeper  2        0.1.0\n\
-             r2       http://r2:15010  -        2        0.1.0\n\
+             REPLICA  ADDRESS          LEADER JOBS  STREAMS  VERSION\n\
+             r1       http://r1:15010  sweeper      2        0.1.0\n\
+             r2       http://r2:15010  -            2        0.1.0\n\
              \n\
              NODE  STATE               INBOUND          LOCALITY  INSTANCES  EPOCH  REPLICA  VERSION\n\
              a     alive (1 DRAINING)  127.0.0.1:15008  eu/a      2          3      r1       0.1.0\n\
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_told_to_stop_shows_how_far_it_is() {
+    fn a_stopping_node_shows_how_far_it_is() {
         let state = |alive, draining| {
             let node = Node {
                 alive,

@@ -453,7 +453,7 @@ fn waits_grow_to_two_seconds_and_never_fall_under_a_tenth() {
 }
 
 #[test]
-fn the_same_trouble_is_told_once_in_a_while() {
+fn the_same_failure_is_logged_at_intervals() {
     let start = Instant::now();
     let mut log_limiter = LogLimiter::default();
     assert!(log_limiter.due("gone", start));

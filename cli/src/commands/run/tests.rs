@@ -122,7 +122,7 @@ fn the_port_is_put_into_arguments() {
 }
 
 #[test]
-fn mistakes_are_told_before_anything_starts() {
+fn mistakes_are_reported_before_anything_starts() {
     for (line, command, part) in [
         ("--service Users", &["x"][..], "--service \"Users\""),
         ("--service u --health ping", &["x"], "--health \"ping\""),
