@@ -12,7 +12,7 @@ use tonic::{
 
 use crate::exit::Exit;
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes: a mesh of thousands of instances needs more than tonic's 4 MiB.
 const ANSWER_BYTES: usize = 256 * 1024 * 1024;
@@ -116,7 +116,7 @@ impl Control {
                 url: url.to_owned(),
                 why: why.to_string(),
             })?
-            .connect_timeout(CONNECT_WITHIN);
+            .connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint
             .connect()
             .await

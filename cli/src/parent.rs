@@ -20,9 +20,9 @@ use rustix::process::{Signal, getpid, kill_process};
 /// The hidden flag; always the first argument.
 pub(crate) const FLAG: &str = "--exit-with-stdin";
 /// A part that has not drained within this time is ended: nobody waits for it any more.
-const DRAIN_WITHIN: Duration = Duration::from_secs(12);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(12);
 /// The time for the other orphans to drain; until then they write into the folder.
-const OTHERS_WITHIN: Duration = Duration::from_secs(6);
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// What remains to be done when this process ends.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ pub(crate) fn watch(args: &mut Vec<OsString>) -> Parent {
         while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
         orphaned.store(true, Ordering::Relaxed);
         if kill_process(getpid(), Signal::TERM).is_ok() {
-            thread::sleep(DRAIN_WITHIN);
+            thread::sleep(DRAIN_TIMEOUT);
         }
         if let Some(folder) = folder {
             let _ = std::fs::remove_dir_all(folder);
@@ -64,7 +64,7 @@ impl Parent {
     pub(crate) fn done(self) {
         let Some(folder) = self.leftover else { return };
         if self.orphaned.load(Ordering::Relaxed) {
-            thread::sleep(OTHERS_WITHIN);
+            thread::sleep(OTHERS_TIMEOUT);
             let _ = std::fs::remove_dir_all(folder);
         }
     }

@@ -11,7 +11,7 @@ use crate::options::{Instructions, Shape};
 use crate::peers;
 
 /// Under callgrind everything takes about fifty times as long.
-const STOPS_WITHIN: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(options: &Instructions) -> anyhow::Result<()> {
     ensure!(
@@ -51,7 +51,7 @@ fn count(shape: Shape, calls: usize, profile: Option<&Path>) -> anyhow::Result<u
         load.finish()?;
         let mut process = running.process.take().context("it is a process")?;
         process.signal("TERM");
-        process.exit_within(STOPS_WITHIN).await;
+        process.exit_within(STOP_TIMEOUT).await;
         let output = process.output();
         let line = output.lines().find(|line| line.contains("Collected"));
         let number = line.and_then(|line| line.rsplit(':').next()).map(str::trim);

@@ -18,7 +18,7 @@ const AWAY: Duration = Duration::from_secs(10);
 /// (its bootstrap), gRPC's goes 1, 1.6, 2.6, 4.1, 6.6, 10.5 s. grpc-go has two of them, one for the connection and one for
 /// the stream on it, and where the stream's ends just before the connection is there it waits a whole turn more: some
 /// 16 s after ten without a control plane. More than a turn beyond that, for a slow machine.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
+const BACK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Calls of each client that are awaited before, during and after. How many more there are depends on the machine.
 const AT_LEAST: usize = 60;
@@ -132,7 +132,7 @@ async fn returns(mesh: &mut Mesh, there: &[&str]) {
 
 async fn is_back(mesh: &Mesh, node_id: &str) {
     let what = format!("{node_id} comes back to the control plane");
-    within(BACK_WITHIN, &what, async || {
+    within(BACK_TIMEOUT, &what, async || {
         let answer = mesh.status().list_proxies(ListProxiesRequest {}).await;
         let clients = answer.map_err(|status| status.to_string())?.into_inner();
         let ids: Vec<_> = clients.proxies.iter().map(|one| &one.node_id).collect();

@@ -18,7 +18,7 @@ use crate::http_get::get;
 /// Between two checks of one replica.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
 /// A check has so long: much longer than a busy machine needs.
-const CHECK_WITHIN: Duration = Duration::from_secs(2);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One replica behind the load balancer.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ impl LoadBalancer {
 async fn check(backends: Arc<Vec<Backend>>, number: usize) {
     let Backend { target, up } = &backends[number];
     loop {
-        let page = timeout(CHECK_WITHIN, get(target.http, "/readyz")).await;
+        let page = timeout(CHECK_TIMEOUT, get(target.http, "/readyz")).await;
         let ready = matches!(page, Ok(Ok((200, _))));
         up.send_if_modified(|up| std::mem::replace(up, ready) != ready);
         sleep(CHECK_EVERY).await;
@@ -92,7 +92,7 @@ async fn pass(near: TcpStream, backends: Arc<Vec<Backend>>, next: Arc<AtomicUsiz
         if !*up.borrow_and_update() {
             continue;
         }
-        let connecting = timeout(CHECK_WITHIN, TcpStream::connect(target.grpc));
+        let connecting = timeout(CHECK_TIMEOUT, TcpStream::connect(target.grpc));
         let Ok(Ok(far)) = connecting.await else {
             continue;
         };

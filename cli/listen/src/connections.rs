@@ -28,7 +28,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// do not count against the limit.
 const MAX_CLOSING: usize = 64;
 /// The longest graceful close.
-const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -292,7 +292,7 @@ impl ConnectionPermit {
             () = self.leave.cancelled() => {
                 let Ok(_closing) = self.connections.0.closing.try_acquire() else { return };
                 leave(connection.as_mut());
-                let _ = tokio::time::timeout(CLOSE_WITHIN, connection).await;
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection).await;
             }
             () = end => {
                 // A connection without a request needs no graceful close.

@@ -17,7 +17,7 @@ use crate::{registry::Membership, store::Revision};
 /// Time between two rounds; a requested check begins earlier.
 const EVERY: Duration = Duration::from_secs(1);
 /// An answer that takes longer is ignored.
-const WITHIN: Duration = Duration::from_millis(800);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 /// How many replicas are queried per round, in turn: however many there are, each has little work.
 const PER_ROUND: usize = 3;
 /// Shortest time between two rounds: checks are requested as often as there are removals.
@@ -67,8 +67,8 @@ async fn query(membership: &Membership, peer: &Peer) {
         return;
     };
     let mut request = addressed(&peer.replica, GetRevisionRequest {});
-    request.set_timeout(WITHIN);
-    match timeout(WITHIN, client.get_revision(request)).await {
+    request.set_timeout(ANSWER_TIMEOUT);
+    match timeout(ANSWER_TIMEOUT, client.get_revision(request)).await {
         Ok(Ok(answer)) => {
             let seen = Revision(answer.into_inner().revision);
             membership.on_peer_revision(&peer.replica.name, seen);

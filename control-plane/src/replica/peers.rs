@@ -19,12 +19,12 @@ use crate::registry::{Registry, Replica, ViewChanges};
 /// Most other replicas that are asked; further ones count as not answering.
 const MAX_PEERS: usize = 64;
 /// A list that takes longer is left out.
-const LIST_WITHIN: Duration = Duration::from_secs(2);
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most lists at a time from one replica, because they are long.
 const LISTS: usize = 4;
 /// Longest list: that of 10,000 clients has about 15 MB.
 const MAX_LIST_BYTES: usize = 64 << 20;
-const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// During a request a silent connection is pinged: one to a replica that is cut off would never break.
 const PING_EVERY: Duration = Duration::from_secs(2);
 
@@ -111,7 +111,7 @@ impl Peer {
         let answer = async {
             let _place = self.lists.acquire().await.ok()?;
             let mut request = addressed(&self.replica, ListClientsRequest {});
-            request.set_timeout(LIST_WITHIN);
+            request.set_timeout(LIST_TIMEOUT);
             match client.list_clients(request).await {
                 Ok(answer) => Some(answer.into_inner()),
                 Err(status) => {
@@ -126,7 +126,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(LIST_WITHIN, answer)
+        tokio::time::timeout(LIST_TIMEOUT, answer)
             .await
             .ok()
             .flatten()
@@ -194,7 +194,7 @@ pub(super) fn endpoint(replica: &Replica) -> Option<Endpoint> {
     });
     let endpoint = endpoint
         .ok()?
-        .connect_timeout(CONNECT_WITHIN)
+        .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
     Some(endpoint)

@@ -23,7 +23,7 @@ pub const MAX_FINISH: Duration = Duration::from_secs(3600);
 /// The wait for calls in flight if the caller gives none.
 pub const USUAL_FINISH: Duration = Duration::from_secs(10);
 /// This node's own workers apply a change within a turn or two; if it takes longer, the process is in trouble.
-const APPLIED_WITHIN: Duration = Duration::from_secs(1);
+const APPLIED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The calls to this node's instances, as the data path counts them.
 #[tonic::async_trait]
@@ -179,6 +179,6 @@ impl Remover {
 
     async fn until_applied(&self, version: u64) {
         let mut applied = self.applied.clone();
-        let _ = tokio::time::timeout(APPLIED_WITHIN, applied.wait_for(|v| *v >= version)).await;
+        let _ = tokio::time::timeout(APPLIED_TIMEOUT, applied.wait_for(|v| *v >= version)).await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{error::Elapsed, timeout};
 use tonic::{Code, Status, transport::Channel};
 
 /// The longest time for leaving, besides the wait for calls in flight.
-pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the agent waits for acknowledgements; less than its answer is awaited.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_millis(4_700);
 
@@ -76,7 +76,7 @@ pub(crate) async fn deregister(
         wait_finished: finish.is_some(),
         max_finish: finish.and_then(span),
     };
-    let longest = LEAVE_WITHIN + finish.unwrap_or_default();
+    let longest = LEAVE_TIMEOUT + finish.unwrap_or_default();
     let answer = timeout(longest, client.deregister(request)).await;
     let answered = match &answer {
         Ok(Err(status)) => status.code() != Code::Unavailable,

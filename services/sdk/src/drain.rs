@@ -18,7 +18,7 @@ use tonic::transport::{
 use crate::{departure::LeaveOutcome, listen::Listener, register::Registration};
 
 /// How long calls in flight may take after GOAWAY; the rest is cut off.
-pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// hyperium/h2 issue 939: small DATA frames are charged to a budget that grows with the connection window, and a shared
 /// connection that exceeds it is closed. A window of 16 MiB or more avoids this.
@@ -45,7 +45,7 @@ pub enum ServeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finish {
     pub outcome: LeaveOutcome,
-    /// Every call in flight was finished; otherwise the rest was cut after [`FINISH_WITHIN`].
+    /// Every call in flight was finished; otherwise the rest was cut after [`FINISH_TIMEOUT`].
     pub complete: bool,
 }
 
@@ -114,7 +114,7 @@ pub async fn serve_until_drained(
     }
 
     goaway.cancel();
-    let deadline = Instant::now() + FINISH_WITHIN;
+    let deadline = Instant::now() + FINISH_TIMEOUT;
     let complete = timeout_at(deadline, async {
         while servers.join_next().await.is_some() {}
     })
@@ -122,7 +122,7 @@ pub async fn serve_until_drained(
     .is_ok();
     if !complete {
         tracing::warn!(
-            "calls were still in flight {FINISH_WITHIN:?} after GOAWAY and are cut off \
+            "calls were still in flight {FINISH_TIMEOUT:?} after GOAWAY and are cut off \
             off"
         );
     }

@@ -11,8 +11,8 @@ mod listen;
 mod drain;
 
 pub use address::{AddressError, proxy_url};
-pub use departure::{LEAVE_WITHIN, LeaveOutcome};
-pub use drain::{FINISH_WITHIN, Finish, ServeError, serve_until_drained, server};
+pub use departure::{LEAVE_TIMEOUT, LeaveOutcome};
+pub use drain::{FINISH_TIMEOUT, Finish, ServeError, serve_until_drained, server};
 pub use listen::{ListenError, Listener};
 pub use register::{
     Registration, RegistrationOptions, SdkError, agent_address, agent_channel, outbound_address,

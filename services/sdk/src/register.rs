@@ -137,7 +137,7 @@ impl Registration {
         }
     }
 
-    /// Removes the instance. Returns when every connected client has acknowledged it, or after [`crate::LEAVE_WITHIN`]. The
+    /// Removes the instance. Returns when every connected client has acknowledged it, or after [`crate::LEAVE_TIMEOUT`]. The
     /// instance must go on serving meanwhile. Later calls give the same answer.
     pub async fn leave(&self) -> LeaveOutcome {
         self.leave_with(LeaveMode::Acknowledged).await

@@ -22,8 +22,8 @@ use super::{
 };
 
 /// How long a part may take to become ready, even on a slow machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-const FIRST_CALL_WITHIN: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const EVENTS: usize = 256;
 
 /// Runs the demo until `stop`, or until a part cannot be kept running.
@@ -227,7 +227,7 @@ impl Running {
     async fn first_calls(&mut self, nodes: &[NodeAddresses]) -> Result<(), String> {
         for NodeAddresses { name, outbound, .. } in nodes {
             match self
-                .run_beside_events(first_answer(*outbound, FIRST_CALL_WITHIN))
+                .run_beside_events(first_answer(*outbound, FIRST_CALL_TIMEOUT))
                 .await?
             {
                 Ok(instance) => self.reporter.step(&format!(
@@ -263,13 +263,13 @@ impl Running {
 
     async fn await_ready(&mut self, readiness: Readiness) -> Result<Ready, String> {
         match self
-            .run_beside_events(timeout(READY_WITHIN, readiness.ready()))
+            .run_beside_events(timeout(READY_TIMEOUT, readiness.ready()))
             .await?
         {
             Ok(ready) => ready,
             Err(_) => Err(format!(
                 "a process was not ready within {} s; see --verbose",
-                READY_WITHIN.as_secs()
+                READY_TIMEOUT.as_secs()
             )),
         }
     }

@@ -24,11 +24,11 @@ use super::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// If a part dies this often within [`EXITS_WITHIN`], a restart does not help.
+/// If a part dies this often within [`EXIT_WINDOW`], a restart does not help.
 const MAX_EXITS: usize = 5;
-const EXITS_WITHIN: Duration = Duration::from_secs(60);
+const EXIT_WINDOW: Duration = Duration::from_secs(60);
 /// How long the remaining output of a dead process is read.
-const LAST_OUTPUT_WITHIN: Duration = Duration::from_millis(500);
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What happened to a part.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl Supervisor {
                 End::Stop => return self.end(process).await,
                 End::Exited(status) => status,
             };
-            let _ = timeout(LAST_OUTPUT_WITHIN, async {
+            let _ = timeout(LAST_OUTPUT_TIMEOUT, async {
                 while process.line().await.is_some() {}
             })
             .await;
@@ -265,11 +265,11 @@ impl Supervisor {
         let now = Instant::now();
         self.exits.push_back(now);
         self.exits
-            .retain(|&at| now.duration_since(at) < EXITS_WITHIN);
+            .retain(|&at| now.duration_since(at) < EXIT_WINDOW);
         (self.exits.len() >= MAX_EXITS).then(|| {
             format!(
                 "{name} ended {MAX_EXITS} times within {} s, last with {how}; {output}",
-                EXITS_WITHIN.as_secs()
+                EXIT_WINDOW.as_secs()
             )
         })
     }

@@ -23,7 +23,7 @@ use tonic::{
 
 use heddle_proto::error_text::root_cause;
 
-const CALL_WITHIN: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most calls of one node in flight; further ones are not made, and counted as missed.
 const IN_FLIGHT: usize = 64;
 /// The most reasons that are counted separately; the rest are counted together.
@@ -85,7 +85,7 @@ fn client(outbound: SocketAddr) -> Result<EchoClient<Channel>, String> {
     let endpoint =
         Endpoint::from_shared(format!("http://{outbound}")).map_err(|why| why.to_string())?;
     let endpoint = endpoint
-        .connect_timeout(CALL_WITHIN)
+        .connect_timeout(CALL_TIMEOUT)
         .origin(Uri::from_static("http://heddle-echo"));
     Ok(EchoClient::new(endpoint.connect_lazy()))
 }
@@ -111,8 +111,8 @@ async fn call(mut client: EchoClient<Channel>) -> Result<EchoResponse, Status> {
         payload: Bytes::from_static(b"hello from the demo"),
         ..EchoRequest::default()
     });
-    request.set_timeout(CALL_WITHIN);
-    match timeout(CALL_WITHIN * 2, client.unary(request)).await {
+    request.set_timeout(CALL_TIMEOUT);
+    match timeout(CALL_TIMEOUT * 2, client.unary(request)).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded(
             "no answer, and the deadline was not enforced",

@@ -34,7 +34,7 @@ use crate::xds::{
 };
 
 /// A replica that sends nothing for this long has not answered.
-const WITHIN: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Requests that are answered at once; further ones wait as long as for a replica. Each keeps one piece of this replica
 /// in memory, and of each other replica what `peer` states: at most about 3 MiB, mostly less than 1.
 const QUESTIONS: usize = 16;
@@ -103,7 +103,7 @@ impl MeshConfigs {
         question: ClientStatusRequest,
         time_limit: TimeLimit,
     ) -> Result<MergedAnswer, QueryError> {
-        let place = timeout(WITHIN, Arc::clone(&self.questions).acquire_owned()).await;
+        let place = timeout(ANSWER_TIMEOUT, Arc::clone(&self.questions).acquire_owned()).await;
         let Some(place) = place.ok().and_then(Result::ok) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return Err(QueryError::Busy);
@@ -122,7 +122,7 @@ impl MeshConfigs {
             merge: Merge::new(sources.len()),
             sources,
             unanswered: BTreeSet::new(),
-            until: (time_limit == TimeLimit::All).then(|| Instant::now() + WITHIN),
+            until: (time_limit == TimeLimit::All).then(|| Instant::now() + ANSWER_TIMEOUT),
             counters: Arc::clone(&self.counters),
             _place: place,
         })
@@ -146,7 +146,7 @@ enum Source {
 
 impl MergedAnswer {
     pub(crate) async fn next(&mut self) -> Option<Piece> {
-        let within = Instant::now() + WITHIN;
+        let within = Instant::now() + ANSWER_TIMEOUT;
         let until = self.until.map_or(within, |until| until.min(within));
         let sources = self.sources.iter_mut().enumerate();
         let missing = sources.filter(|(number, _)| self.merge.is_missing(*number));

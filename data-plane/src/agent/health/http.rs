@@ -17,7 +17,7 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Bounds on reading the body. It is read only so that the server does not log a broken pipe at each check; its content
 /// is ignored.
 const MAX_BODY: usize = 16 * 1024;
-const BODY_WITHIN: Duration = Duration::from_millis(100);
+const BODY_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) async fn check(address: SocketAddr, path: &str) -> Finding {
     match get(address, path).await {
@@ -56,7 +56,7 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<Option<Head>> {
     };
     let mut rest = stream.take(MAX_BODY as u64);
     let _ = timeout(
-        BODY_WITHIN,
+        BODY_TIMEOUT,
         tokio::io::copy(&mut rest, &mut tokio::io::sink()),
     )
     .await;

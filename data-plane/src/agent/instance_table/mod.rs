@@ -32,7 +32,7 @@ pub use types::{
 pub const MAX_INSTANCES: usize = 10_000;
 
 /// A draining instance that nobody removes is removed after this time: twice the longest wait for clients.
-const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reason of a draining instance.
 pub const DRAINING: &str = "it is draining: it finishes its calls and gets no new ones";
 
@@ -176,7 +176,7 @@ impl InstanceTable {
         self.deregister(registration, Some(cause))
     }
 
-    /// The instance gets no new calls from now on. It is removed when it is deregistered, or after `LEAVE_WITHIN` and
+    /// The instance gets no new calls from now on. It is removed when it is deregistered, or after `LEAVE_TIMEOUT` and
     /// `finish`, the longest wait for its calls.
     pub fn drain(
         &mut self,
@@ -201,7 +201,7 @@ impl InstanceTable {
         if entry.source != Source::Leaving {
             entry.source = Source::Leaving;
             entry.unasked = unasked;
-            entry.beat_by = now.checked_add(LEAVE_WITHIN.saturating_add(finish));
+            entry.beat_by = now.checked_add(LEAVE_TIMEOUT.saturating_add(finish));
             let mut view = View::clone(&entry.view);
             view.health = Health::Draining;
             DRAINING.clone_into(&mut view.reason);
