@@ -5,7 +5,7 @@ use heddle_proto::registry::v1::health_check::Kind;
 
 /// How often a program that accepted a connection but did not answer in time is asked again, one check each: it may
 /// listen before it has finished starting.
-const ASKED_AGAIN: u8 = 10;
+const GRPC_TRIES: u8 = 10;
 
 /// See the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl Choice {
         Self {
             kind: before,
             questions: match before {
-                Kind::Unspecified => 1 + ASKED_AGAIN,
+                Kind::Unspecified => 1 + GRPC_TRIES,
                 _ => 0,
             },
         }
@@ -58,23 +58,26 @@ impl Choice {
     /// No program listens: the next one that does may be another one, so it is asked anew. Until then the kind in use
     /// stays.
     pub(super) fn refused(&mut self) {
-        self.questions = 1 + ASKED_AGAIN;
+        self.questions = 1 + GRPC_TRIES;
         self.kind = Kind::Unspecified;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ASKED_AGAIN, Choice};
+    use super::{Choice, GRPC_TRIES};
     use heddle_proto::registry::v1::health_check::Kind;
 
     #[test]
     fn an_answer_decides_and_silence_is_asked_again_a_few_times() {
         let mut choice = Choice::resumed(Kind::Unspecified);
         assert!(choice.tries_grpc());
-        for _ in 0..ASKED_AGAIN {
+        for _ in 0..GRPC_TRIES {
             choice.unanswered();
-            assert!(choice.tries_grpc() && choice.kind() == Kind::Tcp, "{choice:?}");
+            assert!(
+                choice.tries_grpc() && choice.kind() == Kind::Tcp,
+                "{choice:?}"
+            );
         }
         choice.unanswered();
         assert!(!choice.tries_grpc(), "{choice:?}");
@@ -91,7 +94,10 @@ mod tests {
         choice.refused();
         assert!(choice.tries_grpc());
         choice.has_none();
-        assert!(!choice.tries_grpc() && choice.kind() == Kind::Tcp, "{choice:?}");
+        assert!(
+            !choice.tries_grpc() && choice.kind() == Kind::Tcp,
+            "{choice:?}"
+        );
         choice.refused();
         choice.answered();
         assert_eq!(choice.kind(), Kind::Grpc);
